@@ -1,0 +1,54 @@
+# Every target creates the environment first if it is missing or older than pyproject.toml.
+#   make quickstart   train, export, validate, serve and predict on a small data set
+#   make test         the tests; those on real data sets need CPT_DATA_DIR (see docs/quickstart.md)
+
+PYTHON ?= $(firstword $(shell command -v python3.11 python3.12 python3.13 python3))
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+PYTEST_ARGS ?=
+
+.PHONY: help install quickstart test lint format docs clean
+
+help:
+	@echo "make quickstart  train, export, validate, serve and predict on a small data set (two minutes)"
+	@echo "make test        run the tests; PYTEST_ARGS='-k name' chooses among them"
+	@echo "make lint        ruff, mypy and the import rules"
+	@echo "make format      fix what ruff can fix and format"
+	@echo "make docs        write the pages that are generated from the code"
+	@echo "make install     only create $(VENV) and install the project with its development tools"
+	@echo "make clean       remove caches, build outputs and the quickstart's files; $(VENV) and runs/ stay"
+
+install: $(INSTALLED)
+
+$(BIN)/pip:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "error: Expected Python 3.11 or newer, but got $$($(PYTHON) --version)" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+
+$(INSTALLED): pyproject.toml | $(BIN)/pip
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+quickstart: $(INSTALLED)
+	$(BIN)/cpt quickstart --out quickstart-output
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: $(INSTALLED)
+	$(BIN)/python docs/generate_cli.py
+
+clean:
+	rm -rf build dist quickstart-output .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find cpt_deploy cli serving tests benchmarks examples docs -name __pycache__ -type d -prune -exec rm -rf {} +

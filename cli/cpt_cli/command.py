@@ -1,0 +1,90 @@
+"""What a command is made of: its function, its place in the help, its examples, and the options that all share."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+import typer
+
+from cpt_cli.output import out
+
+
+TRAIN_PANEL = "Train and export"
+SHIP_PANEL = "Check and serve"
+LOOK_PANEL = "Look around"
+OUTPUT_PANEL = "Output"
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """One verb of `cpt`.
+
+    Attributes:
+        name: The verb.
+        function: What Typer calls; its docstring and annotations are the help.
+        panel: The heading under which `cpt --help` lists it.
+        examples: Complete command lines; a comment may follow after "  # ".
+    """
+
+    name: str
+    function: Callable[..., None]
+    panel: str
+    examples: tuple[str, ...]
+
+
+def _set_json(value: bool) -> bool:
+    out.json_mode = out.json_mode or value
+    return value
+
+
+def _set_quiet(value: bool) -> bool:
+    out.quiet = out.quiet or value
+    return value
+
+
+def _set_debug(value: bool) -> bool:
+    out.debug = out.debug or value
+    return value
+
+
+JsonFlag = Annotated[
+    bool,
+    typer.Option(
+        "--json", help="Print one JSON object on stdout.", rich_help_panel=OUTPUT_PANEL, callback=_set_json, is_eager=True
+    ),
+]
+QuietFlag = Annotated[
+    bool,
+    typer.Option(
+        "--quiet",
+        "-q",
+        help="Print results only: no progress, summaries or hints.",
+        rich_help_panel=OUTPUT_PANEL,
+        callback=_set_quiet,
+        is_eager=True,
+    ),
+]
+DebugFlag = Annotated[
+    bool,
+    typer.Option(
+        "--debug",
+        help="Show the traceback of an error, as CPT_DEBUG=1 does.",
+        rich_help_panel=OUTPUT_PANEL,
+        callback=_set_debug,
+        is_eager=True,
+    ),
+]
+
+
+def examples(commands: Sequence[str]) -> str:
+    """Return the epilog of a command's help: its examples, one a line.
+
+    Args:
+        commands: Complete command lines; a comment may follow after "  # ".
+    """
+    lines = ["[bold]Examples[/bold]"]
+    for command in commands:
+        line, separator, comment = command.partition("  # ")
+        shown = line.replace("[", "\\[")
+        lines.append(f"[green]$ {shown}[/green]" + (f"  [dim]# {comment}[/dim]" if separator else ""))
+    return "\n\n".join(lines)

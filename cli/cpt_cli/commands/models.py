@@ -1,0 +1,77 @@
+"""`cpt models`: which networks can be trained, and how large they are."""
+
+from typing import Annotated, Any
+
+import typer
+
+from cpt_cli import formats
+from cpt_cli.command import LOOK_PANEL, Command, DebugFlag, JsonFlag, QuietFlag
+from cpt_cli.output import out
+from cpt_deploy.errors import UsageError
+
+
+_OWN_SHAPE = (3, 32, 10)
+_TORCHVISION_SHAPE = (3, 224, 1000)
+
+
+def models(
+    pattern: Annotated[
+        str | None, typer.Argument(help="Shell pattern of names, such as 'resnet*'; without it the project's own.")
+    ] = None,
+    channels: Annotated[int | None, typer.Option(min=1, help="Channels of the images.", show_default="3")] = None,
+    size: Annotated[
+        int | None, typer.Option(min=1, help="Height and width of the images.", show_default="32, torchvision 224")
+    ] = None,
+    classes: Annotated[
+        int | None, typer.Option(min=1, help="Number of classes.", show_default="10, torchvision 1000")
+    ] = None,
+    json_output: JsonFlag = False,
+    quiet: QuietFlag = False,
+    debug: DebugFlag = False,
+) -> None:
+    """List the models that `cpt train` knows, with parameters and multiply-accumulates (MACs) per image.
+
+    Your own model is named by its import path: model.name=package.module:factory.
+    """
+    from cpt_deploy.models import model_names
+    from cpt_deploy.registry import nearest_names
+
+    names = model_names(pattern) if pattern else [name for name in model_names() if "/" not in name]
+    if pattern and not names:
+        raise UsageError(f"Expected a pattern that matches a model, but got {pattern!r}", hint=nearest_names(pattern, model_names()))
+    rows = [{"name": name} if quiet else _measure(name, channels, size, classes) for name in names]
+    out.table(("model", "parameters", "MACs", "input", "classes"), [_cells(row) for row in rows])
+    if not pattern:
+        out.note(f"and {len(model_names()) - len(names)} of torchvision: cpt models 'torchvision/*'")
+    out.result({"models": rows})
+
+
+def _measure(name: str, channels: int | None, size: int | None, classes: int | None) -> dict[str, Any]:
+    from cpt_deploy.models import describe_model
+
+    usual = _TORCHVISION_SHAPE if "/" in name else _OWN_SHAPE
+    in_channels, side, num_classes = channels or usual[0], size or usual[1], classes or usual[2]
+    row: dict[str, Any] = {"name": name, "input": [in_channels, side, side], "classes": num_classes}
+    try:
+        summary = describe_model(name, num_classes=num_classes, in_channels=in_channels, input_size=(side, side))
+    except UsageError as error:
+        out.warning(error.message)
+        return {**row, "parameters": None, "macs": None}
+    return {**row, "parameters": summary.parameters, "macs": summary.macs}
+
+
+def _cells(row: dict[str, Any]) -> tuple[str, ...]:
+    figures = [formats.count(row[key]) if row.get(key) is not None else "–" for key in ("parameters", "macs")]
+    return (row["name"], *figures, " x ".join(map(str, row.get("input", ()))), str(row.get("classes", "")))
+
+
+COMMAND = Command(
+    name="models",
+    function=models,
+    panel=LOOK_PANEL,
+    examples=(
+        "cpt models",
+        "cpt models 'torchvision/resnet*'",
+        "cpt models resnet20 --channels 1 --size 28  # as on Fashion-MNIST",
+    ),
+)

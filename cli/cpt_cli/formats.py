@@ -1,0 +1,65 @@
+"""Numbers as people read them: sizes, counts, durations, shares, and a schedule as one line of blocks."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+
+_BLOCKS = "▁▂▃▄▅▆▇█"
+
+
+def size(size_bytes: float) -> str:
+    """Return a size in bytes with a decimal unit, "1.24 MB"."""
+    return _scaled(size_bytes, 1000.0, ("B", "kB", "MB", "GB", "TB"))
+
+
+def count(number: float) -> str:
+    """Return a count with a decimal prefix, "269.7 K" or "1.2 T"."""
+    return _scaled(number, 1000.0, ("", "K", "M", "G", "T", "P", "E")).strip()
+
+
+def _scaled(value: float, base: float, units: Sequence[str]) -> str:
+    for unit in units[:-1]:
+        if abs(value) < base:
+            return f"{value:.0f} {unit}" if unit == units[0] else f"{value:.2f} {unit}"
+        value /= base
+    return f"{value:.2f} {units[-1]}"
+
+
+def duration(seconds: float) -> str:
+    """Return a duration in its natural units, "850 ms", "12.3 s", "4 min 05 s" or "2 h 03 min"."""
+    if seconds < 1:
+        return f"{seconds * 1000:.0f} ms"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def share(fraction: float | None, digits: int = 2) -> str:
+    """Return a fraction as a percentage, or a dash where there is none."""
+    return "–" if fraction is None else f"{100 * fraction:.{digits}f} %"
+
+
+def sparkline(values: Sequence[float], width: int = 64) -> str:
+    """Return values as one line of block characters, sampled evenly down to `width` of them.
+
+    The lowest value gets the lowest block and the highest the full one; equal values are all drawn full.
+    """
+    if not values:
+        return ""
+    columns = min(width, len(values))
+    sampled = [values[index * len(values) // columns] for index in range(columns)]
+    lowest, highest = min(sampled), max(sampled)
+    if lowest == highest:
+        return _BLOCKS[-1] * columns
+    steps = len(_BLOCKS) - 1
+    return "".join(_BLOCKS[round((value - lowest) / (highest - lowest) * steps)] for value in sampled)
+
+
+def path(location: Path) -> str:
+    """Return a path as a user would type it: relative to the working directory where it lies below it."""
+    resolved = location.resolve()
+    here = Path.cwd().resolve()
+    return str(resolved.relative_to(here)) if resolved.is_relative_to(here) else str(location)

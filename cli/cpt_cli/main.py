@@ -1,0 +1,133 @@
+"""The Typer app `cpt` and its `main`, the one place where an error becomes a line on stderr and an exit code."""
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from cpt_cli.command import examples
+from cpt_cli.commands import COMMANDS
+from cpt_cli.output import out
+from cpt_deploy import __version__
+from cpt_deploy.errors import CptError, DataError, MissingExtraError
+
+
+INTERRUPTED = 130
+
+# Distributions of the extra `train`, by the module that a user without it cannot import.
+_TRAIN_MODULES = ("matplotlib", "onnx", "onnxscript", "sklearn", "tensorboard", "torch", "torchmetrics", "torchvision")
+
+EXIT_CODES = "0 ok, 1 unexpected, 2 usage, 3 missing extra, 4 validation failed, 5 data or file problem, 130 interrupted"
+
+app = typer.Typer(name="cpt", rich_markup_mode="rich", pretty_exceptions_enable=False)
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        out.line(f"cpt-deploy {__version__}")
+        raise typer.Exit
+
+
+@app.callback(
+    epilog=examples(
+        (
+            "cpt quickstart  # the whole path on a small data set, in less than two minutes",
+            "cpt train digits  # train with cyclic precision; then: cpt export, cpt validate, cpt serve",
+        )
+    )
+    + f"\n\n[bold]Exit codes[/bold]\n\n{EXIT_CODES}"
+)
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Train networks with cyclic precision, freeze them to integers, validate them and serve them."""
+
+
+for _command in COMMANDS:
+    app.command(_command.name, epilog=examples(_command.examples), rich_help_panel=_command.panel)(_command.function)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line and return its exit code.
+
+    Args:
+        arguments: The words after `cpt`; those of the process if None.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    command = next((word for word in words if not word.startswith("-")), "")
+    # Typer reads the options only after a line has parsed; a line that does not parse must keep to its mode as well.
+    out.configure(
+        command=command,
+        json_mode="--json" in words,
+        quiet="--quiet" in words or "-q" in words,
+        debug="--debug" in words or os.environ.get("CPT_DEBUG", "") not in ("", "0"),
+    )
+    _tolerate_narrow_encodings()
+    try:
+        code = app(words, prog_name="cpt", standalone_mode=False)
+    except typer.TyperException as error:
+        known = any(command == entry.name for entry in COMMANDS)
+        out.error(
+            _sentence(error.format_message()),
+            hint=f"see cpt {command} --help" if known else "see cpt --help",
+            exit_code=error.exit_code,
+            kind="UsageError",
+        )
+        return error.exit_code
+    except typer.Abort:
+        return _interrupted()
+    except Exception as error:
+        return _report(error)
+    return _interrupted() if code == INTERRUPTED else int(code or 0)
+
+
+def _interrupted() -> int:
+    out.error("interrupted", exit_code=INTERRUPTED, kind="Interrupted")
+    return INTERRUPTED
+
+
+def _report(error: Exception) -> int:
+    """Print an error as one line with its hint and return its exit code."""
+    if out.debug:
+        out.traceback(error)
+    known = error if isinstance(error, CptError) else _as_known(error)
+    if known is not None:
+        out.error(known.message, hint=known.hint, exit_code=known.exit_code, kind=type(known).__name__)
+        return known.exit_code
+    reason = str(error).strip().partition("\n")[0]
+    out.error(
+        f"unexpected {type(error).__name__}: {reason}" if reason else f"unexpected {type(error).__name__}",
+        hint=None if out.debug else "add --debug (or CPT_DEBUG=1) to see the traceback",
+        exit_code=CptError.exit_code,
+        kind=type(error).__name__,
+    )
+    return CptError.exit_code
+
+
+def _as_known(error: Exception) -> CptError | None:
+    """Return the error of ours that an exception from elsewhere amounts to, or None if it is a surprise."""
+    if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] in _TRAIN_MODULES:
+        return MissingExtraError(f"{error.name} is not installed", hint="pip install 'cpt-deploy[train]'")
+    if isinstance(error, OSError) and error.filename is not None:
+        return DataError(f"{error.filename}: {error.strerror or error}")
+    if isinstance(error, OSError) and error.errno is not None:
+        return DataError(error.strerror or str(error))
+    if type(error).__name__ == "OutOfMemoryError":
+        return CptError("the device has no memory left", hint="lower train.batch_size, or choose another --device")
+    return None
+
+
+def _sentence(message: str) -> str:
+    return message.strip().removesuffix(".")
+
+
+def _tolerate_narrow_encodings() -> None:
+    """Let a terminal that cannot show a character show a question mark instead of ending the command."""
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(errors="replace")

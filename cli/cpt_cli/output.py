@@ -1,0 +1,182 @@
+"""Everything that the commands print; nothing else in the project writes to the terminal.
+
+Data goes to stdout. Progress, notes, hints, warnings and errors go to stderr. With `--json` stdout holds exactly one
+JSON object, also when the command fails, and the tables are left out.
+"""
+
+import dataclasses
+import json
+import math
+import os
+import sys
+import traceback
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+JSON_SCHEMA = 1
+"""Version of the JSON objects: raised when a field changes its meaning or disappears."""
+
+PIPE_WIDTH = 200
+"""Columns assumed where the output is not a terminal, so that tables in files and pipes are not folded."""
+
+
+class Output:
+    """What the running command says, and how: for people, for scripts (`json_mode`) or tersely (`quiet`)."""
+
+    def __init__(self) -> None:
+        self.configure()
+
+    def configure(self, *, command: str = "", json_mode: bool = False, quiet: bool = False, debug: bool = False) -> None:
+        """Set the mode for a new command line.
+
+        Args:
+            command: The verb, for the JSON object.
+            json_mode: Write one JSON object to stdout instead of tables.
+            quiet: Leave out progress, notes, summaries and hints; results, warnings and errors stay.
+            debug: Show tracebacks.
+        """
+        self.command = command
+        self.json_mode = json_mode
+        self.quiet = quiet
+        self.debug = debug
+        self._emitted = False
+
+    @property
+    def shows_progress(self) -> bool:
+        """Whether moving bars may be drawn: stderr is a terminal and nobody asked for silence."""
+        return not self.quiet and not self.debug and sys.stderr.isatty()
+
+    def result(self, data: Mapping[str, Any]) -> None:
+        """Write the command's one JSON object when `--json` was given; say nothing otherwise.
+
+        Raises:
+            RuntimeError: If the command has written one already.
+        """
+        if not self.json_mode:
+            return
+        if self._emitted:
+            raise RuntimeError("Expected one JSON result for each command, but got a second one")
+        self._emitted = True
+        document = {"schema": JSON_SCHEMA, "command": self.command, **data}
+        sys.stdout.write(json.dumps(_plain(document), ensure_ascii=False, allow_nan=False) + "\n")
+        sys.stdout.flush()
+
+    def line(self, text: str) -> None:
+        """Print one line of the result itself."""
+        if not self.json_mode:
+            self._print(text)
+
+    def table(self, columns: Sequence[str], rows: Sequence[Sequence[object]], *, title: str | None = None) -> None:
+        """Print a table; quietly, only its first column.
+
+        Numbers are set flush right. A column is numeric when each of its cells starts with a digit or a sign.
+        """
+        if self.json_mode:
+            return
+        if self.quiet:
+            for row in rows:
+                self._print(str(row[0]))
+            return
+        from rich import box
+        from rich.table import Table
+
+        table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+        for index, column in enumerate(columns):
+            numeric = bool(rows) and all(_looks_numeric(str(row[index])) for row in rows)
+            table.add_column(column, justify="right" if numeric else "left", overflow="fold")
+        for row in rows:
+            table.add_row(*(str(cell) for cell in row))
+        self._print(table)
+
+    def fields(self, title: str, fields: Mapping[str, object]) -> None:
+        """Print a titled list of names and values: the summary before or after the work of a command."""
+        if self.json_mode or self.quiet:
+            return
+        from rich.table import Table
+        from rich.text import Text
+
+        grid = Table.grid(padding=(0, 2))
+        grid.add_column(style="cyan", no_wrap=True)
+        grid.add_column(overflow="fold")
+        for name, value in fields.items():
+            grid.add_row(f"  {name}", str(value))
+        self._print(Text(title, "bold"))
+        self._print(grid)
+
+    def note(self, text: str) -> None:
+        """Say on stderr what is going on; one line."""
+        if not self.quiet:
+            self._print(text, stderr=True)
+
+    def hint(self, text: str) -> None:
+        """Suggest the next command, filled in with the user's own arguments."""
+        if not self.quiet and not self.json_mode:
+            self._labelled("next", text, "green")
+
+    def warning(self, text: str) -> None:
+        """Say on stderr what the user should know although the command goes on; one line."""
+        self._labelled("warning", " ".join(text.splitlines()), "yellow")
+
+    def error(self, message: str, *, hint: str | None = None, exit_code: int = 1, kind: str = "Error") -> None:
+        """Report the failure that ends the command, on stderr and, with `--json`, as the object on stdout.
+
+        The message is one line, but for a list of mistakes, which has a line for each.
+        """
+        self._labelled("error", message, "red")
+        if hint:
+            self._labelled("hint", hint, "yellow")
+        if self.json_mode and not self._emitted:
+            self.result({"error": {"type": kind, "message": message, "hint": hint, "exit_code": exit_code}})
+
+    def traceback(self, error: BaseException) -> None:
+        """Print the traceback of an error to stderr."""
+        sys.stderr.write("".join(traceback.format_exception(error)))
+
+    def console(self, *, stderr: bool) -> "Console":
+        """Return a console on the standard stream as it is now; NO_COLOR and TERM are honoured."""
+        from rich.console import Console
+
+        stream = sys.stderr if stderr else sys.stdout
+        width = None if stream.isatty() or "COLUMNS" in os.environ else PIPE_WIDTH
+        return Console(file=stream, highlight=False, width=width, markup=False, emoji=False)
+
+    def _print(self, renderable: "RenderableType", *, stderr: bool = False) -> None:
+        self.console(stderr=stderr).print(renderable, soft_wrap=isinstance(renderable, str))
+
+    def _labelled(self, label: str, text: str, colour: str) -> None:
+        from rich.text import Text
+
+        line = Text.assemble((f"{label}:", f"bold {colour}"), " ", text)
+        self.console(stderr=True).print(line, soft_wrap=True)
+
+
+def _looks_numeric(cell: str) -> bool:
+    return cell[:1].isdigit() or cell[:1] in "–-+" or not cell
+
+
+def _plain(value: object) -> object:
+    """Return a value that JSON can hold: NaN and infinities become null, paths strings, dataclasses objects."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, str | int):
+        return value
+    if isinstance(value, Path):
+        return str(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    if hasattr(value, "tolist"):  # NumPy scalars and arrays
+        return _plain(value.tolist())
+    raise TypeError(f"Expected a value that JSON can hold, but got {type(value).__name__}")
+
+
+out = Output()
+"""The one output of the process; `main` configures it for each command line."""

@@ -1,0 +1,24 @@
+"""cpt-deploy: from Cyclic Precision Training to a running endpoint.
+
+Importing this package imports nothing heavy; the public names below are resolved on first use.
+"""
+
+import importlib
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "Bundle": "cpt_deploy.bundle",
+    "QuantizationConfig": "cpt_deploy.quantization",
+    "freeze": "cpt_deploy.freezing",
+    "prepare": "cpt_deploy.quantization",
+    "settle": "cpt_deploy.quantization",
+}
+
+__all__ = ["__version__", *sorted(_PUBLIC)]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'cpt_deploy' has no attribute {name!r}")
+    return getattr(importlib.import_module(_PUBLIC[name]), name)

@@ -1,0 +1,32 @@
+"""The directory that ships, and how to run it: preprocessing, checksums, labels, golden sample, onnxruntime session."""
+
+from cpt_deploy.bundle.bundle import Bundle
+from cpt_deploy.bundle.card import CardFields, EvaluationResult
+from cpt_deploy.bundle.golden import GoldenCheck, GoldenSample, compare_golden
+from cpt_deploy.bundle.images import MAX_PIXELS, decode_image, read_image
+from cpt_deploy.bundle.layout import FORMAT_VERSION
+from cpt_deploy.bundle.postprocessing import Prediction, softmax, top_k
+from cpt_deploy.bundle.preprocessing import Preprocessing
+from cpt_deploy.bundle.runtime import OnnxRuntimeModel
+from cpt_deploy.bundle.writing import BundleContents, update_validation, write_bundle
+
+__all__ = [
+    "FORMAT_VERSION",
+    "MAX_PIXELS",
+    "Bundle",
+    "BundleContents",
+    "CardFields",
+    "EvaluationResult",
+    "GoldenCheck",
+    "GoldenSample",
+    "OnnxRuntimeModel",
+    "Prediction",
+    "Preprocessing",
+    "compare_golden",
+    "decode_image",
+    "read_image",
+    "softmax",
+    "top_k",
+    "update_validation",
+    "write_bundle",
+]

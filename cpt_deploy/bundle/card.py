@@ -1,0 +1,147 @@
+"""The model card of a bundle: README.md with the front matter that the Hugging Face Hub reads."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from cpt_deploy.bundle.preprocessing import Preprocessing
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """One measured figure of a model.
+
+    Args:
+        value: The figure; for accuracies a share, 0..1.
+        runtime: What was measured, e.g. "onnxruntime" or "trained model".
+        dataset: Name of the data set.
+        split: Its part.
+        metric: Name of the metric, as the Hub spells it.
+        samples: Number of samples it was measured on, if known.
+        interval: Lower and upper bound of its 95 % confidence interval, if known.
+    """
+
+    value: float
+    runtime: str
+    dataset: str
+    split: str = "test"
+    metric: str = "accuracy"
+    samples: int | None = None
+    interval: tuple[float, float] | None = None
+
+    @property
+    def title(self) -> str:
+        """The metric with what it was measured in."""
+        return f"{self.metric.capitalize()} ({self.runtime})"
+
+    @property
+    def text(self) -> str:
+        """The value with its interval, for reading."""
+        if self.interval is None:
+            return f"{self.value:.4f}"
+        return f"{self.value:.4f} (95 % interval {self.interval[0]:.4f} to {self.interval[1]:.4f})"
+
+
+@dataclass(frozen=True)
+class CardFields:
+    """What a model card says beside the bundle's own facts.
+
+    Args:
+        description: A paragraph on what the model is for.
+        dataset: The data set it was trained on.
+        license: Licence identifier of the weights, as the Hub spells it.
+        tags: Further tags.
+    """
+
+    description: str | None = None
+    dataset: str | None = None
+    license: str | None = None
+    tags: tuple[str, ...] = ()
+
+
+def render_card(
+    name: str,
+    fields: CardFields,
+    *,
+    facts: Mapping[str, object],
+    labels: Sequence[str],
+    preprocessing: Preprocessing,
+    results: Sequence[EvaluationResult],
+) -> str:
+    """Return the model card as Markdown.
+
+    Args:
+        name: Name of the model.
+        fields: What its author says of it.
+        facts: Short facts in the order of the table, e.g. bits.
+        labels: Names of the classes.
+        preprocessing: What the model's input goes through.
+        results: Measured figures; they become the model index.
+    """
+    front = yaml.safe_dump(_front_matter(name, fields, results), sort_keys=False, allow_unicode=True)
+    shown = ", ".join(labels[:20]) + (f" and {len(labels) - 20} more" if len(labels) > 20 else "")
+    channels, height, width = preprocessing.input_shape
+    parts = [
+        f"---\n{front}---\n\n# {name}\n",
+        fields.description
+        or f"An image classifier with {len(labels)} classes, trained with Cyclic Precision Training and exported as an "
+        "integer network by cpt-deploy: the integers that were trained are the integers that are served.",
+        "",
+        "| | |\n|---|---|",
+        f"| input | `image`, float32 (N, {channels}, {height}, {width}), normalised with mean "
+        f"{list(preprocessing.mean)} and standard deviation {list(preprocessing.std)} |",
+        f"| output | `logits`, float32 (N, {len(labels)}) |",
+        f"| classes | {_cell(shown)} |",
+        *(f"| {_cell(key.replace('_', ' '))} | {_cell(value)} |" for key, value in facts.items()),
+        "",
+        *_results_section(results),
+        "## Use\n\n```sh\ncpt predict . image.png      # here\ncpt serve .                  # HTTP\n"
+        "sha256sum --check SHA256SUMS\n```\n",
+        "`model.onnx` runs in any ONNX runtime; `preprocessor_config.json` says how an image becomes its input, "
+        "`quantization.json` what each tensor's integers mean, and `golden.safetensors` holds inputs with the codes "
+        "that a runtime has to reproduce.\n",
+    ]
+    return "\n".join(parts)
+
+
+def _front_matter(name: str, fields: CardFields, results: Sequence[EvaluationResult]) -> dict[str, Any]:
+    front: dict[str, Any] = {}
+    if fields.license:
+        front["license"] = fields.license
+    front |= {
+        "library_name": "onnx",
+        "pipeline_tag": "image-classification",
+        "tags": ["onnx", "onnxruntime", "quantized", "int8", "cyclic-precision-training", *fields.tags],
+    }
+    if fields.dataset:
+        front["datasets"] = [fields.dataset]
+    if results:
+        front["metrics"] = sorted({result.metric for result in results})
+        front["model-index"] = [{"name": name, "results": [_index_entry(result) for result in results]}]
+    return front
+
+
+def _index_entry(result: EvaluationResult) -> dict[str, Any]:
+    return {
+        "task": {"type": "image-classification", "name": "Image classification"},
+        "dataset": {"type": result.dataset, "name": result.dataset, "split": result.split},
+        "metrics": [{"type": result.metric, "value": float(result.value), "name": result.title}],
+    }
+
+
+def _results_section(results: Sequence[EvaluationResult]) -> list[str]:
+    if not results:
+        return []
+    rows = [
+        f"| {_cell(result.title)} | {_cell(result.dataset)}, {_cell(result.split)}"
+        f"{f', {result.samples} samples' if result.samples else ''} | {result.text} |"
+        for result in results
+    ]
+    return ["## Results\n", "| measured | on | value |\n|---|---|---|", *rows, ""]
+
+
+def _cell(value: object) -> str:
+    """Return a value as text that cannot break out of a table's cell."""
+    return " ".join(str(value).split()).replace("|", "\\|")

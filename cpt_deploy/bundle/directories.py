@@ -1,0 +1,90 @@
+"""Writing several files as one step: either all of them appear under their names, or none does."""
+
+import os
+import secrets
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+
+def replace_directory(destination: Path, files: Mapping[str, bytes]) -> None:
+    """Write a directory of files, replacing what has its name.
+
+    Everything is written and flushed to the disk under a temporary name beside the destination and then renamed, so
+    that a full disk or a killed process never leaves half a directory under the final name.
+
+    Args:
+        destination: The directory to write; its parents are created.
+        files: The content of each file by its plain name.
+
+    Raises:
+        OSError: If something cannot be written; what was there before is unchanged.
+    """
+    # Through a symbolic link the directory it points to is replaced, not the link.
+    destination = Path(os.path.realpath(destination))
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    mark = f".{destination.name}.{secrets.token_hex(4)}"
+    fresh, old = destination.parent / f"{mark}.tmp", destination.parent / f"{mark}.old"
+    try:
+        fresh.mkdir()
+        for name, content in files.items():
+            _write_file(fresh / name, content)
+        _flush_directory(fresh)
+        _swap(fresh, destination, old)
+    except BaseException:
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise
+    _flush_directory(destination.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def replace_files(directory: Path, files: Mapping[str, bytes]) -> None:
+    """Replace or add files of a directory, in their order, once all of them are on the disk.
+
+    Args:
+        directory: The directory that holds them.
+        files: The content of each file by its plain name.
+
+    Raises:
+        OSError: If something cannot be written; the directory is unchanged then.
+    """
+    mark = secrets.token_hex(4)
+    temporary = {name: directory / f".{name}.{mark}.tmp" for name in files}
+    try:
+        for name, content in files.items():
+            _write_file(temporary[name], content)
+        for name in files:
+            temporary[name].replace(directory / name)
+    except BaseException:
+        for path in temporary.values():
+            path.unlink(missing_ok=True)
+        raise
+    _flush_directory(directory)
+
+
+def _swap(fresh: Path, destination: Path, old: Path) -> None:
+    """Rename `fresh` to `destination`; a directory can only be renamed onto nothing, so its forerunner steps aside."""
+    if not destination.exists():
+        fresh.rename(destination)
+        return
+    destination.rename(old)
+    try:
+        fresh.rename(destination)
+    except BaseException:
+        old.rename(destination)
+        raise
+
+
+def _write_file(path: Path, content: bytes) -> None:
+    with path.open("xb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _flush_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,126 @@
+"""The golden sample: a few inputs with the codes that the exact integer executor computed for them at export."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from cpt_deploy.errors import BundleError
+
+
+@dataclass(frozen=True, eq=False)
+class GoldenSample:
+    """Inputs and the output codes that every runtime must reproduce.
+
+    Args:
+        inputs: Normalised inputs, float32 (N, C, H, W).
+        logit_codes: The executor's output codes, uint8 (N, K).
+        logit_scale: Scale of the output's quantizer.
+        logit_zero_point: Its zero point.
+
+    Raises:
+        ValueError: If dtypes or shapes are not these.
+    """
+
+    inputs: npt.NDArray[np.float32]
+    logit_codes: npt.NDArray[np.uint8]
+    logit_scale: float
+    logit_zero_point: int
+
+    def __post_init__(self) -> None:
+        inputs, codes = self.inputs, self.logit_codes
+        if inputs.dtype != np.float32 or inputs.ndim != 4:
+            raise ValueError(
+                f"Expected golden inputs to be float32 (N, C, H, W), but got {inputs.dtype} {inputs.shape}"
+            )
+        if codes.dtype != np.uint8 or codes.ndim != 2 or len(codes) != len(inputs) or codes.size == 0:
+            raise ValueError(
+                f"Expected golden codes to be uint8 ({len(inputs)}, K), but got {codes.dtype} {codes.shape}"
+            )
+        if not (np.isfinite(self.logit_scale) and self.logit_scale > 0 and 0 <= self.logit_zero_point <= 255):
+            raise ValueError(
+                f"Expected a positive scale and a zero point in 0..255, but got {self.logit_scale} "
+                f"and {self.logit_zero_point}"
+            )
+
+    @cached_property
+    def logits(self) -> npt.NDArray[np.float32]:
+        """The codes as ONNX DequantizeLinear turns them into float32 (N, K).
+
+        That map is strictly monotone, so equal float32 logits mean equal codes.
+        """
+        centred = self.logit_codes.astype(np.int32) - self.logit_zero_point
+        return centred.astype(np.float32) * np.float32(self.logit_scale)
+
+    def to_bytes(self) -> bytes:
+        """Return the sample as a safetensors file."""
+        return save(
+            {
+                "inputs": np.ascontiguousarray(self.inputs),
+                "logit_codes": np.ascontiguousarray(self.logit_codes),
+                "logit_scale": np.array([self.logit_scale], np.float32),
+                "logit_zero_point": np.array([self.logit_zero_point], np.uint8),
+            }
+        )
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "GoldenSample":
+        """Read what `to_bytes` wrote.
+
+        Raises:
+            BundleError: If the bytes hold no golden sample.
+        """
+        try:
+            tensors = load(data)
+            return cls(
+                inputs=tensors["inputs"],
+                logit_codes=tensors["logit_codes"],
+                logit_scale=float(tensors["logit_scale"][0]),
+                logit_zero_point=int(tensors["logit_zero_point"][0]),
+            )
+        except (SafetensorError, KeyError, IndexError, ValueError, TypeError) as error:
+            raise BundleError(f"Expected golden.safetensors to hold a golden sample, but got: {error}") from error
+
+
+@dataclass(frozen=True)
+class GoldenCheck:
+    """How logits compare with those of a golden sample.
+
+    Args:
+        values: Number of logits compared.
+        mismatches: How many of them have another code.
+        worst_codes: The greatest difference, in codes.
+        same_labels: Whether each sample's top class is the same.
+    """
+
+    values: int
+    mismatches: int
+    worst_codes: int
+    same_labels: bool
+
+    @property
+    def exact(self) -> bool:
+        """Whether every code is the same."""
+        return self.mismatches == 0
+
+
+def compare_golden(golden: GoldenSample, logits: npt.NDArray[np.float32]) -> GoldenCheck:
+    """Compare the logits that a runtime computed for `golden.inputs`, float32 (N, K), with the sample's own.
+
+    Raises:
+        ValueError: If the shapes differ.
+    """
+    if logits.shape != golden.logits.shape:
+        raise ValueError(f"Expected logits of shape {golden.logits.shape}, but got {logits.shape}")
+    # NaN and infinity count as differing by the whole range of codes.
+    steps = np.abs(logits.astype(np.float64) - golden.logits) / np.float64(np.float32(golden.logit_scale))
+    codes = np.rint(np.nan_to_num(steps, nan=255, posinf=255))
+    return GoldenCheck(
+        values=logits.size,
+        mismatches=int(np.count_nonzero(logits != golden.logits)),
+        worst_codes=int(codes.max()),
+        same_labels=bool((logits.argmax(axis=1) == golden.logits.argmax(axis=1)).all()),
+    )

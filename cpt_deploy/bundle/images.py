@@ -1,0 +1,145 @@
+"""From bytes that somebody sent to pixels: decoding that training's evaluation, `cpt predict` and the server share.
+
+What comes out is 8 bit, upright and opaque, so that preprocessing need not know where an image came from.
+"""
+
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+from cpt_deploy.errors import DataError, ImageError, ImageTooLargeError
+
+MAX_PIXELS = 64 * 1024 * 1024
+"""Default limit of decoded pixels (64 Mi: a 256 MiB RGBA buffer; a 60-megapixel photograph passes)."""
+
+IMAGE_FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
+"""Formats that are decoded; of Pillow's others some run external programs (EPS) or allocate at once (ICO)."""
+
+_BACKGROUND = 255
+
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Decode the first frame of an image file to 8-bit pixels.
+
+    The declared size is checked before any pixel memory is allocated. The EXIF orientation is applied and the modes
+    are reduced as `to_eight_bit` says.
+
+    Args:
+        data: The whole file, in one of `IMAGE_FORMATS`.
+        max_pixels: The most pixels (width x height) that the file may declare.
+
+    Returns:
+        An image of mode "L" (gray) or "RGB".
+
+    Raises:
+        ImageError: If the bytes are no image, or a truncated or damaged one.
+        ImageTooLargeError: If the image declares more than `max_pixels`.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=_formats()) as image:
+            if image.width * image.height > max_pixels:
+                raise ImageTooLargeError(
+                    f"Expected an image of at most {max_pixels} pixels, but got one that declares "
+                    f"{image.width} x {image.height}",
+                    hint="send a smaller image, or raise the limit",
+                )
+            image.load()
+            return to_eight_bit(_upright(image))
+    except ImageError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageTooLargeError(
+            f"Expected an image of at most {max_pixels} pixels, but got one that declares far more",
+            hint="send a smaller image",
+        ) from error
+    except UnidentifiedImageError as error:
+        raise ImageError(
+            f"Expected an image file, but got {len(data)} bytes that are none",
+            hint=f"supported formats: {', '.join(IMAGE_FORMATS)}",
+        ) from error
+    # Pillow's plugins raise whatever their parsing of hostile bytes runs into (struct.error, IndexError, ...);
+    # all of it means the same here.
+    except Exception as error:
+        reason = str(error).rstrip(".") or type(error).__name__
+        raise ImageError(f"Expected a complete image, but got a damaged one: {reason}") from error
+
+
+def read_image(path: Path, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Read and decode an image file; see `decode_image`.
+
+    Raises:
+        DataError: If the file cannot be read.
+        ImageError: If it is no image, or a damaged or too large one; the message names the file.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"Expected a readable image file at {path}, but got: {error.strerror or error}") from error
+    try:
+        return decode_image(data, max_pixels=max_pixels)
+    except ImageError as error:
+        raise type(error)(f"{path}: {error.message}", hint=error.hint) from error
+
+
+def to_eight_bit(image: Image.Image) -> Image.Image:
+    """Reduce a loaded image of any mode to opaque gray ("L") or "RGB".
+
+    Transparency is composited on white, as browsers and viewers show it. 16-bit gray is scaled by 255/65535 with
+    rounding, never clipped; floating-point gray is taken as 0..1. Palettes, CMYK and YCbCr become RGB.
+
+    Raises:
+        ImageError: If the mode has no defined reduction, or gray values lie outside of their range.
+    """
+    if image.mode in {"L", "RGB"} and "transparency" not in image.info:
+        return image
+    if image.mode.startswith("I") or image.mode == "F":
+        return _scale_gray(image)
+    if image.has_transparency_data:
+        gray = image.mode in {"1", "L", "LA", "La"}
+        # Premultiplied modes convert only to their straight twins.
+        straight = image.convert({"La": "LA", "RGBa": "RGBA"}.get(image.mode, "LA" if gray else "RGBA"))
+        canvas = Image.new("L" if gray else "RGB", image.size, _BACKGROUND if gray else (_BACKGROUND,) * 3)
+        canvas.paste(straight.convert(canvas.mode), mask=straight.getchannel("A"))
+        return canvas
+    try:
+        return image.convert("L" if image.mode == "1" else "RGB")
+    except ValueError as error:
+        raise ImageError(f"Expected an image with gray or colour values, but got mode {image.mode!r}") from error
+
+
+def _formats() -> list[str]:
+    """Return those of `IMAGE_FORMATS` that this build of Pillow knows."""
+    Image.init()
+    return [name for name in IMAGE_FORMATS if name in Image.OPEN]
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Apply the EXIF orientation; an unreadable EXIF block counts as upright, since the pixels are fine."""
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except (SyntaxError, ValueError, TypeError, KeyError, EOFError, OSError):
+        return image
+    method = _UPRIGHT.get(orientation)
+    return image if method is None else image.transpose(method)
+
+
+def _scale_gray(image: Image.Image) -> Image.Image:
+    values = np.asarray(image)
+    top = 1.0 if image.mode == "F" else 65535.0
+    low, high = float(values.min()), float(values.max())
+    if not (low >= 0 and high <= top):
+        raise ImageError(f"Expected gray values of mode {image.mode!r} in 0..{top:g}, but got {low:g}..{high:g}")
+    scaled = np.rint(values.astype(np.float64) * (255.0 / top))
+    return Image.fromarray(scaled.astype(np.uint8))

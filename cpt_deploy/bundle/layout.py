@@ -1,0 +1,29 @@
+"""What a bundle consists of: the version of its format and the names of its files."""
+
+FORMAT_VERSION = 1
+
+ONNX_FILE = "model.onnx"
+TENSORS_FILE = "model.safetensors"
+CONFIG_FILE = "config.json"
+PREPROCESSOR_FILE = "preprocessor_config.json"
+LABELS_FILE = "labels.txt"
+QUANTIZATION_FILE = "quantization.json"
+GOLDEN_FILE = "golden.safetensors"
+VALIDATION_FILE = "validation.json"
+RECIPE_FILE = "train_recipe.yaml"
+CARD_FILE = "README.md"
+SUMS_FILE = "SHA256SUMS"
+PENDING_SUMS_FILE = "SHA256SUMS.pending"
+"""Stands beside SHA256SUMS only while a bundle is being updated."""
+
+REQUIRED_FILES = (
+    ONNX_FILE,
+    TENSORS_FILE,
+    CONFIG_FILE,
+    PREPROCESSOR_FILE,
+    LABELS_FILE,
+    QUANTIZATION_FILE,
+    GOLDEN_FILE,
+    CARD_FILE,
+)
+OPTIONAL_FILES = (VALIDATION_FILE, RECIPE_FILE, SUMS_FILE, PENDING_SUMS_FILE)

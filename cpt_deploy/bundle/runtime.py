@@ -1,0 +1,175 @@
+"""A bundle's model in onnxruntime: the session, its threads and providers, and the check against the golden sample."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cpt_deploy.bundle.golden import GoldenCheck, GoldenSample, compare_golden
+from cpt_deploy.errors import BundleError, MissingExtraError, UsageError
+
+INPUT_NAME = "image"
+OUTPUT_NAME = "logits"
+
+_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+
+
+class OnnxRuntimeModel:
+    """An exported classifier in onnxruntime. `run` may be called from several threads at once.
+
+    Args:
+        model: Path of an ONNX file, or its bytes.
+        threads: Threads that one call computes with; `None` takes one per physical core.
+        optimize: Whether onnxruntime may fuse the graph to integer operators, which is where the speed is.
+        provider: "cpu", "cuda", or the name of one of onnxruntime's execution providers.
+        taps: Whether `trace` shall return the integers inside of the network too (needs the `onnx` package).
+
+    Raises:
+        BundleError: If the file is no model that onnxruntime can load, or not one with the input "image" and the
+            output "logits".
+        UsageError: If the provider is not available here or `threads` is less than 1.
+        MissingExtraError: If `taps` are asked for and `onnx` is not installed.
+    """
+
+    def __init__(
+        self,
+        model: Path | bytes,
+        *,
+        threads: int | None = 1,
+        optimize: bool = True,
+        provider: str = "cpu",
+        taps: bool = False,
+    ) -> None:
+        import onnxruntime
+
+        if threads is not None and threads < 1:
+            raise UsageError(f"Expected threads to be at least 1, but got {threads}")
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads or 0
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        level = onnxruntime.GraphOptimizationLevel
+        options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
+        source: str | bytes = model if isinstance(model, bytes) else str(model)
+        if taps:
+            source = _with_taps(source)
+        where = "the given bytes" if isinstance(model, bytes) else str(model)
+        provider_name = _provider_name(provider)
+        # onnxruntime's exceptions have no common base of their own.
+        try:
+            self._session: Any = onnxruntime.InferenceSession(source, options, providers=[provider_name])
+        except Exception as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise BundleError(f"Expected onnxruntime to load {where}, but got: {reason}") from error
+        inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
+        if [i.name for i in inputs] != [INPUT_NAME] or OUTPUT_NAME not in [o.name for o in outputs]:
+            raise BundleError(
+                f"Expected a model with the input {INPUT_NAME!r} and the output {OUTPUT_NAME!r}, but {where} has "
+                f"{[i.name for i in inputs]} and {[o.name for o in outputs][:5]}"
+            )
+        if inputs[0].type != "tensor(float)" or len(inputs[0].shape) != 4:
+            raise BundleError(
+                f"Expected a float32 input of shape (N, C, H, W), but {where} takes {inputs[0].type} {inputs[0].shape}"
+            )
+        channels, height, width = inputs[0].shape[1:]
+        self.input_shape: tuple[int, int, int] = (channels, height, width)
+        self.tap_names: tuple[str, ...] = tuple(o.name for o in outputs if o.name != OUTPUT_NAME)
+
+    @property
+    def providers(self) -> list[str]:
+        """The execution providers in use, most important first."""
+        providers: list[str] = self._session.get_providers()
+        return providers
+
+    def run(self, inputs: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Compute the logits of a batch.
+
+        Args:
+            inputs: Normalised images, float32 (N, C, H, W).
+
+        Returns:
+            Logits, float32 (N, K).
+
+        Raises:
+            ValueError: If the dtype or the shape is another.
+        """
+        logits: npt.NDArray[np.float32] = self._session.run([OUTPUT_NAME], {INPUT_NAME: self._checked(inputs)})[0]
+        return logits
+
+    def trace(self, inputs: npt.NDArray[np.float32]) -> dict[str, npt.NDArray[Any]]:
+        """Compute a batch and return the logits and every tapped tensor of codes by its name in the ONNX graph.
+
+        Args:
+            inputs: As for `run`.
+
+        Raises:
+            ValueError: If the dtype or the shape is another.
+        """
+        names = [OUTPUT_NAME, *self.tap_names]
+        return dict(zip(names, self._session.run(names, {INPUT_NAME: self._checked(inputs)}), strict=True))
+
+    def reproduce_golden(self, golden: GoldenSample) -> GoldenCheck:
+        """Compute a golden sample and compare the codes; `GoldenCheck.exact` says whether all agree.
+
+        Raises:
+            BundleError: If the sample is of another model.
+        """
+        try:
+            return compare_golden(golden, self.run(golden.inputs))
+        except ValueError as error:
+            raise BundleError(f"Expected the golden sample to fit the model, but got: {error}") from error
+
+    def _checked(self, inputs: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        shape = tuple(size if isinstance(size, int) else None for size in self.input_shape)
+        fits = inputs.ndim == 4 and all(
+            want is None or want == got for want, got in zip(shape, inputs.shape[1:], strict=True)
+        )
+        if inputs.dtype != np.float32 or not fits:
+            raise ValueError(
+                f"Expected inputs to be float32 (N, {', '.join(map(str, self.input_shape))}), "
+                f"but got {inputs.dtype} {inputs.shape}"
+            )
+        return inputs
+
+
+def _provider_name(provider: str) -> str:
+    import onnxruntime
+
+    name = _PROVIDERS.get(provider, provider)
+    available = onnxruntime.get_available_providers()
+    if name not in available:
+        raise UsageError(
+            f"Expected an execution provider of this onnxruntime, but got {provider!r}",
+            hint=f"available: {', '.join(available)}",
+        )
+    return name
+
+
+def _with_taps(source: str | bytes) -> bytes:
+    """Return the model with the integer tensor of every activation edge as a further output.
+
+    onnxruntime still fuses everything: the integers between two operators are there in the fused graph too.
+    """
+    try:
+        import onnx
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(
+            "Expected the package onnx, but it is not installed", hint="pip install 'cpt-deploy[train]'"
+        ) from error
+    try:
+        model = onnx.load_from_string(source) if isinstance(source, bytes) else onnx.load(source)
+    except Exception as error:  # protobuf's DecodeError, or whatever else the bytes run into
+        raise BundleError(f"Expected an ONNX model, but got: {error}") from error
+    clipped = {node.input[0]: node.output[0] for node in model.graph.node if node.op_type == "Clip"}
+    present = {output.name for output in model.graph.output}
+    for node in list(model.graph.node):
+        if node.op_type != "QuantizeLinear":
+            continue
+        # Below 8 bits the codes are what a Clip in the integer domain leaves of them.
+        name = clipped.get(node.output[0], node.output[0])
+        if name not in present:
+            present.add(name)
+            model.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.UINT8, None))
+    serialized: bytes = model.SerializeToString()
+    return serialized

@@ -1,0 +1,234 @@
+"""Writing a bundle, and adding a validation report to one: both appear as a whole or not at all."""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from safetensors.numpy import save
+
+from cpt_deploy.bundle import layout
+from cpt_deploy.bundle.bundle import Bundle
+from cpt_deploy.bundle.card import CardFields, EvaluationResult, render_card
+from cpt_deploy.bundle.checksums import checksum_lines, read_checksums
+from cpt_deploy.bundle.directories import replace_directory, replace_files
+from cpt_deploy.bundle.golden import GoldenSample
+from cpt_deploy.bundle.preprocessing import Preprocessing
+from cpt_deploy.errors import BundleError
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+
+@dataclass(frozen=True, eq=False)
+class BundleContents:
+    """All that a bundle is made of.
+
+    Args:
+        name: Name of the model: letters, digits, ".", "_" and "-", since it stands in URLs.
+        onnx: The serialized model.onnx; its input is "image", its output "logits".
+        tensors: Integer weights, biases and scales by name, for model.safetensors.
+        graph: The integer graph as JSON types, stored in quantization.json under "graph".
+        quantization: What each tensor's integers mean, as JSON types.
+        labels: Names of the classes, one line each.
+        preprocessing: How an image becomes the model's input.
+        golden: Inputs with the integer executor's codes.
+        architecture: Name of the architecture, as timm or this project knows it.
+        version: Version of the model, as clients address it.
+        facts: Further facts as JSON types (bits, data set, digest of the trained weights, ...); they go into the
+            "cpt" section of config.json, and those that are numbers or text into the model card too.
+        recipe: The recipe of the training run, as YAML text.
+        card: What the model card says beside these facts.
+        results: Figures measured before export, for the model card.
+    """
+
+    name: str
+    onnx: bytes
+    tensors: Mapping[str, npt.NDArray[Any]]
+    graph: Mapping[str, Any]
+    quantization: Mapping[str, Any]
+    labels: Sequence[str]
+    preprocessing: Preprocessing
+    golden: GoldenSample
+    architecture: str
+    version: str = "1"
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    recipe: str | None = None
+    card: CardFields = field(default_factory=CardFields)
+    results: Sequence[EvaluationResult] = ()
+
+
+def write_bundle(destination: str | Path, *, contents: BundleContents) -> Bundle:
+    """Write a bundle and open it.
+
+    The same contents give the same bytes. A bundle that has the name already is replaced; anything else is refused.
+
+    Args:
+        destination: The directory to write.
+        contents: What goes into it.
+
+    Raises:
+        BundleError: If a name or the labels are unfit, the destination is something else than a bundle, or it
+            cannot be written (a full disk); nothing is left behind then.
+        ValueError: If facts or quantization hold keys that the bundle writes itself.
+    """
+    directory = Path(destination)
+    _check_contents(contents)
+    _check_replaceable(directory)
+    config = _config(contents)
+    parts: dict[str, bytes] = {
+        layout.ONNX_FILE: contents.onnx,
+        layout.TENSORS_FILE: save(
+            {name: np.asarray(tensor, order="C") for name, tensor in contents.tensors.items()}, {"format": "pt"}
+        ),
+        layout.CONFIG_FILE: _json_bytes(config),
+        layout.PREPROCESSOR_FILE: _json_bytes(
+            contents.preprocessing.to_huggingface() | {"cpt": contents.preprocessing.to_dict()}
+        ),
+        layout.LABELS_FILE: "".join(f"{label}\n" for label in contents.labels).encode(),
+        layout.QUANTIZATION_FILE: _json_bytes({**contents.quantization, "graph": contents.graph}),
+        layout.GOLDEN_FILE: contents.golden.to_bytes(),
+        layout.CARD_FILE: _card(
+            config, contents.labels, contents.preprocessing, contents.results, onnx_bytes=len(contents.onnx)
+        ).encode(),
+    }
+    if contents.recipe is not None:
+        parts[layout.RECIPE_FILE] = contents.recipe.encode()
+    with _writing(directory):
+        replace_directory(directory, {**parts, layout.SUMS_FILE: checksum_lines(_digests(parts)).encode()})
+    return Bundle.open(directory)
+
+
+def update_validation(bundle: Bundle, report: Mapping[str, Any], results: Sequence[EvaluationResult] = ()) -> Bundle:
+    """Store a validation report in a bundle and refresh its model card and checksums, all in one step.
+
+    Args:
+        bundle: The bundle; the object itself stays as it was opened.
+        report: The report as JSON types; it becomes validation.json.
+        results: The measured figures; they become the model card's table and model index. Without any the card
+            stays as it is.
+
+    Returns:
+        The bundle, opened anew.
+
+    Raises:
+        BundleError: If the bundle cannot be written; it is unchanged then.
+    """
+    changed = {layout.VALIDATION_FILE: _json_bytes(report)}
+    if results:
+        changed[layout.CARD_FILE] = _card(
+            bundle.config, bundle.labels, bundle.preprocessing, results, onnx_bytes=bundle.onnx_path.stat().st_size
+        ).encode()
+    sums = checksum_lines(read_checksums(bundle.path) | _digests(changed)).encode()
+    with _writing(bundle.path):
+        # With both lists of checksums in place the bundle can be opened whenever this is cut short.
+        replace_files(bundle.path, {layout.PENDING_SUMS_FILE: sums, **changed})
+        (bundle.path / layout.PENDING_SUMS_FILE).replace(bundle.path / layout.SUMS_FILE)
+    return Bundle.open(bundle.path)
+
+
+def _check_contents(contents: BundleContents) -> None:
+    for kind, name in (("name", contents.name), ("version", contents.version)):
+        if not _NAME.fullmatch(name):
+            raise BundleError(
+                f"Expected a bundle's {kind} of letters, digits, '.', '_' and '-' (at most 128), but got {name!r}",
+                hint="it stands in the URLs of the server",
+            )
+    labels = list(contents.labels)
+    if any(not label or label.splitlines() != [label] for label in labels) or len(set(labels)) != len(labels):
+        raise BundleError(f"Expected labels to be different, non-empty single lines, but got {labels[:10]}")
+    if len(labels) != contents.golden.logit_codes.shape[1]:
+        raise BundleError(
+            f"Expected a label for each of the {contents.golden.logit_codes.shape[1]} logits, but got {len(labels)}"
+        )
+    if contents.golden.inputs.shape[1:] != contents.preprocessing.input_shape:
+        raise BundleError(
+            f"Expected golden inputs of shape (N, {', '.join(map(str, contents.preprocessing.input_shape))}), "
+            f"but got {contents.golden.inputs.shape}"
+        )
+    taken = {"format_version", "name", "version", "card"} & set(contents.facts)
+    if taken or "graph" in contents.quantization:
+        raise ValueError(
+            f"Expected facts and quantization without keys of the bundle's own, but got {taken or 'graph'}"
+        )
+
+
+def _check_replaceable(directory: Path) -> None:
+    """Raise if the destination holds anything that is not a bundle's: it would be deleted."""
+    if not directory.exists() and not directory.is_symlink():
+        return
+    if not directory.is_dir():
+        raise BundleError(f"Expected a directory for the bundle, but {directory} is a file", hint="choose another name")
+    found = {entry.name for entry in directory.iterdir()}
+    foreign = sorted(found - {*layout.REQUIRED_FILES, *layout.OPTIONAL_FILES})
+    if not foreign and (not found or layout.SUMS_FILE in found):
+        return
+    raise BundleError(
+        f"Expected {directory} to be free or a bundle, but it holds {', '.join(foreign[:3] or sorted(found)[:3])}",
+        hint="choose another name, or move them",
+    )
+
+
+def _config(contents: BundleContents) -> dict[str, Any]:
+    """Return config.json: the keys of timm, the label maps of transformers and the project's own section."""
+    labels = list(contents.labels)
+    card = {key: value for key, value in asdict(contents.card).items() if value}
+    return {
+        "architecture": contents.architecture,
+        "num_classes": len(labels),
+        "label_names": labels,
+        "pretrained_cfg": contents.preprocessing.to_timm() | {"num_classes": len(labels)},
+        "id2label": {str(index): label for index, label in enumerate(labels)},
+        "label2id": {label: index for index, label in enumerate(labels)},
+        "cpt": {
+            "format_version": layout.FORMAT_VERSION,
+            "name": contents.name,
+            "version": contents.version,
+            **contents.facts,
+            "card": card,
+        },
+    }
+
+
+def _card(
+    config: Mapping[str, Any],
+    labels: Sequence[str],
+    preprocessing: Preprocessing,
+    results: Sequence[EvaluationResult],
+    *,
+    onnx_bytes: int,
+) -> str:
+    own = dict(config["cpt"])
+    card = dict(own.pop("card", {}))
+    fields = CardFields(**card | {"tags": tuple(card.get("tags", ()))})
+    facts = {"architecture": config["architecture"], "size": f"{onnx_bytes:,} bytes"} | {
+        key: value
+        for key, value in own.items()
+        if isinstance(value, (str, int, float)) and key not in {"format_version", "name"}
+    }
+    return render_card(own["name"], fields, facts=facts, labels=labels, preprocessing=preprocessing, results=results)
+
+
+def _digests(parts: Mapping[str, bytes]) -> dict[str, str]:
+    return {name: hashlib.sha256(content).hexdigest() for name, content in parts.items()}
+
+
+@contextmanager
+def _writing(directory: Path) -> Iterator[None]:
+    """Turn a failure to write into the one line that users see."""
+    try:
+        yield
+    except OSError as error:
+        raise BundleError(
+            f"Expected to write the bundle {directory}, but got: {error.strerror or error}",
+            hint="nothing was changed; free some space, or choose a place that can be written to",
+        ) from error
+
+
+def _json_bytes(content: Mapping[str, Any]) -> bytes:
+    return (json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()

@@ -1,0 +1,167 @@
+"""What a data set is once it is found: labels, class names, and images as 8-bit pixels, in memory or decoded on demand."""
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from cpt_deploy.bundle.images import read_image
+from cpt_deploy.errors import DataError
+
+Split = Literal["train", "test"]
+Pixels = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet(ABC):
+    """Labelled images of one split; images are never changed by reading them.
+
+    Args:
+        name: The data set's name, for reports.
+        split: "train" or "test".
+        classes: Names of the classes; a label is an index into them.
+        labels: int64 (N,).
+
+    Raises:
+        DataError: If there are no images, or a label has no class.
+    """
+
+    name: str
+    split: Split
+    classes: tuple[str, ...]
+    labels: npt.NDArray[np.int64]
+
+    def __post_init__(self) -> None:
+        if self.labels.ndim != 1 or len(self.labels) == 0:
+            raise DataError(f"Expected {self.describe()} to have images, but got labels of shape {self.labels.shape}")
+        low, high = int(self.labels.min()), int(self.labels.max())
+        if low < 0 or high >= len(self.classes):
+            raise DataError(
+                f"Expected labels of {self.describe()} in 0..{len(self.classes) - 1}, but got {low}..{high}",
+                hint=f"{len(self.classes)} class names were found",
+            )
+
+    @abstractmethod
+    def image(self, index: int) -> Pixels | Image.Image:
+        """Return one image: uint8 (H, W) or (H, W, 3), or a Pillow image of mode "L" or "RGB".
+
+        Raises:
+            DataError: If the image cannot be read; the message names it.
+        """
+
+    @abstractmethod
+    def _chunks(self) -> Iterator[bytes | memoryview]:
+        """Yield the bytes of all images, in order."""
+
+    def digest(self) -> str:
+        """Return the SHA-256 of class names, labels and image bytes, as 64 hexadecimal digits."""
+        total = hashlib.sha256("\n".join(self.classes).encode())
+        total.update(np.ascontiguousarray(self.labels, dtype="<i8").data)
+        for chunk in self._chunks():
+            total.update(chunk)
+        return total.hexdigest()
+
+    def describe(self) -> str:
+        """Return name and split, as messages call the set."""
+        return f"{self.name} ({self.split})"
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True, eq=False)
+class ArrayImages(ImageSet):
+    """Images in memory, all of one size.
+
+    Args:
+        pixels: uint8 (N, H, W) gray or (N, H, W, 3) RGB.
+    """
+
+    pixels: Pixels
+
+    def __post_init__(self) -> None:
+        shape = self.pixels.shape
+        if self.pixels.dtype != np.uint8 or len(shape) not in {3, 4} or (len(shape) == 4 and shape[3] != 3):
+            raise DataError(
+                f"Expected images of {self.describe()} to be uint8 (N, H, W) or (N, H, W, 3), "
+                f"but got {self.pixels.dtype} {shape}"
+            )
+        if shape[0] != self.labels.shape[0]:
+            raise DataError(
+                f"Expected as many labels as images in {self.describe()}, but got {len(self.labels)} and {shape[0]}"
+            )
+        super().__post_init__()
+
+    @property
+    def channels(self) -> int:
+        """1 for gray, 3 for RGB."""
+        return 1 if self.pixels.ndim == 3 else 3
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return self.pixels.shape[1], self.pixels.shape[2]
+
+    def image(self, index: int) -> Pixels:
+        """Return one image, uint8 (H, W) or (H, W, 3)."""
+        return self.pixels[index]
+
+    def _chunks(self) -> Iterator[bytes | memoryview]:
+        yield repr(self.pixels.shape).encode()
+        yield np.ascontiguousarray(self.pixels).data
+
+
+@dataclass(frozen=True, eq=False)
+class FileImages(ImageSet):
+    """Images that are files, decoded when they are asked for.
+
+    Args:
+        paths: One a label.
+    """
+
+    paths: tuple[Path, ...]
+
+    def image(self, index: int) -> Image.Image:
+        """Decode one file; see `ImageSet.image`."""
+        return read_image(self.paths[index])
+
+    def _chunks(self) -> Iterator[bytes | memoryview]:
+        for path in self.paths:
+            try:
+                yield path.read_bytes()
+            except OSError as error:
+                raise DataError(f"Expected a readable image at {path}, but got: {error.strerror}") from error
+
+
+@dataclass(frozen=True, eq=False)
+class CallableImages(ImageSet):
+    """Images that a function returns, for data sets of the user's own.
+
+    Args:
+        load: Maps an index to what `ImageSet.image` returns.
+    """
+
+    load: Callable[[int], Pixels | Image.Image]
+
+    def image(self, index: int) -> Pixels | Image.Image:
+        """Call the function; whatever it raises becomes one line that names the image."""
+        try:
+            return self.load(int(index))
+        except DataError:
+            raise
+        except Exception as error:
+            raise DataError(
+                f"Expected {self.describe()} to give image {index}, but got {type(error).__name__}: {error}"
+            ) from error
+
+    def _chunks(self) -> Iterator[bytes | memoryview]:
+        for index in range(len(self)):
+            pixels = np.ascontiguousarray(np.asarray(self.image(index)))
+            yield repr(pixels.shape).encode()
+            yield pixels.data

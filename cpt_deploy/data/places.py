@@ -1,0 +1,69 @@
+"""Where data sets are looked for: the folder that the user names, `$CPT_DATA_DIR`, then the user's cache."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from cpt_deploy.errors import DataError
+
+DATA_DIR_VARIABLE = "CPT_DATA_DIR"
+
+
+def cache_folder() -> Path:
+    """Return where fetched data sets are kept: `$XDG_CACHE_HOME/cpt-deploy`, normally `~/.cache/cpt-deploy`."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "cpt-deploy"
+
+
+def candidate_folders(folder: str, root: Path | None) -> list[Path]:
+    """Return the folders in which the data set kept in `folder` may lie, best first.
+
+    Args:
+        folder: The data set's own folder name.
+        root: What the user named: that folder, or one that holds it. `None`: the usual places.
+    """
+    if root is not None:
+        return [root, root / folder]
+    data_dir = os.environ.get(DATA_DIR_VARIABLE)
+    return [*([Path(data_dir) / folder] if data_dir else []), cache_folder() / folder]
+
+
+def find_folder(name: str, folders: Sequence[Path], required: Sequence[str], *, hint: str) -> Path:
+    """Return the first folder that holds any of the required files; a missing one is reported by name.
+
+    Args:
+        name: The data set's name, for the message.
+        folders: Candidates, best first.
+        required: Paths of all the files that must be there, relative to the folder. "a|b" means either.
+        hint: How to get the data set.
+
+    Raises:
+        DataError: If no folder has all of them; the message says what was looked for and where.
+    """
+    missing = {folder: [entry for entry in required if not _exists(folder, entry)] for folder in folders}
+    for folder, absent in missing.items():
+        if not absent:
+            return folder
+    best = min(missing, key=lambda folder: len(missing[folder]))
+    absent = missing[best]
+    if len(absent) == len(required):
+        raise DataError(
+            f"Expected data set {name} ({_listed(required)}) in {_listed([str(f) for f in folders], 'or')}, "
+            "but it is in none of them",
+            hint=hint,
+        )
+    raise DataError(
+        f"Expected {len(required)} files of data set {name} in {best}, but {_listed(absent)} "
+        f"{'is' if len(absent) == 1 else 'are'} missing",
+        hint=hint,
+    )
+
+
+def _exists(folder: Path, entry: str) -> bool:
+    return any((folder / name).is_file() for name in entry.split("|"))
+
+
+def _listed(entries: Sequence[str], word: str = "and") -> str:
+    names = [entry.split("|")[0] for entry in entries]
+    shown = names if len(names) <= 6 else [*names[:5], f"{len(names) - 5} more"]
+    return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} {word} {shown[-1]}"

@@ -1,0 +1,86 @@
+"""The errors that users meet, each with the exit code of the command line and, where there is one, a hint.
+
+Messages follow one form: what was expected, what came instead. Programming mistakes stay `TypeError` and `ValueError`.
+"""
+
+
+class CptError(Exception):
+    """Base of all errors that are reported as one line, without a traceback.
+
+    Args:
+        message: What was expected and what was found, in one line.
+        hint: What to do about it, in one line.
+    """
+
+    exit_code: int = 1
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class UsageError(CptError):
+    """An argument, a name or a value that the command cannot take."""
+
+    exit_code = 2
+
+
+class RecipeError(UsageError):
+    """One or more settings of a recipe are wrong; the message lists all of them."""
+
+
+class ConversionError(UsageError):
+    """A model holds an operation that has no quantized form; the message names the operation and the module."""
+
+
+class MissingExtraError(CptError):
+    """An optional dependency is not installed."""
+
+    exit_code = 3
+
+
+class ValidationFailedError(CptError):
+    """A bundle did not pass its gate: accuracy dropped or an integer differs."""
+
+    exit_code = 4
+
+
+class DataError(CptError):
+    """A data set, a file or a directory is missing, unreadable or damaged."""
+
+    exit_code = 5
+
+
+class ImageError(DataError):
+    """Bytes that were sent as an image cannot be decoded to one."""
+
+
+class ImageTooLargeError(ImageError):
+    """An image declares more pixels than the limit."""
+
+
+class CheckpointError(DataError):
+    """A run directory or a checkpoint is missing, truncated or of another format."""
+
+
+class BundleError(DataError):
+    """A bundle is incomplete, damaged, or written by a newer version."""
+
+
+class TrainingDivergedError(CptError):
+    """The loss became NaN or infinite."""
+
+
+class RunInterruptedError(CptError):
+    """A signal ended the run after its state was saved.
+
+    Args:
+        message: Where the run stopped.
+        signal_number: The signal; the exit code is 128 plus it.
+        hint: How to go on.
+    """
+
+    def __init__(self, message: str, *, signal_number: int, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.exit_code = 128 + signal_number

@@ -1,0 +1,220 @@
+"""Writes an integer graph as ONNX with QuantizeLinear/DequantizeLinear on every edge, the form that onnxruntime fuses.
+
+What fuses and what does not was measured; each trap is named where the code avoids it. `docs/quantization.md` has the
+whole list.
+"""
+
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from cpt_deploy import __version__
+from cpt_deploy.errors import UsageError
+from cpt_deploy.freezing.graph import (
+    Add,
+    Concatenate,
+    Convolution,
+    FullyConnected,
+    GlobalAverage,
+    IntegerGraph,
+    Lookup,
+    MaxPool,
+    Multiply,
+    Operation,
+    QuantizedTensor,
+    Reshape,
+    Slice,
+    Transpose,
+    WeightedOperation,
+)
+
+INPUT_NAME = "image"
+OUTPUT_NAME = "logits"
+DEFAULT_OPSET = 17
+LEAST_OPSET = 13  # per-channel DequantizeLinear
+MOST_OPSET = 20  # from 21 on other quantization tools refuse the file
+
+
+def write_onnx(graph: IntegerGraph, *, opset: int = DEFAULT_OPSET, metadata: dict[str, str] | None = None) -> bytes:
+    """Return the ONNX file of an integer graph.
+
+    Input "image" is float32 (N, *input shape), output "logits" float32 (N, classes); N is free. The uint8 tensor of
+    each edge has the name that it has in the graph.
+
+    Args:
+        graph: The frozen network.
+        opset: ONNX opset, 13 to 20.
+        metadata: Entries of the file's metadata_props.
+
+    Raises:
+        UsageError: If the opset is outside 13 to 20.
+    """
+    if not LEAST_OPSET <= opset <= MOST_OPSET:
+        raise UsageError(f"Expected an opset from {LEAST_OPSET} to {MOST_OPSET}, but got {opset}")
+    return _Writer(graph, opset).write(metadata or {})
+
+
+class _Writer:
+    def __init__(self, graph: IntegerGraph, opset: int) -> None:
+        self.graph = graph
+        self.opset = opset
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: dict[str, onnx.TensorProto] = {}
+        self.dequantized: set[str] = set()
+
+    def write(self, metadata: dict[str, str]) -> bytes:
+        source = self.graph.tensors[self.graph.input]
+        output = self.graph.tensors[self.graph.output]
+        self._quantize(INPUT_NAME, source)
+        for operation in self.graph.operations:
+            self._emit(operation, self.graph.tensors[operation.output])
+        self._node("DequantizeLinear", [output.name, *self._parameters(output)], OUTPUT_NAME)
+        body = helper.make_graph(
+            self.nodes,
+            "cpt-deploy",
+            [helper.make_tensor_value_info(INPUT_NAME, TensorProto.FLOAT, ["N", *source.shape])],
+            [helper.make_tensor_value_info(OUTPUT_NAME, TensorProto.FLOAT, ["N", *output.shape])],
+            list(self.constants.values()),
+        )
+        opsets = [helper.make_opsetid("", self.opset)]
+        model = helper.make_model(
+            body,
+            opset_imports=opsets,
+            ir_version=helper.find_min_ir_version_for(opsets),
+            producer_name="cpt-deploy",
+            producer_version=__version__,
+        )
+        helper.set_model_props(model, metadata)
+        onnx.checker.check_model(model, full_check=True)
+        return bytes(model.SerializeToString())
+
+    # --- pieces -----------------------------------------------------------------------------------------------------
+
+    def _constant(self, name: str, array: NDArray[Any]) -> str:
+        if name not in self.constants:
+            self.constants[name] = numpy_helper.from_array(array, name)
+        return name
+
+    def _node(self, kind: str, inputs: list[str], output: str, **attributes: Any) -> None:
+        self.nodes.append(helper.make_node(kind, inputs, [output], name=f"{output}/{kind}", **attributes))
+
+    def _parameters(self, tensor: QuantizedTensor) -> list[str]:
+        # 0-dim arrays: with shape [1] onnxruntime leaves the additions in float
+        scale = self._constant(f"{tensor.name}.scale", np.array(tensor.scale, dtype=np.float32))
+        return [scale, self._constant(f"{tensor.name}.zero_point", np.array(tensor.zero_point, dtype=np.uint8))]
+
+    def _quantize(self, real: str, tensor: QuantizedTensor, *, saturate: bool = True) -> None:
+        """Real values → codes. Below 8 bits the codes are clipped as integers, which still fuses."""
+        parameters = self._parameters(tensor)
+        if saturate and tensor.bits < 8:
+            unclipped = f"{tensor.name}.unclipped"
+            self._node("QuantizeLinear", [real, *parameters], unclipped)
+            low = self._constant("code_0", np.array(0, dtype=np.uint8))
+            high = self._constant(f"code_{tensor.levels}", np.array(tensor.levels, dtype=np.uint8))
+            self._node("Clip", [unclipped, low, high], tensor.name)
+        else:
+            self._node("QuantizeLinear", [real, *parameters], tensor.name)
+
+    def _real(self, name: str) -> str:
+        """Return the name of a tensor's real values, dequantized on first use: readers of codes need none."""
+        real = f"{name}.real"
+        if name not in self.dequantized:
+            self.dequantized.add(name)
+            self._node("DequantizeLinear", [name, *self._parameters(self.graph.tensors[name])], real)
+        return real
+
+    def _emit(self, operation: Operation, output: QuantizedTensor) -> None:
+        if isinstance(operation, Lookup):
+            self._emit_lookup(operation, output)
+            return
+        inputs = [self._real(name) for name in operation.inputs]
+        result = f"{output.name}.result"
+        match operation:
+            case Convolution() | FullyConnected():
+                self._emit_weighted(operation, inputs[0], output, result)
+            case Add():
+                self._node("Add", inputs, result)
+            case Multiply():
+                self._node("Mul", inputs, result)
+            case Concatenate():
+                self._node("Concat", inputs, result, axis=operation.axis)
+            case GlobalAverage():
+                # not ReduceMean, which stays in float
+                self._node("GlobalAveragePool", inputs, result)
+            case _:
+                self._emit_movement(operation, inputs[0], output, result)
+                self._quantize(result, output, saturate=False)
+                return
+        self._quantize(result, output)
+
+    def _emit_weighted(
+        self, operation: Convolution | FullyConnected, source: str, output: QuantizedTensor, result: str
+    ) -> None:
+        weight, bias = self._weight(operation), self._bias(operation)
+        if isinstance(operation, FullyConnected):
+            self._node("Gemm", [source, weight, bias], result, transB=1)
+            return
+        self._node(
+            "Conv",
+            [source, weight, bias],
+            result,
+            kernel_shape=operation.codes.shape[2:],
+            strides=operation.strides,
+            pads=operation.pads,
+            dilations=operation.dilations,
+            group=operation.groups,
+        )
+
+    def _weight(self, operation: WeightedOperation) -> str:
+        name = operation.output
+        codes = self._constant(f"{name}.weight_codes", operation.codes)
+        scales = self._constant(f"{name}.weight_scales", operation.scales)
+        # without an explicit zero point Conv fuses but Gemm does not
+        zeros = self._constant(f"{name}.weight_zero_points", np.zeros(len(operation.scales), dtype=np.int8))
+        self._node("DequantizeLinear", [codes, scales, zeros], f"{name}.weight", axis=0)
+        return f"{name}.weight"
+
+    def _bias(self, operation: WeightedOperation) -> str:
+        name, source = operation.output, self.graph.tensors[operation.inputs[0]]
+        codes = self._constant(f"{name}.bias_codes", operation.bias)
+        scales = self._constant(f"{name}.bias_scales", np.float32(source.scale) * operation.scales)
+        zeros = self._constant(f"{name}.bias_zero_points", np.zeros(len(operation.bias), dtype=np.int32))
+        self._node("DequantizeLinear", [codes, scales, zeros], f"{name}.bias", axis=0)
+        return f"{name}.bias"
+
+    def _emit_lookup(self, operation: Lookup, output: QuantizedTensor) -> None:
+        """A function of one code is a table: the same codes on every processor, whatever its exponential does."""
+        table = self._constant(f"{output.name}.table", operation.table)
+        index = f"{output.name}.index"
+        self._node("Cast", [operation.inputs[0]], index, to=TensorProto.INT32)
+        self._node("Gather", [table, index], output.name, axis=0)
+
+    def _emit_movement(self, operation: Operation, source: str, output: QuantizedTensor, result: str) -> None:
+        match operation:
+            case MaxPool():
+                self._node(
+                    "MaxPool",
+                    [source],
+                    result,
+                    kernel_shape=operation.kernel,
+                    strides=operation.strides,
+                    pads=operation.pads,
+                    dilations=operation.dilations,
+                    ceil_mode=int(operation.ceil),
+                )
+            case Reshape():
+                shape = self._constant(f"{output.name}.shape", np.array([-1, *output.shape], dtype=np.int64))
+                self._node("Reshape", [source, shape], result)
+            case Transpose():
+                self._node("Transpose", [source], result, perm=operation.permutation)
+            case Slice():
+                bounds = [
+                    self._constant(f"{output.name}.{key}", np.array([value], dtype=np.int64))
+                    for key, value in (("start", operation.start), ("end", operation.end), ("axis", operation.axis))
+                ]
+                self._node("Slice", [source, *bounds], result)
+            case _:
+                raise AssertionError(f"unknown operation {type(operation).__name__}")

@@ -1,0 +1,7 @@
+"""A trained CPT model as an integer model, and the exact execution of it."""
+
+from cpt_deploy.freezing.executor import IntegerExecutor
+from cpt_deploy.freezing.freeze import freeze
+from cpt_deploy.freezing.graph import IntegerGraph, QuantizedTensor
+
+__all__ = ["IntegerExecutor", "IntegerGraph", "QuantizedTensor", "freeze"]

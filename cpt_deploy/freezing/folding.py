@@ -1,0 +1,101 @@
+"""Weights, BatchNorm and bias of a layer → codes, channel scales and an int32 bias; no weight is rounded twice."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from cpt_deploy.freezing.graph import Biases, Codes, Scales
+from cpt_deploy.quantization.affine import quantize_weight, symmetric_levels
+from cpt_deploy.quantization.layers import QuantizedLayer
+
+#: Biases stay well inside int32 so that accumulators cannot overflow.
+BIAS_LIMIT = 2**30
+#: A channel that only scales and shifts gets this code: a power of two, so dividing the scale by it is exact, and
+#: large, so that the bias, an integer at `input scale · scale`, is fine-grained.
+UNIT_CODE = 64
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class FoldedWeights:
+    """What a weighted operation executes with; shapes (O, ...), (O,), (O,)."""
+
+    codes: Codes
+    scales: Scales
+    bias: Biases
+
+
+def normalisation(norm: nn.BatchNorm1d | nn.BatchNorm2d | None, channels: int) -> tuple[Floats, Floats]:
+    """Return BatchNorm in evaluation as a factor and an offset for each channel, float64 (C,)."""
+    if norm is None:
+        return np.ones(channels), np.zeros(channels)
+    mean, variance = _float64(norm.running_mean), _float64(norm.running_var)
+    factor = 1.0 / np.sqrt(variance + norm.eps)
+    if norm.weight is not None:
+        factor = factor * _float64(norm.weight)
+    offset = -mean * factor
+    if norm.bias is not None:
+        offset = offset + _float64(norm.bias)
+    return factor, offset
+
+
+def fold_layer(
+    layer: QuantizedLayer, norm: nn.BatchNorm1d | nn.BatchNorm2d | None, bits: int, input_scale: float
+) -> FoldedWeights:
+    """Fold a layer and the BatchNorm after it.
+
+    The codes stay those of training. The channel scale is multiplied by |γ/σ|, the codes are negated where γ < 0, and
+    what is left of BatchNorm goes into the bias.
+
+    Args:
+        layer: The trained layer, weight (O, ...).
+        norm: The BatchNorm that follows it, or None.
+        bits: Bits of the weight codes.
+        input_scale: Scale of the layer's input.
+    """
+    with torch.no_grad():
+        codes, scales = quantize_weight(layer.weight, torch.tensor(float(symmetric_levels(bits))))
+    factor, offset = normalisation(norm, codes.shape[0])
+    if layer.bias is not None:
+        offset = offset + _float64(layer.bias) * factor
+    return fold(_float64(codes), _float64(scales), factor, offset, input_scale)
+
+
+def fold(codes: Floats, scales: Floats, factor: Floats, offset: Floats, input_scale: float) -> FoldedWeights:
+    """Fold a factor and an offset of each output channel into symmetric codes and their scales."""
+    per_channel = (-1, *([1] * (codes.ndim - 1)))
+    codes = codes * np.where(factor < 0, -1.0, 1.0).reshape(per_channel)
+    folded = (scales * np.abs(factor)).astype(np.float32)
+    # A channel whose factor is (almost) zero leaves its bias no grid that int32 can hold. Such a channel is all but
+    # constant: its scale is raised until the bias fits and its codes shrink accordingly, to zero in the end.
+    least = (np.abs(offset) / BIAS_LIMIT / input_scale).astype(np.float32)
+    raised = np.maximum(folded, np.maximum(least, np.finfo(np.float32).tiny))
+    shrunk = np.rint(codes * (folded / raised).astype(np.float64).reshape(per_channel))
+    bias_scale = (np.float32(input_scale) * raised).astype(np.float64)
+    bias_scale = np.where(bias_scale == 0, 1.0, bias_scale)
+    bias = np.clip(np.rint(offset / bias_scale), -BIAS_LIMIT, BIAS_LIMIT)
+    return FoldedWeights(shrunk.astype(np.int8), raised, bias.astype(np.int32))
+
+
+def channelwise(factor: Floats, offset: Floats, dimensions: int, input_scale: float) -> FoldedWeights:
+    """Return `x · factor + offset` per channel as a depthwise convolution with one code in each kernel.
+
+    Args:
+        factor: float64 (C,).
+        offset: float64 (C,).
+        dimensions: Number of spatial dimensions.
+        input_scale: Scale of the input.
+    """
+    channels = len(factor)
+    codes = np.full((channels, 1, *([1] * dimensions)), float(UNIT_CODE))
+    return fold(codes, np.full(channels, 1.0 / UNIT_CODE), factor, offset, input_scale)
+
+
+def _float64(tensor: Tensor | None) -> Floats:
+    assert tensor is not None
+    array: Floats = tensor.detach().cpu().to(torch.float64).numpy()
+    return array

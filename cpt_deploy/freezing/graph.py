@@ -1,0 +1,223 @@
+"""The integer model: tensors of codes and the operations between them, as plain data (NumPy only)."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Codes = NDArray[np.int8]
+Scales = NDArray[np.float32]
+Biases = NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizedTensor:
+    """An activation: unsigned codes in [0, 2^bits − 1], `x = (code − zero_point) · scale`.
+
+    Attributes:
+        name: Unique in the graph; also the name of the uint8 tensor in the ONNX file.
+        scale: Real step of one code; a value that float32 holds exactly.
+        zero_point: Code of real zero.
+        bits: 2 to 8.
+        shape: Shape without the batch dimension.
+    """
+
+    name: str
+    scale: float
+    zero_point: int
+    bits: int
+    shape: tuple[int, ...]
+
+    @property
+    def levels(self) -> int:
+        """The greatest code."""
+        return int(2**self.bits - 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One step of an integer graph: reads tensors by name, makes one tensor."""
+
+    inputs: tuple[str, ...]
+    output: str
+
+
+@dataclass(frozen=True, slots=True)
+class WeightedOperation(Operation):
+    """An operation with weights; BatchNorm is folded into scales and bias.
+
+    Attributes:
+        codes: Weight codes, int8, output channels first.
+        scales: Real step of each output channel's codes, float32 (O,).
+        bias: int32 (O,) at scale `input scale · scales`.
+        bits: Bits of the weight codes.
+        source: Module path in the trained model.
+    """
+
+    codes: Codes
+    scales: Scales
+    bias: Biases
+    bits: int
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Convolution(WeightedOperation):
+    """Convolution of any number of spatial dimensions; `pads` as in ONNX: all begins, then all ends."""
+
+    strides: tuple[int, ...]
+    pads: tuple[int, ...]
+    dilations: tuple[int, ...]
+    groups: int
+
+
+@dataclass(frozen=True, slots=True)
+class FullyConnected(WeightedOperation):
+    """Product of (N, I) with codes (O, I)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Add(Operation):
+    """Sum of two tensors of one shape; a ReLU after it is the output's zero point of 0."""
+
+
+@dataclass(frozen=True, slots=True)
+class Multiply(Operation):
+    """Product of two tensors that broadcast."""
+
+
+@dataclass(frozen=True, slots=True)
+class Concatenate(Operation):
+    """Concatenation along an axis (counted with the batch dimension)."""
+
+    axis: int
+
+
+@dataclass(frozen=True, slots=True)
+class GlobalAverage(Operation):
+    """Mean over all spatial positions, (N, C, H, W) → (N, C, 1, 1)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lookup(Operation):
+    """A function of one code, as a table of 2^8 output codes.
+
+    Attributes:
+        function: Name of the real function, for readers.
+        table: uint8 (256,).
+    """
+
+    function: str
+    table: NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class MaxPool(Operation):
+    """Maximum over windows; padding never wins. `pads` as in ONNX."""
+
+    kernel: tuple[int, ...]
+    strides: tuple[int, ...]
+    pads: tuple[int, ...]
+    dilations: tuple[int, ...]
+    ceil: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Reshape(Operation):
+    """New shape of the non-batch dimensions, which are those of the output tensor."""
+
+
+@dataclass(frozen=True, slots=True)
+class Transpose(Operation):
+    """Permutation of all dimensions, the batch dimension included and first."""
+
+    permutation: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Slice(Operation):
+    """A range of one axis (counted with the batch dimension)."""
+
+    axis: int
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class IntegerGraph:
+    """A frozen network.
+
+    Attributes:
+        input: The quantized input; the float input is quantized into it.
+        output: Name of the tensor whose real values are the logits.
+        operations: In an order in which they can run.
+        tensors: All tensors by name, the input first, in the order in which they are made.
+    """
+
+    input: str
+    output: str
+    operations: tuple[Operation, ...]
+    tensors: dict[str, QuantizedTensor] = field(default_factory=dict)
+
+    def weighted(self) -> list[WeightedOperation]:
+        """Return the operations that have weights, in order."""
+        return [operation for operation in self.operations if isinstance(operation, WeightedOperation)]
+
+
+OPERATIONS: dict[str, type[Operation]] = {
+    kind.__name__: kind
+    for kind in (
+        Convolution, FullyConnected, Add, Multiply, Concatenate, GlobalAverage, Lookup, MaxPool, Reshape, Transpose,
+        Slice,
+    )
+}  # fmt: skip
+
+
+def to_dict(graph: IntegerGraph) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    """Split a graph into what JSON holds and its arrays; `from_dict` puts it together again.
+
+    Returns:
+        A dictionary of JSON values, in which arrays stand as `{"tensor": name}`, and the arrays by name.
+    """
+    arrays: dict[str, NDArray[Any]] = {}
+    operations = []
+    for operation in graph.operations:
+        entry: dict[str, Any] = {"type": type(operation).__name__}
+        for name in operation.__dataclass_fields__:
+            value = getattr(operation, name)
+            if isinstance(value, np.ndarray):
+                key = f"{operation.output}.{name}"
+                arrays[key] = value
+                value = {"tensor": key}
+            entry[name] = value
+        operations.append(entry)
+    tensors = [
+        {"name": t.name, "scale": t.scale, "zero_point": t.zero_point, "bits": t.bits, "shape": list(t.shape)}
+        for t in graph.tensors.values()
+    ]
+    return {"input": graph.input, "output": graph.output, "tensors": tensors, "operations": operations}, arrays
+
+
+def from_dict(data: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> IntegerGraph:
+    """Rebuild a graph from `to_dict`'s two parts.
+
+    Raises:
+        KeyError: If a part is missing.
+    """
+    operations = []
+    for entry in data["operations"]:
+        values = {}
+        for name, value in entry.items():
+            if name == "type":
+                continue
+            if isinstance(value, dict):
+                values[name] = arrays[value["tensor"]]
+            else:
+                values[name] = tuple(value) if isinstance(value, list) else value
+        operations.append(OPERATIONS[entry["type"]](**values))
+    tensors = {
+        t["name"]: QuantizedTensor(t["name"], t["scale"], t["zero_point"], t["bits"], tuple(t["shape"]))
+        for t in data["tensors"]
+    }
+    return IntegerGraph(data["input"], data["output"], tuple(operations), tensors)

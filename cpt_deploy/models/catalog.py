@@ -1,0 +1,126 @@
+"""Building a model by its name: from the registry, from torchvision, or from the user's own module."""
+
+import fnmatch
+import inspect
+from collections.abc import Callable
+from functools import partial
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from cpt_deploy.errors import UsageError
+from cpt_deploy.models.cifar_mobilenet import CifarMobileNetV2
+from cpt_deploy.models.cifar_resnet import cifar_resnet, tiny_resnet
+from cpt_deploy.models.torchvision_models import PREFIX, build_torchvision, torchvision_names
+from cpt_deploy.registry import Registry, import_object, nearest_names
+
+ModelFactory = Callable[..., nn.Module]
+"""Builds a model; called with those of `num_classes`, `in_channels` and `input_size` that it has parameters for."""
+
+DEPTHS = (20, 38, 74, 110, 152, 164)
+"""Depths of the registered CIFAR ResNets; the paper's are those from 38 on."""
+
+models: Registry[ModelFactory] = Registry("model")
+"""The project's own models, by name."""
+
+models.register("tiny")(tiny_resnet)
+models.register("mobilenetv2")(CifarMobileNetV2)
+for _depth in DEPTHS:
+    models.register(f"resnet{_depth}")(partial(cifar_resnet, _depth))
+
+
+def model_names(pattern: str = "*") -> list[str]:
+    """Return the names of the known models that match a shell pattern: the project's own, then torchvision's."""
+    return [*models.names(pattern), *fnmatch.filter([PREFIX + name for name in torchvision_names()], pattern)]
+
+
+def build_model(
+    name: str,
+    *,
+    num_classes: int,
+    in_channels: int,
+    input_size: tuple[int, int],
+    **args: Any,
+) -> nn.Module:
+    """Build a model with fresh weights and make sure that it maps such images to such logits.
+
+    Args:
+        name: One of `model_names`, or an import path "module:factory" of a class or function that returns a module;
+            it gets those of `num_classes`, `in_channels` and `input_size` that it has parameters for.
+        num_classes: Number of logits.
+        in_channels: Channels of the images.
+        input_size: Height and width of the images, in pixels.
+        **args: Further arguments of the model, such as `width=32` of the CIFAR ResNets.
+
+    Returns:
+        The model, in training mode, on PyTorch's current default device.
+
+    Raises:
+        UsageError: If the name is unknown, or the model does not take the arguments or images of that size.
+    """
+    shape = {"num_classes": num_classes, "in_channels": in_channels, "input_size": input_size}
+    if name.startswith(PREFIX):
+        model = build_torchvision(
+            name.removeprefix(PREFIX),
+            num_classes=num_classes,
+            in_channels=in_channels,
+            input_size=input_size,
+            **args,
+        )
+    elif ":" in name:
+        model = _build_imported(name, shape, args)
+    elif name in models:
+        model = _call(name, models.get(name), shape, args)
+    else:
+        raise UsageError(f"Expected a known model, but got {name!r}", hint=nearest_names(name, model_names()))
+    _check_output(name, model, num_classes, (in_channels, *input_size))
+    return model
+
+
+def _build_imported(path: str, shape: dict[str, Any], args: dict[str, Any]) -> nn.Module:
+    factory = import_object(path)
+    if not callable(factory):
+        raise UsageError(f"Expected {path!r} to be callable, but it is of type {type(factory).__name__}")
+    model = _call(path, cast(ModelFactory, factory), shape, args)
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"Expected {path!r} to return a torch.nn.Module, but got {type(model).__name__}")
+    return model
+
+
+def _call(name: str, factory: ModelFactory, shape: dict[str, Any], args: dict[str, Any]) -> nn.Module:
+    """Call a factory with what it has parameters for; arguments that the user gave must fit, or it is an error."""
+    signature = inspect.signature(factory)
+    kinds = [parameter.kind for parameter in signature.parameters.values()]
+    accepted = shape
+    if inspect.Parameter.VAR_KEYWORD not in kinds:
+        accepted = {key: value for key, value in shape.items() if key in signature.parameters}
+    settings = {**accepted, **args}
+    try:
+        signature.bind(**settings)
+    except TypeError as error:
+        raise UsageError(f"Expected arguments that model {name} takes, but got {settings}: {error}") from error
+    return factory(**settings)
+
+
+def _check_output(name: str, model: nn.Module, num_classes: int, input_shape: tuple[int, ...]) -> None:
+    """Run one black image, so that an input size that a model cannot take is an error here and not hours later."""
+    parameter = next(model.parameters(), None)
+    image = torch.zeros(1, *input_shape, device=None if parameter is None else parameter.device)
+    training = model.training
+    model.eval()
+    size = " x ".join(map(str, input_shape))
+    try:
+        with torch.no_grad():
+            logits = model(image)
+    except (RuntimeError, ValueError, AssertionError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise UsageError(
+            f"Expected images that model {name} can take, but {size} (channels x height x width) fails: {reason}",
+            hint="larger images may do: set data.input.size",
+        ) from error
+    finally:
+        model.train(training)
+    got = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+    if got != (1, num_classes):
+        raise UsageError(f"Expected model {name} to return logits of shape (1, {num_classes}), but got {got}")

@@ -1,0 +1,64 @@
+"""The size of a model in figures: parameters and multiply-accumulates."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from cpt_deploy.models.catalog import build_model
+
+
+@dataclass(frozen=True)
+class ModelSummary:
+    """The size of a model.
+
+    Args:
+        parameters: Number of trainable values.
+        macs: Multiply-accumulates of convolutions and matrix products per image in forward.
+    """
+
+    parameters: int
+    macs: int
+
+
+def describe_model(
+    name: str,
+    *,
+    num_classes: int,
+    in_channels: int,
+    input_size: tuple[int, int],
+    **args: Any,
+) -> ModelSummary:
+    """Count a model's parameters and multiply-accumulates; the arguments are those of `build_model`.
+
+    Nothing is computed and, except for a user's own factory and RegNets, no weights are allocated.
+
+    Raises:
+        UsageError: As `build_model`.
+    """
+    # RegNets compute their widths in tensors, and a user's factory may too; the meta device has no values to read.
+    reads_values = ":" in name or name.startswith("torchvision/regnet_")
+    with torch.device("cpu" if reads_values else "meta"):
+        model = build_model(name, num_classes=num_classes, in_channels=in_channels, input_size=input_size, **args)
+    return summarize(model.to("meta"), (in_channels, *input_size))
+
+
+def summarize(model: nn.Module, input_shape: tuple[int, ...]) -> ModelSummary:
+    """Count the parameters and multiply-accumulates of a model.
+
+    Args:
+        model: Any model; on the meta device nothing is computed.
+        input_shape: Shape of one input, without the batch.
+    """
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    device = next((parameter.device for parameter in model.parameters()), None)
+    training = model.training
+    model.eval()
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), counter:
+        model(torch.zeros(1, *input_shape, device=device))
+    model.train(training)
+    # The counter takes a multiplication and an addition as two.
+    return ModelSummary(parameters, counter.get_total_flops() // 2)

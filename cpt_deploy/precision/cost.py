@@ -1,0 +1,155 @@
+"""What a precision schedule costs: shares of steps per bits, the ratio to static precision, and BitOPs by layer.
+
+The unit is that of Fu et al., 2021: a layer costs `MACs (fw^2 + 2 fw bw)` bit operations per sample and training step,
+`fw` bits forward and `bw` bits of gradient; the three products are forward, error and weight gradient.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from cpt_deploy.precision.schedules import PrecisionSchedule
+
+FLOAT_BITS = 32
+
+Role = Literal["cycle", "hold", "float"]
+
+
+def share_of_steps(schedule: PrecisionSchedule, total_steps: int) -> dict[int, float]:
+    """Return the share of a run's steps that each number of bits has, ascending by bits; the shares add up to 1."""
+    counts = Counter(schedule.bits_at(step, total_steps) for step in range(total_steps))
+    return {bits: counts[bits] / total_steps for bits in sorted(counts)}
+
+
+def relative_cost(
+    forward: PrecisionSchedule,
+    backward: PrecisionSchedule,
+    total_steps: int,
+    *,
+    reference_bits: int | None = None,
+) -> float:
+    """Return the cost of a run relative to one whose forward precision is static.
+
+    Both have the same `backward` schedule. One minus this is the saving that the paper's tables print.
+
+    Args:
+        forward: Bits of weights and activations.
+        backward: Bits of the gradients.
+        total_steps: Length of the run.
+        reference_bits: Forward bits of the static run; the greatest bits of `forward` by default.
+
+    Raises:
+        ValueError: If `total_steps` is less than 1.
+    """
+    if total_steps < 1:
+        raise ValueError(f"Expected total_steps to be at least 1, but got {total_steps}")
+    pairs = Counter(
+        (forward.bits_at(step, total_steps), backward.bits_at(step, total_steps)) for step in range(total_steps)
+    )
+    reference = reference_bits if reference_bits is not None else max(bits for bits, _ in pairs)
+    spent = sum(count * _weight(bits, grad_bits) for (bits, grad_bits), count in pairs.items())
+    static = sum(count * _weight(reference, grad_bits) for (_, grad_bits), count in pairs.items())
+    return spent / static
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """One layer as the meter sees it.
+
+    Args:
+        name: Its name in the model.
+        macs: Multiply-accumulates per sample in forward.
+        role: "cycle" follows the schedule, "hold" stays at the upper bound, "float" runs at 32 bits.
+    """
+
+    name: str
+    macs: int
+    role: Role
+
+
+@dataclass(frozen=True)
+class BitOpsSummary:
+    """What a run has cost so far.
+
+    Args:
+        total: BitOPs spent.
+        static_upper: BitOPs of the same steps, had the cycling layers stayed at the upper bound.
+    """
+
+    total: int
+    static_upper: int
+
+    @property
+    def saving(self) -> float:
+        """The share of `static_upper` that was saved, 0 before the first step."""
+        return 1.0 - self.total / self.static_upper if self.static_upper else 0.0
+
+    def to_dict(self) -> dict[str, float]:
+        """Return the figures as JSON types, in GBitOPs (1e9), and the saving as a share."""
+        return {
+            "gbitops": self.total / 1e9,
+            "gbitops_static_upper": self.static_upper / 1e9,
+            "saving": self.saving,
+        }
+
+
+class BitOpsMeter:
+    """Adds up the BitOPs of a run, each layer at the bits it really runs at.
+
+    Args:
+        layers: All layers with multiplications, those in float as well.
+        upper: Bits of the layers that hold the upper bound.
+    """
+
+    def __init__(self, layers: Sequence[LayerCost], upper: int) -> None:
+        self.layers = tuple(layers)
+        self.upper = upper
+        self._macs: dict[Role, int] = {"cycle": 0, "hold": 0, "float": 0}
+        for layer in layers:
+            self._macs[layer.role] += layer.macs
+        self._total = 0
+        self._static_upper = 0
+
+    @property
+    def total(self) -> int:
+        """BitOPs so far."""
+        return self._total
+
+    def step_cost(self, forward_bits: int, backward_bits: int, samples: int) -> int:
+        """Return the BitOPs of one training step.
+
+        Args:
+            forward_bits: Bits of weights and activations of the cycling layers.
+            backward_bits: Bits of the gradients of all quantized layers.
+            samples: Number of samples in the step, over all processes.
+        """
+        per_sample = (
+            self._macs["cycle"] * _weight(forward_bits, backward_bits)
+            + self._macs["hold"] * _weight(self.upper, backward_bits)
+            + self._macs["float"] * _weight(FLOAT_BITS, FLOAT_BITS)
+        )
+        return per_sample * samples
+
+    def add(self, forward_bits: int, backward_bits: int, samples: int) -> int:
+        """Count one training step and return its BitOPs; the arguments are those of `step_cost`."""
+        cost = self.step_cost(forward_bits, backward_bits, samples)
+        self._total += cost
+        self._static_upper += self.step_cost(self.upper, backward_bits, samples)
+        return cost
+
+    def summary(self) -> BitOpsSummary:
+        """Return what the run has cost so far and what static precision would have."""
+        return BitOpsSummary(self._total, self._static_upper)
+
+    def state_dict(self) -> dict[str, int]:
+        """Return the counts, to be kept in a checkpoint."""
+        return {"total": self._total, "static_upper": self._static_upper}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Go on from counts that `state_dict` returned."""
+        self._total, self._static_upper = int(state["total"]), int(state["static_upper"])
+
+
+def _weight(forward_bits: int, backward_bits: int) -> int:
+    return forward_bits * forward_bits + 2 * forward_bits * backward_bits

@@ -1,0 +1,242 @@
+"""Precision schedules: how many bits a step runs at, as a pure function of the step and the length of the run.
+
+Names follow Fu et al., 2021 (`cosine`) and the ten schedules of Wolfe & Kyrillidis, 2024, whose short names are
+accepted too (`CR` is `cosine`, `RTH` is `rex-triangular-horizontal`, ...).
+"""
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol, cast, runtime_checkable
+
+from cpt_deploy.errors import UsageError
+from cpt_deploy.precision.profiles import PROFILES
+from cpt_deploy.registry import Registry, import_object
+
+LEAST_BITS, MOST_BITS = 2, 32
+"""The bounds of any schedule; one bit leaves a symmetric weight no value but zero, 32 stands for full precision."""
+
+Points = Sequence[tuple[float, int]]
+"""Where the steps of a piecewise schedule begin, as a fraction of the run, and their bits."""
+
+Shape = Literal["repeated", "vertical", "horizontal"]
+
+
+@runtime_checkable
+class PrecisionSchedule(Protocol):
+    """Anything that says how many bits a step runs at; picklable and without state."""
+
+    def bits_at(self, step: int, total_steps: int) -> int:
+        """Return the bits of `step`, counted from 0, in a run of `total_steps` steps.
+
+        Raises:
+            ValueError: If `step` is not in [0, total_steps).
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class StaticSchedule:
+    """The same bits at every step.
+
+    Args:
+        bits: Those bits.
+    """
+
+    bits: int
+
+    def __post_init__(self) -> None:
+        _check_bounds(self.bits, self.bits)
+
+    def bits_at(self, step: int, total_steps: int) -> int:
+        """Return `bits`; see `PrecisionSchedule.bits_at`."""
+        _check_step(step, total_steps)
+        return self.bits
+
+
+@dataclass(frozen=True)
+class CyclicSchedule:
+    """Cycles of one profile between two bounds, `bits = rint(lower + (upper - lower) S(z))`.
+
+    A cycle is `total_steps / cycles` steps long, as a real number: where the cycles divide the steps this is the
+    authors' code exactly, and elsewhere the run still ends at the end of a cycle rather than at the start of one more.
+
+    Args:
+        lower: Least bits.
+        upper: Greatest bits.
+        cycles: How many cycles the run has.
+        profile: The rise, one of `PROFILES`.
+        shape: "repeated" rises and falls back at once, cycle after cycle. The triangular ones alternate between
+            falling and rising, the last cycle rising, so that an even number of them begins at `upper`: "vertical"
+            falls as `1 - S(z)`, "horizontal" as `S(1 - z)`.
+    """
+
+    lower: int
+    upper: int
+    cycles: int = 32
+    profile: str = "cosine"
+    shape: Shape = "repeated"
+
+    def __post_init__(self) -> None:
+        _check_bounds(self.lower, self.upper)
+        if self.cycles < 1:
+            raise UsageError(f"Expected cycles to be at least 1, but got {self.cycles}")
+        if self.profile not in PROFILES:
+            raise UsageError(f"Expected profile to be one of {', '.join(PROFILES)}, but got {self.profile!r}")
+
+    def bits_at(self, step: int, total_steps: int) -> int:
+        """Return the bits of `step`; see `PrecisionSchedule.bits_at`.
+
+        Raises:
+            UsageError: If the run has fewer steps than cycles.
+        """
+        _check_step(step, total_steps)
+        if self.cycles > total_steps:
+            raise UsageError(
+                f"Expected at most one precision cycle a step, but got {self.cycles} cycles in {total_steps} steps",
+                hint="train longer or set fewer cycles",
+            )
+        cycle, offset = divmod(step * self.cycles, total_steps)
+        z = offset / total_steps
+        span = float(self.upper - self.lower)
+        rise = PROFILES[self.profile]
+        # round() goes half to even, as the rint of the authors' code does.
+        if self.shape == "repeated" or (self.cycles - 1 - cycle) % 2 == 0:
+            return round(self.lower + span * rise(z))
+        if self.shape == "vertical":
+            return round(self.upper - span * rise(z))
+        return round(self.lower + span * rise(1.0 - z))
+
+
+@dataclass(frozen=True)
+class PiecewiseSchedule:
+    """Bits that change at given points of the run.
+
+    Args:
+        points: Pairs of the fraction of the run where a piece starts and its bits; the first starts at 0.
+    """
+
+    points: tuple[tuple[float, int], ...]
+
+    def __post_init__(self) -> None:
+        starts = [start for start, _ in self.points]
+        if not starts or starts[0] != 0 or starts != sorted(set(starts)) or starts[-1] >= 1:
+            raise UsageError(
+                f"Expected points to start at fraction 0 and to rise below 1, but got {list(self.points)}",
+                hint="for example [[0, 3], [0.5, 6], [0.9, 8]]: 3 bits, from the middle 6, for the last tenth 8",
+            )
+        for _, bits in self.points:
+            _check_bounds(bits, bits)
+
+    def bits_at(self, step: int, total_steps: int) -> int:
+        """Return the bits of the piece that `step` lies in; see `PrecisionSchedule.bits_at`."""
+        _check_step(step, total_steps)
+        progress = step / total_steps
+        return next(bits for start, bits in reversed(self.points) if start <= progress)
+
+
+ScheduleFactory = Callable[[int, int, int, Points | None], PrecisionSchedule]
+"""Builds a schedule from lower, upper, cycles and points."""
+
+schedules: Registry[ScheduleFactory] = Registry("precision schedule")
+"""The schedules that a recipe can name; further ones by `module:attribute`, see `build_schedule`."""
+
+
+@schedules.register("static")
+def _static(_lower: int, upper: int, _cycles: int, _points: Points | None) -> PrecisionSchedule:
+    return StaticSchedule(upper)
+
+
+@schedules.register("piecewise")
+def _piecewise(lower: int, upper: int, _cycles: int, points: Points | None) -> PrecisionSchedule:
+    if not points:
+        raise UsageError(
+            "Expected the piecewise schedule to have points, but got none",
+            hint="give pairs of a start, as a fraction of the run, and bits: [[0, 3], [0.5, 6], [0.9, 8]]",
+        )
+    outside = [bits for _, bits in points if not lower <= bits <= upper]
+    if outside:
+        raise UsageError(f"Expected the bits of points to lie in {lower}..{upper}, but got {outside}")
+    return PiecewiseSchedule(tuple((float(start), int(bits)) for start, bits in points))
+
+
+def _cyclic(profile: str, shape: Shape) -> ScheduleFactory:
+    def build(lower: int, upper: int, cycles: int, _points: Points | None) -> PrecisionSchedule:
+        return CyclicSchedule(lower, upper, cycles, profile, shape)
+
+    return build
+
+
+_CYCLIC: dict[str, tuple[str, str, Shape]] = {
+    "CR": ("cosine", "cosine", "repeated"),
+    "LR": ("linear", "linear", "repeated"),
+    "ER": ("exponential", "exponential", "repeated"),
+    "RR": ("rex", "rex", "repeated"),
+    # Reflected either way, a cosine and a line are the same.
+    "CT": ("cosine-triangular", "cosine", "vertical"),
+    "LT": ("linear-triangular", "linear", "vertical"),
+    "ETV": ("exponential-triangular-vertical", "exponential", "vertical"),
+    "ETH": ("exponential-triangular-horizontal", "exponential", "horizontal"),
+    "RTV": ("rex-triangular-vertical", "rex", "vertical"),
+    "RTH": ("rex-triangular-horizontal", "rex", "horizontal"),
+}
+
+for _name, _profile, _shape in _CYCLIC.values():
+    schedules.register(_name)(_cyclic(_profile, _shape))
+
+
+def build_schedule(
+    name: str,
+    *,
+    lower: int,
+    upper: int,
+    cycles: int = 32,
+    points: Points | None = None,
+) -> PrecisionSchedule:
+    """Build a schedule by name.
+
+    Args:
+        name: One of `schedules`, a short name of Wolfe & Kyrillidis ("CR", "RTH", ...), or an import path
+            "module:attribute" of a schedule or of a callable that returns one; the callable gets those of `lower`,
+            `upper`, `cycles` and `points` that it has parameters for.
+        lower: Least bits, from 2.
+        upper: Greatest bits, to 32; what the static schedule runs at.
+        cycles: Number of cycles of the cyclic schedules.
+        points: Start fractions and bits of the piecewise schedule.
+
+    Raises:
+        UsageError: If the name is unknown or an argument is out of range.
+    """
+    _check_bounds(lower, upper)
+    if ":" in name:
+        return _build_imported(name, {"lower": lower, "upper": upper, "cycles": cycles, "points": points})
+    long_name = _CYCLIC[name.upper()][0] if name.upper() in _CYCLIC else name
+    return schedules.get(long_name)(lower, upper, cycles, points)
+
+
+def _build_imported(path: str, settings: dict[str, object]) -> PrecisionSchedule:
+    found = import_object(path)
+    # A class has `bits_at` too; only its instances are schedules.
+    if callable(found) and (isinstance(found, type) or not isinstance(found, PrecisionSchedule)):
+        parameters = inspect.signature(found).parameters.values()
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+            known = {parameter.name for parameter in parameters}
+            settings = {key: value for key, value in settings.items() if key in known}
+        found = cast(Callable[..., object], found)(**settings)
+    if not isinstance(found, PrecisionSchedule):
+        raise UsageError(
+            f"Expected {path!r} to give an object with a method bits_at(step, total_steps), "
+            f"but got {type(found).__name__}"
+        )
+    return found
+
+
+def _check_bounds(lower: int, upper: int) -> None:
+    if not LEAST_BITS <= lower <= upper <= MOST_BITS:
+        got = f"{lower}" if lower == upper else f"{lower}..{upper}"
+        raise UsageError(f"Expected bits with {LEAST_BITS} <= lower <= upper <= {MOST_BITS}, but got {got}")
+
+
+def _check_step(step: int, total_steps: int) -> None:
+    if not 0 <= step < total_steps:
+        raise ValueError(f"Expected step to lie in [0, {total_steps}), but got {step}")

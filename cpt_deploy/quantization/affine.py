@@ -1,0 +1,130 @@
+"""Affine quantization as ONNX QuantizeLinear and DequantizeLinear define it: pure functions on tensors.
+
+`codes = saturate(rint(x / scale) + zero_point)`, `x = (codes - zero_point) · scale`, rint rounds half to even.
+Levels are passed as tensors so that a change of bits changes data, not code.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def unsigned_levels(bits: int) -> int:
+    """Return the greatest code of an unsigned tensor of `bits` bits, `2^bits − 1`."""
+    return int(2**bits - 1)
+
+
+def symmetric_levels(bits: int) -> int:
+    """Return the greatest code of a symmetric signed tensor of `bits` bits, `2^(bits−1) − 1`."""
+    return int(2 ** (bits - 1) - 1)
+
+
+def range_of(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the least and greatest value of `x` and of 0, as 0-dim tensors.
+
+    Zero belongs to every range so that the zero point is an integer and real zero (padding, ReLU) is exact.
+    """
+    low, high = torch.aminmax(x.detach())
+    return low.clamp(max=0.0), high.clamp(min=0.0)
+
+
+def affine_parameters(low: Tensor, high: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return scale and zero point of a range that contains 0.
+
+    Args:
+        low: Least real value, 0-dim float32, at most 0.
+        high: Greatest real value, 0-dim float32, at least 0.
+        levels: Greatest code, 0-dim float32.
+
+    Returns:
+        The scale and the zero point, 0-dim float32; the zero point is an integer in [0, levels]. An empty range has
+        scale 1.
+    """
+    width = (high - low) / levels
+    scale = torch.where(width == 0, torch.ones_like(width), width)
+    return scale, torch.round(-low / scale).clamp(min=torch.zeros_like(levels), max=levels)
+
+
+def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, levels: Tensor) -> Tensor:
+    """Return the codes of `x` as a float32 tensor of integers in [0, levels]."""
+    return torch.round(x / scale).add_(zero_point).clamp_(min=torch.zeros_like(levels), max=levels)
+
+
+def dequantize(codes: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+    """Return the real values that codes stand for."""
+    return (codes - zero_point) * scale
+
+
+class _FakeQuantizeAffine(torch.autograd.Function):
+    """Quantize and dequantize; the gradient passes straight through (STE)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, levels: Tensor) -> Tensor:
+        codes = torch.div(x, scale).round_().clamp_(min=-zero_point, max=levels - zero_point)
+        return codes.mul_(scale)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None, None]:
+        return grad_outputs[0], None, None, None
+
+
+def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, levels: Tensor) -> Tensor:
+    """Return `dequantize(quantize(x))` with the straight-through gradient.
+
+    No gradient is masked: in training the range is the tensor's own, so nothing is clipped.
+
+    Args:
+        x: Float32 tensor of any shape.
+        scale: 0-dim float32.
+        zero_point: 0-dim float32 holding an integer.
+        levels: Greatest code, 0-dim float32.
+    """
+    result: Tensor = _FakeQuantizeAffine.apply(x, scale, zero_point, levels)  # type: ignore[no-untyped-call]
+    return result
+
+
+def channel_scales(weight: Tensor, levels: Tensor) -> Tensor:
+    """Return the symmetric scale of each output channel, `max|w| / levels`; a channel of zeros has scale 1.
+
+    Args:
+        weight: Float32 tensor of shape (O, ...).
+        levels: Greatest code, 0-dim float32.
+
+    Returns:
+        Float32 tensor of shape (O,).
+    """
+    flat = weight.detach().flatten(1)
+    low, high = torch.aminmax(flat, dim=1)
+    scale = torch.maximum(high, -low) / levels
+    return torch.where(scale == 0, torch.ones_like(scale), scale)
+
+
+def _per_channel(scale: Tensor, weight: Tensor) -> Tensor:
+    return scale.view(-1, *([1] * (weight.dim() - 1)))
+
+
+def quantize_weight(weight: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return a weight's codes, a float32 tensor of integers in [−levels, levels], and its channel scales (O,)."""
+    scale = channel_scales(weight, levels)
+    codes = torch.round(weight.detach() / _per_channel(scale, weight)).clamp_(min=-levels, max=levels)
+    return codes, scale
+
+
+class _FakeQuantizeWeight(torch.autograd.Function):
+    """Quantize and dequantize a weight per output channel, straight-through gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, levels: Tensor) -> Tensor:
+        codes, scale = quantize_weight(weight, levels)
+        return codes.mul_(_per_channel(scale, weight))
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
+        return grad_outputs[0], None
+
+
+def fake_quantize_weight(weight: Tensor, levels: Tensor) -> Tensor:
+    """Return a weight rounded to its symmetric per-channel grid, with the straight-through gradient."""
+    result: Tensor = _FakeQuantizeWeight.apply(weight, levels)  # type: ignore[no-untyped-call]
+    return result

@@ -1,0 +1,44 @@
+"""What `prepare` needs to know: the bounds of the cycle and how ranges are tracked."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from cpt_deploy.errors import UsageError
+
+EndLayers = Literal["hold", "cycle"]
+
+LEAST_BITS = 2
+MOST_BITS = 32
+#: From here on a tensor is left in float32, whose significand holds no more levels.
+FLOAT_BITS = 24
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizationConfig:
+    """How a float model becomes a CPT model.
+
+    Args:
+        lower: Least bits of the cycle, 2 to `upper`.
+        upper: Greatest bits of the cycle, at most 32; 24 and more mean float32. The model is frozen at this bound.
+        ends: Whether the first and the last layer hold the upper bound or cycle as the others do.
+        range_momentum: Weight of a new batch in the moving average of activation ranges, in (0, 1].
+        seed: Seed of the gradients' stochastic rounding.
+
+    Raises:
+        UsageError: If the bounds are out of order or out of range.
+    """
+
+    lower: int = 3
+    upper: int = 8
+    ends: EndLayers = "hold"
+    range_momentum: float = 0.1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not LEAST_BITS <= self.lower <= self.upper <= MOST_BITS:
+            raise UsageError(
+                f"Expected {LEAST_BITS} <= lower <= upper <= {MOST_BITS} bits, "
+                f"but got lower={self.lower}, upper={self.upper}"
+            )
+        if not 0.0 < self.range_momentum <= 1.0:
+            raise UsageError(f"Expected range_momentum to be in (0, 1], but got {self.range_momentum}")

@@ -1,0 +1,103 @@
+"""Quantizers of activations: each stands on an edge, between the operation that makes a tensor and those that read it."""
+
+import torch
+from torch import Tensor, nn
+
+from cpt_deploy.quantization.affine import affine_parameters, fake_quantize, range_of
+from cpt_deploy.quantization.precision_state import PrecisionState, Role
+
+
+class EdgeQuantizer(nn.Module):
+    """Quantizes an activation tensor per tensor, unsigned, with a zero point.
+
+    In training the range is the batch's own and a moving average of it is kept; in evaluation the average is used.
+
+    Args:
+        precision: The model's bits.
+        role: "cycle" if only cycling layers read this edge, else "hold".
+        momentum: Weight of a new batch in the moving average of the range.
+        levels_floor: Least number of levels; the logits keep 8 bits whatever the bound, since no layer reads them.
+    """
+
+    low: Tensor
+    high: Tensor
+    batches: Tensor
+
+    def __init__(self, precision: PrecisionState, role: Role, momentum: float, *, least_bits: int = 0) -> None:
+        super().__init__()
+        self.precision = precision
+        self.role: Role = role
+        self.momentum = momentum
+        self.least_bits = least_bits
+        #: While settling, every batch counts alike instead of by momentum.
+        self.cumulative = False
+        self.register_buffer("low", torch.tensor(0.0))
+        self.register_buffer("high", torch.tensor(0.0))
+        self.register_buffer("batches", torch.tensor(0, dtype=torch.int64))
+        self.current: tuple[Tensor, Tensor] = (self.low, self.high)
+
+    @property
+    def bits(self) -> int:
+        """The bits at which this edge runs now."""
+        return max(self.precision.activation_bits[self.role], self.least_bits)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return `x` on the grid of the present bits, same shape."""
+        if self.training:
+            self.current = range_of(x)
+            self._observe(*self.current)
+        else:
+            self.current = (self.low, self.high)
+        return self.quantize(x, self.role, self.least_bits)
+
+    def quantize(self, x: Tensor, role: Role, least_bits: int = 0) -> Tensor:
+        """Quantize `x` in this edge's range of the last forward, at the bits of a role."""
+        if not self.precision.quantizes_activations(role):
+            return x
+        levels = self.precision.activation_levels(role)
+        if least_bits:
+            levels = levels.clamp(min=float(2**least_bits - 1))
+        scale, zero_point = affine_parameters(*self.current, levels)
+        return fake_quantize(x, scale, zero_point, levels)
+
+    @torch.no_grad()
+    def _observe(self, low: Tensor, high: Tensor) -> None:
+        self.batches.add_(1)
+        weight = 1.0 / self.batches if self.cumulative else torch.clamp(1.0 / self.batches, min=self.momentum)
+        self.low.lerp_(low.to(self.low.dtype), weight.to(self.low.dtype))
+        self.high.lerp_(high.to(self.high.dtype), weight.to(self.high.dtype))
+
+    def reset(self) -> None:
+        """Forget the observed range."""
+        self.batches.zero_()
+        self.low.zero_()
+        self.high.zero_()
+
+    def extra_repr(self) -> str:
+        return f"role={self.role}"
+
+
+class LayerInput(nn.Module):
+    """Brings an edge that holds the upper bound to the bits of a cycling layer, in the edge's own range.
+
+    At the upper bound it changes nothing, so the frozen graph has no such operation.
+
+    Args:
+        source: The quantizer of the edge.
+    """
+
+    def __init__(self, source: EdgeQuantizer) -> None:
+        super().__init__()
+        self._source = (source,)  # in a tuple: the edge owns its buffers, this module must not register them again
+
+    @property
+    def source(self) -> EdgeQuantizer:
+        """The quantizer of the edge that this input reads."""
+        return self._source[0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return `x` on the grid of the present cycling bits, same shape."""
+        source = self.source
+        if source.precision.activation_bits["cycle"] == source.precision.activation_bits["hold"]:
+            return x
+        return source.quantize(x, "cycle")

@@ -1,0 +1,100 @@
+"""Layers with quantized weights and gradients; their inputs are quantized by the edges of the graph."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cpt_deploy.quantization.affine import fake_quantize_weight
+from cpt_deploy.quantization.gradients import mix_seed, with_quantized_gradient
+from cpt_deploy.quantization.precision_state import PrecisionState, Role
+
+
+class QuantizedLayer(nn.Module):
+    """What Conv and Linear share: a weight on a symmetric per-channel grid and a quantized output gradient.
+
+    Attributes:
+        role: "cycle" or "hold" (the upper bound).
+        index: Position among the model's layers; seeds the gradient's noise.
+    """
+
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+    precision: PrecisionState
+    role: Role
+    index: int
+
+    def attach(self, precision: PrecisionState, role: Role, index: int) -> None:
+        """Connect the layer to the model's bits."""
+        self.precision, self.role, self.index = precision, role, index
+
+    @property
+    def quantized_weight(self) -> Tensor:
+        """The weight as the forward pass uses it at the present bits."""
+        if not self.precision.quantizes_weights(self.role):
+            return self.weight
+        return fake_quantize_weight(self.weight, self.precision.weight_levels(self.role))
+
+    def _with_quantized_gradient(self, y: Tensor) -> Tensor:
+        precision = self.precision
+        if not (self.training and precision.quantizes_gradients):
+            return y
+        seed = mix_seed(precision.seed, self.index, precision.step)
+        return with_quantized_gradient(y, precision.get_buffer("gradient_levels"), seed)
+
+
+class QuantizedConv1d(QuantizedLayer, nn.Conv1d):
+    """Conv1d on codes: input (N, C, L), output (N, O, L'); any stride, padding, dilation and groups."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve with the quantized weight."""
+        return self._with_quantized_gradient(self._conv_forward(x, self.quantized_weight, self.bias))
+
+
+class QuantizedConv2d(QuantizedLayer, nn.Conv2d):
+    """Conv2d on codes: input (N, C, H, W), output (N, O, H', W'); any stride, padding, dilation and groups."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve with the quantized weight."""
+        return self._with_quantized_gradient(self._conv_forward(x, self.quantized_weight, self.bias))
+
+
+class QuantizedLinear(QuantizedLayer, nn.Linear):
+    """Linear on codes: input (N, I), output (N, O)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Multiply by the quantized weight."""
+        return self._with_quantized_gradient(F.linear(x, self.quantized_weight, self.bias))
+
+
+def _conv_arguments(conv: Any) -> dict[str, Any]:
+    names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
+    return {name: getattr(conv, name) for name in names}
+
+
+def _linear_arguments(linear: nn.Linear) -> dict[str, Any]:
+    return {"in_features": linear.in_features, "out_features": linear.out_features}
+
+
+_QUANTIZED: dict[type[nn.Module], tuple[type[QuantizedLayer], Callable[[Any], dict[str, Any]]]] = {
+    nn.Conv1d: (QuantizedConv1d, _conv_arguments),
+    nn.Conv2d: (QuantizedConv2d, _conv_arguments),
+    nn.Linear: (QuantizedLinear, _linear_arguments),
+}
+
+
+def is_quantizable(module: nn.Module) -> bool:
+    """Return whether a module has a quantized layer: exactly Conv1d, Conv2d and Linear, no subclasses of them."""
+    return type(module) in _QUANTIZED
+
+
+def quantized_layer(module: nn.Module, precision: PrecisionState, role: Role, index: int) -> QuantizedLayer:
+    """Return the quantized layer for a float one; the parameters are shared, not copied."""
+    layer_type, arguments = _QUANTIZED[type(module)]
+    layer = layer_type(**arguments(module), bias=module.bias is not None, device="meta")
+    layer.weight = module.weight  # type: ignore[assignment]
+    layer.bias = module.bias  # type: ignore[assignment]
+    layer.train(module.training)
+    layer.attach(precision, role, index)
+    return layer

@@ -1,0 +1,79 @@
+"""The current bits of a model: one object that every quantizer of the model reads."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from cpt_deploy.errors import UsageError
+from cpt_deploy.quantization.affine import symmetric_levels, unsigned_levels
+from cpt_deploy.quantization.config import FLOAT_BITS, LEAST_BITS, MOST_BITS
+
+Role = Literal["cycle", "hold"]
+ROLES: tuple[Role, ...] = ("cycle", "hold")
+
+
+class PrecisionState(nn.Module):
+    """Bits of weights, activations and gradients, as numbers of levels on the model's device.
+
+    Tensors with role "cycle" follow the schedule; those with role "hold" stay at the upper bound. The levels are
+    0-dim tensors, so kernels and compiled graphs see new data, not new code, when the bits change.
+
+    Args:
+        upper: Bits of the upper bound.
+        seed: Seed of the gradients' noise.
+    """
+
+    step: int
+
+    def __init__(self, upper: int, seed: int) -> None:
+        super().__init__()
+        self.upper = upper
+        self.seed = seed
+        self.step = 0
+        self.weight_bits: dict[Role, int] = dict.fromkeys(ROLES, upper)
+        self.activation_bits: dict[Role, int] = dict.fromkeys(ROLES, upper)
+        self.gradient_bits = 8
+        for role in ROLES:
+            self.register_buffer(f"weight_levels_{role}", torch.tensor(0.0), persistent=False)
+            self.register_buffer(f"activation_levels_{role}", torch.tensor(0.0), persistent=False)
+        self.register_buffer("gradient_levels", torch.tensor(0.0), persistent=False)
+        self.set(weights=upper, activations=upper, gradients=self.gradient_bits)
+
+    def set(self, *, weights: int, activations: int, gradients: int) -> None:
+        """Set the bits of everything that cycles.
+
+        Raises:
+            UsageError: If a number of bits is outside [2, 32].
+        """
+        for kind, bits in (("weights", weights), ("activations", activations), ("gradients", gradients)):
+            if not LEAST_BITS <= bits <= MOST_BITS:
+                raise UsageError(f"Expected bits of {kind} in [{LEAST_BITS}, {MOST_BITS}], but got {bits}")
+        self.weight_bits["cycle"] = weights
+        self.activation_bits["cycle"] = activations
+        self.gradient_bits = gradients
+        for role in ROLES:
+            self.weight_levels(role).fill_(float(symmetric_levels(self.weight_bits[role])))
+            self.activation_levels(role).fill_(float(unsigned_levels(self.activation_bits[role])))
+        self.get_buffer("gradient_levels").fill_(float(unsigned_levels(gradients)))
+
+    def weight_levels(self, role: Role) -> Tensor:
+        """Return the greatest weight code of a role, 0-dim float32."""
+        return self.get_buffer(f"weight_levels_{role}")
+
+    def activation_levels(self, role: Role) -> Tensor:
+        """Return the greatest activation code of a role, 0-dim float32."""
+        return self.get_buffer(f"activation_levels_{role}")
+
+    def quantizes_weights(self, role: Role) -> bool:
+        """Return whether weights of a role are quantized at all at their present bits."""
+        return self.weight_bits[role] < FLOAT_BITS
+
+    def quantizes_activations(self, role: Role) -> bool:
+        """Return whether activations of a role are quantized at all at their present bits."""
+        return self.activation_bits[role] < FLOAT_BITS
+
+    @property
+    def quantizes_gradients(self) -> bool:
+        """Whether gradients are quantized at all at their present bits."""
+        return self.gradient_bits < FLOAT_BITS

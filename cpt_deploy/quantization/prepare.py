@@ -1,0 +1,202 @@
+"""From a float model to a CPT model: quantized layers, and a quantizer on every edge of the graph."""
+
+import copy
+import math
+from collections.abc import Iterator
+
+from torch import fx, nn
+
+from cpt_deploy.errors import ConversionError
+from cpt_deploy.quantization.config import QuantizationConfig
+from cpt_deploy.quantization.edges import EdgeQuantizer, LayerInput
+from cpt_deploy.quantization.layers import QuantizedLayer, quantized_layer
+from cpt_deploy.quantization.model import LayerInfo, QuantizedModel
+from cpt_deploy.quantization.precision_state import PrecisionState, Role
+from cpt_deploy.quantization.tracing import describe, is_tensor, shape_of, trace
+from cpt_deploy.quantization.vocabulary import Kind, classify, computes
+
+#: The logits are read by no layer, so nothing is saved by giving them fewer bits.
+LOGITS_LEAST_BITS = 8
+
+
+def prepare(model: nn.Module, config: QuantizationConfig, input_shape: tuple[int, ...]) -> QuantizedModel:
+    """Convert a float model to one that trains with cyclic precision and can be frozen to integers.
+
+    Every Conv and Linear gets a quantized weight and a quantized output gradient. Every edge that integer execution
+    needs gets a quantizer: after each layer (with its BatchNorm and ReLU, which fuse into it), sum, product,
+    concatenation and average, at the input and at the logits. Edges that only cycling layers read follow the
+    schedule; all others hold the upper bound, so the residual stream is never cut to the lower bound.
+
+    Args:
+        model: A float model with one input tensor and one output tensor (N, classes); it is copied, not changed.
+        config: Bounds and roles.
+        input_shape: Shape of one input without the batch dimension, e.g. (3, 32, 32).
+
+    Returns:
+        The CPT model, at the upper bound.
+
+    Raises:
+        ConversionError: If the model cannot be traced or holds an operation without an integer form; names the
+            operation and the module.
+    """
+    traced = trace(copy.deepcopy(model), input_shape)
+    _check_parameters(traced)
+    kinds = {node: classify(node, traced) for node in traced.graph.nodes if computes(node)}
+    _check_output(traced)
+    precision = PrecisionState(config.upper, config.seed)
+    layers = _replace_layers(traced, kinds, precision, config)
+    _insert_edges(traced, kinds, precision, config)
+    traced.graph.lint()
+    traced.recompile()
+    prepared = QuantizedModel(traced, precision, config, input_shape, layers)
+    prepared.train(model.training)
+    return prepared.to(next((p.device for p in model.parameters()), None))
+
+
+def _check_parameters(traced: fx.GraphModule) -> None:
+    for node in traced.graph.nodes:
+        if node.op == "get_attr" and any(is_tensor(user) for user in node.users):
+            raise ConversionError(f"Expected parameters in layers only, but got the bare parameter {node.target!r}")
+
+
+def _check_output(traced: fx.GraphModule) -> None:
+    output = next(node for node in traced.graph.nodes if node.op == "output")
+    result = output.args[0]
+    if not isinstance(result, fx.Node) or not is_tensor(result):
+        raise ConversionError(
+            "Expected a model that returns one tensor of logits, but it returns something else",
+            hint="switch auxiliary outputs off, or wrap the model so that it returns the logits",
+        )
+
+
+# --- layers ---------------------------------------------------------------------------------------------------------
+
+
+def _replace_layers(
+    traced: fx.GraphModule, kinds: dict[fx.Node, Kind], precision: PrecisionState, config: QuantizationConfig
+) -> list[LayerInfo]:
+    calls = [node for node, kind in kinds.items() if kind is Kind.LAYER]
+    if not calls:
+        raise ConversionError("Expected a model with at least one Conv or Linear layer, but got none")
+    targets = list(dict.fromkeys(str(node.target) for node in calls))
+    ends = {targets[0], targets[-1]} if config.ends == "hold" else set()
+    infos: list[LayerInfo] = []
+    for index, target in enumerate(targets):
+        module = traced.get_submodule(target)
+        role: Role = "hold" if target in ends else "cycle"
+        nodes = [node for node in calls if node.target == target]
+        _check_layer(nodes[0], module, traced)
+        traced.set_submodule(target, quantized_layer(module, precision, role, index))
+        infos.append(LayerInfo(target, sum(_macs(node, module) for node in nodes), role))
+    return infos
+
+
+def _check_layer(node: fx.Node, module: nn.Module, traced: fx.GraphModule) -> None:
+    if getattr(module, "padding_mode", "zeros") != "zeros":
+        raise ConversionError(
+            f"Expected zero padding, but got {module.padding_mode!r} in {describe(node, traced)}"
+        )
+    if isinstance(module, nn.Linear) and len(shape_of(node)) != 1:
+        raise ConversionError(
+            f"Expected Linear layers on tensors of shape (N, features), but got (N, "
+            f"{', '.join(map(str, shape_of(node)))}) at {describe(node, traced)}"
+        )
+
+
+def _macs(node: fx.Node, module: nn.Module) -> int:
+    """Return multiply-accumulates per sample of one call of a layer."""
+    weight = module.weight
+    per_output = math.prod(weight.shape[1:])  # type: ignore[union-attr]
+    return int(math.prod(shape_of(node)) * per_output)
+
+
+# --- edges ----------------------------------------------------------------------------------------------------------
+
+
+def _insert_edges(
+    traced: fx.GraphModule, kinds: dict[fx.Node, Kind], precision: PrecisionState, config: QuantizationConfig
+) -> None:
+    traced.add_module("edges", nn.ModuleDict())
+    traced.add_module("layer_inputs", nn.ModuleDict())
+    for head, end in list(_chains(traced, kinds)):
+        readers = list(_readers(end, kinds))
+        cycling = [layer for _, layer in readers if _role(traced, layer) == "cycle"]
+        role: Role = "cycle" if readers and len(cycling) == len(readers) else "hold"
+        is_logits = any(reader.op == "output" for reader, _ in readers)
+        edge = EdgeQuantizer(
+            precision, role, config.range_momentum, least_bits=LOGITS_LEAST_BITS if is_logits else 0
+        )
+        node = _insert_after(traced, end, f"edges.{head.name}", edge)
+        kinds[node] = Kind.EDGE
+        if role == "hold" and cycling:
+            _insert_layer_inputs(traced, [reader for reader, layer in readers if layer in cycling], edge, kinds)
+
+
+def _chains(traced: fx.GraphModule, kinds: dict[fx.Node, Kind]) -> Iterator[tuple[fx.Node, fx.Node]]:
+    """Yield (first, last) node of each run of nodes that is one integer operation: compute, BatchNorm, clamp."""
+    taken: set[fx.Node] = set()
+    for node in list(traced.graph.nodes):
+        if node in taken or (node.op != "placeholder" and kinds.get(node, Kind.KEEP) is Kind.KEEP):
+            continue
+        end = node
+        if kinds.get(node) is Kind.LAYER:
+            end = _extend(end, kinds, Kind.NORM)
+        if kinds.get(node) in (Kind.LAYER, Kind.NORM, Kind.ADD, Kind.MULTIPLY, Kind.CONSTANT):
+            end = _extend(end, kinds, Kind.CLAMP)
+        current = node
+        while current is not end:
+            current = next(iter(current.users))
+            taken.add(current)
+        yield node, end
+
+
+def _extend(end: fx.Node, kinds: dict[fx.Node, Kind], kind: Kind) -> fx.Node:
+    users = list(end.users)
+    return users[0] if len(users) == 1 and kinds.get(users[0]) is kind else end
+
+
+def _readers(node: fx.Node, kinds: dict[fx.Node, Kind]) -> Iterator[tuple[fx.Node, fx.Node | None]]:
+    """Yield what reads a tensor, looking through operations that keep codes: (reader, reader if it is a layer)."""
+    for user in node.users:
+        if user.op == "output":
+            yield user, None
+        elif user not in kinds:
+            continue  # arithmetic on sizes
+        elif kinds[user] is Kind.KEEP:
+            yield from _readers(user, kinds)
+        else:
+            yield user, user if kinds[user] is Kind.LAYER else None
+
+
+def _role(traced: fx.GraphModule, layer: fx.Node | None) -> Role | None:
+    if layer is None:
+        return None
+    module = traced.get_submodule(str(layer.target))
+    return module.role if isinstance(module, QuantizedLayer) else None
+
+
+def _insert_after(traced: fx.GraphModule, node: fx.Node, target: str, module: nn.Module) -> fx.Node:
+    traced.add_submodule(target, module)
+    users = list(node.users)
+    with traced.graph.inserting_after(node):
+        inserted = traced.graph.call_module(target, (node,))
+    for user in users:
+        user.replace_input_with(node, inserted)
+    return inserted
+
+
+def _insert_layer_inputs(
+    traced: fx.GraphModule, layers: list[fx.Node], edge: EdgeQuantizer, kinds: dict[fx.Node, Kind]
+) -> None:
+    """Bring what cycling layers read from a held edge to their bits; layers that read the same tensor share it."""
+    by_source: dict[fx.Node, list[fx.Node]] = {}
+    for layer in layers:
+        by_source.setdefault(layer.all_input_nodes[0], []).append(layer)
+    for source, readers in by_source.items():
+        target = f"layer_inputs.{readers[0].name}"
+        traced.add_submodule(target, LayerInput(edge))
+        with traced.graph.inserting_before(readers[0]):
+            node = traced.graph.call_module(target, (source,))
+        kinds[node] = Kind.EDGE
+        for reader in readers:
+            reader.replace_input_with(source, node)

@@ -1,0 +1,60 @@
+"""Re-estimation of BatchNorm statistics and activation ranges at the precision that will be served."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from cpt_deploy.errors import DataError
+from cpt_deploy.quantization.model import QuantizedModel
+
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+
+
+def settle(model: QuantizedModel, batches: Iterable[Tensor], *, weight_bits: int | None = None) -> int:
+    """Re-estimate BatchNorm statistics and activation ranges at the upper bound.
+
+    While the bits cycle both are averages over mixed precisions. This replaces them by plain averages over the given
+    batches, at the precision that is frozen. No parameter changes; dropout is off.
+
+    Args:
+        model: The model; its mode and bits are restored afterwards.
+        batches: Training inputs, each (N, *input_shape), on the model's device. Some tens to hundreds are enough.
+        weight_bits: Bits of the cycling weights if they are to be frozen at other bits than the upper bound.
+
+    Returns:
+        The number of batches used.
+
+    Raises:
+        DataError: If there is no batch; the model is then as before.
+    """
+    iterator = iter(batches)
+    first = next(iterator, None)
+    if first is None:
+        raise DataError("Expected at least one batch to settle on, but got none")
+    modes = {module: module.training for module in model.modules()}
+    norms = [module for module in model.modules() if isinstance(module, _NORMS)]
+    momenta = [norm.momentum for norm in norms]
+    edges = [edge for _, edge in model.edges()]
+    count = 0
+    try:
+        model.eval()
+        for norm in norms:
+            norm.train()
+            norm.reset_running_stats()
+            norm.momentum = None  # type: ignore[assignment]  # cumulative average
+        for edge in edges:
+            edge.train()
+            edge.reset()
+            edge.cumulative = True
+        with torch.no_grad(), model.upper_bound(weight_bits):
+            model(first)
+            count = 1 + sum(1 for batch in iterator if model(batch) is not None)
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+        for edge in edges:
+            edge.cumulative = False
+        for module, mode in modes.items():
+            module.training = mode
+    return count

@@ -1,0 +1,203 @@
+"""Reads recipes: defaults, then a preset or a file, then `key=value` overrides; all mistakes are reported at once."""
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from cpt_deploy.errors import DataError, RecipeError, UsageError
+from cpt_deploy.recipe.schema import Recipe
+from cpt_deploy.registry import nearest_names
+
+_PRESETS = Path(__file__).parent / "presets"
+_SUFFIXES = {".yaml", ".yml"}
+
+
+def preset_names() -> list[str]:
+    """Return the names of the recipes that come with the package, sorted."""
+    return sorted(path.stem for path in _PRESETS.glob("*.yaml"))
+
+
+def preset_path(name: str) -> Path:
+    """Return the file of a preset, to be read or copied.
+
+    Raises:
+        UsageError: If there is no such preset; the hint has the nearest names.
+    """
+    if name not in preset_names():
+        raise UsageError(f"Expected a known preset, but got {name!r}", hint=nearest_names(name, preset_names()))
+    return _PRESETS / f"{name}.yaml"
+
+
+def load_recipe(source: str | Path | None = None, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe.
+
+    Args:
+        source: The name of a preset, a YAML file, or `None` for the defaults.
+        overrides: Settings such as "train.epochs=3" or "data.augment.0.padding=2"; values are YAML. Setting
+            `train.steps` or `train.epochs` replaces the other one.
+
+    Raises:
+        RecipeError: If settings are wrong; the message lists all of them, with lines and near names.
+        UsageError: If there is no such preset.
+        DataError: If the file cannot be read.
+    """
+    values: dict[str, Any] = {}
+    lines: dict[tuple[str, ...], int] = {}
+    problems: list[str] = []
+    if source is not None:
+        path = _recipe_path(source)
+        values, lines, problems = _read_yaml(path)
+    for override in overrides:
+        problem = _override(values, override)
+        if problem is not None:
+            problems.append(problem)
+        lines.pop(tuple(override.partition("=")[0].split(".")), None)  # the file is not to blame for what came later
+    try:
+        recipe = Recipe.model_validate(values)
+    except ValidationError as error:
+        problems += [_describe(dict(entry), lines) for entry in error.errors()]
+    if problems:
+        count = "1 setting is" if len(problems) == 1 else f"{len(problems)} settings are"
+        where = f" from {source}" if source is not None else ""
+        raise RecipeError(f"Expected a valid recipe{where}, but {count} wrong:\n  " + "\n  ".join(problems))
+    return recipe
+
+
+def save_recipe(recipe: Recipe, path: Path) -> None:
+    """Write a recipe as YAML with every setting; `load_recipe` reads it back as it was.
+
+    The file appears whole or not at all.
+
+    Raises:
+        DataError: If the file cannot be written.
+    """
+    text = f"# cpt train {path}\n" + yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, width=120)
+    temporary = path.with_name(f".{path.name}.partial")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        raise DataError(f"Expected to write the recipe to {path}, but got: {error.strerror or error}") from error
+
+
+def _recipe_path(source: str | Path) -> Path:
+    path = Path(source)
+    if isinstance(source, Path) or path.suffix in _SUFFIXES or len(path.parts) > 1:
+        if not path.is_file():
+            raise DataError(f"Expected a recipe file at {path}, but found none", hint="presets are named without .yaml")
+        return path
+    return preset_path(source)
+
+
+def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[tuple[str, ...], int], list[str]]:
+    """Return the settings of a file, the line of each, and problems such as keys that occur twice."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        values = yaml.safe_load(text)
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"Expected a readable recipe at {path}, but got: {error}") from error
+    except yaml.YAMLError as error:
+        raise RecipeError(f"Expected YAML in {path}, but got: {' '.join(str(error).split())}") from error
+    if values is None:
+        return {}, {}, []
+    if not isinstance(values, dict):
+        raise RecipeError(f"Expected {path} to hold settings as 'key: value', but got a {type(values).__name__}")
+    lines: dict[tuple[str, ...], int] = {}
+    problems = []
+    for key, line in _walk(node, ()):
+        if key in lines:
+            problems.append(f"{'.'.join(key)} (line {line}): given twice, first in line {lines[key]}")
+        lines[key] = line
+    return values, lines, problems
+
+
+def _walk(node: yaml.Node | None, prefix: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], int]]:
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            path = (*prefix, str(key.value))
+            yield path, key.start_mark.line + 1
+            yield from _walk(value, path)
+    elif isinstance(node, yaml.SequenceNode):
+        for index, value in enumerate(node.value):
+            path = (*prefix, str(index))
+            yield path, value.start_mark.line + 1
+            yield from _walk(value, path)
+
+
+def _override(values: dict[str, Any], override: str) -> str | None:
+    """Apply one `key=value`; return what is wrong with it, if anything."""
+    key, equals, text = override.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        return f"{override}: expected the form section.key=value"
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return f"{override}: expected a YAML value, but got {text!r}"
+    target: Any = values
+    for depth, part in enumerate(parts[:-1]):
+        target = _child(target, part)
+        if target is None:
+            return f"{override}: {'.'.join(parts[: depth + 1])} holds no settings of its own"
+    if isinstance(target, list):
+        if not (parts[-1].isdigit() and int(parts[-1]) < len(target)):
+            return f"{override}: expected an index below {len(target)}, but got {parts[-1]!r}"
+        target[int(parts[-1])] = value
+    else:
+        target[parts[-1]] = value
+    if parts in (["train", "steps"], ["train", "epochs"]) and value is not None:
+        target.pop("epochs" if parts[-1] == "steps" else "steps", None)
+    return None
+
+
+def _child(target: Any, part: str) -> Any:
+    """Return the section or list element `part` of `target`, made if need be; `None` if there can be none."""
+    if isinstance(target, list):
+        child = target[int(part)] if part.isdigit() and int(part) < len(target) else None
+    else:
+        if target.get(part) is None:
+            target[part] = {}
+        child = target[part]
+    return child if isinstance(child, dict | list) else None
+
+
+def _describe(entry: Mapping[str, Any], lines: Mapping[tuple[str, ...], int]) -> str:
+    """Put one of pydantic's errors into a line: the key, where it stands, what is wrong, what was meant."""
+    location = tuple(str(part) for part in entry["loc"])
+    key = ".".join(location) or "recipe"
+    line = next((lines[location[:end]] for end in range(len(location), 0, -1) if location[:end] in lines), None)
+    where = f"{key} (line {line})" if line is not None and location in lines else key
+    if entry["type"] == "extra_forbidden":
+        return f"{where}: unknown setting; {_nearest_keys(location)}"
+    message = str(entry["msg"]).removeprefix("Value error, ").replace("Input should be", "Expected")
+    given = "" if entry["type"] in {"value_error", "missing"} else f", but got {entry['input']!r}"
+    return f"{where}: {message}{given}"
+
+
+def _nearest_keys(location: tuple[str, ...]) -> str:
+    """Suggest keys for an unknown one: near ones in its section, else the same or near ones in any other."""
+    section: type[BaseModel] = Recipe
+    for part in location[:-1]:
+        annotation = section.model_fields[part].annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            section = annotation
+    *parents, wrong = location
+    known = list(section.model_fields)
+    if not difflib.get_close_matches(wrong, known, n=1, cutoff=0.6):
+        everywhere = {path.rpartition(".")[2]: path for path in _all_keys(Recipe, "")}
+        elsewhere = difflib.get_close_matches(wrong, list(everywhere), n=2, cutoff=0.8)
+        if elsewhere:
+            return f"did you mean {', '.join(everywhere[name] for name in elsewhere)}?"
+    return nearest_names(wrong, known) if not parents else nearest_names(wrong, known) + f" (in {'.'.join(parents)})"
+
+
+def _all_keys(section: type[BaseModel], prefix: str) -> Iterator[str]:
+    for name, field in section.model_fields.items():
+        yield f"{prefix}{name}"
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _all_keys(field.annotation, f"{prefix}{name}.")

@@ -1,0 +1,294 @@
+"""The recipe: every setting of a run, with its meaning, unit, default and bounds.
+
+Pydantic stands here because people write recipes; builders turn the settings into flat arguments further in.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from cpt_deploy.errors import UsageError
+from cpt_deploy.precision import PrecisionSchedule, build_schedule
+
+Bits = Annotated[int, Field(ge=2, le=32)]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Count = Annotated[int, Field(ge=1)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+_EVERY = re.compile(r"(\d+)\s*(epoch|step)s?")
+
+
+@dataclass(frozen=True)
+class Every:
+    """An interval of a run: so many epochs or so many steps."""
+
+    count: int
+    unit: Literal["epoch", "step"]
+
+    def steps(self, steps_per_epoch: int) -> int:
+        """Return the interval in steps."""
+        return self.count * (steps_per_epoch if self.unit == "epoch" else 1)
+
+
+def parse_every(text: str) -> Every:
+    """Parse an interval such as "1 epoch", "5 epochs" or "390 steps".
+
+    Raises:
+        ValueError: If the text is no interval, or an interval of 0.
+    """
+    match = _EVERY.fullmatch(text.strip())
+    if match is None or int(match[1]) == 0:
+        raise ValueError(f"Expected an interval such as '1 epoch' or '390 steps', but got {text!r}")
+    return Every(int(match[1]), "epoch" if match[2] == "epoch" else "step")
+
+
+def _interval(value: Any) -> Any:
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = f"{value} {'epoch' if value == 1 else 'epochs'}"
+    if isinstance(value, str):
+        parse_every(value)
+    return value
+
+
+Interval = Annotated[str, BeforeValidator(_interval)]
+
+
+class Settings(BaseModel):
+    """Base of all sections: immutable, and an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelSettings(Settings):
+    """Which network: `tiny`, `resnet20`, `torchvision/resnet18`, or your own as `module:factory`."""
+
+    name: str = "tiny"
+    args: dict[str, Any] = Field(default_factory=dict)
+
+
+class InputSettings(Settings):
+    """How an image becomes the model's input. What is left null comes from the data set.
+
+    `size` is (height, width) in pixels, `resize` the length of the shorter side before the centre crop; `mean` and
+    `std` are per channel, for pixels scaled to 0..1.
+    """
+
+    size: tuple[Count, Count] | None = None
+    channels: Literal[1, 3] | None = None
+    resize: Count | None = None
+    interpolation: Literal["bilinear", "bicubic", "nearest"] | None = None
+    mean: tuple[Finite, ...] | None = None
+    std: tuple[Annotated[float, Field(gt=0.0, allow_inf_nan=False)], ...] | None = None
+
+    @model_validator(mode="after")
+    def _lengths_agree(self) -> Self:
+        channels = self.channels
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if values is None:
+                continue
+            if channels is not None and len(values) != channels:
+                raise ValueError(f"Expected {name} to have {channels} values, one a channel, but got {len(values)}")
+        if self.size is not None and self.resize is not None and self.resize < max(self.size):
+            raise ValueError(f"Expected resize to be at least {max(self.size)}, as size is, but got {self.resize}")
+        return self
+
+
+class AugmentStep(BaseModel):
+    """One augmentation: its name and that augmentation's own parameters beside it."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    name: str
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The parameters that were written beside the name."""
+        return dict(self.model_extra or {})
+
+
+class DataSettings(Settings):
+    """Which images, how they become inputs, and how the training images are varied.
+
+    `name` is a known data set, a folder, an .npz file, or your own as `module:factory`; `root` is the folder that
+    holds a known one. `workers` is the number of loading processes; it never changes the result.
+    """
+
+    name: str = "digits"
+    root: str | None = None
+    input: InputSettings = InputSettings()
+    augment: tuple[AugmentStep, ...] = ()
+    workers: Annotated[int, Field(ge=0, le=256)] = 0
+
+
+class PrecisionSettings(Settings):
+    """Bits over the run: forward (weights and activations) and backward (gradients) have a schedule each.
+
+    `lower` and `upper` bound the forward cycle, `cycles` is the number of cycles in the run, `points` are the
+    (start fraction, bits) pairs of the piecewise schedule. `ends` says whether the first and the last layer hold the
+    upper bound or cycle too. `range_momentum` is the weight of a new batch in the tracked activation ranges.
+    """
+
+    schedule: str = "cosine"
+    lower: Bits = 3
+    upper: Bits = 8
+    cycles: Count = 32
+    points: tuple[tuple[Fraction, Bits], ...] | None = None
+    grad_schedule: str = "static"
+    grad_lower: Bits = 8
+    grad_upper: Bits = 8
+    grad_cycles: Count | None = None
+    grad_points: tuple[tuple[Fraction, Bits], ...] | None = None
+    ends: Literal["hold", "cycle"] = "hold"
+    range_momentum: Annotated[float, Field(gt=0.0, le=1.0)] = 0.1
+
+    @model_validator(mode="after")
+    def _schedules_exist(self) -> Self:
+        problems = []
+        for name, build in ((self.schedule, self.forward_schedule), (self.grad_schedule, self.backward_schedule)):
+            if ":" in name:  # a user's own code is imported when the run starts, not when a file is read
+                continue
+            try:
+                build()
+            except UsageError as error:
+                problems.append("; ".join(filter(None, [error.message, error.hint])))
+        if problems:
+            raise ValueError(" | ".join(problems))
+        return self
+
+    def forward_schedule(self) -> PrecisionSchedule:
+        """Build the schedule of weights and activations.
+
+        Raises:
+            UsageError: If an import path leads nowhere.
+        """
+        return build_schedule(self.schedule, lower=self.lower, upper=self.upper, cycles=self.cycles, points=self.points)
+
+    def backward_schedule(self) -> PrecisionSchedule:
+        """Build the schedule of gradients, which has as many cycles as the forward one unless said otherwise.
+
+        Raises:
+            UsageError: If an import path leads nowhere.
+        """
+        return build_schedule(
+            self.grad_schedule,
+            lower=self.grad_lower,
+            upper=self.grad_upper,
+            cycles=self.grad_cycles or self.cycles,
+            points=self.grad_points,
+        )
+
+
+class OptimizerSettings(Settings):
+    """The optimizer. `momentum` and `nesterov` belong to sgd, `betas` to adamw.
+
+    `decay_norm_and_bias` says whether weight decay also acts on normalisation parameters and biases.
+    """
+
+    name: Literal["sgd", "adamw"] = "sgd"
+    lr: Annotated[float, Field(gt=0.0, allow_inf_nan=False)] = 0.1
+    momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
+    nesterov: bool = False
+    betas: tuple[Annotated[float, Field(ge=0.0, lt=1.0)], Annotated[float, Field(ge=0.0, lt=1.0)]] = (0.9, 0.999)
+    weight_decay: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 1e-4
+    decay_norm_and_bias: bool = True
+
+    @model_validator(mode="after")
+    def _nesterov_has_momentum(self) -> Self:
+        if self.nesterov and self.momentum == 0.0:
+            raise ValueError("Expected momentum to be above 0 with nesterov, but got 0")
+        return self
+
+
+class LearningRateSettings(Settings):
+    """How the learning rate moves; all positions are fractions of the run.
+
+    piecewise: times `gamma` at each of `milestones`. linear and cosine: from `decay_start` to `decay_end` down to
+    `final_factor` times the rate. Warm-up rises linearly from `warmup_factor` over the first `warmup_steps` steps.
+    """
+
+    name: Literal["piecewise", "linear", "cosine", "constant"] = "cosine"
+    milestones: tuple[Fraction, ...] = (0.5, 0.75)
+    gamma: Annotated[float, Field(gt=0.0, le=1.0)] = 0.1
+    decay_start: Fraction = 0.0
+    decay_end: Fraction = 1.0
+    final_factor: Fraction = 0.0
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    warmup_factor: Fraction = 0.1
+
+    @model_validator(mode="after")
+    def _positions_in_order(self) -> Self:
+        if self.decay_start >= self.decay_end:
+            raise ValueError(
+                f"Expected decay_start to be below decay_end, but got {self.decay_start}, {self.decay_end}"
+            )
+        if list(self.milestones) != sorted(set(self.milestones)):
+            raise ValueError(f"Expected milestones to rise, but got {list(self.milestones)}")
+        return self
+
+
+class SwaSettings(Settings):
+    """Stochastic weight averaging: the mean of the weights at the end of each epoch from `start` on.
+
+    `lr` is the constant learning rate from there on, or null to leave the schedule alone.
+    """
+
+    enabled: bool = False
+    start: Fraction = 0.75
+    lr: Annotated[float, Field(gt=0.0, allow_inf_nan=False)] | None = None
+
+
+class TrainSettings(Settings):
+    """Length, batches, evaluation, checkpoints and hardware of the run.
+
+    Exactly one of `epochs` and `steps`. `eval_every` and `checkpoint_every` are intervals such as "1 epoch" or
+    "390 steps", a bare number being epochs (null: only at the end); `log_every` is in steps. `settle_batches`
+    training batches re-estimate BatchNorm statistics and activation ranges at the upper bound after the last step.
+    `amp: auto` means bfloat16 autocast on CUDA only.
+    """
+
+    epochs: Count | None = None
+    steps: Count | None = None
+    batch_size: Count = 128
+    eval_batch_size: Count = 500
+    label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    grad_clip: Annotated[float, Field(gt=0.0, allow_inf_nan=False)] | None = None
+    eval_every: Interval | None = "1 epoch"
+    log_every: Count = 20
+    checkpoint_every: Interval | None = "1 epoch"
+    amp: Literal["auto", "off", "bf16"] = "auto"
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
+    swa: SwaSettings = SwaSettings()
+    settle_batches: Annotated[int, Field(ge=0)] = 100
+    deterministic: bool = True
+
+    @model_validator(mode="before")
+    @classmethod
+    def _length_given(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("epochs") is None and values.get("steps") is None:
+            return {**values, "epochs": 10}
+        return values
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        if self.epochs is not None and self.steps is not None:
+            raise ValueError(f"Expected either epochs or steps, but got epochs={self.epochs} and steps={self.steps}")
+        return self
+
+    def total_steps(self, steps_per_epoch: int) -> int:
+        """Return the length of the run in steps."""
+        return self.steps if self.steps is not None else (self.epochs or 0) * steps_per_epoch
+
+
+class Recipe(Settings):
+    """All settings of a run; `Recipe()` trains the tiny model on scikit-learn's digits."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "digits"
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    model: ModelSettings = ModelSettings()
+    data: DataSettings = DataSettings()
+    precision: PrecisionSettings = PrecisionSettings()
+    optimizer: OptimizerSettings = OptimizerSettings()
+    lr: LearningRateSettings = LearningRateSettings()
+    train: TrainSettings = TrainSettings()

@@ -1,0 +1,1 @@
+"""The FastAPI app that serves bundles. Never imports torch."""

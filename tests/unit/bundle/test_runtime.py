@@ -1,0 +1,197 @@
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from onnx import TensorProto, helper
+from onnx.reference import ReferenceEvaluator
+
+from cpt_deploy.bundle import GoldenSample, OnnxRuntimeModel, Prediction, compare_golden, softmax, top_k
+from cpt_deploy.errors import BundleError, MissingExtraError, UsageError
+
+RANDOM = np.random.default_rng(1).uniform(-1.2, 1.2, (50, 3, 8, 8)).astype(np.float32)
+
+
+@pytest.mark.parametrize("optimize", [True, False])
+@pytest.mark.parametrize("threads", [1, 2, None])
+def test_logits_are_those_of_plain_integer_arithmetic(shared_bundle, reference_codes, optimize, threads):
+    model = OnnxRuntimeModel(shared_bundle.onnx_path, optimize=optimize, threads=threads)
+    expected = replace(shared_bundle.golden, inputs=RANDOM, logit_codes=reference_codes(RANDOM)).logits
+    assert np.array_equal(model.run(RANDOM), expected)
+
+
+def test_taps_show_the_integers_of_every_edge(shared_bundle, reference_codes):
+    model = OnnxRuntimeModel(shared_bundle.onnx_path, taps=True)
+    assert model.tap_names == ("image_codes", "flat_codes", "logit_codes")
+    traced = model.trace(RANDOM)
+    assert np.array_equal(traced["logit_codes"], reference_codes(RANDOM))
+    assert traced["image_codes"].dtype == np.uint8
+    assert np.array_equal(traced["logits"], OnnxRuntimeModel(shared_bundle.onnx_path).run(RANDOM))
+    session = ReferenceEvaluator(onnx.load(shared_bundle.onnx_path))
+    assert np.array_equal(traced["logits"], session.run(None, {"image": RANDOM})[0])
+
+
+def test_a_model_from_bytes_is_the_same(shared_bundle):
+    model = OnnxRuntimeModel(shared_bundle.onnx_path.read_bytes())
+    assert model.input_shape == (3, 8, 8)
+    assert model.providers == ["CPUExecutionProvider"]
+    assert np.array_equal(model.run(RANDOM), OnnxRuntimeModel(shared_bundle.onnx_path).run(RANDOM))
+
+
+def test_runs_from_several_threads_do_not_disturb_each_other(shared_bundle):
+    model = OnnxRuntimeModel(shared_bundle.onnx_path)
+    with ThreadPoolExecutor(4) as pool:
+        rows = list(pool.map(lambda row: model.run(row[None]), RANDOM))
+    assert np.array_equal(np.concatenate(rows), model.run(RANDOM))
+
+
+def test_golden_sample_is_reproduced(shared_bundle):
+    check = OnnxRuntimeModel(shared_bundle.onnx_path).reproduce_golden(shared_bundle.golden)
+    assert check.exact
+    assert (check.values, check.mismatches, check.worst_codes, check.same_labels) == (12, 0, 0, True)
+
+
+@pytest.mark.parametrize("steps", [1, 3, 100])
+def test_a_golden_sample_that_differs_is_counted_in_codes(shared_bundle, steps):
+    golden = shared_bundle.golden
+    codes = golden.logit_codes.copy()
+    codes[1, 2] = codes[1, 2] - steps if codes[1, 2] > 128 else codes[1, 2] + steps
+    check = OnnxRuntimeModel(shared_bundle.onnx_path).reproduce_golden(replace(golden, logit_codes=codes))
+    assert (check.exact, check.mismatches, check.worst_codes) == (False, 1, steps)
+
+
+def test_logits_that_are_no_numbers_are_not_equal(shared_bundle):
+    golden = shared_bundle.golden
+    check = compare_golden(golden, np.full_like(golden.logits, np.nan))
+    assert (check.mismatches, check.worst_codes) == (12, 255)
+
+
+def test_a_golden_sample_of_another_model_is_refused(shared_bundle):
+    model = OnnxRuntimeModel(shared_bundle.onnx_path)
+    other = GoldenSample(np.zeros((1, 3, 9, 9), np.float32), np.zeros((1, 3), np.uint8), 1.0, 0)
+    with pytest.raises(BundleError, match="golden sample"):
+        model.reproduce_golden(other)
+
+
+@given(arrays.arrays(np.uint8, (2, 5)), st.floats(1e-6, 1e3), st.integers(0, 255))
+def test_golden_samples_survive_the_file_and_decode_as_onnx_does(codes, scale, zero_point):
+    sample = GoldenSample(np.zeros((2, 1, 2, 2), np.float32), codes, scale, zero_point)
+    read = GoldenSample.from_bytes(sample.to_bytes())
+    assert np.array_equal(read.logits, sample.logits)
+    node = helper.make_node("DequantizeLinear", ["q", "s", "z"], ["y"])
+    graph = helper.make_graph(
+        [node],
+        "dequantize",
+        [
+            helper.make_tensor_value_info("q", TensorProto.UINT8, [2, 5]),
+            helper.make_tensor_value_info("s", TensorProto.FLOAT, []),
+            helper.make_tensor_value_info("z", TensorProto.UINT8, []),
+        ],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [2, 5])],
+    )
+    evaluator = ReferenceEvaluator(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)]))
+    expected = evaluator.run(None, {"q": codes, "s": np.float32(scale), "z": np.uint8(zero_point)})[0]
+    assert np.array_equal(read.logits, expected)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"inputs": np.zeros((2, 3, 8, 8))},
+        {"logit_codes": np.zeros((2, 3), np.int8)},
+        {"logit_codes": np.zeros((1, 3), np.uint8)},
+        {"logit_scale": 0.0},
+        {"logit_zero_point": 256},
+    ],
+    ids=["float64", "int8", "rows", "scale", "zero point"],
+)
+def test_unfit_golden_samples_are_refused(change):
+    good = GoldenSample(np.zeros((2, 3, 8, 8), np.float32), np.zeros((2, 3), np.uint8), 1.0, 0)
+    with pytest.raises(ValueError, match="Expected"):
+        replace(good, **change)
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [np.zeros((1, 3, 8, 8)), np.zeros((3, 8, 8), np.float32), np.zeros((1, 3, 8, 9), np.float32)],
+    ids=["float64", "no batch", "width"],
+)
+def test_other_inputs_are_refused_with_what_was_expected(shared_bundle, inputs):
+    with pytest.raises(ValueError, match=r"float32 \(N, 3, 8, 8\)"):
+        OnnxRuntimeModel(shared_bundle.onnx_path).run(inputs)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a model"], ids=["empty", "text"])
+@pytest.mark.parametrize("taps", [False, True])
+def test_files_that_are_no_models_are_bundle_errors(tmp_path, content, taps):
+    (tmp_path / "model.onnx").write_bytes(content)
+    with pytest.raises(BundleError) as caught:
+        OnnxRuntimeModel(tmp_path / "model.onnx", taps=taps)
+    assert "\n" not in caught.value.message
+
+
+def test_models_with_other_tensors_are_refused():
+    graph = helper.make_graph(
+        [helper.make_node("Identity", ["x"], ["y"])],
+        "identity",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    with pytest.raises(BundleError, match="input 'image'"):
+        OnnxRuntimeModel(model.SerializeToString())
+
+
+def test_unknown_provider_and_thread_count_are_usage_errors(shared_bundle):
+    with pytest.raises(UsageError) as caught:
+        OnnxRuntimeModel(shared_bundle.onnx_path, provider="abacus")
+    assert "CPUExecutionProvider" in str(caught.value.hint)
+    with pytest.raises(UsageError, match="at least 1"):
+        OnnxRuntimeModel(shared_bundle.onnx_path, threads=0)
+
+
+def test_taps_without_onnx_name_the_extra(shared_bundle, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "onnx", None)
+    with pytest.raises(MissingExtraError, match="onnx") as caught:
+        OnnxRuntimeModel(shared_bundle.onnx_path, taps=True)
+    assert caught.value.exit_code == 3
+
+
+LOGITS = st.tuples(st.integers(1, 4), st.integers(1, 8)).flatmap(
+    lambda shape: arrays.arrays(np.float32, shape, elements=st.floats(-1e4, 1e4, width=32))
+)
+
+
+@given(LOGITS)
+def test_softmax_is_a_distribution_and_does_not_overflow(logits):
+    probabilities = softmax(logits)
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1)
+    assert ((probabilities >= 0) & (probabilities <= 1)).all()
+    np.testing.assert_allclose(softmax(logits.astype(np.float64) + 1000), probabilities, atol=1e-9)
+
+
+@given(LOGITS, st.integers(1, 10))
+def test_top_k_is_the_sorted_head_of_the_row(logits, k):
+    labels = [f"class {index}" for index in range(logits.shape[1])]
+    for row, predictions in zip(logits, top_k(logits, labels, k), strict=True):
+        expected = sorted(range(len(row)), key=lambda index: (-row[index], index))[:k]
+        assert [p.index for p in predictions] == expected
+        assert [p.label for p in predictions] == [labels[index] for index in expected]
+
+
+def test_top_k_example():
+    logits = np.log(np.array([[0.2, 0.5, 0.3]], np.float32))
+    ((first, second),) = top_k(logits, ["a", "b", "c"], 2)
+    assert first == Prediction("b", 1, pytest.approx(0.5, abs=1e-6))
+    assert second == Prediction("c", 2, pytest.approx(0.3, abs=1e-6))
+
+
+def test_top_k_refuses_unfit_arguments():
+    with pytest.raises(ValueError, match="k to be at least 1"):
+        top_k(np.zeros((1, 2)), ["a", "b"], 0)
+    with pytest.raises(ValueError, match=r"\(N, 2\)"):
+        top_k(np.zeros((1, 3)), ["a", "b"], 1)

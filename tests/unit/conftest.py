@@ -1,0 +1,121 @@
+"""What the tests of several packages share: a tiny integer classifier as a bundle, and the folder of real data."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from cpt_deploy.bundle import Bundle, BundleContents, CardFields, GoldenSample, Preprocessing, write_bundle
+
+COLOURS = ("red", "green", "blue")
+INPUT_SCALE, INPUT_ZERO = 1 / 127, 128
+WEIGHT_SCALE = 1 / 2000
+LOGIT_SCALE, LOGIT_ZERO = 16 / 255, 128
+
+
+def colour_weights() -> npt.NDArray[np.int8]:
+    """Codes (3, 192) of a classifier of 8x8 RGB images: which channel is brightest.
+
+    Within 63, so that no instruction set saturates on the way.
+    """
+    return np.repeat(np.where(np.eye(3, dtype=bool), 60, -30), 64, axis=1).astype(np.int8)
+
+
+def colour_codes(inputs: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
+    """The classifier's output codes (N, 3), in plain integer arithmetic."""
+    quantized = np.clip(np.rint(inputs / np.float32(INPUT_SCALE)) + INPUT_ZERO, 0, 255).astype(np.int64) - INPUT_ZERO
+    sums = quantized.reshape(len(inputs), -1) @ colour_weights().T.astype(np.int64)
+    factor = np.float32(np.float32(INPUT_SCALE) * np.float32(WEIGHT_SCALE)) / np.float32(LOGIT_SCALE)
+    return np.clip(np.rint(sums.astype(np.float32) * factor) + LOGIT_ZERO, 0, 255).astype(np.uint8)
+
+
+def colour_onnx() -> bytes:
+    """The classifier as ONNX: QuantizeLinear, DequantizeLinear around one Gemm."""
+    constants = {
+        "x_scale": np.array(INPUT_SCALE, np.float32),
+        "x_zero": np.array(INPUT_ZERO, np.uint8),
+        "w": colour_weights(),
+        "w_scale": np.full(3, WEIGHT_SCALE, np.float32),
+        "w_zero": np.zeros(3, np.int8),
+        "y_scale": np.array(LOGIT_SCALE, np.float32),
+        "y_zero": np.array(LOGIT_ZERO, np.uint8),
+    }
+    nodes = [
+        helper.make_node("QuantizeLinear", ["image", "x_scale", "x_zero"], ["image_codes"]),
+        helper.make_node("DequantizeLinear", ["image_codes", "x_scale", "x_zero"], ["x"]),
+        helper.make_node("Flatten", ["x"], ["flat"]),
+        helper.make_node("QuantizeLinear", ["flat", "x_scale", "x_zero"], ["flat_codes"]),
+        helper.make_node("DequantizeLinear", ["flat_codes", "x_scale", "x_zero"], ["flat_x"]),
+        helper.make_node("DequantizeLinear", ["w", "w_scale", "w_zero"], ["weight"], axis=0),
+        helper.make_node("Gemm", ["flat_x", "weight"], ["product"], transB=1),
+        helper.make_node("QuantizeLinear", ["product", "y_scale", "y_zero"], ["logit_codes"]),
+        helper.make_node("DequantizeLinear", ["logit_codes", "y_scale", "y_zero"], ["logits"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "colours",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["N", 3, 8, 8])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", 3])],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.checker.check_model(model)
+    serialized: bytes = model.SerializeToString()
+    return serialized
+
+
+def colour_contents(name: str = "colours") -> BundleContents:
+    """All that the bundle of the classifier consists of."""
+    inputs = np.random.default_rng(0).uniform(-1, 1, (4, 3, 8, 8)).astype(np.float32)
+    return BundleContents(
+        name=name,
+        onnx=colour_onnx(),
+        tensors={"fc.weight": colour_weights(), "fc.weight_scale": np.full(3, WEIGHT_SCALE, np.float32)},
+        graph={"nodes": ["fc"]},
+        quantization={"edges": {"logits": {"bits": 8, "scale": LOGIT_SCALE, "zero_point": LOGIT_ZERO}}},
+        labels=COLOURS,
+        preprocessing=Preprocessing(3, (8, 8), mean=(0.5,) * 3, std=(0.5,) * 3),
+        golden=GoldenSample(inputs, colour_codes(inputs), LOGIT_SCALE, LOGIT_ZERO),
+        architecture="colours",
+        facts={"bits": 8},
+        recipe="name: colours\n",
+        card=CardFields(dataset="colours"),
+    )
+
+
+@pytest.fixture(scope="session")
+def bundle_contents() -> Callable[..., BundleContents]:
+    """Makes the contents of a bundle; the argument is the model's name."""
+    return colour_contents
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Bundle:
+    """A fresh bundle of the tiny classifier in a directory of its own."""
+    return write_bundle(tmp_path / "bundle", contents=colour_contents())
+
+
+@pytest.fixture(scope="session")
+def shared_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The same bundle, for tests that leave it as it is."""
+    return write_bundle(tmp_path_factory.mktemp("shared") / "bundle", contents=colour_contents())
+
+
+@pytest.fixture(scope="session")
+def reference_codes() -> Callable[[npt.NDArray[np.float32]], npt.NDArray[np.uint8]]:
+    """The tiny classifier in plain integer arithmetic, inputs (N, 3, 8, 8) to codes (N, 3)."""
+    return colour_codes
+
+
+@pytest.fixture(scope="session")
+def odd_images() -> Path:
+    """The folder of odd and broken image files."""
+    folder = Path(os.environ.get("CPT_DATA_DIR", "")) / "odd-images"
+    if "CPT_DATA_DIR" not in os.environ or not folder.is_dir():
+        pytest.skip("needs the folder odd-images in CPT_DATA_DIR")
+    return folder

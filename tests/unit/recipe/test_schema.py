@@ -1,0 +1,97 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from cpt_deploy.precision import relative_cost
+from cpt_deploy.recipe import PrecisionSettings, Recipe, TrainSettings
+from cpt_deploy.recipe.schema import Every, parse_every
+
+
+def test_default_recipe_is_complete():
+    recipe = Recipe()
+
+    assert recipe.model.name == "tiny"
+    assert recipe.data.name == "digits"
+    assert recipe.train.epochs == 10
+    assert recipe.train.steps is None
+
+
+@pytest.mark.parametrize(
+    ("text", "every"),
+    [
+        ("1 epoch", Every(1, "epoch")),
+        ("5 epochs", Every(5, "epoch")),
+        ("390 steps", Every(390, "step")),
+        (" 7steps ", Every(7, "step")),
+    ],
+)
+def test_interval_is_parsed(text, every):
+    assert parse_every(text) == every
+
+
+@pytest.mark.parametrize("text", ["", "0 epochs", "epoch", "-1 steps", "1.5 epochs", "3 weeks"])
+def test_what_is_no_interval_is_refused(text):
+    with pytest.raises(ValueError, match="Expected an interval"):
+        parse_every(text)
+
+
+@given(count=st.integers(1, 10**6), unit=st.sampled_from(["epoch", "step"]), plural=st.sampled_from(["", "s"]))
+def test_interval_survives_its_text(count, unit, plural):
+    assert parse_every(f"{count} {unit}{plural}") == Every(count, unit)
+
+
+def test_bare_number_is_an_interval_in_epochs():
+    train = TrainSettings(eval_every=2, checkpoint_every=1)
+
+    assert parse_every(train.eval_every).steps(50) == 100
+    assert train.checkpoint_every == "1 epoch"
+
+
+def test_length_is_in_steps_or_epochs():
+    assert TrainSettings(epochs=3).total_steps(11) == 33
+    assert TrainSettings(steps=7).total_steps(11) == 7
+    with pytest.raises(ValidationError, match="either epochs or steps"):
+        TrainSettings(steps=7, epochs=3)
+
+
+def test_schedules_of_the_paper_cost_what_it_prints():
+    precision = PrecisionSettings(lower=3, upper=8, cycles=32)
+
+    cost = relative_cost(precision.forward_schedule(), precision.backward_schedule(), 64000)
+
+    assert 1 - cost == pytest.approx(0.3667, abs=5e-5)
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "reason"),
+    [
+        ("precision", {"lower": 9, "upper": 8}, "lower <= upper"),
+        ("precision", {"lower": 1}, "greater than or equal to 2"),
+        ("precision", {"grad_lower": 9, "grad_upper": 8}, "lower <= upper"),
+        ("precision", {"schedule": "cosin"}, "did you mean cosine"),
+        ("precision", {"schedule": "piecewise"}, "points"),
+        ("data", {"input": {"channels": 3, "mean": [0.5]}}, "3 values"),
+        ("data", {"input": {"size": [224, 224], "resize": 200}}, "at least 224"),
+        ("data", {"input": {"std": [0.0]}}, "greater than 0"),
+        ("optimizer", {"nesterov": True, "momentum": 0.0}, "momentum"),
+        ("optimizer", {"lr": float("nan")}, "finite"),
+        ("lr", {"milestones": [0.75, 0.5]}, "rise"),
+        ("lr", {"decay_start": 0.9, "decay_end": 0.5}, "below decay_end"),
+        ("train", {"device": "gpu"}, "pattern"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(section, values, reason):
+    with pytest.raises(ValidationError, match=reason):
+        Recipe.model_validate({section: values})
+
+
+def test_import_path_of_a_schedule_is_not_imported_by_reading_it():
+    precision = PrecisionSettings(schedule="no_such_module:schedule")
+
+    assert precision.schedule == "no_such_module:schedule"
+
+
+def test_recipe_is_immutable():
+    with pytest.raises(ValidationError, match="frozen"):
+        Recipe().seed = 1
