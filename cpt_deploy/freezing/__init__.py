@@ -3,5 +3,6 @@
 from cpt_deploy.freezing.executor import IntegerExecutor
 from cpt_deploy.freezing.freeze import freeze
 from cpt_deploy.freezing.graph import IntegerGraph, QuantizedTensor
+from cpt_deploy.freezing.stored import graph_from_bundle
 
-__all__ = ["IntegerExecutor", "IntegerGraph", "QuantizedTensor", "freeze"]
+__all__ = ["IntegerExecutor", "IntegerGraph", "QuantizedTensor", "freeze", "graph_from_bundle"]

@@ -1,0 +1,147 @@
+"""From a trained CPT model to a bundle: freeze, write ONNX, record every integer, take the golden sample."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cpt_deploy.bundle import Bundle, BundleContents, CardFields, GoldenSample, Preprocessing, write_bundle
+from cpt_deploy.errors import BundleError
+from cpt_deploy.export.onnx_writer import DEFAULT_OPSET, write_onnx
+from cpt_deploy.freezing.executor import IntegerExecutor
+from cpt_deploy.freezing.freeze import freeze
+from cpt_deploy.freezing.graph import IntegerGraph, to_dict
+from cpt_deploy.quantization.model import QuantizedModel
+
+
+def export_bundle(
+    model: QuantizedModel,
+    destination: Path | str,
+    *,
+    name: str,
+    labels: Sequence[str],
+    preprocessing: Preprocessing,
+    golden_inputs: Tensor,
+    architecture: str,
+    weight_bits: int | None = None,
+    opset: int = DEFAULT_OPSET,
+    facts: Mapping[str, Any] | None = None,
+    recipe: str | None = None,
+    card: CardFields | None = None,
+) -> Bundle:
+    """Freeze a trained model and write it as a bundle, all or nothing.
+
+    Args:
+        model: The model, settled at the bits to be exported.
+        destination: Directory of the bundle; an existing bundle there is replaced.
+        name: Name of the model in the server.
+        labels: Class names in the order of the logits.
+        preprocessing: From image to input, as evaluation used it.
+        golden_inputs: A few normalised inputs, float32 (N, C, H, W), whose exact codes are stored for self-checks.
+        architecture: Name of the architecture.
+        weight_bits: Bits of the cycling layers' weights; None is the upper bound.
+        opset: ONNX opset of model.onnx.
+        facts: Further facts for config.json: data set, digest of the trained weights and the like.
+        recipe: The recipe of the run, YAML text.
+        card: What the model card says beside the facts.
+
+    Returns:
+        The bundle, opened and verified.
+
+    Raises:
+        ConversionError: If the model cannot be frozen.
+        UsageError: If bits or opset are out of range.
+        BundleError: If the labels do not fit the logits, or the bundle cannot be written.
+    """
+    graph = freeze(model, weight_bits=weight_bits)
+    output = graph.tensors[graph.output]
+    if output.shape != (len(labels),):
+        raise BundleError(f"Expected a label for each of the model's {output.shape} logits, but got {len(labels)}")
+    bits = weight_bits or max(operation.bits for operation in graph.weighted())
+    all_facts = {
+        "weight_bits": bits,
+        "activation_bits": graph.tensors[graph.input].bits,
+        "cycle": [model.config.lower, model.config.upper],
+        "opset": opset,
+        **(facts or {}),
+    }
+    description, arrays = to_dict(graph)
+    contents = BundleContents(
+        name=name,
+        onnx=write_onnx(graph, opset=opset, metadata=_onnx_metadata(name, labels, all_facts)),
+        tensors=arrays,
+        graph=description,
+        quantization=describe_quantization(graph),
+        labels=labels,
+        preprocessing=preprocessing,
+        golden=golden_sample(graph, golden_inputs),
+        architecture=architecture,
+        facts=all_facts,
+        recipe=recipe,
+        card=card or CardFields(),
+    )
+    return write_bundle(destination, contents=contents)
+
+
+def golden_sample(graph: IntegerGraph, inputs: Tensor) -> GoldenSample:
+    """Return inputs with the logit codes that the integer executor computes for them."""
+    inputs = inputs.detach().cpu().to(torch.float32)
+    output = graph.tensors[graph.output]
+    codes = IntegerExecutor(graph).trace(inputs)[output.name].numpy()
+    return GoldenSample(
+        inputs=np.ascontiguousarray(inputs.numpy()),
+        logit_codes=codes,
+        logit_scale=output.scale,
+        logit_zero_point=output.zero_point,
+    )
+
+
+def describe_quantization(graph: IntegerGraph) -> dict[str, Any]:
+    """Return what `quantization.json` says of each weight and each activation, with a digest of the codes."""
+    weights = [
+        {
+            "layer": operation.source,
+            "output": operation.output,
+            "bits": operation.bits,
+            "shape": list(operation.codes.shape),
+            "granularity": "per output channel",
+            "symmetric": True,
+            "scale_range": [float(operation.scales.min()), float(operation.scales.max())],
+            "codes_sha256": digest(operation.codes),
+        }
+        for operation in graph.weighted()
+    ]
+    activations = [
+        {
+            "name": tensor.name,
+            "bits": tensor.bits,
+            "scale": tensor.scale,
+            "zero_point": tensor.zero_point,
+            "shape": list(tensor.shape),
+            "granularity": "per tensor",
+            "symmetric": False,
+        }
+        for tensor in graph.tensors.values()
+    ]
+    return {"weights": weights, "activations": activations}
+
+
+def digest(codes: NDArray[Any]) -> str:
+    """Return the SHA-256 of an array's bytes in row-major order."""
+    return hashlib.sha256(np.ascontiguousarray(codes).tobytes()).hexdigest()
+
+
+def _onnx_metadata(name: str, labels: Sequence[str], facts: Mapping[str, Any]) -> dict[str, str]:
+    return {
+        "cpt.name": name,
+        "cpt.weight_bits": str(facts["weight_bits"]),
+        "cpt.activation_bits": str(facts["activation_bits"]),
+        "task": "classify",
+        "names": str(dict(enumerate(labels))),
+        "Image.NominalPixelRange": "Normalized_0_1",
+    }
