@@ -1,7 +1,7 @@
 """An integer model as files: ONNX with quantizers on every edge, and the bundle that ships."""
 
-from cpt_deploy.export.bundle_export import export_bundle
+from cpt_deploy.export.bundle_export import ModelIdentity, export_bundle
 from cpt_deploy.export.float_onnx import float_model, write_float_onnx
 from cpt_deploy.export.onnx_writer import DEFAULT_OPSET, write_onnx
 
-__all__ = ["DEFAULT_OPSET", "export_bundle", "float_model", "write_float_onnx", "write_onnx"]
+__all__ = ["DEFAULT_OPSET", "ModelIdentity", "export_bundle", "float_model", "write_float_onnx", "write_onnx"]

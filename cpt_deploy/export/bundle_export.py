@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,36 +20,47 @@ from cpt_deploy.freezing.graph import IntegerGraph, to_dict
 from cpt_deploy.quantization.model import QuantizedModel
 
 
+@dataclass(frozen=True)
+class ModelIdentity:
+    """What a bundle says of its model beside the integers.
+
+    Args:
+        name: Name of the model in the server.
+        architecture: Name of the architecture.
+        labels: Class names in the order of the logits.
+        preprocessing: From image to input, as evaluation used it.
+        facts: Further facts for config.json: data set, digest of the trained weights and the like.
+        recipe: The recipe of the run, YAML text.
+        card: What the model card says beside the facts.
+    """
+
+    name: str
+    architecture: str
+    labels: Sequence[str]
+    preprocessing: Preprocessing
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    recipe: str | None = None
+    card: CardFields = field(default_factory=CardFields)
+
+
 def export_bundle(
     model: QuantizedModel,
     destination: Path | str,
-    *,
-    name: str,
-    labels: Sequence[str],
-    preprocessing: Preprocessing,
+    identity: ModelIdentity,
     golden_inputs: Tensor,
-    architecture: str,
+    *,
     weight_bits: int | None = None,
     opset: int = DEFAULT_OPSET,
-    facts: Mapping[str, Any] | None = None,
-    recipe: str | None = None,
-    card: CardFields | None = None,
 ) -> Bundle:
     """Freeze a trained model and write it as a bundle, all or nothing.
 
     Args:
         model: The model, settled at the bits to be exported.
         destination: Directory of the bundle; an existing bundle there is replaced.
-        name: Name of the model in the server.
-        labels: Class names in the order of the logits.
-        preprocessing: From image to input, as evaluation used it.
+        identity: Name, labels, preprocessing and facts.
         golden_inputs: A few normalised inputs, float32 (N, C, H, W), whose exact codes are stored for self-checks.
-        architecture: Name of the architecture.
         weight_bits: Bits of the cycling layers' weights; None is the upper bound.
         opset: ONNX opset of model.onnx.
-        facts: Further facts for config.json: data set, digest of the trained weights and the like.
-        recipe: The recipe of the run, YAML text.
-        card: What the model card says beside the facts.
 
     Returns:
         The bundle, opened and verified.
@@ -60,30 +72,32 @@ def export_bundle(
     """
     graph = freeze(model, weight_bits=weight_bits)
     output = graph.tensors[graph.output]
-    if output.shape != (len(labels),):
-        raise BundleError(f"Expected a label for each of the model's {output.shape} logits, but got {len(labels)}")
+    if output.shape != (len(identity.labels),):
+        raise BundleError(
+            f"Expected a label for each of the model's {output.shape} logits, but got {len(identity.labels)}"
+        )
     bits = weight_bits or max(operation.bits for operation in graph.weighted())
     all_facts = {
         "weight_bits": bits,
         "activation_bits": graph.tensors[graph.input].bits,
         "cycle": [model.config.lower, model.config.upper],
         "opset": opset,
-        **(facts or {}),
+        **identity.facts,
     }
     description, arrays = to_dict(graph)
     contents = BundleContents(
-        name=name,
-        onnx=write_onnx(graph, opset=opset, metadata=_onnx_metadata(name, labels, all_facts)),
+        name=identity.name,
+        onnx=write_onnx(graph, opset=opset, metadata=_onnx_metadata(identity, all_facts)),
         tensors=arrays,
         graph=description,
         quantization=describe_quantization(graph),
-        labels=labels,
-        preprocessing=preprocessing,
+        labels=identity.labels,
+        preprocessing=identity.preprocessing,
         golden=golden_sample(graph, golden_inputs),
-        architecture=architecture,
+        architecture=identity.architecture,
         facts=all_facts,
-        recipe=recipe,
-        card=card or CardFields(),
+        recipe=identity.recipe,
+        card=identity.card,
     )
     return write_bundle(destination, contents=contents)
 
@@ -136,12 +150,12 @@ def digest(codes: NDArray[Any]) -> str:
     return hashlib.sha256(np.ascontiguousarray(codes).tobytes()).hexdigest()
 
 
-def _onnx_metadata(name: str, labels: Sequence[str], facts: Mapping[str, Any]) -> dict[str, str]:
+def _onnx_metadata(identity: ModelIdentity, facts: Mapping[str, Any]) -> dict[str, str]:
     return {
-        "cpt.name": name,
+        "cpt.name": identity.name,
         "cpt.weight_bits": str(facts["weight_bits"]),
         "cpt.activation_bits": str(facts["activation_bits"]),
         "task": "classify",
-        "names": str(dict(enumerate(labels))),
+        "names": str(dict(enumerate(identity.labels))),
         "Image.NominalPixelRange": "Normalized_0_1",
     }

@@ -1,8 +1,9 @@
 """The same network in float32, as the reference that size and latency are compared with."""
 
 import copy
-import io
+import tempfile
 import warnings
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -46,13 +47,11 @@ def write_float_onnx(model: QuantizedModel, *, opset: int = 18) -> bytes:
         opset: ONNX opset; PyTorch's exporter writes 18 and later.
     """
     network = float_model(model).cpu()
-    example = torch.zeros(2, *model.input_shape)
-    buffer = io.BytesIO()
-    with warnings.catch_warnings():
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own deprecations are not the user's concern
         program = torch.onnx.export(
             network,
-            (example,),
+            (torch.zeros(2, *model.input_shape),),
             dynamo=True,
             opset_version=opset,
             input_names=[INPUT_NAME],
@@ -61,5 +60,6 @@ def write_float_onnx(model: QuantizedModel, *, opset: int = 18) -> bytes:
             verbose=False,
         )
         assert program is not None
-        program.save(buffer)
-    return buffer.getvalue()
+        path = Path(folder) / "float.onnx"
+        program.save(path)
+        return path.read_bytes()

@@ -13,8 +13,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from cpt_deploy import __version__
 from cpt_deploy.errors import UsageError
+from cpt_deploy.export.stem import STRIDE, Stem, align_stem
 from cpt_deploy.freezing.graph import (
     Add,
+    Codes,
     Concatenate,
     Convolution,
     FullyConnected,
@@ -99,12 +101,14 @@ class _Writer:
         return name
 
     def _node(self, kind: str, inputs: list[str], output: str, **attributes: Any) -> None:
-        self.nodes.append(helper.make_node(kind, inputs, [output], name=f"{output}/{kind}", **attributes))
+        # Only what computes is named: in a small network the names of quantizers are a good part of the file.
+        name = output.removesuffix(".result") if output.endswith(".result") else None
+        self.nodes.append(helper.make_node(kind, inputs, [output], name=name, **attributes))
 
     def _parameters(self, tensor: QuantizedTensor) -> list[str]:
         # 0-dim arrays: with shape [1] onnxruntime leaves the additions in float
         scale = self._constant(f"{tensor.name}.scale", np.array(tensor.scale, dtype=np.float32))
-        return [scale, self._constant(f"{tensor.name}.zero_point", np.array(tensor.zero_point, dtype=np.uint8))]
+        return [scale, self._constant(f"code_{tensor.zero_point}", np.array(tensor.zero_point, dtype=np.uint8))]
 
     def _quantize(self, real: str, tensor: QuantizedTensor, *, saturate: bool = True) -> None:
         """Real values → codes. Below 8 bits the codes are clipped as integers, which still fuses."""
@@ -130,11 +134,13 @@ class _Writer:
         if isinstance(operation, Lookup):
             self._emit_lookup(operation, output)
             return
-        inputs = [self._real(name) for name in operation.inputs]
         result = f"{output.name}.result"
+        if isinstance(operation, Convolution | FullyConnected):
+            self._emit_weighted(operation, output, result)
+            self._quantize(result, output)
+            return
+        inputs = [self._real(name) for name in operation.inputs]
         match operation:
-            case Convolution() | FullyConnected():
-                self._emit_weighted(operation, inputs[0], output, result)
             case Add():
                 self._node("Add", inputs, result)
             case Multiply():
@@ -150,39 +156,62 @@ class _Writer:
                 return
         self._quantize(result, output)
 
-    def _emit_weighted(
-        self, operation: Convolution | FullyConnected, source: str, output: QuantizedTensor, result: str
-    ) -> None:
-        weight, bias = self._weight(operation), self._bias(operation)
+    def _emit_weighted(self, operation: Convolution | FullyConnected, output: QuantizedTensor, result: str) -> None:
+        name = operation.inputs[0]
         if isinstance(operation, FullyConnected):
-            self._node("Gemm", [source, weight, bias], result, transB=1)
+            weight = self._weight(operation, operation.codes)
+            self._node("Gemm", [self._real(name), weight, self._bias(operation)], result, transB=1)
             return
+        codes, strides, pads = operation.codes, operation.strides, operation.pads
+        stem = align_stem(operation, self.graph.tensors[name], output)
+        if stem is None:
+            source = self._real(name)
+        else:
+            codes, strides, pads = stem.codes, stem.strides, stem.pads
+            source = self._rearranged(name, stem)
         self._node(
             "Conv",
-            [source, weight, bias],
+            [source, self._weight(operation, codes), self._bias(operation)],
             result,
-            kernel_shape=operation.codes.shape[2:],
-            strides=operation.strides,
-            pads=operation.pads,
+            kernel_shape=codes.shape[2:],
+            strides=strides,
+            pads=pads,
             dilations=operation.dilations,
             group=operation.groups,
         )
 
-    def _weight(self, operation: WeightedOperation) -> str:
+    def _rearranged(self, name: str, stem: Stem) -> str:
+        """Return the real values of a tensor whose codes are rearranged for a stem convolution."""
+        tensor = self.graph.tensors[name]
+        scale, zero_point = self._parameters(tensor)
+        kind = "padded" if stem.added_channels else "blocks"
+        codes = f"{name}.{kind}"
+        if codes not in self.dequantized:
+            self.dequantized.add(codes)
+            if stem.added_channels:
+                before = [0] * (len(tensor.shape) + 1)
+                after = [0, stem.added_channels, *before[2:]]
+                pads = self._constant(f"{codes}.pads", np.array(before + after, dtype=np.int64))
+                self._node("Pad", [name, pads, zero_point], codes)
+            else:
+                self._node("SpaceToDepth", [name], codes, blocksize=STRIDE)
+            self._node("DequantizeLinear", [codes, scale, zero_point], f"{codes}.real")
+        return f"{codes}.real"
+
+    def _weight(self, operation: WeightedOperation, codes: Codes) -> str:
         name = operation.output
-        codes = self._constant(f"{name}.weight_codes", operation.codes)
+        stored = self._constant(f"{name}.weight_codes", codes)
         scales = self._constant(f"{name}.weight_scales", operation.scales)
         # without an explicit zero point Conv fuses but Gemm does not
-        zeros = self._constant(f"{name}.weight_zero_points", np.zeros(len(operation.scales), dtype=np.int8))
-        self._node("DequantizeLinear", [codes, scales, zeros], f"{name}.weight", axis=0)
+        zeros = self._constant(f"zeros_{len(operation.scales)}", np.zeros(len(operation.scales), dtype=np.int8))
+        self._node("DequantizeLinear", [stored, scales, zeros], f"{name}.weight", axis=0)
         return f"{name}.weight"
 
     def _bias(self, operation: WeightedOperation) -> str:
         name, source = operation.output, self.graph.tensors[operation.inputs[0]]
         codes = self._constant(f"{name}.bias_codes", operation.bias)
         scales = self._constant(f"{name}.bias_scales", np.float32(source.scale) * operation.scales)
-        zeros = self._constant(f"{name}.bias_zero_points", np.zeros(len(operation.bias), dtype=np.int32))
-        self._node("DequantizeLinear", [codes, scales, zeros], f"{name}.bias", axis=0)
+        self._node("DequantizeLinear", [codes, scales], f"{name}.bias", axis=0)
         return f"{name}.bias"
 
     def _emit_lookup(self, operation: Lookup, output: QuantizedTensor) -> None:

@@ -7,8 +7,8 @@ their order; each function below states it.
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 
 from cpt_deploy.freezing.graph import (
     Add,
@@ -133,7 +133,7 @@ class IntegerExecutor(nn.Module):
         weight, bias, multiplier = (t.to(x.device) for t in (weight.to(dtype), bias.to(dtype), multiplier))
         centred = (x - source.zero_point).to(dtype)
         if isinstance(operation, FullyConnected):
-            accumulator = F.linear(centred, weight, bias)
+            accumulator = functional.linear(centred, weight, bias)
         else:
             accumulator = _convolve(centred, weight, bias, operation)
         per_channel = multiplier.view(-1, *([1] * (accumulator.dim() - 2)))
@@ -146,8 +146,8 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor, operation: Convolution) -
     padding: tuple[int, ...] = begins
     if begins != ends:
         pairs = [p for begin, end in zip(reversed(begins), reversed(ends), strict=True) for p in (begin, end)]
-        x, padding = F.pad(x, pairs), (0,) * dimensions
-    convolution = F.conv2d if dimensions == 2 else F.conv1d
+        x, padding = functional.pad(x, pairs), (0,) * dimensions
+    convolution = functional.conv2d if dimensions == 2 else functional.conv1d
     result: Tensor = convolution(x, weight, bias, operation.strides, padding, operation.dilations, operation.groups)
     return result
 
@@ -206,7 +206,7 @@ def _rescale(x: Tensor, source: QuantizedTensor, output: QuantizedTensor) -> Ten
 
 def _max_pool(x: Tensor, operation: MaxPool) -> Tensor:
     dimensions = len(operation.kernel)
-    pool = F.max_pool2d if dimensions == 2 else F.max_pool1d
+    pool = functional.max_pool2d if dimensions == 2 else functional.max_pool1d
     padding = operation.pads[:dimensions]
     result: Tensor = pool(
         x, operation.kernel, operation.strides, padding, operation.dilations, ceil_mode=operation.ceil

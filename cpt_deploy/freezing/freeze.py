@@ -26,7 +26,7 @@ from cpt_deploy.freezing.graph import (
 from cpt_deploy.freezing.movements import KeptTensor, lower_kept
 from cpt_deploy.quantization.affine import affine_parameters, unsigned_levels
 from cpt_deploy.quantization.edges import EdgeQuantizer, LayerInput
-from cpt_deploy.quantization.layers import QuantizedLayer
+from cpt_deploy.quantization.layers import QuantizedConv1d, QuantizedConv2d, QuantizedLayer, QuantizedLinear
 from cpt_deploy.quantization.model import QuantizedModel
 from cpt_deploy.quantization.tracing import ChannelwiseConstant, describe, propagate_shapes, shape_of
 from cpt_deploy.quantization.vocabulary import Kind, classify, computes
@@ -166,13 +166,19 @@ class _Lowering:
         assert isinstance(layer, QuantizedLayer)
         bits = self.upper if layer.role == "hold" else self.weight_bits
         folded = fold_layer(layer, norm, bits, source.scale)
-        common: tuple[Any, ...] = (
-            (source.name,), output.name, folded.codes, folded.scales, folded.bias, bits, str(node.target)
-        )  # fmt: skip
-        if isinstance(layer, nn.Linear):
-            return FullyConnected(*common)
-        assert isinstance(layer, nn.Conv1d | nn.Conv2d)
-        return Convolution(*common, layer.stride, _pads(layer), layer.dilation, layer.groups)
+        weights: dict[str, Any] = {"codes": folded.codes, "scales": folded.scales, "bias": folded.bias, "bits": bits}
+        ends: dict[str, Any] = {"inputs": (source.name,), "output": output.name, "source": str(node.target)}
+        if isinstance(layer, QuantizedLinear):
+            return FullyConnected(**ends, **weights)
+        assert isinstance(layer, QuantizedConv1d | QuantizedConv2d)
+        return Convolution(
+            **ends,
+            **weights,
+            strides=layer.stride,
+            pads=_pads(layer),
+            dilations=layer.dilation,
+            groups=layer.groups,
+        )
 
     def _lower_channelwise(
         self, node: fx.Node, kind: Kind, source: QuantizedTensor, output: QuantizedTensor
@@ -259,11 +265,19 @@ def _depthwise(
     strides: tuple[int, ...],
     pads: tuple[int, ...],
 ) -> Convolution:
-    ones = (1,) * len(strides)
     return Convolution(
-        (source.name,), output.name, folded.codes, folded.scales, folded.bias, 8, name, strides, pads, ones,
-        source.shape[0],
-    )  # fmt: skip
+        inputs=(source.name,),
+        output=output.name,
+        codes=folded.codes,
+        scales=folded.scales,
+        bias=folded.bias,
+        bits=8,
+        source=name,
+        strides=strides,
+        pads=pads,
+        dilations=(1,) * len(strides),
+        groups=source.shape[0],
+    )
 
 
 def _average(module: nn.Module, source: QuantizedTensor, output: QuantizedTensor) -> Convolution:
@@ -284,10 +298,7 @@ def _average_window(
         return kernel, kernel, (0, 0, 0, 0)
     pair: Callable[[Any], tuple[int, ...]] = lambda v: tuple(v) if isinstance(v, tuple | list) else (v, v)  # noqa: E731
     kernel, strides, padding = pair(module.kernel_size), pair(module.stride), pair(module.padding)
-    cut = any(
-        (size + 2 * p - k) % s
-        for size, k, s, p in zip(source.shape[1:], kernel, strides, padding, strict=True)
-    )
+    cut = any((size + 2 * p - k) % s for size, k, s, p in zip(source.shape[1:], kernel, strides, padding, strict=True))
     if module.divisor_override or (any(padding) and not module.count_include_pad) or (module.ceil_mode and cut):
         raise ConversionError(
             f"Expected AvgPool2d whose windows all have the same divisor, but got {module}",

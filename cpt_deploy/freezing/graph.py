@@ -207,7 +207,7 @@ def from_dict(data: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> IntegerG
     """
     operations = []
     for entry in data["operations"]:
-        values = {}
+        values: dict[str, Any] = {}
         for name, value in entry.items():
             if name == "type":
                 continue

@@ -25,8 +25,15 @@ def range_of(x: Tensor) -> tuple[Tensor, Tensor]:
 
     Zero belongs to every range so that the zero point is an integer and real zero (padding, ReLU) is exact.
     """
-    low, high = torch.aminmax(x.detach())
+    low, high = torch.aminmax(in_memory_order(x.detach()))
     return low.clamp(max=0.0), high.clamp(min=0.0)
+
+
+def in_memory_order(x: Tensor) -> Tensor:
+    """Return a contiguous view of a channels-last tensor; reductions over all of it would copy it otherwise."""
+    if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
+        return x.permute(0, 2, 3, 1)
+    return x
 
 
 def affine_parameters(low: Tensor, high: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
@@ -80,7 +87,7 @@ def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, levels: Tensor) 
         zero_point: 0-dim float32 holding an integer.
         levels: Greatest code, 0-dim float32.
     """
-    result: Tensor = _FakeQuantizeAffine.apply(x, scale, zero_point, levels)  # type: ignore[no-untyped-call]
+    result: Tensor = _FakeQuantizeAffine.apply(x, scale, zero_point, levels)
     return result
 
 
@@ -126,5 +133,5 @@ class _FakeQuantizeWeight(torch.autograd.Function):
 
 def fake_quantize_weight(weight: Tensor, levels: Tensor) -> Tensor:
     """Return a weight rounded to its symmetric per-channel grid, with the straight-through gradient."""
-    result: Tensor = _FakeQuantizeWeight.apply(weight, levels)  # type: ignore[no-untyped-call]
+    result: Tensor = _FakeQuantizeWeight.apply(weight, levels)
     return result

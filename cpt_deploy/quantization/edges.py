@@ -1,4 +1,4 @@
-"""Quantizers of activations: each stands on an edge, between the operation that makes a tensor and those that read it."""
+"""Quantizers of activations: each stands on an edge, between what makes a tensor and what reads it."""
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ class EdgeQuantizer(nn.Module):
         precision: The model's bits.
         role: "cycle" if only cycling layers read this edge, else "hold".
         momentum: Weight of a new batch in the moving average of the range.
-        levels_floor: Least number of levels; the logits keep 8 bits whatever the bound, since no layer reads them.
+        least_bits: The edge has at least so many bits; the logits keep 8 whatever the bound, since no layer reads them.
     """
 
     low: Tensor
@@ -74,6 +74,7 @@ class EdgeQuantizer(nn.Module):
         self.high.zero_()
 
     def extra_repr(self) -> str:
+        """Return what `print(model)` shows."""
         return f"role={self.role}"
 
 

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cpt_deploy.quantization.affine import range_of
+
 _GOLDEN = -1640531527  # 2^32 / golden ratio, as a signed 32-bit integer
 _MIX_1 = 0x2C1B3C6D
 _MIX_2 = 0x297A2D39
@@ -66,8 +68,8 @@ def quantize_gradient(gradient: Tensor, levels: Tensor, seed: int) -> Tensor:
     Returns:
         The rounded gradient; NaN and infinite inputs give NaN, never a number.
     """
-    low, high = torch.aminmax(gradient)
-    width = (high.clamp(min=0.0) - low.clamp(max=0.0)) / (levels - 1.0)
+    low, high = range_of(gradient)
+    width = (high - low) / (levels - 1.0)
     step = torch.where(width == 0, torch.ones_like(width), width)
     if not gradient.is_contiguous() and not gradient.is_contiguous(memory_format=torch.channels_last):
         gradient = gradient.contiguous()
@@ -90,5 +92,5 @@ class _QuantizeGradient(torch.autograd.Function):
 
 def with_quantized_gradient(x: Tensor, levels: Tensor, seed: int) -> Tensor:
     """Return `x`; the gradient that comes back through it is quantized by `quantize_gradient`."""
-    result: Tensor = _QuantizeGradient.apply(x, levels, seed)  # type: ignore[no-untyped-call]
+    result: Tensor = _QuantizeGradient.apply(x, levels, seed)
     return result

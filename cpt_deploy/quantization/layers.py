@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 
 from cpt_deploy.quantization.affine import fake_quantize_weight
 from cpt_deploy.quantization.gradients import mix_seed, with_quantized_gradient
@@ -44,7 +44,7 @@ class QuantizedLayer(nn.Module):
         return with_quantized_gradient(y, precision.get_buffer("gradient_levels"), seed)
 
 
-class QuantizedConv1d(QuantizedLayer, nn.Conv1d):
+class QuantizedConv1d(QuantizedLayer, nn.Conv1d):  # type: ignore[misc]  # torch declares the same attributes wider
     """Conv1d on codes: input (N, C, L), output (N, O, L'); any stride, padding, dilation and groups."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -52,7 +52,7 @@ class QuantizedConv1d(QuantizedLayer, nn.Conv1d):
         return self._with_quantized_gradient(self._conv_forward(x, self.quantized_weight, self.bias))
 
 
-class QuantizedConv2d(QuantizedLayer, nn.Conv2d):
+class QuantizedConv2d(QuantizedLayer, nn.Conv2d):  # type: ignore[misc]  # torch declares the same attributes wider
     """Conv2d on codes: input (N, C, H, W), output (N, O, H', W'); any stride, padding, dilation and groups."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -60,12 +60,12 @@ class QuantizedConv2d(QuantizedLayer, nn.Conv2d):
         return self._with_quantized_gradient(self._conv_forward(x, self.quantized_weight, self.bias))
 
 
-class QuantizedLinear(QuantizedLayer, nn.Linear):
+class QuantizedLinear(QuantizedLayer, nn.Linear):  # type: ignore[misc]  # torch declares the same attributes wider
     """Linear on codes: input (N, I), output (N, O)."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Multiply by the quantized weight."""
-        return self._with_quantized_gradient(F.linear(x, self.quantized_weight, self.bias))
+        return self._with_quantized_gradient(functional.linear(x, self.quantized_weight, self.bias))
 
 
 def _conv_arguments(conv: Any) -> dict[str, Any]:

@@ -93,9 +93,7 @@ def _replace_layers(
 
 def _check_layer(node: fx.Node, module: nn.Module, traced: fx.GraphModule) -> None:
     if getattr(module, "padding_mode", "zeros") != "zeros":
-        raise ConversionError(
-            f"Expected zero padding, but got {module.padding_mode!r} in {describe(node, traced)}"
-        )
+        raise ConversionError(f"Expected zero padding, but got {module.padding_mode!r} in {describe(node, traced)}")
     if isinstance(module, nn.Linear) and len(shape_of(node)) != 1:
         raise ConversionError(
             f"Expected Linear layers on tensors of shape (N, features), but got (N, "
@@ -105,9 +103,7 @@ def _check_layer(node: fx.Node, module: nn.Module, traced: fx.GraphModule) -> No
 
 def _macs(node: fx.Node, module: nn.Module) -> int:
     """Return multiply-accumulates per sample of one call of a layer."""
-    weight = module.weight
-    per_output = math.prod(weight.shape[1:])  # type: ignore[union-attr]
-    return int(math.prod(shape_of(node)) * per_output)
+    return math.prod(shape_of(node)) * math.prod(module.get_parameter("weight").shape[1:])
 
 
 # --- edges ----------------------------------------------------------------------------------------------------------
@@ -123,9 +119,7 @@ def _insert_edges(
         cycling = [layer for _, layer in readers if _role(traced, layer) == "cycle"]
         role: Role = "cycle" if readers and len(cycling) == len(readers) else "hold"
         is_logits = any(reader.op == "output" for reader, _ in readers)
-        edge = EdgeQuantizer(
-            precision, role, config.range_momentum, least_bits=LOGITS_LEAST_BITS if is_logits else 0
-        )
+        edge = EdgeQuantizer(precision, role, config.range_momentum, least_bits=LOGITS_LEAST_BITS if is_logits else 0)
         node = _insert_after(traced, end, f"edges.{head.name}", edge)
         kinds[node] = Kind.EDGE
         if role == "hold" and cycling:

@@ -42,7 +42,7 @@ def settle(model: QuantizedModel, batches: Iterable[Tensor], *, weight_bits: int
         for norm in norms:
             norm.train()
             norm.reset_running_stats()
-            norm.momentum = None  # type: ignore[assignment]  # cumulative average
+            norm.momentum = None  # cumulative average
         for edge in edges:
             edge.train()
             edge.reset()

@@ -1,12 +1,12 @@
-"""From any traceable model to a graph in a small vocabulary: modules for what computes, functions for add, mul, cat, shape."""
+"""From any traceable model to a graph in a small vocabulary: modules compute; functions add, multiply and reshape."""
 
 import operator
 from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.nn import functional
 from torchvision.ops import StochasticDepth
 
 from cpt_deploy.errors import ConversionError
@@ -140,7 +140,7 @@ def _pool(module: type[nn.Module]) -> Callable[[fx.Node], nn.Module]:
     names = {
         nn.MaxPool2d: ("kernel_size", "stride", "padding", "dilation", "ceil_mode"),
         nn.AvgPool2d: ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad"),
-    }[module]  # type: ignore[index]
+    }[module]
 
     def build(node: fx.Node) -> nn.Module:
         values = {name: _argument(node, i + 1, name, None) for i, name in enumerate(names)}
@@ -154,32 +154,34 @@ def _dropout(node: fx.Node) -> nn.Module:
 
 
 _FUNCTION_MODULES: dict[object, Callable[[fx.Node], nn.Module]] = {
-    F.relu: lambda node: nn.ReLU(),
-    F.relu_: lambda node: nn.ReLU(),
+    functional.relu: lambda node: nn.ReLU(),
+    functional.relu_: lambda node: nn.ReLU(),
     torch.relu: lambda node: nn.ReLU(),
     torch.relu_: lambda node: nn.ReLU(),
     "relu": lambda node: nn.ReLU(),
     "relu_": lambda node: nn.ReLU(),
-    F.relu6: lambda node: nn.ReLU6(),
-    F.hardtanh: lambda node: nn.Hardtanh(_argument(node, 1, "min_val", -1.0), _argument(node, 2, "max_val", 1.0)),
-    F.leaky_relu: lambda node: nn.LeakyReLU(_argument(node, 1, "negative_slope", 0.01)),
-    F.elu: lambda node: nn.ELU(_argument(node, 1, "alpha", 1.0)),
-    F.gelu: lambda node: nn.GELU(_argument(node, 1, "approximate", "none")),
-    F.silu: lambda node: nn.SiLU(),
-    F.mish: lambda node: nn.Mish(),
-    F.softplus: lambda node: nn.Softplus(),
-    F.hardswish: lambda node: nn.Hardswish(),
-    F.hardsigmoid: lambda node: nn.Hardsigmoid(),
-    F.sigmoid: lambda node: nn.Sigmoid(),
+    functional.relu6: lambda node: nn.ReLU6(),
+    functional.hardtanh: lambda node: nn.Hardtanh(
+        _argument(node, 1, "min_val", -1.0), _argument(node, 2, "max_val", 1.0)
+    ),
+    functional.leaky_relu: lambda node: nn.LeakyReLU(_argument(node, 1, "negative_slope", 0.01)),
+    functional.elu: lambda node: nn.ELU(_argument(node, 1, "alpha", 1.0)),
+    functional.gelu: lambda node: nn.GELU(_argument(node, 1, "approximate", "none")),
+    functional.silu: lambda node: nn.SiLU(),
+    functional.mish: lambda node: nn.Mish(),
+    functional.softplus: lambda node: nn.Softplus(),
+    functional.hardswish: lambda node: nn.Hardswish(),
+    functional.hardsigmoid: lambda node: nn.Hardsigmoid(),
+    functional.sigmoid: lambda node: nn.Sigmoid(),
     torch.sigmoid: lambda node: nn.Sigmoid(),
     "sigmoid": lambda node: nn.Sigmoid(),
-    F.tanh: lambda node: nn.Tanh(),
+    functional.tanh: lambda node: nn.Tanh(),
     torch.tanh: lambda node: nn.Tanh(),
     "tanh": lambda node: nn.Tanh(),
-    F.dropout: _dropout,
-    F.max_pool2d: _pool(nn.MaxPool2d),
-    F.avg_pool2d: _pool(nn.AvgPool2d),
-    F.adaptive_avg_pool2d: lambda node: nn.AdaptiveAvgPool2d(_argument(node, 1, "output_size", 1)),
+    functional.dropout: _dropout,
+    functional.max_pool2d: _pool(nn.MaxPool2d),
+    functional.avg_pool2d: _pool(nn.AvgPool2d),
+    functional.adaptive_avg_pool2d: lambda node: nn.AdaptiveAvgPool2d(_argument(node, 1, "output_size", 1)),
 }
 
 
@@ -258,7 +260,7 @@ def _is_in_place(node: fx.Node) -> bool:
         return True
     if node.op == "call_method":
         return str(node.target).endswith("_") and not str(node.target).endswith("__")
-    return node.target in _IN_PLACE_FUNCTIONS or node.target in (torch.relu_, F.relu_)
+    return node.target in _IN_PLACE_FUNCTIONS or node.target in (torch.relu_, functional.relu_)
 
 
 def _make_out_of_place(traced: fx.GraphModule) -> None:
@@ -293,7 +295,7 @@ def _decompose_gated_activations(traced: fx.GraphModule) -> None:
     for node in list(traced.graph.nodes):
         if node.op != "call_module":
             continue
-        gate = gates.get(type(traced.get_submodule(str(node.target))))  # type: ignore[call-overload]
+        gate = gates.get(type(traced.get_submodule(str(node.target))))
         if gate is None:
             continue
         name = f"{node.name}_gate"

@@ -149,4 +149,4 @@ def _averages_all_positions(node: fx.Node) -> bool:
     axes = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
     if len(shape) != 4 or not isinstance(axes, tuple | list):
         return False
-    return sorted(int(axis) % 4 for axis in axes) == [2, 3]  # type: ignore[arg-type]
+    return sorted(int(axis) % 4 for axis in axes) == [2, 3]

@@ -1,0 +1,132 @@
+"""Latency and size in onnxruntime: our integer export, the float32 export, and onnxruntime's own static quantization.
+
+All three hold the same network and run in one interleaved measurement on one thread.
+
+    python benchmarks/onnx_latency.py [--rounds 40] [--batches 1 8]
+"""
+
+import argparse
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import torch
+from measuring import interleaved, machine, machine_line, markdown_table, median_ratio, write_results
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization.shape_inference import quant_pre_process
+
+from cpt_deploy.export import write_float_onnx, write_onnx
+from cpt_deploy.freezing import freeze
+from cpt_deploy.models import build_model
+from cpt_deploy.quantization import QuantizationConfig, prepare, settle
+
+NETWORKS = {"resnet20": (3, 32, 32), "torchvision/resnet18": (3, 224, 224), "torchvision/mobilenet_v2": (3, 224, 224)}
+BARS = {"resnet20": 2.0, "torchvision/resnet18": 3.5, "torchvision/mobilenet_v2": 2.0}
+
+
+class _Reader(CalibrationDataReader):
+    def __init__(self, batches: list[np.ndarray]) -> None:
+        self._batches = iter(batches)
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        batch = next(self._batches, None)
+        return None if batch is None else {"image": batch}
+
+
+def images(count: int, shape: tuple[int, ...]) -> torch.Tensor:
+    """Return smooth random images with some noise; latency does not depend on what they show."""
+    coarse = torch.randn(count, shape[0], 8, 8)
+    smooth = torch.nn.functional.interpolate(coarse, size=shape[1:], mode="bilinear")
+    return smooth + 0.2 * torch.randn(count, *shape)
+
+
+def files(name: str, shape: tuple[int, int, int], folder: Path) -> dict[str, bytes]:
+    """Return the three ONNX files of one network with random weights."""
+    torch.manual_seed(0)
+    network = build_model(name, num_classes=10 if shape[1] == 32 else 1000, in_channels=3, input_size=shape[1:])
+    model = prepare(network, QuantizationConfig(), shape)
+    settle(model, [images(8, shape) for _ in range(4)])
+    model.eval()
+    (folder / "float.onnx").write_bytes(write_float_onnx(model))
+    quant_pre_process(folder / "float.onnx", folder / "prepared.onnx")
+    quantize_static(
+        folder / "prepared.onnx",
+        folder / "static.onnx",
+        _Reader([images(8, shape).numpy() for _ in range(4)]),
+        quant_format=QuantFormat.QDQ,
+        per_channel=True,
+        activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
+    )
+    return {
+        "cpt-deploy": write_onnx(freeze(model)),
+        "float32": (folder / "float.onnx").read_bytes(),
+        "onnxruntime static": (folder / "static.onnx").read_bytes(),
+    }
+
+
+def measure(name: str, shape: tuple[int, int, int], batch: int, rounds: int) -> dict[str, Any]:
+    """Time the three files of one network at one batch size."""
+    with tempfile.TemporaryDirectory() as folder:
+        models = files(name, shape, Path(folder))
+    feed = {"image": images(batch, shape).numpy()}
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    sessions = {
+        key: onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        for key, data in models.items()
+    }
+    times = interleaved({key: lambda s=s: s.run(None, feed) for key, s in sessions.items()}, rounds=rounds)
+    return {
+        "network": name,
+        "batch": batch,
+        "milliseconds": {key: 1e3 * statistics.median(values) for key, values in times.items()},
+        "speedup": median_ratio(times["float32"], times["cpt-deploy"]),
+        "against_static": median_ratio(times["onnxruntime static"], times["cpt-deploy"]),
+        "bytes": {key: len(data) for key, data in models.items()},
+        "bar": BARS[name],
+    }
+
+
+def main() -> None:
+    """Measure all networks and write the results."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
+    arguments = parser.parse_args()
+    results = [
+        measure(name, shape, batch, arguments.rounds if shape[1] == 32 or batch == 1 else arguments.rounds // 2)
+        for name, shape in NETWORKS.items()
+        for batch in arguments.batches
+    ]
+    rows = [
+        [
+            r["network"],
+            str(r["batch"]),
+            *(f"{r['milliseconds'][key]:.2f}" for key in ("float32", "onnxruntime static", "cpt-deploy")),
+            f"**{r['speedup']:.2f}x** (bar {r['bar']})",
+            f"{r['against_static']:.2f}x",
+            f"{r['bytes']['cpt-deploy'] / r['bytes']['float32']:.3f}",
+            f"{r['bytes']['onnxruntime static'] / r['bytes']['float32']:.3f}",
+        ]
+        for r in results
+    ]
+    header = [
+        "network", "batch", "float32 ms", "onnxruntime static ms", "cpt-deploy ms", "speed-up over float32",
+        "over static", "size / float32", "static size / float32",
+    ]  # fmt: skip
+    info = machine()
+    table = (
+        "onnxruntime on one thread, medians of an interleaved run "
+        "(`python benchmarks/onnx_latency.py`)\n\n" + markdown_table(header, rows)
+    )
+    table += f"\n\n{machine_line(info)}"
+    write_results("onnx_latency", {"machine": info, "results": results}, table)
+
+
+if __name__ == "__main__":
+    main()
