@@ -1,0 +1,195 @@
+"""The integer executor against onnxruntime: every code of every tensor, bit for bit."""
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper
+from onnx.reference import ReferenceEvaluator
+from torch import Tensor, nn
+from torch.nn import functional
+from torchvision.models import get_model
+
+from cpt_deploy.export import write_onnx
+from cpt_deploy.freezing import IntegerExecutor, IntegerGraph, freeze
+from cpt_deploy.models import build_model
+from cpt_deploy.quantization import QuantizationConfig, prepare, settle
+from cpt_deploy.validation.operators import float_operators, optimized_operators
+
+
+def frozen(
+    network: nn.Module, shape: tuple[int, ...], *, upper: int = 8, weight_bits: int | None = None, seed: int = 0
+) -> IntegerGraph:
+    """Freeze a network with random weights, BatchNorms with both signs, and ranges from random data."""
+    torch.manual_seed(seed)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, std=0.3)
+            module.weight.data *= torch.where(torch.rand_like(module.weight) < 0.1, -1.0, 1.0)
+    model = prepare(network, QuantizationConfig(lower=min(3, upper), upper=upper), shape)
+    settle(model, [torch.randn(4, *shape) for _ in range(2)], weight_bits=weight_bits)
+    return freeze(model, weight_bits=weight_bits)
+
+
+def with_all_codes(model: bytes, names: list[str]) -> bytes:
+    proto = onnx.load_model_from_string(model)
+    proto.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.UINT8, None) for name in names)
+    return bytes(proto.SerializeToString())
+
+
+def run_onnxruntime(model: bytes, x: Tensor, names: list[str], threads: int = 1) -> dict[str, np.ndarray]:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    return dict(zip(names, session.run(names, {"image": x.numpy()}), strict=True))
+
+
+def assert_exact(graph: IntegerGraph, x: Tensor, threads: int = 1) -> None:
+    names = list(graph.tensors)
+    model = with_all_codes(write_onnx(graph), names)
+    served = run_onnxruntime(model, x, [*names, "logits"], threads)
+    executor = IntegerExecutor(graph)
+    codes = executor.trace(x)
+    differing = {name: int((codes[name].numpy() != served[name]).sum()) for name in names}
+    assert not {name: count for name, count in differing.items() if count}
+    assert np.array_equal(executor(x).numpy(), served["logits"])
+    # what is served is the file without these extra outputs
+    assert np.array_equal(run_onnxruntime(write_onnx(graph), x, ["logits"])["logits"], served["logits"])
+
+
+MODELS: dict[str, tuple[Callable[[], nn.Module], int]] = {
+    "resnet20": (lambda: build_model("resnet20", num_classes=10, in_channels=3, input_size=(32, 32)), 32),
+    "cifar mobilenetv2": (lambda: build_model("mobilenetv2", num_classes=10, in_channels=3, input_size=(32, 32)), 32),
+    "resnet18": (lambda: get_model("resnet18", weights=None), 64),
+    "mobilenet_v2": (lambda: get_model("mobilenet_v2", weights=None), 64),
+    "mobilenet_v3_small": (lambda: get_model("mobilenet_v3_small", weights=None), 64),
+    "efficientnet_b0": (lambda: get_model("efficientnet_b0", weights=None), 64),
+    "regnet_y_400mf": (lambda: get_model("regnet_y_400mf", weights=None), 64),
+    "densenet121": (lambda: get_model("densenet121", weights=None), 64),
+    "squeezenet1_1": (lambda: get_model("squeezenet1_1", weights=None), 64),
+    "shufflenet_v2_x0_5": (lambda: get_model("shufflenet_v2_x0_5", weights=None), 64),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_networks_agree_in_every_integer_and_leave_no_float_operator(name: str) -> None:
+    build, size = MODELS[name]
+    graph = frozen(build(), (3, size, size))
+    assert_exact(graph, torch.randn(4, 3, size, size))
+    assert float_operators(write_onnx(graph)) == {}
+
+
+@pytest.mark.parametrize("batch", [1, 7, 32])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_batch_size_and_threads_do_not_matter(batch: int, threads: int) -> None:
+    graph = frozen(MODELS["resnet20"][0](), (3, 32, 32))
+    assert_exact(graph, torch.randn(batch, 3, 32, 32), threads)
+
+
+@pytest.mark.parametrize(("upper", "weight_bits"), [(8, 2), (8, 4), (6, None), (4, 3), (3, None), (2, None)])
+def test_fewer_bits_agree_too_and_still_fuse(upper: int, weight_bits: int | None) -> None:
+    graph = frozen(MODELS["resnet20"][0](), (3, 32, 32), upper=upper, weight_bits=weight_bits)
+    assert_exact(graph, 3 * torch.randn(8, 3, 32, 32))
+    operators = optimized_operators(write_onnx(graph))
+    assert (operators["QLinearConv"], operators["QLinearAdd"], operators["QGemm"]) == (21, 9, 1)
+
+
+@pytest.mark.parametrize("opset", [13, 17, 20])
+def test_every_opset_gives_the_same_logits_and_the_same_kernels(opset: int) -> None:
+    graph = frozen(MODELS["resnet20"][0](), (3, 32, 32))
+    x = torch.randn(4, 3, 32, 32)
+    model = write_onnx(graph, opset=opset)
+    assert np.array_equal(run_onnxruntime(model, x, ["logits"])["logits"], IntegerExecutor(graph)(x).numpy())
+    assert optimized_operators(model) == optimized_operators(write_onnx(graph))
+
+
+def test_the_reference_evaluator_of_onnx_differs_by_rounding_only() -> None:
+    """It executes the file's float operators between quantizers: the same function, rounded elsewhere."""
+    graph = frozen(MODELS["resnet20"][0](), (3, 32, 32))
+    x = torch.randn(2, 3, 32, 32)
+    reference = ReferenceEvaluator(onnx.load_model_from_string(write_onnx(graph, opset=20))).run(
+        ["logits"], {"image": x.numpy()}
+    )[0]
+    step = graph.tensors[graph.output].scale
+    codes = np.abs(reference - IntegerExecutor(graph)(x).numpy()) / step
+    assert codes.max() <= 2.01
+    assert (codes > 0.5).mean() < 0.4
+
+
+@st.composite
+def convolutions(draw: st.DrawFn) -> tuple[nn.Module, tuple[int, ...]]:
+    groups = draw(st.sampled_from([1, 1, 1, 2, 4, "depthwise"]))
+    channels = draw(st.integers(1, 3)) * (1 if groups in (1, "depthwise") else int(groups))
+    count = channels if groups == "depthwise" else int(groups)
+    out = count * draw(st.integers(1, 9))
+    kernel = (draw(st.integers(1, 5)), draw(st.integers(1, 5)))
+    dilation = draw(st.sampled_from([1, 1, 2]))
+    stride = (draw(st.integers(1, 3)), draw(st.integers(1, 3)))
+    padding = (draw(st.integers(0, 3)), draw(st.integers(0, 3)))
+    size = (draw(st.integers(10, 17)), draw(st.integers(10, 17)))
+    conv = nn.Conv2d(channels, out, kernel, stride, padding, dilation, count, bias=draw(st.booleans()))
+    parts: list[nn.Module] = [conv]
+    if draw(st.booleans()):
+        parts.append(nn.BatchNorm2d(out))
+    parts += draw(st.sampled_from([[], [nn.ReLU()], [nn.ReLU6()], [nn.LeakyReLU(0.2)], [nn.Hardswish()], [nn.SiLU()]]))
+    parts += draw(st.sampled_from([[], [nn.MaxPool2d(2, 1, 1)], [nn.AvgPool2d(2)], [nn.AvgPool2d(3, 2, 1)]]))
+    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(out, draw(st.integers(2, 20)))]
+    return nn.Sequential(*parts, *head), (channels, *size)
+
+
+@given(convolutions(), st.integers(2, 8), st.integers(0, 1000), st.integers(1, 5))
+@settings(deadline=None, max_examples=60)
+def test_any_convolution_agrees(case: tuple[nn.Module, tuple[int, ...]], upper: int, seed: int, batch: int) -> None:
+    network, shape = case
+    graph = frozen(network, shape, upper=upper, seed=seed)
+    assert_exact(graph, 2 * torch.randn(batch, *shape))
+
+
+class _Binary(nn.Module):
+    def __init__(self, channels: int, kind: str) -> None:
+        super().__init__()
+        self.left, self.right = nn.Conv2d(3, channels, 1), nn.Conv2d(3, channels, 3, padding=1)
+        self.head = nn.Conv2d(2 * channels if kind == "cat" else channels, 4, 1)
+        self.kind = kind
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = self.left(x), self.right(x)
+        if self.kind == "add":
+            y = functional.relu(a + b)
+        elif self.kind == "mul":
+            y = a * functional.adaptive_avg_pool2d(b, 1).sigmoid()
+        elif self.kind == "square":
+            y = a * a
+        else:
+            y = torch.cat([a, b], dim=1)
+        return self.head(y).mean((2, 3))
+
+
+@given(
+    st.sampled_from(["add", "mul", "square", "cat"]), st.integers(1, 40), st.integers(2, 8), st.integers(0, 1000),
+    st.integers(1, 9),
+)  # fmt: skip
+@settings(deadline=None, max_examples=60)
+def test_sums_products_and_concatenations_agree(kind: str, channels: int, upper: int, seed: int, size: int) -> None:
+    graph = frozen(_Binary(channels, kind), (3, size, size), upper=upper, seed=seed)
+    assert_exact(graph, 2 * torch.randn(3, 3, size, size))
+
+
+def test_one_dimensional_convolutions_agree() -> None:
+    network = nn.Sequential(
+        nn.Conv1d(2, 8, 5, stride=2, padding=2), nn.BatchNorm1d(8), nn.ReLU(), nn.MaxPool1d(2), nn.Flatten(),
+        nn.Linear(8 * 8, 4),
+    )  # fmt: skip
+    assert_exact(frozen(network, (2, 32)), torch.randn(5, 2, 32))
+
+
+def test_fully_connected_networks_with_batchnorm_agree() -> None:
+    network = nn.Sequential(nn.Linear(20, 30), nn.BatchNorm1d(30), nn.ReLU(), nn.Dropout(0.5), nn.Linear(30, 5))
+    assert_exact(frozen(network, (20,)), torch.randn(9, 20))

@@ -1,0 +1,53 @@
+"""Settling: plain averages over the given batches, at the bits asked for, and nothing else changes."""
+
+import pytest
+import torch
+from torch import nn
+
+from cpt_deploy.errors import DataError
+from cpt_deploy.quantization import QuantizationConfig, prepare, settle
+
+
+def network() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3))
+
+
+def test_ranges_become_the_mean_of_the_batches_extremes() -> None:
+    model = prepare(network(), QuantizationConfig(), (1, 4, 4)).train()
+    model(100 * torch.randn(8, 1, 4, 4))  # forgotten
+    batches = [torch.randn(8, 1, 4, 4) for _ in range(5)]
+    assert settle(model, iter(batches)) == 5
+    edge = dict(model.edges())[next(name for name, _ in model.edges())]
+    assert edge.low == pytest.approx(float(torch.stack([b.min() for b in batches]).mean()), rel=1e-5)
+    assert edge.high == pytest.approx(float(torch.stack([b.max() for b in batches]).mean()), rel=1e-5)
+
+
+def test_batchnorm_statistics_become_the_mean_of_the_batches() -> None:
+    model = prepare(network(), QuantizationConfig(lower=32, upper=32), (1, 4, 4))
+    batches = [torch.randn(8, 1, 4, 4) for _ in range(4)]
+    settle(model, batches)
+    conv, norm = model.network.get_submodule("0"), model.network.get_submodule("1")
+    with torch.no_grad():
+        means = torch.stack([conv(batch).mean(dim=(0, 2, 3)) for batch in batches]).mean(dim=0)
+    assert torch.allclose(norm.running_mean, means, atol=1e-5)
+    assert norm.momentum == 0.1
+
+
+def test_parameters_modes_and_bits_are_as_before() -> None:
+    model = prepare(network(), QuantizationConfig(), (1, 4, 4)).train()
+    model.set_bits(3, 8)
+    before = [p.clone() for p in model.parameters()]
+    settle(model, [torch.randn(4, 1, 4, 4)], weight_bits=4)
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+    assert all(module.training for module in model.modules())
+    assert model.precision.weight_bits["cycle"] == 3
+    assert not any(edge.cumulative for _, edge in model.edges())
+
+
+def test_no_batch_is_an_error_and_changes_nothing() -> None:
+    model = prepare(network(), QuantizationConfig(), (1, 4, 4)).train()
+    model(torch.randn(4, 1, 4, 4))
+    before = {name: (float(edge.low), float(edge.high)) for name, edge in model.edges()}
+    with pytest.raises(DataError, match="at least one batch"):
+        settle(model, [])
+    assert before == {name: (float(edge.low), float(edge.high)) for name, edge in model.edges()}
