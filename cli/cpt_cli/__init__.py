@@ -1,1 +1,1 @@
-"""The command line `cpt`: thin commands over `cpt_deploy` and `cpt_serving`; importing it imports neither torch nor onnxruntime."""
+"""The command line `cpt`: thin commands over `cpt_deploy` and `cpt_serving`. Importing it imports nothing heavy."""

@@ -4,6 +4,5 @@ import sys
 
 from cpt_cli.main import main
 
-
 if __name__ == "__main__":
     sys.exit(main())

@@ -8,7 +8,6 @@ import typer
 
 from cpt_cli.output import out
 
-
 TRAIN_PANEL = "Train and export"
 SHIP_PANEL = "Check and serve"
 LOOK_PANEL = "Look around"
@@ -50,7 +49,11 @@ def _set_debug(value: bool) -> bool:
 JsonFlag = Annotated[
     bool,
     typer.Option(
-        "--json", help="Print one JSON object on stdout.", rich_help_panel=OUTPUT_PANEL, callback=_set_json, is_eager=True
+        "--json",
+        help="Print one JSON object on stdout.",
+        rich_help_panel=OUTPUT_PANEL,
+        callback=_set_json,
+        is_eager=True,
     ),
 ]
 QuietFlag = Annotated[

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-
 _BLOCKS = "▁▂▃▄▅▆▇█"
 
 
@@ -39,7 +38,7 @@ def duration(seconds: float) -> str:
 
 def share(fraction: float | None, digits: int = 2) -> str:
     """Return a fraction as a percentage, or a dash where there is none."""
-    return "–" if fraction is None else f"{100 * fraction:.{digits}f} %"
+    return "-" if fraction is None else f"{100 * fraction:.{digits}f} %"
 
 
 def sparkline(values: Sequence[float], width: int = 64) -> str:

@@ -13,13 +13,20 @@ from cpt_cli.output import out
 from cpt_deploy import __version__
 from cpt_deploy.errors import CptError, DataError, MissingExtraError
 
-
 INTERRUPTED = 130
 
 # Distributions of the extra `train`, by the module that a user without it cannot import.
 _TRAIN_MODULES = ("matplotlib", "onnx", "onnxscript", "sklearn", "tensorboard", "torch", "torchmetrics", "torchvision")
 
-EXIT_CODES = "0 ok, 1 unexpected, 2 usage, 3 missing extra, 4 validation failed, 5 data or file problem, 130 interrupted"
+EXIT_CODES = (
+    "0 ok, 1 unexpected, 2 usage, 3 missing extra, 4 validation failed, 5 data or file problem, 130 interrupted"
+)
+
+ROOT_EXAMPLES = (
+    "cpt quickstart  # the whole path on a small data set",
+    "cpt train fashion-mnist-resnet20  # train a preset; cpt export, validate and serve come next",
+    "cpt serve runs/fashion-mnist-resnet20/bundle-8bit",
+)
 
 app = typer.Typer(name="cpt", rich_markup_mode="rich", pretty_exceptions_enable=False)
 
@@ -30,15 +37,12 @@ def _print_version(value: bool) -> None:
         raise typer.Exit
 
 
-@app.callback(
-    epilog=examples(
-        (
-            "cpt quickstart  # the whole path on a small data set, in less than two minutes",
-            "cpt train digits  # train with cyclic precision; then: cpt export, cpt validate, cpt serve",
-        )
-    )
-    + f"\n\n[bold]Exit codes[/bold]\n\n{EXIT_CODES}"
-)
+def root_epilog() -> str:
+    """Return what stands below `cpt --help`: examples and exit codes."""
+    return f"{examples(ROOT_EXAMPLES)}\n\n[bold]Exit codes[/bold]\n\n{EXIT_CODES}"
+
+
+@app.callback(epilog=root_epilog())
 def _root(
     version: Annotated[
         bool, typer.Option("--version", help="Show the version and exit.", callback=_print_version, is_eager=True)

@@ -10,13 +10,14 @@ import math
 import os
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
+    from rich.progress import Progress
 
 JSON_SCHEMA = 1
 """Version of the JSON objects: raised when a field changes its meaning or disappears."""
@@ -25,13 +26,34 @@ PIPE_WIDTH = 200
 """Columns assumed where the output is not a terminal, so that tables in files and pipes are not folded."""
 
 
+class Bar:
+    """A progress bar on stderr, which is only there on a terminal.
+
+    Args:
+        progress: What draws it, or `None` to draw nothing.
+        description: What is going on.
+        total: How many units there are.
+    """
+
+    def __init__(self, progress: "Progress | None", description: str, total: int) -> None:
+        self._progress = progress
+        self._task = None if progress is None else progress.add_task(description, total=total, detail="")
+
+    def advance(self, done: int, total: int | None = None, *, detail: str = "") -> None:
+        """Show that `done` units are finished, with a few figures beside the bar."""
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, completed=done, total=total, detail=detail)
+
+
 class Output:
     """What the running command says, and how: for people, for scripts (`json_mode`) or tersely (`quiet`)."""
 
     def __init__(self) -> None:
         self.configure()
 
-    def configure(self, *, command: str = "", json_mode: bool = False, quiet: bool = False, debug: bool = False) -> None:
+    def configure(
+        self, *, command: str = "", json_mode: bool = False, quiet: bool = False, debug: bool = False
+    ) -> None:
         """Set the mode for a new command line.
 
         Args:
@@ -137,6 +159,26 @@ class Output:
         """Print the traceback of an error to stderr."""
         sys.stderr.write("".join(traceback.format_exception(error)))
 
+    @contextmanager
+    def bar(self, description: str, total: int, *, start: int = 0) -> Iterator[Bar]:
+        """Show a progress bar inside the context, if stderr is a terminal."""
+        if not self.shows_progress:
+            yield Bar(None, description, total)
+            return
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(compact=True),
+            TextColumn("{task.fields[detail]}"),
+        )
+        with Progress(*columns, console=self.console(stderr=True), transient=True) as progress:
+            bar = Bar(progress, description, total)
+            bar.advance(start, total)
+            yield bar
+
     def console(self, *, stderr: bool) -> "Console":
         """Return a console on the standard stream as it is now; NO_COLOR and TERM are honoured."""
         from rich.console import Console
@@ -146,7 +188,14 @@ class Output:
         return Console(file=stream, highlight=False, width=width, markup=False, emoji=False)
 
     def _print(self, renderable: "RenderableType", *, stderr: bool = False) -> None:
-        self.console(stderr=stderr).print(renderable, soft_wrap=isinstance(renderable, str))
+        console = self.console(stderr=stderr)
+        if console.is_terminal or isinstance(renderable, str):
+            console.print(renderable, soft_wrap=isinstance(renderable, str))
+            return
+        # Rich pads tables to a rectangle, which only gets in the way in files and pipes.
+        with console.capture() as capture:
+            console.print(renderable)
+        console.print("\n".join(line.rstrip() for line in capture.get().splitlines()), soft_wrap=True)
 
     def _labelled(self, label: str, text: str, colour: str) -> None:
         from rich.text import Text
@@ -156,15 +205,13 @@ class Output:
 
 
 def _looks_numeric(cell: str) -> bool:
-    return cell[:1].isdigit() or cell[:1] in "–-+" or not cell
+    return cell[:1].isdigit() or cell[:1] in "-+" or not cell
 
 
 def _plain(value: object) -> object:
     """Return a value that JSON can hold: NaN and infinities become null, paths strings, dataclasses objects."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if value is None or isinstance(value, str | int):
-        return value
+    if value is None or isinstance(value, str | int | float):
+        return None if isinstance(value, float) and not math.isfinite(value) else value
     if isinstance(value, Path):
         return str(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):

@@ -72,14 +72,7 @@ class Bundle:
         _check_directory(directory)
         digests = verify_checksums(directory) if verify else read_checksums(directory)
         config = _read_json(directory, CONFIG_FILE, digests)
-        own = config.get("cpt")
-        own = own if isinstance(own, dict) else {}
-        _check_version(directory, own.get("format_version"))
-        if not (isinstance(own.get("name"), str) and isinstance(own.get("version"), str)):
-            raise BundleError(
-                f"Expected {directory / CONFIG_FILE} to say the model's name and version, but it does not",
-                hint=AGAIN_HINT,
-            )
+        own = _own_section(directory, config)
         for name in REQUIRED_FILES:
             _listed(directory, name, digests)
         labels = _read_labels(directory, digests)
@@ -146,6 +139,19 @@ def _check_directory(directory: Path) -> None:
     if (directory / CONFIG_FILE).is_file() and (directory / ONNX_FILE).is_file():
         raise BundleError(f"Expected the file {SUMS_FILE} in {directory}, but it is missing", hint=AGAIN_HINT)
     raise BundleError(f"Expected a bundle at {directory}, but it has no {SUMS_FILE}: it is no bundle", hint=how)
+
+
+def _own_section(directory: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """Return the project's section of config.json, once its version is known to be one that can be read."""
+    own = config.get("cpt")
+    own = own if isinstance(own, dict) else {}
+    _check_version(directory, own.get("format_version"))
+    if not (isinstance(own.get("name"), str) and isinstance(own.get("version"), str)):
+        raise BundleError(
+            f"Expected {directory / CONFIG_FILE} to say the model's name and version, but it does not",
+            hint=AGAIN_HINT,
+        )
+    return own
 
 
 def _check_version(directory: Path, version: object) -> None:

@@ -8,6 +8,20 @@ import yaml
 
 from cpt_deploy.bundle.preprocessing import Preprocessing
 
+_USE = """\
+## Use
+
+```sh
+cpt predict . image.png      # here
+cpt serve .                  # over HTTP
+sha256sum --check SHA256SUMS
+```
+
+`model.onnx` runs in any ONNX runtime; `preprocessor_config.json` says how an image becomes its input,
+`quantization.json` what each tensor's integers mean, and `golden.safetensors` holds inputs with the codes that a
+runtime has to reproduce.
+"""
+
 
 @dataclass(frozen=True)
 class EvaluationResult:
@@ -97,11 +111,7 @@ def render_card(
         *(f"| {_cell(key.replace('_', ' '))} | {_cell(value)} |" for key, value in facts.items()),
         "",
         *_results_section(results),
-        "## Use\n\n```sh\ncpt predict . image.png      # here\ncpt serve .                  # HTTP\n"
-        "sha256sum --check SHA256SUMS\n```\n",
-        "`model.onnx` runs in any ONNX runtime; `preprocessor_config.json` says how an image becomes its input, "
-        "`quantization.json` what each tensor's integers mean, and `golden.safetensors` holds inputs with the codes "
-        "that a runtime has to reproduce.\n",
+        _USE,
     ]
     return "\n".join(parts)
 

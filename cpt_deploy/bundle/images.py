@@ -50,20 +50,13 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     try:
         with Image.open(io.BytesIO(data), formats=_formats()) as image:
             if image.width * image.height > max_pixels:
-                raise ImageTooLargeError(
-                    f"Expected an image of at most {max_pixels} pixels, but got one that declares "
-                    f"{image.width} x {image.height}",
-                    hint="send a smaller image, or raise the limit",
-                )
+                raise _too_large(max_pixels, f"{image.width} x {image.height}")
             image.load()
             return to_eight_bit(_upright(image))
     except ImageError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ImageTooLargeError(
-            f"Expected an image of at most {max_pixels} pixels, but got one that declares far more",
-            hint="send a smaller image",
-        ) from error
+        raise _too_large(max_pixels, "far more") from error
     except UnidentifiedImageError as error:
         raise ImageError(
             f"Expected an image file, but got {len(data)} bytes that are none",
@@ -117,6 +110,13 @@ def to_eight_bit(image: Image.Image) -> Image.Image:
         return image.convert("L" if image.mode == "1" else "RGB")
     except ValueError as error:
         raise ImageError(f"Expected an image with gray or colour values, but got mode {image.mode!r}") from error
+
+
+def _too_large(max_pixels: int, declared: str) -> ImageTooLargeError:
+    return ImageTooLargeError(
+        f"Expected an image of at most {max_pixels} pixels, but got one that declares {declared}",
+        hint="send a smaller image",
+    )
 
 
 def _formats() -> list[str]:

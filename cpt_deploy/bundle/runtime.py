@@ -62,19 +62,10 @@ class OnnxRuntimeModel:
         except Exception as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise BundleError(f"Expected onnxruntime to load {where}, but got: {reason}") from error
-        inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
-        if [i.name for i in inputs] != [INPUT_NAME] or OUTPUT_NAME not in [o.name for o in outputs]:
-            raise BundleError(
-                f"Expected a model with the input {INPUT_NAME!r} and the output {OUTPUT_NAME!r}, but {where} has "
-                f"{[i.name for i in inputs]} and {[o.name for o in outputs][:5]}"
-            )
-        if inputs[0].type != "tensor(float)" or len(inputs[0].shape) != 4:
-            raise BundleError(
-                f"Expected a float32 input of shape (N, C, H, W), but {where} takes {inputs[0].type} {inputs[0].shape}"
-            )
-        channels, height, width = inputs[0].shape[1:]
-        self.input_shape: tuple[int, int, int] = (channels, height, width)
-        self.tap_names: tuple[str, ...] = tuple(o.name for o in outputs if o.name != OUTPUT_NAME)
+        self.input_shape: tuple[int, int, int] = _checked_input_shape(self._session, where)
+        self.tap_names: tuple[str, ...] = tuple(
+            output.name for output in self._session.get_outputs() if output.name != OUTPUT_NAME
+        )
 
     @property
     def providers(self) -> list[str]:
@@ -121,16 +112,27 @@ class OnnxRuntimeModel:
             raise BundleError(f"Expected the golden sample to fit the model, but got: {error}") from error
 
     def _checked(self, inputs: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        shape = tuple(size if isinstance(size, int) else None for size in self.input_shape)
-        fits = inputs.ndim == 4 and all(
-            want is None or want == got for want, got in zip(shape, inputs.shape[1:], strict=True)
-        )
-        if inputs.dtype != np.float32 or not fits:
+        if inputs.dtype != np.float32 or inputs.ndim != 4 or inputs.shape[1:] != self.input_shape:
             raise ValueError(
                 f"Expected inputs to be float32 (N, {', '.join(map(str, self.input_shape))}), "
                 f"but got {inputs.dtype} {inputs.shape}"
             )
         return inputs
+
+
+def _checked_input_shape(session: Any, where: str) -> tuple[int, int, int]:
+    """Return (C, H, W) of a session's input, after checking that it has the input and the output of a bundle."""
+    inputs, outputs = session.get_inputs(), [output.name for output in session.get_outputs()]
+    if [tensor.name for tensor in inputs] != [INPUT_NAME] or OUTPUT_NAME not in outputs:
+        raise BundleError(
+            f"Expected a model with the input {INPUT_NAME!r} and the output {OUTPUT_NAME!r}, but {where} has "
+            f"{[tensor.name for tensor in inputs]} and {outputs[:5]}"
+        )
+    kind, shape = inputs[0].type, inputs[0].shape
+    if kind != "tensor(float)" or len(shape) != 4 or not all(isinstance(size, int) for size in shape[1:]):
+        raise BundleError(f"Expected a float32 input of a fixed (C, H, W), but {where} takes {kind} {shape}")
+    channels, height, width = shape[1:]
+    return channels, height, width
 
 
 def _provider_name(provider: str) -> str:

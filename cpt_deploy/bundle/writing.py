@@ -206,7 +206,7 @@ def _card(
     own = dict(config["cpt"])
     card = dict(own.pop("card", {}))
     fields = CardFields(**card | {"tags": tuple(card.get("tags", ()))})
-    facts = {"architecture": config["architecture"], "size": f"{onnx_bytes:,} bytes"} | {
+    facts = {"architecture": config["architecture"], "size of model.onnx": f"{onnx_bytes:,} bytes"} | {
         key: value
         for key, value in own.items()
         if isinstance(value, (str, int, float)) and key not in {"format_version", "name"}

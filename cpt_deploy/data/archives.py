@@ -59,10 +59,10 @@ def _class_names(path: Path, labels: np.ndarray[Any, Any]) -> tuple[str, ...]:
 
 def _read_archive(path: Path, split: Split, *, alone: bool) -> tuple[Pixels, np.ndarray[Any, Any]]:
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
-    # An .npy file named .npz has no `files`; pickled arrays are a ValueError.
-    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
+    # An .npy file named .npz is an array, no context manager: TypeError. Pickled arrays are a ValueError.
+    except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"Expected {path} to be a whole .npz file of plain arrays, but got: {error}") from error
     if f"x_{split}" in arrays and f"y_{split}" in arrays:
         images, labels = arrays[f"x_{split}"], arrays[f"y_{split}"]
@@ -103,6 +103,6 @@ def _decode_all(path: Path, data: np.ndarray[Any, Any], offset: np.ndarray[Any, 
             raise DataError(
                 f"Expected images of one size in {path}, but image {index} is {image.height} x {image.width}"
             )
-        pixels[index] = image
+        pixels[index] = np.asarray(image)
     assert pixels is not None
     return pixels

@@ -6,7 +6,7 @@ from cpt_deploy.data.images import ArrayImages, Split
 from cpt_deploy.errors import MissingExtraError
 
 TEST_EVERY = 5
-"""Within each class every fifth image, in the original order, is a test image (357 of 1,797)."""
+"""Within each class every fifth image, in the original order, is a test image (355 of 1,797)."""
 
 
 def load_digits(split: Split) -> ArrayImages:

@@ -29,7 +29,7 @@ def load_folder(root: Path, split: Split) -> FileImages:
     folder = trained if split == "train" else tested
     if folder is None:
         names = " or ".join(_SPLIT_FOLDERS[split])
-        raise DataError(f"Expected images for split {split!r} in {root}/{names}, but there is no such folder", hint=_LAYOUT)
+        raise DataError(f"Expected {split} images in {root}/{names}, but there is no such folder", hint=_LAYOUT)
     classes = _class_folders(trained or folder)
     found = _class_folders(folder)
     if not found:

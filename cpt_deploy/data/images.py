@@ -1,4 +1,4 @@
-"""What a data set is once it is found: labels, class names, and images as 8-bit pixels, in memory or decoded on demand."""
+"""What a data set is once it is found: labels, class names, and 8-bit images, in memory or decoded on demand."""
 
 import hashlib
 from abc import ABC, abstractmethod
@@ -110,7 +110,8 @@ class ArrayImages(ImageSet):
 
     def image(self, index: int) -> Pixels:
         """Return one image, uint8 (H, W) or (H, W, 3)."""
-        return self.pixels[index]
+        pixels: Pixels = self.pixels[index]
+        return pixels
 
     def _chunks(self) -> Iterator[bytes | memoryview]:
         yield repr(self.pixels.shape).encode()

@@ -34,12 +34,12 @@ def load_mnist(
     Raises:
         DataError: If a file is missing or damaged.
     """
-    places = [folder / inner for folder in folders for inner in (layout, "raw", ".")]
+    places = [folder / inner for inner in (layout, "raw", ".") for folder in folders]
     required = [f"{stem}.gz|{stem}" for stem in _STEMS[split]]
     found = find_folder(name, places, required, hint=hint)
     images, labels = (_read_idx(found, stem) for stem in _STEMS[split])
     if images.ndim != 3 or labels.ndim != 1:
-        raise DataError(f"Expected images and labels of {name} in {found}, but got {images.ndim} and {labels.ndim} axes")
+        raise DataError(f"Expected images and labels in {found}, but got {images.ndim} and {labels.ndim} axes")
     return ArrayImages(name, split, classes, labels.astype(np.int64), images)
 
 

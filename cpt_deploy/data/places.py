@@ -47,9 +47,9 @@ def find_folder(name: str, folders: Sequence[Path], required: Sequence[str], *, 
     best = min(missing, key=lambda folder: len(missing[folder]))
     absent = missing[best]
     if len(absent) == len(required):
+        places = _listed([str(folder) for folder in folders[:2]], "or")
         raise DataError(
-            f"Expected data set {name} ({_listed(required)}) in {_listed([str(f) for f in folders], 'or')}, "
-            "but it is in none of them",
+            f"Expected data set {name} ({_listed(required)}) in {places}, but it is not there",
             hint=hint,
         )
     raise DataError(

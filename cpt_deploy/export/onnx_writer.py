@@ -131,9 +131,6 @@ class _Writer:
         return real
 
     def _emit(self, operation: Operation, output: QuantizedTensor) -> None:
-        if isinstance(operation, Lookup):
-            self._emit_lookup(operation, output)
-            return
         result = f"{output.name}.result"
         if isinstance(operation, Convolution | FullyConnected):
             self._emit_weighted(operation, output, result)
@@ -150,6 +147,8 @@ class _Writer:
             case GlobalAverage():
                 # not ReduceMean, which stays in float
                 self._node("GlobalAveragePool", inputs, result)
+            case Lookup():
+                self._emit_function(operation, inputs[0], result)
             case _:
                 self._emit_movement(operation, inputs[0], output, result)
                 self._quantize(result, output, saturate=False)
@@ -214,12 +213,14 @@ class _Writer:
         self._node("DequantizeLinear", [codes, scales], f"{name}.bias", axis=0)
         return f"{name}.bias"
 
-    def _emit_lookup(self, operation: Lookup, output: QuantizedTensor) -> None:
-        """A function of one code is a table: the same codes on every processor, whatever its exponential does."""
-        table = self._constant(f"{output.name}.table", operation.table)
-        index = f"{output.name}.index"
-        self._node("Cast", [operation.inputs[0]], index, to=TensorProto.INT32)
-        self._node("Gather", [table, index], output.name, axis=0)
+    def _emit_function(self, operation: Lookup, source: str, result: str) -> None:
+        """Write a table as the function it tabulates: `freeze` chose scales at which every runtime gets that table."""
+        if operation.function == "Clip":
+            bounds = [self._constant(f"value_{v}", np.array(v, dtype=np.float32)) for v in operation.parameters]
+            self._node("Clip", [source, *bounds], result)
+            return
+        attributes = dict(zip(("alpha", "beta"), operation.parameters, strict=False))
+        self._node(operation.function, [source], result, **attributes)
 
     def _emit_movement(self, operation: Operation, source: str, output: QuantizedTensor, result: str) -> None:
         match operation:

@@ -17,12 +17,12 @@ from cpt_deploy.freezing.graph import (
     FullyConnected,
     GlobalAverage,
     IntegerGraph,
-    Lookup,
     Multiply,
     Operation,
     QuantizedTensor,
     Reshape,
 )
+from cpt_deploy.freezing.lookup import tabulate
 from cpt_deploy.freezing.movements import KeptTensor, lower_kept
 from cpt_deploy.quantization.affine import affine_parameters, unsigned_levels
 from cpt_deploy.quantization.edges import EdgeQuantizer, LayerInput
@@ -98,7 +98,8 @@ class _Lowering:
         head = chain[0]
         if head.op != "placeholder":
             sources = tuple(self.finished[source] for source in head.all_input_nodes if source in self.finished)
-            self.operations.append(self._lower_chain(chain, sources, tensor))
+            operation, tensor = self._lower_chain(chain, sources, tensor)
+            self.operations.append(operation)
         self._finish(node, tensor)
 
     def _finish(self, node: fx.Node, tensor: QuantizedTensor) -> None:
@@ -126,16 +127,24 @@ class _Lowering:
 
     def _lower_chain(
         self, chain: list[fx.Node], sources: tuple[QuantizedTensor, ...], output: QuantizedTensor
+    ) -> tuple[Operation, QuantizedTensor]:
+        kind = classify(chain[0], self.network)
+        module = self._module(chain[0])
+        if kind in (Kind.TABLE, Kind.CLAMP):
+            assert module is not None
+            if not (isinstance(module, nn.Hardsigmoid) and _has_positions(sources[0])):
+                return tabulate(module, sources[0], output)
+        return self._lower_arithmetic(chain, kind, sources, output), output
+
+    def _lower_arithmetic(
+        self, chain: list[fx.Node], kind: Kind, sources: tuple[QuantizedTensor, ...], output: QuantizedTensor
     ) -> Operation:
         head = chain[0]
         names = tuple(source.name for source in sources)
-        kind = classify(head, self.network)
         if kind is Kind.LAYER:
             return self._lower_layer(head, self._norm_in(chain[1:]), sources[0], output)
-        if kind in (Kind.NORM, Kind.CONSTANT, Kind.AVERAGE):
+        if kind in (Kind.NORM, Kind.CONSTANT, Kind.AVERAGE, Kind.TABLE):
             return self._lower_channelwise(head, kind, sources[0], output)
-        if kind in (Kind.TABLE, Kind.CLAMP):
-            return self._lower_table(head, sources[0], output)
         if kind is Kind.CONCATENATE:
             axis = int(head.kwargs.get("dim", head.args[1] if len(head.args) > 1 else 0))  # type: ignore[arg-type]
             order = tuple(self.finished[source].name for source in head.args[0])  # type: ignore[union-attr,index]
@@ -185,7 +194,7 @@ class _Lowering:
     ) -> Operation:
         module = self._module(node)
         dimensions = len(source.shape) - 1
-        if dimensions not in (1, 2):
+        if not _has_positions(source):
             raise ConversionError(
                 f"Expected {describe(node, self.network)} on (N, C, L) or (N, C, H, W), but got {source.shape}"
             )
@@ -195,21 +204,14 @@ class _Lowering:
             return _average(module, source, output)
         if kind is Kind.NORM:
             factor, offset = normalisation(module, channels)  # type: ignore[arg-type]
+        elif isinstance(module, nn.Hardsigmoid):
+            # x/6 + 1/2, cut at 0 by the zero point and at 1 by the greatest code: the observed range lies in [0, 1]
+            factor, offset = np.full(channels, 1 / 6), np.full(channels, 0.5)
         else:
             assert isinstance(module, ChannelwiseConstant)
             factor, offset = np.full(channels, module.factor), np.full(channels, module.offset)
         folded = channelwise(factor, offset, dimensions, source.scale)
         return _depthwise(folded, source, output, str(node.target), (1,) * dimensions, (0,) * 2 * dimensions)
-
-    def _lower_table(self, node: fx.Node, source: QuantizedTensor, output: QuantizedTensor) -> Operation:
-        module = self._module(node)
-        assert module is not None
-        codes = torch.arange(256, dtype=torch.float32)
-        with torch.no_grad():
-            values = module((codes - source.zero_point) * source.scale)
-        table = torch.round(values / output.scale).add_(output.zero_point).clamp_(0, output.levels)
-        name = type(module).__name__
-        return Lookup((source.name,), output.name, name, table.to(torch.uint8).numpy())
 
     def _lower_global_average(self, names: tuple[str, ...], output: QuantizedTensor) -> Operation:
         if len(output.shape) == 3:
@@ -240,6 +242,11 @@ class _Lowering:
         else:
             self.operations.append(lowered[0])
             self._finish(node, lowered[1])
+
+
+def _has_positions(tensor: QuantizedTensor) -> bool:
+    """Return whether a tensor is (N, C, L) or (N, C, H, W), so that a convolution can run on it."""
+    return len(tensor.shape) in (2, 3)
 
 
 def _reshape(source: QuantizedTensor, output: QuantizedTensor) -> Operation:

@@ -104,11 +104,13 @@ class Lookup(Operation):
     """A function of one code, as a table of 2^8 output codes.
 
     Attributes:
-        function: Name of the real function, for readers.
+        function: The real function, as an ONNX operator.
+        parameters: Its parameters, in the operator's order.
         table: uint8 (256,).
     """
 
     function: str
+    parameters: tuple[float, ...]
     table: NDArray[np.uint8]
 
 

@@ -40,8 +40,6 @@ _MODULE_KINDS: dict[type[nn.Module], Kind] = {
     nn.Tanh: Kind.TABLE,
     nn.LeakyReLU: Kind.TABLE,
     nn.ELU: Kind.TABLE,
-    nn.GELU: Kind.TABLE,
-    nn.Mish: Kind.TABLE,
     nn.Softplus: Kind.TABLE,
     ChannelwiseConstant: Kind.CONSTANT,
     nn.AvgPool2d: Kind.AVERAGE,

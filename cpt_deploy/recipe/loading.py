@@ -16,6 +16,15 @@ _PRESETS = Path(__file__).parent / "presets"
 _SUFFIXES = {".yaml", ".yml"}
 
 
+class _RecipeDumper(yaml.SafeDumper):
+    """Writes lists in one line, as people do."""
+
+
+_RecipeDumper.add_representer(
+    list, lambda dumper, values: dumper.represent_sequence("tag:yaml.org,2002:seq", values, flow_style=True)
+)
+
+
 def preset_names() -> list[str]:
     """Return the names of the recipes that come with the package, sorted."""
     return sorted(path.stem for path in _PRESETS.glob("*.yaml"))
@@ -75,7 +84,8 @@ def save_recipe(recipe: Recipe, path: Path) -> None:
     Raises:
         DataError: If the file cannot be written.
     """
-    text = f"# cpt train {path}\n" + yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, width=120)
+    values = recipe.model_dump(mode="json")
+    text = f"# cpt train {path}\n" + yaml.dump(values, Dumper=_RecipeDumper, sort_keys=False, width=120)
     temporary = path.with_name(f".{path.name}.partial")
     try:
         temporary.write_text(text, encoding="utf-8")

@@ -1,1 +1,19 @@
-"""The FastAPI app that serves bundles. Never imports torch."""
+"""Serving a bundle over HTTP. Never imports torch; the names below are resolved on first use."""
+
+import importlib
+
+_PUBLIC = {
+    "PredictClient": "cpt_serving.client",
+    "ServeSettings": "cpt_serving.settings",
+    "create_app": "cpt_serving.app",
+    "load_settings": "cpt_serving.settings",
+    "run": "cpt_serving.server",
+}
+
+__all__ = ["PredictClient", "ServeSettings", "create_app", "load_settings", "run"]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'cpt_serving' has no attribute {name!r}")
+    return getattr(importlib.import_module(_PUBLIC[name]), name)

@@ -3,7 +3,6 @@
 from cpt_cli.command import Command
 from cpt_cli.commands import datasets, export, info, models, predict, quickstart, serve, train, validate
 
-
 COMMANDS: tuple[Command, ...] = (
     quickstart.COMMAND,
     train.COMMAND,

@@ -9,7 +9,6 @@ from cpt_cli.command import LOOK_PANEL, Command, DebugFlag, JsonFlag, QuietFlag
 from cpt_cli.output import out
 from cpt_deploy.errors import UsageError
 
-
 _OWN_SHAPE = (3, 32, 10)
 _TORCHVISION_SHAPE = (3, 224, 1000)
 
@@ -38,7 +37,9 @@ def models(
 
     names = model_names(pattern) if pattern else [name for name in model_names() if "/" not in name]
     if pattern and not names:
-        raise UsageError(f"Expected a pattern that matches a model, but got {pattern!r}", hint=nearest_names(pattern, model_names()))
+        raise UsageError(
+            f"Expected a pattern that matches a model, but got {pattern!r}", hint=nearest_names(pattern, model_names())
+        )
     rows = [{"name": name} if quiet else _measure(name, channels, size, classes) for name in names]
     out.table(("model", "parameters", "MACs", "input", "classes"), [_cells(row) for row in rows])
     if not pattern:
@@ -61,7 +62,7 @@ def _measure(name: str, channels: int | None, size: int | None, classes: int | N
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:
-    figures = [formats.count(row[key]) if row.get(key) is not None else "–" for key in ("parameters", "macs")]
+    figures = [formats.count(row[key]) if row.get(key) is not None else "-" for key in ("parameters", "macs")]
     return (row["name"], *figures, " x ".join(map(str, row.get("input", ()))), str(row.get("classes", "")))
 
 

@@ -1,25 +1,33 @@
 """`cpt predict`: classify image files with a bundle here, or with a server that serves one."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cpt_cli import formats
 from cpt_cli.command import SHIP_PANEL, Command, DebugFlag, JsonFlag, QuietFlag
 from cpt_cli.output import out
-from cpt_deploy.errors import DataError
+from cpt_deploy.errors import DataError, ImageError, UsageError
 
+if TYPE_CHECKING:
+    from cpt_cli.prediction import Classifier
 
 BAR_WIDTH = 20
 
 
 def predict(
-    bundle: Annotated[Path, typer.Argument(help="Bundle that cpt export wrote; with --url its name there.")],
-    images: Annotated[list[Path], typer.Argument(help="Image files.", metavar="IMAGE...")],
+    paths: Annotated[
+        list[Path],
+        typer.Argument(
+            help="A bundle, then image files. With --url the bundle can be left out.", metavar="BUNDLE IMAGE..."
+        ),
+    ],
     url: Annotated[str | None, typer.Option(help="Ask the server at this address instead of computing here.")] = None,
     top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, help="Classes to show for each image.")] = 1,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads to compute with.", show_default="all cores")] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads to compute with.", show_default="all cores")
+    ] = None,
     json_output: JsonFlag = False,
     quiet: QuietFlag = False,
     debug: DebugFlag = False,
@@ -31,39 +39,48 @@ def predict(
     """
     from cpt_cli.prediction import local_classifier, remote_classifier
 
-    classify = remote_classifier(url, bundle, top_k) if url else local_classifier(bundle, top_k, threads)
-    results: list[dict[str, Any]] = []
-    failures: list[DataError] = []
-    for path in images:
-        try:
-            results.append({"image": path, "predictions": classify(path)})
-        except DataError as error:
-            if len(images) == 1:
-                raise
-            failures.append(error)
-            results.append({"image": path, "error": error.message})
-            out.warning(error.message)
+    if url is None:
+        bundle, images = paths[0], paths[1:]
+        classifier = local_classifier(bundle, top_k=top_k, threads=threads)
+    else:
+        named = paths[0] if paths[0].is_dir() else None
+        images = paths[1:] if named else paths
+        classifier = remote_classifier(url, named, top_k=top_k)
+    if not images:
+        raise UsageError(
+            "Expected one or more images after the bundle, but got none", hint="cpt predict BUNDLE IMAGE..."
+        )
+    with classifier as classify:
+        results = [_classified(path, classify, alone=len(images) == 1) for path in images]
     _show(results)
     out.result({"results": results})
+    failures = sum("error" in result for result in results)
     if failures:
-        raise DataError(f"Expected {len(images)} images, but {len(failures)} of them could not be classified")
+        raise DataError(f"Expected {len(images)} images, but {failures} of them could not be classified")
+
+
+def _classified(path: Path, classify: "Classifier", *, alone: bool) -> dict[str, Any]:
+    """Return one image's result; an image that cannot be used does not keep the others from theirs."""
+    try:
+        return {"image": path, "predictions": classify(path)}
+    except ImageError as error:
+        if alone:
+            raise
+        out.warning(error.message)
+        return {"image": path, "error": error.message}
 
 
 def _show(results: list[dict[str, Any]]) -> None:
     rows = [
-        (result["image"], prediction["label"], formats.share(prediction["probability"]), _bar(prediction["probability"]))
+        (result["image"], entry.label, formats.share(entry.probability), "█" * round(entry.probability * BAR_WIDTH))
         for result in results
-        for prediction in result.get("predictions", ())
+        for entry in result.get("predictions", ())
     ]
     if out.quiet:
         for image, label, probability, _ in rows:
             out.line(f"{image}\t{label}\t{probability}")
     elif rows:
         out.table(("image", "class", "probability", ""), rows)
-
-
-def _bar(probability: float) -> str:
-    return "█" * round(probability * BAR_WIDTH)
 
 
 COMMAND = Command(
@@ -73,6 +90,6 @@ COMMAND = Command(
     examples=(
         "cpt predict runs/digits/bundle-8bit digit.png",
         "cpt predict runs/digits/bundle-8bit *.png --top-k 3 --json",
-        "cpt predict digits digit.png --url http://127.0.0.1:8000  # ask a server",
+        "cpt predict --url http://127.0.0.1:8000 digit.png  # ask a server",
     ),
 )

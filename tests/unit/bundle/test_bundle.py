@@ -126,7 +126,8 @@ def test_unreadable_checksums_are_refused(bundle, content):
 
 def test_a_file_without_checksum_is_not_read(bundle):
     sums = bundle.path / "SHA256SUMS"
-    sums.write_text("".join(line for line in sums.open() if "model.onnx" not in line))
+    lines = sums.read_text().splitlines(keepends=True)
+    sums.write_text("".join(line for line in lines if "model.onnx" not in line))
     assert "to list model.onnx" in refusal(bundle.path).message
 
 

@@ -56,7 +56,8 @@ def test_any_image_gives_the_shape_and_range_of_the_input(pixels):
     for preprocessing in (DIGITS, Preprocessing(3, (5, 9), (0.5,) * 3, (0.5,) * 3, resize=12)):
         made = preprocessing.apply(pixels)
         assert made.shape == preprocessing.input_shape
-        assert made.flags.c_contiguous and np.isfinite(made).all()
+        assert made.flags.c_contiguous
+        assert np.isfinite(made).all()
 
 
 @given(arrays.arrays(np.uint8, (8, 8)))

@@ -93,7 +93,7 @@ def test_golden_samples_survive_the_file_and_decode_as_onnx_does(codes, scale, z
         ],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, [2, 5])],
     )
-    evaluator = ReferenceEvaluator(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)]))
+    evaluator = ReferenceEvaluator(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)]))
     expected = evaluator.run(None, {"q": codes, "s": np.float32(scale), "z": np.uint8(zero_point)})[0]
     assert np.array_equal(read.logits, expected)
 

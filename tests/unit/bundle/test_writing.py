@@ -121,7 +121,7 @@ def test_names_that_do_not_fit_into_urls_are_refused(tmp_path, bundle_contents, 
 
 @pytest.mark.parametrize("labels", [("a", "a", "b"), ("a", "", "b"), ("a", "b\nc", "d"), ("a", "b")], ids=str)
 def test_unfit_labels_are_refused(tmp_path, bundle_contents, labels):
-    with pytest.raises(BundleError, match="Expected .*label"):
+    with pytest.raises(BundleError, match=r"Expected .*label"):
         write_bundle(tmp_path / "bundle", contents=replace(bundle_contents(), labels=labels))
 
 
@@ -203,7 +203,7 @@ def test_an_update_that_is_cut_short_leaves_a_bundle_that_opens(bundle, monkeypa
             raise KeyboardInterrupt
         original(source, target)
 
-    monkeypatch.setattr("pathlib.Path.replace", lambda self, target: killed(self, target))
+    monkeypatch.setattr("pathlib.Path.replace", killed)
     if renames < 4:
         with pytest.raises(KeyboardInterrupt):
             update(bundle, {"run": 2}, [replace(RESULT, value=0.5)])

@@ -10,20 +10,30 @@ from cpt_cli import formats
 
 
 @pytest.mark.parametrize(
-    ("size_bytes", "text"), [(0, "0 B"), (999, "999 B"), (1000, "1.00 kB"), (1_240_000, "1.24 MB"), (3e18, "3000000.00 TB")]
+    ("size_bytes", "text"),
+    [(0, "0 B"), (999, "999 B"), (1000, "1.00 kB"), (1_240_000, "1.24 MB"), (3e18, "3000000.00 TB")],
 )
 def test_sizes_use_decimal_units(size_bytes, text):
     assert formats.size(size_bytes) == text
 
 
-@pytest.mark.parametrize(("number", "text"), [(7, "7"), (269_722, "269.72 K"), (40_550_400, "40.55 M"), (1.5e15, "1.50 P")])
+@pytest.mark.parametrize(
+    ("number", "text"), [(7, "7"), (269_722, "269.72 K"), (40_550_400, "40.55 M"), (1.5e15, "1.50 P")]
+)
 def test_counts_have_no_unit(number, text):
     assert formats.count(number) == text
 
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0.0123, "12 ms"), (12.34, "12.3 s"), (59.96, "60.0 s"), (60, "1 min 00 s"), (245, "4 min 05 s"), (7384, "2 h 03 min")],
+    [
+        (0.0123, "12 ms"),
+        (12.34, "12.3 s"),
+        (59.96, "60.0 s"),
+        (60, "1 min 00 s"),
+        (245, "4 min 05 s"),
+        (7384, "2 h 03 min"),
+    ],
 )
 def test_durations_use_the_natural_unit(seconds, text):
     assert formats.duration(seconds) == text
@@ -32,7 +42,7 @@ def test_durations_use_the_natural_unit(seconds, text):
 def test_shares_are_percentages_and_a_missing_one_is_a_dash():
     assert formats.share(0.36671) == "36.67 %"
     assert formats.share(1, digits=0) == "100 %"
-    assert formats.share(None) == "–"
+    assert formats.share(None) == "-"
 
 
 def test_sparkline_shows_a_cycle():

@@ -82,7 +82,9 @@ def test_json_holds_what_commands_hand_over(capsys):
 
     out = Output()
     out.configure(json_mode=True)
-    out.result({"nan": float("nan"), "point": Point(np.float32(1.5), Path("a/b")), "row": np.arange(3), 1: (True, None)})
+    out.result(
+        {"nan": float("nan"), "point": Point(np.float32(1.5), Path("a/b")), "row": np.arange(3), 1: (True, None)}
+    )
     document = json.loads(capsys.readouterr().out)
     assert document["nan"] is None
     assert document["point"] == {"x": 1.5, "where": "a/b"}

@@ -59,7 +59,7 @@ def test_torchvision_models_take_gray_images_and_trace(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "size"), [("vit_b_32", (64, 64)), ("maxvit_t", (448, 224)), ("inception_v3", (96, 96))]
+    ("name", "size"), [("vit_b_32", (64, 64)), ("maxvit_t", (448, 448)), ("inception_v3", (96, 96))]
 )
 def test_torchvision_models_that_depend_on_the_size_are_built_for_it(name, size):
     build_anywhere(f"torchvision/{name}", num_classes=5, in_channels=3, input_size=size)

@@ -1,0 +1,89 @@
+"""`cpt export`: freeze a trained model to integers and write the bundle that ships."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cpt_cli import formats
+from cpt_cli.command import TRAIN_PANEL, Command, DebugFlag, JsonFlag, QuietFlag
+from cpt_cli.output import out
+
+if TYPE_CHECKING:
+    from cpt_deploy.bundle import Bundle, GoldenCheck
+
+
+def export(
+    run: Annotated[Path, typer.Argument(help="Directory that cpt train wrote.")],
+    bits: Annotated[
+        int | None,
+        typer.Option(min=2, max=8, help="Bits of the cycling layers' weights.", show_default="the run's upper bound"),
+    ] = None,
+    destination: Annotated[
+        Path | None, typer.Option("--out", help="Directory of the bundle.", show_default="RUN/bundle-<BITS>bit")
+    ] = None,
+    opset: Annotated[int | None, typer.Option(help="ONNX opset, 13 to 20.", show_default="17")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Export at bits that the run never trained at.")] = False,
+    json_output: JsonFlag = False,
+    quiet: QuietFlag = False,
+    debug: DebugFlag = False,
+) -> None:
+    """Freeze the trained model of a run to integers and write a bundle: the directory that ships.
+
+    At other bits than the run's upper bound the activation ranges and BatchNorm statistics are estimated anew on
+    training data first. A bundle of the same name is replaced; nothing half-written is ever left.
+    """
+    from cpt_cli.workflow import export_run
+
+    bundle = export_run(run, bits=bits, destination=destination, opset=opset, force=force)
+    check = show_export(bundle)
+    if out.quiet:
+        out.line(formats.path(bundle.path))
+    out.result(
+        {
+            "bundle": bundle.path,
+            "name": bundle.name,
+            "facts": bundle.facts,
+            "sha256": bundle.sha256,
+            "files_bytes": _files(bundle),
+            "golden": check,
+        }
+    )
+    out.hint(f"cpt validate {formats.path(bundle.path)} --data {bundle.facts['dataset']}")
+
+
+def show_export(bundle: "Bundle") -> "GoldenCheck":
+    """Print what was exported, and whether onnxruntime on this machine reproduces its golden sample."""
+    from cpt_deploy.bundle import OnnxRuntimeModel
+
+    check = OnnxRuntimeModel(bundle.onnx_path).reproduce_golden(bundle.golden)
+    same = "every output code of the golden sample is the same"
+    differs = f"{check.mismatches} of {check.values} output codes of the golden sample differ"
+    sizes = _files(bundle)
+    out.fields(
+        f"Exported {bundle.name} with weights of {bundle.facts['weight_bits']} bits",
+        {
+            "bundle": formats.path(bundle.path),
+            "model.onnx": f"{formats.size(sizes['model.onnx'])}, sha256 {bundle.sha256[:16]}…",
+            "in onnxruntime": same if check.exact else differs,
+            "all files": formats.size(sum(sizes.values())),
+        },
+    )
+    if not check.exact:
+        out.warning(f"onnxruntime and the integer executor disagree: {differs}; cpt validate says where")
+    return check
+
+
+def _files(bundle: "Bundle") -> dict[str, int]:
+    return {path.name: path.stat().st_size for path in sorted(bundle.path.iterdir())}
+
+
+COMMAND = Command(
+    name="export",
+    function=export,
+    panel=TRAIN_PANEL,
+    examples=(
+        "cpt export runs/digits --bits 8",
+        "cpt export runs/digits --bits 4 --out digits-4bit  # the same run at 4 bits",
+    ),
+)

@@ -1,0 +1,187 @@
+"""`cpt train`: train a network while its bit-width cycles."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cpt_cli import formats
+from cpt_cli.command import TRAIN_PANEL, Command, DebugFlag, JsonFlag, QuietFlag
+from cpt_cli.output import out
+from cpt_deploy.errors import UsageError
+
+if TYPE_CHECKING:
+    from cpt_deploy.recipe import Recipe
+    from cpt_deploy.training import RunReport
+
+RUNS = Path("runs")
+
+
+def _complete(incomplete: str) -> list[str]:
+    """Return the presets and recipe files that begin as what was typed."""
+    from cpt_deploy.recipe import preset_names
+
+    files = [str(path) for path in Path().glob("*.yaml")]
+    return [name for name in [*preset_names(), *files] if name.startswith(incomplete)]
+
+
+def train(  # noqa: PLR0913, PLR0917  the options are its parameters
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="A preset or a recipe file, then settings such as train.batch_size=64; without either the digits.",
+            metavar="[PRESET_OR_FILE] [KEY=VALUE]...",
+            autocompletion=_complete,
+            show_default=False,
+        ),
+    ] = None,
+    run_dir: Annotated[
+        Path | None, typer.Option("--out", help="Directory of the run.", show_default="runs/NAME, or the next free one")
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="Go on with the run in this directory, from its last checkpoint.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done; write nothing.")] = False,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="Length of the run: train.epochs.", rich_help_panel="Common settings")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Seed of everything: seed.", rich_help_panel="Common settings")
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            help="auto, cpu, cuda or cuda:N: train.device.", rich_help_panel="Common settings", show_default="auto"
+        ),
+    ] = None,
+    json_output: JsonFlag = False,
+    quiet: QuietFlag = False,
+    debug: DebugFlag = False,
+) -> None:
+    """Train a network with Cyclic Precision Training and leave everything in one directory.
+
+    A recipe holds all settings: defaults, then a preset or a YAML file, then key=value. Ctrl-C finishes the step, saves
+    and tells how to go on; a second one stops at once.
+    """
+    from cpt_deploy.recipe import load_recipe
+
+    source, overrides = _split_words(words or [])
+    overrides += [
+        f"{key}={value}"
+        for key, value in (("train.epochs", epochs), ("seed", seed), ("train.device", device))
+        if value is not None
+    ]
+    if resume is None:
+        recipe = load_recipe(source, overrides)
+        directory = run_dir or _free_directory(recipe.name)
+    else:
+        if source is not None or run_dir is not None:
+            raise UsageError(
+                "Expected a run to resume without a recipe or --out, but got both",
+                hint=f"cpt train --resume {resume}; its recipe and its directory are those that it began with",
+            )
+        recipe, directory = load_recipe(_recipe_of(resume), overrides), resume
+    if dry_run:
+        _show_dry_run(recipe, directory)
+        return
+    report = run_training(recipe, directory, resume=resume is not None)
+    out.result({"run": directory, "report": report.to_dict(), "files_bytes": _files(directory)})
+    out.hint(f"cpt export {formats.path(directory)}" + (" --bits 8" if report.bits["upper"] == 8 else ""))
+
+
+def _split_words(words: Sequence[str]) -> tuple[str | None, list[str]]:
+    """Return the recipe's source and the overrides."""
+    sources = [word for word in words if "=" not in word]
+    if len(sources) > 1:
+        raise UsageError(
+            f"Expected one preset or recipe file, but got {', '.join(sources)}", hint="settings are written key=value"
+        )
+    return next(iter(sources), None), [word for word in words if "=" in word]
+
+
+def _free_directory(name: str) -> Path:
+    """Return runs/NAME, or with the first number that is free behind it."""
+    candidate, number = RUNS / name, 2
+    while candidate.exists():
+        candidate, number = RUNS / f"{name}-{number}", number + 1
+    return candidate
+
+
+def _recipe_of(run_dir: Path) -> Path:
+    from cpt_deploy.errors import CheckpointError
+
+    path = run_dir / "recipe.yaml"
+    if not path.is_file():
+        raise CheckpointError(
+            f"Expected a run to resume in {run_dir}, but it has no recipe.yaml",
+            hint="cpt train writes runs below runs/",
+        )
+    return path
+
+
+def _show_dry_run(recipe: "Recipe", directory: Path) -> None:
+    from cpt_cli.training_progress import show_plan
+    from cpt_cli.workflow import plan_run
+
+    plan = plan_run(recipe, directory)
+    show_plan(plan)
+    out.note("dry run: nothing was written")
+    out.result(
+        {
+            "run": directory,
+            "device": plan.device,
+            "parameters": plan.parameters,
+            "macs": plan.macs,
+            "layers": plan.layers,
+            "total_steps": plan.total_steps,
+            "steps_per_epoch": plan.steps_per_epoch,
+            "relative_cost": plan.relative_cost,
+            "recipe": plan.recipe.model_dump(mode="json"),
+        }
+    )
+
+
+def run_training(recipe: "Recipe", directory: Path, *, resume: bool = False) -> "RunReport":
+    """Train, show the progress and the result, and return the report."""
+    from cpt_cli.training_progress import TrainingProgress
+    from cpt_deploy.training import train as train_run
+
+    finished_before = resume and (directory / "report.json").is_file()
+    with TrainingProgress() as progress:
+        report = train_run(recipe, directory, resume=resume, reporter=progress)
+    if finished_before:
+        out.note(f"the run in {formats.path(directory)} was finished already")
+    files = _files(directory)
+    upper, test, cost = report.bits["upper"], report.test, report.cost
+    best = "" if report.best is None else f", best on the way {formats.share(report.best.top1)}"
+    out.fields(
+        f"Trained {report.name}",
+        {
+            f"accuracy at {upper} bits": f"{formats.share(test.top1)} of {test.images:,} test images{best}",
+            "cost": f"{cost['gbitops']:,.0f} GBitOPs, {formats.share(cost['saving'])} less than static {upper} bits",
+            "time": f"{formats.duration(report.seconds['total'])}, {report.images_per_s:,.0f} images/s in training",
+            "run": formats.path(directory),
+            "files": ", ".join(f"{name} ({formats.size(size)})" for name, size in files.items()),
+        },
+    )
+    if out.quiet:
+        out.line(formats.path(directory))
+    return report
+
+
+def _files(directory: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_size for path in sorted(directory.iterdir()) if path.is_file()}
+
+
+COMMAND = Command(
+    name="train",
+    function=train,
+    panel=TRAIN_PANEL,
+    examples=(
+        "cpt train digits-quickstart  # a preset; cpt train --dry-run shows what it would do",
+        "cpt train fashion-mnist-resnet20 train.epochs=20 precision.cycles=16",
+        "cpt train my-recipe.yaml model.name=my_package.nets:small data.name=photos/",
+        "cpt train --resume runs/fashion-mnist-resnet20",
+    ),
+)

@@ -1,0 +1,183 @@
+"""`cpt validate`: the gate between training and serving."""
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cpt_cli import formats
+from cpt_cli.command import SHIP_PANEL, Command, DebugFlag, JsonFlag, QuietFlag
+from cpt_cli.output import out
+from cpt_deploy.errors import UsageError, ValidationFailedError
+
+if TYPE_CHECKING:
+    from cpt_deploy.bundle import Bundle
+    from cpt_deploy.validation import ValidationReport
+
+DEFAULT_MAX_DROP = 0.5
+
+
+def validate(  # noqa: PLR0913, PLR0917  the options are its parameters
+    bundle: Annotated[Path, typer.Argument(help="Bundle that cpt export wrote.")],
+    data: Annotated[
+        str | None,
+        typer.Option(help="Data set to measure on, by name, path or import path; without it only the golden sample."),
+    ] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Folder that holds the data set.")] = None,
+    run: Annotated[
+        Path | None, typer.Option(help="Run to compare with.", show_default="the one that the bundle lies in")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Measure this many images.", show_default="all")] = None,
+    max_drop: Annotated[
+        float | None,
+        typer.Option(
+            help="Most points of accuracy that may be lost from the trained model to onnxruntime.",
+            show_default=f"{DEFAULT_MAX_DROP} where the run is found",
+        ),
+    ] = None,
+    require_exact: Annotated[
+        bool | None,
+        typer.Option(
+            "--require-exact/--no-require-exact",
+            help="Whether each integer inside onnxruntime must be that of the integer executor.",
+            show_default="where torch and onnx are installed",
+        ),
+    ] = None,
+    json_output: JsonFlag = False,
+    quiet: QuietFlag = False,
+    debug: DebugFlag = False,
+) -> None:
+    """Measure a bundle before it is served: accuracy and integers of trained model, integer executor and onnxruntime.
+
+    The evidence becomes validation.json in the bundle and a table in its model card. The exit code is 4 when accuracy
+    dropped too far or an integer differs.
+    """
+    from cpt_deploy.bundle import Bundle
+
+    opened = Bundle.open(bundle)
+    if data is None:
+        for option, value in (("--run", run), ("--limit", limit), ("--max-drop", max_drop), ("--data-dir", data_dir)):
+            if value is not None:
+                raise UsageError(f"Expected --data with {option}, but got none", hint="name the data set to measure on")
+        _check_golden(opened, require_exact=require_exact is not False)
+        return
+    _validate_on(opened, data, data_dir, run=run, limit=limit, max_drop=max_drop, require_exact=require_exact)
+
+
+def _check_golden(bundle: "Bundle", *, require_exact: bool) -> None:
+    from cpt_deploy.bundle import OnnxRuntimeModel
+
+    check = OnnxRuntimeModel(bundle.onnx_path).reproduce_golden(bundle.golden)
+    passed = check.exact or not require_exact
+    out.line(
+        f"{'passed' if passed else 'FAILED'}: {check.values - check.mismatches} of {check.values} output codes of the "
+        f"golden sample are reproduced by onnxruntime, checksums hold"
+    )
+    out.result({"passed": passed, "bundle": bundle.path, "golden": check})
+    if not passed:
+        raise ValidationFailedError(
+            f"{check.mismatches} of {check.values} codes of the golden sample were not reproduced",
+            hint=f"to find where: cpt validate {formats.path(bundle.path)} --data NAME",
+        )
+    out.hint(f"cpt validate {formats.path(bundle.path)} --data {bundle.facts.get('dataset', 'NAME')}")
+
+
+def _validate_on(
+    bundle: "Bundle",
+    data: str,
+    data_dir: Path | None,
+    *,
+    run: Path | None,
+    limit: int | None,
+    max_drop: float | None,
+    require_exact: bool | None,
+) -> None:
+    from cpt_cli.workflow import measure_bundle
+
+    report = measure_bundle(
+        bundle,
+        data,
+        data_dir,
+        run_dir=run,
+        limit=limit,
+        max_drop=max_drop,
+        default_max_drop=DEFAULT_MAX_DROP,
+        require_exact=_can_compare_integers() if require_exact is None else require_exact,
+    )
+    show_report(report)
+    out.result({**report.to_dict(), "bundle": bundle.path})
+    if not report.passed:
+        raise ValidationFailedError("; ".join(report.reasons))
+    out.hint(f"cpt serve {formats.path(bundle.path)}")
+
+
+def _can_compare_integers() -> bool:
+    return find_spec("torch") is not None and find_spec("onnx") is not None
+
+
+def show_report(report: "ValidationReport") -> None:
+    """Print what was measured, other labels and logits against onnxruntime, and what was not measured."""
+    for note in report.notes:
+        out.note(f"note: {note}")
+    if out.quiet:
+        out.line("passed" if report.passed else "failed")
+        return
+    out.table(
+        ("runtime", "accuracy", "95 % interval", "other labels", "worst logit difference"),
+        [(_NAMES[entry.name], *_accuracy_cells(entry.name, report)) for entry in report.runtimes],
+        title=f"{report.bundle} on {report.dataset.samples} images of {report.dataset.name} ({report.dataset.split})",
+    )
+    golden, differing = report.golden, report.first_difference
+    integers = "not compared"
+    if report.tensors is not None:
+        integers = (
+            f"{report.compared_integers - report.mismatching_integers:,} of {report.compared_integers:,} in "
+            f"{len(report.tensors)} tensors are the same"
+        )
+    facts = {
+        "integers": integers + (f", first difference in {differing.name}" if differing else ""),
+        "golden sample": f"{golden.values - golden.mismatches} of {golden.values} codes reproduced",
+    }
+    if report.graph is not None:
+        floats = ", ".join(f"{count} {name}" for name, count in report.graph.float_operators.items())
+        facts["operators left in float"] = floats or "none"
+    if report.drop is not None:
+        facts["accuracy lost"] = f"{report.drop:.2f} points from trained to onnxruntime"
+    hazard = sum(layer.possible for layer in report.saturation)
+    here = {True: ", as on this one", False: "; this one is another", None: ""}[report.cpu.saturates]
+    facts["on x86 processors without VNNI"] = f"{hazard} layers could saturate{here}" if hazard else "nothing saturates"
+    out.fields("passed" if report.passed else "FAILED", facts)
+
+
+_NAMES = {
+    "trained": "trained model",
+    "executor": "integer executor",
+    "onnxruntime": "onnxruntime",
+    "onnxruntime-unoptimized": "onnxruntime, not optimized",
+}
+
+
+def _accuracy_cells(name: str, report: "ValidationReport") -> tuple[str, ...]:
+    accuracy = report.runtime(name).accuracy
+    interval = f"{formats.share(accuracy.low)} to {formats.share(accuracy.high)}"
+    pair = next((pair for pair in report.comparisons if (pair.first, pair.second) == (name, "onnxruntime")), None)
+    worst = pair.worst_logit_difference if pair else None
+    return (
+        formats.share(accuracy.value),
+        interval,
+        "" if pair is None else str(pair.other_labels),
+        "" if worst is None else f"{worst:.3g}",
+    )
+
+
+COMMAND = Command(
+    name="validate",
+    function=validate,
+    panel=SHIP_PANEL,
+    examples=(
+        "cpt validate runs/digits/bundle-8bit --data digits",
+        "cpt validate my-bundle --data fashion-mnist --run runs/fashion --max-drop 0.1",
+        "cpt validate my-bundle  # checksums and golden sample only: needs neither data nor torch",
+    ),
+)

@@ -1,0 +1,123 @@
+"""What `cpt train` shows while a run goes on: a summary, then a bar on a terminal and elsewhere one line an epoch."""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Self
+
+from cpt_cli import formats
+from cpt_cli.output import Bar, out
+
+if TYPE_CHECKING:
+    from cpt_deploy.precision import PrecisionSchedule
+    from cpt_deploy.training import Evaluation, RunReport, StepProgress, TrainPlan
+
+SHOWN_CYCLES = 4
+SHOWN_COLUMNS = 32
+
+
+class TrainingProgress:
+    """Hears of a run, as `cpt_deploy.training.TrainReporter` wants it, and says it through `out`."""
+
+    def __init__(self) -> None:
+        self._stack = ExitStack()
+        self._bar: Bar | None = None
+        self._steps_per_epoch = 1
+        self._epochs = 1.0
+        self._line = ""
+        self._last_top1: float | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+    def start(self, plan: "TrainPlan") -> None:
+        """Show the plan and the bar."""
+        show_plan(plan)
+        self._steps_per_epoch = plan.steps_per_epoch
+        self._epochs = plan.total_steps / plan.steps_per_epoch
+        if plan.first_step:
+            out.note(f"going on from step {plan.first_step}")
+        self._bar = self._stack.enter_context(out.bar("training", plan.total_steps, start=plan.first_step))
+
+    def step(self, progress: "StepProgress") -> None:
+        """Advance the bar; at the end of an epoch make its line, which waits for an evaluation."""
+        self._flush()
+        figures = _figures(progress)
+        if self._bar is not None:
+            tested = [] if self._last_top1 is None else [f"test {formats.share(self._last_top1)}"]
+            self._bar.advance(progress.step, progress.total_steps, detail="  ".join([*figures, *tested]))
+        if progress.step % self._steps_per_epoch == 0 or progress.step == progress.total_steps:
+            epoch = f"epoch {progress.step / self._steps_per_epoch:g}/{self._epochs:g}"
+            self._line = "  ".join([epoch, *figures])
+
+    def evaluated(self, evaluation: "Evaluation") -> None:
+        """Complete the epoch's line with the accuracy on the test images."""
+        self._last_top1 = evaluation.top1
+        if evaluation.settled:
+            self._flush()
+            return
+        best = ", best" if evaluation.best else ""
+        self._line = f"{self._line or f'step {evaluation.step}'}  test {formats.share(evaluation.top1)}{best}"
+        self._flush()
+
+    def finished(self, report: "RunReport") -> None:
+        """Take the bar away; the command shows the result."""
+        self._flush()
+        self._stack.close()
+
+    def _flush(self) -> None:
+        if self._line and not out.shows_progress:
+            out.note(self._line)
+        self._line = ""
+
+
+def _figures(progress: "StepProgress") -> list[str]:
+    figures = [f"bits {progress.bits}", f"lr {progress.lr:.3g}"]
+    if progress.loss is not None:
+        figures.append(f"loss {progress.loss:.3f}")
+    if progress.accuracy is not None:
+        figures.append(f"train {formats.share(progress.accuracy)}")
+    if progress.images_per_s is not None:
+        figures.append(f"{progress.images_per_s:.0f} images/s")
+    return figures
+
+
+def show_plan(plan: "TrainPlan") -> None:
+    """Print what a run is going to do."""
+    recipe, precision = plan.recipe, plan.recipe.precision
+    epochs = plan.total_steps / plan.steps_per_epoch
+    parameters, macs = formats.count(plan.parameters), formats.count(plan.macs)
+    cycling, held = plan.layers.get("cycle", 0), plan.layers.get("hold", 0)
+    images = f"{plan.train_images:,} images to train and {plan.test_images:,} to test"
+    out.fields(
+        f"Training {recipe.name}",
+        {
+            "model": f"{recipe.model.name}, {parameters} parameters, {macs} MACs per image",
+            "quantized layers": f"{cycling} cycling, {held} held at {precision.upper} bits",
+            "data": f"{recipe.data.name}, {images}, {plan.classes} classes",
+            "steps": f"{plan.total_steps:,} ({epochs:g} epochs of batches of {recipe.train.batch_size})",
+            "precision": _describe_precision(plan),
+            "cost": f"{formats.share(plan.relative_cost)} of the BitOPs of static {precision.upper} bits",
+            "device": plan.device,
+            "seed": recipe.seed,
+            "run": formats.path(plan.run_dir),
+        },
+    )
+
+
+def _describe_precision(plan: "TrainPlan") -> str:
+    precision = plan.recipe.precision
+    schedule = precision.forward_schedule()
+    line, shown = _schedule_line(schedule, plan.total_steps)
+    bits = f"{precision.lower}-{precision.upper}" if precision.schedule != "static" else f"{precision.upper}"
+    return f"{line}{shown}  {precision.schedule} {bits} bits forward, {precision.grad_upper} backward"
+
+
+def _schedule_line(schedule: "PrecisionSchedule", total_steps: int) -> tuple[str, str]:
+    """Return a schedule as blocks, and what was left out of it: of many cycles only the first ones can be seen."""
+    cycles = int(getattr(schedule, "cycles", 1))
+    steps = total_steps if cycles <= SHOWN_CYCLES else total_steps * SHOWN_CYCLES // cycles
+    bits: Sequence[int] = [schedule.bits_at(step, total_steps) for step in range(max(steps, 1))]
+    return formats.sparkline(bits, SHOWN_COLUMNS), f"… ({cycles} cycles)" if cycles > SHOWN_CYCLES else ""

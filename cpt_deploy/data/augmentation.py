@@ -1,0 +1,187 @@
+"""Augmentations by name: torchvision's transforms on 8-bit pixels, the commonest two vectorised over a batch.
+
+All draw from torch's global CPU generator, which the loader seeds for each batch.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torchvision.transforms import v2
+
+from cpt_deploy.errors import UsageError
+from cpt_deploy.registry import Registry, import_object, nearest_names
+
+ImageTransform = Callable[[Tensor], Tensor]
+"""Maps one image, uint8 (C, H, W), to another."""
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """One random variation of training images.
+
+    Args:
+        name: Its name in recipes.
+        one: Varies one image, uint8 (C, H, W).
+        batch: Varies each image of uint8 (N, C, H, W) for itself at once, where there is a vectorised form.
+        sizes: Whether it takes images of any size and returns them at the input's size.
+    """
+
+    name: str
+    one: ImageTransform
+    batch: ImageTransform | None = None
+    sizes: bool = False
+
+
+Builder = Callable[..., Augmentation]
+augmentations: Registry[Builder] = Registry("augmentation")
+"""Builders by name; each takes the input's size (H, W) and its own parameters by keyword."""
+
+
+def build_augmentations(steps: Sequence[tuple[str, Mapping[str, Any]]], size: tuple[int, int]) -> list[Augmentation]:
+    """Build a recipe's augmentations in their order.
+
+    Args:
+        steps: Names and parameters. A name `module:factory` is imported and called with the parameters, and returns
+            a callable on uint8 (C, H, W).
+        size: Height and width of the model's input.
+
+    Raises:
+        UsageError: If a name or a parameter is unknown, or a value is one that torchvision refuses.
+    """
+    return [_build(name, parameters, size) for name, parameters in steps]
+
+
+def _build(name: str, parameters: Mapping[str, Any], size: tuple[int, int]) -> Augmentation:
+    try:
+        if ":" in name:
+            return Augmentation(name, cast(Callable[..., ImageTransform], import_object(name))(**parameters))
+        builder = augmentations.get(name)
+        known = [key for key in inspect.signature(builder).parameters if key != "size"]
+        for key in parameters:
+            if key not in known:
+                raise UsageError(
+                    f"Expected a parameter of augmentation {name!r}, but got {key!r}", hint=nearest_names(key, known)
+                )
+        return builder(size, **parameters)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"Expected parameters that fit augmentation {name!r}, but got: {error}") from error
+
+
+def _numbers(values: Any) -> Any:
+    """Return lists, as YAML gives them, as the tuples that torchvision wants."""
+    return tuple(values) if isinstance(values, list) else values
+
+
+@augmentations.register("random_crop")
+def _random_crop(size: tuple[int, int], padding: int = 4, fill: int = 0) -> Augmentation:
+    if padding < 0:
+        raise ValueError(f"padding {padding}")
+    height, width = size
+
+    def crop(images: Tensor) -> Tensor:
+        count = len(images)
+        padded = torch.nn.functional.pad(images, (padding,) * 4, value=fill)
+        top = torch.randint(padded.shape[2] - height + 1, (count,))
+        left = torch.randint(padded.shape[3] - width + 1, (count,))
+        windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # a view (N, C, tops, lefts, H, W)
+        return windows[torch.arange(count), :, top, left]
+
+    return Augmentation("random_crop", v2.RandomCrop(size, padding=padding, fill=fill), crop)
+
+
+@augmentations.register("hflip")
+def _hflip(size: tuple[int, int], p: float = 0.5) -> Augmentation:
+    def flip(images: Tensor) -> Tensor:
+        flipped = torch.rand(len(images)) < p
+        images = images.clone()
+        images[flipped] = images[flipped].flip(-1)
+        return images
+
+    return Augmentation("hflip", v2.RandomHorizontalFlip(p), flip)
+
+
+@augmentations.register("vflip")
+def _vflip(size: tuple[int, int], p: float = 0.5) -> Augmentation:
+    return Augmentation("vflip", v2.RandomVerticalFlip(p))
+
+
+@augmentations.register("random_resized_crop")
+def _random_resized_crop(
+    size: tuple[int, int], scale: Sequence[float] = (0.08, 1.0), ratio: Sequence[float] = (3 / 4, 4 / 3)
+) -> Augmentation:
+    transform = v2.RandomResizedCrop(size, scale=_numbers(scale), ratio=_numbers(ratio), antialias=True)
+    return Augmentation("random_resized_crop", transform, sizes=True)
+
+
+@augmentations.register("color_jitter")
+def _color_jitter(
+    size: tuple[int, int],
+    brightness: float | Sequence[float] = 0.4,
+    contrast: float | Sequence[float] = 0.4,
+    saturation: float | Sequence[float] = 0.4,
+    hue: float | Sequence[float] = 0.0,
+) -> Augmentation:
+    values = (_numbers(value) for value in (brightness, contrast, saturation, hue))
+    return Augmentation("color_jitter", v2.ColorJitter(*values))
+
+
+@augmentations.register("grayscale")
+def _grayscale(size: tuple[int, int], p: float = 0.1) -> Augmentation:
+    return Augmentation("grayscale", v2.RandomGrayscale(p))
+
+
+@augmentations.register("rotation")
+def _rotation(size: tuple[int, int], degrees: float | Sequence[float] = 15.0, fill: int = 0) -> Augmentation:
+    transform = v2.RandomRotation(_numbers(degrees), interpolation=v2.InterpolationMode.BILINEAR, fill=fill)
+    return Augmentation("rotation", transform)
+
+
+@augmentations.register("affine")
+def _affine(
+    size: tuple[int, int],
+    degrees: float | Sequence[float] = 0.0,
+    translate: Sequence[float] | None = None,
+    scale: Sequence[float] | None = None,
+    shear: float | Sequence[float] | None = None,
+    fill: int = 0,
+) -> Augmentation:
+    transform = v2.RandomAffine(
+        _numbers(degrees),
+        translate=_numbers(translate),
+        scale=_numbers(scale),
+        shear=_numbers(shear),
+        interpolation=v2.InterpolationMode.BILINEAR,
+        fill=fill,
+    )
+    return Augmentation("affine", transform)
+
+
+@augmentations.register("gaussian_blur")
+def _gaussian_blur(size: tuple[int, int], kernel_size: int = 3, sigma: Sequence[float] = (0.1, 2.0)) -> Augmentation:
+    return Augmentation("gaussian_blur", v2.GaussianBlur(kernel_size, sigma=_numbers(sigma)))
+
+
+@augmentations.register("erasing")
+def _erasing(
+    size: tuple[int, int], p: float = 0.25, scale: Sequence[float] = (0.02, 0.33), value: int = 0
+) -> Augmentation:
+    return Augmentation("erasing", v2.RandomErasing(p, scale=_numbers(scale), value=value))
+
+
+@augmentations.register("randaugment")
+def _randaugment(size: tuple[int, int], num_ops: int = 2, magnitude: int = 9) -> Augmentation:
+    return Augmentation("randaugment", v2.RandAugment(num_ops, magnitude))
+
+
+@augmentations.register("trivialaugment")
+def _trivialaugment(size: tuple[int, int]) -> Augmentation:
+    return Augmentation("trivialaugment", v2.TrivialAugmentWide())
+
+
+@augmentations.register("autoaugment")
+def _autoaugment(size: tuple[int, int], policy: str = "imagenet") -> Augmentation:
+    return Augmentation("autoaugment", v2.AutoAugment(v2.AutoAugmentPolicy(policy)))

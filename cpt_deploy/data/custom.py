@@ -1,0 +1,78 @@
+"""Data sets of the user's own, named by import path `module:factory`."""
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+
+from cpt_deploy.data.images import ArrayImages, CallableImages, ImageSet, Pixels, Split
+from cpt_deploy.errors import UsageError
+from cpt_deploy.registry import import_object
+
+_WANTED = (
+    "return an ImageSet; or (images uint8 (N,H,W[,3]), labels); or a data set with len() and [i] -> (image, label), "
+    "and class names as its attribute `classes`"
+)
+
+
+def load_custom(path: str, split: Split, root: Path | None) -> ImageSet:
+    """Call `factory(split=..., root=...)` and wrap what it returns.
+
+    A factory without a parameter `root` is called with the split alone. Labels are taken from `targets` or `labels`,
+    else every item is read once.
+
+    Raises:
+        UsageError: If the path leads nowhere or the factory returns something else.
+    """
+    factory = import_object(path)
+    if not callable(factory):
+        raise UsageError(f"Expected {path!r} to be callable, but got {type(factory).__name__}", hint=_WANTED)
+    parameters = inspect.signature(factory).parameters.values()
+    takes_root = any(item.name == "root" or item.kind is item.VAR_KEYWORD for item in parameters)
+    made = factory(split=split, root=root) if takes_root else factory(split=split)
+    if isinstance(made, ImageSet):
+        return made
+    if isinstance(made, tuple) and len(made) == 2:
+        pixels, labels = np.asarray(made[0]), np.asarray(made[1], dtype=np.int64)
+        return ArrayImages(path, split, _class_names(factory, labels), labels, pixels)
+    if not (hasattr(made, "__len__") and hasattr(made, "__getitem__")):
+        raise UsageError(f"Expected {path!r} to give a data set, but got {type(made).__name__}", hint=_WANTED)
+    labels = _labels(made)
+    return CallableImages(path, split, _class_names(made, labels), labels, _item_reader(made, path))
+
+
+def _labels(dataset: Any) -> npt.NDArray[np.int64]:
+    for name in ("targets", "labels"):
+        if hasattr(dataset, name):
+            return np.asarray(getattr(dataset, name), dtype=np.int64)
+    return np.asarray([int(dataset[index][1]) for index in range(len(dataset))], dtype=np.int64)
+
+
+def _class_names(holder: Any, labels: npt.NDArray[np.int64]) -> tuple[str, ...]:
+    names = getattr(holder, "classes", None)
+    if names is not None:
+        return tuple(str(name) for name in names)
+    return tuple(str(label) for label in range(int(labels.max(initial=-1)) + 1))
+
+
+def _item_reader(dataset: Any, path: str) -> Callable[[int], Pixels | Image.Image]:
+    def read(index: int) -> Pixels | Image.Image:
+        image = dataset[index][0]
+        if isinstance(image, torch.Tensor):  # (C, H, W), as torchvision's tensors are
+            image = image.permute(1, 2, 0).numpy() if image.ndim == 3 else image.numpy()
+        if isinstance(image, Image.Image):
+            return image
+        pixels = np.asarray(image)
+        if pixels.dtype != np.uint8:
+            raise UsageError(
+                f"Expected images of {path!r} to be Pillow images or uint8, but got {pixels.dtype}",
+                hint="leave scaling and normalisation to the recipe (data.input), so that they travel into the bundle",
+            )
+        return pixels[:, :, 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels
+
+    return read

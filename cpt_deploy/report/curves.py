@@ -1,0 +1,109 @@
+"""`curves.png`: loss, accuracy and bits over the steps of a run."""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cpt_deploy.errors import MissingExtraError
+
+# From the palette of Okabe & Ito, which stays distinguishable with any colour blindness; line styles differ as well.
+_TRAIN, _TEST, _FORWARD, _BACKWARD = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
+_MANY_STEPS = 20000
+
+Points = tuple[list[float], list[float]]
+
+
+def plot_curves(
+    metrics: Path,
+    destination: Path,
+    *,
+    title: str = "",
+    bits: Sequence[int] | None = None,
+    grad_bits: Sequence[int] | None = None,
+) -> None:
+    """Draw the curves of a run from its `metrics.csv`.
+
+    Args:
+        metrics: The file; needs the columns step, loss, accuracy, bits, grad_bits, test_loss, test_accuracy, settled.
+        destination: The PNG file to write.
+        title: What stands above.
+        bits: Forward bits of every step of the run; without them, those of the logged steps are drawn.
+        grad_bits: The same for gradients.
+
+    Raises:
+        MissingExtraError: If Matplotlib is not installed.
+        OSError: If the file cannot be read or written.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingExtraError(
+            "Expected Matplotlib, which draws the curves, but it is not installed",
+            hint="pip install 'cpt-deploy[train]'",
+        ) from error
+    with metrics.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    figure = Figure(figsize=(9, 8), layout="constrained")
+    loss, accuracy, precision = figure.subplots(3, 1, sharex=True, height_ratios=[3, 3, 2])
+    figure.suptitle(title)
+    _draw_loss(loss, rows)
+    _draw_accuracy(accuracy, rows)
+    _draw_bits(precision, rows, bits, grad_bits)
+    for axes in (loss, accuracy, precision):
+        axes.grid(visible=True, color="#dddddd", linewidth=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(destination, dpi=120)
+
+
+def _draw_loss(axes: Any, rows: list[dict[str, str]]) -> None:
+    axes.plot(*_points(rows, "loss"), color=_TRAIN, linewidth=1.2, label="training")
+    axes.plot(*_points(rows, "test_loss"), color=_TEST, linestyle="--", marker="o", markersize=4, label="test")
+    axes.set_ylabel("loss")
+    axes.legend(loc="upper right", frameon=False)
+
+
+def _draw_accuracy(axes: Any, rows: list[dict[str, str]]) -> None:
+    steps, values = _points(rows, "accuracy")
+    axes.plot(steps, [100 * value for value in values], color=_TRAIN, linewidth=1.2, label="training batches")
+    steps, values = _points([row for row in rows if not row["settled"]], "test_accuracy")
+    style = {"color": _TEST, "linestyle": "--", "marker": "o", "markersize": 4}
+    axes.plot(steps, [100 * value for value in values], label="test, at the upper bound", **style)
+    steps, values = _points([row for row in rows if row["settled"]], "test_accuracy")
+    if values:
+        final = 100 * values[-1]
+        axes.plot(steps[-1:], [final], color=_TEST, marker="*", markersize=11, linestyle="none", label="test, settled")
+        axes.annotate(f"{final:.2f} %", (steps[-1], final), (-6, -16), textcoords="offset points", ha="right")
+    axes.set_ylabel("accuracy (%)")
+    axes.legend(loc="lower right", frameon=False)
+
+
+def _draw_bits(
+    axes: Any, rows: list[dict[str, str]], bits: Sequence[int] | None, grad_bits: Sequence[int] | None
+) -> None:
+    for column, values, color, style, label in (
+        ("bits", bits, _FORWARD, "-", "weights and activations"),
+        ("grad_bits", grad_bits, _BACKWARD, "--", "gradients"),
+    ):
+        steps, heights = _points(rows, column) if values is None else _thinned(values)
+        axes.plot(steps, heights, color=color, linestyle=style, drawstyle="steps-post", linewidth=1.2, label=label)
+    axes.set_ylabel("bits")
+    axes.set_xlabel("step")
+    axes.yaxis.get_major_locator().set_params(integer=True)
+    axes.set_ylim(bottom=0)
+    axes.legend(loc="lower right", frameon=False, ncols=2)
+
+
+def _points(rows: list[dict[str, str]], column: str) -> Points:
+    """Return steps and values of the rows that have the column."""
+    filled = [row for row in rows if row.get(column)]
+    return [float(row["step"]) for row in filled], [float(row[column]) for row in filled]
+
+
+def _thinned(values: Sequence[int]) -> Points:
+    """Return the bits of every step, or where they change in a long run."""
+    if len(values) <= _MANY_STEPS:
+        return [float(step) for step in range(len(values))], [float(value) for value in values]
+    changes = [step for step, value in enumerate(values) if step == 0 or value != values[step - 1]]
+    steps = [*changes, len(values) - 1]
+    return [float(step) for step in steps], [float(values[step]) for step in steps]

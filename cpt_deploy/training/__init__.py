@@ -1,0 +1,28 @@
+"""Training runs: from a recipe to a run directory, resumable at any step, and back from the directory to a model."""
+
+from cpt_deploy.training.evaluation import evaluate
+from cpt_deploy.training.reports import (
+    Evaluation,
+    RunReport,
+    SilentReporter,
+    StepProgress,
+    TrainPlan,
+    TrainReporter,
+)
+from cpt_deploy.training.run_directory import RunDirectory
+from cpt_deploy.training.saved_runs import TrainedRun, load_run
+from cpt_deploy.training.trainer import train
+
+__all__ = [
+    "Evaluation",
+    "RunDirectory",
+    "RunReport",
+    "SilentReporter",
+    "StepProgress",
+    "TrainPlan",
+    "TrainReporter",
+    "TrainedRun",
+    "evaluate",
+    "load_run",
+    "train",
+]

@@ -1,0 +1,230 @@
+"""The training loop: one step, what is due after it, and how a run stops before its end."""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from cpt_deploy.data import eval_loader, train_loader
+from cpt_deploy.errors import RunInterruptedError, TrainingDivergedError
+from cpt_deploy.recipe.schema import parse_every
+from cpt_deploy.training.checkpoints import write_checkpoint
+from cpt_deploy.training.evaluation import evaluate
+from cpt_deploy.training.learning_rate import learning_rate_at
+from cpt_deploy.training.optimizers import set_learning_rate
+from cpt_deploy.training.progress import Stopwatch
+from cpt_deploy.training.reports import Evaluation, StepProgress
+from cpt_deploy.training.run import Run
+from cpt_deploy.training.run_state import all_finite, capture
+
+
+class TrainingLoop:
+    """Trains from where the progress stands to the end of the run.
+
+    Args:
+        run: The run.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.data, self.objects, self.directory, self.progress = run.data, run.objects, run.directory, run.progress
+        self.log, self.reporter, self.interruption = run.log, run.reporter, run.interruption
+        data, objects = run.data, run.objects
+        self.settings = data.recipe.train
+        self.total, self.per_epoch = data.total_steps, data.steps_per_epoch
+        self.loss = nn.CrossEntropyLoss(label_smoothing=self.settings.label_smoothing)
+        on_gpu = objects.device.type == "cuda"
+        self.autocast = self.settings.amp == "bf16" or (self.settings.amp == "auto" and on_gpu)
+        # Each read of a loss waits for the device, so on a GPU they are read at log steps only.
+        self.read_each_step = not on_gpu
+        self.watch = Stopwatch()
+
+    def run(self) -> None:
+        """Train to the end.
+
+        Raises:
+            RunInterruptedError: After a signal; the state is saved.
+            TrainingDivergedError: If the loss or a weight is NaN or infinite.
+            DataError: If an image cannot be read or the disk is full.
+        """
+        progress = self.progress
+        if progress.step and progress.evaluated_step != progress.step and self._evaluation_due():
+            self._evaluate()  # the run was stopped in the middle of it
+        while progress.step < self.total:
+            epoch, skip = divmod(progress.step, self.per_epoch)
+            for inputs, labels in train_loader(
+                self.data.train,
+                self.data.preprocessing,
+                self.data.augment,
+                batch_size=self.settings.batch_size,
+                seed=self.data.recipe.seed,
+                epoch=epoch,
+                workers=self.data.recipe.data.workers,
+                skip_batches=skip,
+            ):
+                self._step(inputs, labels)
+                self._after_step()
+                if progress.step == self.total:
+                    break
+
+    def _step(self, inputs: Tensor, labels: Tensor) -> None:
+        objects, step = self.objects, self.progress.step
+        bits, grad_bits = self._bits(step)
+        objects.model.set_bits(bits, grad_bits)
+        objects.model.set_step(step)
+        set_learning_rate(objects.optimizer, self._learning_rate(step))
+        x = inputs.to(objects.device, memory_format=torch.channels_last)
+        y = labels.to(objects.device)
+        with torch.autocast(objects.device.type, torch.bfloat16, enabled=self.autocast):
+            logits = objects.model(x)
+        loss = self.loss(logits.float(), y)
+        self.progress.window.add(step, bits, loss.detach(), (logits.detach().argmax(1) == y).sum(), len(y))
+        if self.read_each_step:
+            self._read_losses()  # before the step, so that a NaN never reaches the weights
+        objects.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if self.settings.grad_clip is not None:
+            nn.utils.clip_grad_norm_(objects.model.parameters(), self.settings.grad_clip)
+        objects.optimizer.step()
+        objects.meter.add(bits, grad_bits, len(y))
+        self.progress.step += 1
+        self.progress.samples += len(y)
+
+    def _after_step(self) -> None:
+        step, settings, last = self.progress.step, self.settings, self.progress.step == self.total
+        seconds = self.watch.lap()
+        self.progress.train_seconds += seconds
+        self.progress.window.seconds += seconds
+        averaged = self.objects.averaged
+        if averaged is not None and step >= settings.swa.start * self.total and (step % self.per_epoch == 0 or last):
+            averaged.update_parameters(self.objects.model)
+        if step % settings.log_every == 0 or last:
+            self._log_row()
+        self._tell()
+        if self._evaluation_due():
+            self._evaluate()
+        if last or self._due(settings.checkpoint_every) or self.interruption.requested:
+            self._save()
+        if self.interruption.signal_number is not None and not last:
+            raise RunInterruptedError(
+                f"Stopped after step {step} of {self.total}; the state is saved in {self.directory.last}",
+                signal_number=self.interruption.signal_number,
+                hint=f"go on: cpt train --resume {self.directory.path}",
+            )
+
+    def _evaluate(self) -> None:
+        progress = self.progress
+        batches = eval_loader(
+            self.data.test,
+            self.data.preprocessing,
+            self.settings.eval_batch_size,
+            workers=self.data.recipe.data.workers,
+        )
+        result = evaluate(
+            self.objects.model,
+            batches,
+            classes=len(self.data.test.classes),
+            device=self.objects.device,
+            step=progress.step,
+            stop=lambda: self.interruption.requested,
+        )
+        progress.eval_seconds += self.watch.lap()
+        if result is None:
+            return
+        best = progress.best is None or result.top1 > progress.best.top1
+        result = replace(result, best=best)
+        progress.evaluated_step = progress.step
+        self.log.log({**self._position(), **evaluation_columns(result)})
+        self.reporter.evaluated(result)
+        if best:
+            progress.best = result
+            self._save(best=True)
+
+    def _save(self, *, best: bool = False) -> None:
+        self._read_losses()
+        if not all_finite(self.objects.model):
+            raise self._diverged(self.progress.step - 1, "a weight that is NaN or infinite")
+        state = {**self.progress.state_dict(), "meter": self.objects.meter.state_dict()}
+        checkpoint = capture(self.objects.model, self.objects.optimizer, self.objects.averaged, state)
+        path = self.directory.best if best else self.directory.last
+        hint = f"free some space, then: cpt train --resume {self.directory.path}; {self._last_good()}"
+        write_checkpoint(path, checkpoint, hint=hint)
+        self.watch.lap()
+
+    def _read_losses(self) -> None:
+        bad = self.progress.window.read()
+        if bad is not None:
+            raise self._diverged(bad[0], f"{bad[2]}")
+
+    def _diverged(self, step: int, found: str) -> TrainingDivergedError:
+        bits, grad_bits = self._bits(step)
+        return TrainingDivergedError(
+            f"Expected a finite loss, but got {found} at step {step + 1} of {self.total}, "
+            f"at {bits} bits forward and {grad_bits} backward; {self._last_good()}",
+            hint="lower optimizer.lr, add lr.warmup_steps, set train.grad_clip, or raise precision.lower",
+        )
+
+    def _last_good(self) -> str:
+        return (
+            f"the last good checkpoint is {self.directory.last}" if self.directory.last.is_file() else "no checkpoint"
+        )
+
+    def _bits(self, step: int) -> tuple[int, int]:
+        return self.objects.forward.bits_at(step, self.total), self.objects.backward.bits_at(step, self.total)
+
+    def _learning_rate(self, step: int) -> float:
+        recipe = self.data.recipe
+        return learning_rate_at(recipe.optimizer.lr, recipe.lr, recipe.train.swa, step, self.total)
+
+    def _due(self, interval: str | None) -> bool:
+        return interval is not None and self.progress.step % parse_every(interval).steps(self.per_epoch) == 0
+
+    def _evaluation_due(self) -> bool:
+        return self._due(self.settings.eval_every) or self.progress.step == self.total
+
+    def _position(self) -> dict[str, float]:
+        return {"step": self.progress.step, "epoch": round(self.progress.step / self.per_epoch, 4)}
+
+    def _log_row(self) -> None:
+        self._read_losses()
+        progress = self.progress
+        bits, grad_bits = self._bits(progress.step - 1)
+        progress.latest = progress.window.means()
+        progress.window = type(progress.window)()
+        self.log.log(
+            {
+                **self._position(),
+                "lr": self._learning_rate(progress.step - 1),
+                "bits": bits,
+                "grad_bits": grad_bits,
+                **progress.latest,
+                "gbitops": self.objects.meter.total / 1e9,
+                "seconds": round(progress.train_seconds + progress.eval_seconds, 3),
+            }
+        )
+
+    def _tell(self) -> None:
+        step = self.progress.step
+        bits, grad_bits = self._bits(step - 1)
+        self.reporter.step(
+            StepProgress(
+                step=step,
+                total_steps=self.total,
+                epoch=(step - 1) // self.per_epoch,
+                bits=bits,
+                grad_bits=grad_bits,
+                lr=self._learning_rate(step - 1),
+                loss=self.progress.latest.get("loss"),
+                accuracy=self.progress.latest.get("accuracy"),
+                images_per_s=self.progress.latest.get("images_per_s"),
+            )
+        )
+
+
+def evaluation_columns(evaluation: Evaluation) -> dict[str, float | None]:
+    """Return an evaluation as columns of `metrics.csv`."""
+    return {
+        "test_loss": evaluation.loss,
+        "test_accuracy": evaluation.top1,
+        "test_top5": evaluation.top5,
+        "settled": 1 if evaluation.settled else None,
+    }

@@ -1,0 +1,57 @@
+"""Random number generators of a run: seeded from the recipe, kept in checkpoints, given back when the run is over."""
+
+import random
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@contextmanager
+def seeded(seed: int, *, deterministic: bool) -> Iterator[None]:
+    """Seed torch, NumPy and Python inside the context, and restore their states and the flag after it.
+
+    Args:
+        seed: The recipe's seed.
+        deterministic: Whether torch uses deterministic algorithms; an operation that has none warns.
+    """
+    tensors, state = random_state()
+    flags = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    benchmark = torch.backends.cudnn.benchmark
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    torch.use_deterministic_algorithms(deterministic, warn_only=True)
+    torch.backends.cudnn.benchmark = not deterministic
+    try:
+        yield
+    finally:
+        restore_random_state(tensors, state)
+        torch.use_deterministic_algorithms(flags[0], warn_only=flags[1])
+        torch.backends.cudnn.benchmark = benchmark
+
+
+def random_state() -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the states of all generators: as tensors by name, and the rest as JSON types."""
+    numpy_state: Any = np.random.get_state(legacy=False)
+    tensors = {"torch": torch.get_rng_state(), "numpy": torch.from_numpy(numpy_state["state"]["key"].astype(np.int64))}
+    if torch.cuda.is_available():
+        tensors |= {f"cuda.{index}": state for index, state in enumerate(torch.cuda.get_rng_state_all())}
+    version, internal, gauss = random.getstate()
+    numpy_rest = [int(numpy_state["state"]["pos"]), int(numpy_state["has_gauss"]), float(numpy_state["gauss"])]
+    return tensors, {"python": [version, list(internal), gauss], "numpy": numpy_rest}
+
+
+def restore_random_state(tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+    """Set all generators to states that `random_state` returned; GPUs that are not there are skipped."""
+    torch.set_rng_state(tensors["torch"])
+    for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        if f"cuda.{index}" in tensors:
+            torch.cuda.set_rng_state(tensors[f"cuda.{index}"], index)
+    position, has_gauss, gauss = state["numpy"]
+    np.random.set_state(("MT19937", tensors["numpy"].numpy().astype(np.uint32), position, has_gauss, gauss))
+    version, internal, python_gauss = state["python"]
+    random.setstate((version, tuple(internal), python_gauss))

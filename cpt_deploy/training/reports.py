@@ -1,0 +1,205 @@
+"""What a run tells: its plan, the progress of each step, evaluations, and the final report; and to whom."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Protocol
+
+from cpt_deploy.errors import CheckpointError
+from cpt_deploy.recipe import Recipe
+
+REPORT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class TrainPlan:
+    """What a run is going to do.
+
+    Args:
+        run_dir: Its directory.
+        recipe: All settings as resolved.
+        device: "cpu" or "cuda:0".
+        parameters: Number of trainable parameters.
+        macs: Multiply-accumulates per sample in the quantized layers.
+        layers: Number of quantized layers by role, "cycle" and "hold".
+        train_images: Number of training images.
+        test_images: Number of test images.
+        classes: Number of classes.
+        steps_per_epoch: Batches of an epoch.
+        total_steps: Length of the run.
+        first_step: 0, or where a resumed run goes on.
+        relative_cost: BitOPs of the quantized layers' schedule relative to static precision at the upper bound.
+    """
+
+    run_dir: Path
+    recipe: Recipe
+    device: str
+    parameters: int
+    macs: int
+    layers: Mapping[str, int]
+    train_images: int
+    test_images: int
+    classes: int
+    steps_per_epoch: int
+    total_steps: int
+    first_step: int
+    relative_cost: float
+
+
+@dataclass(frozen=True)
+class StepProgress:
+    """One finished step.
+
+    Args:
+        step: Number of finished steps.
+        total_steps: Length of the run.
+        epoch: The epoch of this step, from 0.
+        bits: Forward bits of this step.
+        grad_bits: Gradient bits of this step.
+        lr: Learning rate of this step.
+        loss: Mean training loss of the last log interval; `None` before there is one.
+        accuracy: Top-1 accuracy on training batches in the last log interval, 0 to 1.
+        images_per_s: Throughput in the last log interval.
+    """
+
+    step: int
+    total_steps: int
+    epoch: int
+    bits: int
+    grad_bits: int
+    lr: float
+    loss: float | None
+    accuracy: float | None
+    images_per_s: float | None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Accuracy on the test images at the upper bound.
+
+    Args:
+        step: Number of finished steps.
+        loss: Mean cross-entropy.
+        top1: Share of images whose class is the most likely one.
+        top5: Share of images whose class is among the five most likely; `None` with up to five classes.
+        images: Number of images.
+        seconds: Time it took.
+        settled: Whether it is the final one, after settling.
+        best: Whether it is the best of the run so far (the final one is not compared).
+    """
+
+    step: int
+    loss: float
+    top1: float
+    top5: float | None
+    images: int
+    seconds: float
+    settled: bool = False
+    best: bool = False
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """The result of a run, as `report.json` holds it.
+
+    Args:
+        name: The recipe's name.
+        model: Name, parameters, MACs, and quantized layers by role.
+        data: Name, numbers of images, and digests of the data set where it is in memory.
+        classes: Names of the classes.
+        preprocessing: How an image becomes an input, see `Preprocessing.from_dict`.
+        bits: Lower and upper bound, the schedules' names, and the share of steps at each number of bits.
+        steps: Number of steps.
+        epochs: Number of epochs.
+        test: The final evaluation of the settled model.
+        best: The best evaluation on the way, which is in `checkpoints/best.safetensors`; `None` if there was none.
+        cost: GBitOPs, those of static precision at the upper bound, and the ratio and saving.
+        seconds: Time of training, evaluation, settling, and in total.
+        images_per_s: Mean training throughput.
+        device: What it ran on, with the number of threads.
+        versions: Versions of what the result depends on.
+        weights_sha256: SHA-256 of `model.safetensors`.
+        report_version: Format of this report.
+    """
+
+    name: str
+    model: Mapping[str, Any]
+    data: Mapping[str, Any]
+    classes: tuple[str, ...]
+    preprocessing: Mapping[str, Any]
+    bits: Mapping[str, Any]
+    steps: int
+    epochs: float
+    test: Evaluation
+    best: Evaluation | None
+    cost: Mapping[str, float]
+    seconds: Mapping[str, float]
+    images_per_s: float
+    device: str
+    versions: Mapping[str, str]
+    weights_sha256: str
+    report_version: int = REPORT_VERSION
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as JSON types."""
+        return asdict(self)
+
+    @classmethod
+    def read(cls, path: Path) -> "RunReport":
+        """Read `report.json`.
+
+        Raises:
+            CheckpointError: If it is missing, damaged, or written by a newer version.
+        """
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            version = values["report_version"]
+            if version <= REPORT_VERSION:
+                known = {field.name: values[field.name] for field in fields(cls)}
+                best = known["best"]
+                known["test"], known["best"] = Evaluation(**known["test"]), Evaluation(**best) if best else None
+                return cls(**{**known, "classes": tuple(known["classes"])})
+        except FileNotFoundError as error:
+            raise CheckpointError(
+                f"Expected the report of a finished run at {path}, but found none",
+                hint=f"finish the run first: cpt train --resume {path.parent}",
+            ) from error
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"Expected a whole report at {path}, but got: {error!r}") from error
+        raise CheckpointError(
+            f"Expected a report of format {REPORT_VERSION} at {path}, but got format {version}",
+            hint="it was written by a newer cpt-deploy: upgrade",
+        )
+
+
+class TrainReporter(Protocol):
+    """Who is told about a run while it runs; a progress bar, for example."""
+
+    def start(self, plan: TrainPlan) -> None:
+        """Take note of what is going to happen."""
+
+    def step(self, progress: StepProgress) -> None:
+        """Take note of a finished step."""
+
+    def evaluated(self, evaluation: Evaluation) -> None:
+        """Take note of an evaluation; the last one has `settled` set."""
+
+    def finished(self, report: RunReport) -> None:
+        """Take note of the result."""
+
+
+class SilentReporter:
+    """A reporter that says nothing."""
+
+    def start(self, plan: TrainPlan) -> None:
+        """Say nothing."""
+
+    def step(self, progress: StepProgress) -> None:
+        """Say nothing."""
+
+    def evaluated(self, evaluation: Evaluation) -> None:
+        """Say nothing."""
+
+    def finished(self, report: RunReport) -> None:
+        """Say nothing."""

@@ -1,0 +1,189 @@
+"""From a recipe to the objects of a run: images, model, optimizer, schedules, cost meter."""
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch.optim.swa_utils import AveragedModel
+
+from cpt_deploy.bundle import Preprocessing
+from cpt_deploy.data import (
+    Augmentation,
+    ImageSet,
+    batches_per_epoch,
+    build_augmentations,
+    dataset_names,
+    default_preprocessing,
+    input_settings,
+    load_images,
+    resolve_preprocessing,
+)
+from cpt_deploy.errors import UsageError
+from cpt_deploy.models import build_model
+from cpt_deploy.precision import BitOpsMeter, LayerCost, PrecisionSchedule, share_of_steps
+from cpt_deploy.quantization import QuantizationConfig, QuantizedModel, prepare
+from cpt_deploy.recipe import Recipe
+from cpt_deploy.training.optimizers import build_optimizer
+
+
+@dataclass(frozen=True)
+class RunData:
+    """What a run learns from.
+
+    Args:
+        recipe: The settings, with everything resolved that the data decides.
+        train: Training images.
+        test: Test images.
+        preprocessing: How an image becomes an input.
+        augment: Augmentations in their order.
+    """
+
+    recipe: Recipe
+    train: ImageSet
+    test: ImageSet
+    preprocessing: Preprocessing
+    augment: tuple[Augmentation, ...]
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches of an epoch."""
+        return batches_per_epoch(len(self.train), self.recipe.train.batch_size)
+
+    @property
+    def total_steps(self) -> int:
+        """Length of the run."""
+        return self.recipe.train.total_steps(self.steps_per_epoch)
+
+
+@dataclass(frozen=True)
+class RunObjects:
+    """What a run changes.
+
+    Args:
+        device: Where the model is.
+        model: The CPT model in training.
+        optimizer: Its optimizer.
+        averaged: The running average of the weights, if the recipe wants one.
+        forward: Schedule of weights and activations.
+        backward: Schedule of gradients.
+        meter: BitOPs so far.
+    """
+
+    device: torch.device
+    model: QuantizedModel
+    optimizer: torch.optim.Optimizer
+    averaged: AveragedModel | None
+    forward: PrecisionSchedule
+    backward: PrecisionSchedule
+    meter: BitOpsMeter
+
+    @property
+    def parameters(self) -> int:
+        """Number of trainable parameters."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+    @property
+    def layers_by_role(self) -> dict[str, int]:
+        """Number of quantized layers by role."""
+        return dict(Counter(layer.role for layer in self.model.layers()))
+
+
+def load_data(recipe: Recipe) -> RunData:
+    """Open the data set and resolve what the recipe leaves to it.
+
+    Raises:
+        CptError: If the data set is unknown, missing or damaged, or settings do not fit it.
+    """
+    settings = recipe.data
+    name = settings.name
+    if name not in dataset_names() and ":" not in name and Path(name).exists():
+        name = str(Path(name).resolve())  # a run is read again from other working directories
+    root = None if settings.root is None else Path(settings.root).expanduser().resolve()
+    train, test = (load_images(name, split=split, root=root) for split in ("train", "test"))
+    if train.classes != test.classes:
+        raise UsageError(
+            f"Expected the same classes in both splits of {name}, "
+            f"but got {len(train.classes)} and {len(test.classes)} that differ"
+        )
+    preprocessing = resolve_preprocessing(settings.input, default_preprocessing(train))
+    steps = [(step.name, step.parameters) for step in settings.augment]
+    augment = tuple(build_augmentations(steps, preprocessing.size))
+    resolved = settings.model_copy(
+        update={"name": name, "root": None if root is None else str(root), "input": input_settings(preprocessing)}
+    )
+    return RunData(recipe.model_copy(update={"data": resolved}), train, test, preprocessing, augment)
+
+
+def build_cpt_model(recipe: Recipe, classes: int, preprocessing: Preprocessing) -> QuantizedModel:
+    """Build and prepare the model of a recipe, with fresh weights, on the CPU.
+
+    Raises:
+        CptError: If the model is unknown, cannot take these images, or has no quantized form.
+    """
+    model = build_model(
+        recipe.model.name,
+        num_classes=classes,
+        in_channels=preprocessing.channels,
+        input_size=preprocessing.size,
+        **recipe.model.args,
+    )
+    precision = recipe.precision
+    config = QuantizationConfig(
+        lower=precision.lower,
+        upper=precision.upper,
+        ends=precision.ends,
+        range_momentum=precision.range_momentum,
+        seed=recipe.seed,
+    )
+    return prepare(model, config, preprocessing.input_shape)
+
+
+def build_objects(data: RunData) -> RunObjects:
+    """Build model, optimizer, schedules and meter of a run.
+
+    Raises:
+        CptError: If something that the recipe names does not exist or does not fit.
+    """
+    recipe = data.recipe
+    device = choose_device(recipe.train.device)
+    model = build_cpt_model(recipe, len(data.train.classes), data.preprocessing).to(device)
+    model = model.to(memory_format=torch.channels_last)  # the faster layout of convolutions
+    optimizer = build_optimizer(model, recipe.optimizer)
+    averaged = AveragedModel(model) if recipe.train.swa.enabled else None
+    forward, backward = recipe.precision.forward_schedule(), recipe.precision.backward_schedule()
+    _check_bits(forward, recipe.precision.lower, recipe.precision.upper, data.total_steps)
+    _check_bits(backward, recipe.precision.grad_lower, recipe.precision.grad_upper, data.total_steps)
+    costs = [LayerCost(layer.name, layer.macs, layer.role) for layer in model.layers()]
+    meter = BitOpsMeter(costs, recipe.precision.upper)
+    return RunObjects(device, model, optimizer, averaged, forward, backward, meter)
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device that a recipe names; "auto" is the first GPU where there is one.
+
+    Raises:
+        UsageError: If the device does not exist here.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(name)
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        index = device.index or 0
+        if index >= count:
+            raise UsageError(
+                f"Expected train.device to be a device that is there, but got {name!r} with {count} CUDA devices",
+                hint="train.device=auto takes a GPU where there is one",
+            )
+        device = torch.device("cuda", index)
+    return device
+
+
+def _check_bits(schedule: PrecisionSchedule, lower: int, upper: int, total_steps: int) -> None:
+    """Make sure that a schedule, which may be the user's own, stays within the bounds of the recipe."""
+    bits = share_of_steps(schedule, total_steps)
+    if min(bits) < lower or max(bits) > upper:
+        raise UsageError(
+            f"Expected a precision schedule within {lower}..{upper} bits, but got {min(bits)}..{max(bits)}"
+        )

@@ -1,0 +1,44 @@
+"""The gate between training and serving: accuracy and exactness of a bundle in its runtimes, and the evidence.
+
+Loads PyTorch only where a bundle's integer executor or a trained model is asked for.
+"""
+
+from cpt_deploy.validation.comparison import PairResult, RuntimeResult, TensorResult
+from cpt_deploy.validation.hardware import CpuInfo, read_cpu, software_versions
+from cpt_deploy.validation.integer_model import BundledIntegerModel, IntegerModel
+from cpt_deploy.validation.measuring import TrainedModel, ValidationReporter
+from cpt_deploy.validation.operators import float_operators, optimized_operators
+from cpt_deploy.validation.report import ValidationReport
+from cpt_deploy.validation.saturation import LayerSaturation, bundle_saturation, layer_saturation
+from cpt_deploy.validation.statistics import Proportion, mcnemar_exact, wilson_interval
+from cpt_deploy.validation.taps import Tap, TappedModel, add_taps, quantized_tensors, tap_model
+from cpt_deploy.validation.validate import LabelledImages, validate
+
+__all__ = [
+    "BundledIntegerModel",
+    "CpuInfo",
+    "IntegerModel",
+    "LabelledImages",
+    "LayerSaturation",
+    "PairResult",
+    "Proportion",
+    "RuntimeResult",
+    "Tap",
+    "TappedModel",
+    "TensorResult",
+    "TrainedModel",
+    "ValidationReport",
+    "ValidationReporter",
+    "add_taps",
+    "bundle_saturation",
+    "float_operators",
+    "layer_saturation",
+    "mcnemar_exact",
+    "optimized_operators",
+    "quantized_tensors",
+    "read_cpu",
+    "software_versions",
+    "tap_model",
+    "validate",
+    "wilson_interval",
+]

@@ -1,0 +1,165 @@
+"""Comparing runtimes batch by batch: accuracy of each, logits of two, and the integers of every quantized tensor."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from cpt_deploy.validation.statistics import Proportion, mcnemar_exact, wilson_interval
+from cpt_deploy.validation.taps import Tap
+
+Logits = npt.NDArray[np.float32]
+Codes = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class RuntimeResult:
+    """How one runtime did.
+
+    Args:
+        name: "trained", "executor", "onnxruntime" or "onnxruntime-unoptimized".
+        accuracy: Share of right labels with its 95 % interval.
+        finite: Whether every logit was a finite number.
+    """
+
+    name: str
+    accuracy: Proportion
+    finite: bool
+
+
+@dataclass(frozen=True)
+class PairResult:
+    """How two runtimes compare on the same samples.
+
+    Args:
+        first: Name of the one.
+        second: Name of the other.
+        worst_logit_difference: Greatest absolute difference of two logits; `None` if one was not finite.
+        other_labels: Samples to which they give different labels.
+        only_first_right: Samples that only the first labels rightly.
+        only_second_right: Samples that only the second labels rightly.
+        p_value: Of McNemar's exact test that both are equally accurate.
+    """
+
+    first: str
+    second: str
+    worst_logit_difference: float | None
+    other_labels: int
+    only_first_right: int
+    only_second_right: int
+    p_value: float
+
+
+@dataclass(frozen=True)
+class TensorResult:
+    """How the integers of one quantized tensor agree.
+
+    Args:
+        name: Its name in the ONNX graph.
+        operator: The operator whose result it holds.
+        values: Number of integers compared.
+        mismatches: How many of them differ.
+        worst_difference: The greatest difference, in codes.
+    """
+
+    name: str
+    operator: str
+    values: int
+    mismatches: int
+    worst_difference: int
+
+
+class RuntimeComparison:
+    """Collects the logits of several runtimes on the same samples.
+
+    Args:
+        names: The runtimes.
+        pairs: Which of them to compare.
+    """
+
+    def __init__(self, names: Sequence[str], pairs: Sequence[tuple[str, str]]) -> None:
+        self.names = tuple(names)
+        self.pairs = tuple(pairs)
+        self._right: dict[str, list[npt.NDArray[np.bool_]]] = {name: [] for name in names}
+        self._finite = dict.fromkeys(names, True)
+        self._worst: dict[tuple[str, str], float] = dict.fromkeys(self.pairs, 0.0)
+        self._other_labels = dict.fromkeys(self.pairs, 0)
+
+    def add(self, logits: Mapping[str, Logits], labels: npt.NDArray[np.int64]) -> None:
+        """Add a batch.
+
+        Args:
+            logits: Of every runtime, float32 (N, K).
+            labels: The right classes, int64 (N,).
+        """
+        predicted = {name: logits[name].argmax(axis=1) for name in self.names}
+        for name in self.names:
+            self._right[name].append(predicted[name] == labels)
+            self._finite[name] &= bool(np.isfinite(logits[name]).all())
+        for pair in self.pairs:
+            first, second = pair
+            if self._finite[first] and self._finite[second]:
+                difference = np.abs(logits[first].astype(np.float64) - logits[second])
+                self._worst[pair] = max(self._worst[pair], float(difference.max(initial=0.0)))
+            self._other_labels[pair] += int((predicted[first] != predicted[second]).sum())
+
+    def runtimes(self) -> tuple[RuntimeResult, ...]:
+        """Return the result of each runtime."""
+        right = {name: np.concatenate(self._right[name]) for name in self.names}
+        return tuple(
+            RuntimeResult(name, wilson_interval(int(right[name].sum()), len(right[name])), self._finite[name])
+            for name in self.names
+        )
+
+    def comparisons(self) -> tuple[PairResult, ...]:
+        """Return the result of each pair."""
+        return tuple(self._compare(*pair) for pair in self.pairs)
+
+    def _compare(self, first: str, second: str) -> PairResult:
+        right, right_too = np.concatenate(self._right[first]), np.concatenate(self._right[second])
+        only_first, only_second = int((right & ~right_too).sum()), int((right_too & ~right).sum())
+        finite = self._finite[first] and self._finite[second]
+        return PairResult(
+            first=first,
+            second=second,
+            worst_logit_difference=self._worst[first, second] if finite else None,
+            other_labels=self._other_labels[first, second],
+            only_first_right=only_first,
+            only_second_right=only_second,
+            p_value=mcnemar_exact(only_first, only_second),
+        )
+
+
+class IntegerComparison:
+    """Counts the integers that differ, tensor by tensor.
+
+    Args:
+        taps: The tensors to compare, in graph order.
+    """
+
+    def __init__(self, taps: Sequence[Tap]) -> None:
+        self.taps = tuple(taps)
+        self._counts = {tap.name: [0, 0, 0] for tap in taps}
+
+    def add(self, expected: Mapping[str, Codes], got: Mapping[str, Codes]) -> None:
+        """Add a batch: the codes of each tensor by name, uint8 and of one shape.
+
+        Raises:
+            ValueError: If two shapes differ.
+        """
+        for tap in self.taps:
+            first, second = expected[tap.name], got[tap.name]
+            if first.shape != second.shape:
+                raise ValueError(f"Expected tensor {tap.name} of shape {first.shape}, but got {second.shape}")
+            counts = self._counts[tap.name]
+            counts[0] += first.size
+            if np.array_equal(first, second):
+                continue
+            difference = np.abs(first.astype(np.int16) - second.astype(np.int16))
+            counts[1] += int(np.count_nonzero(difference))
+            counts[2] = max(counts[2], int(difference.max()))
+
+    def results(self) -> tuple[TensorResult, ...]:
+        """Return the result of each tensor, in graph order."""
+        return tuple(TensorResult(tap.name, tap.operator, *self._counts[tap.name]) for tap in self.taps)

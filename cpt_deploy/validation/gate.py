@@ -1,0 +1,47 @@
+"""The verdict on a report: why a bundle may not be served, as sentences."""
+
+from dataclasses import replace
+
+from cpt_deploy.validation.report import ValidationReport
+
+
+def judge(report: ValidationReport) -> ValidationReport:
+    """Return the report with the reasons for which it does not pass its gate.
+
+    Logits that are not finite always fail; accuracy and integers fail as far as `report.gate` asks for them.
+    """
+    return replace(report, reasons=(*_finite_reasons(report), *_drop_reasons(report), *_exactness_reasons(report)))
+
+
+def _finite_reasons(report: ValidationReport) -> list[str]:
+    return [f"{runtime.name} returned logits that are not finite" for runtime in report.runtimes if not runtime.finite]
+
+
+def _drop_reasons(report: ValidationReport) -> list[str]:
+    allowed = report.gate.max_drop
+    # A drop of exactly the limit passes, whatever the last digit of the subtraction says.
+    if allowed is None or report.drop is None or report.drop <= allowed + 1e-9:
+        return []
+    trained, served = (report.runtime(name).accuracy for name in ("trained", "onnxruntime"))
+    return [
+        f"accuracy dropped by {report.drop:.2f} points, from {trained.value:.2%} trained to {served.value:.2%} in "
+        f"onnxruntime; at most {allowed:g} are allowed"
+    ]
+
+
+def _exactness_reasons(report: ValidationReport) -> list[str]:
+    if not report.gate.require_exact:
+        return []
+    reasons = []
+    first = report.first_difference
+    if not report.compared_integers:
+        reasons.append("no integers were compared")
+    if first is not None:
+        reasons.append(
+            f"{report.mismatching_integers} of {report.compared_integers} integers differ, "
+            f"first in {first.name!r}, the result of {first.operator} (by up to {first.worst_difference})"
+        )
+    golden = report.golden
+    if golden.mismatches:
+        reasons.append(f"{golden.mismatches} of {golden.values} codes of the golden sample were not reproduced")
+    return reasons

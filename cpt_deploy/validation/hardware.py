@@ -1,0 +1,84 @@
+"""What a measurement ran on: the processor with its integer instructions, and the versions of the software."""
+
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+CPUINFO = Path("/proc/cpuinfo")
+
+INTEGER_FLAGS = (
+    "avx2",
+    "avx_vnni",
+    "avx512f",
+    "avx512bw",
+    "avx512_vnni",
+    "avx512_bf16",
+    "amx_int8",
+    "amx_bf16",
+    "asimddp",
+    "i8mm",
+    "bf16",
+)
+"""The instruction sets that decide which kernel onnxruntime (and PyTorch) picks."""
+
+VNNI_FLAGS = frozenset({"avx_vnni", "avx512_vnni", "amx_int8"})
+"""x86 instruction sets that add products of 8-bit integers in 32 bits."""
+
+PACKAGES = ("cpt-deploy", "onnxruntime", "onnx", "numpy", "torch")
+
+_X86 = frozenset({"x86_64", "amd64", "i386", "i686"})
+
+
+@dataclass(frozen=True)
+class CpuInfo:
+    """A processor.
+
+    Args:
+        model: Its name.
+        architecture: "x86_64", "aarch64", ...
+        cores: Logical cores of the machine.
+        flags: Those of `INTEGER_FLAGS` that it has; `None` if the system does not say.
+    """
+
+    model: str
+    architecture: str
+    cores: int
+    flags: tuple[str, ...] | None
+
+    @property
+    def saturates(self) -> bool | None:
+        """Whether 8-bit products are added in saturating 16 bits (x86 without VNNI); `None` if unknown."""
+        if self.architecture.lower() not in _X86:
+            return False
+        return None if self.flags is None else VNNI_FLAGS.isdisjoint(self.flags)
+
+
+def read_cpu(cpuinfo: Path = CPUINFO) -> CpuInfo:
+    """Return this machine's processor.
+
+    Args:
+        cpuinfo: Where Linux describes it; elsewhere the file is absent and the flags stay unknown.
+    """
+    fields: dict[str, str] = {}
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
+            key, _, value = line.partition(":")
+            fields.setdefault(key.strip().lower(), value.strip())
+    listed = fields.get("flags") or fields.get("features")
+    flags = None if listed is None else tuple(flag for flag in INTEGER_FLAGS if flag in listed.split())
+    model = fields.get("model name") or platform.processor() or "unknown"
+    return CpuInfo(model, platform.machine(), os.cpu_count() or 1, flags)
+
+
+def software_versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
+    """Return the versions of Python, the operating system and those of the packages that are installed."""
+    versions = {"python": platform.python_version(), "system": platform.platform()}
+    for package in packages:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return versions

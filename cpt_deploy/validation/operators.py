@@ -1,0 +1,142 @@
+"""What onnxruntime makes of a model: the operators of its optimized graph, and those of them that compute in float.
+
+Needs the `onnx` package.
+"""
+
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from cpt_deploy.errors import BundleError, MissingExtraError
+
+_FLOATS = ("FLOAT", "FLOAT16", "DOUBLE", "BFLOAT16")
+
+MOVEMENTS = frozenset(
+    {
+        "Cast", "Concat", "DepthToSpace", "DequantizeLinear", "Expand", "Flatten", "Gather", "Identity", "Pad",
+        "QuantizeLinear", "ReorderInput", "ReorderOutput", "Reshape", "Shape", "Slice", "SpaceToDepth", "Split",
+        "Squeeze", "Transpose", "Unsqueeze",
+    }
+)  # fmt: skip
+"""Operators that move or convert values without arithmetic; in float they cost little and are not reported."""
+
+_INTEGER_TO_FLOAT = frozenset(
+    {"DequantizeLinear", "DynamicQuantizeLSTM", "DynamicQuantizeMatMul", "MatMulIntegerToFloat"}
+)
+
+_INPUTS_OF_QUANTIZED_QGEMM = 9
+"""With a zero point of the output as the ninth input a QGemm returns codes, and floats without."""
+
+
+def optimized_operators(model: bytes) -> dict[str, int]:
+    """Return how often each operator occurs in onnxruntime's optimized graph, by name.
+
+    Args:
+        model: The serialized ONNX model.
+
+    Raises:
+        BundleError: If onnxruntime cannot load the model.
+        MissingExtraError: If `onnx` is not installed.
+    """
+    return _count(optimize(model).graph.node)
+
+
+def float_operators(model: bytes) -> dict[str, int]:
+    """Return those operators of the optimized graph that compute with floating-point values, by name.
+
+    Quantizers, dequantizers and mere movements of values are not among them, nor are integer kernels whose scales
+    or results are in float (QLinearConv, QGemm, MatMulIntegerToFloat, ...).
+
+    Args:
+        model: The serialized ONNX model.
+
+    Raises:
+        BundleError: If onnxruntime cannot load the model.
+        MissingExtraError: If `onnx` is not installed.
+    """
+    optimized = optimize(model)
+    floats = _float_tensors(optimized)
+    return _count(node for node in optimized.graph.node if _computes_in_float(node, floats))
+
+
+def optimize(model: bytes) -> Any:
+    """Return the graph that onnxruntime executes on this machine's CPU, as an `onnx.ModelProto`.
+
+    Args:
+        model: The serialized ONNX model.
+
+    Raises:
+        BundleError: If onnxruntime cannot load the model.
+        MissingExtraError: If `onnx` is not installed.
+    """
+    import onnxruntime
+
+    onnx = require_onnx()
+    with tempfile.TemporaryDirectory(prefix="cpt-optimized-") as directory:
+        path = Path(directory) / "optimized.onnx"
+        options = onnxruntime.SessionOptions()
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+        options.optimized_model_filepath = str(path)
+        options.intra_op_num_threads = 1
+        # It warns that the file is for this machine only, which it is meant to be.
+        options.log_severity_level = 3
+        # onnxruntime's exceptions have no common base of their own.
+        try:
+            onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        except Exception as error:
+            reason = str(error).partition("\n")[0]
+            raise BundleError(f"Expected a model that onnxruntime can load, but got: {reason}") from error
+        return onnx.load(path)
+
+
+def require_onnx() -> Any:
+    """Import and return `onnx`.
+
+    Raises:
+        MissingExtraError: If it is not installed.
+    """
+    try:
+        import onnx
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(
+            "Expected the package onnx, but it is not installed", hint="pip install 'cpt-deploy[train]'"
+        ) from error
+    return onnx
+
+
+def _float_tensors(model: Any) -> set[str]:
+    """Return the names of the tensors of floating-point values."""
+    onnx = require_onnx()
+    kinds = {onnx.TensorProto.DataType.Value(name) for name in _FLOATS}
+    graph = onnx.shape_inference.infer_shapes(model).graph
+    types = {value.name: value.type.tensor_type.elem_type for value in [*graph.input, *graph.value_info, *graph.output]}
+    floats = {initializer.name for initializer in graph.initializer if initializer.data_type in kinds}
+    floats |= {name for name, kind in types.items() if kind in kinds}
+    # ONNX knows nothing of onnxruntime's own operators, nor of what comes after them.
+    for node in graph.node:
+        if _returns_floats(node, floats):
+            floats |= {name for name in node.output if types.get(name, 0) == 0}
+    return floats
+
+
+def _returns_floats(node: Any, floats: set[str]) -> bool:
+    if node.op_type == "QGemm":
+        return len(node.input) < _INPUTS_OF_QUANTIZED_QGEMM or not node.input[_INPUTS_OF_QUANTIZED_QGEMM - 1]
+    if node.op_type in _INTEGER_TO_FLOAT:
+        return True
+    if node.op_type == "QuantizeLinear" or node.op_type.startswith("QLinear"):
+        return False
+    return bool(node.input) and node.input[0] in floats
+
+
+def _computes_in_float(node: Any, floats: set[str]) -> bool:
+    if node.op_type in MOVEMENTS or node.op_type.startswith(("QLinear", "Dynamic")):
+        return False
+    # Integer kernels of onnxruntime's own take codes first and scales, which are float, after them.
+    inputs = node.input[:1] if node.domain.startswith("com.microsoft") else node.input
+    return any(name in floats for name in inputs)
+
+
+def _count(nodes: Any) -> dict[str, int]:
+    return dict(sorted(Counter(node.op_type for node in nodes).items()))

@@ -1,0 +1,208 @@
+"""The evidence that `validate` returns: what ran on what, how it did, and whether that passes."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from cpt_deploy.bundle import EvaluationResult
+from cpt_deploy.validation.comparison import PairResult, RuntimeResult, TensorResult
+from cpt_deploy.validation.hardware import CpuInfo
+from cpt_deploy.validation.saturation import LayerSaturation
+
+
+@dataclass(frozen=True)
+class DatasetFacts:
+    """The samples that were measured.
+
+    Args:
+        name: Name of the data set.
+        split: Its part.
+        sha256: Digest of its whole content.
+        size: Number of its samples.
+        samples: How many of them were measured.
+    """
+
+    name: str
+    split: str
+    sha256: str
+    size: int
+    samples: int
+
+
+@dataclass(frozen=True)
+class GraphFacts:
+    """What onnxruntime executes.
+
+    Args:
+        operators: Operators of the optimized graph, by name.
+        float_operators: Those that compute in float.
+    """
+
+    operators: dict[str, int]
+    float_operators: dict[str, int]
+
+
+@dataclass(frozen=True)
+class GoldenFacts:
+    """How the bundle's golden sample was reproduced by onnxruntime.
+
+    Args:
+        values: Number of output codes.
+        mismatches: How many differ.
+        worst_difference: By how many codes at most.
+    """
+
+    values: int
+    mismatches: int
+    worst_difference: int
+
+
+@dataclass(frozen=True)
+class Gate:
+    """What a bundle has to fulfil.
+
+    Args:
+        max_drop: Most points (hundredths) of accuracy that onnxruntime may lie below the trained model.
+        require_exact: Whether every compared integer must agree.
+    """
+
+    max_drop: float | None
+    require_exact: bool
+
+
+@dataclass(frozen=True)
+class ValidationReport:
+    """The evidence for one bundle.
+
+    Args:
+        bundle: Name of the model.
+        model_sha256: Digest of its model.onnx.
+        dataset: The samples.
+        gate: What was asked for.
+        reasons: Why it did not pass; empty if it did.
+        runtimes: Accuracy in each runtime.
+        comparisons: Pairs of runtimes on the same samples.
+        tensors: Integers of the executor against onnxruntime's, in graph order; `None` if they were not compared.
+        golden: The golden sample.
+        graph: The optimized graph; `None` without the `onnx` package.
+        saturation: Each layer's distance from 16-bit saturation.
+        cpu: The processor.
+        versions: Versions of the software.
+        validated_at: When, ISO 8601 in UTC.
+        notes: What was not measured, and why.
+    """
+
+    bundle: str
+    model_sha256: str
+    dataset: DatasetFacts
+    gate: Gate
+    reasons: tuple[str, ...]
+    runtimes: tuple[RuntimeResult, ...]
+    comparisons: tuple[PairResult, ...]
+    tensors: tuple[TensorResult, ...] | None
+    golden: GoldenFacts
+    graph: GraphFacts | None
+    saturation: tuple[LayerSaturation, ...]
+    cpu: CpuInfo
+    versions: dict[str, str]
+    validated_at: str
+    notes: tuple[str, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether the bundle passed its gate."""
+        return not self.reasons
+
+    @property
+    def drop(self) -> float | None:
+        """Points of accuracy that onnxruntime lies below the trained model (negative: above); `None` without one."""
+        if not any(runtime.name == "trained" for runtime in self.runtimes):
+            return None
+        return 100 * (self.runtime("trained").accuracy.value - self.runtime("onnxruntime").accuracy.value)
+
+    @property
+    def compared_integers(self) -> int:
+        """Number of integers that were compared."""
+        return sum(tensor.values for tensor in self.tensors or ())
+
+    @property
+    def mismatching_integers(self) -> int:
+        """Number of them that differ."""
+        return sum(tensor.mismatches for tensor in self.tensors or ())
+
+    @property
+    def first_difference(self) -> TensorResult | None:
+        """The first tensor in graph order in which an integer differs."""
+        return next((tensor for tensor in self.tensors or () if tensor.mismatches), None)
+
+    @property
+    def saturation_possible(self) -> bool:
+        """Whether the integers could saturate on an x86 processor without VNNI."""
+        return any(layer.possible for layer in self.saturation)
+
+    def runtime(self, name: str) -> RuntimeResult:
+        """Return the result of a runtime.
+
+        Raises:
+            KeyError: If it did not run.
+        """
+        return {runtime.name: runtime for runtime in self.runtimes}[name]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as JSON types: what validation.json holds."""
+        fields = asdict(self)
+        fields["passed"] = self.passed
+        fields["drop_points"] = self.drop
+        fields["runtimes"] = [_runtime_entry(runtime) for runtime in self.runtimes]
+        fields["integers"] = None
+        if self.tensors is not None:
+            first = self.first_difference
+            fields["integers"] = {
+                "compared": self.compared_integers,
+                "mismatching": self.mismatching_integers,
+                "first_difference": None if first is None else first.name,
+            }
+        fields["saturation"] = {
+            "possible_without_vnni": self.saturation_possible,
+            "applies_to_this_cpu": None
+            if self.cpu.saturates is None
+            else self.saturation_possible and self.cpu.saturates,
+            "layers": [asdict(layer) | {"possible": layer.possible} for layer in self.saturation],
+        }
+        plain: dict[str, Any] = _json_types(fields)
+        return plain
+
+    def evaluation_results(self) -> list[EvaluationResult]:
+        """Return the accuracies as a model card lists them, the served one first."""
+        served_first = sorted(self.runtimes, key=lambda runtime: runtime.name != "onnxruntime")
+        return [
+            EvaluationResult(
+                value=runtime.accuracy.value,
+                runtime=_CARD_NAMES[runtime.name],
+                dataset=self.dataset.name,
+                split=self.dataset.split,
+                samples=self.dataset.samples,
+                interval=(runtime.accuracy.low, runtime.accuracy.high),
+            )
+            for runtime in served_first
+            if runtime.name in _CARD_NAMES
+        ]
+
+
+_CARD_NAMES = {"onnxruntime": "onnxruntime", "trained": "trained model", "executor": "integer executor"}
+
+
+def _runtime_entry(runtime: RuntimeResult) -> dict[str, Any]:
+    accuracy = runtime.accuracy
+    return {
+        "name": runtime.name,
+        "accuracy": accuracy.value,
+        "interval_95": [accuracy.low, accuracy.high],
+        "correct": accuracy.successes,
+        "finite": runtime.finite,
+    }
+
+
+def _json_types(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _json_types(entry) for key, entry in value.items()}
+    return [_json_types(entry) for entry in value] if isinstance(value, tuple | list) else value

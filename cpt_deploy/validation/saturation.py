@@ -1,0 +1,98 @@
+"""Whether a model can meet the 16-bit saturation of x86 processors without VNNI, decided from its weight codes alone.
+
+There, onnxruntime's kernels multiply unsigned activations by signed weights and add each two adjacent products in
+int16, which saturates silently (`vpmaddubsw`). Which products are adjacent depends on the packing of a kernel; the
+verdict here ignores the order and takes the two worst codes of an output channel, so "cannot" is certain on every such
+processor and "can" is an upper bound. Depthwise convolutions have kernels of their own that do not saturate; they are
+judged alike, to stay on the safe side.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cpt_deploy.bundle import Bundle
+from cpt_deploy.errors import BundleError
+
+_INT16 = np.iinfo(np.int16)
+
+
+@dataclass(frozen=True)
+class LayerSaturation:
+    """How near a layer comes to the 16-bit limits.
+
+    Args:
+        name: Name of the layer's output tensor.
+        activation_bits: Bits of its input.
+        worst_pair: The greatest magnitude that two products can add up to.
+        channels: Number of output channels.
+        channels_at_risk: How many of them can leave the range of int16.
+    """
+
+    name: str
+    activation_bits: int
+    worst_pair: int
+    channels: int
+    channels_at_risk: int
+
+    @property
+    def possible(self) -> bool:
+        """Whether saturation can happen in this layer on a processor without VNNI."""
+        return self.channels_at_risk > 0
+
+
+def layer_saturation(name: str, codes: npt.NDArray[np.int8], activation_bits: int) -> LayerSaturation:
+    """Bound the sum of any two products of a layer.
+
+    Args:
+        name: Name of the layer, for the report.
+        codes: Weight codes, output channels first: (O, ...).
+        activation_bits: Bits of its unsigned input; codes are 0 to 2^bits - 1.
+    """
+    rows = codes.reshape(len(codes), -1).astype(np.int64)
+    greatest = 2**activation_bits - 1
+    above = greatest * _two_largest(np.maximum(rows, 0))
+    below = greatest * _two_largest(np.maximum(-rows, 0))
+    at_risk = (above > _INT16.max) | (below > -int(_INT16.min))
+    return LayerSaturation(
+        name=name,
+        activation_bits=activation_bits,
+        worst_pair=int(max(above.max(initial=0), below.max(initial=0))),
+        channels=len(rows),
+        channels_at_risk=int(at_risk.sum()),
+    )
+
+
+def bundle_saturation(bundle: Bundle) -> tuple[LayerSaturation, ...]:
+    """Judge every layer with weights of a bundle, in the order of the graph.
+
+    Raises:
+        BundleError: If the bundle's graph does not hold what it should.
+    """
+    tensors = bundle.load_tensors()
+    try:
+        return tuple(_graph_layers(bundle.quantization["graph"], tensors))
+    except (KeyError, TypeError, IndexError) as error:
+        raise BundleError(
+            f"Expected quantization.json of {bundle.path} to describe the integer graph, but got: {error!r}",
+            hint="export the bundle again",
+        ) from error
+
+
+def _graph_layers(graph: dict[str, Any], tensors: dict[str, npt.NDArray[Any]]) -> Iterable[LayerSaturation]:
+    bits = {tensor["name"]: int(tensor["bits"]) for tensor in graph["tensors"]}
+    for operation in graph["operations"]:
+        if "codes" in operation:
+            codes = tensors[operation["codes"]["tensor"]]
+            yield layer_saturation(operation["output"], codes, bits[operation["inputs"][0]])
+
+
+def _two_largest(values: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Return the sum of the two largest values of each row; none are negative, and a missing second one counts 0."""
+    if values.shape[1] > 2:
+        values = np.partition(values, values.shape[1] - 2, axis=1)[:, -2:]
+    sums: npt.NDArray[np.int64] = values.sum(axis=1)
+    return sums

@@ -1,0 +1,141 @@
+"""Making the integers inside of a model visible: its quantized tensors as further outputs, without changing what runs.
+
+Needs the `onnx` package.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+from cpt_deploy.validation.operators import optimized_operators, require_onnx
+
+_MOVING = frozenset(
+    {
+        "Concat", "DepthToSpace", "Flatten", "Identity", "Pad", "Reshape", "Slice", "SpaceToDepth", "Split", "Squeeze",
+        "Transpose", "Unsqueeze",
+    }
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Tap:
+    """A quantized tensor.
+
+    Args:
+        name: Its name in the ONNX graph.
+        operator: The operator whose result it holds; "input" for the quantized input.
+    """
+
+    name: str
+    operator: str
+
+
+@dataclass(frozen=True)
+class TappedModel:
+    """A model whose quantized tensors are outputs.
+
+    Args:
+        model: The serialized ONNX model.
+        taps: The tensors that were added as outputs, in graph order.
+        hidden: The tensors that were not, since as outputs they keep onnxruntime from fusing as it does without.
+    """
+
+    model: bytes
+    taps: tuple[Tap, ...]
+    hidden: tuple[Tap, ...]
+
+
+def quantized_tensors(model: bytes) -> tuple[Tap, ...]:
+    """List the uint8 tensors between a model's operators, in graph order.
+
+    Where a QuantizeLinear is followed by a Clip of the codes (below 8 bits), the clipped ones are meant. Codes that
+    are only moved as such (padded, say) are not listed a second time.
+
+    Args:
+        model: The serialized ONNX model.
+    """
+    onnx = require_onnx()
+    graph = onnx.shape_inference.infer_shapes(onnx.load_from_string(model)).graph
+    types = {value.name: value.type.tensor_type.elem_type for value in [*graph.value_info, *graph.output]}
+    made_by = {name: node for node in graph.node for name in node.output}
+    readers: dict[str, list[Any]] = {}
+    for node in graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    return tuple(
+        Tap(name, _origin(node, made_by))
+        for node in graph.node
+        for name in node.output
+        if types.get(name) == onnx.TensorProto.UINT8
+        and not (node.op_type in _MOVING and types.get(node.input[0]) == onnx.TensorProto.UINT8)
+        and not (readers.get(name) and all(reader.op_type == "Clip" for reader in readers[name]))
+    )
+
+
+def add_taps(model: bytes, names: Collection[str]) -> bytes:
+    """Return a model with tensors of uint8 codes as further outputs, in the given order.
+
+    Args:
+        model: The serialized ONNX model.
+        names: Names of those tensors.
+    """
+    onnx = require_onnx()
+    proto = onnx.load_from_string(model)
+    present = {output.name for output in proto.graph.output}
+    for name in names:
+        if name not in present:
+            proto.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.UINT8, None))
+    serialized: bytes = proto.SerializeToString()
+    return serialized
+
+
+def tap_model(model: bytes) -> TappedModel:
+    """Make the quantized tensors of a model visible, as far as the optimized graph stays the same.
+
+    An output between two operators can forbid a fusion, and then other kernels than the served ones would be compared.
+    So the operators of the optimized graph are counted with and without, and a tensor that changes them stays hidden.
+    Differences of layout do not count: convolutions run channels-last, and an output has to be transposed back.
+
+    Args:
+        model: The serialized ONNX model.
+
+    Raises:
+        BundleError: If onnxruntime cannot load the model.
+        MissingExtraError: If `onnx` is not installed.
+    """
+    plain = _computing_operators(model)
+
+    def harmless(taps: tuple[Tap, ...]) -> bool:
+        return _computing_operators(add_taps(model, [tap.name for tap in taps])) == plain
+
+    def largest_harmless(kept: tuple[Tap, ...], candidates: tuple[Tap, ...]) -> tuple[Tap, ...]:
+        """Add what can be added to `kept`, halving the candidates until single ones are left out."""
+        if not candidates or harmless(kept + candidates):
+            return kept + candidates
+        if len(candidates) == 1:
+            return kept
+        middle = len(candidates) // 2
+        return largest_harmless(largest_harmless(kept, candidates[:middle]), candidates[middle:])
+
+    everything = quantized_tensors(model)
+    kept = largest_harmless((), everything)
+    return TappedModel(
+        model=add_taps(model, [tap.name for tap in kept]),
+        taps=kept,
+        hidden=tuple(tap for tap in everything if tap not in kept),
+    )
+
+
+def _computing_operators(model: bytes) -> dict[str, int]:
+    """Count the operators whatever their layout; the greatest of some codes is the same in any."""
+    operators = optimized_operators(model)
+    operators.pop("Transpose", None)
+    pools = operators.pop("NhwcMaxPool", 0) + operators.pop("MaxPool", 0)
+    return operators | {"MaxPool": pools}
+
+
+def _origin(node: Any, made_by: dict[str, Any]) -> str:
+    """Walk back from a quantizer to the operator whose result it quantizes."""
+    while node is not None and node.op_type in {"Clip", "QuantizeLinear", "Relu"}:
+        node = made_by.get(node.input[0])
+    return "input" if node is None else str(node.op_type)

@@ -1,0 +1,208 @@
+"""The gate between training and serving: run a bundle on real samples in every runtime, and say whether it passes."""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from importlib.util import find_spec
+from typing import Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from cpt_deploy.bundle import Bundle, OnnxRuntimeModel
+from cpt_deploy.errors import DataError, UsageError
+from cpt_deploy.validation.gate import judge
+from cpt_deploy.validation.hardware import read_cpu, software_versions
+from cpt_deploy.validation.integer_model import BundledIntegerModel, IntegerModel
+from cpt_deploy.validation.measuring import Inputs, Labels, Subject, TrainedModel, ValidationReporter, measure
+from cpt_deploy.validation.operators import float_operators, optimized_operators
+from cpt_deploy.validation.report import DatasetFacts, Gate, GoldenFacts, GraphFacts, ValidationReport
+from cpt_deploy.validation.saturation import bundle_saturation
+from cpt_deploy.validation.taps import tap_model
+
+ChosenIntegerModel = IntegerModel | Literal["bundled"] | None
+"""An integer model, the executor on the bundle's own graph, or none."""
+
+PIXELS_AT_A_TIME = 2**19
+"""Bounds the batch size, which is 64 for small images and 10 for 224 x 224."""
+
+
+class LabelledImages(Protocol):
+    """What `validate` needs of a data set; `cpt_deploy.data.ImageSet` has it."""
+
+    @property
+    def name(self) -> str:
+        """Name of the data set."""
+        ...
+
+    @property
+    def split(self) -> str:
+        """Which part of it this is."""
+        ...
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes."""
+        ...
+
+    @property
+    def labels(self) -> npt.NDArray[np.int64]:
+        """The class of each image, int64 (N,)."""
+        ...
+
+    def image(self, index: int, /) -> npt.NDArray[np.uint8] | Image.Image:
+        """Return one image, uint8 (H, W[, 3]) or a Pillow image."""
+        ...
+
+    def digest(self) -> str:
+        """Return the SHA-256 of the content, hexadecimal."""
+        ...
+
+    def __len__(self) -> int: ...
+
+
+def validate(
+    bundle: Bundle,
+    images: LabelledImages,
+    *,
+    trained: TrainedModel | None = None,
+    integer_model: ChosenIntegerModel = "bundled",
+    max_drop: float | None = None,
+    require_exact: bool = False,
+    limit: int | None = None,
+    reporter: ValidationReporter | None = None,
+) -> ValidationReport:
+    """Measure a bundle on labelled images.
+
+    On the same samples, preprocessed as the bundle says, run: the trained model (if given), the integer executor,
+    onnxruntime as it serves, and onnxruntime with its optimizations off. Compared are accuracies, logits, and every
+    integer of every quantized tensor between the executor and onnxruntime.
+
+    Args:
+        bundle: The bundle.
+        images: The samples, with labels in the order of the bundle's.
+        trained: The trained model at its upper bound.
+        integer_model: What onnxruntime's integers are compared with: the executor on the bundle's own graph, another
+            one, or none. If PyTorch or `onnx` is missing, the integers are not compared and a note says so.
+        max_drop: Most points of accuracy that onnxruntime may lie below the trained model.
+        require_exact: Whether any differing integer fails the bundle.
+        limit: Measure this many samples, spread evenly over the set; `None` takes all.
+        reporter: Hears of the progress.
+
+    Returns:
+        The evidence; `passed` and `reasons` give the verdict.
+
+    Raises:
+        UsageError: If a drop is to be judged without a trained model, exactness without an integer model, or a number
+            is out of range.
+        MissingExtraError: If exactness is required and PyTorch or `onnx` is not installed.
+        DataError: If the data set does not fit the bundle, or an image cannot be read.
+        BundleError: If onnxruntime cannot run the bundle.
+    """
+    gate = Gate(max_drop, require_exact)
+    _check_arguments(gate, trained, integer_model, limit)
+    notes = _check_classes(bundle, images)
+    indices = _spread(len(images), limit)
+    subject, missing = _subject(bundle, trained, integer_model, gate)
+    measured = measure(subject, _batches(bundle, images, indices), len(indices), reporter)
+    check = subject.served.reproduce_golden(bundle.golden)
+    return judge(
+        ValidationReport(
+            bundle=bundle.name,
+            model_sha256=bundle.sha256,
+            dataset=DatasetFacts(images.name, images.split, images.digest(), len(images), len(indices)),
+            gate=gate,
+            reasons=(),
+            runtimes=measured.runtimes.runtimes(),
+            comparisons=measured.runtimes.comparisons(),
+            tensors=None if measured.integers is None else measured.integers.results(),
+            golden=GoldenFacts(check.values, check.mismatches, check.worst_codes),
+            graph=_graph_facts(bundle),
+            saturation=bundle_saturation(bundle),
+            cpu=read_cpu(),
+            versions=software_versions(),
+            validated_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            notes=(*notes, *missing, *measured.notes),
+        )
+    )
+
+
+def _check_arguments(
+    gate: Gate,
+    trained: TrainedModel | None,
+    integer_model: ChosenIntegerModel,
+    limit: int | None,
+) -> None:
+    if gate.max_drop is not None and trained is None:
+        raise UsageError(
+            "Expected the trained model, to measure the drop in accuracy against, but got none",
+            hint="give the run that the bundle was exported from, or no limit for the drop",
+        )
+    if gate.max_drop is not None and not gate.max_drop >= 0:
+        raise UsageError(f"Expected max_drop to be at least 0 points, but got {gate.max_drop}")
+    if gate.require_exact and integer_model is None:
+        raise UsageError("Expected an integer model, to compare the integers with, but got none")
+    if limit is not None and limit < 1:
+        raise UsageError(f"Expected limit to be at least 1 sample, but got {limit}")
+
+
+def _check_classes(bundle: Bundle, images: LabelledImages) -> list[str]:
+    """Return a note if the names differ, which may be meant: labels can be renamed at export."""
+    classes, labels = list(images.classes), list(bundle.labels)
+    if classes == labels:
+        return []
+    if len(classes) != len(labels) or sorted(classes) == sorted(labels):
+        raise DataError(
+            f"Expected the {len(labels)} classes of the bundle in their order ({', '.join(labels[:3])}, ...), "
+            f"but {images.name} ({images.split}) has {len(classes)} ({', '.join(classes[:3])}, ...)",
+            hint="validate on the data set that the model was trained for",
+        )
+    return [f"the data set names its classes otherwise than the bundle ({classes[0]!r} for {labels[0]!r}, ...)"]
+
+
+def _spread(size: int, limit: int | None) -> npt.NDArray[np.int64]:
+    """Return up to `limit` indices spread evenly, since many sets are sorted by class."""
+    count = size if limit is None else min(limit, size)
+    return np.arange(count, dtype=np.int64) * size // count
+
+
+def _batches(bundle: Bundle, images: LabelledImages, indices: npt.NDArray[np.int64]) -> Iterator[tuple[Inputs, Labels]]:
+    height, width = bundle.preprocessing.size
+    # All tensors of a batch are in memory at once, in the executor as float32.
+    batch_size = max(1, min(64, PIXELS_AT_A_TIME // (height * width)))
+    for start in range(0, len(indices), batch_size):
+        chosen = indices[start : start + batch_size]
+        inputs = np.stack([bundle.preprocessing.apply(images.image(int(index))) for index in chosen])
+        yield inputs, images.labels[chosen]
+
+
+def _subject(
+    bundle: Bundle,
+    trained: TrainedModel | None,
+    integer_model: ChosenIntegerModel,
+    gate: Gate,
+) -> tuple[Subject, list[str]]:
+    """Set up what runs; what is missing for it is an error if exactness is required, and else a note."""
+    notes = []
+    with_onnx, with_torch = find_spec("onnx") is not None, find_spec("torch") is not None
+    if integer_model == "bundled" and not with_torch and not gate.require_exact:
+        integer_model = None
+        notes.append("the integer executor did not run: PyTorch is not installed")
+    if not with_onnx:
+        notes.append("operators and inner integers were not looked at: the package onnx is not installed")
+    look_inside = integer_model is not None and (with_onnx or gate.require_exact)
+    subject = Subject(
+        served=OnnxRuntimeModel(bundle.onnx_path, threads=None),
+        unoptimized=OnnxRuntimeModel(bundle.onnx_path, threads=None, optimize=False),
+        trained=trained,
+        executor=BundledIntegerModel(bundle) if integer_model == "bundled" else integer_model,
+        tapped=tap_model(bundle.onnx_path.read_bytes()) if look_inside else None,
+    )
+    return subject, notes
+
+
+def _graph_facts(bundle: Bundle) -> GraphFacts | None:
+    if find_spec("onnx") is None:
+        return None
+    model = bundle.onnx_path.read_bytes()
+    return GraphFacts(optimized_operators(model), float_operators(model))

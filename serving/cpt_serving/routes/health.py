@@ -1,0 +1,25 @@
+"""Liveness, which never depends on the model, and readiness, which does."""
+
+from fastapi import APIRouter
+
+from cpt_serving.schemas import ErrorAnswer, Liveness, Readiness
+from cpt_serving.service import Service
+
+
+def health_router(service: Service) -> APIRouter:
+    """Return the routes `/health/live` and `/health/ready`, under `/v2` too."""
+    router = APIRouter(tags=["health"])
+
+    async def live() -> Liveness:
+        """The process answers."""
+        return Liveness()
+
+    async def ready() -> Readiness:
+        """The model is loaded, warmed up and has reproduced its golden sample, and the server is not stopping."""
+        service.engine.require_ready()
+        return Readiness()
+
+    for prefix in ("", "/v2"):
+        router.add_api_route(f"{prefix}/health/live", live)
+        router.add_api_route(f"{prefix}/health/ready", ready, responses={503: {"model": ErrorAnswer}})
+    return router

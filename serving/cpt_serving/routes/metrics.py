@@ -1,0 +1,19 @@
+"""The metrics, for Prometheus to scrape."""
+
+from fastapi import APIRouter
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.responses import PlainTextResponse, Response
+
+from cpt_serving.service import Service
+
+
+def metrics_router(service: Service) -> APIRouter:
+    """Return the route `/metrics`."""
+    router = APIRouter(tags=["metrics"])
+
+    @router.get("/metrics", response_class=PlainTextResponse)
+    async def metrics() -> Response:
+        """Requests, latencies, images and the served model, in Prometheus' text format."""
+        return Response(service.metrics.render(), media_type=CONTENT_TYPE_LATEST)
+
+    return router

@@ -1,0 +1,137 @@
+"""Running the app under uvicorn: the port, the workers, and the way to a clean end."""
+
+import os
+import signal
+import socket
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import uvicorn
+from uvicorn.supervisors import Multiprocess
+
+from cpt_deploy.bundle import Bundle
+from cpt_deploy.errors import UsageError
+from cpt_serving.app import create_app
+from cpt_serving.engine import load_model
+from cpt_serving.metrics import MULTIPROCESS_VARIABLE
+from cpt_serving.settings import ServeSettings
+
+APP_PATH = "cpt_serving.app:create_app"
+
+
+def run(settings: ServeSettings, *, on_listening: Callable[[str], None] | None = None) -> None:
+    """Serve until SIGTERM or SIGINT; both end in order, and this function returns.
+
+    The bundle is loaded and checked once before anything listens, so that what is wrong with it is one error here.
+
+    Args:
+        settings: What to serve and how.
+        on_listening: Called with the server's address once the port is taken, before requests are answered.
+
+    Raises:
+        BundleError: If the bundle cannot be opened or loaded.
+        ValidationFailedError: If it does not reproduce its golden sample.
+        UsageError: If the address cannot be listened on or the execution provider is not available.
+    """
+    load_model(Bundle.open(settings.bundle), settings)
+    with _listen(settings.host, settings.port) as listener:
+        if on_listening is not None:
+            on_listening(_address(settings.host, listener))
+        with _quiet_end():
+            if settings.workers == 1:
+                uvicorn.Server(_config(settings, lambda: create_app(settings))).run(sockets=[listener])
+            else:
+                _run_workers(settings, listener)
+
+
+def _config(settings: ServeSettings, app: str | Callable[[], object]) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        factory=True,
+        workers=settings.workers,
+        log_level=settings.log_level,
+        access_log=settings.access_log,
+        timeout_keep_alive=5,
+        timeout_graceful_shutdown=settings.shutdown_s,
+        server_header=False,
+    )
+
+
+def _run_workers(settings: ServeSettings, listener: socket.socket) -> None:
+    """Run several processes on one socket; one that dies is replaced. They get their settings by environment."""
+    with (
+        tempfile.TemporaryDirectory(prefix="cpt-serve-metrics-") as metrics,
+        _environment({**settings.to_environment(), MULTIPROCESS_VARIABLE: metrics}),
+    ):
+        Multiprocess(_config(settings, APP_PATH), sockets=[listener]).run()
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Return a socket that is bound to an address.
+
+    Raises:
+        UsageError: If it cannot be.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except OSError as error:
+        raise UsageError(f"Expected an address to listen on, but got {host!r}: {error.strerror}") from error
+    listener = socket.socket(family, kind, protocol)
+    try:
+        # A port whose last server ended a moment ago is free; one with a server on it still is not.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        # Two sockets can be bound to one port as long as neither listens; this finds the other server.
+        listener.listen(2048)
+        listener.set_inheritable(True)
+    except OSError as error:
+        listener.close()
+        raise UsageError(
+            f"Expected to listen on {host}:{port}, but got: {error.strerror or error}",
+            hint="choose another port (0 takes a free one) or stop the server that has it",
+        ) from error
+    return listener
+
+
+def _address(host: str, listener: socket.socket) -> str:
+    shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
+    return f"http://{shown}:{listener.getsockname()[1]}"
+
+
+@contextmanager
+def _quiet_end() -> Iterator[None]:
+    """Let SIGTERM and SIGINT end the server without ending the process by signal.
+
+    uvicorn finishes its work and then raises the signal again, for the handlers that were there before it.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    previous = {number: signal.signal(number, _do_nothing) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _do_nothing(_number: int, _frame: object) -> None:
+    """The work that the signal asked for is done."""
+
+
+@contextmanager
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    """Set environment variables for a while."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

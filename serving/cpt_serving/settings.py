@@ -1,0 +1,113 @@
+"""Settings of the server: arguments, else environment variables `CPT_SERVE_...`, else these defaults."""
+
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from cpt_deploy.bundle import MAX_PIXELS
+from cpt_deploy.errors import UsageError
+
+ENV_PREFIX = "CPT_SERVE_"
+
+
+class ServeSettings(BaseSettings):
+    """What a server serves and how."""
+
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="forbid", frozen=True)
+
+    bundle: Path
+    """Directory of the bundle."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on; only this machine reaches the default."""
+
+    port: int = Field(default=8000, ge=0, le=65535)
+    """Port to listen on; 0 takes a free one."""
+
+    workers: int = Field(default=1, ge=1, le=256)
+    """Processes that share the port, each with the model in memory."""
+
+    threads: int = Field(default=1, ge=1, le=1024)
+    """Threads that one inference computes with."""
+
+    concurrency: int | None = Field(default=None, ge=1, le=1024)
+    """Inferences that a worker runs at once; by default the cores that `workers` and `threads` leave."""
+
+    provider: str = "cpu"
+    """Execution provider of onnxruntime."""
+
+    golden: Literal["exact", "labels", "off"] = "exact"
+    """What the golden sample has to reproduce before the server is ready: every code, the top classes, or nothing."""
+
+    top_k: int = Field(default=5, ge=1)
+    """Classes in an answer of `/predict` when the client does not say."""
+
+    max_body_bytes: int = Field(default=32 * 1024 * 1024, ge=1)
+    """Largest request body."""
+
+    max_rows: int = Field(default=256, ge=1)
+    """Most images or rows in one request."""
+
+    max_pixels: int = Field(default=MAX_PIXELS, ge=1)
+    """Most pixels (width x height) that one image may declare."""
+
+    max_request_pixels: int = Field(default=8 * MAX_PIXELS, ge=1)
+    """Most pixels that the images of one request may declare together."""
+
+    drain_s: float = Field(default=1.0, ge=0, le=3600)
+    """Seconds from SIGTERM, when readiness fails, until the port is closed; what routes traffic needs to notice."""
+
+    shutdown_s: int = Field(default=30, ge=0, le=3600)
+    """Seconds after that in which requests under way may finish."""
+
+    docs: bool = True
+    """Whether `/docs` and `/openapi.json` are served."""
+
+    access_log: bool = True
+    """Whether each request is logged."""
+
+    log_level: Literal["critical", "error", "warning", "info", "debug"] = "info"
+    """Least severity of what is logged."""
+
+    @property
+    def inferences_at_once(self) -> int:
+        """`concurrency`, or what the cores that this process may use allow for."""
+        if self.concurrency is not None:
+            return self.concurrency
+        return max(1, available_cores() // (self.workers * self.threads))
+
+    def to_environment(self) -> dict[str, str]:
+        """Return the environment variables from which a worker process reads the same settings."""
+        values = {"bundle": self.bundle.resolve(), **self.model_dump(exclude={"bundle"}, exclude_none=True)}
+        return {f"{ENV_PREFIX}{name.upper()}": str(value) for name, value in values.items()}
+
+
+def load_settings(**values: Any) -> ServeSettings:
+    """Return the settings for arguments; those that are `None` count as not given.
+
+    Raises:
+        UsageError: If a value is missing or out of range; the message lists all of them in one line.
+    """
+    try:
+        return ServeSettings(**{name: value for name, value in values.items() if value is not None})
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}, but got {problem['input']!r}"
+            if problem["type"] != "missing"
+            else f"{'.'.join(map(str, problem['loc']))} is missing"
+            for problem in error.errors()
+        )
+        raise UsageError(
+            f"Expected settings that fit, but got: {problems}",
+            hint=f"each can also be set by an environment variable, e.g. {ENV_PREFIX}PORT=8000",
+        ) from error
+
+
+def available_cores() -> int:
+    """Return how many cores this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -1,0 +1,52 @@
+"""The arrows between the packages point one way, and what must be light loads nothing heavy."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+HEAVY = ("torch", "torchvision", "torchmetrics", "onnx", "matplotlib")
+SERVING = ("fastapi", "starlette", "uvicorn", "onnxruntime")
+
+
+def loaded_modules(code: str) -> set[str]:
+    """Return the top-level modules that are loaded after running code in a fresh interpreter."""
+    report = (
+        "\nimport json, sys; sys.stderr.write(json.dumps(sorted({name.partition('.')[0] for name in sys.modules})))"
+    )
+    done = subprocess.run([sys.executable, "-c", code + report], capture_output=True, text=True, check=True, cwd=ROOT)
+    return set(json.loads(done.stderr.splitlines()[-1]))
+
+
+def test_the_import_rules_of_the_project_are_kept():
+    program = Path(sys.executable).with_name("lint-imports")
+    done = subprocess.run([program, "--no-cache"], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "cpt_deploy",
+        "cpt_deploy.errors",
+        "cpt_deploy.registry",
+        "cpt_deploy.precision",
+        "cpt_deploy.recipe",
+        "cpt_deploy.bundle",
+        "cpt_deploy.report",
+        "cpt_serving.app",
+        "cpt_cli.main",
+    ],
+)
+def test_torch_free_packages_load_no_torch(module):
+    assert loaded_modules(f"import {module}").isdisjoint(HEAVY)
+
+
+@pytest.mark.parametrize(
+    "words", [["--help"], ["--version"], ["train", "--help"], ["serve", "--help"], ["nonsense"]], ids=" ".join
+)
+def test_help_and_usage_errors_load_neither_torch_nor_a_runtime_nor_a_server(words):
+    assert loaded_modules(f"from cpt_cli.main import main; main({words!r})").isdisjoint({*HEAVY, *SERVING})

@@ -1,0 +1,103 @@
+import csv
+import json
+import sys
+
+import pytest
+
+from cpt_deploy.recipe import load_recipe
+from cpt_deploy.training import SilentReporter, train
+
+SMALL = (
+    "name=small",
+    "model.args.width=4",
+    "train.epochs=2",
+    "train.batch_size=128",
+    "train.log_every=4",
+    "train.eval_every=1 epoch",
+    "train.checkpoint_every=1 epoch",
+    "train.settle_batches=3",
+    "train.device=cpu",
+    "precision.cycles=2",
+)
+TIMES = ("images_per_s", "seconds")
+
+
+@pytest.fixture(scope="session")
+def recipe():
+    """Makes a recipe that trains a very small model on digits for two epochs of 11 steps."""
+
+    def make(*overrides):
+        return load_recipe("digits-quickstart", [*SMALL, *overrides])
+
+    return make
+
+
+class StepHook(SilentReporter):
+    """Calls a function after a given step."""
+
+    def __init__(self, step, action):
+        self.at, self.action = step, action
+
+    def step(self, progress):
+        if progress.step == self.at:
+            self.action()
+
+
+@pytest.fixture
+def train_until(recipe):
+    """Trains and calls a function after a step; returns the report, or raises what the run raised."""
+
+    def run(directory, step, action, *overrides, resume=False):
+        return train(recipe(*overrides), directory, resume=resume, reporter=StepHook(step, action))
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def outcome():
+    """What a run left behind, without times: weights, rows of the log, report."""
+
+    def read(directory):
+        with (directory / "metrics.csv").open(newline="") as file:
+            rows = [{key: value for key, value in row.items() if key not in TIMES} for row in csv.DictReader(file)]
+        report = json.loads((directory / "report.json").read_text())
+        for key in ("seconds", "images_per_s"):
+            report.pop(key)
+        for evaluation in (report["test"], report["best"]):
+            evaluation.pop("seconds")
+        return {"weights": (directory / "model.safetensors").read_bytes(), "rows": rows, "report": report}
+
+    return read
+
+
+@pytest.fixture
+def own_module(tmp_path, monkeypatch):
+    """Writes a module of the user's own, importable by its name."""
+
+    written = []
+
+    def write(name, text):
+        folder = tmp_path / "own"
+        folder.mkdir(exist_ok=True)
+        (folder / f"{name}.py").write_text(text)
+        monkeypatch.syspath_prepend(str(folder))
+        written.append(name)
+
+    yield write
+    for name in written:
+        sys.modules.pop(name, None)
+
+
+@pytest.fixture(scope="session")
+def finished(recipe, outcome, tmp_path_factory):
+    """What an uninterrupted run of a recipe left behind, trained once for all tests that compare with it."""
+    known = {}
+
+    def get(*overrides):
+        if overrides not in known:
+            directory = tmp_path_factory.mktemp("whole") / "run"
+            train(recipe(*overrides), directory)
+            known[overrides] = outcome(directory)
+        return known[overrides]
+
+    return get

@@ -1,0 +1,411 @@
+import json
+import os
+import resource
+import signal
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from cpt_deploy.errors import CheckpointError, DataError, RunInterruptedError, TrainingDivergedError, UsageError
+from cpt_deploy.recipe import load_recipe
+from cpt_deploy.training import SilentReporter, load_run, train
+from cpt_deploy.training.metrics_log import read_metrics
+
+DROPOUT_MODEL = """
+from torch import nn
+
+def build(num_classes, in_channels):
+    return nn.Sequential(
+        nn.Conv2d(in_channels, 6, 3, bias=False), nn.BatchNorm2d(6), nn.ReLU(), nn.Dropout(0.2),
+        nn.Conv2d(6, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(96, num_classes),
+    )
+"""
+
+
+def interrupt(number=signal.SIGINT):
+    return lambda: os.kill(os.getpid(), number)
+
+
+class Recorder(SilentReporter):
+    def __init__(self):
+        self.events = []
+
+    def start(self, plan):
+        self.plan = plan
+
+    def step(self, progress):
+        self.events.append(progress)
+
+    def evaluated(self, evaluation):
+        self.events.append(evaluation)
+
+    def finished(self, report):
+        self.report = report
+
+
+def test_run_leaves_what_the_design_says(recipe, tmp_path):
+    report = train(recipe(), tmp_path / "run")
+
+    names = {str(path.relative_to(tmp_path / "run")) for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    events = {name for name in names if name.startswith("tensorboard/events")}
+    assert len(events) == 1
+    assert names - events == {
+        "recipe.yaml",
+        "metrics.csv",
+        "curves.png",
+        "model.safetensors",
+        "report.json",
+        "checkpoints/last.safetensors",
+        "checkpoints/best.safetensors",
+    }
+    assert json.loads((tmp_path / "run" / "report.json").read_text()) == json.loads(json.dumps(report.to_dict()))
+
+
+def test_recipe_of_the_run_repeats_the_run(recipe, tmp_path, outcome, finished):
+    train(recipe(), tmp_path / "first")
+
+    train(load_recipe(tmp_path / "first" / "recipe.yaml"), tmp_path / "second")
+
+    assert outcome(tmp_path / "first") == finished()
+    assert outcome(tmp_path / "second") == finished()
+
+
+def test_seed_changes_the_result(recipe, tmp_path, outcome):
+    train(recipe("train.steps=4"), tmp_path / "first")
+    train(recipe("train.steps=4", "seed=1"), tmp_path / "second")
+
+    assert outcome(tmp_path / "first")["weights"] != outcome(tmp_path / "second")["weights"]
+
+
+def test_random_numbers_of_the_caller_are_not_touched(recipe, tmp_path):
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+
+    train(recipe("train.steps=2"), tmp_path / "run")
+
+    assert torch.equal(torch.rand(3), expected)
+
+
+VARIANTS = {
+    "sgd": (),
+    "adamw": ("optimizer.name=adamw", "optimizer.lr=0.003", "optimizer.decay_norm_and_bias=false"),
+    "swa": ("train.swa.enabled=true", "train.swa.start=0.5", "train.swa.lr=0.02", "train.label_smoothing=0.1"),
+    "dropout": ("model={name: own_dropout:build}",),
+    "between": ("train.checkpoint_every=null", "train.eval_every=5 steps", "train.grad_clip=1.0"),
+}
+
+
+@pytest.mark.parametrize(
+    ("variant", "step"),
+    [("sgd", 1), ("sgd", 11), ("sgd", 13), ("adamw", 13), ("swa", 15), ("dropout", 4), ("between", 5), ("between", 18)],
+)
+def test_interrupted_and_resumed_run_is_the_uninterrupted_one(
+    recipe, tmp_path, train_until, outcome, finished, own_module, variant, step
+):
+    own_module("own_dropout", DROPOUT_MODEL)
+    overrides = VARIANTS[variant]
+    whole = finished(*overrides)
+
+    with pytest.raises(RunInterruptedError) as caught:
+        train_until(tmp_path / "parts", step, interrupt(), *overrides)
+    train(recipe(*overrides), tmp_path / "parts", resume=True)
+
+    assert caught.value.exit_code == 130
+    assert f"step {step} of 22" in str(caught.value)
+    assert outcome(tmp_path / "parts") == whole
+
+
+def test_run_killed_between_checkpoints_goes_back_to_the_last_one(recipe, tmp_path, train_until, outcome, finished):
+    def die():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_until(tmp_path / "parts", 17, die)
+    assert read_metrics(tmp_path / "parts" / "metrics.csv")[-1]["step"] == "16"
+
+    plan = Recorder()
+    train(recipe(), tmp_path / "parts", resume=True, reporter=plan)
+
+    assert plan.plan.first_step == 11
+    assert outcome(tmp_path / "parts") == finished()
+
+
+def test_run_killed_before_its_first_checkpoint_begins_again(recipe, tmp_path, train_until, outcome, finished):
+    def die():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_until(tmp_path / "parts", 5, die)
+
+    train(recipe(), tmp_path / "parts", resume=True)
+
+    assert outcome(tmp_path / "parts") == finished()
+
+
+def test_sigterm_has_its_own_code_and_names_how_to_go_on(tmp_path, train_until):
+    with pytest.raises(RunInterruptedError) as caught:
+        train_until(tmp_path / "run", 2, interrupt(signal.SIGTERM))
+
+    assert caught.value.exit_code == 143
+    assert f"--resume {tmp_path / 'run'}" in caught.value.hint
+    assert (tmp_path / "run" / "curves.png").is_file()
+
+
+INTERRUPTING_DATA = """
+import os, signal
+from pathlib import Path
+import numpy as np
+
+class Images:
+    classes = ("a", "b")
+    targets = [index % 2 for index in range(8)]
+    def __init__(self, split):
+        self.split = split
+    def __len__(self):
+        return 8
+    def __getitem__(self, index):
+        armed = Path(__file__).with_name("armed")
+        if self.split == "test" and armed.exists():
+            armed.unlink()
+            os.kill(os.getpid(), signal.SIGTERM)
+        return np.full((6, 6), 20 * index, np.uint8), index % 2
+"""
+
+
+@pytest.mark.parametrize("settle", [0, 2], ids=["not settled", "settled"])
+def test_signal_in_an_evaluation_does_not_lose_the_evaluation(recipe, tmp_path, outcome, own_module, settle):
+    own_module("own_interrupting", INTERRUPTING_DATA)
+    mine = recipe(
+        "data={name: own_interrupting:Images}",
+        "train.batch_size=4",
+        "train.eval_batch_size=4",
+        f"train.settle_batches={settle}",
+    )
+    train(mine, tmp_path / "whole")
+
+    (tmp_path / "own" / "armed").touch()
+    with pytest.raises(RunInterruptedError, match="step 2 of 4") as first:
+        train(mine, tmp_path / "parts")
+    with pytest.raises(RunInterruptedError, match="before the model was settled") as second:
+        train(mine, tmp_path / "parts", resume=True, reporter=ArmAtTheEnd(tmp_path / "own" / "armed"))
+    train(mine, tmp_path / "parts", resume=True)
+
+    assert (first.value.exit_code, second.value.exit_code) == (143, 143)
+    assert outcome(tmp_path / "parts") == outcome(tmp_path / "whole")
+
+
+class ArmAtTheEnd(SilentReporter):
+    def __init__(self, path):
+        self.path = path
+
+    def evaluated(self, evaluation):
+        if evaluation.step == 4 and not evaluation.settled:
+            self.path.touch()
+
+
+def test_finished_run_is_left_alone(recipe, tmp_path):
+    first = train(recipe(), tmp_path / "run")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
+
+    again = train(recipe(), tmp_path / "run", resume=True)
+
+    assert again == first
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == before
+
+
+def test_directory_in_use_and_changed_settings_are_refused(recipe, tmp_path):
+    train(recipe("train.steps=2"), tmp_path / "run")
+
+    with pytest.raises(UsageError, match="not empty"):
+        train(recipe("train.steps=2"), tmp_path / "run")
+    with pytest.raises(UsageError, match=r"train\.steps was 2, is 3"):
+        train(recipe("train.steps=3"), tmp_path / "run", resume=True)
+
+
+def test_truncated_checkpoint_is_found_on_resume(recipe, tmp_path, train_until):
+    with pytest.raises(RunInterruptedError):
+        train_until(tmp_path / "run", 13, interrupt())
+    path = tmp_path / "run" / "checkpoints" / "last.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+    with pytest.raises(CheckpointError, match=r"last\.safetensors"):
+        train(recipe(), tmp_path / "run", resume=True)
+
+
+def test_checkpoint_of_another_model_is_refused(recipe, tmp_path, train_until):
+    for name, width in (("wide", 8), ("narrow", 4)):
+        with pytest.raises(RunInterruptedError):
+            train_until(tmp_path / name, 3, interrupt(), f"model.args.width={width}")
+    (tmp_path / "wide/checkpoints/last.safetensors").replace(tmp_path / "narrow/checkpoints/last.safetensors")
+
+    with pytest.raises(CheckpointError, match="of this model"):
+        train(recipe(), tmp_path / "narrow", resume=True)
+
+
+def test_diverged_run_names_step_bits_and_checkpoint(recipe, tmp_path):
+    with pytest.raises(TrainingDivergedError) as caught:
+        train(
+            recipe("optimizer.lr=1e30", "lr.name=constant", "lr.warmup_steps=11", "lr.warmup_factor=0"), tmp_path / "a"
+        )
+
+    message = str(caught.value)
+    assert "at step" in message
+    assert "bits forward and 8 backward" in message
+    assert "no checkpoint" in message
+    assert "optimizer.lr" in caught.value.hint
+
+
+def test_diverged_run_keeps_its_last_good_checkpoint(recipe, tmp_path):
+    broken = recipe(
+        "optimizer.lr=1e-3", "train.swa={enabled: true, start: 0.6, lr: 1e30}", "train.checkpoint_every=4 steps"
+    )
+
+    with pytest.raises(TrainingDivergedError, match=r"the last good checkpoint is .*last\.safetensors"):
+        train(broken, tmp_path / "run")
+
+    tensors = load_file(tmp_path / "run" / "checkpoints" / "last.safetensors")
+    assert all(torch.isfinite(tensor).all() for name, tensor in tensors.items() if name.startswith("model."))
+
+
+def test_full_disk_keeps_the_last_checkpoint_and_the_run_goes_on_later(
+    recipe, tmp_path, train_until, outcome, finished
+):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    try:
+        with pytest.raises(DataError, match="Expected to write a checkpoint") as caught:
+            train_until(tmp_path / "parts", 12, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20000, hard)))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    assert "last good checkpoint" in caught.value.hint
+    assert not list((tmp_path / "parts" / "checkpoints").glob(".*"))
+    train(recipe(), tmp_path / "parts", resume=True)
+    assert outcome(tmp_path / "parts") == finished()
+
+
+def test_reporter_hears_the_run(recipe, tmp_path):
+    recorder = Recorder()
+
+    train(recipe(), tmp_path / "run", reporter=recorder)
+
+    plan = recorder.plan
+    assert (plan.steps_per_epoch, plan.total_steps, plan.first_step) == (11, 22, 0)
+    assert (plan.train_images, plan.test_images, plan.classes) == (1442, 355, 10)
+    steps = [event for event in recorder.events if hasattr(event, "lr")]
+    assert [event.step for event in steps] == list(range(1, 23))
+    assert [event.bits for event in steps[:11]] == [event.bits for event in steps[11:]]
+    assert (steps[0].bits, steps[-1].bits) == (3, 8)
+    evaluations = [event for event in recorder.events if hasattr(event, "top1")]
+    assert [(event.step, event.settled) for event in evaluations] == [(11, False), (22, False), (22, True)]
+    assert recorder.report.test == evaluations[-1]
+
+
+def test_cost_is_that_of_the_schedule_and_the_layers(recipe, tmp_path):
+    recorder = Recorder()
+    report = train(recipe("train.steps=8"), tmp_path / "run", reporter=recorder)
+    layers = load_run(tmp_path / "run").model.layers()
+    cycle, hold = (sum(layer.macs for layer in layers if layer.role == role) for role in ("cycle", "hold"))
+
+    bits = [event.bits for event in recorder.events if hasattr(event, "lr")]
+    spent = sum(128 * (cycle * (b * b + 16 * b) + hold * (64 + 128)) for b in bits)
+    static = 8 * 128 * (cycle + hold) * 192
+    assert report.cost["gbitops"] == pytest.approx(spent / 1e9)
+    assert report.cost["ratio_to_static"] == pytest.approx(spent / static)
+
+
+def test_static_precision_costs_what_static_precision_costs(recipe, tmp_path):
+    report = train(recipe("train.steps=4", "precision.schedule=static"), tmp_path / "run")
+
+    assert report.cost["ratio_to_static"] == pytest.approx(1)
+
+
+def test_average_of_one_is_the_last_weights(recipe, tmp_path, outcome, finished):
+    train(recipe("train.swa={enabled: true, start: 1.0}"), tmp_path / "averaged")
+
+    assert outcome(tmp_path / "averaged")["weights"] == finished()["weights"]
+
+
+def test_averaged_weights_are_the_mean_of_the_epochs(recipe, tmp_path, train_until):
+    averaged = "train.swa={enabled: true, start: 0.5}"
+    train(recipe(averaged), tmp_path / "run")
+    with pytest.raises(RunInterruptedError):
+        train_until(tmp_path / "half", 11, interrupt(), averaged)
+
+    first = load_file(tmp_path / "half" / "checkpoints" / "last.safetensors")
+    last = load_file(tmp_path / "run" / "checkpoints" / "last.safetensors")
+    result = load_file(tmp_path / "run" / "model.safetensors")
+    for name in ("network.conv1.weight", "network.bn1.weight", "network.fc.bias"):
+        mean = (first[f"model.{name}"] + last[f"model.{name}"]) / 2
+        assert torch.allclose(result[name], mean, rtol=1e-5, atol=1e-7)
+
+
+def test_gradient_clipping_bounds_a_step(recipe, tmp_path, train_until):
+    overrides = ("optimizer={momentum: 0, weight_decay: 0, lr: 1.0}", "lr.name=constant", "train.grad_clip=0.01")
+    for step in (1, 2):
+        with pytest.raises(RunInterruptedError):
+            train_until(tmp_path / str(step), step, interrupt(), *overrides)
+
+    before, after = (load_file(tmp_path / str(step) / "checkpoints" / "last.safetensors") for step in (1, 2))
+    names = [name for name in before if name.endswith(("weight", "bias")) and name.startswith("model.")]
+    moved = sum(float((after[name] - before[name]).square().sum()) for name in names) ** 0.5
+    assert moved == pytest.approx(0.01, rel=1e-3)
+
+
+def test_bfloat16_trains_too(recipe, tmp_path):
+    report = train(recipe("train.amp=bf16", "train.steps=3"), tmp_path / "run")
+
+    assert report.steps == 3
+
+
+def test_schedule_outside_the_bounds_is_refused(recipe, tmp_path, own_module):
+    own_module(
+        "own_schedule", "class High:\n    def bits_at(self, step, total_steps):\n        return 9\nhigh = High()\n"
+    )
+
+    with pytest.raises(UsageError, match=r"within 3\.\.8 bits, but got 9\.\.9"):
+        train(recipe("precision.schedule=own_schedule:high"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_device_that_is_not_there_is_refused(recipe, tmp_path):
+    with pytest.raises(UsageError, match="a device that is there"):
+        train(recipe("train.device=cuda:99"), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("override", "reason"),
+    [
+        ("model.name=resnet19", "known model"),
+        ("data.name=digit", "known data set"),
+        ("data.augment=[{name: flip}]", "known augmentation"),
+        ("precision.cycles=1000", "cycles"),
+    ],
+)
+def test_wrong_name_leaves_no_directory(recipe, tmp_path, override, reason):
+    with pytest.raises(UsageError, match=reason):
+        train(recipe(override), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_digits_learn_on_a_gpu_and_resume_exactly(recipe, tmp_path, train_until, outcome):
+    gpu = "train.device=cuda"
+    report = train(recipe(gpu, "train.epochs=10"), tmp_path / "long")
+    train(recipe(gpu), tmp_path / "whole")
+    with pytest.raises(RunInterruptedError):
+        train_until(tmp_path / "parts", 13, interrupt(), gpu)
+    train(recipe(gpu), tmp_path / "parts", resume=True)
+
+    assert report.test.top1 > 0.8
+    assert outcome(tmp_path / "parts") == outcome(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_quickstart_learns_digits(tmp_path):
+    report = train(load_recipe("digits-quickstart", ["train.device=cpu"]), tmp_path / "run")
+
+    assert report.test.top1 >= 0.97

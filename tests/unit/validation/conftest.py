@@ -1,0 +1,233 @@
+"""A small quantized network written with onnx.helper, its bundle, and images that fit it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from cpt_deploy.bundle import Bundle, BundleContents, GoldenSample, OnnxRuntimeModel, Preprocessing, write_bundle
+from cpt_deploy.validation import add_taps, quantized_tensors
+
+CLASSES = ("zero", "one", "two")
+LOGIT_SCALE, LOGIT_ZERO_POINT = 0.05, 128
+
+
+class NetworkWriter:
+    """Collects the nodes of a network with QuantizeLinear and DequantizeLinear on every edge."""
+
+    def __init__(self, scale_shape: tuple[int, ...] = (), seed: int = 4) -> None:
+        self.scale_shape = scale_shape
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: list[onnx.TensorProto] = []
+        self.rng = np.random.default_rng(seed)
+        self.codes: dict[str, np.ndarray] = {}
+
+    def constant(self, name: str, value: np.ndarray) -> str:
+        self.constants.append(numpy_helper.from_array(value, name))
+        return name
+
+    def node(self, kind: str, inputs: list[str], output: str, **attributes) -> str:
+        self.nodes.append(helper.make_node(kind, inputs, [output], name=f"{output}/{kind}", **attributes))
+        return output
+
+    def quantize(self, real: str, name: str, scale: float, zero_point: int = 0, bits: int = 8) -> str:
+        """Return the name of the tensor that holds the dequantized values; the codes are called `name`."""
+        parameters = [
+            self.constant(f"{name}.scale", np.full(self.scale_shape, scale, np.float32)),
+            self.constant(f"{name}.zero_point", np.full(self.scale_shape, zero_point, np.uint8)),
+        ]
+        if bits < 8:
+            low = self.constant(f"{name}.low", np.array(0, np.uint8))
+            high = self.constant(f"{name}.high", np.array(2**bits - 1, np.uint8))
+            self.node("QuantizeLinear", [real, *parameters], f"{name}.unclipped")
+            self.node("Clip", [f"{name}.unclipped", low, high], name)
+        else:
+            self.node("QuantizeLinear", [real, *parameters], name)
+        return self.node("DequantizeLinear", [name, *parameters], f"{name}.real")
+
+    def weight(self, name: str, shape: tuple[int, ...], bits: int = 8) -> str:
+        reach = 2 ** (bits - 1) - 1
+        self.codes[name] = codes = self.rng.integers(-reach, reach + 1, shape).astype(np.int8)
+        inputs = [
+            self.constant(f"{name}.codes", codes),
+            self.constant(f"{name}.scales", (self.rng.uniform(0.3, 0.7, shape[0]) / reach).astype(np.float32)),
+            self.constant(f"{name}.zeros", np.zeros(shape[0], np.int8)),
+        ]
+        return self.node("DequantizeLinear", inputs, f"{name}.weight", axis=0)
+
+    def model(self) -> bytes:
+        graph = helper.make_graph(
+            self.nodes,
+            "network",
+            [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["N", 1, 8, 8])],
+            [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", len(CLASSES)])],
+            self.constants,
+        )
+        opsets = [helper.make_opsetid("", 19)]
+        model = helper.make_model(graph, opset_imports=opsets, ir_version=helper.find_min_ir_version_for(opsets))
+        onnx.checker.check_model(model, full_check=True)
+        return model.SerializeToString()
+
+
+@dataclass(frozen=True)
+class Network:
+    """A serialized network and its weight codes by layer."""
+
+    model: bytes
+    codes: dict[str, np.ndarray]
+    bits: int
+    tensors: tuple[str, ...] = ("x", "a", "b", "sum", "mean", "flat", "y")
+
+
+def make_network(
+    *, bits: int = 8, inserted: str | None = None, scale_shape: tuple[int, ...] = (), float_head: bool = False
+) -> Network:
+    """Convolution, residual block, mean, linear.
+
+    Optionally with a further operator between two of its edges, scales of another shape, or a last layer whose result
+    is not quantized.
+    """
+    w = NetworkWriter(scale_shape)
+    x = w.quantize("image", "x", 1 / 32, 128)
+    w.node("Conv", [x, w.weight("first", (4, 1, 3, 3), bits)], "a.conv", pads=[1, 1, 1, 1])
+    a = w.quantize(w.node("Relu", ["a.conv"], "a.relu"), "a", 6 / 2**bits, bits=bits)
+    if inserted is not None:
+        a = w.quantize(w.node(inserted, [a], "inserted"), "inserted.codes", 0.01)
+    w.node("Conv", [a, w.weight("second", (4, 4, 3, 3), bits)], "b.conv", pads=[1, 1, 1, 1])
+    b = w.quantize("b.conv", "b", 0.03, 120)
+    total = w.quantize(w.node("Add", [a, b], "sum.add"), "sum", 0.03, 90)
+    mean = w.quantize(w.node("GlobalAveragePool", [total], "mean.pool"), "mean", 0.02, 110)
+    flat = w.quantize(w.node("Flatten", [mean], "flat.flatten"), "flat", 0.02, 110)
+    w.node("Gemm", [flat, w.weight("last", (3, 4))], "logits" if float_head else "y.gemm", transB=1)
+    if float_head:
+        return Network(w.model(), w.codes, bits)
+    w.quantize("y.gemm", "y", LOGIT_SCALE, LOGIT_ZERO_POINT)
+    w.node("DequantizeLinear", ["y", "y.scale", "y.zero_point"], "logits")
+    return Network(w.model(), w.codes, bits)
+
+
+def make_pooled_network() -> Network:
+    """Two convolutions, concatenated and pooled; pooling follows the layout of the concatenation."""
+    w = NetworkWriter()
+    x = w.quantize("image", "x", 1 / 32, 128)
+    branches = []
+    for name in ("a", "b"):
+        w.node("Conv", [x, w.weight(name, (4, 1, 3, 3))], f"{name}.conv", pads=[1, 1, 1, 1])
+        branches.append(w.quantize(f"{name}.conv", name, 0.02, 100))
+    joined = w.quantize(w.node("Concat", branches, "joined.concat", axis=1), "joined", 0.02, 100)
+    pooled = w.node("MaxPool", [joined], "pooled.pool", kernel_shape=[3, 3], pads=[1, 1, 1, 1])
+    mean = w.node("GlobalAveragePool", [w.quantize(pooled, "pooled", 0.02, 100)], "mean.pool")
+    flat = w.node("Flatten", [w.quantize(mean, "mean", 0.02, 100)], "flat.flatten")
+    w.node("Gemm", [w.quantize(flat, "flat", 0.02, 100), w.weight("last", (3, 8))], "logits", transB=1)
+    return Network(w.model(), w.codes, 8, ("x", "a", "b", "joined", "pooled", "mean", "flat"))
+
+
+def graph_entry(network: Network) -> dict:
+    """The part of quantization.json's graph that saturation is judged from."""
+    bits = network.bits
+    inputs = {"first": ("x", 8, "a"), "second": ("a", bits, "b"), "last": ("flat", 8, "y")}
+    return {
+        "tensors": [{"name": source, "bits": source_bits} for source, source_bits, _ in inputs.values()],
+        "operations": [
+            {"type": "Layer", "inputs": [source], "output": output, "codes": {"tensor": f"{name}.codes"}}
+            for name, (source, _, output) in inputs.items()
+        ],
+    }
+
+
+def write_test_bundle(path: Path, network: Network) -> Bundle:
+    """Write the network's bundle, with what onnxruntime computes as its golden sample."""
+    inputs = np.random.default_rng(1).normal(size=(4, 1, 8, 8)).astype(np.float32)
+    codes = OnnxRuntimeModel(add_taps(network.model, ["y"])).trace(inputs)["y"]
+    return write_bundle(
+        path,
+        contents=BundleContents(
+            name="network",
+            onnx=network.model,
+            tensors={f"{name}.codes": value for name, value in network.codes.items()},
+            graph=graph_entry(network),
+            quantization={},
+            labels=CLASSES,
+            preprocessing=Preprocessing(channels=1, size=(8, 8), mean=(0.5,), std=(0.25,)),
+            golden=GoldenSample(inputs, codes, LOGIT_SCALE, LOGIT_ZERO_POINT),
+            architecture="test",
+        ),
+    )
+
+
+@dataclass(frozen=True)
+class RandomImages:
+    """Images of noise whose labels are given."""
+
+    labels: np.ndarray
+    name: str = "noise"
+    split: str = "test"
+    classes: tuple[str, ...] = CLASSES
+
+    def image(self, index: int, /) -> np.ndarray:
+        return np.random.default_rng(index).integers(0, 256, (8, 8), dtype=np.uint8)
+
+    def digest(self) -> str:
+        return "0" * 64
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def with_classes(self, *classes: str) -> "RandomImages":
+        return replace(self, classes=classes)
+
+
+@dataclass
+class Echo:
+    """An integer model that computes what onnxruntime does, except where a test changes it."""
+
+    model: bytes
+    change: Callable[[dict[str, np.ndarray]], None] = lambda codes: None
+    samples: int = 0
+
+    def run(self, inputs: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        tapped = add_taps(self.model, [tap.name for tap in quantized_tensors(self.model)])
+        codes = {name: value.copy() for name, value in OnnxRuntimeModel(tapped).trace(inputs).items()}
+        logits = codes.pop("logits")
+        self.change(codes)
+        self.samples += len(inputs)
+        return logits, codes
+
+
+@pytest.fixture(scope="session")
+def network() -> Network:
+    return make_network()
+
+
+@pytest.fixture(scope="session")
+def network_maker() -> Callable[..., Network]:
+    return make_network
+
+
+@pytest.fixture(scope="session")
+def pooled_network() -> Network:
+    return make_pooled_network()
+
+
+@pytest.fixture(scope="session")
+def bundle(network: Network, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return write_test_bundle(tmp_path_factory.mktemp("bundles") / "network", network)
+
+
+@pytest.fixture(scope="session")
+def images(bundle: Bundle) -> RandomImages:
+    """150 images, three in four of which the served model labels rightly."""
+    blank = RandomImages(np.zeros(150, np.int64))
+    inputs = np.stack([bundle.preprocessing.apply(blank.image(i)) for i in range(150)])
+    labels = OnnxRuntimeModel(bundle.onnx_path).run(inputs).argmax(axis=1)
+    labels[::4] = (labels[::4] + 1) % 3
+    return RandomImages(labels)
+
+
+@pytest.fixture
+def echo(network: Network) -> Echo:
+    return Echo(network.model)

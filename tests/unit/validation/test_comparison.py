@@ -1,0 +1,60 @@
+"""Counting against NumPy on whole arrays, whatever the batches."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cpt_deploy.validation.comparison import IntegerComparison, RuntimeComparison
+from cpt_deploy.validation.taps import Tap
+
+
+@given(seed=st.integers(0, 1000), cuts=st.lists(st.integers(0, 60), max_size=4).map(sorted))
+def test_batches_add_up_to_the_whole(seed, cuts):
+    rng = np.random.default_rng(seed)
+    first, second = (rng.normal(size=(60, 4)).astype(np.float32) for _ in range(2))
+    labels = rng.integers(0, 4, 60)
+    comparison = RuntimeComparison(["first", "second"], [("first", "second")])
+    for start, end in zip([0, *cuts], [*cuts, 60], strict=True):
+        comparison.add({"first": first[start:end], "second": second[start:end]}, labels[start:end])
+    (pair,) = comparison.comparisons()
+    one, two = first.argmax(1), second.argmax(1)
+    assert [runtime.accuracy.successes for runtime in comparison.runtimes()] == [
+        (one == labels).sum(),
+        (two == labels).sum(),
+    ]
+    assert pair.other_labels == (one != two).sum()
+    assert pair.only_first_right == ((one == labels) & (two != labels)).sum()
+    assert pair.only_second_right == ((one != labels) & (two == labels)).sum()
+    assert pair.worst_logit_difference == np.abs(first.astype(np.float64) - second).max()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_logits_that_are_not_finite_are_told(value):
+    good, bad = np.zeros((2, 3), np.float32), np.full((2, 3), value, np.float32)
+    comparison = RuntimeComparison(["good", "bad"], [("good", "bad")])
+    comparison.add({"good": good, "bad": bad}, np.zeros(2, np.int64))
+    comparison.add({"good": good, "bad": good}, np.zeros(2, np.int64))
+    assert [runtime.finite for runtime in comparison.runtimes()] == [True, False]
+    assert comparison.comparisons()[0].worst_logit_difference is None
+
+
+@given(seed=st.integers(0, 1000), batches=st.integers(1, 3))
+def test_mismatching_integers_are_counted_by_tensor(seed, batches):
+    rng = np.random.default_rng(seed)
+    first, second = (rng.integers(0, 256, (batches, 5, 7), dtype=np.uint8) for _ in range(2))
+    same = rng.integers(0, 256, (batches, 3), dtype=np.uint8)
+    comparison = IntegerComparison([Tap("same", "Conv"), Tap("other", "Add")])
+    for a, b, c in zip(first, second, same, strict=True):
+        comparison.add({"other": a, "same": c}, {"other": b, "same": c, "unused": c})
+    alike, other = comparison.results()
+    assert (alike.name, alike.values, alike.mismatches, alike.worst_difference) == ("same", same.size, 0, 0)
+    difference = np.abs(first.astype(int) - second.astype(int))
+    assert (other.values, other.mismatches) == (first.size, (difference > 0).sum())
+    assert other.worst_difference == difference.max()
+
+
+def test_tensors_of_other_shapes_are_not_compared():
+    comparison = IntegerComparison([Tap("x", "Conv")])
+    with pytest.raises(ValueError, match="tensor x"):
+        comparison.add({"x": np.zeros((2, 3), np.uint8)}, {"x": np.zeros((3, 2), np.uint8)})

@@ -1,0 +1,114 @@
+"""Which reports pass which gates, and the sentences they get."""
+
+from dataclasses import replace
+
+import pytest
+
+from cpt_deploy.validation import (
+    CpuInfo,
+    RuntimeResult,
+    TensorResult,
+    ValidationReport,
+    layer_saturation,
+    wilson_interval,
+)
+from cpt_deploy.validation.gate import judge
+from cpt_deploy.validation.report import DatasetFacts, Gate, GoldenFacts
+
+
+def report(**fields) -> ValidationReport:
+    """1000 samples, 990 right when trained, 980 in onnxruntime, all integers equal."""
+    whole = ValidationReport(
+        bundle="network",
+        model_sha256="0" * 64,
+        dataset=DatasetFacts("digits", "test", "1" * 64, 1000, 1000),
+        gate=Gate(None, require_exact=False),
+        reasons=(),
+        runtimes=(
+            RuntimeResult("trained", wilson_interval(990, 1000), finite=True),
+            RuntimeResult("onnxruntime", wilson_interval(980, 1000), finite=True),
+        ),
+        comparisons=(),
+        tensors=(TensorResult("a", "Conv", 100, 0, 0), TensorResult("b", "Add", 100, 0, 0)),
+        golden=GoldenFacts(40, 0, 0),
+        graph=None,
+        saturation=(),
+        cpu=CpuInfo("some", "x86_64", 2, ("avx2",)),
+        versions={},
+        validated_at="2026-11-24T00:00:00+00:00",
+        notes=(),
+    )
+    return replace(whole, **fields)
+
+
+DIFFERING = (
+    TensorResult("a", "Conv", 100, 0, 0),
+    TensorResult("b", "Add", 100, 3, 2),
+    TensorResult("c", "Gemm", 9, 1, 1),
+)
+
+
+def test_a_report_without_demands_passes():
+    assert judge(report(tensors=DIFFERING)).passed
+
+
+@pytest.mark.parametrize(("allowed", "passed"), [(1.0, True), (0.99, False), (0.0, False), (5, True)])
+def test_a_drop_of_one_point_is_held_against_the_limit(allowed, passed):
+    judged = judge(report(gate=Gate(allowed, require_exact=False)))
+    assert judged.drop == pytest.approx(1.0)
+    assert judged.passed is passed
+
+
+def test_the_reason_names_both_accuracies():
+    (reason,) = judge(report(gate=Gate(0.1, require_exact=False))).reasons
+    assert reason == (
+        "accuracy dropped by 1.00 points, from 99.00% trained to 98.00% in onnxruntime; at most 0.1 are allowed"
+    )
+
+
+def test_a_gain_is_no_drop():
+    runtimes = tuple(
+        replace(runtime, name=name) for runtime, name in zip(report().runtimes, ["onnxruntime", "trained"], strict=True)
+    )
+    judged = judge(report(runtimes=runtimes, gate=Gate(0, require_exact=False)))
+    assert judged.drop == pytest.approx(-1.0)
+    assert judged.passed
+
+
+def test_a_differing_integer_fails_exactness_and_the_first_tensor_is_named():
+    judged = judge(report(tensors=DIFFERING, gate=Gate(None, require_exact=True)))
+    assert judged.first_difference == DIFFERING[1]
+    assert judged.reasons == ("4 of 209 integers differ, first in 'b', the result of Add (by up to 2)",)
+
+
+@pytest.mark.parametrize("tensors", [None, ()])
+def test_exactness_cannot_be_had_without_comparing(tensors):
+    assert judge(report(tensors=tensors, gate=Gate(None, require_exact=True))).reasons == ("no integers were compared",)
+
+
+def test_a_golden_sample_that_is_not_reproduced_fails_exactness():
+    judged = judge(report(golden=GoldenFacts(40, 2, 1), gate=Gate(None, require_exact=True)))
+    assert judged.reasons == ("2 of 40 codes of the golden sample were not reproduced",)
+
+
+def test_logits_that_are_not_finite_always_fail():
+    runtimes = (RuntimeResult("onnxruntime", wilson_interval(980, 1000), finite=False),)
+    assert judge(report(runtimes=runtimes)).reasons == ("onnxruntime returned logits that are not finite",)
+
+
+@pytest.mark.parametrize(("flags", "applies"), [(("avx2",), True), (("avx512_vnni",), False), (None, None)])
+def test_the_report_says_whether_saturation_concerns_this_processor(flags, applies):
+    import numpy as np
+
+    layers = (layer_saturation("a", np.array([[100, 100]], np.int8), 8),)
+    entry = report(saturation=layers, cpu=CpuInfo("some", "x86_64", 2, flags)).to_dict()["saturation"]
+    assert entry["possible_without_vnni"] is True
+    assert entry["applies_to_this_cpu"] is applies
+    assert entry["layers"][0]["possible"] is True
+
+
+def test_the_model_card_lists_the_served_accuracy_first():
+    served, trained = report().evaluation_results()
+    assert (served.runtime, served.value, served.samples) == ("onnxruntime", 0.98, 1000)
+    assert (trained.runtime, trained.dataset, trained.split) == ("trained model", "digits", "test")
+    assert served.interval == (wilson_interval(980, 1000).low, wilson_interval(980, 1000).high)

@@ -1,0 +1,225 @@
+"""The whole gate on a small bundle: agreement, every kind of disagreement, and requests that make no sense."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from cpt_deploy.bundle import Bundle, OnnxRuntimeModel, update_validation
+from cpt_deploy.errors import DataError, MissingExtraError, UsageError
+from cpt_deploy.validation import validate
+
+
+@pytest.fixture
+def trained(bundle: Bundle):
+    return OnnxRuntimeModel(bundle.onnx_path).run
+
+
+def test_a_model_that_agrees_everywhere_passes_every_gate(bundle, images, echo, trained):
+    report = validate(bundle, images, trained=trained, integer_model=echo, max_drop=0, require_exact=True)
+    assert report.passed
+    assert report.reasons == report.notes == ()
+    assert [runtime.name for runtime in report.runtimes] == [
+        "trained",
+        "executor",
+        "onnxruntime",
+        "onnxruntime-unoptimized",
+    ]
+    assert report.runtime("onnxruntime").accuracy.successes == 150 - 38
+    assert report.mismatching_integers == 0
+    assert report.golden.mismatches == 0
+
+
+def test_every_integer_of_every_edge_is_compared_on_every_sample(bundle, images, echo, network):
+    report = validate(bundle, images, integer_model=echo)
+    assert echo.samples == 150
+    assert [tensor.name for tensor in report.tensors] == list(network.tensors)
+    sizes = {"x": 64, "a": 256, "b": 256, "sum": 256, "mean": 4, "flat": 4, "y": 3}
+    assert {tensor.name: tensor.values for tensor in report.tensors} == {name: 150 * n for name, n in sizes.items()}
+
+
+def test_the_first_differing_tensor_is_named(bundle, images, echo):
+    def change(codes):
+        codes["b"][0, 0, 0, 0] ^= 2
+        codes["sum"][:, 1] ^= 1
+
+    echo.change = change
+    report = validate(bundle, images, integer_model=echo, require_exact=True)
+    assert (report.first_difference.name, report.first_difference.operator) == ("b", "Conv")
+    by_name = {tensor.name: tensor for tensor in report.tensors}
+    # Three batches: 64 + 64 + 22 samples.
+    assert (by_name["b"].mismatches, by_name["b"].worst_difference) == (3, 2)
+    assert (by_name["sum"].mismatches, by_name["sum"].worst_difference) == (150 * 64, 1)
+    assert by_name["a"].mismatches == 0
+    assert len(report.reasons) == 1
+
+
+def test_a_drop_in_accuracy_fails_and_is_tested_for_significance(bundle, images, echo):
+    # A trained model that is right on all samples, where the served one is wrong on 38.
+    served = OnnxRuntimeModel(bundle.onnx_path).run
+    seen = iter(range(0, 150, 64))
+
+    def perfect(inputs: np.ndarray) -> np.ndarray:
+        start = next(seen)
+        logits = np.zeros_like(served(inputs))
+        logits[np.arange(len(inputs)), images.labels[start : start + len(inputs)]] = 1
+        return logits
+
+    report = validate(bundle, images, trained=perfect, integer_model=echo, max_drop=25)
+    pair = next(pair for pair in report.comparisons if (pair.first, pair.second) == ("trained", "onnxruntime"))
+    assert report.drop == pytest.approx(100 * 38 / 150)
+    assert (pair.only_first_right, pair.only_second_right, pair.other_labels) == (38, 0, 38)
+    assert pair.p_value == pytest.approx(2 * 0.5**38)
+    assert len(report.reasons) == 1
+    assert "25.33 points" in report.reasons[0]
+
+
+def test_optimized_and_unoptimized_onnxruntime_are_compared(bundle, images, echo):
+    report = validate(bundle, images, integer_model=echo)
+    pair = next(pair for pair in report.comparisons if pair.first == "onnxruntime-unoptimized")
+    inputs = np.stack([bundle.preprocessing.apply(images.image(i)) for i in range(150)])
+    expected = np.abs(
+        OnnxRuntimeModel(bundle.onnx_path).run(inputs) - OnnxRuntimeModel(bundle.onnx_path, optimize=False).run(inputs)
+    )
+    assert pair.worst_logit_difference == pytest.approx(expected.max(), abs=1e-6)
+
+
+def test_a_limit_takes_samples_spread_over_the_whole_set(bundle, images, echo):
+    asked = []
+
+    class Watched(type(images)):
+        def image(self, index: int, /) -> np.ndarray:
+            asked.append(index)
+            return super().image(index)
+
+    report = validate(bundle, Watched(images.labels), integer_model=echo, limit=4)
+    assert asked == [0, 37, 75, 112]
+    assert (report.dataset.samples, report.dataset.size) == (4, 150)
+
+
+def test_a_limit_beyond_the_set_takes_all(bundle, images):
+    assert validate(bundle, images, integer_model=None, limit=1000).dataset.samples == 150
+
+
+def test_without_an_integer_model_no_integers_are_compared(bundle, images):
+    report = validate(bundle, images, integer_model=None)
+    assert report.tensors is None
+    assert report.passed
+    assert report.to_dict()["integers"] is None
+    assert [runtime.name for runtime in report.runtimes] == ["onnxruntime", "onnxruntime-unoptimized"]
+
+
+def test_tensors_that_only_one_side_has_are_noted(bundle, images, echo):
+    def change(codes):
+        codes["extra"] = codes.pop("sum")
+
+    echo.change = change
+    report = validate(bundle, images, integer_model=echo)
+    assert "sum" not in [tensor.name for tensor in report.tensors]
+    assert report.notes == ("2 quantized tensors (sum, extra) exist only in one of integer model and ONNX graph",)
+
+
+def test_the_reporter_hears_of_every_batch(bundle, images):
+    heard = []
+
+    class Reporter:
+        def advance(self, done: int, total: int) -> None:
+            heard.append((done, total))
+
+    validate(bundle, images, integer_model=None, reporter=Reporter())
+    assert heard == [(64, 150), (128, 150), (150, 150)]
+
+
+def test_the_report_is_json_and_goes_into_the_bundle(bundle_contents, tmp_path, bundle, images, echo, trained):
+    from cpt_deploy.bundle import write_bundle
+
+    report = validate(bundle, images, trained=trained, integer_model=echo)
+    fields = json.loads(json.dumps(report.to_dict(), allow_nan=False))
+    assert fields["passed"] is True
+    assert fields["drop_points"] == 0
+    assert fields["integers"] == {"compared": 150 * 843, "mismatching": 0, "first_difference": None}
+    assert fields["graph"]["float_operators"] == {}
+    assert fields["dataset"]["sha256"] == "0" * 64
+    assert fields["versions"]["onnxruntime"]
+    other = write_bundle(tmp_path / "other", contents=bundle_contents())
+    updated = update_validation(other, report.to_dict(), report.evaluation_results())
+    assert updated.validation == fields
+    assert "onnxruntime" in (other.path / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"max_drop": 0.1}, "trained model"),
+        ({"max_drop": -1, "trained": lambda x: x}, "max_drop"),
+        ({"max_drop": float("nan"), "trained": lambda x: x}, "max_drop"),
+        ({"require_exact": True, "integer_model": None}, "integer model"),
+        ({"limit": 0}, "limit"),
+    ],
+    ids=["no reference", "negative", "nan", "nothing to compare", "no samples"],
+)
+def test_requests_that_cannot_be_judged_are_refused(bundle, images, settings, message):
+    with pytest.raises(UsageError, match=message):
+        validate(bundle, images, **settings)
+
+
+def test_a_trained_model_with_other_classes_is_refused(bundle, images):
+    with pytest.raises(UsageError, match=r"\(64, 3\).*\(64, 10\)"):
+        validate(bundle, images, trained=lambda x: np.zeros((len(x), 10), np.float32), integer_model=None)
+
+
+@pytest.mark.parametrize("classes", [("zero", "one"), ("two", "one", "zero")], ids=["fewer", "reordered"])
+def test_a_data_set_of_other_classes_is_refused(bundle, images, classes):
+    with pytest.raises(DataError, match="classes"):
+        validate(bundle, images.with_classes(*classes), integer_model=None)
+
+
+def test_renamed_classes_are_noted(bundle, images):
+    report = validate(bundle, images.with_classes("null", "eins", "zwei"), integer_model=None)
+    assert len(report.notes) == 1
+    assert "'null' for 'zero'" in report.notes[0]
+
+
+def test_without_onnx_and_torch_the_rest_is_measured_and_the_gap_noted(bundle, images, monkeypatch):
+    for package in ("onnx", "torch"):
+        monkeypatch.setitem(sys.modules, package, None)
+    report = validate(bundle, images)
+    assert report.graph is None
+    assert report.tensors is None
+    assert len(report.notes) == 2
+    assert report.saturation
+
+
+@pytest.mark.parametrize("package", ["onnx", "torch"])
+def test_exactness_without_a_package_that_it_needs_asks_for_it(bundle, images, echo, monkeypatch, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(MissingExtraError) as caught:
+        validate(bundle, images, integer_model=echo if package == "onnx" else "bundled", require_exact=True)
+    assert "cpt-deploy[train]" in caught.value.hint
+
+
+def test_a_report_can_be_varied_but_not_changed(bundle, images):
+    report = validate(bundle, images, integer_model=None, limit=3)
+    assert replace(report, reasons=("no",)).passed is False
+    with pytest.raises(AttributeError):
+        report.reasons = ("no",)
+
+
+def test_validating_without_the_executor_loads_no_torch(bundle):
+    code = (
+        "import sys, numpy as np\n"
+        "from cpt_deploy.bundle import Bundle\n"
+        "from cpt_deploy.validation import validate\n"
+        "class Images:\n"
+        "    name, split, classes = 'noise', 'test', ('zero', 'one', 'two')\n"
+        "    labels = np.zeros(3, np.int64)\n"
+        "    def image(self, index): return np.zeros((8, 8), np.uint8)\n"
+        "    def digest(self): return ''\n"
+        "    def __len__(self): return 3\n"
+        "validate(Bundle.open(sys.argv[1]), Images(), integer_model=None)\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(bundle.path)], check=True)
