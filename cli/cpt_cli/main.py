@@ -114,8 +114,10 @@ def _report(error: Exception) -> int:
 
 def _as_known(error: Exception) -> CptError | None:
     """Return the error of ours that an exception from elsewhere amounts to, or None if it is a surprise."""
-    if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] in _TRAIN_MODULES:
-        return MissingExtraError(f"{error.name} is not installed", hint="pip install 'cpt-deploy[train]'")
+    if isinstance(error, ModuleNotFoundError):
+        package = (error.name or "").partition(".")[0]
+        if package in _TRAIN_MODULES:
+            return MissingExtraError(f"{package} is not installed", hint="pip install 'cpt-deploy[train]'")
     if isinstance(error, OSError) and error.filename is not None:
         return DataError(f"{error.filename}: {error.strerror or error}")
     if isinstance(error, OSError) and error.errno is not None:

@@ -188,14 +188,19 @@ class Output:
         return Console(file=stream, highlight=False, width=width, markup=False, emoji=False)
 
     def _print(self, renderable: "RenderableType", *, stderr: bool = False) -> None:
+        if isinstance(renderable, str):
+            stream = sys.stderr if stderr else sys.stdout
+            stream.write(f"{renderable}\n")
+            stream.flush()
+            return
         console = self.console(stderr=stderr)
-        if console.is_terminal or isinstance(renderable, str):
-            console.print(renderable, soft_wrap=isinstance(renderable, str))
+        if console.is_terminal:
+            console.print(renderable)
             return
         # Rich pads tables to a rectangle, which only gets in the way in files and pipes.
         with console.capture() as capture:
             console.print(renderable)
-        console.print("\n".join(line.rstrip() for line in capture.get().splitlines()), soft_wrap=True)
+        self._print("\n".join(line.rstrip() for line in capture.get().splitlines()), stderr=stderr)
 
     def _labelled(self, label: str, text: str, colour: str) -> None:
         from rich.text import Text

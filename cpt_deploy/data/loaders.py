@@ -5,6 +5,7 @@ So a resumed run sees the batches that an uninterrupted one would, with any numb
 
 import hashlib
 import random
+import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -83,10 +84,27 @@ def eval_loader(
 def _load(batches: Dataset[Any], indices: range, workers: int) -> Iterator[Batch]:
     # With a generator of its own: it draws a seed for its workers, and would take it from torch's.
     own = torch.Generator()
-    for item in DataLoader(batches, batch_size=None, sampler=indices, num_workers=workers, generator=own):
+    loader = DataLoader(
+        batches,
+        batch_size=None,
+        sampler=indices,
+        num_workers=workers,
+        generator=own,
+        worker_init_fn=_leave_signals_to_the_main_process,
+    )
+    for item in loader:
         if isinstance(item, CptError):
             raise item
         yield item
+
+
+def _leave_signals_to_the_main_process(_: int) -> None:
+    """Ignore Ctrl-C and a service manager's SIGTERM, which reach all processes of a group.
+
+    A worker that dies of one takes the run down before it has saved its state; it ends when the main process does.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 class _Batches(Dataset[Any]):

@@ -122,6 +122,7 @@ def describe_quantization(graph: IntegerGraph) -> dict[str, Any]:
             "layer": operation.source,
             "output": operation.output,
             "bits": operation.bits,
+            "shift": operation.shift,
             "shape": list(operation.codes.shape),
             "granularity": "per output channel",
             "symmetric": True,

@@ -158,10 +158,10 @@ class _Writer:
     def _emit_weighted(self, operation: Convolution | FullyConnected, output: QuantizedTensor, result: str) -> None:
         name = operation.inputs[0]
         if isinstance(operation, FullyConnected):
-            weight = self._weight(operation, operation.codes)
+            weight = self._weight(operation, operation.executed_codes)
             self._node("Gemm", [self._real(name), weight, self._bias(operation)], result, transB=1)
             return
-        codes, strides, pads = operation.codes, operation.strides, operation.pads
+        codes, strides, pads = operation.executed_codes, operation.strides, operation.pads
         stem = align_stem(operation, self.graph.tensors[name], output)
         if stem is None:
             source = self._real(name)

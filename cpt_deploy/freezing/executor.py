@@ -35,7 +35,7 @@ EXACT_FLOAT32 = 2**24
 def fits_float32(operation: WeightedOperation, source: QuantizedTensor) -> bool:
     """Return whether no partial sum of a layer can leave the integers that float32 holds."""
     reach = max(source.zero_point, source.levels - source.zero_point)
-    sums = np.abs(operation.codes.astype(np.int64)).reshape(len(operation.codes), -1).sum(axis=1)
+    sums = np.abs(operation.executed_codes.astype(np.int64)).reshape(len(operation.codes), -1).sum(axis=1)
     worst = sums * reach + np.abs(operation.bias.astype(np.int64))
     return bool(worst.max(initial=0) < EXACT_FLOAT32)
 
@@ -60,7 +60,7 @@ class IntegerExecutor(nn.Module):
         # f32(f32(s_x · s_w) / s_y), in this order
         multiplier = (np.float32(source.scale) * operation.scales) / np.float32(output.scale)
         return (
-            torch.from_numpy(operation.codes.astype(np.int8)).to(dtype),
+            torch.from_numpy(operation.executed_codes).to(dtype),
             torch.from_numpy(operation.bias.astype(np.int32)).to(dtype),
             torch.from_numpy(multiplier.astype(np.float32)),
             dtype,

@@ -22,9 +22,10 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class FoldedWeights:
-    """What a weighted operation executes with; shapes (O, ...), (O,), (O,)."""
+    """Codes, shift, scales and bias of a weighted operation; arrays of shapes (O, ...), (O,), (O,)."""
 
     codes: Codes
+    shift: int
     scales: Scales
     bias: Biases
 
@@ -62,11 +63,23 @@ def fold_layer(
     factor, offset = normalisation(norm, codes.shape[0])
     if layer.bias is not None:
         offset = offset + _float64(layer.bias) * factor
-    return fold(_float64(codes), _float64(scales), factor, offset, input_scale)
+    shift = 8 - bits
+    return fold(_float64(codes), _float64(scales) / 2**shift, factor, offset, input_scale, shift=shift)
 
 
-def fold(codes: Floats, scales: Floats, factor: Floats, offset: Floats, input_scale: float) -> FoldedWeights:
-    """Fold a factor and an offset of each output channel into symmetric codes and their scales."""
+def fold(
+    codes: Floats, scales: Floats, factor: Floats, offset: Floats, input_scale: float, *, shift: int = 0
+) -> FoldedWeights:
+    """Fold a factor and an offset of each output channel into symmetric codes and their scales.
+
+    Args:
+        codes: Integers (O, ...).
+        scales: Real step of `codes · 2^shift`, (O,).
+        factor: What the channel's sum is multiplied by, (O,).
+        offset: What is added to it then, (O,).
+        input_scale: Scale of the input.
+        shift: See `WeightedOperation.shift`.
+    """
     per_channel = (-1, *([1] * (codes.ndim - 1)))
     codes = codes * np.where(factor < 0, -1.0, 1.0).reshape(per_channel)
     folded = (scales * np.abs(factor)).astype(np.float32)
@@ -78,7 +91,7 @@ def fold(codes: Floats, scales: Floats, factor: Floats, offset: Floats, input_sc
     bias_scale = (np.float32(input_scale) * raised).astype(np.float64)
     bias_scale = np.where(bias_scale == 0, 1.0, bias_scale)
     bias = np.clip(np.rint(offset / bias_scale), -BIAS_LIMIT, BIAS_LIMIT)
-    return FoldedWeights(shrunk.astype(np.int8), raised, bias.astype(np.int32))
+    return FoldedWeights(shrunk.astype(np.int8), shift, raised, bias.astype(np.int32))
 
 
 def channelwise(factor: Floats, offset: Floats, dimensions: int, input_scale: float) -> FoldedWeights:

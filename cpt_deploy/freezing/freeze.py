@@ -120,6 +120,11 @@ class _Lowering:
                 f"Expected the activation range of {name!r} to be known, but it has seen no data",
                 hint="train the model, or settle it on some batches, before freezing",
             )
+        if not bool(torch.isfinite(edge.low) and torch.isfinite(edge.high)):
+            raise ConversionError(
+                f"Expected the activation range of {name!r} to be finite, but it is [{edge.low}, {edge.high}]",
+                hint="the model has diverged: train it again with a lower learning rate",
+            )
         bits = max(self.upper, edge.least_bits)
         levels = torch.tensor(float(unsigned_levels(bits)))
         scale, zero_point = affine_parameters(edge.low.cpu(), edge.high.cpu(), levels)
@@ -175,7 +180,7 @@ class _Lowering:
         assert isinstance(layer, QuantizedLayer)
         bits = self.upper if layer.role == "hold" else self.weight_bits
         folded = fold_layer(layer, norm, bits, source.scale)
-        weights: dict[str, Any] = {"codes": folded.codes, "scales": folded.scales, "bias": folded.bias, "bits": bits}
+        weights: dict[str, Any] = {"bits": bits, **_fields(folded)}
         ends: dict[str, Any] = {"inputs": (source.name,), "output": output.name, "source": str(node.target)}
         if isinstance(layer, QuantizedLinear):
             return FullyConnected(**ends, **weights)
@@ -244,6 +249,10 @@ class _Lowering:
             self._finish(node, lowered[1])
 
 
+def _fields(folded: FoldedWeights) -> dict[str, Any]:
+    return {"codes": folded.codes, "shift": folded.shift, "scales": folded.scales, "bias": folded.bias}
+
+
 def _has_positions(tensor: QuantizedTensor) -> bool:
     """Return whether a tensor is (N, C, L) or (N, C, H, W), so that a convolution can run on it."""
     return len(tensor.shape) in (2, 3)
@@ -275,9 +284,7 @@ def _depthwise(
     return Convolution(
         inputs=(source.name,),
         output=output.name,
-        codes=folded.codes,
-        scales=folded.scales,
-        bias=folded.bias,
+        **_fields(folded),
         bits=8,
         source=name,
         strides=strides,
@@ -293,7 +300,7 @@ def _average(module: nn.Module, source: QuantizedTensor, output: QuantizedTensor
     channels = source.shape[0]
     codes = np.ones((channels, 1, *kernel), dtype=np.int8)
     scales = np.full(channels, 1.0 / float(np.prod(kernel)), dtype=np.float32)
-    folded = FoldedWeights(codes, scales, np.zeros(channels, dtype=np.int32))
+    folded = FoldedWeights(codes, 0, scales, np.zeros(channels, dtype=np.int32))
     return _depthwise(folded, source, output, type(module).__name__, strides, padding)
 
 

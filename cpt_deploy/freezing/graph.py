@@ -48,18 +48,26 @@ class WeightedOperation(Operation):
     """An operation with weights; BatchNorm is folded into scales and bias.
 
     Attributes:
-        codes: Weight codes, int8, output channels first.
-        scales: Real step of each output channel's codes, float32 (O,).
+        codes: Weight codes as trained, int8, output channels first.
+        shift: The codes are executed times 2^shift, so that they fill 8 bits. Products and sums are multiplied by a
+            power of two, which changes nothing, but the bias gets a grid that much finer.
+        scales: Real step of one executed code of each output channel, float32 (O,).
         bias: int32 (O,) at scale `input scale · scales`.
         bits: Bits of the weight codes.
         source: Module path in the trained model.
     """
 
     codes: Codes
+    shift: int
     scales: Scales
     bias: Biases
     bits: int
     source: str
+
+    @property
+    def executed_codes(self) -> Codes:
+        """The codes that multiply activations, `codes · 2^shift`, int8."""
+        return self.codes << np.int8(self.shift)
 
 
 @dataclass(frozen=True, slots=True)

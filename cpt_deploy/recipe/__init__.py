@@ -13,6 +13,7 @@ from cpt_deploy.recipe.schema import (
     Recipe,
     SwaSettings,
     TrainSettings,
+    parse_every,
 )
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "SwaSettings",
     "TrainSettings",
     "load_recipe",
+    "parse_every",
     "preset_names",
     "preset_path",
     "save_recipe",

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from cpt_deploy.data import eval_loader, train_loader
 from cpt_deploy.errors import RunInterruptedError, TrainingDivergedError
-from cpt_deploy.recipe.schema import parse_every
+from cpt_deploy.recipe import parse_every
 from cpt_deploy.training.checkpoints import write_checkpoint
 from cpt_deploy.training.evaluation import evaluate
 from cpt_deploy.training.learning_rate import learning_rate_at

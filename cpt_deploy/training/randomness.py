@@ -1,5 +1,6 @@
 """Random number generators of a run: seeded from the recipe, kept in checkpoints, given back when the run is over."""
 
+import os
 import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -7,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.utils.deterministic
 from torch import Tensor
 
 
@@ -20,18 +22,23 @@ def seeded(seed: int, *, deterministic: bool) -> Iterator[None]:
     """
     tensors, state = random_state()
     flags = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    benchmark = torch.backends.cudnn.benchmark
+    benchmark, fill = torch.backends.cudnn.benchmark, torch.utils.deterministic.fill_uninitialized_memory
+    if deterministic:
+        # cuBLAS reads it when a process first uses it, and is deterministic only with such a workspace.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
     torch.use_deterministic_algorithms(deterministic, warn_only=True)
     torch.backends.cudnn.benchmark = not deterministic
+    torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that costs a pass over all memory
     try:
         yield
     finally:
         restore_random_state(tensors, state)
         torch.use_deterministic_algorithms(flags[0], warn_only=flags[1])
         torch.backends.cudnn.benchmark = benchmark
+        torch.utils.deterministic.fill_uninitialized_memory = fill
 
 
 def random_state() -> tuple[dict[str, Tensor], dict[str, Any]]:

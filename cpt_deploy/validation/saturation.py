@@ -86,7 +86,7 @@ def _graph_layers(graph: dict[str, Any], tensors: dict[str, npt.NDArray[Any]]) -
     bits = {tensor["name"]: int(tensor["bits"]) for tensor in graph["tensors"]}
     for operation in graph["operations"]:
         if "codes" in operation:
-            codes = tensors[operation["codes"]["tensor"]]
+            codes = tensors[operation["codes"]["tensor"]] << np.int8(operation["shift"])
             yield layer_saturation(operation["output"], codes, bits[operation["inputs"][0]])
 
 

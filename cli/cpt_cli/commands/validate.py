@@ -145,7 +145,7 @@ def show_report(report: "ValidationReport") -> None:
     if report.drop is not None:
         facts["accuracy lost"] = f"{report.drop:.2f} points from trained to onnxruntime"
     hazard = sum(layer.possible for layer in report.saturation)
-    here = {True: ", as on this one", False: "; this one is another", None: ""}[report.cpu.saturates]
+    here = {True: ", as on this one", False: "; not on this one", None: ""}[report.cpu.saturates]
     facts["on x86 processors without VNNI"] = f"{hazard} layers could saturate{here}" if hazard else "nothing saturates"
     out.fields("passed" if report.passed else "FAILED", facts)
 

@@ -1,4 +1,7 @@
+import multiprocessing
+import os
 import random
+import signal
 
 import numpy as np
 import pytest
@@ -182,6 +185,19 @@ def test_broken_image_is_one_line_that_names_it(photos, workers):
     with pytest.raises(DataError, match=r"3\.png") as caught:
         batches(photos, PHOTO, [], batch_size=2, workers=workers)
     assert "\n" not in str(caught.value)
+
+
+@forks
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_to_all_processes_does_not_end_the_loading_ones(array_images, number):
+    loader = train_loader(array_images(count=400), GRAY, [], batch_size=8, seed=0, epoch=0, workers=1)
+    loaded = [next(loader)]
+    (worker,) = multiprocessing.active_children()
+
+    os.kill(worker.pid, number)
+    loaded += list(loader)
+
+    assert len(loaded) == 50
 
 
 def test_augmentation_that_changes_the_size_is_named(tmp_path, monkeypatch, array_images):

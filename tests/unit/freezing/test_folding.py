@@ -38,7 +38,7 @@ def test_folding_keeps_codes_up_to_sign_and_the_function_up_to_the_bias_grid(see
         weight = (codes * scales.view(-1, 1, 1, 1)).double()
         expected = norm.double()(nn.functional.conv2d(x * input_scale, weight, layer.bias.double()))
         accumulator = nn.functional.conv2d(
-            x, torch.from_numpy(folded.codes).double(), torch.from_numpy(folded.bias).double()
+            x, torch.from_numpy(folded.codes).double() * 2**folded.shift, torch.from_numpy(folded.bias).double()
         )
     step = torch.from_numpy(folded.scales).double().view(-1, 1, 1) * input_scale
     # half a step for the rounded bias; the rest is float32 scales

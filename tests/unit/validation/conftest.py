@@ -133,7 +133,7 @@ def graph_entry(network: Network) -> dict:
     return {
         "tensors": [{"name": source, "bits": source_bits} for source, source_bits, _ in inputs.values()],
         "operations": [
-            {"type": "Layer", "inputs": [source], "output": output, "codes": {"tensor": f"{name}.codes"}}
+            {"type": "Layer", "inputs": [source], "output": output, "codes": {"tensor": f"{name}.codes"}, "shift": 0}
             for name, (source, _, output) in inputs.items()
         ],
     }

@@ -25,6 +25,7 @@ def integer_graph() -> IntegerGraph:
         return {
             "output": name,
             "codes": rng.integers(-63, 64, shape).astype(np.int8),
+            "shift": 0,
             "scales": rng.uniform(0.005, 0.01, shape[0]).astype(np.float32),
             "bias": rng.integers(-500, 500, shape[0]).astype(np.int32),
             "bits": 7,

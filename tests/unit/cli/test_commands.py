@@ -1,0 +1,235 @@
+"""Commands on a tiny bundle: results in both forms, suggestions for unknown names, odd arguments."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cpt_cli.commands import quickstart
+from cpt_cli.commands.train import _complete, _split_words
+from cpt_cli.main import main
+from cpt_deploy.errors import UsageError
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path_factory, monkeypatch):
+    """Work in an empty directory, so that no command finds or leaves anything."""
+    monkeypatch.chdir(tmp_path_factory.mktemp("work"))
+    monkeypatch.delenv("CPT_DEBUG", raising=False)
+
+
+@pytest.fixture
+def red(tmp_path):
+    pixels = np.zeros((20, 30, 3), np.uint8)
+    pixels[..., 0] = 255
+    Image.fromarray(pixels).save(tmp_path / "red.png")
+    return tmp_path / "red.png"
+
+
+def run(capsys, *words):
+    """Run a command line; return its exit code, what it printed on stdout, and the lines on stderr."""
+    code = main([str(word) for word in words])
+    printed = capsys.readouterr()
+    return code, printed.out, printed.err.splitlines()
+
+
+def test_predict_shows_the_best_classes(capsys, shared_bundle, red):
+    code, out, err = run(capsys, "predict", shared_bundle.path, red, "--top-k", 2)
+    assert code == 0
+    assert out.index("red ") < out.index("green ")
+    assert "%" in out
+    assert err == []
+
+
+def test_predict_in_json_is_one_object(capsys, shared_bundle, red):
+    code, out, err = run(capsys, "predict", shared_bundle.path, red, red, "-k", 3, "--json")
+    assert code == 0
+    results = json.loads(out)["results"]
+    assert [result["image"] for result in results] == [str(red), str(red)]
+    assert results[0]["predictions"][0]["label"] == "red"
+    assert sum(entry["probability"] for entry in results[0]["predictions"]) == pytest.approx(1)
+    assert err == []
+
+
+def test_quiet_predictions_can_be_cut_into_columns(capsys, shared_bundle, red):
+    _, out, _ = run(capsys, "predict", shared_bundle.path, red, "--quiet")
+    path, label, share = out.rstrip("\n").split("\t")
+    assert (path, label) == (str(red), "red")
+    assert share.endswith("%")
+
+
+def test_predict_reports_bad_images_and_classifies_the_others(capsys, shared_bundle, red, tmp_path):
+    text = tmp_path / "text.png"
+    text.write_text("no image")
+    code, out, err = run(capsys, "predict", shared_bundle.path, text, red, tmp_path / "missing.png", "--json")
+    assert code == 5
+    results = json.loads(out)["results"]
+    assert ["error" in result for result in results] == [True, False, True]
+    assert err[0].startswith(f"warning: {text}: Expected an image")
+    assert err[-1] == "error: Expected 3 images, but 2 of them could not be classified"
+
+
+@pytest.mark.parametrize("content", [b"", b"no image", b"\x89PNG\r\n\x1a\nbroken"], ids=["empty", "text", "broken"])
+def test_a_single_bad_image_is_the_error(capsys, shared_bundle, tmp_path, content):
+    path = tmp_path / "bad.png"
+    path.write_bytes(content)
+    code, out, err = run(capsys, "predict", shared_bundle.path, path)
+    assert code == 5
+    assert err[0].startswith(f"error: {path}: Expected ")
+    assert out == ""
+
+
+def test_predict_needs_an_image(capsys, shared_bundle):
+    assert run(capsys, "predict", shared_bundle.path)[0] == 2
+
+
+def test_predict_without_a_server_says_where_it_looked(capsys, red):
+    code, _, err = run(capsys, "predict", "--url", "http://127.0.0.1:9", red)
+    assert code == 5
+    assert "http://127.0.0.1:9" in err[0]
+
+
+@pytest.mark.parametrize("command", ["predict", "validate", "serve"])
+def test_a_missing_bundle_is_named(capsys, command, red):
+    images = [red] if command == "predict" else []
+    code, _, err = run(capsys, command, "nowhere", *images)
+    assert code == 5
+    assert err[0] == "error: Expected a bundle at nowhere, but there is nothing"
+
+
+@pytest.mark.parametrize("command", ["predict", "validate", "serve"])
+def test_an_edited_bundle_is_refused(capsys, command, bundle, red):
+    labels = bundle.path / "labels.txt"
+    labels.write_text(labels.read_text().replace("red", "RED"))
+    images = [red] if command == "predict" else []
+    code, _, err = run(capsys, command, bundle.path, *images)
+    assert code == 5
+    assert "labels.txt" in err[0]
+    assert "edited" in err[0]
+
+
+def test_validate_without_data_checks_the_golden_sample(capsys, shared_bundle):
+    code, out, _ = run(capsys, "validate", shared_bundle.path)
+    assert code == 0
+    assert out.startswith("passed: 12 of 12 output codes")
+    code, out, _ = run(capsys, "validate", shared_bundle.path, "--json")
+    assert json.loads(out)["golden"]["mismatches"] == 0
+
+
+@pytest.mark.parametrize(
+    "option", [("--limit", 3), ("--max-drop", 1), ("--run", "runs/x"), ("--data-dir", "data")], ids=str
+)
+def test_validate_without_data_takes_no_options_about_it(capsys, shared_bundle, option):
+    code, _, err = run(capsys, "validate", shared_bundle.path, *option)
+    assert code == 2
+    assert "--data" in err[0]
+
+
+def test_serve_refuses_settings_out_of_range(capsys, shared_bundle, monkeypatch):
+    monkeypatch.setenv("CPT_SERVE_WORKERS", "none")
+    code, _, err = run(capsys, "serve", shared_bundle.path)
+    assert code == 2
+    assert "workers" in err[0]
+
+
+def test_train_splits_its_words():
+    assert _split_words([]) == (None, [])
+    assert _split_words(["seed=1", "digits-quickstart", "a.b=c"]) == ("digits-quickstart", ["seed=1", "a.b=c"])
+    with pytest.raises(UsageError, match="one preset"):
+        _split_words(["one", "two"])
+
+
+def test_completion_offers_presets_and_recipe_files(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "digits-mine.yaml").touch()
+    assert _complete("digits") == ["digits-quickstart", "digits-mine.yaml"]
+    assert _complete("zzz") == []
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (["digits-quikstart"], "did you mean digits-quickstart?"),
+        (["nowhere.yaml"], "presets are named without .yaml"),
+        (["train.epoch=3"], "did you mean epochs?"),
+        (["precision.lower=9"], "lower <= upper <= 32, but got 9..8"),
+        (["precision.lower=1"], "precision.lower"),
+        (["precision.schedule=cosin", "--dry-run"], "did you mean cosine"),
+        (["model.name=resnet21", "--dry-run"], "did you mean resnet20"),
+        (["data.name=digit", "--dry-run"], "did you mean digits"),
+        (["--device", "tpu"], "train.device"),
+        (["--resume", "nowhere"], "cpt train writes runs"),
+        (["digits-quickstart", "--resume", "runs/x"], "cpt train --resume runs/x"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_train_says_what_is_wrong_and_leaves_nothing(capsys, tmp_path, monkeypatch, words, part):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run(capsys, "train", *words)
+    assert code == (5 if "nowhere" in words[-1] else 2)
+    assert part in "\n".join(err)
+    assert out == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_shows_the_plan_and_writes_nothing(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run(capsys, "train", "digits-quickstart", "--epochs", 4, "--seed", 7, "--dry-run")
+    assert code == 0
+    for text in ("tiny", "cycling", "held at 8 bits", "▁", "cosine 3-8 bits", "runs/digits-quickstart", "88 (4 epochs"):
+        assert text in out
+    assert err == ["dry run: nothing was written"]
+    code, out, _ = run(capsys, "train", "digits-quickstart", "--epochs", 4, "--seed", 7, "--dry-run", "--json")
+    plan = json.loads(out)
+    assert plan["recipe"]["seed"] == 7
+    assert plan["total_steps"] == 4 * plan["steps_per_epoch"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_models_lists_sizes_and_suggests_names(capsys):
+    code, out, _ = run(capsys, "models", "resnet20", "--json")
+    assert code == 0
+    assert json.loads(out)["models"] == [
+        {"name": "resnet20", "input": [3, 32, 32], "classes": 10, "parameters": 272474, "macs": 40813184}
+    ]
+    assert "272.47 K" in run(capsys, "models", "resnet2*")[1]
+    assert run(capsys, "models", "torchvision/resnet18", "--quiet")[1] == "torchvision/resnet18\n"
+    code, _, err = run(capsys, "models", "resnet21")
+    assert code == 2
+    assert "resnet20" in err[1]
+
+
+def test_datasets_tells_what_is_here_and_how_to_get_the_rest(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("CPT_DATA_DIR", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    code, out, _ = run(capsys, "datasets", "--json")
+    assert code == 0
+    found = {entry["name"]: entry for entry in json.loads(out)["datasets"]}
+    assert found["digits"]["available"]
+    assert not found["cifar10"]["available"]
+    _, out, err = run(capsys, "datasets", "cifar10")
+    assert "cifar10" in out
+    assert "cpt datasets --fetch cifar10" in "\n".join(err)
+    code, _, err = run(capsys, "datasets", "cifar11")
+    assert code == 2
+    assert "cifar10" in err[1]
+
+
+def test_export_needs_a_finished_run(capsys, tmp_path):
+    assert run(capsys, "export", tmp_path / "nothing")[0] == 5
+    assert run(capsys, "export", tmp_path, "--bits", 9)[0] == 2
+
+
+def test_quickstart_replaces_only_its_own_outputs(tmp_path):
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.tex").touch()
+    with pytest.raises(UsageError, match=r"thesis\.tex"):
+        quickstart._make_room(mine)
+    fresh = tmp_path / "fresh"
+    quickstart._make_room(fresh)
+    (fresh / "run").mkdir()
+    (fresh / "run" / "old").touch()
+    quickstart._make_room(fresh)
+    assert [path.name for path in fresh.iterdir()] == ["quickstart.json"]

@@ -1,0 +1,36 @@
+"""Tables of elementwise functions: right, and far enough from where rounding changes."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from cpt_deploy.freezing.graph import QuantizedTensor
+from cpt_deploy.freezing.lookup import MARGIN, tabulate
+
+ACTIVATIONS = [nn.Sigmoid(), nn.Tanh(), nn.LeakyReLU(0.1), nn.ELU(), nn.Softplus(), nn.Hardsigmoid(), nn.Hardtanh()]
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS, ids=lambda module: type(module).__name__)
+@given(st.floats(0.001, 0.2), st.integers(0, 255), st.floats(0.5, 2.0))
+@settings(deadline=None, max_examples=25)
+def test_every_entry_is_the_rounded_value_and_keeps_the_margin(
+    activation: nn.Module, scale: float, zero_point: int, stretch: float
+) -> None:
+    source = QuantizedTensor("x", float(np.float32(scale)), zero_point, 8, (3,))
+    values = activation((torch.arange(256, dtype=torch.float64) - zero_point) * source.scale).numpy()
+    width = max(values.max(), 0) - min(values.min(), 0) or 1.0
+    step = float(np.float32(stretch * width / 255))
+    output = QuantizedTensor("y", step, int(np.clip(np.rint(-min(values.min(), 0) / step), 0, 255)), 8, (3,))
+    lookup, moved = tabulate(activation, source, output)
+    assert moved.scale == pytest.approx(step, rel=0.007)
+    assert moved.zero_point == output.zero_point
+    positions = values / moved.scale + moved.zero_point
+    assert np.array_equal(lookup.table, np.clip(np.rint(positions), 0, 255))
+    # an implementation that is off by 1e-7 of the function's value arrives at the same table
+    for error in (-1e-7, 1e-7):
+        again = np.clip(np.rint(values * (1 + error) / moved.scale + moved.zero_point), 0, 255)
+        assert np.array_equal(lookup.table, again)
+    assert MARGIN > 255 * 1e-7
