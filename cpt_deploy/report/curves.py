@@ -57,25 +57,35 @@ def plot_curves(
 
 
 def _draw_loss(axes: Any, rows: list[dict[str, str]]) -> None:
-    axes.plot(*_points(rows, "loss"), color=_TRAIN, linewidth=1.2, label="training")
-    axes.plot(*_points(rows, "test_loss"), color=_TEST, linestyle="--", marker="o", markersize=4, label="test")
+    axes.plot(*_points(rows, "loss"), color=_TRAIN, linewidth=1.2, label="training batches")
+    _draw_test(axes, rows, "test_loss", scale=1.0)
     axes.set_ylabel("loss")
-    axes.legend(loc="upper right", frameon=False)
+    axes.legend(loc="best", frameon=False)
 
 
 def _draw_accuracy(axes: Any, rows: list[dict[str, str]]) -> None:
     steps, values = _points(rows, "accuracy")
     axes.plot(steps, [100 * value for value in values], color=_TRAIN, linewidth=1.2, label="training batches")
-    steps, values = _points([row for row in rows if not row["settled"]], "test_accuracy")
-    style = {"color": _TEST, "linestyle": "--", "marker": "o", "markersize": 4}
-    axes.plot(steps, [100 * value for value in values], label="test, at the upper bound", **style)
-    steps, values = _points([row for row in rows if row["settled"]], "test_accuracy")
-    if values:
-        final = 100 * values[-1]
-        axes.plot(steps[-1:], [final], color=_TEST, marker="*", markersize=11, linestyle="none", label="test, settled")
-        axes.annotate(f"{final:.2f} %", (steps[-1], final), (-6, -16), textcoords="offset points", ha="right")
+    final = _draw_test(axes, rows, "test_accuracy", scale=100.0)
+    if final is not None:
+        axes.annotate(f"{final[1]:.2f} %", final, (-8, -16), textcoords="offset points", ha="right")
     axes.set_ylabel("accuracy (%)")
-    axes.legend(loc="lower right", frameon=False)
+    axes.legend(loc="best", frameon=False)
+
+
+def _draw_test(axes: Any, rows: list[dict[str, str]], column: str, *, scale: float) -> tuple[float, float] | None:
+    """Draw the evaluations on the way as a line and the settled one as a star; return where the star is."""
+    steps, values = _points([row for row in rows if not row["settled"]], column)
+    style = {"color": _TEST, "linestyle": "--", "marker": "o", "markersize": 4}
+    axes.plot(steps, [scale * value for value in values], label="test, at the upper bound", **style)
+    steps, values = _points([row for row in rows if row["settled"]], column)
+    if not values:
+        return None
+    final = steps[-1], scale * values[-1]
+    axes.plot(
+        *([value] for value in final), color=_TEST, marker="*", markersize=11, linestyle="", label="test, settled"
+    )
+    return final
 
 
 def _draw_bits(

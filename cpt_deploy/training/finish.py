@@ -21,7 +21,7 @@ from cpt_deploy.quantization import settle
 from cpt_deploy.report import plot_curves
 from cpt_deploy.training.evaluation import evaluate
 from cpt_deploy.training.files import disk_errors, write_atomically
-from cpt_deploy.training.loop import evaluation_columns
+from cpt_deploy.training.metrics_log import evaluation_columns
 from cpt_deploy.training.progress import Stopwatch
 from cpt_deploy.training.reports import Evaluation, RunReport
 from cpt_deploy.training.run import Run
@@ -56,7 +56,9 @@ def finish(run: Run) -> RunReport:
         raise _interrupted(run)
     progress.eval_seconds += watch.lap()
     result = replace(result, settled=True)
-    run.log.log({"step": progress.step, "epoch": progress.step / data.steps_per_epoch, **evaluation_columns(result)})
+    run.log.log(
+        {"step": progress.step, "epoch": round(progress.step / data.steps_per_epoch, 4), **evaluation_columns(result)}
+    )
     run.reporter.evaluated(result)
     digest = _write_weights(run)
     draw_curves(run)

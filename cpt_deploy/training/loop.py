@@ -11,9 +11,10 @@ from cpt_deploy.recipe import parse_every
 from cpt_deploy.training.checkpoints import write_checkpoint
 from cpt_deploy.training.evaluation import evaluate
 from cpt_deploy.training.learning_rate import learning_rate_at
+from cpt_deploy.training.metrics_log import evaluation_columns
 from cpt_deploy.training.optimizers import set_learning_rate
-from cpt_deploy.training.progress import Stopwatch
-from cpt_deploy.training.reports import Evaluation, StepProgress
+from cpt_deploy.training.progress import Stopwatch, Window
+from cpt_deploy.training.reports import StepProgress
 from cpt_deploy.training.run import Run
 from cpt_deploy.training.run_state import all_finite, capture
 
@@ -67,17 +68,16 @@ class TrainingLoop:
                     break
 
     def _step(self, inputs: Tensor, labels: Tensor) -> None:
-        objects, step = self.objects, self.progress.step
-        bits, grad_bits = self._bits(step)
-        objects.model.set_bits(bits, grad_bits)
-        objects.model.set_step(step)
-        set_learning_rate(objects.optimizer, self._learning_rate(step))
+        objects, progress, now = self.objects, self.progress, self._position(self.progress.step)
+        objects.model.set_bits(now.bits, now.grad_bits)
+        objects.model.set_step(progress.step)
+        set_learning_rate(objects.optimizer, now.lr)
         x = inputs.to(objects.device, memory_format=torch.channels_last)
         y = labels.to(objects.device)
         with torch.autocast(objects.device.type, torch.bfloat16, enabled=self.autocast):
             logits = objects.model(x)
         loss = self.loss(logits.float(), y)
-        self.progress.window.add(step, bits, loss.detach(), (logits.detach().argmax(1) == y).sum(), len(y))
+        progress.window.add(progress.step, loss.detach(), (logits.detach().argmax(1) == y).sum(), len(y))
         if self.read_each_step:
             self._read_losses()  # before the step, so that a NaN never reaches the weights
         objects.optimizer.zero_grad(set_to_none=True)
@@ -85,9 +85,9 @@ class TrainingLoop:
         if self.settings.grad_clip is not None:
             nn.utils.clip_grad_norm_(objects.model.parameters(), self.settings.grad_clip)
         objects.optimizer.step()
-        objects.meter.add(bits, grad_bits, len(y))
-        self.progress.step += 1
-        self.progress.samples += len(y)
+        objects.meter.add(now.bits, now.grad_bits, len(y))
+        progress.step += 1
+        progress.samples += len(y)
 
     def _after_step(self) -> None:
         step, settings, last = self.progress.step, self.settings, self.progress.step == self.total
@@ -99,7 +99,7 @@ class TrainingLoop:
             averaged.update_parameters(self.objects.model)
         if step % settings.log_every == 0 or last:
             self._log_row()
-        self._tell()
+        self.reporter.step(self._position(step - 1))
         if self._evaluation_due():
             self._evaluate()
         if last or self._due(settings.checkpoint_every) or self.interruption.requested:
@@ -133,7 +133,7 @@ class TrainingLoop:
         best = progress.best is None or result.top1 > progress.best.top1
         result = replace(result, best=best)
         progress.evaluated_step = progress.step
-        self.log.log({**self._position(), **evaluation_columns(result)})
+        self.log.log({**self._place(), **evaluation_columns(result)})
         self.reporter.evaluated(result)
         if best:
             progress.best = result
@@ -146,34 +146,41 @@ class TrainingLoop:
         state = {**self.progress.state_dict(), "meter": self.objects.meter.state_dict()}
         checkpoint = capture(self.objects.model, self.objects.optimizer, self.objects.averaged, state)
         path = self.directory.best if best else self.directory.last
-        hint = f"free some space, then: cpt train --resume {self.directory.path}; {self._last_good()}"
+        hint = f"free some space, then: cpt train --resume {self.directory.path}; the last good checkpoint is untouched"
         write_checkpoint(path, checkpoint, hint=hint)
         self.watch.lap()
 
     def _read_losses(self) -> None:
         bad = self.progress.window.read()
         if bad is not None:
-            raise self._diverged(bad[0], f"{bad[2]}")
+            raise self._diverged(bad[0], f"{bad[1]}")
 
     def _diverged(self, step: int, found: str) -> TrainingDivergedError:
-        bits, grad_bits = self._bits(step)
+        at, last = self._position(step), self.directory.last
+        kept = f"the last good checkpoint is {last}" if last.is_file() else "there is no checkpoint yet"
         return TrainingDivergedError(
-            f"Expected a finite loss, but got {found} at step {step + 1} of {self.total}, "
-            f"at {bits} bits forward and {grad_bits} backward; {self._last_good()}",
+            f"Expected a finite loss, but got {found} at step {at.step} of {self.total}, "
+            f"at {at.bits} bits forward and {at.grad_bits} backward; {kept}",
             hint="lower optimizer.lr, add lr.warmup_steps, set train.grad_clip, or raise precision.lower",
         )
 
-    def _last_good(self) -> str:
-        return (
-            f"the last good checkpoint is {self.directory.last}" if self.directory.last.is_file() else "no checkpoint"
+    def _position(self, step: int) -> StepProgress:
+        """Return bits and rate of a step, counted from 0, with the figures of the last row of the log."""
+        recipe, latest = self.data.recipe, self.progress.latest
+        return StepProgress(
+            step=step + 1,
+            total_steps=self.total,
+            epoch=step // self.per_epoch,
+            bits=self.objects.forward.bits_at(step, self.total),
+            grad_bits=self.objects.backward.bits_at(step, self.total),
+            lr=learning_rate_at(recipe.optimizer.lr, recipe.lr, recipe.train.swa, step, self.total),
+            loss=latest.get("loss"),
+            accuracy=latest.get("accuracy"),
+            images_per_s=latest.get("images_per_s"),
         )
 
-    def _bits(self, step: int) -> tuple[int, int]:
-        return self.objects.forward.bits_at(step, self.total), self.objects.backward.bits_at(step, self.total)
-
-    def _learning_rate(self, step: int) -> float:
-        recipe = self.data.recipe
-        return learning_rate_at(recipe.optimizer.lr, recipe.lr, recipe.train.swa, step, self.total)
+    def _place(self) -> dict[str, float]:
+        return {"step": self.progress.step, "epoch": round(self.progress.step / self.per_epoch, 4)}
 
     def _due(self, interval: str | None) -> bool:
         return interval is not None and self.progress.step % parse_every(interval).steps(self.per_epoch) == 0
@@ -181,50 +188,10 @@ class TrainingLoop:
     def _evaluation_due(self) -> bool:
         return self._due(self.settings.eval_every) or self.progress.step == self.total
 
-    def _position(self) -> dict[str, float]:
-        return {"step": self.progress.step, "epoch": round(self.progress.step / self.per_epoch, 4)}
-
     def _log_row(self) -> None:
         self._read_losses()
-        progress = self.progress
-        bits, grad_bits = self._bits(progress.step - 1)
-        progress.latest = progress.window.means()
-        progress.window = type(progress.window)()
-        self.log.log(
-            {
-                **self._position(),
-                "lr": self._learning_rate(progress.step - 1),
-                "bits": bits,
-                "grad_bits": grad_bits,
-                **progress.latest,
-                "gbitops": self.objects.meter.total / 1e9,
-                "seconds": round(progress.train_seconds + progress.eval_seconds, 3),
-            }
-        )
-
-    def _tell(self) -> None:
-        step = self.progress.step
-        bits, grad_bits = self._bits(step - 1)
-        self.reporter.step(
-            StepProgress(
-                step=step,
-                total_steps=self.total,
-                epoch=(step - 1) // self.per_epoch,
-                bits=bits,
-                grad_bits=grad_bits,
-                lr=self._learning_rate(step - 1),
-                loss=self.progress.latest.get("loss"),
-                accuracy=self.progress.latest.get("accuracy"),
-                images_per_s=self.progress.latest.get("images_per_s"),
-            )
-        )
-
-
-def evaluation_columns(evaluation: Evaluation) -> dict[str, float | None]:
-    """Return an evaluation as columns of `metrics.csv`."""
-    return {
-        "test_loss": evaluation.loss,
-        "test_accuracy": evaluation.top1,
-        "test_top5": evaluation.top5,
-        "settled": 1 if evaluation.settled else None,
-    }
+        progress, at = self.progress, self._position(self.progress.step - 1)
+        progress.latest, progress.window = progress.window.means(), Window()
+        row = {**self._place(), "lr": at.lr, "bits": at.bits, "grad_bits": at.grad_bits, **progress.latest}
+        seconds = round(progress.train_seconds + progress.eval_seconds, 3)
+        self.log.log({**row, "gbitops": self.objects.meter.total / 1e9, "seconds": seconds})

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cpt_deploy.training.files import disk_errors, write_atomically
+from cpt_deploy.training.reports import Evaluation
 from cpt_deploy.training.run_directory import RunDirectory
 
 COLUMNS = (
@@ -84,6 +85,16 @@ def read_metrics(path: Path) -> list[dict[str, str]]:
     """Return the rows of a metrics file, without a last one that was cut off while being written."""
     with path.open(newline="", encoding="utf-8") as file:
         return [row for row in csv.DictReader(file) if None not in row.values() and None not in row]
+
+
+def evaluation_columns(evaluation: Evaluation) -> dict[str, float | None]:
+    """Return an evaluation as columns of `metrics.csv`."""
+    return {
+        "test_loss": evaluation.loss,
+        "test_accuracy": evaluation.top1,
+        "test_top5": evaluation.top5,
+        "settled": 1 if evaluation.settled else None,
+    }
 
 
 def _kept_rows(path: Path, first_step: int, *, after_evaluation: bool) -> str:

@@ -23,30 +23,29 @@ class Window:
     correct: int = 0
     samples: int = 0
     seconds: float = 0.0
-    waiting: list[tuple[int, int, Tensor, Tensor, int]] = field(default_factory=list)
+    waiting: list[tuple[int, Tensor, Tensor, int]] = field(default_factory=list)
 
-    def add(self, step: int, bits: int, loss: Tensor, correct: Tensor, samples: int) -> None:
+    def add(self, step: int, loss: Tensor, correct: Tensor, samples: int) -> None:
         """Take note of one step.
 
         Args:
             step: Its number, from 0.
-            bits: Its forward bits.
             loss: Its mean loss, 0-dim.
             correct: How many of its samples were classified right, 0-dim.
             samples: How many samples it had.
         """
-        self.waiting.append((step, bits, loss, correct, samples))
+        self.waiting.append((step, loss, correct, samples))
 
-    def read(self) -> tuple[int, int, float] | None:
-        """Read the waiting losses; return step, bits and loss of the first that is NaN or infinite, if any."""
+    def read(self) -> tuple[int, float] | None:
+        """Read the waiting losses; return step and loss of the first that is NaN or infinite, if any."""
         if not self.waiting:
             return None
-        losses = torch.stack([entry[2] for entry in self.waiting]).tolist()
-        corrects = torch.stack([entry[3] for entry in self.waiting]).tolist()
+        losses = torch.stack([entry[1] for entry in self.waiting]).tolist()
+        corrects = torch.stack([entry[2] for entry in self.waiting]).tolist()
         bad = None
-        for (step, bits, _, _, samples), loss, correct in zip(self.waiting, losses, corrects, strict=True):
+        for (step, _, _, samples), loss, correct in zip(self.waiting, losses, corrects, strict=True):
             if bad is None and not math.isfinite(loss):
-                bad = (step, bits, loss)
+                bad = (step, loss)
             self.loss_sum += loss * samples
             self.correct += correct
             self.samples += samples

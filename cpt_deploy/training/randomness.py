@@ -22,7 +22,8 @@ def seeded(seed: int, *, deterministic: bool) -> Iterator[None]:
     """
     tensors, state = random_state()
     flags = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    benchmark, fill = torch.backends.cudnn.benchmark, torch.utils.deterministic.fill_uninitialized_memory
+    debugging: Any = torch.utils.deterministic
+    benchmark, fill = torch.backends.cudnn.benchmark, debugging.fill_uninitialized_memory
     if deterministic:
         # cuBLAS reads it when a process first uses it, and is deterministic only with such a workspace.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -31,14 +32,14 @@ def seeded(seed: int, *, deterministic: bool) -> Iterator[None]:
     torch.manual_seed(seed)
     torch.use_deterministic_algorithms(deterministic, warn_only=True)
     torch.backends.cudnn.benchmark = not deterministic
-    torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that costs a pass over all memory
+    debugging.fill_uninitialized_memory = False  # a debugging aid that costs a pass over all memory
     try:
         yield
     finally:
         restore_random_state(tensors, state)
         torch.use_deterministic_algorithms(flags[0], warn_only=flags[1])
         torch.backends.cudnn.benchmark = benchmark
-        torch.utils.deterministic.fill_uninitialized_memory = fill
+        debugging.fill_uninitialized_memory = fill
 
 
 def random_state() -> tuple[dict[str, Tensor], dict[str, Any]]:

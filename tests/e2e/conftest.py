@@ -23,6 +23,7 @@ ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.sta
 }
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
+Start = Callable[..., subprocess.Popen[str]]
 
 
 @pytest.fixture(scope="session")
@@ -44,6 +45,19 @@ def cpt(workspace: Path) -> Run:
         return done
 
     return run
+
+
+@pytest.fixture(scope="session")
+def start(workspace: Path) -> Start:
+    """Types a command line and returns the running process, its stdout and stderr as pipes."""
+
+    def popen(*words: object) -> subprocess.Popen[str]:
+        line = [str(CPT), *(str(word) for word in words)]
+        return subprocess.Popen(
+            line, cwd=workspace, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+
+    return popen
 
 
 @pytest.fixture(scope="session")

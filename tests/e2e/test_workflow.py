@@ -8,7 +8,6 @@ import resource
 import shutil
 import signal
 import socket
-import subprocess
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -52,10 +51,10 @@ def test_training_reports_what_it_did_and_leaves_its_files(trained, run_dir):
     assert trained["files_bytes"]["model.safetensors"] == (run_dir / "model.safetensors").stat().st_size
 
 
-def test_a_finished_run_is_not_trained_again(cpt, run_dir):
+def test_a_finished_run_is_not_trained_again(here, capsys, run_dir):
     before = (run_dir / "model.safetensors").stat().st_mtime_ns
-    done = cpt("train", "--resume", run_dir)
-    assert "finished already" in done.stderr
+    assert main(["train", "--resume", str(run_dir)]) == 0
+    assert "finished already" in capsys.readouterr().err
     assert (run_dir / "model.safetensors").stat().st_mtime_ns == before
 
 
@@ -94,11 +93,13 @@ def test_the_server_answers_plain_http(server, digits):
             assert response.status == 200
 
 
-def test_the_same_run_exports_at_fewer_bits(cpt, run_dir, tmp_path):
-    done = cpt("export", run_dir, "--bits", 5, "--out", tmp_path / "five")
-    assert "settled BatchNorm statistics and activation ranges at 5 bits" in done.stderr
-    done = cpt("validate", tmp_path / "five", "--data", "digits", "--limit", 100, "--run", run_dir, "--max-drop", 10)
-    assert "passed" in done.stdout
+def test_the_same_run_exports_at_fewer_bits(here, capsys, run_dir, tmp_path):
+    five = str(tmp_path / "five")
+    assert main(["export", str(run_dir), "--bits", "5", "--out", five]) == 0
+    assert "settled BatchNorm statistics and activation ranges at 5 bits" in capsys.readouterr().err
+    words = ["--data", "digits", "--limit", "100", "--run", str(run_dir), "--max-drop", "10"]
+    assert main(["validate", five, *words]) == 0
+    assert "passed" in capsys.readouterr().out
 
 
 # Bad input
@@ -248,17 +249,11 @@ def test_a_full_disk_leaves_no_half_bundle(here, capsys, run_dir, bundle_copy, t
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["ctrl-c", "sigterm"])
-def test_an_interrupted_run_is_saved_and_goes_on(cpt, workspace, tmp_path, number, code):
-    from .conftest import CPT, ENVIRONMENT
-
+def test_an_interrupted_run_is_saved_and_goes_on(cpt, start, tmp_path, number, code):
     out = tmp_path / "run"
-    settings = ["train.epochs=30", "precision.cycles=2", "train.settle_batches=2", "train.eval_every=null"]
-    line = [str(CPT), "train", "digits-quickstart", *settings, "--out", str(out)]
-    process = subprocess.Popen(
-        line, cwd=workspace, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
-    assert process.stderr is not None
-    assert process.stderr.readline().startswith("epoch 1/30")
+    settings = ["train.epochs=12", "precision.cycles=2", "train.settle_batches=2", "train.eval_every=null"]
+    process = start("train", "digits-quickstart", *settings, "--out", out)
+    assert process.stderr.readline().startswith("epoch 1/12")
     process.send_signal(number)
     _, rest = process.communicate(timeout=120)
     assert process.returncode == code

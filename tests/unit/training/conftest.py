@@ -1,5 +1,7 @@
 import csv
 import json
+import os
+import signal
 import sys
 
 import pytest
@@ -41,6 +43,40 @@ class StepHook(SilentReporter):
     def step(self, progress):
         if progress.step == self.at:
             self.action()
+
+
+class Recorder(SilentReporter):
+    """Keeps all that it is told."""
+
+    def __init__(self):
+        self.steps, self.evaluations = [], []
+
+    def start(self, plan):
+        self.plan = plan
+
+    def step(self, progress):
+        self.steps.append(progress)
+
+    def evaluated(self, evaluation):
+        self.evaluations.append(evaluation)
+
+    def finished(self, report):
+        self.report = report
+
+
+@pytest.fixture
+def recorder():
+    return Recorder()
+
+
+@pytest.fixture
+def interrupt():
+    """Makes a function that sends this process a signal."""
+
+    def make(number=signal.SIGINT):
+        return lambda: os.kill(os.getpid(), number)
+
+    return make
 
 
 @pytest.fixture

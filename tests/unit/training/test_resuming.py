@@ -1,15 +1,10 @@
-import json
-import os
 import resource
 import signal
 
 import pytest
-import torch
-from safetensors.torch import load_file
 
-from cpt_deploy.errors import CheckpointError, DataError, RunInterruptedError, TrainingDivergedError, UsageError
-from cpt_deploy.recipe import load_recipe
-from cpt_deploy.training import SilentReporter, load_run, train
+from cpt_deploy.errors import CheckpointError, DataError, RunInterruptedError, UsageError
+from cpt_deploy.training import SilentReporter, train
 from cpt_deploy.training.metrics_log import read_metrics
 
 DROPOUT_MODEL = """
@@ -21,10 +16,6 @@ def build(num_classes, in_channels):
         nn.Conv2d(6, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(96, num_classes),
     )
 """
-
-
-def interrupt(number=signal.SIGINT):
-    return lambda: os.kill(os.getpid(), number)
 
 
 VARIANTS = {
@@ -41,7 +32,7 @@ VARIANTS = {
     [("sgd", 1), ("sgd", 11), ("sgd", 13), ("adamw", 13), ("swa", 15), ("dropout", 4), ("between", 5), ("between", 18)],
 )
 def test_interrupted_and_resumed_run_is_the_uninterrupted_one(
-    recipe, tmp_path, train_until, outcome, finished, own_module, variant, step
+    recipe, tmp_path, train_until, outcome, finished, own_module, variant, step, interrupt
 ):
     own_module("own_dropout", DROPOUT_MODEL)
     overrides = VARIANTS[variant]
@@ -56,7 +47,9 @@ def test_interrupted_and_resumed_run_is_the_uninterrupted_one(
     assert outcome(tmp_path / "parts") == whole
 
 
-def test_run_killed_between_checkpoints_goes_back_to_the_last_one(recipe, tmp_path, train_until, outcome, finished):
+def test_run_killed_between_checkpoints_goes_back_to_the_last_one(
+    recipe, tmp_path, train_until, outcome, finished, recorder
+):
     def die():
         raise KeyboardInterrupt
 
@@ -64,10 +57,9 @@ def test_run_killed_between_checkpoints_goes_back_to_the_last_one(recipe, tmp_pa
         train_until(tmp_path / "parts", 17, die)
     assert read_metrics(tmp_path / "parts" / "metrics.csv")[-1]["step"] == "16"
 
-    plan = Recorder()
-    train(recipe(), tmp_path / "parts", resume=True, reporter=plan)
+    train(recipe(), tmp_path / "parts", resume=True, reporter=recorder)
 
-    assert plan.plan.first_step == 11
+    assert recorder.plan.first_step == 11
     assert outcome(tmp_path / "parts") == finished()
 
 
@@ -83,7 +75,7 @@ def test_run_killed_before_its_first_checkpoint_begins_again(recipe, tmp_path, t
     assert outcome(tmp_path / "parts") == finished()
 
 
-def test_sigterm_has_its_own_code_and_names_how_to_go_on(tmp_path, train_until):
+def test_sigterm_has_its_own_code_and_names_how_to_go_on(tmp_path, train_until, interrupt):
     with pytest.raises(RunInterruptedError) as caught:
         train_until(tmp_path / "run", 2, interrupt(signal.SIGTERM))
 
@@ -163,7 +155,7 @@ def test_directory_in_use_and_changed_settings_are_refused(recipe, tmp_path):
         train(recipe("train.steps=3"), tmp_path / "run", resume=True)
 
 
-def test_truncated_checkpoint_is_found_on_resume(recipe, tmp_path, train_until):
+def test_truncated_checkpoint_is_found_on_resume(recipe, tmp_path, train_until, interrupt):
     with pytest.raises(RunInterruptedError):
         train_until(tmp_path / "run", 13, interrupt())
     path = tmp_path / "run" / "checkpoints" / "last.safetensors"
@@ -173,7 +165,7 @@ def test_truncated_checkpoint_is_found_on_resume(recipe, tmp_path, train_until):
         train(recipe(), tmp_path / "run", resume=True)
 
 
-def test_checkpoint_of_another_model_is_refused(recipe, tmp_path, train_until):
+def test_checkpoint_of_another_model_is_refused(recipe, tmp_path, train_until, interrupt):
     for name, width in (("wide", 8), ("narrow", 4)):
         with pytest.raises(RunInterruptedError):
             train_until(tmp_path / name, 3, interrupt(), f"model.args.width={width}")

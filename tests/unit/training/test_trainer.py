@@ -1,43 +1,12 @@
 import json
-import os
-import resource
-import signal
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from cpt_deploy.errors import CheckpointError, DataError, RunInterruptedError, TrainingDivergedError, UsageError
+from cpt_deploy.errors import RunInterruptedError, TrainingDivergedError, UsageError
 from cpt_deploy.recipe import load_recipe
-from cpt_deploy.training import SilentReporter, load_run, train
-from cpt_deploy.training.metrics_log import read_metrics
-
-DROPOUT_MODEL = """
-from torch import nn
-
-def build(num_classes, in_channels):
-    return nn.Sequential(
-        nn.Conv2d(in_channels, 6, 3, bias=False), nn.BatchNorm2d(6), nn.ReLU(), nn.Dropout(0.2),
-        nn.Conv2d(6, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(96, num_classes),
-    )
-"""
-
-
-class Recorder(SilentReporter):
-    def __init__(self):
-        self.events = []
-
-    def start(self, plan):
-        self.plan = plan
-
-    def step(self, progress):
-        self.events.append(progress)
-
-    def evaluated(self, evaluation):
-        self.events.append(evaluation)
-
-    def finished(self, report):
-        self.report = report
+from cpt_deploy.training import load_run, train
 
 
 def test_run_leaves_what_the_design_says(recipe, tmp_path):
@@ -109,30 +78,26 @@ def test_diverged_run_keeps_its_last_good_checkpoint(recipe, tmp_path):
     assert all(torch.isfinite(tensor).all() for name, tensor in tensors.items() if name.startswith("model."))
 
 
-def test_reporter_hears_the_run(recipe, tmp_path):
-    recorder = Recorder()
-
+def test_reporter_hears_the_run(recipe, tmp_path, recorder):
     train(recipe(), tmp_path / "run", reporter=recorder)
 
     plan = recorder.plan
     assert (plan.steps_per_epoch, plan.total_steps, plan.first_step) == (11, 22, 0)
     assert (plan.train_images, plan.test_images, plan.classes) == (1442, 355, 10)
-    steps = [event for event in recorder.events if hasattr(event, "lr")]
+    steps = recorder.steps
     assert [event.step for event in steps] == list(range(1, 23))
     assert [event.bits for event in steps[:11]] == [event.bits for event in steps[11:]]
     assert (steps[0].bits, steps[-1].bits) == (3, 8)
-    evaluations = [event for event in recorder.events if hasattr(event, "top1")]
-    assert [(event.step, event.settled) for event in evaluations] == [(11, False), (22, False), (22, True)]
-    assert recorder.report.test == evaluations[-1]
+    assert [(event.step, event.settled) for event in recorder.evaluations] == [(11, False), (22, False), (22, True)]
+    assert recorder.report.test == recorder.evaluations[-1]
 
 
-def test_cost_is_that_of_the_schedule_and_the_layers(recipe, tmp_path):
-    recorder = Recorder()
+def test_cost_is_that_of_the_schedule_and_the_layers(recipe, tmp_path, recorder):
     report = train(recipe("train.steps=8"), tmp_path / "run", reporter=recorder)
     layers = load_run(tmp_path / "run").model.layers()
     cycle, hold = (sum(layer.macs for layer in layers if layer.role == role) for role in ("cycle", "hold"))
 
-    bits = [event.bits for event in recorder.events if hasattr(event, "lr")]
+    bits = [event.bits for event in recorder.steps]
     spent = sum(128 * (cycle * (b * b + 16 * b) + hold * (64 + 128)) for b in bits)
     static = 8 * 128 * (cycle + hold) * 192
     assert report.cost["gbitops"] == pytest.approx(spent / 1e9)
@@ -151,7 +116,7 @@ def test_average_of_one_is_the_last_weights(recipe, tmp_path, outcome, finished)
     assert outcome(tmp_path / "averaged")["weights"] == finished()["weights"]
 
 
-def test_averaged_weights_are_the_mean_of_the_epochs(recipe, tmp_path, train_until):
+def test_averaged_weights_are_the_mean_of_the_epochs(recipe, tmp_path, train_until, interrupt):
     averaged = "train.swa={enabled: true, start: 0.5}"
     train(recipe(averaged), tmp_path / "run")
     with pytest.raises(RunInterruptedError):
@@ -165,7 +130,7 @@ def test_averaged_weights_are_the_mean_of_the_epochs(recipe, tmp_path, train_unt
         assert torch.allclose(result[name], mean, rtol=1e-5, atol=1e-7)
 
 
-def test_gradient_clipping_bounds_a_step(recipe, tmp_path, train_until):
+def test_gradient_clipping_bounds_a_step(recipe, tmp_path, train_until, interrupt):
     overrides = ("optimizer={momentum: 0, weight_decay: 0, lr: 1.0}", "lr.name=constant", "train.grad_clip=0.01")
     for step in (1, 2):
         with pytest.raises(RunInterruptedError):
@@ -215,7 +180,7 @@ def test_wrong_name_leaves_no_directory(recipe, tmp_path, override, reason):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_digits_learn_on_a_gpu_and_resume_exactly(recipe, tmp_path, train_until, outcome):
+def test_digits_learn_on_a_gpu_and_resume_exactly(recipe, tmp_path, train_until, outcome, interrupt):
     gpu = "train.device=cuda"
     report = train(recipe(gpu, "train.epochs=10"), tmp_path / "long")
     train(recipe(gpu), tmp_path / "whole")

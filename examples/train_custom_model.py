@@ -1,0 +1,98 @@
+"""Your own model and your own training loop: prepare, train with cycling bits, settle, export, classify.
+
+    python examples/train_custom_model.py my-bundle
+    cpt validate my-bundle --data digits
+    cpt serve my-bundle
+
+Needs `pip install 'cpt-deploy[train]'`; takes some ten seconds on a CPU.
+"""
+
+import sys
+
+import torch
+from torch import nn
+
+from cpt_deploy.bundle import OnnxRuntimeModel, Preprocessing, top_k
+from cpt_deploy.data import eval_loader, load_images, train_loader
+from cpt_deploy.export import export_bundle
+from cpt_deploy.precision import build_schedule
+from cpt_deploy.quantization import QuantizationConfig, prepare, settle
+
+EPOCHS, BATCH_SIZE = 8, 64
+
+
+class Net(nn.Module):
+    """Any module whose graph can be traced will do; nothing in it knows of bits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(1, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU())
+        self.block = nn.Sequential(
+            nn.Conv2d(16, 16, 3, padding=1, bias=False),
+            nn.BatchNorm2d(16),
+            nn.ReLU(),
+            nn.Conv2d(16, 16, 3, padding=1, bias=False),
+            nn.BatchNorm2d(16),
+        )
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.head = nn.Linear(16, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the logits (N, 10) of images (N, 1, 8, 8)."""
+        x = self.stem(x)
+        x = torch.relu(x + self.block(x))
+        return self.head(torch.flatten(self.pool(x), 1))
+
+
+def main(destination: str) -> float:
+    """Train the net on digits, write its bundle, and return the bundle's accuracy in onnxruntime."""
+    torch.manual_seed(0)
+    preprocessing = Preprocessing(channels=1, size=(8, 8), mean=(0.305,), std=(0.376,))
+    train, test = load_images("digits", split="train"), load_images("digits", split="test")
+
+    model = prepare(Net(), QuantizationConfig(lower=3, upper=8), input_shape=preprocessing.input_shape)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    steps_per_epoch = len(train) // BATCH_SIZE
+    total = EPOCHS * steps_per_epoch
+    schedule = build_schedule("cosine", lower=3, upper=8, cycles=4)
+
+    step = 0
+    for epoch in range(EPOCHS):
+        for images, labels in train_loader(train, preprocessing, (), batch_size=BATCH_SIZE, seed=0, epoch=epoch):
+            model.set_bits(forward=schedule.bits_at(step, total), backward=8)
+            model.set_step(step)  # seeds the rounding of gradients
+            loss = nn.functional.cross_entropy(model(images), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            step += 1
+        print(f"epoch {epoch + 1}/{EPOCHS}  loss {loss.item():.3f}")
+
+    # Statistics and ranges were estimated at mixed bits; what is exported are those of the upper bound.
+    settle(model, (images for images, _ in train_loader(train, preprocessing, (), batch_size=64, seed=0, epoch=EPOCHS)))
+    model.eval()
+
+    sample, _ = next(iter(eval_loader(test, preprocessing, 8)))
+    bundle = export_bundle(
+        model,
+        destination,
+        name="custom-digits",
+        labels=test.classes,
+        preprocessing=preprocessing,
+        golden_inputs=sample,
+        architecture="custom",
+        facts={"dataset": "digits"},
+    )
+
+    runtime = OnnxRuntimeModel(bundle.onnx_path)
+    correct = 0
+    for images, labels in eval_loader(test, preprocessing, 100):
+        best = top_k(runtime.run(images.numpy()), bundle.labels, 1)
+        correct += sum(row[0].index == label for row, label in zip(best, labels.tolist(), strict=True))
+    accuracy = correct / len(test)
+    print(f"{bundle.path}: {accuracy:.2%} in onnxruntime, {bundle.onnx_path.stat().st_size:,} bytes")
+    return accuracy
+
+
+if __name__ == "__main__":
+    main(sys.argv[1] if len(sys.argv) > 1 else "my-bundle")
