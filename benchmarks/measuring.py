@@ -10,6 +10,7 @@ from typing import Any
 from cpt_deploy.validation.hardware import read_cpu, software_versions
 
 RESULTS = Path(__file__).parent / "results"
+README = Path(__file__).parent.parent / "README.md"
 
 
 def interleaved(runs: Mapping[str, Callable[[], object]], *, rounds: int, warmup: int = 3) -> dict[str, list[float]]:
@@ -55,10 +56,14 @@ def machine_line(info: Mapping[str, Any]) -> str:
 
 
 def write_results(name: str, content: Mapping[str, Any], table: str) -> None:
-    """Write `results/NAME.json` and `results/NAME.md`, and print the table."""
+    """Write `results/NAME.json` and `results/NAME.md`, bring the README's copy of the table up to date, and print it."""
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
     (RESULTS / f"{name}.md").write_text(table + "\n")
+    before, marker, rest = README.read_text().partition(f"<!-- results/{name}.md -->\n")
+    if marker:
+        _, end, after = rest.partition("<!-- end -->")
+        README.write_text(f"{before}{marker}{table}\n{end}{after}")
     print(table)
 
 

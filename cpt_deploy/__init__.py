@@ -15,7 +15,7 @@ _PUBLIC = {
     "settle": "cpt_deploy.quantization",
 }
 
-__all__ = ["__version__", *sorted(_PUBLIC)]
+__all__ = ["Bundle", "QuantizationConfig", "__version__", "freeze", "prepare", "settle"]
 
 
 def __getattr__(name: str) -> object:

@@ -10,7 +10,6 @@ from typing import Generic, TypeVar
 
 from cpt_deploy.errors import UsageError
 
-
 T = TypeVar("T")
 
 
