@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 from cpt_cli.command import examples
@@ -9,7 +10,10 @@ from cpt_cli.commands import COMMANDS
 from cpt_cli.main import EXIT_CODES, ROOT_EXAMPLES, root_epilog
 
 PAGE = Path(__file__).with_name("cli.md")
-NOTICE = "<!-- Written by docs/generate_cli.py: change the commands in cli/cpt_cli, then run `make docs`. -->\n\n"
+NOTICE = (
+    f"<!-- Written by docs/generate_cli.py with typer {version('typer')}: "
+    "change the commands in cli/cpt_cli, then run `make docs`. -->\n\n"
+)
 
 
 def render() -> str:

@@ -14,7 +14,7 @@ from torch import nn
 
 from cpt_deploy.bundle import OnnxRuntimeModel, Preprocessing, top_k
 from cpt_deploy.data import eval_loader, load_images, train_loader
-from cpt_deploy.export import export_bundle
+from cpt_deploy.export import ModelIdentity, export_bundle
 from cpt_deploy.precision import build_schedule
 from cpt_deploy.quantization import QuantizationConfig, prepare, settle
 
@@ -41,7 +41,8 @@ class Net(nn.Module):
         """Return the logits (N, 10) of images (N, 1, 8, 8)."""
         x = self.stem(x)
         x = torch.relu(x + self.block(x))
-        return self.head(torch.flatten(self.pool(x), 1))
+        logits: torch.Tensor = self.head(torch.flatten(self.pool(x), 1))
+        return logits
 
 
 def main(destination: str) -> float:
@@ -72,17 +73,15 @@ def main(destination: str) -> float:
     settle(model, (images for images, _ in train_loader(train, preprocessing, (), batch_size=64, seed=0, epoch=EPOCHS)))
     model.eval()
 
-    sample, _ = next(iter(eval_loader(test, preprocessing, 8)))
-    bundle = export_bundle(
-        model,
-        destination,
+    identity = ModelIdentity(
         name="custom-digits",
+        architecture="custom",
         labels=test.classes,
         preprocessing=preprocessing,
-        golden_inputs=sample,
-        architecture="custom",
         facts={"dataset": "digits"},
     )
+    sample, _ = next(iter(eval_loader(test, preprocessing, 8)))
+    bundle = export_bundle(model, destination, identity, sample)
 
     runtime = OnnxRuntimeModel(bundle.onnx_path)
     correct = 0

@@ -251,7 +251,7 @@ class TrainSettings(Settings):
     epochs: Count | None = None
     steps: Count | None = None
     batch_size: Count = 128
-    eval_batch_size: Count = 500
+    eval_batch_size: Count = 128
     label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     grad_clip: Annotated[float, Field(gt=0.0, allow_inf_nan=False)] | None = None
     eval_every: Interval | None = "1 epoch"

@@ -1,6 +1,10 @@
 """Commands on a tiny bundle: results in both forms, suggestions for unknown names, odd arguments."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -145,6 +149,18 @@ def test_completion_offers_presets_and_recipe_files(tmp_path, monkeypatch):
     (tmp_path / "digits-mine.yaml").touch()
     assert _complete("digits") == ["digits-quickstart", "digits-mine.yaml"]
     assert _complete("zzz") == []
+
+
+def test_the_shell_completes_commands_and_presets():
+    def complete(line):
+        program = Path(sys.executable).with_name("cpt")
+        asked = {"_CPT_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": str(len(line.split(" ")) - 1)}
+        done = subprocess.run([program], env=os.environ | asked, capture_output=True, text=True, check=False)
+        return done.stdout.split()
+
+    assert complete("cpt val") == ["validate"]
+    assert complete("cpt train digits-q") == ["digits-quickstart"]
+    assert "--require-exact" in complete("cpt validate bundle --req")
 
 
 @pytest.mark.parametrize(
