@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 import urllib.request
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,7 @@ def against_float(run: Path, bundle: Bundle, rounds: int) -> dict[str, Any]:
     }
     for batch in (1, 32):
         feed = {"image": torch.randn(batch, *model.input_shape).numpy()}
-        times = interleaved({k: lambda s=s: s.run(None, feed) for k, s in sessions.items()}, rounds=rounds)
+        times = interleaved({k: partial(s.run, None, feed) for k, s in sessions.items()}, rounds=rounds)
         result["milliseconds"][str(batch)] = {k: 1e3 * statistics.median(v) for k, v in times.items()}
         result["speedup"][str(batch)] = median_ratio(times["float32"], times["integer"])
     return result

@@ -56,7 +56,7 @@ def machine_line(info: Mapping[str, Any]) -> str:
 
 
 def write_results(name: str, content: Mapping[str, Any], table: str) -> None:
-    """Write `results/NAME.json` and `results/NAME.md`, bring the README's copy of the table up to date, and print it."""
+    """Write `results/NAME.json` and `results/NAME.md`, refresh the README's copy of the table, and print it."""
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
     (RESULTS / f"{name}.md").write_text(table + "\n")

@@ -8,6 +8,7 @@ All three hold the same network and run in one interleaved measurement on one th
 import argparse
 import statistics
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,7 @@ def measure(name: str, shape: tuple[int, int, int], batch: int, rounds: int) -> 
         key: onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
         for key, data in models.items()
     }
-    times = interleaved({key: lambda s=s: s.run(None, feed) for key, s in sessions.items()}, rounds=rounds)
+    times = interleaved({key: partial(s.run, None, feed) for key, s in sessions.items()}, rounds=rounds)
     return {
         "network": name,
         "batch": batch,

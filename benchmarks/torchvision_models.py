@@ -8,6 +8,7 @@ graph, how many codes differ between the integer executor and onnxruntime, and l
 
 import argparse
 import statistics
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -74,7 +75,7 @@ def latencies(float_model: bytes, integer_model: bytes, size: int, rounds: int) 
         name: onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
         for name, data in (("float32", float_model), ("integer", integer_model))
     }
-    return interleaved({k: lambda s=s: s.run(None, feed) for k, s in sessions.items()}, rounds=rounds)
+    return interleaved({k: partial(s.run, None, feed) for k, s in sessions.items()}, rounds=rounds)
 
 
 def measure(name: str, size: int, rounds: int) -> dict[str, Any]:

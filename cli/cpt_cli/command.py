@@ -79,6 +79,11 @@ DebugFlag = Annotated[
 ]
 
 
+def paragraphs(docstring: str) -> str:
+    """Return a docstring with each paragraph on one line, so that the terminal decides where lines end."""
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in docstring.split("\n\n"))
+
+
 def examples(commands: Sequence[str]) -> str:
     """Return the epilog of a command's help: its examples, one a line.
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from cpt_cli.command import examples
+from cpt_cli.command import examples, paragraphs
 from cpt_cli.commands import COMMANDS
 from cpt_cli.output import out
 from cpt_deploy import __version__
@@ -52,7 +52,12 @@ def _root(
 
 
 for _command in COMMANDS:
-    app.command(_command.name, epilog=examples(_command.examples), rich_help_panel=_command.panel)(_command.function)
+    app.command(
+        _command.name,
+        help=paragraphs(_command.function.__doc__ or ""),
+        epilog=examples(_command.examples),
+        rich_help_panel=_command.panel,
+    )(_command.function)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from cpt_deploy.validation import TrainedModel, ValidationReport
 
 GOLDEN_IMAGES = 8
+MAX_DROP, MAX_DROP_IMAGES = 0.1, 2
+"""Points of accuracy, or images where they are more, that may be lost between the trained model and onnxruntime."""
 TRAINED_DIGEST = "trained_sha256"
 """The fact in a bundle's config.json that names the trained weights it was made from."""
 
@@ -168,7 +170,6 @@ def measure_bundle(
     run_dir: Path | None,
     limit: int | None,
     max_drop: float | None,
-    default_max_drop: float,
     require_exact: bool,
 ) -> "ValidationReport":
     """Validate a bundle on a data set's test images and store the report in it.
@@ -179,8 +180,8 @@ def measure_bundle(
         data_dir: Folder that holds it.
         run_dir: The run to compare with; the one that the bundle lies in, if there is one, if None.
         limit: How many images, spread over the set; all if None.
-        max_drop: Most points of accuracy that may be lost; needs a run.
-        default_max_drop: What `max_drop` is when it is None and a run is there.
+        max_drop: Most points of accuracy that may be lost; needs a run. If it is None and there is a run, 0.1 points,
+            but at least two images.
         require_exact: Whether every integer must agree.
 
     Raises:
@@ -199,12 +200,15 @@ def measure_bundle(
             hint="export the bundle again, or leave --run out",
         )
     images = load_images(data, split="test", root=data_dir)
-    with out.bar("validating", min(limit or len(images), len(images))) as bar:
+    samples = min(limit or len(images), len(images))
+    if max_drop is None and found:
+        max_drop = max(MAX_DROP, 100 * MAX_DROP_IMAGES / samples)
+    with out.bar("validating", samples) as bar:
         report = validate(
             bundle,
             images,
             trained=trained_model(found) if found else None,
-            max_drop=default_max_drop if max_drop is None and found else max_drop,
+            max_drop=max_drop,
             require_exact=require_exact,
             limit=limit,
             reporter=bar,

@@ -50,3 +50,11 @@ def test_torch_free_packages_load_no_torch(module):
 )
 def test_help_and_usage_errors_load_neither_torch_nor_a_runtime_nor_a_server(words):
     assert loaded_modules(f"from cpt_cli.main import main; main({words!r})").isdisjoint({*HEAVY, *SERVING})
+
+
+@pytest.mark.parametrize("words", [["train"], ["export", "run"], ["models"]], ids=" ".join)
+def test_without_torch_a_command_that_needs_it_says_what_to_install(words):
+    code = f"import sys; sys.modules['torch'] = None; from cpt_cli.main import main; sys.exit(main({words!r}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 3
+    assert done.stderr.splitlines() == ["error: torch is not installed", "hint: pip install 'cpt-deploy[train]'"]

@@ -107,7 +107,7 @@ def _export(directory: Path) -> "Bundle":
 
 
 def _validate(bundle: "Bundle") -> dict[str, Any]:
-    from cpt_cli.commands.validate import DEFAULT_MAX_DROP, show_report
+    from cpt_cli.commands.validate import show_report
     from cpt_cli.workflow import measure_bundle
 
     report = measure_bundle(
@@ -117,7 +117,6 @@ def _validate(bundle: "Bundle") -> dict[str, Any]:
         run_dir=None,
         limit=None,
         max_drop=None,
-        default_max_drop=DEFAULT_MAX_DROP,
         require_exact=True,
     )
     show_report(report)

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from cpt_deploy.bundle import Bundle
     from cpt_deploy.validation import ValidationReport
 
-DEFAULT_MAX_DROP = 0.5
-
 
 def validate(  # noqa: PLR0913, PLR0917  the options are its parameters
     bundle: Annotated[Path, typer.Argument(help="Bundle that cpt export wrote.")],
@@ -33,7 +31,7 @@ def validate(  # noqa: PLR0913, PLR0917  the options are its parameters
         float | None,
         typer.Option(
             help="Most points of accuracy that may be lost from the trained model to onnxruntime.",
-            show_default=f"{DEFAULT_MAX_DROP} where the run is found",
+            show_default="0.1, but at least two images, where the run is found",
         ),
     ] = None,
     require_exact: Annotated[
@@ -102,7 +100,6 @@ def _validate_on(
         run_dir=run,
         limit=limit,
         max_drop=max_drop,
-        default_max_drop=DEFAULT_MAX_DROP,
         require_exact=_can_compare_integers() if require_exact is None else require_exact,
     )
     show_report(report)
