@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from cpt_deploy.bundle import Bundle
     from cpt_deploy.recipe import Recipe
-    from cpt_deploy.training import TrainedRun, TrainPlan
+    from cpt_deploy.training import TrainedRun
     from cpt_deploy.validation import TrainedModel, ValidationReport
 
 GOLDEN_IMAGES = 8
@@ -56,11 +56,11 @@ def export_run(
         labels=run.classes,
         preprocessing=run.preprocessing,
         facts={
-            "dataset": run.recipe.data.name,
+            "dataset": _dataset_name(run.recipe),
             TRAINED_DIGEST: run.weights_sha256,
             "trained_accuracy": run.report.test.top1,
         },
-        recipe=(run_dir / "recipe.yaml").read_text(encoding="utf-8"),
+        recipe=_shippable(run.recipe),
     )
     return export_bundle(
         run.model,
@@ -70,6 +70,19 @@ def export_run(
         weight_bits=weight_bits,
         opset=opset or DEFAULT_OPSET,
     )
+
+
+def _dataset_name(recipe: "Recipe") -> str:
+    """Return the name of a run's data set; of one named by its path only the last part, for paths do not ship."""
+    return recipe.data.name if ":" in recipe.data.name else Path(recipe.data.name).name
+
+
+def _shippable(recipe: "Recipe") -> str:
+    """Return a recipe as YAML without the folders of the machine it ran on."""
+    from cpt_deploy.recipe import recipe_text
+
+    data = recipe.data.model_copy(update={"root": None, "name": _dataset_name(recipe)})
+    return recipe_text(recipe.model_copy(update={"data": data}))
 
 
 def _check_trained_at(run: "TrainedRun", bits: int, *, force: bool) -> None:
@@ -215,33 +228,3 @@ def measure_bundle(
         )
     update_validation(bundle, report.to_dict(), report.evaluation_results())
     return report
-
-
-def plan_run(recipe: "Recipe", run_dir: Path) -> "TrainPlan":
-    """Return what a run would do, without writing anything.
-
-    Raises:
-        CptError: If data, model or settings do not fit; what `train` would say.
-    """
-    from cpt_deploy.precision import relative_cost
-    from cpt_deploy.training import TrainPlan
-    from cpt_deploy.training.setup import build_objects, load_data
-
-    data = load_data(recipe)
-    objects = build_objects(data)
-    upper = recipe.precision.upper
-    return TrainPlan(
-        run_dir=run_dir,
-        recipe=data.recipe,
-        device=str(objects.device),
-        parameters=objects.parameters,
-        macs=sum(layer.macs for layer in objects.model.layers()),
-        layers=objects.layers_by_role,
-        train_images=len(data.train),
-        test_images=len(data.test),
-        classes=len(data.train.classes),
-        steps_per_epoch=data.steps_per_epoch,
-        total_steps=data.total_steps,
-        first_step=0,
-        relative_cost=relative_cost(objects.forward, objects.backward, data.total_steps, reference_bits=upper),
-    )

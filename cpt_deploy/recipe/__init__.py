@@ -1,6 +1,6 @@
 """What a run is: the settings of a training run, their defaults, presets, files and overrides. Imports no torch."""
 
-from cpt_deploy.recipe.loading import load_recipe, preset_names, preset_path, save_recipe
+from cpt_deploy.recipe.loading import load_recipe, preset_names, preset_path, recipe_text, save_recipe
 from cpt_deploy.recipe.schema import (
     AugmentStep,
     DataSettings,
@@ -32,5 +32,6 @@ __all__ = [
     "parse_every",
     "preset_names",
     "preset_path",
+    "recipe_text",
     "save_recipe",
 ]

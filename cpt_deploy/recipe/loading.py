@@ -76,6 +76,12 @@ def load_recipe(source: str | Path | None = None, overrides: Sequence[str] = ())
     return recipe
 
 
+def recipe_text(recipe: Recipe) -> str:
+    """Return a recipe as YAML with every setting."""
+    values = recipe.model_dump(mode="json")
+    return yaml.dump(values, Dumper=_RecipeDumper, sort_keys=False, width=120)
+
+
 def save_recipe(recipe: Recipe, path: Path) -> None:
     """Write a recipe as YAML with every setting; `load_recipe` reads it back as it was.
 
@@ -84,8 +90,7 @@ def save_recipe(recipe: Recipe, path: Path) -> None:
     Raises:
         DataError: If the file cannot be written.
     """
-    values = recipe.model_dump(mode="json")
-    text = f"# cpt train {path}\n" + yaml.dump(values, Dumper=_RecipeDumper, sort_keys=False, width=120)
+    text = f"# cpt train {path}\n" + recipe_text(recipe)
     temporary = path.with_name(f".{path.name}.partial")
     try:
         temporary.write_text(text, encoding="utf-8")

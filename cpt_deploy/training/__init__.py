@@ -11,7 +11,7 @@ from cpt_deploy.training.reports import (
 )
 from cpt_deploy.training.run_directory import RunDirectory
 from cpt_deploy.training.saved_runs import TrainedRun, load_run
-from cpt_deploy.training.trainer import train
+from cpt_deploy.training.trainer import plan_run, train
 
 __all__ = [
     "Evaluation",
@@ -24,5 +24,6 @@ __all__ = [
     "TrainedRun",
     "evaluate",
     "load_run",
+    "plan_run",
     "train",
 ]

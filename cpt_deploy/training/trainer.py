@@ -53,7 +53,7 @@ def train(recipe: Recipe, run_dir: Path, *, resume: bool = False, reporter: Trai
             directory.begin(data.recipe)
         elif directory.last.is_file():
             progress = _resume(objects, directory)
-        reporter.start(_plan(data, objects, directory, progress))
+        reporter.start(_plan(data, objects, directory.path, progress.step))
         log = MetricsLog(directory, progress.step, after_evaluation=progress.evaluated_step == progress.step)
         run = Run(data, objects, directory, progress, log, reporter, interruption)
         try:
@@ -74,10 +74,20 @@ def _resume(objects: RunObjects, directory: RunDirectory) -> RunProgress:
     return RunProgress.from_state_dict(state)
 
 
-def _plan(data: RunData, objects: RunObjects, directory: RunDirectory, progress: RunProgress) -> TrainPlan:
+def plan_run(recipe: Recipe, run_dir: Path) -> TrainPlan:
+    """Return what a run would do, without writing anything.
+
+    Raises:
+        CptError: If data, model or settings do not fit; what `train` would say.
+    """
+    data = load_data(recipe)
+    return _plan(data, build_objects(data), run_dir, 0)
+
+
+def _plan(data: RunData, objects: RunObjects, run_dir: Path, first_step: int) -> TrainPlan:
     layers = objects.model.layers()
     return TrainPlan(
-        run_dir=directory.path,
+        run_dir=run_dir,
         recipe=data.recipe,
         device=str(objects.device),
         parameters=objects.parameters,
@@ -88,7 +98,7 @@ def _plan(data: RunData, objects: RunObjects, directory: RunDirectory, progress:
         classes=len(data.train.classes),
         steps_per_epoch=data.steps_per_epoch,
         total_steps=data.total_steps,
-        first_step=progress.step,
+        first_step=first_step,
         relative_cost=relative_cost(
             objects.forward, objects.backward, data.total_steps, reference_bits=data.recipe.precision.upper
         ),

@@ -122,7 +122,7 @@ def _recipe_of(run_dir: Path) -> Path:
 
 def _show_dry_run(recipe: "Recipe", directory: Path) -> None:
     from cpt_cli.training_progress import show_plan
-    from cpt_cli.workflow import plan_run
+    from cpt_deploy.training import plan_run
 
     plan = plan_run(recipe, directory)
     show_plan(plan)
