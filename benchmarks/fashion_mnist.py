@@ -126,7 +126,7 @@ def main() -> None:
     for bits in arguments.bits:
         bundle = run / f"bundle-{bits}bit"
         command("export", str(run), "--bits", str(bits))
-        command("validate", str(bundle), "--max-drop", "100")
+        command("validate", str(bundle), "--data", "fashion-mnist", "--max-drop", "100")
         opened = Bundle.open(bundle)
         entries.append(
             {
