@@ -48,7 +48,7 @@ def training_step(model: QuantizedModel, size: int) -> float:
     loss = nn.functional.cross_entropy(model(images(4, size)), torch.tensor([1, 2, 3, 4]))
     loss.backward()
     optimizer.step()
-    return float(loss)
+    return float(loss.detach())
 
 
 def count_differences(graph: IntegerGraph, model: bytes, size: int) -> tuple[int, int]:

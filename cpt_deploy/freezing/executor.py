@@ -182,10 +182,14 @@ def _add(a: Tensor, b: Tensor, qa: QuantizedTensor, qb: QuantizedTensor, qc: Qua
 
 
 def _multiply(a: Tensor, b: Tensor, qa: QuantizedTensor, qb: QuantizedTensor, qc: QuantizedTensor) -> Tensor:
-    """`rint(f32((a − z_a)·(b − z_b)) · f32(f32(s_a·s_b) / s_c)) + z_c`; the product of codes is exact."""
+    """`rint(f32(f32((a − z_a)·(b − z_b)·m) + z_c))`, `m = f32(f32(s_a·s_b) / s_c)`; the product of codes is exact.
+
+    The zero point is added before rounding, which decides ties.
+    """
     product = (a - qa.zero_point) * (b - qb.zero_point)
     multiplier = float((_f32(qa.scale) * _f32(qb.scale)) / _f32(qc.scale))
-    return _requantize(product * torch.tensor(multiplier, dtype=torch.float32), qc)
+    scaled = product * torch.tensor(multiplier, dtype=torch.float32)
+    return _saturate(torch.round(scaled.add_(qc.zero_point)), qc)
 
 
 def _global_average(x: Tensor, source: QuantizedTensor, output: QuantizedTensor) -> Tensor:

@@ -1,0 +1,25 @@
+"""What the README shows is what the benchmarks wrote."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "benchmarks" / "results"
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", re.findall(r"<!-- results/(\w+)\.md -->", README))
+def test_tables_in_the_readme_are_those_that_the_benchmarks_wrote(name: str) -> None:
+    block = re.search(rf"<!-- results/{name}\.md -->\n(.*?)<!-- end -->", README, re.DOTALL)
+    assert block is not None
+    assert block.group(1) == (RESULTS / f"{name}.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json")), ids=lambda path: path.stem)
+def test_every_result_says_the_machine_and_the_versions(path: Path) -> None:
+    machine = json.loads(path.read_text(encoding="utf-8"))["machine"]
+    assert machine["cpu"]
+    assert {"torch", "onnxruntime", "cpt-deploy"} <= set(machine["versions"])
