@@ -31,7 +31,7 @@ def export_run(
         run_dir: The directory of the run.
         bits: Bits of the weights; the run's upper bound if None.
         destination: Where to write; `RUN/bundle-<bits>bit` if None.
-        opset: ONNX opset; the exporter's default if None.
+        opset: ONNX opset; the least at which no weights could be smaller if None.
         force: Whether to export at bits that the run never trained at.
 
     Raises:
@@ -39,7 +39,7 @@ def export_run(
         CheckpointError: If the run is unfinished or damaged.
         BundleError: If the bundle cannot be written.
     """
-    from cpt_deploy.export import DEFAULT_OPSET, ModelIdentity, export_bundle
+    from cpt_deploy.export import ModelIdentity, export_bundle
     from cpt_deploy.training import load_run
 
     run = load_run(run_dir)
@@ -66,7 +66,7 @@ def export_run(
         identity,
         _golden_inputs(run),
         weight_bits=weight_bits,
-        opset=opset or DEFAULT_OPSET,
+        opset=opset,
     )
 
 

@@ -22,7 +22,14 @@ def export(
     destination: Annotated[
         Path | None, typer.Option("--out", help="Directory of the bundle.", show_default="RUN/bundle-<BITS>bit")
     ] = None,
-    opset: Annotated[int | None, typer.Option(help="ONNX opset, 13 to 20.", show_default="17")] = None,
+    opset: Annotated[
+        int | None,
+        typer.Option(
+            help="ONNX opset, 13 to 25. Weights of 3 and 4 bits are packed two to a byte from 21 on, of 2 bits four "
+            "to a byte from 25 on; else a weight takes a byte.",
+            show_default="17, or the least that packs them",
+        ),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Export at bits that the run never trained at.")] = False,
     json_output: JsonFlag = False,
     quiet: QuietFlag = False,

@@ -102,7 +102,7 @@ def test_fewer_bits_agree_too_and_still_fuse(upper: int, weight_bits: int | None
     assert (operators["QLinearConv"], operators["QLinearAdd"], operators["QGemm"]) == (21, 9, 1)
 
 
-@pytest.mark.parametrize("opset", [13, 17, 20])
+@pytest.mark.parametrize("opset", [13, 17, 20, 21, 25])
 def test_every_opset_gives_the_same_logits_and_the_same_kernels(opset: int) -> None:
     graph = frozen(MODELS["resnet20"][0](), (3, 32, 32))
     x = torch.randn(4, 3, 32, 32)
