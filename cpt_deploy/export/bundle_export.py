@@ -13,6 +13,7 @@ from torch import Tensor
 
 from cpt_deploy.bundle import Bundle, BundleContents, CardFields, GoldenSample, Preprocessing, write_bundle
 from cpt_deploy.errors import BundleError
+from cpt_deploy.export.further_formats import write_formats
 from cpt_deploy.export.onnx_writer import write_onnx
 from cpt_deploy.export.packing import smallest_opset
 from cpt_deploy.freezing.executor import IntegerExecutor
@@ -52,6 +53,7 @@ def export_bundle(
     *,
     weight_bits: int | None = None,
     opset: int | None = None,
+    formats: Sequence[str] = (),
 ) -> Bundle:
     """Freeze a trained model and write it as a bundle, all or nothing.
 
@@ -62,12 +64,13 @@ def export_bundle(
         golden_inputs: A few normalised inputs, float32 (N, C, H, W), whose exact codes are stored for self-checks.
         weight_bits: Bits of the cycling layers' weights; None is the upper bound.
         opset: ONNX opset of model.onnx; None takes the least at which nothing could be smaller (`write_onnx`).
+        formats: Further forms of the model, as `cpt_deploy.bundle.FORMATS` names them.
 
     Returns:
         The bundle, opened and verified.
 
     Raises:
-        ConversionError: If the model cannot be frozen.
+        ConversionError: If the model cannot be frozen, or not be written in one of the formats.
         UsageError: If bits or opset are out of range.
         BundleError: If the labels do not fit the logits, or the bundle cannot be written.
     """
@@ -100,6 +103,7 @@ def export_bundle(
         facts=all_facts,
         recipe=identity.recipe,
         card=identity.card,
+        formats=write_formats(graph, formats, golden_inputs),
     )
     return write_bundle(destination, contents=contents)
 
