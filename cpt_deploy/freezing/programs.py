@@ -64,12 +64,16 @@ def load_program(kind: str, source: Path | bytes) -> Program:
 
     Args:
         kind: "torchscript" or "pt2".
-        source: The file or its content. Only load what you trust: the file says what is computed.
+        source: The file or its content. Load only what you trust: PyTorch does not promise that reading a program
+            runs no code of its author.
 
     Raises:
         RuntimeError: If PyTorch cannot read it.
     """
     file = io.BytesIO(source if isinstance(source, bytes) else source.read_bytes())
+    if not zipfile.is_zipfile(file):
+        raise RuntimeError("not an archive as PyTorch writes it")  # torch.export would log a traceback of its own
+    file.seek(0)
     with _quiet():
         module: Program = (
             torch.jit.load(file)  # type: ignore[no-untyped-call]
