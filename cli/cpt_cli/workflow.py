@@ -1,7 +1,7 @@
 """The steps between the library's parts that commands share: from a run to a bundle, and from a bundle to its run."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,13 @@ TRAINED_DIGEST = "trained_sha256"
 
 
 def export_run(
-    run_dir: Path, *, bits: int | None, destination: Path | None, opset: int | None = None, force: bool = False
+    run_dir: Path,
+    *,
+    bits: int | None,
+    destination: Path | None,
+    opset: int | None = None,
+    force: bool = False,
+    formats: Sequence[str] = (),
 ) -> "Bundle":
     """Freeze the trained model of a run and write its bundle.
 
@@ -33,15 +39,17 @@ def export_run(
         run_dir: The directory of the run.
         bits: Bits of the weights; the run's upper bound if None.
         destination: Where to write; `RUN/bundle-<bits>bit` if None.
-        opset: ONNX opset; the exporter's default if None.
+        opset: ONNX opset; the least at which no weights could be smaller if None.
         force: Whether to export at bits that the run never trained at.
+        formats: Further forms of the model, names of `cpt_deploy.bundle.FORMATS`.
 
     Raises:
         UsageError: If the run never trained at these bits and `force` is not set.
+        ConversionError: If the model cannot take one of the formats.
         CheckpointError: If the run is unfinished or damaged.
         BundleError: If the bundle cannot be written.
     """
-    from cpt_deploy.export import DEFAULT_OPSET, ModelIdentity, export_bundle
+    from cpt_deploy.export import ModelIdentity, export_bundle
     from cpt_deploy.training import load_run
 
     run = load_run(run_dir)
@@ -68,7 +76,8 @@ def export_run(
         identity,
         _golden_inputs(run),
         weight_bits=weight_bits,
-        opset=opset or DEFAULT_OPSET,
+        opset=opset,
+        formats=formats,
     )
 
 

@@ -2,6 +2,7 @@
 
 from cpt_deploy.bundle.bundle import Bundle
 from cpt_deploy.bundle.card import CardFields, EvaluationResult
+from cpt_deploy.bundle.formats import FORMATS, ModelFormat, chosen_formats
 from cpt_deploy.bundle.golden import GoldenCheck, GoldenSample, compare_golden
 from cpt_deploy.bundle.images import MAX_PIXELS, decode_image, read_image
 from cpt_deploy.bundle.layout import FORMAT_VERSION
@@ -11,6 +12,7 @@ from cpt_deploy.bundle.runtime import OnnxRuntimeModel
 from cpt_deploy.bundle.writing import BundleContents, update_validation, write_bundle
 
 __all__ = [
+    "FORMATS",
     "FORMAT_VERSION",
     "MAX_PIXELS",
     "Bundle",
@@ -19,9 +21,11 @@ __all__ = [
     "EvaluationResult",
     "GoldenCheck",
     "GoldenSample",
+    "ModelFormat",
     "OnnxRuntimeModel",
     "Prediction",
     "Preprocessing",
+    "chosen_formats",
     "compare_golden",
     "decode_image",
     "read_image",

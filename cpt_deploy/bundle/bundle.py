@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load
 
 from cpt_deploy.bundle.checksums import AGAIN_HINT, read_checksums, verify_checksums
+from cpt_deploy.bundle.formats import FORMATS
 from cpt_deploy.bundle.golden import GoldenSample
 from cpt_deploy.bundle.layout import (
     CONFIG_FILE,
@@ -44,6 +45,7 @@ class Bundle:
         validation: The report of `cpt validate`, if it was run.
         golden: Inputs with the codes that a runtime has to reproduce.
         sha256: Digest of model.onnx, hexadecimal.
+        formats: The forms in which it holds the model, names of `FORMATS`.
     """
 
     path: Path
@@ -56,6 +58,7 @@ class Bundle:
     validation: dict[str, Any] | None
     golden: GoldenSample
     sha256: str
+    formats: tuple[str, ...] = ("onnx", "safetensors")
 
     @classmethod
     def open(cls, path: str | Path, *, verify: bool = True) -> "Bundle":
@@ -94,6 +97,7 @@ class Bundle:
             validation=_read_json(directory, VALIDATION_FILE, digests) if VALIDATION_FILE in digests else None,
             golden=golden,
             sha256=digests[ONNX_FILE],
+            formats=tuple(name for name, known in FORMATS.items() if known.file in digests),
         )
 
     @property

@@ -18,6 +18,7 @@ from cpt_deploy.bundle.bundle import Bundle
 from cpt_deploy.bundle.card import CardFields, EvaluationResult, render_card
 from cpt_deploy.bundle.checksums import checksum_lines, read_checksums
 from cpt_deploy.bundle.directories import replace_directory, replace_files
+from cpt_deploy.bundle.formats import FORMATS
 from cpt_deploy.bundle.golden import GoldenSample
 from cpt_deploy.bundle.preprocessing import Preprocessing
 from cpt_deploy.errors import BundleError
@@ -45,6 +46,7 @@ class BundleContents:
         recipe: The recipe of the training run, as YAML text.
         card: What the model card says beside these facts.
         results: Figures measured before export, for the model card.
+        formats: Content of the model's further files by the name of their format in `FORMATS`.
     """
 
     name: str
@@ -61,6 +63,7 @@ class BundleContents:
     recipe: str | None = None
     card: CardFields = field(default_factory=CardFields)
     results: Sequence[EvaluationResult] = ()
+    formats: Mapping[str, bytes] = field(default_factory=dict)
 
 
 def write_bundle(destination: str | Path, *, contents: BundleContents) -> Bundle:
@@ -97,6 +100,7 @@ def write_bundle(destination: str | Path, *, contents: BundleContents) -> Bundle
             config, contents.labels, contents.preprocessing, contents.results, onnx_bytes=len(contents.onnx)
         ).encode(),
     }
+    parts |= {FORMATS[name].file: content for name, content in contents.formats.items()}
     if contents.recipe is not None:
         parts[layout.RECIPE_FILE] = contents.recipe.encode()
     with _writing(directory):

@@ -13,7 +13,9 @@ from torch import Tensor
 
 from cpt_deploy.bundle import Bundle, BundleContents, CardFields, GoldenSample, Preprocessing, write_bundle
 from cpt_deploy.errors import BundleError
-from cpt_deploy.export.onnx_writer import DEFAULT_OPSET, write_onnx
+from cpt_deploy.export.further_formats import write_formats
+from cpt_deploy.export.onnx_writer import write_onnx
+from cpt_deploy.export.packing import smallest_opset
 from cpt_deploy.freezing.executor import IntegerExecutor
 from cpt_deploy.freezing.freeze import freeze
 from cpt_deploy.freezing.graph import IntegerGraph, to_dict
@@ -50,7 +52,8 @@ def export_bundle(
     golden_inputs: Tensor,
     *,
     weight_bits: int | None = None,
-    opset: int = DEFAULT_OPSET,
+    opset: int | None = None,
+    formats: Sequence[str] = (),
 ) -> Bundle:
     """Freeze a trained model and write it as a bundle, all or nothing.
 
@@ -60,13 +63,14 @@ def export_bundle(
         identity: Name, labels, preprocessing and facts.
         golden_inputs: A few normalised inputs, float32 (N, C, H, W), whose exact codes are stored for self-checks.
         weight_bits: Bits of the cycling layers' weights; None is the upper bound.
-        opset: ONNX opset of model.onnx.
+        opset: ONNX opset of model.onnx; None takes the least at which nothing could be smaller (`write_onnx`).
+        formats: Further forms of the model, as `cpt_deploy.bundle.FORMATS` names them.
 
     Returns:
         The bundle, opened and verified.
 
     Raises:
-        ConversionError: If the model cannot be frozen.
+        ConversionError: If the model cannot be frozen, or not be written in one of the formats.
         UsageError: If bits or opset are out of range.
         BundleError: If the labels do not fit the logits, or the bundle cannot be written.
     """
@@ -76,6 +80,7 @@ def export_bundle(
         raise BundleError(
             f"Expected a label for each of the model's {output.shape} logits, but got {len(identity.labels)}"
         )
+    opset = smallest_opset(graph) if opset is None else opset
     bits = weight_bits or max(operation.bits for operation in graph.weighted())
     all_facts = {
         "weight_bits": bits,
@@ -98,6 +103,7 @@ def export_bundle(
         facts=all_facts,
         recipe=identity.recipe,
         card=identity.card,
+        formats=write_formats(graph, formats, golden_inputs),
     )
     return write_bundle(destination, contents=contents)
 

@@ -13,6 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from cpt_deploy import __version__
 from cpt_deploy.errors import UsageError
+from cpt_deploy.export.packing import packed_tensor, smallest_opset
 from cpt_deploy.export.stem import STRIDE, Stem, align_stem
 from cpt_deploy.freezing.graph import (
     Add,
@@ -35,12 +36,11 @@ from cpt_deploy.freezing.graph import (
 
 INPUT_NAME = "image"
 OUTPUT_NAME = "logits"
-DEFAULT_OPSET = 17
 LEAST_OPSET = 13  # per-channel DequantizeLinear
-MOST_OPSET = 20  # from 21 on other quantization tools refuse the file
+MOST_OPSET = 25
 
 
-def write_onnx(graph: IntegerGraph, *, opset: int = DEFAULT_OPSET, metadata: dict[str, str] | None = None) -> bytes:
+def write_onnx(graph: IntegerGraph, *, opset: int | None = None, metadata: dict[str, str] | None = None) -> bytes:
     """Return the ONNX file of an integer graph.
 
     Input "image" is float32 (N, *input shape), output "logits" float32 (N, classes); N is free. The uint8 tensor of
@@ -48,12 +48,14 @@ def write_onnx(graph: IntegerGraph, *, opset: int = DEFAULT_OPSET, metadata: dic
 
     Args:
         graph: The frozen network.
-        opset: ONNX opset, 13 to 20.
+        opset: ONNX opset, 13 to 25. Up to 20 all weight codes are stored as int8; from 21 on those of at most 4 bits as
+            INT4, from 25 on those of 2 bits as INT2. None takes the least opset at which nothing could be smaller.
         metadata: Entries of the file's metadata_props.
 
     Raises:
-        UsageError: If the opset is outside 13 to 20.
+        UsageError: If the opset is outside 13 to 25.
     """
+    opset = smallest_opset(graph) if opset is None else opset
     if not LEAST_OPSET <= opset <= MOST_OPSET:
         raise UsageError(f"Expected an opset from {LEAST_OPSET} to {MOST_OPSET}, but got {opset}")
     return _Writer(graph, opset).write(metadata or {})
@@ -158,10 +160,10 @@ class _Writer:
     def _emit_weighted(self, operation: Convolution | FullyConnected, output: QuantizedTensor, result: str) -> None:
         name = operation.inputs[0]
         if isinstance(operation, FullyConnected):
-            weight = self._weight(operation, operation.executed_codes)
+            weight = self._weight(operation, operation.codes)
             self._node("Gemm", [self._real(name), weight, self._bias(operation)], result, transB=1)
             return
-        codes, strides, pads = operation.executed_codes, operation.strides, operation.pads
+        codes, strides, pads = operation.codes, operation.strides, operation.pads
         stem = align_stem(operation, self.graph.tensors[name], output)
         if stem is None:
             source = self._real(name)
@@ -198,13 +200,29 @@ class _Writer:
         return f"{codes}.real"
 
     def _weight(self, operation: WeightedOperation, codes: Codes) -> str:
+        """Return the real values of a layer's codes, which may be rearranged but are not shifted."""
         name = operation.output
-        stored = self._constant(f"{name}.weight_codes", codes)
+        stored = self._executed_codes(operation, codes)
         scales = self._constant(f"{name}.weight_scales", operation.scales)
         # without an explicit zero point Conv fuses but Gemm does not
         zeros = self._constant(f"zeros_{len(operation.scales)}", np.zeros(len(operation.scales), dtype=np.int8))
         self._node("DequantizeLinear", [stored, scales, zeros], f"{name}.weight", axis=0)
         return f"{name}.weight"
+
+    def _executed_codes(self, operation: WeightedOperation, codes: Codes) -> str:
+        """Return the int8 codes that multiply activations; packed ones are unpacked and shifted at load."""
+        name = f"{operation.output}.weight_codes"
+        packed = packed_tensor(name, codes, operation.bits, self.opset)
+        if packed is None:
+            return self._constant(name, codes << np.int8(operation.shift))
+        self.constants[name] = packed
+        unpacked = executed = f"{operation.output}.weight_int8"
+        self._node("Cast", [name], unpacked, to=TensorProto.INT8)
+        if operation.shift:
+            executed = f"{operation.output}.weight_shifted"
+            factor = self._constant(f"power_{operation.shift}", np.array(2**operation.shift, dtype=np.int8))
+            self._node("Mul", [unpacked, factor], executed)
+        return executed
 
     def _bias(self, operation: WeightedOperation) -> str:
         name, source = operation.output, self.graph.tensors[operation.inputs[0]]

@@ -19,7 +19,7 @@ class Stem:
     """A convolution after its input was rearranged.
 
     Attributes:
-        codes: Weight codes over the rearranged channels.
+        codes: Weight codes over the rearranged channels, not shifted.
         strides: Strides of the convolution.
         pads: Padding, ONNX order.
         added_channels: How many channels of real zero are appended to the input; 0 if it goes space-to-depth.
@@ -45,7 +45,7 @@ def align_stem(operation: Convolution, source: QuantizedTensor, output: Quantize
         if stem is not None:
             return stem
     missing = CHANNEL_BLOCK - channels
-    codes = np.pad(operation.executed_codes, [(0, 0), (0, missing), *[(0, 0)] * (operation.codes.ndim - 2)])
+    codes = np.pad(operation.codes, [(0, 0), (0, missing), *[(0, 0)] * (operation.codes.ndim - 2)])
     return Stem(codes, operation.strides, operation.pads, missing)
 
 
@@ -63,7 +63,7 @@ def _space_to_depth(operation: Convolution, source: QuantizedTensor, output: Qua
         begins.append(begin)
         ends.append(end)
         paddings.append((shift, blocks * STRIDE - kernel - shift))
-    codes = np.pad(operation.executed_codes, paddings)
+    codes = np.pad(operation.codes, paddings)
     out_channels, channels, height, width = codes.shape
     blocked = codes.reshape(out_channels, channels, height // STRIDE, STRIDE, width // STRIDE, STRIDE)
     # SpaceToDepth orders its channels by (row in block, column in block, channel)

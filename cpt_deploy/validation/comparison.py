@@ -18,7 +18,7 @@ class RuntimeResult:
     """How one runtime did.
 
     Args:
-        name: "trained", "executor", "onnxruntime" or "onnxruntime-unoptimized".
+        name: "trained", "executor", "onnxruntime", "onnxruntime-unoptimized", or a further format of the bundle.
         accuracy: Share of right labels with its 95 % interval.
         finite: Whether every logit was a finite number.
     """
@@ -40,6 +40,7 @@ class PairResult:
         only_first_right: Samples that only the first labels rightly.
         only_second_right: Samples that only the second labels rightly.
         p_value: Of McNemar's exact test that both are equally accurate.
+        other_logits: Number of logits that are not the same number.
     """
 
     first: str
@@ -49,6 +50,7 @@ class PairResult:
     only_first_right: int
     only_second_right: int
     p_value: float
+    other_logits: int = 0
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,7 @@ class RuntimeComparison:
         self._finite = dict.fromkeys(names, True)
         self._worst: dict[tuple[str, str], float] = dict.fromkeys(self.pairs, 0.0)
         self._other_labels = dict.fromkeys(self.pairs, 0)
+        self._other_logits = dict.fromkeys(self.pairs, 0)
 
     def add(self, logits: Mapping[str, Logits], labels: npt.NDArray[np.int64]) -> None:
         """Add a batch.
@@ -103,6 +106,7 @@ class RuntimeComparison:
                 difference = np.abs(logits[first].astype(np.float64) - logits[second])
                 self._worst[pair] = max(self._worst[pair], float(difference.max(initial=0.0)))
             self._other_labels[pair] += int((predicted[first] != predicted[second]).sum())
+            self._other_logits[pair] += int((logits[first] != logits[second]).sum())
 
     def runtimes(self) -> tuple[RuntimeResult, ...]:
         """Return the result of each runtime."""
@@ -128,6 +132,7 @@ class RuntimeComparison:
             only_first_right=only_first,
             only_second_right=only_second,
             p_value=mcnemar_exact(only_first, only_second),
+            other_logits=self._other_logits[first, second],
         )
 
 

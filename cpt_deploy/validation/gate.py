@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from cpt_deploy.bundle import FORMATS
 from cpt_deploy.validation.report import ValidationReport
 
 
@@ -41,6 +42,9 @@ def _exactness_reasons(report: ValidationReport) -> list[str]:
             f"{report.mismatching_integers} of {report.compared_integers} integers differ, "
             f"first in {first.name!r}, the result of {first.operator} (by up to {first.worst_difference})"
         )
+    for pair in report.comparisons:
+        if pair.first in FORMATS and pair.other_logits:
+            reasons.append(f"{pair.other_logits} logits of {FORMATS[pair.first].file} differ from onnxruntime's")
     golden = report.golden
     if golden.mismatches:
         reasons.append(f"{golden.mismatches} of {golden.values} codes of the golden sample were not reproduced")

@@ -1,7 +1,7 @@
 """Running the same batches through every runtime and collecting what they compute."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -38,6 +38,7 @@ class Subject:
         trained: The trained model, if it is there.
         executor: The integer model, if it is to be compared.
         tapped: The file with its quantized tensors as outputs, if they are to be compared with the integer model's.
+        formats: Further forms of the model by name.
     """
 
     served: OnnxRuntimeModel
@@ -45,12 +46,13 @@ class Subject:
     trained: TrainedModel | None
     executor: IntegerModel | None
     tapped: TappedModel | None
+    formats: Mapping[str, TrainedModel] = field(default_factory=dict)
 
     def runtimes(self) -> list[str]:
         """Return the names of the runtimes."""
         trained = ["trained"] if self.trained is not None else []
         executor = ["executor"] if self.executor is not None else []
-        return [*trained, *executor, "onnxruntime", "onnxruntime-unoptimized"]
+        return [*trained, *executor, "onnxruntime", "onnxruntime-unoptimized", *self.formats]
 
     def pairs(self) -> list[tuple[str, str]]:
         """Return the pairs of runtimes that tell something."""
@@ -103,6 +105,7 @@ def measure(
             logits["executor"], codes = subject.executor.run(inputs)
             if inside is not None:
                 inside.add(inputs, codes, served)
+        logits |= {name: _checked(program(inputs), served) for name, program in subject.formats.items()}
         runtimes.add(logits, labels)
         done += len(labels)
         if reporter is not None:

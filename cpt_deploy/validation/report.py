@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from cpt_deploy.bundle import EvaluationResult
+from cpt_deploy.bundle import FORMATS, EvaluationResult
 from cpt_deploy.validation.comparison import PairResult, RuntimeResult, TensorResult
 from cpt_deploy.validation.hardware import CpuInfo
 from cpt_deploy.validation.saturation import LayerSaturation
@@ -188,7 +188,9 @@ class ValidationReport:
         ]
 
 
-_CARD_NAMES = {"onnxruntime": "onnxruntime", "trained": "trained model", "executor": "integer executor"}
+_CARD_NAMES = {"onnxruntime": "onnxruntime", "trained": "trained model", "executor": "integer executor"} | {
+    name: known.title for name, known in FORMATS.items() if not known.always
+}
 
 
 def _runtime_entry(runtime: RuntimeResult) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from PIL import Image
 
 from cpt_deploy.bundle import Bundle, OnnxRuntimeModel
 from cpt_deploy.errors import DataError, UsageError
+from cpt_deploy.validation.formats import load_formats, program_files
 from cpt_deploy.validation.gate import judge
 from cpt_deploy.validation.hardware import read_cpu, software_versions
 from cpt_deploy.validation.integer_model import BundledIntegerModel, IntegerModel
@@ -75,8 +76,8 @@ def validate(
     """Measure a bundle on labelled images.
 
     On the same samples, preprocessed as the bundle says, run: the trained model (if given), the integer executor,
-    onnxruntime as it serves, and onnxruntime with its optimizations off. Compared are accuracies, logits, and every
-    integer of every quantized tensor between the executor and onnxruntime.
+    onnxruntime as it serves and with its optimizations off, and each further format of the bundle. Compared are
+    accuracies, logits, and every integer of every quantized tensor between the executor and onnxruntime.
 
     Args:
         bundle: The bundle.
@@ -85,7 +86,7 @@ def validate(
         integer_model: What onnxruntime's integers are compared with: the executor on the bundle's own graph, another
             one, or none. If PyTorch or `onnx` is missing, the integers are not compared and a note says so.
         max_drop: Most points of accuracy that onnxruntime may lie below the trained model.
-        require_exact: Whether any differing integer fails the bundle.
+        require_exact: Whether any differing integer fails the bundle, and any differing logit of a further format.
         limit: Measure this many samples, spread evenly over the set; `None` takes all.
         reporter: Hears of the progress.
 
@@ -97,7 +98,7 @@ def validate(
             is out of range.
         MissingExtraError: If exactness is required and PyTorch or `onnx` is not installed.
         DataError: If the data set does not fit the bundle, or an image cannot be read.
-        BundleError: If onnxruntime cannot run the bundle.
+        BundleError: If onnxruntime cannot run the bundle, or PyTorch one of its further formats.
     """
     gate = Gate(max_drop, require_exact)
     _check_arguments(gate, trained, integer_model, limit)
@@ -190,6 +191,7 @@ def _subject(
         notes.append("the integer executor did not run: PyTorch is not installed")
     if not with_onnx:
         notes.append("operators and inner integers were not looked at: the package onnx is not installed")
+    notes += [] if with_torch else [f"{file} did not run: PyTorch is not installed" for file in program_files(bundle)]
     look_inside = integer_model is not None and (with_onnx or gate.require_exact)
     subject = Subject(
         served=OnnxRuntimeModel(bundle.onnx_path, threads=None),
@@ -197,6 +199,7 @@ def _subject(
         trained=trained,
         executor=BundledIntegerModel(bundle) if integer_model == "bundled" else integer_model,
         tapped=tap_model(bundle.onnx_path.read_bytes()) if look_inside else None,
+        formats=load_formats(bundle) if with_torch or gate.require_exact else {},
     )
     return subject, notes
 

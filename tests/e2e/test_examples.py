@@ -2,10 +2,14 @@
 
 import importlib.util
 import json
+import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
+from onnx import numpy_helper
 
 from cpt_cli.main import main
 
@@ -41,6 +45,34 @@ def test_a_model_by_import_path_trains_and_exports(tmp_path, capsys, monkeypatch
     assert main(["export", str(run), "--json"]) == 0
     printed = capsys.readouterr().out.splitlines()
     assert json.loads(printed[-1])["golden"]["mismatches"] == 0
+
+
+def test_numpy_alone_reads_the_weights_that_are_executed(tmp_path, run_dir):
+    assert main(["export", str(run_dir), "--bits", "4", "--out", str(tmp_path / "bundle"), "--quiet"]) == 0
+    weights = load("read_codes").read_weights(tmp_path / "bundle")
+    stored = onnx.load(tmp_path / "bundle" / "model.onnx")
+    constants = {entry.name: numpy_helper.to_array(entry) for entry in stored.graph.initializer}
+    assert set(weights) == {name.removesuffix(".weight_codes") for name in constants if name.endswith(".weight_codes")}
+    for name, weight in weights.items():
+        codes, scales = constants[f"{name}.weight_codes"], constants[f"{name}.weight_scales"]
+        shift = 4 if codes.dtype.name == "int4" else 0
+        rearranged = codes.shape != weight.shape  # the first convolution is padded to four channels
+        executed = codes[:, : weight.shape[1]] if rearranged else codes
+        expected = (executed.astype(np.float32) * 2**shift) * scales.reshape(-1, *[1] * (codes.ndim - 1))
+        assert np.array_equal(weight, expected)
+
+
+def test_the_reader_needs_nothing_but_numpy(bundle):
+    code = (
+        "import runpy, sys\n"
+        "sys.modules |= dict.fromkeys(('cpt_deploy', 'torch', 'safetensors', 'onnx', 'onnxruntime'))\n"
+        "sys.argv = sys.argv[1:]\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')\n"
+    )
+    program = EXAMPLES / "read_codes.py"
+    assert len(program.read_text().splitlines()) <= 30
+    done = subprocess.run([sys.executable, "-c", code, program, bundle], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[0].startswith("conv1: (16, 1, 3, 3), ")
 
 
 def test_the_client_of_the_standard_library_gets_predictions(server, digits, capsys, tmp_path):

@@ -102,7 +102,41 @@ def test_the_same_run_exports_at_fewer_bits(here, capsys, run_dir, tmp_path):
     assert "passed" in capsys.readouterr().out
 
 
+def test_further_formats_are_exported_and_validated(here, capsys, run_dir, tmp_path):
+    words = ["--format", "torchscript", "--format", "onnx,pt2"]
+    assert main(["export", str(run_dir), "--bits", "4", "--out", str(tmp_path / "four"), *words, "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["formats"] == ["onnx", "safetensors", "torchscript", "pt2"]
+    assert printed["facts"]["opset"] == 21
+    assert {"model.torchscript", "model.pt2"} <= set(printed["files_bytes"])
+    words = ["--data", "digits", "--limit", "100", "--run", str(run_dir), "--max-drop", "10"]
+    assert main(["validate", str(tmp_path / "four"), *words]) == 0
+    shown = capsys.readouterr().out
+    assert "logits of model.torchscript     none differ from onnxruntime's" in shown
+    assert "torch.export program" in shown
+    report = json.loads((tmp_path / "four" / "validation.json").read_text())
+    assert [entry["other_logits"] for entry in report["comparisons"] if entry["first"] in {"torchscript", "pt2"}] == [
+        0,
+        0,
+    ]
+
+
+def test_the_opset_decides_whether_weights_are_packed(here, capsys, run_dir, tmp_path):
+    sizes = []
+    for opset in (17, 21):
+        words = ["--bits", "3", "--out", str(tmp_path / "three"), "--opset", str(opset), "--json"]
+        assert main(["export", str(run_dir), *words]) == 0
+        sizes.append(json.loads(capsys.readouterr().out)["files_bytes"]["model.onnx"])
+    assert sizes[1] < 0.8 * sizes[0]
+
+
 # Bad input
+
+
+def test_an_unknown_format_is_refused_before_anything_is_done(here, capsys, run_dir, tmp_path):
+    error = fails(capsys, 2, "export", run_dir, "--format", "torchscipt", "--out", tmp_path / "bundle")
+    assert "did you mean torchscript" in error
+    assert not (tmp_path / "bundle").exists()
 
 
 def test_bits_that_were_never_trained_are_refused_without_force(here, capsys, run_dir, tmp_path):

@@ -1,5 +1,6 @@
 """`cpt export`: freeze a trained model to integers and write the bundle that ships."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +14,23 @@ if TYPE_CHECKING:
     from cpt_deploy.bundle import Bundle, GoldenCheck
 
 
-def export(
+def _list_formats(value: bool) -> None:
+    if not value:
+        return
+    from cpt_deploy.bundle import FORMATS
+
+    out.table(
+        ("format", "file", "read by", "holds", "exported"),
+        [
+            (name, known.file, known.needs, known.holds, "always" if known.always else f"with --format {name}")
+            for name, known in FORMATS.items()
+        ],
+    )
+    out.result({"formats": {name: asdict(known) for name, known in FORMATS.items()}})
+    raise typer.Exit
+
+
+def export(  # noqa: PLR0913, PLR0917  the options are its parameters
     run: Annotated[Path, typer.Argument(help="Directory that cpt train wrote.")],
     bits: Annotated[
         int | None,
@@ -22,7 +39,26 @@ def export(
     destination: Annotated[
         Path | None, typer.Option("--out", help="Directory of the bundle.", show_default="RUN/bundle-<BITS>bit")
     ] = None,
-    opset: Annotated[int | None, typer.Option(help="ONNX opset, 13 to 20.", show_default="17")] = None,
+    opset: Annotated[
+        int | None,
+        typer.Option(
+            help="ONNX opset, 13 to 25. Weights of 3 and 4 bits are packed two to a byte from 21 on, of 2 bits four "
+            "to a byte from 25 on; else a weight takes a byte.",
+            show_default="17, or the least that packs them",
+        ),
+    ] = None,
+    format_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--format",
+            help="Further forms of the model, joined by commas or repeated; --list-formats.",
+            metavar="NAMES",
+        ),
+    ] = None,
+    list_formats: Annotated[
+        bool,
+        typer.Option("--list-formats", help="List the formats and exit.", callback=_list_formats, is_eager=True),
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Export at bits that the run never trained at.")] = False,
     json_output: JsonFlag = False,
     quiet: QuietFlag = False,
@@ -34,8 +70,10 @@ def export(
     training data first. A bundle of the same name is replaced; nothing half-written is ever left.
     """
     from cpt_cli.workflow import export_run
+    from cpt_deploy.bundle import chosen_formats
 
-    bundle = export_run(run, bits=bits, destination=destination, opset=opset, force=force)
+    formats_ = chosen_formats(format_ or ())
+    bundle = export_run(run, bits=bits, destination=destination, opset=opset, force=force, formats=formats_)
     check = show_export(bundle)
     if out.quiet:
         out.line(formats.path(bundle.path))
@@ -43,6 +81,7 @@ def export(
         {
             "bundle": bundle.path,
             "name": bundle.name,
+            "formats": bundle.formats,
             "facts": bundle.facts,
             "sha256": bundle.sha256,
             "files_bytes": _files(bundle),
@@ -85,5 +124,6 @@ COMMAND = Command(
     examples=(
         "cpt export runs/digits --bits 8",
         "cpt export runs/digits --bits 4 --out digits-4bit  # the same run at 4 bits",
+        "cpt export runs/digits --format torchscript,pt2  # for programs that have PyTorch but not onnxruntime",
     ),
 )

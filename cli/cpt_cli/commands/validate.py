@@ -115,6 +115,8 @@ def _can_compare_integers() -> bool:
 
 def show_report(report: "ValidationReport") -> None:
     """Print what was measured, other labels and logits against onnxruntime, and what was not measured."""
+    from cpt_deploy.bundle import FORMATS
+
     for note in report.notes:
         out.note(f"note: {note}")
     if out.quiet:
@@ -136,6 +138,11 @@ def show_report(report: "ValidationReport") -> None:
         "integers": integers + (f", first difference in {differing.name}" if differing else ""),
         "golden sample": f"{golden.values - golden.mismatches} of {golden.values} codes reproduced",
     }
+    facts |= {
+        f"logits of {FORMATS[pair.first].file}": f"{pair.other_logits or 'none'} differ from onnxruntime's"
+        for pair in report.comparisons
+        if pair.first in FORMATS
+    }
     if report.graph is not None:
         floats = ", ".join(f"{count} {name}" for name, count in report.graph.float_operators.items())
         facts["operators left in float"] = floats or "none"
@@ -152,6 +159,8 @@ _NAMES = {
     "executor": "integer executor",
     "onnxruntime": "onnxruntime",
     "onnxruntime-unoptimized": "onnxruntime, not optimized",
+    "torchscript": "TorchScript",
+    "pt2": "torch.export program",
 }
 
 

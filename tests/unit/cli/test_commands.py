@@ -113,6 +113,15 @@ def test_an_edited_bundle_is_refused(capsys, command, bundle, red):
     assert "edited" in err[0]
 
 
+def test_the_formats_are_listed_without_a_run(capsys):
+    code, out, _ = run(capsys, "export", "--list-formats")
+    assert code == 0
+    assert [line.split()[0] for line in out.splitlines()[3:] if line] == ["onnx", "safetensors", "torchscript", "pt2"]
+    code, out, _ = run(capsys, "export", "--list-formats", "--json")
+    assert code == 0
+    assert json.loads(out)["formats"]["pt2"]["file"] == "model.pt2"
+
+
 def test_validate_without_data_checks_the_golden_sample(capsys, shared_bundle):
     code, out, _ = run(capsys, "validate", shared_bundle.path)
     assert code == 0

@@ -17,6 +17,7 @@ from torchvision.models import get_model
 
 from cpt_deploy.export import write_onnx
 from cpt_deploy.freezing import IntegerExecutor, IntegerGraph, freeze
+from cpt_deploy.freezing.programs import load_program, write_torchscript
 from cpt_deploy.models import build_model
 from cpt_deploy.quantization import QuantizationConfig, prepare, settle
 from cpt_deploy.validation.operators import float_operators, optimized_operators
@@ -62,6 +63,8 @@ def assert_exact(graph: IntegerGraph, x: Tensor, threads: int = 1) -> None:
     assert np.array_equal(executor(x).numpy(), served["logits"])
     # what is served is the file without these extra outputs
     assert np.array_equal(run_onnxruntime(write_onnx(graph), x, ["logits"])["logits"], served["logits"])
+    # the traced executor is a file of its own
+    assert np.array_equal(load_program("torchscript", write_torchscript(graph))(x).numpy(), served["logits"])
 
 
 MODELS: dict[str, tuple[Callable[[], nn.Module], int]] = {
@@ -102,7 +105,7 @@ def test_fewer_bits_agree_too_and_still_fuse(upper: int, weight_bits: int | None
     assert (operators["QLinearConv"], operators["QLinearAdd"], operators["QGemm"]) == (21, 9, 1)
 
 
-@pytest.mark.parametrize("opset", [13, 17, 20])
+@pytest.mark.parametrize("opset", [13, 17, 20, 21, 25])
 def test_every_opset_gives_the_same_logits_and_the_same_kernels(opset: int) -> None:
     graph = frozen(MODELS["resnet20"][0](), (3, 32, 32))
     x = torch.randn(4, 3, 32, 32)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from cpt_deploy.freezing.executor import _add, _global_average, _multiply
+from cpt_deploy.freezing.arithmetic import add, global_average, multiply
 from cpt_deploy.freezing.graph import QuantizedTensor
 
 CODES = np.arange(256, dtype=np.uint8)
@@ -34,7 +34,7 @@ def session(kind: str, names: list[str], **attributes: int) -> onnxruntime.Infer
 
 
 BINARY = ["a", "scale_a", "zero_a", "b", "scale_b", "zero_b", "scale_y", "zero_y"]
-KERNELS = {"QLinearMul": _multiply, "QLinearAdd": _add}
+KERNELS = {"QLinearMul": multiply, "QLinearAdd": add}
 SESSIONS = {kind: session(kind, BINARY) for kind in KERNELS}
 MEAN = session("QLinearGlobalAveragePool", ["x", "scale_x", "zero_x", "scale_y", "zero_y"], channels_last=0)
 
@@ -63,14 +63,14 @@ def test_every_pair_of_codes_agrees(
     a, b, y = tensor(scale_a, zero_a), tensor(scale_b, zero_b), tensor(scale_y, zero_y)
     feed = {"a": LEFT, "b": RIGHT, **parameters("a", a), **parameters("b", b), **parameters("y", y)}
     served = SESSIONS[kind].run(None, feed)[0]
-    codes = KERNELS[kind](torch.from_numpy(LEFT).float(), torch.from_numpy(RIGHT).float(), a, b, y)
+    codes = KERNELS[kind]([torch.from_numpy(LEFT).float(), torch.from_numpy(RIGHT).float()], [a, b], y)
     assert np.array_equal(codes.numpy(), served)
 
 
 @given(st.integers(1, 9), scales, scales, zero_points, zero_points, st.integers(0, 1000))
 @settings(deadline=None, max_examples=60)
 def test_means_agree(side: int, scale_x: float, scale_y: float, zero_x: int, zero_y: int, seed: int) -> None:
-    x, y = tensor(scale_x, zero_x), tensor(scale_y, zero_y)
+    x, y = QuantizedTensor("x", scale_x, zero_x, 8, (300, side, side)), tensor(scale_y, zero_y)
     codes = np.random.default_rng(seed).integers(0, 256, (1, 300, side, side)).astype(np.uint8)
     served = MEAN.run(None, {"x": codes, **parameters("x", x), **parameters("y", y)})[0]
-    assert np.array_equal(_global_average(torch.from_numpy(codes).float(), x, y).numpy(), served)
+    assert np.array_equal(global_average(torch.from_numpy(codes).float(), x, y).numpy(), served)

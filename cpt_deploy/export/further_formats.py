@@ -1,0 +1,48 @@
+"""The further forms of a model in a bundle, each compared with the integer executor before it is kept."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from cpt_deploy.bundle import FORMATS
+from cpt_deploy.errors import ConversionError
+from cpt_deploy.freezing.executor import IntegerExecutor
+from cpt_deploy.freezing.graph import IntegerGraph
+from cpt_deploy.freezing.programs import WRITERS, load_program
+
+
+def write_formats(graph: IntegerGraph, formats: Sequence[str], inputs: Tensor) -> dict[str, bytes]:
+    """Return the content of a graph's file in each format that PyTorch writes, by the format's name.
+
+    Args:
+        graph: The frozen network.
+        formats: Names of `FORMATS`; those that each bundle has are left out.
+        inputs: Normalised inputs, float32 (N, C, H, W), on which a file has to give the executor's logits.
+
+    Raises:
+        ConversionError: If the network cannot take a format, or its file computes something else.
+    """
+    inputs = inputs.detach().cpu().to(torch.float32)
+    expected = IntegerExecutor(graph)(inputs)
+    files = {}
+    for name in formats:
+        if name not in WRITERS:
+            continue
+        title = FORMATS[name].title
+        try:
+            files[name] = WRITERS[name](graph)
+            logits = load_program(name, files[name])(inputs)
+        except (RuntimeError, TypeError, ValueError) as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise ConversionError(
+                f"Expected a model that PyTorch can write as {title}, but got: {reason}",
+                hint=f"leave the format {name} out; {FORMATS['onnx'].file} does not depend on it",
+            ) from error
+        if not torch.equal(logits, expected):
+            raise ConversionError(
+                f"Expected the {title} to give the executor's logits, but {int((logits != expected).sum())} of "
+                f"{expected.numel()} differ",
+                hint=f"leave the format {name} out; {FORMATS['onnx'].file} does not depend on it",
+            )
+    return files

@@ -1,0 +1,43 @@
+"""Weight codes of few bits in the file: two or four to a byte, brought to int8 when a session is created.
+
+onnxruntime computes what depends on constants alone when it loads a file, so a layer whose packed codes are cast to
+int8 by operators of their own fuses as if they had been stored as int8. A layer whose DequantizeLinear reads packed
+codes itself stays in float.
+"""
+
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from cpt_deploy.freezing.graph import Codes, IntegerGraph
+
+#: Opset of a file in which nothing is packed.
+DEFAULT_OPSET = 17
+#: The first opsets with the types that hold two and four codes in a byte.
+INT4_OPSET, INT2_OPSET = 21, 25
+
+#: Most bits of the codes, first opset, type; the smallest type first. Codes are symmetric: 2 bits are −1, 0 and 1.
+_PACKED = ((2, INT2_OPSET, TensorProto.INT2), (4, INT4_OPSET, TensorProto.INT4))
+
+
+def smallest_opset(graph: IntegerGraph) -> int:
+    """Return the least opset at which each layer's codes take as few bits as ONNX has a type for.
+
+    That is 17 while all weights have 5 bits or more, 21 (INT4) with weights of 3 or 4, 25 (INT2) with weights of 2.
+    """
+    fewest = min((operation.bits for operation in graph.weighted()), default=8)
+    return next((opset for bits, opset, _ in _PACKED if fewest <= bits), DEFAULT_OPSET)
+
+
+def packed_tensor(name: str, codes: Codes, bits: int, opset: int) -> onnx.TensorProto | None:
+    """Return codes as an initializer of the smallest type that an opset has for them, or None if that is int8.
+
+    Args:
+        name: Name of the initializer.
+        codes: Weight codes of any shape, not shifted.
+        bits: Their bits: they lie within ±(2^(bits − 1) − 1).
+        opset: ONNX opset of the file.
+    """
+    for most_bits, least_opset, kind in _PACKED:
+        if bits <= most_bits and opset >= least_opset:
+            return numpy_helper.from_array(codes.astype(helper.tensor_dtype_to_np_dtype(kind)), name)
+    return None

@@ -1,0 +1,172 @@
+"""Bundles that hold a model in further formats, and what is refused."""
+
+import hashlib
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from cpt_deploy.bundle import FORMATS, Bundle, OnnxRuntimeModel, Preprocessing, chosen_formats
+from cpt_deploy.bundle.checksums import checksum_lines, read_checksums, verify_checksums
+from cpt_deploy.errors import BundleError, ConversionError, UsageError
+from cpt_deploy.export import ModelIdentity, export_bundle, further_formats
+from cpt_deploy.freezing import freeze
+from cpt_deploy.freezing.programs import WRITERS, load_program
+from cpt_deploy.models import build_model
+from cpt_deploy.quantization import QuantizationConfig, QuantizedModel, prepare, settle
+from cpt_deploy.validation import validate
+
+IDENTITY = ModelIdentity(
+    "net",
+    "tiny",
+    tuple(f"class {i}" for i in range(10)),
+    Preprocessing(channels=1, size=(8, 8), mean=(0.5,), std=(0.5,)),
+)
+
+
+class Noise:
+    """Images of noise with labels that no network can know."""
+
+    name, split, classes = "noise", "test", IDENTITY.labels
+    labels = np.arange(70, dtype=np.int64) % 10
+
+    def image(self, index: int, /) -> np.ndarray:
+        return np.random.default_rng(index).integers(0, 256, (8, 8), dtype=np.uint8)
+
+    def digest(self) -> str:
+        return "0" * 64
+
+    def __len__(self) -> int:
+        return 70
+
+
+@pytest.fixture(scope="module")
+def model() -> QuantizedModel:
+    torch.manual_seed(0)
+    network = build_model("tiny", num_classes=10, in_channels=1, input_size=(8, 8))
+    prepared = prepare(network, QuantizationConfig(), (1, 8, 8))
+    settle(prepared, [torch.randn(8, 1, 8, 8) for _ in range(2)])
+    return prepared.eval()
+
+
+@pytest.fixture(scope="module")
+def bundle(model: QuantizedModel, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    path = tmp_path_factory.mktemp("bundles") / "bundle"
+    return export_bundle(model, path, IDENTITY, torch.randn(4, 1, 8, 8), formats=("torchscript", "pt2"))
+
+
+def test_a_bundle_lists_and_checks_the_files_of_its_formats(bundle: Bundle) -> None:
+    assert bundle.formats == tuple(FORMATS)
+    assert {known.file for known in FORMATS.values()} <= set(verify_checksums(bundle.path))
+
+
+def test_without_further_formats_a_bundle_is_what_it_was(model: QuantizedModel, tmp_path: Path) -> None:
+    bundle = export_bundle(model, tmp_path / "bundle", IDENTITY, torch.randn(4, 1, 8, 8))
+    assert bundle.formats == ("onnx", "safetensors")
+    assert not {"model.pt2", "model.torchscript"} & {path.name for path in bundle.path.iterdir()}
+
+
+def test_a_bundle_with_formats_is_replaced_as_any_other(model: QuantizedModel, bundle: Bundle, tmp_path: Path) -> None:
+    shutil.copytree(bundle.path, tmp_path / "bundle")
+    again = export_bundle(model, tmp_path / "bundle", IDENTITY, torch.randn(4, 1, 8, 8), formats=("pt2",))
+    assert again.formats == ("onnx", "safetensors", "pt2")
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_each_file_computes_what_model_onnx_computes(bundle: Bundle, kind: str) -> None:
+    x = torch.randn(9, 1, 8, 8)
+    logits = load_program(kind, bundle.path / FORMATS[kind].file)(x)
+    assert np.array_equal(logits.numpy(), OnnxRuntimeModel(bundle.onnx_path).run(x.numpy()))
+
+
+def test_validation_runs_every_format_on_the_same_samples(bundle: Bundle) -> None:
+    report = validate(bundle, Noise(), require_exact=True)
+    assert report.passed
+    assert [runtime.name for runtime in report.runtimes][-2:] == ["torchscript", "pt2"]
+    assert report.runtime("pt2").accuracy == report.runtime("onnxruntime").accuracy
+    compared = {pair.first: pair for pair in report.comparisons if pair.first in WRITERS}
+    assert list(compared) == ["torchscript", "pt2"]
+    assert {pair.other_logits for pair in compared.values()} == {0}
+    assert {"TorchScript", "torch.export program"} <= {result.runtime for result in report.evaluation_results()}
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_a_file_of_another_network_fails_exactness(
+    model: QuantizedModel, bundle: Bundle, tmp_path: Path, kind: str
+) -> None:
+    graph = freeze(model)
+    first, *others = graph.operations
+    codes = first.codes.copy()
+    codes.flat[np.abs(codes).argmax()] = 0
+    other = replace(graph, operations=(replace(first, codes=codes), *others))
+    damaged = with_file(bundle, tmp_path / "bundle", FORMATS[kind].file, WRITERS[kind](other))
+    report = validate(damaged, Noise(), require_exact=True)
+    assert len(report.reasons) == 1
+    assert f"logits of {FORMATS[kind].file} differ from onnxruntime's" in report.reasons[0]
+    assert report.mismatching_integers == 0
+    assert validate(damaged, Noise()).passed
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_a_file_that_pytorch_cannot_load_is_a_bundle_error(bundle: Bundle, tmp_path: Path, kind: str) -> None:
+    damaged = with_file(bundle, tmp_path / "bundle", FORMATS[kind].file, b"no program")
+    with pytest.raises(BundleError, match=FORMATS[kind].file):
+        validate(damaged, Noise())
+
+
+def test_a_changed_file_is_not_opened(bundle: Bundle, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(bundle.path, tmp_path / "bundle"))
+    (copy / "model.pt2").write_bytes(b"other")
+    with pytest.raises(BundleError, match=r"model\.pt2"):
+        Bundle.open(copy)
+
+
+def with_file(bundle: Bundle, path: Path, name: str, content: bytes) -> Bundle:
+    """Copy a bundle with another file, and checksums that fit it."""
+    copy = Path(shutil.copytree(bundle.path, path))
+    (copy / name).write_bytes(content)
+    sums = read_checksums(copy) | {name: hashlib.sha256(content).hexdigest()}
+    (copy / "SHA256SUMS").write_text(checksum_lines(sums))
+    return Bundle.open(copy)
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_a_format_that_the_model_cannot_take_leaves_nothing_behind(model, tmp_path, monkeypatch, kind) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("operator not supported\nand a long explanation")
+
+    monkeypatch.setattr(*{"torchscript": (torch.jit, "trace"), "pt2": (torch.export, "export")}[kind], refuse)
+    with pytest.raises(ConversionError, match=r"operator not supported$") as caught:
+        export_bundle(model, tmp_path / "bundle", IDENTITY, torch.randn(4, 1, 8, 8), formats=[kind])
+    assert kind in str(caught.value.hint)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_computes_something_else_is_not_kept(model, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(further_formats, "load_program", lambda kind, content: lambda x: torch.zeros(len(x), 10))
+    with pytest.raises(ConversionError, match="of 40 differ"):
+        export_bundle(model, tmp_path / "bundle", IDENTITY, torch.randn(4, 1, 8, 8), formats=["pt2"])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("words", "names"),
+    [
+        ([], ["onnx", "safetensors"]),
+        (["onnx"], ["onnx", "safetensors"]),
+        (["onnx,torchscript,pt2"], list(FORMATS)),
+        (["pt2", "torchscript, pt2"], list(FORMATS)),
+        (["pt2"], ["onnx", "safetensors", "pt2"]),
+    ],
+)
+def test_formats_are_chosen_by_commas_or_repetition(words: list[str], names: list[str]) -> None:
+    assert list(chosen_formats(words)) == names
+
+
+@pytest.mark.parametrize("word", ["torch-script", "", "pt2,", "tflite"])
+def test_unknown_formats_are_refused(word: str) -> None:
+    with pytest.raises(UsageError, match="format"):
+        chosen_formats([word])
