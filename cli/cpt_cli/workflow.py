@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from cpt_cli import formats
 from cpt_cli.output import out
+from cpt_cli.portability import restrict_codes
 from cpt_deploy.errors import UsageError
 
 if TYPE_CHECKING:
@@ -23,16 +24,23 @@ TRAINED_DIGEST = "trained_sha256"
 
 
 def export_run(
-    run_dir: Path, *, bits: int | None, destination: Path | None, opset: int | None = None, force: bool = False
+    run_dir: Path,
+    *,
+    bits: int | None,
+    destination: Path | None,
+    opset: int | None = None,
+    force: bool = False,
+    portable: bool = False,
 ) -> "Bundle":
     """Freeze the trained model of a run and write its bundle.
 
     Args:
         run_dir: The directory of the run.
         bits: Bits of the weights; the run's upper bound if None.
-        destination: Where to write; `RUN/bundle-<bits>bit` if None.
+        destination: Where to write; `RUN/bundle-<bits>bit` if None, with `-portable` where that is asked for.
         opset: ONNX opset; the exporter's default if None.
         force: Whether to export at bits that the run never trained at.
+        portable: Whether no integer may saturate on x86 processors without VNNI.
 
     Raises:
         UsageError: If the run never trained at these bits and `force` is not set.
@@ -46,7 +54,8 @@ def export_run(
     upper = run.recipe.precision.upper
     weight_bits = bits or upper
     _check_trained_at(run, weight_bits, force=force)
-    if weight_bits != upper:
+    portable_facts = restrict_codes(run.model, weight_bits) if portable else {}
+    if weight_bits != upper or portable_facts:
         _settle_at(run, weight_bits)
     identity = ModelIdentity(
         name=run.recipe.name,
@@ -57,12 +66,13 @@ def export_run(
             "dataset": run.recipe.data.name,
             TRAINED_DIGEST: run.weights_sha256,
             "trained_accuracy": run.report.test.top1,
+            **portable_facts,
         },
         recipe=(run_dir / "recipe.yaml").read_text(encoding="utf-8"),
     )
     return export_bundle(
         run.model,
-        destination or run_dir / f"bundle-{weight_bits}bit",
+        destination or run_dir / f"bundle-{weight_bits}bit{'-portable' if portable else ''}",
         identity,
         _golden_inputs(run),
         weight_bits=weight_bits,

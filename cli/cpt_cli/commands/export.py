@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from cpt_deploy.bundle import Bundle, GoldenCheck
 
 
-def export(
+def export(  # noqa: PLR0913, PLR0917  the options are its parameters
     run: Annotated[Path, typer.Argument(help="Directory that cpt train wrote.")],
     bits: Annotated[
         int | None,
@@ -24,18 +24,25 @@ def export(
     ] = None,
     opset: Annotated[int | None, typer.Option(help="ONNX opset, 13 to 20.", show_default="17")] = None,
     force: Annotated[bool, typer.Option("--force", help="Export at bits that the run never trained at.")] = False,
+    portable: Annotated[
+        bool,
+        typer.Option(
+            "--portable",
+            help="Reduce the range of weights where products could saturate on x86 processors without VNNI.",
+        ),
+    ] = False,
     json_output: JsonFlag = False,
     quiet: QuietFlag = False,
     debug: DebugFlag = False,
 ) -> None:
     """Freeze the trained model of a run to integers and write a bundle: the directory that ships.
 
-    At other bits than the run's upper bound the activation ranges and BatchNorm statistics are estimated anew on
-    training data first. A bundle of the same name is replaced; nothing half-written is ever left.
+    At other bits than the run's upper bound, and for --portable, the activation ranges and BatchNorm statistics are
+    estimated anew on training data first. A bundle of the same name is replaced; nothing half-written is ever left.
     """
     from cpt_cli.workflow import export_run
 
-    bundle = export_run(run, bits=bits, destination=destination, opset=opset, force=force)
+    bundle = export_run(run, bits=bits, destination=destination, opset=opset, force=force, portable=portable)
     check = show_export(bundle)
     if out.quiet:
         out.line(formats.path(bundle.path))
@@ -85,5 +92,6 @@ COMMAND = Command(
     examples=(
         "cpt export runs/digits --bits 8",
         "cpt export runs/digits --bits 4 --out digits-4bit  # the same run at 4 bits",
+        "cpt export runs/digits --portable  # for processors of any age",
     ),
 )
