@@ -1,6 +1,11 @@
 """Portable models: no input saturates a simulated `vpmaddubsw`, and onnxruntime agrees in every integer."""
 
+import os
+import platform
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -112,6 +117,43 @@ def test_the_simulation_saturates_where_the_model_is_not_portable() -> None:
     assert saturates(plain)
     assert not cannot_saturate(plain)
     assert not saturates(frozen(model))
+
+
+ONEDNN = """
+import sys, numpy as np, torch
+codes, x = (torch.from_numpy(array) for array in np.load(sys.argv[1]).values())
+count = len(codes)
+packed = torch.ops.onednn.qlinear_prepack(codes, list(x.shape))
+ones, zeros = torch.ones(count), torch.zeros(count, dtype=torch.int64)
+sums = torch.ops.onednn.qlinear_pointwise(
+    x, 1.0, 0, packed, ones, zeros, None, 1.0, 0, torch.float32, "none", [], ""
+)
+np.save(sys.argv[2], sums.numpy())
+"""
+
+
+def accumulate_on_avx2(codes: Integers, x: Integers, folder: Path) -> Integers:
+    """The sums of codes (O, K) and activations (N, K) in oneDNN's kernels, which use vpmaddubsw when told to."""
+    np.savez(folder / "in.npz", codes=codes.astype(np.int8), x=x.astype(np.uint8))
+    environment = os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2"}
+    subprocess.run(
+        [sys.executable, "-c", ONEDNN, str(folder / "in.npz"), str(folder / "out.npy")], check=True, env=environment
+    )
+    return np.load(folder / "out.npy").astype(np.int64)
+
+
+@pytest.mark.skipif(
+    platform.machine() != "x86_64" or not torch.backends.mkldnn.is_available(), reason="needs x86 and oneDNN"
+)
+def test_the_real_instruction_saturates_only_where_the_model_is_not_portable(tmp_path: Path) -> None:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(48, 40), nn.ReLU(), nn.Linear(40, 10))
+    model = trained(network, (3, 4, 4))
+    for portable in (False, True):
+        operation = frozen(model, portable=portable).weighted()[0]
+        codes = operation.executed_codes.astype(np.int64)
+        worst = [np.where(sign * row > 0, 255, 0) for row in codes for sign in (1, -1)]
+        x = np.stack([*worst, *np.random.default_rng(0).integers(0, 256, (40, 48))])
+        assert np.array_equal(accumulate_on_avx2(codes, x, tmp_path), x @ codes.T) is portable
 
 
 @pytest.mark.parametrize("bits", [4, 7])
