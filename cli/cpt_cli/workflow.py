@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from cpt_cli import formats
 from cpt_cli.output import out
+from cpt_cli.portability import restrict_codes
 from cpt_deploy.errors import UsageError
 
 if TYPE_CHECKING:
@@ -32,16 +33,18 @@ def export_run(
     opset: int | None = None,
     force: bool = False,
     formats: Sequence[str] = (),
+    portable: bool = False,
 ) -> "Bundle":
     """Freeze the trained model of a run and write its bundle.
 
     Args:
         run_dir: The directory of the run.
-        bits: Bits of the weights; the run's upper bound if None.
-        destination: Where to write; `RUN/bundle-<bits>bit` if None.
+        bits: Bits of the weights; the run's upper bound, at most 8, if None.
+        destination: Where to write; `RUN/bundle-<bits>bit` if None, with `-portable` where that is asked for.
         opset: ONNX opset; the least at which no weights could be smaller if None.
         force: Whether to export at bits that the run never trained at.
         formats: Further forms of the model, names of `cpt_deploy.bundle.FORMATS`.
+        portable: Whether no integer may saturate on x86 processors without VNNI.
 
     Raises:
         UsageError: If the run never trained at these bits and `force` is not set.
@@ -50,13 +53,15 @@ def export_run(
         BundleError: If the bundle cannot be written.
     """
     from cpt_deploy.export import ModelIdentity, export_bundle
+    from cpt_deploy.freezing.freeze import MOST_EXPORT_BITS
     from cpt_deploy.training import load_run
 
     run = load_run(run_dir)
     upper = run.recipe.precision.upper
-    weight_bits = bits or upper
+    weight_bits = bits or min(upper, MOST_EXPORT_BITS)
     _check_trained_at(run, weight_bits, force=force)
-    if weight_bits != upper:
+    portable_facts = restrict_codes(run.model, weight_bits) if portable else {}
+    if weight_bits != upper or portable_facts:
         _settle_at(run, weight_bits)
     identity = ModelIdentity(
         name=run.recipe.name,
@@ -67,12 +72,13 @@ def export_run(
             "dataset": _dataset_name(run.recipe),
             TRAINED_DIGEST: run.weights_sha256,
             "trained_accuracy": run.report.test.top1,
+            **portable_facts,
         },
         recipe=_shippable(run.recipe),
     )
     return export_bundle(
         run.model,
-        destination or run_dir / f"bundle-{weight_bits}bit",
+        destination or run_dir / f"bundle-{weight_bits}bit{'-portable' if portable else ''}",
         identity,
         _golden_inputs(run),
         weight_bits=weight_bits,

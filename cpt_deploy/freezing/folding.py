@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from cpt_deploy.freezing.graph import Biases, Codes, Scales
 from cpt_deploy.quantization.affine import quantize_weight, symmetric_levels
 from cpt_deploy.quantization.layers import QuantizedLayer
+from cpt_deploy.quantization.pairs import worst_pair
 
 #: Biases stay well inside int32 so that accumulators cannot overflow.
 BIAS_LIMIT = 2**30
@@ -59,12 +60,21 @@ def fold_layer(
         input_scale: Scale of the layer's input.
     """
     with torch.no_grad():
-        codes, scales = quantize_weight(layer.weight, torch.tensor(float(symmetric_levels(bits))))
+        levels = layer.limited_levels(torch.tensor(float(symmetric_levels(bits))))
+        codes, scales = quantize_weight(layer.weight, levels)
     factor, offset = normalisation(norm, codes.shape[0])
     if layer.bias is not None:
         offset = offset + _float64(layer.bias) * factor
-    shift = 8 - bits
+    shift = _shift(codes, bits, layer.pair_limit)
     return fold(_float64(codes), _float64(scales) / 2**shift, factor, offset, input_scale, shift=shift)
+
+
+def _shift(codes: Tensor, bits: int, limit: int | None) -> int:
+    """Return by how much codes are shifted to fill 8 bits, or as much of it as keeps any two of them in the limit."""
+    shift = 8 - bits
+    while limit is not None and shift and float(worst_pair(codes).amax()) * 2**shift > limit:
+        shift -= 1
+    return shift
 
 
 def fold(

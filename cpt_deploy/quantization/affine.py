@@ -96,7 +96,7 @@ def channel_scales(weight: Tensor, levels: Tensor) -> Tensor:
 
     Args:
         weight: Float32 tensor of shape (O, ...).
-        levels: Greatest code, 0-dim float32.
+        levels: Greatest code, 0-dim float32, or one for each channel, (O,).
 
     Returns:
         Float32 tensor of shape (O,).
@@ -112,9 +112,15 @@ def _per_channel(scale: Tensor, weight: Tensor) -> Tensor:
 
 
 def quantize_weight(weight: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
-    """Return a weight's codes, a float32 tensor of integers in [−levels, levels], and its channel scales (O,)."""
+    """Return a weight's codes, a float32 tensor of integers in [−levels, levels], and its channel scales (O,).
+
+    Args:
+        weight: Float32 tensor of shape (O, ...).
+        levels: Greatest code, 0-dim float32, or one for each channel, (O,).
+    """
     scale = channel_scales(weight, levels)
-    codes = torch.round(weight.detach() / _per_channel(scale, weight)).clamp_(min=-levels, max=levels)
+    most = _per_channel(levels, weight) if levels.dim() else levels
+    codes = torch.round(weight.detach() / _per_channel(scale, weight)).clamp_(min=-most, max=most)
     return codes, scale
 
 

@@ -8,6 +8,7 @@ from torch.nn import functional
 
 from cpt_deploy.quantization.affine import fake_quantize_weight
 from cpt_deploy.quantization.gradients import mix_seed, with_quantized_gradient
+from cpt_deploy.quantization.pairs import portable_levels
 from cpt_deploy.quantization.precision_state import PrecisionState, Role
 
 
@@ -17,6 +18,7 @@ class QuantizedLayer(nn.Module):
     Attributes:
         role: "cycle" or "hold" (the upper bound).
         index: Position among the model's layers; seeds the gradient's noise.
+        pair_limit: What two executed codes of one sign may add up to in an output channel; None is no limit.
     """
 
     weight: nn.Parameter
@@ -24,6 +26,7 @@ class QuantizedLayer(nn.Module):
     precision: PrecisionState
     role: Role
     index: int
+    pair_limit: int | None = None
 
     def attach(self, precision: PrecisionState, role: Role, index: int) -> None:
         """Connect the layer to the model's bits."""
@@ -34,7 +37,11 @@ class QuantizedLayer(nn.Module):
         """The weight as the forward pass uses it at the present bits."""
         if not self.precision.quantizes_weights(self.role):
             return self.weight
-        return fake_quantize_weight(self.weight, self.precision.weight_levels(self.role))
+        return fake_quantize_weight(self.weight, self.limited_levels(self.precision.weight_levels(self.role)))
+
+    def limited_levels(self, levels: Tensor) -> Tensor:
+        """Return the greatest weight code, 0-dim, or that of each channel, (O,), where a pair limit lowers it."""
+        return levels if self.pair_limit is None else portable_levels(self.weight, levels, self.pair_limit)
 
     def _with_quantized_gradient(self, y: Tensor) -> Tensor:
         precision = self.precision

@@ -9,7 +9,13 @@ from cpt_deploy.validation.integer_model import BundledIntegerModel, IntegerMode
 from cpt_deploy.validation.measuring import TrainedModel, ValidationReporter
 from cpt_deploy.validation.operators import float_operators, optimized_operators
 from cpt_deploy.validation.report import ValidationReport
-from cpt_deploy.validation.saturation import LayerSaturation, bundle_saturation, layer_saturation
+from cpt_deploy.validation.saturation import (
+    LayerSaturation,
+    Portability,
+    bundle_portability,
+    bundle_saturation,
+    layer_saturation,
+)
 from cpt_deploy.validation.statistics import Proportion, mcnemar_exact, wilson_interval
 from cpt_deploy.validation.taps import Tap, TappedModel, add_taps, quantized_tensors, tap_model
 from cpt_deploy.validation.validate import LabelledImages, validate
@@ -21,6 +27,7 @@ __all__ = [
     "LabelledImages",
     "LayerSaturation",
     "PairResult",
+    "Portability",
     "Proportion",
     "RuntimeResult",
     "Tap",
@@ -30,6 +37,7 @@ __all__ = [
     "ValidationReport",
     "ValidationReporter",
     "add_taps",
+    "bundle_portability",
     "bundle_saturation",
     "float_operators",
     "layer_saturation",

@@ -9,13 +9,22 @@ from cpt_deploy.validation.report import ValidationReport
 def judge(report: ValidationReport) -> ValidationReport:
     """Return the report with the reasons for which it does not pass its gate.
 
-    Logits that are not finite always fail; accuracy and integers fail as far as `report.gate` asks for them.
+    Logits that are not finite always fail, and so does a portable bundle that can saturate; accuracy and integers fail
+    as far as `report.gate` asks for them.
     """
-    return replace(report, reasons=(*_finite_reasons(report), *_drop_reasons(report), *_exactness_reasons(report)))
+    checks = (_finite_reasons, _portability_reasons, _drop_reasons, _exactness_reasons)
+    return replace(report, reasons=tuple(reason for check in checks for reason in check(report)))
 
 
 def _finite_reasons(report: ValidationReport) -> list[str]:
     return [f"{runtime.name} returned logits that are not finite" for runtime in report.runtimes if not runtime.finite]
+
+
+def _portability_reasons(report: ValidationReport) -> list[str]:
+    possible = [layer.name for layer in report.saturation if layer.possible]
+    if report.portability is None or not possible:
+        return []
+    return [f"the bundle was exported as portable, but {len(possible)} layers can saturate, first {possible[0]!r}"]
 
 
 def _drop_reasons(report: ValidationReport) -> list[str]:

@@ -6,7 +6,7 @@ from typing import Any
 from cpt_deploy.bundle import FORMATS, EvaluationResult
 from cpt_deploy.validation.comparison import PairResult, RuntimeResult, TensorResult
 from cpt_deploy.validation.hardware import CpuInfo
-from cpt_deploy.validation.saturation import LayerSaturation
+from cpt_deploy.validation.saturation import LayerSaturation, Portability
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,7 @@ class ValidationReport:
         versions: Versions of the software.
         validated_at: When, ISO 8601 in UTC.
         notes: What was not measured, and why.
+        portability: What the bundle gave up if it was exported to be portable.
     """
 
     bundle: str
@@ -106,6 +107,7 @@ class ValidationReport:
     versions: dict[str, str]
     validated_at: str
     notes: tuple[str, ...]
+    portability: Portability | None = None
 
     @property
     def passed(self) -> bool:

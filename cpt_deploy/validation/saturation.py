@@ -44,6 +44,56 @@ class LayerSaturation:
         return self.channels_at_risk > 0
 
 
+@dataclass(frozen=True)
+class ReducedRange:
+    """A layer whose weights have a smaller range in a portable bundle.
+
+    Args:
+        layer: Its module path.
+        channels: Number of output channels.
+        reduced_channels: In how many of them the range was reduced.
+        least_levels: The smallest greatest code of a channel; 127 is that of 8 bits.
+    """
+
+    layer: str
+    channels: int
+    reduced_channels: int
+    least_levels: int
+
+
+@dataclass(frozen=True)
+class Portability:
+    """What a portable bundle gave up so that nothing can saturate.
+
+    Args:
+        reduced: The layers in which the range of codes was reduced; what that costs is in the accuracies.
+    """
+
+    reduced: tuple[ReducedRange, ...]
+
+    @property
+    def channels(self) -> int:
+        """Number of output channels in which the range was reduced."""
+        return sum(layer.reduced_channels for layer in self.reduced)
+
+
+def bundle_portability(bundle: Bundle) -> Portability | None:
+    """Return what a bundle gave up if it was exported to be portable, else None.
+
+    Raises:
+        BundleError: If it says that it is portable, but not what was reduced.
+    """
+    if not bundle.facts.get("portable"):
+        return None
+    try:
+        return Portability(tuple(ReducedRange(**entry) for entry in bundle.facts["reduced_layers"]))
+    except (KeyError, TypeError) as error:
+        raise BundleError(
+            f"Expected config.json of the portable bundle {bundle.path} to list reduced_layers, but got: {error!r}",
+            hint="export the bundle again",
+        ) from error
+
+
 def layer_saturation(name: str, codes: npt.NDArray[np.int8], activation_bits: int) -> LayerSaturation:
     """Bound the sum of any two products of a layer.
 

@@ -18,7 +18,7 @@ from cpt_deploy.validation.integer_model import BundledIntegerModel, IntegerMode
 from cpt_deploy.validation.measuring import Inputs, Labels, Subject, TrainedModel, ValidationReporter, measure
 from cpt_deploy.validation.operators import float_operators, optimized_operators
 from cpt_deploy.validation.report import DatasetFacts, Gate, GoldenFacts, GraphFacts, ValidationReport
-from cpt_deploy.validation.saturation import bundle_saturation
+from cpt_deploy.validation.saturation import bundle_portability, bundle_saturation
 from cpt_deploy.validation.taps import tap_model
 
 ChosenIntegerModel = IntegerModel | Literal["bundled"] | None
@@ -124,6 +124,7 @@ def validate(
             versions=software_versions(),
             validated_at=datetime.now(UTC).isoformat(timespec="seconds"),
             notes=(*notes, *missing, *measured.notes),
+            portability=bundle_portability(bundle),
         )
     )
 

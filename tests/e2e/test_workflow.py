@@ -130,6 +130,20 @@ def test_the_opset_decides_whether_weights_are_packed(here, capsys, run_dir, tmp
     assert sizes[1] < 0.8 * sizes[0]
 
 
+def test_a_portable_export_cannot_saturate_and_says_what_that_takes(here, capsys, run_dir, tmp_path):
+    portable = str(tmp_path / "portable")
+    assert main(["export", str(run_dir), "--portable", "--out", portable]) == 0
+    assert "reduced the range of weights in" in capsys.readouterr().err
+    assert main(["validate", portable]) == 0
+    assert "nothing can saturate (portable: smaller range in" in capsys.readouterr().out
+    words = ["--data", "digits", "--run", str(run_dir), "--max-drop", "1", "--json"]
+    assert main(["validate", portable, *words]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["integers"]["mismatching"] == 0
+    assert report["saturation"]["possible_without_vnni"] is False
+    assert {layer["layer"] for layer in report["portability"]["reduced"]} >= {"conv1", "fc"}
+
+
 # Bad input
 
 

@@ -60,20 +60,34 @@ def export(  # noqa: PLR0913, PLR0917  the options are its parameters
         typer.Option("--list-formats", help="List the formats and exit.", callback=_list_formats, is_eager=True),
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Export at bits that the run never trained at.")] = False,
+    portable: Annotated[
+        bool,
+        typer.Option(
+            "--portable",
+            help="Reduce the range of weights where products could saturate on x86 processors without VNNI.",
+        ),
+    ] = False,
     json_output: JsonFlag = False,
     quiet: QuietFlag = False,
     debug: DebugFlag = False,
 ) -> None:
     """Freeze the trained model of a run to integers and write a bundle: the directory that ships.
 
-    At other bits than the run's upper bound the activation ranges and BatchNorm statistics are estimated anew on
-    training data first. A bundle of the same name is replaced; nothing half-written is ever left.
+    At other bits than the run's upper bound, and for --portable, the activation ranges and BatchNorm statistics are
+    estimated anew on training data first. A bundle of the same name is replaced; nothing half-written is ever left.
     """
     from cpt_cli.workflow import export_run
     from cpt_deploy.bundle import chosen_formats
 
-    formats_ = chosen_formats(format_ or ())
-    bundle = export_run(run, bits=bits, destination=destination, opset=opset, force=force, formats=formats_)
+    bundle = export_run(
+        run,
+        bits=bits,
+        destination=destination,
+        opset=opset,
+        force=force,
+        formats=chosen_formats(format_ or ()),
+        portable=portable,
+    )
     check = show_export(bundle)
     if out.quiet:
         out.line(formats.path(bundle.path))
@@ -125,5 +139,6 @@ COMMAND = Command(
         "cpt export runs/digits --bits 8",
         "cpt export runs/digits --bits 4 --out digits-4bit  # the same run at 4 bits",
         "cpt export runs/digits --format torchscript,pt2  # for programs that have PyTorch but not onnxruntime",
+        "cpt export runs/digits --portable  # for processors of any age",
     ),
 )

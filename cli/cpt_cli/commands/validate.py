@@ -9,6 +9,7 @@ import typer
 from cpt_cli import formats
 from cpt_cli.command import SHIP_PANEL, Command, DebugFlag, JsonFlag, QuietFlag
 from cpt_cli.output import out
+from cpt_cli.portability import WITHOUT_VNNI, saturation_line
 from cpt_deploy.errors import UsageError, ValidationFailedError
 
 if TYPE_CHECKING:
@@ -72,13 +73,33 @@ def _check_golden(bundle: "Bundle", *, require_exact: bool) -> None:
         f"{'passed' if passed else 'FAILED'}: {check.values - check.mismatches} of {check.values} output codes of the "
         f"golden sample are reproduced by onnxruntime, checksums hold"
     )
-    out.result({"passed": passed, "bundle": bundle.path, "golden": check})
+    portable = _show_portability(bundle)
+    out.result({"passed": passed, "bundle": bundle.path, "golden": check, **portable})
     if not passed:
         raise ValidationFailedError(
             f"{check.mismatches} of {check.values} codes of the golden sample were not reproduced",
             hint=f"to find where: cpt validate {formats.path(bundle.path)} --data NAME",
         )
     out.hint(f"cpt validate {formats.path(bundle.path)} --data {bundle.facts.get('dataset', 'NAME')}")
+
+
+def _show_portability(bundle: "Bundle") -> dict[str, bool]:
+    """Print of a portable bundle that it cannot saturate, which its codes alone tell.
+
+    Raises:
+        ValidationFailedError: If it can.
+    """
+    from cpt_deploy.validation import bundle_portability, bundle_saturation
+
+    portability = bundle_portability(bundle)
+    if portability is None:
+        return {}
+    layers = bundle_saturation(bundle)
+    line = f"{WITHOUT_VNNI}: {saturation_line(layers, portability)}"
+    if any(layer.possible for layer in layers):
+        raise ValidationFailedError(f"Expected a portable bundle to saturate nowhere, but {line}")
+    out.line(line)
+    return {"saturation_possible": False}
 
 
 def _validate_on(
@@ -148,9 +169,7 @@ def show_report(report: "ValidationReport") -> None:
         facts["operators left in float"] = floats or "none"
     if report.drop is not None:
         facts["accuracy lost"] = f"{report.drop:.2f} points from trained to onnxruntime"
-    hazard = sum(layer.possible for layer in report.saturation)
-    here = {True: ", as on this one", False: "; not on this one", None: ""}[report.cpu.saturates]
-    facts["on x86 processors without VNNI"] = f"{hazard} layers could saturate{here}" if hazard else "nothing saturates"
+    facts[WITHOUT_VNNI] = saturation_line(report.saturation, report.portability, saturates_here=report.cpu.saturates)
     out.fields("passed" if report.passed else "FAILED", facts)
 
 

@@ -2,10 +2,12 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from cpt_deploy.validation import (
     CpuInfo,
+    Portability,
     RuntimeResult,
     TensorResult,
     ValidationReport,
@@ -112,3 +114,15 @@ def test_the_model_card_lists_the_served_accuracy_first():
     assert (served.runtime, served.value, served.samples) == ("onnxruntime", 0.98, 1000)
     assert (trained.runtime, trained.dataset, trained.split) == ("trained model", "digits", "test")
     assert served.interval == (wilson_interval(980, 1000).low, wilson_interval(980, 1000).high)
+
+
+@pytest.mark.parametrize(("largest", "passed"), [(64, True), (65, False)])
+def test_a_portable_bundle_must_not_be_able_to_saturate(largest, passed):
+    layers = (
+        layer_saturation("fine", np.zeros((2, 3), np.int8), 8),
+        layer_saturation("conv", np.array([[64, largest]], np.int8), 8),
+    )
+    judged = judge(report(saturation=layers, portability=Portability(())))
+    assert judged.passed is passed
+    assert passed or "first 'conv'" in judged.reasons[0]
+    assert judge(report(saturation=layers)).passed

@@ -1,6 +1,7 @@
 """The 16-bit bound against a simulation of the saturating instruction on every pair and extreme input."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,8 @@ from hypothesis.extra import numpy as hnp
 
 from cpt_deploy.bundle import BundleContents, write_bundle
 from cpt_deploy.errors import BundleError
-from cpt_deploy.validation import bundle_saturation, layer_saturation
+from cpt_deploy.validation import bundle_portability, bundle_saturation, layer_saturation
+from cpt_deploy.validation.saturation import ReducedRange
 
 WEIGHTS = hnp.arrays(np.int8, st.tuples(st.integers(1, 3), st.integers(1, 6)), elements=st.integers(-128, 127))
 
@@ -68,3 +70,22 @@ def test_a_graph_that_lacks_its_tensors_is_a_bundle_error(bundle_contents, tmp_p
     broken = write_bundle(tmp_path / "broken", contents=contents)
     with pytest.raises(BundleError, match="graph"):
         bundle_saturation(broken)
+
+
+def test_a_portable_bundle_says_what_it_gave_up(bundle, bundle_contents, tmp_path):
+    assert bundle_portability(bundle) is None
+    entries = [
+        {"layer": "conv", "channels": 8, "reduced_channels": 3, "least_levels": 70},
+        {"layer": "fc", "channels": 2, "reduced_channels": 2, "least_levels": 64},
+    ]
+    contents = replace(bundle_contents(), facts={"portable": True, "reduced_layers": entries})
+    portability = bundle_portability(write_bundle(tmp_path / "portable", contents=contents))
+    assert portability.reduced == (ReducedRange("conv", 8, 3, 70), ReducedRange("fc", 2, 2, 64))
+    assert portability.channels == 5
+
+
+@pytest.mark.parametrize("facts", [{}, {"reduced_layers": 3}, {"reduced_layers": [{"layer": "a"}]}], ids=str)
+def test_a_portable_bundle_that_does_not_say_it_is_damaged(bundle_contents, tmp_path, facts):
+    broken = write_bundle(tmp_path / "broken", contents=replace(bundle_contents(), facts={"portable": True, **facts}))
+    with pytest.raises(BundleError, match="reduced_layers"):
+        bundle_portability(broken)

@@ -1,0 +1,56 @@
+"""Portable bundles on the terminal: what an export gives up for them, and what a validation says of them."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from cpt_cli.output import out
+
+if TYPE_CHECKING:
+    from cpt_deploy.quantization import QuantizedModel
+    from cpt_deploy.validation import LayerSaturation, Portability
+
+WITHOUT_VNNI = "on x86 processors without VNNI"
+
+
+def restrict_codes(model: "QuantizedModel", weight_bits: int) -> dict[str, Any]:
+    """Make a model portable and say which layers lose range.
+
+    Args:
+        model: The trained model; its weights are read with the smaller range from now on.
+        weight_bits: Bits of the cycling weights that will be exported.
+
+    Returns:
+        The facts that the bundle records: `portable` and `reduced_layers`.
+    """
+    from cpt_deploy.quantization import make_portable, reduced_layers
+
+    make_portable(model)
+    reduced = reduced_layers(model, weight_bits)
+    if reduced:
+        channels = sum(layer.reduced_channels for layer in reduced)
+        out.note(
+            f"reduced the range of weights in {channels} channels of {len(reduced)} layers, "
+            f"the smallest is ±{min(layer.least_levels for layer in reduced)} instead of ±127"
+        )
+    return {"portable": True, "reduced_layers": [asdict(layer) for layer in reduced]}
+
+
+def saturation_line(
+    layers: "Sequence[LayerSaturation]", portability: "Portability | None", *, saturates_here: bool | None = None
+) -> str:
+    """Return what happens on x86 processors without VNNI.
+
+    Args:
+        layers: The verdict on each layer of a bundle.
+        portability: What the bundle gave up, if it was exported to be portable.
+        saturates_here: Whether this processor is one of them; None if unknown.
+    """
+    hazard = sum(layer.possible for layer in layers)
+    if hazard:
+        here = {True: ", as on this one", False: "; not on this one", None: ""}[saturates_here]
+        return f"{hazard} of {len(layers)} layers could saturate{here} (cpt export --portable avoids it)"
+    if portability is None:
+        return "nothing can saturate"
+    given_up = f"smaller range in {portability.channels} channels of {len(portability.reduced)} layers"
+    return f"nothing can saturate (portable: {given_up if portability.reduced else 'no range had to be reduced'})"
