@@ -32,9 +32,9 @@ class QuantizedLayer(nn.Module):
     @property
     def quantized_weight(self) -> Tensor:
         """The weight as the forward pass uses it at the present bits."""
-        if not self.precision.quantizes_weights(self.role):
+        if not self.precision.quantizes_weights(self.index, self.role):
             return self.weight
-        return fake_quantize_weight(self.weight, self.precision.weight_levels(self.role))
+        return fake_quantize_weight(self.weight, self.precision.weight_levels_of(self.index, self.role))
 
     def _with_quantized_gradient(self, y: Tensor) -> Tensor:
         precision = self.precision
