@@ -3,6 +3,17 @@
 from cpt_deploy.quantization.config import QuantizationConfig
 from cpt_deploy.quantization.model import LayerInfo, QuantizedModel, WeightBits
 from cpt_deploy.quantization.prepare import prepare
+from cpt_deploy.quantization.sensitivity import LayerSensitivity, allocate_bits, measure_sensitivity
 from cpt_deploy.quantization.settling import settle
 
-__all__ = ["LayerInfo", "QuantizationConfig", "QuantizedModel", "WeightBits", "prepare", "settle"]
+__all__ = [
+    "LayerInfo",
+    "LayerSensitivity",
+    "QuantizationConfig",
+    "QuantizedModel",
+    "WeightBits",
+    "allocate_bits",
+    "measure_sensitivity",
+    "prepare",
+    "settle",
+]
