@@ -2,11 +2,13 @@
 
 import hashlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cpt_cli import formats
 from cpt_cli.output import out
+from cpt_cli.widths import budgeted_widths, given_widths, settle_at
 from cpt_deploy.errors import UsageError
 
 if TYPE_CHECKING:
@@ -25,19 +27,30 @@ TRAINED_DIGEST = "trained_sha256"
 
 
 def export_run(
-    run_dir: Path, *, bits: int | None, destination: Path | None, opset: int | None = None, force: bool = False
+    run_dir: Path,
+    *,
+    bits: int | None,
+    activation_bits: int | None = None,
+    budget: float | None = None,
+    destination: Path | None,
+    data_dir: Path | None = None,
+    opset: int | None = None,
+    force: bool = False,
 ) -> "Bundle":
     """Freeze the trained model of a run and write its bundle.
 
     Args:
         run_dir: The directory of the run.
         bits: Bits of the weights; the run's upper bound if None.
-        destination: Where to write; `RUN/bundle-<bits>bit` if None.
+        activation_bits: Bits of the cycling activations; the run's upper bound if None.
+        budget: Most size of the weights, as a fraction of that at 8 bits, instead of `bits`: layers get bits each.
+        destination: Where to write; `RUN/bundle-<bits>bit` or the like if None.
+        data_dir: Folder that holds the data set; the recipe's if None.
         opset: ONNX opset; the exporter's default if None.
         force: Whether to export at bits that the run never trained at.
 
     Raises:
-        UsageError: If the run never trained at these bits and `force` is not set.
+        UsageError: If the run never trained at these bits and `force` is not set, or the budget cannot be met.
         CheckpointError: If the run is unfinished or damaged.
         BundleError: If the bundle cannot be written.
     """
@@ -45,11 +58,14 @@ def export_run(
     from cpt_deploy.training import load_run
 
     run = load_run(run_dir)
-    upper = run.recipe.precision.upper
-    weight_bits = bits or upper
-    _check_trained_at(run, weight_bits, force=force)
-    if weight_bits != upper:
-        _settle_at(run, weight_bits)
+    if data_dir is not None:
+        data = run.recipe.data.model_copy(update={"root": str(data_dir)})
+        run = replace(run, recipe=run.recipe.model_copy(update={"data": data}))
+    if budget is None:
+        widths = given_widths(run, bits, activation_bits, force=force)
+    else:
+        widths = budgeted_widths(run, budget, activation_bits, _training_inputs, force=force)
+    settle_at(run, widths, _training_inputs)
     identity = ModelIdentity(
         name=run.recipe.name,
         architecture=run.recipe.model.name,
@@ -59,15 +75,17 @@ def export_run(
             "dataset": _dataset_name(run.recipe),
             TRAINED_DIGEST: run.weights_sha256,
             "trained_accuracy": run.report.test.top1,
+            **widths.facts,
         },
         recipe=_shippable(run.recipe),
     )
     return export_bundle(
         run.model,
-        destination or run_dir / f"bundle-{weight_bits}bit",
+        destination or run_dir / widths.name,
         identity,
         _golden_inputs(run),
-        weight_bits=weight_bits,
+        weight_bits=widths.weights,
+        activation_bits=widths.activations,
         opset=opset or DEFAULT_OPSET,
     )
 
@@ -83,23 +101,6 @@ def _shippable(recipe: "Recipe") -> str:
 
     data = recipe.data.model_copy(update={"root": None, "name": _dataset_name(recipe)})
     return recipe_text(recipe.model_copy(update={"data": data}))
-
-
-def _check_trained_at(run: "TrainedRun", bits: int, *, force: bool) -> None:
-    trained_at = sorted({int(entry) for entry in run.report.bits["shares"]} | {run.recipe.precision.upper})
-    if bits in trained_at or force:
-        return
-    raise UsageError(
-        f"Expected bits that the run trained at ({', '.join(map(str, trained_at))}), but got {bits}",
-        hint="the accuracy at other bits can be anything; --force exports all the same",
-    )
-
-
-def _settle_at(run: "TrainedRun", bits: int) -> None:
-    from cpt_deploy.quantization import settle
-
-    used = settle(run.model, _training_inputs(run), weight_bits=bits)
-    out.note(f"settled BatchNorm statistics and activation ranges at {bits} bits on {used} training batches")
 
 
 def _training_inputs(run: "TrainedRun") -> Iterator["Tensor"]:
