@@ -10,6 +10,7 @@ from cpt_deploy.validation.measuring import TrainedModel, ValidationReporter
 from cpt_deploy.validation.operators import float_operators, optimized_operators
 from cpt_deploy.validation.report import ValidationReport
 from cpt_deploy.validation.saturation import LayerSaturation, bundle_saturation, layer_saturation
+from cpt_deploy.validation.side_by_side import Latency, compare_latency
 from cpt_deploy.validation.statistics import Proportion, mcnemar_exact, wilson_interval
 from cpt_deploy.validation.taps import Tap, TappedModel, add_taps, quantized_tensors, tap_model
 from cpt_deploy.validation.validate import LabelledImages, validate
@@ -19,6 +20,7 @@ __all__ = [
     "CpuInfo",
     "IntegerModel",
     "LabelledImages",
+    "Latency",
     "LayerSaturation",
     "PairResult",
     "Proportion",
@@ -31,6 +33,7 @@ __all__ = [
     "ValidationReporter",
     "add_taps",
     "bundle_saturation",
+    "compare_latency",
     "float_operators",
     "layer_saturation",
     "mcnemar_exact",
