@@ -7,25 +7,24 @@ from typing import TYPE_CHECKING, Any
 from cpt_cli.output import out
 
 if TYPE_CHECKING:
-    from cpt_deploy.quantization import QuantizedModel
+    from cpt_deploy.quantization import QuantizedModel, WeightBits
     from cpt_deploy.validation import LayerSaturation, Portability
 
 WITHOUT_VNNI = "on x86 processors without VNNI"
 
 
-def restrict_codes(model: "QuantizedModel", weight_bits: int) -> dict[str, Any]:
-    """Make a model portable and say which layers lose range.
+def restricted_codes(model: "QuantizedModel", weight_bits: "WeightBits") -> dict[str, Any]:
+    """Say which layers of a portable model lose range.
 
     Args:
-        model: The trained model; its weights are read with the smaller range from now on.
-        weight_bits: Bits of the cycling weights that will be exported.
+        model: The model, made portable.
+        weight_bits: Bits of the cycling weights that will be exported, or of each layer by name.
 
     Returns:
         The facts that the bundle records: `portable` and `reduced_layers`.
     """
-    from cpt_deploy.quantization import make_portable, reduced_layers
+    from cpt_deploy.quantization import reduced_layers
 
-    make_portable(model)
     reduced = reduced_layers(model, weight_bits)
     if reduced:
         channels = sum(layer.reduced_channels for layer in reduced)

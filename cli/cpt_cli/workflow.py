@@ -2,12 +2,14 @@
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cpt_cli import formats
 from cpt_cli.output import out
-from cpt_cli.portability import restrict_codes
+from cpt_cli.portability import restricted_codes
+from cpt_cli.widths import budgeted_widths, given_widths, settle_at
 from cpt_deploy.errors import UsageError
 
 if TYPE_CHECKING:
@@ -25,44 +27,62 @@ TRAINED_DIGEST = "trained_sha256"
 """The fact in a bundle's config.json that names the trained weights it was made from."""
 
 
+@dataclass(frozen=True)
+class ExportOptions:
+    """What an export of a run can be asked for.
+
+    Args:
+        bits: Bits of the weights; the run's upper bound, at most 8, if None.
+        activation_bits: Bits of the cycling activations; the upper bound likewise if None.
+        budget: Most size of the weights, as a fraction of that at 8 bits, instead of `bits`: layers get bits each.
+        portable: Whether no integer may saturate on x86 processors without VNNI.
+        opset: ONNX opset; the least at which no weights could be smaller if None.
+        formats: Further forms of the model, names of `cpt_deploy.bundle.FORMATS`.
+        force: Whether to export at bits that the run never trained at.
+    """
+
+    bits: int | None = None
+    activation_bits: int | None = None
+    budget: float | None = None
+    portable: bool = False
+    opset: int | None = None
+    formats: Sequence[str] = ()
+    force: bool = False
+
+
 def export_run(
-    run_dir: Path,
-    *,
-    bits: int | None,
-    destination: Path | None,
-    opset: int | None = None,
-    force: bool = False,
-    formats: Sequence[str] = (),
-    portable: bool = False,
+    run_dir: Path, options: ExportOptions, *, destination: Path | None = None, data_dir: Path | None = None
 ) -> "Bundle":
     """Freeze the trained model of a run and write its bundle.
 
     Args:
         run_dir: The directory of the run.
-        bits: Bits of the weights; the run's upper bound, at most 8, if None.
-        destination: Where to write; `RUN/bundle-<bits>bit` if None, with `-portable` where that is asked for.
-        opset: ONNX opset; the least at which no weights could be smaller if None.
-        force: Whether to export at bits that the run never trained at.
-        formats: Further forms of the model, names of `cpt_deploy.bundle.FORMATS`.
-        portable: Whether no integer may saturate on x86 processors without VNNI.
+        options: Bits and forms of the bundle.
+        destination: Where to write; `RUN/bundle-<bits>bit` or the like if None.
+        data_dir: Folder that holds the data set; the recipe's if None.
 
     Raises:
-        UsageError: If the run never trained at these bits and `force` is not set.
+        UsageError: If the run never trained at these bits and `force` is not set, or the budget cannot be met.
         ConversionError: If the model cannot take one of the formats.
         CheckpointError: If the run is unfinished or damaged.
         BundleError: If the bundle cannot be written.
     """
     from cpt_deploy.export import ModelIdentity, export_bundle
-    from cpt_deploy.freezing.freeze import MOST_EXPORT_BITS
+    from cpt_deploy.quantization import make_portable
     from cpt_deploy.training import load_run
 
     run = load_run(run_dir)
-    upper = run.recipe.precision.upper
-    weight_bits = bits or min(upper, MOST_EXPORT_BITS)
-    _check_trained_at(run, weight_bits, force=force)
-    portable_facts = restrict_codes(run.model, weight_bits) if portable else {}
-    if weight_bits != upper or portable_facts:
-        _settle_at(run, weight_bits)
+    if data_dir is not None:
+        data = run.recipe.data.model_copy(update={"root": str(data_dir)})
+        run = replace(run, recipe=run.recipe.model_copy(update={"data": data}))
+    if options.portable:
+        make_portable(run.model, options.activation_bits)
+    if options.budget is None:
+        widths = given_widths(run, options.bits, options.activation_bits, force=options.force)
+    else:
+        widths = budgeted_widths(run, options.budget, options.activation_bits, _training_inputs, force=options.force)
+    portable_facts = restricted_codes(run.model, widths.weights) if options.portable else {}
+    settle_at(run, widths, _training_inputs, anew=options.portable)
     identity = ModelIdentity(
         name=run.recipe.name,
         architecture=run.recipe.model.name,
@@ -72,18 +92,20 @@ def export_run(
             "dataset": _dataset_name(run.recipe),
             TRAINED_DIGEST: run.weights_sha256,
             "trained_accuracy": run.report.test.top1,
+            **widths.facts,
             **portable_facts,
         },
         recipe=_shippable(run.recipe),
     )
     return export_bundle(
         run.model,
-        destination or run_dir / f"bundle-{weight_bits}bit{'-portable' if portable else ''}",
+        destination or run_dir / f"{widths.name}{'-portable' if options.portable else ''}",
         identity,
         _golden_inputs(run),
-        weight_bits=weight_bits,
-        opset=opset,
-        formats=formats,
+        weight_bits=widths.weights,
+        activation_bits=widths.activations,
+        opset=options.opset,
+        formats=options.formats,
     )
 
 
@@ -98,23 +120,6 @@ def _shippable(recipe: "Recipe") -> str:
 
     data = recipe.data.model_copy(update={"root": None, "name": _dataset_name(recipe)})
     return recipe_text(recipe.model_copy(update={"data": data}))
-
-
-def _check_trained_at(run: "TrainedRun", bits: int, *, force: bool) -> None:
-    trained_at = sorted({int(entry) for entry in run.report.bits["shares"]} | {run.recipe.precision.upper})
-    if bits in trained_at or force:
-        return
-    raise UsageError(
-        f"Expected bits that the run trained at ({', '.join(map(str, trained_at))}), but got {bits}",
-        hint="the accuracy at other bits can be anything; --force exports all the same",
-    )
-
-
-def _settle_at(run: "TrainedRun", bits: int) -> None:
-    from cpt_deploy.quantization import settle
-
-    used = settle(run.model, _training_inputs(run), weight_bits=bits)
-    out.note(f"settled BatchNorm statistics and activation ranges at {bits} bits on {used} training batches")
 
 
 def _training_inputs(run: "TrainedRun") -> Iterator["Tensor"]:

@@ -19,7 +19,7 @@ from cpt_deploy.export.packing import smallest_opset
 from cpt_deploy.freezing.executor import IntegerExecutor
 from cpt_deploy.freezing.freeze import freeze
 from cpt_deploy.freezing.graph import IntegerGraph, to_dict
-from cpt_deploy.quantization.model import QuantizedModel
+from cpt_deploy.quantization.model import QuantizedModel, WeightBits
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,8 @@ def export_bundle(
     identity: ModelIdentity,
     golden_inputs: Tensor,
     *,
-    weight_bits: int | None = None,
+    weight_bits: WeightBits = None,
+    activation_bits: int | None = None,
     opset: int | None = None,
     formats: Sequence[str] = (),
 ) -> Bundle:
@@ -62,7 +63,8 @@ def export_bundle(
         destination: Directory of the bundle; an existing bundle there is replaced.
         identity: Name, labels, preprocessing and facts.
         golden_inputs: A few normalised inputs, float32 (N, C, H, W), whose exact codes are stored for self-checks.
-        weight_bits: Bits of the cycling layers' weights; None is the upper bound.
+        weight_bits: Bits of the cycling layers' weights, or of single layers by name; None is the upper bound.
+        activation_bits: Bits of the cycling activations; None is the upper bound.
         opset: ONNX opset of model.onnx; None takes the least at which nothing could be smaller (`write_onnx`).
         formats: Further forms of the model, as `cpt_deploy.bundle.FORMATS` names them.
 
@@ -74,17 +76,16 @@ def export_bundle(
         UsageError: If bits or opset are out of range.
         BundleError: If the labels do not fit the logits, or the bundle cannot be written.
     """
-    graph = freeze(model, weight_bits=weight_bits)
+    graph = freeze(model, weight_bits=weight_bits, activation_bits=activation_bits)
     output = graph.tensors[graph.output]
     if output.shape != (len(identity.labels),):
         raise BundleError(
             f"Expected a label for each of the model's {output.shape} logits, but got {len(identity.labels)}"
         )
     opset = smallest_opset(graph) if opset is None else opset
-    bits = weight_bits or max(operation.bits for operation in graph.weighted())
     all_facts = {
-        "weight_bits": bits,
-        "activation_bits": graph.tensors[graph.input].bits,
+        "weight_bits": _weight_bits(graph, weight_bits),
+        "activation_bits": activation_bits or graph.tensors[graph.input].bits,
         "cycle": [model.config.lower, model.config.upper],
         "opset": opset,
         **identity.facts,
@@ -106,6 +107,19 @@ def export_bundle(
         formats=write_formats(graph, formats, golden_inputs),
     )
     return write_bundle(destination, contents=contents)
+
+
+def _weight_bits(graph: IntegerGraph, weight_bits: WeightBits) -> int | float:
+    """Return the bits of the cycling layers' weights; with bits by layer, the mean over all weights."""
+    if isinstance(weight_bits, int):
+        return weight_bits
+    bits = {operation.source: operation.bits for operation in graph.weighted()}
+    if weight_bits is None:
+        return max(bits.values())
+    sizes = {
+        operation.source: operation.codes.size for operation in graph.weighted() if operation.source in weight_bits
+    }
+    return round(sum(bits[name] * size for name, size in sizes.items()) / sum(sizes.values()), 2)
 
 
 def golden_sample(graph: IntegerGraph, inputs: Tensor) -> GoldenSample:

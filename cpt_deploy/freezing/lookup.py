@@ -17,6 +17,9 @@ MARGIN = 5e-4
 _NUDGES = [sign * step * 1e-4 for step in range(60) for sign in (1, -1)][1:]
 
 _FUNCTIONS: dict[type[nn.Module], tuple[str, Callable[[nn.Module], tuple[float, ...]]]] = {
+    # fewer bits for the same values: onnxruntime fuses a function that does nothing to a table; without any it would
+    # dequantize and quantize in float
+    nn.Identity: ("LeakyRelu", lambda module: (1.0,)),
     nn.ReLU: ("Relu", lambda module: ()),
     nn.ReLU6: ("Clip", lambda module: (0.0, 6.0)),
     nn.Hardtanh: ("Clip", lambda module: (float(module.min_val), float(module.max_val))),  # type: ignore[arg-type]

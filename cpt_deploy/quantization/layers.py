@@ -35,9 +35,11 @@ class QuantizedLayer(nn.Module):
     @property
     def quantized_weight(self) -> Tensor:
         """The weight as the forward pass uses it at the present bits."""
-        if not self.precision.quantizes_weights(self.role):
+        if not self.precision.quantizes_weights(self.index, self.role):
             return self.weight
-        return fake_quantize_weight(self.weight, self.limited_levels(self.precision.weight_levels(self.role)))
+        return fake_quantize_weight(
+            self.weight, self.limited_levels(self.precision.weight_levels_of(self.index, self.role))
+        )
 
     def limited_levels(self, levels: Tensor) -> Tensor:
         """Return the greatest weight code, 0-dim, or that of each channel, (O,), where a pair limit lowers it."""

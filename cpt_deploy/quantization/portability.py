@@ -6,7 +6,7 @@ import torch
 
 from cpt_deploy.quantization.affine import symmetric_levels
 from cpt_deploy.quantization.layers import QuantizedLayer
-from cpt_deploy.quantization.model import QuantizedModel
+from cpt_deploy.quantization.model import QuantizedModel, WeightBits
 from cpt_deploy.quantization.pairs import pair_limit
 
 _EXECUTED_BITS = 8
@@ -37,24 +37,25 @@ def make_portable(model: QuantizedModel, activation_bits: int | None = None) -> 
 
     Args:
         model: The model; its parameters do not change.
-        activation_bits: Most bits of an activation that a layer reads; None is the upper bound's, at most 8.
+        activation_bits: Bits of the cycling activations. Layers read those that hold the upper bound too, so only
+            more bits than theirs count; None is theirs, at most 8.
     """
-    bits = min(model.config.upper, _EXECUTED_BITS) if activation_bits is None else activation_bits
+    bits = max(min(model.config.upper, _EXECUTED_BITS), activation_bits or 0)
     for _, layer in _layers(model):
         layer.pair_limit = pair_limit(bits)
 
 
-def reduced_layers(model: QuantizedModel, weight_bits: int | None = None) -> list[ReducedLayer]:
+def reduced_layers(model: QuantizedModel, weight_bits: WeightBits = None) -> list[ReducedLayer]:
     """Return the layers in which `make_portable` takes codes away, in the order of the graph.
 
     Args:
         model: The model.
-        weight_bits: Bits of the cycling weights; None is the upper bound's, at most 8.
+        weight_bits: Bits of the cycling weights, or of single layers by name; None is the upper bound's, at most 8.
     """
     found = []
     with torch.no_grad(), model.upper_bound(weight_bits):
         for name, layer in _layers(model):
-            bits = min(layer.precision.weight_bits[layer.role], _EXECUTED_BITS)
+            bits = min(layer.precision.weight_bits_of(layer.index, layer.role), _EXECUTED_BITS)
             full = torch.tensor(float(symmetric_levels(bits)), device=layer.weight.device)
             levels = layer.limited_levels(full).expand(len(layer.weight))
             reduced = int((levels < full).sum())

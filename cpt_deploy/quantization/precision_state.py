@@ -34,6 +34,8 @@ class PrecisionState(nn.Module):
         self.weight_bits: dict[Role, int] = dict.fromkeys(ROLES, upper)
         self.activation_bits: dict[Role, int] = dict.fromkeys(ROLES, upper)
         self.gradient_bits = 8
+        #: Layers whose weights have bits of their own, by the layer's index: mixed precision, after training.
+        self.own_weight_bits: dict[int, int] = {}
         for role in ROLES:
             self.register_buffer(f"weight_levels_{role}", torch.tensor(0.0), persistent=False)
             self.register_buffer(f"activation_levels_{role}", torch.tensor(0.0), persistent=False)
@@ -65,9 +67,20 @@ class PrecisionState(nn.Module):
         """Return the greatest activation code of a role, 0-dim float32."""
         return self.get_buffer(f"activation_levels_{role}")
 
-    def quantizes_weights(self, role: Role) -> bool:
-        """Return whether weights of a role are quantized at all at their present bits."""
-        return self.weight_bits[role] < FLOAT_BITS
+    def weight_levels_of(self, index: int, role: Role) -> Tensor:
+        """Return the greatest weight code of a layer, which may have bits of its own, 0-dim float32."""
+        levels = self.weight_levels(role)
+        if index not in self.own_weight_bits:
+            return levels
+        return torch.full_like(levels, float(symmetric_levels(self.own_weight_bits[index])))
+
+    def weight_bits_of(self, index: int, role: Role) -> int:
+        """Return the bits of a layer's weights, which may be its own."""
+        return self.own_weight_bits.get(index, self.weight_bits[role])
+
+    def quantizes_weights(self, index: int, role: Role) -> bool:
+        """Return whether the weights of a layer are quantized at all at their present bits."""
+        return self.weight_bits_of(index, role) < FLOAT_BITS
 
     def quantizes_activations(self, role: Role) -> bool:
         """Return whether activations of a role are quantized at all at their present bits."""

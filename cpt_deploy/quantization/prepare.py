@@ -87,7 +87,8 @@ def _replace_layers(
         nodes = [node for node in calls if node.target == target]
         _check_layer(nodes[0], module, traced)
         traced.set_submodule(target, quantized_layer(module, precision, role, index))
-        infos.append(LayerInfo(target, sum(_macs(node, module) for node in nodes), role))
+        weights = module.get_parameter("weight").numel()
+        infos.append(LayerInfo(target, sum(_macs(node, module) for node in nodes), role, weights))
     return infos
 
 

@@ -1,18 +1,25 @@
 """Re-estimation of BatchNorm statistics and activation ranges at the precision that will be served."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from cpt_deploy.errors import DataError
-from cpt_deploy.quantization.model import QuantizedModel
+from cpt_deploy.quantization.model import QuantizedModel, WeightBits
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 
 
-def settle(model: QuantizedModel, batches: Iterable[Tensor], *, weight_bits: int | None = None) -> int:
-    """Re-estimate BatchNorm statistics and activation ranges at the upper bound.
+def settle(
+    model: QuantizedModel,
+    batches: Iterable[Tensor],
+    *,
+    weight_bits: WeightBits = None,
+    activation_bits: int | None = None,
+) -> int:
+    """Re-estimate BatchNorm statistics and activation ranges at the upper bound, or at the bits to be frozen.
 
     While the bits cycle both are averages over mixed precisions. This replaces them by plain averages over the given
     batches, at the precision that is frozen. No parameter changes; dropout is off.
@@ -20,23 +27,33 @@ def settle(model: QuantizedModel, batches: Iterable[Tensor], *, weight_bits: int
     Args:
         model: The model; its mode and bits are restored afterwards.
         batches: Training inputs, each (N, *input_shape), on the model's device. Some tens to hundreds are enough.
-        weight_bits: Bits of the cycling weights if they are to be frozen at other bits than the upper bound.
+        weight_bits: Bits of the cycling weights, or of single layers by name, if they are to be frozen at other bits
+            than the upper bound.
+        activation_bits: Bits of the cycling activations, likewise.
 
     Returns:
         The number of batches used.
 
     Raises:
         DataError: If there is no batch; the model is then as before.
+        UsageError: If bits are out of range, or given for a layer that the model does not have.
     """
     iterator = iter(batches)
     first = next(iterator, None)
     if first is None:
         raise DataError("Expected at least one batch to settle on, but got none")
+    with torch.no_grad(), model.upper_bound(weight_bits, activation_bits), _observing(model):
+        model(first)
+        return 1 + sum(1 for batch in iterator if model(batch) is not None)
+
+
+@contextmanager
+def _observing(model: QuantizedModel) -> Iterator[None]:
+    """Inside the context BatchNorms and edges average over all batches alike; everything else is in evaluation."""
     modes = {module: module.training for module in model.modules()}
     norms = [module for module in model.modules() if isinstance(module, _NORMS)]
     momenta = [norm.momentum for norm in norms]
     edges = [edge for _, edge in model.edges()]
-    count = 0
     try:
         model.eval()
         for norm in norms:
@@ -47,9 +64,7 @@ def settle(model: QuantizedModel, batches: Iterable[Tensor], *, weight_bits: int
             edge.train()
             edge.reset()
             edge.cumulative = True
-        with torch.no_grad(), model.upper_bound(weight_bits):
-            model(first)
-            count = 1 + sum(1 for batch in iterator if model(batch) is not None)
+        yield
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
@@ -57,4 +72,3 @@ def settle(model: QuantizedModel, batches: Iterable[Tensor], *, weight_bits: int
             edge.cumulative = False
         for module, mode in modes.items():
             module.training = mode
-    return count

@@ -16,6 +16,7 @@ from cpt_deploy.validation.saturation import (
     bundle_saturation,
     layer_saturation,
 )
+from cpt_deploy.validation.side_by_side import Latency, compare_latency
 from cpt_deploy.validation.statistics import Proportion, mcnemar_exact, wilson_interval
 from cpt_deploy.validation.taps import Tap, TappedModel, add_taps, quantized_tensors, tap_model
 from cpt_deploy.validation.validate import LabelledImages, validate
@@ -25,6 +26,7 @@ __all__ = [
     "CpuInfo",
     "IntegerModel",
     "LabelledImages",
+    "Latency",
     "LayerSaturation",
     "PairResult",
     "Portability",
@@ -39,6 +41,7 @@ __all__ = [
     "add_taps",
     "bundle_portability",
     "bundle_saturation",
+    "compare_latency",
     "float_operators",
     "layer_saturation",
     "mcnemar_exact",

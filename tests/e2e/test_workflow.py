@@ -96,7 +96,7 @@ def test_the_server_answers_plain_http(server, digits):
 def test_the_same_run_exports_at_fewer_bits(here, capsys, run_dir, tmp_path):
     five = str(tmp_path / "five")
     assert main(["export", str(run_dir), "--bits", "5", "--out", five]) == 0
-    assert "settled BatchNorm statistics and activation ranges at 5 bits" in capsys.readouterr().err
+    assert "settled BatchNorm statistics and activation ranges with weights at 5 bits" in capsys.readouterr().err
     words = ["--data", "digits", "--limit", "100", "--run", str(run_dir), "--max-drop", "10"]
     assert main(["validate", five, *words]) == 0
     assert "passed" in capsys.readouterr().out
@@ -311,3 +311,59 @@ def test_an_interrupted_run_is_saved_and_goes_on(cpt, start, tmp_path, number, c
         done = cpt("train", "--resume", out)
         assert "going on from step" in done.stderr
         assert (out / "report.json").is_file()
+
+
+# A family from one run
+
+
+def test_a_sweep_measures_each_width_and_a_second_one_keeps_what_it_has(here, capsys, run_dir):
+    words = ["sweep", str(run_dir), "--bits", "8,3", "--act-bits", "8,same", "--rounds", "3", "--json"]
+    assert main(words) == 0
+    document = json.loads(capsys.readouterr().out)
+    widths = [(entry["weight_bits"], entry["activation_bits"]) for entry in document["exports"]]
+    assert widths == [(8, 8), (3, 8), (3, 3)]
+    for entry in document["exports"]:
+        assert entry["mismatching_integers"] == 0
+        assert entry["compared_integers"] > 1_000_000
+        assert entry["accuracy"] > 0.5
+        assert not entry["reused"]
+    sizes = [entry["weights_bytes"] for entry in document["exports"]]
+    assert sizes[0] > sizes[1] == sizes[2]
+    folder = run_dir / "sweep"
+    assert {path.name for path in folder.iterdir()} == {
+        "bundle-8bit", "bundle-3bit", "bundle-3bit-act3", "sweep.json", "sweep.md", "sweep.png",
+    }  # fmt: skip
+    assert json.loads((folder / "sweep.json").read_text())["exports"] == document["exports"]
+    config = json.loads((folder / "bundle-3bit-act3" / "config.json").read_text())["cpt"]
+    assert (config["weight_bits"], config["activation_bits"]) == (3, 3)
+    shutil.rmtree(folder / "bundle-3bit")
+    assert main(words) == 0
+    again = json.loads(capsys.readouterr().out)["exports"]
+    assert [entry["reused"] for entry in again] == [True, False, True]
+    assert [entry["accuracy"] for entry in again] == [entry["accuracy"] for entry in document["exports"]]
+
+
+def test_a_budget_chooses_bits_by_layer_and_tells_them(here, capsys, run_dir, tmp_path):
+    assert main(["export", str(run_dir), "--budget", "0.6", "--out", str(tmp_path / "mixed"), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)["facts"]
+    chosen = facts["mixed_precision"]
+    assert 0.5 < chosen["size_of_8_bits"] <= 0.6
+    quantization = json.loads((tmp_path / "mixed" / "quantization.json").read_text())
+    bits = {entry["layer"]: entry["bits"] for entry in quantization["weights"]}
+    assert {layer["layer"]: layer["bits"] for layer in chosen["layers"]}.items() <= bits.items()
+    assert len(set(bits.values())) > 1
+    assert main(["export", str(run_dir), "--budget", "0.6", "--out", str(tmp_path / "mixed")]) == 0
+    assert "class probabilities" in capsys.readouterr().out
+
+
+def test_bits_of_a_family_that_do_not_fit_leave_nothing(here, capsys, run_dir, tmp_path):
+    target = tmp_path / "bundle"
+    export = ("export", run_dir, "--out", target)
+    assert "3, 4, 5, 6, 7, 8" in fails(capsys, 2, *export, "--act-bits", 2)
+    assert "budget from 0." in fails(capsys, 2, *export, "--budget", 0.1)
+    assert "both" in fails(capsys, 2, *export, "--budget", 0.5, "--bits", 4)
+    assert not target.exists()
+    before = sorted(run_dir.iterdir())
+    assert "3, 4, 5, 6, 7, 8" in fails(capsys, 2, "sweep", run_dir, "--bits", "8,2")
+    assert "--bits" in fails(capsys, 2, "sweep", run_dir, "--bits", "8,x")
+    assert sorted(run_dir.iterdir()) == before

@@ -1,12 +1,13 @@
 """The verbs of `cpt`, one a file, in the order in which `cpt --help` lists them."""
 
 from cpt_cli.command import Command
-from cpt_cli.commands import datasets, export, info, models, predict, quickstart, serve, train, validate
+from cpt_cli.commands import datasets, export, info, models, predict, quickstart, serve, sweep, train, validate
 
 COMMANDS: tuple[Command, ...] = (
     quickstart.COMMAND,
     train.COMMAND,
     export.COMMAND,
+    sweep.COMMAND,
     validate.COMMAND,
     predict.COMMAND,
     serve.COMMAND,

@@ -2,13 +2,14 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cpt_cli import formats
 from cpt_cli.command import TRAIN_PANEL, Command, DebugFlag, JsonFlag, QuietFlag
 from cpt_cli.output import out
+from cpt_deploy.errors import UsageError
 
 if TYPE_CHECKING:
     from cpt_deploy.bundle import Bundle, GoldenCheck
@@ -36,8 +37,22 @@ def export(  # noqa: PLR0913, PLR0917  the options are its parameters
         int | None,
         typer.Option(min=2, max=8, help="Bits of the cycling layers' weights.", show_default="the run's upper bound"),
     ] = None,
+    act_bits: Annotated[
+        int | None,
+        typer.Option(
+            min=2, max=8, help="Bits of the activations that cycled in training.", show_default="the run's upper bound"
+        ),
+    ] = None,
+    budget: Annotated[
+        float | None,
+        typer.Option(
+            help="Instead of --bits: most size of the weights as a fraction of that at 8 bits; each layer gets bits by "
+            "its measured sensitivity.",
+        ),
+    ] = None,
     destination: Annotated[
-        Path | None, typer.Option("--out", help="Directory of the bundle.", show_default="RUN/bundle-<BITS>bit")
+        Path | None,
+        typer.Option("--out", help="Directory of the bundle.", show_default="RUN/bundle-<BITS>bit or the like"),
     ] = None,
     opset: Annotated[
         int | None,
@@ -73,21 +88,27 @@ def export(  # noqa: PLR0913, PLR0917  the options are its parameters
 ) -> None:
     """Freeze the trained model of a run to integers and write a bundle: the directory that ships.
 
-    At other bits than the run's upper bound, and for --portable, the activation ranges and BatchNorm statistics are
-    estimated anew on training data first. A bundle of the same name is replaced; nothing half-written is ever left.
+    Layers and activations that held the upper bound in training keep it. At other bits than the upper bound, and for
+    --portable, the activation ranges and BatchNorm statistics are estimated anew on training data first. A bundle of
+    the same name is replaced; nothing half-written is ever left.
     """
-    from cpt_cli.workflow import export_run
+    from cpt_cli.workflow import ExportOptions, export_run
     from cpt_deploy.bundle import chosen_formats
 
-    bundle = export_run(
-        run,
+    if bits is not None and budget is not None:
+        raise UsageError(
+            "Expected either --bits or --budget, but got both", hint="--budget chooses the bits of each layer"
+        )
+    options = ExportOptions(
         bits=bits,
-        destination=destination,
-        opset=opset,
-        force=force,
-        formats=chosen_formats(format_ or ()),
+        activation_bits=act_bits,
+        budget=budget,
         portable=portable,
+        opset=opset,
+        formats=chosen_formats(format_ or ()),
+        force=force,
     )
+    bundle = export_run(run, options, destination=destination)
     check = show_export(bundle)
     if out.quiet:
         out.line(formats.path(bundle.path))
@@ -113,8 +134,13 @@ def show_export(bundle: "Bundle") -> "GoldenCheck":
     same = "every output code of the golden sample is the same"
     differs = f"{check.mismatches} of {check.values} output codes of the golden sample differ"
     sizes = _files(bundle)
+    facts = bundle.facts
+    if "mixed_precision" in facts:
+        _show_mixed_precision(facts["mixed_precision"])
     out.fields(
-        f"Exported {bundle.name} with weights of {bundle.facts['weight_bits']} bits",
+        f"Exported {bundle.name} with weights of {facts['weight_bits']} bits"
+        + (" on average" if "mixed_precision" in facts else "")
+        + f", activations of {facts['activation_bits']}",
         {
             "bundle": formats.path(bundle.path),
             "model.onnx": f"{formats.size(sizes['model.onnx'])}, sha256 {bundle.sha256[:16]}…",
@@ -127,6 +153,25 @@ def show_export(bundle: "Bundle") -> "GoldenCheck":
     return check
 
 
+def _show_mixed_precision(chosen: dict[str, Any]) -> None:
+    """Print the bits that each layer got, and what fewer bits in it alone do to the class probabilities."""
+    widths = sorted({int(bits) for layer in chosen["layers"] for bits in layer["divergence"]})
+    out.table(
+        ("layer", "weights", "bits", *(f"at {bits} bits" for bits in widths)),
+        [
+            (
+                layer["layer"],
+                f"{layer['weights']:,}",
+                layer["bits"],
+                *(f"{layer['divergence'][str(bits)]:.2g}" for bits in widths),
+            )
+            for layer in chosen["layers"]
+        ],
+        title=f"Weights at {formats.share(chosen['size_of_8_bits'], 1)} of their size at 8 bits; divergence of the "
+        f"class probabilities in nats on {chosen['sensitivity_images']} training images",
+    )
+
+
 def _files(bundle: "Bundle") -> dict[str, int]:
     return {path.name: path.stat().st_size for path in sorted(bundle.path.iterdir())}
 
@@ -137,8 +182,8 @@ COMMAND = Command(
     panel=TRAIN_PANEL,
     examples=(
         "cpt export runs/digits --bits 8",
-        "cpt export runs/digits --bits 4 --out digits-4bit  # the same run at 4 bits",
+        "cpt export runs/digits --bits 4 --act-bits 4  # activations too, where they cycled",
+        "cpt export runs/digits --budget 0.6 --portable  # bits by layer, 60 % of the 8-bit weights; any x86 processor",
         "cpt export runs/digits --format torchscript,pt2  # for programs that have PyTorch but not onnxruntime",
-        "cpt export runs/digits --portable  # for processors of any age",
     ),
 )

@@ -99,9 +99,9 @@ def _train(directory: Path) -> float:
 
 def _export(directory: Path) -> "Bundle":
     from cpt_cli.commands.export import show_export
-    from cpt_cli.workflow import export_run
+    from cpt_cli.workflow import ExportOptions, export_run
 
-    bundle = export_run(directory / RUN, bits=BITS, destination=None)
+    bundle = export_run(directory / RUN, ExportOptions(bits=BITS))
     show_export(bundle)
     return bundle
 

@@ -1,6 +1,7 @@
 """The integer executor against onnxruntime: every code of every tensor, bit for bit."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import onnx
@@ -19,12 +20,18 @@ from cpt_deploy.export import write_onnx
 from cpt_deploy.freezing import IntegerExecutor, IntegerGraph, freeze
 from cpt_deploy.freezing.programs import load_program, write_torchscript
 from cpt_deploy.models import build_model
-from cpt_deploy.quantization import QuantizationConfig, prepare, settle
+from cpt_deploy.quantization import QuantizationConfig, WeightBits, prepare, settle
 from cpt_deploy.validation.operators import float_operators, optimized_operators
 
 
 def frozen(
-    network: nn.Module, shape: tuple[int, ...], *, upper: int = 8, weight_bits: int | None = None, seed: int = 0
+    network: nn.Module,
+    shape: tuple[int, ...],
+    *,
+    upper: int = 8,
+    weight_bits: WeightBits = None,
+    activation_bits: int | None = None,
+    seed: int = 0,
 ) -> IntegerGraph:
     """Freeze a network with random weights, BatchNorms with both signs, and ranges from random data."""
     torch.manual_seed(seed)
@@ -34,8 +41,9 @@ def frozen(
             nn.init.normal_(module.bias, std=0.3)
             module.weight.data *= torch.where(torch.rand_like(module.weight) < 0.1, -1.0, 1.0)
     model = prepare(network, QuantizationConfig(lower=min(3, upper), upper=upper), shape)
-    settle(model, [torch.randn(4, *shape) for _ in range(2)], weight_bits=weight_bits)
-    return freeze(model, weight_bits=weight_bits)
+    bits: dict[str, Any] = {"weight_bits": weight_bits, "activation_bits": activation_bits}
+    settle(model, [torch.randn(4, *shape) for _ in range(2)], **bits)
+    return freeze(model, **bits)
 
 
 def with_all_codes(model: bytes, names: list[str]) -> bytes:
@@ -105,6 +113,27 @@ def test_fewer_bits_agree_too_and_still_fuse(upper: int, weight_bits: int | None
     assert (operators["QLinearConv"], operators["QLinearAdd"], operators["QGemm"]) == (21, 9, 1)
 
 
+@pytest.mark.parametrize("name", ["resnet20", "mobilenet_v2", "efficientnet_b0", "densenet121", "shufflenet_v2_x0_5"])
+@pytest.mark.parametrize("activation_bits", [2, 5])
+def test_networks_with_fewer_bits_of_activations_agree_and_leave_no_float_operator(
+    name: str, activation_bits: int
+) -> None:
+    build, size = MODELS[name]
+    graph = frozen(build(), (3, size, size), weight_bits=4, activation_bits=activation_bits)
+    assert {tensor.bits for tensor in graph.tensors.values()} == {activation_bits, 8}
+    assert_exact(graph, 2 * torch.randn(3, 3, size, size))
+    assert float_operators(write_onnx(graph)) == {}
+
+
+def test_layers_with_bits_of_their_own_agree() -> None:
+    torch.manual_seed(0)
+    graph = frozen(MODELS["resnet20"][0](), (3, 32, 32), weight_bits={"groups.0.0.conv1": 3, "groups.1.0.conv2": 5})
+    bits = {operation.source: operation.bits for operation in graph.weighted()}
+    assert (bits.pop("groups.0.0.conv1"), bits.pop("groups.1.0.conv2")) == (3, 5)
+    assert set(bits.values()) == {8}
+    assert_exact(graph, torch.randn(4, 3, 32, 32))
+
+
 @pytest.mark.parametrize("opset", [13, 17, 20, 21, 25])
 def test_every_opset_gives_the_same_logits_and_the_same_kernels(opset: int) -> None:
     graph = frozen(MODELS["resnet20"][0](), (3, 32, 32))
@@ -154,6 +183,38 @@ def test_any_convolution_agrees(case: tuple[nn.Module, tuple[int, ...]], upper: 
     network, shape = case
     graph = frozen(network, shape, upper=upper, seed=seed)
     assert_exact(graph, 2 * torch.randn(batch, *shape))
+
+
+class _Residual(nn.Module):
+    """Edges that hold the upper bound feed cycling layers: at once, through a maximum, and from a table."""
+
+    def __init__(self, channels: int, activation: nn.Module, *, pooled: bool) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, channels, 3, padding=1)
+        self.first, self.second = nn.Conv2d(channels, channels, 3, padding=1), nn.Conv2d(channels, channels, 1)
+        self.activation = activation
+        self.pool: nn.Module = nn.MaxPool2d(2, 1, 1) if pooled else nn.Identity()
+        self.side, self.head = nn.Conv2d(channels, 2, 1), nn.Conv2d(2, 4, 1)  # the last holds
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.activation(self.stem(x))
+        x = x + self.second(self.activation(self.first(x)))
+        return self.head(self.side(self.pool(x))).mean((2, 3))
+
+
+@given(
+    st.integers(1, 20), st.sampled_from([nn.ReLU(), nn.Tanh(), nn.Hardswish()]), st.booleans(),
+    st.tuples(st.integers(2, 8), st.integers(2, 8)).map(sorted), st.integers(0, 1000),
+)  # fmt: skip
+@settings(deadline=None, max_examples=60)
+def test_held_edges_brought_to_fewer_bits_agree(
+    channels: int, activation: nn.Module, pooled: bool, bits: list[int], seed: int
+) -> None:
+    network = _Residual(channels, activation, pooled=pooled)
+    graph = frozen(network, (3, 7, 7), upper=bits[1], activation_bits=bits[0], seed=seed)
+    tables = [name for name in graph.tensors if name.endswith("_input")]
+    assert bool(tables) == (bits[0] < bits[1])
+    assert_exact(graph, 2 * torch.randn(3, 3, 7, 7))
 
 
 class _Binary(nn.Module):

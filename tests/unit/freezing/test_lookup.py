@@ -5,10 +5,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
 from torch import nn
 
 from cpt_deploy.freezing.graph import QuantizedTensor
 from cpt_deploy.freezing.lookup import MARGIN, tabulate
+from cpt_deploy.quantization.affine import affine_parameters
 
 ACTIVATIONS = [nn.Sigmoid(), nn.Tanh(), nn.LeakyReLU(0.1), nn.ELU(), nn.Softplus(), nn.Hardsigmoid(), nn.Hardtanh()]
 
@@ -34,3 +37,31 @@ def test_every_entry_is_the_rounded_value_and_keeps_the_margin(
         again = np.clip(np.rint(values * (1 + error) / moved.scale + moved.zero_point), 0, 255)
         assert np.array_equal(lookup.table, again)
     assert MARGIN > 255 * 1e-7
+
+
+@given(st.integers(2, 7), st.floats(1e-6, 1e6), st.floats(0, 1))
+@settings(deadline=None)
+def test_fewer_bits_for_the_same_range_are_the_quantizer_of_onnx(bits: int, width: float, part: float) -> None:
+    low, high = torch.tensor(-part * width), torch.tensor((1 - part) * width)
+    tensors = []
+    for name, count in (("x", 8), ("y", bits)):
+        scale, zero_point = affine_parameters(low, high, torch.tensor(float(2**count - 1)))
+        tensors.append(QuantizedTensor(name, float(scale), int(zero_point), count, (256,)))
+    lookup, moved = tabulate(nn.Identity(), *tensors)
+    assert moved == tensors[1]  # the margin holds by arithmetic: no code of 8 bits is near the middle between two
+    parameters = [np.array(v, t) for q in tensors for v, t in ((q.scale, np.float32), (q.zero_point, np.uint8))]
+    nodes = [
+        helper.make_node("DequantizeLinear", ["codes", "s", "z"], ["real"]),
+        helper.make_node("QuantizeLinear", ["real", "t", "w"], ["fewer"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "requantize",
+        [helper.make_tensor_value_info("codes", TensorProto.UINT8, [256])],
+        [helper.make_tensor_value_info("fewer", TensorProto.UINT8, [256])],
+        [numpy_helper.from_array(value, name) for value, name in zip(parameters, "sztw", strict=True)],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9)
+    codes = np.arange(256, dtype=np.uint8)
+    expected = np.minimum(ReferenceEvaluator(model).run(None, {"codes": codes})[0], 2**bits - 1)
+    assert np.array_equal(lookup.table, expected)

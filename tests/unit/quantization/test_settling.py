@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from cpt_deploy.errors import DataError
+from cpt_deploy.errors import DataError, UsageError
 from cpt_deploy.quantization import QuantizationConfig, prepare, settle
 
 
@@ -42,6 +42,41 @@ def test_parameters_modes_and_bits_are_as_before() -> None:
     assert all(module.training for module in model.modules())
     assert model.precision.weight_bits["cycle"] == 3
     assert not any(edge.cumulative for _, edge in model.edges())
+
+
+def test_activations_run_at_their_bits_while_settling() -> None:
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 1), nn.Flatten(), nn.Linear(16, 3))
+    model = prepare(net, QuantizationConfig(), (1, 4, 4))
+    seen = []
+    model.network.get_submodule("2").register_forward_hook(lambda _m, args, _y: seen.append(len(args[0].unique())))
+    batches = [torch.randn(32, 1, 4, 4)]
+    settle(model, batches, activation_bits=2)
+    settle(model, batches)
+    assert seen[0] <= 4 < seen[1]
+
+
+def test_single_layers_run_at_their_bits_while_settling() -> None:
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(16, 30), nn.Linear(30, 3))
+    model = prepare(net, QuantizationConfig(), (1, 4, 4))
+    with model.upper_bound({"2": 2}):
+        weights = {i: model.network.get_submodule(i).quantized_weight[0].unique().numel() for i in ("0", "2", "3")}
+    assert weights["2"] <= 3 < min(weights["0"], weights["3"])
+    assert model.layer_bits({"2": 2}) == {"0": 8, "2": 2, "3": 8}
+    assert model.layer_bits(4) == {"0": 8, "2": 4, "3": 8}
+    assert model.network.get_submodule("2").quantized_weight[0].unique().numel() > 3
+
+
+@pytest.mark.parametrize(
+    ("bits", "part"),
+    [({"weight_bits": {"1.conv": 4}}, "'1.conv'"), ({"weight_bits": {"0": 1}}, "of 0"), ({"activation_bits": 1}, "1")],
+)
+def test_bits_that_do_not_fit_leave_the_model_as_it_was(bits: dict[str, object], part: str) -> None:
+    model = prepare(network(), QuantizationConfig(), (1, 4, 4)).train()
+    model(torch.randn(4, 1, 4, 4))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(UsageError, match=part):
+        settle(model, [torch.randn(4, 1, 4, 4)], **bits)  # type: ignore[arg-type]
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
 def test_no_batch_is_an_error_and_changes_nothing() -> None:

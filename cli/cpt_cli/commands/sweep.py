@@ -1,0 +1,89 @@
+"""`cpt sweep`: what one run gives at several bits, exported, validated and timed."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cpt_cli import formats
+from cpt_cli.command import TRAIN_PANEL, Command, DebugFlag, JsonFlag, QuietFlag
+from cpt_cli.output import out
+from cpt_deploy.errors import UsageError
+
+SAME = "same"
+
+
+def sweep(  # noqa: PLR0913, PLR0917  the options are its parameters
+    run: Annotated[Path, typer.Argument(help="Directory that cpt train wrote.")],
+    bits: Annotated[
+        str | None,
+        typer.Option(
+            help="Bits of the weights, separated by commas.", show_default="those of 8,6,5,4,3 that the run trained at"
+        ),
+    ] = None,
+    act_bits: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Bits of the activations that cycled in training, each combined with each of --bits; '{SAME}' gives "
+            "them those of the weights.",
+            show_default="the run's upper bound",
+        ),
+    ] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Folder that holds the data set.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Measure this many test images.", show_default="all")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Timed calls of each model.")] = 50,
+    force: Annotated[bool, typer.Option("--force", help="Also at bits that the run never trained at.")] = False,
+    json_output: JsonFlag = False,
+    quiet: QuietFlag = False,
+    debug: DebugFlag = False,
+) -> None:
+    """Export a run at several bits, validate each on all test images, and time all of them in onnxruntime.
+
+    Writes RUN/sweep: a bundle for each, sweep.json, sweep.md and sweep.png. What an earlier sweep of the same weights
+    has exported and validated is kept; only the times are taken anew.
+    """
+    from cpt_cli.sweep import COLUMNS, FOLDER, summary, sweep_run, table_rows
+
+    document = sweep_run(
+        run,
+        bits=None if bits is None else [_number(word, "--bits") for word in bits.split(",")],
+        activation_bits=None
+        if act_bits is None
+        else [None if word.strip() == SAME else _number(word, "--act-bits") for word in act_bits.split(",")],
+        data_dir=data_dir,
+        limit=limit,
+        rounds=rounds,
+        force=force,
+    )
+    out.table(COLUMNS, table_rows(document), title=summary(document))
+    for entry in document["exports"]:
+        if entry["mismatching_integers"]:
+            out.warning(f"{entry['bundle']}: {entry['mismatching_integers']} integers differ; cpt validate says where")
+    folder = run / FOLDER
+    out.note(f"written: {formats.path(folder)}/sweep.json, sweep.md, sweep.png")
+    out.result({"folder": folder, **document})
+    out.hint(f"cpt serve {formats.path(folder / document['exports'][-1]['bundle'])}")
+
+
+def _number(word: str, option: str) -> int:
+    try:
+        bits = int(word)
+    except ValueError:
+        bits = 0
+    if not 2 <= bits <= 8:
+        example = "--bits 8,6,4" if option == "--bits" else f"--act-bits 8,{SAME}"
+        raise UsageError(
+            f"Expected {option} to be numbers from 2 to 8, but got {word!r}", hint=f"for example {example}"
+        )
+    return bits
+
+
+COMMAND = Command(
+    name="sweep",
+    function=sweep,
+    panel=TRAIN_PANEL,
+    examples=(
+        "cpt sweep runs/digits",
+        "cpt sweep runs/digits --bits 8,6,4 --act-bits 8,same  # activations at 8 bits, and at the weights' bits",
+    ),
+)

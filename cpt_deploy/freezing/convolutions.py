@@ -1,0 +1,81 @@
+"""Parts of convolutions, and operations executed as such: BatchNorm alone, constants, average pooling."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from cpt_deploy.errors import ConversionError
+from cpt_deploy.freezing.folding import FoldedWeights
+from cpt_deploy.freezing.graph import Convolution, QuantizedTensor
+
+
+def fields_of(folded: FoldedWeights) -> dict[str, Any]:
+    """Return the arguments of a weighted operation that folding determines."""
+    return {"codes": folded.codes, "shift": folded.shift, "scales": folded.scales, "bias": folded.bias}
+
+
+def has_positions(tensor: QuantizedTensor) -> bool:
+    """Return whether a tensor is (N, C, L) or (N, C, H, W), so that a convolution can run on it."""
+    return len(tensor.shape) in (2, 3)
+
+
+def pads_of(layer: nn.Conv1d | nn.Conv2d) -> tuple[int, ...]:
+    """Return a layer's padding as ONNX wants it: begins of all dimensions, then ends."""
+    if layer.padding == "valid":
+        return (0,) * 2 * len(layer.kernel_size)
+    if layer.padding == "same":
+        total = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
+        begins = [t // 2 for t in total]
+        return (*begins, *(t - b for t, b in zip(total, begins, strict=True)))
+    return (*(int(p) for p in layer.padding),) * 2
+
+
+def depthwise(
+    folded: FoldedWeights,
+    source: QuantizedTensor,
+    output: QuantizedTensor,
+    name: str,
+    strides: tuple[int, ...],
+    pads: tuple[int, ...],
+) -> Convolution:
+    """Return a convolution of each channel by itself."""
+    return Convolution(
+        inputs=(source.name,),
+        output=output.name,
+        **fields_of(folded),
+        bits=8,
+        source=name,
+        strides=strides,
+        pads=pads,
+        dilations=(1,) * len(strides),
+        groups=source.shape[0],
+    )
+
+
+def average(module: nn.Module, source: QuantizedTensor, output: QuantizedTensor) -> Convolution:
+    """Write average pooling as a depthwise convolution with all codes 1: its sums are exact integers."""
+    kernel, strides, padding = _average_window(module, source, output)
+    channels = source.shape[0]
+    codes = np.ones((channels, 1, *kernel), dtype=np.int8)
+    scales = np.full(channels, 1.0 / float(np.prod(kernel)), dtype=np.float32)
+    folded = FoldedWeights(codes, 0, scales, np.zeros(channels, dtype=np.int32))
+    return depthwise(folded, source, output, type(module).__name__, strides, padding)
+
+
+def _average_window(
+    module: nn.Module, source: QuantizedTensor, output: QuantizedTensor
+) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    if not isinstance(module, nn.AvgPool2d):  # adaptive pooling to a divisor of the input's size
+        kernel = tuple(b // a for b, a in zip(source.shape[1:], output.shape[1:], strict=True))
+        return kernel, kernel, (0, 0, 0, 0)
+    pair: Callable[[Any], tuple[int, ...]] = lambda v: tuple(v) if isinstance(v, tuple | list) else (v, v)  # noqa: E731
+    kernel, strides, padding = pair(module.kernel_size), pair(module.stride), pair(module.padding)
+    cut = any((size + 2 * p - k) % s for size, k, s, p in zip(source.shape[1:], kernel, strides, padding, strict=True))
+    if module.divisor_override or (any(padding) and not module.count_include_pad) or (module.ceil_mode and cut):
+        raise ConversionError(
+            f"Expected AvgPool2d whose windows all have the same divisor, but got {module}",
+            hint="use count_include_pad=True, ceil_mode=False and no divisor_override",
+        )
+    return kernel, strides, padding * 2

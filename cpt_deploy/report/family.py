@@ -1,0 +1,91 @@
+"""`sweep.png`: accuracy of a run's exports against their size and their latency."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cpt_deploy.errors import MissingExtraError
+
+# From the palette of Okabe & Ito, which stays distinguishable with any colour blindness; markers differ as well.
+_STYLES = (("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D"), ("#E69F00", "v"))
+
+
+@dataclass(frozen=True)
+class FamilyMember:
+    """One export of a run.
+
+    Args:
+        label: What stands beside its point.
+        series: Which of the exports it belongs with, in the legend.
+        accuracy: Accuracy in onnxruntime, 0..1.
+        low: Lower end of its interval.
+        high: Upper end.
+        kilobytes: Size.
+        milliseconds: Latency.
+    """
+
+    label: str
+    series: str
+    accuracy: float
+    low: float
+    high: float
+    kilobytes: float
+    milliseconds: float
+
+
+def plot_family(
+    members: Sequence[FamilyMember], destination: Path, *, title: str, size_label: str, trained: float | None = None
+) -> None:
+    """Draw accuracy against size and against latency.
+
+    Args:
+        members: The exports.
+        destination: The PNG file to write.
+        title: What stands above.
+        size_label: What the size is of.
+        trained: Accuracy of the trained model at its upper bound, as a line.
+
+    Raises:
+        MissingExtraError: If Matplotlib is not installed.
+        OSError: If the file cannot be written.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingExtraError(
+            "Expected Matplotlib, which draws the plot, but it is not installed",
+            hint="pip install 'cpt-deploy[train]'",
+        ) from error
+    figure = Figure(figsize=(10, 4.5), layout="constrained")
+    size, latency = figure.subplots(1, 2, sharey=True)
+    figure.suptitle(title)
+    for axes, column in ((size, "kilobytes"), (latency, "milliseconds")):
+        _draw(axes, members, column, trained)
+    size.set_ylabel("accuracy in onnxruntime (%), 95 % interval")
+    size.set_xlabel(f"{size_label} (kB)")
+    latency.set_xlabel("latency (ms), one image, one thread")
+    handles, labels = size.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+    figure.savefig(destination, dpi=120)
+
+
+def _draw(axes: Any, members: Sequence[FamilyMember], column: str, trained: float | None) -> None:
+    if trained is not None:
+        axes.axhline(100 * trained, color="#555555", linestyle="--", linewidth=1, label="trained model")
+    for index, series in enumerate(dict.fromkeys(member.series for member in members)):
+        color, marker = _STYLES[index % len(_STYLES)]
+        points = [member for member in members if member.series == series]
+        x = [getattr(member, column) for member in points]
+        y = [100 * member.accuracy for member in points]
+        errors = [
+            [100 * (member.accuracy - member.low) for member in points],
+            [100 * (member.high - member.accuracy) for member in points],
+        ]
+        axes.errorbar(x, y, errors, color=color, marker=marker, linestyle="", capsize=3, linewidth=1, label=series)
+        for member, position in zip(points, zip(x, y, strict=True), strict=True):
+            side = (6, 5) if index % 2 == 0 else (6, -11)
+            axes.annotate(member.label, position, side, textcoords="offset points", fontsize=8, color=color)
+    axes.margins(x=0.15)
+    axes.grid(visible=True, color="#dddddd", linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
