@@ -1,5 +1,6 @@
-"""Pictures of what happened. Matplotlib is imported when one is drawn, torch never."""
+"""Pictures and pages of what happened. Matplotlib is imported when one is drawn, torch never."""
 
 from cpt_deploy.report.curves import plot_curves
+from cpt_deploy.report.validation_page import render_validation_page
 
-__all__ = ["plot_curves"]
+__all__ = ["plot_curves", "render_validation_page"]

@@ -4,6 +4,8 @@ Loads PyTorch only where a bundle's integer executor or a trained model is asked
 """
 
 from cpt_deploy.validation.comparison import PairResult, RuntimeResult, TensorResult
+from cpt_deploy.validation.constants import ConstantDifference, ConstantsResult, compare_constants
+from cpt_deploy.validation.gate import constant_reasons
 from cpt_deploy.validation.hardware import CpuInfo, read_cpu, software_versions
 from cpt_deploy.validation.integer_model import BundledIntegerModel, IntegerModel
 from cpt_deploy.validation.measuring import TrainedModel, ValidationReporter
@@ -16,6 +18,8 @@ from cpt_deploy.validation.validate import LabelledImages, validate
 
 __all__ = [
     "BundledIntegerModel",
+    "ConstantDifference",
+    "ConstantsResult",
     "CpuInfo",
     "IntegerModel",
     "LabelledImages",
@@ -31,6 +35,8 @@ __all__ = [
     "ValidationReporter",
     "add_taps",
     "bundle_saturation",
+    "compare_constants",
+    "constant_reasons",
     "float_operators",
     "layer_saturation",
     "mcnemar_exact",

@@ -2,15 +2,32 @@
 
 from dataclasses import replace
 
+from cpt_deploy.validation.constants import ConstantsResult
 from cpt_deploy.validation.report import ValidationReport
 
 
 def judge(report: ValidationReport) -> ValidationReport:
     """Return the report with the reasons for which it does not pass its gate.
 
-    Logits that are not finite always fail; accuracy and integers fail as far as `report.gate` asks for them.
+    Logits that are not finite and constants that are not those of the integer graph always fail; accuracy and integers
+    fail as far as `report.gate` asks for them.
     """
-    return replace(report, reasons=(*_finite_reasons(report), *_drop_reasons(report), *_exactness_reasons(report)))
+    constants = constant_reasons(report.constants)
+    return replace(
+        report, reasons=(*_finite_reasons(report), *constants, *_drop_reasons(report), *_exactness_reasons(report))
+    )
+
+
+def constant_reasons(constants: ConstantsResult | None) -> list[str]:
+    """Say what of model.onnx is not what the integer graph holds, the first tensor by name."""
+    if constants is None or not constants.differences:
+        return []
+    first, others = constants.differences[0], len(constants.differences) - 1
+    more = f"; {others} more constant{'s' if others > 1 else ''} differ{'' if others > 1 else 's'}" if others else ""
+    return [
+        f"model.onnx is not what was exported: in tensor {first.tensor!r}, {first.differing} of {first.values} "
+        f"{first.part} differ ({first.detail}){more}"
+    ]
 
 
 def _finite_reasons(report: ValidationReport) -> list[str]:

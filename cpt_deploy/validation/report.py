@@ -5,7 +5,9 @@ from typing import Any
 
 from cpt_deploy.bundle import EvaluationResult
 from cpt_deploy.validation.comparison import PairResult, RuntimeResult, TensorResult
+from cpt_deploy.validation.constants import ConstantsResult
 from cpt_deploy.validation.hardware import CpuInfo
+from cpt_deploy.validation.samples import Confusion, LogitPairs
 from cpt_deploy.validation.saturation import LayerSaturation
 
 
@@ -89,6 +91,11 @@ class ValidationReport:
         versions: Versions of the software.
         validated_at: When, ISO 8601 in UTC.
         notes: What was not measured, and why.
+        unoptimized_tensors: Integers of the executor against onnxruntime's with its optimizations off, for
+            comparison: what a runtime that does not execute integers makes of the same file.
+        constants: model.onnx against the integer graph, constant by constant; `None` without the `onnx` package.
+        confusion: Labels that onnxruntime gave against the right ones.
+        logit_pairs: Some logits of the trained model and of onnxruntime; `None` without a trained model.
     """
 
     bundle: str
@@ -106,6 +113,10 @@ class ValidationReport:
     versions: dict[str, str]
     validated_at: str
     notes: tuple[str, ...]
+    unoptimized_tensors: tuple[TensorResult, ...] | None = None
+    constants: ConstantsResult | None = None
+    confusion: Confusion | None = None
+    logit_pairs: LogitPairs | None = None
 
     @property
     def passed(self) -> bool:
