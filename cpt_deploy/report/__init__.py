@@ -1,6 +1,7 @@
 """Pictures and pages of what happened. Matplotlib is imported when one is drawn, torch never."""
 
+from cpt_deploy.report.benchmark_plot import check_plot_path, plot_benchmark
 from cpt_deploy.report.curves import plot_curves
 from cpt_deploy.report.validation_page import render_validation_page
 
-__all__ = ["plot_curves", "render_validation_page"]
+__all__ = ["check_plot_path", "plot_benchmark", "plot_curves", "render_validation_page"]

@@ -3,6 +3,7 @@
 Loads PyTorch only where a bundle's integer executor or a trained model is asked for.
 """
 
+from cpt_deploy.validation.benchmarking import BenchmarkReport, Footprint, Latency, benchmark
 from cpt_deploy.validation.comparison import PairResult, RuntimeResult, TensorResult
 from cpt_deploy.validation.constants import ConstantDifference, ConstantsResult, compare_constants
 from cpt_deploy.validation.gate import constant_reasons
@@ -12,17 +13,21 @@ from cpt_deploy.validation.measuring import TrainedModel, ValidationReporter
 from cpt_deploy.validation.operators import float_operators, optimized_operators
 from cpt_deploy.validation.report import ValidationReport
 from cpt_deploy.validation.saturation import LayerSaturation, bundle_saturation, layer_saturation
+from cpt_deploy.validation.static_quantization import static_quantization
 from cpt_deploy.validation.statistics import Proportion, mcnemar_exact, wilson_interval
 from cpt_deploy.validation.taps import Tap, TappedModel, add_taps, quantized_tensors, tap_model
 from cpt_deploy.validation.validate import LabelledImages, validate
 
 __all__ = [
+    "BenchmarkReport",
     "BundledIntegerModel",
     "ConstantDifference",
     "ConstantsResult",
     "CpuInfo",
+    "Footprint",
     "IntegerModel",
     "LabelledImages",
+    "Latency",
     "LayerSaturation",
     "PairResult",
     "Proportion",
@@ -34,6 +39,7 @@ __all__ = [
     "ValidationReport",
     "ValidationReporter",
     "add_taps",
+    "benchmark",
     "bundle_saturation",
     "compare_constants",
     "constant_reasons",
@@ -44,6 +50,7 @@ __all__ = [
     "quantized_tensors",
     "read_cpu",
     "software_versions",
+    "static_quantization",
     "tap_model",
     "validate",
     "wilson_interval",

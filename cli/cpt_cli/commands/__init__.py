@@ -1,13 +1,14 @@
 """The verbs of `cpt`, one a file, in the order in which `cpt --help` lists them."""
 
 from cpt_cli.command import Command
-from cpt_cli.commands import datasets, export, info, models, predict, quickstart, serve, train, validate
+from cpt_cli.commands import benchmark, datasets, export, info, models, predict, quickstart, serve, train, validate
 
 COMMANDS: tuple[Command, ...] = (
     quickstart.COMMAND,
     train.COMMAND,
     export.COMMAND,
     validate.COMMAND,
+    benchmark.COMMAND,
     predict.COMMAND,
     serve.COMMAND,
     models.COMMAND,
