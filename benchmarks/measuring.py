@@ -1,40 +1,17 @@
 """What all benchmarks share: interleaved timing, a description of the machine, and where results are written."""
 
 import json
-import statistics
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from cpt_deploy.validation.hardware import read_cpu, software_versions
+from cpt_deploy.validation.timing import interleaved, median_ratio
+
+__all__ = ["interleaved", "machine", "machine_line", "markdown_table", "median_ratio", "write_results"]
 
 RESULTS = Path(__file__).parent / "results"
 README = Path(__file__).parent.parent / "README.md"
-
-
-def interleaved(runs: Mapping[str, Callable[[], object]], *, rounds: int, warmup: int = 3) -> dict[str, list[float]]:
-    """Time several callables in turn, in reversed order every other round, so that drift hits all alike.
-
-    Returns:
-        Seconds of each round, by name.
-    """
-    for run in runs.values():
-        for _ in range(warmup):
-            run()
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for round_index in range(rounds):
-        order = list(runs) if round_index % 2 == 0 else list(reversed(runs))
-        for name in order:
-            start = time.perf_counter()
-            runs[name]()
-            times[name].append(time.perf_counter() - start)
-    return times
-
-
-def median_ratio(numerator: list[float], denominator: list[float]) -> float:
-    """Return the median over rounds of one time divided by the other."""
-    return statistics.median(a / b for a, b in zip(numerator, denominator, strict=True))
 
 
 def machine() -> dict[str, Any]:

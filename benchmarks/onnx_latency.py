@@ -7,34 +7,21 @@ All three hold the same network and run in one interleaved measurement on one th
 
 import argparse
 import statistics
-import tempfile
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnxruntime
 import torch
 from measuring import interleaved, machine, machine_line, markdown_table, median_ratio, write_results
-from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
-from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from cpt_deploy.export import write_float_onnx, write_onnx
 from cpt_deploy.freezing import freeze
 from cpt_deploy.models import build_model
 from cpt_deploy.quantization import QuantizationConfig, prepare, settle
+from cpt_deploy.validation import static_quantization
 
 NETWORKS = {"resnet20": (3, 32, 32), "torchvision/resnet18": (3, 224, 224), "torchvision/mobilenet_v2": (3, 224, 224)}
 BARS = {"resnet20": 2.0, "torchvision/resnet18": 3.5, "torchvision/mobilenet_v2": 2.0}
-
-
-class _Reader(CalibrationDataReader):
-    def __init__(self, batches: list[np.ndarray]) -> None:
-        self._batches = iter(batches)
-
-    def get_next(self) -> dict[str, np.ndarray] | None:
-        batch = next(self._batches, None)
-        return None if batch is None else {"image": batch}
 
 
 def images(count: int, shape: tuple[int, ...]) -> torch.Tensor:
@@ -44,35 +31,24 @@ def images(count: int, shape: tuple[int, ...]) -> torch.Tensor:
     return smooth + 0.2 * torch.randn(count, *shape)
 
 
-def files(name: str, shape: tuple[int, int, int], folder: Path) -> dict[str, bytes]:
+def files(name: str, shape: tuple[int, int, int]) -> dict[str, bytes]:
     """Return the three ONNX files of one network with random weights."""
     torch.manual_seed(0)
     network = build_model(name, num_classes=10 if shape[1] == 32 else 1000, in_channels=3, input_size=shape[1:])
     model = prepare(network, QuantizationConfig(), shape)
     settle(model, [images(8, shape) for _ in range(4)])
     model.eval()
-    (folder / "float.onnx").write_bytes(write_float_onnx(model))
-    quant_pre_process(folder / "float.onnx", folder / "prepared.onnx")
-    quantize_static(
-        folder / "prepared.onnx",
-        folder / "static.onnx",
-        _Reader([images(8, shape).numpy() for _ in range(4)]),
-        quant_format=QuantFormat.QDQ,
-        per_channel=True,
-        activation_type=QuantType.QUInt8,
-        weight_type=QuantType.QInt8,
-    )
+    floats = write_float_onnx(model)
     return {
         "cpt-deploy": write_onnx(freeze(model)),
-        "float32": (folder / "float.onnx").read_bytes(),
-        "onnxruntime static": (folder / "static.onnx").read_bytes(),
+        "float32": floats,
+        "onnxruntime static": static_quantization(floats, [images(8, shape).numpy() for _ in range(4)]),
     }
 
 
 def measure(name: str, shape: tuple[int, int, int], batch: int, rounds: int) -> dict[str, Any]:
     """Time the three files of one network at one batch size."""
-    with tempfile.TemporaryDirectory() as folder:
-        models = files(name, shape, Path(folder))
+    models = files(name, shape)
     feed = {"image": images(batch, shape).numpy()}
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -223,6 +224,7 @@ def measure_bundle(
     """
     from cpt_deploy.bundle import update_validation
     from cpt_deploy.data import load_images
+    from cpt_deploy.report import render_validation_page
     from cpt_deploy.validation import validate
 
     found = run_dir or find_run(bundle)
@@ -246,5 +248,7 @@ def measure_bundle(
             limit=limit,
             reporter=bar,
         )
-    update_validation(bundle, report.to_dict(), report.evaluation_results())
+    fields = report.to_dict()
+    page = render_validation_page(fields, bundle.labels) if find_spec("matplotlib") is not None else None
+    update_validation(bundle, fields, report.evaluation_results(), page=page)
     return report

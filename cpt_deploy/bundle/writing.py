@@ -23,6 +23,7 @@ from cpt_deploy.bundle.golden import GoldenSample
 from cpt_deploy.bundle.preprocessing import Preprocessing
 from cpt_deploy.errors import BundleError
 
+_NUMBERS = re.compile(r"\[\n\s+((?:[-+.\deE]+,\n\s+)*[-+.\deE]+)\n\s*\]")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
@@ -108,7 +109,9 @@ def write_bundle(destination: str | Path, *, contents: BundleContents) -> Bundle
     return Bundle.open(directory)
 
 
-def update_validation(bundle: Bundle, report: Mapping[str, Any], results: Sequence[EvaluationResult] = ()) -> Bundle:
+def update_validation(
+    bundle: Bundle, report: Mapping[str, Any], results: Sequence[EvaluationResult] = (), *, page: str | None = None
+) -> Bundle:
     """Store a validation report in a bundle and refresh its model card and checksums, all in one step.
 
     Args:
@@ -116,6 +119,7 @@ def update_validation(bundle: Bundle, report: Mapping[str, Any], results: Sequen
         report: The report as JSON types; it becomes validation.json.
         results: The measured figures; they become the model card's table and model index. Without any the card
             stays as it is.
+        page: The report as HTML; it becomes validation.html. Without one, that of an earlier report is removed.
 
     Returns:
         The bundle, opened anew.
@@ -128,11 +132,18 @@ def update_validation(bundle: Bundle, report: Mapping[str, Any], results: Sequen
         changed[layout.CARD_FILE] = _card(
             bundle.config, bundle.labels, bundle.preprocessing, results, onnx_bytes=bundle.onnx_path.stat().st_size
         ).encode()
-    sums = checksum_lines(read_checksums(bundle.path) | _digests(changed)).encode()
+    if page is not None:
+        changed[layout.VALIDATION_PAGE] = page.encode()
+    digests = read_checksums(bundle.path) | _digests(changed)
+    if page is None:
+        digests.pop(layout.VALIDATION_PAGE, None)
+    sums = checksum_lines(digests).encode()
     with _writing(bundle.path):
         # With both lists of checksums in place the bundle can be opened whenever this is cut short.
         replace_files(bundle.path, {layout.PENDING_SUMS_FILE: sums, **changed})
         (bundle.path / layout.PENDING_SUMS_FILE).replace(bundle.path / layout.SUMS_FILE)
+        if page is None:
+            (bundle.path / layout.VALIDATION_PAGE).unlink(missing_ok=True)
     return Bundle.open(bundle.path)
 
 
@@ -235,4 +246,7 @@ def _writing(directory: Path) -> Iterator[None]:
 
 
 def _json_bytes(content: Mapping[str, Any]) -> bytes:
-    return (json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
+    # Lists of numbers take one line. A string cannot match: its line breaks are escaped.
+    lines = _NUMBERS.sub(lambda found: f"[{' '.join(found.group(1).split())}]", text)
+    return f"{lines}\n".encode()

@@ -1,6 +1,15 @@
-"""Pictures of what happened. Matplotlib is imported when one is drawn, torch never."""
+"""Pictures and pages of what happened. Matplotlib is imported when one is drawn, torch never."""
 
+from cpt_deploy.report.benchmark_plot import check_plot_path, plot_benchmark
 from cpt_deploy.report.curves import plot_curves
 from cpt_deploy.report.family import FamilyMember, plot_family
+from cpt_deploy.report.validation_page import render_validation_page
 
-__all__ = ["FamilyMember", "plot_curves", "plot_family"]
+__all__ = [
+    "FamilyMember",
+    "check_plot_path",
+    "plot_benchmark",
+    "plot_curves",
+    "plot_family",
+    "render_validation_page",
+]

@@ -3,7 +3,10 @@
 Loads PyTorch only where a bundle's integer executor or a trained model is asked for.
 """
 
+from cpt_deploy.validation.benchmarking import BenchmarkReport, Footprint, Latency, benchmark
 from cpt_deploy.validation.comparison import PairResult, RuntimeResult, TensorResult
+from cpt_deploy.validation.constants import ConstantDifference, ConstantsResult, compare_constants
+from cpt_deploy.validation.gate import constant_reasons
 from cpt_deploy.validation.hardware import CpuInfo, read_cpu, software_versions
 from cpt_deploy.validation.integer_model import BundledIntegerModel, IntegerModel
 from cpt_deploy.validation.measuring import TrainedModel, ValidationReporter
@@ -16,14 +19,19 @@ from cpt_deploy.validation.saturation import (
     bundle_saturation,
     layer_saturation,
 )
-from cpt_deploy.validation.side_by_side import Latency, compare_latency
+from cpt_deploy.validation.side_by_side import RelativeLatency, compare_latency
+from cpt_deploy.validation.static_quantization import static_quantization
 from cpt_deploy.validation.statistics import Proportion, mcnemar_exact, wilson_interval
 from cpt_deploy.validation.taps import Tap, TappedModel, add_taps, quantized_tensors, tap_model
 from cpt_deploy.validation.validate import LabelledImages, validate
 
 __all__ = [
+    "BenchmarkReport",
     "BundledIntegerModel",
+    "ConstantDifference",
+    "ConstantsResult",
     "CpuInfo",
+    "Footprint",
     "IntegerModel",
     "LabelledImages",
     "Latency",
@@ -31,6 +39,7 @@ __all__ = [
     "PairResult",
     "Portability",
     "Proportion",
+    "RelativeLatency",
     "RuntimeResult",
     "Tap",
     "TappedModel",
@@ -39,9 +48,12 @@ __all__ = [
     "ValidationReport",
     "ValidationReporter",
     "add_taps",
+    "benchmark",
     "bundle_portability",
     "bundle_saturation",
+    "compare_constants",
     "compare_latency",
+    "constant_reasons",
     "float_operators",
     "layer_saturation",
     "mcnemar_exact",
@@ -49,6 +61,7 @@ __all__ = [
     "quantized_tensors",
     "read_cpu",
     "software_versions",
+    "static_quantization",
     "tap_model",
     "validate",
     "wilson_interval",

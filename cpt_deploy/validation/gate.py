@@ -3,17 +3,34 @@
 from dataclasses import replace
 
 from cpt_deploy.bundle import FORMATS
+from cpt_deploy.validation.constants import ConstantsResult
 from cpt_deploy.validation.report import ValidationReport
 
 
 def judge(report: ValidationReport) -> ValidationReport:
     """Return the report with the reasons for which it does not pass its gate.
 
-    Logits that are not finite always fail, and so does a portable bundle that can saturate; accuracy and integers fail
-    as far as `report.gate` asks for them.
+    Logits that are not finite, constants that are not those of the integer graph, and a portable bundle that can
+    saturate always fail; accuracy and integers fail as far as `report.gate` asks for them.
     """
-    checks = (_finite_reasons, _portability_reasons, _drop_reasons, _exactness_reasons)
+    checks = (_finite_reasons, _constant_reasons, _portability_reasons, _drop_reasons, _exactness_reasons)
     return replace(report, reasons=tuple(reason for check in checks for reason in check(report)))
+
+
+def _constant_reasons(report: ValidationReport) -> list[str]:
+    return constant_reasons(report.constants)
+
+
+def constant_reasons(constants: ConstantsResult | None) -> list[str]:
+    """Say what of model.onnx is not what the integer graph holds, the first tensor by name."""
+    if constants is None or not constants.differences:
+        return []
+    first, others = constants.differences[0], len(constants.differences) - 1
+    more = f"; {others} more constant{'s' if others > 1 else ''} differ{'' if others > 1 else 's'}" if others else ""
+    return [
+        f"model.onnx is not what was exported: in tensor {first.tensor!r}, {first.differing} of {first.values} "
+        f"{first.part} differ ({first.detail}){more}"
+    ]
 
 
 def _finite_reasons(report: ValidationReport) -> list[str]:

@@ -11,6 +11,7 @@ from cpt_deploy.bundle import OnnxRuntimeModel
 from cpt_deploy.errors import UsageError
 from cpt_deploy.validation.comparison import Codes, IntegerComparison, Logits, RuntimeComparison
 from cpt_deploy.validation.integer_model import IntegerModel
+from cpt_deploy.validation.samples import Confusion, ConfusionCount, LogitPairs, LogitSampler
 from cpt_deploy.validation.taps import TappedModel
 
 Inputs = npt.NDArray[np.float32]
@@ -67,12 +68,18 @@ class Measurement:
 
     Args:
         runtimes: Logits and labels.
-        integers: The integers of every compared tensor; `None` if none were.
+        integers: The executor's integers against onnxruntime's in every compared tensor; `None` if none were.
+        unoptimized: The same with onnxruntime's optimizations off.
+        confusion: Labels that onnxruntime gave against the right ones.
+        logit_pairs: Some logits of the trained model and of onnxruntime; `None` without a trained model.
         notes: What could not be compared.
     """
 
     runtimes: RuntimeComparison
     integers: IntegerComparison | None
+    unoptimized: IntegerComparison | None
+    confusion: Confusion
+    logit_pairs: LogitPairs | None
     notes: tuple[str, ...]
 
 
@@ -95,6 +102,8 @@ def measure(
     """
     runtimes = RuntimeComparison(subject.runtimes(), subject.pairs())
     inside = _Inside(subject.tapped) if subject.tapped is not None else None
+    confusion = ConfusionCount()
+    sampler = LogitSampler("trained", "onnxruntime", total) if subject.trained is not None else None
     done = 0
     for inputs, labels in batches:
         served = subject.served.run(inputs)
@@ -107,10 +116,20 @@ def measure(
                 inside.add(inputs, codes, served)
         logits |= {name: _checked(program(inputs), served) for name, program in subject.formats.items()}
         runtimes.add(logits, labels)
+        confusion.add(served, labels)
+        if sampler is not None:
+            sampler.add(logits)
         done += len(labels)
         if reporter is not None:
             reporter.advance(done, total)
-    return Measurement(runtimes, inside.comparison if inside else None, inside.notes() if inside else ())
+    return Measurement(
+        runtimes=runtimes,
+        integers=inside.comparison if inside else None,
+        unoptimized=inside.unoptimized if inside else None,
+        confusion=confusion.result(),
+        logit_pairs=sampler.result() if sampler else None,
+        notes=inside.notes() if inside else (),
+    )
 
 
 class _Inside:
@@ -118,19 +137,23 @@ class _Inside:
 
     def __init__(self, tapped: TappedModel) -> None:
         self.session = OnnxRuntimeModel(tapped.model, threads=None)
+        self.unoptimized_session = OnnxRuntimeModel(tapped.model, threads=None, optimize=False)
         self.tapped = tapped
         self.comparison: IntegerComparison | None = None
+        self.unoptimized: IntegerComparison | None = None
         self.unmatched: list[str] = []
         self.same_logits = True
 
     def add(self, inputs: Inputs, expected: Mapping[str, Codes], served: Logits) -> None:
         got = self.session.trace(inputs)
-        if self.comparison is None:
-            self.comparison = IntegerComparison([tap for tap in self.tapped.taps if tap.name in expected])
+        if self.comparison is None or self.unoptimized is None:
+            taps = [tap for tap in self.tapped.taps if tap.name in expected]
+            self.comparison, self.unoptimized = IntegerComparison(taps), IntegerComparison(taps)
             compared = {tap.name for tap in self.comparison.taps}
             listed = [tap.name for tap in (*self.tapped.taps, *self.tapped.hidden)]
             self.unmatched = [name for name in dict.fromkeys([*listed, *expected]) if name not in compared]
         self.comparison.add(expected, got)
+        self.unoptimized.add(expected, self.unoptimized_session.trace(inputs))
         self.same_logits &= np.array_equal(got["logits"], served, equal_nan=True)
 
     def notes(self) -> tuple[str, ...]:

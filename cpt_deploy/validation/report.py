@@ -5,7 +5,9 @@ from typing import Any
 
 from cpt_deploy.bundle import FORMATS, EvaluationResult
 from cpt_deploy.validation.comparison import PairResult, RuntimeResult, TensorResult
+from cpt_deploy.validation.constants import ConstantsResult
 from cpt_deploy.validation.hardware import CpuInfo
+from cpt_deploy.validation.samples import Confusion, LogitPairs
 from cpt_deploy.validation.saturation import LayerSaturation, Portability
 
 
@@ -90,6 +92,11 @@ class ValidationReport:
         validated_at: When, ISO 8601 in UTC.
         notes: What was not measured, and why.
         portability: What the bundle gave up if it was exported to be portable.
+        unoptimized_tensors: Integers of the executor against onnxruntime's with its optimizations off, for
+            comparison: what a runtime that does not execute integers makes of the same file.
+        constants: model.onnx against the integer graph, constant by constant; `None` without the `onnx` package.
+        confusion: Labels that onnxruntime gave against the right ones.
+        logit_pairs: Some logits of the trained model and of onnxruntime; `None` without a trained model.
     """
 
     bundle: str
@@ -108,6 +115,10 @@ class ValidationReport:
     validated_at: str
     notes: tuple[str, ...]
     portability: Portability | None = None
+    unoptimized_tensors: tuple[TensorResult, ...] | None = None
+    constants: ConstantsResult | None = None
+    confusion: Confusion | None = None
+    logit_pairs: LogitPairs | None = None
 
     @property
     def passed(self) -> bool:

@@ -1,20 +1,19 @@
 """Latency of several models in onnxruntime, timed in turn so that whatever else the machine does hits all alike."""
 
 import statistics
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from cpt_deploy.bundle import OnnxRuntimeModel
-
-WARM_UP_ROUNDS = 3
+from cpt_deploy.validation.timing import interleaved, median_ratio
 
 
 @dataclass(frozen=True)
-class Latency:
+class RelativeLatency:
     """How long a model takes.
 
     Args:
@@ -28,7 +27,7 @@ class Latency:
 
 def compare_latency(
     models: Mapping[str, Path | bytes], *, batch_size: int = 1, rounds: int = 50, threads: int = 1
-) -> dict[str, Latency]:
+) -> dict[str, RelativeLatency]:
     """Time models on noise, in turn and in reversed order every other round.
 
     Args:
@@ -43,18 +42,10 @@ def compare_latency(
     sessions = {name: OnnxRuntimeModel(model, threads=threads) for name, model in models.items()}
     shape = next(iter(sessions.values())).input_shape
     inputs = np.random.default_rng(0).standard_normal((batch_size, *shape)).astype(np.float32)
-    seconds: dict[str, list[float]] = {name: [] for name in sessions}
-    for index in range(WARM_UP_ROUNDS + rounds):
-        for name in sessions if index % 2 else reversed(sessions):
-            began = time.perf_counter()
-            sessions[name].run(inputs)
-            seconds[name].append(time.perf_counter() - began)
-    timed = {name: values[WARM_UP_ROUNDS:] for name, values in seconds.items()}
+    calls = {name: partial(session.run, inputs) for name, session in sessions.items()}
+    timed = interleaved(calls, rounds=rounds)
     reference = next(iter(timed.values()))
     return {
-        name: Latency(
-            1e3 * statistics.median(values),
-            statistics.median(first / value for first, value in zip(reference, values, strict=True)),
-        )
+        name: RelativeLatency(1e3 * statistics.median(values), median_ratio(reference, values))
         for name, values in timed.items()
     }

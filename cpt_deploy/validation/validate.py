@@ -11,6 +11,7 @@ from PIL import Image
 
 from cpt_deploy.bundle import Bundle, OnnxRuntimeModel
 from cpt_deploy.errors import DataError, UsageError
+from cpt_deploy.validation.constants import compare_constants
 from cpt_deploy.validation.formats import load_formats, program_files
 from cpt_deploy.validation.gate import judge
 from cpt_deploy.validation.hardware import read_cpu, software_versions
@@ -77,7 +78,8 @@ def validate(
 
     On the same samples, preprocessed as the bundle says, run: the trained model (if given), the integer executor,
     onnxruntime as it serves and with its optimizations off, and each further format of the bundle. Compared are
-    accuracies, logits, and every integer of every quantized tensor between the executor and onnxruntime.
+    accuracies, logits, and every integer of every quantized tensor between the executor and onnxruntime; and, without
+    running anything, the constants of model.onnx with those of the integer graph.
 
     Args:
         bundle: The bundle.
@@ -125,6 +127,10 @@ def validate(
             validated_at=datetime.now(UTC).isoformat(timespec="seconds"),
             notes=(*notes, *missing, *measured.notes),
             portability=bundle_portability(bundle),
+            unoptimized_tensors=None if measured.unoptimized is None else measured.unoptimized.results(),
+            constants=compare_constants(bundle) if find_spec("onnx") is not None else None,
+            confusion=measured.confusion,
+            logit_pairs=measured.logit_pairs,
         )
     )
 
@@ -191,7 +197,7 @@ def _subject(
         integer_model = None
         notes.append("the integer executor did not run: PyTorch is not installed")
     if not with_onnx:
-        notes.append("operators and inner integers were not looked at: the package onnx is not installed")
+        notes.append("operators, constants and inner integers were not looked at: the package onnx is not installed")
     notes += [] if with_torch else [f"{file} did not run: PyTorch is not installed" for file in program_files(bundle)]
     look_inside = integer_model is not None and (with_onnx or gate.require_exact)
     subject = Subject(

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -69,14 +70,38 @@ def colour_onnx() -> bytes:
     return serialized
 
 
+def colour_graph() -> dict[str, Any]:
+    """The classifier as quantization.json describes it."""
+    image = {"scale": float(np.float32(INPUT_SCALE)), "zero_point": INPUT_ZERO, "bits": 8}
+    logits = {"scale": float(np.float32(LOGIT_SCALE)), "zero_point": LOGIT_ZERO, "bits": 8}
+    layer = {
+        "codes": {"tensor": "fc.weight"}, "scales": {"tensor": "fc.weight_scale"}, "bias": {"tensor": "fc.bias"},
+    }  # fmt: skip
+    return {
+        "input": "image_codes",
+        "output": "logit_codes",
+        "tensors": [
+            {"name": "image_codes", **image}, {"name": "flat_codes", **image}, {"name": "logit_codes", **logits},
+        ],
+        "operations": [
+            {"type": "Reshape", "inputs": ["image_codes"], "output": "flat_codes"},
+            {"type": "FullyConnected", "inputs": ["flat_codes"], "output": "logit_codes", "shift": 0, **layer},
+        ],
+    }  # fmt: skip
+
+
 def colour_contents(name: str = "colours") -> BundleContents:
     """All that the bundle of the classifier consists of."""
     inputs = np.random.default_rng(0).uniform(-1, 1, (4, 3, 8, 8)).astype(np.float32)
     return BundleContents(
         name=name,
         onnx=colour_onnx(),
-        tensors={"fc.weight": colour_weights(), "fc.weight_scale": np.full(3, WEIGHT_SCALE, np.float32)},
-        graph={"nodes": ["fc"]},
+        tensors={
+            "fc.weight": colour_weights(),
+            "fc.weight_scale": np.full(3, WEIGHT_SCALE, np.float32),
+            "fc.bias": np.zeros(3, np.int32),
+        },
+        graph=colour_graph(),
         quantization={"edges": {"logits": {"bits": 8, "scale": LOGIT_SCALE, "zero_point": LOGIT_ZERO}}},
         labels=COLOURS,
         preprocessing=Preprocessing(3, (8, 8), mean=(0.5,) * 3, std=(0.5,) * 3),

@@ -1,7 +1,19 @@
 """The verbs of `cpt`, one a file, in the order in which `cpt --help` lists them."""
 
 from cpt_cli.command import Command
-from cpt_cli.commands import datasets, export, info, models, predict, quickstart, serve, sweep, train, validate
+from cpt_cli.commands import (
+    benchmark,
+    datasets,
+    export,
+    info,
+    models,
+    predict,
+    quickstart,
+    serve,
+    sweep,
+    train,
+    validate,
+)
 
 COMMANDS: tuple[Command, ...] = (
     quickstart.COMMAND,
@@ -9,6 +21,7 @@ COMMANDS: tuple[Command, ...] = (
     export.COMMAND,
     sweep.COMMAND,
     validate.COMMAND,
+    benchmark.COMMAND,
     predict.COMMAND,
     serve.COMMAND,
     models.COMMAND,

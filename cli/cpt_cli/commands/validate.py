@@ -10,11 +10,13 @@ from cpt_cli import formats
 from cpt_cli.command import SHIP_PANEL, Command, DebugFlag, JsonFlag, QuietFlag
 from cpt_cli.output import out
 from cpt_cli.portability import WITHOUT_VNNI, saturation_line
-from cpt_deploy.errors import UsageError, ValidationFailedError
+from cpt_deploy.errors import MissingExtraError, UsageError, ValidationFailedError
 
 if TYPE_CHECKING:
     from cpt_deploy.bundle import Bundle
     from cpt_deploy.validation import ValidationReport
+
+VALIDATION_PAGE = "validation.html"
 
 
 def validate(  # noqa: PLR0913, PLR0917  the options are its parameters
@@ -43,41 +45,58 @@ def validate(  # noqa: PLR0913, PLR0917  the options are its parameters
             show_default="where torch and onnx are installed",
         ),
     ] = None,
+    html: Annotated[
+        Path | None, typer.Option(help="Write the page of the evidence here too (needs Matplotlib).")
+    ] = None,
     json_output: JsonFlag = False,
     quiet: QuietFlag = False,
     debug: DebugFlag = False,
 ) -> None:
     """Measure a bundle before it is served: accuracy and integers of trained model, integer executor and onnxruntime.
 
-    The evidence becomes validation.json in the bundle and a table in its model card. The exit code is 4 when accuracy
-    dropped too far or an integer differs.
+    The evidence becomes validation.json and a page, validation.html, in the bundle and a table in its model card. The
+    exit code is 4 when accuracy dropped too far, an integer differs or model.onnx is not what was exported.
     """
     from cpt_deploy.bundle import Bundle
 
     opened = Bundle.open(bundle)
     if data is None:
-        for option, value in (("--run", run), ("--limit", limit), ("--max-drop", max_drop), ("--data-dir", data_dir)):
+        only_with_data = {
+            "--run": run, "--limit": limit, "--max-drop": max_drop, "--data-dir": data_dir, "--html": html,
+        }  # fmt: skip
+        for option, value in only_with_data.items():
             if value is not None:
                 raise UsageError(f"Expected --data with {option}, but got none", hint="name the data set to measure on")
         _check_golden(opened, require_exact=require_exact is not False)
         return
-    _validate_on(opened, data, data_dir, run=run, limit=limit, max_drop=max_drop, require_exact=require_exact)
+    if html is not None:
+        _check_page(html)
+    _validate_on(
+        opened, data, data_dir, run=run, limit=limit, max_drop=max_drop, require_exact=require_exact, html=html
+    )
 
 
 def _check_golden(bundle: "Bundle", *, require_exact: bool) -> None:
     from cpt_deploy.bundle import OnnxRuntimeModel
+    from cpt_deploy.validation import compare_constants, constant_reasons
 
+    # The constants first: where one was edited, onnxruntime may not even load the file.
+    constants = compare_constants(bundle) if find_spec("onnx") is not None else None
     check = OnnxRuntimeModel(bundle.onnx_path).reproduce_golden(bundle.golden)
-    passed = check.exact or not require_exact
+    reasons = constant_reasons(constants)
+    if require_exact and not check.exact:
+        reasons.append(f"{check.mismatches} of {check.values} codes of the golden sample were not reproduced")
+    passed = not reasons
+    held = "" if constants is None or constants.differences else f", {constants.compared:,} constants are as exported"
     out.line(
         f"{'passed' if passed else 'FAILED'}: {check.values - check.mismatches} of {check.values} output codes of the "
-        f"golden sample are reproduced by onnxruntime, checksums hold"
+        f"golden sample are reproduced by onnxruntime, checksums hold{held}"
     )
     portable = _show_portability(bundle)
-    out.result({"passed": passed, "bundle": bundle.path, "golden": check, **portable})
+    out.result({"passed": passed, "bundle": bundle.path, "golden": check, "constants": constants, **portable})
     if not passed:
         raise ValidationFailedError(
-            f"{check.mismatches} of {check.values} codes of the golden sample were not reproduced",
+            "; ".join(reasons),
             hint=f"to find where: cpt validate {formats.path(bundle.path)} --data NAME",
         )
     out.hint(f"cpt validate {formats.path(bundle.path)} --data {bundle.facts.get('dataset', 'NAME')}")
@@ -111,6 +130,7 @@ def _validate_on(
     limit: int | None,
     max_drop: float | None,
     require_exact: bool | None,
+    html: Path | None,
 ) -> None:
     from cpt_cli.workflow import measure_bundle
 
@@ -124,10 +144,26 @@ def _validate_on(
         require_exact=_can_compare_integers() if require_exact is None else require_exact,
     )
     show_report(report)
+    if html is not None:
+        html.write_bytes((bundle.path / VALIDATION_PAGE).read_bytes())
+        out.note(f"evidence: {formats.path(html)}")
+    elif find_spec("matplotlib") is not None:
+        out.note(f"evidence: {formats.path(bundle.path / VALIDATION_PAGE)}")
     out.result({**report.to_dict(), "bundle": bundle.path})
     if not report.passed:
         raise ValidationFailedError("; ".join(report.reasons))
     out.hint(f"cpt serve {formats.path(bundle.path)}")
+
+
+def _check_page(html: Path) -> None:
+    """Raise before anything is measured if the page cannot be drawn or written."""
+    if find_spec("matplotlib") is None:
+        raise MissingExtraError(
+            "Expected Matplotlib for --html, but it is not installed", hint="pip install 'cpt-deploy[train]'"
+        )
+    if html.is_dir() or not html.parent.is_dir():
+        found = "a directory" if html.is_dir() else f"no directory {formats.path(html.parent)}"
+        raise UsageError(f"Expected --html to name a file that can be written, but there is {found}")
 
 
 def _can_compare_integers() -> bool:
@@ -164,6 +200,10 @@ def show_report(report: "ValidationReport") -> None:
         for pair in report.comparisons
         if pair.first in FORMATS
     }
+    if report.constants is not None:
+        changed = report.constants.differences
+        compared = f"{report.constants.compared:,} codes, scales, zero points and biases"
+        facts["model.onnx"] = f"differs, first in {changed[0].tensor}" if changed else f"{compared} are as exported"
     if report.graph is not None:
         floats = ", ".join(f"{count} {name}" for name, count in report.graph.float_operators.items())
         facts["operators left in float"] = floats or "none"
@@ -203,6 +243,7 @@ COMMAND = Command(
     examples=(
         "cpt validate runs/digits/bundle-8bit --data digits",
         "cpt validate my-bundle --data fashion-mnist --run runs/fashion --max-drop 0.1",
-        "cpt validate my-bundle  # checksums and golden sample only: needs neither data nor torch",
+        "cpt validate my-bundle --data digits --html evidence.html  # the page to show, beside the one in the bundle",
+        "cpt validate my-bundle  # checksums, constants and golden sample only: needs neither data nor torch",
     ),
 )

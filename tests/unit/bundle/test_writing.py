@@ -222,3 +222,19 @@ def test_an_edited_file_is_noticed_during_an_interrupted_update_too(bundle):
     (bundle.path / "README.md").write_text("edited")
     with pytest.raises(BundleError, match=r"README\.md"):
         Bundle.open(bundle.path)
+
+
+def test_a_page_comes_and_goes_with_its_report(bundle):
+    updated = update(bundle, {"passed": True}, page="<!DOCTYPE html>")
+    assert (bundle.path / "validation.html").read_text() == "<!DOCTYPE html>"
+    assert "validation.html" in (bundle.path / "SHA256SUMS").read_text()
+    update(updated, {"passed": False})
+    assert not (bundle.path / "validation.html").exists()
+    assert Bundle.open(bundle.path).validation == {"passed": False}
+
+
+def test_lists_of_numbers_take_one_line_and_texts_stay_as_they_are(bundle):
+    report = {"cells": [[0, 1, -2.5e-07], []], "text": ["[\n 1\n]", "1"], "none": [None, True]}
+    update(bundle, report)
+    assert Bundle.open(bundle.path).validation == report
+    assert "[0, 1, -2.5e-07]" in (bundle.path / "validation.json").read_text()

@@ -126,12 +126,15 @@ def test_validate_without_data_checks_the_golden_sample(capsys, shared_bundle):
     code, out, _ = run(capsys, "validate", shared_bundle.path)
     assert code == 0
     assert out.startswith("passed: 12 of 12 output codes")
+    assert "constants are as exported" in out
     code, out, _ = run(capsys, "validate", shared_bundle.path, "--json")
     assert json.loads(out)["golden"]["mismatches"] == 0
 
 
 @pytest.mark.parametrize(
-    "option", [("--limit", 3), ("--max-drop", 1), ("--run", "runs/x"), ("--data-dir", "data")], ids=str
+    "option",
+    [("--limit", 3), ("--max-drop", 1), ("--run", "runs/x"), ("--data-dir", "data"), ("--html", "page.html")],
+    ids=str,
 )
 def test_validate_without_data_takes_no_options_about_it(capsys, shared_bundle, option):
     code, _, err = run(capsys, "validate", shared_bundle.path, *option)

@@ -25,6 +25,8 @@ class NetworkWriter:
         self.constants: list[onnx.TensorProto] = []
         self.rng = np.random.default_rng(seed)
         self.codes: dict[str, np.ndarray] = {}
+        self.scales: dict[str, np.ndarray] = {}
+        self.quantizers: list[dict] = []
 
     def constant(self, name: str, value: np.ndarray) -> str:
         self.constants.append(numpy_helper.from_array(value, name))
@@ -36,6 +38,9 @@ class NetworkWriter:
 
     def quantize(self, real: str, name: str, scale: float, zero_point: int = 0, bits: int = 8) -> str:
         """Return the name of the tensor that holds the dequantized values; the codes are called `name`."""
+        self.quantizers.append(
+            {"name": name, "scale": float(np.float32(scale)), "zero_point": zero_point, "bits": bits}
+        )
         parameters = [
             self.constant(f"{name}.scale", np.full(self.scale_shape, scale, np.float32)),
             self.constant(f"{name}.zero_point", np.full(self.scale_shape, zero_point, np.uint8)),
@@ -52,9 +57,10 @@ class NetworkWriter:
     def weight(self, name: str, shape: tuple[int, ...], bits: int = 8) -> str:
         reach = 2 ** (bits - 1) - 1
         self.codes[name] = codes = self.rng.integers(-reach, reach + 1, shape).astype(np.int8)
+        self.scales[name] = scales = (self.rng.uniform(0.3, 0.7, shape[0]) / reach).astype(np.float32)
         inputs = [
             self.constant(f"{name}.codes", codes),
-            self.constant(f"{name}.scales", (self.rng.uniform(0.3, 0.7, shape[0]) / reach).astype(np.float32)),
+            self.constant(f"{name}.scales", scales),
             self.constant(f"{name}.zeros", np.zeros(shape[0], np.int8)),
         ]
         return self.node("DequantizeLinear", inputs, f"{name}.weight", axis=0)
@@ -75,11 +81,12 @@ class NetworkWriter:
 
 @dataclass(frozen=True)
 class Network:
-    """A serialized network and its weight codes by layer."""
+    """A serialized network, its weight codes and scales by layer, and its quantized tensors."""
 
     model: bytes
     codes: dict[str, np.ndarray]
-    bits: int
+    scales: dict[str, np.ndarray]
+    quantizers: list[dict]
     tensors: tuple[str, ...] = ("x", "a", "b", "sum", "mean", "flat", "y")
 
 
@@ -104,10 +111,10 @@ def make_network(
     flat = w.quantize(w.node("Flatten", [mean], "flat.flatten"), "flat", 0.02, 110)
     w.node("Gemm", [flat, w.weight("last", (3, 4))], "logits" if float_head else "y.gemm", transB=1)
     if float_head:
-        return Network(w.model(), w.codes, bits)
+        return Network(w.model(), w.codes, w.scales, w.quantizers)
     w.quantize("y.gemm", "y", LOGIT_SCALE, LOGIT_ZERO_POINT)
     w.node("DequantizeLinear", ["y", "y.scale", "y.zero_point"], "logits")
-    return Network(w.model(), w.codes, bits)
+    return Network(w.model(), w.codes, w.scales, w.quantizers)
 
 
 def make_pooled_network() -> Network:
@@ -123,20 +130,40 @@ def make_pooled_network() -> Network:
     mean = w.node("GlobalAveragePool", [w.quantize(pooled, "pooled", 0.02, 100)], "mean.pool")
     flat = w.node("Flatten", [w.quantize(mean, "mean", 0.02, 100)], "flat.flatten")
     w.node("Gemm", [w.quantize(flat, "flat", 0.02, 100), w.weight("last", (3, 8))], "logits", transB=1)
-    return Network(w.model(), w.codes, 8, ("x", "a", "b", "joined", "pooled", "mean", "flat"))
+    return Network(w.model(), w.codes, w.scales, w.quantizers, ("x", "a", "b", "joined", "pooled", "mean", "flat"))
 
 
 def graph_entry(network: Network) -> dict:
-    """The part of quantization.json's graph that saturation is judged from."""
-    bits = network.bits
-    inputs = {"first": ("x", 8, "a"), "second": ("a", bits, "b"), "last": ("flat", 8, "y")}
+    """The graph as quantization.json describes it, as far as validation reads it."""
+
+    def layer(kind: str, name: str, source: str, output: str) -> dict:
+        stored = {part: {"tensor": f"{name}.{part}"} for part in ("codes", "scales", "bias")}
+        return {"type": kind, "inputs": [source], "output": output, "shift": 0, "pads": [1, 1, 1, 1], **stored}
+
     return {
-        "tensors": [{"name": source, "bits": source_bits} for source, source_bits, _ in inputs.values()],
+        "input": "x",
+        "output": "y",
+        "tensors": network.quantizers,
         "operations": [
-            {"type": "Layer", "inputs": [source], "output": output, "codes": {"tensor": f"{name}.codes"}, "shift": 0}
-            for name, (source, _, output) in inputs.items()
+            layer("Convolution", "first", "x", "a"),
+            layer("Convolution", "second", "a", "b"),
+            {"type": "Add", "inputs": ["a", "b"], "output": "sum"},
+            {"type": "GlobalAverage", "inputs": ["sum"], "output": "mean"},
+            {"type": "Reshape", "inputs": ["mean"], "output": "flat"},
+            layer("FullyConnected", "last", "flat", "y"),
         ],
     }
+
+
+def stored_tensors(network: Network) -> dict[str, np.ndarray]:
+    """What model.safetensors holds."""
+    return {
+        f"{name}.{part}": value
+        for name, codes in network.codes.items()
+        for part, value in (
+            ("codes", codes), ("scales", network.scales[name]), ("bias", np.zeros(len(codes), np.int32))
+        )
+    }  # fmt: skip
 
 
 def write_test_bundle(path: Path, network: Network) -> Bundle:
@@ -148,7 +175,7 @@ def write_test_bundle(path: Path, network: Network) -> Bundle:
         contents=BundleContents(
             name="network",
             onnx=network.model,
-            tensors={f"{name}.codes": value for name, value in network.codes.items()},
+            tensors=stored_tensors(network),
             graph=graph_entry(network),
             quantization={},
             labels=CLASSES,

@@ -66,7 +66,7 @@ def test_a_bundle_is_judged_layer_by_layer_at_the_bits_of_its_inputs(bundle, net
 
 
 def test_a_graph_that_lacks_its_tensors_is_a_bundle_error(bundle_contents, tmp_path):
-    contents: BundleContents = bundle_contents()
+    contents: BundleContents = replace(bundle_contents(), graph={"operations": []})
     broken = write_bundle(tmp_path / "broken", contents=contents)
     with pytest.raises(BundleError, match="graph"):
         bundle_saturation(broken)

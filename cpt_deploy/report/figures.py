@@ -1,0 +1,75 @@
+"""What all pictures share: Matplotlib when one is drawn, colours, and figures as SVG to stand inside of a page."""
+
+import html
+import io
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from cpt_deploy.errors import MissingExtraError
+
+# From the palette of Okabe & Ito, which stays distinguishable with any colour blindness.
+BLUE, ORANGE, GREEN, PINK, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#666666"
+
+_SVG_STYLE: Mapping[str, Any] = {
+    "font.size": 9,
+    "svg.fonttype": "none",  # text stays text: it can be searched, and the file is small
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": False,
+    "legend.frameon": False,
+}
+
+
+def new_figure(width: float, height: float) -> Any:
+    """Return an empty Matplotlib figure.
+
+    Args:
+        width: Width in inches.
+        height: Height in inches.
+
+    Raises:
+        MissingExtraError: If Matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingExtraError(
+            "Expected Matplotlib, which draws the pictures, but it is not installed",
+            hint="pip install 'cpt-deploy[train]'",
+        ) from error
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def figure_style() -> Any:
+    """Return the context in which figures for a page are drawn.
+
+    Raises:
+        MissingExtraError: If Matplotlib is not installed.
+    """
+    new_figure(1, 1)
+    from matplotlib import rc_context
+
+    return rc_context(dict(_SVG_STYLE))
+
+
+def to_svg(figure: Any, *, name: str, alternative: str) -> str:
+    """Return a figure as an SVG element for HTML.
+
+    Args:
+        figure: The Matplotlib figure.
+        name: Unique in the page: it keeps the ids of several figures apart.
+        alternative: What the figure shows, for those who do not see it.
+    """
+    from matplotlib import rc_context
+
+    buffer = io.StringIO()
+    with rc_context({**_SVG_STYLE, "svg.hashsalt": name}):
+        figure.savefig(buffer, format="svg", dpi=144, metadata={"Date": None, "Creator": None})
+    text = buffer.getvalue()
+    body = text[text.index("<svg") :]
+    body = re.sub(r"\s*<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
+    # Matplotlib numbers its groups from 1 in each figure.
+    body = re.sub(r'<g id="([\w.]+)"', rf'<g id="{name}-\1"', body)
+    label = html.escape(alternative, quote=True)
+    return body.replace("<svg", f'<svg role="img" aria-label="{label}"', 1)

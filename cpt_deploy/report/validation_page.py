@@ -1,0 +1,269 @@
+"""The evidence of `cpt validate` as one page of HTML that stands alone, from the fields of validation.json."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from cpt_deploy.report.html import Column, escape, facts, figure, page, table
+from cpt_deploy.report.validation_plots import (
+    RUNTIME_NAMES,
+    accuracy_plot,
+    agreement_plot,
+    confusion_plot,
+    logit_plot,
+)
+
+Report = Mapping[str, Any]
+
+_MOST_CONFUSIONS = 10
+
+
+def render_validation_page(report: Report, labels: Sequence[str]) -> str:
+    """Return the page.
+
+    Args:
+        report: The fields of validation.json (`ValidationReport.to_dict()`).
+        labels: Names of the classes.
+
+    Raises:
+        MissingExtraError: If Matplotlib is not installed.
+    """
+    sections = [
+        _head(report),
+        _glance(report),
+        _accuracy(report),
+        _integers(report),
+        _constants(report),
+        _confusion(report, labels),
+        _saturation(report),
+        _conditions(report),
+        "<footer>Written by <code>cpt validate</code>; the same figures are in <code>validation.json</code>.</footer>",
+    ]
+    return page(f"Validation of {report['bundle']}", "\n".join(section for section in sections if section))
+
+
+def _head(report: Report) -> str:
+    dataset, passed = report["dataset"], report["passed"]
+    reasons = "".join(f"<li>{escape(reason)}</li>" for reason in report["reasons"])
+    return (
+        f"<header><h1>Validation of {escape(report['bundle'])}</h1>\n"
+        f'<p class="lead">{dataset["samples"]:,} images of {escape(dataset["name"])} ({escape(dataset["split"])}), '
+        f"{escape(_moment(report['validated_at']))}</p>\n"
+        f'<div class="verdict {"passed" if passed else "failed"}"><strong>{"Passed" if passed else "Failed"}</strong> '
+        f"<span>{escape(_gate(report['gate']))}</span>{f'<ul>{reasons}</ul>' if reasons else ''}</div></header>"
+    )
+
+
+def _moment(iso: str) -> str:
+    return iso.replace("T", " ").replace("+00:00", " UTC")
+
+
+def _gate(gate: Mapping[str, Any]) -> str:
+    asked = ["model.onnx as exported", "finite logits"]
+    if gate["require_exact"]:
+        asked.insert(0, "every integer exact")
+    if gate["max_drop"] is not None:
+        asked.insert(0, f"at most {gate['max_drop']:g} points of accuracy lost")
+    return f"the gate: {', '.join(asked)}"
+
+
+def _glance(report: Report) -> str:
+    served = _runtime(report, "onnxruntime")
+    tiles = [("accuracy as served", _percent(served["accuracy"]), f"95 % interval {_interval(served)}")]
+    if report["drop_points"] is not None:
+        trained = _percent(_runtime(report, "trained")["accuracy"])
+        change = f"{-report['drop_points']:+.2f}".replace("-0.00", "0.00").replace("+0.00", "0.00")
+        tiles.append(("change from training", f"{change} points", f"{trained} as trained"))
+    if report["integers"] is not None:
+        integers = report["integers"]
+        tensors = f"of {integers['compared']:,} in {len(report['tensors'])} tensors"
+        tiles.append(("integers that differ", f"{integers['mismatching']:,}", tensors))
+    if report["constants"] is not None:
+        differing = sum(entry["differing"] for entry in report["constants"]["differences"])
+        tiles.append(
+            ("constants that differ", f"{differing:,}", f"of {report['constants']['compared']:,} in model.onnx")
+        )
+    cells = "\n".join(
+        f'<div><dt>{escape(name)}</dt><dd>{escape(value)}<span class="small">{escape(detail)}</span></dd></div>'
+        for name, value, detail in tiles
+    )
+    return f'<dl class="figures">\n{cells}\n</dl>'
+
+
+def _accuracy(report: Report) -> str:
+    columns = (
+        Column("runtime", number=False), Column("accuracy"), Column("95 % interval"), Column("right"),
+        Column("other labels than served"), Column("worst logit difference"), Column("McNemar p"),
+    )  # fmt: skip
+    rows = []
+    for runtime in report["runtimes"]:
+        pair = _pair(report, runtime["name"])
+        worst = (
+            "" if pair is None or pair["worst_logit_difference"] is None else f"{pair['worst_logit_difference']:.3g}"
+        )
+        compared = ("", "", "") if pair is None else (pair["other_labels"], worst, f"{pair['p_value']:.3g}")
+        rows.append(
+            (
+                RUNTIME_NAMES[runtime["name"]], _percent(runtime["accuracy"]), _interval(runtime),
+                f"{runtime['correct']:,}", *compared,
+            )
+        )  # fmt: skip
+    pictures = [figure(accuracy_plot(report), "Wilson intervals; all runtimes saw the same images.")]
+    if report["logit_pairs"] is not None:
+        count = len(report["logit_pairs"]["first_logits"])
+        pair = _pair(report, "trained")
+        caption = f"{count:,} random logits; on the diagonal trained and served ones are equal."
+        if pair is not None and pair["worst_logit_difference"] is not None:
+            caption += f" The greatest difference of all is {pair['worst_logit_difference']:.3g}."
+        pictures.append(figure(logit_plot(report), caption))
+    return (
+        "<section><h2>Accuracy</h2>\n"
+        f'<div class="beside">{"".join(pictures)}</div>\n{table("Accuracy in each runtime", columns, rows)}\n'
+        "<p>A small p of McNemar's exact test would mean that the runtime and the served model are not equally "
+        "accurate.</p></section>"
+    )
+
+
+def _integers(report: Report) -> str:
+    if not report["tensors"]:
+        return ""
+    others = {tensor["name"]: tensor for tensor in report["unoptimized_tensors"] or []}
+    columns = [Column("tensor", number=False), Column("equal"), Column("worst")]
+    if others:
+        columns += [Column("equal, not optimized"), Column("worst, not optimized")]
+    columns += [Column("codes"), Column("made by", number=False)]
+    rows = [
+        (
+            tensor["name"], *_agreement(tensor), *(_agreement(others[tensor["name"]]) if others else ()),
+            f"{tensor['values']:,}", tensor["operator"],
+        )
+        for tensor in report["tensors"]
+    ]  # fmt: skip
+    explanation = (
+        "The integer executor computes the network as it was trained, in integers. Every code of every quantized "
+        "tensor in onnxruntime's optimized graph is compared with the executor's; “worst” is the greatest difference, "
+        "in codes."
+    )
+    if others:
+        explanation += " With its optimizations off, onnxruntime computes the file in float and rounds otherwise."
+    caption = "Orange: what is served. Grey bars: the same file with onnxruntime's optimizations off."
+    return (
+        f"<section><h2>Integers of each layer</h2>\n<p>{escape(explanation)}</p>\n"
+        f"{figure(agreement_plot(report), caption if others else 'What is served, against the executor.')}\n"
+        f"{table('Agreement with the integer executor, in graph order', columns, rows)}</section>"
+    )
+
+
+def _agreement(tensor: Mapping[str, Any]) -> tuple[str, str]:
+    equal = 100 * (1 - tensor["mismatches"] / max(tensor["values"], 1))
+    # 100 % is said only where all are equal.
+    shown = "100 %" if not tensor["mismatches"] else f"{min(equal, 99.9999):.4f} %"
+    return shown, str(tensor["worst_difference"])
+
+
+def _constants(report: Report) -> str:
+    constants = report["constants"]
+    if constants is None:
+        return ""
+    intro = (
+        f"<section><h2>Constants of model.onnx</h2>\n<p>{constants['compared']:,} codes, scales, zero points and "
+        "biases of the file were compared with the integer graph in quantization.json and model.safetensors, without "
+        "running anything: "
+    )
+    if not constants["differences"]:
+        return f"{intro}all are equal.</p></section>"
+    columns = (Column("tensor", number=False), Column("constant", number=False), Column("differing"), Column("of"),
+               Column("the first", number=False))  # fmt: skip
+    rows = [
+        (entry["tensor"], entry["part"], f"{entry['differing']:,}", f"{entry['values']:,}", entry["detail"])
+        for entry in constants["differences"]
+    ]
+    return f"{intro}these differ.</p>\n{table('Constants that are not as exported', columns, rows)}</section>"
+
+
+def _confusion(report: Report, labels: Sequence[str]) -> str:
+    confusion = report["confusion"]
+    if confusion is None:
+        return ""
+    samples = dict.fromkeys(range(confusion["classes"]), 0)
+    for right, _, count in confusion["cells"]:
+        samples[right] += count
+    mistakes = sorted((cell for cell in confusion["cells"] if cell[0] != cell[1]), key=lambda cell: -cell[2])
+    columns = (Column("right label", number=False), Column("label given", number=False), Column("images"),
+               Column("of the class"))  # fmt: skip
+    rows = [
+        (labels[right], labels[given], f"{count:,}", f"{100 * count / samples[right]:.2f} %")
+        for right, given, count in mistakes[:_MOST_CONFUSIONS]
+    ]
+    caption = "Shaded by the share of the class; the scale is stretched so that few mistakes show."
+    if confusion["omitted"]:
+        caption += f" {confusion['omitted']:,} images in rarer cells are left out."
+    listed = table("What was mixed up most often", columns, rows) if rows else "<p>No image was labelled wrongly.</p>"
+    return (
+        "<section><h2>Which classes are mixed up</h2>\n"
+        f'<div class="beside">{figure(confusion_plot(report, labels), caption)}<div>{listed}</div></div></section>'
+    )
+
+
+def _saturation(report: Report) -> str:
+    saturation = report["saturation"]
+    layers = [layer for layer in saturation["layers"] if layer["possible"]]
+    here = {True: "This machine is one of them.", False: "This machine is not one of them.", None: ""}[
+        saturation["applies_to_this_cpu"]
+    ]
+    intro = (
+        "<section><h2>Other processors</h2>\n<p>x86 processors without VNNI add pairs of 8-bit products in 16 bits, "
+        "which can saturate. From the weight codes alone: "
+    )
+    if not layers:
+        return f"{intro}it cannot happen in this network.</p></section>"
+    columns = (Column("layer", number=False), Column("activation bits"), Column("worst pair"),
+               Column("channels at risk"))  # fmt: skip
+    rows = [
+        (layer["name"], layer["activation_bits"], f"{layer['worst_pair']:,}",
+         f"{layer['channels_at_risk']} of {layer['channels']}")
+        for layer in layers
+    ]  # fmt: skip
+    return (
+        f"{intro}it could happen in {len(layers)} of {len(saturation['layers'])} layers. {here}</p>\n"
+        f"{table('Layers that could saturate; the limit of a pair is 32,767', columns, rows)}</section>"
+    )
+
+
+def _conditions(report: Report) -> str:
+    dataset, cpu, golden = report["dataset"], report["cpu"], report["golden"]
+    rows = [
+        ("data set", f"{escape(dataset['name'])}, {escape(dataset['split'])}: {dataset['samples']:,} of "
+                     f"{dataset['size']:,} images<br><code>sha256 {escape(dataset['sha256'])}</code>"),
+        ("model.onnx", f"<code>sha256 {escape(report['model_sha256'])}</code>"),
+        ("golden sample", f"{golden['values'] - golden['mismatches']:,} of {golden['values']:,} codes reproduced"),
+        ("processor", f"{escape(cpu['model'])}, {escape(cpu['architecture'])}, {cpu['cores']} cores"),
+        ("integer instructions", escape(", ".join(cpu["flags"] or ()) or "unknown")),
+        ("versions", ", ".join(f"{escape(name)} {escape(value)}" for name, value in report["versions"].items())),
+    ]  # fmt: skip
+    if report["graph"] is not None:
+        rows.insert(2, ("optimized graph", escape(_counted(report["graph"]["operators"]))))
+        rows.insert(3, ("operators in float", escape(_counted(report["graph"]["float_operators"]) or "none")))
+    rows += [("note", escape(note)) for note in report["notes"]]
+    return f"<section><h2>What was measured, on what</h2>\n{facts(rows)}</section>"
+
+
+def _counted(operators: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in operators.items())
+
+
+def _runtime(report: Report, name: str) -> Mapping[str, Any]:
+    return next(runtime for runtime in report["runtimes"] if runtime["name"] == name)
+
+
+def _pair(report: Report, name: str) -> Mapping[str, Any] | None:
+    pairs = report["comparisons"]
+    return next((pair for pair in pairs if (pair["first"], pair["second"]) == (name, "onnxruntime")), None)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2f} %"
+
+
+def _interval(runtime: Mapping[str, Any]) -> str:
+    low, high = runtime["interval_95"]
+    return f"{100 * low:.2f} to {100 * high:.2f} %"

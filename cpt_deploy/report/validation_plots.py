@@ -1,0 +1,156 @@
+"""The pictures of the validation page, each from the fields of a validation report, as SVG."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from cpt_deploy.bundle import FORMATS
+from cpt_deploy.report.figures import BLUE, GREY, ORANGE, figure_style, new_figure, to_svg
+
+Report = Mapping[str, Any]
+
+WIDTH = 4.6
+"""Inches; at this width the text is still readable on a phone."""
+
+RUNTIME_NAMES = {
+    "trained": "trained model",
+    "executor": "integer executor",
+    "onnxruntime": "onnxruntime, as served",
+    "onnxruntime-unoptimized": "onnxruntime, not optimized",
+    **{name: known.title for name, known in FORMATS.items() if not known.always},
+}
+_MOST_NAMED_TENSORS = 70
+_MOST_NAMED_CLASSES = 30
+_MOST_COUNTED_CLASSES = 15
+
+
+def accuracy_plot(report: Report) -> str:
+    """Draw the accuracy of each runtime with its 95 % interval."""
+    runtimes = report["runtimes"]
+    with figure_style():
+        figure = new_figure(WIDTH, 0.8 + 0.38 * len(runtimes))
+        axes = figure.subplots()
+        for row, runtime in enumerate(runtimes):
+            low, high = (100 * bound for bound in runtime["interval_95"])
+            value = 100 * runtime["accuracy"]
+            served = runtime["name"] == "onnxruntime"
+            colour = ORANGE if served else BLUE
+            axes.plot([low, high], [row, row], color=colour, linewidth=2, solid_capstyle="butt")
+            axes.plot([value], [row], color=colour, marker="D" if served else "o", markersize=6)
+        axes.set_yticks(range(len(runtimes)), [RUNTIME_NAMES[runtime["name"]] for runtime in runtimes])
+        axes.invert_yaxis()
+        axes.set_ylim(len(runtimes) - 0.5, -0.5)
+        axes.set_xlabel("accuracy (%), with 95 % interval")
+        axes.grid(visible=True, axis="x", color="#e0e0e0", linewidth=0.6)
+        parts = "; ".join(f"{RUNTIME_NAMES[r['name']]} {100 * r['accuracy']:.2f} %" for r in runtimes)
+        return to_svg(figure, name="accuracy", alternative=f"Accuracy of each runtime with its 95 % interval: {parts}.")
+
+
+def agreement_plot(report: Report) -> str:
+    """Draw for each quantized tensor the share of codes that differ from the integer executor's."""
+    tensors, others = report["tensors"], report["unoptimized_tensors"] or []
+    rows = range(len(tensors))
+    named = len(tensors) <= _MOST_NAMED_TENSORS
+    with figure_style():
+        figure = new_figure(WIDTH, 1.1 + (0.155 * len(tensors) if named else 6.0))
+        axes = figure.subplots()
+        if others:
+            shares = [_differing(tensor) for tensor in others]
+            axes.barh(rows, shares, color="#b8b8b8", height=0.7, label="optimizations off")
+        shares = [_differing(tensor) for tensor in tensors]
+        axes.plot(
+            shares, rows, color=ORANGE, marker="D", markersize=3.5, linestyle="", label="as served", clip_on=False
+        )
+        if named:
+            axes.set_yticks(rows, [shortened(tensor["name"]) for tensor in tensors], parse_math=False, fontsize=7)
+        else:
+            axes.set_ylabel("quantized tensor, in graph order")
+        axes.set_ylim(len(tensors) - 0.4, -0.6)
+        axes.set_xlim(0, max(0.05, 1.05 * max(_differing(tensor) for tensor in [*tensors, *others])))
+        axes.set_xlabel("codes that differ from the integer executor's (%)")
+        axes.grid(visible=True, axis="x", color="#e0e0e0", linewidth=0.6)
+        figure.legend(loc="outside upper center", ncols=2)
+        worst = max(tensors, key=_differing)
+        alternative = (
+            f"Share of codes that differ from the integer executor's in each of {len(tensors)} quantized tensors. "
+            f"As served, the greatest share is {_differing(worst):.3g} %"
+        )
+        if others:
+            alternative += f"; with optimizations off it is {max(_differing(tensor) for tensor in others):.3g} %"
+        return to_svg(figure, name="agreement", alternative=f"{alternative}. The table below has the figures.")
+
+
+def confusion_plot(report: Report, labels: Sequence[str]) -> str:
+    """Draw how often which label was given to the samples of which class, shaded by the share of the class."""
+    import numpy as np
+    from matplotlib.colors import PowerNorm
+
+    confusion = report["confusion"]
+    classes = confusion["classes"]
+    counts = np.zeros((classes, classes))
+    for right, given, count in confusion["cells"]:
+        counts[right, given] = count
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    side = min(WIDTH, 1.8 + 0.32 * classes)
+    with figure_style():
+        figure = new_figure(WIDTH, side)
+        axes = figure.subplots()
+        # A root makes the few mistakes visible beside the many right answers.
+        axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.4, 0, 1), interpolation="none")
+        if classes <= _MOST_NAMED_CLASSES:
+            names = [shortened(label, 14) for label in labels]
+            turned = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if max(map(len, names)) > 3 else {}
+            axes.set_xticks(range(classes), names, parse_math=False, fontsize=8, **turned)
+            axes.set_yticks(range(classes), names, parse_math=False, fontsize=8)
+        if classes <= _MOST_COUNTED_CLASSES:
+            for right, given in np.argwhere(counts):
+                colour = "white" if shares[right, given] > 0.4 else "black"
+                text = f"{counts[right, given]:.0f}"
+                axes.text(given, right, text, ha="center", va="center", color=colour, fontsize=7)
+        axes.set_xlabel("label given by onnxruntime")
+        axes.set_ylabel("right label")
+        axes.spines[:].set_visible(False)
+        axes.tick_params(length=0)
+        alternative = (
+            f"Confusion matrix of {classes} classes: {int(np.trace(counts))} of {int(counts.sum())} samples lie on the "
+            f"diagonal, where the label is right."
+        )
+        return to_svg(figure, name="confusion", alternative=alternative)
+
+
+def logit_plot(report: Report) -> str:
+    """Draw served logits over those of the trained model."""
+    pairs = report["logit_pairs"]
+    trained, served = pairs["first_logits"], pairs["second_logits"]
+    low, high = min([*trained, *served], default=0.0), max([*trained, *served], default=1.0)
+    margin = 0.03 * (high - low) or 1.0
+    bounds = (low - margin, high + margin)
+    with figure_style():
+        figure = new_figure(WIDTH, WIDTH)
+        axes = figure.subplots()
+        axes.plot(bounds, bounds, color=GREY, linewidth=0.8)
+        axes.plot(trained, served, color=BLUE, marker="o", markersize=3, alpha=0.35, linestyle="", rasterized=True)
+        axes.set_xlim(bounds)
+        axes.set_ylim(bounds)
+        axes.set_aspect("equal")
+        axes.set_xlabel("logit of the trained model")
+        axes.set_ylabel("logit in onnxruntime")
+        axes.grid(visible=True, color="#e8e8e8", linewidth=0.6)
+        worst = max((abs(a - b) for a, b in zip(trained, served, strict=True)), default=0.0)
+        alternative = (
+            f"{len(trained)} logits in onnxruntime over those of the trained model; they lie within {worst:.3g} of the "
+            f"diagonal."
+        )
+        return to_svg(figure, name="logits", alternative=alternative)
+
+
+def shortened(name: str, length: int = 28) -> str:
+    """Return a name with its middle left out where it is longer than `length` characters."""
+    if len(name) <= length:
+        return name
+    kept = length - 1
+    return f"{name[: (kept + 1) // 2]}…{name[len(name) - kept // 2 :]}"
+
+
+def _differing(tensor: Mapping[str, Any]) -> float:
+    """Return the percentage of codes that differ."""
+    return 100 * float(tensor["mismatches"]) / max(int(tensor["values"]), 1)

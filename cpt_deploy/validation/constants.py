@@ -1,0 +1,215 @@
+"""Whether model.onnx holds the integers that the bundle's integer graph says, constant by constant.
+
+Running a model on data shows only what the data exercises. Here nothing runs: the codes, scales, zero points, biases
+and bits of the ONNX file are read and compared with quantization.json and model.safetensors, so that a single edited
+value is found wherever it is. Needs the `onnx` package, not PyTorch.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cpt_deploy.bundle import Bundle
+from cpt_deploy.errors import BundleError
+from cpt_deploy.validation.onnx_constants import ConstantGraph, UnexpectedStructureError, attributes
+
+_KINDS = {
+    "Convolution": ("Conv",),
+    "FullyConnected": ("Gemm",),
+    "Add": ("Add",),
+    "Multiply": ("Mul",),
+    "Concatenate": ("Concat",),
+    "GlobalAverage": ("GlobalAveragePool",),
+    "MaxPool": ("MaxPool",),
+    "Reshape": ("Reshape", "Flatten"),
+    "Transpose": ("Transpose",),
+    "Slice": ("Slice",),
+}
+_MOVING = frozenset({"MaxPool", "Reshape", "Transpose", "Slice"})
+_FULL_RANGE = 255
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class ConstantDifference:
+    """A constant of model.onnx that is not the one of the integer graph.
+
+    Args:
+        tensor: The tensor of the graph that it makes: the result of the layer, or the quantized tensor itself.
+        part: What it is, "weight codes", "scale", "zero point", ...
+        values: How many values it has.
+        differing: How many of them differ.
+        detail: The first of them, as text.
+    """
+
+    tensor: str
+    part: str
+    values: int
+    differing: int
+    detail: str
+
+
+@dataclass(frozen=True)
+class ConstantsResult:
+    """How the constants of model.onnx compare with the integer graph.
+
+    Args:
+        compared: Number of values that were compared.
+        differences: What differs, in the order of the graph.
+    """
+
+    compared: int
+    differences: tuple[ConstantDifference, ...]
+
+
+def compare_constants(bundle: Bundle) -> ConstantsResult:
+    """Compare the constants of a bundle's model.onnx with its integer graph.
+
+    Raises:
+        BundleError: If model.onnx is no ONNX file, or the bundle's graph does not hold what it should.
+        MissingExtraError: If `onnx` is not installed.
+    """
+    comparison = _Comparison(ConstantGraph(bundle.onnx_path.read_bytes()), bundle.load_tensors())
+    try:
+        comparison.run(bundle.quantization["graph"])
+    except (KeyError, TypeError, IndexError) as error:
+        raise BundleError(
+            f"Expected quantization.json of {bundle.path} to describe the integer graph, but got: {error!r}",
+            hint="export the bundle again",
+        ) from error
+    return ConstantsResult(comparison.compared, tuple(comparison.differences))
+
+
+class _Comparison:
+    def __init__(self, onnx_graph: ConstantGraph, arrays: Mapping[str, Array]) -> None:
+        self.onnx = onnx_graph
+        self.arrays = arrays
+        self.compared = 0
+        self.differences: list[ConstantDifference] = []
+
+    def run(self, graph: Mapping[str, Any]) -> None:
+        tensors = {tensor["name"]: tensor for tensor in graph["tensors"]}
+        operations = {operation["output"]: operation for operation in graph["operations"]}
+        for name, tensor in tensors.items():
+            for check in self._checks(tensor, operations.get(name), tensors):
+                try:
+                    check()
+                except UnexpectedStructureError as error:
+                    self.differences.append(ConstantDifference(name, "graph", 1, 1, str(error)))
+        found = self.onnx.source("logits")
+        if found != graph["output"]:
+            detail = f"expected the logits to be read from it, but they are read from {found!r}"
+            self.differences.append(ConstantDifference(graph["output"], "graph", 1, 1, detail))
+
+    def _checks(self, tensor: Mapping[str, Any], operation: Any, tensors: Mapping[str, Any]) -> Iterator[Any]:
+        if operation is not None:
+            yield lambda: self._operation(operation, tensors)
+        yield lambda: self._quantizer(tensor, None if operation is None else operation["type"])
+        yield lambda: self._dequantizers(tensor)
+
+    def _operation(self, operation: Mapping[str, Any], tensors: Mapping[str, Any]) -> None:
+        node, name = self.onnx.producer(operation["output"]), operation["output"]
+        kinds = (operation["function"],) if operation["type"] == "Lookup" else _KINDS[operation["type"]]
+        if node.op_type not in kinds:
+            raise UnexpectedStructureError(f"expected the operator {kinds[0]}, but got {node.op_type}")
+        inputs = [self.onnx.source(entry) for entry in node.input[: len(operation["inputs"])]]
+        if inputs != operation["inputs"]:
+            raise UnexpectedStructureError(f"expected {node.op_type} to read {operation['inputs']}, but got {inputs}")
+        if operation["type"] == "Lookup":
+            wanted = np.asarray(operation["parameters"], np.float32)
+            self._compare(name, "parameters", wanted, self.onnx.parameters(node))
+        if "codes" in operation:
+            self._weights(operation, node)
+            self._bias(operation, node, np.float32(tensors[operation["inputs"][0]]["scale"]))
+
+    def _weights(self, operation: Mapping[str, Any], node: Any) -> None:
+        name = operation["output"]
+        stored, scales, zeros = self.onnx.dequantized(node.input[1])
+        expected = self.arrays[operation["codes"]["tensor"]] << np.int8(operation["shift"])
+        mover = self.onnx.mover(node.input[0])
+        if mover is not None and mover.op_type == "SpaceToDepth":
+            stored = _unfold(stored, attributes(mover)["blocksize"])
+            expected = _embed(expected, stored.shape, operation["pads"])
+        elif mover is not None:
+            # the channels that Pad appends have weights of zero
+            missing = stored.shape[1] - expected.shape[1]
+            expected = np.pad(expected, [(0, 0), (0, max(missing, 0)), *[(0, 0)] * (expected.ndim - 2)])
+        self._compare(name, "weight codes", expected, stored)
+        self._compare(name, "weight scales", self.arrays[operation["scales"]["tensor"]], scales)
+        self._compare(name, "weight zero points", np.zeros(zeros.shape), zeros)
+
+    def _bias(self, operation: Mapping[str, Any], node: Any, input_scale: np.float32) -> None:
+        name, expected = operation["output"], self.arrays[operation["bias"]["tensor"]]
+        if len(node.input) < 3 or not node.input[2]:
+            self._compare(name, "bias codes", expected, np.zeros_like(expected))
+            return
+        codes, scales, zeros = self.onnx.dequantized(node.input[2])
+        self._compare(name, "bias codes", expected, codes)
+        self._compare(name, "bias scales", input_scale * self.arrays[operation["scales"]["tensor"]], scales)
+        self._compare(name, "bias zero points", np.zeros(zeros.shape), zeros)
+
+    def _quantizer(self, tensor: Mapping[str, Any], made_by: str | None) -> None:
+        name, greatest = tensor["name"], 2 ** tensor["bits"] - 1
+        quantizer, bounds = self.onnx.quantizer(name)
+        # What only moves codes keeps them in their range without a Clip of its own.
+        if bounds is not None or made_by not in _MOVING:
+            found = (0, _FULL_RANGE) if bounds is None else bounds
+            self._compare(name, "range of codes", np.array([0, greatest]), np.array(found))
+        self._parameters(tensor, quantizer)
+
+    def _dequantizers(self, tensor: Mapping[str, Any]) -> None:
+        for reader in self.onnx.readers(tensor["name"]):
+            if reader.op_type == "DequantizeLinear":
+                self._parameters(tensor, reader)
+            elif reader.op_type == "Pad":
+                padding = self.onnx.constant(reader.input[2]) if len(reader.input) > 2 else np.zeros(())
+                self._compare(tensor["name"], "padding", np.array(tensor["zero_point"]), padding)
+            if reader.op_type in {"Pad", "SpaceToDepth"}:
+                for moved in self.onnx.readers(reader.output[0]):
+                    self._parameters(tensor, moved)
+
+    def _parameters(self, tensor: Mapping[str, Any], node: Any) -> None:
+        scale, zero_point = (self.onnx.constant(entry) for entry in node.input[1:3])
+        self._compare(tensor["name"], "scale", np.array(np.float32(tensor["scale"])), scale.reshape(()))
+        self._compare(tensor["name"], "zero point", np.array(tensor["zero_point"]), zero_point.reshape(()))
+
+    def _compare(self, tensor: str, part: str, expected: Array, got: Array) -> None:
+        # All of them are integers below 2^31 or float32, which float64 holds exactly.
+        wanted, found = (np.asarray(array).astype(np.float64) for array in (expected, got))
+        self.compared += wanted.size
+        if wanted.shape != found.shape:
+            detail = f"expected shape {wanted.shape}, but got {found.shape}"
+            self._add(ConstantDifference(tensor, part, wanted.size, wanted.size, detail))
+            return
+        differing = np.argwhere(wanted != found)
+        if len(differing):
+            at = tuple(int(index) for index in differing[0])
+            where = f" at {at}" if at else ""
+            detail = f"expected {_number(wanted[at])}, but got {_number(found[at])}{where}"
+            self._add(ConstantDifference(tensor, part, wanted.size, len(differing), detail))
+
+    def _add(self, difference: ConstantDifference) -> None:
+        # One constant is read by a quantizer and by every dequantizer of its tensor.
+        if difference not in self.differences:
+            self.differences.append(difference)
+
+
+def _number(value: np.float64) -> str:
+    return str(int(value)) if value.is_integer() else f"{value:.9g}"
+
+
+def _unfold(codes: Array, block: int) -> Array:
+    """Undo SpaceToDepth in weights: (O, (row, column, C), H, W) → (O, C, H·block, W·block)."""
+    out_channels, channels, height, width = codes.shape
+    blocks = codes.reshape(out_channels, block, block, channels // block**2, height, width)
+    return blocks.transpose(0, 3, 4, 1, 5, 2).reshape(out_channels, -1, height * block, width * block)
+
+
+def _embed(codes: Array, shape: tuple[int, ...], pads: list[int]) -> Array:
+    """Return a kernel of stride 2 within whole blocks of pixels: odd padding begins in the middle of a block."""
+    around = [(pads[axis] % 2, max(0, shape[2 + axis] - codes.shape[2 + axis] - pads[axis] % 2)) for axis in (0, 1)]
+    return np.pad(codes, [(0, 0), (0, 0), *around])

@@ -1,0 +1,46 @@
+"""Timing several things side by side, so that what disturbs the machine disturbs all of them."""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+
+def interleaved(
+    runs: Mapping[str, Callable[[], object]],
+    *,
+    rounds: int,
+    warmup: int = 3,
+    seconds: float | None = None,
+    least_rounds: int = 10,
+) -> dict[str, list[float]]:
+    """Time several callables in turn, in reversed order every other round, so that drift hits all alike.
+
+    Args:
+        runs: What to time, by name.
+        rounds: How often to run each at most.
+        warmup: How often to run each before.
+        seconds: Stop after this time, if given, but not before `least_rounds`.
+        least_rounds: See `seconds`.
+
+    Returns:
+        Seconds of each round, by name.
+    """
+    for run in runs.values():
+        for _ in range(warmup):
+            run()
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    begin = time.perf_counter()
+    for round_index in range(rounds):
+        order = list(runs) if round_index % 2 == 0 else list(runs)[::-1]
+        for name in order:
+            start = time.perf_counter()
+            runs[name]()
+            times[name].append(time.perf_counter() - start)
+        if seconds is not None and round_index + 1 >= least_rounds and time.perf_counter() - begin >= seconds:
+            break
+    return times
+
+
+def median_ratio(numerator: Sequence[float], denominator: Sequence[float]) -> float:
+    """Return the median over rounds of one time divided by the other."""
+    return statistics.median(a / b for a, b in zip(numerator, denominator, strict=True))
