@@ -57,7 +57,11 @@ def predict_over_http(bundle: Path, index: int) -> dict[str, Any]:
     finally:
         server.terminate()
         code = server.wait(timeout=30)
-    return {"true_label": images.classes[images.labels[index]], "answer": answer, "server_exit_code": code}
+    return {
+        "true_label": images.classes[images.labels[index]],
+        "predictions": answer["results"][0]["predictions"],
+        "server_exit_code": code,
+    }
 
 
 def _wait_until_ready(url: str) -> None:
