@@ -86,6 +86,7 @@ def _draw(axes: Any, members: Sequence[FamilyMember], column: str, trained: floa
         for member, position in zip(points, zip(x, y, strict=True), strict=True):
             side = (6, 5) if index % 2 == 0 else (6, -11)
             axes.annotate(member.label, position, side, textcoords="offset points", fontsize=8, color=color)
-    axes.margins(x=0.15)
+    # from 0 on, or a percent of noise would look like a difference
+    axes.set_xlim(0.0, 1.2 * max(getattr(member, column) for member in members))
     axes.grid(visible=True, color="#dddddd", linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
