@@ -2,7 +2,7 @@
 
 Each network takes some CPT steps on Fashion-MNIST (28x28, padded to 32x32), is settled and frozen with weights at 8
 and at 4 bits, and all 10,000 test images are run in batches of 32 on one thread; the first images also one by one and
-on two threads. Beside that: how far the trained model at these bits, evaluated with fake quantization, is from its integers.
+on two threads. Beside that: how far the trained model at these bits, by fake quantization, is from its integers.
 
     CPT_DATA_DIR=… python benchmarks/exactness.py [--networks resnet20 torchvision/resnet18] [--images 10000]
 """
