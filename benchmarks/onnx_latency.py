@@ -17,7 +17,7 @@ from measuring import interleaved, machine, machine_line, markdown_table, median
 from cpt_deploy.export import write_float_onnx, write_onnx
 from cpt_deploy.freezing import freeze
 from cpt_deploy.models import build_model
-from cpt_deploy.quantization import QuantizationConfig, prepare, settle
+from cpt_deploy.quantization import QuantizationConfig, QuantizedModel, prepare, settle
 from cpt_deploy.validation import static_quantization
 
 NETWORKS = {"resnet20": (3, 32, 32), "torchvision/resnet18": (3, 224, 224), "torchvision/mobilenet_v2": (3, 224, 224)}
@@ -31,13 +31,18 @@ def images(count: int, shape: tuple[int, ...]) -> torch.Tensor:
     return smooth + 0.2 * torch.randn(count, *shape)
 
 
-def files(name: str, shape: tuple[int, int, int]) -> dict[str, bytes]:
-    """Return the three ONNX files of one network with random weights."""
+def settled_model(name: str, shape: tuple[int, int, int]) -> QuantizedModel:
+    """Return a network with random weights and known ranges."""
     torch.manual_seed(0)
     network = build_model(name, num_classes=10 if shape[1] == 32 else 1000, in_channels=3, input_size=shape[1:])
     model = prepare(network, QuantizationConfig(), shape)
     settle(model, [images(8, shape) for _ in range(4)])
-    model.eval()
+    return model.eval()
+
+
+def files(name: str, shape: tuple[int, int, int]) -> dict[str, bytes]:
+    """Return the three ONNX files of one network with random weights."""
+    model = settled_model(name, shape)
     floats = write_float_onnx(model)
     return {
         "cpt-deploy": write_onnx(freeze(model)),

@@ -17,7 +17,6 @@ from cpt_deploy.export.packing import packed_tensor, smallest_opset
 from cpt_deploy.export.stem import STRIDE, Stem, align_stem
 from cpt_deploy.freezing.graph import (
     Add,
-    Codes,
     Concatenate,
     Convolution,
     FullyConnected,
@@ -33,6 +32,7 @@ from cpt_deploy.freezing.graph import (
     Transpose,
     WeightedOperation,
 )
+from cpt_deploy.quantization.folding import Codes
 
 INPUT_NAME = "image"
 OUTPUT_NAME = "logits"

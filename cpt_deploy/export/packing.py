@@ -8,7 +8,8 @@ codes itself stays in float.
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from cpt_deploy.freezing.graph import Codes, IntegerGraph
+from cpt_deploy.freezing.graph import IntegerGraph
+from cpt_deploy.quantization.folding import Codes
 
 #: Opset of a file in which nothing is packed.
 DEFAULT_OPSET = 17

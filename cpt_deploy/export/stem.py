@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cpt_deploy.freezing.graph import Codes, Convolution, QuantizedTensor
+from cpt_deploy.freezing.graph import Convolution, QuantizedTensor
+from cpt_deploy.quantization.folding import Codes
 
 CHANNEL_BLOCK = 4
 STRIDE = 2

@@ -7,8 +7,8 @@ import numpy as np
 from torch import nn
 
 from cpt_deploy.errors import ConversionError
-from cpt_deploy.freezing.folding import FoldedWeights
 from cpt_deploy.freezing.graph import Convolution, QuantizedTensor
+from cpt_deploy.quantization.folding import FoldedWeights
 
 
 def fields_of(folded: FoldedWeights) -> dict[str, Any]:

@@ -10,7 +10,6 @@ from torch import fx, nn
 
 from cpt_deploy.errors import ConversionError, UsageError
 from cpt_deploy.freezing.convolutions import average, depthwise, fields_of, has_positions, pads_of
-from cpt_deploy.freezing.folding import channelwise, fold_layer, normalisation
 from cpt_deploy.freezing.graph import (
     Add,
     Concatenate,
@@ -26,13 +25,13 @@ from cpt_deploy.freezing.graph import (
 from cpt_deploy.freezing.lookup import tabulate
 from cpt_deploy.freezing.movements import KeptTensor, lower_kept
 from cpt_deploy.quantization.affine import affine_parameters, unsigned_levels
+from cpt_deploy.quantization.config import MOST_INTEGER_BITS
 from cpt_deploy.quantization.edges import EdgeQuantizer, LayerInput
+from cpt_deploy.quantization.folding import channelwise, fold_layer, normalisation
 from cpt_deploy.quantization.layers import QuantizedConv1d, QuantizedConv2d, QuantizedLayer, QuantizedLinear
 from cpt_deploy.quantization.model import QuantizedModel, WeightBits
 from cpt_deploy.quantization.tracing import ChannelwiseConstant, describe, propagate_shapes, shape_of
 from cpt_deploy.quantization.vocabulary import Kind, classify, computes
-
-MOST_EXPORT_BITS = 8
 
 
 def freeze(
@@ -52,11 +51,11 @@ def freeze(
         UsageError: If the bits are out of range, or given for a layer that the model does not have.
         ConversionError: If an edge has not seen any data, or an operation cannot be executed in integers.
     """
-    upper = min(model.config.upper, MOST_EXPORT_BITS)
+    upper = min(model.config.upper, MOST_INTEGER_BITS)
     given = weight_bits.values() if isinstance(weight_bits, Mapping) else [weight_bits or upper]
     for bits in given:
-        if not 2 <= bits <= MOST_EXPORT_BITS:
-            raise UsageError(f"Expected bits to export between 2 and {MOST_EXPORT_BITS}, but got {bits}")
+        if not 2 <= bits <= MOST_INTEGER_BITS:
+            raise UsageError(f"Expected bits to export between 2 and {MOST_INTEGER_BITS}, but got {bits}")
     if activation_bits is not None and not 2 <= activation_bits <= upper:
         raise UsageError(
             f"Expected bits of activations between 2 and the upper bound {upper}, but got {activation_bits}"
@@ -69,8 +68,8 @@ class _Lowering:
 
     def __init__(self, model: QuantizedModel, weight_bits: WeightBits, activation_bits: int) -> None:
         self.network = model.network
-        self.upper = min(model.config.upper, MOST_EXPORT_BITS)
-        self.layer_bits = {name: min(bits, MOST_EXPORT_BITS) for name, bits in model.layer_bits(weight_bits).items()}
+        self.upper = min(model.config.upper, MOST_INTEGER_BITS)
+        self.layer_bits = {name: min(bits, MOST_INTEGER_BITS) for name, bits in model.layer_bits(weight_bits).items()}
         self.activation_bits = activation_bits
         self.finished: dict[fx.Node, QuantizedTensor] = {}
         self.parts: dict[fx.Node, KeptTensor] = {}

@@ -6,9 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-Codes = NDArray[np.int8]
-Scales = NDArray[np.float32]
-Biases = NDArray[np.int32]
+from cpt_deploy.quantization.folding import Biases, Codes, Scales
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,8 @@ EndLayers = Literal["hold", "cycle"]
 
 LEAST_BITS = 2
 MOST_BITS = 32
+#: Most bits that integer kernels execute, hence most that a model is frozen at.
+MOST_INTEGER_BITS = 8
 #: From here on a tensor is left in float32, whose significand holds no more levels.
 FLOAT_BITS = 24
 

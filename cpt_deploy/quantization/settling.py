@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from cpt_deploy.errors import DataError
 from cpt_deploy.quantization.model import QuantizedModel, WeightBits
+from cpt_deploy.quantization.offsets import round_offsets
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 
@@ -22,7 +23,8 @@ def settle(
     """Re-estimate BatchNorm statistics and activation ranges at the upper bound, or at the bits to be frozen.
 
     While the bits cycle both are averages over mixed precisions. This replaces them by plain averages over the given
-    batches, at the precision that is frozen. No parameter changes; dropout is off.
+    batches, at the precision that is frozen; dropout is off. Afterwards biases and BatchNorm offsets are rounded to the
+    grids of the integer model's biases (`round_offsets`), so that the model computes what its integers will.
 
     Args:
         model: The model; its mode and bits are restored afterwards.
@@ -42,9 +44,12 @@ def settle(
     first = next(iterator, None)
     if first is None:
         raise DataError("Expected at least one batch to settle on, but got none")
-    with torch.no_grad(), model.upper_bound(weight_bits, activation_bits), _observing(model):
-        model(first)
-        return 1 + sum(1 for batch in iterator if model(batch) is not None)
+    with torch.no_grad(), model.upper_bound(weight_bits, activation_bits):
+        with _observing(model):
+            model(first)
+            used = 1 + sum(1 for batch in iterator if model(batch) is not None)
+        round_offsets(model)
+    return used
 
 
 @contextmanager

@@ -9,9 +9,14 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import pytest
+from hypothesis import settings
 from onnx import TensorProto, helper, numpy_helper
 
 from cpt_deploy.bundle import Bundle, BundleContents, CardFields, GoldenSample, Preprocessing, write_bundle
+
+# How long an example takes says nothing on a machine that others use too.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 COLOURS = ("red", "green", "blue")
 INPUT_SCALE, INPUT_ZERO = 1 / 127, 128

@@ -178,7 +178,7 @@ def convolutions(draw: st.DrawFn) -> tuple[nn.Module, tuple[int, ...]]:
 
 
 @given(convolutions(), st.integers(2, 8), st.integers(0, 1000), st.integers(1, 5))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_any_convolution_agrees(case: tuple[nn.Module, tuple[int, ...]], upper: int, seed: int, batch: int) -> None:
     network, shape = case
     graph = frozen(network, shape, upper=upper, seed=seed)
@@ -206,7 +206,7 @@ class _Residual(nn.Module):
     st.integers(1, 20), st.sampled_from([nn.ReLU(), nn.Tanh(), nn.Hardswish()]), st.booleans(),
     st.tuples(st.integers(2, 8), st.integers(2, 8)).map(sorted), st.integers(0, 1000),
 )  # fmt: skip
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_held_edges_brought_to_fewer_bits_agree(
     channels: int, activation: nn.Module, pooled: bool, bits: list[int], seed: int
 ) -> None:
@@ -241,7 +241,7 @@ class _Binary(nn.Module):
     st.sampled_from(["add", "mul", "square", "cat"]), st.integers(1, 40), st.integers(2, 8), st.integers(0, 1000),
     st.integers(1, 9),
 )  # fmt: skip
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_sums_products_and_concatenations_agree(kind: str, channels: int, upper: int, seed: int, size: int) -> None:
     graph = frozen(_Binary(channels, kind), (3, size, size), upper=upper, seed=seed)
     assert_exact(graph, 2 * torch.randn(3, 3, size, size))

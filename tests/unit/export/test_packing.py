@@ -154,7 +154,7 @@ def test_onnx_itself_reads_the_packed_file(at_bits) -> None:
 
 
 @given(st.integers(2, 4), st.lists(st.integers(1, 5), min_size=1, max_size=4), st.integers(0, 1000))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_unpacking_gives_back_any_codes(bits: int, shape: list[int], seed: int) -> None:
     most = 2 ** (bits - 1) - 1
     codes = np.random.default_rng(seed).integers(-most, most + 1, shape).astype(np.int8)

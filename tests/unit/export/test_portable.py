@@ -103,7 +103,7 @@ def networks(draw: st.DrawFn) -> nn.Module:
 
 
 @given(networks(), st.integers(2, 8), st.integers(2, 8), st.integers(0, 1000))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_no_portable_model_saturates_whatever_its_input(network: nn.Module, upper: int, bits: int, seed: int) -> None:
     graph = frozen(trained(network, (4, 8, 8), upper=upper, seed=seed), weight_bits=bits)
     assert cannot_saturate(graph)

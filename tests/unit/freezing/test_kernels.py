@@ -54,7 +54,7 @@ def parameters(name: str, quantized: QuantizedTensor) -> dict[str, np.ndarray]:
 @given(
     scales, scales, st.floats(0.2, 60).map(np.float32).map(float), st.booleans(), zero_points, zero_points, zero_points
 )
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_every_pair_of_codes_agrees(
     kind: str, scale_a: float, scale_b: float, ratio: float, power: bool, zero_a: int, zero_b: int, zero_y: int
 ) -> None:
@@ -68,7 +68,7 @@ def test_every_pair_of_codes_agrees(
 
 
 @given(st.integers(1, 9), scales, scales, zero_points, zero_points, st.integers(0, 1000))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_means_agree(side: int, scale_x: float, scale_y: float, zero_x: int, zero_y: int, seed: int) -> None:
     x, y = QuantizedTensor("x", scale_x, zero_x, 8, (300, side, side)), tensor(scale_y, zero_y)
     codes = np.random.default_rng(seed).integers(0, 256, (1, 300, side, side)).astype(np.uint8)

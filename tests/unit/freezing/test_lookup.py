@@ -18,7 +18,7 @@ ACTIVATIONS = [nn.Sigmoid(), nn.Tanh(), nn.LeakyReLU(0.1), nn.ELU(), nn.Softplus
 
 @pytest.mark.parametrize("activation", ACTIVATIONS, ids=lambda module: type(module).__name__)
 @given(st.floats(0.001, 0.2), st.integers(0, 255), st.floats(0.5, 2.0))
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 def test_every_entry_is_the_rounded_value_and_keeps_the_margin(
     activation: nn.Module, scale: float, zero_point: int, stretch: float
 ) -> None:
@@ -40,7 +40,6 @@ def test_every_entry_is_the_rounded_value_and_keeps_the_margin(
 
 
 @given(st.integers(2, 7), st.floats(1e-6, 1e6), st.floats(0, 1))
-@settings(deadline=None)
 def test_fewer_bits_for_the_same_range_are_the_quantizer_of_onnx(bits: int, width: float, part: float) -> None:
     low, high = torch.tensor(-part * width), torch.tensor((1 - part) * width)
     tensors = []

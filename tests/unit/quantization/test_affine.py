@@ -5,7 +5,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from onnx import TensorProto, helper
@@ -59,7 +59,6 @@ SESSION = onnxruntime.InferenceSession(onnx_quantizer().SerializeToString(), OPT
 
 
 @given(tensors)
-@settings(deadline=None)
 def test_codes_and_values_are_those_of_onnx_quantize_linear(array: np.ndarray) -> None:
     x = torch.from_numpy(array)
     scale, zero_point = affine_parameters(*range_of(x), levels_of(8))

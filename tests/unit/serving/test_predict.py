@@ -228,7 +228,7 @@ def test_a_decompression_bomb_of_few_bytes_is_413(client):
     assert "9000 x 9000" in error(client.post("/predict", content=file.getvalue()), 413)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     body=st.binary(max_size=60)
     | st.recursive(
@@ -251,7 +251,7 @@ def test_nothing_that_a_client_sends_is_a_server_error(client, body, kind):
         error(response, response.status_code)
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(arrays.arrays(np.uint8, st.tuples(st.integers(1, 12), st.integers(1, 12), st.sampled_from([1, 3]))))
 def test_pixels_and_files_of_the_same_image_agree(client, pixels):
     file = io.BytesIO()

@@ -160,7 +160,7 @@ def test_too_many_rows_are_413(client):
     assert "at most 256" in refusal(client.post(f"{ROOT}/infer", json=body(**huge)), 413)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.fixed_dictionaries(
         {},

@@ -174,7 +174,7 @@ def test_a_scale_that_is_computed_in_the_file_is_not_taken_for_a_constant(tmp_pa
     assert ("sum", "graph") in [(d.tensor, d.part) for d in differences]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     channels=st.sampled_from([1, 3]),
     stride=st.integers(1, 2),

@@ -8,7 +8,7 @@ from sklearn.metrics import confusion_matrix
 from cpt_deploy.validation.samples import MOST_CELLS, MOST_LOGIT_PAIRS, ConfusionCount, LogitSampler
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     classes=st.integers(2, 12), batches=st.lists(st.integers(1, 20), min_size=1, max_size=4), seed=st.integers(0, 99)
 )

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from cpt_deploy.freezing.folding import BIAS_LIMIT, channelwise, fold, fold_layer
 from cpt_deploy.quantization.affine import quantize_weight
+from cpt_deploy.quantization.folding import BIAS_LIMIT, channelwise, fold, fold_layer
 from cpt_deploy.quantization.layers import QuantizedConv2d, quantized_layer
 from cpt_deploy.quantization.precision_state import PrecisionState
 
@@ -26,7 +26,7 @@ def layer_and_norm(seed: int) -> tuple[QuantizedConv2d, nn.BatchNorm2d]:
 
 
 @given(st.integers(0, 10_000), st.integers(2, 8))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_folding_keeps_codes_up_to_sign_and_the_function_up_to_the_bias_grid(seed: int, bits: int) -> None:
     layer, norm = layer_and_norm(seed)
     input_scale = 0.02

@@ -7,7 +7,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from cpt_deploy.freezing.graph import Biases, Codes, Scales
 from cpt_deploy.quantization.affine import quantize_weight, symmetric_levels
 from cpt_deploy.quantization.layers import QuantizedLayer
 from cpt_deploy.quantization.pairs import worst_pair
@@ -18,6 +17,9 @@ BIAS_LIMIT = 2**30
 #: large, so that the bias, an integer at `input scale · scale`, is fine-grained.
 UNIT_CODE = 64
 
+Codes = NDArray[np.int8]
+Scales = NDArray[np.float32]
+Biases = NDArray[np.int32]
 Floats = NDArray[np.float64]
 
 
@@ -29,6 +31,11 @@ class FoldedWeights:
     shift: int
     scales: Scales
     bias: Biases
+
+    def offsets(self, input_scale: float) -> Floats:
+        """Return the real values of the biases, float64 (O,), for an input of some scale."""
+        step: Floats = (np.float32(input_scale) * self.scales).astype(np.float64)
+        return self.bias.astype(np.float64) * step
 
 
 def normalisation(norm: nn.BatchNorm1d | nn.BatchNorm2d | None, channels: int) -> tuple[Floats, Floats]:
