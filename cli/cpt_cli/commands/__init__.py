@@ -9,6 +9,7 @@ from cpt_cli.commands import (
     models,
     predict,
     quickstart,
+    range_test,
     serve,
     sweep,
     train,
@@ -17,6 +18,7 @@ from cpt_cli.commands import (
 
 COMMANDS: tuple[Command, ...] = (
     quickstart.COMMAND,
+    range_test.COMMAND,
     train.COMMAND,
     export.COMMAND,
     sweep.COMMAND,
