@@ -1,4 +1,4 @@
-"""What the words of a command line say about a recipe."""
+"""What the words and options of a command line say about a recipe."""
 
 from collections.abc import Sequence
 
@@ -17,3 +17,18 @@ def split_words(words: Sequence[str]) -> tuple[str | None, list[str]]:
             f"Expected one preset or recipe file, but got {', '.join(sources)}", hint="settings are written key=value"
         )
     return next(iter(sources), None), [word for word in words if "=" in word]
+
+
+def parse_bounds(bits: str) -> tuple[int, int]:
+    """Return the bounds that LOWER-UPPER stands for.
+
+    Raises:
+        UsageError: If it is written otherwise.
+    """
+    lower, _, upper = bits.partition("-")
+    if not (lower.isdigit() and upper.isdigit()):
+        raise UsageError(
+            f"Expected --bits as LOWER-UPPER, such as 4-8, but got {bits!r}",
+            hint="static bits are a schedule of their own: precision.schedule=static precision.upper=8",
+        )
+    return int(lower), int(upper)

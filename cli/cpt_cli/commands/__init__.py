@@ -10,6 +10,7 @@ from cpt_cli.commands import (
     predict,
     quickstart,
     range_test,
+    schedules,
     serve,
     sweep,
     train,
@@ -28,6 +29,7 @@ COMMANDS: tuple[Command, ...] = (
     serve.COMMAND,
     models.COMMAND,
     datasets.COMMAND,
+    schedules.COMMAND,
     info.COMMAND,
 )
 

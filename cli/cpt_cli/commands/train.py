@@ -8,7 +8,7 @@ import typer
 from cpt_cli import formats
 from cpt_cli.command import TRAIN_PANEL, Command, DebugFlag, JsonFlag, QuietFlag
 from cpt_cli.output import out
-from cpt_cli.recipes import split_words
+from cpt_cli.recipes import parse_bounds, split_words
 from cpt_deploy.errors import UsageError
 
 if TYPE_CHECKING:
@@ -108,12 +108,7 @@ def _given_bounds(bits: str | None) -> list[str]:
     """Return the overrides that --bits stands for."""
     if bits is None or bits == AUTO:
         return []
-    lower, _, upper = bits.partition("-")
-    if not (lower.isdigit() and upper.isdigit()):
-        raise UsageError(
-            f"Expected --bits as LOWER-UPPER, such as 4-8, or {AUTO}, but got {bits!r}",
-            hint="precision.schedule=static precision.upper=8 trains at 8 bits all the time",
-        )
+    lower, upper = parse_bounds(bits)
     return [f"precision.lower={lower}", f"precision.upper={upper}"]
 
 
