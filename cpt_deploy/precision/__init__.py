@@ -7,6 +7,7 @@ from cpt_deploy.precision.schedules import (
     PrecisionSchedule,
     StaticSchedule,
     build_schedule,
+    published_name,
     schedules,
 )
 
@@ -19,6 +20,7 @@ __all__ = [
     "PrecisionSchedule",
     "StaticSchedule",
     "build_schedule",
+    "published_name",
     "relative_cost",
     "schedules",
     "share_of_steps",

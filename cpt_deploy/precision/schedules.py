@@ -185,6 +185,20 @@ for _name, _profile, _shape in _CYCLIC.values():
     schedules.register(_name)(_cyclic(_profile, _shape))
 
 
+Saving = Literal["large", "medium", "small"]
+
+#: The groups in which Wolfe & Kyrillidis, 2024, compare their ten schedules; the others are medium.
+_SAVINGS: dict[str, Saving] = {"RR": "large", "RTH": "large", "ER": "small", "ETH": "small"}
+
+
+def published_name(name: str) -> tuple[str, Saving] | None:
+    """Return the short name and the saving group that Wolfe & Kyrillidis give a schedule; None if it is not theirs."""
+    for short, (long, _, _) in _CYCLIC.items():
+        if long == name:
+            return short, _SAVINGS.get(short, "medium")
+    return None
+
+
 def build_schedule(
     name: str,
     *,

@@ -3,13 +3,18 @@
 from cpt_deploy.report.benchmark_plot import check_plot_path, plot_benchmark
 from cpt_deploy.report.curves import plot_curves
 from cpt_deploy.report.family import FamilyMember, plot_family
+from cpt_deploy.report.range_plot import plot_range_test
+from cpt_deploy.report.schedule_plot import DrawnSchedule, plot_schedules
 from cpt_deploy.report.validation_page import render_validation_page
 
 __all__ = [
+    "DrawnSchedule",
     "FamilyMember",
     "check_plot_path",
     "plot_benchmark",
     "plot_curves",
     "plot_family",
+    "plot_range_test",
+    "plot_schedules",
     "render_validation_page",
 ]

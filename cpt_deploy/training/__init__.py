@@ -1,6 +1,7 @@
 """Training runs: from a recipe to a run directory, resumable at any step, and back from the directory to a model."""
 
 from cpt_deploy.training.evaluation import evaluate
+from cpt_deploy.training.range_test import DEFAULT_STEPS, DEFAULT_THRESHOLD, BitsProgress, RangeTest, range_test
 from cpt_deploy.training.reports import (
     Evaluation,
     RunReport,
@@ -14,7 +15,11 @@ from cpt_deploy.training.saved_runs import TrainedRun, load_run
 from cpt_deploy.training.trainer import plan_run, train
 
 __all__ = [
+    "DEFAULT_STEPS",
+    "DEFAULT_THRESHOLD",
+    "BitsProgress",
     "Evaluation",
+    "RangeTest",
     "RunDirectory",
     "RunReport",
     "SilentReporter",
@@ -25,5 +30,6 @@ __all__ = [
     "evaluate",
     "load_run",
     "plan_run",
+    "range_test",
     "train",
 ]

@@ -9,6 +9,8 @@ from cpt_cli.commands import (
     models,
     predict,
     quickstart,
+    range_test,
+    schedules,
     serve,
     sweep,
     train,
@@ -17,6 +19,7 @@ from cpt_cli.commands import (
 
 COMMANDS: tuple[Command, ...] = (
     quickstart.COMMAND,
+    range_test.COMMAND,
     train.COMMAND,
     export.COMMAND,
     sweep.COMMAND,
@@ -26,6 +29,7 @@ COMMANDS: tuple[Command, ...] = (
     serve.COMMAND,
     models.COMMAND,
     datasets.COMMAND,
+    schedules.COMMAND,
     info.COMMAND,
 )
 

@@ -1,6 +1,5 @@
 """`cpt train`: train a network while its bit-width cycles."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,6 +8,7 @@ import typer
 from cpt_cli import formats
 from cpt_cli.command import TRAIN_PANEL, Command, DebugFlag, JsonFlag, QuietFlag
 from cpt_cli.output import out
+from cpt_cli.recipes import parse_bounds, split_words
 from cpt_deploy.errors import UsageError
 
 if TYPE_CHECKING:
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from cpt_deploy.training import RunReport
 
 RUNS = Path("runs")
+AUTO = "auto"
 
 
 def _complete(incomplete: str) -> list[str]:
@@ -43,6 +44,15 @@ def train(  # noqa: PLR0913, PLR0917  the options are its parameters
         Path | None, typer.Option(help="Go on with the run in this directory, from its last checkpoint.")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done; write nothing.")] = False,
+    bits: Annotated[
+        str | None,
+        typer.Option(
+            help="Bounds of the cycle: LOWER-UPPER such as 4-8, or auto: a precision range test finds the lower one "
+            "first.",
+            rich_help_panel="Common settings",
+            show_default="the recipe's",
+        ),
+    ] = None,
     epochs: Annotated[
         int | None, typer.Option(min=1, help="Length of the run: train.epochs.", rich_help_panel="Common settings")
     ] = None,
@@ -66,14 +76,16 @@ def train(  # noqa: PLR0913, PLR0917  the options are its parameters
     """
     from cpt_deploy.recipe import load_recipe
 
-    source, overrides = _split_words(words or [])
+    source, overrides = split_words(words or [])
     overrides += [
         f"{key}={value}"
         for key, value in (("train.epochs", epochs), ("seed", seed), ("train.device", device))
         if value is not None
     ]
+    if resume is not None and bits is not None:
+        raise UsageError("Expected a run to resume with the bits that it began with, but got --bits")
     if resume is None:
-        recipe = load_recipe(source, overrides)
+        recipe = load_recipe(source, [*overrides, *_given_bounds(bits)])
         directory = run_dir or _free_directory(recipe.name)
     else:
         if source is not None or run_dir is not None:
@@ -85,19 +97,34 @@ def train(  # noqa: PLR0913, PLR0917  the options are its parameters
     if dry_run:
         _show_dry_run(recipe, directory)
         return
+    if bits == AUTO:
+        recipe = _with_tested_bounds(recipe, directory)
     report = run_training(recipe, directory, resume=resume is not None)
     out.result({"run": directory, "report": report.to_dict(), "files_bytes": _files(directory)})
     out.hint(f"cpt export {formats.path(directory)}" + (" --bits 8" if report.bits["upper"] == 8 else ""))
 
 
-def _split_words(words: Sequence[str]) -> tuple[str | None, list[str]]:
-    """Return the recipe's source and the overrides."""
-    sources = [word for word in words if "=" not in word]
-    if len(sources) > 1:
+def _given_bounds(bits: str | None) -> list[str]:
+    """Return the overrides that --bits stands for."""
+    if bits is None or bits == AUTO:
+        return []
+    lower, upper = parse_bounds(bits)
+    return [f"precision.lower={lower}", f"precision.upper={upper}"]
+
+
+def _with_tested_bounds(recipe: "Recipe", directory: Path) -> "Recipe":
+    """Return a recipe whose lower bound a range test has found; its evidence goes beside the run."""
+    from cpt_cli.commands.range_test import run_range_test
+    from cpt_deploy.training import DEFAULT_STEPS, DEFAULT_THRESHOLD
+
+    evidence = directory.with_name(f"{directory.name}-range-test")
+    outcome = run_range_test(recipe, steps=DEFAULT_STEPS, threshold=DEFAULT_THRESHOLD, folder=evidence)
+    if outcome.lower is None:
         raise UsageError(
-            f"Expected one preset or recipe file, but got {', '.join(sources)}", hint="settings are written key=value"
+            f"Expected training accuracy to rise at some precision up to {recipe.precision.upper} bits, but it did not",
+            hint="cpt range-test --steps 300 looks longer; check optimizer.lr",
         )
-    return next(iter(sources), None), [word for word in words if "=" in word]
+    return recipe.model_copy(update={"precision": recipe.precision.model_copy(update={"lower": outcome.lower})})
 
 
 def _free_directory(name: str) -> Path:
@@ -181,6 +208,7 @@ COMMAND = Command(
     examples=(
         "cpt train digits-quickstart  # a preset; cpt train --dry-run shows what it would do",
         "cpt train fashion-mnist-resnet20 train.epochs=20 precision.cycles=16",
+        "cpt train fashion-mnist-resnet20 --bits auto  # finds the lower bound first: cpt range-test",
         "cpt train my-recipe.yaml model.name=my_package.nets:small data.name=photos/",
         "cpt train --resume runs/fashion-mnist-resnet20",
     ),

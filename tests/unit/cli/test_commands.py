@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 
 from cpt_cli.commands import quickstart
-from cpt_cli.commands.train import _complete, _split_words
+from cpt_cli.commands.train import _complete
 from cpt_cli.main import main
+from cpt_cli.recipes import split_words
 from cpt_deploy.errors import UsageError
 
 
@@ -150,10 +151,10 @@ def test_serve_refuses_settings_out_of_range(capsys, shared_bundle, monkeypatch)
 
 
 def test_train_splits_its_words():
-    assert _split_words([]) == (None, [])
-    assert _split_words(["seed=1", "digits-quickstart", "a.b=c"]) == ("digits-quickstart", ["seed=1", "a.b=c"])
+    assert split_words([]) == (None, [])
+    assert split_words(["seed=1", "digits-quickstart", "a.b=c"]) == ("digits-quickstart", ["seed=1", "a.b=c"])
     with pytest.raises(UsageError, match="one preset"):
-        _split_words(["one", "two"])
+        split_words(["one", "two"])
 
 
 def test_completion_offers_presets_and_recipe_files(tmp_path, monkeypatch):

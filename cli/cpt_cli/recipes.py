@@ -1,0 +1,34 @@
+"""What the words and options of a command line say about a recipe."""
+
+from collections.abc import Sequence
+
+from cpt_deploy.errors import UsageError
+
+
+def split_words(words: Sequence[str]) -> tuple[str | None, list[str]]:
+    """Return the recipe's source, a preset or a file, and the overrides `key=value`.
+
+    Raises:
+        UsageError: If there is more than one source.
+    """
+    sources = [word for word in words if "=" not in word]
+    if len(sources) > 1:
+        raise UsageError(
+            f"Expected one preset or recipe file, but got {', '.join(sources)}", hint="settings are written key=value"
+        )
+    return next(iter(sources), None), [word for word in words if "=" in word]
+
+
+def parse_bounds(bits: str) -> tuple[int, int]:
+    """Return the bounds that LOWER-UPPER stands for.
+
+    Raises:
+        UsageError: If it is written otherwise.
+    """
+    lower, _, upper = bits.partition("-")
+    if not (lower.isdigit() and upper.isdigit()):
+        raise UsageError(
+            f"Expected --bits as LOWER-UPPER, such as 4-8, but got {bits!r}",
+            hint="static bits are a schedule of their own: precision.schedule=static precision.upper=8",
+        )
+    return int(lower), int(upper)

@@ -1,0 +1,53 @@
+"""The evidence of a precision range test as a picture: training accuracy over the steps, bits by bits."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cpt_deploy.report.figures import BLUE, GREEN, GREY, ORANGE, new_figure
+
+
+def plot_range_test(outcome: Mapping[str, Any], destination: Path, *, title: str = "") -> None:
+    """Draw a range test.
+
+    Args:
+        outcome: What `RangeTest.to_dict` gives.
+        destination: The PNG file to write.
+        title: What stands above.
+
+    Raises:
+        MissingExtraError: If Matplotlib is not installed.
+        OSError: If the file cannot be written.
+    """
+    figure = new_figure(9, 4)
+    axes = figure.subplots()
+    start = 0
+    for entry in outcome["precisions"]:
+        accuracy = [100 * value for value in entry["accuracy"]]
+        end = start + len(accuracy)
+        found = entry["bits"] == outcome["lower"]
+        axes.axvspan(start, end, color=GREEN if found else GREY, alpha=0.14 if found else 0.05, linewidth=0)
+        axes.plot(range(start, end), accuracy, color=BLUE, linewidth=0.7, alpha=0.45)
+        width = max(1, round(len(accuracy) / 4))
+        axes.hlines(100 * entry["before"], start, start + width, color=ORANGE, linewidth=2)
+        axes.hlines(100 * entry["after"], end - width, end, color=ORANGE, linewidth=2)
+        label = f"{entry['bits']} bits\n{100 * entry['rise']:+.1f} points"
+        axes.annotate(
+            label,
+            ((start + end) / 2, 1.0),
+            xycoords=("data", "axes fraction"),
+            xytext=(0, 4),
+            textcoords="offset points",
+            ha="center",
+            fontweight="bold" if found else "normal",
+        )
+        start = end
+    axes.set_xlim(0, start)
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("step")
+    axes.set_ylabel("training accuracy (%)")
+    axes.plot([], [], color=ORANGE, linewidth=2, label="mean of the first and of the last steps")
+    axes.legend(loc="upper left", frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(title)
+    figure.savefig(destination, dpi=120)

@@ -1,0 +1,213 @@
+"""The precision range test: from 2 bits up, a few iterations each, until training progress starts.
+
+Fu et al., 2021, section 3.3: training begins at the lowest precision, which is raised step by step; the first one at
+which the training accuracy, averaged over several consecutive iterations, rises by more than a threshold is the lower
+bound of the cycle.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import count, islice
+from statistics import fmean
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cpt_deploy.data import train_loader
+from cpt_deploy.errors import TrainingDivergedError, UsageError
+from cpt_deploy.recipe import Recipe
+from cpt_deploy.training.optimizers import set_learning_rate
+from cpt_deploy.training.randomness import seeded
+from cpt_deploy.training.setup import RunData, RunObjects, build_objects, load_data
+
+LEAST_BITS = 2
+DEFAULT_STEPS = 100
+DEFAULT_THRESHOLD = 0.01
+#: The share of a precision's steps that accuracy is averaged over, at their beginning and at their end.
+WINDOW = 0.25
+#: A rise counts only if it is this many standard errors above the threshold: a few batches are a small sample.
+STANDARD_ERRORS = 2.0
+
+
+@dataclass(frozen=True)
+class BitsProgress:
+    """What training did at one precision.
+
+    Args:
+        bits: Bits of weights and activations.
+        accuracy: Training accuracy of each step.
+        loss: Loss of each step.
+        batch_size: Images of a step.
+    """
+
+    bits: int
+    accuracy: tuple[float, ...]
+    loss: tuple[float, ...]
+    batch_size: int
+
+    @property
+    def window(self) -> int:
+        """Steps that an average is taken over."""
+        return max(1, round(WINDOW * len(self.accuracy)))
+
+    @property
+    def before(self) -> float:
+        """Mean accuracy of the first steps."""
+        return fmean(self.accuracy[: self.window])
+
+    @property
+    def after(self) -> float:
+        """Mean accuracy of the last steps."""
+        return fmean(self.accuracy[-self.window :])
+
+    @property
+    def rise(self) -> float:
+        """How far the mean accuracy rose, as a fraction of 1."""
+        return self.after - self.before
+
+    @property
+    def standard_error(self) -> float:
+        """Standard error of `rise`, from the binomial variance of both averages."""
+        images = self.window * self.batch_size
+        variance = self.before * (1 - self.before) + self.after * (1 - self.after)
+        return math.sqrt(variance / images)
+
+    def exceeds(self, threshold: float) -> bool:
+        """Return whether accuracy rose beyond a threshold, by more than chance would have it."""
+        return self.rise > threshold + STANDARD_ERRORS * self.standard_error
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the figures as JSON would hold them."""
+        return {
+            "bits": self.bits,
+            "before": self.before,
+            "after": self.after,
+            "rise": self.rise,
+            "standard_error": self.standard_error,
+            "loss_after": fmean(self.loss[-self.window :]),
+            "accuracy": list(self.accuracy),
+            "loss": list(self.loss),
+        }
+
+
+@dataclass(frozen=True)
+class RangeTest:
+    """The outcome of a precision range test.
+
+    Args:
+        lower: The lower bound of the cycle; `None` if accuracy rose at no precision.
+        threshold: The rise of accuracy that counts as progress.
+        progress: What happened at each precision that was tried, ascending.
+    """
+
+    lower: int | None
+    threshold: float
+    progress: tuple[BitsProgress, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the outcome as JSON would hold it."""
+        return {
+            "lower": self.lower,
+            "threshold": self.threshold,
+            "precisions": [progress.to_dict() for progress in self.progress],
+        }
+
+
+def range_test(
+    recipe: Recipe,
+    *,
+    steps: int = DEFAULT_STEPS,
+    threshold: float = DEFAULT_THRESHOLD,
+    to_upper: bool = False,
+    on_step: Callable[[int, int, float], None] | None = None,
+) -> RangeTest:
+    """Find the lower bound of a recipe's cycle.
+
+    One model is trained on: what it learnt at fewer bits, it takes along. The learning rate is the recipe's peak, the
+    gradients have their upper bound, and nothing is written.
+
+    Args:
+        recipe: What is to be trained; its own lower bound and schedule do not matter.
+        steps: Steps at each precision.
+        threshold: Rise of the training accuracy that counts as progress, as a fraction of 1.
+        to_upper: Go on to the upper bound after the lower one is found, to show all of the curve.
+        on_step: Told steps done, all steps there may be, and the accuracy of the step.
+
+    Raises:
+        UsageError: If there are fewer than 4 steps, or the upper bound leaves nothing to test.
+        TrainingDivergedError: If the loss is not a number.
+        CptError: If data, model or settings do not fit.
+    """
+    upper = recipe.precision.upper
+    if steps < 4:
+        raise UsageError(f"Expected at least 4 steps at each precision, but got {steps}")
+    widened = recipe.precision.model_copy(update={"lower": LEAST_BITS, "schedule": "cosine"})
+    with seeded(recipe.seed, deterministic=recipe.train.deterministic):
+        data = load_data(recipe.model_copy(update={"precision": widened}))
+        objects = build_objects(data)
+        batches = _endless_batches(data)
+        found: int | None = None
+        results: list[BitsProgress] = []
+        precisions = range(LEAST_BITS, upper + 1)
+        for bits in precisions:
+            done = len(results) * steps
+
+            def tell(step: int, accuracy: float, done: int = done) -> None:
+                if on_step is not None:
+                    on_step(done + step, len(precisions) * steps, accuracy)
+
+            results.append(_train_at(objects, data, bits, islice(batches, steps), tell))
+            if found is None and results[-1].exceeds(threshold):
+                found = bits
+            if found is not None and not to_upper:
+                break
+    return RangeTest(found, threshold, tuple(results))
+
+
+def _train_at(
+    objects: RunObjects,
+    data: RunData,
+    bits: int,
+    batches: Iterator[tuple[Tensor, Tensor]],
+    tell: Callable[[int, float], None],
+) -> BitsProgress:
+    recipe = data.recipe
+    criterion = nn.CrossEntropyLoss(label_smoothing=recipe.train.label_smoothing)
+    set_learning_rate(objects.optimizer, recipe.optimizer.lr)
+    objects.model.train().set_bits(bits, recipe.precision.grad_upper)
+    accuracies, losses = [], []
+    for step, (inputs, labels) in enumerate(batches, start=1):
+        objects.model.set_step(bits * 1_000_000 + step)
+        x = inputs.to(objects.device, memory_format=torch.channels_last)
+        y = labels.to(objects.device)
+        logits = objects.model(x)
+        loss = criterion(logits, y)
+        if not bool(torch.isfinite(loss)):
+            raise TrainingDivergedError(
+                f"Expected a finite loss, but got {float(loss)} at {bits} bits, step {step} of the range test",
+                hint="lower optimizer.lr or set train.grad_clip",
+            )
+        objects.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if recipe.train.grad_clip is not None:
+            nn.utils.clip_grad_norm_(objects.model.parameters(), recipe.train.grad_clip)
+        objects.optimizer.step()
+        accuracies.append(float((logits.detach().argmax(1) == y).float().mean()))
+        losses.append(float(loss.detach()))
+        tell(step, accuracies[-1])
+    return BitsProgress(bits, tuple(accuracies), tuple(losses), len(labels))
+
+
+def _endless_batches(data: RunData) -> Iterator[tuple[Tensor, Tensor]]:
+    for epoch in count():
+        yield from train_loader(
+            data.train,
+            data.preprocessing,
+            data.augment,
+            batch_size=data.recipe.train.batch_size,
+            seed=data.recipe.seed,
+            epoch=epoch,
+            workers=data.recipe.data.workers,
+        )
