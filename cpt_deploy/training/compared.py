@@ -135,6 +135,7 @@ def _label(settings: Mapping[str, str], differing: Sequence[str], run: FinishedR
         return run.recipe.name
     last_names = [name.rpartition(".")[2] for name in differing]
     return ", ".join(
-        f"{last if last_names.count(last) == 1 else name} {settings.get(name, '-')}"
+        f"{last if last_names.count(last) == 1 else name} {settings[name]}"
         for name, last in zip(differing, last_names, strict=True)
+        if settings.get(name) not in (None, "None")
     )
