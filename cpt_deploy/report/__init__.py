@@ -1,6 +1,7 @@
 """Pictures and pages of what happened. Matplotlib is imported when one is drawn, torch never."""
 
 from cpt_deploy.report.benchmark_plot import check_plot_path, plot_benchmark
+from cpt_deploy.report.comparison_plot import ComparedGroup, plot_comparison
 from cpt_deploy.report.curves import plot_curves
 from cpt_deploy.report.family import FamilyMember, plot_family
 from cpt_deploy.report.range_plot import plot_range_test
@@ -8,10 +9,12 @@ from cpt_deploy.report.schedule_plot import DrawnSchedule, plot_schedules
 from cpt_deploy.report.validation_page import render_validation_page
 
 __all__ = [
+    "ComparedGroup",
     "DrawnSchedule",
     "FamilyMember",
     "check_plot_path",
     "plot_benchmark",
+    "plot_comparison",
     "plot_curves",
     "plot_family",
     "plot_range_test",

@@ -1,5 +1,6 @@
 """Training runs: from a recipe to a run directory, resumable at any step, and back from the directory to a model."""
 
+from cpt_deploy.training.compared import FinishedRun, RunGroup, group_runs, read_finished_run
 from cpt_deploy.training.evaluation import evaluate
 from cpt_deploy.training.range_test import DEFAULT_STEPS, DEFAULT_THRESHOLD, BitsProgress, RangeTest, range_test
 from cpt_deploy.training.reports import (
@@ -19,8 +20,10 @@ __all__ = [
     "DEFAULT_THRESHOLD",
     "BitsProgress",
     "Evaluation",
+    "FinishedRun",
     "RangeTest",
     "RunDirectory",
+    "RunGroup",
     "RunReport",
     "SilentReporter",
     "StepProgress",
@@ -28,8 +31,10 @@ __all__ = [
     "TrainReporter",
     "TrainedRun",
     "evaluate",
+    "group_runs",
     "load_run",
     "plan_run",
     "range_test",
+    "read_finished_run",
     "train",
 ]

@@ -3,6 +3,7 @@
 from cpt_cli.command import Command
 from cpt_cli.commands import (
     benchmark,
+    compare,
     datasets,
     export,
     info,
@@ -21,6 +22,7 @@ COMMANDS: tuple[Command, ...] = (
     quickstart.COMMAND,
     range_test.COMMAND,
     train.COMMAND,
+    compare.COMMAND,
     export.COMMAND,
     sweep.COMMAND,
     validate.COMMAND,
