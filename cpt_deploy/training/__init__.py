@@ -1,6 +1,9 @@
 """Training runs: from a recipe to a run directory, resumable at any step, and back from the directory to a model."""
 
 from cpt_deploy.training.evaluation import evaluate
+from cpt_deploy.training.inputs import settling_inputs
+from cpt_deploy.training.profiling import ProfileReport
+from cpt_deploy.training.ranks import Ranks
 from cpt_deploy.training.reports import (
     Evaluation,
     RunReport,
@@ -15,6 +18,8 @@ from cpt_deploy.training.trainer import plan_run, train
 
 __all__ = [
     "Evaluation",
+    "ProfileReport",
+    "Ranks",
     "RunDirectory",
     "RunReport",
     "SilentReporter",
@@ -25,5 +30,6 @@ __all__ = [
     "evaluate",
     "load_run",
     "plan_run",
+    "settling_inputs",
     "train",
 ]
