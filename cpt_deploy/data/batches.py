@@ -142,6 +142,7 @@ class TrainingBatches(Batches):
         for position, image in enumerate(pixels, start=part.start):
             _seed_generators(_mix(*seeds, position))  # an image is varied alike in whatever part of the batch it is
             varied.append(step.one(image))
+        _seed_generators(_mix(*seeds))  # so is it by the steps that follow
         return torch.stack(varied) if len({image.shape for image in varied}) == 1 else varied
 
     def _whole(self, index: int) -> Pixels:

@@ -142,6 +142,11 @@ def launched() -> Ranks:
     return Ranks(rank, count, local, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
+def is_lost_connection(error: RuntimeError) -> bool:
+    """Return whether a collective failed since another process is gone; gloo's errors have no type of their own."""
+    return isinstance(error, dist.DistError) or "gloo/transport" in str(error)
+
+
 def choose_device(name: str, ranks: Ranks) -> torch.device:
     """Return the device that a recipe names; "auto" is a GPU where there is one.
 

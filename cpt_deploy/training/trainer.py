@@ -3,7 +3,7 @@
 from contextlib import nullcontext
 from pathlib import Path
 
-from cpt_deploy.errors import CptError, ProcessLostError, RunInterruptedError, TrainingDivergedError, UsageError
+from cpt_deploy.errors import ProcessLostError, RunInterruptedError, TrainingDivergedError, UsageError
 from cpt_deploy.precision import relative_cost
 from cpt_deploy.recipe import Recipe
 from cpt_deploy.training.checkpoints import Checkpoint, read_checkpoint
@@ -14,7 +14,7 @@ from cpt_deploy.training.metrics_log import MetricsLog, NoLog
 from cpt_deploy.training.profiling import StepProfiler
 from cpt_deploy.training.progress import RunProgress
 from cpt_deploy.training.randomness import seeded
-from cpt_deploy.training.ranks import Ranks, choose_device, joined, launched
+from cpt_deploy.training.ranks import Ranks, choose_device, is_lost_connection, joined, launched
 from cpt_deploy.training.reports import RunReport, SilentReporter, TrainPlan, TrainReporter
 from cpt_deploy.training.run import Run
 from cpt_deploy.training.run_directory import RunDirectory
@@ -101,13 +101,13 @@ def _carried_out(run: Run, profile_steps: int) -> RunReport:
         run.ranks.wait()  # torchrun ends all processes when one ends, so the main one must be ready
         raise
     except RuntimeError as error:
-        if run.ranks.count == 1 or isinstance(error, CptError):
+        if not is_lost_connection(error):
             raise
         last = run.directory.last
         kept = f"the last good checkpoint is {last}" if last.is_file() else "there is no checkpoint yet"
         raise ProcessLostError(
-            f"Expected all {run.ranks.count} processes to go on, but after step {run.progress.step} of "
-            f"{run.data.total_steps} got: {str(error).splitlines()[0]}; {kept}",
+            f"Expected all {run.ranks.count} processes to go on, but the connection to one was lost after step "
+            f"{run.progress.step} of {run.data.total_steps}; {kept}",
             hint=f"go on with any number of processes: cpt train --resume {run.directory.path}",
         ) from error
 

@@ -67,7 +67,7 @@ def train(  # noqa: PLR0913, PLR0917  the options are its parameters
     A recipe holds all settings: defaults, then a preset or a YAML file, then key=value. Ctrl-C finishes the step, saves
     and tells how to go on; a second one stops at once.
 
-    Started by torchrun, on one machine or many, all processes train one model together.
+    On several processors: torchrun --no-python --nproc-per-node 4 cpt train … (docs/distributed.md).
     """
     from cpt_deploy.recipe import load_recipe
 
@@ -193,8 +193,8 @@ COMMAND = Command(
     panel=TRAIN_PANEL,
     examples=(
         "cpt train digits-quickstart  # a preset; cpt train --dry-run shows what it would do",
+        "cpt train fashion-mnist-resnet20 train.epochs=20 precision.cycles=16",
         "cpt train my-recipe.yaml model.name=my_package.nets:small data.name=photos/",
         "cpt train --resume runs/fashion-mnist-resnet20",
-        "torchrun --no-python --nproc-per-node 4 cpt train cifar10-paper  # docs/distributed.md",
     ),
 )
