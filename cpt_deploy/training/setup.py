@@ -28,6 +28,9 @@ from cpt_deploy.quantization import QuantizationConfig, QuantizedModel, prepare
 from cpt_deploy.recipe import Recipe
 from cpt_deploy.training.optimizers import build_optimizer
 
+MOST_WORKERS = 8
+"""Loading processes that are started unasked."""
+
 
 @dataclass(frozen=True)
 class RunData:
@@ -97,11 +100,12 @@ class RunObjects:
         return dict(Counter(layer.role for layer in self.model.layers()))
 
 
-def load_data(recipe: Recipe, processes: int = 1) -> RunData:
+def load_data(recipe: Recipe, device: torch.device, processes: int = 1) -> RunData:
     """Open the data set and resolve what the recipe leaves to it.
 
     Args:
         recipe: The settings.
+        device: Where the model will be.
         processes: How many processes of the run share this machine's cores and memory.
 
     Raises:
@@ -135,8 +139,15 @@ def load_data(recipe: Recipe, processes: int = 1) -> RunData:
         augment,
         train_inputs,
         test_inputs,
-        settings.workers,
+        _loading_processes(device, processes) if settings.workers is None else settings.workers,
     )
+
+
+def _loading_processes(device: torch.device, processes: int) -> int:
+    """Return how many loading processes to start when nothing is said."""
+    if device.type != "cuda":
+        return 0
+    return min((os.cpu_count() or 1) // processes, MOST_WORKERS)
 
 
 def _memory_to_keep(megabytes: int | None) -> int:

@@ -63,7 +63,7 @@ def train(
             reporter = SilentReporter()
         directory = RunDirectory(ranks.from_main(lambda: run_dir))
         with ranks.agreeing():
-            data = load_data(recipe, ranks.per_machine)
+            data = load_data(recipe, device, ranks.per_machine)
             _check_parts(data, ranks)
         finished = ranks.from_main(lambda: _finished_before(directory, data.recipe)) if resume else None
         if finished is not None:
@@ -159,8 +159,9 @@ def plan_run(recipe: Recipe, run_dir: Path) -> TrainPlan:
         CptError: If data, model or settings do not fit; what `train` would say.
     """
     ranks = launched()
-    data = load_data(recipe)
-    return _plan(data, build_objects(data, choose_device(recipe.train.device, ranks)), run_dir, 0, ranks)
+    device = choose_device(recipe.train.device, ranks)
+    data = load_data(recipe, device, ranks.per_machine)
+    return _plan(data, build_objects(data, device), run_dir, 0, ranks)
 
 
 def _plan(data: RunData, objects: RunObjects, run_dir: Path, first_step: int, ranks: Ranks) -> TrainPlan:
