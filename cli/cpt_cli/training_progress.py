@@ -145,23 +145,27 @@ def show_profile(profile: "ProfileReport") -> None:
     ]
     title = f"Where a step's {1e3 * profile.step_seconds:.1f} ms go, mean of {profile.steps} steps under the profiler"
     out.table(("part of a step", "ms", "share", "most of it"), rows, title=title)
+    out.line(f"trace for https://ui.perfetto.dev or chrome://tracing: {formats.path(profile.trace)}")
 
 
 def show_step_costs(report: "RunReport") -> None:
-    """Print what steps really cost at each bit-width, beside their BitOPs relative to those at the upper bound."""
+    """Print what a step costs at each bit-width: its BitOPs, and what was measured."""
+    upper = max((cost["gbitops"] or 0.0 for cost in report.steps_by_bits.values()), default=0.0)
     rows = []
     for bits, cost in report.steps_by_bits.items():
-        memory = cost["memory_bytes"]
+        operations, memory = cost["gbitops"] or 0.0, cost["memory_bytes"]
         rows.append(
             (
                 bits,
+                f"{operations:,.1f}",
+                f"{operations / upper:.0%}",
                 cost["steps"],
-                f"{1e3 * (cost['median_seconds'] or 0):.1f}",
-                "-" if memory is None else formats.size(int(memory)),
+                f"{1e3 * (cost['median_seconds'] or 0.0):,.1f}",
+                "" if memory is None else formats.size(int(memory)),
             )
         )
-    memory_of = "memory" if report.device.partition(": ")[0].endswith("cpu") is False else "memory of the process"
-    out.table(("bits", "steps", "median ms", memory_of), rows, title="Measured steps")
+    columns = ("bits", "GBitOPs", "of the most", "steps", "median ms", "peak memory")
+    out.table(columns, rows, title="A step at each bit-width, counted and measured")
 
 
 def _describe_precision(plan: "TrainPlan") -> str:

@@ -193,8 +193,19 @@ def _report(run: Run, result: Evaluation, weights_sha256: str, settle_seconds: f
             "numpy": np.__version__,
         },
         weights_sha256=weights_sha256,
-        steps_by_bits=run.costs.summary(),
+        steps_by_bits=_steps_by_bits(run),
     )
+
+
+def _steps_by_bits(run: Run) -> dict[str, dict[str, float | int | None]]:
+    """Return what steps at each bit-width cost: on paper, with gradients at their upper bound, and measured."""
+    recipe = run.data.recipe
+    batch = min(recipe.train.batch_size, len(run.data.train))
+
+    def on_paper(bits: str) -> float:
+        return run.objects.meter.step_cost(int(bits), recipe.precision.grad_upper, batch) / 1e9
+
+    return {bits: {"gbitops": on_paper(bits), **cost} for bits, cost in run.costs.summary().items()}
 
 
 def _describe_device(device: torch.device, processes: int) -> str:

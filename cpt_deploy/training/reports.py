@@ -126,8 +126,9 @@ class RunReport:
         cost: GBitOPs, those of static precision at the upper bound, and the ratio and saving.
         seconds: Time of training, of waiting for data in it, of evaluation, settling, and in total.
         images_per_s: Mean training throughput.
-        steps_by_bits: By forward bits: number of measured steps, median seconds without waiting for data, and peak of
-            memory in bytes (allocated on a GPU, physical memory of the process on a CPU).
+        steps_by_bits: By forward bits: GBitOPs of a step with gradients at their upper bound, number of measured steps,
+            their median seconds without waiting for data, and peak of memory in bytes (allocated on a GPU, physical
+            memory of the process on a CPU).
         device: What it ran on, with the number of threads.
         versions: Versions of what the result depends on.
         weights_sha256: SHA-256 of `model.safetensors`.
@@ -168,6 +169,7 @@ class RunReport:
             values = json.loads(path.read_text(encoding="utf-8"))
             version = values["report_version"]
             if version <= REPORT_VERSION:
+                values.setdefault("steps_by_bits", {})  # reports of earlier versions have none
                 known = {field.name: values[field.name] for field in fields(cls)}
                 best = known["best"]
                 known["test"], known["best"] = Evaluation(**known["test"]), Evaluation(**best) if best else None

@@ -11,10 +11,11 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 from torch import nn
 
+from cpt_deploy.data import eval_loader, load_images
 from cpt_deploy.errors import CptError, UsageError
 from cpt_deploy.quantization import synchronize_norms
 from cpt_deploy.quantization.gradients import index_noise, seed_from_index
-from cpt_deploy.training import SilentReporter, train
+from cpt_deploy.training import SilentReporter, evaluate, load_run, train
 from cpt_deploy.training.metrics_log import read_metrics
 from cpt_deploy.training.ranks import Ranks, choose_device, joined, launched
 
@@ -96,8 +97,12 @@ def test_quantized_loss_curve_is_that_of_one_process_within_the_bound(recipe, tm
     assert np.abs(losses(tmp_path / "two") - losses(tmp_path / "one")).mean() < 0.01
     one, two = (read_metrics(tmp_path / name / "metrics.csv") for name in ("one", "two"))
     assert [row["gbitops"] for row in two] == [row["gbitops"] for row in one]
-    images = [path for path in (tmp_path / "two").rglob("*") if path.is_file()]
-    assert len([path for path in images if path.name.startswith("events")]) == 1
+    assert len([path for path in (tmp_path / "two").rglob("*") if path.name.startswith("events")]) == 1
+    run = load_run(tmp_path / "two")
+    batches = eval_loader(load_images("digits", split="test"), run.preprocessing, 100)
+    alone = evaluate(run.model, batches, classes=10, device=torch.device("cpu"), step=0)
+    assert (alone.top1, alone.images) == (run.report.test.top1, run.report.test.images)
+    assert alone.loss == pytest.approx(run.report.test.loss, rel=1e-5)
 
 
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
