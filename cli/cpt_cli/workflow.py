@@ -124,24 +124,10 @@ def _shippable(recipe: "Recipe") -> str:
 
 
 def _training_inputs(run: "TrainedRun") -> Iterator["Tensor"]:
-    """Yield the inputs that settling sees: training batches, as augmented, from epoch 0 on."""
-    from cpt_deploy.data import build_augmentations, load_images, train_loader
+    """Yield the inputs that settling sees."""
+    from cpt_deploy.training import settling_inputs
 
-    recipe = run.recipe
-    images = load_images(recipe.data.name, split="train", root=_root(recipe.data.root))
-    augment = build_augmentations(
-        [(step.name, step.parameters) for step in recipe.data.augment], run.preprocessing.size
-    )
-    wanted, epoch = max(recipe.train.settle_batches, 1), 0
-    while wanted > 0:
-        for inputs, _ in train_loader(
-            images, run.preprocessing, augment, batch_size=recipe.train.batch_size, seed=recipe.seed, epoch=epoch
-        ):
-            yield inputs
-            wanted -= 1
-            if wanted == 0:
-                return
-        epoch += 1
+    return settling_inputs(run.recipe, run.preprocessing)
 
 
 def _golden_inputs(run: "TrainedRun") -> "Tensor":

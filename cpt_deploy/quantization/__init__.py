@@ -6,6 +6,7 @@ from cpt_deploy.quantization.portability import ReducedLayer, make_portable, red
 from cpt_deploy.quantization.prepare import prepare
 from cpt_deploy.quantization.sensitivity import LayerSensitivity, allocate_bits, measure_sensitivity
 from cpt_deploy.quantization.settling import settle
+from cpt_deploy.quantization.synchronized_norm import set_synchronized, synchronize_norms
 
 __all__ = [
     "LayerInfo",
@@ -19,5 +20,7 @@ __all__ = [
     "measure_sensitivity",
     "prepare",
     "reduced_layers",
+    "set_synchronized",
     "settle",
+    "synchronize_norms",
 ]

@@ -31,6 +31,8 @@ class EdgeQuantizer(nn.Module):
         self.least_bits = least_bits
         #: While settling, every batch counts alike instead of by momentum.
         self.cumulative = False
+        #: In a distributed run each step's range over all processes is observed by whoever gathers it.
+        self.deferred = False
         self.register_buffer("low", torch.tensor(0.0))
         self.register_buffer("high", torch.tensor(0.0))
         self.register_buffer("batches", torch.tensor(0, dtype=torch.int64))
@@ -45,7 +47,8 @@ class EdgeQuantizer(nn.Module):
         """Return `x` on the grid of the present bits, same shape."""
         if self.training:
             self.current = range_of(x)
-            self._observe(*self.current)
+            if not self.deferred:
+                self.observe(*self.current)
         else:
             self.current = (self.low, self.high)
         return self.quantize(x, self.role, self.least_bits)
@@ -61,7 +64,8 @@ class EdgeQuantizer(nn.Module):
         return fake_quantize(x, scale, zero_point, levels)
 
     @torch.no_grad()
-    def _observe(self, low: Tensor, high: Tensor) -> None:
+    def observe(self, low: Tensor, high: Tensor) -> None:
+        """Take a batch's least and greatest value, 0-dim, into the moving average."""
         self.batches.add_(1)
         weight = 1.0 / self.batches if self.cumulative else torch.clamp(1.0 / self.batches, min=self.momentum)
         self.low.lerp_(low.to(self.low.dtype), weight.to(self.low.dtype))

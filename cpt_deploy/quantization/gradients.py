@@ -43,6 +43,14 @@ def index_noise(count: int, seed: int, device: torch.device) -> Tensor:
     return bits.to(torch.float32).mul_(2.0**-23)
 
 
+def seed_from_index(seed: int, first: int) -> int:
+    """Return a seed whose noise at index `i` is that of `seed` at index `first + i`.
+
+    So processes that hold parts of one batch round it with the noise of the whole.
+    """
+    return (seed + first * _GOLDEN) & 0xFFFFFFFF
+
+
 def mix_seed(*parts: int) -> int:
     """Return one 32-bit seed from several integers (run seed, layer, step), well mixed."""
     state = 0x9E3779B9

@@ -78,9 +78,14 @@ class QuantizedModel(nn.Module):
         """Set the bits of all cycling weights and activations, and of the gradients."""
         self.precision.set(weights=forward, activations=forward, gradients=backward)
 
-    def set_step(self, step: int) -> None:
-        """Tell the training step, which seeds the gradients' stochastic rounding."""
-        self.precision.step = step
+    def set_step(self, step: int, first_sample: int = 0) -> None:
+        """Tell the training step, which seeds the gradients' stochastic rounding.
+
+        Args:
+            step: Its number.
+            first_sample: Where in the whole batch the part begins that this process has; 0 if it has all of it.
+        """
+        self.precision.step, self.precision.first_sample = step, first_sample
 
     def layer_bits(self, weight_bits: WeightBits = None) -> dict[str, int]:
         """Return the bits of each layer's weights by the layer's name, in the order of the graph.

@@ -31,6 +31,8 @@ class PrecisionState(nn.Module):
         self.upper = upper
         self.seed = seed
         self.step = 0
+        #: Position in the whole batch of the first sample that this process has.
+        self.first_sample = 0
         self.weight_bits: dict[Role, int] = dict.fromkeys(ROLES, upper)
         self.activation_bits: dict[Role, int] = dict.fromkeys(ROLES, upper)
         self.gradient_bits = 8

@@ -112,14 +112,18 @@ class DataSettings(Settings):
     """Which images, how they become inputs, and how the training images are varied.
 
     `name` is a known data set, a folder, an .npz file, or your own as `module:factory`; `root` is the folder that
-    holds a known one. `workers` is the number of loading processes; it never changes the result.
+    holds a known one. `workers` is the number of loading processes, of each process in a distributed run (null: none on
+    a CPU, which they would share with the model, and up to eight of the idle cores beside a GPU). Images that
+    have to be decoded are kept in memory after the first time if all of them take at most `cache_mb` megabytes (null: a
+    quarter of the machine's memory; 0: never). Neither changes the result.
     """
 
     name: str = "digits"
     root: str | None = None
     input: InputSettings = InputSettings()
     augment: tuple[AugmentStep, ...] = ()
-    workers: Annotated[int, Field(ge=0, le=256)] = 0
+    workers: Annotated[int, Field(ge=0, le=256)] | None = None
+    cache_mb: Annotated[int, Field(ge=0)] | None = None
 
 
 class PrecisionSettings(Settings):
