@@ -1,0 +1,281 @@
+"""Training steps on codes: what is one integer operation in the frozen network is one operation of autograd here.
+
+A segment takes codes and gives codes: a layer with its BatchNorm and ReLU, a sum with its ReLU, or a quantizer alone.
+It computes the same as its modules do one by one, and keeps one byte an input and the layer's sums for backward, from
+which the ReLU's mask follows.
+"""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from cpt_deploy.quantization.affine import including_zero
+from cpt_deploy.quantization.edges import EdgeQuantizer
+from cpt_deploy.quantization.gradients import gradient_step
+from cpt_deploy.quantization.kernels import Clamp, Grid, Kernels, Site, Statistics, Terms
+from cpt_deploy.quantization.kernels.native import aligned
+from cpt_deploy.quantization.layers import QuantizedLayer
+from cpt_deploy.quantization.noise import mix_seed
+from cpt_deploy.quantization.products import backward_products, forward_product
+
+
+class Coded(NamedTuple):
+    """A quantized tensor between two segments.
+
+    Args:
+        carrier: Stands for the real tensor in autograd: of its shape, without memory, in the gradients' type.
+        codes: uint8.
+        grid: What the codes stand for.
+    """
+
+    carrier: Tensor
+    codes: Tensor
+    grid: Grid
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """What segments compute with.
+
+    Args:
+        kernels: Backend.
+        gradient_dtype: Type of gradients between segments, and of backward products.
+    """
+
+    kernels: Kernels
+    gradient_dtype: torch.dtype
+
+
+def encode(x: Tensor, grid: Grid, engine: Engine) -> Coded:
+    """Quantize a float32 tensor; the gradient passes straight through."""
+    carrier, codes = _Encode.apply(x, grid, engine)
+    return Coded(carrier, codes, grid)
+
+
+def decode(x: Coded, engine: Engine) -> Tensor:
+    """Return the float32 tensor that codes stand for; the gradient passes through."""
+    result: Tensor = _Decode.apply(x.carrier, x, engine)
+    return result
+
+
+def requantize(x: Coded, grid: Grid, engine: Engine) -> Coded:
+    """Bring codes to another grid; the gradient passes straight through."""
+    return Coded(x.carrier, engine.kernels.requantize(x.codes, x.grid, grid), grid)
+
+
+def _carrier(codes: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.zeros((), dtype=dtype, device=codes.device).expand(codes.shape)
+
+
+class _Encode(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, grid: Grid, engine: Engine) -> tuple[Tensor, Tensor]:
+        codes = engine.kernels.quantize(x, grid)
+        ctx.mark_non_differentiable(codes)
+        return _carrier(codes, engine.gradient_dtype), codes
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor, _: None) -> tuple[Tensor, None, None]:
+        return gradient.float(), None, None
+
+
+class _Decode(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, carrier: Tensor, x: Coded, engine: Engine) -> Tensor:
+        ctx.dtype = engine.gradient_dtype
+        return engine.kernels.dequantize(x.codes, x.grid)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return gradient.to(ctx.dtype), None, None
+
+
+# --- a layer ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class LayerSegment:
+    """A layer, its BatchNorm if it has one, its clamp, and the quantizer of what comes out.
+
+    Args:
+        layer: QuantizedConv2d or QuantizedLinear.
+        norm: BatchNorm over the layer's channels, in training.
+        clamp: A ReLU's bounds.
+        edge: The quantizer.
+    """
+
+    layer: QuantizedLayer
+    norm: nn.BatchNorm1d | nn.BatchNorm2d | None
+    clamp: Clamp
+    edge: EdgeQuantizer
+
+    def __call__(self, x: Coded, engine: Engine) -> Coded:
+        """Return the codes of the layer's normalised, clamped and quantized output."""
+        affine = (None, None) if self.norm is None else (self.norm.weight, self.norm.bias)
+        parameters = (self.layer.weight, self.layer.bias, *affine)
+        carrier, codes = _LayerFunction.apply(x.carrier, *parameters, _LayerCall(x, self, engine))
+        return Coded(carrier, codes, self.edge.grid())
+
+
+class _LayerCall(NamedTuple):
+    x: Coded
+    segment: LayerSegment
+    engine: Engine
+
+
+class _Normalised(NamedTuple):
+    """A layer's output `sums · unit` as `sums · factor + offset`; (O,) each.
+
+    Args:
+        factor: Real values per unit of the sums.
+        offset: Real values.
+        mean: Mean of the sums.
+        gain: What BatchNorm multiplies the output by, γ/σ; 1 without one.
+        deviation: One unit in standard deviations of the output; 0 without BatchNorm.
+    """
+
+    factor: Tensor
+    offset: Tensor
+    mean: Tensor
+    gain: Tensor
+    deviation: Tensor
+
+
+class _LayerFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        carrier: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        gamma: Tensor | None,
+        beta: Tensor | None,
+        call: _LayerCall,
+    ) -> tuple[Tensor, Tensor]:
+        (x, segment, engine), kernels, layer = call, call.engine.kernels, call.segment.layer
+        levels = layer.limited_levels(layer.precision.weight_levels_of(layer.index, layer.role))
+        weight_codes, scales = kernels.quantize_weight(weight, levels)
+        sums = forward_product(layer, x.codes, x.grid, weight_codes, kernels)
+        statistics = kernels.statistics(sums)
+        norm = _normalise(segment, statistics, x.grid.scale * scales, sums.numel() // len(scales))
+        ends = torch.stack([statistics.least, statistics.greatest]) * norm.factor + norm.offset
+        segment.edge.observe(*torch.aminmax(ends.clamp_(*segment.clamp)))
+        codes = kernels.affine_quantize(sums, norm.factor, norm.offset, segment.clamp, segment.edge.grid())
+        ctx.mark_non_differentiable(codes)
+        ctx.save_for_backward(x.codes, sums, weight_codes, scales, *norm)
+        ctx.grid, ctx.segment, ctx.kernels, ctx.has_bias = x.grid, segment, kernels, bias is not None
+        return _carrier(codes, engine.gradient_dtype), codes
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor, _: None) -> tuple[Tensor | None, ...]:
+        codes, sums, weight_codes, scales, *values = ctx.saved_tensors
+        norm, segment, kernels = _Normalised(*values), ctx.segment, ctx.kernels
+        site = Site(aligned(gradient, sums), sums, norm.factor, norm.offset, segment.clamp)
+        grad_gamma = grad_beta = grad_bias = None
+        terms = Terms(norm.gain, norm.deviation, norm.deviation)
+        if segment.norm is not None:
+            grad_beta, products = kernels.gradient_sums(site, norm.mean)
+            grad_gamma = products * norm.deviation
+            terms = _normalisation_terms(norm, grad_gamma, grad_beta, sums.numel() // len(scales))
+        rounded, step = _rounded_gradient(segment.layer, site, terms, kernels)
+        real_weight = weight_codes * (scales * step).view(-1, *[1] * (weight_codes.dim() - 1))
+        grad_input, grad_weight = backward_products(
+            segment.layer, rounded, codes, ctx.grid, real_weight, kernels, inward=ctx.needs_input_grad[0]
+        )
+        if ctx.has_bias:
+            dims = [0, 2, 3] if rounded.dim() == 4 else list(range(rounded.dim() - 1))
+            grad_bias = rounded.sum(dims, dtype=torch.float32) * step
+        return grad_input, grad_weight.mul_(ctx.grid.scale * step), grad_bias, grad_gamma, grad_beta, None
+
+
+def _normalise(segment: LayerSegment, statistics: Statistics, unit: Tensor, count: int) -> _Normalised:
+    """Return what makes a layer's output of its sums, and let BatchNorm track the batch.
+
+    Args:
+        segment: The segment.
+        statistics: Those of the sums.
+        unit: The real value of one unit of the sums, (O,).
+        count: Values in a channel.
+    """
+    norm, bias = segment.norm, segment.layer.bias
+    if norm is None:
+        offset = torch.zeros_like(unit) if bias is None else bias.detach()
+        return _Normalised(unit, offset, statistics.mean, torch.ones_like(unit), torch.zeros_like(unit))
+    mean, variance = statistics.mean * unit, statistics.variance * unit.square()
+    _track(norm, mean if bias is None else mean + bias, variance * (count / max(count - 1, 1)))
+    inverse = torch.rsqrt(variance + norm.eps)
+    gain = norm.weight * inverse
+    offset = torch.addcmul(norm.bias, mean, gain, value=-1)  # the layer's bias is gone with the mean
+    return _Normalised(gain * unit, offset, statistics.mean, gain, inverse * unit)
+
+
+def _track(norm: nn.BatchNorm1d | nn.BatchNorm2d, mean: Tensor, variance: Tensor) -> None:
+    """Update running statistics as BatchNorm does; the variance is the unbiased one."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    assert norm.num_batches_tracked is not None
+    assert norm.momentum is not None
+    norm.num_batches_tracked.add_(1)
+    norm.running_mean.lerp_(mean, norm.momentum)
+    norm.running_var.lerp_(variance, norm.momentum)
+
+
+def _rounded_gradient(layer: QuantizedLayer, site: Site, terms: Terms, kernels: Kernels) -> tuple[Tensor, Tensor]:
+    """Return the gradient of a layer's output as integers, and their step."""
+    precision = layer.precision
+    low, high = including_zero(*kernels.gradient_range(site, terms))
+    step = gradient_step(low, high, precision.get_buffer("gradient_levels"))
+    return kernels.gradient_codes(site, terms, step, mix_seed(precision.seed, layer.index, precision.step)), step
+
+
+def _normalisation_terms(norm: _Normalised, grad_gamma: Tensor, grad_beta: Tensor, count: int) -> Terms:
+    """Return the gradient through BatchNorm, γ/σ · (g − mean(g) − x̂ · mean(g · x̂)), as a function of the sums."""
+    q = norm.gain * norm.deviation * grad_gamma / -count
+    return Terms(norm.gain, q, norm.gain * grad_beta / -count - q * norm.mean)
+
+
+# --- a sum --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class AddSegment:
+    """A sum of two quantized tensors of one shape, its clamp, and the quantizer of what comes out."""
+
+    clamp: Clamp
+    edge: EdgeQuantizer
+
+    def __call__(self, a: Coded, b: Coded, engine: Engine) -> Coded:
+        """Return the codes of the clamped and quantized sum."""
+        carrier, codes = _AddFunction.apply(a.carrier, b.carrier, a, b, self, engine)
+        return Coded(carrier, codes, self.edge.grid())
+
+
+class _AddFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, carrier_a: Tensor, carrier_b: Tensor, a: Coded, b: Coded, segment: AddSegment, engine: Engine
+    ) -> tuple[Tensor, Tensor]:
+        kernels, grids = engine.kernels, (a.grid, b.grid)
+        segment.edge.observe(*kernels.add_range(a.codes, b.codes, grids, segment.clamp))
+        codes, passed = kernels.add_quantize(a.codes, b.codes, grids, segment.clamp, segment.edge.grid())
+        ctx.mark_non_differentiable(codes)
+        ctx.kernels, ctx.clamps = kernels, segment.clamp != Clamp()
+        ctx.layout = codes.stride()
+        if ctx.clamps:
+            ctx.save_for_backward(passed)
+        return _carrier(codes, engine.gradient_dtype), codes
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor, _: None) -> tuple[Tensor | None, ...]:
+        if ctx.clamps:
+            ordered = torch.empty_strided(gradient.shape, ctx.layout, dtype=gradient.dtype, device=gradient.device)
+            ordered = gradient if gradient.stride() == ctx.layout else ordered.copy_(gradient)
+            gradient = ctx.kernels.mask(ordered, *ctx.saved_tensors)
+        return gradient, gradient, None, None, None, None
