@@ -45,7 +45,7 @@ class EdgeQuantizer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return `x` on the grid of the present bits, same shape."""
         if self.training:
-            self.observe(*range_of(x))
+            self.take(*range_of(x))
         else:
             self.current = (self.low, self.high)
         return self.quantize(x, self.role, self.least_bits)
@@ -67,10 +67,14 @@ class EdgeQuantizer(nn.Module):
         scale, zero_point = affine_parameters(*self.current, levels)
         return Grid(scale, zero_point, levels)
 
+    def take(self, low: Tensor, high: Tensor) -> None:
+        """Let the range of a training batch, 0-dim float32, be the present one, and observe it."""
+        self.current = including_zero(low, high)
+        self.observe(*self.current)
+
     @torch.no_grad()
     def observe(self, low: Tensor, high: Tensor) -> None:
-        """Take the range of a training batch, 0-dim float32, as the present one, and into the moving average."""
-        low, high = self.current = including_zero(low, high)
+        """Take a batch's least and greatest value, 0-dim, into the moving average."""
         self.batches.add_(1)
         weight = 1.0 / self.batches if self.cumulative else torch.clamp(1.0 / self.batches, min=self.momentum)
         self.low.lerp_(low.to(self.low.dtype), weight.to(self.low.dtype))

@@ -86,6 +86,8 @@ class QuantizedModel(nn.Module):
         plain = x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
         if not (self.training and torch.is_grad_enabled() and plain and self.precision.most_bits <= CODE_BITS):
             return None
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            return None  # segments do not share ranges and statistics with other processes; modules do
         chosen = active()
         compute = choose_compute(self.compute, native=chosen.native)
         if compute == "modules":

@@ -218,7 +218,7 @@ class _Builder:
 
 
 def _observe(x: Tensor, edge: EdgeQuantizer, engine: Engine) -> Coded:
-    edge.observe(*engine.kernels.range(x.detach()))
+    edge.take(*engine.kernels.range(x.detach()))
     return encode(x, edge.grid(), engine)
 
 

@@ -164,7 +164,7 @@ class _LayerFunction(torch.autograd.Function):
         statistics = kernels.statistics(sums)
         norm = _normalise(segment, statistics, x.grid.scale * scales, sums.numel() // len(scales))
         ends = torch.stack([statistics.least, statistics.greatest]) * norm.factor + norm.offset
-        segment.edge.observe(*torch.aminmax(ends.clamp_(*segment.clamp)))
+        segment.edge.take(*torch.aminmax(ends.clamp_(*segment.clamp)))
         codes = kernels.affine_quantize(sums, norm.factor, norm.offset, segment.clamp, segment.edge.grid())
         ctx.mark_non_differentiable(codes)
         ctx.save_for_backward(x.codes, sums, weight_codes, scales, *norm)
@@ -262,7 +262,7 @@ class _AddFunction(torch.autograd.Function):
         ctx: Any, carrier_a: Tensor, carrier_b: Tensor, a: Coded, b: Coded, segment: AddSegment, engine: Engine
     ) -> tuple[Tensor, Tensor]:
         kernels, grids = engine.kernels, (a.grid, b.grid)
-        segment.edge.observe(*kernels.add_range(a.codes, b.codes, grids, segment.clamp))
+        segment.edge.take(*kernels.add_range(a.codes, b.codes, grids, segment.clamp))
         codes, passed = kernels.add_quantize(a.codes, b.codes, grids, segment.clamp, segment.edge.grid())
         ctx.mark_non_differentiable(codes)
         ctx.kernels, ctx.clamps = kernels, segment.clamp != Clamp()
