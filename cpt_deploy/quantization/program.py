@@ -7,7 +7,7 @@ that it is, on real values.
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, fx, nn
@@ -15,7 +15,16 @@ from torch import Tensor, fx, nn
 from cpt_deploy.quantization.edges import EdgeQuantizer, LayerInput
 from cpt_deploy.quantization.kernels import Clamp, Grid
 from cpt_deploy.quantization.layers import QuantizedConv2d, QuantizedLinear
-from cpt_deploy.quantization.segments import AddSegment, Coded, Engine, LayerSegment, decode, encode, requantize
+from cpt_deploy.quantization.segments import (
+    AddSegment,
+    Coded,
+    Engine,
+    LayerSegment,
+    decode,
+    encode,
+    layer_output,
+    requantize,
+)
 from cpt_deploy.quantization.tracing import propagate_shapes
 from cpt_deploy.quantization.vocabulary import Kind, classify, computes
 
@@ -201,7 +210,11 @@ class _Builder:
         self._add(_coded(node), lambda x: _observe(x, module, self.engine), self._real(source))
 
     def _plain(self, node: fx.Node) -> None:
-        """Run a node as the graph says, on real values."""
+        """Run a node as the graph says, on real values; a layer's products are on codes nevertheless."""
+        layer = self._module(node)
+        if _has_products(layer) and self._grid_of(node.all_input_nodes[0]) is not None:
+            self._add(node.name, lambda x: layer_output(layer, x, self.engine), self._codes(node.all_input_nodes[0]))
+            return
         sources = list(node.all_input_nodes)
         names = [self._real(source) for source in sources]
         target = self._module(node) or node.target
@@ -246,7 +259,7 @@ def _is_ordinary(norm: nn.Module | None) -> bool:
     return norm.affine and norm.track_running_stats and norm.momentum is not None
 
 
-def _has_products(layer: nn.Module | None) -> bool:
+def _has_products(layer: nn.Module | None) -> TypeGuard[QuantizedConv2d | QuantizedLinear]:
     if isinstance(layer, QuantizedConv2d):
         return not isinstance(layer.padding, str)
     return isinstance(layer, QuantizedLinear)

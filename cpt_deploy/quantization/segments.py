@@ -16,7 +16,7 @@ from cpt_deploy.quantization.affine import including_zero
 from cpt_deploy.quantization.edges import EdgeQuantizer
 from cpt_deploy.quantization.gradients import gradient_step
 from cpt_deploy.quantization.kernels import Clamp, Grid, Kernels, Site, Statistics, Terms
-from cpt_deploy.quantization.kernels.native import aligned
+from cpt_deploy.quantization.kernels.native import aligned, dense
 from cpt_deploy.quantization.layers import QuantizedLayer
 from cpt_deploy.quantization.noise import mix_seed
 from cpt_deploy.quantization.products import backward_products, forward_product
@@ -158,8 +158,7 @@ class _LayerFunction(torch.autograd.Function):
         call: _LayerCall,
     ) -> tuple[Tensor, Tensor]:
         (x, segment, engine), kernels, layer = call, call.engine.kernels, call.segment.layer
-        levels = layer.limited_levels(layer.precision.weight_levels_of(layer.index, layer.role))
-        weight_codes, scales = kernels.quantize_weight(weight, levels)
+        weight_codes, scales = kernels.quantize_weight(weight, _weight_levels(layer))
         sums = forward_product(layer, x.codes, x.grid, weight_codes, kernels)
         statistics = kernels.statistics(sums)
         norm = _normalise(segment, statistics, x.grid.scale * scales, sums.numel() // len(scales))
@@ -169,6 +168,7 @@ class _LayerFunction(torch.autograd.Function):
         ctx.mark_non_differentiable(codes)
         ctx.save_for_backward(x.codes, sums, weight_codes, scales, *norm)
         ctx.grid, ctx.segment, ctx.kernels, ctx.has_bias = x.grid, segment, kernels, bias is not None
+        ctx.dtype = engine.gradient_dtype
         return _carrier(codes, engine.gradient_dtype), codes
 
     @staticmethod
@@ -177,21 +177,15 @@ class _LayerFunction(torch.autograd.Function):
         codes, sums, weight_codes, scales, *values = ctx.saved_tensors
         norm, segment, kernels = _Normalised(*values), ctx.segment, ctx.kernels
         site = Site(aligned(gradient, sums), sums, norm.factor, norm.offset, segment.clamp)
-        grad_gamma = grad_beta = grad_bias = None
+        grad_gamma = grad_beta = None
         terms = Terms(norm.gain, norm.deviation, norm.deviation)
         if segment.norm is not None:
             grad_beta, products = kernels.gradient_sums(site, norm.mean)
             grad_gamma = products * norm.deviation
             terms = _normalisation_terms(norm, grad_gamma, grad_beta, sums.numel() // len(scales))
-        rounded, step = _rounded_gradient(segment.layer, site, terms, kernels)
-        real_weight = weight_codes * (scales * step).view(-1, *[1] * (weight_codes.dim() - 1))
-        grad_input, grad_weight = backward_products(
-            segment.layer, rounded, codes, ctx.grid, real_weight, kernels, inward=ctx.needs_input_grad[0]
-        )
-        if ctx.has_bias:
-            dims = [0, 2, 3] if rounded.dim() == 4 else list(range(rounded.dim() - 1))
-            grad_bias = rounded.sum(dims, dtype=torch.float32) * step
-        return grad_input, grad_weight.mul_(ctx.grid.scale * step), grad_bias, grad_gamma, grad_beta, None
+        weights = (weight_codes, scales)
+        grads = _layer_gradients(ctx, segment.layer, site, terms, Coded(gradient, codes, ctx.grid), weights)
+        return *grads, grad_gamma, grad_beta, None
 
 
 def _normalise(segment: LayerSegment, statistics: Statistics, unit: Tensor, count: int) -> _Normalised:
@@ -226,18 +220,84 @@ def _track(norm: nn.BatchNorm1d | nn.BatchNorm2d, mean: Tensor, variance: Tensor
     norm.running_var.lerp_(variance, norm.momentum)
 
 
-def _rounded_gradient(layer: QuantizedLayer, site: Site, terms: Terms, kernels: Kernels) -> tuple[Tensor, Tensor]:
-    """Return the gradient of a layer's output as integers, and their step."""
-    precision = layer.precision
+def _layer_gradients(
+    ctx: Any, layer: QuantizedLayer, site: Site, terms: Terms, x: Coded, weights: tuple[Tensor, Tensor]
+) -> tuple[Tensor | None, Tensor, Tensor | None]:
+    """Round the gradient of a layer's output and return those of input, weight and bias.
+
+    Args:
+        ctx: Of the function whose backward this is.
+        layer: The layer.
+        site: Where the gradient arrives.
+        terms: From there to the layer's output.
+        x: The layer's input.
+        weights: Codes and scales.
+    """
+    kernels, precision, (weight_codes, scales) = ctx.kernels, layer.precision, weights
     low, high = including_zero(*kernels.gradient_range(site, terms))
     step = gradient_step(low, high, precision.get_buffer("gradient_levels"))
-    return kernels.gradient_codes(site, terms, step, mix_seed(precision.seed, layer.index, precision.step)), step
+    seed = mix_seed(precision.seed, layer.index, precision.step)
+    rounded = kernels.gradient_codes(site, terms, step, seed, ctx.dtype)
+    real_weight = weight_codes * (scales * step).view(-1, *[1] * (weight_codes.dim() - 1))
+    grad_input, grad_weight = backward_products(
+        layer, rounded, x.codes, x.grid, real_weight, kernels, inward=ctx.needs_input_grad[0]
+    )
+    grad_bias = None
+    if ctx.has_bias:
+        dims = [0, 2, 3] if rounded.dim() == 4 else list(range(rounded.dim() - 1))
+        grad_bias = rounded.sum(dims, dtype=torch.float32) * step
+    return grad_input, grad_weight.mul_(x.grid.scale * step), grad_bias
 
 
 def _normalisation_terms(norm: _Normalised, grad_gamma: Tensor, grad_beta: Tensor, count: int) -> Terms:
     """Return the gradient through BatchNorm, γ/σ · (g − mean(g) − x̂ · mean(g · x̂)), as a function of the sums."""
     q = norm.gain * norm.deviation * grad_gamma / -count
     return Terms(norm.gain, q, norm.gain * grad_beta / -count - q * norm.mean)
+
+
+def _weight_levels(layer: QuantizedLayer) -> Tensor:
+    return layer.limited_levels(layer.precision.weight_levels_of(layer.index, layer.role))
+
+
+def layer_output(layer: QuantizedLayer, x: Coded, engine: Engine) -> Tensor:
+    """Return a layer's real output, float32, where what follows it is no segment."""
+    result: Tensor = _OutputFunction.apply(x.carrier, layer.weight, layer.bias, layer, x, engine)
+    return result
+
+
+class _OutputFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        carrier: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        layer: QuantizedLayer,
+        x: Coded,
+        engine: Engine,
+    ) -> Tensor:
+        weight_codes, scales = engine.kernels.quantize_weight(weight, _weight_levels(layer))
+        sums = forward_product(layer, x.codes, x.grid, weight_codes, engine.kernels)
+        along = (1, -1, 1, 1) if sums.dim() == 4 else (-1,)
+        sums.mul_((x.grid.scale * scales).view(along))
+        if bias is not None:
+            sums.add_(bias.view(along))
+        ctx.save_for_backward(x.codes, weight_codes, scales)
+        ctx.grid, ctx.layer, ctx.kernels = x.grid, layer, engine.kernels
+        ctx.has_bias, ctx.dtype = bias is not None, engine.gradient_dtype
+        return sums
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        codes, weight_codes, scales = ctx.saved_tensors
+        gradient = dense(gradient)
+        if gradient.dim() == 4:
+            gradient = gradient.contiguous(memory_format=torch.channels_last)
+        zeros, ones = torch.zeros_like(scales), torch.ones_like(scales)
+        site, terms = Site(gradient, gradient, ones, zeros, Clamp()), Terms(zeros, ones, zeros)
+        grads = _layer_gradients(ctx, ctx.layer, site, terms, Coded(gradient, codes, ctx.grid), (weight_codes, scales))
+        return *grads, None, None, None
 
 
 # --- a sum --------------------------------------------------------------------------------------------------------

@@ -202,7 +202,7 @@ EXPORT void cpt_gradient_range(const Site *s, const float *pqr, float *range, in
 }
 
 INLINE void gradient_codes(const Site *s, const float *pqr, float step, uint32_t seed, void *codes, int threads,
-                           int bf16) {
+                           int bf16, int codes_bf16) {
     Plan p = plan(s->rows, s->channels);
     Repeated v = repeat_all(s, pqr, p.period);
     PARALLEL
@@ -211,18 +211,19 @@ INLINE void gradient_codes(const Site *s, const float *pqr, float step, uint32_t
             i64 count = smaller(p.period, p.n - base);
             for (i64 j = 0; j < count; j++) {
                 float code = noise((uint32_t)(base + j), seed) + gradient_at(s, base, j, v, bf16) / step;
-                store_integer(codes, base + j, __builtin_floorf(code), bf16);
+                store_integer(codes, base + j, __builtin_floorf(code), codes_bf16);
             }
         }
     free_all(v);
 }
 
-/* The gradient of x, stochastically rounded to integers times `step`; codes have the type of g. */
+/* The gradient of x, stochastically rounded to integers times `step`. */
 EXPORT void cpt_gradient_codes(const Site *s, const float *pqr, float step, uint32_t seed, void *codes, int bf16,
-                               int threads) {
+                               int codes_bf16, int threads) {
     if (bf16)
-        gradient_codes(s, pqr, step, seed, codes, threads, 1);
+        gradient_codes(s, pqr, step, seed, codes, threads, 1, 1);
+    else if (codes_bf16)
+        gradient_codes(s, pqr, step, seed, codes, threads, 0, 1);
     else
-        gradient_codes(s, pqr, step, seed, codes, threads, 0);
+        gradient_codes(s, pqr, step, seed, codes, threads, 0, 0);
 }
-

@@ -108,8 +108,11 @@ class Kernels(Protocol):
     def gradient_range(self, site: Site, terms: Terms) -> tuple[Tensor, Tensor]:
         """Return the range of the gradient of a site's `x`."""
 
-    def gradient_codes(self, site: Site, terms: Terms, step: Tensor, seed: int) -> Tensor:
-        """Return integers, in the gradient's type: floor(gradient of x / step + noise of index and seed)."""
+    def gradient_codes(self, site: Site, terms: Terms, step: Tensor, seed: int, dtype: torch.dtype) -> Tensor:
+        """Return integers: floor(gradient of x / step + noise of index and seed).
+
+        Their type is float32 or bfloat16, and bfloat16 if the gradient's is.
+        """
 
     def round_gradient(self, gradient: Tensor, step: Tensor, seed: int) -> Tensor:
         """Return floor(gradient / step + noise) · step of a float32 tensor."""

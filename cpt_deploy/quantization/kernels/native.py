@@ -43,7 +43,7 @@ _ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "affine_quantize": (_P, _N, _N, _P, _P, _Clamp, _Grid, _P, _I),
     "gradient_sums": (_SITE, _P, _I, _I),
     "gradient_range": (_SITE, _P, _P, _I, _I),
-    "gradient_codes": (_SITE, _P, _F, c_uint32, _P, _I, _I),
+    "gradient_codes": (_SITE, _P, _F, c_uint32, _P, _I, _I, _I),
     "round_gradient": (_P, _N, _F, c_uint32, _P, _I),
 }
 
@@ -172,13 +172,11 @@ class NativeKernels:
         self._call("gradient_range", _site(site), packed.data_ptr(), found.data_ptr(), _is_bf16(site.gradient))
         return found[0], found[1]
 
-    def gradient_codes(self, site: Site, terms: Terms, step: Tensor, seed: int) -> Tensor:
+    def gradient_codes(self, site: Site, terms: Terms, step: Tensor, seed: int, dtype: torch.dtype) -> Tensor:
         """Return a site's gradient in steps, rounded stochastically."""
-        codes, packed = torch.empty_like(site.gradient), torch.stack(terms)
-        self._call(
-            "gradient_codes",
-            _site(site), packed.data_ptr(), step.item(), seed, codes.data_ptr(), _is_bf16(codes),
-        )  # fmt: skip
+        codes, packed = torch.empty_like(site.gradient, dtype=dtype), torch.stack(terms)
+        types = (_is_bf16(site.gradient), _is_bf16(codes))
+        self._call("gradient_codes", _site(site), packed.data_ptr(), step.item(), seed, codes.data_ptr(), *types)
         return codes
 
     def round_gradient(self, gradient: Tensor, step: Tensor, seed: int) -> Tensor:

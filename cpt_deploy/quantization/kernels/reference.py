@@ -88,10 +88,10 @@ class TorchKernels:
         """Return the range of a site's gradient."""
         return self.range(_gradient(site, terms))
 
-    def gradient_codes(self, site: Site, terms: Terms, step: Tensor, seed: int) -> Tensor:
+    def gradient_codes(self, site: Site, terms: Terms, step: Tensor, seed: int, dtype: torch.dtype) -> Tensor:
         """Return a site's gradient in steps, rounded stochastically."""
         gradient = _gradient(site, terms)
-        return _with_noise(gradient.div_(step), seed).floor_().to(site.gradient.dtype)
+        return _with_noise(gradient.div_(step), seed).floor_().to(dtype)
 
     def round_gradient(self, gradient: Tensor, step: Tensor, seed: int) -> Tensor:
         """Return a gradient rounded stochastically."""

@@ -115,9 +115,10 @@ def test_what_follows_a_layer_is_that_of_torch(native: Kernels, shape: tuple[int
         low, high = TORCH.gradient_range(site, terms)
         assert native.gradient_range(site, terms) == (low, high)
         step = gradient_step(*including_zero(low, high), levels(8))
-        codes = native.gradient_codes(site, terms, step, 0xFFFFFFF0)
-        assert equal(codes, TORCH.gradient_codes(site, terms, step, 0xFFFFFFF0))
-        assert torch.all(codes.float() == codes.float().round())
+        for kept in {dtype, torch.bfloat16}:
+            codes = native.gradient_codes(site, terms, step, 0xFFFFFFF0, kept)
+            assert equal(codes, TORCH.gradient_codes(site, terms, step, 0xFFFFFFF0, kept))
+            assert torch.all(codes.float() == codes.float().round())
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
