@@ -5,14 +5,14 @@ same result. Backward, codes are exact in bfloat16; the weight with its scales a
 """
 
 import functools
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from cpt_deploy.errors import UsageError
 from cpt_deploy.quantization.kernels import Grid, Kernels
-from cpt_deploy.quantization.layers import QuantizedConv2d, QuantizedLayer
+from cpt_deploy.quantization.layers import QuantizedConv2d, QuantizedLayer, QuantizedLinear
 
 Compute = Literal["auto", "float32", "bf16", "modules"]
 """How a training step computes: `float32` and `bf16` name the type of backward products, `modules` is each module by
@@ -70,8 +70,17 @@ def choose_compute(compute: Compute, *, native: bool) -> Literal["float32", "bf1
     return compute
 
 
-def forward_product(layer: QuantizedLayer, codes: Tensor, grid: Grid, weight: Tensor, kernels: Kernels) -> Tensor:
-    """Return the sum of products of a layer's codes, float32 integers, without scales and bias.
+class Scaling(NamedTuple):
+    """What a layer's sums are multiplied by, and what is added; (O,) each."""
+
+    factor: Tensor
+    offset: Tensor
+
+
+def forward_product(
+    layer: QuantizedLayer, codes: Tensor, grid: Grid, weight: Tensor, kernels: Kernels, scaling: Scaling | None = None
+) -> Tensor:
+    """Return the sums of products of a layer's codes, float32: integers, or in real values if it is told their scaling.
 
     Args:
         layer: Gives stride, padding, dilation and groups.
@@ -79,17 +88,24 @@ def forward_product(layer: QuantizedLayer, codes: Tensor, grid: Grid, weight: Te
         grid: Their grid; what counts is `code − zero_point`.
         weight: Codes of the weight, int8.
         kernels: Backend.
+        scaling: Makes integers real values.
     """
-    if isinstance(layer, QuantizedConv2d):
-        if int8_is_exact():
-            return _int8_convolution(codes, _integer(grid.zero_point), weight, _geometry(layer))
-        x = kernels.centre(codes, grid.zero_point, torch.float32)
-        return _channels_last(torch.conv2d(x, weight.float(), None, *_geometry(layer)))
-    if codes.numel() * len(weight) >= _LEAST_INT8_MACS and int8_is_exact():
+    if isinstance(layer, QuantizedLinear) and codes.numel() * len(weight) >= _LEAST_INT8_MACS and int8_is_exact():
         product = torch._int_mm(_signed(codes.reshape(-1, codes.shape[-1])), weight.t())
-        product += (128 - _integer(grid.zero_point)) * weight.sum(dim=1, dtype=torch.int32)
-        return product.float().view(*codes.shape[:-1], -1)
-    return kernels.centre(codes, grid.zero_point, torch.float32) @ weight.float().t()
+        shift = (128 - _integer(grid.zero_point)) * weight.sum(dim=1, dtype=torch.int32)
+        factor, offset = scaling or (torch.ones(len(weight)), torch.zeros(len(weight)))
+        return kernels.scale_sums(product, shift, factor, offset).view(*codes.shape[:-1], -1)
+    if not isinstance(layer, QuantizedConv2d):
+        sums = kernels.centre(codes, grid.zero_point, torch.float32) @ weight.float().t()
+    elif int8_is_exact():
+        sums = _int8_convolution(codes, _integer(grid.zero_point), weight, _geometry(layer))
+    else:
+        x = kernels.centre(codes, grid.zero_point, torch.float32)
+        sums = _channels_last(torch.conv2d(x, weight.float(), None, *_geometry(layer)))
+    if scaling is None:
+        return sums
+    factor, offset = (values.view(1, -1, 1, 1) if sums.dim() == 4 else values for values in scaling)
+    return sums.mul_(factor).add_(offset)
 
 
 def backward_products(

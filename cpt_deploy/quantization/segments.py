@@ -19,7 +19,7 @@ from cpt_deploy.quantization.kernels import Clamp, Grid, Kernels, Site, Statisti
 from cpt_deploy.quantization.kernels.native import aligned, dense
 from cpt_deploy.quantization.layers import QuantizedLayer
 from cpt_deploy.quantization.noise import mix_seed
-from cpt_deploy.quantization.products import backward_products, forward_product
+from cpt_deploy.quantization.products import Scaling, backward_products, forward_product
 
 
 class Coded(NamedTuple):
@@ -277,15 +277,12 @@ class _OutputFunction(torch.autograd.Function):
         engine: Engine,
     ) -> Tensor:
         weight_codes, scales = engine.kernels.quantize_weight(weight, _weight_levels(layer))
-        sums = forward_product(layer, x.codes, x.grid, weight_codes, engine.kernels)
-        along = (1, -1, 1, 1) if sums.dim() == 4 else (-1,)
-        sums.mul_((x.grid.scale * scales).view(along))
-        if bias is not None:
-            sums.add_(bias.view(along))
+        scaling = Scaling(x.grid.scale * scales, torch.zeros_like(scales) if bias is None else bias.detach())
+        output = forward_product(layer, x.codes, x.grid, weight_codes, engine.kernels, scaling)
         ctx.save_for_backward(x.codes, weight_codes, scales)
         ctx.grid, ctx.layer, ctx.kernels = x.grid, layer, engine.kernels
         ctx.has_bias, ctx.dtype = bias is not None, engine.gradient_dtype
-        return sums
+        return output
 
     @staticmethod
     @once_differentiable

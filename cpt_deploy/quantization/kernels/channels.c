@@ -83,6 +83,15 @@ EXPORT void cpt_affine_quantize(const float *x, i64 rows, i64 channels, const fl
     free(b);
 }
 
+/* (x + shift) * factor + offset, per channel, of 32-bit sums. */
+EXPORT void cpt_scale_sums(const int32_t *x, i64 rows, i64 channels, const int32_t *shift, const float *factor,
+                           const float *offset, float *out, int threads) {
+    PARALLEL
+    for (i64 r = 0; r < rows; r++)
+        for (i64 c = 0; c < channels; c++)
+            out[r * channels + c] = (float)(x[r * channels + c] + shift[c]) * factor[c] + offset[c];
+}
+
 /* What the backward kernels read: the gradient g of clamp(x * factor + offset), and x. */
 typedef struct {
     const void *g;

@@ -102,6 +102,9 @@ class Kernels(Protocol):
     def affine_quantize(self, x: Tensor, factor: Tensor, offset: Tensor, clamp: Clamp, grid: Grid) -> Tensor:
         """Return the codes of `clamp(x · factor + offset)`, factor and offset (C,)."""
 
+    def scale_sums(self, sums: Tensor, shift: Tensor, factor: Tensor, offset: Tensor) -> Tensor:
+        """Return `(sums + shift) · factor + offset`, float32, of sums (rows, C) and shift (C,), both int32."""
+
     def gradient_sums(self, site: Site, mean: Tensor) -> tuple[Tensor, Tensor]:
         """Return per channel, (C,) float32, the sum of the passed gradient and of it times `x − mean`."""
 

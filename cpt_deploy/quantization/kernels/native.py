@@ -41,6 +41,7 @@ _ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "mask": (_P, _P, _N, _P, _I, _I),
     "statistics": (_P, _N, _N, _P, _P, _P, _I),
     "affine_quantize": (_P, _N, _N, _P, _P, _Clamp, _Grid, _P, _I),
+    "scale_sums": (_P, _N, _N, _P, _P, _P, _P, _I),
     "gradient_sums": (_SITE, _P, _I, _I),
     "gradient_range": (_SITE, _P, _P, _I, _I),
     "gradient_codes": (_SITE, _P, _F, c_uint32, _P, _I, _I, _I),
@@ -158,6 +159,14 @@ class NativeKernels:
             codes.data_ptr(),
         )  # fmt: skip
         return codes
+
+    def scale_sums(self, sums: Tensor, shift: Tensor, factor: Tensor, offset: Tensor) -> Tensor:
+        """Return `(sums + shift) · factor + offset`."""
+        channels, rows = _channels_and_rows(sums)
+        out = torch.empty_like(sums, dtype=torch.float32)
+        pointers = (tensor.data_ptr() for tensor in (shift, factor, offset, out))
+        self._call("scale_sums", sums.data_ptr(), rows, channels, *pointers)
+        return out
 
     def gradient_sums(self, site: Site, mean: Tensor) -> tuple[Tensor, Tensor]:
         """Return sums for the backward pass of a normalisation."""

@@ -79,6 +79,10 @@ class TorchKernels:
         values = (x * _along(factor, x)).add_(_along(offset, x)).clamp_(clamp.low, clamp.high)
         return self.quantize(values, grid)
 
+    def scale_sums(self, sums: Tensor, shift: Tensor, factor: Tensor, offset: Tensor) -> Tensor:
+        """Return `(sums + shift) · factor + offset`."""
+        return (sums + shift).to(torch.float32).mul_(factor).add_(offset)
+
     def gradient_sums(self, site: Site, mean: Tensor) -> tuple[Tensor, Tensor]:
         """Return sums for the backward pass of a normalisation."""
         passed = rows_of(_passed(site))

@@ -45,6 +45,7 @@ class Block(nn.Module):
         self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU())
         self.narrow = nn.Sequential(nn.Conv2d(8, 8, 3, 2, 1, groups=4, bias=False), nn.BatchNorm2d(8), nn.ReLU6())
         self.wide = nn.Sequential(nn.Conv2d(8, 8, 3, padding=2, dilation=2, stride=2), nn.BatchNorm2d(8))
+        self.plain = nn.Sequential(nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8, affine=False), nn.ReLU())
         self.same = nn.Conv2d(8, 8, 3, padding="same")
         self.gate = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(8, 8, 1), nn.Sigmoid())
         self.hidden = nn.Sequential(nn.Linear(8 * 16, 12), nn.BatchNorm1d(12), nn.ReLU())
@@ -54,7 +55,7 @@ class Block(nn.Module):
         x = self.stem(x)
         x = functional.relu(self.narrow(x) + self.wide(x))
         x = functional.max_pool2d(x, 2)
-        x = self.same(x * self.gate(x))
+        x = self.same(self.plain(x) * self.gate(x))
         return self.fc(self.hidden(x.flatten(1)))
 
 

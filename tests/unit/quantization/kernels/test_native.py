@@ -133,6 +133,14 @@ def test_statistics_are_those_of_float64(native: Kernels, shape: tuple[int, ...]
         assert torch.equal(found.greatest.double(), rows.amax(dim=0))
 
 
+@pytest.mark.parametrize("shape", [(1, 1), (7, 10), (300, 64)], ids=str)
+def test_scaled_sums_are_those_of_torch(native: Kernels, shape: tuple[int, int]) -> None:
+    sums = torch.randint(-(2**24), 2**24, shape, dtype=torch.int32)
+    shift = torch.randint(-1000, 1000, (shape[1],), dtype=torch.int32)
+    factor, offset = per_channel(sums, 1) * 1e-4, per_channel(sums, 2) - 1
+    assert equal(native.scale_sums(sums, shift, factor, offset), TORCH.scale_sums(sums, shift, factor, offset))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_gradient_sums_are_those_of_float64(native: Kernels, shape: tuple[int, ...], dtype: torch.dtype) -> None:
