@@ -14,10 +14,11 @@ from torch.nn import functional
 
 from cpt_deploy.quantization.edges import EdgeQuantizer
 from cpt_deploy.quantization.kernels import active
+from cpt_deploy.quantization.layer_segments import layer_output
 from cpt_deploy.quantization.layers import QuantizedLinear, quantized_layer
 from cpt_deploy.quantization.precision_state import PrecisionState
 from cpt_deploy.quantization.products import choose_compute
-from cpt_deploy.quantization.segments import Coded, Engine, encode, layer_output
+from cpt_deploy.quantization.segments import Coded, Engine, encode
 
 LAYERS = (nn.Conv2d, nn.Linear)
 

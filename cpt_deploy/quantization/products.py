@@ -27,9 +27,10 @@ _MOST_INT8_ROWS = (2**31 - 1) // 255**2
 @functools.cache
 def has_bf16_units() -> bool:
     """Return whether the processor multiplies bfloat16 natively."""
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) and bool(
-        torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    )
+    available = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    if not available or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return False
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 @functools.cache

@@ -11,24 +11,19 @@ from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, fx, nn
+from torchvision.ops import StochasticDepth
 
 from cpt_deploy.quantization.edges import EdgeQuantizer, LayerInput
 from cpt_deploy.quantization.kernels import Clamp, Grid
+from cpt_deploy.quantization.layer_segments import LayerSegment, layer_output
 from cpt_deploy.quantization.layers import QuantizedConv2d, QuantizedLinear
-from cpt_deploy.quantization.segments import (
-    AddSegment,
-    Coded,
-    Engine,
-    LayerSegment,
-    decode,
-    encode,
-    layer_output,
-    requantize,
-)
+from cpt_deploy.quantization.segments import AddSegment, Coded, Engine, decode, encode, requantize
 from cpt_deploy.quantization.tracing import propagate_shapes
 from cpt_deploy.quantization.vocabulary import Kind, classify, computes
 
 _ADDITIONS = (operator.add, torch.add)
+#: What keeps codes in evaluation, but in training scales what it does not drop.
+_SCALING = (nn.modules.dropout._DropoutNd, StochasticDepth)
 
 
 @dataclass(slots=True)
@@ -60,12 +55,13 @@ class TrainingProgram:
         propagate_shapes(network, input_shape)
         self._builder = _Builder(network)
         self._steps, self._input, self._output = self._builder.build()
-        self._norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
         self._modules = list(network.modules())
+        followed = (EdgeQuantizer, nn.modules.batchnorm._BatchNorm)
+        self._followed = [module for module in self._modules if isinstance(module, followed)]
 
     def fits(self) -> bool:
-        """Return whether the modules are as the program takes them: all in training, none with hooks of its own."""
-        return all(norm.training for norm in self._norms) and not any(
+        """Return whether modules are as the program takes them: what follows the batch in training, and no hooks."""
+        return all(module.training for module in self._followed) and not any(
             module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
             for module in self._modules
         )
@@ -157,7 +153,7 @@ class _Builder:
             return module.grid
         if isinstance(module, LayerInput):
             return lambda: module.source.grid("cycle")
-        keeps = self.kinds.get(node) is Kind.KEEP and not isinstance(module, nn.modules.dropout._DropoutNd)
+        keeps = self.kinds.get(node) is Kind.KEEP and not isinstance(module, _SCALING)
         sources = [source for source in node.all_input_nodes if source in self.kinds]
         return self._grid_of(sources[0]) if keeps and len(sources) == 1 else None
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from cpt_deploy.quantization.kernels.interface import Clamp, Grid, Site, Statistics, Terms
-from cpt_deploy.quantization.kernels.reference import channels_of
+from cpt_deploy.quantization.kernels.layout import aligned, channels_of, dense
 
 
 class _Grid(Structure):
@@ -194,18 +194,6 @@ class NativeKernels:
         out = torch.empty_like(gradient)
         self._call("round_gradient", gradient.data_ptr(), gradient.numel(), step.item(), seed, out.data_ptr())
         return out
-
-
-def dense(x: Tensor) -> Tensor:
-    """Return a tensor whose memory holds its elements and nothing else, contiguous or channels-last."""
-    if x.is_contiguous() or (x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)):
-        return x
-    return x.contiguous()
-
-
-def aligned(x: Tensor, other: Tensor) -> Tensor:
-    """Return `x` with its elements in the order in which the dense tensor `other` holds its own."""
-    return x if x.stride() == other.stride() else torch.empty_like(other, dtype=x.dtype).copy_(x)
 
 
 def _codes_like(x: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from cpt_deploy.quantization import affine
 from cpt_deploy.quantization.kernels.interface import Clamp, Grid, Site, Statistics, Terms
+from cpt_deploy.quantization.kernels.layout import flat, rows_of
 from cpt_deploy.quantization.noise import index_noise
 
 _BITS = tuple(1 << i for i in range(8))
@@ -50,7 +51,7 @@ class TorchKernels:
     ) -> tuple[Tensor, Tensor]:
         """Return codes of a clamped sum and its mask."""
         total = self._sum(a, b, grids)
-        inside = _flat((total > clamp.low) & (total < clamp.high)).to(torch.uint8)
+        inside = flat((total > clamp.low) & (total < clamp.high)).to(torch.uint8)
         padded = torch.nn.functional.pad(inside, (0, -len(inside) % 8)).view(-1, 8)
         weights = torch.tensor(_BITS, dtype=torch.uint8, device=padded.device)
         passed = (padded * weights).sum(dim=1, dtype=torch.uint8)
@@ -64,7 +65,7 @@ class TorchKernels:
         weights = torch.tensor(_BITS, dtype=torch.uint8, device=passed.device)
         inside = ((passed.unsqueeze(1) & weights) != 0).flatten()[: gradient.numel()]
         out = torch.empty_like(gradient)
-        _flat(out).copy_(torch.where(inside, _flat(gradient), torch.zeros((), dtype=gradient.dtype)))
+        flat(out).copy_(torch.where(inside, flat(gradient), torch.zeros((), dtype=gradient.dtype)))
         return out
 
     def statistics(self, x: Tensor) -> Statistics:
@@ -102,23 +103,8 @@ class TorchKernels:
         return _with_noise(gradient / step, seed).floor_().mul_(step)
 
 
-def rows_of(x: Tensor) -> Tensor:
-    """Return (N, C, H, W) in channels-last memory, or (..., C), as a view (rows, C)."""
-    return (x.permute(0, 2, 3, 1) if x.dim() == 4 else x).reshape(-1, channels_of(x))
-
-
-def channels_of(x: Tensor) -> int:
-    """Return C of (N, C, H, W) or (..., C)."""
-    return int(x.shape[1] if x.dim() == 4 else x.shape[-1])
-
-
 def _along(values: Tensor, x: Tensor) -> Tensor:
     return values.view(1, -1, 1, 1) if x.dim() == 4 else values
-
-
-def _flat(x: Tensor) -> Tensor:
-    """Return a dense tensor as a view (n,) in memory order."""
-    return x.as_strided((x.numel(),), (1,))
 
 
 def _passed(site: Site) -> Tensor:
