@@ -8,6 +8,7 @@ All variants of a network start from the same weights and take turns in one inte
 import argparse
 import copy
 import statistics
+import time
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -103,8 +104,8 @@ def peak_bytes(step: Callable[[], None]) -> int:
 
 
 def measure(name: str, batch: int | str, steps: dict[str, Callable[[], None]], rounds: int) -> dict[str, Any]:
-    """Time all variants of a network, and their memory."""
-    times = interleaved(steps, rounds=rounds)
+    """Time all variants of a network, in time of the one thread's processor, and measure their memory."""
+    times = interleaved(steps, rounds=rounds, warmup=2, clock=time.process_time)
     memory = {key: peak_bytes(step) for key, step in steps.items()}
     return {
         "network": name,
@@ -149,8 +150,8 @@ def main() -> None:
     memory = {key: value / peaks[BASE] for key, value in peaks.items()}
     info = machine()
     text = (
-        "One thread; time of a step (forward, loss, backward, SGD), its ratio to float32 channels-last, and the ratio "
-        "of peak memory; medians of an interleaved run (`python benchmarks/training_cpu.py`)\n\n"
+        "One thread; processor time of a step (forward, loss, backward, SGD), its ratio to float32 channels-last, and "
+        "the ratio of peak memory; medians of an interleaved run (`python benchmarks/training_cpu.py`)\n\n"
         f"{table(results, memory)}\n\n{machine_line(info)}"
     )
     write_results("training_cpu", {"machine": info, "bits": BITS, "results": results, "memory_bytes": peaks}, text)
