@@ -25,7 +25,11 @@ def range_of(x: Tensor) -> tuple[Tensor, Tensor]:
 
     Zero belongs to every range so that the zero point is an integer and real zero (padding, ReLU) is exact.
     """
-    low, high = torch.aminmax(in_memory_order(x.detach()))
+    return including_zero(*torch.aminmax(in_memory_order(x.detach())))
+
+
+def including_zero(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the least range that holds a range and 0; NaN stays NaN."""
     return low.clamp(max=0.0), high.clamp(min=0.0)
 
 

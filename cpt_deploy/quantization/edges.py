@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from cpt_deploy.quantization.affine import affine_parameters, fake_quantize, range_of
+from cpt_deploy.quantization.affine import affine_parameters, fake_quantize, including_zero, range_of
+from cpt_deploy.quantization.kernels import Grid
 from cpt_deploy.quantization.precision_state import PrecisionState, Role
 
 
@@ -46,9 +47,7 @@ class EdgeQuantizer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return `x` on the grid of the present bits, same shape."""
         if self.training:
-            self.current = range_of(x)
-            if not self.deferred:
-                self.observe(*self.current)
+            self.take(*range_of(x))
         else:
             self.current = (self.low, self.high)
         return self.quantize(x, self.role, self.least_bits)
@@ -57,11 +56,24 @@ class EdgeQuantizer(nn.Module):
         """Quantize `x` in this edge's range of the last forward, at the bits of a role."""
         if not self.precision.quantizes_activations(role):
             return x
+        return fake_quantize(x, *self._grid(role, least_bits))
+
+    def grid(self, role: Role | None = None) -> Grid:
+        """Return the grid of the last forward, or the one that a role has in the same range."""
+        return self._grid(self.role, self.least_bits) if role is None else self._grid(role, 0)
+
+    def _grid(self, role: Role, least_bits: int) -> Grid:
         levels = self.precision.activation_levels(role)
         if least_bits:
             levels = levels.clamp(min=float(2**least_bits - 1))
         scale, zero_point = affine_parameters(*self.current, levels)
-        return fake_quantize(x, scale, zero_point, levels)
+        return Grid(scale, zero_point, levels)
+
+    def take(self, low: Tensor, high: Tensor) -> None:
+        """Let the range of a training batch, 0-dim float32, be the present one, and observe it."""
+        self.current = including_zero(low, high)
+        if not self.deferred:
+            self.observe(*self.current)
 
     @torch.no_grad()
     def observe(self, low: Tensor, high: Tensor) -> None:

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cpt_deploy.quantization.affine import fake_quantize_weight
-from cpt_deploy.quantization.gradients import mix_seed, seed_from_index, with_quantized_gradient
+from cpt_deploy.quantization.gradients import with_quantized_gradient
+from cpt_deploy.quantization.noise import mix_seed, seed_from_index
 from cpt_deploy.quantization.pairs import portable_levels
 from cpt_deploy.quantization.precision_state import PrecisionState, Role
 

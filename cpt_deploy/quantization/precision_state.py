@@ -89,6 +89,12 @@ class PrecisionState(nn.Module):
         return self.activation_bits[role] < FLOAT_BITS
 
     @property
+    def most_bits(self) -> int:
+        """The most bits that anything has at present."""
+        own = self.own_weight_bits.values()
+        return max(*self.weight_bits.values(), *self.activation_bits.values(), self.gradient_bits, *own)
+
+    @property
     def quantizes_gradients(self) -> bool:
         """Whether gradients are quantized at all at their present bits."""
         return self.gradient_bits < FLOAT_BITS

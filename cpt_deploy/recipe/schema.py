@@ -249,7 +249,8 @@ class TrainSettings(Settings):
     Exactly one of `epochs` and `steps`. `eval_every` and `checkpoint_every` are intervals such as "1 epoch" or
     "390 steps", a bare number being epochs (null: only at the end); `log_every` is in steps. `settle_batches`
     training batches re-estimate BatchNorm statistics and activation ranges at the upper bound after the last step.
-    `amp: auto` means bfloat16 autocast on CUDA only.
+    `amp: auto` means bfloat16 autocast on CUDA only. `compute` says how a CPU trains quantized layers: `float32` and
+    `bf16` on codes with backward products of that type, `modules` each module by itself, `auto` the fastest of them.
     """
 
     epochs: Count | None = None
@@ -262,6 +263,7 @@ class TrainSettings(Settings):
     log_every: Count = 20
     checkpoint_every: Interval | None = "1 epoch"
     amp: Literal["auto", "off", "bf16"] = "auto"
+    compute: Literal["auto", "float32", "bf16", "modules"] = "auto"
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
     swa: SwaSettings = SwaSettings()
     settle_batches: Annotated[int, Field(ge=0)] = 100

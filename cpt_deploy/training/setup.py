@@ -178,7 +178,9 @@ def build_cpt_model(recipe: Recipe, classes: int, preprocessing: Preprocessing) 
         range_momentum=precision.range_momentum,
         seed=recipe.seed,
     )
-    return prepare(model, config, preprocessing.input_shape)
+    prepared = prepare(model, config, preprocessing.input_shape)
+    prepared.compute = recipe.train.compute
+    return prepared
 
 
 def build_objects(data: RunData, device: torch.device) -> RunObjects:

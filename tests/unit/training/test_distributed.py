@@ -14,7 +14,7 @@ from torch import nn
 from cpt_deploy.data import eval_loader, load_images
 from cpt_deploy.errors import CptError, UsageError
 from cpt_deploy.quantization import synchronize_norms
-from cpt_deploy.quantization.gradients import index_noise, seed_from_index
+from cpt_deploy.quantization.noise import index_noise, seed_from_index
 from cpt_deploy.training import SilentReporter, evaluate, load_run, train
 from cpt_deploy.training.metrics_log import read_metrics
 from cpt_deploy.training.ranks import Ranks, choose_device, joined, launched
