@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import fx, nn
 
+from cpt_deploy.bundle.runtime import INPUT_NAME, OUTPUT_NAME
 from cpt_deploy.errors import ConversionError, UsageError
 from cpt_deploy.freezing.convolutions import average, depthwise, fields_of, has_positions, pads_of
 from cpt_deploy.freezing.folding import channelwise, fold_layer, normalisation
@@ -22,6 +23,7 @@ from cpt_deploy.freezing.graph import (
     Operation,
     QuantizedTensor,
     Reshape,
+    with_names,
 )
 from cpt_deploy.freezing.lookup import tabulate
 from cpt_deploy.freezing.movements import KeptTensor, lower_kept
@@ -61,7 +63,9 @@ def freeze(
         raise UsageError(
             f"Expected bits of activations between 2 and the upper bound {upper}, but got {activation_bits}"
         )
-    return _Lowering(model, weight_bits, activation_bits or upper).run()
+    graph = _Lowering(model, weight_bits, activation_bits or upper).run()
+    # the names of nodes come from the model's own code, where nothing forbids those of the float input and output
+    return with_names(graph, {name: f"{name}_codes" for name in (INPUT_NAME, OUTPUT_NAME) if name in graph.tensors})
 
 
 class _Lowering:

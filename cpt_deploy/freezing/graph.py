@@ -1,6 +1,7 @@
 """The integer model: tensors of codes and the operations between them, as plain data (NumPy only)."""
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -173,6 +174,30 @@ class IntegerGraph:
     def weighted(self) -> list[WeightedOperation]:
         """Return the operations that have weights, in order."""
         return [operation for operation in self.operations if isinstance(operation, WeightedOperation)]
+
+
+def with_names(graph: IntegerGraph, names: Mapping[str, str]) -> IntegerGraph:
+    """Return a graph in which some tensors have other names.
+
+    Args:
+        graph: The graph.
+        names: New names by old ones.
+    """
+    operations = tuple(
+        replace(
+            operation,
+            inputs=tuple(names.get(name, name) for name in operation.inputs),
+            output=names.get(operation.output, operation.output),
+        )
+        for operation in graph.operations
+    )
+    tensors = [replace(tensor, name=names.get(tensor.name, tensor.name)) for tensor in graph.tensors.values()]
+    return IntegerGraph(
+        names.get(graph.input, graph.input),
+        names.get(graph.output, graph.output),
+        operations,
+        {tensor.name: tensor for tensor in tensors},
+    )
 
 
 OPERATIONS: dict[str, type[Operation]] = {

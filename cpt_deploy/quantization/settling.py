@@ -18,6 +18,7 @@ def settle(
     *,
     weight_bits: WeightBits = None,
     activation_bits: int | None = None,
+    statistics: bool = True,
 ) -> int:
     """Re-estimate BatchNorm statistics and activation ranges at the upper bound, or at the bits to be frozen.
 
@@ -30,6 +31,8 @@ def settle(
         weight_bits: Bits of the cycling weights, or of single layers by name, if they are to be frozen at other bits
             than the upper bound.
         activation_bits: Bits of the cycling activations, likewise.
+        statistics: Whether BatchNorm statistics are estimated, too. Those of a float model that is only calibrated
+            stay as they are.
 
     Returns:
         The number of batches used.
@@ -42,16 +45,16 @@ def settle(
     first = next(iterator, None)
     if first is None:
         raise DataError("Expected at least one batch to settle on, but got none")
-    with torch.no_grad(), model.upper_bound(weight_bits, activation_bits), _observing(model):
+    with torch.no_grad(), model.upper_bound(weight_bits, activation_bits), _observing(model, statistics):
         model(first)
         return 1 + sum(1 for batch in iterator if model(batch) is not None)
 
 
 @contextmanager
-def _observing(model: QuantizedModel) -> Iterator[None]:
+def _observing(model: QuantizedModel, statistics: bool) -> Iterator[None]:
     """Inside the context BatchNorms and edges average over all batches alike; everything else is in evaluation."""
     modes = {module: module.training for module in model.modules()}
-    norms = [module for module in model.modules() if isinstance(module, _NORMS)]
+    norms = [module for module in model.modules() if statistics and isinstance(module, _NORMS)]
     momenta = [norm.momentum for norm in norms]
     edges = [edge for _, edge in model.edges()]
     try:
