@@ -124,7 +124,7 @@ def export_source(source: ImportOptions, options: ExportOptions, *, destination:
     from cpt_deploy.data import load_images
     from cpt_deploy.export import ModelIdentity, export_bundle
     from cpt_deploy.models.imported import open_source
-    from cpt_deploy.quantization import QuantizationConfig, make_portable, prepare
+    from cpt_deploy.quantization import QuantizationConfig, make_portable, make_symmetric, prepare
 
     opened = open_source(source.path, source.model)
     images = load_images(source.data, split="train", root=source.data_dir)
@@ -136,6 +136,8 @@ def export_source(source: ImportOptions, options: ExportOptions, *, destination:
     model = prepare(network, config, preprocessing.input_shape).eval()
     if options.portable:
         make_portable(model, activations)
+    if options.symmetric:
+        make_symmetric(model, activations)
     portable_facts = restricted_codes(model, weights) if options.portable else {}
     facts = _calibrate(model, network, _batches(images, preprocessing, source.batches), options)
     if facts[ACCURACY] * len(labels) <= GUESSING:
@@ -160,7 +162,7 @@ def export_source(source: ImportOptions, options: ExportOptions, *, destination:
     )
     return export_bundle(
         model,
-        destination or source.path.with_name(folder + ("-portable" if options.portable else "")),
+        destination or source.path.with_name(folder + options.suffix),
         identity,
         evenly_chosen_inputs(images, preprocessing),
         weight_bits=weights,

@@ -38,6 +38,7 @@ class ExportOptions:
         activation_bits: Bits of the cycling activations; the upper bound likewise if None.
         budget: Most size of the weights, as a fraction of that at 8 bits, instead of `bits`: layers get bits each.
         portable: Whether no integer may saturate on x86 processors without VNNI.
+        symmetric: Whether activations are int8 with a zero point of 0, for TensorRT and its like.
         opset: ONNX opset; the least at which no weights could be smaller if None.
         formats: Further forms of the model, names of `cpt_deploy.bundle.FORMATS`.
         force: Whether to export at bits that the run never trained at.
@@ -47,9 +48,15 @@ class ExportOptions:
     activation_bits: int | None = None
     budget: float | None = None
     portable: bool = False
+    symmetric: bool = False
     opset: int | None = None
     formats: Sequence[str] = ()
     force: bool = False
+
+    @property
+    def suffix(self) -> str:
+        """What the name of a bundle's folder ends in, beside the bits."""
+        return ("-portable" if self.portable else "") + ("-symmetric" if self.symmetric else "")
 
 
 def export_run(
@@ -71,7 +78,7 @@ def export_run(
     """
     from cpt_deploy.data import load_images
     from cpt_deploy.export import ModelIdentity, export_bundle
-    from cpt_deploy.quantization import make_portable
+    from cpt_deploy.quantization import make_portable, make_symmetric
     from cpt_deploy.training import load_run
 
     run = load_run(run_dir)
@@ -80,12 +87,14 @@ def export_run(
         run = replace(run, recipe=run.recipe.model_copy(update={"data": data}))
     if options.portable:
         make_portable(run.model, options.activation_bits)
+    if options.symmetric:
+        make_symmetric(run.model, options.activation_bits)
     if options.budget is None:
         widths = given_widths(run, options.bits, options.activation_bits, force=options.force)
     else:
         widths = budgeted_widths(run, options.budget, options.activation_bits, _training_inputs, force=options.force)
     portable_facts = restricted_codes(run.model, widths.weights) if options.portable else {}
-    settle_at(run, widths, _training_inputs, anew=options.portable)
+    settle_at(run, widths, _training_inputs, anew=options.portable or options.symmetric)
     identity = ModelIdentity(
         name=run.recipe.name,
         architecture=run.recipe.model.name,
@@ -102,7 +111,7 @@ def export_run(
     )
     return export_bundle(
         run.model,
-        destination or run_dir / f"{widths.name}{'-portable' if options.portable else ''}",
+        destination or run_dir / f"{widths.name}{options.suffix}",
         identity,
         evenly_chosen_inputs(
             load_images(run.recipe.data.name, split="test", root=_root(run.recipe.data.root)), run.preprocessing

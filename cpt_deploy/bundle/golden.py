@@ -10,6 +10,8 @@ from safetensors.numpy import load, save
 
 from cpt_deploy.errors import BundleError
 
+_CODE_TYPES = (np.dtype(np.uint8), np.dtype(np.int8))
+
 
 @dataclass(frozen=True, eq=False)
 class GoldenSample:
@@ -17,7 +19,7 @@ class GoldenSample:
 
     Args:
         inputs: Normalised inputs, float32 (N, C, H, W).
-        logit_codes: The executor's output codes, uint8 (N, K).
+        logit_codes: The executor's output codes, uint8 or int8 (N, K).
         logit_scale: Scale of the output's quantizer.
         logit_zero_point: Its zero point.
 
@@ -26,7 +28,7 @@ class GoldenSample:
     """
 
     inputs: npt.NDArray[np.float32]
-    logit_codes: npt.NDArray[np.uint8]
+    logit_codes: npt.NDArray[np.uint8] | npt.NDArray[np.int8]
     logit_scale: float
     logit_zero_point: int
 
@@ -36,9 +38,9 @@ class GoldenSample:
             raise ValueError(
                 f"Expected golden inputs to be float32 (N, C, H, W), but got {inputs.dtype} {inputs.shape}"
             )
-        if codes.dtype != np.uint8 or codes.ndim != 2 or len(codes) != len(inputs) or codes.size == 0:
+        if codes.dtype not in _CODE_TYPES or codes.ndim != 2 or len(codes) != len(inputs) or codes.size == 0:
             raise ValueError(
-                f"Expected golden codes to be uint8 ({len(inputs)}, K), but got {codes.dtype} {codes.shape}"
+                f"Expected golden codes to be uint8 or int8 ({len(inputs)}, K), but got {codes.dtype} {codes.shape}"
             )
         if not (np.isfinite(self.logit_scale) and self.logit_scale > 0 and 0 <= self.logit_zero_point <= 255):
             raise ValueError(

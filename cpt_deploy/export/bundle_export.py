@@ -21,6 +21,7 @@ from cpt_deploy.freezing.freeze import freeze
 from cpt_deploy.freezing.graph import IntegerGraph, to_dict
 from cpt_deploy.quantization.model import QuantizedModel, WeightBits
 
+SYMMETRIC = "symmetric"
 TRAINED, CALIBRATED = "trained with cyclic precision", "calibrated only"
 """How a bundle says that its integers came about, in config.json, quantization.json and the card."""
 
@@ -93,6 +94,7 @@ def export_bundle(
         "activation_bits": activation_bits or graph.tensors[graph.input].bits,
         "quantization": CALIBRATED if identity.calibrated else TRAINED,
         **({} if identity.calibrated else {"cycle": [model.config.lower, model.config.upper]}),
+        **({"activations": SYMMETRIC} if output.signed else {}),
         "opset": opset,
         **identity.facts,
     }
@@ -165,7 +167,7 @@ def describe_quantization(graph: IntegerGraph) -> dict[str, Any]:
             "zero_point": tensor.zero_point,
             "shape": list(tensor.shape),
             "granularity": "per tensor",
-            "symmetric": False,
+            "symmetric": tensor.signed,
         }
         for tensor in graph.tensors.values()
     ]

@@ -14,14 +14,15 @@ Biases = NDArray[np.int32]
 
 @dataclass(frozen=True, slots=True)
 class QuantizedTensor:
-    """An activation: unsigned codes in [0, 2^bits − 1], `x = (code − zero_point) · scale`.
+    """An activation: `x = (code − zero_point) · scale`, codes from 0, or from −2^(bits−1) if signed.
 
     Attributes:
-        name: Unique in the graph; also the name of the uint8 tensor in the ONNX file.
+        name: Unique in the graph; also the name of the uint8 or int8 tensor in the ONNX file.
         scale: Real step of one code; a value that float32 holds exactly.
         zero_point: Code of real zero.
         bits: 2 to 8.
         shape: Shape without the batch dimension.
+        signed: Whether codes are signed; the zero point is 0 then.
     """
 
     name: str
@@ -29,11 +30,22 @@ class QuantizedTensor:
     zero_point: int
     bits: int
     shape: tuple[int, ...]
+    signed: bool = False
 
     @property
-    def levels(self) -> int:
+    def least(self) -> int:
+        """The least code."""
+        return -(2 ** (self.bits - 1)) if self.signed else 0
+
+    @property
+    def greatest(self) -> int:
         """The greatest code."""
-        return int(2**self.bits - 1)
+        return self.least + int(2**self.bits - 1)
+
+    @property
+    def dtype(self) -> type[np.int8 | np.uint8]:
+        """The type that holds the codes."""
+        return np.int8 if self.signed else np.uint8
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,12 +127,12 @@ class Lookup(Operation):
     Attributes:
         function: The real function, as an ONNX operator.
         parameters: Its parameters, in the operator's order.
-        table: uint8 (256,).
+        table: uint8 or int8 (256,), for codes from the least one on.
     """
 
     function: str
     parameters: tuple[float, ...]
-    table: NDArray[np.uint8]
+    table: NDArray[np.uint8 | np.int8]
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,6 +241,7 @@ def to_dict(graph: IntegerGraph) -> tuple[dict[str, Any], dict[str, NDArray[Any]
         operations.append(entry)
     tensors = [
         {"name": t.name, "scale": t.scale, "zero_point": t.zero_point, "bits": t.bits, "shape": list(t.shape)}
+        | ({"signed": True} if t.signed else {})
         for t in graph.tensors.values()
     ]
     return {"input": graph.input, "output": graph.output, "tensors": tensors, "operations": operations}, arrays
@@ -252,7 +265,9 @@ def from_dict(data: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> IntegerG
                 values[name] = tuple(value) if isinstance(value, list) else value
         operations.append(OPERATIONS[entry["type"]](**values))
     tensors = {
-        t["name"]: QuantizedTensor(t["name"], t["scale"], t["zero_point"], t["bits"], tuple(t["shape"]))
+        t["name"]: QuantizedTensor(
+            t["name"], t["scale"], t["zero_point"], t["bits"], tuple(t["shape"]), t.get("signed", False)
+        )
         for t in data["tensors"]
     }
     return IntegerGraph(data["input"], data["output"], tuple(operations), tensors)

@@ -6,6 +6,7 @@ from cpt_deploy.quantization.portability import ReducedLayer, make_portable, red
 from cpt_deploy.quantization.prepare import prepare
 from cpt_deploy.quantization.sensitivity import LayerSensitivity, allocate_bits, measure_sensitivity
 from cpt_deploy.quantization.settling import settle
+from cpt_deploy.quantization.symmetric import make_symmetric
 
 __all__ = [
     "LayerInfo",
@@ -16,6 +17,7 @@ __all__ = [
     "WeightBits",
     "allocate_bits",
     "make_portable",
+    "make_symmetric",
     "measure_sensitivity",
     "prepare",
     "reduced_layers",

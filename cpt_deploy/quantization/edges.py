@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from cpt_deploy.quantization.affine import affine_parameters, fake_quantize, range_of
+from cpt_deploy.quantization.affine import affine_parameters, fake_quantize, range_of, symmetric_parameters
 from cpt_deploy.quantization.precision_state import PrecisionState, Role
 
 
@@ -29,6 +29,8 @@ class EdgeQuantizer(nn.Module):
         self.role: Role = role
         self.momentum = momentum
         self.least_bits = least_bits
+        #: Whether codes are signed around a zero point of 0, for runtimes that know no other.
+        self.symmetric = False
         #: While settling, every batch counts alike instead of by momentum.
         self.cumulative = False
         self.register_buffer("low", torch.tensor(0.0))
@@ -57,7 +59,8 @@ class EdgeQuantizer(nn.Module):
         levels = self.precision.activation_levels(role)
         if least_bits:
             levels = levels.clamp(min=float(2**least_bits - 1))
-        scale, zero_point = affine_parameters(*self.current, levels)
+        parameters = symmetric_parameters if self.symmetric else affine_parameters
+        scale, zero_point = parameters(*self.current, levels)
         return fake_quantize(x, scale, zero_point, levels)
 
     @torch.no_grad()

@@ -1,8 +1,9 @@
 """`cpt export`: freeze a trained model to integers and write the bundle that ships."""
 
 from dataclasses import asdict
+from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -11,11 +12,14 @@ from cpt_cli.command import TRAIN_PANEL, Command, DebugFlag, JsonFlag, QuietFlag
 from cpt_cli.output import out
 from cpt_deploy.errors import UsageError
 
-if TYPE_CHECKING:
-    from cpt_deploy.bundle import Bundle, GoldenCheck
-
-
 IMPORT_PANEL = "Models trained elsewhere"
+
+
+class Activations(StrEnum):
+    """How activations become integers."""
+
+    AFFINE = "affine"
+    SYMMETRIC = "symmetric"
 
 
 def _list_formats(value: bool) -> None:
@@ -92,6 +96,12 @@ def export(  # noqa: PLR0913, PLR0917  the options are its parameters
             help="Reduce the range of weights where products could saturate on x86 processors without VNNI.",
         ),
     ] = False,
+    activations: Annotated[
+        Activations,
+        typer.Option(
+            help="affine: uint8, fastest in onnxruntime. symmetric: int8 with zero point 0, for TensorRT and its like."
+        ),
+    ] = Activations.AFFINE,
     source: Annotated[
         Path | None,
         typer.Option(
@@ -172,6 +182,7 @@ def export(  # noqa: PLR0913, PLR0917  the options are its parameters
     With --from, a float model that was trained elsewhere is quantized by calibration alone.
     """
     from cpt_cli import importing
+    from cpt_cli.export_summary import files_bytes, show_export
     from cpt_cli.workflow import ExportOptions, export_run
     from cpt_deploy.bundle import chosen_formats
 
@@ -190,6 +201,7 @@ def export(  # noqa: PLR0913, PLR0917  the options are its parameters
         activation_bits=act_bits,
         budget=budget,
         portable=portable,
+        symmetric=activations is Activations.SYMMETRIC,
         opset=opset,
         formats=chosen_formats(format_ or ()),
         force=force,
@@ -226,63 +238,11 @@ def export(  # noqa: PLR0913, PLR0917  the options are its parameters
             "formats": bundle.formats,
             "facts": bundle.facts,
             "sha256": bundle.sha256,
-            "files_bytes": _files(bundle),
+            "files_bytes": files_bytes(bundle),
             "golden": check,
         }
     )
     out.hint(f"cpt validate {formats.path(bundle.path)} --data {data or bundle.facts['dataset']}")
-
-
-def show_export(bundle: "Bundle") -> "GoldenCheck":
-    """Print what was exported, and whether onnxruntime on this machine reproduces its golden sample."""
-    from cpt_deploy.bundle import OnnxRuntimeModel
-
-    check = OnnxRuntimeModel(bundle.onnx_path).reproduce_golden(bundle.golden)
-    same = "every output code of the golden sample is the same"
-    differs = f"{check.mismatches} of {check.values} output codes of the golden sample differ"
-    sizes = _files(bundle)
-    facts = bundle.facts
-    if "mixed_precision" in facts:
-        _show_mixed_precision(facts["mixed_precision"])
-    out.fields(
-        f"Exported {bundle.name}"
-        + (", calibrated only," if bundle.calibrated else "")
-        + f" with weights of {facts['weight_bits']} bits"
-        + (" on average" if "mixed_precision" in facts else "")
-        + f", activations of {facts['activation_bits']}",
-        {
-            "bundle": formats.path(bundle.path),
-            "model.onnx": f"{formats.size(sizes['model.onnx'])}, sha256 {bundle.sha256[:16]}…",
-            "in onnxruntime": same if check.exact else differs,
-            "all files": formats.size(sum(sizes.values())),
-        },
-    )
-    if not check.exact:
-        out.warning(f"onnxruntime and the integer executor disagree: {differs}; cpt validate says where")
-    return check
-
-
-def _show_mixed_precision(chosen: dict[str, Any]) -> None:
-    """Print the bits that each layer got, and what fewer bits in it alone do to the class probabilities."""
-    widths = sorted({int(bits) for layer in chosen["layers"] for bits in layer["divergence"]})
-    out.table(
-        ("layer", "weights", "bits", *(f"at {bits} bits" for bits in widths)),
-        [
-            (
-                layer["layer"],
-                f"{layer['weights']:,}",
-                layer["bits"],
-                *(f"{layer['divergence'][str(bits)]:.2g}" for bits in widths),
-            )
-            for layer in chosen["layers"]
-        ],
-        title=f"Weights at {formats.share(chosen['size_of_8_bits'], 1)} of their size at 8 bits; divergence of the "
-        f"class probabilities in nats on {chosen['sensitivity_images']} training images",
-    )
-
-
-def _files(bundle: "Bundle") -> dict[str, int]:
-    return {path.name: path.stat().st_size for path in sorted(bundle.path.iterdir())}
 
 
 COMMAND = Command(
