@@ -27,6 +27,8 @@ def source_digest(path: Path) -> str:
 def find_source(bundle: "Bundle", given: Path | None = None) -> Path | None:
     """Return the file that a calibrated bundle was made from: the given one, or one in a folder around the bundle.
 
+    A bundle whose model is named by an import path needs the file to be given.
+
     Raises:
         UsageError: If the given file is another.
     """
@@ -41,6 +43,8 @@ def find_source(bundle: "Bundle", given: Path | None = None) -> Path | None:
         return given
     if digest is None or not isinstance(name, str) or Path(name).name != name:
         return None
+    if ":" in str(bundle.facts.get(SOURCE_MODEL, "")):
+        return None  # an import path runs code: only where the user names the file, not because a bundle says so
     candidates = [folder / name for folder in bundle.path.resolve().parents]
     return next((path for path in candidates if path.is_file() and source_digest(path) == digest), None)
 

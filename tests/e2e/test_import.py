@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -122,3 +123,22 @@ def test_bad_input_is_one_line_and_leaves_no_bundle(capsys, monkeypatch, tmp_pat
     assert len(errors) == 1
     assert message in errors[0]
     assert sorted(Path().iterdir()) == before
+
+
+def test_a_bundle_alone_never_makes_a_command_import_code(typed, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    Path("my_nets.py").write_text(
+        "from pathlib import Path\nfrom torch import nn\nPath('imported').touch()\n"
+        "def small(num_classes):\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes))\n"
+    )
+    torch.save(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10)).state_dict(), "net.pt")
+    words = ["--model", "my_nets:small", "--data", "digits", "--calibration-batches", 2]
+    bundle = typed("export", "--from", "net.pt", *words)["bundle"]
+    Path("imported").unlink()
+    monkeypatch.delitem(sys.modules, "my_nets")
+    report = typed("validate", bundle, "--data", "digits", "--limit", 20)
+    assert all(runtime["name"] != "trained" for runtime in report["runtimes"])
+    assert not Path("imported").exists()
+    named = typed("validate", bundle, "--data", "digits", "--limit", 20, "--from", "net.pt", "--max-drop", 100)
+    assert named["runtimes"][0]["name"] == "trained"
+    assert Path("imported").exists()

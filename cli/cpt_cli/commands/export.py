@@ -41,7 +41,7 @@ def _list_formats(value: bool) -> None:
 def export(  # noqa: PLR0913, PLR0917  the options are its parameters
     run: Annotated[
         Path | None,
-        typer.Argument(help="Directory that cpt train wrote; none with --from.", metavar="[RUN]", show_default=False),
+        typer.Argument(help="Directory that cpt train wrote; none with --from.", metavar="RUN", show_default=False),
     ] = None,
     bits: Annotated[
         int | None,
