@@ -120,7 +120,7 @@ class _Writer:
             self._node("QuantizeLinear", [real, *parameters], unclipped)
             low, high = (
                 self._constant(f"code_{code}", np.array(code, dtype=tensor.dtype))
-                for code in (tensor.least, tensor.greatest)
+                for code in (tensor.least, tensor.levels)
             )
             self._node("Clip", [unclipped, low, high], tensor.name)
         else:

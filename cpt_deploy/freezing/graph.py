@@ -38,7 +38,7 @@ class QuantizedTensor:
         return -(2 ** (self.bits - 1)) if self.signed else 0
 
     @property
-    def greatest(self) -> int:
+    def levels(self) -> int:
         """The greatest code."""
         return self.least + int(2**self.bits - 1)
 
