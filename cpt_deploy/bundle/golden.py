@@ -42,9 +42,10 @@ class GoldenSample:
             raise ValueError(
                 f"Expected golden codes to be uint8 or int8 ({len(inputs)}, K), but got {codes.dtype} {codes.shape}"
             )
-        if not (np.isfinite(self.logit_scale) and self.logit_scale > 0 and 0 <= self.logit_zero_point <= 255):
+        most = 0 if codes.dtype == np.int8 else 255  # signed codes lie around 0
+        if not (np.isfinite(self.logit_scale) and self.logit_scale > 0 and 0 <= self.logit_zero_point <= most):
             raise ValueError(
-                f"Expected a positive scale and a zero point in 0..255, but got {self.logit_scale} "
+                f"Expected a positive scale and a zero point in 0..{most}, but got {self.logit_scale} "
                 f"and {self.logit_zero_point}"
             )
 
