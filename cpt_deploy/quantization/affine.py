@@ -57,6 +57,25 @@ def affine_parameters(low: Tensor, high: Tensor, levels: Tensor) -> tuple[Tensor
     return scale, torch.round(-low / scale).clamp(min=torch.zeros_like(levels), max=levels)
 
 
+def symmetric_parameters(low: Tensor, high: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return scale and zero point of the grid of signed codes around 0 that a range needs.
+
+    The greatest magnitude gets the code 127 of 8 bits; what lies below −127 saturates at −128, as QuantizeLinear
+    defines it. Counted from the least code, as the rest of this module counts, the zero point is 128.
+
+    Args:
+        low: Least real value, 0-dim float32, at most 0.
+        high: Greatest real value, 0-dim float32, at least 0.
+        levels: Number of codes minus 1, odd, 0-dim float32.
+
+    Returns:
+        The scale and the zero point, 0-dim float32. An empty range has scale 1.
+    """
+    zero_point = (levels + 1) / 2
+    width = torch.maximum(high, -low) / (zero_point - 1)
+    return torch.where(width == 0, torch.ones_like(width), width), zero_point
+
+
 def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, levels: Tensor) -> Tensor:
     """Return the codes of `x` as a float32 tensor of integers in [0, levels]."""
     return torch.round(x / scale).add_(zero_point).clamp_(min=torch.zeros_like(levels), max=levels)

@@ -13,7 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from cpt_deploy.quantization import QuantizedModel, set_synchronized, settle, synchronize_norms
+from cpt_deploy.quantization import (
+    QuantizedModel,
+    estimate,
+    round_offsets,
+    set_synchronized,
+    settle,
+    synchronize_norms,
+)
 from cpt_deploy.training.ranks import Ranks
 
 
@@ -101,7 +108,14 @@ class Synchronization:
         set_synchronized(self.model, False)
         for edge in self.edges:
             edge.deferred = False
-        used = 0 if first is None else settle(self.model, batches)
+        with self.model.upper_bound():
+            used = 0 if first is None else estimate(self.model, batches)
+            total = self._average(used)
+            round_offsets(self.model)  # in the common ranges, so that all processes round alike
+        return total
+
+    def _average(self, used: int) -> int:
+        """Average what all processes have estimated, each on `used` batches; return how many that were together."""
         statistics, counts = self._statistics()
         own = torch.cat([tensor.reshape(-1).double() for tensor in statistics])
         weighted = self.ranks.gather(torch.cat([own * used, own.new_full((1,), used)])).sum(0)
