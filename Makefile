@@ -1,4 +1,4 @@
-# Every target creates the environment first if it is missing or older than pyproject.toml.
+# Every target creates the environment first if it is missing or older than pyproject.toml or the kernels' sources.
 #   make quickstart   train, export, validate, serve and predict on a small data set
 #   make test         the tests; those on real data sets need CPT_DATA_DIR (see docs/quickstart.md)
 
@@ -26,7 +26,7 @@ $(BIN)/pip:
 	  { echo "error: Expected Python 3.11 or newer, but got $$($(PYTHON) --version)" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 
-$(INSTALLED): pyproject.toml | $(BIN)/pip
+$(INSTALLED): pyproject.toml hatch_build.py $(wildcard cpt_deploy/quantization/kernels/*.[ch]) | $(BIN)/pip
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@
 

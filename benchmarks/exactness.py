@@ -160,13 +160,14 @@ def main() -> None:
     train, test = (load_images("fashion-mnist", split=split, root=None) for split in ("train", "test"))
     arguments.folder.mkdir(parents=True, exist_ok=True)
     results = []
-    for name, bits in itertools.product(arguments.networks, arguments.bits):
+    for bits, name in itertools.product(arguments.bits, arguments.networks):
         path = arguments.folder / f"{name.replace('/', '-')}-{bits}bit-{arguments.images}.json"
         if not path.is_file():
             result = measure(trained_network(name, train), bits, train, test, arguments.images)
             path.write_text(json.dumps({"network": name, **result}))
         results.append(json.loads(path.read_text()))
         print(" | ".join(row(results[-1])), flush=True)
+    results.sort(key=lambda result: arguments.networks.index(result["network"]))
     header = [
         "network", "bits of weights", "differing integers, batch 32", "batch 1", "2 threads",
         "trained against executor", "accuracy trained / onnxruntime, %", "McNemar p",

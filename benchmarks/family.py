@@ -11,22 +11,19 @@ import argparse
 import json
 import statistics
 import sys
-from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from measuring import machine, machine_line, markdown_table, write_results
-from torch import Tensor
 
 from cpt_deploy.bundle import OnnxRuntimeModel
-from cpt_deploy.data import ImageSet, build_augmentations, eval_loader, load_images, train_loader
+from cpt_deploy.data import ImageSet, eval_loader, load_images
 from cpt_deploy.export import write_onnx
 from cpt_deploy.freezing import freeze
 from cpt_deploy.quantization import settle
 from cpt_deploy.recipe import load_recipe
-from cpt_deploy.training import TrainedRun, load_run, train
+from cpt_deploy.training import TrainedRun, load_run, settling_inputs, train
 
 UPPER = 8
 Widths = tuple[int, int]
@@ -54,21 +51,15 @@ def trained_run(folder: Path, settings: list[str]) -> TrainedRun:
     return load_run(folder)
 
 
-def settling_inputs(run: TrainedRun, images: ImageSet) -> Iterator[Tensor]:
-    """Yield training batches, augmented as in training."""
-    recipe = run.recipe
-    augment = build_augmentations([(a.name, a.parameters) for a in recipe.data.augment], run.preprocessing.size)
-    loader = train_loader(
-        images, run.preprocessing, augment, batch_size=recipe.train.batch_size, seed=recipe.seed, epoch=0
-    )
-    for inputs, _ in islice(loader, max(recipe.train.settle_batches, 1)):
-        yield inputs
-
-
 def accuracy_at(run: TrainedRun, widths: Widths, train_images: ImageSet, test_images: ImageSet) -> float:
     """Return the accuracy in onnxruntime on the whole test set of a run frozen at some bits."""
     weights, activations = widths
-    settle(run.model, settling_inputs(run, train_images), weight_bits=weights, activation_bits=activations)
+    settle(
+        run.model,
+        settling_inputs(run.recipe, run.preprocessing, train_images),
+        weight_bits=weights,
+        activation_bits=activations,
+    )
     graph = freeze(run.model, weight_bits=weights, activation_bits=activations)
     served = OnnxRuntimeModel(write_onnx(graph))
     correct = 0

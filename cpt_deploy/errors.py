@@ -72,6 +72,10 @@ class TrainingDivergedError(CptError):
     """The loss became NaN or infinite."""
 
 
+class ProcessLostError(CptError):
+    """Another process of a distributed run failed or was killed; it says why itself, if it can."""
+
+
 class RunInterruptedError(CptError):
     """A signal ended the run after its state was saved.
 

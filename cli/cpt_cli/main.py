@@ -11,7 +11,15 @@ from cpt_cli.command import examples, paragraphs
 from cpt_cli.commands import COMMANDS
 from cpt_cli.output import out
 from cpt_deploy import __version__
-from cpt_deploy.errors import CptError, DataError, MissingExtraError
+from cpt_deploy.errors import (
+    CptError,
+    DataError,
+    MissingExtraError,
+    ProcessLostError,
+    RunInterruptedError,
+    TrainingDivergedError,
+    UsageError,
+)
 
 INTERRUPTED = 130
 
@@ -74,11 +82,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         json_mode="--json" in words,
         quiet="--quiet" in words or "-q" in words,
         debug="--debug" in words or os.environ.get("CPT_DEBUG", "") not in ("", "0"),
+        rank=_torchrun("RANK"),
     )
     _tolerate_narrow_encodings()
     try:
         code = app(words, prog_name="cpt", standalone_mode=False)
     except typer.TyperException as error:
+        if _torchrun("LOCAL_RANK"):
+            return error.exit_code
         known = any(command == entry.name for entry in COMMANDS)
         out.error(
             _sentence(error.format_message()),
@@ -104,6 +115,8 @@ def _report(error: Exception) -> int:
     if out.debug:
         out.traceback(error)
     known = error if isinstance(error, CptError) else _as_known(error)
+    if known is not None and _said_by_another(known):
+        return known.exit_code
     if known is not None:
         out.error(known.message, hint=known.hint, exit_code=known.exit_code, kind=type(known).__name__)
         return known.exit_code
@@ -115,6 +128,21 @@ def _report(error: Exception) -> int:
         kind=type(error).__name__,
     )
     return CptError.exit_code
+
+
+def _torchrun(name: str) -> int:
+    """Return a number that torchrun tells its processes; 0 in a process of another origin."""
+    value = os.environ.get(name, "0") if "WORLD_SIZE" in os.environ else "0"
+    return int(value) if value.isdecimal() else 0
+
+
+def _said_by_another(error: CptError) -> bool:
+    """Return whether another process of a distributed run says the same, or says why."""
+    if out.rank == 0:
+        return False
+    if isinstance(error, RunInterruptedError | TrainingDivergedError | ProcessLostError):
+        return True
+    return isinstance(error, UsageError) and _torchrun("LOCAL_RANK") > 0
 
 
 def _as_known(error: Exception) -> CptError | None:

@@ -52,7 +52,7 @@ class Output:
         self.configure()
 
     def configure(
-        self, *, command: str = "", json_mode: bool = False, quiet: bool = False, debug: bool = False
+        self, *, command: str = "", json_mode: bool = False, quiet: bool = False, debug: bool = False, rank: int = 0
     ) -> None:
         """Set the mode for a new command line.
 
@@ -61,17 +61,19 @@ class Output:
             json_mode: Write one JSON object to stdout instead of tables.
             quiet: Leave out progress, notes, summaries and hints; results, warnings and errors stay.
             debug: Show tracebacks.
+            rank: Number of the process in a distributed run; only errors are heard of those other than 0.
         """
         self.command = command
         self.json_mode = json_mode
         self.quiet = quiet
         self.debug = debug
+        self.rank = rank
         self._emitted = False
 
     @property
     def shows_progress(self) -> bool:
         """Whether moving bars may be drawn: stderr is a terminal and nobody asked for silence."""
-        return not self.quiet and not self.debug and sys.stderr.isatty()
+        return not self.quiet and not self.debug and self.rank == 0 and sys.stderr.isatty()
 
     def result(self, data: Mapping[str, Any]) -> None:
         """Write the command's one JSON object when `--json` was given; say nothing otherwise.
@@ -79,7 +81,7 @@ class Output:
         Raises:
             RuntimeError: If the command has written one already.
         """
-        if not self.json_mode:
+        if not self.json_mode or self.rank:
             return
         if self._emitted:
             raise RuntimeError("Expected one JSON result for each command, but got a second one")
@@ -137,19 +139,20 @@ class Output:
 
     def hint(self, text: str) -> None:
         """Suggest the next command, filled in with the user's own arguments."""
-        if not self.quiet and not self.json_mode:
+        if not self.quiet and not self.json_mode and not self.rank:
             self._labelled("next", text, "green")
 
     def warning(self, text: str) -> None:
         """Say on stderr what the user should know although the command goes on; one line."""
-        self._labelled("warning", " ".join(text.splitlines()), "yellow")
+        if not self.rank:
+            self._labelled("warning", " ".join(text.splitlines()), "yellow")
 
     def error(self, message: str, *, hint: str | None = None, exit_code: int = 1, kind: str = "Error") -> None:
         """Report the failure that ends the command, on stderr and, with `--json`, as the object on stdout.
 
         The message is one line, but for a list of mistakes, which has a line for each.
         """
-        self._labelled("error", message, "red")
+        self._labelled("error", f"process {self.rank}: {message}" if self.rank else message, "red")
         if hint:
             self._labelled("hint", hint, "yellow")
         if self.json_mode and not self._emitted:
@@ -188,6 +191,8 @@ class Output:
         return Console(file=stream, highlight=False, width=width, markup=False, emoji=False)
 
     def _print(self, renderable: "RenderableType", *, stderr: bool = False) -> None:
+        if self.rank:
+            return
         if isinstance(renderable, str):
             stream = sys.stderr if stderr else sys.stdout
             stream.write(f"{renderable}\n")

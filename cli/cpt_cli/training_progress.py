@@ -9,10 +9,12 @@ from cpt_cli.output import Bar, out
 
 if TYPE_CHECKING:
     from cpt_deploy.precision import PrecisionSchedule
-    from cpt_deploy.training import Evaluation, RunReport, StepProgress, TrainPlan
+    from cpt_deploy.training import Evaluation, ProfileReport, RunReport, StepProgress, TrainPlan
 
 SHOWN_CYCLES = 4
 SHOWN_COLUMNS = 32
+SLOW_LOADING = 0.2
+"""Share of the time spent waiting for batches from which on the user is told what helps."""
 
 
 class TrainingProgress:
@@ -25,6 +27,8 @@ class TrainingProgress:
         self._epochs = 1.0
         self._line = ""
         self._last_top1: float | None = None
+        self._workers = 0
+        self._shares: list[float] = []
 
     def __enter__(self) -> Self:
         return self
@@ -37,6 +41,7 @@ class TrainingProgress:
         show_plan(plan)
         self._steps_per_epoch = plan.steps_per_epoch
         self._epochs = plan.total_steps / plan.steps_per_epoch
+        self._workers = plan.workers
         if plan.first_step:
             out.note(f"going on from step {plan.first_step}")
         self._bar = self._stack.enter_context(out.bar("training", plan.total_steps, start=plan.first_step))
@@ -44,6 +49,7 @@ class TrainingProgress:
     def step(self, progress: "StepProgress") -> None:
         """Advance the bar; at the end of an epoch make its line, which waits for an evaluation."""
         self._flush()
+        self._hint_at_slow_loading(progress)
         figures = _figures(progress)
         if self._bar is not None:
             tested = [] if self._last_top1 is None else [f"test {formats.share(self._last_top1)}"]
@@ -62,10 +68,26 @@ class TrainingProgress:
         self._line = f"{self._line or f'step {evaluation.step}'}  test {formats.share(evaluation.top1)}{best}"
         self._flush()
 
+    def profiled(self, profile: "ProfileReport") -> None:
+        """Show where the time of the profiled steps went."""
+        show_profile(profile)
+
     def finished(self, report: "RunReport") -> None:
         """Take the bar away; the command shows the result."""
         self._flush()
         self._stack.close()
+
+    def _hint_at_slow_loading(self, progress: "StepProgress") -> None:
+        """Say once what helps, if the first whole log interval after the start was spent waiting for batches."""
+        if progress.data_share is None or len(self._shares) == 2:
+            return
+        if progress.data_share not in self._shares:
+            self._shares.append(progress.data_share)
+            if len(self._shares) == 2 and progress.data_share > SLOW_LOADING:
+                out.warning(
+                    f"{formats.share(progress.data_share)} of the time is spent waiting for batches; "
+                    f"data.workers={self._workers + 1} or more, up to the number of idle cores, may help"
+                )
 
     def _flush(self) -> None:
         if self._line and not out.shows_progress:
@@ -81,6 +103,8 @@ def _figures(progress: "StepProgress") -> list[str]:
         figures.append(f"train {formats.share(progress.accuracy)}")
     if progress.images_per_s is not None:
         figures.append(f"{progress.images_per_s:.0f} images/s")
+    if progress.data_share is not None:
+        figures.append(f"waiting for data {progress.data_share:.0%}")
     return figures
 
 
@@ -100,11 +124,48 @@ def show_plan(plan: "TrainPlan") -> None:
             "steps": f"{plan.total_steps:,} ({epochs:g} epochs of batches of {recipe.train.batch_size})",
             "precision": _describe_precision(plan),
             "cost": f"{formats.share(plan.relative_cost)} of the BitOPs of static {precision.upper} bits",
-            "device": plan.device,
+            "device": plan.device if plan.processes == 1 else f"{plan.processes} processes, first on {plan.device}",
             "seed": recipe.seed,
             "run": formats.path(plan.run_dir),
         },
     )
+
+
+def show_profile(profile: "ProfileReport") -> None:
+    """Print where the time of the profiled steps went."""
+    total = sum(profile.seconds.values())
+    rows = [
+        (
+            group,
+            f"{1e3 * seconds:.2f}",
+            f"{seconds / total:.1%}",
+            ", ".join(f"{name} {1e3 * own:.2f}" for name, own in profile.operators.get(group, ())),
+        )
+        for group, seconds in profile.seconds.items()
+    ]
+    title = f"Where a step's {1e3 * profile.step_seconds:.1f} ms go, mean of {profile.steps} steps under the profiler"
+    out.table(("part of a step", "ms", "share", "most of it"), rows, title=title)
+    out.line(f"trace for https://ui.perfetto.dev or chrome://tracing: {formats.path(profile.trace)}")
+
+
+def show_step_costs(report: "RunReport") -> None:
+    """Print what a step costs at each bit-width: its BitOPs, and what was measured."""
+    upper = max((cost["gbitops"] or 0.0 for cost in report.steps_by_bits.values()), default=0.0)
+    rows = []
+    for bits, cost in report.steps_by_bits.items():
+        operations, memory = cost["gbitops"] or 0.0, cost["memory_bytes"]
+        rows.append(
+            (
+                bits,
+                f"{operations:,.1f}",
+                f"{operations / upper:.0%}",
+                cost["steps"],
+                f"{1e3 * (cost['median_seconds'] or 0.0):,.1f}",
+                "" if memory is None else formats.size(int(memory)),
+            )
+        )
+    columns = ("bits", "GBitOPs", "of the most", "steps", "median ms", "peak memory")
+    out.table(columns, rows, title="A step at each bit-width, counted and measured")
 
 
 def _describe_precision(plan: "TrainPlan") -> str:

@@ -16,7 +16,8 @@ from cpt_deploy.errors import UsageError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from cpt_deploy.bundle import Bundle
+    from cpt_deploy.bundle import Bundle, Preprocessing
+    from cpt_deploy.data import ImageSet
     from cpt_deploy.recipe import Recipe
     from cpt_deploy.training import TrainedRun
     from cpt_deploy.validation import TrainedModel, ValidationReport
@@ -37,6 +38,7 @@ class ExportOptions:
         activation_bits: Bits of the cycling activations; the upper bound likewise if None.
         budget: Most size of the weights, as a fraction of that at 8 bits, instead of `bits`: layers get bits each.
         portable: Whether no integer may saturate on x86 processors without VNNI.
+        symmetric: Whether activations are int8 with a zero point of 0, for TensorRT and its like.
         opset: ONNX opset; the least at which no weights could be smaller if None.
         formats: Further forms of the model, names of `cpt_deploy.bundle.FORMATS`.
         force: Whether to export at bits that the run never trained at.
@@ -46,9 +48,15 @@ class ExportOptions:
     activation_bits: int | None = None
     budget: float | None = None
     portable: bool = False
+    symmetric: bool = False
     opset: int | None = None
     formats: Sequence[str] = ()
     force: bool = False
+
+    @property
+    def suffix(self) -> str:
+        """What the name of a bundle's folder ends in, beside the bits."""
+        return ("-portable" if self.portable else "") + ("-symmetric" if self.symmetric else "")
 
 
 def export_run(
@@ -68,8 +76,9 @@ def export_run(
         CheckpointError: If the run is unfinished or damaged.
         BundleError: If the bundle cannot be written.
     """
+    from cpt_deploy.data import load_images
     from cpt_deploy.export import ModelIdentity, export_bundle
-    from cpt_deploy.quantization import make_portable
+    from cpt_deploy.quantization import make_portable, make_symmetric
     from cpt_deploy.training import load_run
 
     run = load_run(run_dir)
@@ -78,12 +87,14 @@ def export_run(
         run = replace(run, recipe=run.recipe.model_copy(update={"data": data}))
     if options.portable:
         make_portable(run.model, options.activation_bits)
+    if options.symmetric:
+        make_symmetric(run.model, options.activation_bits)
     if options.budget is None:
         widths = given_widths(run, options.bits, options.activation_bits, force=options.force)
     else:
         widths = budgeted_widths(run, options.budget, options.activation_bits, _training_inputs, force=options.force)
     portable_facts = restricted_codes(run.model, widths.weights) if options.portable else {}
-    settle_at(run, widths, _training_inputs, anew=options.portable)
+    settle_at(run, widths, _training_inputs, anew=options.portable or options.symmetric)
     identity = ModelIdentity(
         name=run.recipe.name,
         architecture=run.recipe.model.name,
@@ -100,9 +111,11 @@ def export_run(
     )
     return export_bundle(
         run.model,
-        destination or run_dir / f"{widths.name}{'-portable' if options.portable else ''}",
+        destination or run_dir / f"{widths.name}{options.suffix}",
         identity,
-        _golden_inputs(run),
+        evenly_chosen_inputs(
+            load_images(run.recipe.data.name, split="test", root=_root(run.recipe.data.root)), run.preprocessing
+        ),
         weight_bits=widths.weights,
         activation_bits=widths.activations,
         opset=options.opset,
@@ -124,36 +137,19 @@ def _shippable(recipe: "Recipe") -> str:
 
 
 def _training_inputs(run: "TrainedRun") -> Iterator["Tensor"]:
-    """Yield the inputs that settling sees: training batches, as augmented, from epoch 0 on."""
-    from cpt_deploy.data import build_augmentations, load_images, train_loader
+    """Yield the inputs that settling sees."""
+    from cpt_deploy.training import settling_inputs
 
-    recipe = run.recipe
-    images = load_images(recipe.data.name, split="train", root=_root(recipe.data.root))
-    augment = build_augmentations(
-        [(step.name, step.parameters) for step in recipe.data.augment], run.preprocessing.size
-    )
-    wanted, epoch = max(recipe.train.settle_batches, 1), 0
-    while wanted > 0:
-        for inputs, _ in train_loader(
-            images, run.preprocessing, augment, batch_size=recipe.train.batch_size, seed=recipe.seed, epoch=epoch
-        ):
-            yield inputs
-            wanted -= 1
-            if wanted == 0:
-                return
-        epoch += 1
+    return settling_inputs(run.recipe, run.preprocessing)
 
 
-def _golden_inputs(run: "TrainedRun") -> "Tensor":
-    """Return a few test images as normalised inputs, spread over the set since many sets are sorted by class."""
+def evenly_chosen_inputs(images: "ImageSet", preprocessing: "Preprocessing") -> "Tensor":
+    """Return a few images as normalised inputs, spread over the set since many sets are sorted by class."""
     import numpy as np
     import torch
 
-    from cpt_deploy.data import load_images
-
-    images = load_images(run.recipe.data.name, split="test", root=_root(run.recipe.data.root))
     chosen = np.linspace(0, len(images) - 1, min(GOLDEN_IMAGES, len(images))).astype(int)
-    return torch.from_numpy(np.stack([run.preprocessing.apply(images.image(int(index))) for index in chosen]))
+    return torch.from_numpy(np.stack([preprocessing.apply(images.image(int(index))) for index in chosen]))
 
 
 def _root(root: str | None) -> Path | None:
@@ -196,12 +192,30 @@ def trained_model(run_dir: Path) -> "TrainedModel":
     return forward
 
 
+def _reference(bundle: "Bundle", run_dir: Path | None, source: Path | None) -> "TrainedModel | None":
+    """Return what a bundle is compared with: the model of its run, or the float model that it was made from."""
+    from cpt_cli.sources import find_source, source_model
+
+    if run_dir is not None and not is_run_of(run_dir, bundle):
+        raise UsageError(
+            f"Expected the run that {formats.path(bundle.path)} was exported from, but the trained weights in "
+            f"{formats.path(run_dir)} are others",
+            hint="export the bundle again, or leave --run out",
+        )
+    found = run_dir or find_run(bundle)
+    if found is not None and source is None:
+        return trained_model(found)
+    file = find_source(bundle, source)
+    return None if file is None else source_model(bundle, file)
+
+
 def measure_bundle(
     bundle: "Bundle",
     data: str,
     data_dir: Path | None,
     *,
     run_dir: Path | None,
+    source: Path | None = None,
     limit: int | None,
     max_drop: float | None,
     require_exact: bool,
@@ -213,6 +227,8 @@ def measure_bundle(
         data: Name, path or import path of the data set.
         data_dir: Folder that holds it.
         run_dir: The run to compare with; the one that the bundle lies in, if there is one, if None.
+        source: The float model to compare a calibrated bundle with; the one that lies around it, if there is one, if
+            None.
         limit: How many images, spread over the set; all if None.
         max_drop: Most points of accuracy that may be lost; needs a run. If it is None and there is a run, 0.1 points,
             but at least two images.
@@ -227,22 +243,16 @@ def measure_bundle(
     from cpt_deploy.report import render_validation_page
     from cpt_deploy.validation import validate
 
-    found = run_dir or find_run(bundle)
-    if run_dir is not None and not is_run_of(run_dir, bundle):
-        raise UsageError(
-            f"Expected the run that {formats.path(bundle.path)} was exported from, but the trained weights in "
-            f"{formats.path(run_dir)} are others",
-            hint="export the bundle again, or leave --run out",
-        )
+    reference = _reference(bundle, run_dir, source)
     images = load_images(data, split="test", root=data_dir)
     samples = min(limit or len(images), len(images))
-    if max_drop is None and found:
+    if max_drop is None and reference is not None:
         max_drop = max(MAX_DROP, 100 * MAX_DROP_IMAGES / samples)
     with out.bar("validating", samples) as bar:
         report = validate(
             bundle,
             images,
-            trained=trained_model(found) if found else None,
+            trained=reference,
             max_drop=max_drop,
             require_exact=require_exact,
             limit=limit,

@@ -106,6 +106,11 @@ class Bundle:
         return self.path / ONNX_FILE
 
     @property
+    def calibrated(self) -> bool:
+        """Whether it comes from a float model by calibration alone, not from a run of cyclic precision training."""
+        return bool(self.facts.get("card", {}).get("calibrated", False))
+
+    @property
     def facts(self) -> dict[str, Any]:
         """The project's own section of config.json: format version, name, bits and what else export recorded."""
         facts: dict[str, Any] = self.config["cpt"]

@@ -23,6 +23,9 @@ runtime has to reproduce.
 """
 
 
+_METHODS = {False: "cyclic-precision-training", True: "post-training-quantization"}
+
+
 @dataclass(frozen=True)
 class EvaluationResult:
     """One measured figure of a model.
@@ -67,12 +70,14 @@ class CardFields:
         dataset: The data set it was trained on.
         license: Licence identifier of the weights, as the Hub spells it.
         tags: Further tags.
+        calibrated: Whether the integers come from a float model by calibration alone, not from training.
     """
 
     description: str | None = None
     dataset: str | None = None
     license: str | None = None
     tags: tuple[str, ...] = ()
+    calibrated: bool = False
 
 
 def render_card(
@@ -99,9 +104,7 @@ def render_card(
     channels, height, width = preprocessing.input_shape
     parts = [
         f"---\n{front}---\n\n# {name}\n",
-        fields.description
-        or f"An image classifier with {len(labels)} classes, trained with Cyclic Precision Training and exported as an "
-        "integer network by cpt-deploy: the integers that were trained are the integers that are served.",
+        fields.description or f"An image classifier with {len(labels)} classes, {_origin(fields)}",
         "",
         "| | |\n|---|---|",
         f"| input | `image`, float32 (N, {channels}, {height}, {width}), normalised with mean "
@@ -116,6 +119,18 @@ def render_card(
     return "\n".join(parts)
 
 
+def _origin(fields: CardFields) -> str:
+    if fields.calibrated:
+        return (
+            "trained in float and exported as an integer network by cpt-deploy: the ranges of its activations were "
+            "calibrated on data, and no weight was trained for integers."
+        )
+    return (
+        "trained with Cyclic Precision Training and exported as an integer network by cpt-deploy: the integers that "
+        "were trained are the integers that are served."
+    )
+
+
 def _front_matter(name: str, fields: CardFields, results: Sequence[EvaluationResult]) -> dict[str, Any]:
     front: dict[str, Any] = {}
     if fields.license:
@@ -123,7 +138,7 @@ def _front_matter(name: str, fields: CardFields, results: Sequence[EvaluationRes
     front |= {
         "library_name": "onnx",
         "pipeline_tag": "image-classification",
-        "tags": ["onnx", "onnxruntime", "quantized", "int8", "cyclic-precision-training", *fields.tags],
+        "tags": ["onnx", "onnxruntime", "quantized", "int8", _METHODS[fields.calibrated], *fields.tags],
     }
     if fields.dataset:
         front["datasets"] = [fields.dataset]

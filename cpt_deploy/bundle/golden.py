@@ -10,6 +10,8 @@ from safetensors.numpy import load, save
 
 from cpt_deploy.errors import BundleError
 
+_CODE_TYPES = (np.dtype(np.uint8), np.dtype(np.int8))
+
 
 @dataclass(frozen=True, eq=False)
 class GoldenSample:
@@ -17,7 +19,7 @@ class GoldenSample:
 
     Args:
         inputs: Normalised inputs, float32 (N, C, H, W).
-        logit_codes: The executor's output codes, uint8 (N, K).
+        logit_codes: The executor's output codes, uint8 or int8 (N, K).
         logit_scale: Scale of the output's quantizer.
         logit_zero_point: Its zero point.
 
@@ -26,7 +28,7 @@ class GoldenSample:
     """
 
     inputs: npt.NDArray[np.float32]
-    logit_codes: npt.NDArray[np.uint8]
+    logit_codes: npt.NDArray[np.uint8] | npt.NDArray[np.int8]
     logit_scale: float
     logit_zero_point: int
 
@@ -36,13 +38,14 @@ class GoldenSample:
             raise ValueError(
                 f"Expected golden inputs to be float32 (N, C, H, W), but got {inputs.dtype} {inputs.shape}"
             )
-        if codes.dtype != np.uint8 or codes.ndim != 2 or len(codes) != len(inputs) or codes.size == 0:
+        if codes.dtype not in _CODE_TYPES or codes.ndim != 2 or len(codes) != len(inputs) or codes.size == 0:
             raise ValueError(
-                f"Expected golden codes to be uint8 ({len(inputs)}, K), but got {codes.dtype} {codes.shape}"
+                f"Expected golden codes to be uint8 or int8 ({len(inputs)}, K), but got {codes.dtype} {codes.shape}"
             )
-        if not (np.isfinite(self.logit_scale) and self.logit_scale > 0 and 0 <= self.logit_zero_point <= 255):
+        most = 0 if codes.dtype == np.int8 else 255  # signed codes lie around 0
+        if not (np.isfinite(self.logit_scale) and self.logit_scale > 0 and 0 <= self.logit_zero_point <= most):
             raise ValueError(
-                f"Expected a positive scale and a zero point in 0..255, but got {self.logit_scale} "
+                f"Expected a positive scale and a zero point in 0..{most}, but got {self.logit_scale} "
                 f"and {self.logit_zero_point}"
             )
 

@@ -52,6 +52,8 @@ class OnnxRuntimeModel:
         options.intra_op_num_threads = threads or 0
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
+        # int8 activations, where a model has them, stay int8: else half of their graph would be computed in float
+        options.add_session_config_entry("session.qdqisint8allowed", "1")
         if rest_between_runs:
             options.add_session_config_entry("session.force_spinning_stop", "1")
         level = onnxruntime.GraphOptimizationLevel
@@ -168,6 +170,7 @@ def _with_taps(source: str | bytes) -> bytes:
         model = onnx.load_from_string(source) if isinstance(source, bytes) else onnx.load(source)
     except Exception as error:  # protobuf's DecodeError, or whatever else the bytes run into
         raise BundleError(f"Expected an ONNX model, but got: {error}") from error
+    types = {entry.name: entry.data_type for entry in model.graph.initializer}
     clipped = {node.input[0]: node.output[0] for node in model.graph.node if node.op_type == "Clip"}
     present = {output.name for output in model.graph.output}
     for node in list(model.graph.node):
@@ -177,6 +180,6 @@ def _with_taps(source: str | bytes) -> bytes:
         name = clipped.get(node.output[0], node.output[0])
         if name not in present:
             present.add(name)
-            model.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.UINT8, None))
+            model.graph.output.append(onnx.helper.make_tensor_value_info(name, types[node.input[2]], None))
     serialized: bytes = model.SerializeToString()
     return serialized

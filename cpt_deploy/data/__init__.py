@@ -1,19 +1,24 @@
 """Data sets by name or path, their augmentation, and batches that depend on seed, epoch and index alone."""
 
 from cpt_deploy.data.augmentation import Augmentation, augmentations, build_augmentations
+from cpt_deploy.data.batches import WHOLE, Share
+from cpt_deploy.data.fitted import FittedImages
 from cpt_deploy.data.images import ArrayImages, CallableImages, FileImages, ImageSet
 from cpt_deploy.data.inputs import default_preprocessing, input_settings, resolve_preprocessing
-from cpt_deploy.data.loaders import batches_per_epoch, eval_loader, train_loader
+from cpt_deploy.data.loaders import batches_per_epoch, eval_loader, train_loader, training_stream
 from cpt_deploy.data.places import cache_folder
 from cpt_deploy.data.registry import DatasetInfo, dataset_info, dataset_names, fetch_dataset, load_images
 
 __all__ = [
+    "WHOLE",
     "ArrayImages",
     "Augmentation",
     "CallableImages",
     "DatasetInfo",
     "FileImages",
+    "FittedImages",
     "ImageSet",
+    "Share",
     "augmentations",
     "batches_per_epoch",
     "build_augmentations",
@@ -27,4 +32,5 @@ __all__ = [
     "load_images",
     "resolve_preprocessing",
     "train_loader",
+    "training_stream",
 ]

@@ -18,6 +18,11 @@ from cpt_deploy.registry import Registry, import_object, nearest_names
 ImageTransform = Callable[[Tensor], Tensor]
 """Maps one image, uint8 (C, H, W), to another."""
 
+BatchTransform = Callable[[Tensor, slice, int], Tensor]
+"""Maps a part of a batch, uint8 (N, C, H, W), to another: the images, which part they are, and the batch's length.
+
+It draws for the whole batch, so that an image is varied alike in whatever part it is."""
+
 
 @dataclass(frozen=True)
 class Augmentation:
@@ -26,13 +31,13 @@ class Augmentation:
     Args:
         name: Its name in recipes.
         one: Varies one image, uint8 (C, H, W).
-        batch: Varies each image of uint8 (N, C, H, W) for itself at once, where there is a vectorised form.
+        batch: Varies each image of a part of a batch for itself at once, where there is a vectorised form.
         sizes: Whether it takes images of any size and returns them at the input's size.
     """
 
     name: str
     one: ImageTransform
-    batch: ImageTransform | None = None
+    batch: BatchTransform | None = None
     sizes: bool = False
 
 
@@ -82,21 +87,20 @@ def _random_crop(size: tuple[int, int], padding: int = 4, fill: int = 0) -> Augm
         raise ValueError(f"padding {padding}")
     height, width = size
 
-    def crop(images: Tensor) -> Tensor:
-        count = len(images)
+    def crop(images: Tensor, part: slice, whole: int) -> Tensor:
         padded = torch.nn.functional.pad(images, (padding,) * 4, value=fill)
-        top = torch.randint(padded.shape[2] - height + 1, (count,))
-        left = torch.randint(padded.shape[3] - width + 1, (count,))
+        top = torch.randint(padded.shape[2] - height + 1, (whole,))[part]
+        left = torch.randint(padded.shape[3] - width + 1, (whole,))[part]
         windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # a view (N, C, tops, lefts, H, W)
-        return windows[torch.arange(count), :, top, left]
+        return windows[torch.arange(len(images)), :, top, left]
 
     return Augmentation("random_crop", v2.RandomCrop(size, padding=padding, fill=fill), crop)
 
 
 @augmentations.register("hflip")
 def _hflip(size: tuple[int, int], p: float = 0.5) -> Augmentation:
-    def flip(images: Tensor) -> Tensor:
-        flipped = torch.rand(len(images)) < p
+    def flip(images: Tensor, part: slice, whole: int) -> Tensor:
+        flipped = torch.rand(whole)[part] < p
         images = images.clone()
         images[flipped] = images[flipped].flip(-1)
         return images

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,10 @@ from cpt_deploy.freezing.freeze import freeze
 from cpt_deploy.freezing.graph import IntegerGraph, to_dict
 from cpt_deploy.quantization.model import QuantizedModel, WeightBits
 
+SYMMETRIC = "symmetric"
+TRAINED, CALIBRATED = "trained with cyclic precision", "calibrated only"
+"""How a bundle says that its integers came about, in config.json, quantization.json and the card."""
+
 
 @dataclass(frozen=True)
 class ModelIdentity:
@@ -34,6 +38,7 @@ class ModelIdentity:
         facts: Further facts for config.json: data set, digest of the trained weights and the like.
         recipe: The recipe of the run, YAML text.
         card: What the model card says beside the facts.
+        calibrated: Whether it is a float model whose ranges were calibrated, not trained with cyclic precision.
     """
 
     name: str
@@ -43,6 +48,7 @@ class ModelIdentity:
     facts: Mapping[str, Any] = field(default_factory=dict)
     recipe: str | None = None
     card: CardFields = field(default_factory=CardFields)
+    calibrated: bool = False
 
 
 def export_bundle(
@@ -86,7 +92,9 @@ def export_bundle(
     all_facts = {
         "weight_bits": _weight_bits(graph, weight_bits),
         "activation_bits": activation_bits or graph.tensors[graph.input].bits,
-        "cycle": [model.config.lower, model.config.upper],
+        "quantization": CALIBRATED if identity.calibrated else TRAINED,
+        **({} if identity.calibrated else {"cycle": [model.config.lower, model.config.upper]}),
+        **({"activations": SYMMETRIC} if output.signed else {}),
         "opset": opset,
         **identity.facts,
     }
@@ -96,14 +104,14 @@ def export_bundle(
         onnx=write_onnx(graph, opset=opset, metadata=_onnx_metadata(identity, all_facts)),
         tensors=arrays,
         graph=description,
-        quantization=describe_quantization(graph),
+        quantization={"method": all_facts["quantization"], **describe_quantization(graph)},
         labels=identity.labels,
         preprocessing=identity.preprocessing,
         golden=golden_sample(graph, golden_inputs),
         architecture=identity.architecture,
         facts=all_facts,
         recipe=identity.recipe,
-        card=identity.card,
+        card=replace(identity.card, calibrated=identity.calibrated),
         formats=write_formats(graph, formats, golden_inputs),
     )
     return write_bundle(destination, contents=contents)
@@ -159,7 +167,7 @@ def describe_quantization(graph: IntegerGraph) -> dict[str, Any]:
             "zero_point": tensor.zero_point,
             "shape": list(tensor.shape),
             "granularity": "per tensor",
-            "symmetric": False,
+            "symmetric": tensor.signed,
         }
         for tensor in graph.tensors.values()
     ]

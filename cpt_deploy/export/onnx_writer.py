@@ -43,8 +43,8 @@ MOST_OPSET = 25
 def write_onnx(graph: IntegerGraph, *, opset: int | None = None, metadata: dict[str, str] | None = None) -> bytes:
     """Return the ONNX file of an integer graph.
 
-    Input "image" is float32 (N, *input shape), output "logits" float32 (N, classes); N is free. The uint8 tensor of
-    each edge has the name that it has in the graph.
+    Input "image" is float32 (N, *input shape), output "logits" float32 (N, classes); N is free. The uint8 or int8
+    tensor of each edge has the name that it has in the graph.
 
     Args:
         graph: The frozen network.
@@ -110,7 +110,7 @@ class _Writer:
     def _parameters(self, tensor: QuantizedTensor) -> list[str]:
         # 0-dim arrays: with shape [1] onnxruntime leaves the additions in float
         scale = self._constant(f"{tensor.name}.scale", np.array(tensor.scale, dtype=np.float32))
-        return [scale, self._constant(f"code_{tensor.zero_point}", np.array(tensor.zero_point, dtype=np.uint8))]
+        return [scale, self._constant(f"code_{tensor.zero_point}", np.array(tensor.zero_point, dtype=tensor.dtype))]
 
     def _quantize(self, real: str, tensor: QuantizedTensor, *, saturate: bool = True) -> None:
         """Real values → codes. Below 8 bits the codes are clipped as integers, which still fuses."""
@@ -118,8 +118,10 @@ class _Writer:
         if saturate and tensor.bits < 8:
             unclipped = f"{tensor.name}.unclipped"
             self._node("QuantizeLinear", [real, *parameters], unclipped)
-            low = self._constant("code_0", np.array(0, dtype=np.uint8))
-            high = self._constant(f"code_{tensor.levels}", np.array(tensor.levels, dtype=np.uint8))
+            low, high = (
+                self._constant(f"code_{code}", np.array(code, dtype=tensor.dtype))
+                for code in (tensor.least, tensor.levels)
+            )
             self._node("Clip", [unclipped, low, high], tensor.name)
         else:
             self._node("QuantizeLinear", [real, *parameters], tensor.name)
@@ -164,7 +166,9 @@ class _Writer:
             self._node("Gemm", [self._real(name), weight, self._bias(operation)], result, transB=1)
             return
         codes, strides, pads = operation.codes, operation.strides, operation.pads
-        stem = align_stem(operation, self.graph.tensors[name], output)
+        # onnxruntime on x86 gains from the rewritten stem, for which signed activations are not written
+        signed = self.graph.tensors[name].signed
+        stem = None if signed else align_stem(operation, self.graph.tensors[name], output)
         if stem is None:
             source = self._real(name)
         else:
@@ -226,6 +230,8 @@ class _Writer:
 
     def _bias(self, operation: WeightedOperation) -> str:
         name, source = operation.output, self.graph.tensors[operation.inputs[0]]
+        if source.signed:  # TensorRT dequantizes no int32; others round the bias to the same integers themselves
+            return self._constant(f"{name}.bias", real_bias(operation, source))
         codes = self._constant(f"{name}.bias_codes", operation.bias)
         scales = self._constant(f"{name}.bias_scales", np.float32(source.scale) * operation.scales)
         self._node("DequantizeLinear", [codes, scales], f"{name}.bias", axis=0)
@@ -266,3 +272,10 @@ class _Writer:
                 self._node("Slice", [source, *bounds], result)
             case _:
                 raise AssertionError(f"unknown operation {type(operation).__name__}")
+
+
+def real_bias(operation: WeightedOperation, source: QuantizedTensor) -> NDArray[np.float32]:
+    """Return the bias of a layer in real values, float32 (O,)."""
+    scales = np.float32(source.scale) * operation.scales
+    bias: NDArray[np.float32] = (operation.bias.astype(np.float64) * scales).astype(np.float32)
+    return bias

@@ -26,7 +26,7 @@ def dequantize(codes: Tensor, tensor: QuantizedTensor) -> Tensor:
 
 def requantize(accumulator: Tensor, multiplier: Tensor | float, output: QuantizedTensor) -> Tensor:
     """`rint(clamp(f32(acc) · m)) + z`: clamp in float, round half to even, add the zero point."""
-    low, high = -output.zero_point, output.levels - output.zero_point
+    low, high = output.least - output.zero_point, output.levels - output.zero_point
     scaled = accumulator.to(torch.float32) * multiplier
     return torch.round(scaled.clamp_(low, high)).add_(output.zero_point)
 
@@ -76,7 +76,7 @@ def global_average(x: Tensor, source: QuantizedTensor, output: QuantizedTensor) 
 
 def rescale(x: Tensor, source: QuantizedTensor, output: QuantizedTensor) -> Tensor:
     """Bring codes to another scale as a table of 256 entries does: dequantize and quantize, in float32."""
-    if (source.scale, source.zero_point, source.levels) == (output.scale, output.zero_point, output.levels):
+    if (source.scale, source.zero_point, source.bits) == (output.scale, output.zero_point, output.bits):
         return x
     return quantize(dequantize(x, source), output)
 
@@ -93,7 +93,7 @@ def max_pool(x: Tensor, operation: MaxPool) -> Tensor:
 
 
 def _saturate(codes: Tensor, tensor: QuantizedTensor) -> Tensor:
-    return codes.clamp_(0, tensor.levels)
+    return codes.clamp_(tensor.least, tensor.levels)
 
 
 def _f32(value: float) -> np.float32:

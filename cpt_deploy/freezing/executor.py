@@ -34,7 +34,7 @@ EXACT_FLOAT32 = 2**24
 
 def fits_float32(operation: WeightedOperation, source: QuantizedTensor) -> bool:
     """Return whether no partial sum of a layer can leave the integers that float32 holds."""
-    reach = max(source.zero_point, source.levels - source.zero_point)
+    reach = max(source.zero_point - source.least, source.levels - source.zero_point)
     sums = np.abs(operation.executed_codes.astype(np.int64)).reshape(len(operation.codes), -1).sum(axis=1)
     worst = sums * reach + np.abs(operation.bias.astype(np.int64))
     return bool(worst.max(initial=0) < EXACT_FLOAT32)
@@ -66,8 +66,12 @@ class IntegerExecutor(nn.Module):
 
     @torch.no_grad()
     def trace(self, x: Tensor) -> dict[str, Tensor]:
-        """Return the codes of every tensor of the graph, uint8, by name, in the order in which they are made."""
-        return {name: codes.to(torch.uint8) for name, codes in self._run(x, keep=True).items()}
+        """Return the codes of every tensor of the graph, uint8 or int8, by name, in the order they are made in."""
+        signed = {name for name, tensor in self.graph.tensors.items() if tensor.signed}
+        return {
+            name: codes.to(torch.int8 if name in signed else torch.uint8)
+            for name, codes in self._run(x, keep=True).items()
+        }
 
     def _run(self, x: Tensor, *, keep: bool = False) -> dict[str, Tensor]:
         source = self.graph.tensors[self.graph.input]
@@ -99,7 +103,7 @@ class IntegerExecutor(nn.Module):
                 return torch.cat(parts, dim=operation.axis)
             case Lookup():
                 table = self.get_buffer(f"_table_{self._index[operation.output]}").to(x.device)
-                return table[x.to(torch.int64)].to(torch.float32)
+                return table[(x - sources[0].least).to(torch.int64)].to(torch.float32)
             case MaxPool():
                 return arithmetic.max_pool(x, operation)
             case Reshape():

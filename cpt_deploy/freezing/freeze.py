@@ -2,14 +2,16 @@
 
 import operator
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import torch
 from torch import fx, nn
 
+from cpt_deploy.bundle.runtime import INPUT_NAME, OUTPUT_NAME
 from cpt_deploy.errors import ConversionError, UsageError
 from cpt_deploy.freezing.convolutions import average, depthwise, fields_of, has_positions, pads_of
+from cpt_deploy.freezing.edge_tensors import edge_tensor
 from cpt_deploy.freezing.graph import (
     Add,
     Concatenate,
@@ -21,13 +23,19 @@ from cpt_deploy.freezing.graph import (
     Operation,
     QuantizedTensor,
     Reshape,
+    with_names,
 )
 from cpt_deploy.freezing.lookup import tabulate
 from cpt_deploy.freezing.movements import KeptTensor, lower_kept
-from cpt_deploy.quantization.affine import affine_parameters, unsigned_levels
 from cpt_deploy.quantization.config import MOST_INTEGER_BITS
 from cpt_deploy.quantization.edges import EdgeQuantizer, LayerInput
-from cpt_deploy.quantization.folding import channelwise, fold_layer, normalisation
+from cpt_deploy.quantization.folding import (
+    BIAS_LIMIT,
+    FLOAT_BIAS_LIMIT,
+    channelwise,
+    fold_layer,
+    normalisation,
+)
 from cpt_deploy.quantization.layers import QuantizedConv1d, QuantizedConv2d, QuantizedLayer, QuantizedLinear
 from cpt_deploy.quantization.model import QuantizedModel, WeightBits
 from cpt_deploy.quantization.tracing import ChannelwiseConstant, describe, propagate_shapes, shape_of
@@ -40,7 +48,8 @@ def freeze(
     """Freeze a model to integers, at the upper bound (at most 8 bits) or at the bits asked for.
 
     Layers and edges that hold the upper bound keep it; where a cycling layer reads such an edge, a table brings its
-    codes to the cycling activations' bits. The model must have been settled at these bits (`settle`).
+    codes to the cycling activations' bits. The model must have been settled at these bits (`settle`). After
+    `make_symmetric` all activations are signed, and each ReLU is an operation of its own.
 
     Args:
         model: A trained CPT model; it is not changed.
@@ -60,7 +69,9 @@ def freeze(
         raise UsageError(
             f"Expected bits of activations between 2 and the upper bound {upper}, but got {activation_bits}"
         )
-    return _Lowering(model, weight_bits, activation_bits or upper).run()
+    graph = _Lowering(model, weight_bits, activation_bits or upper).run()
+    # the names of nodes come from the model's own code, where nothing forbids those of the float input and output
+    return with_names(graph, {name: f"{name}_codes" for name in (INPUT_NAME, OUTPUT_NAME) if name in graph.tensors})
 
 
 class _Lowering:
@@ -107,12 +118,20 @@ class _Lowering:
         chain = self._chain(node.all_input_nodes[0])
         name = str(node.target).removeprefix("edges.")
         bits = self.activation_bits if edge.role == "cycle" else self.upper
-        tensor = _edge_tensor(name, edge, max(bits, edge.least_bits), shape_of(node))
+        tensor = edge_tensor(name, edge, max(bits, edge.least_bits), shape_of(node))
         head = chain[0]
         if head.op != "placeholder":
             sources = tuple(self.finished[source] for source in head.all_input_nodes if source in self.finished)
-            operation, tensor = self._lower_chain(chain, sources, tensor)
+            clamped = any(classify(part, self.network) is Kind.CLAMP for part in chain[1:])
+            made = replace(tensor, name=f"{name}_unclamped") if tensor.signed and clamped else tensor
+            operation, made = self._lower_chain(chain, sources, made)
             self.operations.append(operation)
+            if tensor.signed and clamped:  # where the least code is not real zero, saturation is no ReLU
+                self.tensors[made.name] = made
+                operation, tensor = tabulate(nn.ReLU(), made, tensor)
+                self.operations.append(operation)
+            else:
+                tensor = made
         self._finish(node, tensor)
 
     def _lower_layer_input(self, node: fx.Node, module: LayerInput) -> None:
@@ -121,7 +140,7 @@ class _Lowering:
             self.finished[node] = source
             return
         name = str(node.target).removeprefix("layer_inputs.") + "_input"
-        tensor = _edge_tensor(name, module.source, self.activation_bits, source.shape)
+        tensor = edge_tensor(name, module.source, self.activation_bits, source.shape)
         operation, tensor = tabulate(nn.Identity(), source, tensor)
         self.operations.append(operation)
         self._finish(node, tensor)
@@ -144,7 +163,7 @@ class _Lowering:
         module = self._module(chain[0])
         if kind in (Kind.TABLE, Kind.CLAMP):
             assert module is not None
-            if not (isinstance(module, nn.Hardsigmoid) and has_positions(sources[0])):
+            if output.signed or not (isinstance(module, nn.Hardsigmoid) and has_positions(sources[0])):
                 return tabulate(module, sources[0], output)
         return self._lower_arithmetic(chain, kind, sources, output), output
 
@@ -186,7 +205,7 @@ class _Lowering:
         layer = self._module(node)
         assert isinstance(layer, QuantizedLayer)
         bits = self.layer_bits[str(node.target)]
-        folded = fold_layer(layer, norm, bits, source.scale)
+        folded = fold_layer(layer, norm, bits, source.scale, _bias_limit(source))
         weights: dict[str, Any] = {"bits": bits, **fields_of(folded)}
         ends: dict[str, Any] = {"inputs": (source.name,), "output": output.name, "source": str(node.target)}
         if isinstance(layer, QuantizedLinear):
@@ -222,16 +241,14 @@ class _Lowering:
         else:
             assert isinstance(module, ChannelwiseConstant)
             factor, offset = np.full(channels, module.factor), np.full(channels, module.offset)
-        folded = channelwise(factor, offset, dimensions, source.scale)
+        folded = channelwise(factor, offset, dimensions, source.scale, _bias_limit(source))
         return depthwise(folded, source, output, str(node.target), (1,) * dimensions, (0,) * 2 * dimensions)
 
     def _lower_global_average(self, names: tuple[str, ...], output: QuantizedTensor) -> Operation:
         if len(output.shape) == 3:
             return GlobalAverage(names, output.name)
         # `x.mean([2, 3])` drops the spatial dimensions; the pooled tensor keeps them and is flattened.
-        pooled = QuantizedTensor(
-            f"{output.name}_pooled", output.scale, output.zero_point, output.bits, (*output.shape, 1, 1)
-        )
+        pooled = replace(output, name=f"{output.name}_pooled", shape=(*output.shape, 1, 1))
         self.tensors[pooled.name] = pooled
         self.operations.append(GlobalAverage(names, pooled.name))
         return _reshape(pooled, output)
@@ -256,22 +273,10 @@ class _Lowering:
             self._finish(node, lowered[1])
 
 
+def _bias_limit(source: QuantizedTensor) -> int:
+    """Return the greatest bias code of a layer; beside signed activations biases are stored in float."""
+    return FLOAT_BIAS_LIMIT if source.signed else BIAS_LIMIT
+
+
 def _reshape(source: QuantizedTensor, output: QuantizedTensor) -> Operation:
     return Reshape((source.name,), output.name)
-
-
-def _edge_tensor(name: str, edge: EdgeQuantizer, bits: int, shape: tuple[int, ...]) -> QuantizedTensor:
-    """Return the tensor of an edge's range at some bits."""
-    if int(edge.batches) == 0:
-        raise ConversionError(
-            f"Expected the activation range of {name!r} to be known, but it has seen no data",
-            hint="train the model, or settle it on some batches, before freezing",
-        )
-    if not bool(torch.isfinite(edge.low) and torch.isfinite(edge.high)):
-        raise ConversionError(
-            f"Expected the activation range of {name!r} to be finite, but it is [{edge.low}, {edge.high}]",
-            hint="the model has diverged: train it again with a lower learning rate",
-        )
-    levels = torch.tensor(float(unsigned_levels(bits)))
-    scale, zero_point = affine_parameters(edge.low.cpu(), edge.high.cpu(), levels)
-    return QuantizedTensor(name, float(scale), int(zero_point), bits, shape)

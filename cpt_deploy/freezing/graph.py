@@ -1,6 +1,7 @@
 """The integer model: tensors of codes and the operations between them, as plain data (NumPy only)."""
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -11,14 +12,15 @@ from cpt_deploy.quantization.folding import Biases, Codes, Scales
 
 @dataclass(frozen=True, slots=True)
 class QuantizedTensor:
-    """An activation: unsigned codes in [0, 2^bits − 1], `x = (code − zero_point) · scale`.
+    """An activation: `x = (code − zero_point) · scale`, codes from 0, or from −2^(bits−1) if signed.
 
     Attributes:
-        name: Unique in the graph; also the name of the uint8 tensor in the ONNX file.
+        name: Unique in the graph; also the name of the uint8 or int8 tensor in the ONNX file.
         scale: Real step of one code; a value that float32 holds exactly.
         zero_point: Code of real zero.
         bits: 2 to 8.
         shape: Shape without the batch dimension.
+        signed: Whether codes are signed; the zero point is 0 then.
     """
 
     name: str
@@ -26,11 +28,22 @@ class QuantizedTensor:
     zero_point: int
     bits: int
     shape: tuple[int, ...]
+    signed: bool = False
+
+    @property
+    def least(self) -> int:
+        """The least code."""
+        return -(2 ** (self.bits - 1)) if self.signed else 0
 
     @property
     def levels(self) -> int:
         """The greatest code."""
-        return int(2**self.bits - 1)
+        return self.least + int(2**self.bits - 1)
+
+    @property
+    def dtype(self) -> type[np.int8 | np.uint8]:
+        """The type that holds the codes."""
+        return np.int8 if self.signed else np.uint8
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,12 +125,12 @@ class Lookup(Operation):
     Attributes:
         function: The real function, as an ONNX operator.
         parameters: Its parameters, in the operator's order.
-        table: uint8 (256,).
+        table: uint8 or int8 (256,), for codes from the least one on.
     """
 
     function: str
     parameters: tuple[float, ...]
-    table: NDArray[np.uint8]
+    table: NDArray[np.uint8 | np.int8]
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +186,30 @@ class IntegerGraph:
         return [operation for operation in self.operations if isinstance(operation, WeightedOperation)]
 
 
+def with_names(graph: IntegerGraph, names: Mapping[str, str]) -> IntegerGraph:
+    """Return a graph in which some tensors have other names.
+
+    Args:
+        graph: The graph.
+        names: New names by old ones.
+    """
+    operations = tuple(
+        replace(
+            operation,
+            inputs=tuple(names.get(name, name) for name in operation.inputs),
+            output=names.get(operation.output, operation.output),
+        )
+        for operation in graph.operations
+    )
+    tensors = [replace(tensor, name=names.get(tensor.name, tensor.name)) for tensor in graph.tensors.values()]
+    return IntegerGraph(
+        names.get(graph.input, graph.input),
+        names.get(graph.output, graph.output),
+        operations,
+        {tensor.name: tensor for tensor in tensors},
+    )
+
+
 OPERATIONS: dict[str, type[Operation]] = {
     kind.__name__: kind
     for kind in (
@@ -202,6 +239,7 @@ def to_dict(graph: IntegerGraph) -> tuple[dict[str, Any], dict[str, NDArray[Any]
         operations.append(entry)
     tensors = [
         {"name": t.name, "scale": t.scale, "zero_point": t.zero_point, "bits": t.bits, "shape": list(t.shape)}
+        | ({"signed": True} if t.signed else {})
         for t in graph.tensors.values()
     ]
     return {"input": graph.input, "output": graph.output, "tensors": tensors, "operations": operations}, arrays
@@ -225,7 +263,9 @@ def from_dict(data: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> IntegerG
                 values[name] = tuple(value) if isinstance(value, list) else value
         operations.append(OPERATIONS[entry["type"]](**values))
     tensors = {
-        t["name"]: QuantizedTensor(t["name"], t["scale"], t["zero_point"], t["bits"], tuple(t["shape"]))
+        t["name"]: QuantizedTensor(
+            t["name"], t["scale"], t["zero_point"], t["bits"], tuple(t["shape"]), t.get("signed", False)
+        )
         for t in data["tensors"]
     }
     return IntegerGraph(data["input"], data["output"], tuple(operations), tensors)

@@ -48,18 +48,18 @@ def tabulate(module: nn.Module, source: QuantizedTensor, output: QuantizedTensor
         ConversionError: If no scale nearby keeps the margin.
     """
     function, parameters = _FUNCTIONS[type(module)]
-    codes = torch.arange(256, dtype=torch.float64)
+    codes = torch.arange(256, dtype=torch.float64) + source.least
     with torch.no_grad():
         values = module((codes - source.zero_point) * source.scale).numpy()
-    values = values[: source.levels + 1]
+    values = values[: 2**source.bits]
     for nudge in _NUDGES:
         moved = replace(output, scale=float(np.float32(output.scale * (1.0 + nudge))))
         positions = values / moved.scale + moved.zero_point
-        inside = (positions > -1) & (positions < moved.levels + 1)
+        inside = (positions > moved.least - 1) & (positions < moved.levels + 1)
         to_boundary = np.abs(positions - np.floor(positions) - 0.5)
         if np.all(to_boundary[inside] > MARGIN):
-            table = np.zeros(256, dtype=np.uint8)
-            table[: len(values)] = np.clip(np.rint(positions), 0, moved.levels)
+            table = np.zeros(256, dtype=moved.dtype)
+            table[: len(values)] = np.clip(np.rint(positions), moved.least, moved.levels)
             return Lookup((source.name,), moved.name, function, parameters(module), table), moved
     raise ConversionError(
         f"Expected a scale near {output.scale} at which every code of {function} rounds safely, but found none",

@@ -1,6 +1,6 @@
 """Operations that move, select or leave codes alone: pooling by maximum, reshaping, transposition, splitting."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -36,7 +36,7 @@ class KeptTensor:
 
 def same_codes(source: QuantizedTensor, name: str, shape: tuple[int, ...]) -> QuantizedTensor:
     """Return a tensor of another name and shape on the same scale."""
-    return QuantizedTensor(name, source.scale, source.zero_point, source.bits, shape)
+    return replace(source, name=name, shape=shape)
 
 
 def lower_kept(

@@ -2,10 +2,13 @@
 
 from cpt_deploy.quantization.config import QuantizationConfig
 from cpt_deploy.quantization.model import LayerInfo, QuantizedModel, WeightBits
+from cpt_deploy.quantization.offsets import round_offsets
 from cpt_deploy.quantization.portability import ReducedLayer, make_portable, reduced_layers
 from cpt_deploy.quantization.prepare import prepare
 from cpt_deploy.quantization.sensitivity import LayerSensitivity, allocate_bits, measure_sensitivity
-from cpt_deploy.quantization.settling import settle
+from cpt_deploy.quantization.settling import estimate, settle
+from cpt_deploy.quantization.symmetric import make_symmetric
+from cpt_deploy.quantization.synchronized_norm import set_synchronized, synchronize_norms
 
 __all__ = [
     "LayerInfo",
@@ -15,9 +18,14 @@ __all__ = [
     "ReducedLayer",
     "WeightBits",
     "allocate_bits",
+    "estimate",
     "make_portable",
+    "make_symmetric",
     "measure_sensitivity",
     "prepare",
     "reduced_layers",
+    "round_offsets",
+    "set_synchronized",
     "settle",
+    "synchronize_norms",
 ]

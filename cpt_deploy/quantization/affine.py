@@ -25,7 +25,11 @@ def range_of(x: Tensor) -> tuple[Tensor, Tensor]:
 
     Zero belongs to every range so that the zero point is an integer and real zero (padding, ReLU) is exact.
     """
-    low, high = torch.aminmax(in_memory_order(x.detach()))
+    return including_zero(*torch.aminmax(in_memory_order(x.detach())))
+
+
+def including_zero(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the least range that holds a range and 0; NaN stays NaN."""
     return low.clamp(max=0.0), high.clamp(min=0.0)
 
 
@@ -51,6 +55,25 @@ def affine_parameters(low: Tensor, high: Tensor, levels: Tensor) -> tuple[Tensor
     width = (high - low) / levels
     scale = torch.where(width == 0, torch.ones_like(width), width)
     return scale, torch.round(-low / scale).clamp(min=torch.zeros_like(levels), max=levels)
+
+
+def symmetric_parameters(low: Tensor, high: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return scale and zero point of the grid of signed codes around 0 that a range needs.
+
+    The greatest magnitude gets the code 127 of 8 bits; what lies below −127 saturates at −128, as QuantizeLinear
+    defines it. Counted from the least code, as the rest of this module counts, the zero point is 128.
+
+    Args:
+        low: Least real value, 0-dim float32, at most 0.
+        high: Greatest real value, 0-dim float32, at least 0.
+        levels: Number of codes minus 1, odd, 0-dim float32.
+
+    Returns:
+        The scale and the zero point, 0-dim float32. An empty range has scale 1.
+    """
+    zero_point = (levels + 1) / 2
+    width = torch.maximum(high, -low) / (zero_point - 1)
+    return torch.where(width == 0, torch.ones_like(width), width), zero_point
 
 
 def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, levels: Tensor) -> Tensor:

@@ -3,7 +3,14 @@
 import torch
 from torch import Tensor, nn
 
-from cpt_deploy.quantization.affine import affine_parameters, fake_quantize, range_of
+from cpt_deploy.quantization.affine import (
+    affine_parameters,
+    fake_quantize,
+    including_zero,
+    range_of,
+    symmetric_parameters,
+)
+from cpt_deploy.quantization.kernels import Grid
 from cpt_deploy.quantization.precision_state import PrecisionState, Role
 
 
@@ -29,8 +36,12 @@ class EdgeQuantizer(nn.Module):
         self.role: Role = role
         self.momentum = momentum
         self.least_bits = least_bits
+        #: Whether codes are signed around a zero point of 0, for runtimes that know no other.
+        self.symmetric = False
         #: While settling, every batch counts alike instead of by momentum.
         self.cumulative = False
+        #: In a distributed run each step's range over all processes is observed by whoever gathers it.
+        self.deferred = False
         self.register_buffer("low", torch.tensor(0.0))
         self.register_buffer("high", torch.tensor(0.0))
         self.register_buffer("batches", torch.tensor(0, dtype=torch.int64))
@@ -44,8 +55,7 @@ class EdgeQuantizer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return `x` on the grid of the present bits, same shape."""
         if self.training:
-            self.current = range_of(x)
-            self._observe(*self.current)
+            self.take(*range_of(x))
         else:
             self.current = (self.low, self.high)
         return self.quantize(x, self.role, self.least_bits)
@@ -54,14 +64,36 @@ class EdgeQuantizer(nn.Module):
         """Quantize `x` in this edge's range of the last forward, at the bits of a role."""
         if not self.precision.quantizes_activations(role):
             return x
+        return fake_quantize(x, *self._grid(self.current, role, least_bits))
+
+    def grid(self, role: Role | None = None) -> Grid:
+        """Return the grid of the last forward, or the one that a role has in the same range."""
+        if role is None:
+            return self._grid(self.current, self.role, self.least_bits)
+        return self._grid(self.current, role, 0)
+
+    def kept_grid(self, role: Role | None = None) -> Grid:
+        """Return the same in the range that was observed over many batches, as evaluation uses it."""
+        if role is None:
+            return self._grid((self.low, self.high), self.role, self.least_bits)
+        return self._grid((self.low, self.high), role, 0)
+
+    def _grid(self, limits: tuple[Tensor, Tensor], role: Role, least_bits: int) -> Grid:
         levels = self.precision.activation_levels(role)
         if least_bits:
             levels = levels.clamp(min=float(2**least_bits - 1))
-        scale, zero_point = affine_parameters(*self.current, levels)
-        return fake_quantize(x, scale, zero_point, levels)
+        parameters = symmetric_parameters if self.symmetric else affine_parameters
+        return Grid(*parameters(*limits, levels), levels)
+
+    def take(self, low: Tensor, high: Tensor) -> None:
+        """Let the range of a training batch, 0-dim float32, be the present one, and observe it."""
+        self.current = including_zero(low, high)
+        if not self.deferred:
+            self.observe(*self.current)
 
     @torch.no_grad()
-    def _observe(self, low: Tensor, high: Tensor) -> None:
+    def observe(self, low: Tensor, high: Tensor) -> None:
+        """Take a batch's least and greatest value, 0-dim, into the moving average."""
         self.batches.add_(1)
         weight = 1.0 / self.batches if self.cumulative else torch.clamp(1.0 / self.batches, min=self.momentum)
         self.low.lerp_(low.to(self.low.dtype), weight.to(self.low.dtype))

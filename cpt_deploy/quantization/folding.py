@@ -13,6 +13,8 @@ from cpt_deploy.quantization.pairs import worst_pair
 
 #: Biases stay well inside int32 so that accumulators cannot overflow.
 BIAS_LIMIT = 2**30
+#: A bias that is stored in float32 and rounded by the runtime has to keep its integer: 24 bits, less two roundings.
+FLOAT_BIAS_LIMIT = 2**22
 #: A channel that only scales and shifts gets this code: a power of two, so dividing the scale by it is exact, and
 #: large, so that the bias, an integer at `input scale · scale`, is fine-grained.
 UNIT_CODE = 64
@@ -53,7 +55,11 @@ def normalisation(norm: nn.BatchNorm1d | nn.BatchNorm2d | None, channels: int) -
 
 
 def fold_layer(
-    layer: QuantizedLayer, norm: nn.BatchNorm1d | nn.BatchNorm2d | None, bits: int, input_scale: float
+    layer: QuantizedLayer,
+    norm: nn.BatchNorm1d | nn.BatchNorm2d | None,
+    bits: int,
+    input_scale: float,
+    bias_limit: int = BIAS_LIMIT,
 ) -> FoldedWeights:
     """Fold a layer and the BatchNorm after it.
 
@@ -65,6 +71,7 @@ def fold_layer(
         norm: The BatchNorm that follows it, or None.
         bits: Bits of the weight codes.
         input_scale: Scale of the layer's input.
+        bias_limit: Greatest magnitude of a bias code.
     """
     with torch.no_grad():
         levels = layer.limited_levels(torch.tensor(float(symmetric_levels(bits))))
@@ -73,7 +80,7 @@ def fold_layer(
     if layer.bias is not None:
         offset = offset + _float64(layer.bias) * factor
     shift = _shift(codes, bits, layer.pair_limit)
-    return fold(_float64(codes), _float64(scales) / 2**shift, factor, offset, input_scale, shift=shift)
+    return fold(_float64(codes), _float64(scales) / 2**shift, factor, offset, input_scale, bias_limit, shift=shift)
 
 
 def _shift(codes: Tensor, bits: int, limit: int | None) -> int:
@@ -85,7 +92,14 @@ def _shift(codes: Tensor, bits: int, limit: int | None) -> int:
 
 
 def fold(
-    codes: Floats, scales: Floats, factor: Floats, offset: Floats, input_scale: float, *, shift: int = 0
+    codes: Floats,
+    scales: Floats,
+    factor: Floats,
+    offset: Floats,
+    input_scale: float,
+    bias_limit: int = BIAS_LIMIT,
+    *,
+    shift: int = 0,
 ) -> FoldedWeights:
     """Fold a factor and an offset of each output channel into symmetric codes and their scales.
 
@@ -95,6 +109,7 @@ def fold(
         factor: What the channel's sum is multiplied by, (O,).
         offset: What is added to it then, (O,).
         input_scale: Scale of the input.
+        bias_limit: Greatest magnitude of a bias code.
         shift: See `WeightedOperation.shift`.
     """
     per_channel = (-1, *([1] * (codes.ndim - 1)))
@@ -102,16 +117,18 @@ def fold(
     folded = (scales * np.abs(factor)).astype(np.float32)
     # A channel whose factor is (almost) zero leaves its bias no grid that int32 can hold. Such a channel is all but
     # constant: its scale is raised until the bias fits and its codes shrink accordingly, to zero in the end.
-    least = (np.abs(offset) / BIAS_LIMIT / input_scale).astype(np.float32)
+    least = (np.abs(offset) / bias_limit / input_scale).astype(np.float32)
     raised = np.maximum(folded, np.maximum(least, np.finfo(np.float32).tiny))
     shrunk = np.rint(codes * (folded / raised).astype(np.float64).reshape(per_channel))
     bias_scale = (np.float32(input_scale) * raised).astype(np.float64)
     bias_scale = np.where(bias_scale == 0, 1.0, bias_scale)
-    bias = np.clip(np.rint(offset / bias_scale), -BIAS_LIMIT, BIAS_LIMIT)
+    bias = np.clip(np.rint(offset / bias_scale), -bias_limit, bias_limit)
     return FoldedWeights(shrunk.astype(np.int8), shift, raised, bias.astype(np.int32))
 
 
-def channelwise(factor: Floats, offset: Floats, dimensions: int, input_scale: float) -> FoldedWeights:
+def channelwise(
+    factor: Floats, offset: Floats, dimensions: int, input_scale: float, bias_limit: int = BIAS_LIMIT
+) -> FoldedWeights:
     """Return `x · factor + offset` per channel as a depthwise convolution with one code in each kernel.
 
     Args:
@@ -119,10 +136,11 @@ def channelwise(factor: Floats, offset: Floats, dimensions: int, input_scale: fl
         offset: float64 (C,).
         dimensions: Number of spatial dimensions.
         input_scale: Scale of the input.
+        bias_limit: Greatest magnitude of a bias code.
     """
     channels = len(factor)
     codes = np.full((channels, 1, *([1] * dimensions)), float(UNIT_CODE))
-    return fold(codes, np.full(channels, 1.0 / UNIT_CODE), factor, offset, input_scale)
+    return fold(codes, np.full(channels, 1.0 / UNIT_CODE), factor, offset, input_scale, bias_limit)
 
 
 def _float64(tensor: Tensor | None) -> Floats:

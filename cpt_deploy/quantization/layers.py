@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cpt_deploy.quantization.affine import fake_quantize_weight
-from cpt_deploy.quantization.gradients import mix_seed, with_quantized_gradient
+from cpt_deploy.quantization.gradients import with_quantized_gradient
+from cpt_deploy.quantization.noise import mix_seed, seed_from_index
 from cpt_deploy.quantization.pairs import portable_levels
 from cpt_deploy.quantization.precision_state import PrecisionState, Role
 
@@ -50,6 +51,8 @@ class QuantizedLayer(nn.Module):
         if not (self.training and precision.quantizes_gradients):
             return y
         seed = mix_seed(precision.seed, self.index, precision.step)
+        if precision.first_sample:
+            seed = seed_from_index(seed, precision.first_sample * y[0].numel())
         return with_quantized_gradient(y, precision.get_buffer("gradient_levels"), seed)
 
 

@@ -4,13 +4,22 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
+from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
 from cpt_deploy.errors import UsageError
 from cpt_deploy.quantization.config import LEAST_BITS, MOST_BITS, QuantizationConfig
 from cpt_deploy.quantization.edges import EdgeQuantizer
+from cpt_deploy.quantization.kernels import active
 from cpt_deploy.quantization.precision_state import PrecisionState, Role
+from cpt_deploy.quantization.products import Compute, choose_compute
+from cpt_deploy.quantization.program import TrainingProgram
+from cpt_deploy.quantization.segments import Engine
+
+#: Codes of more bits fit neither a byte nor the significand of bfloat16.
+CODE_BITS = 8
 
 WeightBits = int | Mapping[str, int] | None
 """Bits of the cycling layers' weights; or bits by layer name, where a layer not named has the upper bound; or None for
@@ -42,6 +51,7 @@ class QuantizedModel(nn.Module):
         precision: The current bits.
         config: What it was prepared with.
         input_shape: Shape of one input without the batch dimension.
+        compute: How training steps compute, see `products.Compute`; evaluation is always module by module.
     """
 
     def __init__(
@@ -58,11 +68,35 @@ class QuantizedModel(nn.Module):
         self.config = config
         self.input_shape = input_shape
         self._layers = layers
+        self.compute: Compute = "auto"
+        self._program: TrainingProgram | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits at the present bits."""
+        engine = self._engine(x)
+        if engine is not None:
+            self._program = self._program or TrainingProgram(self.network, self.input_shape)
+            if self._program.fits():
+                return self._program(x, engine)
         logits: Tensor = self.network(x)
         return logits
+
+    def _engine(self, x: Tensor) -> Engine | None:
+        """Return what computes a training step on codes, or None where modules compute one by one."""
+        plain = x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+        if not (self.training and torch.is_grad_enabled() and plain and self.precision.most_bits <= CODE_BITS):
+            return None
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            return None  # segments do not share ranges and statistics with other processes; modules do
+        chosen = active()
+        compute = choose_compute(self.compute, native=chosen.native)
+        if compute == "modules":
+            return None
+        return Engine(chosen.kernels, torch.bfloat16 if compute == "bf16" else torch.float32)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the program out of copies: it is made anew from the copy's modules."""
+        return {**self.__dict__, "_program": None}
 
     def layers(self) -> list[LayerInfo]:
         """Return the quantized layers in the order of the graph."""
@@ -78,9 +112,14 @@ class QuantizedModel(nn.Module):
         """Set the bits of all cycling weights and activations, and of the gradients."""
         self.precision.set(weights=forward, activations=forward, gradients=backward)
 
-    def set_step(self, step: int) -> None:
-        """Tell the training step, which seeds the gradients' stochastic rounding."""
-        self.precision.step = step
+    def set_step(self, step: int, first_sample: int = 0) -> None:
+        """Tell the training step, which seeds the gradients' stochastic rounding.
+
+        Args:
+            step: Its number.
+            first_sample: Where in the whole batch the part begins that this process has; 0 if it has all of it.
+        """
+        self.precision.step, self.precision.first_sample = step, first_sample
 
     def layer_bits(self, weight_bits: WeightBits = None) -> dict[str, int]:
         """Return the bits of each layer's weights by the layer's name, in the order of the graph.

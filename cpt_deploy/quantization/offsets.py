@@ -8,7 +8,6 @@ offsets lie on the grids differs from its integer form only by the rounding of f
 import torch
 from torch import Tensor, fx, nn
 
-from cpt_deploy.quantization.affine import affine_parameters
 from cpt_deploy.quantization.config import MOST_INTEGER_BITS
 from cpt_deploy.quantization.edges import EdgeQuantizer, LayerInput
 from cpt_deploy.quantization.folding import channelwise, fold_layer, normalisation
@@ -72,11 +71,8 @@ def _shift_norm(norm: nn.BatchNorm1d | nn.BatchNorm2d, change: Tensor) -> None:
 
 
 def _scale(source: EdgeQuantizer | LayerInput) -> float:
-    edge, role = (source, source.role) if isinstance(source, EdgeQuantizer) else (source.source, "cycle")
-    levels = edge.precision.activation_levels(role)
-    if edge.least_bits and role == edge.role:
-        levels = levels.clamp(min=float(2**edge.least_bits - 1))
-    return float(affine_parameters(edge.low, edge.high, levels)[0])
+    grid = source.kept_grid() if isinstance(source, EdgeQuantizer) else source.source.kept_grid("cycle")
+    return float(grid.scale)
 
 
 def _module(node: fx.Node, network: fx.GraphModule) -> nn.Module | None:

@@ -31,6 +31,8 @@ class PrecisionState(nn.Module):
         self.upper = upper
         self.seed = seed
         self.step = 0
+        #: Position in the whole batch of the first sample that this process has.
+        self.first_sample = 0
         self.weight_bits: dict[Role, int] = dict.fromkeys(ROLES, upper)
         self.activation_bits: dict[Role, int] = dict.fromkeys(ROLES, upper)
         self.gradient_bits = 8
@@ -85,6 +87,12 @@ class PrecisionState(nn.Module):
     def quantizes_activations(self, role: Role) -> bool:
         """Return whether activations of a role are quantized at all at their present bits."""
         return self.activation_bits[role] < FLOAT_BITS
+
+    @property
+    def most_bits(self) -> int:
+        """The most bits that anything has at present."""
+        own = self.own_weight_bits.values()
+        return max(*self.weight_bits.values(), *self.activation_bits.values(), self.gradient_bits, *own)
 
     @property
     def quantizes_gradients(self) -> bool:

@@ -19,6 +19,7 @@ def settle(
     *,
     weight_bits: WeightBits = None,
     activation_bits: int | None = None,
+    statistics: bool = True,
 ) -> int:
     """Re-estimate BatchNorm statistics and activation ranges at the upper bound, or at the bits to be frozen.
 
@@ -32,6 +33,8 @@ def settle(
         weight_bits: Bits of the cycling weights, or of single layers by name, if they are to be frozen at other bits
             than the upper bound.
         activation_bits: Bits of the cycling activations, likewise.
+        statistics: Whether BatchNorm statistics are estimated, too. Those of a float model that is only calibrated
+            stay as they are.
 
     Returns:
         The number of batches used.
@@ -40,23 +43,33 @@ def settle(
         DataError: If there is no batch; the model is then as before.
         UsageError: If bits are out of range, or given for a layer that the model does not have.
     """
-    iterator = iter(batches)
-    first = next(iterator, None)
-    if first is None:
-        raise DataError("Expected at least one batch to settle on, but got none")
-    with torch.no_grad(), model.upper_bound(weight_bits, activation_bits):
-        with _observing(model):
-            model(first)
-            used = 1 + sum(1 for batch in iterator if model(batch) is not None)
+    with model.upper_bound(weight_bits, activation_bits):
+        used = estimate(model, batches, statistics=statistics)
         round_offsets(model)
     return used
 
 
+@torch.no_grad()
+def estimate(model: QuantizedModel, batches: Iterable[Tensor], *, statistics: bool = True) -> int:
+    """Estimate what `settle` does, at the present bits, and leave the offsets as they are.
+
+    Raises:
+        DataError: If there is no batch; the model is then as before.
+    """
+    iterator = iter(batches)
+    first = next(iterator, None)
+    if first is None:
+        raise DataError("Expected at least one batch to settle on, but got none")
+    with _observing(model, statistics):
+        model(first)
+        return 1 + sum(1 for batch in iterator if model(batch) is not None)
+
+
 @contextmanager
-def _observing(model: QuantizedModel) -> Iterator[None]:
+def _observing(model: QuantizedModel, statistics: bool) -> Iterator[None]:
     """Inside the context BatchNorms and edges average over all batches alike; everything else is in evaluation."""
     modes = {module: module.training for module in model.modules()}
-    norms = [module for module in model.modules() if isinstance(module, _NORMS)]
+    norms = [module for module in model.modules() if statistics and isinstance(module, _NORMS)]
     momenta = [norm.momentum for norm in norms]
     edges = [edge for _, edge in model.edges()]
     try:

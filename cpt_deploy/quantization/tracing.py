@@ -192,6 +192,8 @@ def _lift_functions(traced: fx.GraphModule) -> None:
         if module is None:
             continue
         name = f"{node.name}_module"
+        if hasattr(traced, name):  # `x + 3` would become `add_module`, which every module has
+            name = f"{node.name}_function"
         traced.add_module(name, module)
         with traced.graph.inserting_after(node):
             lifted = traced.graph.call_module(name, (_first_tensor(node),))

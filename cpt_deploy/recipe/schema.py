@@ -112,14 +112,18 @@ class DataSettings(Settings):
     """Which images, how they become inputs, and how the training images are varied.
 
     `name` is a known data set, a folder, an .npz file, or your own as `module:factory`; `root` is the folder that
-    holds a known one. `workers` is the number of loading processes; it never changes the result.
+    holds a known one. `workers` is the number of loading processes, of each process in a distributed run (null: none on
+    a CPU, which they would share with the model, and up to eight of the idle cores beside a GPU). Images that
+    have to be decoded are kept in memory after the first time if all of them take at most `cache_mb` megabytes (null: a
+    quarter of the machine's memory; 0: never). Neither changes the result.
     """
 
     name: str = "digits"
     root: str | None = None
     input: InputSettings = InputSettings()
     augment: tuple[AugmentStep, ...] = ()
-    workers: Annotated[int, Field(ge=0, le=256)] = 0
+    workers: Annotated[int, Field(ge=0, le=256)] | None = None
+    cache_mb: Annotated[int, Field(ge=0)] | None = None
 
 
 class PrecisionSettings(Settings):
@@ -245,7 +249,8 @@ class TrainSettings(Settings):
     Exactly one of `epochs` and `steps`. `eval_every` and `checkpoint_every` are intervals such as "1 epoch" or
     "390 steps", a bare number being epochs (null: only at the end); `log_every` is in steps. `settle_batches`
     training batches re-estimate BatchNorm statistics and activation ranges at the upper bound after the last step.
-    `amp: auto` means bfloat16 autocast on CUDA only.
+    `amp: auto` means bfloat16 autocast on CUDA only. `compute` says how a CPU trains quantized layers: `float32` and
+    `bf16` on codes with backward products of that type, `modules` each module by itself, `auto` the fastest of them.
     """
 
     epochs: Count | None = None
@@ -258,6 +263,7 @@ class TrainSettings(Settings):
     log_every: Count = 20
     checkpoint_every: Interval | None = "1 epoch"
     amp: Literal["auto", "off", "bf16"] = "auto"
+    compute: Literal["auto", "float32", "bf16", "modules"] = "auto"
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
     swa: SwaSettings = SwaSettings()
     settle_batches: Annotated[int, Field(ge=0)] = 100

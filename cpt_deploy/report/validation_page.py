@@ -5,11 +5,12 @@ from typing import Any
 
 from cpt_deploy.report.html import Column, escape, facts, figure, page, table
 from cpt_deploy.report.validation_plots import (
-    RUNTIME_NAMES,
     accuracy_plot,
     agreement_plot,
     confusion_plot,
     logit_plot,
+    reference_name,
+    runtime_name,
 )
 
 Report = Mapping[str, Any]
@@ -72,7 +73,7 @@ def _glance(report: Report) -> str:
     if report["drop_points"] is not None:
         trained = _percent(_runtime(report, "trained")["accuracy"])
         change = f"{-report['drop_points']:+.2f}".replace("-0.00", "0.00").replace("+0.00", "0.00")
-        tiles.append(("change from training", f"{change} points", f"{trained} as trained"))
+        tiles.append((f"change from the {reference_name(report)}", f"{change} points", f"{trained} before"))
     if report["integers"] is not None:
         integers = report["integers"]
         tensors = f"of {integers['compared']:,} in {len(report['tensors'])} tensors"
@@ -103,7 +104,7 @@ def _accuracy(report: Report) -> str:
         compared = ("", "", "") if pair is None else (pair["other_labels"], worst, f"{pair['p_value']:.3g}")
         rows.append(
             (
-                RUNTIME_NAMES[runtime["name"]], _percent(runtime["accuracy"]), _interval(runtime),
+                runtime_name(report, runtime["name"]), _percent(runtime["accuracy"]), _interval(runtime),
                 f"{runtime['correct']:,}", *compared,
             )
         )  # fmt: skip
@@ -111,7 +112,7 @@ def _accuracy(report: Report) -> str:
     if report["logit_pairs"] is not None:
         count = len(report["logit_pairs"]["first_logits"])
         pair = _pair(report, "trained")
-        caption = f"{count:,} random logits; on the diagonal trained and served ones are equal."
+        caption = f"{count:,} random logits; on the diagonal {reference_name(report)} and served are equal."
         if pair is not None and pair["worst_logit_difference"] is not None:
             caption += f" The greatest difference of all is {pair['worst_logit_difference']:.3g}."
         pictures.append(figure(logit_plot(report), caption))
@@ -139,7 +140,7 @@ def _integers(report: Report) -> str:
         for tensor in report["tensors"]
     ]  # fmt: skip
     explanation = (
-        "The integer executor computes the network as it was trained, in integers. Every code of every quantized "
+        "The integer executor computes the network as it was frozen, in integers. Every code of every quantized "
         "tensor in onnxruntime's optimized graph is compared with the executor's; “worst” is the greatest difference, "
         "in codes."
     )

@@ -11,8 +11,7 @@ Report = Mapping[str, Any]
 WIDTH = 4.6
 """Inches; at this width the text is still readable on a phone."""
 
-RUNTIME_NAMES = {
-    "trained": "trained model",
+_RUNTIME_NAMES = {
     "executor": "integer executor",
     "onnxruntime": "onnxruntime, as served",
     "onnxruntime-unoptimized": "onnxruntime, not optimized",
@@ -21,6 +20,16 @@ RUNTIME_NAMES = {
 _MOST_NAMED_TENSORS = 70
 _MOST_NAMED_CLASSES = 30
 _MOST_COUNTED_CLASSES = 15
+
+
+def reference_name(report: Report) -> str:
+    """Return what the served model is compared with: the trained model, or the float model it was calibrated from."""
+    return str(report.get("reference", "trained model"))
+
+
+def runtime_name(report: Report, name: str) -> str:
+    """Return what a runtime is called on the page."""
+    return reference_name(report) if name == "trained" else _RUNTIME_NAMES[name]
 
 
 def accuracy_plot(report: Report) -> str:
@@ -36,12 +45,12 @@ def accuracy_plot(report: Report) -> str:
             colour = ORANGE if served else BLUE
             axes.plot([low, high], [row, row], color=colour, linewidth=2, solid_capstyle="butt")
             axes.plot([value], [row], color=colour, marker="D" if served else "o", markersize=6)
-        axes.set_yticks(range(len(runtimes)), [RUNTIME_NAMES[runtime["name"]] for runtime in runtimes])
+        axes.set_yticks(range(len(runtimes)), [runtime_name(report, runtime["name"]) for runtime in runtimes])
         axes.invert_yaxis()
         axes.set_ylim(len(runtimes) - 0.5, -0.5)
         axes.set_xlabel("accuracy (%), with 95 % interval")
         axes.grid(visible=True, axis="x", color="#e0e0e0", linewidth=0.6)
-        parts = "; ".join(f"{RUNTIME_NAMES[r['name']]} {100 * r['accuracy']:.2f} %" for r in runtimes)
+        parts = "; ".join(f"{runtime_name(report, r['name'])} {100 * r['accuracy']:.2f} %" for r in runtimes)
         return to_svg(figure, name="accuracy", alternative=f"Accuracy of each runtime with its 95 % interval: {parts}.")
 
 
@@ -132,13 +141,13 @@ def logit_plot(report: Report) -> str:
         axes.set_xlim(bounds)
         axes.set_ylim(bounds)
         axes.set_aspect("equal")
-        axes.set_xlabel("logit of the trained model")
+        axes.set_xlabel(f"logit of the {reference_name(report)}")
         axes.set_ylabel("logit in onnxruntime")
         axes.grid(visible=True, color="#e8e8e8", linewidth=0.6)
         worst = max((abs(a - b) for a, b in zip(trained, served, strict=True)), default=0.0)
         alternative = (
-            f"{len(trained)} logits in onnxruntime over those of the trained model; they lie within {worst:.3g} of the "
-            f"diagonal."
+            f"{len(trained)} logits in onnxruntime over those of the {reference_name(report)}; they lie within "
+            f"{worst:.3g} of the diagonal."
         )
         return to_svg(figure, name="logits", alternative=alternative)
 

@@ -2,7 +2,10 @@
 
 from cpt_deploy.training.compared import FinishedRun, RunGroup, group_runs, read_finished_run
 from cpt_deploy.training.evaluation import evaluate
+from cpt_deploy.training.inputs import settling_inputs
+from cpt_deploy.training.profiling import ProfileReport
 from cpt_deploy.training.range_test import DEFAULT_STEPS, DEFAULT_THRESHOLD, BitsProgress, RangeTest, range_test
+from cpt_deploy.training.ranks import Ranks
 from cpt_deploy.training.reports import (
     Evaluation,
     RunReport,
@@ -21,7 +24,9 @@ __all__ = [
     "BitsProgress",
     "Evaluation",
     "FinishedRun",
+    "ProfileReport",
     "RangeTest",
+    "Ranks",
     "RunDirectory",
     "RunGroup",
     "RunReport",
@@ -36,5 +41,6 @@ __all__ = [
     "plan_run",
     "range_test",
     "read_finished_run",
+    "settling_inputs",
     "train",
 ]

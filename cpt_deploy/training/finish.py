@@ -3,24 +3,22 @@
 import hashlib
 import json
 import platform
-from collections.abc import Iterator
 from dataclasses import replace
-from itertools import count, islice
+from itertools import takewhile
 
 import numpy as np
 import torch
 import torchvision
 from safetensors.torch import save
-from torch import Tensor
 
 import cpt_deploy
-from cpt_deploy.data import ArrayImages, eval_loader, train_loader
+from cpt_deploy.data import ArrayImages, Share, eval_loader
 from cpt_deploy.errors import RunInterruptedError
 from cpt_deploy.precision import share_of_steps
-from cpt_deploy.quantization import settle
 from cpt_deploy.report import plot_curves
 from cpt_deploy.training.evaluation import evaluate
 from cpt_deploy.training.files import disk_errors, write_atomically
+from cpt_deploy.training.inputs import settling_inputs
 from cpt_deploy.training.metrics_log import evaluation_columns
 from cpt_deploy.training.progress import Stopwatch
 from cpt_deploy.training.reports import Evaluation, RunReport
@@ -36,14 +34,17 @@ def finish(run: Run) -> RunReport:
         DataError: If a file cannot be written.
     """
     watch = Stopwatch()
-    data, objects, directory, progress = run.data, run.objects, run.directory, run.progress
+    data, objects, progress = run.data, run.objects, run.progress
     settings = data.recipe.train
     if objects.averaged is not None:
         _take_average(objects)
     if settings.settle_batches:
-        settle(objects.model, islice(_settling_batches(run), settings.settle_batches))
+        _settle(run)
     settle_seconds = watch.lap()
-    batches = eval_loader(data.test, data.preprocessing, settings.eval_batch_size, workers=data.recipe.data.workers)
+    share = Share(run.ranks.rank, run.ranks.count)
+    batches = eval_loader(
+        data.test_inputs, data.preprocessing, settings.eval_batch_size, workers=data.workers, share=share
+    )
     result = evaluate(
         objects.model,
         batches,
@@ -51,21 +52,27 @@ def finish(run: Run) -> RunReport:
         device=objects.device,
         step=progress.step,
         stop=lambda: run.interruption.requested,
+        ranks=run.ranks,
     )
     if result is None:
-        raise _interrupted(run)
+        _raise_if_interrupted(run)
+    assert result is not None
     progress.eval_seconds += watch.lap()
     result = replace(result, settled=True)
     run.log.log(
         {"step": progress.step, "epoch": round(progress.step / data.steps_per_epoch, 4), **evaluation_columns(result)}
     )
     run.reporter.evaluated(result)
+    return run.ranks.from_main(lambda: _write_results(run, result, settle_seconds))
+
+
+def _write_results(run: Run, result: Evaluation, settle_seconds: float) -> RunReport:
     digest = _write_weights(run)
     draw_curves(run)
     report = _report(run, result, digest, settle_seconds)
     text = json.dumps(report.to_dict(), indent=2, ensure_ascii=False) + "\n"
-    with disk_errors("the report", directory.report):
-        write_atomically(directory.report, text.encode())
+    with disk_errors("the report", run.directory.report):
+        write_atomically(run.directory.report, text.encode())
     return report
 
 
@@ -75,6 +82,8 @@ def draw_curves(run: Run) -> None:
     Raises:
         DataError: If it cannot be written.
     """
+    if not run.ranks.is_main:
+        return
     objects, directory, total = run.objects, run.directory, run.data.total_steps
     with disk_errors("curves", directory.curves):
         plot_curves(
@@ -95,29 +104,27 @@ def _take_average(objects: RunObjects) -> None:
             parameter.copy_(average)
 
 
-def _settling_batches(run: Run) -> Iterator[Tensor]:
-    """Yield training inputs, augmented as in training, of the epochs after the last one."""
-    data = run.data
-    for epoch in count(-(-data.total_steps // data.steps_per_epoch)):
-        for inputs, _ in train_loader(
-            data.train,
-            data.preprocessing,
-            data.augment,
-            batch_size=data.recipe.train.batch_size,
-            seed=data.recipe.seed,
-            epoch=epoch,
-            workers=data.recipe.data.workers,
-        ):
-            if run.interruption.requested:
-                raise _interrupted(run)
-            yield inputs.to(run.objects.device, memory_format=torch.channels_last)
+def _settle(run: Run) -> None:
+    """Settle the model on training batches of the epochs after the last one; each process takes some of them.
+
+    Raises:
+        RunInterruptedError: After a signal.
+    """
+    data, device = run.data, run.objects.device
+    share = Share(run.ranks.rank, run.ranks.count)
+    batches = settling_inputs(data.recipe, data.preprocessing, data.train_inputs, workers=data.workers, share=share)
+    wanted = takewhile(lambda _: not run.interruption.requested, batches)
+    run.synchronization.settle(inputs.to(device, memory_format=torch.channels_last) for inputs in wanted)
+    _raise_if_interrupted(run)
 
 
-def _interrupted(run: Run) -> RunInterruptedError:
-    assert run.interruption.signal_number is not None
-    return RunInterruptedError(
+def _raise_if_interrupted(run: Run) -> None:
+    number = run.signal_of_any()
+    if number is None:
+        return
+    raise RunInterruptedError(
         f"Stopped after the last step, before the model was settled; the state is saved in {run.directory.last}",
-        signal_number=run.interruption.signal_number,
+        signal_number=number,
         hint=f"finish it: cpt train --resume {run.directory.path}",
     )
 
@@ -171,12 +178,13 @@ def _report(run: Run, result: Evaluation, weights_sha256: str, settle_seconds: f
         cost={**cost.to_dict(), "ratio_to_static": 1.0 - cost.saving},
         seconds={
             "training": progress.train_seconds,
+            "waiting_for_data": progress.data_seconds,
             "evaluation": progress.eval_seconds,
             "settling": settle_seconds,
             "total": progress.train_seconds + progress.eval_seconds + settle_seconds,
         },
         images_per_s=progress.samples / max(progress.train_seconds, 1e-9),
-        device=_describe_device(objects.device),
+        device=_describe_device(objects.device, run.ranks.count),
         versions={
             "cpt-deploy": cpt_deploy.__version__,
             "python": platform.python_version(),
@@ -185,10 +193,23 @@ def _report(run: Run, result: Evaluation, weights_sha256: str, settle_seconds: f
             "numpy": np.__version__,
         },
         weights_sha256=weights_sha256,
+        steps_by_bits=_steps_by_bits(run),
     )
 
 
-def _describe_device(device: torch.device) -> str:
+def _steps_by_bits(run: Run) -> dict[str, dict[str, float | int | None]]:
+    """Return what steps at each bit-width cost: on paper, with gradients at their upper bound, and measured."""
+    recipe = run.data.recipe
+    batch = min(recipe.train.batch_size, len(run.data.train))
+
+    def on_paper(bits: str) -> float:
+        return run.objects.meter.step_cost(int(bits), recipe.precision.grad_upper, batch) / 1e9
+
+    return {bits: {"gbitops": on_paper(bits), **cost} for bits, cost in run.costs.summary().items()}
+
+
+def _describe_device(device: torch.device, processes: int) -> str:
+    many = "" if processes == 1 else f"{processes} processes, first on "
     if device.type == "cuda":
-        return f"{device}: {torch.cuda.get_device_name(device)}"
-    return f"cpu: {torch.get_num_threads()} threads"
+        return f"{many}{device}: {torch.cuda.get_device_name(device)}"
+    return f"{many}cpu: {torch.get_num_threads()} threads"

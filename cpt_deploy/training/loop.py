@@ -1,11 +1,13 @@
 """The training loop: one step, what is due after it, and how a run stops before its end."""
 
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from cpt_deploy.data import eval_loader, train_loader
+from cpt_deploy.data import Share, eval_loader, training_stream
 from cpt_deploy.errors import RunInterruptedError, TrainingDivergedError
 from cpt_deploy.recipe import parse_every
 from cpt_deploy.training.checkpoints import write_checkpoint
@@ -13,7 +15,9 @@ from cpt_deploy.training.evaluation import evaluate
 from cpt_deploy.training.learning_rate import learning_rate_at
 from cpt_deploy.training.metrics_log import evaluation_columns
 from cpt_deploy.training.optimizers import set_learning_rate
+from cpt_deploy.training.profiling import StepProfiler
 from cpt_deploy.training.progress import Stopwatch, Window
+from cpt_deploy.training.randomness import seed_torch
 from cpt_deploy.training.reports import StepProgress
 from cpt_deploy.training.run import Run
 from cpt_deploy.training.run_state import all_finite, capture
@@ -24,19 +28,25 @@ class TrainingLoop:
 
     Args:
         run: The run.
+        profiler: What looks into some of its steps.
     """
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, profiler: StepProfiler | None = None) -> None:
         self.data, self.objects, self.directory, self.progress = run.data, run.objects, run.directory, run.progress
-        self.log, self.reporter, self.interruption = run.log, run.reporter, run.interruption
+        self.log, self.reporter, self.ranks, self.parts = run.log, run.reporter, run.ranks, run
+        self.profiler = profiler
         data, objects = run.data, run.objects
         self.settings = data.recipe.train
         self.total, self.per_epoch = data.total_steps, data.steps_per_epoch
+        self.batch = min(self.settings.batch_size, len(data.train))
+        self.share = Share(run.ranks.rank, run.ranks.count)
         self.loss = nn.CrossEntropyLoss(label_smoothing=self.settings.label_smoothing)
-        on_gpu = objects.device.type == "cuda"
-        self.autocast = self.settings.amp == "bf16" or (self.settings.amp == "auto" and on_gpu)
+        self.on_gpu = objects.device.type == "cuda"
+        self.autocast = self.settings.amp == "bf16" or (self.settings.amp == "auto" and self.on_gpu)
         # Each read of a loss waits for the device, so on a GPU they are read at log steps only.
-        self.read_each_step = not on_gpu
+        self.read_each_step = not self.on_gpu
+        self.signal: int | None = None
+        self.told_signal: Tensor | None = None
         self.watch = Stopwatch()
 
     def run(self) -> None:
@@ -50,50 +60,75 @@ class TrainingLoop:
         progress = self.progress
         if progress.step and progress.evaluated_step != progress.step and self._evaluation_due():
             self._evaluate()  # the run was stopped in the middle of it
-        while progress.step < self.total:
-            epoch, skip = divmod(progress.step, self.per_epoch)
-            for inputs, labels in train_loader(
-                self.data.train,
-                self.data.preprocessing,
-                self.data.augment,
-                batch_size=self.settings.batch_size,
-                seed=self.data.recipe.seed,
-                epoch=epoch,
-                workers=self.data.recipe.data.workers,
-                skip_batches=skip,
-            ):
-                self._step(inputs, labels)
-                self._after_step()
-                if progress.step == self.total:
-                    break
+        stream = training_stream(
+            self.data.train_inputs,
+            self.data.augment,
+            batch_size=self.settings.batch_size,
+            seed=self.data.recipe.seed,
+            batches=range(progress.step, self.total),
+            workers=self.data.workers,
+            share=self.share,
+            pin_memory=self.on_gpu,
+        )
+        while (batch := self._next(stream)) is not None:
+            self.parts.costs.begin(self._position(progress.step).bits)
+            self._step(*batch)
+            self._after_step()
+
+    def _next(self, stream: Iterator[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor] | None:
+        """Return the next batch; how long it was waited for counts as such."""
+        waiting = Stopwatch()
+        with self._labelled("data"):
+            batch = next(stream, None)
+        seconds = waiting.lap()
+        self.progress.data_seconds += seconds
+        self.progress.window.data_seconds += seconds
+        return batch
+
+    def _labelled(self, name: str) -> AbstractContextManager[object]:
+        return nullcontext() if self.profiler is None else torch.profiler.record_function(name)
 
     def _step(self, inputs: Tensor, labels: Tensor) -> None:
         objects, progress, now = self.objects, self.progress, self._position(self.progress.step)
+        part = self.share.of(self.batch)
         objects.model.set_bits(now.bits, now.grad_bits)
-        objects.model.set_step(progress.step)
+        objects.model.set_step(progress.step, part.start)
         set_learning_rate(objects.optimizer, now.lr)
-        x = inputs.to(objects.device, memory_format=torch.channels_last)
-        y = labels.to(objects.device)
+        if self.ranks.count > 1:  # dropout differs between processes, and is the same after resuming
+            seed_torch(self.data.recipe.seed, progress.step, self.ranks.rank)
+        x = inputs.to(objects.device, memory_format=torch.channels_last, non_blocking=self.on_gpu)
+        y = labels.to(objects.device, non_blocking=self.on_gpu)
         with torch.autocast(objects.device.type, torch.bfloat16, enabled=self.autocast):
-            logits = objects.model(x)
+            logits = self.parts.synchronization.replica(x)
         loss = self.loss(logits.float(), y)
-        progress.window.add(progress.step, loss.detach(), (logits.detach().argmax(1) == y).sum(), len(y))
+        totals = self.parts.synchronization.exchange(
+            loss.detach() * (len(y) / self.batch),
+            (logits.detach().argmax(1) == y).sum(),
+            self.parts.interruption.signal_number or 0,
+        )
+        progress.window.add(progress.step, totals.loss, totals.correct, self.batch)
+        self.told_signal = totals.signal
         if self.read_each_step:
             self._read_losses()  # before the step, so that a NaN never reaches the weights
         objects.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        # Gradients are averaged over the processes, whose parts may differ by a sample.
+        (loss if self.ranks.count == 1 else loss * (len(y) * self.ranks.count / self.batch)).backward()
         if self.settings.grad_clip is not None:
             nn.utils.clip_grad_norm_(objects.model.parameters(), self.settings.grad_clip)
         objects.optimizer.step()
-        objects.meter.add(now.bits, now.grad_bits, len(y))
+        objects.meter.add(now.bits, now.grad_bits, self.batch)
+        if self.profiler is None or not self.profiler.is_on:
+            self.parts.costs.end(now.bits)
         progress.step += 1
-        progress.samples += len(y)
+        progress.samples += self.batch
 
     def _after_step(self) -> None:
         step, settings, last = self.progress.step, self.settings, self.progress.step == self.total
         seconds = self.watch.lap()
         self.progress.train_seconds += seconds
         self.progress.window.seconds += seconds
+        if self.profiler is not None:
+            self.profiler.step()
         averaged = self.objects.averaged
         if averaged is not None and step >= settings.swa.start * self.total and (step % self.per_epoch == 0 or last):
             averaged.update_parameters(self.objects.model)
@@ -102,22 +137,26 @@ class TrainingLoop:
         self.reporter.step(self._position(step - 1))
         if self._evaluation_due():
             self._evaluate()
-        if last or self._due(settings.checkpoint_every) or self.interruption.requested:
+        if self.ranks.count == 1:
+            self.signal = self.parts.interruption.signal_number
+        if last or self._due(settings.checkpoint_every) or self.signal is not None:
             self._save()
-        if self.interruption.signal_number is not None and not last:
+        if self.signal is not None and not last:
             raise RunInterruptedError(
                 f"Stopped after step {step} of {self.total}; the state is saved in {self.directory.last}",
-                signal_number=self.interruption.signal_number,
+                signal_number=self.signal,
                 hint=f"go on: cpt train --resume {self.directory.path}",
             )
 
     def _evaluate(self) -> None:
         progress = self.progress
         batches = eval_loader(
-            self.data.test,
+            self.data.test_inputs,
             self.data.preprocessing,
             self.settings.eval_batch_size,
-            workers=self.data.recipe.data.workers,
+            workers=self.data.workers,
+            share=self.share,
+            pin_memory=self.on_gpu,
         )
         result = evaluate(
             self.objects.model,
@@ -125,10 +164,12 @@ class TrainingLoop:
             classes=len(self.data.test.classes),
             device=self.objects.device,
             step=progress.step,
-            stop=lambda: self.interruption.requested,
+            stop=lambda: self.parts.interruption.requested,
+            ranks=self.ranks,
         )
         progress.eval_seconds += self.watch.lap()
         if result is None:
+            self.signal = self.parts.signal_of_any()
             return
         best = progress.best is None or result.top1 > progress.best.top1
         result = replace(result, best=best)
@@ -143,17 +184,21 @@ class TrainingLoop:
         self._read_losses()
         if not all_finite(self.objects.model):
             raise self._diverged(self.progress.step - 1, "a weight that is NaN or infinite")
-        state = {**self.progress.state_dict(), "meter": self.objects.meter.state_dict()}
-        checkpoint = capture(self.objects.model, self.objects.optimizer, self.objects.averaged, state)
-        path = self.directory.best if best else self.directory.last
-        hint = f"free some space, then: cpt train --resume {self.directory.path}; the last good checkpoint is untouched"
-        write_checkpoint(path, checkpoint, hint=hint)
+        if self.ranks.is_main:
+            progress = {**self.progress.state_dict(), "meter": self.objects.meter.state_dict()}
+            state = {**progress, "costs": self.parts.costs.state_dict()}
+            checkpoint = capture(self.objects.model, self.objects.optimizer, self.objects.averaged, state)
+            path = self.directory.best if best else self.directory.last
+            hint = f"free some space, then: cpt train --resume {self.directory.path}; "
+            write_checkpoint(path, checkpoint, hint=hint + "the last good checkpoint is untouched")
         self.watch.lap()
 
     def _read_losses(self) -> None:
         bad = self.progress.window.read()
         if bad is not None:
             raise self._diverged(bad[0], f"{bad[1]}")
+        if self.ranks.count > 1 and self.told_signal is not None:
+            self.signal = self.signal or int(self.told_signal) or None
 
     def _diverged(self, step: int, found: str) -> TrainingDivergedError:
         at, last = self._position(step), self.directory.last
@@ -177,6 +222,7 @@ class TrainingLoop:
             loss=latest.get("loss"),
             accuracy=latest.get("accuracy"),
             images_per_s=latest.get("images_per_s"),
+            data_share=latest.get("data_share"),
         )
 
     def _place(self) -> dict[str, float]:
@@ -194,4 +240,5 @@ class TrainingLoop:
         progress.latest, progress.window = progress.window.means(), Window()
         row = {**self._place(), "lr": at.lr, "bits": at.bits, "grad_bits": at.grad_bits, **progress.latest}
         seconds = round(progress.train_seconds + progress.eval_seconds, 3)
-        self.log.log({**row, "gbitops": self.objects.meter.total / 1e9, "seconds": seconds})
+        cost = self.parts.costs.columns(at.bits)
+        self.log.log({**row, **cost, "gbitops": self.objects.meter.total / 1e9, "seconds": seconds})

@@ -20,6 +20,9 @@ COLUMNS = (
     "accuracy",  # the same, top-1 on training batches, 0 to 1
     "gbitops",  # so far
     "images_per_s",
+    "data_share",  # share of the time since the last row spent waiting for batches
+    "step_ms",  # median time of a step at `bits` so far, without waiting for its batch
+    "memory_mb",  # peak of memory in steps at `bits` so far: allocated on a GPU, of the whole process on a CPU
     "seconds",  # since the run began, without interruptions
     "test_loss",  # at the upper bound; only in rows of evaluations
     "test_accuracy",
@@ -35,6 +38,8 @@ _TAGS = {
     "grad_bits": "run/grad_bits",
     "gbitops": "run/gbitops",
     "images_per_s": "run/images_per_s",
+    "data_share": "run/data_share",
+    "step_ms": "run/step_ms",
     "test_loss": "test/loss",
     "test_accuracy": "test/accuracy",
     "test_top5": "test/top5",
@@ -79,6 +84,16 @@ class MetricsLog:
             self._file.close()
             if self._board is not None:
                 self._board.close()
+
+
+class NoLog:
+    """The log of a process that writes no files."""
+
+    def log(self, row: Mapping[str, Any]) -> None:
+        """Write nothing."""
+
+    def close(self) -> None:
+        """Close nothing."""
 
 
 def read_metrics(path: Path) -> list[dict[str, str]]:

@@ -23,6 +23,7 @@ class Window:
     correct: int = 0
     samples: int = 0
     seconds: float = 0.0
+    data_seconds: float = 0.0
     waiting: list[tuple[int, Tensor, Tensor, int]] = field(default_factory=list)
 
     def add(self, step: int, loss: Tensor, correct: Tensor, samples: int) -> None:
@@ -53,11 +54,12 @@ class Window:
         return bad
 
     def means(self) -> dict[str, float]:
-        """Return loss, accuracy and images per second of what was read."""
+        """Return loss, accuracy, images per second and the share of time spent waiting for data, of what was read."""
         return {
             "loss": self.loss_sum / self.samples,
             "accuracy": self.correct / self.samples,
             "images_per_s": round(self.samples / max(self.seconds, 1e-9), 1),
+            "data_share": round(self.data_seconds / max(self.seconds, 1e-9), 4),
         }
 
     def state_dict(self) -> dict[str, float]:
@@ -67,6 +69,7 @@ class Window:
             "correct": self.correct,
             "samples": self.samples,
             "seconds": self.seconds,
+            "data_seconds": self.data_seconds,
         }
 
 
@@ -80,6 +83,7 @@ class RunProgress:
         evaluated_step: Step of the last evaluation.
         best: The best evaluation so far.
         train_seconds: Time of training steps with their loading.
+        data_seconds: Time of waiting for batches, a part of `train_seconds`.
         eval_seconds: Time of evaluations.
         window: Since the last row of the log.
         latest: What the last row said.
@@ -90,13 +94,14 @@ class RunProgress:
     evaluated_step: int = 0
     best: Evaluation | None = None
     train_seconds: float = 0.0
+    data_seconds: float = 0.0
     eval_seconds: float = 0.0
     window: Window = field(default_factory=Window)
     latest: dict[str, float] = field(default_factory=dict)
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything as JSON types."""
-        plain = ("step", "samples", "evaluated_step", "train_seconds", "eval_seconds", "latest")
+        plain = ("step", "samples", "evaluated_step", "train_seconds", "data_seconds", "eval_seconds", "latest")
         return {
             **{name: getattr(self, name) for name in plain},
             "best": None if self.best is None else asdict(self.best),

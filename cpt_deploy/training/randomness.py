@@ -42,6 +42,11 @@ def seeded(seed: int, *, deterministic: bool) -> Iterator[None]:
         debugging.fill_uninitialized_memory = fill
 
 
+def seed_torch(*parts: int) -> None:
+    """Seed torch from several integers, such as the run's seed, a step and the number of a process."""
+    torch.manual_seed(int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0]) >> 1)
+
+
 def random_state() -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return the states of all generators: as tensors by name, and the rest as JSON types."""
     numpy_state: Any = np.random.get_state(legacy=False)

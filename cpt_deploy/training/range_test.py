@@ -8,18 +8,19 @@ bound of the cycle.
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import count, islice
+from itertools import islice
 from statistics import fmean
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from cpt_deploy.data import train_loader
+from cpt_deploy.data import training_stream
 from cpt_deploy.errors import TrainingDivergedError, UsageError
 from cpt_deploy.recipe import Recipe
 from cpt_deploy.training.optimizers import set_learning_rate
 from cpt_deploy.training.randomness import seeded
+from cpt_deploy.training.ranks import Ranks, choose_device
 from cpt_deploy.training.setup import RunData, RunObjects, build_objects, load_data
 
 LEAST_BITS = 2
@@ -145,12 +146,20 @@ def range_test(
         raise UsageError(f"Expected at least 4 steps at each precision, but got {steps}")
     widened = recipe.precision.model_copy(update={"lower": LEAST_BITS, "schedule": "cosine"})
     with seeded(recipe.seed, deterministic=recipe.train.deterministic):
-        data = load_data(recipe.model_copy(update={"precision": widened}))
-        objects = build_objects(data)
-        batches = _endless_batches(data)
+        device = choose_device(recipe.train.device, Ranks())
+        data = load_data(recipe.model_copy(update={"precision": widened}), device)
+        objects = build_objects(data, device)
+        precisions = range(LEAST_BITS, upper + 1)
+        batches = training_stream(
+            data.train_inputs,
+            data.augment,
+            batch_size=recipe.train.batch_size,
+            seed=recipe.seed,
+            batches=range(len(precisions) * steps),
+            workers=data.workers,
+        )
         found: int | None = None
         results: list[BitsProgress] = []
-        precisions = range(LEAST_BITS, upper + 1)
         for bits in precisions:
             done = len(results) * steps
 
@@ -198,16 +207,3 @@ def _train_at(
         losses.append(float(loss.detach()))
         tell(step, accuracies[-1])
     return BitsProgress(bits, tuple(accuracies), tuple(losses), len(labels))
-
-
-def _endless_batches(data: RunData) -> Iterator[tuple[Tensor, Tensor]]:
-    for epoch in count():
-        yield from train_loader(
-            data.train,
-            data.preprocessing,
-            data.augment,
-            batch_size=data.recipe.train.batch_size,
-            seed=data.recipe.seed,
-            epoch=epoch,
-            workers=data.recipe.data.workers,
-        )

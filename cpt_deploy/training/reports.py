@@ -2,12 +2,15 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from cpt_deploy.errors import CheckpointError
 from cpt_deploy.recipe import Recipe
+
+if TYPE_CHECKING:
+    from cpt_deploy.training.profiling import ProfileReport
 
 REPORT_VERSION = 1
 
@@ -20,6 +23,8 @@ class TrainPlan:
         run_dir: Its directory.
         recipe: All settings as resolved.
         device: "cpu" or "cuda:0".
+        processes: How many processes train together.
+        workers: Loading processes of each of them.
         parameters: Number of trainable parameters.
         macs: Multiply-accumulates per sample in the quantized layers.
         layers: Number of quantized layers by role, "cycle" and "hold".
@@ -45,6 +50,8 @@ class TrainPlan:
     total_steps: int
     first_step: int
     relative_cost: float
+    processes: int = 1
+    workers: int = 0
 
 
 @dataclass(frozen=True)
@@ -61,6 +68,7 @@ class StepProgress:
         loss: Mean training loss of the last log interval; `None` before there is one.
         accuracy: Top-1 accuracy on training batches in the last log interval, 0 to 1.
         images_per_s: Throughput in the last log interval.
+        data_share: Share of the time spent waiting for batches in the last log interval, 0 to 1.
     """
 
     step: int
@@ -72,6 +80,7 @@ class StepProgress:
     loss: float | None
     accuracy: float | None
     images_per_s: float | None
+    data_share: float | None = None
 
 
 @dataclass(frozen=True)
@@ -115,8 +124,11 @@ class RunReport:
         test: The final evaluation of the settled model.
         best: The best evaluation on the way, which is in `checkpoints/best.safetensors`; `None` if there was none.
         cost: GBitOPs, those of static precision at the upper bound, and the ratio and saving.
-        seconds: Time of training, evaluation, settling, and in total.
+        seconds: Time of training, of waiting for data in it, of evaluation, settling, and in total.
         images_per_s: Mean training throughput.
+        steps_by_bits: By forward bits: GBitOPs of a step with gradients at their upper bound, number of measured steps,
+            their median seconds without waiting for data, and peak of memory in bytes (allocated on a GPU, physical
+            memory of the process on a CPU).
         device: What it ran on, with the number of threads.
         versions: Versions of what the result depends on.
         weights_sha256: SHA-256 of `model.safetensors`.
@@ -139,6 +151,7 @@ class RunReport:
     device: str
     versions: Mapping[str, str]
     weights_sha256: str
+    steps_by_bits: Mapping[str, Mapping[str, float | int | None]] = field(default_factory=dict)
     report_version: int = REPORT_VERSION
 
     def to_dict(self) -> dict[str, Any]:
@@ -156,6 +169,7 @@ class RunReport:
             values = json.loads(path.read_text(encoding="utf-8"))
             version = values["report_version"]
             if version <= REPORT_VERSION:
+                values.setdefault("steps_by_bits", {})  # reports of earlier versions have none
                 known = {field.name: values[field.name] for field in fields(cls)}
                 best = known["best"]
                 known["test"], known["best"] = Evaluation(**known["test"]), Evaluation(**best) if best else None
@@ -185,6 +199,9 @@ class TrainReporter(Protocol):
     def evaluated(self, evaluation: Evaluation) -> None:
         """Take note of an evaluation; the last one has `settled` set."""
 
+    def profiled(self, profile: "ProfileReport") -> None:
+        """Take note of where the time of the profiled steps went."""
+
     def finished(self, report: RunReport) -> None:
         """Take note of the result."""
 
@@ -199,6 +216,9 @@ class SilentReporter:
         """Say nothing."""
 
     def evaluated(self, evaluation: Evaluation) -> None:
+        """Say nothing."""
+
+    def profiled(self, profile: "ProfileReport") -> None:
         """Say nothing."""
 
     def finished(self, report: RunReport) -> None:

@@ -2,12 +2,17 @@
 
 from dataclasses import dataclass
 
+import torch
+
 from cpt_deploy.training.interruption import Interruption
-from cpt_deploy.training.metrics_log import MetricsLog
+from cpt_deploy.training.metrics_log import MetricsLog, NoLog
 from cpt_deploy.training.progress import RunProgress
+from cpt_deploy.training.ranks import Ranks
 from cpt_deploy.training.reports import TrainReporter
 from cpt_deploy.training.run_directory import RunDirectory
 from cpt_deploy.training.setup import RunData, RunObjects
+from cpt_deploy.training.step_costs import StepCosts
+from cpt_deploy.training.synchronization import Synchronization
 
 
 @dataclass(frozen=True)
@@ -22,12 +27,23 @@ class Run:
         log: Where rows go.
         reporter: Who is told.
         interruption: What asks it to stop.
+        ranks: This process among those of the run; only the main one writes and tells.
+        synchronization: What makes one model of those of all processes.
+        costs: What steps really cost.
     """
 
     data: RunData
     objects: RunObjects
     directory: RunDirectory
     progress: RunProgress
-    log: MetricsLog
+    log: MetricsLog | NoLog
     reporter: TrainReporter
     interruption: Interruption
+    ranks: Ranks
+    synchronization: Synchronization
+    costs: StepCosts
+
+    def signal_of_any(self) -> int | None:
+        """Return the signal that a process got, or `None`; every process must ask."""
+        own = torch.tensor([float(self.interruption.signal_number or 0)])
+        return int(self.ranks.gather(own).max()) or None

@@ -8,7 +8,7 @@ from cpt_deploy.errors import CheckpointError, UsageError
 from cpt_deploy.recipe import Recipe, load_recipe, save_recipe
 from cpt_deploy.training.files import disk_errors
 
-_MAY_CHANGE = {("data", "root"), ("data", "workers"), ("train", "device")}
+_MAY_CHANGE = {("data", "root"), ("data", "workers"), ("data", "cache_mb"), ("train", "device")}
 """Settings that a resumed run may have otherwise, since they do not change the result."""
 
 
@@ -51,6 +51,11 @@ class RunDirectory:
     def report(self) -> Path:
         """The result; a run that has it is finished."""
         return self.path / "report.json"
+
+    @property
+    def trace(self) -> Path:
+        """Where the time of the profiled steps went, for a trace viewer."""
+        return self.path / "trace.json.gz"
 
     @property
     def last(self) -> Path:

@@ -1,5 +1,6 @@
 """From a recipe to the objects of a run: images, model, optimizer, schedules, cost meter."""
 
+import os
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from torch.optim.swa_utils import AveragedModel
 from cpt_deploy.bundle import Preprocessing
 from cpt_deploy.data import (
     Augmentation,
+    FittedImages,
     ImageSet,
     batches_per_epoch,
     build_augmentations,
@@ -26,6 +28,9 @@ from cpt_deploy.quantization import QuantizationConfig, QuantizedModel, prepare
 from cpt_deploy.recipe import Recipe
 from cpt_deploy.training.optimizers import build_optimizer
 
+MOST_WORKERS = 8
+"""Loading processes that are started unasked."""
+
 
 @dataclass(frozen=True)
 class RunData:
@@ -37,6 +42,9 @@ class RunData:
         test: Test images.
         preprocessing: How an image becomes an input.
         augment: Augmentations in their order.
+        train_inputs: Training images at the size of the input, kept in memory where the budget allows it.
+        test_inputs: Test images likewise.
+        workers: Loading processes.
     """
 
     recipe: Recipe
@@ -44,6 +52,9 @@ class RunData:
     test: ImageSet
     preprocessing: Preprocessing
     augment: tuple[Augmentation, ...]
+    train_inputs: FittedImages
+    test_inputs: FittedImages
+    workers: int
 
     @property
     def steps_per_epoch(self) -> int:
@@ -89,8 +100,13 @@ class RunObjects:
         return dict(Counter(layer.role for layer in self.model.layers()))
 
 
-def load_data(recipe: Recipe) -> RunData:
+def load_data(recipe: Recipe, device: torch.device, processes: int = 1) -> RunData:
     """Open the data set and resolve what the recipe leaves to it.
+
+    Args:
+        recipe: The settings.
+        device: Where the model will be.
+        processes: How many processes of the run share this machine's cores and memory.
 
     Raises:
         CptError: If the data set is unknown, missing or damaged, or settings do not fit it.
@@ -112,7 +128,33 @@ def load_data(recipe: Recipe) -> RunData:
     resolved = settings.model_copy(
         update={"name": name, "root": None if root is None else str(root), "input": input_settings(preprocessing)}
     )
-    return RunData(recipe.model_copy(update={"data": resolved}), train, test, preprocessing, augment)
+    budget = _memory_to_keep(settings.cache_mb) // processes
+    train_inputs = FittedImages(train, preprocessing, 0 if any(step.sizes for step in augment) else budget)
+    test_inputs = FittedImages(test, preprocessing, budget - (train_inputs.bytes_kept if train_inputs.is_kept else 0))
+    return RunData(
+        recipe.model_copy(update={"data": resolved}),
+        train,
+        test,
+        preprocessing,
+        augment,
+        train_inputs,
+        test_inputs,
+        _loading_processes(device, processes) if settings.workers is None else settings.workers,
+    )
+
+
+def _loading_processes(device: torch.device, processes: int) -> int:
+    """Return how many loading processes to start when nothing is said."""
+    if device.type != "cuda":
+        return 0
+    return min((os.cpu_count() or 1) // processes, MOST_WORKERS)
+
+
+def _memory_to_keep(megabytes: int | None) -> int:
+    """Return how many bytes of decoded images may be kept; a quarter of the machine's memory if nothing is said."""
+    if megabytes is not None:
+        return megabytes * 10**6
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4
 
 
 def build_cpt_model(recipe: Recipe, classes: int, preprocessing: Preprocessing) -> QuantizedModel:
@@ -136,17 +178,22 @@ def build_cpt_model(recipe: Recipe, classes: int, preprocessing: Preprocessing) 
         range_momentum=precision.range_momentum,
         seed=recipe.seed,
     )
-    return prepare(model, config, preprocessing.input_shape)
+    prepared = prepare(model, config, preprocessing.input_shape)
+    prepared.compute = recipe.train.compute
+    return prepared
 
 
-def build_objects(data: RunData) -> RunObjects:
+def build_objects(data: RunData, device: torch.device) -> RunObjects:
     """Build model, optimizer, schedules and meter of a run.
+
+    Args:
+        data: What the run learns from.
+        device: Where the model is.
 
     Raises:
         CptError: If something that the recipe names does not exist or does not fit.
     """
     recipe = data.recipe
-    device = choose_device(recipe.train.device)
     model = build_cpt_model(recipe, len(data.train.classes), data.preprocessing).to(device)
     model = model.to(memory_format=torch.channels_last)  # the faster layout of convolutions
     optimizer = build_optimizer(model, recipe.optimizer)
@@ -157,27 +204,6 @@ def build_objects(data: RunData) -> RunObjects:
     costs = [LayerCost(layer.name, layer.macs, layer.role) for layer in model.layers()]
     meter = BitOpsMeter(costs, recipe.precision.upper)
     return RunObjects(device, model, optimizer, averaged, forward, backward, meter)
-
-
-def choose_device(name: str) -> torch.device:
-    """Return the device that a recipe names; "auto" is the first GPU where there is one.
-
-    Raises:
-        UsageError: If the device does not exist here.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(name)
-    if device.type == "cuda":
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        index = device.index or 0
-        if index >= count:
-            raise UsageError(
-                f"Expected train.device to be a device that is there, but got {name!r} with {count} CUDA devices",
-                hint="train.device=auto takes a GPU where there is one",
-            )
-        device = torch.device("cuda", index)
-    return device
 
 
 def _check_bits(schedule: PrecisionSchedule, lower: int, upper: int, total_steps: int) -> None:

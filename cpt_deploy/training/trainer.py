@@ -1,34 +1,48 @@
 """A whole run: data, model, loop, finish. Prints nothing; a reporter is told what happens."""
 
+from contextlib import nullcontext
 from pathlib import Path
 
-from cpt_deploy.errors import RunInterruptedError, TrainingDivergedError
+from cpt_deploy.errors import ProcessLostError, RunInterruptedError, TrainingDivergedError, UsageError
 from cpt_deploy.precision import relative_cost
 from cpt_deploy.recipe import Recipe
-from cpt_deploy.training.checkpoints import read_checkpoint
+from cpt_deploy.training.checkpoints import Checkpoint, read_checkpoint
 from cpt_deploy.training.finish import draw_curves, finish
 from cpt_deploy.training.interruption import Interruption
 from cpt_deploy.training.loop import TrainingLoop
-from cpt_deploy.training.metrics_log import MetricsLog
+from cpt_deploy.training.metrics_log import MetricsLog, NoLog
+from cpt_deploy.training.profiling import StepProfiler
 from cpt_deploy.training.progress import RunProgress
 from cpt_deploy.training.randomness import seeded
+from cpt_deploy.training.ranks import Ranks, choose_device, is_lost_connection, joined, launched
 from cpt_deploy.training.reports import RunReport, SilentReporter, TrainPlan, TrainReporter
 from cpt_deploy.training.run import Run
 from cpt_deploy.training.run_directory import RunDirectory
 from cpt_deploy.training.run_state import restore
 from cpt_deploy.training.setup import RunData, RunObjects, build_objects, load_data
+from cpt_deploy.training.step_costs import StepCosts
+from cpt_deploy.training.synchronization import Synchronization
 
 
-def train(recipe: Recipe, run_dir: Path, *, resume: bool = False, reporter: TrainReporter | None = None) -> RunReport:
+def train(
+    recipe: Recipe,
+    run_dir: Path,
+    *,
+    resume: bool = False,
+    reporter: TrainReporter | None = None,
+    profile_steps: int = 0,
+) -> RunReport:
     """Train a model with cyclic precision and leave everything in a run directory.
 
-    The same recipe gives the same result, and a resumed run the same as an uninterrupted one.
+    The same recipe gives the same result, and a resumed run the same as an uninterrupted one. Started by torchrun, all
+    processes train one model together; the first one writes the files and is the only one whose reporter is told.
 
     Args:
-        recipe: All settings.
+        recipe: All settings; `train.batch_size` is that of all processes together.
         run_dir: The directory of the run; new or empty, unless the run is resumed.
         resume: Go on from the last checkpoint (from the start if there is none); a finished run is left alone.
         reporter: Who is told about the run; nobody by default.
+        profile_steps: How many steps to profile at the beginning; the trace is written into the directory.
 
     Returns:
         The report, which is in `report.json` too.
@@ -38,40 +52,104 @@ def train(recipe: Recipe, run_dir: Path, *, resume: bool = False, reporter: Trai
         DataError: If the data set, a checkpoint or the disk is at fault.
         TrainingDivergedError: If the loss becomes NaN or infinite.
         RunInterruptedError: After SIGINT or SIGTERM; the state is saved.
+        ProcessLostError: If another process of a distributed run failed.
     """
-    directory = RunDirectory(run_dir)
-    reporter = reporter or SilentReporter()
-    with seeded(recipe.seed, deterministic=recipe.train.deterministic), Interruption() as interruption:
-        data = load_data(recipe)
-        if resume:
-            directory.check_resumable(data.recipe)
-            if directory.report.is_file():
-                return RunReport.read(directory.report)
-        objects = build_objects(data)
-        progress = RunProgress()
+    with (
+        seeded(recipe.seed, deterministic=recipe.train.deterministic),
+        Interruption() as interruption,
+        joined(recipe.train.device) as (ranks, device),
+    ):
+        if not ranks.is_main or reporter is None:
+            reporter = SilentReporter()
+        directory = RunDirectory(ranks.from_main(lambda: run_dir))
+        with ranks.agreeing():
+            data = load_data(recipe, device, ranks.per_machine)
+            _check_parts(data, ranks)
+        finished = ranks.from_main(lambda: _finished_before(directory, data.recipe)) if resume else None
+        if finished is not None:
+            return finished
+        with ranks.agreeing():
+            objects = build_objects(data, device)
         if not resume:
-            directory.begin(data.recipe)
-        elif directory.last.is_file():
-            progress = _resume(objects, directory)
-        reporter.start(_plan(data, objects, directory.path, progress.step))
-        log = MetricsLog(directory, progress.step, after_evaluation=progress.evaluated_step == progress.step)
-        run = Run(data, objects, directory, progress, log, reporter, interruption)
+            ranks.from_main(lambda: directory.begin(data.recipe))
+        progress, costs = _restored(objects, directory, ranks, resume=resume)
+        reporter.start(_plan(data, objects, directory.path, progress.step, ranks))
+        log = _open_log(directory, progress, ranks)
+        synchronization = Synchronization(objects.model, ranks, device)
+        run = Run(data, objects, directory, progress, log, reporter, interruption, ranks, synchronization, costs)
         try:
-            TrainingLoop(run).run()
-            report = finish(run)
-        except (RunInterruptedError, TrainingDivergedError):
-            draw_curves(run)
-            raise
+            report = _carried_out(run, profile_steps)
         finally:
             log.close()
     reporter.finished(report)
     return report
 
 
-def _resume(objects: RunObjects, directory: RunDirectory) -> RunProgress:
-    state = restore(read_checkpoint(directory.last), objects.model, objects.optimizer, objects.averaged)
+def _carried_out(run: Run, profile_steps: int) -> RunReport:
+    profiling = None
+    if profile_steps and run.ranks.is_main:
+        on_gpu = run.objects.device.type == "cuda"
+        profiling = StepProfiler(run.objects.model, profile_steps, run.directory.trace, on_gpu=on_gpu)
+    try:
+        with profiling or nullcontext():
+            TrainingLoop(run, profiling).run()
+        if profiling is not None and profiling.report is not None:
+            run.reporter.profiled(profiling.report)
+        return finish(run)
+    except (RunInterruptedError, TrainingDivergedError):
+        draw_curves(run)
+        run.ranks.wait()  # torchrun ends all processes when one ends, so the main one must be ready
+        raise
+    except RuntimeError as error:
+        if not is_lost_connection(error):
+            raise
+        last = run.directory.last
+        kept = f"the last good checkpoint is {last}" if last.is_file() else "there is no checkpoint yet"
+        raise ProcessLostError(
+            f"Expected all {run.ranks.count} processes to go on, but the connection to one was lost after step "
+            f"{run.progress.step} of {run.data.total_steps}; {kept}",
+            hint=f"go on with any number of processes: cpt train --resume {run.directory.path}",
+        ) from error
+
+
+def _check_parts(data: RunData, ranks: Ranks) -> None:
+    """Make sure that each process has an image of each batch."""
+    batch = min(data.recipe.train.batch_size, len(data.train))
+    if batch < ranks.count:
+        raise UsageError(
+            f"Expected batches of at least one image for each process, but got {batch} for {ranks.count}",
+            hint="raise train.batch_size, which is that of all processes together, or start fewer processes",
+        )
+
+
+def _finished_before(directory: RunDirectory, recipe: Recipe) -> RunReport | None:
+    """Make sure that a run can be gone on with; return its report if it is finished."""
+    directory.check_resumable(recipe)
+    return RunReport.read(directory.report) if directory.report.is_file() else None
+
+
+def _restored(
+    objects: RunObjects, directory: RunDirectory, ranks: Ranks, *, resume: bool
+) -> tuple[RunProgress, StepCosts]:
+    """Bring all processes to the last checkpoint, which only the main one reads; to the start if there is none."""
+
+    def read() -> Checkpoint | None:
+        return read_checkpoint(directory.last) if resume and directory.last.is_file() else None
+
+    costs, checkpoint = StepCosts(objects.device), ranks.from_main(read)
+    if checkpoint is None:
+        return RunProgress(), costs
+    with ranks.agreeing():
+        state = restore(checkpoint, objects.model, objects.optimizer, objects.averaged)
     objects.meter.load_state_dict(state.pop("meter"))
-    return RunProgress.from_state_dict(state)
+    costs.load_state_dict(state.pop("costs", {}))
+    return RunProgress.from_state_dict(state), costs
+
+
+def _open_log(directory: RunDirectory, progress: RunProgress, ranks: Ranks) -> MetricsLog | NoLog:
+    if not ranks.is_main:
+        return NoLog()
+    return MetricsLog(directory, progress.step, after_evaluation=progress.evaluated_step == progress.step)
 
 
 def plan_run(recipe: Recipe, run_dir: Path) -> TrainPlan:
@@ -80,11 +158,13 @@ def plan_run(recipe: Recipe, run_dir: Path) -> TrainPlan:
     Raises:
         CptError: If data, model or settings do not fit; what `train` would say.
     """
-    data = load_data(recipe)
-    return _plan(data, build_objects(data), run_dir, 0)
+    ranks = launched()
+    device = choose_device(recipe.train.device, ranks)
+    data = load_data(recipe, device, ranks.per_machine)
+    return _plan(data, build_objects(data, device), run_dir, 0, ranks)
 
 
-def _plan(data: RunData, objects: RunObjects, run_dir: Path, first_step: int) -> TrainPlan:
+def _plan(data: RunData, objects: RunObjects, run_dir: Path, first_step: int, ranks: Ranks) -> TrainPlan:
     layers = objects.model.layers()
     return TrainPlan(
         run_dir=run_dir,
@@ -102,4 +182,6 @@ def _plan(data: RunData, objects: RunObjects, run_dir: Path, first_step: int) ->
         relative_cost=relative_cost(
             objects.forward, objects.backward, data.total_steps, reference_bits=data.recipe.precision.upper
         ),
+        processes=ranks.count,
+        workers=data.workers,
     )

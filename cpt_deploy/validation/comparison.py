@@ -10,7 +10,7 @@ from cpt_deploy.validation.statistics import Proportion, mcnemar_exact, wilson_i
 from cpt_deploy.validation.taps import Tap
 
 Logits = npt.NDArray[np.float32]
-Codes = npt.NDArray[np.uint8]
+Codes = npt.NDArray[np.uint8] | npt.NDArray[np.int8]
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ class IntegerComparison:
         self._counts = {tap.name: [0, 0, 0] for tap in taps}
 
     def add(self, expected: Mapping[str, Codes], got: Mapping[str, Codes]) -> None:
-        """Add a batch: the codes of each tensor by name, uint8 and of one shape.
+        """Add a batch: the codes of each tensor by name, uint8 or int8 and of one shape.
 
         Raises:
             ValueError: If two shapes differ.

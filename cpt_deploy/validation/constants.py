@@ -29,7 +29,7 @@ _KINDS = {
     "Slice": ("Slice",),
 }
 _MOVING = frozenset({"MaxPool", "Reshape", "Transpose", "Slice"})
-_FULL_RANGE = 255
+_FULL_RANGES = {False: (0, 255), True: (-128, 127)}
 
 Array = npt.NDArray[Any]
 
@@ -124,7 +124,7 @@ class _Comparison:
             self._compare(name, "parameters", wanted, self.onnx.parameters(node))
         if "codes" in operation:
             self._weights(operation, node)
-            self._bias(operation, node, np.float32(tensors[operation["inputs"][0]]["scale"]))
+            self._bias(operation, node, tensors[operation["inputs"][0]])
 
     def _weights(self, operation: Mapping[str, Any], node: Any) -> None:
         name = operation["output"]
@@ -142,23 +142,29 @@ class _Comparison:
         self._compare(name, "weight scales", self.arrays[operation["scales"]["tensor"]], scales)
         self._compare(name, "weight zero points", np.zeros(zeros.shape), zeros)
 
-    def _bias(self, operation: Mapping[str, Any], node: Any, input_scale: np.float32) -> None:
+    def _bias(self, operation: Mapping[str, Any], node: Any, source: Mapping[str, Any]) -> None:
         name, expected = operation["output"], self.arrays[operation["bias"]["tensor"]]
         if len(node.input) < 3 or not node.input[2]:
             self._compare(name, "bias codes", expected, np.zeros_like(expected))
             return
+        wanted = np.float32(source["scale"]) * self.arrays[operation["scales"]["tensor"]]
+        if source.get("signed", False):
+            real = (expected.astype(np.float64) * wanted).astype(np.float32)
+            self._compare(name, "bias", real, self.onnx.constant(node.input[2]))
+            return
         codes, scales, zeros = self.onnx.dequantized(node.input[2])
         self._compare(name, "bias codes", expected, codes)
-        self._compare(name, "bias scales", input_scale * self.arrays[operation["scales"]["tensor"]], scales)
+        self._compare(name, "bias scales", wanted, scales)
         self._compare(name, "bias zero points", np.zeros(zeros.shape), zeros)
 
     def _quantizer(self, tensor: Mapping[str, Any], made_by: str | None) -> None:
-        name, greatest = tensor["name"], 2 ** tensor["bits"] - 1
+        name, full = tensor["name"], _FULL_RANGES[bool(tensor.get("signed", False))]
+        expected = (full[0], full[0] + 2 ** tensor["bits"] - 1)
         quantizer, bounds = self.onnx.quantizer(name)
         # What only moves codes keeps them in their range without a Clip of its own.
         if bounds is not None or made_by not in _MOVING:
-            found = (0, _FULL_RANGE) if bounds is None else bounds
-            self._compare(name, "range of codes", np.array([0, greatest]), np.array(found))
+            found = full if bounds is None else bounds
+            self._compare(name, "range of codes", np.array(expected), np.array(found))
         self._parameters(tensor, quantizer)
 
     def _dequantizers(self, tensor: Mapping[str, Any]) -> None:

@@ -51,8 +51,8 @@ def _drop_reasons(report: ValidationReport) -> list[str]:
         return []
     trained, served = (report.runtime(name).accuracy for name in ("trained", "onnxruntime"))
     return [
-        f"accuracy dropped by {report.drop:.2f} points, from {trained.value:.2%} trained to {served.value:.2%} in "
-        f"onnxruntime; at most {allowed:g} are allowed"
+        f"accuracy dropped by {report.drop:.2f} points, from {trained.value:.2%} of the {report.reference} to "
+        f"{served.value:.2%} in onnxruntime; at most {allowed:g} are allowed"
     ]
 
 

@@ -86,7 +86,9 @@ class ConstantGraph:
             UnexpectedStructureError: If there is none.
         """
         node = self._node(self.quantizer(name)[0].input[0])
-        return self._node(node.input[0]) if node.op_type == "Relu" else node
+        # a ReLU between a layer and its quantizer is part of the layer; one that reads codes stands for itself
+        before = self._made_by.get(node.input[0]) if node.op_type == "Relu" else None
+        return node if before is None or before.op_type == "DequantizeLinear" else before
 
     def dequantized(self, name: str) -> tuple[Array, Array, Array]:
         """Return codes, scales and zero points (zeros where left out) of constants that are dequantized.

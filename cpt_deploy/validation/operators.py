@@ -79,6 +79,7 @@ def optimize(model: bytes) -> Any:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
         options.optimized_model_filepath = str(path)
         options.intra_op_num_threads = 1
+        options.add_session_config_entry("session.qdqisint8allowed", "1")  # as `OnnxRuntimeModel` runs it
         # It warns that the file is for this machine only, which it is meant to be.
         options.log_severity_level = 3
         # onnxruntime's exceptions have no common base of their own.

@@ -97,6 +97,7 @@ class ValidationReport:
         constants: model.onnx against the integer graph, constant by constant; `None` without the `onnx` package.
         confusion: Labels that onnxruntime gave against the right ones.
         logit_pairs: Some logits of the trained model and of onnxruntime; `None` without a trained model.
+        reference: What the runtime "trained" is: the trained model, or the float model of a calibrated bundle.
     """
 
     bundle: str
@@ -119,6 +120,7 @@ class ValidationReport:
     constants: ConstantsResult | None = None
     confusion: Confusion | None = None
     logit_pairs: LogitPairs | None = None
+    reference: str = "trained model"
 
     @property
     def passed(self) -> bool:
@@ -151,6 +153,10 @@ class ValidationReport:
     def saturation_possible(self) -> bool:
         """Whether the integers could saturate on an x86 processor without VNNI."""
         return any(layer.possible for layer in self.saturation)
+
+    def title(self, name: str) -> str:
+        """Return what a runtime is called where people read it."""
+        return self.reference if name == "trained" else _TITLES[name]
 
     def runtime(self, name: str) -> RuntimeResult:
         """Return the result of a runtime.
@@ -190,19 +196,23 @@ class ValidationReport:
         return [
             EvaluationResult(
                 value=runtime.accuracy.value,
-                runtime=_CARD_NAMES[runtime.name],
+                runtime=self.title(runtime.name),
                 dataset=self.dataset.name,
                 split=self.dataset.split,
                 samples=self.dataset.samples,
                 interval=(runtime.accuracy.low, runtime.accuracy.high),
             )
             for runtime in served_first
-            if runtime.name in _CARD_NAMES
+            if runtime.name != _UNOPTIMIZED
         ]
 
 
-_CARD_NAMES = {"onnxruntime": "onnxruntime", "trained": "trained model", "executor": "integer executor"} | {
-    name: known.title for name, known in FORMATS.items() if not known.always
+_UNOPTIMIZED = "onnxruntime-unoptimized"
+_TITLES = {
+    "onnxruntime": "onnxruntime",
+    "executor": "integer executor",
+    _UNOPTIMIZED: "onnxruntime, not optimized",
+    **{name: known.title for name, known in FORMATS.items() if not known.always},
 }
 
 

@@ -46,7 +46,7 @@ class TappedModel:
 
 
 def quantized_tensors(model: bytes) -> tuple[Tap, ...]:
-    """List the uint8 tensors between a model's operators, in graph order.
+    """List the tensors of activations' codes between a model's operators, in graph order: uint8 or int8.
 
     Where a QuantizeLinear is followed by a Clip of the codes (below 8 bits), the clipped ones are meant. Codes that
     are only moved as such (padded, say) are not listed a second time.
@@ -66,14 +66,14 @@ def quantized_tensors(model: bytes) -> tuple[Tap, ...]:
         Tap(name, _origin(node, made_by))
         for node in graph.node
         for name in node.output
-        if types.get(name) == onnx.TensorProto.UINT8
+        if _holds_codes(node, types.get(name), onnx.TensorProto)
         and not (node.op_type in _MOVING and types.get(node.input[0]) == onnx.TensorProto.UINT8)
         and not (readers.get(name) and all(reader.op_type == "Clip" for reader in readers[name]))
     )
 
 
 def add_taps(model: bytes, names: Collection[str]) -> bytes:
-    """Return a model with tensors of uint8 codes as further outputs, in the given order.
+    """Return a model with tensors of codes as further outputs, in the given order.
 
     Args:
         model: The serialized ONNX model.
@@ -81,10 +81,12 @@ def add_taps(model: bytes, names: Collection[str]) -> bytes:
     """
     onnx = require_onnx()
     proto = onnx.load_from_string(model)
+    signed = _signed_tensors(proto, onnx)
     present = {output.name for output in proto.graph.output}
     for name in names:
         if name not in present:
-            proto.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.UINT8, None))
+            kind = onnx.TensorProto.INT8 if name in signed else onnx.TensorProto.UINT8
+            proto.graph.output.append(onnx.helper.make_tensor_value_info(name, kind, None))
     serialized: bytes = proto.SerializeToString()
     return serialized
 
@@ -124,6 +126,21 @@ def tap_model(model: bytes) -> TappedModel:
         taps=kept,
         hidden=tuple(tap for tap in everything if tap not in kept),
     )
+
+
+def _holds_codes(node: Any, kind: int | None, types: Any) -> bool:
+    """Return whether a result is an activation's codes; int8 is the type of weights, too, which nothing quantizes."""
+    return bool(kind == types.UINT8 or (kind == types.INT8 and node.op_type == "QuantizeLinear"))
+
+
+def _signed_tensors(proto: Any, onnx: Any) -> set[str]:
+    """Return the names of the int8 tensors that a model's quantizers make."""
+    kinds = {entry.name: entry.data_type for entry in proto.graph.initializer}
+    return {
+        node.output[0]
+        for node in proto.graph.node
+        if node.op_type == "QuantizeLinear" and kinds.get(node.input[2]) == onnx.TensorProto.INT8
+    }
 
 
 def _computing_operators(model: bytes) -> dict[str, int]:

@@ -131,6 +131,7 @@ def validate(
             constants=compare_constants(bundle) if find_spec("onnx") is not None else None,
             confusion=measured.confusion,
             logit_pairs=measured.logit_pairs,
+            reference="float model" if bundle.calibrated else "trained model",
         )
     )
 

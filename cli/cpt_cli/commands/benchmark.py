@@ -71,7 +71,11 @@ def _numbers(option: str, text: str) -> list[int]:
 
 
 def _others(bundle: "Bundle", run: Path | None) -> dict[str, bytes]:
-    """Return the float32 export of the bundle's network and onnxruntime's quantization of it, if the run is there."""
+    """Return the float32 export of the bundle's network and onnxruntime's quantization of it.
+
+    They need the run, or the float model that it was calibrated from; without either there are none.
+    """
+    from cpt_cli.sources import find_source, source_as_prepared
     from cpt_cli.workflow import find_run, is_run_of
 
     if run is not None and not is_run_of(run, bundle):
@@ -81,7 +85,8 @@ def _others(bundle: "Bundle", run: Path | None) -> dict[str, bytes]:
             hint="leave --run out to measure only the bundle",
         )
     found = run or find_run(bundle)
-    if found is None:
+    source = find_source(bundle)
+    if found is None and source is None:
         out.note("only the bundle is measured: the run that it was exported from is not around it (see --run)")
         return {}
     if run is None and (find_spec("torch") is None or find_spec("onnx") is None):
@@ -91,7 +96,12 @@ def _others(bundle: "Bundle", run: Path | None) -> dict[str, bytes]:
     from cpt_deploy.training import load_run
     from cpt_deploy.validation import static_quantization
 
-    floats = write_float_onnx(load_run(found).model)
+    if found is not None:
+        model = load_run(found).model
+    else:
+        assert source is not None
+        model = source_as_prepared(bundle, source)
+    floats = write_float_onnx(model)
     # The times do not depend on how good the ranges are, so a few images are enough to take them from.
     return {FLOAT: floats, STATIC: static_quantization(floats, [bundle.golden.inputs])}
 

@@ -1,8 +1,9 @@
 """`cpt export`: freeze a trained model to integers and write the bundle that ships."""
 
 from dataclasses import asdict
+from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -11,8 +12,14 @@ from cpt_cli.command import TRAIN_PANEL, Command, DebugFlag, JsonFlag, QuietFlag
 from cpt_cli.output import out
 from cpt_deploy.errors import UsageError
 
-if TYPE_CHECKING:
-    from cpt_deploy.bundle import Bundle, GoldenCheck
+IMPORT_PANEL = "Models trained elsewhere"
+
+
+class Activations(StrEnum):
+    """How activations become integers."""
+
+    AFFINE = "affine"
+    SYMMETRIC = "symmetric"
 
 
 def _list_formats(value: bool) -> None:
@@ -32,7 +39,10 @@ def _list_formats(value: bool) -> None:
 
 
 def export(  # noqa: PLR0913, PLR0917  the options are its parameters
-    run: Annotated[Path, typer.Argument(help="Directory that cpt train wrote.")],
+    run: Annotated[
+        Path | None,
+        typer.Argument(help="Directory that cpt train wrote; none with --from.", metavar="RUN", show_default=False),
+    ] = None,
     bits: Annotated[
         int | None,
         typer.Option(min=2, max=8, help="Bits of the cycling layers' weights.", show_default="the run's upper bound"),
@@ -52,7 +62,11 @@ def export(  # noqa: PLR0913, PLR0917  the options are its parameters
     ] = None,
     destination: Annotated[
         Path | None,
-        typer.Option("--out", help="Directory of the bundle.", show_default="RUN/bundle-<BITS>bit or the like"),
+        typer.Option(
+            "--out",
+            help="Directory of the bundle.",
+            show_default="RUN/bundle-<BITS>bit or the like; with --from <FILE>-bundle-<BITS>bit beside the file",
+        ),
     ] = None,
     opset: Annotated[
         int | None,
@@ -82,6 +96,79 @@ def export(  # noqa: PLR0913, PLR0917  the options are its parameters
             help="Reduce the range of weights where products could saturate on x86 processors without VNNI.",
         ),
     ] = False,
+    activations: Annotated[
+        Activations,
+        typer.Option(
+            help="affine: uint8, fastest in onnxruntime. symmetric: int8 with zero point 0, for TensorRT and its like."
+        ),
+    ] = Activations.AFFINE,
+    source: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            help="Instead of a run: a float model trained elsewhere, as ONNX or as weights (.pt, .safetensors).",
+            rich_help_panel=IMPORT_PANEL,
+        ),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="Data set to calibrate on, by name, path or import path.", rich_help_panel=IMPORT_PANEL),
+    ] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Folder that holds the data set.", rich_help_panel=IMPORT_PANEL)
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="The model that weights belong to: a name (cpt models) or an import path.",
+            rich_help_panel=IMPORT_PANEL,
+        ),
+    ] = None,
+    calibration_batches: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Batches of 32 training images to calibrate on.",
+            rich_help_panel=IMPORT_PANEL,
+            show_default="16",
+        ),
+    ] = None,
+    labels: Annotated[
+        Path | None,
+        typer.Option(
+            help="File of class names, one a line.", rich_help_panel=IMPORT_PANEL, show_default="the data set's"
+        ),
+    ] = None,
+    input_size: Annotated[
+        str | None,
+        typer.Option(
+            help="Height and width of the images in pixels, as 32 or 224x224.",
+            rich_help_panel=IMPORT_PANEL,
+            show_default="the file's, or the data set's",
+        ),
+    ] = None,
+    channels: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=3, help="1 or 3.", rich_help_panel=IMPORT_PANEL, show_default="the file's, or the data set's"
+        ),
+    ] = None,
+    mean: Annotated[
+        str | None,
+        typer.Option(
+            help="What training subtracted from pixels of 0 to 1, a number a channel, joined by commas.",
+            rich_help_panel=IMPORT_PANEL,
+            show_default="the data set's; ImageNet's for models of torchvision",
+        ),
+    ] = None,
+    std: Annotated[
+        str | None,
+        typer.Option(help="What it divided by then.", rich_help_panel=IMPORT_PANEL, show_default="likewise"),
+    ] = None,
+    name: Annotated[
+        str | None,
+        typer.Option(help="Name of the model in the bundle.", rich_help_panel=IMPORT_PANEL, show_default="the file's"),
+    ] = None,
     json_output: JsonFlag = False,
     quiet: QuietFlag = False,
     debug: DebugFlag = False,
@@ -91,10 +178,20 @@ def export(  # noqa: PLR0913, PLR0917  the options are its parameters
     Layers and activations that held the upper bound in training keep it. At other bits than the upper bound, and for
     --portable, the activation ranges and BatchNorm statistics are estimated anew on training data first. A bundle of
     the same name is replaced; nothing half-written is ever left.
+
+    With --from, a float model that was trained elsewhere is quantized by calibration alone.
     """
+    from cpt_cli import importing
+    from cpt_cli.export_summary import files_bytes, show_export
     from cpt_cli.workflow import ExportOptions, export_run
     from cpt_deploy.bundle import chosen_formats
 
+    only_from = {
+        "--data": data, "--data-dir": data_dir, "--model": model, "--calibration-batches": calibration_batches,
+        "--labels": labels, "--input-size": input_size, "--channels": channels, "--mean": mean, "--std": std,
+        "--name": name,
+    }  # fmt: skip
+    importing.check_origin(run, source, only_from, {"--budget": budget, "--force": force or None})
     if bits is not None and budget is not None:
         raise UsageError(
             "Expected either --bits or --budget, but got both", hint="--budget chooses the bits of each layer"
@@ -104,11 +201,33 @@ def export(  # noqa: PLR0913, PLR0917  the options are its parameters
         activation_bits=act_bits,
         budget=budget,
         portable=portable,
+        symmetric=activations is Activations.SYMMETRIC,
         opset=opset,
         formats=chosen_formats(format_ or ()),
         force=force,
     )
-    bundle = export_run(run, options, destination=destination)
+    if source is None:
+        assert run is not None
+        bundle = export_run(run, options, destination=destination)
+    else:
+        assert data is not None
+        described = {
+            "size": importing.parsed_size(input_size),
+            "channels": channels,
+            "mean": importing.parsed_numbers("--mean", mean),
+        }
+        described["std"] = importing.parsed_numbers("--std", std)
+        imported = importing.ImportOptions(
+            path=source,
+            data=data,
+            data_dir=data_dir,
+            model=model,
+            batches=calibration_batches or importing.CALIBRATION_BATCHES,
+            labels=labels,
+            input={key: value for key, value in described.items() if value is not None},
+            name=name,
+        )
+        bundle = importing.export_source(imported, options, destination=destination)
     check = show_export(bundle)
     if out.quiet:
         out.line(formats.path(bundle.path))
@@ -119,61 +238,11 @@ def export(  # noqa: PLR0913, PLR0917  the options are its parameters
             "formats": bundle.formats,
             "facts": bundle.facts,
             "sha256": bundle.sha256,
-            "files_bytes": _files(bundle),
+            "files_bytes": files_bytes(bundle),
             "golden": check,
         }
     )
-    out.hint(f"cpt validate {formats.path(bundle.path)} --data {bundle.facts['dataset']}")
-
-
-def show_export(bundle: "Bundle") -> "GoldenCheck":
-    """Print what was exported, and whether onnxruntime on this machine reproduces its golden sample."""
-    from cpt_deploy.bundle import OnnxRuntimeModel
-
-    check = OnnxRuntimeModel(bundle.onnx_path).reproduce_golden(bundle.golden)
-    same = "every output code of the golden sample is the same"
-    differs = f"{check.mismatches} of {check.values} output codes of the golden sample differ"
-    sizes = _files(bundle)
-    facts = bundle.facts
-    if "mixed_precision" in facts:
-        _show_mixed_precision(facts["mixed_precision"])
-    out.fields(
-        f"Exported {bundle.name} with weights of {facts['weight_bits']} bits"
-        + (" on average" if "mixed_precision" in facts else "")
-        + f", activations of {facts['activation_bits']}",
-        {
-            "bundle": formats.path(bundle.path),
-            "model.onnx": f"{formats.size(sizes['model.onnx'])}, sha256 {bundle.sha256[:16]}…",
-            "in onnxruntime": same if check.exact else differs,
-            "all files": formats.size(sum(sizes.values())),
-        },
-    )
-    if not check.exact:
-        out.warning(f"onnxruntime and the integer executor disagree: {differs}; cpt validate says where")
-    return check
-
-
-def _show_mixed_precision(chosen: dict[str, Any]) -> None:
-    """Print the bits that each layer got, and what fewer bits in it alone do to the class probabilities."""
-    widths = sorted({int(bits) for layer in chosen["layers"] for bits in layer["divergence"]})
-    out.table(
-        ("layer", "weights", "bits", *(f"at {bits} bits" for bits in widths)),
-        [
-            (
-                layer["layer"],
-                f"{layer['weights']:,}",
-                layer["bits"],
-                *(f"{layer['divergence'][str(bits)]:.2g}" for bits in widths),
-            )
-            for layer in chosen["layers"]
-        ],
-        title=f"Weights at {formats.share(chosen['size_of_8_bits'], 1)} of their size at 8 bits; divergence of the "
-        f"class probabilities in nats on {chosen['sensitivity_images']} training images",
-    )
-
-
-def _files(bundle: "Bundle") -> dict[str, int]:
-    return {path.name: path.stat().st_size for path in sorted(bundle.path.iterdir())}
+    out.hint(f"cpt validate {formats.path(bundle.path)} --data {data or bundle.facts['dataset']}")
 
 
 COMMAND = Command(
@@ -181,9 +250,9 @@ COMMAND = Command(
     function=export,
     panel=TRAIN_PANEL,
     examples=(
-        "cpt export runs/digits --bits 8",
-        "cpt export runs/digits --bits 4 --act-bits 4  # activations too, where they cycled",
+        "cpt export runs/digits --bits 4 --act-bits 4  # 8 bits without these; activations too, where they cycled",
         "cpt export runs/digits --budget 0.6 --portable  # bits by layer, 60 % of the 8-bit weights; any x86 processor",
+        "cpt export --from model.onnx --data photos/  # trained elsewhere, in float: calibration only",
         "cpt export runs/digits --format torchscript,pt2  # for programs that have PyTorch but not onnxruntime",
     ),
 )

@@ -19,7 +19,7 @@ PACKAGES = (
     "pillow",
     "typer",
 )
-VARIABLES = ("CPT_DATA_DIR", "OMP_NUM_THREADS")
+VARIABLES = ("CPT_DATA_DIR", "CPT_KERNELS", "OMP_NUM_THREADS")
 
 
 def info(json_output: JsonFlag = False, quiet: QuietFlag = False, debug: DebugFlag = False) -> None:
@@ -42,6 +42,7 @@ def info(json_output: JsonFlag = False, quiet: QuietFlag = False, debug: DebugFl
             "integer and bfloat16 instructions": "unknown" if cpu.flags is None else ", ".join(cpu.flags) or "none",
             "8-bit products": _SATURATION[cpu.saturates],
             "training on": _describe(device),
+            "quantized training": _kernels(device),
             "onnxruntime on": ", ".join(providers),
             **{name: value or "not set" for name, value in variables.items()},
         },
@@ -71,15 +72,41 @@ def _training_device() -> dict[str, Any] | None:
         return None
     import torch
 
+    from cpt_deploy.quantization.kernels import active
+    from cpt_deploy.quantization.products import choose_compute, int8_is_exact
+
     cuda = torch.cuda.is_available()
     name = torch.cuda.get_device_name() if cuda else None
-    return {"device": "cuda" if cuda else "cpu", "name": name, "threads": torch.get_num_threads()}
+    chosen = active()
+    return {
+        "device": "cuda" if cuda else "cpu",
+        "name": name,
+        "threads": torch.get_num_threads(),
+        "kernels": chosen.kernels.name,
+        "no_native_kernels": chosen.reason or None,
+        "compute": choose_compute("auto", native=chosen.native),
+        "int8_products": int8_is_exact(),
+    }
 
 
 def _describe(device: dict[str, Any] | None) -> str:
     if device is None:
         return "nothing, torch is not installed: pip install 'cpt-deploy[train]'"
     return f"{device['device']} ({device['name'] or str(device['threads']) + ' threads'})"
+
+
+def _kernels(device: dict[str, Any] | None) -> str:
+    """Describe the kernels on the CPU and the types of products; a GPU has none of its own."""
+    if device is None:
+        return "nothing"
+    reason = f" ({device['no_native_kernels']})" if device["no_native_kernels"] else ""
+    forward = "int8" if device["int8_products"] else "float32"
+    products = {
+        "modules": "each module by itself",
+        "bf16": f"products in {forward} forward, bfloat16 backward",
+        "float32": f"products in {forward} forward, float32 backward",
+    }
+    return f"on a CPU: {device['kernels']} kernels{reason}; {products[device['compute']]}"
 
 
 COMMAND = Command(

@@ -98,7 +98,7 @@ def _train(directory: Path) -> float:
 
 
 def _export(directory: Path) -> "Bundle":
-    from cpt_cli.commands.export import show_export
+    from cpt_cli.export_summary import show_export
     from cpt_cli.workflow import ExportOptions, export_run
 
     bundle = export_run(directory / RUN, ExportOptions(bits=BITS))

@@ -53,6 +53,9 @@ def train(  # noqa: PLR0913, PLR0917  the options are its parameters
             show_default="the recipe's",
         ),
     ] = None,
+    profile: Annotated[
+        int, typer.Option(min=0, help="Show where the time of this many steps goes, and keep a trace of them.")
+    ] = 0,
     epochs: Annotated[
         int | None, typer.Option(min=1, help="Length of the run: train.epochs.", rich_help_panel="Common settings")
     ] = None,
@@ -73,6 +76,8 @@ def train(  # noqa: PLR0913, PLR0917  the options are its parameters
 
     A recipe holds all settings: defaults, then a preset or a YAML file, then key=value. Ctrl-C finishes the step, saves
     and tells how to go on; a second one stops at once.
+
+    On several processors: torchrun --no-python --nproc-per-node 4 cpt train … (docs/distributed.md).
     """
     from cpt_deploy.recipe import load_recipe
 
@@ -99,7 +104,7 @@ def train(  # noqa: PLR0913, PLR0917  the options are its parameters
         return
     if bits == AUTO:
         recipe = _with_tested_bounds(recipe, directory)
-    report = run_training(recipe, directory, resume=resume is not None)
+    report = run_training(recipe, directory, resume=resume is not None, profile_steps=profile)
     out.result({"run": directory, "report": report.to_dict(), "files_bytes": _files(directory)})
     out.hint(f"cpt export {formats.path(directory)}" + (" --bits 8" if report.bits["upper"] == 8 else ""))
 
@@ -169,14 +174,14 @@ def _show_dry_run(recipe: "Recipe", directory: Path) -> None:
     )
 
 
-def run_training(recipe: "Recipe", directory: Path, *, resume: bool = False) -> "RunReport":
+def run_training(recipe: "Recipe", directory: Path, *, resume: bool = False, profile_steps: int = 0) -> "RunReport":
     """Train, show the progress and the result, and return the report."""
-    from cpt_cli.training_progress import TrainingProgress
+    from cpt_cli.training_progress import TrainingProgress, show_step_costs
     from cpt_deploy.training import train as train_run
 
     finished_before = resume and (directory / "report.json").is_file()
     with TrainingProgress() as progress:
-        report = train_run(recipe, directory, resume=resume, reporter=progress)
+        report = train_run(recipe, directory, resume=resume, reporter=progress, profile_steps=profile_steps)
     if finished_before:
         out.note(f"the run in {formats.path(directory)} was finished already")
     files = _files(directory)
@@ -187,14 +192,22 @@ def run_training(recipe: "Recipe", directory: Path, *, resume: bool = False) -> 
         {
             f"accuracy at {upper} bits": f"{formats.share(test.top1)} of {test.images:,} test images{best}",
             "cost": f"{cost['gbitops']:,.0f} GBitOPs, {formats.share(cost['saving'])} less than static {upper} bits",
-            "time": f"{formats.duration(report.seconds['total'])}, {report.images_per_s:,.0f} images/s in training",
+            "time": _describe_time(report),
             "run": formats.path(directory),
             "files": ", ".join(f"{name} ({formats.size(size)})" for name, size in files.items()),
         },
     )
+    if report.steps_by_bits and not out.quiet:
+        show_step_costs(report)
     if out.quiet:
         out.line(formats.path(directory))
     return report
+
+
+def _describe_time(report: "RunReport") -> str:
+    waiting = report.seconds.get("waiting_for_data", 0.0) / max(report.seconds["training"], 1e-9)
+    rate = f"{report.images_per_s:,.0f} images/s in training"
+    return f"{formats.duration(report.seconds['total'])}, {rate}, {waiting:.0%} of it waiting for data"
 
 
 def _files(directory: Path) -> dict[str, int]:

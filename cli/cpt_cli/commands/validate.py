@@ -29,6 +29,14 @@ def validate(  # noqa: PLR0913, PLR0917  the options are its parameters
     run: Annotated[
         Path | None, typer.Option(help="Run to compare with.", show_default="the one that the bundle lies in")
     ] = None,
+    source: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            help="The float model that a calibrated bundle was made from, to compare with.",
+            show_default="the file that lies around the bundle",
+        ),
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Measure this many images.", show_default="all")] = None,
     max_drop: Annotated[
         float | None,
@@ -62,17 +70,28 @@ def validate(  # noqa: PLR0913, PLR0917  the options are its parameters
     opened = Bundle.open(bundle)
     if data is None:
         only_with_data = {
-            "--run": run, "--limit": limit, "--max-drop": max_drop, "--data-dir": data_dir, "--html": html,
+            "--run": run, "--from": source, "--limit": limit, "--max-drop": max_drop, "--data-dir": data_dir,
+            "--html": html,
         }  # fmt: skip
         for option, value in only_with_data.items():
             if value is not None:
                 raise UsageError(f"Expected --data with {option}, but got none", hint="name the data set to measure on")
         _check_golden(opened, require_exact=require_exact is not False)
         return
+    if run is not None and source is not None:
+        raise UsageError("Expected either --run or --from, but got both", hint="a bundle has one model behind it")
     if html is not None:
         _check_page(html)
     _validate_on(
-        opened, data, data_dir, run=run, limit=limit, max_drop=max_drop, require_exact=require_exact, html=html
+        opened,
+        data,
+        data_dir,
+        run=run,
+        source=source,
+        limit=limit,
+        max_drop=max_drop,
+        require_exact=require_exact,
+        html=html,
     )
 
 
@@ -121,12 +140,13 @@ def _show_portability(bundle: "Bundle") -> dict[str, bool]:
     return {"saturation_possible": False}
 
 
-def _validate_on(
+def _validate_on(  # noqa: PLR0913  what the command was given
     bundle: "Bundle",
     data: str,
     data_dir: Path | None,
     *,
     run: Path | None,
+    source: Path | None,
     limit: int | None,
     max_drop: float | None,
     require_exact: bool | None,
@@ -139,6 +159,7 @@ def _validate_on(
         data,
         data_dir,
         run_dir=run,
+        source=source,
         limit=limit,
         max_drop=max_drop,
         require_exact=_can_compare_integers() if require_exact is None else require_exact,
@@ -181,7 +202,7 @@ def show_report(report: "ValidationReport") -> None:
         return
     out.table(
         ("runtime", "accuracy", "95 % interval", "other labels", "worst logit difference"),
-        [(_NAMES[entry.name], *_accuracy_cells(entry.name, report)) for entry in report.runtimes],
+        [(report.title(entry.name), *_accuracy_cells(entry.name, report)) for entry in report.runtimes],
         title=f"{report.bundle} on {report.dataset.samples} images of {report.dataset.name} ({report.dataset.split})",
     )
     golden, differing = report.golden, report.first_difference
@@ -208,19 +229,9 @@ def show_report(report: "ValidationReport") -> None:
         floats = ", ".join(f"{count} {name}" for name, count in report.graph.float_operators.items())
         facts["operators left in float"] = floats or "none"
     if report.drop is not None:
-        facts["accuracy lost"] = f"{report.drop:.2f} points from trained to onnxruntime"
+        facts["accuracy lost"] = f"{report.drop:.2f} points from {report.reference} to onnxruntime"
     facts[WITHOUT_VNNI] = saturation_line(report.saturation, report.portability, saturates_here=report.cpu.saturates)
     out.fields("passed" if report.passed else "FAILED", facts)
-
-
-_NAMES = {
-    "trained": "trained model",
-    "executor": "integer executor",
-    "onnxruntime": "onnxruntime",
-    "onnxruntime-unoptimized": "onnxruntime, not optimized",
-    "torchscript": "TorchScript",
-    "pt2": "torch.export program",
-}
 
 
 def _accuracy_cells(name: str, report: "ValidationReport") -> tuple[str, ...]:

@@ -102,12 +102,13 @@ def test_golden_samples_survive_the_file_and_decode_as_onnx_does(codes, scale, z
     "change",
     [
         {"inputs": np.zeros((2, 3, 8, 8))},
-        {"logit_codes": np.zeros((2, 3), np.int8)},
+        {"logit_codes": np.zeros((2, 3), np.int16)},
+        {"logit_codes": np.zeros((2, 3), np.int8), "logit_zero_point": 1},
         {"logit_codes": np.zeros((1, 3), np.uint8)},
         {"logit_scale": 0.0},
         {"logit_zero_point": 256},
     ],
-    ids=["float64", "int8", "rows", "scale", "zero point"],
+    ids=["float64", "int16", "signed with a zero point", "rows", "scale", "zero point"],
 )
 def test_unfit_golden_samples_are_refused(change):
     good = GoldenSample(np.zeros((2, 3, 8, 8), np.float32), np.zeros((2, 3), np.uint8), 1.0, 0)

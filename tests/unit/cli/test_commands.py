@@ -15,6 +15,7 @@ from cpt_cli.commands.train import _complete
 from cpt_cli.main import main
 from cpt_cli.recipes import split_words
 from cpt_deploy.errors import UsageError
+from cpt_deploy.quantization.kernels import active
 
 
 @pytest.fixture(autouse=True)
@@ -262,3 +263,20 @@ def test_quickstart_replaces_only_its_own_outputs(tmp_path):
     (fresh / "run" / "old").touch()
     quickstart._make_room(fresh)
     assert [path.name for path in fresh.iterdir()] == ["quickstart.json"]
+
+
+def test_info_says_which_kernels_train(capsys, monkeypatch):
+    code, out, _ = run(capsys, "info", "--json")
+    assert code == 0
+    training = json.loads(out)["training"]
+    assert training["kernels"]
+    assert training["compute"] in {"bf16", "float32", "modules"}
+    assert (training["compute"] == "modules") == (training["no_native_kernels"] is not None)
+    monkeypatch.setenv("CPT_KERNELS", "turbo")
+    active.cache_clear()
+    try:
+        code, _, err = run(capsys, "info")
+    finally:
+        active.cache_clear()
+    assert code == 2
+    assert "auto, native, torch, but got 'turbo'" in err[0]

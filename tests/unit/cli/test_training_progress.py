@@ -1,14 +1,15 @@
 """What a run looks like while it goes on, with and without a terminal."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from cpt_cli.output import out
-from cpt_cli.training_progress import TrainingProgress, show_plan
+from cpt_cli.training_progress import TrainingProgress, show_plan, show_profile
 from cpt_deploy.recipe import load_recipe
-from cpt_deploy.training import Evaluation, StepProgress, TrainPlan
+from cpt_deploy.training import Evaluation, ProfileReport, StepProgress, TrainPlan
 
 
 @pytest.fixture(autouse=True)
@@ -85,3 +86,30 @@ def test_the_plan_names_what_decides_the_run(capsys):
 def test_a_static_schedule_is_a_level_line(capsys):
     show_plan(plan("precision.schedule=static"))
     assert "████████  static 8 bits forward" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("share", "hinted"), [(0.6, True), (0.05, False)])
+def test_slow_loading_is_said_once_with_what_helps(capsys, share, hinted):
+    with TrainingProgress() as progress:
+        progress.start(plan())
+        for number in range(1, 9):
+            progress.step(replace(step(number), data_share=share + 0.001 * (number // 2)))
+    printed = capsys.readouterr().err
+    assert printed.count("data.workers=1 or more") == hinted
+    assert f"waiting for data {share:.0%}" in printed
+
+
+def test_a_profile_is_a_table_of_parts(capsys):
+    report = ProfileReport(
+        steps=4,
+        step_seconds=0.1,
+        seconds={"convolution and linear layers": 0.075, "optimizer": 0.025},
+        operators={"convolution and linear layers": [("aten::convolution", 0.07)]},
+        trace=Path("runs/x/trace.json.gz"),
+    )
+    show_profile(report)
+    printed = capsys.readouterr().out
+    assert "100.0 ms" in printed
+    assert "75.0%" in printed
+    assert "aten::convolution 70.00" in printed
+    assert "runs/x/trace.json.gz" in printed

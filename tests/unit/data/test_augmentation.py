@@ -39,7 +39,7 @@ def test_batched_crop_takes_a_window_of_each_padded_image(count, channels, size,
     images = pixels(count, channels, size, seed)
     torch.manual_seed(seed)
 
-    cropped = one("random_crop", size=size, padding=padding).batch(images)
+    cropped = one("random_crop", size=size, padding=padding).batch(images, slice(None), count)
 
     padded = torch.nn.functional.pad(images, (padding,) * 4)
     for image, result in zip(padded, cropped, strict=True):
@@ -55,7 +55,7 @@ def test_batched_crop_reaches_every_window_about_equally_often():
     image = torch.arange(1, 17, dtype=torch.uint8).reshape(1, 1, 4, 4)
     torch.manual_seed(0)
 
-    cropped = one("random_crop", size=(4, 4), padding=1).batch(image.expand(9000, 1, 4, 4))
+    cropped = one("random_crop", size=(4, 4), padding=1).batch(image.expand(9000, 1, 4, 4), slice(None), 9000)
 
     _, counts = torch.unique(cropped.reshape(9000, -1), dim=0, return_counts=True)
     assert len(counts) == 9
@@ -68,7 +68,7 @@ def test_batched_flip_mirrors_about_half_and_changes_nothing_in_place():
     before = images.clone()
     torch.manual_seed(0)
 
-    flipped = one("hflip").batch(images)
+    flipped = one("hflip").batch(images, slice(None), 4000)
 
     mirrored = (flipped == images.flip(-1)).flatten(1).all(1)
     unchanged = (flipped == images).flatten(1).all(1)
@@ -81,7 +81,7 @@ def test_batched_flip_mirrors_about_half_and_changes_nothing_in_place():
 def test_flip_probability_is_meant(p, expected):
     images = pixels(10, 3, (2, 3))
 
-    assert torch.equal(one("hflip", p=p).batch(images), images.flip(-1) if expected else images)
+    assert torch.equal(one("hflip", p=p).batch(images, slice(None), 10), images.flip(-1) if expected else images)
 
 
 def test_lists_from_a_recipe_are_accepted():

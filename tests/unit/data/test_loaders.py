@@ -14,11 +14,14 @@ from cpt_deploy.bundle import Preprocessing
 from cpt_deploy.data import (
     ArrayImages,
     FileImages,
+    FittedImages,
+    Share,
     batches_per_epoch,
     build_augmentations,
     eval_loader,
     load_images,
     train_loader,
+    training_stream,
 )
 from cpt_deploy.errors import DataError, UsageError
 
@@ -216,3 +219,58 @@ def test_inputs_of_digits_are_normalised():
 
     assert float(inputs.mean()) == pytest.approx(0, abs=1e-3)
     assert float(inputs.std()) == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize(
+    "augment", [[], CROP_AND_FLIP, [("rotation", {}), *CROP_AND_FLIP, ("trivialaugment", {})]], ids=len
+)
+def test_shares_of_a_batch_are_the_batch(array_images, count, augment):
+    images = FittedImages(array_images(), GRAY)
+    built = build_augmentations(augment, GRAY.size)
+
+    def stream(share):
+        return list(training_stream(images, built, batch_size=16, seed=3, batches=range(5, 9), share=share))
+
+    parts = [stream(Share(index, count)) for index in range(count)]
+
+    joined = [tuple(torch.cat(tensors) for tensors in zip(*same, strict=True)) for same in zip(*parts, strict=True)]
+    assert same(joined, stream(Share()))
+
+
+def test_stream_goes_on_through_epochs(array_images):
+    images = array_images(count=50)
+    built = build_augmentations(CROP_AND_FLIP, GRAY.size)
+
+    stream = training_stream(FittedImages(images, GRAY), built, batch_size=16, seed=0, batches=range(1, 8))
+
+    assert same(list(stream), batches(images, skip_batches=1) + batches(images, epoch=1) + batches(images, epoch=2)[:2])
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7])
+def test_shares_of_an_evaluation_are_all_images_once(array_images, count):
+    images = array_images(count=23)
+
+    loaded = [y for index in range(count) for _, y in eval_loader(images, GRAY, 4, share=Share(index, count))]
+
+    assert torch.cat(loaded).tolist() == images.labels.tolist()
+
+
+@forks
+@pytest.mark.parametrize("workers", [0, 2])
+def test_kept_images_are_those_that_were_decoded(photos, workers, monkeypatch):
+    expected = batches(photos, PHOTO, CROP_AND_FLIP, batch_size=3, workers=0)
+    kept = FittedImages(photos, PHOTO, budget=10**6)
+    assert kept.is_kept
+
+    assert same(batches(kept, PHOTO, CROP_AND_FLIP, batch_size=3, workers=workers), expected)
+    for path in photos.paths:
+        path.unlink()
+    assert same(batches(kept, PHOTO, CROP_AND_FLIP, batch_size=3, workers=0), expected)
+
+
+def test_nothing_is_kept_beyond_the_budget_or_without_decoding(photos, array_images):
+    needed = 6 * 16 * 16 * 3 + 6
+    assert FittedImages(photos, PHOTO, budget=needed).is_kept
+    assert not FittedImages(photos, PHOTO, budget=needed - 1).is_kept
+    assert not FittedImages(array_images(), GRAY, budget=10**9).is_kept

@@ -4,7 +4,8 @@ import pytest
 import torch
 from scipy import stats
 
-from cpt_deploy.quantization.gradients import index_noise, mix_seed, quantize_gradient, with_quantized_gradient
+from cpt_deploy.quantization.gradients import quantize_gradient, with_quantized_gradient
+from cpt_deploy.quantization.noise import index_noise, mix_seed
 
 CPU = torch.device("cpu")
 

@@ -250,3 +250,21 @@ class _Bare(_Softmax):
 def test_what_cannot_be_converted_is_named(network: nn.Module, shape: tuple[int, ...], named: str) -> None:
     with pytest.raises(ConversionError, match=named):
         prepare(network, QuantizationConfig(), shape)
+
+
+class _Shifted(nn.Module):
+    """Its first node is called `add`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 2, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x + 0.5).mean((2, 3))
+
+
+def test_names_that_every_module_has_are_avoided() -> None:
+    x = torch.randn(2, 1, 8, 8)
+    network = _Shifted().eval()
+    model = prepare(network, QuantizationConfig(lower=32, upper=32), (1, 8, 8)).eval()
+    assert torch.allclose(model(x), network(x), atol=1e-6)

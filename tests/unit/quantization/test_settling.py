@@ -90,3 +90,12 @@ def test_no_batch_is_an_error_and_changes_nothing() -> None:
     with pytest.raises(DataError, match="at least one batch"):
         settle(model, [])
     assert before == {name: (float(edge.low), float(edge.high)) for name, edge in model.edges()}
+
+
+def test_statistics_of_a_float_model_stay_as_they_are_if_asked() -> None:
+    model = prepare(network(), QuantizationConfig(), (1, 4, 4))
+    norm = model.network.get_submodule("1")
+    before = norm.running_mean.clone()
+    settle(model, [5 + torch.randn(8, 1, 4, 4)], statistics=False)
+    assert torch.equal(norm.running_mean, before)
+    assert all(int(edge.batches) == 1 for _, edge in model.edges())

@@ -21,7 +21,7 @@ SMALL = (
     "train.device=cpu",
     "precision.cycles=2",
 )
-TIMES = ("images_per_s", "seconds")
+TIMES = ("images_per_s", "data_share", "step_ms", "memory_mb", "seconds")
 
 
 @pytest.fixture(scope="session")
@@ -97,7 +97,7 @@ def outcome():
         with (directory / "metrics.csv").open(newline="") as file:
             rows = [{key: value for key, value in row.items() if key not in TIMES} for row in csv.DictReader(file)]
         report = json.loads((directory / "report.json").read_text())
-        for key in ("seconds", "images_per_s"):
+        for key in ("seconds", "images_per_s", "steps_by_bits"):
             report.pop(key)
         for evaluation in (report["test"], report["best"]):
             evaluation.pop("seconds")

@@ -109,7 +109,7 @@ class Images:
 def test_signal_in_an_evaluation_does_not_lose_the_evaluation(recipe, tmp_path, outcome, own_module, settle):
     own_module("own_interrupting", INTERRUPTING_DATA)
     mine = recipe(
-        "data={name: own_interrupting:Images}",
+        "data={name: own_interrupting:Images, cache_mb: 0}",
         "train.batch_size=4",
         "train.eval_batch_size=4",
         f"train.settle_batches={settle}",

@@ -64,7 +64,8 @@ def test_a_drop_of_one_point_is_held_against_the_limit(allowed, passed):
 def test_the_reason_names_both_accuracies():
     (reason,) = judge(report(gate=Gate(0.1, require_exact=False))).reasons
     assert reason == (
-        "accuracy dropped by 1.00 points, from 99.00% trained to 98.00% in onnxruntime; at most 0.1 are allowed"
+        "accuracy dropped by 1.00 points, from 99.00% of the trained model to 98.00% in onnxruntime; "
+        "at most 0.1 are allowed"
     )
 
 

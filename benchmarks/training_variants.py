@@ -1,0 +1,168 @@
+"""What `training_cpu.py` compares with: other quantizers put into the same networks, and a Transformer block."""
+
+import copy
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.ao.quantization import (
+    FakeQuantize,
+    MovingAverageMinMaxObserver,
+    MovingAveragePerChannelMinMaxObserver,
+)
+from torch.nn import functional
+
+from cpt_deploy.quantization.edges import EdgeQuantizer
+from cpt_deploy.quantization.kernels import active
+from cpt_deploy.quantization.layer_segments import layer_output
+from cpt_deploy.quantization.layers import QuantizedLinear, quantized_layer
+from cpt_deploy.quantization.precision_state import PrecisionState
+from cpt_deploy.quantization.products import choose_compute
+from cpt_deploy.quantization.segments import Coded, Engine, encode
+
+LAYERS = (nn.Conv2d, nn.Linear)
+
+
+class _Wrapped(nn.Module):
+    """A layer whose input, weight and output gradient pass through functions."""
+
+    def __init__(self, layer: nn.Module, on_input: Any, on_weight: Any, on_output: Any) -> None:
+        super().__init__()
+        self.layer, self.on_input, self.on_weight, self.on_output = layer, on_input, on_weight, on_output
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Compute the layer on what the functions make of its operands."""
+        x, weight, layer = self.on_input(x), self.on_weight(self.layer.weight), self.layer
+        if isinstance(layer, nn.Linear):
+            return self.on_output(functional.linear(x, weight, layer.bias))
+        return self.on_output(
+            functional.conv2d(x, weight, layer.bias, layer.stride, layer.padding, layer.dilation, layer.groups)
+        )
+
+
+def _wrap(network: nn.Module, make: Any) -> nn.Module:
+    network = copy.deepcopy(network)
+    for name, module in list(network.named_modules()):
+        if isinstance(module, LAYERS):
+            network.set_submodule(name, make(module))
+    return network
+
+
+def fake_quantized(network: nn.Module) -> nn.Module:
+    """Put torch's own fake-quantize modules at the inputs and weights of all layers; gradients stay float32."""
+
+    def make(layer: nn.Module) -> nn.Module:
+        return _Wrapped(
+            layer,
+            FakeQuantize(MovingAverageMinMaxObserver, quant_min=0, quant_max=255, dtype=torch.quint8),
+            FakeQuantize(
+                MovingAveragePerChannelMinMaxObserver,
+                quant_min=-127,
+                quant_max=127,
+                dtype=torch.qint8,
+                qscheme=torch.per_channel_symmetric,
+            ),
+            nn.Identity(),
+        )
+
+    return _wrap(network, make)
+
+
+def like_the_authors(network: nn.Module, bits: int) -> nn.Module:
+    """Quantize as the paper's published code does: ranges of samples, a real zero point, uniform noise in gradients."""
+    return _wrap(
+        network,
+        lambda layer: _Wrapped(
+            layer,
+            lambda x: _StraightThrough.apply(x, bits),
+            lambda weight: _StraightThrough.apply(weight, bits),
+            _NoisyGradient.apply,
+        ),
+    )
+
+
+def _on_real_grid(x: Tensor, bits: int, *, extremes: bool, noise: bool) -> Tensor:
+    rows = x.flatten(1)
+    low, high = rows.min(-1)[0], rows.max(-1)[0]
+    low, high = (low.min(), high.max()) if extremes else (low.mean(), high.mean())
+    most = 2.0**bits - 1
+    scale = torch.max((high - low) / most, torch.tensor(1e-8))
+    output = (x.clone() - low).div_(scale)
+    if noise:
+        output.add_(output.new(output.shape).uniform_(-0.5, 0.5))
+    return output.clamp_(0.0, most).round_().mul_(scale).add_(low)
+
+
+class _StraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, bits: int) -> Tensor:
+        return _on_real_grid(x, bits, extremes=False, noise=False)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
+        return grad_outputs[0], None
+
+
+class _NoisyGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:
+        return _on_real_grid(grad_outputs[0], 8, extremes=True, noise=True)
+
+
+class TransformerBlock(nn.Module):
+    """A pre-norm encoder block whose Linear layers can be quantized.
+
+    Args:
+        width: Features of a token.
+        hidden: Features inside the feed-forward part.
+        heads: Attention heads.
+    """
+
+    def __init__(self, width: int, hidden: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.query, self.key, self.value, self.out = (nn.Linear(width, width) for _ in range(4))
+        self.up, self.down = nn.Linear(width, hidden), nn.Linear(hidden, width)
+        self.edges: nn.ModuleList | None = None
+        self.engine: Engine | None = None
+
+    def quantize(self, bits: int, compute: Literal["modules", "float32", "bf16"]) -> None:
+        """Replace the Linear layers by quantized ones, and put a quantizer in front of them."""
+        precision = PrecisionState(8, 0)
+        self.edges = nn.ModuleList(EdgeQuantizer(precision, "cycle", 0.1) for _ in range(4))
+        for index, name in enumerate(("query", "key", "value", "out", "up", "down")):
+            setattr(self, name, quantized_layer(getattr(self, name), precision, "cycle", index))
+        precision.set(weights=bits, activations=bits, gradients=8)
+        if choose_compute(compute, native=True) != "modules":
+            self.engine = Engine(active().kernels, torch.bfloat16 if compute == "bf16" else torch.float32)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map tokens (N, length, width) to the mean of the block's output, (N, width)."""
+        read = self._read(0, self.norm1(x))
+        parts = [self._linear(layer, read) for layer in (self.query, self.key, self.value)]
+        heads = [part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts]
+        attended = functional.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
+        x = x + self._linear(self.out, self._read(1, attended))
+        hidden = self._linear(self.up, self._read(2, self.norm2(x)))
+        return (x + self._linear(self.down, self._read(3, functional.gelu(hidden)))).mean(dim=1)
+
+    def _read(self, index: int, x: Tensor) -> Tensor | Coded:
+        """Quantize what a layer reads, if layers are quantized."""
+        if self.edges is None:
+            return x
+        edge = self.edges[index]
+        if self.engine is None:
+            return edge(x)
+        edge.take(*self.engine.kernels.range(x.detach()))
+        return encode(x, edge.grid(), self.engine)
+
+    def _linear(self, layer: nn.Module, x: Any) -> Tensor:
+        if self.engine is None:
+            return layer(x)
+        assert isinstance(layer, QuantizedLinear)
+        return layer_output(layer, x, self.engine)

@@ -1,0 +1,268 @@
+"""From the file of a float model that was trained elsewhere to a bundle, and from such a bundle to its float model."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import isfinite
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cpt_cli import formats
+from cpt_cli.output import out
+from cpt_cli.portability import restricted_codes
+from cpt_cli.sources import SOURCE_DIGEST, SOURCE_FILE, SOURCE_MODEL, source_digest
+from cpt_cli.widths import MOST_BITS, folder_name
+from cpt_cli.workflow import ExportOptions, evenly_chosen_inputs
+from cpt_deploy.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from cpt_deploy.bundle import Bundle, Preprocessing
+    from cpt_deploy.data import ImageSet
+    from cpt_deploy.models.imported import SourceModel
+    from cpt_deploy.quantization import QuantizedModel
+
+CALIBRATION_BATCHES = 16
+CALIBRATION_BATCH_SIZE = 32
+ACCURACY = "calibration_accuracy"
+GUESSING = 1.5
+"""Accuracy, in multiples of that of guessing, up to which something is probably wrong."""
+_TORCHVISION = "torchvision/"
+_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class ImportOptions:
+    """Where a float model is and what belongs to it.
+
+    Args:
+        path: Its file: ONNX, or weights.
+        data: Name, path or import path of the data set to calibrate on.
+        data_dir: Folder that holds it.
+        model: Name or import path of the model that weights belong to.
+        batches: Most calibration batches.
+        labels: A file of class names, one a line; the data set's if None.
+        input: What is said of the input: size, channels, mean, std; the rest comes from file, model and data.
+        name: Name of the model in the bundle; the file's if None.
+    """
+
+    path: Path
+    data: str
+    data_dir: Path | None = None
+    model: str | None = None
+    batches: int = CALIBRATION_BATCHES
+    labels: Path | None = None
+    input: dict[str, Any] = field(default_factory=dict)
+    name: str | None = None
+
+
+def check_origin(
+    run: Path | None, source: Path | None, only_from: Mapping[str, object], only_run: Mapping[str, object]
+) -> None:
+    """Raise unless there is either a run or a file with its data, and no option that belongs to the other.
+
+    Args:
+        run: The run.
+        source: The file of a float model.
+        only_from: Values of the options that need a file, None where they were not given.
+        only_run: Values of the options that need a run, likewise.
+
+    Raises:
+        UsageError: Otherwise.
+    """
+    if (run is None) == (source is None):
+        raise UsageError(
+            f"Expected either a run or --from, but got {'none' if run is None else 'both'}",
+            hint="cpt export runs/NAME, or cpt export --from model.onnx --data NAME",
+        )
+    for option, value in (only_from if source is None else only_run).items():
+        if value is not None:
+            needed, got = ("--from", "a run") if source is None else ("a run", "--from")
+            raise UsageError(f"Expected {option} with {needed} only, but got it with {got}")
+    if source is not None and only_from["--data"] is None:
+        raise UsageError("Expected --data with --from, to calibrate on, but got none", hint="cpt datasets lists names")
+
+
+def parsed_size(text: str | None) -> tuple[int, int] | None:
+    """Return height and width as `--input-size` gives them."""
+    if text is None:
+        return None
+    sizes = text.lower().split("x")
+    if len(sizes) > 2 or not all(size.isascii() and size.isdigit() and 0 < int(size) <= 65536 for size in sizes):
+        raise UsageError(f"Expected --input-size as 32 or 224x224, but got {text!r}")
+    return int(sizes[0]), int(sizes[-1])
+
+
+def parsed_numbers(option: str, text: str | None) -> tuple[float, ...] | None:
+    """Return the numbers of `--mean` or `--std`, one a channel."""
+    if text is None:
+        return None
+    try:
+        values = tuple(float(word) for word in text.split(","))
+    except ValueError:
+        values = (float("nan"),)
+    if not all(isfinite(value) and (value > 0 or option != "--std") for value in values):
+        raise UsageError(f"Expected {option} to be numbers with commas between, as 0.485,0.456,0.406, but got {text!r}")
+    return values
+
+
+def export_source(source: ImportOptions, options: ExportOptions, *, destination: Path | None = None) -> "Bundle":
+    """Calibrate a float model on data, freeze it and write its bundle.
+
+    Args:
+        source: The model and the data.
+        options: Bits and forms of the bundle.
+        destination: Where to write; `<file>-bundle-<bits>bit` beside the file if None.
+
+    Raises:
+        UsageError: If file, model, data and options do not fit each other.
+        ConversionError: If the model holds an operation without an integer form.
+        DataError: If the file or the data is missing or damaged.
+        BundleError: If the bundle cannot be written.
+    """
+    from cpt_deploy.data import load_images
+    from cpt_deploy.export import ModelIdentity, export_bundle
+    from cpt_deploy.models.imported import open_source
+    from cpt_deploy.quantization import QuantizationConfig, make_portable, make_symmetric, prepare
+
+    opened = open_source(source.path, source.model)
+    images = load_images(source.data, split="train", root=source.data_dir)
+    labels = _labels(source.labels, images)
+    preprocessing = _preprocessing(opened, images, source)
+    network = opened.build(preprocessing.input_shape, len(labels))
+    weights, activations = options.bits or MOST_BITS, options.activation_bits or MOST_BITS
+    config = QuantizationConfig(lower=min(weights, activations), upper=MOST_BITS)
+    model = prepare(network, config, preprocessing.input_shape).eval()
+    if options.portable:
+        make_portable(model, activations)
+    if options.symmetric:
+        make_symmetric(model, activations)
+    portable_facts = restricted_codes(model, weights) if options.portable else {}
+    facts = _calibrate(model, network, _batches(images, preprocessing, source.batches), options)
+    if facts[ACCURACY] * len(labels) <= GUESSING:
+        out.warning(
+            "the float model is hardly better than guessing: are these its classes in its order, its --mean and --std?"
+        )
+    folder = f"{source.path.stem}-{folder_name(f'{weights}bit', activations, MOST_BITS)}"
+    identity = ModelIdentity(
+        name=source.name or re.sub(r"[^A-Za-z0-9._-]+", "-", source.path.stem).strip("-._") or "model",
+        architecture=source.model or opened.architecture,
+        labels=labels,
+        preprocessing=preprocessing,
+        facts={
+            "dataset": _dataset_name(source.data),
+            SOURCE_FILE: source.path.name,
+            SOURCE_DIGEST: source_digest(source.path),
+            **({} if source.model is None else {SOURCE_MODEL: source.model}),
+            **facts,
+            **portable_facts,
+        },
+        calibrated=True,
+    )
+    return export_bundle(
+        model,
+        destination or source.path.with_name(folder + options.suffix),
+        identity,
+        evenly_chosen_inputs(images, preprocessing),
+        weight_bits=weights,
+        activation_bits=activations,
+        opset=options.opset,
+        formats=options.formats,
+    )
+
+
+def _dataset_name(data: str) -> str:
+    return data if ":" in data else Path(data).name
+
+
+def _labels(path: Path | None, images: "ImageSet") -> tuple[str, ...]:
+    if path is None:
+        return images.classes
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"Expected class names, one a line, in {formats.path(path)}, but got: {error}") from error
+    labels = tuple(line.strip() for line in lines if line.strip())
+    if len(labels) != len(images.classes):
+        raise UsageError(
+            f"Expected a name for each of the {len(images.classes)} classes of {images.name}, but {formats.path(path)} "
+            f"has {len(labels)}"
+        )
+    return labels
+
+
+def _preprocessing(opened: "SourceModel", images: "ImageSet", source: ImportOptions) -> "Preprocessing":
+    """Put together how images become inputs: what the user says, then file or model, then the data set."""
+    from cpt_deploy.data import default_preprocessing, resolve_preprocessing
+    from cpt_deploy.recipe import InputSettings
+
+    settings, default = dict(source.input), default_preprocessing(images)
+    channels, height, width = opened.input_shape
+    for key, fixed in (("channels", channels), ("size", None if None in {height, width} else (height, width))):
+        if fixed is None:
+            continue
+        if settings.get(key, fixed) != fixed:
+            raise UsageError(
+                f"Expected the {key} that {source.path.name} is made for, {fixed}, but got {settings[key]}"
+            )
+        settings[key] = fixed
+    if (source.model or "").startswith(_TORCHVISION) and settings.get("channels", default.channels) == 3:
+        settings = {"mean": _IMAGENET_MEAN, "std": _IMAGENET_STD} | settings
+    for key in ("mean", "std"):
+        wanted = settings.get("channels", default.channels)
+        if key in settings and len(settings[key]) != wanted:
+            raise UsageError(f"Expected --{key} to have {wanted} numbers, one a channel, but got {len(settings[key])}")
+    preprocessing = resolve_preprocessing(InputSettings(**settings), default)
+    height, width = preprocessing.size
+    out.note(
+        f"images become {height} x {width} pixels in {preprocessing.channels} channels, normalised with mean "
+        f"{_numbers(preprocessing.mean)} and standard deviation {_numbers(preprocessing.std)}"
+    )
+    return preprocessing
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:g}" for value in values)
+
+
+def _batches(images: "ImageSet", preprocessing: "Preprocessing", most: int) -> Iterator[tuple["Tensor", "Tensor"]]:
+    """Yield calibration batches: training images in random order, none twice, not augmented."""
+    from itertools import islice
+
+    from cpt_deploy.data import train_loader
+
+    size = min(CALIBRATION_BATCH_SIZE, len(images))
+    yield from islice(train_loader(images, preprocessing, (), batch_size=size, seed=0, epoch=0), most)
+
+
+def _calibrate(
+    model: "QuantizedModel",
+    network: "nn.Module",
+    batches: Iterator[tuple["Tensor", "Tensor"]],
+    options: ExportOptions,
+) -> dict[str, Any]:
+    """Observe the range of each activation; return on how many images, and the float model's accuracy on them."""
+    import torch
+
+    from cpt_deploy.quantization import settle
+
+    seen = correct = 0
+
+    def observed() -> Iterator["Tensor"]:
+        nonlocal seen, correct
+        for inputs, labels in batches:
+            with torch.no_grad():
+                correct += int((network(inputs).argmax(1) == labels).sum())
+            seen += len(labels)
+            yield inputs
+
+    used = settle(
+        model, observed(), weight_bits=options.bits, activation_bits=options.activation_bits, statistics=False
+    )
+    accuracy = correct / seen
+    out.note(
+        f"calibrated on {used} training batches, {seen:,} images, of which the float model gets "
+        f"{formats.share(accuracy)} right"
+    )
+    return {"calibration_images": seen, ACCURACY: round(accuracy, 6)}

@@ -1,0 +1,70 @@
+"""Images at the size and in the channels of the model's input; what had to be decoded for it is kept in memory."""
+
+import mmap
+
+import numpy as np
+import numpy.typing as npt
+
+from cpt_deploy.bundle import Preprocessing
+from cpt_deploy.data.images import ArrayImages, ImageSet, Pixels
+
+
+class FittedImages:
+    """Images as `Preprocessing.fit` returns them, uint8 (N, H, W, C).
+
+    Arrays of that size are only picked from. Other images are decoded and scaled once and then kept, if all of them
+    fit the budget. The memory is shared with loading processes that are forked later, and taken as it fills.
+
+    Args:
+        source: The images.
+        preprocessing: Channels and size.
+        budget: Bytes that may be taken to keep images.
+    """
+
+    def __init__(self, source: ImageSet, preprocessing: Preprocessing, budget: int = 0) -> None:
+        self.source, self.preprocessing = source, preprocessing
+        self._kept: Pixels | None = None
+        self._filled: Pixels | None = None
+        needed = self.bytes_kept
+        if needed and needed + len(source) <= budget:
+            shape = (len(source), *preprocessing.size, preprocessing.channels)
+            self._kept = np.frombuffer(mmap.mmap(-1, needed), np.uint8).reshape(shape)
+            self._filled = np.frombuffer(mmap.mmap(-1, len(source)), np.uint8)
+
+    @property
+    def bytes_kept(self) -> int:
+        """The memory that keeping all images takes; 0 where there is nothing to decode."""
+        if self._only_picks:
+            return 0
+        height, width = self.preprocessing.size
+        return len(self.source) * height * width * self.preprocessing.channels
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether decoded images are kept."""
+        return self._kept is not None
+
+    @property
+    def _only_picks(self) -> bool:
+        images, wanted = self.source, self.preprocessing
+        if not isinstance(images, ArrayImages) or images.size != wanted.size:
+            return False
+        return wanted.resize in {None, min(images.size)} and (images.channels == 1 or wanted.channels == 3)
+
+    def pick(self, chosen: npt.NDArray[np.int64]) -> Pixels:
+        """Return the chosen images, uint8 (N, H, W, C).
+
+        Raises:
+            DataError: If an image cannot be read; the message names it.
+        """
+        images = self.source
+        if isinstance(images, ArrayImages) and self._only_picks:
+            pixels: Pixels = images.pixels[chosen]
+            return pixels if images.channels == 3 else np.repeat(pixels[..., None], self.preprocessing.channels, -1)
+        if self._kept is None or self._filled is None:
+            return np.stack([self.preprocessing.fit(images.image(int(index))) for index in chosen])
+        for index in chosen[self._filled[chosen] == 0]:
+            # Two processes may do the same image at once: they write the same bytes, and the mark comes after them.
+            self._kept[index] = self.preprocessing.fit(images.image(int(index)))
+            self._filled[index] = 1
+        return self._kept[chosen]

@@ -1,0 +1,238 @@
+/* Kernels on rows x channels, channels innermost: normalisation, clamp and quantization of a layer's output, and back. */
+#include "kernels.h"
+
+#define LEAST_PERIOD 512
+
+static i64 period_of(i64 channels) { return channels * ((LEAST_PERIOD + channels - 1) / channels); }
+
+static float *repeated(const float *values, i64 channels, i64 period) {
+    float *result = malloc(sizeof(float) * (size_t)period);
+    for (i64 i = 0; i < period; i++) result[i] = values[i % channels];
+    return result;
+}
+
+static i64 chunk_of(i64 period) { return period * ((CHUNK + period - 1) / period); }
+
+typedef struct {
+    i64 n, channels, period, chunk, chunks;
+} Plan;
+
+static Plan plan(i64 rows, i64 channels) {
+    Plan p = {.n = rows * channels, .channels = channels, .period = period_of(channels)};
+    p.chunk = chunk_of(p.period);
+    p.chunks = (p.n + p.chunk - 1) / p.chunk;
+    return p;
+}
+
+static void statistics_block(const float *restrict x, const float *restrict shift, i64 count, float *restrict sum,
+                             float *restrict square, float *restrict low, float *restrict high) {
+    for (i64 j = 0; j < count; j++) {
+        float v = x[j], d = v - shift[j];
+        sum[j] += d;
+        square[j] += d * d;
+        low[j] = v < low[j] ? v : low[j];
+        high[j] = v > high[j] ? v : high[j];
+    }
+}
+
+/* Per channel: sum of (x - x[row 0]), sum of its square (in double: sums[2 * channels]), least and greatest of x. */
+EXPORT void cpt_statistics(const float *x, i64 rows, i64 channels, double *sums, float *least, float *greatest,
+                           int threads) {
+    Plan p = plan(rows, channels);
+    float *shift = repeated(x, channels, p.period);
+    float *parts = malloc(sizeof(float) * 4 * (size_t)(p.period * p.chunks));
+    PARALLEL
+    for (i64 k = 0; k < p.chunks; k++) {
+        float *sum = parts + 4 * k * p.period, *square = sum + p.period, *low = square + p.period,
+              *high = low + p.period;
+        for (i64 j = 0; j < p.period; j++) sum[j] = square[j] = 0.0f, low[j] = INFINITY, high[j] = -INFINITY;
+        for (i64 base = k * p.chunk; base < smaller(p.n, (k + 1) * p.chunk); base += p.period) {
+            statistics_block(x + base, shift, smaller(p.period, p.n - base), sum, square, low, high);
+        }
+    }
+    for (i64 c = 0; c < channels; c++) sums[c] = sums[channels + c] = 0.0, least[c] = INFINITY, greatest[c] = -INFINITY;
+    for (i64 k = 0; k < p.chunks; k++) {
+        const float *sum = parts + 4 * k * p.period;
+        for (i64 j = 0; j < p.period; j++) {
+            i64 c = j % channels;
+            float low = sum[2 * p.period + j], high = sum[3 * p.period + j];
+            sums[c] += sum[j];
+            sums[channels + c] += sum[p.period + j];
+            least[c] = low < least[c] ? low : least[c];
+            greatest[c] = high > greatest[c] ? high : greatest[c];
+        }
+    }
+    free(parts);
+    free(shift);
+}
+
+/* Codes of clamp(x * factor + offset), factor and offset per channel. */
+EXPORT void cpt_affine_quantize(const float *x, i64 rows, i64 channels, const float *factor, const float *offset,
+                                Clamp clamp, Grid grid, uint8_t *codes, int threads) {
+    Plan p = plan(rows, channels);
+    float *a = repeated(factor, channels, p.period), *b = repeated(offset, channels, p.period);
+    PARALLEL
+    for (i64 k = 0; k < p.chunks; k++)
+        for (i64 base = k * p.chunk; base < smaller(p.n, (k + 1) * p.chunk); base += p.period) {
+            i64 count = smaller(p.period, p.n - base);
+            const float *block = x + base;
+            uint8_t *out = codes + base;
+            for (i64 j = 0; j < count; j++) out[j] = code_of(clamped(block[j] * a[j] + b[j], clamp), grid);
+        }
+    free(a);
+    free(b);
+}
+
+/* (x + shift) * factor + offset, per channel, of 32-bit sums. */
+EXPORT void cpt_scale_sums(const int32_t *x, i64 rows, i64 channels, const int32_t *shift, const float *factor,
+                           const float *offset, float *out, int threads) {
+    PARALLEL
+    for (i64 r = 0; r < rows; r++)
+        for (i64 c = 0; c < channels; c++)
+            out[r * channels + c] = (float)(x[r * channels + c] + shift[c]) * factor[c] + offset[c];
+}
+
+/* What the backward kernels read: the gradient g of clamp(x * factor + offset), and x. */
+typedef struct {
+    const void *g;
+    const float *x;
+    const float *factor, *offset;
+    Clamp clamp;
+    i64 rows, channels;
+} Site;
+
+INLINE float passed_gradient(const void *g, i64 i, float x, float a, float b, Clamp clamp, int bf16) {
+    float z = x * a + b, v = load(g, i, bf16);
+    return (z > clamp.low) & (z < clamp.high) ? v : 0.0f;
+}
+
+INLINE void sums_block(const void *restrict g, i64 base, const float *restrict x, const float *restrict a,
+                       const float *restrict b, const float *restrict shift, Clamp clamp, i64 count,
+                       float *restrict sum, float *restrict product, int bf16) {
+    for (i64 j = 0; j < count; j++) {
+        float z = x[j] * a[j] + b[j], v = load(g, base + j, bf16);
+        v = (z > clamp.low) & (z < clamp.high) ? v : 0.0f;
+        sum[j] += v;
+        product[j] += v * (x[j] - shift[j]);
+    }
+}
+
+INLINE void gradient_sums(const Site *s, double *sums, int threads, int bf16) {
+    Plan p = plan(s->rows, s->channels);
+    float *a = repeated(s->factor, s->channels, p.period), *b = repeated(s->offset, s->channels, p.period);
+    float *shift = repeated(s->x, s->channels, p.period);
+    float *parts = malloc(sizeof(float) * 2 * (size_t)(p.period * p.chunks));
+    PARALLEL
+    for (i64 k = 0; k < p.chunks; k++) {
+        float *sum = parts + 2 * k * p.period, *product = sum + p.period;
+        for (i64 j = 0; j < p.period; j++) sum[j] = product[j] = 0.0f;
+        for (i64 base = k * p.chunk; base < smaller(p.n, (k + 1) * p.chunk); base += p.period) {
+            sums_block(s->g, base, s->x + base, a, b, shift, s->clamp, smaller(p.period, p.n - base), sum, product,
+                       bf16);
+        }
+    }
+    for (i64 c = 0; c < 2 * s->channels; c++) sums[c] = 0.0;
+    for (i64 k = 0; k < p.chunks; k++)
+        for (i64 j = 0; j < p.period; j++) {
+            sums[j % s->channels] += parts[2 * k * p.period + j];
+            sums[s->channels + j % s->channels] += parts[(2 * k + 1) * p.period + j];
+        }
+    free(parts);
+    free(shift);
+    free(a);
+    free(b);
+}
+
+/* Per channel, of the gradient that the clamp lets through: its sum, and its sum times (x - x[row 0]). */
+EXPORT void cpt_gradient_sums(const Site *s, double *sums, int bf16, int threads) {
+    if (bf16)
+        gradient_sums(s, sums, threads, 1);
+    else
+        gradient_sums(s, sums, threads, 0);
+}
+
+typedef struct {
+    float *a, *b, *p, *q, *r;
+} Repeated;
+
+static Repeated repeat_all(const Site *s, const float *pqr, i64 period) {
+    i64 c = s->channels;
+    return (Repeated){repeated(s->factor, c, period), repeated(s->offset, c, period), repeated(pqr, c, period),
+                      repeated(pqr + c, c, period), repeated(pqr + 2 * c, c, period)};
+}
+
+static void free_all(Repeated v) {
+    free(v.a);
+    free(v.b);
+    free(v.p);
+    free(v.q);
+    free(v.r);
+}
+
+/* The gradient of x: passed * p + x * q + r, with p, q, r per channel. */
+INLINE float gradient_at(const Site *s, i64 base, i64 j, Repeated v, int bf16) {
+    float x = s->x[base + j];
+    return passed_gradient(s->g, base + j, x, v.a[j], v.b[j], s->clamp, bf16) * v.p[j] + x * v.q[j] + v.r[j];
+}
+
+INLINE void gradient_range_part(const Site *s, i64 base, i64 to, Repeated all, float *result, int bf16) {
+    i64 from = 0;
+#define VALUE(k) gradient_at(s, base, k, all, bf16)
+    RANGE_LOOP(VALUE)
+#undef VALUE
+}
+
+INLINE void gradient_range(const Site *s, const float *pqr, float *range, int threads, int bf16) {
+    Plan p = plan(s->rows, s->channels);
+    Repeated all = repeat_all(s, pqr, p.period);
+    float *pairs = malloc(sizeof(float) * 2 * (size_t)p.chunks);
+    PARALLEL
+    for (i64 k = 0; k < p.chunks; k++) {
+        float *pair = pairs + 2 * k;
+        pair[0] = INFINITY;
+        pair[1] = -INFINITY;
+        for (i64 base = k * p.chunk; base < smaller(p.n, (k + 1) * p.chunk); base += p.period) {
+            float both[4] = {pair[0], pair[1]};
+            gradient_range_part(s, base, smaller(p.period, p.n - base), all, both + 2, bf16);
+            merge(both, 2, pair);
+        }
+    }
+    merge(pairs, p.chunks, range);
+    free(pairs);
+    free_all(all);
+}
+
+/* Least and greatest of the gradient of x. */
+EXPORT void cpt_gradient_range(const Site *s, const float *pqr, float *range, int bf16, int threads) {
+    if (bf16)
+        gradient_range(s, pqr, range, threads, 1);
+    else
+        gradient_range(s, pqr, range, threads, 0);
+}
+
+INLINE void gradient_codes(const Site *s, const float *pqr, float step, uint32_t seed, void *codes, int threads,
+                           int bf16, int codes_bf16) {
+    Plan p = plan(s->rows, s->channels);
+    Repeated v = repeat_all(s, pqr, p.period);
+    PARALLEL
+    for (i64 k = 0; k < p.chunks; k++)
+        for (i64 base = k * p.chunk; base < smaller(p.n, (k + 1) * p.chunk); base += p.period) {
+            i64 count = smaller(p.period, p.n - base);
+            for (i64 j = 0; j < count; j++) {
+                float code = noise((uint32_t)(base + j), seed) + gradient_at(s, base, j, v, bf16) / step;
+                store_integer(codes, base + j, __builtin_floorf(code), codes_bf16);
+            }
+        }
+    free_all(v);
+}
+
+/* The gradient of x, stochastically rounded to integers times `step`. */
+EXPORT void cpt_gradient_codes(const Site *s, const float *pqr, float step, uint32_t seed, void *codes, int bf16,
+                               int codes_bf16, int threads) {
+    if (bf16)
+        gradient_codes(s, pqr, step, seed, codes, threads, 1, 1);
+    else if (codes_bf16)
+        gradient_codes(s, pqr, step, seed, codes, threads, 0, 1);
+    else
+        gradient_codes(s, pqr, step, seed, codes, threads, 0, 0);
+}

@@ -1,0 +1,169 @@
+/* Kernels on tensors in which channels do not matter. */
+#include "kernels.h"
+
+static void range_part(const float *x, i64 from, i64 to, float *result) {
+#define VALUE(k) x[k]
+    RANGE_LOOP(VALUE)
+#undef VALUE
+}
+
+/* range[0], range[1]: least and greatest of x; NaN if one of x is. */
+EXPORT void cpt_range(const float *x, i64 n, float *range, int threads) {
+    i64 chunks = (n + CHUNK - 1) / CHUNK;
+    float *pairs = malloc(sizeof(float) * 2 * (size_t)chunks);
+    PARALLEL
+    for (i64 k = 0; k < chunks; k++) range_part(x, k * CHUNK, smaller(n, (k + 1) * CHUNK), pairs + 2 * k);
+    merge(pairs, chunks, range);
+    free(pairs);
+}
+
+EXPORT void cpt_quantize(const float *x, i64 n, Grid grid, uint8_t *codes, int threads) {
+    PARALLEL
+    for (i64 i = 0; i < n; i++) codes[i] = code_of(x[i], grid);
+}
+
+EXPORT void cpt_requantize(const uint8_t *x, i64 n, Grid from, Grid to, uint8_t *codes, int threads) {
+    PARALLEL
+    for (i64 i = 0; i < n; i++) codes[i] = code_of(real_of(x[i], from), to);
+}
+
+/* code - zero_point, which bfloat16 holds exactly. */
+EXPORT void cpt_centre(const uint8_t *codes, i64 n, float zero_point, void *out, int bf16, int threads) {
+    if (bf16) {
+        PARALLEL
+        for (i64 i = 0; i < n; i++) store_integer(out, i, (float)codes[i] - zero_point, 1);
+    } else {
+        PARALLEL
+        for (i64 i = 0; i < n; i++) store_integer(out, i, (float)codes[i] - zero_point, 0);
+    }
+}
+
+EXPORT void cpt_dequantize(const uint8_t *codes, i64 n, Grid grid, float *out, int threads) {
+    PARALLEL
+    for (i64 i = 0; i < n; i++) out[i] = real_of(codes[i], grid);
+}
+
+/* --- weights: outputs x inputs, a symmetric grid for each output ------------------------------------------------ */
+
+EXPORT void cpt_quantize_weight(const float *w, i64 outputs, i64 inputs, const float *levels, int8_t *codes,
+                                float *scales, int threads) {
+    PARALLEL
+    for (i64 o = 0; o < outputs; o++) {
+        const float *row = w + o * inputs;
+        float range[2], most = levels[o];
+        range_part(row, 0, inputs, range);
+        float scale = (range[1] > -range[0] || range[1] != range[1] ? range[1] : -range[0]) / most;
+        scale = scale == 0.0f ? 1.0f : scale;
+        scales[o] = scale;
+        for (i64 i = 0; i < inputs; i++) {
+            float code = __builtin_rintf(row[i] / scale);
+            code = code < -most ? -most : code;
+            code = code > most ? most : code;
+            codes[o * inputs + i] = (int8_t)(int32_t)code;
+        }
+    }
+}
+
+/* --- sums of two quantized tensors, clamped ----------------------------------------------------------------------- */
+
+static void add_range_part(const uint8_t *a, const uint8_t *b, Grid ga, Grid gb, Clamp clamp, i64 from, i64 to,
+                           float *result) {
+#define VALUE(k) clamped(real_of(a[k], ga) + real_of(b[k], gb), clamp)
+    RANGE_LOOP(VALUE)
+#undef VALUE
+}
+
+EXPORT void cpt_add_range(const uint8_t *a, const uint8_t *b, i64 n, Grid ga, Grid gb, Clamp clamp, float *range,
+                          int threads) {
+    i64 chunks = (n + CHUNK - 1) / CHUNK;
+    float *pairs = malloc(sizeof(float) * 2 * (size_t)chunks);
+    PARALLEL
+    for (i64 k = 0; k < chunks; k++)
+        add_range_part(a, b, ga, gb, clamp, k * CHUNK, smaller(n, (k + 1) * CHUNK), pairs + 2 * k);
+    merge(pairs, chunks, range);
+    free(pairs);
+}
+
+/* Codes of the sum, and a bit for each element that the clamp left alone: bit i % 8 of passed[i / 8]. */
+EXPORT void cpt_add_quantize(const uint8_t *a, const uint8_t *b, i64 n, Grid ga, Grid gb, Clamp clamp, Grid grid,
+                             uint8_t *codes, uint8_t *passed, int threads) {
+    i64 chunks = (n + CHUNK - 1) / CHUNK;
+    PARALLEL
+    for (i64 k = 0; k < chunks; k++) {
+        uint8_t inside[CHUNK + 8] = {0};
+        i64 from = k * CHUNK, count = smaller(n - from, CHUNK);
+        for (i64 i = 0; i < count; i++) {
+            float z = real_of(a[from + i], ga) + real_of(b[from + i], gb);
+            inside[i] = (uint8_t)((z > clamp.low) & (z < clamp.high));
+            codes[from + i] = code_of(clamped(z, clamp), grid);
+        }
+        for (i64 j = 0; j < (count + 7) / 8; j++) {
+            uint64_t eight;
+            memcpy(&eight, inside + 8 * j, 8);
+            /* Gather the lowest bit of each byte, the first byte's into bit 0. */
+            passed[from / 8 + j] = (uint8_t)((eight * 0x0102040810204080ull) >> 56);
+        }
+    }
+}
+
+INLINE void mask_part(const void *restrict g, const uint8_t *restrict inside, i64 from, i64 count, void *restrict out,
+                      int bf16) {
+    for (i64 i = 0; i < count; i++)
+        if (bf16)
+            ((uint16_t *)out)[from + i] = inside[i] ? ((const uint16_t *)g)[from + i] : 0;
+        else
+            ((float *)out)[from + i] = inside[i] ? ((const float *)g)[from + i] : 0.0f;
+}
+
+/* The gradient where the clamp left the value alone, else 0. */
+EXPORT void cpt_mask(const void *g, const uint8_t *passed, i64 n, void *out, int bf16, int threads) {
+    i64 chunks = (n + CHUNK - 1) / CHUNK;
+    PARALLEL
+    for (i64 k = 0; k < chunks; k++) {
+        uint8_t inside[CHUNK + 8];
+        i64 from = k * CHUNK, count = smaller(n - from, CHUNK);
+        for (i64 j = 0; j < (count + 7) / 8; j++) {
+            uint64_t eight = (passed[from / 8 + j] * 0x0101010101010101ull) & 0x8040201008040201ull;
+            memcpy(inside + 8 * j, &eight, 8);
+        }
+        if (bf16)
+            mask_part(g, inside, from, count, out, 1);
+        else
+            mask_part(g, inside, from, count, out, 0);
+    }
+}
+
+/* --- without a layer: one tensor's gradient ---------------------------------------------------------------------- */
+
+/* floor(g / step + noise) * step, in place of `out`; g and out are float32. */
+EXPORT void cpt_round_gradient(const float *g, i64 n, float step, uint32_t seed, float *out, int threads) {
+    PARALLEL
+    for (i64 i = 0; i < n; i++) out[i] = __builtin_floorf(noise((uint32_t)i, seed) + g[i] / step) * step;
+}
+
+EXPORT void cpt_fake_quantize(const float *x, i64 n, float scale, float least, float most, float *out, int threads) {
+    PARALLEL
+    for (i64 i = 0; i < n; i++) {
+        float code = __builtin_rintf(x[i] / scale);
+        code = code < least ? least : code;
+        code = code > most ? most : code;
+        out[i] = code * scale;
+    }
+}
+
+/* --- which object fits the processor ------------------------------------------------------------------------------- */
+
+/* 0: no extension, 1: AVX2, 2: AVX-512 (F, BW, DQ, VL). */
+EXPORT int cpt_instruction_level(void) {
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+        __builtin_cpu_supports("avx512vl"))
+        return 2;
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return 1;
+#endif
+    return 0;
+}
+
+/* The digest of the sources, so that an object of other sources is not used. */
+EXPORT const char *cpt_sources(void) { return CPT_SOURCES; }

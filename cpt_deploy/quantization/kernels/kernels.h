@@ -1,0 +1,119 @@
+#ifndef CPT_KERNELS_H
+#define CPT_KERNELS_H
+/* Kernels of quantized training on the CPU: plain C on pointers, vectorised by the compiler, one object per instruction set.
+ *
+ * A tensor is memory of n elements; where channels matter it is rows x channels, channels innermost. Per-channel
+ * parameters are repeated to a period of some hundred elements, so that inner loops are long whatever the channels.
+ * Arithmetic is in float32, one rounding an operation (-ffp-contract=off), and so equal to that of torch, bit for bit.
+ * Work is cut into chunks that do not depend on the number of threads, and so are the results.
+ */
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define EXPORT __attribute__((visibility("default")))
+#define INLINE static inline __attribute__((always_inline))
+#define CHUNK 16384 /* elements, about */
+#define GOLDEN 0x9E3779B9u
+#define MIX_1 0x2C1B3C6Du
+#define MIX_2 0x297A2D39u
+
+typedef int64_t i64;
+
+/* What clamps a tensor: z becomes min(max(z, low), high). */
+typedef struct {
+    float low, high;
+} Clamp;
+
+/* A grid of codes: real = (code - zero_point) * scale, codes in 0..levels. */
+typedef struct {
+    float scale, zero_point, levels;
+} Grid;
+
+/* What all kernels share. */
+INLINE i64 smaller(i64 a, i64 b) { return a < b ? a : b; }
+
+INLINE float clamped(float z, Clamp c) {
+    z = z < c.low ? c.low : z; /* a NaN compares false and stays */
+    return z > c.high ? c.high : z;
+}
+
+INLINE uint8_t code_of(float x, Grid g) {
+    float code = __builtin_rintf(x / g.scale) + g.zero_point;
+    code = code < 0.0f ? 0.0f : code;
+    code = code > g.levels ? g.levels : code;
+    return (uint8_t)(int32_t)code;
+}
+
+INLINE float real_of(uint8_t code, Grid g) { return ((float)code - g.zero_point) * g.scale; }
+
+INLINE float load(const void *p, i64 i, int bf16) {
+    if (!bf16) return ((const float *)p)[i];
+    uint32_t bits = (uint32_t)((const uint16_t *)p)[i] << 16;
+    float value;
+    memcpy(&value, &bits, 4);
+    return value;
+}
+
+/* Store an integer of at most 8 significant bits; as bfloat16 it is exact. */
+INLINE void store_integer(void *p, i64 i, float value, int bf16) {
+    if (!bf16) {
+        ((float *)p)[i] = value;
+        return;
+    }
+    uint32_t bits;
+    memcpy(&bits, &value, 4);
+    ((uint16_t *)p)[i] = (uint16_t)(bits >> 16);
+}
+
+INLINE float noise(uint32_t index, uint32_t seed) {
+    int32_t bits = (int32_t)(index * GOLDEN + seed);
+    bits = (int32_t)((uint32_t)(bits ^ (bits >> 15)) * MIX_1);
+    bits = (int32_t)((uint32_t)(bits ^ (bits >> 12)) * MIX_2);
+    return (float)((bits >> 9) & 0x7FFFFF) * 0x1p-23f;
+}
+
+#define LANES 64
+
+/* Least and greatest of n values into lanes; a NaN anywhere shows in `bad`. */
+#define RANGE_LOOP(VALUE)                                                                                              \
+    float low[LANES], high[LANES], bad[LANES];                                                                         \
+    for (int j = 0; j < LANES; j++) low[j] = INFINITY, high[j] = -INFINITY, bad[j] = 0.0f;                             \
+    i64 i = from;                                                                                                      \
+    for (; i + LANES <= to; i += LANES)                                                                                \
+        for (int j = 0; j < LANES; j++) {                                                                              \
+            float v = VALUE(i + j);                                                                                    \
+            low[j] = v < low[j] ? v : low[j];                                                                          \
+            high[j] = v > high[j] ? v : high[j];                                                                       \
+            bad[j] = v != v ? v : bad[j];                                                                              \
+        }                                                                                                              \
+    for (; i < to; i++) {                                                                                              \
+        float v = VALUE(i);                                                                                            \
+        low[0] = v < low[0] ? v : low[0];                                                                              \
+        high[0] = v > high[0] ? v : high[0];                                                                           \
+        bad[0] = v != v ? v : bad[0];                                                                                  \
+    }                                                                                                                  \
+    for (int j = 1; j < LANES; j++) {                                                                                  \
+        low[0] = low[j] < low[0] ? low[j] : low[0];                                                                    \
+        high[0] = high[j] > high[0] ? high[j] : high[0];                                                               \
+        bad[0] += bad[j];                                                                                              \
+    }                                                                                                                  \
+    result[0] = low[0] + bad[0];                                                                                       \
+    result[1] = high[0] + bad[0];
+
+/* The range over chunks, each of which writes a pair. */
+INLINE void merge(const float *pairs, i64 chunks, float *range) {
+    float low = pairs[0], high = pairs[1];
+    for (i64 k = 1; k < chunks; k++) {
+        float l = pairs[2 * k], h = pairs[2 * k + 1];
+        low = l < low || l != l ? l : low;
+        high = h > high || h != h ? h : high;
+    }
+    range[0] = low;
+    range[1] = high;
+}
+
+#define PARALLEL _Pragma("omp parallel for num_threads(threads) if (threads > 1) schedule(static)")
+
+#endif

@@ -1,0 +1,31 @@
+"""How tensors lie in memory: as kernels see them, elements in a row, or rows of channels."""
+
+import torch
+from torch import Tensor
+
+
+def dense(x: Tensor) -> Tensor:
+    """Return a tensor whose memory holds its elements and nothing else, contiguous or channels-last."""
+    if x.is_contiguous() or (x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)):
+        return x
+    return x.contiguous()
+
+
+def aligned(x: Tensor, other: Tensor) -> Tensor:
+    """Return `x` with its elements in the order in which the dense tensor `other` holds its own."""
+    return x if x.stride() == other.stride() else torch.empty_like(other, dtype=x.dtype).copy_(x)
+
+
+def rows_of(x: Tensor) -> Tensor:
+    """Return (N, C, H, W) in channels-last memory, or (..., C), as a view (rows, C)."""
+    return (x.permute(0, 2, 3, 1) if x.dim() == 4 else x).reshape(-1, channels_of(x))
+
+
+def channels_of(x: Tensor) -> int:
+    """Return C of (N, C, H, W) or (..., C)."""
+    return int(x.shape[1] if x.dim() == 4 else x.shape[-1])
+
+
+def flat(x: Tensor) -> Tensor:
+    """Return a dense tensor as a view (n,) in memory order."""
+    return x.as_strided((x.numel(),), (1,))

@@ -1,0 +1,223 @@
+"""The compiled kernels behind the interface: pointers of dense CPU tensors, called through ctypes."""
+
+import ctypes
+from ctypes import Structure, c_float, c_int, c_int64, c_uint32, c_void_p
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cpt_deploy.quantization.kernels.interface import Clamp, Grid, Site, Statistics, Terms
+from cpt_deploy.quantization.kernels.layout import aligned, channels_of, dense
+
+
+class _Grid(Structure):
+    _fields_ = (("scale", c_float), ("zero_point", c_float), ("levels", c_float))
+
+
+class _Clamp(Structure):
+    _fields_ = (("low", c_float), ("high", c_float))
+
+
+class _Site(Structure):
+    _fields_ = (
+        ("g", c_void_p), ("x", c_void_p), ("factor", c_void_p), ("offset", c_void_p), ("clamp", _Clamp),
+        ("rows", c_int64), ("channels", c_int64),
+    )  # fmt: skip
+
+
+_P, _N, _I, _F = c_void_p, c_int64, c_int, c_float
+_SITE = ctypes.POINTER(_Site)
+
+_ARGUMENTS: dict[str, tuple[Any, ...]] = {
+    "range": (_P, _N, _P, _I),
+    "quantize": (_P, _N, _Grid, _P, _I),
+    "requantize": (_P, _N, _Grid, _Grid, _P, _I),
+    "centre": (_P, _N, _F, _P, _I, _I),
+    "dequantize": (_P, _N, _Grid, _P, _I),
+    "quantize_weight": (_P, _N, _N, _P, _P, _P, _I),
+    "add_range": (_P, _P, _N, _Grid, _Grid, _Clamp, _P, _I),
+    "add_quantize": (_P, _P, _N, _Grid, _Grid, _Clamp, _Grid, _P, _P, _I),
+    "mask": (_P, _P, _N, _P, _I, _I),
+    "statistics": (_P, _N, _N, _P, _P, _P, _I),
+    "affine_quantize": (_P, _N, _N, _P, _P, _Clamp, _Grid, _P, _I),
+    "scale_sums": (_P, _N, _N, _P, _P, _P, _P, _I),
+    "gradient_sums": (_SITE, _P, _I, _I),
+    "gradient_range": (_SITE, _P, _P, _I, _I),
+    "gradient_codes": (_SITE, _P, _F, c_uint32, _P, _I, _I, _I),
+    "round_gradient": (_P, _N, _F, c_uint32, _P, _I),
+}
+
+
+class NativeKernels:
+    """Each kernel as one call of a shared object, on as many threads as torch uses.
+
+    Args:
+        library: The shared object.
+        level: Its name: the instruction set.
+    """
+
+    def __init__(self, library: ctypes.CDLL, level: str) -> None:
+        self.name = f"native, {level}"
+        self._functions = {}
+        for name, arguments in _ARGUMENTS.items():
+            function = library[f"cpt_{name}"]
+            function.argtypes, function.restype = arguments, None
+            self._functions[name] = function
+
+    def _call(self, function: str, *arguments: Any) -> None:
+        self._functions[function](*arguments, torch.get_num_threads())
+
+    def range(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the least and greatest value."""
+        x, found = dense(x), torch.empty(2)
+        self._call("range", x.data_ptr(), x.numel(), found.data_ptr())
+        return found[0], found[1]
+
+    def quantize(self, x: Tensor, grid: Grid) -> Tensor:
+        """Return codes."""
+        x = dense(x)
+        codes = _codes_like(x)
+        self._call("quantize", x.data_ptr(), x.numel(), _grid(grid), codes.data_ptr())
+        return codes
+
+    def requantize(self, codes: Tensor, source: Grid, target: Grid) -> Tensor:
+        """Return codes on another grid."""
+        out = torch.empty_like(codes)
+        self._call("requantize", codes.data_ptr(), codes.numel(), _grid(source), _grid(target), out.data_ptr())
+        return out
+
+    def centre(self, codes: Tensor, zero_point: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return `codes − zero_point`."""
+        out = torch.empty_like(codes, dtype=dtype)
+        self._call("centre", codes.data_ptr(), codes.numel(), zero_point.item(), out.data_ptr(), _is_bf16(out))
+        return out
+
+    def dequantize(self, codes: Tensor, grid: Grid) -> Tensor:
+        """Return real values."""
+        out = torch.empty_like(codes, dtype=torch.float32)
+        self._call("dequantize", codes.data_ptr(), codes.numel(), _grid(grid), out.data_ptr())
+        return out
+
+    def quantize_weight(self, weight: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return codes and scales."""
+        weight, count = dense(weight.detach()), weight.shape[0]
+        codes = torch.empty_like(weight, dtype=torch.int8)
+        scales, most = torch.empty(count), levels.expand(count).contiguous()
+        inputs = weight.numel() // count
+        self._call(
+            "quantize_weight",
+            weight.data_ptr(), count, inputs, most.data_ptr(), codes.data_ptr(), scales.data_ptr(),
+        )  # fmt: skip
+        return codes, scales
+
+    def add_range(self, a: Tensor, b: Tensor, grids: tuple[Grid, Grid], clamp: Clamp) -> tuple[Tensor, Tensor]:
+        """Return the range of a clamped sum."""
+        b, found = aligned(b, a), torch.empty(2)
+        self._call(
+            "add_range",
+            a.data_ptr(), b.data_ptr(), a.numel(), _grid(grids[0]), _grid(grids[1]), _Clamp(*clamp), found.data_ptr(),
+        )  # fmt: skip
+        return found[0], found[1]
+
+    def add_quantize(
+        self, a: Tensor, b: Tensor, grids: tuple[Grid, Grid], clamp: Clamp, grid: Grid
+    ) -> tuple[Tensor, Tensor]:
+        """Return codes of a clamped sum and its mask."""
+        b, codes = aligned(b, a), torch.empty_like(a)
+        passed = torch.empty((a.numel() + 7) // 8, dtype=torch.uint8)
+        self._call(
+            "add_quantize",
+            a.data_ptr(), b.data_ptr(), a.numel(), _grid(grids[0]), _grid(grids[1]), _Clamp(*clamp), _grid(grid),
+            codes.data_ptr(), passed.data_ptr(),
+        )  # fmt: skip
+        return codes, passed
+
+    def mask(self, gradient: Tensor, passed: Tensor) -> Tensor:
+        """Return a masked gradient."""
+        out = torch.empty_like(gradient)
+        self._call("mask", gradient.data_ptr(), passed.data_ptr(), gradient.numel(), out.data_ptr(), _is_bf16(gradient))
+        return out
+
+    def statistics(self, x: Tensor) -> Statistics:
+        """Return statistics of each channel, from sums about its first value."""
+        channels, rows = _channels_and_rows(x)
+        sums = torch.empty(2, channels, dtype=torch.float64)
+        ends = torch.empty(2, channels)
+        self._call("statistics", x.data_ptr(), rows, channels, sums.data_ptr(), ends.data_ptr(), ends[1].data_ptr())
+        means = sums / rows
+        variance = (means[1] - means[0].square()).clamp_(min=0.0).float()
+        return Statistics((means[0] + _first_row(x)).float(), variance, ends[0], ends[1])
+
+    def affine_quantize(self, x: Tensor, factor: Tensor, offset: Tensor, clamp: Clamp, grid: Grid) -> Tensor:
+        """Return codes of a clamped affine function."""
+        channels, rows = _channels_and_rows(x)
+        codes = _codes_like(x)
+        self._call(
+            "affine_quantize",
+            x.data_ptr(), rows, channels, factor.data_ptr(), offset.data_ptr(), _Clamp(*clamp), _grid(grid),
+            codes.data_ptr(),
+        )  # fmt: skip
+        return codes
+
+    def scale_sums(self, sums: Tensor, shift: Tensor, factor: Tensor, offset: Tensor) -> Tensor:
+        """Return `(sums + shift) · factor + offset`."""
+        channels, rows = _channels_and_rows(sums)
+        out = torch.empty_like(sums, dtype=torch.float32)
+        pointers = (tensor.data_ptr() for tensor in (shift, factor, offset, out))
+        self._call("scale_sums", sums.data_ptr(), rows, channels, *pointers)
+        return out
+
+    def gradient_sums(self, site: Site, mean: Tensor) -> tuple[Tensor, Tensor]:
+        """Return sums for the backward pass of a normalisation."""
+        sums = torch.empty(2, channels_of(site.x), dtype=torch.float64)
+        self._call("gradient_sums", _site(site), sums.data_ptr(), _is_bf16(site.gradient))
+        about_mean = sums[1] - (mean - _first_row(site.x)) * sums[0]
+        return sums[0].float(), about_mean.float()
+
+    def gradient_range(self, site: Site, terms: Terms) -> tuple[Tensor, Tensor]:
+        """Return the range of a site's gradient."""
+        found, packed = torch.empty(2), torch.stack(terms)
+        self._call("gradient_range", _site(site), packed.data_ptr(), found.data_ptr(), _is_bf16(site.gradient))
+        return found[0], found[1]
+
+    def gradient_codes(self, site: Site, terms: Terms, step: Tensor, seed: int, dtype: torch.dtype) -> Tensor:
+        """Return a site's gradient in steps, rounded stochastically."""
+        codes, packed = torch.empty_like(site.gradient, dtype=dtype), torch.stack(terms)
+        types = (_is_bf16(site.gradient), _is_bf16(codes))
+        self._call("gradient_codes", _site(site), packed.data_ptr(), step.item(), seed, codes.data_ptr(), *types)
+        return codes
+
+    def round_gradient(self, gradient: Tensor, step: Tensor, seed: int) -> Tensor:
+        """Return a gradient rounded stochastically."""
+        gradient = dense(gradient)
+        out = torch.empty_like(gradient)
+        self._call("round_gradient", gradient.data_ptr(), gradient.numel(), step.item(), seed, out.data_ptr())
+        return out
+
+
+def _codes_like(x: Tensor) -> Tensor:
+    return torch.empty_like(x, dtype=torch.uint8)
+
+
+def _grid(grid: Grid) -> _Grid:
+    return _Grid(grid.scale.item(), grid.zero_point.item(), grid.levels.item())
+
+
+def _site(site: Site) -> _Site:
+    channels, rows = _channels_and_rows(site.x)
+    pointers = (tensor.data_ptr() for tensor in site[:4])
+    return _Site(*pointers, _Clamp(*site.clamp), rows, channels)
+
+
+def _channels_and_rows(x: Tensor) -> tuple[int, int]:
+    channels = channels_of(x)
+    return channels, x.numel() // channels
+
+
+def _first_row(x: Tensor) -> Tensor:
+    return x[0, :, 0, 0] if x.dim() == 4 else x[(0,) * (x.dim() - 1)]
+
+
+def _is_bf16(x: Tensor) -> int:
+    return int(x.dtype == torch.bfloat16)

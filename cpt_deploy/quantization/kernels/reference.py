@@ -1,0 +1,124 @@
+"""The kernels in plain torch: what the compiled ones must equal, and what runs where there are none."""
+
+import torch
+from torch import Tensor
+
+from cpt_deploy.quantization import affine
+from cpt_deploy.quantization.kernels.interface import Clamp, Grid, Site, Statistics, Terms
+from cpt_deploy.quantization.kernels.layout import flat, rows_of
+from cpt_deploy.quantization.noise import index_noise
+
+_BITS = tuple(1 << i for i in range(8))
+
+
+class TorchKernels:
+    """Each kernel as a few torch operations, on any device."""
+
+    name = "torch"
+
+    def range(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the least and greatest value."""
+        low, high = torch.aminmax(affine.in_memory_order(x))
+        return low, high
+
+    def quantize(self, x: Tensor, grid: Grid) -> Tensor:
+        """Return codes."""
+        return affine.quantize(x, grid.scale, grid.zero_point, grid.levels).to(torch.uint8)
+
+    def requantize(self, codes: Tensor, source: Grid, target: Grid) -> Tensor:
+        """Return codes on another grid."""
+        return self.quantize(self.dequantize(codes, source), target)
+
+    def centre(self, codes: Tensor, zero_point: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return `codes − zero_point`."""
+        return codes.to(torch.float32).sub_(zero_point).to(dtype)
+
+    def dequantize(self, codes: Tensor, grid: Grid) -> Tensor:
+        """Return real values."""
+        return self.centre(codes, grid.zero_point, torch.float32).mul_(grid.scale)
+
+    def quantize_weight(self, weight: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return codes and scales."""
+        codes, scales = affine.quantize_weight(weight, levels)
+        return codes.to(torch.int8), scales
+
+    def add_range(self, a: Tensor, b: Tensor, grids: tuple[Grid, Grid], clamp: Clamp) -> tuple[Tensor, Tensor]:
+        """Return the range of a clamped sum."""
+        return self.range(self._sum(a, b, grids).clamp_(clamp.low, clamp.high))
+
+    def add_quantize(
+        self, a: Tensor, b: Tensor, grids: tuple[Grid, Grid], clamp: Clamp, grid: Grid
+    ) -> tuple[Tensor, Tensor]:
+        """Return codes of a clamped sum and its mask."""
+        total = self._sum(a, b, grids)
+        inside = flat((total > clamp.low) & (total < clamp.high)).to(torch.uint8)
+        padded = torch.nn.functional.pad(inside, (0, -len(inside) % 8)).view(-1, 8)
+        weights = torch.tensor(_BITS, dtype=torch.uint8, device=padded.device)
+        passed = (padded * weights).sum(dim=1, dtype=torch.uint8)
+        return self.quantize(total.clamp_(clamp.low, clamp.high), grid), passed
+
+    def _sum(self, a: Tensor, b: Tensor, grids: tuple[Grid, Grid]) -> Tensor:
+        return self.dequantize(a, grids[0]).add_(self.dequantize(b, grids[1]))
+
+    def mask(self, gradient: Tensor, passed: Tensor) -> Tensor:
+        """Return a masked gradient."""
+        weights = torch.tensor(_BITS, dtype=torch.uint8, device=passed.device)
+        inside = ((passed.unsqueeze(1) & weights) != 0).flatten()[: gradient.numel()]
+        out = torch.empty_like(gradient)
+        flat(out).copy_(torch.where(inside, flat(gradient), torch.zeros((), dtype=gradient.dtype)))
+        return out
+
+    def statistics(self, x: Tensor) -> Statistics:
+        """Return statistics of each channel."""
+        rows = rows_of(x)
+        variance, mean = torch.var_mean(rows, dim=0, correction=0)
+        low, high = torch.aminmax(rows, dim=0)
+        return Statistics(mean, variance, low, high)
+
+    def affine_quantize(self, x: Tensor, factor: Tensor, offset: Tensor, clamp: Clamp, grid: Grid) -> Tensor:
+        """Return codes of a clamped affine function."""
+        values = (x * _along(factor, x)).add_(_along(offset, x)).clamp_(clamp.low, clamp.high)
+        return self.quantize(values, grid)
+
+    def scale_sums(self, sums: Tensor, shift: Tensor, factor: Tensor, offset: Tensor) -> Tensor:
+        """Return `(sums + shift) · factor + offset`."""
+        return (sums + shift).to(torch.float32).mul_(factor).add_(offset)
+
+    def gradient_sums(self, site: Site, mean: Tensor) -> tuple[Tensor, Tensor]:
+        """Return sums for the backward pass of a normalisation."""
+        passed = rows_of(_passed(site))
+        return passed.sum(dim=0), (passed * (rows_of(site.x) - mean)).sum(dim=0)
+
+    def gradient_range(self, site: Site, terms: Terms) -> tuple[Tensor, Tensor]:
+        """Return the range of a site's gradient."""
+        return self.range(_gradient(site, terms))
+
+    def gradient_codes(self, site: Site, terms: Terms, step: Tensor, seed: int, dtype: torch.dtype) -> Tensor:
+        """Return a site's gradient in steps, rounded stochastically."""
+        gradient = _gradient(site, terms)
+        return _with_noise(gradient.div_(step), seed).floor_().to(dtype)
+
+    def round_gradient(self, gradient: Tensor, step: Tensor, seed: int) -> Tensor:
+        """Return a gradient rounded stochastically."""
+        return _with_noise(gradient / step, seed).floor_().mul_(step)
+
+
+def _along(values: Tensor, x: Tensor) -> Tensor:
+    return values.view(1, -1, 1, 1) if x.dim() == 4 else values
+
+
+def _passed(site: Site) -> Tensor:
+    value = (site.x * _along(site.factor, site.x)).add_(_along(site.offset, site.x))
+    inside = (value > site.clamp.low) & (value < site.clamp.high)
+    gradient = site.gradient.to(torch.float32)
+    return torch.where(inside, gradient, torch.zeros_like(gradient))
+
+
+def _gradient(site: Site, terms: Terms) -> Tensor:
+    p, q, r = (_along(values, site.x) for values in terms)
+    return (_passed(site) * p).add_(site.x * q).add_(r)
+
+
+def _with_noise(x: Tensor, seed: int) -> Tensor:
+    """Return `x`, a dense tensor of its own, plus noise that depends on the index in memory."""
+    return x.add_(index_noise(x.numel(), seed, x.device).as_strided(x.size(), x.stride()))

@@ -1,0 +1,56 @@
+"""Noise for stochastic rounding: a hash of the element's index and of a seed, not a generator's state.
+
+It is the same on every device, costs no random-number kernel and needs no state in a checkpoint.
+"""
+
+import torch
+from torch import Tensor
+
+_GOLDEN = -1640531527  # 2^32 / golden ratio, as a signed 32-bit integer
+_MIX_1 = 0x2C1B3C6D
+_MIX_2 = 0x297A2D39
+
+_indices: dict[torch.device, Tensor] = {}
+
+
+def _hashed_indices(count: int, device: torch.device) -> Tensor:
+    """Return `index · golden` for the first `count` indices, kept per device since every layer needs them."""
+    known = _indices.get(device)
+    if known is None or known.numel() < count:
+        known = torch.arange(count, dtype=torch.int32, device=device).mul_(_GOLDEN)
+        _indices[device] = known
+    return known[:count]
+
+
+def index_noise(count: int, seed: int, device: torch.device) -> Tensor:
+    """Return `count` uniform float32 values in [0, 1), a pure function of index and seed.
+
+    Args:
+        count: How many values.
+        seed: Any integer; its low 32 bits count.
+        device: Where to compute them; the values do not depend on it.
+    """
+    seed32 = ((seed + 2**31) % 2**32) - 2**31
+    bits = _hashed_indices(count, device) + seed32
+    bits.bitwise_xor_(bits >> 15).mul_(_MIX_1)
+    bits.bitwise_xor_(bits >> 12).mul_(_MIX_2)
+    bits.bitwise_right_shift_(9).bitwise_and_(0x7FFFFF)
+    return bits.to(torch.float32).mul_(2.0**-23)
+
+
+def seed_from_index(seed: int, first: int) -> int:
+    """Return a seed whose noise at index `i` is that of `seed` at index `first + i`.
+
+    So processes that hold parts of one batch round it with the noise of the whole.
+    """
+    return (seed + first * _GOLDEN) & 0xFFFFFFFF
+
+
+def mix_seed(*parts: int) -> int:
+    """Return one 32-bit seed from several integers (run seed, layer, step), well mixed."""
+    state = 0x9E3779B9
+    for part in parts:
+        state = ((state ^ (part & 0xFFFFFFFF)) * 0x85EBCA6B) & 0xFFFFFFFF
+        state = ((state ^ (state >> 13)) * 0xC2B2AE35) & 0xFFFFFFFF
+        state ^= state >> 16
+    return state

@@ -1,0 +1,193 @@
+"""A layer's three products on codes: forward exactly, backward in bfloat16 or float32.
+
+The forward product of integers is exact in int8 units, which add in 32 bits, and in float32 up to 2^24; both give the
+same result. Backward, codes are exact in bfloat16; the weight with its scales and the products are rounded to it.
+"""
+
+import functools
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from cpt_deploy.errors import UsageError
+from cpt_deploy.quantization.kernels import Grid, Kernels
+from cpt_deploy.quantization.layers import QuantizedConv2d, QuantizedLayer, QuantizedLinear
+
+Compute = Literal["auto", "float32", "bf16", "modules"]
+"""How a training step computes: `float32` and `bf16` name the type of backward products, `modules` is each module by
+itself as in evaluation, and `auto` the fastest of them that fits the processor."""
+
+#: Below so many multiply-accumulates a Linear's int8 product gains nothing over float32, measured with AVX-512 VNNI.
+_LEAST_INT8_MACS = 1 << 22
+#: Above so many rows a sum of products of codes may leave 32 bits.
+_MOST_INT8_ROWS = (2**31 - 1) // 255**2
+
+
+@functools.cache
+def has_bf16_units() -> bool:
+    """Return whether the processor multiplies bfloat16 natively."""
+    available = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    if not available or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return False
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+@functools.cache
+def int8_is_exact() -> bool:
+    """Return whether int8 convolutions and products add without saturation here: tried, not looked up."""
+    codes = torch.full((1, 64, 4, 4), 255, dtype=torch.uint8).contiguous(memory_format=torch.channels_last)
+    weight = torch.full((16, 64, 3, 3), 127, dtype=torch.int8).contiguous(memory_format=torch.channels_last)
+    rows = codes.reshape(16, 64)
+    geometry = ([1, 1], [1, 1], [1, 1], 1)
+    try:
+        found = _int8_convolution(codes, 3, weight, geometry)
+        product = torch._int_mm(_signed(rows), weight[:, :, 0, 0].t())
+    except (RuntimeError, AttributeError):  # another processor's build of torch has no such operators
+        return False
+    wanted = torch.conv2d(codes.double() - 3, weight.double(), padding=1)
+    return bool(torch.equal(found.double(), wanted)) and bool((product == 127 * 127 * 64).all())
+
+
+def choose_compute(compute: Compute, *, native: bool) -> Literal["float32", "bf16", "modules"]:
+    """Return what `auto` means here, or check that what is asked for is possible.
+
+    Args:
+        compute: The setting.
+        native: Whether there are compiled kernels.
+
+    Raises:
+        UsageError: If bfloat16 is asked for on a processor without it.
+    """
+    if compute == "auto":
+        if not native:
+            return "modules"
+        return "bf16" if has_bf16_units() else "float32"
+    if compute == "bf16" and not has_bf16_units():
+        raise UsageError(
+            "Expected a processor with bfloat16 units for compute=bf16, but this one has none",
+            hint="compute=auto takes the fastest that there is",
+        )
+    return compute
+
+
+class Scaling(NamedTuple):
+    """What a layer's sums are multiplied by, and what is added; (O,) each."""
+
+    factor: Tensor
+    offset: Tensor
+
+
+def forward_product(
+    layer: QuantizedLayer, codes: Tensor, grid: Grid, weight: Tensor, kernels: Kernels, scaling: Scaling | None = None
+) -> Tensor:
+    """Return the sums of products of a layer's codes, float32: integers, or in real values if it is told their scaling.
+
+    Args:
+        layer: Gives stride, padding, dilation and groups.
+        codes: Codes of the input, uint8.
+        grid: Their grid; what counts is `code − zero_point`.
+        weight: Codes of the weight, int8.
+        kernels: Backend.
+        scaling: Makes integers real values.
+    """
+    if isinstance(layer, QuantizedLinear) and codes.numel() * len(weight) >= _LEAST_INT8_MACS and int8_is_exact():
+        product = torch._int_mm(_signed(codes.reshape(-1, codes.shape[-1])), weight.t())
+        shift = (128 - _integer(grid.zero_point)) * weight.sum(dim=1, dtype=torch.int32)
+        factor, offset = scaling or (torch.ones(len(weight)), torch.zeros(len(weight)))
+        return kernels.scale_sums(product, shift, factor, offset).view(*codes.shape[:-1], -1)
+    if not isinstance(layer, QuantizedConv2d):
+        sums = kernels.centre(codes, grid.zero_point, torch.float32) @ weight.float().t()
+    elif int8_is_exact():
+        sums = _int8_convolution(codes, _integer(grid.zero_point), weight, _geometry(layer))
+    else:
+        x = kernels.centre(codes, grid.zero_point, torch.float32)
+        sums = _channels_last(torch.conv2d(x, weight.float(), None, *_geometry(layer)))
+    if scaling is None:
+        return sums
+    factor, offset = (values.view(1, -1, 1, 1) if sums.dim() == 4 else values for values in scaling)
+    return sums.mul_(factor).add_(offset)
+
+
+def backward_products(
+    layer: QuantizedLayer,
+    gradient: Tensor,
+    codes: Tensor,
+    grid: Grid,
+    weight: Tensor,
+    kernels: Kernels,
+    *,
+    inward: bool,
+) -> tuple[Tensor | None, Tensor]:
+    """Return the gradients of a layer's input and weight.
+
+    Args:
+        layer: Gives stride, padding, dilation and groups.
+        gradient: Codes of the output's gradient: integers in bfloat16 or float32, which is the type of the products.
+        codes: Codes of the input, uint8.
+        grid: Their grid.
+        weight: The weight, float32, times the gradient's step.
+        kernels: Backend.
+        inward: Whether the input's gradient is wanted.
+
+    Returns:
+        The input's gradient in real values, and the weight's, float32, in units of step times input scale.
+    """
+    weight = weight.to(gradient.dtype)
+    if isinstance(layer, QuantizedConv2d):
+        x = kernels.centre(codes, grid.zero_point, gradient.dtype)
+        stride, padding, dilation, groups = _geometry(layer)
+        grad_input, grad_weight, _ = torch.ops.aten.convolution_backward(
+            gradient, x, weight, None, stride, padding, dilation, False, [0, 0], groups, [inward, True, False]
+        )
+        return grad_input, grad_weight.float()
+    grad_input = gradient @ weight if inward else None
+    rows = gradient.reshape(-1, gradient.shape[-1])
+    x = codes.reshape(len(rows), -1)
+    suits_int8 = rows.numel() * x.shape[1] >= _LEAST_INT8_MACS and len(rows) <= _MOST_INT8_ROWS
+    if gradient.dtype == torch.bfloat16 and suits_int8 and int8_is_exact():
+        return grad_input, _int8_weight_gradient(rows, x, _integer(grid.zero_point))
+    return grad_input, (rows.t() @ kernels.centre(x, grid.zero_point, gradient.dtype)).float()
+
+
+def _int8_weight_gradient(rows: Tensor, codes: Tensor, zero_point: int) -> Tensor:
+    """Return `rowsᵀ · (codes − zero_point)`, (O, I) float32: both sides shifted into int8, the shifts put back."""
+    shift = int(rows.min().nan_to_num()) + 128
+    left, right = (rows - shift).to(torch.int8), _signed(codes)
+    ones = torch.ones(8, len(rows), dtype=torch.int8)
+    back = 128 - zero_point
+    product = torch._int_mm(left.t(), right)
+    product += back * torch._int_mm(ones, left)[0].unsqueeze(1) + shift * torch._int_mm(ones, right)[0]
+    return product.float().add_(float(len(rows) * shift * back))
+
+
+def _int8_convolution(
+    codes: Tensor, zero_point: int, weight: Tensor, geometry: tuple[list[int], list[int], list[int], int]
+) -> Tensor:
+    operators = torch.ops.onednn
+    ones, zeros = torch.ones(len(weight)), torch.zeros(len(weight), dtype=torch.int32)
+    packed = operators.qconv_prepack(weight, ones, 1.0, zero_point, *geometry, list(codes.shape))
+    result: Tensor = operators.qconv2d_pointwise(
+        codes, 1.0, zero_point, packed, ones, zeros, None, *geometry, 1.0, 0, torch.float32, "none", [], ""
+    )
+    return _channels_last(result)
+
+
+def _geometry(layer: nn.Conv2d) -> tuple[list[int], list[int], list[int], int]:
+    assert not isinstance(layer.padding, str)
+    return list(layer.stride), list(layer.padding), list(layer.dilation), layer.groups
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    return x if x.permute(0, 2, 3, 1).is_contiguous() else x.contiguous(memory_format=torch.channels_last)
+
+
+def _signed(codes: Tensor) -> Tensor:
+    """Return uint8 codes as int8, less by 128."""
+    return (codes ^ 128).view(torch.int8)
+
+
+def _integer(zero_point: Tensor) -> int:
+    """Return a zero point as a number; the codes of a tensor with a NaN do not matter, its scale is NaN."""
+    value = float(zero_point)
+    return int(value) if value == value else 0  # noqa: PLR0124

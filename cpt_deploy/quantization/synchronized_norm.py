@@ -1,0 +1,116 @@
+"""BatchNorm over the batches of all processes of a distributed run, on any device.
+
+torch's own SyncBatchNorm takes GPU tensors only and is no BatchNorm2d, which settling and freezing look for.
+"""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class _Normalise(torch.autograd.Function):
+    """Normalise by the mean and variance of all processes; one collective forward and one backward."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, ...]:
+        axes = [axis for axis in range(x.dim()) if axis != 1]
+        variance, mean = torch.var_mean(x.float(), axes, correction=0)
+        own = torch.cat([mean, variance, mean.new_full((1,), x.numel() // x.shape[1])])
+        gathered = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+        dist.all_gather(gathered, own)
+        told, channels = torch.stack(gathered), len(mean)
+        means, variances, counts = told[:, :channels], told[:, channels:-1], told[:, -1:]
+        total = counts.sum()
+        mean = (means * counts).sum(0) / total
+        variance = ((variances + (means - mean).square()) * counts).sum(0) / total
+        ctx.save_for_backward(x, weight, mean, torch.rsqrt(variance + eps), total)
+        y = functional.batch_norm(x, mean, variance, weight, bias, training=False, eps=eps)
+        ctx.mark_non_differentiable(mean, variance, total)
+        return y, mean, variance, total
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None, None]:
+        x, weight, mean, inverse, total = ctx.saved_tensors
+        dy = grad_outputs[0]
+        shape = [1, -1, *([1] * (x.dim() - 2))]
+        axes = [axis for axis in range(x.dim()) if axis != 1]
+        normalised = (x - mean.view(shape)) * inverse.view(shape)
+        sums = torch.cat([dy.sum(axes), (dy * normalised).sum(axes)]).float()
+        grad_bias, grad_weight = sums.clone().chunk(2)  # of this process alone: gradients are averaged later
+        dist.all_reduce(sums)
+        mean_dy, mean_product = (sums / total).chunk(2)
+        factor = inverse if weight is None else inverse * weight
+        dx = (dy - mean_dy.view(shape) - normalised * mean_product.view(shape)) * factor.view(shape)
+        if weight is None:
+            return dx.to(x.dtype), None, None, None
+        return dx.to(x.dtype), grad_weight.to(weight.dtype), grad_bias.to(weight.dtype), None
+
+
+class _Synchronized(nn.modules.batchnorm._BatchNorm):
+    """What both share.
+
+    Attributes:
+        synchronized: Whether training uses the statistics of all processes; otherwise this is a plain BatchNorm.
+    """
+
+    synchronized: bool = True
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise as BatchNorm does; in training by the statistics of the whole batch."""
+        if not (self.training and self.synchronized):
+            return super().forward(input)
+        self._check_input_dim(input)  # type: ignore[no-untyped-call]
+        output: Tensor
+        output, mean, variance, total = _Normalise.apply(input, self.weight, self.bias, self.eps)
+        if self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+            momentum = 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+            with torch.no_grad():
+                self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
+                unbiased = variance * (total / (total - 1.0))
+                self.running_var.lerp_(unbiased.to(self.running_var.dtype), momentum)
+        return output
+
+
+class SynchronizedBatchNorm1d(_Synchronized, nn.BatchNorm1d):
+    """BatchNorm1d over all processes."""
+
+
+class SynchronizedBatchNorm2d(_Synchronized, nn.BatchNorm2d):
+    """BatchNorm2d over all processes."""
+
+
+_SYNCHRONIZED: dict[type[nn.Module], type[_Synchronized]] = {
+    nn.BatchNorm1d: SynchronizedBatchNorm1d,
+    nn.BatchNorm2d: SynchronizedBatchNorm2d,
+}
+
+
+def synchronize_norms(model: nn.Module) -> None:
+    """Replace each BatchNorm of a model by one over all processes; parameters and buffers stay the same objects."""
+    for name, module in list(model.named_modules()):
+        made = _SYNCHRONIZED.get(type(module))
+        if made is None:
+            continue
+        assert isinstance(module, nn.modules.batchnorm._BatchNorm)
+        norm = made(
+            module.num_features,
+            eps=module.eps,
+            momentum=module.momentum,
+            affine=module.affine,
+            track_running_stats=module.track_running_stats,
+            device="meta",
+        )
+        norm._parameters, norm._buffers = module._parameters, module._buffers
+        norm.train(module.training)
+        model.set_submodule(name, norm)
+
+
+def set_synchronized(model: nn.Module, synchronized: bool) -> None:
+    """Let the BatchNorms that `synchronize_norms` made use all processes, or only their own batch."""
+    for module in model.modules():
+        if isinstance(module, _Synchronized):
+            module.synchronized = synchronized

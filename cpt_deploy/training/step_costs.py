@@ -1,0 +1,151 @@
+"""What steps really cost at each bit-width: time without waiting for data, and memory."""
+
+import statistics
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+KEPT_TIMES = 512
+"""Times that are kept for each bit-width; where there are more, every second, fourth, … step is kept."""
+
+_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+@dataclass
+class WidthCost:
+    """The steps at one bit-width.
+
+    Attributes:
+        steps: How many there were.
+        stride: Every how many of them a time was kept.
+        seconds: The times that were kept.
+        memory: Most bytes during a step: allocated on a GPU; physical memory of the process on a CPU.
+    """
+
+    steps: int = 0
+    stride: int = 1
+    seconds: list[float] = field(default_factory=list)
+    memory: int | None = None
+
+    def add(self, seconds: float) -> None:
+        """Keep the time of a step, or leave it out by the stride."""
+        if self.steps % self.stride == 0:
+            self.seconds.append(seconds)
+        self.steps += 1
+        if len(self.seconds) == KEPT_TIMES:
+            self.seconds = self.seconds[::2]
+            self.stride *= 2
+
+    def summary(self) -> dict[str, float | int | None]:
+        """Return number of steps, median time in seconds, and memory in bytes."""
+        return {"steps": self.steps, "median_seconds": statistics.median(self.seconds), "memory_bytes": self.memory}
+
+
+class StepCosts:
+    """Measures steps; call `begin` and `end` around each.
+
+    The first step of a process is left out, since much is set up in it. On a GPU times are the device's own, from
+    events, and reading them waits for nothing before `read`.
+
+    Args:
+        device: Where the model is.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.widths: dict[int, WidthCost] = {}
+        self._warm = False
+        self._began: Any = None
+        self._probes = False
+        self._waiting: list[tuple[int, Any, Any]] = []
+
+    def begin(self, bits: int) -> None:
+        """Note that a step at so many bits begins, its batch being there."""
+        cost = self.widths.get(bits)
+        steps = cost.steps if cost is not None else 0
+        # Asking the system takes as long as a small operator, so it is asked at steps 1, 2, 4, 8, … of a width.
+        self._probes = self.device.type == "cuda" or steps & (steps - 1) == 0
+        if self._probes:
+            reset_peak_memory(self.device)
+        self._began = self._now()
+
+    def end(self, bits: int) -> None:
+        """Note that the step has ended."""
+        ended = self._now()
+        if not self._warm:
+            self._warm = True
+            return
+        self._waiting.append((bits, self._began, ended))
+        if self._probes:
+            memory = peak_memory(self.device)
+            cost = self.widths.setdefault(bits, WidthCost())
+            cost.memory = memory if cost.memory is None or memory is None else max(cost.memory, memory)
+        if self.device.type != "cuda":
+            self.read()
+
+    def read(self) -> None:
+        """Read the times that wait; on a GPU this waits for the last step."""
+        for bits, began, ended in self._waiting:
+            if self.device.type == "cuda":
+                ended.synchronize()
+                seconds = began.elapsed_time(ended) / 1000.0
+            else:
+                seconds = ended - began
+            self.widths.setdefault(bits, WidthCost()).add(seconds)
+        self._waiting.clear()
+
+    def summary(self) -> dict[str, dict[str, float | int | None]]:
+        """Return the cost of each bit-width that has a measured step, ascending by bits."""
+        self.read()
+        return {str(bits): self.widths[bits].summary() for bits in sorted(self.widths) if self.widths[bits].steps}
+
+    def columns(self, bits: int) -> dict[str, float | None]:
+        """Return median time and memory of the steps at so many bits, as columns of `metrics.csv`."""
+        self.read()
+        cost = self.widths.get(bits)
+        if cost is None or not cost.seconds:
+            return {"step_ms": None, "memory_mb": None}
+        memory = None if cost.memory is None else round(cost.memory / 1e6, 1)
+        return {"step_ms": round(1e3 * statistics.median(cost.seconds), 3), "memory_mb": memory}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything as JSON types."""
+        self.read()
+        return {str(bits): vars(cost) for bits, cost in self.widths.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` returned."""
+        self.widths = {int(bits): WidthCost(**cost) for bits, cost in state.items()}
+
+    def _now(self) -> Any:
+        if self.device.type != "cuda":
+            return time.perf_counter()
+        event: Any = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        event.record()
+        return event
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Let the peak of memory begin anew, where the system can."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    try:
+        _CLEAR.write_text("5")  # Linux: the peak of the resident set is set to its present size
+    except OSError:
+        return
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """Return the peak since it began anew, in bytes; `None` where the system does not tell it."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        lines = _STATUS.read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), None)

@@ -1,0 +1,194 @@
+import multiprocessing
+import os
+import signal
+import socket
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file
+from torch import nn
+
+from cpt_deploy.data import eval_loader, load_images
+from cpt_deploy.errors import CptError, UsageError
+from cpt_deploy.quantization import synchronize_norms
+from cpt_deploy.quantization.noise import index_noise, seed_from_index
+from cpt_deploy.training import SilentReporter, evaluate, load_run, train
+from cpt_deploy.training.metrics_log import read_metrics
+from cpt_deploy.training.ranks import Ranks, choose_device, joined, launched
+
+# Python 3.12 warns of forking a process with threads.
+pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+EVERY_STEP = ("train.log_every=1",)
+FLOAT = ("precision={lower: 32, upper: 32, schedule: static, grad_lower: 32, grad_upper: 32}",)
+
+
+def in_processes(count, function, *arguments):
+    """Call a function in processes as torchrun would start them, and return their exit codes."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    context = multiprocessing.get_context("fork")
+    processes = [
+        context.Process(target=_as_rank, args=(rank, count, port, function, arguments)) for rank in range(count)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    return [process.exitcode for process in processes]
+
+
+def _as_rank(rank, count, port, function, arguments):
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(count),
+        "LOCAL_WORLD_SIZE": str(count),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    torch.set_num_threads(1)
+    try:
+        function(rank, *arguments)
+    except CptError as error:
+        os._exit(error.exit_code)
+    os._exit(0)
+
+
+def _train(rank, recipe, directory, resume=False, action=None):
+    train(recipe, directory, resume=resume, reporter=_At(rank, action) if action else None)
+
+
+class _At(SilentReporter):
+    """Does something after a step; only the first process has one that is told."""
+
+    def __init__(self, rank, action):
+        self.rank, (self.step_number, self.signal_number) = rank, action
+
+    def step(self, progress):
+        if progress.step == self.step_number:
+            os.kill(os.getpid(), self.signal_number)
+
+
+def losses(directory):
+    return np.array([float(row["loss"]) for row in read_metrics(directory / "metrics.csv") if row["loss"]])
+
+
+def test_in_float_two_processes_are_one(recipe, tmp_path):
+    mine = recipe(*EVERY_STEP, *FLOAT, "train.batch_size=129")  # parts of 64 and 65
+
+    assert in_processes(2, _train, mine, tmp_path / "two") == [0, 0]
+    train(mine, tmp_path / "one")
+
+    assert np.abs(losses(tmp_path / "two") - losses(tmp_path / "one")).max() < 1e-4
+    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+    for name, tensor in one.items():
+        assert torch.allclose(two[name], tensor, rtol=1e-3, atol=1e-4), name
+
+
+def test_quantized_loss_curve_is_that_of_one_process_within_the_bound(recipe, tmp_path):
+    mine = recipe(*EVERY_STEP)
+
+    assert in_processes(2, _train, mine, tmp_path / "two") == [0, 0]
+    train(mine, tmp_path / "one")
+
+    assert np.abs(losses(tmp_path / "two") - losses(tmp_path / "one")).mean() < 0.01
+    one, two = (read_metrics(tmp_path / name / "metrics.csv") for name in ("one", "two"))
+    assert [row["gbitops"] for row in two] == [row["gbitops"] for row in one]
+    assert len([path for path in (tmp_path / "two").rglob("*") if path.name.startswith("events")]) == 1
+    run = load_run(tmp_path / "two")
+    batches = eval_loader(load_images("digits", split="test"), run.preprocessing, 100)
+    alone = evaluate(run.model, batches, classes=10, device=torch.device("cpu"), step=0)
+    assert (alone.top1, alone.images) == (run.report.test.top1, run.report.test.images)
+    assert alone.loss == pytest.approx(run.report.test.loss, rel=1e-5)
+
+
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
+def test_run_goes_on_with_another_number_of_processes(recipe, tmp_path, before, after):
+    mine = recipe(*EVERY_STEP, *FLOAT)
+    train(mine, tmp_path / "whole")
+
+    codes = in_processes(before, _train, mine, tmp_path / "parts", False, (13, signal.SIGTERM))
+    assert codes == [143] * before
+    assert losses(tmp_path / "parts").shape == ((13,) if before == 1 else (14,))  # the others agree a step later
+    assert in_processes(after, _train, mine, tmp_path / "parts", True) == [0] * after
+
+    assert np.abs(losses(tmp_path / "parts") - losses(tmp_path / "whole")).max() < 1e-4
+
+
+def test_divergence_ends_all_processes(recipe, tmp_path):
+    mine = recipe("optimizer.lr=1e30", "lr.name=constant", "lr.warmup_steps=0")
+
+    assert in_processes(2, _train, mine, tmp_path / "run") == [1, 1]
+    assert (tmp_path / "run" / "curves.png").is_file()
+
+
+def test_mistakes_of_one_process_end_all(recipe, tmp_path):
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used" / "file").touch()
+
+    assert in_processes(2, _train, recipe(), tmp_path / "used") == [2, 1]
+    assert in_processes(2, _train, recipe("train.batch_size=1"), tmp_path / "small") == [2, 2]
+    assert not (tmp_path / "small").exists()
+
+
+def _compare_norms(rank, folder):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(7, 3, 4, 5, generator=generator, requires_grad=True)
+    weights = torch.randn(x.shape, generator=generator)
+    plain, part = nn.Sequential(nn.BatchNorm2d(3)), slice(0, 3) if rank == 0 else slice(3, 7)
+    with torch.no_grad():
+        plain[0].weight.uniform_(generator=generator)
+    expected = plain(x)
+    (expected * weights).sum().backward()
+
+    ours = nn.Sequential(nn.BatchNorm2d(3))
+    ours.load_state_dict(
+        {**plain.state_dict(), **nn.Sequential(nn.BatchNorm2d(3)).state_dict(), "0.weight": plain[0].weight}
+    )
+    with joined("cpu"):
+        synchronize_norms(ours)
+        mine = x.detach()[part].clone().requires_grad_()
+        output = ours(mine)
+        (output * weights[part]).sum().backward()
+        gradient = ours[0].weight.grad.clone()
+        dist.all_reduce(gradient)
+    assert torch.allclose(output, expected[part], atol=1e-5)
+    assert torch.allclose(mine.grad, x.grad[part], atol=1e-5)
+    assert torch.allclose(gradient, plain[0].weight.grad, atol=1e-4)
+    for name, tensor in plain.state_dict().items():
+        assert torch.allclose(ours.state_dict()[name].float(), tensor.float(), atol=1e-5), name
+    Path(folder, f"passed-{rank}").touch()
+
+
+def test_norm_over_processes_is_the_norm_of_the_whole_batch(tmp_path):
+    in_processes(2, _compare_norms, tmp_path)
+
+    assert {path.name for path in tmp_path.iterdir()} == {"passed-0", "passed-1"}
+
+
+def test_parts_of_a_gradient_have_the_noise_of_the_whole():
+    whole = index_noise(1000, 12345, torch.device("cpu"))
+
+    assert torch.equal(index_noise(600, seed_from_index(12345, 400), torch.device("cpu")), whole[400:])
+
+
+def test_devices_of_processes(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+
+    assert choose_device("auto", Ranks(rank=5, count=6, local=1)) == torch.device("cuda:1")
+    assert choose_device("cuda:1", Ranks()) == torch.device("cuda:1")
+    with pytest.raises(UsageError, match="several processes"):
+        choose_device("cuda:1", Ranks(count=2))
+    with pytest.raises(UsageError, match="cuda:2"):
+        choose_device("cuda", Ranks(rank=2, count=3, local=2))
+
+
+def test_without_torchrun_there_is_one_process(monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert launched() == Ranks()
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert launched() == Ranks()

@@ -1,0 +1,50 @@
+import gzip
+import json
+
+import pytest
+
+from cpt_deploy.training import train
+
+
+@pytest.fixture(scope="module", params=["modules", "float32"])
+def profiled(request, recipe, tmp_path_factory):
+    """A profiled run module by module, and one on codes."""
+
+    class Profiled:
+        def __getattr__(self, name):
+            return lambda value: setattr(self, f"told_{name}", value)
+
+    directory, told = tmp_path_factory.mktemp("profile") / "run", Profiled()
+    settings = ("train.epochs=1", "train.settle_batches=0", f"train.compute={request.param}")
+    train(recipe(*settings), directory, reporter=told, profile_steps=3)
+    return told.told_profiled, directory, settings
+
+
+def test_parts_of_a_step_add_up_to_the_step(profiled):
+    report, _, settings = profiled
+
+    assert report.steps == 3
+    assert sum(report.seconds.values()) == pytest.approx(report.step_seconds, rel=0.05)
+    assert {"convolution and linear layers", "quantization of activations", "optimizer", "data"} <= set(report.seconds)
+    apart = {"quantization of weights", "quantization of gradients", "BatchNorm"}
+    together = {"BatchNorm, ReLU and quantization in one"}
+    assert (apart if "train.compute=modules" in settings else together) <= set(report.seconds)
+
+
+def test_trace_is_one_that_viewers_read(profiled):
+    report, directory, settings = profiled
+
+    with gzip.open(directory / "trace.json.gz") as file:
+        events = json.load(file)["traceEvents"]
+    assert report.trace == directory / "trace.json.gz"
+    steps = {event["name"] for event in events if str(event.get("name")).startswith("ProfilerStep")}
+    assert len(steps) == 3
+    name = "quantization of activations" if "train.compute=modules" in settings else "_LayerFunction"
+    assert any(event.get("name") == name for event in events)
+
+
+def test_profile_changes_nothing(recipe, profiled, tmp_path):
+    _, directory, settings = profiled
+    train(recipe(*settings), tmp_path / "run")
+
+    assert (directory / "model.safetensors").read_bytes() == (tmp_path / "run" / "model.safetensors").read_bytes()
