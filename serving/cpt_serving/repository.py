@@ -36,7 +36,7 @@ class ModelRepository:
         orders: What the workers of a server tell each other; `None` if this process is alone.
 
     Raises:
-        BundleError: If there is nothing at the path, or it is one bundle that cannot be opened.
+        BundleError: If there is no bundle at the path and none can come, or it is one that cannot be opened.
     """
 
     def __init__(
@@ -50,7 +50,11 @@ class ModelRepository:
         self._table = ModelTable()
         self._changing = asyncio.Lock()
         self._stopping = False
-        for location in find_models(settings.bundle):
+        locations = find_models(settings.bundle)
+        if not locations and not settings.watch_s:
+            # Nothing will ever come: the error says what the directory is instead.
+            Bundle.open(settings.bundle)
+        for location in locations:
             self._add(location)
         if orders is not None:
             for order in orders.so_far():
@@ -253,7 +257,7 @@ class ModelRepository:
     async def _bring_up(self, key: Key, location: ModelLocation) -> str:
         """Load a version beside the one that serves, and let it take over; return why not, if it could not."""
         entry = self._table.setdefault(key, Entry(replace(location, fingerprint=()), None))
-        if entry.ready and entry.location.fingerprint == location.fingerprint:
+        if entry.ready and not entry.reason and entry.location.fingerprint == location.fingerprint:
             return ""
         entry.location = location
         try:
