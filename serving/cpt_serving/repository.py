@@ -25,6 +25,7 @@ __all__ = ["ModelRepository", "ModelStatus"]
 logger = logging.getLogger(__name__)
 
 _DRAIN_POLL_S = 0.01
+_BY_REQUEST = "unloaded by request"
 
 
 class ModelRepository:
@@ -56,10 +57,12 @@ class ModelRepository:
             Bundle.open(settings.bundle)
         for location in locations:
             self._add(location)
-        if orders is not None:
-            for order in orders.so_far():
-                for key in self._table.keys_of(order.name, order.version):
-                    self._table[key].wanted = order.action == "load"
+        for order in orders.so_far() if orders is not None else ():
+            for key in self._table.keys_of(order.name, order.version):
+                self._table[key].wanted = order.action == "load"
+        for entry in self._table.values():
+            if not entry.wanted:
+                entry.engine, entry.reason = None, _BY_REQUEST
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -134,7 +137,7 @@ class ModelRepository:
         """Load the models that were found."""
         async with self._changing:
             for entry in list(self._table.values()):
-                if entry.wanted and entry.engine is not None and entry.engine.state is EngineState.LOADING:
+                if entry.engine is not None and entry.engine.state is EngineState.LOADING:
                     await entry.engine.load()
 
     async def close(self) -> None:
@@ -223,7 +226,7 @@ class ModelRepository:
             raise RequestError(404, f"Expected a served model, but got {order.what}")
         for key in keys:
             self._table[key].wanted = False
-            await self._take_down(self._table[key], "unloaded by request")
+            await self._take_down(self._table[key], _BY_REQUEST)
 
     async def _look(self) -> dict[Key, ModelLocation]:
         """Return what the path holds now, by name and version."""

@@ -14,6 +14,7 @@ from cpt_deploy.errors import BundleError, ValidationFailedError
 from cpt_serving import load_settings
 from cpt_serving.errors import RequestError
 from cpt_serving.model_directory import find_models, version_order
+from cpt_serving.orders import OrderBook
 from cpt_serving.repository import ModelRepository
 
 ROWS = np.zeros((1, 3, 8, 8), np.float32)
@@ -309,3 +310,34 @@ def test_a_directory_that_cannot_be_read_is_one_error(models):
             find_models(path)
     finally:
         path.chmod(0o700)
+
+
+def test_workers_load_and_unload_together_and_one_that_starts_later_knows(models, tmp_path):
+    path, shared = models(one=["1", "2"]), tmp_path / "orders"
+    shared.mkdir()
+    settings = load_settings(bundle=path, concurrency=1)
+
+    async def scenario():
+        # Two processes that live stand for two workers: this one and its parent.
+        workers = [ModelRepository(settings, orders=OrderBook(shared, pid)) for pid in (os.getpid(), os.getppid())]
+        for worker in workers:
+            await worker.start()
+        followers = [asyncio.create_task(worker.follow_orders()) for worker in workers]
+        await workers[0].unload("one", "2")
+        assert [worker.find("one").bundle.version for worker in workers] == ["1", "1"]
+        late = ModelRepository(settings, orders=OrderBook(shared, 1))
+        await late.start()
+        assert states(late) == {("one", "1"): "READY", ("one", "2"): "UNAVAILABLE"}
+        followers.append(asyncio.create_task(late.follow_orders()))
+        await workers[1].load("one")
+        assert [worker.find("one").bundle.version for worker in (*workers, late)] == ["2", "2", "2"]
+        with pytest.raises(RequestError) as caught:
+            await late.load("two")
+        assert caught.value.status == 404
+        for follower in followers:
+            follower.cancel()
+        await asyncio.gather(*followers, return_exceptions=True)
+        for worker in (*workers, late):
+            await worker.close()
+
+    asyncio.run(scenario())

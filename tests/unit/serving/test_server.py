@@ -29,6 +29,15 @@ def test_a_real_server_predicts_and_ends_in_order(
     assert "Traceback" not in stderr
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_signal_at_the_first_moment_ends_it_in_order_too(tmp_path, shared_bundle, running_server, workers):
+    with running_server(tmp_path, shared_bundle, workers=workers, drain_s=0) as (process, _):
+        process.terminate()
+        stdout, stderr = process.communicate(timeout=60)
+    assert (process.returncode, stdout) == (0, "ended\n")
+    assert "Traceback" not in stderr
+
+
 def test_several_workers_share_the_port_and_their_metrics(
     tmp_path, shared_bundle, png, running_server, wait_until, get
 ):
