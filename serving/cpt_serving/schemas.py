@@ -36,6 +36,8 @@ class PredictAnswer(BaseModel):
     version: str
     predictions: list[list[ClassProbability]]
     timings: Timings
+    batch_rows: int
+    """Images of the batch that this request's were computed in."""
 
 
 class Liveness(BaseModel):
