@@ -55,7 +55,12 @@ def app_of(service: Service) -> FastAPI:
         lifespan=_lifespan(service),
     )
     app.state.service = service
-    app.add_middleware(RequestEdge, max_body_bytes=settings.max_body_bytes, metrics=service.metrics)
+    app.add_middleware(
+        RequestEdge,
+        max_body_bytes=settings.max_body_bytes,
+        body_timeout_s=settings.body_timeout_s,
+        metrics=service.metrics,
+    )
     add_error_handlers(app)
     for make_router in (predict_router, health_router, v2_router, metrics_router):
         app.include_router(make_router(service))

@@ -13,6 +13,7 @@ from uvicorn.supervisors import Multiprocess
 
 from cpt_deploy.errors import UsageError
 from cpt_serving.app import app_of, create_service
+from cpt_serving.connections import TimedConfig
 from cpt_serving.metrics import MULTIPROCESS_VARIABLE
 from cpt_serving.settings import ServeSettings
 
@@ -47,13 +48,14 @@ def run(settings: ServeSettings, *, on_listening: Callable[[str], None] | None =
 
 
 def _config(settings: ServeSettings, app: str | Callable[[], object]) -> uvicorn.Config:
-    return uvicorn.Config(
-        app,
+    return TimedConfig(
+        head_timeout_s=settings.head_timeout_s,
+        app=app,
         factory=True,
         workers=settings.workers,
         log_level=settings.log_level,
         access_log=settings.access_log,
-        timeout_keep_alive=5,
+        timeout_keep_alive=settings.keep_alive_s,
         timeout_graceful_shutdown=settings.shutdown_s,
         server_header=False,
     )
