@@ -1,7 +1,9 @@
 """The FastAPI app: the models and the routes around them."""
 
+import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
 
 from fastapi import FastAPI
 from starlette.responses import RedirectResponse
@@ -11,6 +13,7 @@ from cpt_serving.errors import add_error_handlers
 from cpt_serving.lifespan import running
 from cpt_serving.metrics import Metrics
 from cpt_serving.middleware import RequestEdge
+from cpt_serving.orders import ORDERS_VARIABLE, OrderBook
 from cpt_serving.repository import ModelRepository
 from cpt_serving.routes import health_router, metrics_router, predict_router, v2_router
 from cpt_serving.service import Service
@@ -37,7 +40,9 @@ def create_service(settings: ServeSettings) -> Service:
         BundleError: If there is nothing to serve, or the one bundle cannot be opened.
     """
     metrics = Metrics()
-    return Service(settings, ModelRepository(settings, [metrics.observe]), metrics)
+    shared = os.environ.get(ORDERS_VARIABLE)
+    orders = OrderBook(Path(shared)) if shared else None
+    return Service(settings, ModelRepository(settings, [metrics.observe], orders), metrics)
 
 
 def app_of(service: Service) -> FastAPI:
