@@ -95,7 +95,6 @@ def running(server: ServerCommand, *, core: int, log: IO[bytes]) -> Iterator[Run
         stdin=subprocess.DEVNULL,
         stdout=log,
         stderr=subprocess.STDOUT,
-        start_new_session=True,
     )
     try:
         while not _is_ready(server):
@@ -118,6 +117,19 @@ def only_awake(server: RunningServer, servers: Sequence[RunningServer]) -> Itera
     finally:
         for other in others:
             other.signal(signal.SIGCONT)
+
+
+def set_niceness(niceness: int) -> None:
+    """Set the niceness of this process and all that it starts, beside those of other sessions too.
+
+    Args:
+        niceness: -20 to 19; below zero needs root.
+    """
+    os.nice(niceness - os.nice(0))
+    # Where Linux groups processes by session, niceness decides only within the session, and this between sessions.
+    group = Path("/proc/self/autogroup")
+    if niceness and group.exists():
+        group.write_text(str(niceness))
 
 
 def process_tree(root: int) -> list[int]:

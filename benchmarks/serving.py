@@ -27,7 +27,7 @@ import torch
 from load_generation import Load, generate_load, require_wrk
 from measuring import machine, write_results
 from onnx_latency import images
-from server_processes import RunningServer, only_awake, running
+from server_processes import RunningServer, only_awake, running, set_niceness
 from serving_systems import PEERS, Rows, System
 from serving_table import serving_table
 
@@ -236,7 +236,7 @@ def main() -> None:
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) < 2:
         parser.error("Expected two cores, one for the server and one for the load, but got one")
-    os.nice(arguments.nice - os.nice(0))
+    set_niceness(arguments.nice)
     plan = Plan(arguments.rounds, arguments.seconds, tuple(arguments.clients), cores[-1], cores[0])
     cases = [case for case in CASES if case.network in arguments.networks]
     if arguments.quick:

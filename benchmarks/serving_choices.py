@@ -25,7 +25,7 @@ import orjson
 from load_generation import PreparedRequest, generate_load, require_wrk
 from measuring import interleaved, machine, machine_line, markdown_table, median_ratio, write_results
 from PIL import Image
-from server_processes import RunningServer, ServerCommand, only_awake, running
+from server_processes import RunningServer, ServerCommand, only_awake, running, set_niceness
 
 APP_FOLDER = Path(__file__).parent / "serving_peers"
 FIRST_PORT = 18300
@@ -197,7 +197,7 @@ def main() -> None:
     parser.add_argument("--nice", type=int, default=0, help="niceness of all processes (< 0 needs root)")
     arguments = parser.parse_args()
     require_wrk()
-    os.nice(arguments.nice - os.nice(0))
+    set_niceness(arguments.nice)
     http = measure_http(arguments.rounds, arguments.seconds)
     libraries = measure_work(json_work(), 1000)
     images = measure_work(image_work(), 100)
