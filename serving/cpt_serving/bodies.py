@@ -3,10 +3,10 @@
 import asyncio
 import time
 
-from starlette.datastructures import Headers
 from starlette.types import Message, Receive, Scope
 
 from cpt_serving.errors import RequestError
+from cpt_serving.raw_headers import raw_header
 
 LEAST_BYTES_PER_S = 8192
 """A body may take longer than its timeout by the time that it needs at this rate."""
@@ -27,7 +27,7 @@ class BodyReceiver:
     def __init__(self, scope: Scope, receive: Receive, *, max_bytes: int, timeout_s: float) -> None:
         self._receive = receive
         self._max_bytes = max_bytes
-        self._declared = Headers(scope=scope).get("content-length", "")
+        self._declared = raw_header(scope, b"content-length")
         self._started = time.monotonic()
         self._timeout_s = timeout_s
         self._seen = 0
