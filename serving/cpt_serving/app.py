@@ -13,9 +13,10 @@ from cpt_serving.errors import add_error_handlers
 from cpt_serving.lifespan import running
 from cpt_serving.metrics import Metrics
 from cpt_serving.middleware import RequestEdge
+from cpt_serving.oip.statistics import StatisticsRegistry
 from cpt_serving.orders import ORDERS_VARIABLE, OrderBook
 from cpt_serving.repository import ModelRepository
-from cpt_serving.routes import health_router, metrics_router, predict_router, v2_router
+from cpt_serving.routes import ROUTERS
 from cpt_serving.service import Service
 from cpt_serving.settings import ServeSettings, load_settings
 
@@ -39,10 +40,11 @@ def create_service(settings: ServeSettings) -> Service:
     Raises:
         BundleError: If there is nothing to serve, or the one bundle cannot be opened.
     """
-    metrics = Metrics()
+    metrics, statistics = Metrics(), StatisticsRegistry()
     shared = os.environ.get(ORDERS_VARIABLE)
     orders = OrderBook(Path(shared)) if shared else None
-    return Service(settings, ModelRepository(settings, [metrics.observe], orders), metrics)
+    repository = ModelRepository(settings, [metrics.observe, statistics.observe], orders)
+    return Service(settings, repository, metrics, statistics)
 
 
 def app_of(service: Service) -> FastAPI:
@@ -67,7 +69,7 @@ def app_of(service: Service) -> FastAPI:
         metrics=service.metrics,
     )
     add_error_handlers(app)
-    for make_router in (predict_router, health_router, v2_router, metrics_router):
+    for make_router in ROUTERS:
         app.include_router(make_router(service))
     if settings.docs:
         app.add_api_route("/", _to_docs, include_in_schema=False)
