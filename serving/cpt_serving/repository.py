@@ -25,6 +25,7 @@ __all__ = ["ModelRepository", "ModelStatus"]
 logger = logging.getLogger(__name__)
 
 _DRAIN_POLL_S = 0.01
+_BY_REQUEST = "unloaded by request"
 
 
 class ModelRepository:
@@ -36,7 +37,7 @@ class ModelRepository:
         orders: What the workers of a server tell each other; `None` if this process is alone.
 
     Raises:
-        BundleError: If there is nothing at the path, or it is one bundle that cannot be opened.
+        BundleError: If there is no bundle at the path and none can come, or it is one that cannot be opened.
     """
 
     def __init__(
@@ -50,12 +51,18 @@ class ModelRepository:
         self._table = ModelTable()
         self._changing = asyncio.Lock()
         self._stopping = False
-        for location in find_models(settings.bundle):
+        locations = find_models(settings.bundle)
+        if not locations and not settings.watch_s:
+            # Nothing will ever come: the error says what the directory is instead.
+            Bundle.open(settings.bundle)
+        for location in locations:
             self._add(location)
-        if orders is not None:
-            for order in orders.so_far():
-                for key in self._table.keys_of(order.name, order.version):
-                    self._table[key].wanted = order.action == "load"
+        for order in orders.so_far() if orders is not None else ():
+            for key in self._table.keys_of(order.name, order.version):
+                self._table[key].wanted = order.action == "load"
+        for entry in self._table.values():
+            if not entry.wanted:
+                entry.engine, entry.reason = None, _BY_REQUEST
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -130,7 +137,7 @@ class ModelRepository:
         """Load the models that were found."""
         async with self._changing:
             for entry in list(self._table.values()):
-                if entry.wanted and entry.engine is not None and entry.engine.state is EngineState.LOADING:
+                if entry.engine is not None and entry.engine.state is EngineState.LOADING:
                     await entry.engine.load()
 
     async def close(self) -> None:
@@ -219,7 +226,7 @@ class ModelRepository:
             raise RequestError(404, f"Expected a served model, but got {order.what}")
         for key in keys:
             self._table[key].wanted = False
-            await self._take_down(self._table[key], "unloaded by request")
+            await self._take_down(self._table[key], _BY_REQUEST)
 
     async def _look(self) -> dict[Key, ModelLocation]:
         """Return what the path holds now, by name and version."""
@@ -253,7 +260,7 @@ class ModelRepository:
     async def _bring_up(self, key: Key, location: ModelLocation) -> str:
         """Load a version beside the one that serves, and let it take over; return why not, if it could not."""
         entry = self._table.setdefault(key, Entry(replace(location, fingerprint=()), None))
-        if entry.ready and entry.location.fingerprint == location.fingerprint:
+        if entry.ready and not entry.reason and entry.location.fingerprint == location.fingerprint:
             return ""
         entry.location = location
         try:
