@@ -76,12 +76,6 @@ def check_control(settings: ServeSettings) -> None:
             "Expected a server whose models clients may load and unload, but the setting repository_control is off "
             "(CPT_SERVE_REPOSITORY_CONTROL=true)",
         )
-    if settings.workers > 1:
-        raise RequestError(
-            403,
-            f"Expected a server of one process to load and unload in, but it has {settings.workers} workers "
-            "(the setting watch_s lets each of them find new versions)",
-        )
 
 
 def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:

@@ -24,7 +24,7 @@ def test_every_answer_is_documented(operations, mode):
     from schemathesis.specs.openapi.checks import content_type_conformance, response_schema_conformance
 
     checks = [not_a_server_error, response_schema_conformance, content_type_conformance]
-    answered = set()
+    statuses = set()
     for operation in operations:
         if mode.is_negative and operation.method != "post":
             # Any text can be in a path, so there is nothing wrong to make.
@@ -46,8 +46,7 @@ def test_every_answer_is_documented(operations, mode):
             case.validate_response(response, checks=checks)
             if response.status_code >= 400:
                 assert set(response.json()) == {"error", "request_id"}
-            answered.add((operation.label, response.status_code))
+            statuses.add(response.status_code)
 
         ask()
-    assert any(status == 400 for _, status in answered)
-    print(sorted(answered))
+    assert {200, 400, 404} <= statuses
