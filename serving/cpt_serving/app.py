@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from pathlib import Path
 
 from fastapi import FastAPI
@@ -80,10 +80,18 @@ async def _to_docs() -> RedirectResponse:
     return RedirectResponse("/docs")
 
 
+def _grpc(service: Service) -> AbstractAsyncContextManager[None]:
+    if service.settings.grpc_port is None:
+        return nullcontext()
+    from cpt_serving.grpc_api.server import running_grpc
+
+    return running_grpc(service, service.settings.grpc_port)
+
+
 def _lifespan(service: Service) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        async with running(service):
+        async with running(service), _grpc(service):
             yield
 
     return lifespan

@@ -36,6 +36,9 @@ class ServeSettings(BaseSettings):
     port: int = Field(default=8000, ge=0, le=65535)
     """Port to listen on; 0 takes a free one."""
 
+    grpc_port: int | None = Field(default=None, ge=1, le=65535)
+    """Port for the Open Inference Protocol over gRPC; without it there is none."""
+
     workers: int = Field(default=1, ge=1, le=256)
     """Processes that share the port, each with the model in memory."""
 
