@@ -17,6 +17,7 @@ from cpt_serving.oip.statistics import StatisticsRegistry
 from cpt_serving.orders import ORDERS_VARIABLE, OrderBook
 from cpt_serving.repository import ModelRepository
 from cpt_serving.routes import ROUTERS
+from cpt_serving.routes.shortcut import InferShortcut
 from cpt_serving.service import Service
 from cpt_serving.settings import ServeSettings, load_settings
 
@@ -62,6 +63,8 @@ def app_of(service: Service) -> FastAPI:
         lifespan=_lifespan(service),
     )
     app.state.service = service
+    # The first is the innermost.
+    app.add_middleware(InferShortcut, service=service)
     app.add_middleware(
         RequestEdge,
         max_body_bytes=settings.max_body_bytes,

@@ -111,7 +111,9 @@ class StatisticsRegistry:
 
     def observe(self, bundle: Bundle) -> ModelStatistics:
         """Return the statistics of a bundle's model, to be told about its inferences."""
-        return self._models.setdefault((bundle.name, bundle.version), ModelStatistics())
+        key = (bundle.name, bundle.version)
+        known = self._models.get(key)
+        return self._models.setdefault(key, ModelStatistics()) if known is None else known
 
     def render(self, models: Iterable[tuple[str, str]]) -> dict[str, Any]:
         """Return the protocol's form for some names and versions."""

@@ -46,7 +46,7 @@ def infer_router(service: Service) -> APIRouter:
         Tensors stand in the JSON or follow it as bytes. Parameters: `timeout` in microseconds, `binary_data_output`; of
         the output `binary_data`, and `classification` for the labels of as many classes.
         """
-        return await _infer(service, request, service.find(model, version))
+        return await answer_infer(service, request, service.find(model, version))
 
     for path in PATHS:
         router.add_api_route(
@@ -63,7 +63,12 @@ def infer_router(service: Service) -> APIRouter:
     return router
 
 
-async def _infer(service: Service, request: Request, engine: Engine) -> Response:
+async def answer_infer(service: Service, request: Request, engine: Engine) -> Response:
+    """Answer a request for inference with an engine.
+
+    Raises:
+        RequestError: If it cannot be answered as asked.
+    """
     body, json_bytes = await _read(request, engine, service.settings)
     received = time.perf_counter()
     parsed, rows = await _parse(body, json_bytes, engine, service.settings)
