@@ -19,6 +19,7 @@ from cpt_serving.repository import ModelRepository
 from cpt_serving.routes import ROUTERS
 from cpt_serving.routes.shortcut import InferShortcut
 from cpt_serving.service import Service
+from cpt_serving.serving_app import ServingApp
 from cpt_serving.settings import ServeSettings, load_settings
 
 
@@ -52,7 +53,7 @@ def app_of(service: Service) -> FastAPI:
     """Return the app around a service."""
     settings = service.settings
     names = service.repository.names
-    app = FastAPI(
+    app = ServingApp(
         title=names[0] if len(names) == 1 else "cpt-deploy",
         summary="Integer networks trained with Cyclic Precision Training, served by cpt-deploy.",
         version=cpt_deploy.__version__,

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from starlette.requests import Request
 
 from cpt_serving.errors import bad_request
+from cpt_serving.raw_headers import raw_header
 from cpt_serving.settings import ServeSettings
 
 TIMEOUT_HEADER = "X-Request-Timeout-Ms"
+_RAW_TIMEOUT_HEADER = TIMEOUT_HEADER.lower().encode()
 
 
 def request_deadline(request: Request, settings: ServeSettings, *, timeout_us: float | None = None) -> float | None:
@@ -23,11 +25,11 @@ def request_deadline(request: Request, settings: ServeSettings, *, timeout_us: f
     Raises:
         RequestError: 400 if the header `X-Request-Timeout-Ms` is no positive number.
     """
-    given = request.headers.get(TIMEOUT_HEADER)
+    given = raw_header(request.scope, _RAW_TIMEOUT_HEADER)
     seconds = [timeout_us / 1e6] if timeout_us else []
     if given is not None:
         seconds.append(_milliseconds(given) / 1e3)
-    arrived: float = getattr(request.state, "arrived", None) or time.monotonic()
+    arrived: float = request.scope.get("state", {}).get("arrived") or time.monotonic()
     return deadline_after(arrived, seconds, settings)
 
 

@@ -10,6 +10,8 @@ from starlette.requests import Request
 from cpt_deploy.errors import CptError, ImageError, ImageTooLargeError
 from cpt_serving.responses import JsonResponse
 
+INTERNAL_ERROR = "Internal error; the server's log has it under this id"
+
 
 class RequestError(Exception):
     """A request that cannot be answered as asked.
@@ -65,6 +67,10 @@ def add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(CptError)
     async def own_error(request: Request, error: RequestError | CptError) -> JsonResponse:
         return error_answer(request_id_of(request), error)
+
+    @app.exception_handler(Exception)
+    async def bug(request: Request, _error: Exception) -> JsonResponse:
+        return error_response(request_id_of(request), 500, INTERNAL_ERROR)
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> JsonResponse:

@@ -11,7 +11,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cpt_serving.bodies import BodyReceiver
-from cpt_serving.errors import error_response
+from cpt_serving.errors import INTERNAL_ERROR, error_response
 from cpt_serving.metrics import Metrics
 from cpt_serving.raw_headers import raw_header
 
@@ -29,7 +29,7 @@ _CLIENT_GONE = 499
 
 
 class RequestEdge:
-    """ASGI middleware that stands directly around the routes.
+    """ASGI middleware that stands around all that answers requests.
 
     Args:
         app: What it surrounds.
@@ -81,7 +81,7 @@ class RequestEdge:
             # The last line of defence: a bug must cost one request, not the connection or the process.
             logger.exception("request %s failed", request_id)
             if status == 0:
-                response = error_response(request_id, 500, "Internal error; the server's log has it under this id")
+                response = error_response(request_id, 500, INTERNAL_ERROR)
                 await response(scope, receive, send_with_id)
         finally:
             body.answered()

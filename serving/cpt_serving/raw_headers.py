@@ -5,8 +5,8 @@ from collections.abc import Iterable
 from starlette.types import Scope
 
 
-def raw_header(scope: Scope, name: bytes) -> str:
-    """Return the value of a request's header, the first if there are several, or an empty text.
+def raw_header(scope: Scope, name: bytes) -> str | None:
+    """Return the value of a request's header, the first if there are several, or `None`.
 
     Args:
         scope: The request.
@@ -16,4 +16,4 @@ def raw_header(scope: Scope, name: bytes) -> str:
     for key, value in headers:
         if key == name:
             return value.decode("latin-1")
-    return ""
+    return None

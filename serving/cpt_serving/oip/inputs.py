@@ -73,9 +73,12 @@ def _normalised(tensor: InputTensor, expected: tuple[int, int, int], max_rows: i
             raise bad_request(f"Expected FP32 or FP64 in JSON, but got {tensor.datatype}, which comes only as bytes")
         return _json_array(tensor).astype(np.float32)
     values = from_binary(tensor.name, tensor.datatype, tensor.shape, tensor.raw)
-    # Not a copy for FP32, unless the JSON's length leaves its bytes where no float may stand.
-    with np.errstate(over="ignore"):
-        rows = np.require(values, np.float32, ["C_CONTIGUOUS", "ALIGNED"])
+    if tensor.datatype == NATIVE:
+        # A copy only if the JSON's length leaves the bytes where no float may stand.
+        rows = values if values.flags.aligned else values.copy()
+    else:
+        with np.errstate(over="ignore"):
+            rows = np.require(values, np.float32, ["C_CONTIGUOUS", "ALIGNED"])
     if not np.isfinite(rows).all():
         raise bad_request(f"Expected {INPUT_NAME!r} to hold finite numbers of float32's range, but got others")
     return rows

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from cpt_deploy.bundle import Bundle
+from cpt_serving.bodies import read_body
 from cpt_serving.compression import compress, decompress, preferred_coding
 from cpt_serving.deadlines import request_deadline
 from cpt_serving.engine import Engine
@@ -16,6 +17,7 @@ from cpt_serving.oip.examples import HEADERS, infer_body
 from cpt_serving.oip.inputs import is_light, raw_rows, tensor_rows
 from cpt_serving.oip.requests import HEADER_LENGTH, RAW_REQUEST, InferRequest, header_length, parse_request
 from cpt_serving.oip.schemas import InferAnswer
+from cpt_serving.raw_headers import raw_header
 from cpt_serving.routes.direct import DirectRoute
 from cpt_serving.schemas import ErrorAnswer
 from cpt_serving.service import Service
@@ -84,8 +86,9 @@ async def answer_infer(service: Service, request: Request, engine: Engine) -> Re
 async def _read(request: Request, engine: Engine, settings: ServeSettings) -> tuple[bytes, int | None]:
     """Return the decompressed body, and how many of its bytes are JSON, if it says that."""
     json_bytes = header_length(request.headers)
-    body = await request.body()
-    coding = request.headers.get("content-encoding", "identity")
+    body = await read_body(request.receive)
+    coding = raw_header(request.scope, b"content-encoding")
+    coding = "identity" if coding is None else coding
     if coding != "identity":
         body = await engine.decode(decompress, body, coding, limit=settings.max_body_bytes)
     return body, json_bytes
@@ -112,7 +115,7 @@ def _parse_all(
 
 
 async def _respond(answer: Answer, request: Request, engine: Engine) -> Response:
-    accepted = request.headers.get("accept-encoding", "")
+    accepted = raw_header(request.scope, b"accept-encoding") or ""
     body, headers = answer.body, {}
     if answer.json_bytes is not None:
         headers[HEADER_LENGTH] = str(answer.json_bytes)
