@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from contextlib import asynccontextmanager
 
 import numpy as np
@@ -63,11 +64,11 @@ def rows(*values):
 
 
 @asynccontextmanager
-async def batcher(model, *, slots=1, max_batch=4, max_delay_s=0.0, queue_rows=100):
+async def batcher(model, *, slots=1, max_batch=4, max_delay_s=0.0, queue_rows=100, clock=time.monotonic):
     threads, recorder = ComputeThreads(slots), Recorder()
     limits = BatchLimits(max_batch, max_delay_s, queue_rows)
     try:
-        yield Batcher(model, threads, limits, recorder), recorder
+        yield Batcher(model, threads, limits, recorder, clock), recorder
     finally:
         await asyncio.to_thread(threads.close)
 
@@ -182,9 +183,12 @@ def test_a_full_queue_is_429_and_the_others_go_on():
                 await queue.submit(rows(4))
             assert caught.value.status == 429
             assert int(caught.value.headers["Retry-After"]) >= 1
+            with pytest.raises(RequestError, match="3 are waiting"):
+                queue.require_room()
             model.let_pass(2)
             await asyncio.gather(*requests)
-            assert (recorder.failed, recorder.finished) == (["queue_full"], [1, 1, 2])
+            queue.require_room()
+            assert (recorder.failed, recorder.finished) == (["queue_full"] * 2, [1, 1, 2])
             # What could never wait, being larger than the queue, runs when the queue is empty.
             model.let_pass()
             assert len((await queue.submit(rows(*range(9)))).logits) == 9
@@ -216,8 +220,9 @@ def test_a_deadline_that_passes_is_504_and_its_rows_are_not_computed():
 def test_a_deadline_that_passes_during_the_computation_is_504_too():
     async def scenario():
         model = GatedModel()
-        async with batcher(model) as (queue, recorder):
-            late = submit(queue, 0, deadline=asyncio.get_running_loop().time() + 0.01)
+        # A clock that stands still: only the event loop's timer ends the wait, not the thread that takes the request.
+        async with batcher(model, clock=lambda: 0.0) as (queue, recorder):
+            late = submit(queue, 0, deadline=0.01)
             await model.entered()
             with pytest.raises(RequestError, match="deadline"):
                 await late
@@ -261,6 +266,25 @@ def test_a_failing_model_fails_its_own_batch_only():
                 await queue.submit(rows(-1))
             assert answers([await queue.submit(rows(1))]) == [[2]]
             assert (recorder.failed, recorder.batches) == (["error"], [1])
+
+    asyncio.run(scenario())
+
+
+def test_an_observer_that_fails_leaves_no_request_without_an_answer():
+    class Broken(Recorder):
+        def batch_finished(self, rows, compute_s):
+            raise ValueError("a bug")
+
+    async def scenario():
+        model, threads, heard = GatedModel(), ComputeThreads(1), []
+        asyncio.get_running_loop().set_exception_handler(lambda _loop, context: heard.append(context["exception"]))
+        queue = Batcher(model, threads, BatchLimits(4, 0.0, 100), Broken())
+        requests = [submit(queue, value) for value in range(3)]
+        model.let_pass(3)
+        assert answers(await asyncio.gather(*requests)) == [[0], [2], [4]]
+        assert heard
+        assert all(isinstance(error, ValueError) for error in heard)
+        await asyncio.to_thread(threads.close)
 
     asyncio.run(scenario())
 
