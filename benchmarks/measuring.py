@@ -11,7 +11,7 @@ from cpt_deploy.validation.timing import interleaved, median_ratio
 __all__ = ["interleaved", "machine", "machine_line", "markdown_table", "median_ratio", "write_results"]
 
 RESULTS = Path(__file__).parent / "results"
-README = Path(__file__).parent.parent / "README.md"
+ROOT = Path(__file__).parent.parent
 
 
 def machine() -> dict[str, Any]:
@@ -33,14 +33,15 @@ def machine_line(info: Mapping[str, Any]) -> str:
 
 
 def write_results(name: str, content: Mapping[str, Any], table: str) -> None:
-    """Write `results/NAME.json` and `results/NAME.md`, refresh the README's copy of the table, and print it."""
+    """Write `results/NAME.json` and `results/NAME.md`, refresh the pages' copies of the table, and print it."""
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
     (RESULTS / f"{name}.md").write_text(table + "\n")
-    before, marker, rest = README.read_text().partition(f"<!-- results/{name}.md -->\n")
-    if marker:
-        _, end, after = rest.partition("<!-- end -->")
-        README.write_text(f"{before}{marker}{table}\n{end}{after}")
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+        before, marker, rest = page.read_text().partition(f"<!-- results/{name}.md -->\n")
+        if marker:
+            _, end, after = rest.partition("<!-- end -->")
+            page.write_text(f"{before}{marker}{table}\n{end}{after}")
     print(table)
 
 

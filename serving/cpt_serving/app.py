@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from pathlib import Path
 
 from fastapi import FastAPI
@@ -13,10 +13,13 @@ from cpt_serving.errors import add_error_handlers
 from cpt_serving.lifespan import running
 from cpt_serving.metrics import Metrics
 from cpt_serving.middleware import RequestEdge
+from cpt_serving.oip.statistics import StatisticsRegistry
 from cpt_serving.orders import ORDERS_VARIABLE, OrderBook
 from cpt_serving.repository import ModelRepository
-from cpt_serving.routes import health_router, metrics_router, predict_router, v2_router
+from cpt_serving.routes import ROUTERS
+from cpt_serving.routes.shortcut import InferShortcut
 from cpt_serving.service import Service
+from cpt_serving.serving_app import ServingApp
 from cpt_serving.settings import ServeSettings, load_settings
 
 
@@ -39,17 +42,18 @@ def create_service(settings: ServeSettings) -> Service:
     Raises:
         BundleError: If there is nothing to serve, or the one bundle cannot be opened.
     """
-    metrics = Metrics()
+    metrics, statistics = Metrics(), StatisticsRegistry()
     shared = os.environ.get(ORDERS_VARIABLE)
     orders = OrderBook(Path(shared)) if shared else None
-    return Service(settings, ModelRepository(settings, [metrics.observe], orders), metrics)
+    repository = ModelRepository(settings, [metrics.observe, statistics.observe], orders)
+    return Service(settings, repository, metrics, statistics)
 
 
 def app_of(service: Service) -> FastAPI:
     """Return the app around a service."""
     settings = service.settings
     names = service.repository.names
-    app = FastAPI(
+    app = ServingApp(
         title=names[0] if len(names) == 1 else "cpt-deploy",
         summary="Integer networks trained with Cyclic Precision Training, served by cpt-deploy.",
         version=cpt_deploy.__version__,
@@ -60,6 +64,8 @@ def app_of(service: Service) -> FastAPI:
         lifespan=_lifespan(service),
     )
     app.state.service = service
+    # The first is the innermost.
+    app.add_middleware(InferShortcut, service=service)
     app.add_middleware(
         RequestEdge,
         max_body_bytes=settings.max_body_bytes,
@@ -67,7 +73,7 @@ def app_of(service: Service) -> FastAPI:
         metrics=service.metrics,
     )
     add_error_handlers(app)
-    for make_router in (predict_router, health_router, v2_router, metrics_router):
+    for make_router in ROUTERS:
         app.include_router(make_router(service))
     if settings.docs:
         app.add_api_route("/", _to_docs, include_in_schema=False)
@@ -78,10 +84,18 @@ async def _to_docs() -> RedirectResponse:
     return RedirectResponse("/docs")
 
 
+def _grpc(service: Service) -> AbstractAsyncContextManager[None]:
+    if service.settings.grpc_port is None:
+        return nullcontext()
+    from cpt_serving.grpc_api.server import running_grpc
+
+    return running_grpc(service, service.settings.grpc_port)
+
+
 def _lifespan(service: Service) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        async with running(service):
+        async with running(service), _grpc(service):
             yield
 
     return lifespan

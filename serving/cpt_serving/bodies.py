@@ -3,15 +3,17 @@
 import asyncio
 import time
 
-from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive, Scope
 
 from cpt_serving.errors import RequestError
+from cpt_serving.raw_headers import raw_header
 
 LEAST_BYTES_PER_S = 8192
 """A body may take longer than its timeout by the time that it needs at this rate."""
 
-_WATCH_AFTER_S = 0.02
+_WATCH_AFTER_S = 0.1
+_LOOK_AGAIN_S = 0.05
 
 
 class BodyReceiver:
@@ -27,11 +29,13 @@ class BodyReceiver:
     def __init__(self, scope: Scope, receive: Receive, *, max_bytes: int, timeout_s: float) -> None:
         self._receive = receive
         self._max_bytes = max_bytes
-        self._declared = Headers(scope=scope).get("content-length", "")
+        self._declared = raw_header(scope, b"content-length") or ""
         self._started = time.monotonic()
         self._timeout_s = timeout_s
         self._seen = 0
         self._complete = False
+        self._receiving = self._too_slow = False
+        self._loop = asyncio.get_running_loop()
         self._task = asyncio.current_task()
         self._timer: asyncio.TimerHandle | None = None
         self._watcher: asyncio.Task[None] | None = None
@@ -48,23 +52,29 @@ class BodyReceiver:
             raise _too_large(self._max_bytes, f"{self._declared} bytes")
         if self._complete:
             return await self._receive()
-        allowed = self._timeout_s + self._seen / LEAST_BYTES_PER_S
+        if self._timer is None:
+            self._check_pace()
+        self._receiving = True
         try:
-            async with asyncio.timeout(self._started + allowed - time.monotonic()):
-                message = await self._receive()
-        except TimeoutError as error:
+            message = await self._receive()
+        except asyncio.CancelledError:
+            if not self._too_slow or self._task is None or self._task.uncancel() > 0:
+                raise
             raise RequestError(
                 408,
-                f"Expected the body within {allowed:.0f} s, but got {self._seen} bytes",
+                f"Expected the body within {self._allowed_s:.0f} s, but got {self._seen} bytes",
                 {"Connection": "close"},
-            ) from error
+            ) from None
+        finally:
+            self._receiving = False
         self._seen += len(message.get("body", b""))
         if self._seen > self._max_bytes:
             raise _too_large(self._max_bytes, "more")
         if not message.get("more_body", False):
             self._complete = True
+            self.answered()
             # Most requests are answered before it is worth a task of its own to see whether their client has left.
-            self._timer = asyncio.get_running_loop().call_later(_WATCH_AFTER_S, self._watch)
+            self._timer = self._loop.call_later(_WATCH_AFTER_S, self._watch)
         return message
 
     def answered(self) -> None:
@@ -73,6 +83,20 @@ class BodyReceiver:
             self._timer.cancel()
         if self._watcher is not None:
             self._watcher.cancel()
+
+    @property
+    def _allowed_s(self) -> float:
+        return self._timeout_s + self._seen / LEAST_BYTES_PER_S
+
+    def _check_pace(self) -> None:
+        """Look again when the body would be late; if it is, end the request as soon as it waits for the body."""
+        self._timer = None
+        left = self._started + self._allowed_s - time.monotonic()
+        if left > 0 or not self._receiving:
+            self._timer = self._loop.call_later(max(left, _LOOK_AGAIN_S), self._check_pace)
+        elif self._task is not None:
+            self._too_slow = True
+            self._task.cancel()
 
     def _watch(self) -> None:
         self._watcher = asyncio.create_task(self._cancel_when_gone())
@@ -87,3 +111,19 @@ class BodyReceiver:
 
 def _too_large(limit: int, found: str) -> RequestError:
     return RequestError(413, f"Expected a body of at most {limit} bytes, but got {found}", {"Connection": "close"})
+
+
+async def read_body(receive: Receive) -> bytes:
+    """Return the whole body of a request.
+
+    Raises:
+        ClientDisconnect: If the client went away before its end.
+    """
+    chunks: list[bytes] = []
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        chunks.append(message.get("body", b""))
+        if not message.get("more_body", False):
+            return chunks[0] if len(chunks) == 1 else b"".join(chunks)

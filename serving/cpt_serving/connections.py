@@ -1,6 +1,7 @@
 """Connections whose request does not come: the web server has no timeout for the head of a request, this adds one."""
 
 import asyncio
+import gc
 import http
 import importlib.util
 import uuid
@@ -22,6 +23,12 @@ class TimedConfig(uvicorn.Config):
     def __init__(self, *, head_timeout_s: float, **options: Any) -> None:
         super().__init__(**options, http=_protocol_class())
         self.head_timeout_s = head_timeout_s
+
+    def load(self) -> None:
+        """Make the app, and spare the garbage collector all that is there before the first request: it stays."""
+        super().load()
+        gc.collect()
+        gc.freeze()
 
 
 class HeadTimeout(asyncio.Protocol):

@@ -2,13 +2,16 @@
 
 import math
 import time
+from collections.abc import Sequence
 
 from starlette.requests import Request
 
 from cpt_serving.errors import bad_request
+from cpt_serving.raw_headers import raw_header
 from cpt_serving.settings import ServeSettings
 
 TIMEOUT_HEADER = "X-Request-Timeout-Ms"
+_RAW_TIMEOUT_HEADER = TIMEOUT_HEADER.lower().encode()
 
 
 def request_deadline(request: Request, settings: ServeSettings, *, timeout_us: float | None = None) -> float | None:
@@ -22,16 +25,24 @@ def request_deadline(request: Request, settings: ServeSettings, *, timeout_us: f
     Raises:
         RequestError: 400 if the header `X-Request-Timeout-Ms` is no positive number.
     """
-    given = request.headers.get(TIMEOUT_HEADER)
+    given = raw_header(request.scope, _RAW_TIMEOUT_HEADER)
     seconds = [timeout_us / 1e6] if timeout_us else []
     if given is not None:
         seconds.append(_milliseconds(given) / 1e3)
-    if not seconds:
-        if settings.timeout_s is None:
-            return None
-        seconds.append(settings.timeout_s)
-    arrived: float = getattr(request.state, "arrived", None) or time.monotonic()
-    return arrived + min(seconds)
+    arrived: float = request.scope.get("state", {}).get("arrived") or time.monotonic()
+    return deadline_after(arrived, seconds, settings)
+
+
+def deadline_after(arrived: float, seconds: Sequence[float], settings: ServeSettings) -> float | None:
+    """Return when the answer to a request is of no use any more, in seconds of `time.monotonic`.
+
+    Args:
+        arrived: When the request did.
+        seconds: What it states, in its several ways; the shortest counts.
+        settings: The deadline of requests that state none.
+    """
+    stated = list(seconds) or ([] if settings.timeout_s is None else [settings.timeout_s])
+    return arrived + min(stated) if stated else None
 
 
 def _milliseconds(text: str) -> float:

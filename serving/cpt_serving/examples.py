@@ -9,7 +9,6 @@ from PIL import Image
 
 from cpt_deploy.bundle import Bundle
 
-_LARGEST_INPUT = 1024
 _LARGEST_SIDE = 32
 
 
@@ -64,14 +63,3 @@ def _predict_examples(bundle: Bundle) -> dict[str, Any]:
         "several images": {"value": {"images": [encoded, encoded]}},
         "pixels": {"value": {"instances": [[[0, 128], [255, 64]]]}},
     }
-
-
-def infer_body(bundle: Bundle | None) -> dict[str, Any]:
-    """Return the OpenAPI description of the body that `infer` takes; the example of a large input is left out."""
-    content: dict[str, Any] = {"schema": {"$ref": "#/components/schemas/InferRequest"}}
-    row = None if bundle is None else bundle.golden.inputs[0]
-    if row is not None and row.size <= _LARGEST_INPUT:
-        data = [round(float(value), 4) for value in row.ravel()]
-        tensor = {"name": "image", "shape": [1, *row.shape], "datatype": "FP32", "data": data}
-        content["example"] = {"id": "1", "inputs": [tensor]}
-    return {"required": True, "content": {"application/json": content}}

@@ -27,6 +27,8 @@ class Metrics:
         self._request_seconds = self._histogram(
             "cpt_serve_request_seconds", "From the head of a request to the end of its answer", ("route",)
         )
+        # Looking labels up takes longer than counting.
+        self._answers: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
         self._in_flight = self._gauge("cpt_serve_requests_in_flight", "Requests under way", ())
         self.inference_seconds = self._histogram("cpt_serve_inference_seconds", "A call of onnxruntime", _MODEL)
         self.queue_seconds = self._histogram(
@@ -56,8 +58,14 @@ class Metrics:
     def request_finished(self, route: str, method: str, status: int, seconds: float) -> None:
         """Count an answered request under the template of its route."""
         self._in_flight.dec()
-        self._requests.labels(route, method, str(status)).inc()
-        self._request_seconds.labels(route).observe(seconds)
+        key = (route, method, status)
+        if key not in self._answers:
+            self._answers[key] = (
+                self._requests.labels(route, method, str(status)), self._request_seconds.labels(route),
+            )  # fmt: skip
+        count, duration = self._answers[key]
+        count.inc()
+        duration.observe(seconds)
 
     def observe(self, bundle: Bundle) -> InferenceObserver:
         """Return what counts the inferences of a model version."""

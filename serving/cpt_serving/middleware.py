@@ -1,30 +1,35 @@
 """What surrounds every request: its id, the limits on its body, its metrics, and an answer whatever happens inside."""
 
 import asyncio
+import itertools
 import logging
 import re
 import time
 import uuid
 
-from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cpt_serving.bodies import BodyReceiver
-from cpt_serving.errors import error_response
+from cpt_serving.errors import INTERNAL_ERROR, error_response
 from cpt_serving.metrics import Metrics
+from cpt_serving.raw_headers import raw_header
 
 logger = logging.getLogger(__name__)
 
 REQUEST_ID_HEADER = "X-Request-Id"
+_RAW_REQUEST_ID_HEADER = REQUEST_ID_HEADER.lower().encode()
 
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
+# Workers are processes of their own, so random bytes once and a count are as unique as random bytes for each request.
+_ID_PREFIX = uuid.uuid4().hex[:20]
+_ID_COUNT = itertools.count()
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _CLIENT_GONE = 499
 
 
 class RequestEdge:
-    """ASGI middleware that stands directly around the routes.
+    """ASGI middleware that stands around all that answers requests.
 
     Args:
         app: What it surrounds.
@@ -56,7 +61,7 @@ class RequestEdge:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 body.answered()
-                MutableHeaders(scope=message)[REQUEST_ID_HEADER] = request_id
+                message["headers"] = [*message.get("headers", ()), (_RAW_REQUEST_ID_HEADER, request_id.encode())]
             await send(message)
 
         started = time.perf_counter()
@@ -76,7 +81,7 @@ class RequestEdge:
             # The last line of defence: a bug must cost one request, not the connection or the process.
             logger.exception("request %s failed", request_id)
             if status == 0:
-                response = error_response(request_id, 500, "Internal error; the server's log has it under this id")
+                response = error_response(request_id, 500, INTERNAL_ERROR)
                 await response(scope, receive, send_with_id)
         finally:
             body.answered()
@@ -86,8 +91,8 @@ class RequestEdge:
 
 def _request_id(scope: Scope) -> str:
     """Return the client's id, if it is one that can stand in logs and headers, else a new one."""
-    given = Headers(scope=scope).get(REQUEST_ID_HEADER, "")
-    return given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+    given = raw_header(scope, _RAW_REQUEST_ID_HEADER)
+    return given if given and _REQUEST_ID.fullmatch(given) else f"{_ID_PREFIX}{next(_ID_COUNT):012x}"
 
 
 def _route(scope: Scope) -> str:

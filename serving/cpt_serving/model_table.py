@@ -68,7 +68,9 @@ class ModelTable(dict[Key, Entry]):
 
     def versions(self, name: str) -> list[str]:
         """Return the versions of a model, oldest first; empty if there is no such model."""
-        return sorted((version for model, version in self if model == name), key=version_order)
+        found = [version for model, version in self if model == name]
+        # Each request comes here, and most models have one version.
+        return sorted(found, key=version_order) if len(found) > 1 else found
 
     def keys_of(self, name: str, version: str | None) -> list[Key]:
         """Return the keys of a model's version, or of all its versions."""
@@ -91,6 +93,9 @@ class ModelTable(dict[Key, Entry]):
 
     def find(self, name: str, version: str | None) -> Engine:
         """Return the engine of a model; see `ModelRepository.find`."""
+        asked = None if version is None else self.get((name, version))
+        if asked is not None and asked.wanted and asked.engine is not None:
+            return asked.engine
         versions = self.versions(name)
         if not versions:
             raise RequestError(404, f"Expected a served model ({_spelled(self.names)}), but got {name!r:.100}")

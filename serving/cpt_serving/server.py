@@ -19,6 +19,7 @@ from uvicorn.supervisors.multiprocess import SIGNALS
 from cpt_deploy.errors import UsageError
 from cpt_serving.app import app_of, create_service
 from cpt_serving.connections import TimedConfig
+from cpt_serving.grpc_api import require_grpc
 from cpt_serving.metrics import MULTIPROCESS_VARIABLE
 from cpt_serving.orders import ORDERS_VARIABLE
 from cpt_serving.service import Service
@@ -41,8 +42,12 @@ def run(settings: ServeSettings, *, on_listening: Callable[[str], None] | None =
     Raises:
         BundleError: If no bundle can be opened and loaded.
         ValidationFailedError: If none reproduces its golden sample, or has the evidence that is required.
-        UsageError: If the address cannot be listened on or the execution provider is not available.
+        MissingExtraError: If gRPC is wanted and not installed.
+        UsageError: If an address cannot be listened on or the execution provider is not available.
     """
+    if settings.grpc_port is not None:
+        require_grpc()
+        _listen(settings.host, settings.grpc_port).close()
     service = create_service(settings)
     service.repository.load_now()
     with _listen(settings.host, settings.port) as listener, _prepared(settings, service, listener) as serve:

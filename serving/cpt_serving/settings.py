@@ -36,6 +36,9 @@ class ServeSettings(BaseSettings):
     port: int = Field(default=8000, ge=0, le=65535)
     """Port to listen on; 0 takes a free one."""
 
+    grpc_port: int | None = Field(default=None, ge=1, le=65535)
+    """Port for the Open Inference Protocol over gRPC; without it there is none."""
+
     workers: int = Field(default=1, ge=1, le=256)
     """Processes that share the port, each with the model in memory."""
 
@@ -92,6 +95,9 @@ class ServeSettings(BaseSettings):
 
     max_request_pixels: int = Field(default=8 * MAX_PIXELS, ge=1)
     """Most pixels that the images of one request may declare together."""
+
+    repository_control: bool = False
+    """Whether clients may load and unload models through the protocol's repository extension."""
 
     drain_s: float = Field(default=1.0, ge=0, le=3600)
     """Seconds from SIGTERM, when readiness fails, until the port is closed; what routes traffic needs to notice."""

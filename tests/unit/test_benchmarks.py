@@ -1,4 +1,4 @@
-"""What the README shows is what the benchmarks wrote."""
+"""What the README and the pages show is what the benchmarks wrote."""
 
 import json
 import re
@@ -8,12 +8,18 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+TABLES = [
+    (page, name)
+    for page in PAGES
+    for name in re.findall(r"<!-- results/(\w+)\.md -->", page.read_text(encoding="utf-8"))
+]
 
 
-@pytest.mark.parametrize("name", re.findall(r"<!-- results/(\w+)\.md -->", README))
-def test_tables_in_the_readme_are_those_that_the_benchmarks_wrote(name: str) -> None:
-    block = re.search(rf"<!-- results/{name}\.md -->\n(.*?)<!-- end -->", README, re.DOTALL)
+@pytest.mark.parametrize(("page", "name"), TABLES, ids=[f"{page.stem}-{name}" for page, name in TABLES])
+def test_tables_in_the_pages_are_those_that_the_benchmarks_wrote(page: Path, name: str) -> None:
+    text = page.read_text(encoding="utf-8")
+    block = re.search(rf"<!-- results/{name}\.md -->\n(.*?)<!-- end -->", text, re.DOTALL)
     assert block is not None
     assert block.group(1) == (RESULTS / f"{name}.md").read_text(encoding="utf-8")
 

@@ -24,6 +24,10 @@ def serve(  # noqa: PLR0913, PLR0917  the options are its parameters
     port: Annotated[
         int | None, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.", show_default="8000")
     ] = None,
+    grpc_port: Annotated[
+        int | None,
+        typer.Option(min=1, max=65535, help="Port for the protocol over gRPC too.", show_default="off"),
+    ] = None,
     config: Annotated[
         Path | None, typer.Option(help="YAML file with any of the settings; options and variables go before it.")
     ] = None,
@@ -111,6 +115,7 @@ def serve(  # noqa: PLR0913, PLR0917  the options are its parameters
         bundle=bundle,
         host=host,
         port=port,
+        grpc_port=grpc_port,
         workers=workers,
         threads=threads,
         provider=provider,
@@ -133,6 +138,7 @@ def serve(  # noqa: PLR0913, PLR0917  the options are its parameters
             f"Serving {formats.path(settings.bundle)}",
             {
                 "address": url,
+                **({} if settings.grpc_port is None else {"gRPC": f"{settings.host}:{settings.grpc_port}"}),
                 "models": ", ".join(models) or "none yet",
                 "try it": f"curl -F file=@image.png {url}{path}",
                 "docs": f"{url}/docs" if settings.docs else "off",
@@ -164,6 +170,7 @@ COMMAND = Command(
         "cpt serve runs/digits/bundle-8bit",
         "cpt serve my-bundle --host 0.0.0.0 --port 9000 --workers 4",
         "cpt serve models/ --watch 5 --require-evidence  # models/NAME/VERSION/, new versions take over while it runs",
+        "cpt serve my-bundle --grpc-port 8001  # the Open Inference Protocol over gRPC too",
         "cpt serve --config serve.yaml",
     ),
 )
