@@ -13,7 +13,7 @@ from cpt_serving.engine import Engine
 from cpt_serving.errors import add_error_handlers
 from cpt_serving.metrics import Metrics
 from cpt_serving.middleware import RequestEdge
-from cpt_serving.routes import health_router, metrics_router, predict_router, v2_router
+from cpt_serving.routes import health_router, metrics_router, page_router, predict_router, v2_router
 from cpt_serving.service import Service
 from cpt_serving.settings import ServeSettings, load_settings
 from cpt_serving.signals import announced_shutdown
@@ -48,7 +48,9 @@ def create_app(settings: ServeSettings | None = None) -> FastAPI:
     add_error_handlers(app)
     for make_router in (predict_router, health_router, v2_router, metrics_router):
         app.include_router(make_router(service))
-    if settings.docs:
+    if settings.page:
+        app.include_router(page_router(service))
+    elif settings.docs:
         app.add_api_route("/", _to_docs, include_in_schema=False)
     return app
 

@@ -4,6 +4,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from cpt_serving.samples import DrawingStyle, Sample
+
 
 class ErrorAnswer(BaseModel):
     """What every error looks like."""
@@ -36,6 +38,13 @@ class PredictAnswer(BaseModel):
     version: str
     predictions: list[list[ClassProbability]]
     timings: Timings
+
+
+class Samples(BaseModel):
+    """What the page offers beside files: the bundle's samples, and for small grey inputs a place to draw."""
+
+    samples: list[Sample]
+    drawing: DrawingStyle | None
 
 
 class Liveness(BaseModel):
