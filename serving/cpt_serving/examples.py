@@ -17,9 +17,8 @@ def example_image(bundle: Bundle) -> bytes:
     return to_png(image)
 
 
-def predict_body(bundle: Bundle) -> dict[str, Any]:
-    """Return the OpenAPI description of the bodies that `/predict` takes."""
-    encoded = base64.b64encode(example_image(bundle)).decode()
+def predict_body(bundle: Bundle | None) -> dict[str, Any]:
+    """Return the OpenAPI description of the bodies that `/predict` takes, with examples if there is a bundle."""
     files = {"type": "array", "items": {"type": "string", "format": "binary"}}
     text = {"type": "string", "description": "base64 of an image file; data URLs are fine"}
     arrays = {
@@ -44,21 +43,26 @@ def predict_body(bundle: Bundle) -> dict[str, Any]:
             "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
             "application/json": {
                 "schema": json_schema,
-                "examples": {
-                    "one image": {"value": {"image": encoded}},
-                    "several images": {"value": {"images": [encoded, encoded]}},
-                    "pixels": {"value": {"instances": [[[0, 128], [255, 64]]]}},
-                },
+                **({} if bundle is None else {"examples": _predict_examples(bundle)}),
             },
         },
     }
 
 
-def infer_body(bundle: Bundle) -> dict[str, Any]:
+def _predict_examples(bundle: Bundle) -> dict[str, Any]:
+    encoded = base64.b64encode(example_image(bundle)).decode()
+    return {
+        "one image": {"value": {"image": encoded}},
+        "several images": {"value": {"images": [encoded, encoded]}},
+        "pixels": {"value": {"instances": [[[0, 128], [255, 64]]]}},
+    }
+
+
+def infer_body(bundle: Bundle | None) -> dict[str, Any]:
     """Return the OpenAPI description of the body that `infer` takes; the example of a large input is left out."""
     content: dict[str, Any] = {"schema": {"$ref": "#/components/schemas/InferRequest"}}
-    row = bundle.golden.inputs[0]
-    if row.size <= _LARGEST_INPUT:
+    row = None if bundle is None else bundle.golden.inputs[0]
+    if row is not None and row.size <= _LARGEST_INPUT:
         data = [round(float(value), 4) for value in row.ravel()]
         tensor = {"name": "image", "shape": [1, *row.shape], "datatype": "FP32", "data": data}
         content["example"] = {"id": "1", "inputs": [tensor]}

@@ -7,49 +7,48 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metr
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from cpt_deploy.bundle import Bundle
+from cpt_serving.observers import InferenceObserver
 
 MULTIPROCESS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 """Names the directory through which workers share their metrics."""
 
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+_MODEL = ("model", "version")
 
 
 class Metrics:
-    """What the server counts.
+    """What the server counts."""
 
-    Args:
-        bundle: The served bundle; its name and version are labels.
-    """
-
-    def __init__(self, bundle: Bundle) -> None:
+    def __init__(self) -> None:
         self._registry = CollectorRegistry()
-        self._model = (bundle.name, bundle.version)
-        model_labels = ("model", "version")
         self._requests = Counter(
             "cpt_serve_requests", "Requests answered", ("route", "method", "status"), registry=self._registry
         )
-        self._request_seconds = self._seconds(
+        self._request_seconds = self._histogram(
             "cpt_serve_request_seconds", "From the head of a request to the end of its answer", ("route",)
         )
-        self._in_flight = Gauge(
-            "cpt_serve_requests_in_flight",
-            "Requests under way",
+        self._in_flight = self._gauge("cpt_serve_requests_in_flight", "Requests under way", ())
+        self.inference_seconds = self._histogram("cpt_serve_inference_seconds", "A call of onnxruntime", _MODEL)
+        self.queue_seconds = self._histogram(
+            "cpt_serve_queue_seconds", "How long a request waited for its turn to be computed", _MODEL
+        )
+        self.batch_rows = self._histogram("cpt_serve_batch_rows", "Images computed together", _MODEL, _ROWS)
+        self.rows = Counter("cpt_serve_rows", "Images computed", _MODEL, registry=self._registry)
+        self.queued_rows = self._gauge("cpt_serve_queued_rows", "Images that wait for their turn", _MODEL)
+        self.failures = Counter(
+            "cpt_serve_inference_failures",
+            "Requests that got no logits: queue_full, deadline, cancelled or error",
+            (*_MODEL, "reason"),
             registry=self._registry,
-            multiprocess_mode="livesum",
         )
-        self._inference_seconds = self._seconds("cpt_serve_inference_seconds", "A call of onnxruntime", model_labels)
-        self._queue_seconds = self._seconds(
-            "cpt_serve_queue_seconds", "How long a request waited for its turn to be computed", model_labels
-        )
-        self._rows = Counter("cpt_serve_rows", "Images computed", model_labels, registry=self._registry)
-        info = Gauge(
+        self._info = Gauge(
             "cpt_serve_model_info",
             "Always 1; its labels say which model is served",
-            (*model_labels, "sha256", "format_version"),
+            (*_MODEL, "sha256", "format_version"),
             registry=self._registry,
             multiprocess_mode="max",
         )
-        info.labels(*self._model, bundle.sha256, str(bundle.facts["format_version"])).set(1)
 
     def request_started(self) -> None:
         """Count a request as under way."""
@@ -61,11 +60,10 @@ class Metrics:
         self._requests.labels(route, method, str(status)).inc()
         self._request_seconds.labels(route).observe(seconds)
 
-    def inference_finished(self, rows: int, queue_seconds: float, seconds: float) -> None:
-        """Count one call of onnxruntime."""
-        self._rows.labels(*self._model).inc(rows)
-        self._queue_seconds.labels(*self._model).observe(queue_seconds)
-        self._inference_seconds.labels(*self._model).observe(seconds)
+    def observe(self, bundle: Bundle) -> InferenceObserver:
+        """Return what counts the inferences of a model version."""
+        self._info.labels(bundle.name, bundle.version, bundle.sha256, str(bundle.facts["format_version"])).set(1)
+        return ModelMetrics(self, bundle.name, bundle.version)
 
     def render(self) -> bytes:
         """Return all metrics in Prometheus' text format."""
@@ -83,5 +81,47 @@ class Metrics:
         MultiProcessCollector(shared)  # type: ignore[no-untyped-call]
         return shared
 
-    def _seconds(self, name: str, documentation: str, labels: tuple[str, ...]) -> Histogram:
-        return Histogram(name, documentation, labels, buckets=_SECONDS, registry=self._registry)
+    def _histogram(
+        self, name: str, documentation: str, labels: tuple[str, ...], buckets: tuple[float, ...] = _SECONDS
+    ) -> Histogram:
+        return Histogram(name, documentation, labels, buckets=buckets, registry=self._registry)
+
+    def _gauge(self, name: str, documentation: str, labels: tuple[str, ...]) -> Gauge:
+        return Gauge(name, documentation, labels, registry=self._registry, multiprocess_mode="livesum")
+
+
+class ModelMetrics:
+    """The metrics of one model version, an `InferenceObserver`.
+
+    Args:
+        metrics: The server's.
+        name: Name of the model.
+        version: Its version.
+    """
+
+    def __init__(self, metrics: Metrics, name: str, version: str) -> None:
+        self._inference_seconds = metrics.inference_seconds.labels(name, version)
+        self._queue_seconds = metrics.queue_seconds.labels(name, version)
+        self._batch_rows = metrics.batch_rows.labels(name, version)
+        self._rows = metrics.rows.labels(name, version)
+        self._queued_rows = metrics.queued_rows.labels(name, version)
+        self._failures = metrics.failures
+        self._labels = (name, version)
+
+    def request_finished(self, rows: int, queue_s: float, compute_s: float) -> None:
+        """Count how long a request waited."""
+        self._queue_seconds.observe(queue_s)
+
+    def batch_finished(self, rows: int, compute_s: float) -> None:
+        """Count a call of onnxruntime."""
+        self._rows.inc(rows)
+        self._batch_rows.observe(rows)
+        self._inference_seconds.observe(compute_s)
+
+    def request_failed(self, reason: str, seconds: float) -> None:
+        """Count a request that got no logits."""
+        self._failures.labels(*self._labels, reason).inc()
+
+    def queue_changed(self, rows: int) -> None:
+        """Show how many rows wait."""
+        self._queued_rows.set(rows)

@@ -41,7 +41,9 @@ class RequestEdge:
             await self._app(scope, receive, send)
             return
         request_id = _request_id(scope)
-        scope.setdefault("state", {})["request_id"] = request_id
+        state = scope.setdefault("state", {})
+        state["request_id"] = request_id
+        state["arrived"] = time.monotonic()
         status = 0
 
         async def send_with_id(message: Message) -> None:

@@ -22,11 +22,11 @@ class Sample:
     """A golden input and the class that the exact executor gave it at export.
 
     Args:
-        path: Where the server has its image, relative to the root.
+        index: Its number; the image is at `/samples/{index}.png`.
         label: The class.
     """
 
-    path: str
+    index: int
     label: str
 
 
@@ -43,6 +43,14 @@ class DrawingStyle:
     ground: Literal["dark", "light"]
     fill: float
     stroke: float
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """What the page offers beside files: samples, and for small grey inputs a place to draw."""
+
+    samples: list[Sample]
+    drawing: DrawingStyle | None
 
 
 def sample_pixels(bundle: Bundle, index: int) -> npt.NDArray[np.uint8]:
@@ -73,7 +81,7 @@ def to_png(image: Image.Image) -> bytes:
 def list_samples(bundle: Bundle) -> list[Sample]:
     """Return the golden inputs with their classes, in their order."""
     best = bundle.golden.logit_codes.argmax(axis=1)
-    return [Sample(f"samples/{index}.png", bundle.labels[label]) for index, label in enumerate(best)]
+    return [Sample(index, bundle.labels[label]) for index, label in enumerate(best)]
 
 
 def drawing_style(bundle: Bundle) -> DrawingStyle | None:

@@ -4,8 +4,6 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from cpt_serving.samples import DrawingStyle, Sample
-
 
 class ErrorAnswer(BaseModel):
     """What every error looks like."""
@@ -38,13 +36,21 @@ class PredictAnswer(BaseModel):
     version: str
     predictions: list[list[ClassProbability]]
     timings: Timings
+    batch_rows: int
+    """Images of the batch that this request's were computed in."""
 
 
-class Samples(BaseModel):
-    """What the page offers beside files: the bundle's samples, and for small grey inputs a place to draw."""
+class ServedModel(BaseModel):
+    """A model and its versions, the newest last."""
 
-    samples: list[Sample]
-    drawing: DrawingStyle | None
+    name: str
+    versions: list[str]
+
+
+class ServedModels(BaseModel):
+    """All models of the server."""
+
+    models: list[ServedModel]
 
 
 class Liveness(BaseModel):

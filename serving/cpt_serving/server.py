@@ -11,10 +11,8 @@ from contextlib import contextmanager
 import uvicorn
 from uvicorn.supervisors import Multiprocess
 
-from cpt_deploy.bundle import Bundle
 from cpt_deploy.errors import UsageError
-from cpt_serving.app import create_app
-from cpt_serving.engine import load_model
+from cpt_serving.app import app_of, create_service
 from cpt_serving.metrics import MULTIPROCESS_VARIABLE
 from cpt_serving.settings import ServeSettings
 
@@ -24,25 +22,27 @@ APP_PATH = "cpt_serving.app:create_app"
 def run(settings: ServeSettings, *, on_listening: Callable[[str], None] | None = None) -> None:
     """Serve until SIGTERM or SIGINT; both end in order, and this function returns.
 
-    The bundle is loaded and checked once before anything listens, so that what is wrong with it is one error here.
+    The models are loaded and checked before anything listens, so that what is wrong with them is one error here.
 
     Args:
         settings: What to serve and how.
         on_listening: Called with the server's address once the port is taken, before requests are answered.
 
     Raises:
-        BundleError: If the bundle cannot be opened or loaded.
-        ValidationFailedError: If it does not reproduce its golden sample.
+        BundleError: If no bundle can be opened and loaded.
+        ValidationFailedError: If none reproduces its golden sample, or has the evidence that is required.
         UsageError: If the address cannot be listened on or the execution provider is not available.
     """
-    load_model(Bundle.open(settings.bundle), settings)
+    service = create_service(settings)
+    service.repository.load_now()
     with _listen(settings.host, settings.port) as listener:
         if on_listening is not None:
             on_listening(_address(settings.host, listener))
         with _quiet_end():
             if settings.workers == 1:
-                uvicorn.Server(_config(settings, lambda: create_app(settings))).run(sockets=[listener])
+                uvicorn.Server(_config(settings, lambda: app_of(service))).run(sockets=[listener])
             else:
+                del service
                 _run_workers(settings, listener)
 
 

@@ -19,7 +19,7 @@ class ServeSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="forbid", frozen=True)
 
     bundle: Path
-    """Directory of the bundle."""
+    """A bundle, or a directory of `name/version/` bundles."""
 
     host: str = "127.0.0.1"
     """Address to listen on; only this machine reaches the default."""
@@ -36,11 +36,29 @@ class ServeSettings(BaseSettings):
     concurrency: int | None = Field(default=None, ge=1, le=1024)
     """Inferences that a worker runs at once; by default the cores that `workers` and `threads` leave."""
 
+    max_batch: int = Field(default=16, ge=1, le=65536)
+    """Most rows that are computed together; 1 computes each request on its own."""
+
+    max_delay_ms: float = Field(default=0.0, ge=0, le=10_000)
+    """Milliseconds that a request waits for company while another batch is being computed."""
+
+    queue_rows: int = Field(default=1024, ge=1)
+    """Most rows of a model that wait in a worker; a request that comes on top is answered 429."""
+
+    timeout_s: float | None = Field(default=None, gt=0, le=3600)
+    """Deadline of requests that state none; by default they have none."""
+
     provider: str = "cpu"
     """Execution provider of onnxruntime."""
 
     golden: Literal["exact", "labels", "off"] = "exact"
     """What the golden sample has to reproduce before the server is ready: every code, the top classes, or nothing."""
+
+    require_evidence: bool = False
+    """Whether a bundle is refused unless its validation.json is there, passed, and of its model.onnx."""
+
+    watch_s: float = Field(default=0.0, ge=0, le=86_400)
+    """Seconds between two looks for new, changed and removed versions; 0 looks only when asked."""
 
     top_k: int = Field(default=5, ge=1)
     """Classes in an answer of `/predict` when the client does not say."""

@@ -1,17 +1,17 @@
-"""The page at `/` where people try a model, and the JSON that it reads: evidence, samples and statistics."""
+"""The page at `/` where people try the models, and the JSON that it reads: models, evidence, samples, statistics."""
 
 import importlib.resources
 import time
 from collections.abc import Mapping
 from typing import Annotated
 
-from fastapi import APIRouter, Path
+from fastapi import APIRouter, Path, Query
 from starlette.responses import Response
 
 from cpt_serving.errors import RequestError
 from cpt_serving.evidence import Evidence, evidence_of
-from cpt_serving.samples import drawing_style, list_samples, sample_image, to_png
-from cpt_serving.schemas import ErrorAnswer, Samples
+from cpt_serving.samples import Samples, drawing_style, list_samples, sample_image, to_png
+from cpt_serving.schemas import ErrorAnswer, ServedModel, ServedModels
 from cpt_serving.service import Service
 from cpt_serving.stats import Stats, summarize
 
@@ -26,17 +26,15 @@ PAGE_HEADERS: Mapping[str, str] = {
     "Cache-Control": "no-cache",
 }
 
+ModelName = Annotated[str | None, Query(description="which model, where several are served")]
+
 
 def page_router(service: Service) -> APIRouter:
-    """Return the routes of the page: `/`, `/page/...`, `/evidence`, `/samples` and `/stats`."""
+    """Return the routes of the page: `/`, `/page/...`, `/models`, `/evidence`, `/samples` and `/stats`."""
     router = APIRouter(tags=["page"])
     _add_files(router)
+    _add_model_routes(router, service)
     _add_samples(router, service)
-
-    @router.get("/evidence")
-    async def evidence() -> Evidence:
-        """Who the served model is, and what `cpt validate` measured of it."""
-        return evidence_of(service.bundle, docs=service.settings.docs)
 
     @router.get("/stats")
     async def stats() -> Stats:
@@ -54,43 +52,57 @@ def _add_files(router: APIRouter) -> None:
         for entry in folder.iterdir()
     }
 
-    async def file(name: str = "index.html") -> Response:
+    async def file(name: str) -> Response:
         if name not in files:
             raise RequestError(404, f"Expected a file of the page, but got {name!r:.100}")
         content, media_type = files[name]
         return Response(content, media_type=media_type, headers=dict(PAGE_HEADERS))
 
     async def index() -> Response:
-        return await file()
+        return await file("index.html")
 
     router.add_api_route("/", index, include_in_schema=False)
     router.add_api_route("/page/{name}", file, include_in_schema=False)
 
 
-def _add_samples(router: APIRouter, service: Service) -> None:
-    bundle = service.bundle
-    offered = Samples(samples=list_samples(bundle), drawing=drawing_style(bundle))
+def _add_model_routes(router: APIRouter, service: Service) -> None:
+    @router.get("/models")
+    async def models() -> ServedModels:
+        """Names and versions of the served models."""
+        repository = service.repository
+        return ServedModels(
+            models=[ServedModel(name=name, versions=repository.versions(name)) for name in repository.names]
+        )
 
-    @router.get("/samples")
-    async def samples() -> Samples:
-        """The inputs of the bundle's golden sample with their classes, and how a drawing resembles them."""
-        return offered
+    @router.get("/evidence", responses={404: {"model": ErrorAnswer}})
+    async def evidence(model: ModelName = None) -> Evidence:
+        """Who a model is, and what `cpt validate` measured of it."""
+        return evidence_of(service.find(model).bundle, docs=service.settings.docs)
+
+
+def _add_samples(router: APIRouter, service: Service) -> None:
+    @router.get("/samples", responses={404: {"model": ErrorAnswer}})
+    async def samples(model: ModelName = None) -> Samples:
+        """The inputs of a bundle's golden sample with their classes, and how a drawing resembles them."""
+        bundle = service.find(model).bundle
+        return Samples(samples=list_samples(bundle), drawing=drawing_style(bundle))
 
     @router.get(
         "/samples/{index}.png",
         response_class=Response,
         responses={200: {"content": {"image/png": {}}}, 404: {"model": ErrorAnswer}},
     )
-    async def sample(index: Annotated[int, Path(ge=0)]) -> Response:
+    async def sample(index: Annotated[int, Path(ge=0)], model: ModelName = None) -> Response:
         """A golden input as an image of the model's input size."""
-        if index >= len(offered.samples):
-            raise RequestError(404, f"Expected a sample below {len(offered.samples)}, but got {index}")
+        bundle = service.find(model).bundle
+        if index >= len(bundle.golden.inputs):
+            raise RequestError(404, f"Expected a sample below {len(bundle.golden.inputs)}, but got {index}")
         return Response(to_png(sample_image(bundle, index)), media_type="image/png", headers=dict(PAGE_HEADERS))
 
 
 def _is_ready(service: Service) -> bool:
     try:
-        service.engine.require_ready()
+        service.repository.require_ready()
     except RequestError:
         return False
     return True

@@ -4,6 +4,7 @@ from fastapi import APIRouter, Request
 
 import cpt_deploy
 from cpt_serving import protocol
+from cpt_serving.deadlines import request_deadline
 from cpt_serving.examples import infer_body
 from cpt_serving.responses import JsonResponse
 from cpt_serving.schemas import (
@@ -55,7 +56,7 @@ def _add_model_routes(router: APIRouter, service: Service) -> None:
         asked, rows = await engine.decode(
             protocol.parse_infer_request, body, engine.bundle, max_rows=service.settings.max_rows
         )
-        inference = await engine.infer(rows)
+        inference = await engine.infer(rows, deadline=request_deadline(request, service.settings))
         return JsonResponse(protocol.infer_answer(asked, engine.bundle, inference.logits))
 
     for path in ("/v2/models/{model}", "/v2/models/{model}/versions/{version}"):
@@ -66,6 +67,6 @@ def _add_model_routes(router: APIRouter, service: Service) -> None:
             infer,
             methods=["POST"],
             response_model=InferAnswer,
-            responses={code: {"model": ErrorAnswer} for code in (400, 404, 413, 503)},
-            openapi_extra={"requestBody": infer_body(service.bundle)},
+            responses={code: {"model": ErrorAnswer} for code in (400, 404, 413, 429, 503, 504)},
+            openapi_extra={"requestBody": infer_body(service.repository.example)},
         )

@@ -4,9 +4,14 @@ import { createSketchpad } from "./drawing.js";
 import { byId, fetchJson, make } from "./dom.js";
 import { showEvidence } from "./evidence.js";
 import { watch } from "./live.js";
-import { classify } from "./prediction.js";
+import { classify, clearPrediction, showProblem } from "./prediction.js";
 
 const SMALL = 96;
+
+let model = "";
+
+/** Return a path with the chosen model in its query. */
+const ofModel = (path) => `${path}?model=${encodeURIComponent(model)}`;
 
 function preview(image, name) {
   const shown = byId("preview");
@@ -29,7 +34,7 @@ function preview(image, name) {
 function take(image, name) {
   setMode("image");
   preview(image, name);
-  return classify(image, name);
+  return classify(image, name, model);
 }
 
 function setMode(mode) {
@@ -69,7 +74,8 @@ function listenForFiles() {
 function offerSamples(samples) {
   byId("samples").hidden = samples.length === 0;
   byId("sample-list").replaceChildren(
-    ...samples.map(({ path, label }, index) => {
+    ...samples.map(({ index, label }) => {
+      const path = ofModel(`samples/${index}.png`);
       const name = `sample ${index + 1}`;
       const image = make("img", { src: path, alt: "", width: 56, height: 56, className: "pixels" });
       const button = make("button", { type: "button", title: `${name}: expected ${label}`, ariaLabel: `${name}, expected ${label}` }, image);
@@ -82,23 +88,48 @@ function offerSamples(samples) {
   );
 }
 
+const pad = createSketchpad(byId("canvas"), (image) => classify(image, "drawing", model));
+
 function offerDrawing(style) {
-  if (!style) return;
-  byId("modes").hidden = false;
-  const pad = createSketchpad(byId("canvas"), style, (image) => classify(image, "drawing"));
-  byId("clear").addEventListener("click", pad.clear);
-  for (const choice of document.querySelectorAll("input[name=mode]")) {
-    choice.addEventListener("change", () => setMode(choice.value));
+  byId("modes").hidden = !style;
+  if (style) pad.setStyle(style);
+  else setMode("image");
+}
+
+async function choose(name) {
+  model = name;
+  clearPrediction();
+  try {
+    const [facts, offered] = await Promise.all([fetchJson(ofModel("evidence")), fetchJson(ofModel("samples"))]);
+    showEvidence(facts);
+    offerSamples(offered.samples);
+    offerDrawing(offered.drawing);
+  } catch (error) {
+    showProblem(error);
   }
+}
+
+function offerModels(models) {
+  const select = byId("models");
+  byId("choice").hidden = models.length < 2;
+  select.replaceChildren(...models.map(({ name }) => make("option", { value: name }, name)));
+  select.addEventListener("change", () => choose(select.value));
 }
 
 async function start() {
   listenForFiles();
   watch();
-  const [facts, offered] = await Promise.all([fetchJson("evidence"), fetchJson("samples")]);
-  showEvidence(facts);
-  offerSamples(offered.samples);
-  offerDrawing(offered.drawing);
+  byId("clear").addEventListener("click", pad.clear);
+  for (const mode of document.querySelectorAll("input[name=mode]")) {
+    mode.addEventListener("change", () => setMode(mode.value));
+  }
+  try {
+    const { models } = await fetchJson("models");
+    offerModels(models);
+    if (models.length) await choose(models[0].name);
+  } catch (error) {
+    showProblem(error);
+  }
 }
 
 start();

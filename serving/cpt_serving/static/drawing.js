@@ -4,20 +4,20 @@
  * Let people draw on a canvas.
  *
  * @param {HTMLCanvasElement} canvas
- * @param {object} style `ground` is "dark" or "light"; `fill` is how much of the side the ink of a sample spans;
- *   `stroke` is the width of a line as a share of the side
  * @param {(image: Blob) => void} onDrawn called with a PNG after a stroke
- * @returns {{clear: () => void}}
+ * @returns {{clear: () => void, setStyle: (style: object) => void}} in a style, `ground` is "dark" or "light", `fill`
+ *   is how much of the side the ink of a sample spans, `stroke` is the width of a line as a share of the side
  */
-export function createSketchpad(canvas, style, onDrawn) {
+export function createSketchpad(canvas, onDrawn) {
   const context = canvas.getContext("2d");
-  const [ground, ink] = style.ground === "dark" ? ["#000", "#fff"] : ["#fff", "#000"];
+  let style = { ground: "dark", fill: 1, stroke: 0.1 };
   let strokes = [];
   let current = null;
   let timer = 0;
 
   const paint = (target, transform) => {
     const side = target.canvas.width;
+    const [ground, ink] = style.ground === "dark" ? ["#000", "#fff"] : ["#fff", "#000"];
     target.setTransform(1, 0, 0, 1, 0, 0);
     target.fillStyle = ground;
     target.fillRect(0, 0, side, side);
@@ -86,6 +86,10 @@ export function createSketchpad(canvas, style, onDrawn) {
     strokes = [];
     render();
   };
+  const setStyle = (chosen) => {
+    style = chosen;
+    clear();
+  };
   clear();
-  return { clear };
+  return { clear, setStyle };
 }

@@ -50,14 +50,13 @@ function showTimings(timings, roundTrip) {
   ]);
 }
 
-function showBatch(timings) {
-  const rows = timings.batch_rows;
+function showBatch(rows) {
   byId("batch").textContent =
     rows === undefined || rows === null
       ? ""
       : rows === 1
         ? "Computed alone."
-        : `Computed in one batch of ${rows} images from several requests.`;
+        : `Computed in one batch of ${rows} images, together with other requests.`;
 }
 
 /** On a narrow screen the answer may be below what is visible. */
@@ -65,7 +64,16 @@ function reveal(element) {
   if (element.getBoundingClientRect().top > window.innerHeight - 120) byId("answer").scrollIntoView();
 }
 
-function showProblem(error) {
+/** Take the last answer away. */
+export function clearPrediction() {
+  running?.abort();
+  byId("problem").replaceChildren();
+  byId("prediction").hidden = true;
+  byId("empty").hidden = false;
+}
+
+/** Show an error in the place of the answer. */
+export function showProblem(error) {
   byId("prediction").hidden = true;
   byId("empty").hidden = true;
   const reference = error.requestId ? make("span", { className: "muted small" }, `request ${error.requestId}`) : "";
@@ -78,8 +86,9 @@ function showProblem(error) {
  *
  * @param {Blob} image
  * @param {string} name how an error names it
+ * @param {string} model
  */
-export async function classify(image, name) {
+export async function classify(image, name, model) {
   running?.abort();
   running = new AbortController();
   const { signal } = running;
@@ -89,14 +98,14 @@ export async function classify(image, name) {
   body.append("file", image, name);
   try {
     const started = performance.now();
-    const result = await fetchJson("predict?top_k=5", { method: "POST", body, signal });
+    const result = await fetchJson(`predict?top_k=5&model=${encodeURIComponent(model)}`, { method: "POST", body, signal });
     const roundTrip = performance.now() - started;
     byId("problem").replaceChildren();
     byId("empty").hidden = true;
     const [classes] = result.predictions;
     showClasses(classes);
     showTimings(result.timings, roundTrip);
-    showBatch(result.timings);
+    showBatch(result.batch_rows);
     byId("prediction").hidden = false;
     reveal(byId("prediction"));
     byId("status").textContent = `${name}: ${classes[0].label}, ${percent(classes[0].probability)}`;
