@@ -1,5 +1,6 @@
 """The metrics in short, as the page's charts read them every second."""
 
+import itertools
 from collections.abc import Iterable, Iterator
 
 from prometheus_client import Metric
@@ -77,5 +78,5 @@ def _histogram(buckets: Iterable[Sample]) -> LatencyHistogram:
         up_to[bound] = up_to.get(bound, 0) + bucket.value
     bounds = sorted(up_to)
     totals = [0.0, *(up_to[bound] for bound in bounds)]
-    counts = [int(after - before) for before, after in zip(totals, totals[1:], strict=False)]
+    counts = [int(after - before) for before, after in itertools.pairwise(totals)]
     return LatencyHistogram(bounds_s=bounds[:-1], counts=counts)

@@ -68,6 +68,6 @@ export function showEvidence(facts) {
     ["Runtime", validation?.runtime],
     ["Processor", validation?.cpu],
     ["Validated", validation?.validated_at && new Date(validation.validated_at).toLocaleDateString("en-GB", { dateStyle: "long" })],
-    ["SHA-256", make("code", { title: facts.sha256 }, `${facts.sha256.slice(0, 16)}…`)],
+    ["SHA-256", make("code", { title: facts.sha256 }, `${facts.sha256.slice(0, 12)}…`)],
   ]);
 }
