@@ -11,8 +11,9 @@ from cpt_serving.errors import add_error_handlers
 from cpt_serving.lifespan import running
 from cpt_serving.metrics import Metrics
 from cpt_serving.middleware import RequestEdge
+from cpt_serving.oip.statistics import StatisticsRegistry
 from cpt_serving.repository import ModelRepository
-from cpt_serving.routes import health_router, metrics_router, page_router, predict_router, v2_router
+from cpt_serving.routes import ROUTERS, page_router
 from cpt_serving.service import Service
 from cpt_serving.settings import ServeSettings, load_settings
 
@@ -36,8 +37,9 @@ def create_service(settings: ServeSettings) -> Service:
     Raises:
         BundleError: If there is nothing to serve, or the one bundle cannot be opened.
     """
-    metrics = Metrics()
-    return Service(settings, ModelRepository(settings, [metrics.observe]), metrics)
+    metrics, statistics = Metrics(), StatisticsRegistry()
+    repository = ModelRepository(settings, [metrics.observe, statistics.observe])
+    return Service(settings, repository, metrics, statistics)
 
 
 def app_of(service: Service) -> FastAPI:
@@ -57,7 +59,7 @@ def app_of(service: Service) -> FastAPI:
     app.state.service = service
     app.add_middleware(RequestEdge, max_body_bytes=settings.max_body_bytes, metrics=service.metrics)
     add_error_handlers(app)
-    for make_router in (predict_router, health_router, v2_router, metrics_router):
+    for make_router in ROUTERS:
         app.include_router(make_router(service))
     if settings.page:
         app.include_router(page_router(service))

@@ -6,7 +6,6 @@ from typing import Any
 from cpt_deploy.bundle import Bundle
 from cpt_serving.samples import sample_image, to_png
 
-_LARGEST_INPUT = 1024
 _LARGEST_SIDE = 32
 
 
@@ -56,14 +55,3 @@ def _predict_examples(bundle: Bundle) -> dict[str, Any]:
         "several images": {"value": {"images": [encoded, encoded]}},
         "pixels": {"value": {"instances": [[[0, 128], [255, 64]]]}},
     }
-
-
-def infer_body(bundle: Bundle | None) -> dict[str, Any]:
-    """Return the OpenAPI description of the body that `infer` takes; the example of a large input is left out."""
-    content: dict[str, Any] = {"schema": {"$ref": "#/components/schemas/InferRequest"}}
-    row = None if bundle is None else bundle.golden.inputs[0]
-    if row is not None and row.size <= _LARGEST_INPUT:
-        data = [round(float(value), 4) for value in row.ravel()]
-        tensor = {"name": "image", "shape": [1, *row.shape], "datatype": "FP32", "data": data}
-        content["example"] = {"id": "1", "inputs": [tensor]}
-    return {"required": True, "content": {"application/json": content}}

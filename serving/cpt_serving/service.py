@@ -1,9 +1,10 @@
-"""What the routes stand on: the served models, the settings and the metrics."""
+"""What the routes stand on: the served models, the settings, the metrics and the statistics."""
 
 from dataclasses import dataclass
 
 from cpt_serving.engine import Engine
 from cpt_serving.metrics import Metrics
+from cpt_serving.oip.statistics import StatisticsRegistry
 from cpt_serving.repository import ModelRepository
 from cpt_serving.settings import ServeSettings
 
@@ -15,6 +16,7 @@ class Service:
     settings: ServeSettings
     repository: ModelRepository
     metrics: Metrics
+    statistics: StatisticsRegistry
 
     def find(self, model: str | None, version: str | None = None) -> Engine:
         """Return the engine of a model.

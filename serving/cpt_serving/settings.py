@@ -75,6 +75,9 @@ class ServeSettings(BaseSettings):
     max_request_pixels: int = Field(default=8 * MAX_PIXELS, ge=1)
     """Most pixels that the images of one request may declare together."""
 
+    repository_control: bool = False
+    """Whether clients may load and unload models through the protocol's repository extension."""
+
     drain_s: float = Field(default=1.0, ge=0, le=3600)
     """Seconds from SIGTERM, when readiness fails, until the port is closed; what routes traffic needs to notice."""
 

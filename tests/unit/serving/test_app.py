@@ -147,7 +147,8 @@ def test_docs_show_requests_that_work(client):
 
 
 def test_documented_answers_are_the_real_ones(client, png):
-    from cpt_serving.schemas import InferAnswer, PredictAnswer
+    from cpt_serving.oip.schemas import InferAnswer
+    from cpt_serving.schemas import PredictAnswer
 
     strict = {"strict": True}
     PredictAnswer.model_validate(client.post("/predict", content=png()).json(), **strict)
