@@ -3,6 +3,7 @@
 from cpt_deploy.report.benchmark_plot import check_plot_path, plot_benchmark
 from cpt_deploy.report.curves import plot_curves
 from cpt_deploy.report.family import FamilyMember, plot_family
+from cpt_deploy.report.load_plot import plot_load
 from cpt_deploy.report.validation_page import render_validation_page
 
 __all__ = [
@@ -11,5 +12,6 @@ __all__ = [
     "plot_benchmark",
     "plot_curves",
     "plot_family",
+    "plot_load",
     "render_validation_page",
 ]
