@@ -1,7 +1,9 @@
 """The FastAPI app: the models and the routes around them."""
 
+import os
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from pathlib import Path
 
 from fastapi import FastAPI
 from starlette.responses import RedirectResponse
@@ -12,6 +14,7 @@ from cpt_serving.lifespan import running
 from cpt_serving.metrics import Metrics
 from cpt_serving.middleware import RequestEdge
 from cpt_serving.oip.statistics import StatisticsRegistry
+from cpt_serving.orders import ORDERS_VARIABLE, OrderBook
 from cpt_serving.repository import ModelRepository
 from cpt_serving.routes import ROUTERS, page_router
 from cpt_serving.service import Service
@@ -38,7 +41,9 @@ def create_service(settings: ServeSettings) -> Service:
         BundleError: If there is nothing to serve, or the one bundle cannot be opened.
     """
     metrics, statistics = Metrics(), StatisticsRegistry()
-    repository = ModelRepository(settings, [metrics.observe, statistics.observe])
+    shared = os.environ.get(ORDERS_VARIABLE)
+    orders = OrderBook(Path(shared)) if shared else None
+    repository = ModelRepository(settings, [metrics.observe, statistics.observe], orders)
     return Service(settings, repository, metrics, statistics)
 
 
@@ -57,7 +62,12 @@ def app_of(service: Service) -> FastAPI:
         lifespan=_lifespan(service),
     )
     app.state.service = service
-    app.add_middleware(RequestEdge, max_body_bytes=settings.max_body_bytes, metrics=service.metrics)
+    app.add_middleware(
+        RequestEdge,
+        max_body_bytes=settings.max_body_bytes,
+        body_timeout_s=settings.body_timeout_s,
+        metrics=service.metrics,
+    )
     add_error_handlers(app)
     for make_router in ROUTERS:
         app.include_router(make_router(service))
@@ -72,10 +82,18 @@ async def _to_docs() -> RedirectResponse:
     return RedirectResponse("/docs")
 
 
+def _grpc(service: Service) -> AbstractAsyncContextManager[None]:
+    if service.settings.grpc_port is None:
+        return nullcontext()
+    from cpt_serving.grpc_api.server import running_grpc
+
+    return running_grpc(service, service.settings.grpc_port)
+
+
 def _lifespan(service: Service) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        async with running(service):
+        async with running(service), _grpc(service):
             yield
 
     return lifespan

@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Sequence
 
 from starlette.requests import Request
 
@@ -26,12 +27,20 @@ def request_deadline(request: Request, settings: ServeSettings, *, timeout_us: f
     seconds = [timeout_us / 1e6] if timeout_us else []
     if given is not None:
         seconds.append(_milliseconds(given) / 1e3)
-    if not seconds:
-        if settings.timeout_s is None:
-            return None
-        seconds.append(settings.timeout_s)
     arrived: float = getattr(request.state, "arrived", None) or time.monotonic()
-    return arrived + min(seconds)
+    return deadline_after(arrived, seconds, settings)
+
+
+def deadline_after(arrived: float, seconds: Sequence[float], settings: ServeSettings) -> float | None:
+    """Return when the answer to a request is of no use any more, in seconds of `time.monotonic`.
+
+    Args:
+        arrived: When the request did.
+        seconds: What it states, in its several ways; the shortest counts.
+        settings: The deadline of requests that state none.
+    """
+    stated = list(seconds) or ([] if settings.timeout_s is None else [settings.timeout_s])
+    return arrived + min(stated) if stated else None
 
 
 def _milliseconds(text: str) -> float:

@@ -1,7 +1,6 @@
 """What runs beside the requests of a server: loading, watching for new versions, and the end in order."""
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -16,20 +15,24 @@ logger = logging.getLogger(__name__)
 
 @asynccontextmanager
 async def running(service: Service) -> AsyncIterator[None]:
-    """Load the models while the server starts, watch them if asked to, and fail readiness first when it stops."""
-    background = [asyncio.create_task(service.repository.start())]
-    if service.settings.watch_s:
-        background.append(asyncio.create_task(_watch(service.repository, service.settings.watch_s)))
+    """Load the models, watch them if asked to, and fail readiness first when the server stops.
+
+    The web server accepts connections only after this: with several workers on one port, a client must not be told that
+    one of them, that has just started, is not ready.
+    """
+    repository, seconds = service.repository, service.settings.watch_s
+    await repository.start()
+    background = [asyncio.create_task(repository.follow_orders())]
+    if seconds:
+        background.append(asyncio.create_task(_watch(repository, seconds)))
     try:
-        with announced_shutdown(service.repository.begin_shutdown, service.settings.drain_s):
+        with announced_shutdown(repository.begin_shutdown, service.settings.drain_s):
             yield
     finally:
-        await background[0]
-        for task in background[1:]:
+        for task in background:
             task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
-        await service.repository.close()
+        await asyncio.gather(*background, return_exceptions=True)
+        await repository.close()
 
 
 async def _watch(repository: ModelRepository, seconds: float) -> None:

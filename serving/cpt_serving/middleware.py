@@ -1,5 +1,6 @@
-"""What surrounds every request: its id, the limit on its body, its metrics, and an answer whatever happens inside."""
+"""What surrounds every request: its id, the limits on its body, its metrics, and an answer whatever happens inside."""
 
+import asyncio
 import logging
 import re
 import time
@@ -9,7 +10,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from cpt_serving.errors import RequestError, error_response
+from cpt_serving.bodies import BodyReceiver
+from cpt_serving.errors import error_response
 from cpt_serving.metrics import Metrics
 
 logger = logging.getLogger(__name__)
@@ -27,12 +29,14 @@ class RequestEdge:
     Args:
         app: What it surrounds.
         max_body_bytes: Largest body that is read.
+        body_timeout_s: Seconds in which a body has to come, apart from its size.
         metrics: Where requests are counted.
     """
 
-    def __init__(self, app: ASGIApp, *, max_body_bytes: int, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, *, max_body_bytes: int, body_timeout_s: float, metrics: Metrics) -> None:
         self._app = app
         self._max_body_bytes = max_body_bytes
+        self._body_timeout_s = body_timeout_s
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -45,19 +49,28 @@ class RequestEdge:
         state["request_id"] = request_id
         state["arrived"] = time.monotonic()
         status = 0
+        body = BodyReceiver(scope, receive, max_bytes=self._max_body_bytes, timeout_s=self._body_timeout_s)
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                body.answered()
                 MutableHeaders(scope=message)[REQUEST_ID_HEADER] = request_id
             await send(message)
 
         started = time.perf_counter()
         self._metrics.request_started()
         try:
-            await self._app(scope, self._limited(scope, receive), send_with_id)
+            await self._app(scope, body, send_with_id)
         except ClientDisconnect:
+            status = _CLIENT_GONE
+        except asyncio.CancelledError:
+            # Only what this middleware has cancelled ends here; the server's own cancellation goes on.
+            task = asyncio.current_task()
+            if not body.client_gone or task is None:
+                raise
+            task.uncancel()
             status = _CLIENT_GONE
         except Exception:
             # The last line of defence: a bug must cost one request, not the connection or the process.
@@ -66,29 +79,9 @@ class RequestEdge:
                 response = error_response(request_id, 500, "Internal error; the server's log has it under this id")
                 await response(scope, receive, send_with_id)
         finally:
+            body.answered()
             method = scope["method"] if scope["method"] in _METHODS else "other"
             self._metrics.request_finished(_route(scope), method, status, time.perf_counter() - started)
-
-    def _limited(self, scope: Scope, receive: Receive) -> Receive:
-        """Return `receive` with a limit on the body, by its declared size at once and else while it arrives."""
-        declared = Headers(scope=scope).get("content-length", "")
-        limit, seen = self._max_body_bytes, 0
-
-        async def limited() -> Message:
-            nonlocal seen
-            if declared.isdecimal() and int(declared) > limit:
-                raise _too_large(limit, f"{declared} bytes")
-            message = await receive()
-            seen += len(message.get("body", b""))
-            if seen > limit:
-                raise _too_large(limit, "more")
-            return message
-
-        return limited
-
-
-def _too_large(limit: int, found: str) -> RequestError:
-    return RequestError(413, f"Expected a body of at most {limit} bytes, but got {found}", {"Connection": "close"})
 
 
 def _request_id(scope: Scope) -> str:

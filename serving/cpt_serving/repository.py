@@ -1,10 +1,10 @@
-"""The models of a server: found by name and version, loaded and unloaded while requests come."""
+"""The models of a server: found by name and version, loaded, replaced and unloaded while requests come."""
 
 import asyncio
 import contextlib
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 
 import anyio.to_thread
 from anyio import CapacityLimiter
@@ -14,46 +14,17 @@ from cpt_deploy.errors import BundleError, CptError
 from cpt_serving.compute import ComputeThreads
 from cpt_serving.engine import Engine, EngineState, unavailable
 from cpt_serving.errors import RequestError, bad_request
-from cpt_serving.model_directory import Fingerprint, ModelLocation, find_models, version_order
+from cpt_serving.model_directory import ModelLocation, find_models
+from cpt_serving.model_table import Entry, Key, ModelStatus, ModelTable
 from cpt_serving.observers import ObserverFactory, Observers
+from cpt_serving.orders import Order, OrderBook
 from cpt_serving.settings import ServeSettings, available_cores
+
+__all__ = ["ModelRepository", "ModelStatus"]
 
 logger = logging.getLogger(__name__)
 
-Key = tuple[str, str]
-
 _DRAIN_POLL_S = 0.01
-
-
-@dataclass(frozen=True, slots=True)
-class ModelStatus:
-    """One line of the repository's index.
-
-    Args:
-        name: Name of the model.
-        version: Its version.
-        state: Where it is in its life.
-        reason: Why, where there is something to say.
-    """
-
-    name: str
-    version: str
-    state: EngineState
-    reason: str
-
-
-@dataclass(slots=True)
-class _Entry:
-    """What is known of one version: its place, and its engine or why there is none."""
-
-    location: ModelLocation
-    fingerprint: Fingerprint
-    engine: Engine | None
-    reason: str = ""
-
-    @property
-    def ready(self) -> bool:
-        return self.engine is not None and self.engine.state is EngineState.READY
 
 
 class ModelRepository:
@@ -62,32 +33,34 @@ class ModelRepository:
     Args:
         settings: The path, and how models are run.
         observe: What makes the observers of each model version.
+        orders: What the workers of a server tell each other; `None` if this process is alone.
 
     Raises:
         BundleError: If there is nothing at the path, or it is one bundle that cannot be opened.
     """
 
-    def __init__(self, settings: ServeSettings, observe: Sequence[ObserverFactory] = ()) -> None:
+    def __init__(
+        self, settings: ServeSettings, observe: Sequence[ObserverFactory] = (), orders: OrderBook | None = None
+    ) -> None:
         self._settings = settings
         self._observe = tuple(observe)
+        self._orders = orders
         self._threads = ComputeThreads(settings.inferences_at_once)
         self._decoders = CapacityLimiter(available_cores())
-        self._entries: dict[Key, _Entry] = {}
-        self._unwanted: set[Key] = set()
+        self._table = ModelTable()
         self._changing = asyncio.Lock()
         self._stopping = False
-        locations = find_models(settings.bundle)
-        self._single = len(locations) == 1 and locations[0].name is None
-        for location in locations:
+        for location in find_models(settings.bundle):
             self._add(location)
-
-    def __len__(self) -> int:
-        return len(self._entries)
+        if orders is not None:
+            for order in orders.so_far():
+                for key in self._table.keys_of(order.name, order.version):
+                    self._table[key].wanted = order.action == "load"
 
     @property
     def names(self) -> tuple[str, ...]:
         """Names of the models, sorted."""
-        return tuple(sorted({name for name, _ in self._entries}))
+        return self._table.names
 
     @property
     def default(self) -> Engine:
@@ -96,24 +69,16 @@ class ModelRepository:
         Raises:
             RequestError: 400 if several models are served, 503 if none is.
         """
-        names = self.names
-        if not names:
-            raise unavailable("there is none yet")
-        if len(names) > 1:
-            raise bad_request(
-                f"Expected the name of a model, as several are served ({', '.join(names):.200}): "
-                "/models/{name}/predict or ?model=name"
-            )
-        return self.find(names[0])
+        return self.find(self._table.only_name())
 
     @property
     def example(self) -> Bundle | None:
         """A bundle from which the documentation's examples can be made."""
-        return next((entry.engine.bundle for entry in self._entries.values() if entry.engine is not None), None)
+        return self._table.example
 
     def versions(self, name: str) -> list[str]:
         """Return the versions of a model, oldest first; empty if there is no such model."""
-        return sorted((version for model, version in self._entries if model == name), key=version_order)
+        return self._table.versions(name)
 
     def find(self, name: str, version: str | None = None) -> Engine:
         """Return the engine of a model.
@@ -125,41 +90,22 @@ class ModelRepository:
         Raises:
             RequestError: 404 if there is no such model or it was unloaded, 503 if it could not be opened.
         """
-        versions = self.versions(name)
-        if not versions:
-            raise RequestError(404, f"Expected a served model ({self._list(self.names)}), but got {name!r:.100}")
-        if version is None:
-            version = next((each for each in reversed(versions) if self._entries[name, each].ready), versions[-1])
-        elif version not in versions:
-            raise RequestError(
-                404, f"Expected a served version of {name} ({self._list(versions)}), but got {version!r:.100}"
-            )
-        if (name, version) in self._unwanted:
-            raise RequestError(404, f"Expected a loaded model, but version {version} of {name} was unloaded")
-        entry = self._entries[name, version]
-        if entry.engine is None:
-            raise unavailable(f"version {version} of {name} is not loaded: {entry.reason}")
-        return entry.engine
+        return self._table.find(name, version)
 
     def index(self) -> list[ModelStatus]:
         """Return the state of every model and version, sorted by name and version."""
-        keys = sorted(self._entries, key=lambda key: (key[0], version_order(key[1])))
-        return [self._status(key) for key in keys]
+        return self._table.index()
 
     def require_ready(self) -> None:
-        """Raise a 503 unless every model that is wanted has a version that is ready, and the server is not stopping."""
+        """Raise a 503 unless traffic should come here: the models are ready and the server is not stopping."""
         if self._stopping:
             raise unavailable("the server is shutting down")
-        wanted = {name for name, version in self._entries if (name, version) not in self._unwanted}
-        if not wanted:
-            raise unavailable("no model is loaded")
-        for name in sorted(wanted):
-            self.find(name).require_ready()
+        self._table.require_ready()
 
     def begin_shutdown(self) -> None:
         """Fail readiness from now on; requests are still answered."""
         self._stopping = True
-        for entry in self._entries.values():
+        for entry in self._table.values():
             if entry.engine is not None:
                 entry.engine.retire("the server is shutting down")
 
@@ -169,24 +115,22 @@ class ModelRepository:
         Raises:
             CptError: If none of them can be loaded; in a directory of several, others may fail and are logged.
         """
-        failures: list[CptError] = []
-        for entry in self._entries.values():
+        errors: list[CptError] = [BundleError(entry.reason) for entry in self._table.values() if entry.engine is None]
+        for entry in self._table.values():
             if entry.engine is not None:
                 try:
                     entry.engine.load_now()
                 except CptError as error:
                     entry.engine.fail(error.message)
-                    failures.append(error)
-        if self._entries and not any(entry.ready for entry in self._entries.values()):
-            if failures:
-                raise failures[0]
-            raise BundleError(next(iter(self._entries.values())).reason)
+                    errors.append(error)
+        if errors and not any(entry.ready for entry in self._table.values()):
+            raise errors[0]
 
     async def start(self) -> None:
         """Load the models that were found."""
         async with self._changing:
-            for entry in list(self._entries.values()):
-                if entry.engine is not None and entry.engine.state is EngineState.LOADING:
+            for entry in list(self._table.values()):
+                if entry.wanted and entry.engine is not None and entry.engine.state is EngineState.LOADING:
                     await entry.engine.load()
 
     async def close(self) -> None:
@@ -194,7 +138,9 @@ class ModelRepository:
         await anyio.to_thread.run_sync(self._threads.close)
 
     async def load(self, name: str, version: str | None = None) -> None:
-        """Load a model, or load it again if its files have changed; the versions that serve go on until then.
+        """Load a model, or load it again if its files have changed; what serves goes on until then.
+
+        With several workers this returns once all of them have done it.
 
         Args:
             name: Its name.
@@ -203,22 +149,12 @@ class ModelRepository:
         Raises:
             RequestError: 404 if there is no such model, 400 if it cannot be loaded.
         """
-        async with self._changing:
-            found = await self._look()
-            keys = [key for key in found if key[0] == name and version in (None, key[1])]
-            if not keys:
-                raise RequestError(404, f"Expected a model in the repository, but got {self._spell(name, version)}")
-            failures = []
-            for key in keys:
-                self._unwanted.discard(key)
-                reason = await self._bring_up(key, found[key])
-                if reason:
-                    failures.append(f"version {key[1]}: {reason}")
-        if failures:
-            raise bad_request(f"Expected {name} to load, but got: {'; '.join(failures)}")
+        await self._carry_out(Order("load", name, version))
 
     async def unload(self, name: str, version: str | None = None) -> None:
         """Take a model out of service; returns once its requests are answered. Watching does not bring it back.
+
+        With several workers this returns once all of them have done it.
 
         Args:
             name: Its name.
@@ -227,59 +163,87 @@ class ModelRepository:
         Raises:
             RequestError: 404 if there is no such model.
         """
-        async with self._changing:
-            keys = [key for key in self._entries if key[0] == name and version in (None, key[1])]
-            if not keys:
-                raise RequestError(404, f"Expected a served model, but got {self._spell(name, version)}")
-            for key in keys:
-                self._unwanted.add(key)
-                await self._take_down(key, "unloaded by request")
+        await self._carry_out(Order("unload", name, version))
+
+    async def follow_orders(self) -> None:
+        """Do what other workers were asked to do; returns never."""
+        if self._orders is not None:
+            await self._orders.follow(self._carry_out_here)
 
     async def refresh(self) -> None:
-        """Look at the path again: load what is new or changed, and drop what is gone."""
+        """Look at the path again: load what is new or changed, and drop what is gone.
+
+        Raises:
+            BundleError: If there is nothing at the path any more; what is loaded goes on.
+        """
         async with self._changing:
             found = await self._look()
             for key, location in found.items():
-                entry = self._entries.get(key)
-                if key not in self._unwanted and (entry is None or entry.fingerprint != location.fingerprint):
+                entry = self._table.get(key)
+                if entry is None or (entry.wanted and entry.location.fingerprint != location.fingerprint):
                     await self._bring_up(key, location)
-            for key in [key for key in self._entries if key not in found]:
-                await self._take_down(key, "its directory is gone")
-                del self._entries[key]
-                self._unwanted.discard(key)
+            for key in [key for key in self._table if key not in found]:
+                logger.info("%s version %s is gone from %s", *key, self._settings.bundle)
+                await self._take_down(self._table.pop(key), "its directory is gone")
+
+    async def _carry_out(self, order: Order) -> None:
+        if self._orders is None:
+            await self._carry_out_here(order)
+        else:
+            await self._orders.carry_out(order)
+
+    async def _carry_out_here(self, order: Order) -> None:
+        async with self._changing:
+            if order.action == "load":
+                await self._load(order)
+            else:
+                await self._unload(order)
+
+    async def _load(self, order: Order) -> None:
+        found = await self._look()
+        keys = [key for key in found if key[0] == order.name and order.version in (None, key[1])]
+        if not keys:
+            raise RequestError(404, f"Expected a model in the repository, but got {order.what}")
+        failures = []
+        for key in keys:
+            if key in self._table:
+                self._table[key].wanted = True
+            if reason := await self._bring_up(key, found[key]):
+                failures.append(f"version {key[1]}: {reason}")
+        if failures:
+            raise bad_request(f"Expected {order.name} to load, but got: {'; '.join(failures)}")
+
+    async def _unload(self, order: Order) -> None:
+        keys = self._table.keys_of(order.name, order.version)
+        if not keys:
+            raise RequestError(404, f"Expected a served model, but got {order.what}")
+        for key in keys:
+            self._table[key].wanted = False
+            await self._take_down(self._table[key], "unloaded by request")
 
     async def _look(self) -> dict[Key, ModelLocation]:
-        return await anyio.to_thread.run_sync(self._look_now)
-
-    def _look_now(self) -> dict[Key, ModelLocation]:
         """Return what the path holds now, by name and version."""
-        locations = find_models(self._settings.bundle)
-        return {self._key(location): location for location in locations}
+        known = {entry.location.path: key for key, entry in self._table.items()}
 
-    def _key(self, location: ModelLocation) -> Key:
-        """Return how clients address what is at a place; what has no name of its own is asked for it."""
-        if location.name is not None and location.version is not None:
-            return location.name, location.version
-        known = next((key for key, entry in self._entries.items() if entry.location.path == location.path), None)
-        if known is not None:
-            return known
-        try:
-            bundle = Bundle.open(location.path, verify=False)
-        except BundleError:
-            return location.name or location.path.name, "1"
-        return location.name or bundle.name, bundle.version
+        def look() -> dict[Key, ModelLocation]:
+            return {
+                known.get(location.path) or _key_of(location): location
+                for location in find_models(self._settings.bundle)
+            }
+
+        return await anyio.to_thread.run_sync(look)
 
     def _add(self, location: ModelLocation) -> None:
+        """Enter what was found at the start, not loaded yet."""
         try:
             engine = self._open(location)
         except BundleError as error:
-            if self._single:
+            if location.name is None:
                 raise
             logger.error("%s", error.message)
-            self._entries[self._key(location)] = _Entry(location, location.fingerprint, None, error.message)
+            self._table[_key_of(location)] = Entry(location, None, error.message, initial=True)
         else:
-            key = (engine.bundle.name, engine.bundle.version)
-            self._entries[key] = _Entry(location, location.fingerprint, engine)
+            self._table[engine.bundle.name, engine.bundle.version] = Entry(location, engine, initial=True)
 
     def _open(self, location: ModelLocation) -> Engine:
         bundle = location.open()
@@ -288,58 +252,52 @@ class ModelRepository:
 
     async def _bring_up(self, key: Key, location: ModelLocation) -> str:
         """Load a version beside the one that serves, and let it take over; return why not, if it could not."""
-        current = self._entries.get(key)
-        if current is not None and current.ready and current.fingerprint == location.fingerprint:
+        entry = self._table.setdefault(key, Entry(replace(location, fingerprint=()), None))
+        if entry.ready and entry.location.fingerprint == location.fingerprint:
             return ""
+        entry.location = location
         try:
             engine = await anyio.to_thread.run_sync(self._open, location)
         except CptError as error:
-            return self._keep(key, location, error.message)
-        if current is None or current.engine is None:
-            self._entries[key] = _Entry(location, location.fingerprint, engine)
+            return self._refuse(key, error.message)
+        if not entry.ready:
+            entry.engine = engine
         await engine.load()
         if engine.state is not EngineState.READY:
-            return self._keep(key, location, engine.reason)
-        self._entries[key] = _Entry(location, location.fingerprint, engine)
-        logger.info("serving %s version %s (sha256 %.12s…)", *key, engine.bundle.sha256)
-        if current is not None and current.engine is not None:
-            await _drain(current.engine, "replaced by another file")
+            return self._refuse(key, engine.reason)
+        old, entry.engine, entry.reason = entry.engine, engine, ""
+        logger.info("serving %s version %s, model.onnx %.12s…", *key, engine.bundle.sha256)
+        if old is not None and old is not engine:
+            await self._drain(old, "another file has taken over")
         return ""
 
-    def _keep(self, key: Key, location: ModelLocation, reason: str) -> str:
-        """Note that an update failed; what serves goes on."""
-        entry = self._entries.setdefault(key, _Entry(location, location.fingerprint, None))
-        entry.fingerprint = location.fingerprint
-        entry.reason = reason
+    def _refuse(self, key: Key, reason: str) -> str:
+        """Note why a version was not loaded; what serves goes on."""
+        self._table[key].reason = reason
         logger.error("%s version %s was not loaded: %s", *key, reason)
         return reason
 
-    async def _take_down(self, key: Key, reason: str) -> None:
-        entry = self._entries[key]
-        if entry.engine is not None:
-            await _drain(entry.engine, reason)
-            entry.engine.state = EngineState.UNAVAILABLE
-        entry.reason = reason
+    async def _take_down(self, entry: Entry, reason: str) -> None:
+        engine, entry.reason = entry.engine, reason
+        if engine is not None:
+            await self._drain(engine, reason)
+            entry.engine = None
 
-    def _status(self, key: Key) -> ModelStatus:
-        entry = self._entries[key]
-        state = EngineState.UNAVAILABLE if entry.engine is None else entry.engine.state
-        reason = entry.reason or (entry.engine.reason if entry.engine is not None else "")
-        return ModelStatus(*key, state, reason)
-
-    @staticmethod
-    def _list(names: Sequence[str]) -> str:
-        return ", ".join(names)[:200] or "none"
-
-    @staticmethod
-    def _spell(name: str, version: str | None) -> str:
-        return f"{name!r:.100}" if version is None else f"version {version!r:.50} of {name!r:.100}"
+    async def _drain(self, engine: Engine, reason: str) -> None:
+        """Wait until an engine that nobody finds any more has answered those that found it."""
+        engine.retire(reason)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._settings.shutdown_s):
+                while engine.pending:
+                    await asyncio.sleep(_DRAIN_POLL_S)
 
 
-async def _drain(engine: Engine, reason: str) -> None:
-    """Wait until an engine that nobody finds any more has answered those that found it."""
-    engine.retire(reason)
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(60):
-            while engine.pending:
-                await asyncio.sleep(_DRAIN_POLL_S)
+def _key_of(location: ModelLocation) -> Key:
+    """Return how clients address what is at a place; a bundle without a directory for its version says it itself."""
+    if location.name is not None and location.version is not None:
+        return location.name, location.version
+    try:
+        bundle = Bundle.open(location.path, verify=False)
+    except BundleError:
+        return location.name or location.path.name, location.version or "1"
+    return location.name or bundle.name, location.version or bundle.version

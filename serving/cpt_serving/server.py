@@ -7,13 +7,18 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import uvicorn
+from prometheus_client.multiprocess import mark_process_dead
 from uvicorn.supervisors import Multiprocess
 
 from cpt_deploy.errors import UsageError
 from cpt_serving.app import app_of, create_service
+from cpt_serving.connections import TimedConfig
+from cpt_serving.grpc_api import require_grpc
 from cpt_serving.metrics import MULTIPROCESS_VARIABLE
+from cpt_serving.orders import ORDERS_VARIABLE
 from cpt_serving.settings import ServeSettings
 
 APP_PATH = "cpt_serving.app:create_app"
@@ -31,8 +36,12 @@ def run(settings: ServeSettings, *, on_listening: Callable[[str], None] | None =
     Raises:
         BundleError: If no bundle can be opened and loaded.
         ValidationFailedError: If none reproduces its golden sample, or has the evidence that is required.
-        UsageError: If the address cannot be listened on or the execution provider is not available.
+        MissingExtraError: If gRPC is wanted and not installed.
+        UsageError: If an address cannot be listened on or the execution provider is not available.
     """
+    if settings.grpc_port is not None:
+        require_grpc()
+        _listen(settings.host, settings.grpc_port).close()
     service = create_service(settings)
     service.repository.load_now()
     with _listen(settings.host, settings.port) as listener:
@@ -47,13 +56,14 @@ def run(settings: ServeSettings, *, on_listening: Callable[[str], None] | None =
 
 
 def _config(settings: ServeSettings, app: str | Callable[[], object]) -> uvicorn.Config:
-    return uvicorn.Config(
-        app,
+    return TimedConfig(
+        head_timeout_s=settings.head_timeout_s,
+        app=app,
         factory=True,
         workers=settings.workers,
         log_level=settings.log_level,
         access_log=settings.access_log,
-        timeout_keep_alive=5,
+        timeout_keep_alive=settings.keep_alive_s,
         timeout_graceful_shutdown=settings.shutdown_s,
         server_header=False,
     )
@@ -61,11 +71,24 @@ def _config(settings: ServeSettings, app: str | Callable[[], object]) -> uvicorn
 
 def _run_workers(settings: ServeSettings, listener: socket.socket) -> None:
     """Run several processes on one socket; one that dies is replaced. They get their settings by environment."""
-    with (
-        tempfile.TemporaryDirectory(prefix="cpt-serve-metrics-") as metrics,
-        _environment({**settings.to_environment(), MULTIPROCESS_VARIABLE: metrics}),
-    ):
-        Multiprocess(_config(settings, APP_PATH), sockets=[listener]).run()
+    with tempfile.TemporaryDirectory(prefix="cpt-serve-") as shared:
+        metrics, orders = Path(shared, "metrics"), Path(shared, "orders")
+        metrics.mkdir()
+        orders.mkdir()
+        variables = {MULTIPROCESS_VARIABLE: str(metrics), ORDERS_VARIABLE: str(orders)}
+        with _environment({**settings.to_environment(), **variables}):
+            _Workers(_config(settings, APP_PATH), sockets=[listener]).run()
+
+
+class _Workers(Multiprocess):
+    """uvicorn's worker processes; what a dead one had under way no longer counts."""
+
+    def keep_subprocess_alive(self) -> None:
+        """Replace the workers that died."""
+        before = {process.pid for process in self.processes}
+        super().keep_subprocess_alive()
+        for dead in before - {process.pid for process in self.processes}:
+            mark_process_dead(dead)  # type: ignore[no-untyped-call]
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -1,11 +1,17 @@
-"""Settings of the server: arguments, else environment variables `CPT_SERVE_...`, else these defaults."""
+"""Settings of the server: arguments, else environment variables `CPT_SERVE_...`, else a YAML file, else defaults."""
 
 import os
 from pathlib import Path
 from typing import Any, Literal
 
+import yaml
 from pydantic import Field, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    YamlConfigSettingsSource,
+)
 
 from cpt_deploy.bundle import MAX_PIXELS
 from cpt_deploy.errors import UsageError
@@ -18,6 +24,9 @@ class ServeSettings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="forbid", frozen=True)
 
+    config: Path | None = None
+    """A YAML file with any of the settings below."""
+
     bundle: Path
     """A bundle, or a directory of `name/version/` bundles."""
 
@@ -26,6 +35,9 @@ class ServeSettings(BaseSettings):
 
     port: int = Field(default=8000, ge=0, le=65535)
     """Port to listen on; 0 takes a free one."""
+
+    grpc_port: int | None = Field(default=None, ge=1, le=65535)
+    """Port for the Open Inference Protocol over gRPC; without it there is none."""
 
     workers: int = Field(default=1, ge=1, le=256)
     """Processes that share the port, each with the model in memory."""
@@ -66,6 +78,15 @@ class ServeSettings(BaseSettings):
     max_body_bytes: int = Field(default=32 * 1024 * 1024, ge=1)
     """Largest request body."""
 
+    head_timeout_s: float = Field(default=10.0, gt=0, le=3600)
+    """Seconds in which the head of a request has to come, from the opening of its connection or its first byte."""
+
+    body_timeout_s: float = Field(default=30.0, gt=0, le=3600)
+    """Seconds in which the body has to come, and one more for each 8 KiB of it."""
+
+    keep_alive_s: int = Field(default=5, ge=0, le=3600)
+    """Seconds after which a connection without a further request is closed."""
+
     max_rows: int = Field(default=256, ge=1)
     """Most images or rows in one request."""
 
@@ -103,9 +124,24 @@ class ServeSettings(BaseSettings):
             return self.concurrency
         return max(1, available_cores() // (self.workers * self.threads))
 
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Return where values come from, first one first."""
+        given = init_settings()["config"] if "config" in init_settings() else os.environ.get(f"{ENV_PREFIX}CONFIG")
+        if given is None:
+            return init_settings, env_settings
+        return init_settings, env_settings, YamlConfigSettingsSource(settings_cls, yaml_file=_readable(Path(given)))
+
     def to_environment(self) -> dict[str, str]:
         """Return the environment variables from which a worker process reads the same settings."""
-        values = {"bundle": self.bundle.resolve(), **self.model_dump(exclude={"bundle"}, exclude_none=True)}
+        values = {"bundle": self.bundle.resolve(), **self.model_dump(exclude={"bundle", "config"}, exclude_none=True)}
         return {f"{ENV_PREFIX}{name.upper()}": str(value) for name, value in values.items()}
 
 
@@ -113,7 +149,8 @@ def load_settings(**values: Any) -> ServeSettings:
     """Return the settings for arguments; those that are `None` count as not given.
 
     Raises:
-        UsageError: If a value is missing or out of range; the message lists all of them in one line.
+        UsageError: If the file cannot be read, or a value is missing or out of range; the message lists all of them in
+            one line.
     """
     try:
         return ServeSettings(**{name: value for name, value in values.items() if value is not None})
@@ -126,8 +163,26 @@ def load_settings(**values: Any) -> ServeSettings:
         )
         raise UsageError(
             f"Expected settings that fit, but got: {problems}",
-            hint=f"each can also be set by an environment variable, e.g. {ENV_PREFIX}PORT=8000",
+            hint=f"each can be an option, an environment variable, e.g. {ENV_PREFIX}PORT=8000, or stand in the file of "
+            "--config",
         ) from error
+
+
+def _readable(path: Path) -> Path:
+    """Return the path of a YAML file, once it is known to hold a mapping.
+
+    Raises:
+        UsageError: If it does not.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"Expected a file with settings at {path}, but got: {error.strerror or error}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"Expected YAML in {path}, but got: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise UsageError(f"Expected {path} to hold settings as `name: value`, but got {type(content).__name__}")
+    return path
 
 
 def available_cores() -> int:

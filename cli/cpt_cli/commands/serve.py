@@ -9,40 +9,122 @@ from cpt_cli import formats
 from cpt_cli.command import SHIP_PANEL, Command, DebugFlag, JsonFlag, QuietFlag
 from cpt_cli.output import out
 
+_LOAD = "Load"
+_MODELS = "Models"
 
-def serve(
-    bundle: Annotated[Path, typer.Argument(help="Bundle that cpt export wrote.")],
+
+def serve(  # noqa: PLR0913, PLR0917  the options are its parameters
+    bundle: Annotated[
+        Path | None,
+        typer.Argument(help="Bundle that cpt export wrote, or a directory of NAME/VERSION/ bundles."),
+    ] = None,
     host: Annotated[
         str | None, typer.Option(help="Address to listen on; 0.0.0.0 for all.", show_default="127.0.0.1")
     ] = None,
     port: Annotated[
         int | None, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.", show_default="8000")
     ] = None,
+    grpc_port: Annotated[
+        int | None,
+        typer.Option(min=1, max=65535, help="Port for the protocol over gRPC too.", show_default="off"),
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="YAML file with any of the settings; options and variables go before it.")
+    ] = None,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Processes, each with the model in memory.", show_default="1")
+        int | None, typer.Option(min=1, help="Processes, each with the models in memory.", show_default="1")
     ] = None,
     threads: Annotated[
         int | None, typer.Option(min=1, help="Threads that one inference computes with.", show_default="1")
+    ] = None,
+    provider: Annotated[
+        str | None, typer.Option(help="Execution provider of onnxruntime: cpu, cuda, ...", show_default="cpu")
+    ] = None,
+    max_batch: Annotated[
+        int | None,
+        typer.Option(min=1, help="Most images that are computed together.", show_default="16", rich_help_panel=_LOAD),
+    ] = None,
+    max_delay_ms: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="How long a request waits for company while another batch is computed.",
+            show_default="0",
+            rich_help_panel=_LOAD,
+        ),
+    ] = None,
+    queue_rows: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Most images that wait for a model; further requests get 429.",
+            show_default="1024",
+            rich_help_panel=_LOAD,
+        ),
+    ] = None,
+    timeout_s: Annotated[
+        float | None,
+        typer.Option(
+            "--timeout", min=0, help="Deadline in seconds of requests that state none.", rich_help_panel=_LOAD
+        ),
+    ] = None,
+    golden: Annotated[
+        str | None,
+        typer.Option(
+            metavar="exact|labels|off",
+            help="What of its golden sample a model has to reproduce.",
+            show_default="exact",
+            rich_help_panel=_MODELS,
+        ),
+    ] = None,
+    require_evidence: Annotated[
+        bool | None,
+        typer.Option(
+            "--require-evidence",
+            help="Refuse bundles that have not passed cpt validate as they are.",
+            rich_help_panel=_MODELS,
+        ),
+    ] = None,
+    watch_s: Annotated[
+        float | None,
+        typer.Option(
+            "--watch",
+            metavar="SECONDS",
+            min=0,
+            help="Look this often for new, changed and removed versions.",
+            show_default="off",
+            rich_help_panel=_MODELS,
+        ),
     ] = None,
     json_output: JsonFlag = False,
     quiet: QuietFlag = False,
     debug: DebugFlag = False,
 ) -> None:
-    """Serve a bundle over HTTP until SIGTERM or Ctrl-C: /predict, health, metrics, and the Open Inference Protocol v2.
+    """Serve models over HTTP until SIGTERM or Ctrl-C: /predict, health, metrics, and the Open Inference Protocol v2.
 
-    The bundle's checksums and golden sample are checked before anything listens. Every setting can also be given by an
-    environment variable: CPT_SERVE_PORT=9000, CPT_SERVE_MAX_BODY_BYTES, CPT_SERVE_GOLDEN … (docs/http-api.md).
+    Checksums and golden samples are checked before anything listens. Every setting can also be given by an environment
+    variable, CPT_SERVE_PORT=9000, CPT_SERVE_MAX_BODY_BYTES, ..., or in a YAML file; docs/serving.md lists them.
     """
     from cpt_serving.server import run
     from cpt_serving.settings import load_settings
 
     terse = out.quiet or out.json_mode
     settings = load_settings(
+        config=config,
         bundle=bundle,
         host=host,
         port=port,
+        grpc_port=grpc_port,
         workers=workers,
         threads=threads,
+        provider=provider,
+        max_batch=max_batch,
+        max_delay_ms=max_delay_ms,
+        queue_rows=queue_rows,
+        timeout_s=timeout_s,
+        golden=golden,
+        require_evidence=require_evidence,
+        watch_s=watch_s,
         # uvicorn logs requests to stdout, which belongs to the result here.
         access_log=False if terse else None,
         log_level="warning" if terse else None,
@@ -50,18 +132,20 @@ def serve(
 
     def announce(url: str) -> None:
         out.fields(
-            f"Serving {formats.path(bundle)}",
+            f"Serving {formats.path(settings.bundle)}",
             {
                 "address": url,
+                **({} if settings.grpc_port is None else {"gRPC": f"{settings.host}:{settings.grpc_port}"}),
                 "try it": f"curl -F file=@image.png {url}/predict",
                 "docs": f"{url}/docs" if settings.docs else "off",
                 "ready": f"{url}/health/ready",
-                "workers": f"{settings.workers}, {settings.threads} threads for one inference",
+                "workers": f"{settings.workers}; inferences at once in each: {settings.inferences_at_once}, "
+                f"threads of one: {settings.threads}",
             },
         )
         if out.quiet:
             out.line(url)
-        out.result({"url": url, "bundle": bundle, "workers": settings.workers, "threads": settings.threads})
+        out.result({"url": url, "bundle": settings.bundle, "workers": settings.workers, "threads": settings.threads})
 
     run(settings, on_listening=announce)
 
@@ -73,5 +157,8 @@ COMMAND = Command(
     examples=(
         "cpt serve runs/digits/bundle-8bit",
         "cpt serve my-bundle --host 0.0.0.0 --port 9000 --workers 4",
+        "cpt serve models/ --watch 5 --require-evidence  # models/NAME/VERSION/, new versions take over while it runs",
+        "cpt serve my-bundle --grpc-port 8001  # the Open Inference Protocol over gRPC too",
+        "cpt serve --config serve.yaml",
     ),
 )

@@ -29,7 +29,7 @@ BINARY_TYPE = "application/octet-stream"
 
 Rows = npt.NDArray[np.float32]
 
-_ERRORS = (400, 404, 413, 415, 429, 503, 504)
+_ERRORS = (400, 404, 408, 413, 415, 429, 503, 504)
 _INLINE_BYTES = 16 * 1024
 """More JSON or compressed bytes than these are read in a thread."""
 

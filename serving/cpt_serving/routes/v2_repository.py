@@ -6,14 +6,12 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from cpt_serving.engine import EngineState
-from cpt_serving.errors import RequestError
-from cpt_serving.oip.repository import parse_change, parse_index
+from cpt_serving.oip.repository import check_control, parse_change, parse_index
 from cpt_serving.oip.schemas import RepositoryChange, RepositoryIndexRequest, RepositoryModel, inline_schema
 from cpt_serving.responses import JsonResponse
 from cpt_serving.routes.direct import DirectRoute
 from cpt_serving.schemas import ErrorAnswer
 from cpt_serving.service import Service
-from cpt_serving.settings import ServeSettings
 
 
 def repository_router(service: Service) -> APIRouter:
@@ -62,26 +60,6 @@ def repository_router(service: Service) -> APIRouter:
             openapi_extra=_body(inline_schema(RepositoryChange)),
         )
     return router
-
-
-def check_control(settings: ServeSettings) -> None:
-    """Raise unless clients may change which models are loaded.
-
-    Raises:
-        RequestError: 403 with what to set.
-    """
-    if not settings.repository_control:
-        raise RequestError(
-            403,
-            "Expected a server whose models clients may load and unload, but the setting repository_control is off "
-            "(CPT_SERVE_REPOSITORY_CONTROL=true)",
-        )
-    if settings.workers > 1:
-        raise RequestError(
-            403,
-            f"Expected a server of one process to load and unload in, but it has {settings.workers} workers "
-            "(the setting watch_s lets each of them find new versions)",
-        )
 
 
 def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:

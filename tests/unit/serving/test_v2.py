@@ -259,11 +259,6 @@ def test_models_are_loaded_and_unloaded_where_that_is_allowed(shared_bundle, con
         assert "version to be text" in refusal(client.post(f"{change}/load", json={"parameters": {"version": 1}}))
 
 
-def test_workers_cannot_be_changed_one_by_one(shared_bundle, connect_to):
-    with connect_to(shared_bundle, repository_control=True, workers=2) as client:
-        assert "2 workers" in refusal(client.post("/v2/repository/models/colours/unload"), 403)
-
-
 @pytest.mark.parametrize(
     ("method", "path"),
     [

@@ -166,7 +166,7 @@ def test_contradictions_are_400(client):
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_no_damage_is_a_server_error(client, data):
-    """Any corruption of the lengths, the sizes, the shape or the bytes gets its answer, and a right request its logits."""
+    """Any corruption of the lengths, the sizes, the shape or the bytes gets a 400, and a right request its logits."""
     rows = data.draw(st.integers(1, 3))
     damage = data.draw(
         st.fixed_dictionaries(

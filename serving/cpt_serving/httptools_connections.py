@@ -1,0 +1,9 @@
+"""The timeout of `connections` for uvicorn's protocol in C, where httptools is installed."""
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from cpt_serving.connections import HeadTimeout
+
+
+class TimedHttpToolsProtocol(HeadTimeout, HttpToolsProtocol):
+    """The protocol in C."""
