@@ -1,16 +1,14 @@
 """Connections whose request does not come: the web server has no timeout for the head of a request, this adds one."""
 
 import asyncio
+import http
 import importlib.util
+import uuid
 from typing import Any
 
+import orjson
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
-
-_ANSWER = (
-    b"HTTP/1.1 408 Request Timeout\r\nContent-Type: application/json\r\nConnection: close\r\nContent-Length: 69\r\n\r\n"
-    b'{"error":"Expected the head of a request in time, but it is missing"}'
-)
 
 
 class TimedConfig(uvicorn.Config):
@@ -57,6 +55,12 @@ class HeadTimeout(asyncio.Protocol):
         self._stop_timer()
         super().connection_lost(exc)
 
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is no HTTP in the form that every error has; uvicorn's own is plain text."""
+        if self.cycle is None or self.cycle.response_complete:
+            self.transport.write(_answer(400, f"Expected a request in HTTP/1.1, but got another: {msg}"))
+        self.transport.close()
+
     def _start_timer(self) -> None:
         self._timer = self.loop.call_later(self.config.head_timeout_s, self._give_up)
 
@@ -69,12 +73,22 @@ class HeadTimeout(asyncio.Protocol):
         self._timer = None
         if not self.transport.is_closing():
             if self._head_begun:
-                self.transport.write(_ANSWER)
+                self.transport.write(_answer(408, "Expected the head of a request in time, but got a part of it"))
             self.transport.close()
 
 
 class TimedH11Protocol(HeadTimeout, H11Protocol):
     """The protocol in Python."""
+
+
+def _answer(status: int, message: str) -> bytes:
+    """Return an answer on the last line of defence, where there is no request yet that an app could answer."""
+    body = orjson.dumps({"error": message, "request_id": uuid.uuid4().hex})
+    head = (
+        f"HTTP/1.1 {status} {http.HTTPStatus(status).phrase}\r\nContent-Type: application/json\r\n"
+        f"Connection: close\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    return head.encode() + body
 
 
 def _protocol_class() -> type[asyncio.Protocol]:

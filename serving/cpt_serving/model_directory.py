@@ -37,6 +37,16 @@ class ModelLocation:
         bundle = Bundle.open(self.path)
         return replace(bundle, name=self.name or bundle.name, version=self.version or bundle.version)
 
+    def address(self) -> tuple[str, str]:
+        """Return the name and the version by which clients address it, as far as that can be told unopened."""
+        if self.name is not None and self.version is not None:
+            return self.name, self.version
+        try:
+            bundle = Bundle.open(self.path, verify=False)
+        except BundleError:
+            return self.name or self.path.name, self.version or "1"
+        return self.name or bundle.name, self.version or bundle.version
+
 
 def find_models(path: Path) -> list[ModelLocation]:
     """Return the bundles at a path.
@@ -46,21 +56,27 @@ def find_models(path: Path) -> list[ModelLocation]:
     version can be copied under one and then renamed.
 
     Raises:
-        BundleError: If there is nothing at the path.
+        BundleError: If there is no directory at the path.
     """
-    if not path.is_dir() or (path / SUMS_FILE).is_file():
+    if not path.is_dir():
+        found = "it is a file" if path.exists() else "there is nothing"
+        raise BundleError(
+            f"Expected a bundle at {path}, but {found}",
+            hint="`cpt export RUN` writes a bundle; a directory of them holds NAME/VERSION/",
+        )
+    if (path / SUMS_FILE).is_file():
         return [ModelLocation(path, None, None, _fingerprint(path))]
-    found = []
+    models = []
     for model in _directories(path):
         if (model / SUMS_FILE).is_file():
-            found.append(ModelLocation(model, model.name, None, _fingerprint(model)))
+            models.append(ModelLocation(model, model.name, None, _fingerprint(model)))
         else:
-            found += [
+            models += [
                 ModelLocation(version, model.name, version.name, _fingerprint(version))
                 for version in _directories(model)
                 if (version / SUMS_FILE).is_file()
             ]
-    return found
+    return models
 
 
 def version_order(version: str) -> tuple[bool, tuple[tuple[int, str], ...]]:

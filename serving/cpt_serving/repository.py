@@ -25,6 +25,7 @@ __all__ = ["ModelRepository", "ModelStatus"]
 logger = logging.getLogger(__name__)
 
 _DRAIN_POLL_S = 0.01
+_BY_REQUEST = "unloaded by request"
 
 
 class ModelRepository:
@@ -36,7 +37,7 @@ class ModelRepository:
         orders: What the workers of a server tell each other; `None` if this process is alone.
 
     Raises:
-        BundleError: If there is nothing at the path, or it is one bundle that cannot be opened.
+        BundleError: If there is no bundle at the path and none can come, or it is one that cannot be opened.
     """
 
     def __init__(
@@ -50,12 +51,18 @@ class ModelRepository:
         self._table = ModelTable()
         self._changing = asyncio.Lock()
         self._stopping = False
-        for location in find_models(settings.bundle):
+        locations = find_models(settings.bundle)
+        if not locations and not settings.watch_s:
+            # Nothing will ever come: the error says what the directory is instead.
+            Bundle.open(settings.bundle)
+        for location in locations:
             self._add(location)
-        if orders is not None:
-            for order in orders.so_far():
-                for key in self._table.keys_of(order.name, order.version):
-                    self._table[key].wanted = order.action == "load"
+        for order in orders.so_far() if orders is not None else ():
+            for key in self._table.keys_of(order.name, order.version):
+                self._table[key].wanted = order.action == "load"
+        for entry in self._table.values():
+            if not entry.wanted:
+                entry.engine, entry.reason = None, _BY_REQUEST
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -130,7 +137,7 @@ class ModelRepository:
         """Load the models that were found."""
         async with self._changing:
             for entry in list(self._table.values()):
-                if entry.wanted and entry.engine is not None and entry.engine.state is EngineState.LOADING:
+                if entry.engine is not None and entry.engine.state is EngineState.LOADING:
                     await entry.engine.load()
 
     async def close(self) -> None:
@@ -219,7 +226,7 @@ class ModelRepository:
             raise RequestError(404, f"Expected a served model, but got {order.what}")
         for key in keys:
             self._table[key].wanted = False
-            await self._take_down(self._table[key], "unloaded by request")
+            await self._take_down(self._table[key], _BY_REQUEST)
 
     async def _look(self) -> dict[Key, ModelLocation]:
         """Return what the path holds now, by name and version."""
@@ -227,7 +234,7 @@ class ModelRepository:
 
         def look() -> dict[Key, ModelLocation]:
             return {
-                known.get(location.path) or _key_of(location): location
+                known.get(location.path) or location.address(): location
                 for location in find_models(self._settings.bundle)
             }
 
@@ -241,7 +248,7 @@ class ModelRepository:
             if location.name is None:
                 raise
             logger.error("%s", error.message)
-            self._table[_key_of(location)] = Entry(location, None, error.message, initial=True)
+            self._table[location.address()] = Entry(location, None, error.message, initial=True)
         else:
             self._table[engine.bundle.name, engine.bundle.version] = Entry(location, engine, initial=True)
 
@@ -253,7 +260,7 @@ class ModelRepository:
     async def _bring_up(self, key: Key, location: ModelLocation) -> str:
         """Load a version beside the one that serves, and let it take over; return why not, if it could not."""
         entry = self._table.setdefault(key, Entry(replace(location, fingerprint=()), None))
-        if entry.ready and entry.location.fingerprint == location.fingerprint:
+        if entry.ready and not entry.reason and entry.location.fingerprint == location.fingerprint:
             return ""
         entry.location = location
         try:
@@ -290,14 +297,3 @@ class ModelRepository:
             async with asyncio.timeout(self._settings.shutdown_s):
                 while engine.pending:
                     await asyncio.sleep(_DRAIN_POLL_S)
-
-
-def _key_of(location: ModelLocation) -> Key:
-    """Return how clients address what is at a place; a bundle without a directory for its version says it itself."""
-    if location.name is not None and location.version is not None:
-        return location.name, location.version
-    try:
-        bundle = Bundle.open(location.path, verify=False)
-    except BundleError:
-        return location.name or location.path.name, location.version or "1"
-    return location.name or bundle.name, location.version or bundle.version

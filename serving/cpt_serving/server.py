@@ -5,13 +5,16 @@ import signal
 import socket
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 from prometheus_client.multiprocess import mark_process_dead
+from uvicorn.config import LOGGING_CONFIG
 from uvicorn.supervisors import Multiprocess
+from uvicorn.supervisors.multiprocess import SIGNALS
 
 from cpt_deploy.errors import UsageError
 from cpt_serving.app import app_of, create_service
@@ -19,6 +22,7 @@ from cpt_serving.connections import TimedConfig
 from cpt_serving.grpc_api import require_grpc
 from cpt_serving.metrics import MULTIPROCESS_VARIABLE
 from cpt_serving.orders import ORDERS_VARIABLE
+from cpt_serving.service import Service
 from cpt_serving.settings import ServeSettings
 
 APP_PATH = "cpt_serving.app:create_app"
@@ -44,15 +48,10 @@ def run(settings: ServeSettings, *, on_listening: Callable[[str], None] | None =
         _listen(settings.host, settings.grpc_port).close()
     service = create_service(settings)
     service.repository.load_now()
-    with _listen(settings.host, settings.port) as listener:
+    with _listen(settings.host, settings.port) as listener, _prepared(settings, service, listener) as serve:
         if on_listening is not None:
             on_listening(_address(settings.host, listener))
-        with _quiet_end():
-            if settings.workers == 1:
-                uvicorn.Server(_config(settings, lambda: app_of(service))).run(sockets=[listener])
-            else:
-                del service
-                _run_workers(settings, listener)
+        serve()
 
 
 def _config(settings: ServeSettings, app: str | Callable[[], object]) -> uvicorn.Config:
@@ -61,6 +60,7 @@ def _config(settings: ServeSettings, app: str | Callable[[], object]) -> uvicorn
         app=app,
         factory=True,
         workers=settings.workers,
+        log_config=_log_config(settings),
         log_level=settings.log_level,
         access_log=settings.access_log,
         timeout_keep_alive=settings.keep_alive_s,
@@ -69,15 +69,34 @@ def _config(settings: ServeSettings, app: str | Callable[[], object]) -> uvicorn
     )
 
 
-def _run_workers(settings: ServeSettings, listener: socket.socket) -> None:
-    """Run several processes on one socket; one that dies is replaced. They get their settings by environment."""
+def _log_config(settings: ServeSettings) -> dict[str, Any]:
+    """Return uvicorn's logging with this package's beside it: which models are loaded, and why one is not."""
+    own = {"handlers": ["default"], "level": settings.log_level.upper(), "propagate": False}
+    return {**LOGGING_CONFIG, "loggers": {**LOGGING_CONFIG["loggers"], "cpt_serving": own}}
+
+
+@contextmanager
+def _prepared(settings: ServeSettings, service: Service, listener: socket.socket) -> Iterator[Callable[[], None]]:
+    """Give what serves until the end; SIGTERM and SIGINT end it in order from now on, even before it is called."""
+    if settings.workers > 1:
+        with _workers(settings, listener) as workers:
+            yield workers.run
+    else:
+        server = uvicorn.Server(_config(settings, lambda: app_of(service)))
+        with _quiet_end(server):
+            yield lambda: server.run(sockets=[listener])
+
+
+@contextmanager
+def _workers(settings: ServeSettings, listener: socket.socket) -> "Iterator[_Workers]":
+    """Give several processes on one socket; one that dies is replaced. They get their settings by environment."""
     with tempfile.TemporaryDirectory(prefix="cpt-serve-") as shared:
         metrics, orders = Path(shared, "metrics"), Path(shared, "orders")
         metrics.mkdir()
         orders.mkdir()
         variables = {MULTIPROCESS_VARIABLE: str(metrics), ORDERS_VARIABLE: str(orders)}
-        with _environment({**settings.to_environment(), **variables}):
-            _Workers(_config(settings, APP_PATH), sockets=[listener]).run()
+        with _environment({**settings.to_environment(), **variables}), _handlers_restored(SIGNALS):
+            yield _Workers(_config(settings, APP_PATH), sockets=[listener])
 
 
 class _Workers(Multiprocess):
@@ -124,25 +143,35 @@ def _address(host: str, listener: socket.socket) -> str:
 
 
 @contextmanager
-def _quiet_end() -> Iterator[None]:
+def _quiet_end(server: uvicorn.Server) -> Iterator[None]:
     """Let SIGTERM and SIGINT end the server without ending the process by signal.
 
-    uvicorn finishes its work and then raises the signal again, for the handlers that were there before it.
+    uvicorn finishes its work and then raises the signal again, for the handlers that were there before it; one that
+    comes before it has begun must not be lost either.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+
+    def end(_number: int, _frame: object) -> None:
+        server.should_exit = True
+
     numbers = (signal.SIGTERM, signal.SIGINT)
-    previous = {number: signal.signal(number, _do_nothing) for number in numbers}
+    with _handlers_restored(numbers):
+        for number in numbers:
+            signal.signal(number, end)
+        yield
+
+
+@contextmanager
+def _handlers_restored(numbers: Iterable[signal.Signals]) -> Iterator[None]:
+    """Put the handlers of signals back afterwards."""
+    previous = {number: signal.getsignal(number) for number in numbers}
     try:
         yield
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-
-
-def _do_nothing(_number: int, _frame: object) -> None:
-    """The work that the signal asked for is done."""
 
 
 @contextmanager
