@@ -137,6 +137,7 @@ def serve(  # noqa: PLR0913, PLR0917  the options are its parameters
                 "address": url,
                 **({} if settings.grpc_port is None else {"gRPC": f"{settings.host}:{settings.grpc_port}"}),
                 "try it": f"curl -F file=@image.png {url}/predict",
+                "page": f"{url}/" if settings.page else "off",
                 "docs": f"{url}/docs" if settings.docs else "off",
                 "ready": f"{url}/health/ready",
                 "workers": f"{settings.workers}; inferences at once in each: {settings.inferences_at_once}, "

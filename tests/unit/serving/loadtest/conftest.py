@@ -42,7 +42,7 @@ class Scripted:
         try:
             while True:
                 head = await reader.readuntil(b"\r\n\r\n")
-                length = head.lower().partition(b"content-length:")[2].partition(b"\r\n")[0] or b"0"
+                length = head.lower().partition(b"\r\ncontent-length:")[2].partition(b"\r\n")[0] or b"0"
                 self.bodies.append(await reader.readexactly(int(length)))
                 self.heads.append(head)
                 said = self.answer(self.requests)
