@@ -17,6 +17,7 @@ from cpt_serving.oip.statistics import StatisticsRegistry
 from cpt_serving.orders import ORDERS_VARIABLE, OrderBook
 from cpt_serving.repository import ModelRepository
 from cpt_serving.routes import ROUTERS, page_router
+from cpt_serving.routes.v2_infer import short_routes
 from cpt_serving.service import Service
 from cpt_serving.settings import ServeSettings, load_settings
 
@@ -71,6 +72,7 @@ def app_of(service: Service) -> FastAPI:
     add_error_handlers(app)
     for make_router in ROUTERS:
         app.include_router(make_router(service))
+    app.router.routes[:0] = short_routes(service)
     if settings.page:
         app.include_router(page_router(service))
     elif settings.docs:

@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 from fastapi import APIRouter, Request
 from starlette.responses import Response
+from starlette.routing import Route
 
 from cpt_deploy.bundle import Bundle
 from cpt_serving.compression import compress, decompress, preferred_coding
@@ -61,6 +62,19 @@ def infer_router(service: Service) -> APIRouter:
             openapi_extra={"requestBody": infer_body(service.repository.example), "parameters": HEADERS},
         )
     return router
+
+
+def short_routes(service: Service) -> list[Route]:
+    """Return the same routes for the front of an app's list: found first, and without FastAPI's way of matching.
+
+    The router's own are what `/docs` shows; through them a small request takes a third more of the processor.
+    """
+
+    async def infer(request: Request) -> Response:
+        parameters = request.path_params
+        return await _infer(service, request, service.find(parameters["model"], parameters.get("version")))
+
+    return [Route(f"{path}/infer", infer, methods=["POST"]) for path in PATHS]
 
 
 async def _infer(service: Service, request: Request, engine: Engine) -> Response:
