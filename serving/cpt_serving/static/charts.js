@@ -20,22 +20,22 @@ export function ceiling(value) {
   return [1, 2, 5, 10].map((step) => step * power).find((candidate) => candidate >= value * 0.999999);
 }
 
-/** Split a series at its gaps and return the paths through each stretch. */
-function paths(values, x, y) {
+/** Split a series at its gaps and return a line through each stretch; a point between two gaps is a dot. */
+function marks(values, x, y, name) {
   const stretches = [];
   let open = false;
   values.forEach((value, index) => {
-    if (value === null) {
-      open = false;
-      return;
+    if (value !== null) {
+      if (!open) stretches.push([]);
+      stretches[stretches.length - 1].push([x(index).toFixed(1), y(value).toFixed(1)]);
     }
-    const point = `${x(index).toFixed(1)} ${y(value).toFixed(1)}`;
-    if (open) stretches[stretches.length - 1] += `L${point}`;
-    else stretches.push(`M${point}`);
-    open = true;
+    open = value !== null;
   });
-  // A single point is drawn as a dot by the round end of a line without length.
-  return stretches.map((path) => (path.includes("L") ? path : `${path}h0.01`));
+  return stretches.map((points) => {
+    const [[cx, cy]] = points;
+    if (points.length === 1) return node("circle", { class: `dot ${name}`, cx, cy, r: 2.5 });
+    return node("path", { class: `line ${name}`, d: `M${points.map((point) => point.join(" ")).join("L")}` });
+  });
 }
 
 /**
@@ -59,7 +59,7 @@ export function drawLines(target, series, { label, format }) {
   svg.append(node("text", { class: "tick", x: LEFT, y: HEIGHT - 5 }, `${length - 1} s ago`));
   svg.append(node("text", { class: "tick end", x: width - 6, y: HEIGHT - 5 }, "now"));
   series.forEach((values, number) => {
-    for (const d of paths(values, x, y)) svg.append(node("path", { class: `line line-${number + 1}`, d }));
+    svg.append(...marks(values, x, y, `line-${number + 1}`));
   });
   target.replaceChildren(svg);
 }

@@ -20,14 +20,17 @@ const numbers = new Intl.NumberFormat("en");
 
 export const count = (value) => numbers.format(value);
 
-export const percent = (share, digits = 1) => {
+/** A share as a percentage; what is only rounded to none or all of it says so. */
+export function percent(share, digits = 1) {
   const shown = (share * 100).toFixed(digits);
-  if (share > 0 && Number(shown) === 0) return `< ${(10 ** -digits).toFixed(digits)} %`;
-  return `${shown} %`;
-};
+  const step = 10 ** -digits;
+  if (share > 0 && Number(shown) === 0) return `<\u00a0${step.toFixed(digits)}\u00a0%`;
+  if (share < 1 && Number(shown) === 100) return `>\u00a0${(100 - step).toFixed(digits)}\u00a0%`;
+  return `${shown}\u00a0%`;
+}
 
 /** Milliseconds with three significant digits. */
-export const milliseconds = (value) => `${significant(value)} ms`;
+export const milliseconds = (value) => `${significant(value)}\u00a0ms`;
 
 export function significant(value) {
   if (value === 0) return "0";

@@ -10,7 +10,7 @@ import pytest
 def opened(browser, url, *, errors=(), **options):
     """A page; afterwards it must have had no console errors but those expected, and asked no other host."""
     context = browser.new_context(**options)
-    context.set_default_timeout(10_000)
+    context.set_default_timeout(30_000)
     page = context.new_page()
     said, hosts = [], set()
     page.on("console", lambda message: said.append(message.text) if message.type in {"error", "warning"} else None)
@@ -57,7 +57,7 @@ def test_an_uploaded_image_gets_its_label_bars_and_timings(browser, colours_url,
         names = page.locator("#classes .name").all_inner_texts()
         assert names[0] == "green"
         assert sorted(names) == ["blue", "green", "red"]
-        shares = [float(text.strip("<% ")) for text in page.locator("#classes .share").all_inner_texts()]
+        shares = [float(text.strip("<>% \u00a0")) for text in page.locator("#classes .share").all_inner_texts()]
         assert shares == sorted(shares, reverse=True)
         widths = [box.bounding_box()["width"] for box in page.locator("#classes .fill").all()]
         assert widths == sorted(widths, reverse=True)
@@ -166,7 +166,7 @@ def test_the_charts_count_requests(browser, colours_url, png):
         page.wait_for_function(
             "n => Number(document.querySelector('#totals dd').textContent.replaceAll(',', '')) > n", arg=before
         )
-        page.wait_for_selector("#rate-chart svg path")
+        page.wait_for_selector("#rate-chart svg :is(path, circle)")
         assert "Requests per second" in page.get_attribute("#rate-chart svg", "aria-label")
 
 
