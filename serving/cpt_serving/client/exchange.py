@@ -127,17 +127,16 @@ def exchange(
 
 def retry_after_s(text: str | None) -> float | None:
     """Return the seconds of a `Retry-After` header, which holds those or a date; `None` if it holds neither."""
-    if text is None:
-        return None
-    if text.strip().isdecimal():
+    text = (text or "").strip()
+    if text.isascii() and text.isdecimal():
         return float(text)
     try:
         moment = email.utils.parsedate_to_datetime(text)
-    except ValueError:
+        if moment.tzinfo is None:
+            moment = moment.replace(tzinfo=datetime.UTC)
+        return max(0.0, (moment - datetime.datetime.now(datetime.UTC)).total_seconds())
+    except (ValueError, OverflowError):
         return None
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=datetime.UTC)
-    return max(0.0, (moment - datetime.datetime.now(datetime.UTC)).total_seconds())
 
 
 def _parsed(call: Call[T], url: httpx2.URL, response: httpx2.Response) -> T:
