@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 
 SERVICE = "inference.GRPCInferenceService"
 
+_CLIENT_GONE = 499
+
 Call = Callable[[Service, Any], Awaitable[Any]]
 
 _CODES = {
@@ -146,14 +148,23 @@ _CALLS: dict[str, Call] = {
 
 def _unary(service: Service, name: str, call: Call) -> Any:
     async def answer(request: Any, context: Any) -> Any:
+        status, started = _CLIENT_GONE, time.perf_counter()
+        service.metrics.request_started()
         try:
-            return await call(service, request)
+            message = await call(service, request)
+            status = 200
+            return message
         except RequestError as error:
-            await context.abort(_CODES.get(error.status, grpc.StatusCode.INTERNAL), error.message)
+            status = error.status
+            await context.abort(_CODES.get(status, grpc.StatusCode.INTERNAL), error.message)
         except Exception:
             # As over HTTP: a bug must cost one request, and tell its client nothing of the server's inside.
+            status = 500
             logger.exception("%s failed", name)
             await context.abort(grpc.StatusCode.INTERNAL, "Internal error; the server's log has it")
+        finally:
+            seconds = time.perf_counter() - started
+            service.metrics.request_finished(f"/{SERVICE}/{name}", "gRPC", status, seconds)
 
     return grpc.unary_unary_rpc_method_handler(
         answer,

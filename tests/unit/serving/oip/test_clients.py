@@ -77,14 +77,14 @@ def test_infer_asynchronously(client, expected):
 
 @pytest.mark.parametrize("coding", ["gzip", "deflate"])
 def test_infer_compressed_both_ways(client, expected, coding):
-    rows = np.tile(ROWS, (30, 1, 1, 1))
+    rows = np.tile(ROWS, (50, 1, 1, 1))
     result = client.infer(
         MODEL,
         [image_input(rows, "FP32")],
         request_compression_algorithm=coding,
         response_compression_algorithm=coding,
     )
-    assert np.array_equal(result.as_numpy("logits"), np.tile(expected, (30, 1)))
+    assert np.array_equal(result.as_numpy("logits"), np.tile(expected, (50, 1)))
 
 
 def test_bodies_that_were_made_apart_from_sending(address, expected):

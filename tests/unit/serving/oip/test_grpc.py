@@ -1,13 +1,17 @@
 """The protocol over gRPC, asked by Triton's client and by one that is generated from the protocol's own definition."""
 
+import contextlib
 import socket
 import subprocess
 import sys
 import threading
 
+import httpx2
 import ml_dtypes
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import cpt_deploy
 from cpt_deploy.bundle import GoldenSample
@@ -30,10 +34,16 @@ def free_port():
 
 
 @pytest.fixture(scope="module")
-def address(serve, shared_bundle):
+def addresses(serve, shared_bundle):
+    """Of gRPC and of the web."""
     port = free_port()
-    with serve(shared_bundle, "--grpc-port", str(port), repository_control=True, max_body_bytes=1_000_000):
-        yield f"127.0.0.1:{port}"
+    with serve(shared_bundle, "--grpc-port", str(port), repository_control=True, max_body_bytes=1_000_000) as web:
+        yield f"127.0.0.1:{port}", web
+
+
+@pytest.fixture(scope="module")
+def address(addresses):
+    return addresses[0]
 
 
 @pytest.fixture(scope="module")
@@ -187,6 +197,16 @@ def typed_request(datatype, field, values, shape):
     return request
 
 
+def test_calls_are_counted_with_the_other_requests(addresses, client):
+    client.infer(MODEL, [image_input(ROWS)])
+    with pytest.raises(InferenceServerException):
+        client.infer("other", [image_input(ROWS)])
+    metrics = httpx2.get(f"http://{addresses[1]}/metrics", trust_env=False).text
+    for status in (200, 404):
+        labels = f'method="gRPC",route="/inference.GRPCInferenceService/ModelInfer",status="{status}"'
+        assert f"cpt_serve_requests_total{{{labels}}}" in metrics
+
+
 def test_typed_contents_are_answered_with_typed_contents(call, expected, png):
     answer = call(typed_request("FP32", "fp32_contents", ROWS.ravel().tolist(), ROWS.shape))
     assert np.array_equal(np.float32(answer.outputs[0].contents.fp32_contents).reshape(5, 3), expected)
@@ -222,6 +242,44 @@ def test_contradictory_contents_are_refused(call):
             call(request)
         assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
         assert message in caught.value.details()
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.data())
+def test_any_message_is_understood_or_refused(shared_bundle, data):
+    """Whatever fits the messages' types ends in rows or in a 4xx."""
+    from cpt_serving.errors import RequestError
+    from cpt_serving.grpc_api.messages import infer_message, parse_message
+    from cpt_serving.oip.inputs import tensor_rows
+
+    datatype = data.draw(st.sampled_from(["FP32", "FP64", "FP16", "BF16", "UINT8", "BYTES", "INT8", "BOOL", "", "X"]))
+    shapes = st.sampled_from([[1, 3, 8, 8], [1, 8, 8, 3], [1], [2, 1]])
+    shape = data.draw(shapes | st.lists(st.integers(-(2**63), 2**63 - 1) | st.integers(0, 3), max_size=5))
+    request = service_pb2.ModelInferRequest(model_name=MODEL)
+    tensor = request.inputs.add(name=data.draw(st.sampled_from(["image", ""])), datatype=datatype, shape=shape)
+    request.raw_input_contents.extend(data.draw(st.lists(st.just(bytes(768)) | st.binary(max_size=20), max_size=2)))
+    tensor.contents.fp32_contents.extend(data.draw(st.just([0.5] * 192) | st.lists(st.floats(width=32), max_size=3)))
+    tensor.contents.bytes_contents.extend(data.draw(st.lists(st.binary(max_size=5), max_size=1)))
+    tensor.contents.uint_contents.extend(data.draw(st.lists(st.integers(0, 2**32 - 1), max_size=3)))
+    request.parameters["timeout"].int64_param = data.draw(st.integers(-2, 2))
+    for name in data.draw(st.lists(st.sampled_from(["logits", "other"]), max_size=1)):
+        wish = request.outputs.add(name=name)
+        kind, value = data.draw(
+            st.tuples(st.just("int64_param"), st.integers(-1, 5))
+            | st.tuples(st.just("string_param"), st.text(max_size=2))
+            | st.tuples(st.just("double_param"), st.floats())
+        )
+        setattr(wish.parameters["classification"], kind, value)
+    rows = None
+    with contextlib.suppress(RequestError):
+        parsed = parse_message(request)
+        rows = tensor_rows(parsed.tensor, shared_bundle.preprocessing, load_settings(bundle=shared_bundle.path))
+    if rows is not None:
+        assert rows.dtype == np.float32
+        assert rows.shape == (shape[0], 3, 8, 8)
+        assert (
+            infer_message(parsed, shared_bundle, np.zeros((len(rows), 3), np.float32)).outputs[0].shape[0] == shape[0]
+        )
 
 
 INDEPENDENT = """
