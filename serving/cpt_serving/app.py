@@ -16,7 +16,7 @@ from cpt_serving.middleware import RequestEdge
 from cpt_serving.oip.statistics import StatisticsRegistry
 from cpt_serving.orders import ORDERS_VARIABLE, OrderBook
 from cpt_serving.repository import ModelRepository
-from cpt_serving.routes import ROUTERS
+from cpt_serving.routes import ROUTERS, page_router
 from cpt_serving.routes.shortcut import InferShortcut
 from cpt_serving.service import Service
 from cpt_serving.serving_app import ServingApp
@@ -75,7 +75,9 @@ def app_of(service: Service) -> FastAPI:
     add_error_handlers(app)
     for make_router in ROUTERS:
         app.include_router(make_router(service))
-    if settings.docs:
+    if settings.page:
+        app.include_router(page_router(service))
+    elif settings.docs:
         app.add_api_route("/", _to_docs, include_in_schema=False)
     return app
 

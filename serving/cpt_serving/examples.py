@@ -1,27 +1,19 @@
 """Requests that `/docs` shows, made from the bundle's golden sample so that they work as they stand."""
 
 import base64
-import io
 from typing import Any
 
-import numpy as np
-from PIL import Image
-
 from cpt_deploy.bundle import Bundle
+from cpt_serving.samples import sample_image, to_png
 
 _LARGEST_SIDE = 32
 
 
 def example_image(bundle: Bundle) -> bytes:
     """Return the first golden input as a small PNG file."""
-    preprocessing = bundle.preprocessing
-    mean, std = (np.asarray(values)[:, None, None] for values in (preprocessing.mean, preprocessing.std))
-    pixels = np.clip(np.rint((bundle.golden.inputs[0] * std + mean) * 255), 0, 255).astype(np.uint8)
-    image = Image.fromarray(pixels[0] if preprocessing.channels == 1 else pixels.transpose(1, 2, 0))
+    image = sample_image(bundle, 0)
     image.thumbnail((_LARGEST_SIDE, _LARGEST_SIDE))
-    file = io.BytesIO()
-    image.save(file, "PNG")
-    return file.getvalue()
+    return to_png(image)
 
 
 def predict_body(bundle: Bundle | None) -> dict[str, Any]:

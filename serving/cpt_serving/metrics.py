@@ -1,8 +1,9 @@
 """Prometheus metrics of the server; with several workers they are summed over all of them."""
 
 import os
+from collections.abc import Iterable
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from cpt_deploy.bundle import Bundle
@@ -74,11 +75,19 @@ class Metrics:
 
     def render(self) -> bytes:
         """Return all metrics in Prometheus' text format."""
+        return generate_latest(self._shared_registry())
+
+    def collect(self) -> Iterable[Metric]:
+        """Return all metrics as objects."""
+        return self._shared_registry().collect()
+
+    def _shared_registry(self) -> CollectorRegistry:
+        """Return the registry, or with several workers one that sums over all of them."""
         if MULTIPROCESS_VARIABLE not in os.environ:
-            return generate_latest(self._registry)
+            return self._registry
         shared = CollectorRegistry()
         MultiProcessCollector(shared)  # type: ignore[no-untyped-call]
-        return generate_latest(shared)
+        return shared
 
     def _histogram(
         self, name: str, documentation: str, labels: tuple[str, ...], buckets: tuple[float, ...] = _SECONDS

@@ -40,6 +40,19 @@ class PredictAnswer(BaseModel):
     """Images of the batch that this request's were computed in."""
 
 
+class ServedModel(BaseModel):
+    """A model and its versions, the newest last."""
+
+    name: str
+    versions: list[str]
+
+
+class ServedModels(BaseModel):
+    """All models of the server."""
+
+    models: list[ServedModel]
+
+
 class Liveness(BaseModel):
     """The process answers."""
 

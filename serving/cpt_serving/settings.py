@@ -108,6 +108,9 @@ class ServeSettings(BaseSettings):
     docs: bool = True
     """Whether `/docs` and `/openapi.json` are served."""
 
+    page: bool = True
+    """Whether the page at `/` and what it reads is served."""
+
     access_log: bool = True
     """Whether each request is logged."""
 

@@ -140,6 +140,7 @@ def serve(  # noqa: PLR0913, PLR0917  the options are its parameters
                 "address": url,
                 **({} if settings.grpc_port is None else {"gRPC": f"{settings.host}:{settings.grpc_port}"}),
                 "models": ", ".join(models) or "none yet",
+                "page": f"{url}/" if settings.page else "off",
                 "try it": f"curl -F file=@image.png {url}{path}",
                 "docs": f"{url}/docs" if settings.docs else "off",
                 "ready": f"{url}/health/ready",

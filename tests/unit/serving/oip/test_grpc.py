@@ -34,14 +34,16 @@ def free_port():
 
 
 @pytest.fixture(scope="module")
-def address(serve, shared_bundle):
+def addresses(serve, shared_bundle):
+    """Of gRPC and of the web."""
     port = free_port()
     with serve(shared_bundle, "--grpc-port", str(port), repository_control=True, max_body_bytes=1_000_000) as web:
-        yield f"127.0.0.1:{port}"
-        metrics = httpx2.get(f"http://{web}/metrics", trust_env=False).text
-        for status in (200, 400, 404, 413, 504):
-            labels = f'method="gRPC",route="/inference.GRPCInferenceService/ModelInfer",status="{status}"'
-            assert f"cpt_serve_requests_total{{{labels}}}" in metrics
+        yield f"127.0.0.1:{port}", web
+
+
+@pytest.fixture(scope="module")
+def address(addresses):
+    return addresses[0]
 
 
 @pytest.fixture(scope="module")
@@ -193,6 +195,16 @@ def typed_request(datatype, field, values, shape):
     tensor = request.inputs.add(name="image", datatype=datatype, shape=shape)
     getattr(tensor.contents, field).extend(values)
     return request
+
+
+def test_calls_are_counted_with_the_other_requests(addresses, client):
+    client.infer(MODEL, [image_input(ROWS)])
+    with pytest.raises(InferenceServerException):
+        client.infer("other", [image_input(ROWS)])
+    metrics = httpx2.get(f"http://{addresses[1]}/metrics", trust_env=False).text
+    for status in (200, 404):
+        labels = f'method="gRPC",route="/inference.GRPCInferenceService/ModelInfer",status="{status}"'
+        assert f"cpt_serve_requests_total{{{labels}}}" in metrics
 
 
 def test_typed_contents_are_answered_with_typed_contents(call, expected, png):
