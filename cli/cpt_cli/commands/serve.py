@@ -105,6 +105,7 @@ def serve(  # noqa: PLR0913, PLR0917  the options are its parameters
     Checksums and golden samples are checked before anything listens. Every setting can also be given by an environment
     variable, CPT_SERVE_PORT=9000, CPT_SERVE_MAX_BODY_BYTES, ..., or in a YAML file; docs/serving.md lists them.
     """
+    from cpt_serving.model_directory import find_models
     from cpt_serving.server import run
     from cpt_serving.settings import load_settings
 
@@ -131,12 +132,15 @@ def serve(  # noqa: PLR0913, PLR0917  the options are its parameters
     )
 
     def announce(url: str) -> None:
+        models = sorted({location.address()[0] for location in find_models(settings.bundle)})
+        path = "/predict" if len(models) == 1 else f"/models/{models[0] if models else 'NAME'}/predict"
         out.fields(
             f"Serving {formats.path(settings.bundle)}",
             {
                 "address": url,
                 **({} if settings.grpc_port is None else {"gRPC": f"{settings.host}:{settings.grpc_port}"}),
-                "try it": f"curl -F file=@image.png {url}/predict",
+                "models": ", ".join(models) or "none yet",
+                "try it": f"curl -F file=@image.png {url}{path}",
                 "docs": f"{url}/docs" if settings.docs else "off",
                 "ready": f"{url}/health/ready",
                 "workers": f"{settings.workers}; inferences at once in each: {settings.inferences_at_once}, "
@@ -145,7 +149,15 @@ def serve(  # noqa: PLR0913, PLR0917  the options are its parameters
         )
         if out.quiet:
             out.line(url)
-        out.result({"url": url, "bundle": settings.bundle, "workers": settings.workers, "threads": settings.threads})
+        out.result(
+            {
+                "url": url,
+                "bundle": settings.bundle,
+                "models": models,
+                "workers": settings.workers,
+                "threads": settings.threads,
+            }
+        )
 
     run(settings, on_listening=announce)
 

@@ -2,6 +2,7 @@
 
 import time
 
+import anyio.to_thread
 import numpy as np
 import numpy.typing as npt
 from fastapi import APIRouter, Request
@@ -87,7 +88,7 @@ async def _infer(service: Service, request: Request, engine: Engine) -> Response
     computed = time.perf_counter()
     answer = render_answer(parsed, engine.bundle, inference.logits)
     service.statistics.observe(engine.bundle).request_converted(prepared - received, time.perf_counter() - computed)
-    return await _respond(answer, request, engine)
+    return await _respond(answer, request)
 
 
 async def _read(request: Request, engine: Engine, settings: ServeSettings) -> tuple[bytes, int | None]:
@@ -120,13 +121,17 @@ def _parse_all(
     return parsed, tensor_rows(parsed.tensor, bundle.preprocessing, settings)
 
 
-async def _respond(answer: Answer, request: Request, engine: Engine) -> Response:
+async def _respond(answer: Answer, request: Request) -> Response:
     accepted = request.headers.get("accept-encoding", "")
     body, headers = answer.body, {}
     if answer.json_bytes is not None:
         headers[HEADER_LENGTH] = str(answer.json_bytes)
     coding = preferred_coding(body, accepted)
     if coding is not None:
-        body = compress(body, coding) if len(body) <= _INLINE_BYTES else await engine.decode(compress, body, coding)
+        if len(body) <= _INLINE_BYTES:
+            body = compress(body, coding)
+        else:
+            # Not among the decoders: those refuse work when the queue is full, and this request is through.
+            body = await anyio.to_thread.run_sync(compress, body, coding)
         headers |= {"Content-Encoding": coding, "Vary": "Accept-Encoding"}
     return Response(body, headers=headers, media_type=JSON_TYPE if answer.json_bytes is None else BINARY_TYPE)

@@ -2,7 +2,6 @@
 
 import asyncio
 import threading
-import time
 from contextlib import asynccontextmanager
 
 import numpy as np
@@ -64,11 +63,11 @@ def rows(*values):
 
 
 @asynccontextmanager
-async def batcher(model, *, slots=1, max_batch=4, max_delay_s=0.0, queue_rows=100, clock=time.monotonic):
+async def batcher(model, *, slots=1, max_batch=4, max_delay_s=0.0, queue_rows=100):
     threads, recorder = ComputeThreads(slots), Recorder()
     limits = BatchLimits(max_batch, max_delay_s, queue_rows)
     try:
-        yield Batcher(model, threads, limits, recorder, clock), recorder
+        yield Batcher(model, threads, limits, recorder), recorder
     finally:
         await asyncio.to_thread(threads.close)
 
@@ -220,10 +219,20 @@ def test_a_deadline_that_passes_is_504_and_its_rows_are_not_computed():
 def test_a_deadline_that_passes_during_the_computation_is_504_too():
     async def scenario():
         model = GatedModel()
-        # A clock that stands still: only the event loop's timer ends the wait, not the thread that takes the request.
-        async with batcher(model, clock=lambda: 0.0) as (queue, recorder):
-            late = submit(queue, 0, deadline=0.01)
+        loop, timers = asyncio.get_running_loop(), []
+        start_timer = loop.call_later
+
+        def hold(seconds, callback, *arguments):
+            timers.append((callback, arguments))
+            return start_timer(seconds, callback, *arguments)
+
+        async with batcher(model) as (queue, recorder):
+            loop.call_later = hold
+            late = submit(queue, 0, deadline=loop.time() + HOURS)
             await model.entered()
+            loop.call_later = start_timer
+            ((expire, arguments),) = timers
+            expire(*arguments)
             with pytest.raises(RequestError, match="deadline"):
                 await late
             model.let_pass(2)
