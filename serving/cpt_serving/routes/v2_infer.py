@@ -15,8 +15,8 @@ from cpt_serving.deadlines import request_deadline
 from cpt_serving.engine import Engine
 from cpt_serving.oip.answers import Answer, render_answer
 from cpt_serving.oip.examples import HEADERS, infer_body
-from cpt_serving.oip.inputs import is_light, raw_rows, tensor_rows
-from cpt_serving.oip.requests import HEADER_LENGTH, RAW_REQUEST, InferRequest, header_length, parse_request
+from cpt_serving.oip.inputs import is_light, raw_tensor, tensor_rows
+from cpt_serving.oip.requests import HEADER_LENGTH, InferRequest, RequestedOutput, header_length, parse_request
 from cpt_serving.oip.schemas import InferAnswer
 from cpt_serving.routes.direct import DirectRoute
 from cpt_serving.schemas import ErrorAnswer
@@ -95,7 +95,7 @@ async def _read(request: Request, engine: Engine, settings: ServeSettings) -> tu
     """Return the decompressed body, and how many of its bytes are JSON, if it says that."""
     json_bytes = header_length(request.headers)
     body = await request.body()
-    coding = request.headers.get("content-encoding", "identity")
+    coding = request.headers.get("content-encoding", "identity").lower()
     if coding != "identity":
         body = await engine.decode(decompress, body, coding, limit=settings.max_body_bytes)
     return body, json_bytes
@@ -104,11 +104,13 @@ async def _read(request: Request, engine: Engine, settings: ServeSettings) -> tu
 async def _parse(
     body: bytes, json_bytes: int | None, engine: Engine, settings: ServeSettings
 ) -> tuple[InferRequest, Rows]:
-    if json_bytes == 0:
-        return RAW_REQUEST, raw_rows(body, engine.bundle.preprocessing, settings)
     if (len(body) if json_bytes is None else json_bytes) > _INLINE_BYTES:
         return await engine.decode(_parse_all, body, json_bytes, engine.bundle, settings)
-    parsed = parse_request(body, json_bytes)
+    if json_bytes == 0:
+        # A raw request has no JSON, and gets all outputs as bytes.
+        parsed = InferRequest(raw_tensor(body, engine.bundle.preprocessing), RequestedOutput(binary=True))
+    else:
+        parsed = parse_request(body, json_bytes)
     if is_light(parsed.tensor):
         return parsed, tensor_rows(parsed.tensor, engine.bundle.preprocessing, settings)
     return parsed, await engine.decode(tensor_rows, parsed.tensor, engine.bundle.preprocessing, settings)
