@@ -17,13 +17,17 @@ from cpt_serving.uploads import EncodedImage, Pixels, Upload, check_rows, decode
 NATIVE = "FP32"
 """Datatype of the model's own input and output."""
 
+_LIGHT_BYTES = 1 << 20
 _FLOATS = frozenset({NATIVE, "FP64", "FP16", "BF16"})
 _ONLY_BINARY = frozenset({"FP16", "BF16"})
 
 
 def is_light(tensor: InputTensor) -> bool:
-    """Return whether `tensor_rows` takes no longer than it takes to hand work to a thread."""
-    return tensor.raw is not None and tensor.datatype == NATIVE
+    """Return whether `tensor_rows` takes no longer than it takes to hand work to a thread.
+
+    Of what stands in JSON that holds only if the JSON is short.
+    """
+    return tensor.datatype == NATIVE and (tensor.raw is None or tensor.raw.nbytes <= _LIGHT_BYTES)
 
 
 def tensor_rows(tensor: InputTensor, preprocessing: Preprocessing, settings: ServeSettings) -> npt.NDArray[np.float32]:
@@ -47,11 +51,11 @@ def tensor_rows(tensor: InputTensor, preprocessing: Preprocessing, settings: Ser
     )
 
 
-def raw_rows(body: bytes, preprocessing: Preprocessing, settings: ServeSettings) -> npt.NDArray[np.float32]:
-    """Return the rows of a raw request: FP32 and nothing else; how many rows follows from the size.
+def raw_tensor(body: bytes, preprocessing: Preprocessing) -> InputTensor:
+    """Return the tensor of a raw request: FP32 and nothing else; how many rows follows from the size.
 
     Raises:
-        RequestError: 400, if the body is no multiple of a row, or 413 for more rows than `settings` allow.
+        RequestError: 400, if the body is no multiple of a row.
     """
     row_bytes = 4 * math.prod(preprocessing.input_shape)
     count, rest = divmod(len(body), row_bytes)
@@ -60,8 +64,7 @@ def raw_rows(body: bytes, preprocessing: Preprocessing, settings: ServeSettings)
             f"Expected a body of {row_bytes} bytes for each row of FP32 {list(preprocessing.input_shape)}, "
             f"but got {len(body)}"
         )
-    shape = [count, *preprocessing.input_shape]
-    return tensor_rows(InputTensor(INPUT_NAME, NATIVE, shape, raw=memoryview(body)), preprocessing, settings)
+    return InputTensor(INPUT_NAME, NATIVE, [count, *preprocessing.input_shape], raw=memoryview(body))
 
 
 def _normalised(tensor: InputTensor, expected: tuple[int, int, int], max_rows: int) -> npt.NDArray[np.float32]:

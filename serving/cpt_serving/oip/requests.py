@@ -64,10 +64,6 @@ class InferRequest:
     timeout_us: int = 0
 
 
-RAW_REQUEST = InferRequest(InputTensor(INPUT_NAME, "FP32", []), RequestedOutput(binary=True))
-"""What a request without JSON asks for; its whole body is the input, and how many rows it has follows from that."""
-
-
 def header_length(headers: Mapping[str, str]) -> int | None:
     """Return how many bytes of JSON a request says that it has; `None` means all of it.
 

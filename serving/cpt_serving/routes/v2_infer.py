@@ -2,6 +2,7 @@
 
 import time
 
+import anyio.to_thread
 import numpy as np
 import numpy.typing as npt
 from fastapi import APIRouter, Request
@@ -14,8 +15,8 @@ from cpt_serving.deadlines import request_deadline
 from cpt_serving.engine import Engine
 from cpt_serving.oip.answers import Answer, render_answer
 from cpt_serving.oip.examples import HEADERS, infer_body
-from cpt_serving.oip.inputs import is_light, raw_rows, tensor_rows
-from cpt_serving.oip.requests import HEADER_LENGTH, RAW_REQUEST, InferRequest, header_length, parse_request
+from cpt_serving.oip.inputs import is_light, raw_tensor, tensor_rows
+from cpt_serving.oip.requests import HEADER_LENGTH, InferRequest, RequestedOutput, header_length, parse_request
 from cpt_serving.oip.schemas import InferAnswer
 from cpt_serving.raw_headers import raw_header
 from cpt_serving.routes.direct import DirectRoute
@@ -80,15 +81,14 @@ async def answer_infer(service: Service, request: Request, engine: Engine) -> Re
     computed = time.perf_counter()
     answer = render_answer(parsed, engine.bundle, inference.logits)
     service.statistics.observe(engine.bundle).request_converted(prepared - received, time.perf_counter() - computed)
-    return await _respond(answer, request, engine)
+    return await _respond(answer, request)
 
 
 async def _read(request: Request, engine: Engine, settings: ServeSettings) -> tuple[bytes, int | None]:
     """Return the decompressed body, and how many of its bytes are JSON, if it says that."""
     json_bytes = header_length(request.headers)
     body = await read_body(request.receive)
-    coding = raw_header(request.scope, b"content-encoding")
-    coding = "identity" if coding is None else coding
+    coding = (raw_header(request.scope, b"content-encoding") or "identity").lower()
     if coding != "identity":
         body = await engine.decode(decompress, body, coding, limit=settings.max_body_bytes)
     return body, json_bytes
@@ -97,11 +97,13 @@ async def _read(request: Request, engine: Engine, settings: ServeSettings) -> tu
 async def _parse(
     body: bytes, json_bytes: int | None, engine: Engine, settings: ServeSettings
 ) -> tuple[InferRequest, Rows]:
-    if json_bytes == 0:
-        return RAW_REQUEST, raw_rows(body, engine.bundle.preprocessing, settings)
     if (len(body) if json_bytes is None else json_bytes) > _INLINE_BYTES:
         return await engine.decode(_parse_all, body, json_bytes, engine.bundle, settings)
-    parsed = parse_request(body, json_bytes)
+    if json_bytes == 0:
+        # A raw request has no JSON, and gets all outputs as bytes.
+        parsed = InferRequest(raw_tensor(body, engine.bundle.preprocessing), RequestedOutput(binary=True))
+    else:
+        parsed = parse_request(body, json_bytes)
     if is_light(parsed.tensor):
         return parsed, tensor_rows(parsed.tensor, engine.bundle.preprocessing, settings)
     return parsed, await engine.decode(tensor_rows, parsed.tensor, engine.bundle.preprocessing, settings)
@@ -114,13 +116,17 @@ def _parse_all(
     return parsed, tensor_rows(parsed.tensor, bundle.preprocessing, settings)
 
 
-async def _respond(answer: Answer, request: Request, engine: Engine) -> Response:
+async def _respond(answer: Answer, request: Request) -> Response:
     accepted = raw_header(request.scope, b"accept-encoding") or ""
     body, headers = answer.body, {}
     if answer.json_bytes is not None:
         headers[HEADER_LENGTH] = str(answer.json_bytes)
     coding = preferred_coding(body, accepted)
     if coding is not None:
-        body = compress(body, coding) if len(body) <= _INLINE_BYTES else await engine.decode(compress, body, coding)
+        if len(body) <= _INLINE_BYTES:
+            body = compress(body, coding)
+        else:
+            # Not among the decoders: those refuse work when the queue is full, and this request is through.
+            body = await anyio.to_thread.run_sync(compress, body, coding)
         headers |= {"Content-Encoding": coding, "Vary": "Accept-Encoding"}
     return Response(body, headers=headers, media_type=JSON_TYPE if answer.json_bytes is None else BINARY_TYPE)

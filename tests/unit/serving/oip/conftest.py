@@ -32,8 +32,8 @@ def _serve(bundle: Bundle, *options: str, **settings: object) -> Iterator[str]:
         url = process.stdout.readline().strip()
         assert ADDRESS in url, process.communicate()[1]
         with httpx2.Client(trust_env=False, timeout=30) as client:
-            while client.get(f"{url}/v2/health/ready").status_code != 200:
-                pass
+            # The first answer comes when the models are loaded.
+            assert client.get(f"{url}/v2/health/ready").status_code == 200
         yield url.removeprefix("http://")
     finally:
         process.terminate()
