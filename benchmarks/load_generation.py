@@ -25,7 +25,7 @@ done = function(summary, latency, requests)
   local errors = summary.errors
   io.write(string.format(
     '\\nRESULT {"requests": %d, "microseconds": %d, "p50_us": %d, "p99_us": %d, "errors": %d}\\n',
-    summary.requests, summary.duration, latency:percentile(50), latency:percentile(99),
+    summary.requests - errors.status, summary.duration, latency:percentile(50), latency:percentile(99),
     errors.connect + errors.read + errors.write + errors.status + errors.timeout))
 end
 """
@@ -51,7 +51,7 @@ class Load:
     """What a server did under load.
 
     Args:
-        requests_per_s: Answers in a second.
+        requests_per_s: Answers in a second, errors not counted.
         p50_ms: Median latency.
         p99_ms: Its 99th percentile.
         errors: Failed connections, timeouts and answers with a status of 400 or more.

@@ -15,6 +15,7 @@ from typing import IO
 from load_generation import PreparedRequest
 
 READY_WITHIN_S = 60.0
+AUTOGROUP = Path("/proc/self/autogroup")
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,9 @@ def running(server: ServerCommand, *, core: int, log: IO[bytes]) -> Iterator[Run
         while not _is_ready(server):
             if process.poll() is not None or time.perf_counter() - started > READY_WITHIN_S:
                 raise RuntimeError(f"Expected {server.name} to become ready, but it did not: see {log.name}")
+            _share_niceness(process.pid)
             time.sleep(0.01)
+        _share_niceness(process.pid)
         yield RunningServer(server.name, server.port, process, time.perf_counter() - started)
     finally:
         _end(process)
@@ -127,9 +130,17 @@ def set_niceness(niceness: int) -> None:
     """
     os.nice(niceness - os.nice(0))
     # Where Linux groups processes by session, niceness decides only within the session, and this between sessions.
-    group = Path("/proc/self/autogroup")
-    if niceness and group.exists():
-        group.write_text(str(niceness))
+    if niceness and AUTOGROUP.exists():
+        AUTOGROUP.write_text(str(niceness))
+
+
+def _share_niceness(root: int) -> None:
+    """Give the sessions that a server has opened the niceness of this one."""
+    niceness = os.nice(0)
+    if niceness and AUTOGROUP.exists():
+        for pid in process_tree(root):
+            with contextlib.suppress(OSError):
+                Path(f"/proc/{pid}/autogroup").write_text(str(niceness))
 
 
 def process_tree(root: int) -> list[int]:

@@ -94,7 +94,8 @@ def cpt_deploy_system(bundle: Bundle, rows: Rows) -> System:
     port = _FIRST_PORT
     command = [sys.executable, "-m", "cpt_cli", "serve", str(bundle.path), "--port", str(port)]
     environment = {
-        "CPT_SERVE_THREADS": "1", "CPT_SERVE_MAX_BATCH": str(ROWS_PER_BATCH), "CPT_SERVE_ACCESS_LOG": "false",
+        "CPT_SERVE_THREADS": "1", "CPT_SERVE_MAX_BATCH": str(ROWS_PER_BATCH), "CPT_SERVE_QUEUE_ROWS": "4096",
+        "CPT_SERVE_ACCESS_LOG": "false",
     }  # fmt: skip
     request = PreparedRequest(
         f"/v2/models/{bundle.name}/infer",
