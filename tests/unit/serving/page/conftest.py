@@ -123,12 +123,13 @@ def two_models_url(shared_bundle, grey_bundle, tmp_path_factory) -> Iterator[str
         yield url
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     """Headless Chromium, Debian's or whatever the machine has."""
     sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install 'cpt-deploy[dev]'")
     if CHROMIUM is None:
         pytest.skip("needs Chromium: apt-get install chromium")
+    # Not for longer than a module: while it runs no other test can call `asyncio.run`.
     with sync_api.sync_playwright() as playwright:
         # A sandbox needs privileges that containers lack; the pages are our own.
         launched = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
