@@ -146,7 +146,7 @@ class Batcher:
         if full:
             self._observer.request_failed(QUEUE_FULL, 0.0)
             raise self._queue_full()
-        self._observer.queue_changed(self._waiting_rows)
+        self._observer.queue_changed(self._waiting_rows, len(self._waiting))
         self._threads.offer(self._run_next)
 
     def _run_next(self) -> None:
@@ -203,7 +203,7 @@ class Batcher:
         if not isinstance(outcome, Exception):
             self._observer.batch_finished(total, seconds)
             self._seconds_per_row += _SMOOTHING * (seconds / total - self._seconds_per_row)
-        self._observer.queue_changed(self._waiting_rows)
+        self._observer.queue_changed(self._waiting_rows, len(self._waiting))
         offset = 0
         for request in batch:
             count = len(request.rows)
@@ -230,7 +230,7 @@ class Batcher:
             if request in self._waiting:
                 del self._waiting[request]
                 self._waiting_rows -= len(request.rows)
-        self._observer.queue_changed(self._waiting_rows)
+        self._observer.queue_changed(self._waiting_rows, len(self._waiting))
         self._observer.request_failed(reason, self._clock() - request.arrived)
 
     def _queue_full(self) -> RequestError:

@@ -2,6 +2,7 @@
 
 from cpt_cli.command import Command
 from cpt_cli.commands import (
+    api_key,
     benchmark,
     datasets,
     export,
@@ -24,6 +25,7 @@ COMMANDS: tuple[Command, ...] = (
     benchmark.COMMAND,
     predict.COMMAND,
     serve.COMMAND,
+    api_key.COMMAND,
     models.COMMAND,
     datasets.COMMAND,
     info.COMMAND,
