@@ -106,6 +106,12 @@ class Batcher:
         self.pending = 0
         """Requests that have not been answered yet."""
 
+    def require_room(self) -> None:
+        """Raise a 429 if the queue is full already."""
+        if self._waiting_rows >= self._limits.queue_rows:
+            self._observer.request_failed(QUEUE_FULL, 0.0)
+            raise self._queue_full()
+
     async def submit(self, rows: Rows, deadline: float | None = None) -> Inference:
         """Compute the rows of one request, together and in their order.
 
@@ -200,24 +206,29 @@ class Batcher:
     def _deliver(self, batch: list[_Request], outcome: Rows | Exception, started: float, finished: float) -> None:
         seconds = finished - started
         total = sum(len(request.rows) for request in batch)
-        if not isinstance(outcome, Exception):
-            self._observer.batch_finished(total, seconds)
-            self._seconds_per_row += _SMOOTHING * (seconds / total - self._seconds_per_row)
-        self._observer.queue_changed(self._waiting_rows, len(self._waiting))
+        answered: list[tuple[_Request, int]] = []
         offset = 0
+        # First all answers, then the observers: what goes wrong in one must not leave a request without an answer.
         for request in batch:
             count = len(request.rows)
-            if request.answer.done():
-                pass
-            elif isinstance(outcome, Exception):
-                self._observer.request_failed(ERROR, finished - request.arrived)
-                request.answer.set_exception(outcome)
-            else:
-                logits = outcome[offset : offset + count]
-                queued = started - request.arrived
-                self._observer.request_finished(count, queued, seconds)
-                request.answer.set_result(Inference(logits, queued * 1e3, seconds * 1e3, total))
+            if not request.answer.done():
+                answered.append((request, count))
+                if isinstance(outcome, Exception):
+                    request.answer.set_exception(outcome)
+                else:
+                    logits = outcome[offset : offset + count]
+                    queued_ms = (started - request.arrived) * 1e3
+                    request.answer.set_result(Inference(logits, queued_ms, seconds * 1e3, total))
             offset += count
+        self._observer.queue_changed(self._waiting_rows, len(self._waiting))
+        if not isinstance(outcome, Exception):
+            self._seconds_per_row += _SMOOTHING * (seconds / total - self._seconds_per_row)
+            self._observer.batch_finished(total, seconds)
+        for request, count in answered:
+            if isinstance(outcome, Exception):
+                self._observer.request_failed(ERROR, finished - request.arrived)
+            else:
+                self._observer.request_finished(count, started - request.arrived, seconds)
 
     def _expire(self, request: _Request) -> None:
         if not request.answer.done():

@@ -148,7 +148,16 @@ class Engine:
         return inference
 
     async def decode(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run work on a request's content, which can take long, in a thread."""
+        """Run work on a request's content, which can take long, in a thread.
+
+        Raises:
+            RequestError: 429 if the queue is full: nothing is decoded for a request that would be refused then.
+        """
+        record = current_record.get()
+        if record is not None:
+            record.model, record.version = self.bundle.name, self.bundle.version
+        if self._batcher is not None:
+            self._batcher.require_room()
         return await anyio.to_thread.run_sync(functools.partial(function, *args, **kwargs), limiter=self._decoders)
 
 

@@ -37,6 +37,16 @@ class ModelLocation:
         bundle = Bundle.open(self.path)
         return replace(bundle, name=self.name or bundle.name, version=self.version or bundle.version)
 
+    def address(self) -> tuple[str, str]:
+        """Return the name and the version by which clients address it, as far as that can be told unopened."""
+        if self.name is not None and self.version is not None:
+            return self.name, self.version
+        try:
+            bundle = Bundle.open(self.path, verify=False)
+        except BundleError:
+            return self.name or self.path.name, self.version or "1"
+        return self.name or bundle.name, self.version or bundle.version
+
 
 def find_models(path: Path) -> list[ModelLocation]:
     """Return the bundles at a path.

@@ -234,7 +234,7 @@ class ModelRepository:
 
         def look() -> dict[Key, ModelLocation]:
             return {
-                known.get(location.path) or _key_of(location): location
+                known.get(location.path) or location.address(): location
                 for location in find_models(self._settings.bundle)
             }
 
@@ -248,7 +248,7 @@ class ModelRepository:
             if location.name is None:
                 raise
             logger.error("%s", error.message)
-            self._table[_key_of(location)] = Entry(location, None, error.message, initial=True)
+            self._table[location.address()] = Entry(location, None, error.message, initial=True)
         else:
             self._table[engine.bundle.name, engine.bundle.version] = Entry(location, engine, initial=True)
 
@@ -297,14 +297,3 @@ class ModelRepository:
             async with asyncio.timeout(self._settings.shutdown_s):
                 while engine.pending:
                     await asyncio.sleep(_DRAIN_POLL_S)
-
-
-def _key_of(location: ModelLocation) -> Key:
-    """Return how clients address what is at a place; a bundle without a directory for its version says it itself."""
-    if location.name is not None and location.version is not None:
-        return location.name, location.version
-    try:
-        bundle = Bundle.open(location.path, verify=False)
-    except BundleError:
-        return location.name or location.path.name, location.version or "1"
-    return location.name or bundle.name, location.version or bundle.version

@@ -184,9 +184,12 @@ def test_a_full_queue_is_429_and_the_others_go_on():
                 await queue.submit(rows(4))
             assert caught.value.status == 429
             assert int(caught.value.headers["Retry-After"]) >= 1
+            with pytest.raises(RequestError, match="3 are waiting"):
+                queue.require_room()
             model.let_pass(2)
             await asyncio.gather(*requests)
-            assert (recorder.failed, recorder.finished) == (["queue_full"], [1, 1, 2])
+            queue.require_room()
+            assert (recorder.failed, recorder.finished) == (["queue_full"] * 2, [1, 1, 2])
             # What could never wait, being larger than the queue, runs when the queue is empty.
             model.let_pass()
             assert len((await queue.submit(rows(*range(9)))).logits) == 9
@@ -218,9 +221,20 @@ def test_a_deadline_that_passes_is_504_and_its_rows_are_not_computed():
 def test_a_deadline_that_passes_during_the_computation_is_504_too():
     async def scenario():
         model = GatedModel()
+        loop, timers = asyncio.get_running_loop(), []
+        start_timer = loop.call_later
+
+        def hold(seconds, callback, *arguments):
+            timers.append((callback, arguments))
+            return start_timer(seconds, callback, *arguments)
+
         async with batcher(model) as (queue, recorder):
-            late = submit(queue, 0, deadline=asyncio.get_running_loop().time() + 0.01)
+            loop.call_later = hold
+            late = submit(queue, 0, deadline=loop.time() + HOURS)
             await model.entered()
+            loop.call_later = start_timer
+            ((expire, arguments),) = timers
+            expire(*arguments)
             with pytest.raises(RequestError, match="deadline"):
                 await late
             model.let_pass(2)
@@ -263,6 +277,25 @@ def test_a_failing_model_fails_its_own_batch_only():
                 await queue.submit(rows(-1))
             assert answers([await queue.submit(rows(1))]) == [[2]]
             assert (recorder.failed, recorder.batches) == (["error"], [1])
+
+    asyncio.run(scenario())
+
+
+def test_an_observer_that_fails_leaves_no_request_without_an_answer():
+    class Broken(Recorder):
+        def batch_finished(self, rows, compute_s):
+            raise ValueError("a bug")
+
+    async def scenario():
+        model, threads, heard = GatedModel(), ComputeThreads(1), []
+        asyncio.get_running_loop().set_exception_handler(lambda _loop, context: heard.append(context["exception"]))
+        queue = Batcher(model, threads, BatchLimits(4, 0.0, 100), Broken())
+        requests = [submit(queue, value) for value in range(3)]
+        model.let_pass(3)
+        assert answers(await asyncio.gather(*requests)) == [[0], [2], [4]]
+        assert heard
+        assert all(isinstance(error, ValueError) for error in heard)
+        await asyncio.to_thread(threads.close)
 
     asyncio.run(scenario())
 
