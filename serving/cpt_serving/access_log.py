@@ -157,7 +157,9 @@ def text_line(entry: AccessEntry) -> bytes:
         f"{entry.duration_s * 1e3:.1f}ms",
     ]
     if record.model:
-        parts.append(f"{record.model}/{record.version} rows={record.rows}")
+        parts.append(f"{record.model}/{record.version}")
+    if record.rows:
+        parts.append(f"rows={record.rows}")
     if record.key:
         parts.append(f"key={record.key}")
     return (" ".join([*parts, f"id={record.request_id}"]) + "\n").encode()
@@ -177,7 +179,9 @@ def _fields(entry: AccessEntry) -> dict[str, Any]:
     if record.key:
         fields["key"] = record.key
     if record.model:
-        fields |= {"model": record.model, "version": record.version, "rows": record.rows}
+        fields |= {"model": record.model, "version": record.version}
+    if record.rows:
+        fields["rows"] = record.rows
     if inference is not None:
         fields |= {
             "queue_ms": round(inference.queue_ms, 3),

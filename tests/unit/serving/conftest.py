@@ -30,7 +30,7 @@ def client(shared_bundle: Bundle) -> Iterator[TestClient]:
         yield connected
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def connect_to() -> Callable[..., TestClient]:
     """Makes a client of a server with further settings; entering it starts the server."""
     return connect
@@ -90,7 +90,7 @@ def server_process(tmp_path, bundle, program=None, **settings):
     )
     try:
         url = process.stdout.readline().strip()
-        assert url.startswith("http://127.0.0.1:"), process.communicate()[1]
+        assert url.startswith(("http://127.0.0.1:", "https://127.0.0.1:")), process.communicate()[1]
         yield process, url
     finally:
         if process.poll() is None:
