@@ -26,6 +26,8 @@ from cpt_serving.startup_checks import check_settings, warn_if_exposed
 
 APP_PATH = "cpt_serving.app:create_app"
 
+_UNACKNOWLEDGED_MS = 30_000
+
 
 def run(settings: ServeSettings, *, on_listening: Callable[[str], None] | None = None) -> None:
     """Serve until SIGTERM or SIGINT; both end in order, and this function returns.
@@ -122,6 +124,9 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         # A port whose last server ended a moment ago is free; one with a server on it still is not.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # Accepted connections inherit it: a client that is gone, or does not take its answer, is not kept for ever.
+        if hasattr(socket, "TCP_USER_TIMEOUT"):
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNACKNOWLEDGED_MS)
         listener.bind(address)
         # Two sockets can be bound to one port as long as neither listens; this finds the other server.
         listener.listen(2048)

@@ -156,6 +156,7 @@ def serve(  # noqa: PLR0913, PLR0917  the options are its parameters
     Checksums and golden samples are checked before anything listens. Every setting can also be given by an environment
     variable, CPT_SERVE_PORT=9000, CPT_SERVE_MAX_BODY_BYTES, ..., or in a YAML file; docs/serving.md lists them.
     """
+    from cpt_serving.model_directory import find_models
     from cpt_serving.server import run
     from cpt_serving.settings import load_settings
 
@@ -188,11 +189,14 @@ def serve(  # noqa: PLR0913, PLR0917  the options are its parameters
     )
 
     def announce(url: str) -> None:
+        models = sorted({location.address()[0] for location in find_models(settings.bundle)})
+        path = "/predict" if len(models) == 1 else f"/models/{models[0] if models else 'NAME'}/predict"
         out.fields(
             f"Serving {formats.path(settings.bundle)}",
             {
                 "address": url,
-                "try it": _curl(settings, url),
+                "models": ", ".join(models) or "none yet",
+                "try it": _curl(settings, f"{url}{path}"),
                 "docs": f"{url}/docs" if settings.docs else "off",
                 "ready": f"{url}/health/ready",
                 "keys": "none: everybody who reaches the address may ask"
@@ -204,15 +208,23 @@ def serve(  # noqa: PLR0913, PLR0917  the options are its parameters
         )
         if out.quiet:
             out.line(url)
-        out.result({"url": url, "bundle": settings.bundle, "workers": settings.workers, "threads": settings.threads})
+        out.result(
+            {
+                "url": url,
+                "bundle": settings.bundle,
+                "models": models,
+                "workers": settings.workers,
+                "threads": settings.threads,
+            }
+        )
 
     run(settings, on_listening=announce)
 
 
-def _curl(settings: "ServeSettings", url: str) -> str:
+def _curl(settings: "ServeSettings", address: str) -> str:
     key = "" if settings.api_keys is None else "-H 'X-API-Key: …' "
     trust = "" if settings.tls_cert is None else f"--cacert {settings.tls_cert} "
-    return f"curl {trust}{key}-F file=@image.png {url}/predict"
+    return f"curl {trust}{key}-F file=@image.png {address}"
 
 
 COMMAND = Command(
