@@ -22,7 +22,7 @@ from cpt_serving.middleware import RequestEdge
 from cpt_serving.orders import ORDERS_VARIABLE, OrderBook
 from cpt_serving.repository import ModelRepository
 from cpt_serving.routes import health_router, metrics_router, predict_router, v2_router
-from cpt_serving.routes.docs import docs_router
+from cpt_serving.routes.docs import describe_keys, docs_router
 from cpt_serving.service import Service
 from cpt_serving.settings import ServeSettings, load_settings
 from cpt_serving.tracing import close_tracing, open_tracing, telemetry_of
@@ -98,6 +98,8 @@ def app_of(service: Service, *, tracer_provider: TracerProvider | None = None) -
         app.include_router(make_router(service))
     if settings.docs:
         app.include_router(docs_router(app.title, _OPENAPI_URL))
+        if settings.api_keys is not None:
+            describe_keys(app)
         app.add_api_route("/", _to_docs, include_in_schema=False)
     return app
 

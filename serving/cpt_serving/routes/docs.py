@@ -3,8 +3,9 @@
 import base64
 import hashlib
 import re
+from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, FastAPI
 from fastapi.openapi.docs import get_swagger_ui_html
 from starlette.responses import Response
 
@@ -27,6 +28,21 @@ def docs_router(title: str, openapi_url: str) -> APIRouter:
 
     router.add_api_route("/docs", docs, include_in_schema=False)
     return router
+
+
+def describe_keys(app: FastAPI) -> None:
+    """Say in an app's description that requests need a key, so that `/docs` and generated clients ask for it."""
+    describe = app.openapi
+
+    def with_keys() -> dict[str, Any]:
+        description = describe()
+        schemes = description.setdefault("components", {}).setdefault("securitySchemes", {})
+        schemes["bearer"] = {"type": "http", "scheme": "bearer"}
+        schemes["header"] = {"type": "apiKey", "in": "header", "name": "X-API-Key"}
+        description["security"] = [{"bearer": []}, {"header": []}]
+        return description
+
+    app.openapi = with_keys  # type: ignore[method-assign]
 
 
 def _policy(page: bytes) -> str:

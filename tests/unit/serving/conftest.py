@@ -37,9 +37,8 @@ def connect_to() -> Callable[..., TestClient]:
 
 
 def connect(bundle: Bundle, **settings: object) -> TestClient:
-    return ReadyClient(
-        create_app(load_settings(bundle=bundle.path, concurrency=2, **settings)), raise_server_exceptions=False
-    )
+    chosen = load_settings(bundle=bundle.path, **{"concurrency": 2, "access_log": False, **settings})
+    return ReadyClient(create_app(chosen), raise_server_exceptions=False)
 
 
 class ReadyClient(TestClient):

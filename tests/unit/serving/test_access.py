@@ -155,6 +155,14 @@ def test_metrics_and_models_answer_those_who_may(guarded, keys):
     assert guarded.post(LOAD, headers=bearer(keys["admin"])).status_code not in {401, 403}
 
 
+def test_the_description_says_that_a_key_is_needed(guarded, client):
+    described = guarded.get("/openapi.json").json()
+    schemes = described["components"]["securitySchemes"]
+    assert schemes["bearer"] == {"type": "http", "scheme": "bearer"}
+    assert {name for choice in described["security"] for name in choice} == set(schemes)
+    assert "security" not in client.get("/openapi.json").json()
+
+
 def test_metrics_can_be_open_where_the_rest_is_not(shared_bundle, key_file, keys, connect_to):
     with connect_to(shared_bundle, api_keys=key_file, open_metrics=True) as client:
         assert client.get("/metrics").status_code == 200

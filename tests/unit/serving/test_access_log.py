@@ -26,7 +26,7 @@ def logged(shared_bundle, connect_to, file):
     """Asks a server something and returns the lines that it has logged by its end."""
 
     def ask(*requests, **settings):
-        with connect_to(shared_bundle, access_log_file=file, **settings) as client:
+        with connect_to(shared_bundle, access_log=True, access_log_file=file, **settings) as client:
             answers = [client.request(method, path, **more) for method, path, more in requests]
         return answers, file.read_text().splitlines()
 

@@ -36,7 +36,7 @@ def traced(shared_bundle):
     exporter = InMemorySpanExporter()
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
-    service = create_service(load_settings(bundle=shared_bundle.path))
+    service = create_service(load_settings(bundle=shared_bundle.path, access_log=False))
     service.repository.load_now()
     with TestClient(app_of(service, tracer_provider=provider), raise_server_exceptions=False) as client:
         yield client, exporter
