@@ -71,16 +71,19 @@ def test_a_head_is_refused_before_it_fills_the_memory(tmp_path, shared_bundle, p
         wait_until(lambda: get(f"{url}/health/ready").status_code == 200)
         address = ("127.0.0.1", int(url.rsplit(":", 1)[1]))
         start = b"GET /health/live HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+        # Read whole before it is refused, so that the answer cannot be lost with a reset of the connection.
+        refusal = raw(address, start + b"X: " + b"a" * 9000)
+        assert refusal.startswith(b"HTTP/1.1 431 Request Header Fields Too Large")
+        assert b'"request_id"' in refusal
         for pieces in (
             (start, b"X: ", b"a" * 100_000),
             (start, *[b"X: %d\r\n" % number for number in range(10_000)]),
             (b"GET /" + b"a" * 20_000 + b" HTTP/1.1\r\n\r\n",),
-            # One request after another on a connection: the second one's head is bounded too.
-            (b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n", start, b"X: ", b"a" * 100_000),
         ):
-            answer = raw(address, *pieces)
-            assert answer == b"" or b"HTTP/1.1 431 Request Header Fields Too Large" in answer
-            assert b"HTTP/1.1 200" not in answer or len(pieces) == 4
+            assert b"HTTP/1.1 2" not in raw(address, *pieces)
+        # One request after another on a connection: the second one's head is bounded too.
+        first = b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n"
+        assert raw(address, first, start, b"X: ", b"a" * 100_000, b"\r\n\r\n").count(b"HTTP/1.1 2") <= 1
         assert raw(address, start, b"X: " + b"a" * 7000 + b"\r\n\r", b"\n").startswith(b"HTTP/1.1 200")
         # A body is no head, however it arrives.
         image = png(size=(64, 64)) + b"\0" * 200_000
