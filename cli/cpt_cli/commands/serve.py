@@ -233,9 +233,8 @@ COMMAND = Command(
     panel=SHIP_PANEL,
     examples=(
         "cpt serve runs/digits/bundle-8bit",
-        "cpt serve my-bundle --host 0.0.0.0 --port 9000 --workers 4",
         "cpt serve models/ --watch 5 --require-evidence  # models/NAME/VERSION/, new versions take over while it runs",
-        "cpt serve my-bundle --host 0.0.0.0 --api-keys keys.txt --tls-cert cert.pem --tls-key key.pem",
+        "cpt serve my-bundle --host 0.0.0.0 --workers 4 --api-keys keys.txt --tls-cert cert.pem --tls-key key.pem",
         "cpt serve --config serve.yaml",
     ),
 )
