@@ -1,10 +1,13 @@
 """The evidence in a bundle: what `cpt validate` found, of which file, and whether that file is the one beside it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from cpt_deploy.bundle.bundle import Bundle
 from cpt_deploy.errors import BundleError, ValidationFailedError
+
+T = TypeVar("T")
 
 _AGAIN_HINT = "`cpt validate BUNDLE --data NAME` writes the evidence into the bundle"
 
@@ -21,9 +24,17 @@ class Evidence:
         samples: How many of its samples were measured.
         accuracy: Fraction that onnxruntime classified rightly; `None` if it was not measured.
         interval_95: Confidence interval of that.
-        compared_integers: Integers of onnxruntime that were compared with the exact executor's.
+        compared_integers: Integers of onnxruntime that were compared with the exact executor's; `None` if none were.
         mismatching_integers: How many differ.
         validated_at: When, ISO 8601 in UTC.
+        split: Part of the data set that was measured.
+        correct: How many samples onnxruntime classified rightly.
+        trained_accuracy: Fraction that the trained model classified rightly before freezing.
+        float_operators: Float layers left in onnxruntime's graph.
+        runtime: Version of onnxruntime.
+        cpu: Name of the processor.
+
+    What was not measured or recorded is `None`.
     """
 
     model_sha256: str
@@ -33,9 +44,15 @@ class Evidence:
     samples: int
     accuracy: float | None
     interval_95: tuple[float, float] | None
-    compared_integers: int
-    mismatching_integers: int
+    compared_integers: int | None
+    mismatching_integers: int | None
     validated_at: str
+    split: str | None
+    correct: int | None
+    trained_accuracy: float | None
+    float_operators: int | None
+    runtime: str | None
+    cpu: str | None
 
 
 def read_evidence(bundle: Bundle) -> Evidence | None:
@@ -85,18 +102,32 @@ def require_evidence(bundle: Bundle) -> Evidence:
 
 
 def _parse(report: dict[str, Any]) -> Evidence:
-    served = next((runtime for runtime in report["runtimes"] if runtime["name"] == "onnxruntime"), None)
-    dataset, integers = report["dataset"], report["integers"]
-    interval = served["interval_95"] if served is not None else None
+    runtimes = {entry["name"]: entry for entry in report["runtimes"]}
+    served, trained = runtimes.get("onnxruntime", {}), runtimes.get("trained", {})
+    dataset, integers = report["dataset"], report["integers"] or {"compared": None, "mismatching": None}
+    interval = served.get("interval_95")
+    float_operators = (report.get("graph") or {}).get("float_operators")
+    if not isinstance(report["passed"], bool):
+        raise TypeError(f"passed is {report['passed']!r:.50}")
     return Evidence(
         model_sha256=str(report["model_sha256"]),
-        passed=report["passed"] is True,
+        passed=report["passed"],
         reasons=tuple(str(reason) for reason in report["reasons"]),
         dataset=str(dataset["name"]),
         samples=int(dataset["samples"]),
-        accuracy=float(served["accuracy"]) if served is not None else None,
-        interval_95=(float(interval[0]), float(interval[1])) if interval is not None else None,
-        compared_integers=int(integers["compared"]),
-        mismatching_integers=int(integers["mismatching"]),
+        accuracy=_known(float, served.get("accuracy")),
+        interval_95=None if interval is None else (float(interval[0]), float(interval[1])),
+        compared_integers=_known(int, integers["compared"]),
+        mismatching_integers=_known(int, integers["mismatching"]),
         validated_at=str(report["validated_at"]),
+        split=_known(str, dataset.get("split")),
+        correct=_known(int, served.get("correct")),
+        trained_accuracy=_known(float, trained.get("accuracy")),
+        float_operators=None if float_operators is None else sum(float_operators.values()),
+        runtime=_known(str, (report.get("versions") or {}).get("onnxruntime")),
+        cpu=_known(str, (report.get("cpu") or {}).get("model")),
     )
+
+
+def _known(kind: Callable[[Any], T], value: Any) -> T | None:
+    return None if value is None else kind(value)

@@ -152,7 +152,7 @@ class Batcher:
         if full:
             self._observer.request_failed(QUEUE_FULL, 0.0)
             raise self._queue_full()
-        self._observer.queue_changed(self._waiting_rows)
+        self._observer.queue_changed(self._waiting_rows, len(self._waiting))
         self._threads.offer(self._run_next)
 
     def _run_next(self) -> None:
@@ -220,7 +220,7 @@ class Batcher:
                     queued_ms = (started - request.arrived) * 1e3
                     request.answer.set_result(Inference(logits, queued_ms, seconds * 1e3, total))
             offset += count
-        self._observer.queue_changed(self._waiting_rows)
+        self._observer.queue_changed(self._waiting_rows, len(self._waiting))
         if not isinstance(outcome, Exception):
             self._seconds_per_row += _SMOOTHING * (seconds / total - self._seconds_per_row)
             self._observer.batch_finished(total, seconds)
@@ -241,7 +241,7 @@ class Batcher:
             if request in self._waiting:
                 del self._waiting[request]
                 self._waiting_rows -= len(request.rows)
-        self._observer.queue_changed(self._waiting_rows)
+        self._observer.queue_changed(self._waiting_rows, len(self._waiting))
         self._observer.request_failed(reason, self._clock() - request.arrived)
 
     def _queue_full(self) -> RequestError:

@@ -39,6 +39,8 @@ class BodyReceiver:
         self._task = asyncio.current_task()
         self._timer: asyncio.TimerHandle | None = None
         self._watcher: asyncio.Task[None] | None = None
+        self.completed_at = self._started
+        """When the last byte had come, in seconds of `time.monotonic`."""
         self.client_gone = False
         """Whether the request was cancelled because its client closed the connection."""
 
@@ -72,6 +74,7 @@ class BodyReceiver:
             raise _too_large(self._max_bytes, "more")
         if not message.get("more_body", False):
             self._complete = True
+            self.completed_at = time.monotonic()
             self.answered()
             # Most requests are answered before it is worth a task of its own to see whether their client has left.
             self._timer = self._loop.call_later(_WATCH_AFTER_S, self._watch)

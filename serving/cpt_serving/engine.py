@@ -3,6 +3,7 @@
 import enum
 import functools
 import logging
+import time
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
@@ -18,6 +19,7 @@ from cpt_serving.compute import ComputeThreads
 from cpt_serving.errors import RequestError
 from cpt_serving.loading import load_model
 from cpt_serving.observers import InferenceObserver
+from cpt_serving.records import current_record
 from cpt_serving.settings import ServeSettings
 
 __all__ = ["Engine", "EngineState", "Inference", "unavailable"]
@@ -136,7 +138,14 @@ class Engine:
         """
         if self._batcher is None:
             raise unavailable(self.status)
-        return await self._batcher.submit(rows, deadline)
+        record = current_record.get()
+        if record is None:
+            return await self._batcher.submit(rows, deadline)
+        record.model, record.version, record.rows = self.bundle.name, self.bundle.version, len(rows)
+        record.asked_at = time.monotonic()
+        record.inference = inference = await self._batcher.submit(rows, deadline)
+        record.computed_at = time.monotonic()
+        return inference
 
     async def decode(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run work on a request's content, which can take long, in a thread.
@@ -144,6 +153,9 @@ class Engine:
         Raises:
             RequestError: 429 if the queue is full: nothing is decoded for a request that would be refused then.
         """
+        record = current_record.get()
+        if record is not None:
+            record.model, record.version = self.bundle.name, self.bundle.version
         if self._batcher is not None:
             self._batcher.require_room()
         return await anyio.to_thread.run_sync(functools.partial(function, *args, **kwargs), limiter=self._decoders)

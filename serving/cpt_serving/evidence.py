@@ -1,14 +1,11 @@
 """What is known of a model before it is served: precision, size, and the report of `cpt validate`."""
 
-from typing import Any
-
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field
 
 import cpt_deploy
-from cpt_deploy.bundle import Bundle
-
-SERVED_RUNTIME = "onnxruntime"
-"""The entry of a report that measures what this server runs."""
+from cpt_deploy.bundle import Bundle, read_evidence
+from cpt_deploy.bundle import evidence as bundle_evidence
+from cpt_deploy.errors import BundleError
 
 
 class InputFacts(BaseModel):
@@ -22,9 +19,9 @@ class InputFacts(BaseModel):
 class Accuracy(BaseModel):
     """A share of right answers with its 95 % confidence interval."""
 
-    value: float = Field(validation_alias="accuracy")
+    value: float
     interval_95: tuple[float, float]
-    correct: int
+    correct: int | None
 
 
 class Integers(BaseModel):
@@ -38,7 +35,7 @@ class MeasuredData(BaseModel):
     """The data set that was measured on."""
 
     name: str
-    split: str
+    split: str | None
     samples: int
 
 
@@ -104,34 +101,33 @@ def evidence_of(bundle: Bundle, *, docs: bool = True) -> Evidence:
 
 def _validation(bundle: Bundle) -> ValidationFacts | None:
     """Return the report in short; one of another form counts as none, since nothing can be said from it."""
-    report = bundle.validation
-    if report is None:
-        return None
-    runtimes = {entry.get("name"): entry for entry in report.get("runtimes", ())}
     try:
-        return ValidationFacts.model_validate(
-            {
-                "passed": report.get("passed"),
-                "of_this_model": report.get("model_sha256") == bundle.sha256,
-                "validated_at": report.get("validated_at"),
-                "dataset": report.get("dataset"),
-                "accuracy": runtimes.get(SERVED_RUNTIME),
-                "trained_accuracy": runtimes.get("trained", {}).get("accuracy"),
-                "integers": report.get("integers"),
-                "float_operators": _float_operators(report),
-                "runtime": _version(report, SERVED_RUNTIME),
-                "cpu": (report.get("cpu") or {}).get("model"),
-            }
-        )
-    except ValidationError:
+        found = read_evidence(bundle)
+    except BundleError:
         return None
+    if found is None:
+        return None
+    return ValidationFacts(
+        passed=found.passed,
+        of_this_model=found.model_sha256 == bundle.sha256,
+        validated_at=found.validated_at,
+        dataset=MeasuredData(name=found.dataset, split=found.split, samples=found.samples),
+        accuracy=_accuracy(found),
+        trained_accuracy=found.trained_accuracy,
+        integers=_integers(found),
+        float_operators=found.float_operators,
+        runtime=None if found.runtime is None else f"onnxruntime {found.runtime}",
+        cpu=found.cpu,
+    )
 
 
-def _float_operators(report: dict[str, Any]) -> int | None:
-    operators = (report.get("graph") or {}).get("float_operators")
-    return None if operators is None else sum(operators.values())
+def _accuracy(found: bundle_evidence.Evidence) -> Accuracy | None:
+    if found.accuracy is None or found.interval_95 is None:
+        return None
+    return Accuracy(value=found.accuracy, interval_95=found.interval_95, correct=found.correct)
 
 
-def _version(report: dict[str, Any], package: str) -> str | None:
-    version = (report.get("versions") or {}).get(package)
-    return None if version is None else f"{package} {version}"
+def _integers(found: bundle_evidence.Evidence) -> Integers | None:
+    if found.compared_integers is None or found.mismatching_integers is None:
+        return None
+    return Integers(compared=found.compared_integers, mismatching=found.mismatching_integers)

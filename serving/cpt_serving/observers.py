@@ -34,8 +34,8 @@ class InferenceObserver(Protocol):
             seconds: From its arrival to its failure.
         """
 
-    def queue_changed(self, rows: int) -> None:
-        """Another number of rows is waiting."""
+    def queue_changed(self, rows: int, requests: int) -> None:
+        """Another number of rows is waiting, of so many requests."""
 
 
 ObserverFactory = Callable[[Bundle], InferenceObserver]
@@ -67,7 +67,7 @@ class Observers:
         for observer in self._observers:
             observer.request_failed(reason, seconds)
 
-    def queue_changed(self, rows: int) -> None:
+    def queue_changed(self, rows: int, requests: int) -> None:
         """See `InferenceObserver`."""
         for observer in self._observers:
-            observer.queue_changed(rows)
+            observer.queue_changed(rows, requests)

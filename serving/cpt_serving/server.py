@@ -8,11 +8,9 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import uvicorn
 from prometheus_client.multiprocess import mark_process_dead
-from uvicorn.config import LOGGING_CONFIG
 from uvicorn.supervisors import Multiprocess
 from uvicorn.supervisors.multiprocess import SIGNALS
 
@@ -22,8 +20,10 @@ from cpt_serving.connections import TimedConfig
 from cpt_serving.grpc_api import require_grpc
 from cpt_serving.metrics import MULTIPROCESS_VARIABLE
 from cpt_serving.orders import ORDERS_VARIABLE
+from cpt_serving.server_log import log_config
 from cpt_serving.service import Service
 from cpt_serving.settings import ServeSettings
+from cpt_serving.startup_checks import check_settings, warn_if_exposed
 
 APP_PATH = "cpt_serving.app:create_app"
 
@@ -42,9 +42,11 @@ def run(settings: ServeSettings, *, on_listening: Callable[[str], None] | None =
     Raises:
         BundleError: If no bundle can be opened and loaded.
         ValidationFailedError: If none reproduces its golden sample, or has the evidence that is required.
-        MissingExtraError: If gRPC is wanted and not installed.
+        MissingExtraError: If gRPC or tracing is wanted and not installed.
         UsageError: If an address cannot be listened on or the execution provider is not available.
+        DataError: If the API keys, the certificate or the access log cannot be used.
     """
+    check_settings(settings)
     if settings.grpc_port is not None:
         require_grpc()
         _listen(settings.host, settings.grpc_port).close()
@@ -52,29 +54,29 @@ def run(settings: ServeSettings, *, on_listening: Callable[[str], None] | None =
     service.repository.load_now()
     with _listen(settings.host, settings.port) as listener, _prepared(settings, service, listener) as serve:
         if on_listening is not None:
-            on_listening(_address(settings.host, listener))
+            on_listening(_address(settings, listener))
+        warn_if_exposed(settings, listener.getsockname()[0])
         serve()
 
 
 def _config(settings: ServeSettings, app: str | Callable[[], object]) -> uvicorn.Config:
     return TimedConfig(
         head_timeout_s=settings.head_timeout_s,
+        max_head_bytes=settings.max_head_bytes,
         app=app,
         factory=True,
         workers=settings.workers,
-        log_config=_log_config(settings),
+        log_config=log_config(settings),
         log_level=settings.log_level,
-        access_log=settings.access_log,
+        access_log=False,  # The app writes its own.
         timeout_keep_alive=settings.keep_alive_s,
         timeout_graceful_shutdown=settings.shutdown_s,
         server_header=False,
+        proxy_headers=bool(settings.trusted_proxies),
+        forwarded_allow_ips=settings.trusted_proxies or None,
+        ssl_certfile=settings.tls_cert,
+        ssl_keyfile=settings.tls_key,
     )
-
-
-def _log_config(settings: ServeSettings) -> dict[str, Any]:
-    """Return uvicorn's logging with this package's beside it: which models are loaded, and why one is not."""
-    own = {"handlers": ["default"], "level": settings.log_level.upper(), "propagate": False}
-    return {**LOGGING_CONFIG, "loggers": {**LOGGING_CONFIG["loggers"], "cpt_serving": own}}
 
 
 @contextmanager
@@ -142,9 +144,10 @@ def _listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _address(host: str, listener: socket.socket) -> str:
+def _address(settings: ServeSettings, listener: socket.socket) -> str:
+    host = settings.host
     shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
-    return f"http://{shown}:{listener.getsockname()[1]}"
+    return f"{'http' if settings.tls_cert is None else 'https'}://{shown}:{listener.getsockname()[1]}"
 
 
 @contextmanager

@@ -96,9 +96,6 @@ class ServeSettings(BaseSettings):
     max_request_pixels: int = Field(default=8 * MAX_PIXELS, ge=1)
     """Most pixels that the images of one request may declare together."""
 
-    repository_control: bool = False
-    """Whether clients may load and unload models through the protocol's repository extension."""
-
     drain_s: float = Field(default=1.0, ge=0, le=3600)
     """Seconds from SIGTERM, when readiness fails, until the port is closed; what routes traffic needs to notice."""
 
@@ -112,10 +109,43 @@ class ServeSettings(BaseSettings):
     """Whether the page at `/` and what it reads is served."""
 
     access_log: bool = True
-    """Whether each request is logged."""
+    """Whether each request is logged, as a line on stdout."""
+
+    access_log_file: Path | None = None
+    """A file to which the lines are appended instead."""
+
+    access_log_health: bool = False
+    """Whether requests for health and metrics are logged too."""
+
+    log_format: Literal["auto", "json", "text"] = "auto"
+    """How lines are written; by default as JSON, and as text on a terminal."""
+
+    tracing: Literal["auto", "on", "off"] = "auto"
+    """Whether requests are traced with OpenTelemetry; by default if its variables name an endpoint."""
 
     log_level: Literal["critical", "error", "warning", "info", "debug"] = "info"
     """Least severity of what is logged."""
+
+    api_keys: Path | None = None
+    """A file of API keys, as `cpt api-key` writes it; without one everybody who reaches the address may ask."""
+
+    open_metrics: bool = False
+    """Whether `/metrics` needs no key where other routes do."""
+
+    cors_origins: str = ""
+    """Origins whose pages may ask, with commas between; * for all, empty for none."""
+
+    trusted_proxies: str = ""
+    """Addresses of proxies whose `X-Forwarded-For` and `-Proto` are believed, with commas between; * for all."""
+
+    max_head_bytes: int = Field(default=64 * 1024, ge=1024)
+    """Largest head of a request: its first line and its headers."""
+
+    tls_cert: Path | None = None
+    """Certificate, with its chain, in PEM; makes the server speak HTTPS."""
+
+    tls_key: Path | None = None
+    """Private key of the certificate in PEM, where it is not in the same file."""
 
     @property
     def inferences_at_once(self) -> int:

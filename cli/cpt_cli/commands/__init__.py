@@ -2,6 +2,7 @@
 
 from cpt_cli.command import Command
 from cpt_cli.commands import (
+    api_key,
     benchmark,
     compare,
     datasets,
@@ -31,6 +32,7 @@ COMMANDS: tuple[Command, ...] = (
     predict.COMMAND,
     serve.COMMAND,
     load_test.COMMAND,
+    api_key.COMMAND,
     models.COMMAND,
     datasets.COMMAND,
     schedules.COMMAND,

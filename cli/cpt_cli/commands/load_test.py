@@ -12,6 +12,7 @@ import typer
 from cpt_cli import formats
 from cpt_cli.command import SHIP_PANEL, Command, DebugFlag, JsonFlag, QuietFlag, number_list
 from cpt_cli.output import Bar, out
+from cpt_cli.server_key import ApiKeyOption, key_headers
 from cpt_deploy.errors import CptError, DataError, UsageError
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ def load_test(  # noqa: PLR0913, PLR0917  the options are its parameters
     header: Annotated[
         list[str] | None, typer.Option(metavar="NAME:VALUE", help="Header of every request; several times.")
     ] = None,
+    api_key: ApiKeyOption = None,
     warm_up: Annotated[float, typer.Option(min=0, help="Seconds before each level is measured.")] = 1.0,
     timeout: Annotated[float, typer.Option(min=0.01, help="Seconds after which an answer counts as missing.")] = 30.0,
     plot: Annotated[
@@ -86,7 +88,7 @@ def load_test(  # noqa: PLR0913, PLR0917  the options are its parameters
         rows=rows or max(1, len(images)),
         images=images,
         model=model,
-        headers=dict(_header(text) for text in header or ()),
+        headers={**key_headers(api_key), **dict(_header(text) for text in header or ())},
     )
     duration_s = seconds if seconds is not None or requests is not None else 10.0
     results, interrupted = _measure(request, levels, duration_s, requests, warm_up, timeout)

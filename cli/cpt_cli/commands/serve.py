@@ -1,7 +1,7 @@
 """`cpt serve`: answer predictions over HTTP."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -9,8 +9,13 @@ from cpt_cli import formats
 from cpt_cli.command import SHIP_PANEL, Command, DebugFlag, JsonFlag, QuietFlag
 from cpt_cli.output import out
 
+if TYPE_CHECKING:
+    from cpt_serving.settings import ServeSettings
+
 _LOAD = "Load"
 _MODELS = "Models"
+_ACCESS = "Access"
+_WATCH = "Log and trace"
 
 
 def serve(  # noqa: PLR0913, PLR0917  the options are its parameters
@@ -96,6 +101,56 @@ def serve(  # noqa: PLR0913, PLR0917  the options are its parameters
             rich_help_panel=_MODELS,
         ),
     ] = None,
+    api_keys: Annotated[
+        Path | None,
+        typer.Option(
+            help="File of keys, one of which every request needs; cpt api-key makes them.", rich_help_panel=_ACCESS
+        ),
+    ] = None,
+    open_metrics: Annotated[
+        bool | None, typer.Option("--open-metrics", help="Show /metrics without a key.", rich_help_panel=_ACCESS)
+    ] = None,
+    tls_cert: Annotated[
+        Path | None,
+        typer.Option(help="Certificate with its chain, PEM: the server speaks HTTPS.", rich_help_panel=_ACCESS),
+    ] = None,
+    tls_key: Annotated[
+        Path | None,
+        typer.Option(help="Its private key, PEM, where it is in another file.", rich_help_panel=_ACCESS),
+    ] = None,
+    cors_origins: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ORIGIN,...",
+            help="Origins whose pages may ask.",
+            show_default="none",
+            rich_help_panel=_ACCESS,
+        ),
+    ] = None,
+    access_log: Annotated[
+        bool | None,
+        typer.Option(
+            "--access-log/--no-access-log",
+            help="Log each request on stdout.",
+            show_default="on",
+            rich_help_panel=_WATCH,
+        ),
+    ] = None,
+    log_format: Annotated[
+        str | None,
+        typer.Option(
+            metavar="auto|json|text", help="auto is text on a terminal.", show_default="auto", rich_help_panel=_WATCH
+        ),
+    ] = None,
+    tracing: Annotated[
+        str | None,
+        typer.Option(
+            metavar="auto|on|off",
+            help="OpenTelemetry; auto is on where OTEL_EXPORTER_OTLP_ENDPOINT is set.",
+            show_default="auto",
+            rich_help_panel=_WATCH,
+        ),
+    ] = None,
     json_output: JsonFlag = False,
     quiet: QuietFlag = False,
     debug: DebugFlag = False,
@@ -126,8 +181,15 @@ def serve(  # noqa: PLR0913, PLR0917  the options are its parameters
         golden=golden,
         require_evidence=require_evidence,
         watch_s=watch_s,
-        # uvicorn logs requests to stdout, which belongs to the result here.
-        access_log=False if terse else None,
+        api_keys=api_keys,
+        open_metrics=open_metrics,
+        tls_cert=tls_cert,
+        tls_key=tls_key,
+        cors_origins=cors_origins,
+        log_format=log_format,
+        tracing=tracing,
+        # The access log goes to stdout, which belongs to the result here.
+        access_log=False if terse and access_log is None else access_log,
         log_level="warning" if terse else None,
     )
 
@@ -141,9 +203,12 @@ def serve(  # noqa: PLR0913, PLR0917  the options are its parameters
                 **({} if settings.grpc_port is None else {"gRPC": f"{settings.host}:{settings.grpc_port}"}),
                 "models": ", ".join(models) or "none yet",
                 "page": f"{url}/" if settings.page else "off",
-                "try it": f"curl -F file=@image.png {url}{path}",
+                "try it": _curl(settings, f"{url}{path}"),
                 "docs": f"{url}/docs" if settings.docs else "off",
                 "ready": f"{url}/health/ready",
+                "keys": "none: everybody who reaches the address may ask"
+                if settings.api_keys is None
+                else formats.path(settings.api_keys),
                 "workers": f"{settings.workers}; inferences at once in each: {settings.inferences_at_once}, "
                 f"threads of one: {settings.threads}",
             },
@@ -163,15 +228,21 @@ def serve(  # noqa: PLR0913, PLR0917  the options are its parameters
     run(settings, on_listening=announce)
 
 
+def _curl(settings: "ServeSettings", address: str) -> str:
+    key = "" if settings.api_keys is None else "-H 'X-API-Key: …' "
+    trust = "" if settings.tls_cert is None else f"--cacert {settings.tls_cert} "
+    return f"curl {trust}{key}-F file=@image.png {address}"
+
+
 COMMAND = Command(
     name="serve",
     function=serve,
     panel=SHIP_PANEL,
     examples=(
         "cpt serve runs/digits/bundle-8bit",
-        "cpt serve my-bundle --host 0.0.0.0 --port 9000 --workers 4",
         "cpt serve models/ --watch 5 --require-evidence  # models/NAME/VERSION/, new versions take over while it runs",
         "cpt serve my-bundle --grpc-port 8001  # the Open Inference Protocol over gRPC too",
+        "cpt serve my-bundle --host 0.0.0.0 --workers 4 --api-keys keys.txt --tls-cert cert.pem --tls-key key.pem",
         "cpt serve --config serve.yaml",
     ),
 )

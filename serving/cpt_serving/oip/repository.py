@@ -1,10 +1,9 @@
-"""The repository extension: what its requests ask for, and whether they may."""
+"""The repository extension: what its requests ask for."""
 
 from typing import Any
 
-from cpt_serving.errors import RequestError, bad_request
+from cpt_serving.errors import bad_request
 from cpt_serving.oip.requests import parse_object, typed
-from cpt_serving.settings import ServeSettings
 
 _OVERRIDES = ("config", "file:")
 
@@ -38,20 +37,6 @@ def changed_version(parameters: dict[str, Any]) -> str | None:
         raise bad_request(f"Expected a model of the repository as it is there, but got {overrides!r:.100}")
     version = parameters.get("version")
     return None if version is None else typed("version", version, str, "text")
-
-
-def check_control(settings: ServeSettings) -> None:
-    """Raise unless clients may change which models are loaded.
-
-    Raises:
-        RequestError: 403 with what to set.
-    """
-    if not settings.repository_control:
-        raise RequestError(
-            403,
-            "Expected a server whose models clients may load and unload, but the setting repository_control is off "
-            "(CPT_SERVE_REPOSITORY_CONTROL=true)",
-        )
 
 
 def _parse(body: bytes) -> dict[str, Any]:

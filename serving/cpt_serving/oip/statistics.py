@@ -64,7 +64,7 @@ class ModelStatistics:
         """Count a request that got none, after so many seconds."""
         self.fail.add(seconds)
 
-    def queue_changed(self, rows: int) -> None:
+    def queue_changed(self, rows: int, requests: int) -> None:
         """The protocol does not tell how many rows are waiting."""
 
     def request_converted(self, input_s: float, output_s: float) -> None:

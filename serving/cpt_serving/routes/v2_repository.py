@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from cpt_serving.engine import EngineState
-from cpt_serving.oip.repository import check_control, parse_change, parse_index
+from cpt_serving.oip.repository import parse_change, parse_index
 from cpt_serving.oip.schemas import RepositoryChange, RepositoryIndexRequest, RepositoryModel, inline_schema
 from cpt_serving.responses import JsonResponse
 from cpt_serving.routes.direct import DirectRoute
@@ -31,14 +31,12 @@ def repository_router(service: Service) -> APIRouter:
         )
 
     async def load(request: Request, model: str) -> Response:
-        """Load a model, or load it again if its files changed; needs the setting `repository_control`."""
-        check_control(service.settings)
+        """Load a model, or load it again if its files changed; needs an API key of the scope `admin`."""
         await service.repository.load(model, parse_change(await request.body()))
         return Response()
 
     async def unload(request: Request, model: str) -> Response:
-        """Take a model out of service once its requests are answered; needs the setting `repository_control`."""
-        check_control(service.settings)
+        """Take a model out of service once its requests are answered; needs an API key of the scope `admin`."""
         await service.repository.unload(model, parse_change(await request.body()))
         return Response()
 

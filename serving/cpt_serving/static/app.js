@@ -1,10 +1,11 @@
 // The page: images come in by choosing, dropping, pasting, drawing, or from the bundle's samples.
 
 import { createSketchpad } from "./drawing.js";
-import { byId, fetchJson, make } from "./dom.js";
+import { byId, make } from "./dom.js";
 import { showEvidence } from "./evidence.js";
 import { watch } from "./live.js";
 import { classify, clearPrediction, showProblem } from "./prediction.js";
+import { fetchBlob, fetchJson, useKey } from "./requests.js";
 
 const SMALL = 96;
 
@@ -73,16 +74,21 @@ function listenForFiles() {
 
 function offerSamples(samples) {
   byId("samples").hidden = samples.length === 0;
+  for (const image of byId("sample-list").querySelectorAll("img")) URL.revokeObjectURL(image.src);
   byId("sample-list").replaceChildren(
     ...samples.map(({ index, label }) => {
       const path = ofModel(`samples/${index}.png`);
       const name = `sample ${index + 1}`;
-      const image = make("img", { src: path, alt: "", width: 56, height: 56, className: "pixels" });
+      const image = make("img", { alt: "", width: 56, height: 56, className: "pixels" });
       const button = make("button", { type: "button", title: `${name}: expected ${label}`, ariaLabel: `${name}, expected ${label}` }, image);
-      button.addEventListener("click", async () => {
-        const response = await fetch(path);
-        await take(await response.blob(), `${name}, expected ${label}`);
-      });
+      // An image of the document could not carry a key.
+      const content = fetchBlob(path);
+      content.then((blob) => {
+        image.src = URL.createObjectURL(blob);
+      }, showProblem);
+      button.addEventListener("click", () =>
+        content.then((blob) => take(blob, `${name}, expected ${label}`), showProblem),
+      );
       return make("li", {}, button);
     }),
   );
@@ -113,16 +119,9 @@ function offerModels(models) {
   const select = byId("models");
   byId("choice").hidden = models.length < 2;
   select.replaceChildren(...models.map(({ name }) => make("option", { value: name }, name)));
-  select.addEventListener("change", () => choose(select.value));
 }
 
-async function start() {
-  listenForFiles();
-  watch();
-  byId("clear").addEventListener("click", pad.clear);
-  for (const mode of document.querySelectorAll("input[name=mode]")) {
-    mode.addEventListener("change", () => setMode(mode.value));
-  }
+async function open() {
   try {
     const { models } = await fetchJson("models");
     offerModels(models);
@@ -130,6 +129,33 @@ async function start() {
   } catch (error) {
     showProblem(error);
   }
+}
+
+function listenForKey() {
+  const form = byId("key-form");
+  document.addEventListener("key-needed", () => {
+    form.hidden = false;
+  });
+  form.addEventListener("submit", (event) => {
+    event.preventDefault();
+    useKey(byId("key").value.trim());
+    byId("key").value = "";
+    form.hidden = true;
+    clearPrediction();
+    open();
+  });
+}
+
+async function start() {
+  listenForKey();
+  listenForFiles();
+  byId("models").addEventListener("change", (event) => choose(event.target.value));
+  watch();
+  byId("clear").addEventListener("click", pad.clear);
+  for (const mode of document.querySelectorAll("input[name=mode]")) {
+    mode.addEventListener("change", () => setMode(mode.value));
+  }
+  await open();
 }
 
 start();

@@ -45,19 +45,3 @@ export function bytes(value) {
   }
   return `${Number((value / 1e9).toPrecision(3))} GB`;
 }
-
-/** Fetch JSON; a refusal becomes an Error with the server's own words. */
-export async function fetchJson(path, options = {}) {
-  let response;
-  try {
-    response = await fetch(path, { cache: "no-store", ...options });
-  } catch (error) {
-    if (error.name === "AbortError") throw error;
-    throw new Error("The server cannot be reached.");
-  }
-  const content = await response.json().catch(() => null);
-  if (response.ok && content !== null) return content;
-  const error = new Error(content?.error ?? `The server answered with status ${response.status}.`);
-  error.requestId = content?.request_id;
-  throw error;
-}

@@ -63,7 +63,7 @@ export function showEvidence(facts) {
   byId("figures").replaceChildren(accuracy(validation), exactness(validation), precision(facts), size(facts));
   const data = validation?.dataset;
   describe(byId("details"), [
-    ["Measured on", data && `${data.name}, ${count(data.samples)} ${data.split} images`],
+    ["Measured on", data && `${data.name}, ${count(data.samples)} ${data.split ?? ""} images`],
     ["Before export", validation?.trained_accuracy && `${percent(validation.trained_accuracy, 2)} in training precision`],
     ["Runtime", validation?.runtime],
     ["Processor", validation?.cpu],

@@ -1,7 +1,8 @@
 // Requests and latencies of the last minute, from the differences between counters that are read every second.
 
 import { drawLines } from "./charts.js";
-import { byId, count, describe, fetchJson, milliseconds, significant } from "./dom.js";
+import { byId, count, describe, milliseconds, significant } from "./dom.js";
+import { fetchJson, needsKey } from "./requests.js";
 
 const SECONDS = 60;
 const points = [];
@@ -69,7 +70,7 @@ function show(stats) {
 }
 
 async function poll() {
-  if (document.hidden) return;
+  if (document.hidden || needsKey()) return;
   try {
     const stats = await fetchJson("stats");
     if (previous) points.push(difference(previous, stats));
@@ -80,11 +81,11 @@ async function poll() {
   } catch {
     previous = null;
     points.push(null);
-    setState("lost");
+    setState(needsKey() ? "locked" : "lost");
   }
 }
 
-const STATES = { ready: "ready", waiting: "not ready", lost: "no connection" };
+const STATES = { ready: "ready", waiting: "not ready", lost: "no connection", locked: "needs a key" };
 
 function setState(state) {
   const shown = byId("state");

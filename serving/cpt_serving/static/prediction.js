@@ -1,6 +1,7 @@
 // An image goes to the server, its classes and timings come back.
 
-import { byId, describe, fetchJson, make, milliseconds, percent } from "./dom.js";
+import { byId, describe, make, milliseconds, percent } from "./dom.js";
+import { fetchJson } from "./requests.js";
 
 const PARTS = [
   ["preprocess_ms", "Decode and prepare"],

@@ -43,7 +43,6 @@ def test_missing_evidence_is_refused(bundle):
         ({"model_sha256": "0" * 64}, "of another file"),
         ({"passed": False, "reasons": ["accuracy dropped by 3.00 points"]}, "accuracy dropped by 3.00 points"),
         ({"passed": False}, "no reason is given"),
-        ({"passed": "yes"}, "failed"),
         ({"reasons": ["something"]}, "something"),
     ],
     ids=str,
@@ -61,6 +60,16 @@ def test_other_content_is_no_evidence(bundle, missing):
         require_evidence(replace(bundle, validation=content))
     with pytest.raises(BundleError):
         require_evidence(replace(bundle, validation={"runtimes": 1}))
+
+
+def test_whether_it_passed_has_to_be_said(bundle):
+    with pytest.raises(BundleError, match="passed is 'yes'"):
+        require_evidence(replace(bundle, validation=report(bundle, passed="yes")))
+
+
+def test_integers_that_were_not_compared_are_none(bundle):
+    evidence = require_evidence(replace(bundle, validation=report(bundle, integers=None)))
+    assert (evidence.compared_integers, evidence.mismatching_integers) == (None, None)
 
 
 def test_what_was_not_measured_is_none(bundle):

@@ -30,16 +30,15 @@ def client(shared_bundle: Bundle) -> Iterator[TestClient]:
         yield connected
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def connect_to() -> Callable[..., TestClient]:
     """Makes a client of a server with further settings; entering it starts the server."""
     return connect
 
 
 def connect(bundle: Bundle, **settings: object) -> TestClient:
-    return ReadyClient(
-        create_app(load_settings(bundle=bundle.path, concurrency=2, **settings)), raise_server_exceptions=False
-    )
+    chosen = load_settings(bundle=bundle.path, **{"concurrency": 2, "access_log": False, **settings})
+    return ReadyClient(create_app(chosen), raise_server_exceptions=False)
 
 
 class ReadyClient(TestClient):
@@ -90,7 +89,7 @@ def server_process(tmp_path, bundle, program=None, **settings):
     )
     try:
         url = process.stdout.readline().strip()
-        assert url.startswith("http://127.0.0.1:"), process.communicate()[1]
+        assert url.startswith(("http://127.0.0.1:", "https://127.0.0.1:")), process.communicate()[1]
         yield process, url
     finally:
         if process.poll() is None:
@@ -115,19 +114,19 @@ def poll_until(condition):
     pytest.fail("the condition was never met")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def running_server():
     """Starts a server in a process of its own: `with running_server(tmp_path, bundle, ...) as (process, url)`."""
     return server_process
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def get():
     """Gets a URL of this machine."""
     return get_now
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def wait_until():
     """Waits for a condition."""
     return poll_until

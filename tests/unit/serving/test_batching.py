@@ -54,7 +54,9 @@ class Recorder:
     def request_failed(self, reason, seconds):
         self.failed.append(reason)
 
-    def queue_changed(self, rows):
+    def queue_changed(self, rows, requests):
+        assert (rows > 0) == (requests > 0)
+        assert requests <= rows
         self.queued.append(rows)
 
 

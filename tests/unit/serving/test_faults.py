@@ -105,9 +105,11 @@ def test_a_worker_that_is_killed_is_replaced(tmp_path, shared_bundle, png, runni
         os.kill(victim, signal.SIGKILL)
         wait_until(lambda: len(workers_of(process.pid) - {victim}) == 2)
         assert before - {victim} <= workers_of(process.pid)
-        # The new worker has its own share of the port; until then the other serves.
+        # The new worker has its own share of the port, and says that it is not ready as long as it loads the model.
         for _ in range(20):
-            assert httpx2.post(f"{url}/predict", content=png(), trust_env=False).status_code == 200
+            wait_until(
+                lambda: httpx2.post(f"{url}/predict", content=png(), trust_env=False, timeout=30).status_code == 200
+            )
         process.terminate()
         stdout, stderr = process.communicate(timeout=60)
     assert (process.returncode, stdout) == (0, "ended\n")

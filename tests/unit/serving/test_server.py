@@ -15,7 +15,8 @@ from cpt_serving import PredictClient, load_settings, run
 def test_a_real_server_predicts_and_ends_in_order(
     tmp_path, shared_bundle, png, number, running_server, wait_until, get
 ):
-    with running_server(tmp_path, shared_bundle) as (process, url):
+    # Long enough to be asked in between on a busy machine.
+    with running_server(tmp_path, shared_bundle, drain_s=5 if number == signal.SIGTERM else 0) as (process, url):
         wait_until(lambda: get(f"{url}/health/ready").status_code == 200)
         with PredictClient(url) as client:
             answer = client.predict([png("lime"), png("red")], top_k=2)

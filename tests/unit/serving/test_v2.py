@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 import cpt_deploy
 from cpt_deploy.bundle import GoldenSample
+from cpt_serving.api_keys import add_key
 
 ROOT = "/v2/models/colours"
 ROWS = np.random.default_rng(2).uniform(-1, 1, (3, 3, 8, 8)).astype(np.float32)
@@ -241,12 +242,14 @@ def test_the_repository_can_be_looked_at_and_not_changed_by_default(client):
     assert client.post("/v2/repository/index").json() == [
         {"name": "colours", "version": "1", "state": "READY", "reason": ""}
     ]
-    assert "repository_control" in refusal(client.post("/v2/repository/models/colours/unload"), 403)
+    assert "scope admin" in refusal(client.post("/v2/repository/models/colours/unload"), 403)
     assert "ready to be true or false" in refusal(client.post("/v2/repository/index", json={"ready": 1}))
 
 
-def test_models_are_loaded_and_unloaded_where_that_is_allowed(shared_bundle, connect_to):
-    with connect_to(shared_bundle, repository_control=True) as client:
+def test_models_are_loaded_and_unloaded_by_administrators(shared_bundle, connect_to, tmp_path):
+    key = add_key(tmp_path / "keys.txt", "release", ["infer", "admin"])
+    with connect_to(shared_bundle, api_keys=tmp_path / "keys.txt") as client:
+        client.headers["X-API-Key"] = key
         change = "/v2/repository/models/colours"
         assert client.post(f"{change}/unload").status_code == 200
         assert "unloaded" in refusal(client.post(f"{ROOT}/infer", json=body()), 404)

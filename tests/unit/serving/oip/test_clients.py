@@ -10,6 +10,7 @@ from PIL import Image
 
 import cpt_deploy
 from cpt_deploy.bundle import GoldenSample
+from cpt_serving.api_keys import add_key
 
 http = pytest.importorskip("tritonclient.http", reason="pip install 'tritonclient[http]'")
 exceptions = pytest.importorskip("tritonclient.utils")
@@ -20,7 +21,7 @@ MODEL = "colours"
 
 @pytest.fixture(scope="module")
 def address(serve, shared_bundle):
-    with serve(shared_bundle, repository_control=True) as address:
+    with serve(shared_bundle) as address:
         yield address
 
 
@@ -142,7 +143,23 @@ def test_statistics(client):
         assert after["inference_stats"]["success"]["count"] - before["inference_stats"]["success"]["count"] == 1
 
 
-def test_repository(client):
+@pytest.fixture(scope="module")
+def administrator(serve, shared_bundle, tmp_path_factory):
+    """A client whose key may infer, load and unload."""
+    file = tmp_path_factory.mktemp("keys") / "keys.txt"
+    key = add_key(file, "release", ["infer", "admin"])
+
+    class WithKey(http.InferenceServerClientPlugin):
+        def __call__(self, request):
+            request.headers["Authorization"] = f"Bearer {key}"
+
+    with serve(shared_bundle, api_keys=file) as address, http.InferenceServerClient(address) as client:
+        client.register_plugin(WithKey())
+        yield client
+
+
+def test_repository(administrator):
+    client = administrator
     entry = {"name": MODEL, "version": "1", "state": "READY", "reason": ""}
     assert client.get_model_repository_index() == [entry]
     client.unload_model(MODEL, unload_dependents=True)

@@ -11,7 +11,7 @@ CHECKED = ("/predict", "/v2", "/health")
 
 @pytest.fixture(scope="module")
 def operations(serve, shared_bundle):
-    with serve(shared_bundle, access_log=False, repository_control=True) as address:
+    with serve(shared_bundle, access_log=False) as address:
         schema = schemathesis.openapi.from_url(f"http://{address}/openapi.json")
         found = [result.ok() for result in schema.get_all_operations()]
         # What unloads the model would leave nothing to ask.

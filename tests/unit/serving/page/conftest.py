@@ -11,6 +11,7 @@ import uvicorn
 
 from cpt_deploy.bundle import Bundle, GoldenSample, Preprocessing, write_bundle
 from cpt_serving import create_app, load_settings
+from cpt_serving.api_keys import add_key
 from cpt_serving.server import _listen
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -121,6 +122,15 @@ def two_models_url(shared_bundle, grey_bundle, tmp_path_factory) -> Iterator[str
         shutil.copytree(bundle.path, directory / name / "1")
     with serving(directory) as url:
         yield url
+
+
+@pytest.fixture(scope="session")
+def guarded_url(grey_bundle, tmp_path_factory) -> Iterator[tuple[str, str]]:
+    """The address of a server that wants API keys, and one of them."""
+    file = tmp_path_factory.mktemp("keys") / "keys.txt"
+    key = add_key(file, "visitor", ["infer"])
+    with serving(grey_bundle.path, api_keys=file) as url:
+        yield url, key
 
 
 @pytest.fixture(scope="module")

@@ -185,3 +185,31 @@ def test_nothing_is_wider_than_the_screen_and_axe_finds_nothing(browser, strokes
             assert page.evaluate("document.documentElement.scrollWidth") <= width
             found = axe.Axe().run(page)
             assert found.violations_count == 0, found.generate_report()
+
+
+def test_where_keys_are_on_the_page_asks_for_one_and_keeps_it_in_its_tab(browser, guarded_url, png):
+    url, key = guarded_url
+    context = browser.new_context()
+    context.set_default_timeout(30_000)
+    page = context.new_page()
+    said = []
+    page.on("console", lambda message: said.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.goto(f"{url}/")
+    page.get_by_label("API key").wait_for()
+    assert "Expected an API key" in page.locator("#problem").inner_text()
+    page.get_by_label("API key").fill("cpt_wrong")
+    page.get_by_role("button", name="Use it").click()
+    page.wait_for_function("document.getElementById('problem').textContent.includes('another one')")
+    page.get_by_label("API key").fill(key)
+    page.get_by_label("API key").press("Enter")
+    expect_model(page, "strokes")
+    page.wait_for_function("document.querySelector('#sample-list img').naturalWidth === 8")
+    assert page.get_by_label("API key").is_hidden()
+    page.locator("#sample-list button").first.click()
+    expect_label(page, "vertical")
+    page.reload()
+    expect_model(page, "strokes")
+    assert page.evaluate("[localStorage.length, sessionStorage.length, document.cookie]") == [0, 1, ""]
+    assert [line for line in said if "401" not in line] == []
+    context.close()

@@ -78,7 +78,9 @@ def test_evidence_without_a_validation_has_no_figures(client, shared_bundle):
 
 
 REPORT = {
+    "model_sha256": "0" * 64,
     "passed": True,
+    "reasons": [],
     "validated_at": "2026-01-01T00:00:00+00:00",
     "dataset": {"name": "colours", "split": "test", "samples": 200, "sha256": "1"},
     "runtimes": [
