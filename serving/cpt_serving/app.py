@@ -85,7 +85,9 @@ def app_of(service: Service, *, tracer_provider: TracerProvider | None = None) -
     access_log = open_access_log(settings)
     keys = None if settings.api_keys is None else KeyRing(settings.api_keys)
     provider = tracer_provider or open_tracing(settings)
-    app = ServingApp(
+    # The framework's spans have to stand around our layers, so that what those do and answer belongs to the trace.
+    kind = ServingApp if provider is None else FastAPI
+    app = kind(
         title=names[0] if len(names) == 1 else "cpt-deploy",
         summary="Integer networks trained with Cyclic Precision Training, served by cpt-deploy.",
         version=cpt_deploy.__version__,
@@ -121,7 +123,8 @@ def _add_middleware(
 ) -> None:
     """Put around the routes, from the inside out: the shortcut, keys, other origins, and the edge of every request."""
     settings = service.settings
-    app.add_middleware(InferShortcut, service=service)
+    if provider is None:  # the framework names its spans by its routes
+        app.add_middleware(InferShortcut, service=service)
     app.add_middleware(AccessControl, keys=keys, open_metrics=settings.open_metrics)
     if settings.cors_origins:
         app.add_middleware(

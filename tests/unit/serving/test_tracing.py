@@ -63,6 +63,16 @@ def test_queue_and_inference_are_children_of_the_request(traced, png):
     assert answer.headers["traceparent"] == f"00-{trace_id:032x}-{span_id:016x}-01"
 
 
+def test_inference_by_the_protocol_is_traced_too(traced):
+    client, exporter = traced
+    row = {"name": "image", "shape": [1, 3, 8, 8], "datatype": "FP32", "data": [0.0] * 192}
+    answer = client.post("/v2/models/colours/infer", json={"inputs": [row]}, headers={"traceparent": PARENT})
+    spans = {span.name: span for span in exporter.get_finished_spans()}
+    request = spans["POST /v2/models/{model}/infer"]
+    assert spans["queue"].parent.span_id == spans["inference"].parent.span_id == request.context.span_id
+    assert answer.headers["traceparent"].split("-")[2] == f"{request.context.span_id:016x}"
+
+
 def test_a_request_without_a_trace_begins_one_and_its_children_belong_to_it(traced, png):
     client, exporter = traced
     client.post("/predict", files=[("file", png()), ("file", png())])
