@@ -10,6 +10,8 @@ from starlette.requests import Request
 from cpt_deploy.errors import CptError, ImageError, ImageTooLargeError
 from cpt_serving.responses import JsonResponse
 
+INTERNAL_ERROR = "Internal error; the server's log has it under this id"
+
 
 class RequestError(Exception):
     """A request that cannot be answered as asked.
@@ -49,18 +51,26 @@ def image_error_status(error: ImageError) -> int:
     return 413 if isinstance(error, ImageTooLargeError) else 400
 
 
+def error_answer(request_id: str, error: RequestError | CptError) -> JsonResponse:
+    """Return the answer to a request that ended in one of this project's errors."""
+    if isinstance(error, RequestError):
+        return error_response(request_id, error.status, error.message, error.headers)
+    status = image_error_status(error) if isinstance(error, ImageError) else 500
+    message = f"{error.message} ({error.hint})" if error.hint else error.message
+    return error_response(request_id, status, message)
+
+
 def add_error_handlers(app: FastAPI) -> None:
     """Make an app answer its errors in the one form, those of the framework included."""
 
     @app.exception_handler(RequestError)
-    async def request_error(request: Request, error: RequestError) -> JsonResponse:
-        return error_response(request_id_of(request), error.status, error.message, error.headers)
-
     @app.exception_handler(CptError)
-    async def cpt_error(request: Request, error: CptError) -> JsonResponse:
-        status = image_error_status(error) if isinstance(error, ImageError) else 500
-        message = f"{error.message} ({error.hint})" if error.hint else error.message
-        return error_response(request_id_of(request), status, message)
+    async def own_error(request: Request, error: RequestError | CptError) -> JsonResponse:
+        return error_answer(request_id_of(request), error)
+
+    @app.exception_handler(Exception)
+    async def bug(request: Request, _error: Exception) -> JsonResponse:
+        return error_response(request_id_of(request), 500, INTERNAL_ERROR)
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> JsonResponse:

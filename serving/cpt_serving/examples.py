@@ -1,33 +1,23 @@
 """Requests that `/docs` shows, made from the bundle's golden sample so that they work as they stand."""
 
 import base64
-import io
 from typing import Any
 
-import numpy as np
-from PIL import Image
-
 from cpt_deploy.bundle import Bundle
+from cpt_serving.samples import sample_image, to_png
 
-_LARGEST_INPUT = 1024
 _LARGEST_SIDE = 32
 
 
 def example_image(bundle: Bundle) -> bytes:
     """Return the first golden input as a small PNG file."""
-    preprocessing = bundle.preprocessing
-    mean, std = (np.asarray(values)[:, None, None] for values in (preprocessing.mean, preprocessing.std))
-    pixels = np.clip(np.rint((bundle.golden.inputs[0] * std + mean) * 255), 0, 255).astype(np.uint8)
-    image = Image.fromarray(pixels[0] if preprocessing.channels == 1 else pixels.transpose(1, 2, 0))
+    image = sample_image(bundle, 0)
     image.thumbnail((_LARGEST_SIDE, _LARGEST_SIDE))
-    file = io.BytesIO()
-    image.save(file, "PNG")
-    return file.getvalue()
+    return to_png(image)
 
 
-def predict_body(bundle: Bundle) -> dict[str, Any]:
-    """Return the OpenAPI description of the bodies that `/predict` takes."""
-    encoded = base64.b64encode(example_image(bundle)).decode()
+def predict_body(bundle: Bundle | None) -> dict[str, Any]:
+    """Return the OpenAPI description of the bodies that `/predict` takes, with examples if there is a bundle."""
     files = {"type": "array", "items": {"type": "string", "format": "binary"}}
     text = {"type": "string", "description": "base64 of an image file; data URLs are fine"}
     arrays = {
@@ -52,22 +42,16 @@ def predict_body(bundle: Bundle) -> dict[str, Any]:
             "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
             "application/json": {
                 "schema": json_schema,
-                "examples": {
-                    "one image": {"value": {"image": encoded}},
-                    "several images": {"value": {"images": [encoded, encoded]}},
-                    "pixels": {"value": {"instances": [[[0, 128], [255, 64]]]}},
-                },
+                **({} if bundle is None else {"examples": _predict_examples(bundle)}),
             },
         },
     }
 
 
-def infer_body(bundle: Bundle) -> dict[str, Any]:
-    """Return the OpenAPI description of the body that `infer` takes; the example of a large input is left out."""
-    content: dict[str, Any] = {"schema": {"$ref": "#/components/schemas/InferRequest"}}
-    row = bundle.golden.inputs[0]
-    if row.size <= _LARGEST_INPUT:
-        data = [round(float(value), 4) for value in row.ravel()]
-        tensor = {"name": "image", "shape": [1, *row.shape], "datatype": "FP32", "data": data}
-        content["example"] = {"id": "1", "inputs": [tensor]}
-    return {"required": True, "content": {"application/json": content}}
+def _predict_examples(bundle: Bundle) -> dict[str, Any]:
+    encoded = base64.b64encode(example_image(bundle)).decode()
+    return {
+        "one image": {"value": {"image": encoded}},
+        "several images": {"value": {"images": [encoded, encoded]}},
+        "pixels": {"value": {"instances": [[[0, 128], [255, 64]]]}},
+    }

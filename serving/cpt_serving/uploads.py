@@ -103,7 +103,7 @@ def parse_json(body: bytes, *, max_rows: int) -> list[Upload]:
     names = ["the image"] if len(items) == 1 else [f"{key}[{index}]" for index in range(len(items))]
     if key == "instances":
         return [_instance(name, item, kind) for name, item in zip(names, items, strict=True)]
-    return [EncodedImage(name, _decode_base64(name, item)) for name, item in zip(names, items, strict=True)]
+    return [EncodedImage(name, decode_base64(name, item)) for name, item in zip(names, items, strict=True)]
 
 
 def parse_object(body: bytes) -> dict[str, Any]:
@@ -170,7 +170,7 @@ def _instance(name: str, item: object, kind: ArrayKind | None) -> Upload:
     if isinstance(item, dict):
         if set(item) != {"b64"}:
             raise bad_request(f'Expected {name} to be an array or {{"b64": ...}}, but got the keys {sorted(item)}')
-        return EncodedImage(name, _decode_base64(name, item["b64"]))
+        return EncodedImage(name, decode_base64(name, item["b64"]))
     array = to_numbers(name, item)
     if kind == "normalized" or (kind is None and array.dtype.kind == "f"):
         return NormalizedInput(name, array.astype(np.float32))
@@ -179,7 +179,12 @@ def _instance(name: str, item: object, kind: ArrayKind | None) -> Upload:
     return Pixels(name, array.astype(np.uint8))
 
 
-def _decode_base64(name: str, text: object) -> bytes:
+def decode_base64(name: str, text: object) -> bytes:
+    """Return the bytes of a base64 text.
+
+    Raises:
+        RequestError: 400, if it is none, or empty.
+    """
     if not isinstance(text, str):
         raise bad_request(f"Expected {name} to be base64 text, but got {type(text).__name__}")
     # Data URLs, line breaks, the URL-safe alphabet and missing padding are all common, and none is ambiguous.

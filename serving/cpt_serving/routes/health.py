@@ -15,8 +15,8 @@ def health_router(service: Service) -> APIRouter:
         return Liveness()
 
     async def ready() -> Readiness:
-        """The model is loaded, warmed up and has reproduced its golden sample, and the server is not stopping."""
-        service.engine.require_ready()
+        """The models are loaded, warmed up and have reproduced their golden samples, and the server is not stopping."""
+        service.repository.require_ready()
         return Readiness()
 
     for prefix in ("", "/v2"):
