@@ -110,8 +110,8 @@ def running(server: ServerCommand, *, core: int, log: IO[bytes]) -> Iterator[Run
 
 
 @contextmanager
-def only_awake(server: RunningServer, servers: Sequence[RunningServer]) -> Iterator[None]:
-    """Hold all other servers still, so that what they do when idle does not disturb."""
+def only_awake(server: RunningServer | None, servers: Sequence[RunningServer]) -> Iterator[None]:
+    """Hold all other servers still, or all of them, so that nothing that they do disturbs."""
     others = [other for other in servers if other is not server]
     for other in others:
         other.signal(signal.SIGSTOP)

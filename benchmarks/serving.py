@@ -179,12 +179,15 @@ def _rounds(
         turns = [BARE, *started] if index % 2 == 0 else [*started, BARE][::-1]
         for name in turns:
             if name == BARE:
-                bare.append(bare_rows_per_s(session, rows, plan.seconds, plan.server_core))
+                with only_awake(None, servers):
+                    bare.append(bare_rows_per_s(session, rows, plan.seconds, plan.server_core))
                 continue
             system, server = started[name]
             seconds = max(plan.seconds, ANSWERS_PER_CLIENT * clients * len(rows) / (bare[-1] if bare else 1e9))
             with only_awake(server, servers):
                 load = generate_load(server.port, system.request, clients=clients, seconds=seconds, core=plan.load_core)
+                # Its clients have gone in the middle of requests: the next one is answered when those are done.
+                server.post(system.request)
             loads[name].append(load)
     return {
         "bare_rows_per_s": statistics.median(bare),
