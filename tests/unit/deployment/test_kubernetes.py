@@ -136,6 +136,17 @@ def test_autoscaling_follows_metrics_that_the_server_has(folder, shared_bundle, 
         assert re.search(rf"^{name}(\{{| )", exposed, re.MULTILINE), name
 
 
+def test_kserve_gets_the_same_signals_in_whole_numbers():
+    # It reads target.value alone and cuts off what is behind the point.
+    metrics = documents("kserve")["InferenceService"]["spec"]["predictor"]["autoScaling"]["metrics"]
+    triggers = [trigger["metadata"] for trigger in documents("keda")["ScaledObject"]["spec"]["triggers"]]
+    for metric, trigger in zip(metrics, triggers, strict=True):
+        factor, _, query = metric["external"]["metric"]["query"].rpartition(" * ")
+        assert query == trigger["query"]
+        assert metric["external"]["target"]["type"] == "Value"
+        assert int(metric["external"]["target"]["value"]) == int(factor or 1) * float(trigger["threshold"])
+
+
 @pytest.mark.parametrize("folder", ["base", "keda", "hpa", "baked", "kserve"])
 def test_kustomize_renders_each_variant(folder):
     if shutil.which("kubectl") is None:
