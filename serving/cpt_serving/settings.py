@@ -15,6 +15,7 @@ from pydantic_settings import (
 
 from cpt_deploy.bundle import MAX_PIXELS
 from cpt_deploy.errors import UsageError
+from cpt_serving.cores import available_cores
 
 ENV_PREFIX = "CPT_SERVE_"
 
@@ -213,10 +214,3 @@ def _readable(path: Path) -> Path:
     if not isinstance(content, dict):
         raise UsageError(f"Expected {path} to hold settings as `name: value`, but got {type(content).__name__}")
     return path
-
-
-def available_cores() -> int:
-    """Return how many cores this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -4,7 +4,7 @@ import pytest
 
 from cpt_deploy.errors import UsageError
 from cpt_serving import ServeSettings, load_settings
-from cpt_serving.settings import available_cores
+from cpt_serving.cores import available_cores
 
 
 def test_defaults_are_safe():
