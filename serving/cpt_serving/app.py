@@ -12,23 +12,23 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import RedirectResponse
 
 import cpt_deploy
-from cpt_serving.access import AccessControl
-from cpt_serving.access_log import AccessLog, open_access_log
-from cpt_serving.api_keys import KeyRing
-from cpt_serving.errors import add_error_handlers
+from cpt_serving.access.api_keys import KeyRing
+from cpt_serving.access.control import AccessControl
 from cpt_serving.lifespan import running
-from cpt_serving.metrics import Metrics
-from cpt_serving.middleware import RequestEdge
 from cpt_serving.oip.statistics import StatisticsRegistry
-from cpt_serving.orders import ORDERS_VARIABLE, OrderBook
-from cpt_serving.repository import ModelRepository
+from cpt_serving.repository.model_repository import ModelRepository
+from cpt_serving.repository.orders import ORDERS_VARIABLE, OrderBook
 from cpt_serving.routes import ROUTERS, page_router
 from cpt_serving.routes.docs import describe_keys, docs_router
 from cpt_serving.routes.shortcut import InferShortcut
 from cpt_serving.service import Service
-from cpt_serving.serving_app import ServingApp
 from cpt_serving.settings import ServeSettings, load_settings
-from cpt_serving.tracing import close_tracing, open_tracing, telemetry_of
+from cpt_serving.telemetry.access_log import AccessLog, open_access_log
+from cpt_serving.telemetry.metrics import Metrics
+from cpt_serving.telemetry.tracing import close_tracing, open_tracing, telemetry_of
+from cpt_serving.web.errors import add_error_handlers
+from cpt_serving.web.middleware import RequestEdge
+from cpt_serving.web.serving_app import ServingApp
 
 _OPENAPI_URL = "/openapi.json"
 _CORS_REQUEST_HEADERS = (

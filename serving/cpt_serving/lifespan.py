@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from cpt_deploy.errors import CptError
-from cpt_serving.repository import ModelRepository
+from cpt_serving.repository.model_repository import ModelRepository
 from cpt_serving.service import Service
 from cpt_serving.signals import announced_shutdown
 

@@ -16,14 +16,14 @@ from uvicorn.supervisors.multiprocess import SIGNALS
 
 from cpt_deploy.errors import UsageError
 from cpt_serving.app import app_of, create_service
-from cpt_serving.connections import TimedConfig
 from cpt_serving.grpc_api import require_grpc
-from cpt_serving.metrics import MULTIPROCESS_VARIABLE
-from cpt_serving.orders import ORDERS_VARIABLE
-from cpt_serving.server_log import log_config
+from cpt_serving.repository.orders import ORDERS_VARIABLE
 from cpt_serving.service import Service
 from cpt_serving.settings import ServeSettings
 from cpt_serving.startup_checks import check_settings, warn_if_exposed
+from cpt_serving.telemetry.metrics import MULTIPROCESS_VARIABLE
+from cpt_serving.telemetry.server_log import log_config
+from cpt_serving.web.connections import TimedConfig
 
 APP_PATH = "cpt_serving.app:create_app"
 

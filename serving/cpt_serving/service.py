@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 
-from cpt_serving.engine import Engine
-from cpt_serving.metrics import Metrics
+from cpt_serving.inference.engine import Engine
 from cpt_serving.oip.statistics import StatisticsRegistry
-from cpt_serving.repository import ModelRepository
+from cpt_serving.repository.model_repository import ModelRepository
 from cpt_serving.settings import ServeSettings
+from cpt_serving.telemetry.metrics import Metrics
 
 
 @dataclass(frozen=True)

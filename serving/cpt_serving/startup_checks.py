@@ -6,10 +6,10 @@ import os
 import ssl
 
 from cpt_deploy.errors import DataError, UsageError
-from cpt_serving.access_log import open_access_log
-from cpt_serving.api_keys import read_keys
+from cpt_serving.access.api_keys import read_keys
 from cpt_serving.settings import ServeSettings
-from cpt_serving.tracing import require_tracing
+from cpt_serving.telemetry.access_log import open_access_log
+from cpt_serving.telemetry.tracing import require_tracing
 
 logger = logging.getLogger(__name__)
 

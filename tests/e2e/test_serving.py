@@ -9,7 +9,7 @@ import pytest
 from cpt_deploy.bundle import Bundle, OnnxRuntimeModel
 from cpt_deploy.data import load_images
 from cpt_serving import load_settings
-from cpt_serving.repository import ModelRepository
+from cpt_serving.repository.model_repository import ModelRepository
 
 
 @pytest.mark.parametrize("threads", [1, 2])

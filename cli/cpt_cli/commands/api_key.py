@@ -27,7 +27,7 @@ def api_key(
 
     A running server reads the file again when it changes; without its line, a key is worth nothing.
     """
-    from cpt_serving.api_keys import add_key
+    from cpt_serving.access.api_keys import add_key
 
     scopes = scope or ["infer"]
     key = add_key(file, name, scopes)

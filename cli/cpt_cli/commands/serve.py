@@ -160,7 +160,7 @@ def serve(  # noqa: PLR0913, PLR0917  the options are its parameters
     Checksums and golden samples are checked before anything listens. Every setting can also be given by an environment
     variable, CPT_SERVE_PORT=9000, CPT_SERVE_MAX_BODY_BYTES, ..., or in a YAML file; docs/serving.md lists them.
     """
-    from cpt_serving.model_directory import find_models
+    from cpt_serving.repository.model_directory import find_models
     from cpt_serving.server import run
     from cpt_serving.settings import load_settings
 

@@ -5,10 +5,10 @@ from typing import Any
 
 import grpc
 
-from cpt_serving.access import Refusal, check_key, missing_scope, presented_key
-from cpt_serving.api_keys import ApiKey, KeyRing, Scope
+from cpt_serving.access.api_keys import ApiKey, KeyRing, Scope
+from cpt_serving.access.control import Refusal, check_key, missing_scope, presented_key
 from cpt_serving.grpc_api.servicer import SERVICE
-from cpt_serving.metrics import Metrics
+from cpt_serving.telemetry.metrics import Metrics
 
 _OPEN = frozenset(f"/{SERVICE}/{name}" for name in ("ServerLive", "ServerReady"))
 _ADMIN = frozenset(f"/{SERVICE}/{name}" for name in ("RepositoryModelLoad", "RepositoryModelUnload"))

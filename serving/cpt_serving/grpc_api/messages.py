@@ -12,11 +12,11 @@ from tritonclient.grpc import service_pb2
 
 from cpt_deploy.bundle import Bundle
 from cpt_deploy.bundle.runtime import OUTPUT_NAME
-from cpt_serving.errors import bad_request
 from cpt_serving.oip.answers import output_tensor
 from cpt_serving.oip.datatypes import BYTES, DTYPES, to_binary
 from cpt_serving.oip.inputs import NATIVE
 from cpt_serving.oip.requests import InferRequest, InputTensor, check_tensor, parse_output, parse_timeout
+from cpt_serving.web.errors import bad_request
 
 _CONTENTS = {"FP32": "fp32_contents", "FP64": "fp64_contents", "UINT8": "uint_contents", BYTES: "bytes_contents"}
 """Where the elements of a tensor stand that did not come as bytes."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import grpc
 
-from cpt_serving.api_keys import KeyRing
+from cpt_serving.access.api_keys import KeyRing
 from cpt_serving.grpc_api.access import KeyInterceptor
 from cpt_serving.grpc_api.servicer import handlers
 from cpt_serving.service import Service

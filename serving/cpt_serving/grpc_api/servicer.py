@@ -10,14 +10,14 @@ import grpc
 from google.protobuf.json_format import ParseDict
 from tritonclient.grpc import service_pb2
 
-from cpt_serving.deadlines import deadline_after
-from cpt_serving.engine import Engine, EngineState
-from cpt_serving.errors import RequestError
 from cpt_serving.grpc_api.messages import infer_message, parse_message, plain
+from cpt_serving.inference.engine import Engine, EngineState
 from cpt_serving.oip import metadata
 from cpt_serving.oip.inputs import is_light, tensor_rows
 from cpt_serving.oip.repository import changed_version
 from cpt_serving.service import Service
+from cpt_serving.web.deadlines import deadline_after
+from cpt_serving.web.errors import RequestError
 
 logger = logging.getLogger(__name__)
 

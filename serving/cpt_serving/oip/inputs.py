@@ -7,12 +7,12 @@ import numpy.typing as npt
 
 from cpt_deploy.bundle import Preprocessing
 from cpt_deploy.bundle.runtime import INPUT_NAME
-from cpt_serving.errors import RequestError, bad_request
+from cpt_serving.inference.rows import to_rows
 from cpt_serving.oip.datatypes import BYTES, from_binary
 from cpt_serving.oip.requests import InputTensor
-from cpt_serving.rows import to_rows
 from cpt_serving.settings import ServeSettings
-from cpt_serving.uploads import EncodedImage, Pixels, Upload, check_rows, decode_base64, to_numbers
+from cpt_serving.web.errors import RequestError, bad_request
+from cpt_serving.web.uploads import EncodedImage, Pixels, Upload, check_rows, decode_base64, to_numbers
 
 NATIVE = "FP32"
 """Datatype of the model's own input and output."""

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from cpt_serving.errors import bad_request
 from cpt_serving.oip.requests import parse_object, typed
+from cpt_serving.web.errors import bad_request
 
 _OVERRIDES = ("config", "file:")
 

@@ -7,7 +7,7 @@ from typing import Any, TypeGuard, TypeVar
 import orjson
 
 from cpt_deploy.bundle.runtime import INPUT_NAME, OUTPUT_NAME
-from cpt_serving.errors import bad_request
+from cpt_serving.web.errors import bad_request
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 """Header, of requests and answers, that says how many bytes of JSON come before the bytes of the tensors."""

@@ -2,8 +2,8 @@
 
 from fastapi import APIRouter
 
-from cpt_serving.schemas import ErrorAnswer, Liveness, Readiness
 from cpt_serving.service import Service
+from cpt_serving.web.schemas import ErrorAnswer, Liveness, Readiness
 
 
 def health_router(service: Service) -> APIRouter:

@@ -8,12 +8,12 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Query
 from starlette.responses import Response
 
-from cpt_serving.errors import RequestError
 from cpt_serving.evidence import Evidence, evidence_of
 from cpt_serving.samples import Samples, drawing_style, list_samples, sample_image, to_png
-from cpt_serving.schemas import ErrorAnswer, ServedModel, ServedModels
 from cpt_serving.service import Service
-from cpt_serving.stats import Stats, summarize
+from cpt_serving.telemetry.stats import Stats, summarize
+from cpt_serving.web.errors import RequestError
+from cpt_serving.web.schemas import ErrorAnswer, ServedModel, ServedModels
 
 _MEDIA_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 

@@ -6,14 +6,14 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request
 
 from cpt_deploy.bundle import top_k as most_probable
-from cpt_serving.deadlines import request_deadline
-from cpt_serving.engine import Engine
-from cpt_serving.examples import predict_body
-from cpt_serving.responses import JsonResponse
-from cpt_serving.rows import to_rows
-from cpt_serving.schemas import ErrorAnswer, PredictAnswer
+from cpt_serving.inference.engine import Engine
+from cpt_serving.inference.examples import predict_body
+from cpt_serving.inference.rows import to_rows
 from cpt_serving.service import Service
-from cpt_serving.uploads import read_body
+from cpt_serving.web.deadlines import request_deadline
+from cpt_serving.web.responses import JsonResponse
+from cpt_serving.web.schemas import ErrorAnswer, PredictAnswer
+from cpt_serving.web.uploads import read_body
 
 _ERRORS = (400, 404, 413, 415, 422, 429, 503, 504)
 _PATHS = ("/predict", "/models/{model}/predict", "/models/{model}/versions/{version}/predict")

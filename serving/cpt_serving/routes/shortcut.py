@@ -11,9 +11,9 @@ from fastapi import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from cpt_deploy.errors import CptError
-from cpt_serving.errors import RequestError, error_answer, request_id_of
 from cpt_serving.routes.v2_infer import PATHS, answer_infer
 from cpt_serving.service import Service
+from cpt_serving.web.errors import RequestError, error_answer, request_id_of
 
 _PATH = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?/infer")
 

@@ -6,10 +6,10 @@ from fastapi import APIRouter
 
 from cpt_serving.oip import metadata
 from cpt_serving.oip.schemas import ModelConfig, ModelMetadata, ModelReadiness, ServerMetadata, StatisticsAnswer
-from cpt_serving.responses import JsonResponse
 from cpt_serving.routes.v2_infer import PATHS
-from cpt_serving.schemas import ErrorAnswer
 from cpt_serving.service import Service
+from cpt_serving.web.responses import JsonResponse
+from cpt_serving.web.schemas import ErrorAnswer
 
 
 def v2_router(service: Service) -> APIRouter:

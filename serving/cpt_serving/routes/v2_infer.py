@@ -9,20 +9,20 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from cpt_deploy.bundle import Bundle
-from cpt_serving.bodies import read_body
-from cpt_serving.compression import compress, decompress, preferred_coding
-from cpt_serving.deadlines import request_deadline
-from cpt_serving.engine import Engine
+from cpt_serving.inference.engine import Engine
 from cpt_serving.oip.answers import Answer, render_answer
 from cpt_serving.oip.examples import HEADERS, infer_body
 from cpt_serving.oip.inputs import is_light, raw_tensor, tensor_rows
 from cpt_serving.oip.requests import HEADER_LENGTH, InferRequest, RequestedOutput, header_length, parse_request
 from cpt_serving.oip.schemas import InferAnswer
-from cpt_serving.raw_headers import raw_header
 from cpt_serving.routes.direct import DirectRoute
-from cpt_serving.schemas import ErrorAnswer
 from cpt_serving.service import Service
 from cpt_serving.settings import ServeSettings
+from cpt_serving.web.bodies import read_body
+from cpt_serving.web.compression import compress, decompress, preferred_coding
+from cpt_serving.web.deadlines import request_deadline
+from cpt_serving.web.raw_headers import raw_header
+from cpt_serving.web.schemas import ErrorAnswer
 
 PATHS = ("/v2/models/{model}", "/v2/models/{model}/versions/{version}")
 """Where a model is, and one version of it."""

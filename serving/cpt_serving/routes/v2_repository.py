@@ -5,13 +5,13 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from cpt_serving.engine import EngineState
+from cpt_serving.inference.engine import EngineState
 from cpt_serving.oip.repository import parse_change, parse_index
 from cpt_serving.oip.schemas import RepositoryChange, RepositoryIndexRequest, RepositoryModel, inline_schema
-from cpt_serving.responses import JsonResponse
 from cpt_serving.routes.direct import DirectRoute
-from cpt_serving.schemas import ErrorAnswer
 from cpt_serving.service import Service
+from cpt_serving.web.responses import JsonResponse
+from cpt_serving.web.schemas import ErrorAnswer
 
 
 def repository_router(service: Service) -> APIRouter:

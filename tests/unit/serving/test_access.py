@@ -11,10 +11,10 @@ from starlette.responses import PlainTextResponse
 from starlette.testclient import TestClient
 
 from cpt_serving import load_settings
-from cpt_serving.access import ADMIN_PREFIX, OPEN_PATHS, AccessControl, required_scope
-from cpt_serving.api_keys import KeyRing, Scope, add_key
-from cpt_serving.errors import RequestError
-from cpt_serving.repository import ModelRepository
+from cpt_serving.access.api_keys import KeyRing, Scope, add_key
+from cpt_serving.access.control import ADMIN_PREFIX, OPEN_PATHS, AccessControl, required_scope
+from cpt_serving.repository.model_repository import ModelRepository
+from cpt_serving.web.errors import RequestError
 
 HEALTH = ("/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready")
 LOAD = "/v2/repository/models/colours/load"

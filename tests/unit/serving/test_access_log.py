@@ -7,10 +7,10 @@ import httpx2
 import pytest
 
 from cpt_deploy.errors import DataError
-from cpt_serving import access_log, create_app, load_settings
-from cpt_serving.access_log import AccessLog, json_line, text_line
-from cpt_serving.api_keys import add_key
-from cpt_serving.records import RequestRecord
+from cpt_serving.access.api_keys import add_key
+from cpt_serving.telemetry import access_log, create_app, load_settings
+from cpt_serving.telemetry.access_log import AccessLog, json_line, text_line
+from cpt_serving.web.records import RequestRecord
 
 SCOPE = {"method": "GET", "client": ("10.0.0.7", 4711)}
 TRACEPARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cpt_deploy.errors import CptError, DataError, UsageError
-from cpt_serving import api_keys
-from cpt_serving.api_keys import ApiKey, KeyRing, Scope, add_key, new_key, parse_keys, read_keys
+from cpt_serving.access import api_keys
+from cpt_serving.access.api_keys import ApiKey, KeyRing, Scope, add_key, new_key, parse_keys, read_keys
 
 HASH = hashlib.sha256(b"secret").hexdigest()
 

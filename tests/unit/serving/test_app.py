@@ -11,8 +11,8 @@ from starlette.testclient import TestClient
 from cpt_deploy.bundle import Bundle, write_bundle
 from cpt_deploy.errors import BundleError, UsageError
 from cpt_serving import create_app, load_settings
-from cpt_serving.engine import EngineState
-from cpt_serving.loading import load_model
+from cpt_serving.inference.engine import EngineState
+from cpt_serving.inference.loading import load_model
 
 
 def metric(client, name, **labels):
@@ -148,7 +148,7 @@ def test_docs_show_requests_that_work(client):
 
 def test_documented_answers_are_the_real_ones(client, png):
     from cpt_serving.oip.schemas import InferAnswer
-    from cpt_serving.schemas import PredictAnswer
+    from cpt_serving.web.schemas import PredictAnswer
 
     strict = {"strict": True}
     PredictAnswer.model_validate(client.post("/predict", content=png()).json(), **strict)

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cpt_deploy.bundle import OnnxRuntimeModel
-from cpt_serving.batching import Batcher, BatchLimits
-from cpt_serving.compute import ComputeThreads
-from cpt_serving.errors import RequestError
+from cpt_serving.inference.batching import Batcher, BatchLimits
+from cpt_serving.inference.compute import ComputeThreads
+from cpt_serving.web.errors import RequestError
 
 HOURS = 10_000.0
 

@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives import serialization
 
 from cpt_deploy.errors import DataError, MissingExtraError, UsageError
 from cpt_serving import load_settings, run
-from cpt_serving.api_keys import add_key
+from cpt_serving.access.api_keys import add_key
 from cpt_serving.startup_checks import check_settings, warn_if_exposed
 
 

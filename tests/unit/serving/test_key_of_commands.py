@@ -5,7 +5,7 @@ import json
 import pytest
 
 from cpt_cli.main import main
-from cpt_serving.api_keys import add_key
+from cpt_serving.access.api_keys import add_key
 
 
 @pytest.fixture(scope="module")

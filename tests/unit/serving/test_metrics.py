@@ -5,8 +5,8 @@ import math
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from cpt_serving.batching import FAILURES
-from cpt_serving.metrics import Metrics
+from cpt_serving.inference.batching import FAILURES
+from cpt_serving.telemetry.metrics import Metrics
 
 MODEL = {"model": "colours", "version": "1"}
 # docs/user_guide/metrics.md of Triton Inference Server.

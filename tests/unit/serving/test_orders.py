@@ -4,8 +4,8 @@ import subprocess
 
 import pytest
 
-from cpt_serving.errors import RequestError
-from cpt_serving.orders import Order, OrderBook
+from cpt_serving.repository.orders import Order, OrderBook
+from cpt_serving.web.errors import RequestError
 
 LOAD, UNLOAD = Order("load", "one", None), Order("unload", "one", "2")
 

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from cpt_deploy.bundle import write_bundle
 from cpt_deploy.errors import BundleError, ValidationFailedError
 from cpt_serving import load_settings
-from cpt_serving.errors import RequestError
-from cpt_serving.model_directory import find_models, version_order
-from cpt_serving.orders import OrderBook
-from cpt_serving.repository import ModelRepository
+from cpt_serving.repository.model_directory import find_models, version_order
+from cpt_serving.repository.model_repository import ModelRepository
+from cpt_serving.repository.orders import OrderBook
+from cpt_serving.web.errors import RequestError
 
 ROWS = np.zeros((1, 3, 8, 8), np.float32)
 

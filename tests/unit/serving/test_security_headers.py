@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from cpt_serving.security_headers import SECURITY_HEADERS, missing_security_headers
+from cpt_serving.web.security_headers import SECURITY_HEADERS, missing_security_headers
 
 
 @pytest.mark.parametrize(

@@ -15,11 +15,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from cpt_deploy.bundle import Bundle
 from cpt_serving import create_app, load_settings
-from cpt_serving.bodies import BodyReceiver, read_body
-from cpt_serving.errors import RequestError
-from cpt_serving.raw_headers import raw_header
 from cpt_serving.routes.shortcut import InferShortcut
-from cpt_serving.serving_app import ServingApp
+from cpt_serving.web.bodies import BodyReceiver, read_body
+from cpt_serving.web.errors import RequestError
+from cpt_serving.web.raw_headers import raw_header
+from cpt_serving.web.serving_app import ServingApp
 
 ROW = np.zeros((1, 3, 8, 8), np.float32)
 GOOD = {"inputs": [{"name": "image", "shape": [1, 3, 8, 8], "datatype": "FP32", "data": ROW.ravel().tolist()}]}

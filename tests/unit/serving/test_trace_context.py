@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from opentelemetry.trace import get_current_span
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from cpt_serving.trace_context import TraceContext, continued, parse_traceparent
+from cpt_serving.telemetry.trace_context import TraceContext, continued, parse_traceparent
 
 # The examples of section 3.2.2 of the recommendation.
 SAMPLED = b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"

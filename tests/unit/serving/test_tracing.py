@@ -18,7 +18,7 @@ from starlette.testclient import TestClient
 from cpt_deploy.errors import MissingExtraError
 from cpt_serving import load_settings
 from cpt_serving.app import app_of, create_service
-from cpt_serving.tracing import open_tracing
+from cpt_serving.telemetry.tracing import open_tracing
 
 PARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 VARIABLES = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_TRACES_EXPORTER")

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import cpt_deploy
 from cpt_deploy.bundle import GoldenSample
-from cpt_serving.api_keys import add_key
+from cpt_serving.access.api_keys import add_key
 
 ROOT = "/v2/models/colours"
 ROWS = np.random.default_rng(2).uniform(-1, 1, (3, 3, 8, 8)).astype(np.float32)

@@ -10,7 +10,7 @@ from PIL import Image
 
 import cpt_deploy
 from cpt_deploy.bundle import GoldenSample
-from cpt_serving.api_keys import add_key
+from cpt_serving.access.api_keys import add_key
 
 http = pytest.importorskip("tritonclient.http", reason="pip install 'tritonclient[http]'")
 exceptions = pytest.importorskip("tritonclient.utils")

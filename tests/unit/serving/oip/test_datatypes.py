@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from cpt_serving.errors import RequestError
 from cpt_serving.oip.datatypes import DTYPES, from_binary, to_binary
+from cpt_serving.web.errors import RequestError
 
 triton = pytest.importorskip("tritonclient.utils")
 

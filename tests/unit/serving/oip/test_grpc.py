@@ -243,9 +243,9 @@ def test_contradictory_contents_are_refused(call):
 @given(data=st.data())
 def test_any_message_is_understood_or_refused(shared_bundle, data):
     """Whatever fits the messages' types ends in rows or in a 4xx."""
-    from cpt_serving.errors import RequestError
     from cpt_serving.grpc_api.messages import infer_message, parse_message
     from cpt_serving.oip.inputs import tensor_rows
+    from cpt_serving.web.errors import RequestError
 
     datatype = data.draw(st.sampled_from(["FP32", "FP64", "FP16", "BF16", "UINT8", "BYTES", "INT8", "BOOL", "", "X"]))
     shapes = st.sampled_from([[1, 3, 8, 8], [1, 8, 8, 3], [1], [2, 1]])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import trustme
 
-from cpt_serving.api_keys import add_key
+from cpt_serving.access.api_keys import add_key
 
 triton = pytest.importorskip("tritonclient.grpc", reason="pip install 'tritonclient[grpc]'")
 from tritonclient.utils import InferenceServerException  # noqa: E402

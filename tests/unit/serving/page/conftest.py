@@ -11,7 +11,7 @@ import uvicorn
 
 from cpt_deploy.bundle import Bundle, GoldenSample, Preprocessing, write_bundle
 from cpt_serving import create_app, load_settings
-from cpt_serving.api_keys import add_key
+from cpt_serving.access.api_keys import add_key
 from cpt_serving.server import _listen
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

@@ -11,7 +11,7 @@ from cpt_deploy.bundle import write_bundle
 from cpt_serving.evidence import evidence_of
 from cpt_serving.routes.page import PAGE_HEADERS
 from cpt_serving.samples import drawing_style
-from cpt_serving.stats import summarize
+from cpt_serving.telemetry.stats import summarize
 
 
 def test_the_page_and_its_files_are_served_with_strict_headers(client):

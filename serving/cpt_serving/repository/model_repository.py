@@ -11,15 +11,15 @@ from anyio import CapacityLimiter
 
 from cpt_deploy.bundle import Bundle
 from cpt_deploy.errors import BundleError, CptError
-from cpt_serving.compute import ComputeThreads
 from cpt_serving.cores import available_cores
-from cpt_serving.engine import Engine, EngineState, unavailable
-from cpt_serving.errors import RequestError, bad_request
-from cpt_serving.model_directory import ModelLocation, find_models
-from cpt_serving.model_table import Entry, Key, ModelStatus, ModelTable
-from cpt_serving.observers import ObserverFactory, Observers
-from cpt_serving.orders import Order, OrderBook
+from cpt_serving.inference.compute import ComputeThreads
+from cpt_serving.inference.engine import Engine, EngineState, unavailable
+from cpt_serving.inference.observers import ObserverFactory, Observers
+from cpt_serving.repository.model_directory import ModelLocation, find_models
+from cpt_serving.repository.model_table import Entry, Key, ModelStatus, ModelTable
+from cpt_serving.repository.orders import Order, OrderBook
 from cpt_serving.settings import ServeSettings
+from cpt_serving.web.errors import RequestError, bad_request
 
 __all__ = ["ModelRepository", "ModelStatus"]
 

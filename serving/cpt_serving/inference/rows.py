@@ -7,9 +7,9 @@ import numpy.typing as npt
 
 from cpt_deploy.bundle import Preprocessing, decode_image
 from cpt_deploy.errors import ImageError
-from cpt_serving.errors import RequestError, bad_request, image_error_status
 from cpt_serving.settings import ServeSettings
-from cpt_serving.uploads import EncodedImage, NormalizedInput, Upload, parse_json
+from cpt_serving.web.errors import RequestError, bad_request, image_error_status
+from cpt_serving.web.uploads import EncodedImage, NormalizedInput, Upload, parse_json
 
 
 def to_rows(

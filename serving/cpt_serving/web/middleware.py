@@ -11,15 +11,15 @@ from opentelemetry.trace import Tracer
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from cpt_serving.access_log import AccessLog
-from cpt_serving.bodies import BodyReceiver
-from cpt_serving.errors import INTERNAL_ERROR, error_response
-from cpt_serving.metrics import Metrics
-from cpt_serving.raw_headers import raw_header
-from cpt_serving.records import RequestRecord, current_record
-from cpt_serving.security_headers import missing_security_headers
-from cpt_serving.trace_context import TRACEPARENT, TraceContext, continued
-from cpt_serving.tracing import current_trace, trace_inference
+from cpt_serving.telemetry.access_log import AccessLog
+from cpt_serving.telemetry.metrics import Metrics
+from cpt_serving.telemetry.trace_context import TRACEPARENT, TraceContext, continued
+from cpt_serving.telemetry.tracing import current_trace, trace_inference
+from cpt_serving.web.bodies import BodyReceiver
+from cpt_serving.web.errors import INTERNAL_ERROR, error_response
+from cpt_serving.web.raw_headers import raw_header
+from cpt_serving.web.records import RequestRecord, current_record
+from cpt_serving.web.security_headers import missing_security_headers
 
 logger = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from typing import Literal
 import anyio.to_thread
 import orjson
 
-from cpt_serving.errors import RequestError
+from cpt_serving.web.errors import RequestError
 
 ORDERS_VARIABLE = "CPT_SERVING_ORDERS_DIR"
 """Names the directory to the worker processes."""

@@ -134,6 +134,6 @@ def _protocol_class() -> type[asyncio.Protocol]:
     """Return the protocol that uvicorn would choose, with the limits."""
     if importlib.util.find_spec("httptools") is None:
         return TimedH11Protocol
-    from cpt_serving.httptools_connections import TimedHttpToolsProtocol
+    from cpt_serving.web.httptools_connections import TimedHttpToolsProtocol
 
     return TimedHttpToolsProtocol

@@ -4,9 +4,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from cpt_deploy.bundle import Bundle
-from cpt_serving.engine import Engine, EngineState, unavailable
-from cpt_serving.errors import RequestError, bad_request
-from cpt_serving.model_directory import ModelLocation, version_order
+from cpt_serving.inference.engine import Engine, EngineState, unavailable
+from cpt_serving.repository.model_directory import ModelLocation, version_order
+from cpt_serving.web.errors import RequestError, bad_request
 
 Key = tuple[str, str]
 """Name and version."""

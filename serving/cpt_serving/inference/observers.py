@@ -30,7 +30,7 @@ class InferenceObserver(Protocol):
         """A request got no logits.
 
         Args:
-            reason: One of `cpt_serving.batching.FAILURES`.
+            reason: One of `cpt_serving.inference.batching.FAILURES`.
             seconds: From its arrival to its failure.
         """
 

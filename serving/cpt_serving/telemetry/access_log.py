@@ -15,8 +15,8 @@ from typing import Any
 import orjson
 
 from cpt_deploy.errors import DataError
-from cpt_serving.records import RequestRecord
 from cpt_serving.settings import ServeSettings
+from cpt_serving.web.records import RequestRecord
 
 logger = logging.getLogger(__name__)
 

@@ -3,7 +3,7 @@
 import zlib
 from collections.abc import Mapping
 
-from cpt_serving.errors import RequestError, bad_request
+from cpt_serving.web.errors import RequestError, bad_request
 
 CODINGS: Mapping[str, int] = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
 """Content codings and zlib's `wbits` for each."""

@@ -14,13 +14,13 @@ from anyio import CapacityLimiter
 
 from cpt_deploy.bundle import Bundle
 from cpt_deploy.errors import CptError
-from cpt_serving.batching import Batcher, BatchLimits, Inference
-from cpt_serving.compute import ComputeThreads
-from cpt_serving.errors import RequestError
-from cpt_serving.loading import load_model
-from cpt_serving.observers import InferenceObserver
-from cpt_serving.records import current_record
+from cpt_serving.inference.batching import Batcher, BatchLimits, Inference
+from cpt_serving.inference.compute import ComputeThreads
+from cpt_serving.inference.loading import load_model
+from cpt_serving.inference.observers import InferenceObserver
 from cpt_serving.settings import ServeSettings
+from cpt_serving.web.errors import RequestError
+from cpt_serving.web.records import current_record
 
 __all__ = ["Engine", "EngineState", "Inference", "unavailable"]
 

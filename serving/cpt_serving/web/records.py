@@ -3,8 +3,8 @@
 from contextvars import ContextVar
 from dataclasses import dataclass
 
-from cpt_serving.batching import Inference
-from cpt_serving.trace_context import TraceContext
+from cpt_serving.inference.batching import Inference
+from cpt_serving.telemetry.trace_context import TraceContext
 
 
 @dataclass(slots=True)

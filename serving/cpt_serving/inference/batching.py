@@ -19,9 +19,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from cpt_serving.compute import ComputeThreads
-from cpt_serving.errors import RequestError
-from cpt_serving.observers import InferenceObserver
+from cpt_serving.inference.compute import ComputeThreads
+from cpt_serving.inference.observers import InferenceObserver
+from cpt_serving.web.errors import RequestError
 
 Rows = npt.NDArray[np.float32]
 Clock = Callable[[], float]

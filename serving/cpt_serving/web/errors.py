@@ -8,7 +8,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from cpt_deploy.errors import CptError, ImageError, ImageTooLargeError
-from cpt_serving.responses import JsonResponse
+from cpt_serving.web.responses import JsonResponse
 
 INTERNAL_ERROR = "Internal error; the server's log has it under this id"
 

@@ -6,8 +6,8 @@ import time
 from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive, Scope
 
-from cpt_serving.errors import RequestError
-from cpt_serving.raw_headers import raw_header
+from cpt_serving.web.errors import RequestError
+from cpt_serving.web.raw_headers import raw_header
 
 LEAST_BYTES_PER_S = 8192
 """A body may take longer than its timeout by the time that it needs at this rate."""

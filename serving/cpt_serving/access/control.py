@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from starlette.types import ASGIApp, Receive, Send
 from starlette.types import Scope as AsgiScope
 
-from cpt_serving.api_keys import ApiKey, KeyRing, Scope
-from cpt_serving.errors import error_response
-from cpt_serving.records import RequestRecord
+from cpt_serving.access.api_keys import ApiKey, KeyRing, Scope
+from cpt_serving.web.errors import error_response
+from cpt_serving.web.records import RequestRecord
 
 OPEN_PATHS = frozenset(
     {

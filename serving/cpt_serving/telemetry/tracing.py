@@ -15,10 +15,10 @@ from starlette.types import Scope
 
 import cpt_deploy
 from cpt_deploy.errors import MissingExtraError
-from cpt_serving.access_log import QUIET_ROUTES
-from cpt_serving.records import RequestRecord
 from cpt_serving.settings import ServeSettings
-from cpt_serving.trace_context import TraceContext
+from cpt_serving.telemetry.access_log import QUIET_ROUTES
+from cpt_serving.telemetry.trace_context import TraceContext
+from cpt_serving.web.records import RequestRecord
 
 logger = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@ import hashlib
 
 from cpt_deploy.bundle import Bundle, OnnxRuntimeModel, decode_image, require_evidence
 from cpt_deploy.errors import BundleError, ValidationFailedError
-from cpt_serving.examples import example_image
+from cpt_serving.inference.examples import example_image
 from cpt_serving.settings import ServeSettings
 
 

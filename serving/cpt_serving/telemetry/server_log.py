@@ -34,7 +34,7 @@ def log_config(settings: ServeSettings) -> dict[str, Any]:
         "version": 1,
         "disable_existing_loggers": False,
         "formatters": {
-            "default": {"()": "cpt_serving.server_log.JsonFormatter"}
+            "default": {"()": "cpt_serving.telemetry.server_log.JsonFormatter"}
             if as_json
             else {"()": "uvicorn.logging.DefaultFormatter", "fmt": "%(levelprefix)s %(message)s"}
         },

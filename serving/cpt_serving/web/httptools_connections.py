@@ -2,7 +2,7 @@
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from cpt_serving.connections import HeadLimits
+from cpt_serving.web.connections import HeadLimits
 
 
 class TimedHttpToolsProtocol(HeadLimits, HttpToolsProtocol):

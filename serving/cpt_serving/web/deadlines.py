@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from starlette.requests import Request
 
-from cpt_serving.errors import bad_request
-from cpt_serving.raw_headers import raw_header
 from cpt_serving.settings import ServeSettings
+from cpt_serving.web.errors import bad_request
+from cpt_serving.web.raw_headers import raw_header
 
 TIMEOUT_HEADER = "X-Request-Timeout-Ms"
 _RAW_TIMEOUT_HEADER = TIMEOUT_HEADER.lower().encode()

@@ -10,7 +10,7 @@ import orjson
 from starlette.datastructures import UploadFile
 from starlette.requests import Request
 
-from cpt_serving.errors import RequestError, bad_request
+from cpt_serving.web.errors import RequestError, bad_request
 
 FILE_FIELDS = ("file", "files", "image", "images", "data")
 JSON_KEYS = ("image", "images", "instances")

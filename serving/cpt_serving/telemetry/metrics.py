@@ -7,9 +7,9 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metr
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from cpt_deploy.bundle import Bundle
-from cpt_serving.batching import FAILURES
-from cpt_serving.observers import InferenceObserver
-from cpt_serving.triton_metrics import render_triton_metrics
+from cpt_serving.inference.batching import FAILURES
+from cpt_serving.inference.observers import InferenceObserver
+from cpt_serving.telemetry.triton_metrics import render_triton_metrics
 
 MULTIPROCESS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 """Names the directory through which workers share their metrics."""
