@@ -7,8 +7,9 @@ import httpx2
 import pytest
 
 from cpt_deploy.errors import DataError
+from cpt_serving import create_app, load_settings
 from cpt_serving.access.api_keys import add_key
-from cpt_serving.telemetry import access_log, create_app, load_settings
+from cpt_serving.telemetry import access_log
 from cpt_serving.telemetry.access_log import AccessLog, json_line, text_line
 from cpt_serving.web.records import RequestRecord
 

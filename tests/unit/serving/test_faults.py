@@ -67,7 +67,8 @@ def test_connections_that_send_too_slowly_are_closed_and_others_served(
 
 
 _H11 = """
-from cpt_serving.web import connections, load_settings, run
+from cpt_serving import load_settings, run
+from cpt_serving.web import connections
 connections._protocol_class = lambda: connections.TimedH11Protocol
 if __name__ == "__main__":
     run(load_settings(), on_listening=lambda url: print(url, flush=True))

@@ -200,16 +200,24 @@ def test_where_keys_are_on_the_page_asks_for_one_and_keeps_it_in_its_tab(browser
     assert "Expected an API key" in page.locator("#problem").inner_text()
     page.get_by_label("API key").fill("cpt_wrong")
     page.get_by_role("button", name="Use it").click()
-    page.wait_for_function("document.getElementById('problem').textContent.includes('another one')")
+    page.locator("#problem", has_text="another one").wait_for()
     page.get_by_label("API key").fill(key)
     page.get_by_label("API key").press("Enter")
     expect_model(page, "strokes")
-    page.wait_for_function("document.querySelector('#sample-list img').naturalWidth === 8")
+    page.locator("#sample-list img").first.wait_for()
+    assert (
+        page.locator("#sample-list img").first.evaluate("async image => (await image.decode(), image.naturalWidth)")
+        == 8
+    )
     assert page.get_by_label("API key").is_hidden()
     page.locator("#sample-list button").first.click()
     expect_label(page, "vertical")
     page.reload()
     expect_model(page, "strokes")
     assert page.evaluate("[localStorage.length, sessionStorage.length, document.cookie]") == [0, 1, ""]
+    page.evaluate("sessionStorage.clear()")
+    page.reload()
+    page.get_by_label("API key").wait_for()
+    page.screenshot(path="/tmp/key.png")
     assert [line for line in said if "401" not in line] == []
     context.close()
