@@ -1,6 +1,8 @@
 """A server under mixed traffic for a while: no error of its own, and nothing that it keeps for ever.
 
-Some seconds here; `CPT_SOAK_SECONDS=3600 make test PYTEST_ARGS='-k soak --log-cli-level=INFO --timeout 4000'` is the hour.
+Some seconds here. The hour, with what it saw:
+
+    CPT_SOAK_SECONDS=3600 make test PYTEST_ARGS='-k soak --log-cli-level=INFO --timeout 4000'
 """
 
 import json
