@@ -71,5 +71,6 @@ def test_the_search_finds_what_it_is_for(source):
 
 
 def test_the_search_lets_the_rest_pass():
-    source = "import json\nfrom pickle import UnpicklingError\ntorch.load(f, weights_only=True)\nnp.load(f, allow_pickle=False)\nyaml.safe_load(text)\n"
+    imports = "import json\nfrom pickle import UnpicklingError\n"
+    source = f"{imports}torch.load(f, weights_only=True)\nnp.load(f, allow_pickle=False)\nyaml.safe_load(text)\n"
     assert list(unsafe(ast.parse(source))) == []
