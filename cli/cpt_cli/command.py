@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from cpt_cli.output import out
+from cpt_deploy.errors import UsageError
 
 TRAIN_PANEL = "Train and export"
 SHIP_PANEL = "Check and serve"
@@ -77,6 +78,22 @@ DebugFlag = Annotated[
         is_eager=True,
     ),
 ]
+
+
+def number_list(option: str, text: str) -> list[int]:
+    """Return the numbers of an option that takes several, each once.
+
+    Args:
+        option: Its name, for the error.
+        text: Numbers above 0 with commas between.
+
+    Raises:
+        UsageError: If it is something else.
+    """
+    words = [word.strip() for word in text.split(",")]
+    if not all(word.isascii() and word.isdigit() and 0 < int(word) <= 65536 for word in words):
+        raise UsageError(f"Expected {option} to be numbers above 0 with commas between, as 1,8,32, but got {text!r}")
+    return list(dict.fromkeys(int(word) for word in words))
 
 
 def paragraphs(docstring: str) -> str:

@@ -39,13 +39,16 @@ def local_classifier(bundle: Path, *, top_k: int, threads: int | None) -> Iterat
 
 
 @contextmanager
-def remote_classifier(url: str, bundle: Path | None, *, top_k: int) -> Iterator[Classifier]:
+def remote_classifier(
+    url: str, bundle: Path | None, *, top_k: int, headers: dict[str, str] | None = None
+) -> Iterator[Classifier]:
     """Classify by a server.
 
     Args:
         url: Its address.
         bundle: A bundle that the user believes to be served there, if any; another model gives a warning.
         top_k: How many classes an image gets.
+        headers: Headers of every request, such as an API key.
 
     Raises:
         BundleError: If the bundle is missing or damaged.
@@ -56,7 +59,7 @@ def remote_classifier(url: str, bundle: Path | None, *, top_k: int) -> Iterator[
     from cpt_serving.client import PredictClient
 
     expected = None if bundle is None else Bundle.open(bundle).name
-    with PredictClient(url) as client:
+    with PredictClient(url, headers=headers) as client:
 
         def classify(path: Path) -> "list[Prediction]":
             nonlocal expected

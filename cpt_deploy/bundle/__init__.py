@@ -2,6 +2,7 @@
 
 from cpt_deploy.bundle.bundle import Bundle
 from cpt_deploy.bundle.card import CardFields, EvaluationResult
+from cpt_deploy.bundle.evidence import Evidence, read_evidence, require_evidence
 from cpt_deploy.bundle.formats import FORMATS, ModelFormat, chosen_formats
 from cpt_deploy.bundle.golden import GoldenCheck, GoldenSample, compare_golden
 from cpt_deploy.bundle.images import MAX_PIXELS, decode_image, read_image
@@ -19,6 +20,7 @@ __all__ = [
     "BundleContents",
     "CardFields",
     "EvaluationResult",
+    "Evidence",
     "GoldenCheck",
     "GoldenSample",
     "ModelFormat",
@@ -28,7 +30,9 @@ __all__ = [
     "chosen_formats",
     "compare_golden",
     "decode_image",
+    "read_evidence",
     "read_image",
+    "require_evidence",
     "softmax",
     "top_k",
     "update_validation",

@@ -4,6 +4,7 @@ from cpt_deploy.report.benchmark_plot import check_plot_path, plot_benchmark
 from cpt_deploy.report.comparison_plot import ComparedGroup, plot_comparison
 from cpt_deploy.report.curves import plot_curves
 from cpt_deploy.report.family import FamilyMember, plot_family
+from cpt_deploy.report.load_plot import plot_load
 from cpt_deploy.report.range_plot import plot_range_test
 from cpt_deploy.report.schedule_plot import DrawnSchedule, plot_schedules
 from cpt_deploy.report.validation_page import render_validation_page
@@ -17,6 +18,7 @@ __all__ = [
     "plot_comparison",
     "plot_curves",
     "plot_family",
+    "plot_load",
     "plot_range_test",
     "plot_schedules",
     "render_validation_page",

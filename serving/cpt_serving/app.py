@@ -1,70 +1,172 @@
-"""The FastAPI app: a bundle, its engine, and the routes around them."""
+"""The FastAPI app: the models and the routes around them."""
 
-import asyncio
+import os
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from pathlib import Path
 
+import anyio.to_thread
 from fastapi import FastAPI
+from opentelemetry.trace import TracerProvider
+from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import RedirectResponse
 
 import cpt_deploy
-from cpt_deploy.bundle import Bundle
-from cpt_serving.engine import Engine
-from cpt_serving.errors import add_error_handlers
-from cpt_serving.metrics import Metrics
-from cpt_serving.middleware import RequestEdge
-from cpt_serving.routes import health_router, metrics_router, predict_router, v2_router
+from cpt_serving.access.api_keys import KeyRing
+from cpt_serving.access.control import AccessControl
+from cpt_serving.lifespan import running
+from cpt_serving.oip.statistics import StatisticsRegistry
+from cpt_serving.repository.model_repository import ModelRepository
+from cpt_serving.repository.orders import ORDERS_VARIABLE, OrderBook
+from cpt_serving.routes import ROUTERS, page_router
+from cpt_serving.routes.docs import describe_keys, docs_router
+from cpt_serving.routes.shortcut import InferShortcut
 from cpt_serving.service import Service
 from cpt_serving.settings import ServeSettings, load_settings
-from cpt_serving.signals import announced_shutdown
+from cpt_serving.telemetry.access_log import AccessLog, open_access_log
+from cpt_serving.telemetry.metrics import Metrics
+from cpt_serving.telemetry.tracing import close_tracing, open_tracing, telemetry_of
+from cpt_serving.web.errors import add_error_handlers
+from cpt_serving.web.middleware import RequestEdge
+from cpt_serving.web.serving_app import ServingApp
+
+_OPENAPI_URL = "/openapi.json"
+_CORS_REQUEST_HEADERS = (
+    "Authorization",
+    "Content-Type",
+    "Inference-Header-Content-Length",
+    "Traceparent",
+    "X-Api-Key",
+    "X-Request-Id",
+    "X-Request-Timeout-Ms",
+)
+_CORS_ANSWER_HEADERS = ("Inference-Header-Content-Length", "Retry-After", "Traceparent", "X-Request-Id")
 
 
 def create_app(settings: ServeSettings | None = None) -> FastAPI:
-    """Return the app for a bundle; the model itself is loaded when the app starts.
+    """Return the app for a bundle or a directory of them; the models themselves are loaded when the app starts.
 
     Args:
         settings: What to serve and how; by default what the environment variables `CPT_SERVE_...` say.
 
     Raises:
-        BundleError: If the bundle cannot be opened.
+        BundleError: If there is nothing to serve, or the one bundle cannot be opened.
         UsageError: If the environment's settings do not fit.
     """
-    settings = settings or load_settings()
-    bundle = Bundle.open(settings.bundle)
-    metrics = Metrics(bundle)
-    service = Service(settings, Engine(bundle, settings, metrics), metrics)
-    app = FastAPI(
-        title=bundle.name,
-        summary="An integer network trained with Cyclic Precision Training, served by cpt-deploy.",
+    return app_of(create_service(settings or load_settings()))
+
+
+def create_service(settings: ServeSettings) -> Service:
+    """Return what the routes stand on, with its models found but not loaded yet.
+
+    Raises:
+        BundleError: If there is nothing to serve, or the one bundle cannot be opened.
+    """
+    metrics, statistics = Metrics(), StatisticsRegistry()
+    shared = os.environ.get(ORDERS_VARIABLE)
+    orders = OrderBook(Path(shared)) if shared else None
+    repository = ModelRepository(settings, [metrics.observe, statistics.observe], orders)
+    return Service(settings, repository, metrics, statistics)
+
+
+def app_of(service: Service, *, tracer_provider: TracerProvider | None = None) -> FastAPI:
+    """Return the app around a service.
+
+    Args:
+        service: What the routes stand on.
+        tracer_provider: What makes spans; by default what the settings and OpenTelemetry's variables say.
+
+    Raises:
+        DataError: If the file of API keys or that of the access log cannot be opened.
+        MissingExtraError: If the settings ask for tracing and it is not installed.
+    """
+    settings = service.settings
+    names = service.repository.names
+    access_log = open_access_log(settings)
+    keys = None if settings.api_keys is None else KeyRing(settings.api_keys)
+    provider = tracer_provider or open_tracing(settings)
+    # The framework's spans have to stand around our layers, so that what those do and answer belongs to the trace.
+    kind = ServingApp if provider is None else FastAPI
+    app = kind(
+        title=names[0] if len(names) == 1 else "cpt-deploy",
+        summary="Integer networks trained with Cyclic Precision Training, served by cpt-deploy.",
         version=cpt_deploy.__version__,
-        docs_url="/docs" if settings.docs else None,
-        openapi_url="/openapi.json" if settings.docs else None,
+        docs_url=None,
+        openapi_url=_OPENAPI_URL if settings.docs else None,
         redoc_url=None,
         redirect_slashes=False,
-        lifespan=_lifespan(service),
+        lifespan=_lifespan(service, keys, access_log, provider),
+        telemetry=telemetry_of(provider),
     )
     app.state.service = service
-    app.add_middleware(RequestEdge, max_body_bytes=settings.max_body_bytes, metrics=metrics)
+    _add_middleware(app, service, keys, access_log, provider)
     add_error_handlers(app)
-    for make_router in (predict_router, health_router, v2_router, metrics_router):
+    for make_router in ROUTERS:
         app.include_router(make_router(service))
     if settings.docs:
+        app.include_router(docs_router(app.title, _OPENAPI_URL))
+        if keys is not None:
+            describe_keys(app)
+    if settings.page:
+        app.include_router(page_router(service))
+    elif settings.docs:
         app.add_api_route("/", _to_docs, include_in_schema=False)
     return app
+
+
+def _add_middleware(
+    app: FastAPI,
+    service: Service,
+    keys: KeyRing | None,
+    access_log: AccessLog | None,
+    provider: TracerProvider | None,
+) -> None:
+    """Put around the routes, from the inside out: the shortcut, keys, other origins, and the edge of every request."""
+    settings = service.settings
+    if provider is None:  # the framework names its spans by its routes
+        app.add_middleware(InferShortcut, service=service)
+    app.add_middleware(AccessControl, keys=keys, open_metrics=settings.open_metrics)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=[origin.strip() for origin in settings.cors_origins.split(",")],
+            allow_methods=["GET", "POST"],
+            allow_headers=_CORS_REQUEST_HEADERS,
+            expose_headers=_CORS_ANSWER_HEADERS,
+        )
+    app.add_middleware(
+        RequestEdge,
+        max_body_bytes=settings.max_body_bytes,
+        body_timeout_s=settings.body_timeout_s,
+        metrics=service.metrics,
+        access_log=access_log,
+        tracer=None if provider is None else provider.get_tracer("cpt_serving", cpt_deploy.__version__),
+    )
 
 
 async def _to_docs() -> RedirectResponse:
     return RedirectResponse("/docs")
 
 
-def _lifespan(service: Service) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
-    """Return what loads the model while the server starts, and fails readiness first when it stops."""
+def _grpc(service: Service, keys: KeyRing | None) -> AbstractAsyncContextManager[None]:
+    if service.settings.grpc_port is None:
+        return nullcontext()
+    from cpt_serving.grpc_api.server import running_grpc
 
+    return running_grpc(service, service.settings.grpc_port, keys)
+
+
+def _lifespan(
+    service: Service, keys: KeyRing | None, access_log: AccessLog | None, provider: TracerProvider | None
+) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        loading = asyncio.create_task(service.engine.load())
-        with announced_shutdown(service.engine.begin_shutdown, service.settings.drain_s):
-            yield
-        await loading
+        try:
+            async with running(service), _grpc(service, keys):
+                yield
+        finally:
+            if access_log is not None:
+                await anyio.to_thread.run_sync(access_log.close)
+            await anyio.to_thread.run_sync(close_tracing, provider)
 
     return lifespan

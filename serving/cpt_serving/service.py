@@ -1,12 +1,12 @@
-"""What the routes stand on: the served models, the settings and the metrics."""
+"""What the routes stand on: the served models, the settings, the metrics and the statistics."""
 
 from dataclasses import dataclass
 
-from cpt_deploy.bundle import Bundle
-from cpt_serving.engine import Engine
-from cpt_serving.errors import RequestError
-from cpt_serving.metrics import Metrics
+from cpt_serving.inference.engine import Engine
+from cpt_serving.oip.statistics import StatisticsRegistry
+from cpt_serving.repository.model_repository import ModelRepository
 from cpt_serving.settings import ServeSettings
+from cpt_serving.telemetry.metrics import Metrics
 
 
 @dataclass(frozen=True)
@@ -14,28 +14,20 @@ class Service:
     """A running server apart from HTTP."""
 
     settings: ServeSettings
-    engine: Engine
+    repository: ModelRepository
     metrics: Metrics
+    statistics: StatisticsRegistry
 
-    @property
-    def bundle(self) -> Bundle:
-        """The bundle that `/predict` asks."""
-        return self.engine.bundle
-
-    def find(self, model: str, version: str | None = None) -> Engine:
+    def find(self, model: str | None, version: str | None = None) -> Engine:
         """Return the engine of a model.
 
         Args:
-            model: Its name.
+            model: Its name; `None` is the only one that is served.
             version: Its version; `None` is the newest.
 
         Raises:
-            RequestError: 404, if it is not served.
+            RequestError: 400 if a name is needed, 404 if there is no such model, 503 if it could not be opened.
         """
-        if model != self.bundle.name:
-            raise RequestError(404, f"Expected a served model ({self.bundle.name}), but got {model!r:.100}")
-        if version is not None and version != self.bundle.version:
-            raise RequestError(
-                404, f"Expected a served version of {model} ({self.bundle.version}), but got {version!r:.100}"
-            )
-        return self.engine
+        if model is None and version is None:
+            return self.repository.default
+        return self.repository.find(model or self.repository.default.bundle.name, version)

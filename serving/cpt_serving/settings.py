@@ -1,14 +1,21 @@
-"""Settings of the server: arguments, else environment variables `CPT_SERVE_...`, else these defaults."""
+"""Settings of the server: arguments, else environment variables `CPT_SERVE_...`, else a YAML file, else defaults."""
 
 import os
 from pathlib import Path
 from typing import Any, Literal
 
+import yaml
 from pydantic import Field, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    YamlConfigSettingsSource,
+)
 
 from cpt_deploy.bundle import MAX_PIXELS
 from cpt_deploy.errors import UsageError
+from cpt_serving.cores import available_cores
 
 ENV_PREFIX = "CPT_SERVE_"
 
@@ -18,14 +25,20 @@ class ServeSettings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="forbid", frozen=True)
 
+    config: Path | None = None
+    """A YAML file with any of the settings below."""
+
     bundle: Path
-    """Directory of the bundle."""
+    """A bundle, or a directory of `name/version/` bundles."""
 
     host: str = "127.0.0.1"
     """Address to listen on; only this machine reaches the default."""
 
     port: int = Field(default=8000, ge=0, le=65535)
     """Port to listen on; 0 takes a free one."""
+
+    grpc_port: int | None = Field(default=None, ge=1, le=65535)
+    """Port for the Open Inference Protocol over gRPC; without it there is none."""
 
     workers: int = Field(default=1, ge=1, le=256)
     """Processes that share the port, each with the model in memory."""
@@ -36,17 +49,44 @@ class ServeSettings(BaseSettings):
     concurrency: int | None = Field(default=None, ge=1, le=1024)
     """Inferences that a worker runs at once; by default the cores that `workers` and `threads` leave."""
 
+    max_batch: int = Field(default=16, ge=1, le=65536)
+    """Most rows that are computed together; 1 computes each request on its own."""
+
+    max_delay_ms: float = Field(default=0.0, ge=0, le=10_000)
+    """Milliseconds that a request waits for company while another batch is being computed."""
+
+    queue_rows: int = Field(default=1024, ge=1)
+    """Most rows of a model that wait in a worker; a request that comes on top is answered 429."""
+
+    timeout_s: float | None = Field(default=None, gt=0, le=3600)
+    """Deadline of requests that state none; by default they have none."""
+
     provider: str = "cpu"
     """Execution provider of onnxruntime."""
 
     golden: Literal["exact", "labels", "off"] = "exact"
     """What the golden sample has to reproduce before the server is ready: every code, the top classes, or nothing."""
 
+    require_evidence: bool = False
+    """Whether a bundle is refused unless its validation.json is there, passed, and of its model.onnx."""
+
+    watch_s: float = Field(default=0.0, ge=0, le=86_400)
+    """Seconds between two looks for new, changed and removed versions; 0 looks only when asked."""
+
     top_k: int = Field(default=5, ge=1)
     """Classes in an answer of `/predict` when the client does not say."""
 
     max_body_bytes: int = Field(default=32 * 1024 * 1024, ge=1)
     """Largest request body."""
+
+    head_timeout_s: float = Field(default=10.0, gt=0, le=3600)
+    """Seconds in which the head of a request has to come, from the opening of its connection or its first byte."""
+
+    body_timeout_s: float = Field(default=30.0, gt=0, le=3600)
+    """Seconds in which the body has to come, and one more for each 8 KiB of it."""
+
+    keep_alive_s: int = Field(default=5, ge=0, le=3600)
+    """Seconds after which a connection without a further request is closed."""
 
     max_rows: int = Field(default=256, ge=1)
     """Most images or rows in one request."""
@@ -66,11 +106,47 @@ class ServeSettings(BaseSettings):
     docs: bool = True
     """Whether `/docs` and `/openapi.json` are served."""
 
+    page: bool = True
+    """Whether the page at `/` and what it reads is served."""
+
     access_log: bool = True
-    """Whether each request is logged."""
+    """Whether each request is logged, as a line on stdout."""
+
+    access_log_file: Path | None = None
+    """A file to which the lines are appended instead."""
+
+    access_log_health: bool = False
+    """Whether requests for health and metrics are logged too."""
+
+    log_format: Literal["auto", "json", "text"] = "auto"
+    """How lines are written; by default as JSON, and as text on a terminal."""
+
+    tracing: Literal["auto", "on", "off"] = "auto"
+    """Whether requests are traced with OpenTelemetry; by default if its variables name an endpoint."""
 
     log_level: Literal["critical", "error", "warning", "info", "debug"] = "info"
     """Least severity of what is logged."""
+
+    api_keys: Path | None = None
+    """A file of API keys, as `cpt api-key` writes it; without one everybody who reaches the address may ask."""
+
+    open_metrics: bool = False
+    """Whether `/metrics` needs no key where other routes do."""
+
+    cors_origins: str = ""
+    """Origins whose pages may ask, with commas between; * for all, empty for none."""
+
+    trusted_proxies: str = ""
+    """Addresses of proxies whose `X-Forwarded-For` and `-Proto` are believed, with commas between; * for all."""
+
+    max_head_bytes: int = Field(default=64 * 1024, ge=1024)
+    """Largest head of a request: its first line and its headers."""
+
+    tls_cert: Path | None = None
+    """Certificate, with its chain, in PEM; makes the server speak HTTPS."""
+
+    tls_key: Path | None = None
+    """Private key of the certificate in PEM, where it is not in the same file."""
 
     @property
     def inferences_at_once(self) -> int:
@@ -79,9 +155,24 @@ class ServeSettings(BaseSettings):
             return self.concurrency
         return max(1, available_cores() // (self.workers * self.threads))
 
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Return where values come from, first one first."""
+        given = init_settings()["config"] if "config" in init_settings() else os.environ.get(f"{ENV_PREFIX}CONFIG")
+        if given is None:
+            return init_settings, env_settings
+        return init_settings, env_settings, YamlConfigSettingsSource(settings_cls, yaml_file=_readable(Path(given)))
+
     def to_environment(self) -> dict[str, str]:
         """Return the environment variables from which a worker process reads the same settings."""
-        values = {"bundle": self.bundle.resolve(), **self.model_dump(exclude={"bundle"}, exclude_none=True)}
+        values = {"bundle": self.bundle.resolve(), **self.model_dump(exclude={"bundle", "config"}, exclude_none=True)}
         return {f"{ENV_PREFIX}{name.upper()}": str(value) for name, value in values.items()}
 
 
@@ -89,7 +180,8 @@ def load_settings(**values: Any) -> ServeSettings:
     """Return the settings for arguments; those that are `None` count as not given.
 
     Raises:
-        UsageError: If a value is missing or out of range; the message lists all of them in one line.
+        UsageError: If the file cannot be read, or a value is missing or out of range; the message lists all of them in
+            one line.
     """
     try:
         return ServeSettings(**{name: value for name, value in values.items() if value is not None})
@@ -102,12 +194,23 @@ def load_settings(**values: Any) -> ServeSettings:
         )
         raise UsageError(
             f"Expected settings that fit, but got: {problems}",
-            hint=f"each can also be set by an environment variable, e.g. {ENV_PREFIX}PORT=8000",
+            hint=f"each can be an option, an environment variable, e.g. {ENV_PREFIX}PORT=8000, or stand in the file of "
+            "--config",
         ) from error
 
 
-def available_cores() -> int:
-    """Return how many cores this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+def _readable(path: Path) -> Path:
+    """Return the path of a YAML file, once it is known to hold a mapping.
+
+    Raises:
+        UsageError: If it does not.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"Expected a file with settings at {path}, but got: {error.strerror or error}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"Expected YAML in {path}, but got: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise UsageError(f"Expected {path} to hold settings as `name: value`, but got {type(content).__name__}")
+    return path

@@ -28,8 +28,8 @@ def test_the_page_of_the_commands_is_up_to_date():
     assert done.returncode == 0, f"run `make docs`\n{done.stderr}"
 
 
-def test_the_page_of_the_http_api_lists_every_setting_with_its_default():
-    page = (ROOT / "docs" / "http-api.md").read_text(encoding="utf-8")
+def test_the_page_of_the_server_lists_every_setting_with_its_default():
+    page = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
     listed = dict(re.findall(r"^\| `([A-Z_]+)` \| (.*?) \|", page, flags=re.MULTILINE))
     assert list(listed) == [name.upper() for name in ServeSettings.model_fields]
     for name, field in ServeSettings.model_fields.items():

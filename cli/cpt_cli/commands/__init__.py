@@ -2,11 +2,13 @@
 
 from cpt_cli.command import Command
 from cpt_cli.commands import (
+    api_key,
     benchmark,
     compare,
     datasets,
     export,
     info,
+    load_test,
     models,
     predict,
     quickstart,
@@ -29,6 +31,8 @@ COMMANDS: tuple[Command, ...] = (
     benchmark.COMMAND,
     predict.COMMAND,
     serve.COMMAND,
+    load_test.COMMAND,
+    api_key.COMMAND,
     models.COMMAND,
     datasets.COMMAND,
     schedules.COMMAND,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cpt_cli import formats
-from cpt_cli.command import SHIP_PANEL, Command, DebugFlag, JsonFlag, QuietFlag
+from cpt_cli.command import SHIP_PANEL, Command, DebugFlag, JsonFlag, QuietFlag, number_list
 from cpt_cli.output import out
 from cpt_deploy.errors import UsageError
 
@@ -43,7 +43,7 @@ def benchmark(  # noqa: PLR0913, PLR0917  the options are its parameters
     from cpt_deploy.bundle import Bundle
     from cpt_deploy.validation import benchmark as measure
 
-    batches, counts = _numbers("--batch", batch), _numbers("--threads", threads)
+    batches, counts = number_list("--batch", batch), number_list("--threads", threads)
     if plot is not None:
         from cpt_deploy.report import check_plot_path
 
@@ -61,13 +61,6 @@ def benchmark(  # noqa: PLR0913, PLR0917  the options are its parameters
         out.note(f"plot: {formats.path(plot)}, figures: {formats.path(plot.with_suffix('.json'))}")
     _show(report)
     out.result({**fields, "bundle": opened.path})
-
-
-def _numbers(option: str, text: str) -> list[int]:
-    words = [word.strip() for word in text.split(",")]
-    if not all(word.isascii() and word.isdigit() and 0 < int(word) <= 65536 for word in words):
-        raise UsageError(f"Expected {option} to be numbers above 0 with commas between, as 1,8,32, but got {text!r}")
-    return list(dict.fromkeys(int(word) for word in words))
 
 
 def _others(bundle: "Bundle", run: Path | None) -> dict[str, bytes]:

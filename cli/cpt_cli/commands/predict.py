@@ -8,6 +8,7 @@ import typer
 from cpt_cli import formats
 from cpt_cli.command import SHIP_PANEL, Command, DebugFlag, JsonFlag, QuietFlag
 from cpt_cli.output import out
+from cpt_cli.server_key import ApiKeyOption, key_headers
 from cpt_deploy.errors import DataError, ImageError, UsageError
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ def predict(
         ),
     ],
     url: Annotated[str | None, typer.Option(help="Ask the server at this address instead of computing here.")] = None,
+    api_key: ApiKeyOption = None,
     top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, help="Classes to show for each image.")] = 1,
     threads: Annotated[
         int | None, typer.Option(min=1, help="Threads to compute with.", show_default="all cores")
@@ -45,7 +47,7 @@ def predict(
     else:
         named = paths[0] if paths[0].is_dir() else None
         images = paths[1:] if named else paths
-        classifier = remote_classifier(url, named, top_k=top_k)
+        classifier = remote_classifier(url, named, top_k=top_k, headers=key_headers(api_key))
     if not images:
         raise UsageError(
             "Expected one or more images after the bundle, but got none", hint="cpt predict BUNDLE IMAGE..."

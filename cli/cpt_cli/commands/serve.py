@@ -1,7 +1,7 @@
 """`cpt serve`: answer predictions over HTTP."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -9,61 +9,229 @@ from cpt_cli import formats
 from cpt_cli.command import SHIP_PANEL, Command, DebugFlag, JsonFlag, QuietFlag
 from cpt_cli.output import out
 
+if TYPE_CHECKING:
+    from cpt_serving.settings import ServeSettings
 
-def serve(
-    bundle: Annotated[Path, typer.Argument(help="Bundle that cpt export wrote.")],
+_LOAD = "Load"
+_MODELS = "Models"
+_ACCESS = "Access"
+_WATCH = "Log and trace"
+
+
+def serve(  # noqa: PLR0913, PLR0917  the options are its parameters
+    bundle: Annotated[
+        Path | None,
+        typer.Argument(help="Bundle that cpt export wrote, or a directory of NAME/VERSION/ bundles."),
+    ] = None,
     host: Annotated[
         str | None, typer.Option(help="Address to listen on; 0.0.0.0 for all.", show_default="127.0.0.1")
     ] = None,
     port: Annotated[
         int | None, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.", show_default="8000")
     ] = None,
+    grpc_port: Annotated[
+        int | None,
+        typer.Option(min=1, max=65535, help="Port for the protocol over gRPC too.", show_default="off"),
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="YAML file with any of the settings; options and variables go before it.")
+    ] = None,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Processes, each with the model in memory.", show_default="1")
+        int | None, typer.Option(min=1, help="Processes, each with the models in memory.", show_default="1")
     ] = None,
     threads: Annotated[
         int | None, typer.Option(min=1, help="Threads that one inference computes with.", show_default="1")
+    ] = None,
+    provider: Annotated[
+        str | None, typer.Option(help="Execution provider of onnxruntime: cpu, cuda, ...", show_default="cpu")
+    ] = None,
+    max_batch: Annotated[
+        int | None,
+        typer.Option(min=1, help="Most images that are computed together.", show_default="16", rich_help_panel=_LOAD),
+    ] = None,
+    max_delay_ms: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="How long a request waits for company while another batch is computed.",
+            show_default="0",
+            rich_help_panel=_LOAD,
+        ),
+    ] = None,
+    queue_rows: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Most images that wait for a model; further requests get 429.",
+            show_default="1024",
+            rich_help_panel=_LOAD,
+        ),
+    ] = None,
+    timeout_s: Annotated[
+        float | None,
+        typer.Option(
+            "--timeout", min=0, help="Deadline in seconds of requests that state none.", rich_help_panel=_LOAD
+        ),
+    ] = None,
+    golden: Annotated[
+        str | None,
+        typer.Option(
+            metavar="exact|labels|off",
+            help="What of its golden sample a model has to reproduce.",
+            show_default="exact",
+            rich_help_panel=_MODELS,
+        ),
+    ] = None,
+    require_evidence: Annotated[
+        bool | None,
+        typer.Option(
+            "--require-evidence",
+            help="Refuse bundles that have not passed cpt validate as they are.",
+            rich_help_panel=_MODELS,
+        ),
+    ] = None,
+    watch_s: Annotated[
+        float | None,
+        typer.Option(
+            "--watch",
+            metavar="SECONDS",
+            min=0,
+            help="Look this often for new, changed and removed versions.",
+            show_default="off",
+            rich_help_panel=_MODELS,
+        ),
+    ] = None,
+    api_keys: Annotated[
+        Path | None,
+        typer.Option(
+            help="File of keys, one of which every request needs; cpt api-key makes them.", rich_help_panel=_ACCESS
+        ),
+    ] = None,
+    open_metrics: Annotated[
+        bool | None, typer.Option("--open-metrics", help="Show /metrics without a key.", rich_help_panel=_ACCESS)
+    ] = None,
+    tls_cert: Annotated[
+        Path | None,
+        typer.Option(help="Certificate with its chain, PEM: the server speaks HTTPS.", rich_help_panel=_ACCESS),
+    ] = None,
+    tls_key: Annotated[
+        Path | None,
+        typer.Option(help="Its private key, PEM, where it is in another file.", rich_help_panel=_ACCESS),
+    ] = None,
+    cors_origins: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ORIGIN,...",
+            help="Origins whose pages may ask.",
+            show_default="none",
+            rich_help_panel=_ACCESS,
+        ),
+    ] = None,
+    access_log: Annotated[
+        bool | None,
+        typer.Option(
+            "--access-log/--no-access-log",
+            help="Log each request on stdout.",
+            show_default="on",
+            rich_help_panel=_WATCH,
+        ),
+    ] = None,
+    log_format: Annotated[
+        str | None,
+        typer.Option(
+            metavar="auto|json|text", help="auto is text on a terminal.", show_default="auto", rich_help_panel=_WATCH
+        ),
+    ] = None,
+    tracing: Annotated[
+        str | None,
+        typer.Option(
+            metavar="auto|on|off",
+            help="OpenTelemetry; auto is on where OTEL_EXPORTER_OTLP_ENDPOINT is set.",
+            show_default="auto",
+            rich_help_panel=_WATCH,
+        ),
     ] = None,
     json_output: JsonFlag = False,
     quiet: QuietFlag = False,
     debug: DebugFlag = False,
 ) -> None:
-    """Serve a bundle over HTTP until SIGTERM or Ctrl-C: /predict, health, metrics, and the Open Inference Protocol v2.
+    """Serve models over HTTP until SIGTERM or Ctrl-C: /predict, health, metrics, and the Open Inference Protocol v2.
 
-    The bundle's checksums and golden sample are checked before anything listens. Every setting can also be given by an
-    environment variable: CPT_SERVE_PORT=9000, CPT_SERVE_MAX_BODY_BYTES, CPT_SERVE_GOLDEN … (docs/http-api.md).
+    Checksums and golden samples are checked before anything listens. Every setting can also be given by an environment
+    variable, CPT_SERVE_PORT=9000, CPT_SERVE_MAX_BODY_BYTES, ..., or in a YAML file; docs/serving.md lists them.
     """
+    from cpt_serving.repository.model_directory import find_models
     from cpt_serving.server import run
     from cpt_serving.settings import load_settings
 
     terse = out.quiet or out.json_mode
     settings = load_settings(
+        config=config,
         bundle=bundle,
         host=host,
         port=port,
+        grpc_port=grpc_port,
         workers=workers,
         threads=threads,
-        # uvicorn logs requests to stdout, which belongs to the result here.
-        access_log=False if terse else None,
+        provider=provider,
+        max_batch=max_batch,
+        max_delay_ms=max_delay_ms,
+        queue_rows=queue_rows,
+        timeout_s=timeout_s,
+        golden=golden,
+        require_evidence=require_evidence,
+        watch_s=watch_s,
+        api_keys=api_keys,
+        open_metrics=open_metrics,
+        tls_cert=tls_cert,
+        tls_key=tls_key,
+        cors_origins=cors_origins,
+        log_format=log_format,
+        tracing=tracing,
+        # The access log goes to stdout, which belongs to the result here.
+        access_log=False if terse and access_log is None else access_log,
         log_level="warning" if terse else None,
     )
 
     def announce(url: str) -> None:
+        models = sorted({location.address()[0] for location in find_models(settings.bundle)})
+        path = "/predict" if len(models) == 1 else f"/models/{models[0] if models else 'NAME'}/predict"
         out.fields(
-            f"Serving {formats.path(bundle)}",
+            f"Serving {formats.path(settings.bundle)}",
             {
                 "address": url,
-                "try it": f"curl -F file=@image.png {url}/predict",
+                **({} if settings.grpc_port is None else {"gRPC": f"{settings.host}:{settings.grpc_port}"}),
+                "models": ", ".join(models) or "none yet",
+                "page": f"{url}/" if settings.page else "off",
+                "try it": _curl(settings, f"{url}{path}"),
                 "docs": f"{url}/docs" if settings.docs else "off",
                 "ready": f"{url}/health/ready",
-                "workers": f"{settings.workers}, {settings.threads} threads for one inference",
+                "keys": "none: everybody who reaches the address may ask"
+                if settings.api_keys is None
+                else formats.path(settings.api_keys),
+                "workers": f"{settings.workers}; inferences at once in each: {settings.inferences_at_once}, "
+                f"threads of one: {settings.threads}",
             },
         )
         if out.quiet:
             out.line(url)
-        out.result({"url": url, "bundle": bundle, "workers": settings.workers, "threads": settings.threads})
+        out.result(
+            {
+                "url": url,
+                "bundle": settings.bundle,
+                "models": models,
+                "workers": settings.workers,
+                "threads": settings.threads,
+            }
+        )
 
     run(settings, on_listening=announce)
+
+
+def _curl(settings: "ServeSettings", address: str) -> str:
+    key = "" if settings.api_keys is None else "-H 'X-API-Key: …' "
+    trust = "" if settings.tls_cert is None else f"--cacert {settings.tls_cert} "
+    return f"curl {trust}{key}-F file=@image.png {address}"
 
 
 COMMAND = Command(
@@ -72,6 +240,9 @@ COMMAND = Command(
     panel=SHIP_PANEL,
     examples=(
         "cpt serve runs/digits/bundle-8bit",
-        "cpt serve my-bundle --host 0.0.0.0 --port 9000 --workers 4",
+        "cpt serve models/ --watch 5 --require-evidence  # models/NAME/VERSION/, new versions take over while it runs",
+        "cpt serve my-bundle --grpc-port 8001  # the Open Inference Protocol over gRPC too",
+        "cpt serve my-bundle --host 0.0.0.0 --workers 4 --api-keys keys.txt --tls-cert cert.pem --tls-key key.pem",
+        "cpt serve --config serve.yaml",
     ),
 )

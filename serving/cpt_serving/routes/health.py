@@ -2,8 +2,8 @@
 
 from fastapi import APIRouter
 
-from cpt_serving.schemas import ErrorAnswer, Liveness, Readiness
 from cpt_serving.service import Service
+from cpt_serving.web.schemas import ErrorAnswer, Liveness, Readiness
 
 
 def health_router(service: Service) -> APIRouter:
@@ -15,8 +15,8 @@ def health_router(service: Service) -> APIRouter:
         return Liveness()
 
     async def ready() -> Readiness:
-        """The model is loaded, warmed up and has reproduced its golden sample, and the server is not stopping."""
-        service.engine.require_ready()
+        """The models are loaded, warmed up and have reproduced their golden samples, and the server is not stopping."""
+        service.repository.require_ready()
         return Readiness()
 
     for prefix in ("", "/v2"):

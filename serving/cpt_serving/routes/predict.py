@@ -6,31 +6,27 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request
 
 from cpt_deploy.bundle import top_k as most_probable
-from cpt_serving.examples import predict_body
-from cpt_serving.responses import JsonResponse
-from cpt_serving.rows import to_rows
-from cpt_serving.schemas import ErrorAnswer, PredictAnswer
+from cpt_serving.inference.engine import Engine
+from cpt_serving.inference.examples import predict_body
+from cpt_serving.inference.rows import to_rows
 from cpt_serving.service import Service
-from cpt_serving.uploads import read_body
+from cpt_serving.web.deadlines import request_deadline
+from cpt_serving.web.responses import JsonResponse
+from cpt_serving.web.schemas import ErrorAnswer, PredictAnswer
+from cpt_serving.web.uploads import read_body
 
-_ERRORS = (400, 413, 415, 422, 503)
+_ERRORS = (400, 404, 413, 415, 422, 429, 503, 504)
+_PATHS = ("/predict", "/models/{model}/predict", "/models/{model}/versions/{version}/predict")
+
+TopK = Annotated[int | None, Query(ge=1, description="how many classes an image gets")]
+ModelName = Annotated[str | None, Query(description="which model, where several are served")]
 
 
 def predict_router(service: Service) -> APIRouter:
-    """Return the route `/predict`."""
+    """Return the route `/predict`, and the same under the name of a model."""
     router = APIRouter(tags=["predict"])
-    bundle, settings = service.bundle, service.settings
 
-    @router.post(
-        "/predict",
-        response_model=PredictAnswer,
-        responses={status: {"model": ErrorAnswer} for status in _ERRORS},
-        openapi_extra={"requestBody": predict_body(bundle)},
-    )
-    async def predict(
-        request: Request,
-        top_k: Annotated[int | None, Query(ge=1, description="how many classes an image gets")] = None,
-    ) -> JsonResponse:
+    async def predict(request: Request, top_k: TopK = None, model: ModelName = None) -> JsonResponse:
         """Classify one or several images.
 
         The body is a form with files, a raw image, or JSON: `{"image": base64}`, `{"images": [base64, ...]}` or
@@ -38,29 +34,46 @@ def predict_router(service: Service) -> APIRouter:
         transparency on white. Arrays of integers are pixels 0..255, H x W x C, of any size; arrays with fractions
         are the model's normalised input, C x H x W.
         """
-        return JsonResponse(await _answer(service, request, top_k or settings.top_k))
+        return await _answer(service, service.find(model), request, top_k)
 
+    async def predict_by(request: Request, model: str, version: str | None = None, top_k: TopK = None) -> JsonResponse:
+        """Classify one or several images by the model of a name: its newest version, or the one of the path."""
+        return await _answer(service, service.find(model, version), request, top_k)
+
+    for path in _PATHS:
+        router.add_api_route(
+            path,
+            predict_by if "{model}" in path else predict,
+            methods=["POST"],
+            response_model=PredictAnswer,
+            responses={status: {"model": ErrorAnswer} for status in _ERRORS},
+            openapi_extra={"requestBody": predict_body(service.repository.example)},
+        )
     return router
 
 
-async def _answer(service: Service, request: Request, top_k: int) -> dict[str, object]:
-    bundle, engine, settings = service.bundle, service.engine, service.settings
+async def _answer(service: Service, engine: Engine, request: Request, top_k: int | None) -> JsonResponse:
+    bundle, settings = engine.bundle, service.settings
     started = time.perf_counter()
+    deadline = request_deadline(request, settings)
     content = await read_body(request, max_rows=settings.max_rows)
     received = time.perf_counter()
     rows = await engine.decode(to_rows, content, bundle.preprocessing, settings)
     prepared = time.perf_counter()
-    inference = await engine.infer(rows)
-    predictions = most_probable(inference.logits, bundle.labels, top_k)
+    inference = await engine.infer(rows, deadline=deadline)
+    predictions = most_probable(inference.logits, bundle.labels, top_k or settings.top_k)
     timings = {
         "preprocess_ms": (prepared - received) * 1e3,
         "queue_ms": inference.queue_ms,
         "inference_ms": inference.inference_ms,
         "total_ms": (time.perf_counter() - started) * 1e3,
     }
-    return {
-        "model": bundle.name,
-        "version": bundle.version,
-        "predictions": predictions,
-        "timings": {name: round(value, 3) for name, value in timings.items()},
-    }
+    return JsonResponse(
+        {
+            "model": bundle.name,
+            "version": bundle.version,
+            "predictions": predictions,
+            "timings": {name: round(value, 3) for name, value in timings.items()},
+            "batch_rows": inference.batch_rows,
+        }
+    )

@@ -1,71 +1,65 @@
-"""The Open Inference Protocol, version 2, in JSON; its health routes stand with the others."""
+"""What the Open Inference Protocol tells of the server and its models; its health routes stand with the others."""
 
-from fastapi import APIRouter, Request
+from typing import Any
 
-import cpt_deploy
-from cpt_serving import protocol
-from cpt_serving.examples import infer_body
-from cpt_serving.responses import JsonResponse
-from cpt_serving.schemas import (
-    ErrorAnswer,
-    InferAnswer,
-    ModelMetadata,
-    ModelReadiness,
-    ServerMetadata,
-)
+from fastapi import APIRouter
+
+from cpt_serving.oip import metadata
+from cpt_serving.oip.schemas import ModelConfig, ModelMetadata, ModelReadiness, ServerMetadata, StatisticsAnswer
+from cpt_serving.routes.v2_infer import PATHS
 from cpt_serving.service import Service
-
-SERVER_NAME = "cpt-deploy"
-EXTENSIONS: list[str] = []
+from cpt_serving.web.responses import JsonResponse
+from cpt_serving.web.schemas import ErrorAnswer
 
 
 def v2_router(service: Service) -> APIRouter:
     """Return the routes of the server and, with and without version, of the models."""
     router = APIRouter(tags=["Open Inference Protocol v2"])
-    _add_server_routes(router)
+    _add_server_routes(router, service)
     _add_model_routes(router, service)
     return router
 
 
-def _add_server_routes(router: APIRouter) -> None:
+def _add_server_routes(router: APIRouter, service: Service) -> None:
     async def server() -> ServerMetadata:
         """Who serves, and which extensions of the protocol it knows."""
-        return ServerMetadata(name=SERVER_NAME, version=cpt_deploy.__version__, extensions=EXTENSIONS)
+        return ServerMetadata.model_validate(metadata.server_metadata())
+
+    async def statistics() -> StatisticsAnswer:
+        """How many requests each model had, and how long each part of them took."""
+        keys = [(status.name, status.version) for status in service.repository.index()]
+        return StatisticsAnswer.model_validate(service.statistics.render(keys))
 
     # The protocol's text has the one, its OpenAPI file the other; clients do not follow redirects.
     router.add_api_route("/v2", server)
     router.add_api_route("/v2/", server, include_in_schema=False)
+    router.add_api_route("/v2/models/stats", statistics)
 
 
 def _add_model_routes(router: APIRouter, service: Service) -> None:
-    async def metadata(model: str, version: str | None = None) -> ModelMetadata:
+    async def model_metadata(model: str, version: str | None = None) -> ModelMetadata:
         """What a model takes and returns."""
-        return ModelMetadata.model_validate(protocol.model_metadata(service.find(model, version).bundle))
+        bundle = service.find(model, version).bundle
+        return ModelMetadata.model_validate(metadata.model_metadata(bundle, service.repository.versions(model)))
 
     async def ready(model: str, version: str | None = None) -> ModelReadiness:
         """Whether a model can be asked."""
         service.find(model, version).require_ready()
         return ModelReadiness(name=model)
 
-    async def infer(request: Request, model: str, version: str | None = None) -> JsonResponse:
-        """Compute the logits of normalised inputs, float32 N x C x H x W; for image files there is `/predict`."""
-        engine = service.find(model, version)
-        protocol.refuse_binary(request.headers)
-        body = await request.body()
-        asked, rows = await engine.decode(
-            protocol.parse_infer_request, body, engine.bundle, max_rows=service.settings.max_rows
-        )
-        inference = await engine.infer(rows)
-        return JsonResponse(protocol.infer_answer(asked, engine.bundle, inference.logits))
+    async def config(model: str, version: str | None = None) -> JsonResponse:
+        """A model's configuration in Triton's form."""
+        return JsonResponse(metadata.model_config(service.find(model, version).bundle, service.settings))
 
-    for path in ("/v2/models/{model}", "/v2/models/{model}/versions/{version}"):
-        router.add_api_route(path, metadata, responses={404: {"model": ErrorAnswer}})
-        router.add_api_route(f"{path}/ready", ready, responses={code: {"model": ErrorAnswer} for code in (404, 503)})
-        router.add_api_route(
-            f"{path}/infer",
-            infer,
-            methods=["POST"],
-            response_model=InferAnswer,
-            responses={code: {"model": ErrorAnswer} for code in (400, 404, 413, 503)},
-            openapi_extra={"requestBody": infer_body(service.bundle)},
-        )
+    async def statistics(model: str, version: str | None = None) -> StatisticsAnswer:
+        """How many requests a model had, and how long each part of them took."""
+        service.find(model, version)
+        versions = service.repository.versions(model) if version is None else [version]
+        return StatisticsAnswer.model_validate(service.statistics.render((model, each) for each in versions))
+
+    errors: dict[int | str, dict[str, Any]] = {code: {"model": ErrorAnswer} for code in (404, 503)}
+    for path in PATHS:
+        router.add_api_route(path, model_metadata, responses=errors)
+        router.add_api_route(f"{path}/ready", ready, responses=errors)
+        router.add_api_route(f"{path}/config", config, response_model=ModelConfig, responses=errors)
+        router.add_api_route(f"{path}/stats", statistics, responses=errors)

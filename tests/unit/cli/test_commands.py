@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -280,3 +281,30 @@ def test_info_says_which_kernels_train(capsys, monkeypatch):
         active.cache_clear()
     assert code == 2
     assert "auto, native, torch, but got 'turbo'" in err[0]
+
+
+def test_serve_says_what_it_serves_and_how_to_ask(capsys, shared_bundle, tmp_path, monkeypatch):
+    heard = []
+
+    def run_nothing(settings, *, on_listening):
+        heard.append(settings)
+        on_listening("http://127.0.0.1:1")
+
+    monkeypatch.setattr("cpt_serving.server.run", run_nothing)
+    _, out, _ = run(capsys, "serve", shared_bundle.path, "--max-batch", 3)
+    assert "curl -F file=@image.png http://127.0.0.1:1/predict" in out
+    for name in ("one", "two"):
+        shutil.copytree(shared_bundle.path, tmp_path / "models" / name / "1")
+    options = ("--watch", 5, "--timeout", 2, "--require-evidence", "--queue-rows", 7, "--max-delay-ms", 1.5)
+    _, out, _ = run(capsys, "serve", tmp_path / "models", *options)
+    assert "one, two" in out
+    assert "http://127.0.0.1:1/models/one/predict" in out
+    assert heard[0].max_batch == 3
+    settings = heard[1]
+    assert (settings.watch_s, settings.timeout_s, settings.queue_rows, settings.max_delay_ms) == (5, 2, 7, 1.5)
+    assert settings.require_evidence
+    file = tmp_path / "serve.yaml"
+    file.write_text(f"bundle: {shared_bundle.path}\nmax_rows: 5\n")
+    _, out, _ = run(capsys, "serve", "--config", file, "--json")
+    assert json.loads(out)["models"] == ["colours"]
+    assert heard[2].max_rows == 5

@@ -1,7 +1,12 @@
 import io
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
+import httpx2
 import pytest
 from PIL import Image
 from starlette.testclient import TestClient
@@ -25,16 +30,15 @@ def client(shared_bundle: Bundle) -> Iterator[TestClient]:
         yield connected
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def connect_to() -> Callable[..., TestClient]:
     """Makes a client of a server with further settings; entering it starts the server."""
     return connect
 
 
 def connect(bundle: Bundle, **settings: object) -> TestClient:
-    return ReadyClient(
-        create_app(load_settings(bundle=bundle.path, concurrency=2, **settings)), raise_server_exceptions=False
-    )
+    chosen = load_settings(bundle=bundle.path, **{"concurrency": 2, "access_log": False, **settings})
+    return ReadyClient(create_app(chosen), raise_server_exceptions=False)
 
 
 class ReadyClient(TestClient):
@@ -58,3 +62,71 @@ def png() -> Callable[..., bytes]:
         return file.getvalue()
 
     return make
+
+
+PROGRAM = """
+from cpt_serving import load_settings, run
+if __name__ == "__main__":
+    run(load_settings(), on_listening=lambda url: print(url, flush=True))
+    print("ended", flush=True)
+"""
+
+
+@contextmanager
+def server_process(tmp_path, bundle, program=None, **settings):
+    """A server in a process of its own, with its address."""
+    if program is None:
+        program = tmp_path / "serve.py"
+        program.write_text(PROGRAM)
+    values = {"bundle": bundle.path, "port": 0, "drain_s": 0.5, "access_log": False, **settings}
+    environment = {f"CPT_SERVE_{name.upper()}": str(value) for name, value in values.items()}
+    process = subprocess.Popen(
+        [sys.executable, "-W", "error", str(program)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        url = process.stdout.readline().strip()
+        assert url.startswith(("http://127.0.0.1:", "https://127.0.0.1:")), process.communicate()[1]
+        yield process, url
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+        process.communicate()
+
+
+def get_now(url):
+    return httpx2.get(url, trust_env=False, timeout=30)
+
+
+def poll_until(condition):
+    """Poll; a server that hangs ends the test instead of the test run."""
+    for _ in range(3000):
+        if condition():
+            return
+        time.sleep(0.02)
+    pytest.fail("the condition was never met")
+
+
+@pytest.fixture(scope="session")
+def running_server():
+    """Starts a server in a process of its own: `with running_server(tmp_path, bundle, ...) as (process, url)`."""
+    return server_process
+
+
+@pytest.fixture(scope="session")
+def get():
+    """Gets a URL of this machine."""
+    return get_now
+
+
+@pytest.fixture(scope="session")
+def wait_until():
+    """Waits for a condition."""
+    return poll_until

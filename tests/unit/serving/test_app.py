@@ -11,7 +11,8 @@ from starlette.testclient import TestClient
 from cpt_deploy.bundle import Bundle, write_bundle
 from cpt_deploy.errors import BundleError, UsageError
 from cpt_serving import create_app, load_settings
-from cpt_serving.engine import EngineState, load_model
+from cpt_serving.inference.engine import EngineState
+from cpt_serving.inference.loading import load_model
 
 
 def metric(client, name, **labels):
@@ -53,7 +54,7 @@ def test_before_the_model_is_loaded_only_liveness_answers(shared_bundle, png):
 
 def test_after_the_announcement_readiness_fails_and_predictions_go_on(shared_bundle, connect_to, png):
     with connect_to(shared_bundle) as client:
-        client.app.state.service.engine.begin_shutdown()
+        client.app.state.service.repository.begin_shutdown()
         assert "shutting down" in client.get("/health/ready").json()["error"]
         assert client.get("/v2/models/colours/ready").status_code == 503
         assert client.get("/health/live").status_code == 200
@@ -79,10 +80,11 @@ def test_a_model_that_does_not_load_keeps_the_server_unready(tmp_path, bundle_co
 
 
 def test_a_shutdown_during_loading_is_not_undone_by_its_end(shared_bundle):
-    engine = create_app(load_settings(bundle=shared_bundle.path)).state.service.engine
-    engine.begin_shutdown()
+    repository = create_app(load_settings(bundle=shared_bundle.path)).state.service.repository
+    engine = repository.find("colours")
+    repository.begin_shutdown()
     asyncio.run(engine.load())
-    assert engine.state is EngineState.STOPPING
+    assert engine.state is EngineState.UNLOADING
 
 
 def test_a_damaged_bundle_is_refused_when_the_app_is_made(bundle):
@@ -122,7 +124,7 @@ def test_framework_errors_have_the_one_form(client, method, path, status):
 
 def test_a_bug_is_a_500_without_details_and_the_next_request_works(shared_bundle, connect_to, png, caplog):
     with connect_to(shared_bundle) as client:
-        engine = client.app.state.service.engine
+        engine = client.app.state.service.find("colours")
         original, engine.infer = engine.infer, None
         response = client.post("/predict", content=png(), headers={"X-Request-Id": "me"})
         assert response.status_code == 500
@@ -136,7 +138,6 @@ def test_a_bug_is_a_500_without_details_and_the_next_request_works(shared_bundle
 
 def test_docs_show_requests_that_work(client):
     assert client.get("/docs").status_code == 200
-    assert client.get("/", follow_redirects=False).headers["location"] == "/docs"
     paths = client.get("/openapi.json").json()["paths"]
     examples = paths["/predict"]["post"]["requestBody"]["content"]["application/json"]["examples"]
     for example in examples.values():
@@ -146,7 +147,8 @@ def test_docs_show_requests_that_work(client):
 
 
 def test_documented_answers_are_the_real_ones(client, png):
-    from cpt_serving.schemas import InferAnswer, PredictAnswer
+    from cpt_serving.oip.schemas import InferAnswer
+    from cpt_serving.web.schemas import PredictAnswer
 
     strict = {"strict": True}
     PredictAnswer.model_validate(client.post("/predict", content=png()).json(), **strict)

@@ -1,10 +1,6 @@
-import os
 import signal
 import socket
-import subprocess
-import sys
 import time
-from contextlib import contextmanager
 from dataclasses import replace
 
 import httpx2
@@ -14,58 +10,13 @@ from cpt_deploy.bundle import write_bundle
 from cpt_deploy.errors import BundleError, UsageError, ValidationFailedError
 from cpt_serving import PredictClient, load_settings, run
 
-PROGRAM = """
-from cpt_serving import load_settings, run
-if __name__ == "__main__":
-    run(load_settings(), on_listening=lambda url: print(url, flush=True))
-    print("ended", flush=True)
-"""
-
-
-@contextmanager
-def running_server(tmp_path, bundle, **settings):
-    """A server in a process of its own, with its address."""
-    program = tmp_path / "serve.py"
-    program.write_text(PROGRAM)
-    values = {"bundle": bundle.path, "port": 0, "drain_s": 0.5, "access_log": False, **settings}
-    environment = {f"CPT_SERVE_{name.upper()}": str(value) for name, value in values.items()}
-    process = subprocess.Popen(
-        [sys.executable, "-W", "error", str(program)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        url = process.stdout.readline().strip()
-        assert url.startswith("http://127.0.0.1:"), process.communicate()[1]
-        yield process, url
-    finally:
-        if process.poll() is None:
-            process.terminate()
-            try:
-                process.wait(20)
-            except subprocess.TimeoutExpired:
-                process.kill()
-        process.communicate()
-
-
-def get(url):
-    return httpx2.get(url, trust_env=False, timeout=30)
-
-
-def wait_until(condition):
-    """Poll; a server that hangs ends the test instead of the test run."""
-    for _ in range(3000):
-        if condition():
-            return
-        time.sleep(0.02)
-    pytest.fail("the condition was never met")
-
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
-def test_a_real_server_predicts_and_ends_in_order(tmp_path, shared_bundle, png, number):
-    with running_server(tmp_path, shared_bundle) as (process, url):
+def test_a_real_server_predicts_and_ends_in_order(
+    tmp_path, shared_bundle, png, number, running_server, wait_until, get
+):
+    # Long enough to be asked in between on a busy machine.
+    with running_server(tmp_path, shared_bundle, drain_s=5 if number == signal.SIGTERM else 0) as (process, url):
         wait_until(lambda: get(f"{url}/health/ready").status_code == 200)
         with PredictClient(url) as client:
             answer = client.predict([png("lime"), png("red")], top_k=2)
@@ -79,7 +30,18 @@ def test_a_real_server_predicts_and_ends_in_order(tmp_path, shared_bundle, png, 
     assert "Traceback" not in stderr
 
 
-def test_several_workers_share_the_port_and_their_metrics(tmp_path, shared_bundle, png):
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_signal_at_the_first_moment_ends_it_in_order_too(tmp_path, shared_bundle, running_server, workers):
+    with running_server(tmp_path, shared_bundle, workers=workers, drain_s=0) as (process, _):
+        process.terminate()
+        stdout, stderr = process.communicate(timeout=60)
+    assert (process.returncode, stdout) == (0, "ended\n")
+    assert "Traceback" not in stderr
+
+
+def test_several_workers_share_the_port_and_their_metrics(
+    tmp_path, shared_bundle, png, running_server, wait_until, get
+):
     with running_server(tmp_path, shared_bundle, workers=2) as (process, url):
         wait_until(lambda: get(f"{url}/health/ready").status_code == 200)
         wait_until(lambda: httpx2.post(f"{url}/predict", content=png(), trust_env=False).status_code == 200)
@@ -94,7 +56,7 @@ def test_several_workers_share_the_port_and_their_metrics(tmp_path, shared_bundl
     assert "Traceback" not in stderr
 
 
-def test_a_request_under_way_is_answered_before_the_end(tmp_path, shared_bundle, png):
+def test_a_request_under_way_is_answered_before_the_end(tmp_path, shared_bundle, png, running_server, wait_until, get):
     with running_server(tmp_path, shared_bundle, drain_s=0) as (process, url):
         wait_until(lambda: get(f"{url}/health/ready").status_code == 200)
         host, port = url.removeprefix("http://").split(":")
@@ -112,7 +74,9 @@ def test_a_request_under_way_is_answered_before_the_end(tmp_path, shared_bundle,
         assert process.wait(30) == 0
 
 
-def test_clients_that_vanish_or_send_nonsense_leave_the_server_up(tmp_path, shared_bundle, png):
+def test_clients_that_vanish_or_send_nonsense_leave_the_server_up(
+    tmp_path, shared_bundle, png, running_server, wait_until, get
+):
     with running_server(tmp_path, shared_bundle) as (process, url):
         wait_until(lambda: get(f"{url}/health/ready").status_code == 200)
         host, port = url.removeprefix("http://").split(":")

@@ -4,7 +4,7 @@ import pytest
 
 from cpt_deploy.errors import UsageError
 from cpt_serving import ServeSettings, load_settings
-from cpt_serving.settings import available_cores
+from cpt_serving.cores import available_cores
 
 
 def test_defaults_are_safe():
@@ -46,3 +46,41 @@ def test_concurrency_follows_the_cores_that_are_left():
     assert load_settings(bundle="b").inferences_at_once == cores
     assert load_settings(bundle="b", workers=2, threads=cores).inferences_at_once == 1
     assert load_settings(bundle="b", concurrency=7).inferences_at_once == 7
+
+
+def test_a_yaml_file_goes_behind_arguments_and_environment(monkeypatch, tmp_path):
+    file = tmp_path / "serve.yaml"
+    file.write_text("bundle: models\nport: 1\ntop_k: 2\nmax_batch: 3\nrequire_evidence: true\n")
+    monkeypatch.setenv("CPT_SERVE_TOP_K", "20")
+    settings = load_settings(config=file, port=100)
+    assert (settings.bundle, settings.port, settings.top_k, settings.max_batch) == (Path("models"), 100, 20, 3)
+    assert settings.require_evidence
+    monkeypatch.setenv("CPT_SERVE_CONFIG", str(file))
+    assert load_settings().max_batch == 3
+    for name, value in settings.to_environment().items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("CPT_SERVE_CONFIG")
+    assert load_settings().model_dump(exclude={"config", "bundle"}) == settings.model_dump(exclude={"config", "bundle"})
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("port: 70000\nbundle: b", "port"),
+        ("bundle: b\nmax_bach: 3", "max_bach"),
+        ("- bundle", "list"),
+        ("", "NoneType"),
+        ("bundle: [", "YAML"),
+    ],
+)
+def test_what_is_wrong_with_a_yaml_file_is_one_line(tmp_path, content, expected):
+    file = tmp_path / "serve.yaml"
+    file.write_text(content)
+    with pytest.raises(UsageError, match=expected) as caught:
+        load_settings(config=file)
+    assert "\n" not in caught.value.message
+
+
+def test_a_missing_yaml_file_is_named(tmp_path):
+    with pytest.raises(UsageError, match=r"nowhere\.yaml.*No such file"):
+        load_settings(config=tmp_path / "nowhere.yaml")

@@ -1,10 +1,15 @@
+import base64
+import json
+
 import numpy as np
 import orjson
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import cpt_deploy
 from cpt_deploy.bundle import GoldenSample
+from cpt_serving.access.api_keys import add_key
 
 ROOT = "/v2/models/colours"
 ROWS = np.random.default_rng(2).uniform(-1, 1, (3, 3, 8, 8)).astype(np.float32)
@@ -25,7 +30,17 @@ def refusal(response, status=400):
 def test_server_metadata_without_redirect(client, path):
     response = client.get(path, follow_redirects=False)
     assert response.status_code == 200
-    assert response.json() == {"name": "cpt-deploy", "version": response.json()["version"], "extensions": []}
+    assert response.json() == {
+        "name": "cpt-deploy",
+        "version": cpt_deploy.__version__,
+        "extensions": [
+            "binary_tensor_data",
+            "classification",
+            "model_configuration",
+            "model_repository",
+            "statistics",
+        ],
+    }
 
 
 @pytest.mark.parametrize("path", [ROOT, f"{ROOT}/versions/1"])
@@ -76,7 +91,7 @@ def test_outputs_can_be_selected(client, outputs):
 
 
 def test_parameters_of_clients_are_accepted(client):
-    request = body() | {"parameters": {"binary_data_output": True, "timeout": 100, "priority": 1}, "unknown": 1}
+    request = body() | {"parameters": {"timeout": 60_000_000, "priority": 1, "sequence_id": 7}, "unknown": 1}
     assert client.post(f"{ROOT}/infer", json=request).status_code == 200
 
 
@@ -84,15 +99,23 @@ def test_parameters_of_clients_are_accepted(client):
     ("change", "expected"),
     [
         ({"name": "input"}, "exactly the input 'image'"),
-        ({"datatype": "FP64"}, "datatype FP32"),
-        ({"datatype": "UINT8"}, "datatype FP32"),
+        ({"datatype": "INT8"}, "FP32, FP64, FP16 or BF16 (normalised), UINT8 (pixels) or BYTES (image files)"),
+        ({"datatype": "FP16"}, "comes only as bytes"),
+        ({"datatype": "UINT8"}, "[N, height, width] or [N, height, width, 1 or 3]"),
+        ({"datatype": "UINT8", "shape": [3, 64, 3]}, "integers 0..255"),
+        ({"datatype": "BYTES"}, "[N] or [N, 1]"),
+        ({"datatype": "BYTES", "shape": [1]}, "1 base64 texts"),
         ({"shape": [3, 3, 8, 9]}, "[N, 3, 8, 8]"),
         ({"shape": [3, 8, 8]}, "[N, 3, 8, 8]"),
         ({"shape": []}, "[N, 3, 8, 8]"),
         ({"shape": [0, 3, 8, 8]}, "[N, 3, 8, 8]"),
-        ({"shape": [-1, 3, 8, 8]}, "[N, 3, 8, 8]"),
+        ({"shape": [-1, 3, 8, 8]}, "list of sizes"),
+        ({"shape": [3, 3, 8, True]}, "list of sizes"),
         ({"shape": [2, 3, 8, 8]}, "[2, 3, 8, 8]"),
-        ({"shape": "3"}, "inputs.0.shape"),
+        ({"shape": "3"}, "shape to be a list of sizes"),
+        ({"parameters": []}, "parameters of input 'image'"),
+        ({"parameters": {"shared_memory_region": "r"}}, "shared memory"),
+        ({"parameters": {"binary_data_size": 3}}, "Inference-Header-Content-Length"),
         ({"data": None}, "array of numbers"),
         ({"data": []}, "array of numbers"),
         ({"data": 1}, "array of numbers"),
@@ -133,10 +156,110 @@ def test_two_inputs_and_unknown_outputs_are_400(client):
     assert "'probabilities'" in refusal(client.post(f"{ROOT}/infer", json=request))
 
 
-def test_binary_tensors_are_refused_with_what_to_send(client):
-    response = client.post(f"{ROOT}/infer", content=b"{}", headers={"Inference-Header-Content-Length": "2"})
-    assert "binary_data=False" in refusal(response)
-    refusal(client.post(f"{ROOT}/infer", content=b"x", headers={"Content-Encoding": "gzip"}), 415)
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"id": 3}, "id to be text"),
+        ({"outputs": {}}, "outputs to be a list"),
+        ({"outputs": [{"name": "logits"}] * 2}, "'logits' once"),
+        ({"outputs": [{}]}, "name in outputs"),
+        ({"outputs": [{"name": "logits", "parameters": {"classification": -1}}]}, "number of classes"),
+        ({"outputs": [{"name": "logits", "parameters": {"binary_data": 1}}]}, "true or false"),
+        ({"outputs": [{"name": "logits", "parameters": {"shared_memory_region": "r"}}]}, "shared memory"),
+        ({"parameters": {"timeout": "soon"}}, "microseconds"),
+        ({"parameters": {"binary_data_output": "yes"}}, "true or false"),
+    ],
+    ids=lambda value: str(value)[:60],
+)
+def test_wrong_wishes_are_400_with_what_was_expected(client, change, expected):
+    assert expected in refusal(client.post(f"{ROOT}/infer", json=body() | change))
+
+
+def test_classes_come_with_their_labels(client, png):
+    outputs = [{"name": "logits", "parameters": {"classification": 2}}]
+    pixels = np.zeros((1, 8, 8, 3), np.uint8)
+    pixels[..., 1] = 255
+    request = body(pixels, datatype="UINT8") | {"outputs": outputs}
+    (output,) = client.post(f"{ROOT}/infer", json=request).json()["outputs"]
+    assert (output["datatype"], output["shape"]) == ("BYTES", [1, 2])
+    (best, second) = (text.split(":") for text in output["data"])
+    assert best[1:] == ["1", "green"]
+    assert float(best[0]) > float(second[0])
+
+
+def test_pixels_and_image_files_are_preprocessed_as_predict_does(client, png):
+    file = png("lime", size=(31, 17))
+    predicted = client.post("/predict", content=file).json()["predictions"][0][0]
+    logits = {}
+    tensors = {
+        "UINT8": {"shape": [1, 17, 31, 3], "data": np.tile(np.array([0, 255, 0]), (1, 17, 31, 1)).tolist()},
+        "BYTES": {"shape": [1], "data": [base64.b64encode(file).decode()]},
+    }
+    for datatype, tensor in tensors.items():
+        request = {"inputs": [{"name": "image", "datatype": datatype, **tensor}]}
+        (output,) = client.post(f"{ROOT}/infer", json=request).json()["outputs"]
+        logits[datatype] = output["data"]
+    assert logits["UINT8"] == logits["BYTES"]
+    probabilities = np.exp(logits["BYTES"]) / np.exp(logits["BYTES"]).sum()
+    assert (predicted["label"], predicted["probability"]) == ("green", pytest.approx(probabilities[1], rel=1e-5))
+
+
+def test_an_image_file_in_a_tensor_that_is_none_is_400_and_says_which(client):
+    request = {"inputs": [{"name": "image", "datatype": "BYTES", "shape": [1, 1], "data": [["bm8="]]}]}
+    assert "row 1 of 1" in refusal(client.post(f"{ROOT}/infer", json=request))
+
+
+def test_a_missed_timeout_is_504(client):
+    request = body() | {"parameters": {"timeout": 1}}
+    assert "deadline" in refusal(client.post(f"{ROOT}/infer", json=request), 504)
+
+
+def test_the_configuration_is_tritons(client):
+    config = client.get(f"{ROOT}/config").json()
+    assert config["input"] == [{"name": "image", "data_type": "TYPE_FP32", "format": "FORMAT_NCHW", "dims": [3, 8, 8]}]
+    assert config["output"][0]["dims"] == [3]
+    assert client.get(f"{ROOT}/versions/1/config").json() == config
+
+
+def test_statistics_add_up(shared_bundle, connect_to):
+    with connect_to(shared_bundle) as client:
+        (before,) = client.get("/v2/models/stats").json()["model_stats"]
+        assert (before["inference_count"], before["last_inference"]) == (0, 0)
+        for _ in range(2):
+            assert client.post(f"{ROOT}/infer", json=body()).status_code == 200
+        client.post(f"{ROOT}/infer", json=body() | {"parameters": {"timeout": 1}})
+        for path in ("/v2/models/stats", f"{ROOT}/stats", f"{ROOT}/versions/1/stats"):
+            (after,) = client.get(path).json()["model_stats"]
+            assert (after["name"], after["version"], after["inference_count"]) == ("colours", "1", 6)
+            parts = after["inference_stats"]
+            assert [parts[name]["count"] for name in ("success", "fail", "queue", "compute_infer")] == [2, 1, 2, 2]
+            assert parts["success"]["ns"] == pytest.approx(parts["queue"]["ns"] + parts["compute_infer"]["ns"], abs=2)
+            assert [(each["batch_size"], each["compute_infer"]["count"]) for each in after["batch_stats"]] == [(3, 2)]
+            assert after["execution_count"] == 2
+
+
+def test_the_repository_can_be_looked_at_and_not_changed_by_default(client):
+    assert client.post("/v2/repository/index").json() == [
+        {"name": "colours", "version": "1", "state": "READY", "reason": ""}
+    ]
+    assert "scope admin" in refusal(client.post("/v2/repository/models/colours/unload"), 403)
+    assert "ready to be true or false" in refusal(client.post("/v2/repository/index", json={"ready": 1}))
+
+
+def test_models_are_loaded_and_unloaded_by_administrators(shared_bundle, connect_to, tmp_path):
+    key = add_key(tmp_path / "keys.txt", "release", ["infer", "admin"])
+    with connect_to(shared_bundle, api_keys=tmp_path / "keys.txt") as client:
+        client.headers["X-API-Key"] = key
+        change = "/v2/repository/models/colours"
+        assert client.post(f"{change}/unload").status_code == 200
+        assert "unloaded" in refusal(client.post(f"{ROOT}/infer", json=body()), 404)
+        assert client.post("/v2/repository/index", json={"ready": True}).json() == []
+        assert client.post(f"{change}/load", json={"parameters": {"version": "1"}}).status_code == 200
+        assert client.post(f"{ROOT}/infer", json=body()).status_code == 200
+        refusal(client.post(f"{change}/load", json={"parameters": {"version": "9"}}), 404)
+        refusal(client.post("/v2/repository/models/other/load"), 404)
+        assert "as it is there" in refusal(client.post(f"{change}/load", json={"parameters": {"config": "{}"}}))
+        assert "version to be text" in refusal(client.post(f"{change}/load", json={"parameters": {"version": 1}}))
 
 
 @pytest.mark.parametrize(
@@ -174,7 +297,5 @@ def test_too_many_rows_are_413(client):
     )
 )
 def test_no_tensor_is_a_server_error(client, change):
-    import json
-
     response = client.post(f"{ROOT}/infer", content=json.dumps(body(**change)).encode())
     assert response.status_code in {200, 400, 413}

@@ -1,0 +1,221 @@
+"""The servers that benchmarks/serving.py compares: how each is installed and started, asked, and its answer read.
+
+Each runs the same ONNX file in onnxruntime on one thread, batches up to the same number of rows, writes no access log,
+and takes its input in the most compact form that its HTTP API has.
+"""
+
+import base64
+import json
+import subprocess
+import sys
+import venv
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+from load_generation import PreparedRequest
+from server_processes import ServerCommand
+
+from cpt_deploy.bundle import Bundle
+
+Rows = npt.NDArray[np.float32]
+
+HERE = Path(__file__).parent / "serving_peers"
+PEERS = ("litserve", "bentoml", "mlserver")
+HTTP_ALONE = "HTTP alone"
+ROWS_PER_BATCH = 32
+_FIRST_PORT = 18200
+
+
+@dataclass(frozen=True)
+class System:
+    """A server of a model, ready to be started.
+
+    Args:
+        server: How to start it.
+        request: A request with some rows.
+        read: From headers and body of an answer to logits, float32 (N, K); None if there are none.
+        tensors: How tensors travel, in words.
+    """
+
+    server: ServerCommand
+    request: PreparedRequest
+    read: Callable[[Mapping[str, str], bytes], Rows] | None
+    tensors: str
+
+
+def install_peer(name: str, folder: Path) -> str | None:
+    """Install a peer in a virtual environment of its own, unless it is there; return why not if that fails.
+
+    Args:
+        name: One of `PEERS`.
+        folder: Where the environments are.
+    """
+    python = folder / name / "bin" / "python"
+    if not python.exists():
+        venv.create(folder / name, with_pip=True)
+    command = [python, "-m", "pip", "install", "--quiet", name, f"onnxruntime=={onnxruntime.__version__}"]
+    check = [python, "-c", f"import {name}, onnxruntime"]
+    if subprocess.run(check, capture_output=True, check=False).returncode == 0:
+        return None
+    finished = subprocess.run(command, capture_output=True, text=True, check=False)
+    if finished.returncode == 0:
+        finished = subprocess.run(check, capture_output=True, text=True, check=False)
+    return None if finished.returncode == 0 else (finished.stderr.strip().splitlines() or ["no reason given"])[-1]
+
+
+def peer_versions(folder: Path, names: Sequence[str]) -> dict[str, str]:
+    """Return the versions of the installed peers."""
+    read = "import sys; from importlib.metadata import version; print(version(sys.argv[1]))"
+    return {
+        name: subprocess.check_output([folder / name / "bin" / "python", "-c", read, name], text=True).strip()
+        for name in names
+    }
+
+
+def cpt_deploy_system(bundle: Bundle, rows: Rows) -> System:
+    """Our server, by the Open Inference Protocol's binary tensors."""
+    header = json.dumps(
+        {
+            "inputs": [
+                {
+                    "name": "image",
+                    "shape": rows.shape,
+                    "datatype": "FP32",
+                    "parameters": {"binary_data_size": rows.nbytes},
+                }
+            ],
+            "parameters": {"binary_data_output": True},
+        }
+    ).encode()
+    port = _FIRST_PORT
+    command = [sys.executable, "-m", "cpt_cli", "serve", str(bundle.path), "--port", str(port)]
+    environment = {
+        "CPT_SERVE_THREADS": "1", "CPT_SERVE_MAX_BATCH": str(ROWS_PER_BATCH), "CPT_SERVE_QUEUE_ROWS": "4096",
+        "CPT_SERVE_ACCESS_LOG": "false",
+    }  # fmt: skip
+    request = PreparedRequest(
+        f"/v2/models/{bundle.name}/infer",
+        header + rows.tobytes(),
+        {"Inference-Header-Content-Length": str(len(header))},
+    )
+    return System(
+        ServerCommand("cpt-deploy", command, port, "/v2/health/ready", environment),
+        request,
+        _read_binary_tensor,
+        "binary tensors of the Open Inference Protocol",
+    )
+
+
+def http_alone_system(rows: Rows) -> System:
+    """An empty ASGI app under the HTTP server that ours runs in: the floor for any server in Python."""
+    port = _FIRST_PORT + 10
+    command = [
+        sys.executable, "-m", "uvicorn", "empty_app:app", "--port", str(port), "--log-level", "warning",
+        "--no-access-log", "--app-dir", str(HERE),
+    ]  # fmt: skip
+    request = PreparedRequest("/", rows.tobytes(), {"Content-Type": "application/octet-stream"})
+    return System(ServerCommand(HTTP_ALONE, command, port, "/"), request, None, "raw bytes")
+
+
+def litserve_system(bundle: Bundle, rows: Rows, folder: Path) -> System:
+    """LitServe, raw bytes both ways."""
+    port = _FIRST_PORT + 1
+    server = ServerCommand(
+        "LitServe",
+        [str(folder / "litserve" / "bin" / "python"), str(HERE / "litserve_server.py")],
+        port,
+        "/health",
+        _peer_environment(bundle, rows, port),
+    )
+    request = PreparedRequest("/predict", rows.tobytes(), {"Content-Type": "application/octet-stream"})
+    return System(server, request, lambda _, body: _logits(np.frombuffer(body, np.float32), rows), "raw bytes")
+
+
+def bentoml_system(bundle: Bundle, rows: Rows, folder: Path) -> System:
+    """BentoML, base64 text in JSON."""
+    port = _FIRST_PORT + 2
+    command = [
+        str(folder / "bentoml" / "bin" / "python"), "-m", "bentoml", "serve", "bentoml_service:Classifier",
+        "--host", "127.0.0.1", "--port", str(port), "--working-dir", str(HERE),
+    ]  # fmt: skip
+    environment = {**_peer_environment(bundle, rows, port), "BENTOML_DO_NOT_TRACK": "True"}
+    request = PreparedRequest("/predict", json.dumps(_base64_rows(rows)).encode(), {"Content-Type": "application/json"})
+    return System(
+        ServerCommand("BentoML", command, port, "/readyz", environment),
+        request,
+        lambda _, body: _logits(json.loads(body), rows),
+        "base64 in JSON",
+    )
+
+
+def mlserver_system(bundle: Bundle, rows: Rows, folder: Path, work: Path) -> System:
+    """MLServer, base64 text in the Open Inference Protocol's JSON; its settings go to the folder `work`."""
+    port = _FIRST_PORT + 3
+    settings = {
+        "debug": False, "host": "127.0.0.1", "http_port": port, "grpc_port": port + 1, "metrics_port": port + 2,
+        "parallel_workers": 0, "metrics_dir": str(work),
+    }  # fmt: skip
+    model = {
+        "name": bundle.name, "implementation": "mlserver_runtime.Classifier", "max_batch_size": ROWS_PER_BATCH,
+        "max_batch_time": 0.001,
+    }  # fmt: skip
+    (work / "settings.json").write_text(json.dumps(settings))
+    (work / "model-settings.json").write_text(json.dumps(model))
+    environment = {**_peer_environment(bundle, rows, port), "PYTHONPATH": str(HERE)}
+    command = [str(folder / "mlserver" / "bin" / "mlserver"), "start", "."]
+    tensor = {"name": "image", "datatype": "BYTES", "shape": [len(rows), 1], "data": _base64_rows(rows)}
+    body = json.dumps({"inputs": [tensor]}).encode()
+    return System(
+        ServerCommand("MLServer", command, port, f"/v2/models/{bundle.name}/ready", environment, work),
+        PreparedRequest(f"/v2/models/{bundle.name}/infer", body, {"Content-Type": "application/json"}),
+        lambda _, answer: _logits(json.loads(answer)["outputs"][0]["data"], rows),
+        "base64 in JSON",
+    )
+
+
+def peer_systems(installed: Sequence[str], folder: Path, bundle: Bundle, rows: Rows, work: Path) -> list[System]:
+    """Return those of the peers that are installed.
+
+    Args:
+        installed: Names out of `PEERS`.
+        folder: Where their virtual environments are.
+        bundle: Whose model they serve.
+        rows: What a request holds.
+        work: An empty folder for their settings.
+    """
+    makers: dict[str, Callable[[], System]] = {
+        "litserve": lambda: litserve_system(bundle, rows, folder),
+        "bentoml": lambda: bentoml_system(bundle, rows, folder),
+        "mlserver": lambda: mlserver_system(bundle, rows, folder, work),
+    }
+    return [makers[name]() for name in installed]
+
+
+def _peer_environment(bundle: Bundle, rows: Rows, port: int) -> dict[str, str]:
+    return {
+        "BENCH_MODEL": str(bundle.onnx_path.resolve()),
+        "BENCH_SHAPE": ",".join(map(str, rows.shape[1:])),
+        "BENCH_PORT": str(port),
+        "BENCH_ROWS_PER_BATCH": str(ROWS_PER_BATCH),
+        "BENCH_REQUESTS_PER_BATCH": str(max(2, ROWS_PER_BATCH // len(rows))),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": "",
+    }
+
+
+def _base64_rows(rows: Rows) -> list[str]:
+    return [base64.b64encode(row.tobytes()).decode() for row in rows]
+
+
+def _logits(values: object, rows: Rows) -> Rows:
+    return np.asarray(values, np.float32).reshape(len(rows), -1)
+
+
+def _read_binary_tensor(headers: Mapping[str, str], body: bytes) -> Rows:
+    length = int(headers["inference-header-content-length"])
+    shape = json.loads(body[:length])["outputs"][0]["shape"]
+    return np.frombuffer(body[length:], np.float32).reshape(shape)

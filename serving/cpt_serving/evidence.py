@@ -1,0 +1,133 @@
+"""What is known of a model before it is served: precision, size, and the report of `cpt validate`."""
+
+from pydantic import BaseModel, Field
+
+import cpt_deploy
+from cpt_deploy.bundle import Bundle, read_evidence
+from cpt_deploy.bundle import evidence as bundle_evidence
+from cpt_deploy.errors import BundleError
+
+
+class InputFacts(BaseModel):
+    """The size of the model's input."""
+
+    channels: int
+    height: int
+    width: int
+
+
+class Accuracy(BaseModel):
+    """A share of right answers with its 95 % confidence interval."""
+
+    value: float
+    interval_95: tuple[float, float]
+    correct: int | None
+
+
+class Integers(BaseModel):
+    """How many integers of all quantized tensors were compared with the exact executor's, and how many differ."""
+
+    compared: int
+    mismatching: int
+
+
+class MeasuredData(BaseModel):
+    """The data set that was measured on."""
+
+    name: str
+    split: str | None
+    samples: int
+
+
+class ValidationFacts(BaseModel):
+    """The report of `cpt validate` in short.
+
+    A figure that was not measured is null.
+    """
+
+    passed: bool
+    of_this_model: bool = Field(description="whether the report is of this very model.onnx")
+    validated_at: str | None = None
+    dataset: MeasuredData | None = None
+    accuracy: Accuracy | None = Field(default=None, description="of what is served, in onnxruntime")
+    trained_accuracy: float | None = Field(default=None, description="of the trained model before freezing")
+    integers: Integers | None = None
+    float_operators: int | None = Field(default=None, description="float layers left in onnxruntime's graph")
+    runtime: str | None = None
+    cpu: str | None = None
+
+
+class Evidence(BaseModel):
+    """Who a model is and what was measured of it; figures that are not known are null."""
+
+    model: str
+    version: str
+    sha256: str
+    size_bytes: int
+    input: InputFacts
+    classes: int
+    weight_bits: int | None
+    activation_bits: int | None
+    cycle: tuple[int, int] | None = Field(description="the bits between which training cycled")
+    validation: ValidationFacts | None = Field(description="null if `cpt validate` was never run")
+    server_version: str
+    docs: bool = Field(description="whether the server has /docs")
+
+
+def evidence_of(bundle: Bundle, *, docs: bool = True) -> Evidence:
+    """Return what is known of a bundle's model.
+
+    Args:
+        bundle: The bundle.
+        docs: Whether the server that tells it has `/docs`.
+    """
+    channels, height, width = bundle.preprocessing.input_shape
+    facts = bundle.facts
+    return Evidence(
+        model=bundle.name,
+        version=bundle.version,
+        sha256=bundle.sha256,
+        size_bytes=bundle.onnx_path.stat().st_size,
+        input=InputFacts(channels=channels, height=height, width=width),
+        classes=len(bundle.labels),
+        weight_bits=facts.get("weight_bits"),
+        activation_bits=facts.get("activation_bits"),
+        cycle=facts.get("cycle"),
+        validation=_validation(bundle),
+        server_version=cpt_deploy.__version__,
+        docs=docs,
+    )
+
+
+def _validation(bundle: Bundle) -> ValidationFacts | None:
+    """Return the report in short; one of another form counts as none, since nothing can be said from it."""
+    try:
+        found = read_evidence(bundle)
+    except BundleError:
+        return None
+    if found is None:
+        return None
+    return ValidationFacts(
+        passed=found.passed,
+        of_this_model=found.model_sha256 == bundle.sha256,
+        validated_at=found.validated_at,
+        dataset=MeasuredData(name=found.dataset, split=found.split, samples=found.samples),
+        accuracy=_accuracy(found),
+        trained_accuracy=found.trained_accuracy,
+        integers=_integers(found),
+        float_operators=found.float_operators,
+        runtime=None if found.runtime is None else f"onnxruntime {found.runtime}",
+        cpu=found.cpu,
+    )
+
+
+def _accuracy(found: bundle_evidence.Evidence) -> Accuracy | None:
+    if found.accuracy is None or found.interval_95 is None:
+        return None
+    return Accuracy(value=found.accuracy, interval_95=found.interval_95, correct=found.correct)
+
+
+def _integers(found: bundle_evidence.Evidence) -> Integers | None:
+    if found.compared_integers is None or found.mismatching_integers is None:
+        return None
+    return Integers(compared=found.compared_integers, mismatching=found.mismatching_integers)

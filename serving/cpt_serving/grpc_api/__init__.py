@@ -1,0 +1,17 @@
+"""The Open Inference Protocol over gRPC. The modules in here need the extra `grpc`: import them only where wanted."""
+
+from cpt_deploy.errors import MissingExtraError
+
+
+def require_grpc() -> None:
+    """Raise unless what the protocol needs over gRPC is installed.
+
+    Raises:
+        MissingExtraError: With what to install.
+    """
+    try:
+        from tritonclient.grpc import service_pb2  # noqa: F401
+    except (ImportError, RuntimeError) as error:
+        raise MissingExtraError(
+            f"Expected the extra for gRPC to be installed, but got: {error}", hint="pip install 'cpt-deploy[grpc]'"
+        ) from error

@@ -1,0 +1,192 @@
+"""The calls of the protocol over gRPC, each as thin as its HTTP route, and how errors leave them."""
+
+import functools
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import grpc
+from google.protobuf.json_format import ParseDict
+from tritonclient.grpc import service_pb2
+
+from cpt_serving.grpc_api.messages import infer_message, parse_message, plain
+from cpt_serving.inference.engine import Engine, EngineState
+from cpt_serving.oip import metadata
+from cpt_serving.oip.inputs import is_light, tensor_rows
+from cpt_serving.oip.repository import changed_version
+from cpt_serving.service import Service
+from cpt_serving.web.deadlines import deadline_after
+from cpt_serving.web.errors import RequestError
+
+logger = logging.getLogger(__name__)
+
+SERVICE = "inference.GRPCInferenceService"
+
+_CLIENT_GONE = 499
+
+Call = Callable[[Service, Any], Awaitable[Any]]
+
+_CODES = {
+    400: grpc.StatusCode.INVALID_ARGUMENT,
+    403: grpc.StatusCode.PERMISSION_DENIED,
+    404: grpc.StatusCode.NOT_FOUND,
+    413: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    429: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    503: grpc.StatusCode.UNAVAILABLE,
+    504: grpc.StatusCode.DEADLINE_EXCEEDED,
+}
+"""gRPC's codes for the statuses that requests end with over HTTP."""
+
+
+def handlers(service: Service) -> grpc.GenericRpcHandler:
+    """Return the calls for a server to answer; those of extensions that are not here are answered as unknown."""
+    methods = {name: _unary(service, name, call) for name, call in _CALLS.items()}
+    methods["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(
+        functools.partial(_stream, service),
+        request_deserializer=service_pb2.ModelInferRequest.FromString,
+        response_serializer=service_pb2.ModelStreamInferResponse.SerializeToString,
+    )
+    return grpc.method_handlers_generic_handler(SERVICE, methods)
+
+
+async def server_live(_service: Service, _request: Any) -> Any:
+    """The process answers."""
+    return service_pb2.ServerLiveResponse(live=True)
+
+
+async def server_ready(service: Service, _request: Any) -> Any:
+    """Whether traffic may come."""
+    return service_pb2.ServerReadyResponse(ready=_holds(service.repository.require_ready))
+
+
+async def model_ready(service: Service, request: Any) -> Any:
+    """Whether a model can be asked; one that is not there cannot."""
+    return service_pb2.ModelReadyResponse(ready=_holds(lambda: _find(service, request).require_ready()))
+
+
+async def server_metadata(_service: Service, _request: Any) -> Any:
+    """Who serves, and which extensions of the protocol it knows."""
+    return ParseDict(metadata.server_metadata(), service_pb2.ServerMetadataResponse())
+
+
+async def model_metadata(service: Service, request: Any) -> Any:
+    """What a model takes and returns."""
+    bundle = _find(service, request).bundle
+    facts = metadata.model_metadata(bundle, service.repository.versions(bundle.name))
+    return ParseDict(facts, service_pb2.ModelMetadataResponse())
+
+
+async def model_config(service: Service, request: Any) -> Any:
+    """A model's configuration in Triton's form."""
+    config = metadata.model_config(_find(service, request).bundle, service.settings)
+    return ParseDict({"config": config}, service_pb2.ModelConfigResponse())
+
+
+async def model_statistics(service: Service, request: Any) -> Any:
+    """How many requests a model had, or every model, and how long each part of them took."""
+    keys = [(each.name, each.version) for each in service.repository.index()]
+    if request.name:
+        _find(service, request)
+        keys = [key for key in keys if key[0] == request.name and request.version in ("", key[1])]
+    return ParseDict(service.statistics.render(keys), service_pb2.ModelStatisticsResponse())
+
+
+async def repository_index(service: Service, request: Any) -> Any:
+    """The state of every model and version, or of those that are ready."""
+    message = service_pb2.RepositoryIndexResponse()
+    for each in service.repository.index():
+        if each.state is EngineState.READY or not request.ready:
+            message.models.add(name=each.name, version=each.version, state=each.state.value, reason=each.reason)
+    return message
+
+
+async def repository_load(service: Service, request: Any) -> Any:
+    """Load a model, or load it again if its files changed."""
+    await service.repository.load(request.model_name, changed_version(plain(request.parameters)))
+    return service_pb2.RepositoryModelLoadResponse()
+
+
+async def repository_unload(service: Service, request: Any) -> Any:
+    """Take a model out of service once its requests are answered."""
+    await service.repository.unload(request.model_name, changed_version(plain(request.parameters)))
+    return service_pb2.RepositoryModelUnloadResponse()
+
+
+async def model_infer(service: Service, request: Any) -> Any:
+    """Compute the logits, or the classes, of inputs."""
+    arrived = time.monotonic()
+    engine = service.repository.find(request.model_name, request.model_version or None)
+    parsed = parse_message(request)
+    timeouts = [parsed.timeout_us / 1e6] if parsed.timeout_us else []
+    arguments = parsed.tensor, engine.bundle.preprocessing, service.settings
+    rows = tensor_rows(*arguments) if is_light(parsed.tensor) else await engine.decode(tensor_rows, *arguments)
+    prepared = time.monotonic()
+    inference = await engine.infer(rows, deadline=deadline_after(arrived, timeouts, service.settings))
+    computed = time.monotonic()
+    message = infer_message(parsed, engine.bundle, inference.logits)
+    service.statistics.observe(engine.bundle).request_converted(prepared - arrived, time.monotonic() - computed)
+    return message
+
+
+_CALLS: dict[str, Call] = {
+    "ServerLive": server_live,
+    "ServerReady": server_ready,
+    "ModelReady": model_ready,
+    "ServerMetadata": server_metadata,
+    "ModelMetadata": model_metadata,
+    "ModelInfer": model_infer,
+    "ModelConfig": model_config,
+    "ModelStatistics": model_statistics,
+    "RepositoryIndex": repository_index,
+    "RepositoryModelLoad": repository_load,
+    "RepositoryModelUnload": repository_unload,
+}
+
+
+def _unary(service: Service, name: str, call: Call) -> Any:
+    async def answer(request: Any, context: Any) -> Any:
+        status, started = _CLIENT_GONE, time.perf_counter()
+        service.metrics.request_started()
+        try:
+            message = await call(service, request)
+            status = 200
+            return message
+        except RequestError as error:
+            status = error.status
+            await context.abort(_CODES.get(status, grpc.StatusCode.INTERNAL), error.message)
+        except Exception:
+            # As over HTTP: a bug must cost one request, and tell its client nothing of the server's inside.
+            status = 500
+            logger.exception("%s failed", name)
+            await context.abort(grpc.StatusCode.INTERNAL, "Internal error; the server's log has it")
+        finally:
+            seconds = time.perf_counter() - started
+            service.metrics.request_finished(f"/{SERVICE}/{name}", "gRPC", status, seconds)
+
+    return grpc.unary_unary_rpc_method_handler(
+        answer,
+        request_deserializer=getattr(service_pb2, f"{name}Request").FromString,
+        response_serializer=getattr(service_pb2, f"{name}Response").SerializeToString,
+    )
+
+
+async def _stream(service: Service, requests: AsyncIterator[Any], _context: Any) -> AsyncIterator[Any]:
+    """Answer the requests of a stream one after the other; one that fails does not end it."""
+    async for request in requests:
+        try:
+            yield service_pb2.ModelStreamInferResponse(infer_response=await model_infer(service, request))
+        except RequestError as error:
+            yield service_pb2.ModelStreamInferResponse(error_message=error.message)
+
+
+def _find(service: Service, request: Any) -> Engine:
+    return service.repository.find(request.name, request.version or None)
+
+
+def _holds(requirement: Callable[[], None]) -> bool:
+    try:
+        requirement()
+    except RequestError:
+        return False
+    return True

@@ -1,0 +1,1 @@
+"""From rows to logits: model versions in onnxruntime, and the batches in which requests are computed."""

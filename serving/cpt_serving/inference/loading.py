@@ -1,0 +1,45 @@
+"""Loading a bundle's model: its evidence where that is asked for, the session, a warm-up, and the golden sample."""
+
+import hashlib
+
+from cpt_deploy.bundle import Bundle, OnnxRuntimeModel, decode_image, require_evidence
+from cpt_deploy.errors import BundleError, ValidationFailedError
+from cpt_serving.inference.examples import example_image
+from cpt_serving.settings import ServeSettings
+
+
+def load_model(bundle: Bundle, settings: ServeSettings) -> OnnxRuntimeModel:
+    """Load a bundle's model, warm it up and let it reproduce the golden sample.
+
+    Raises:
+        BundleError: If onnxruntime cannot load it.
+        UsageError: If the execution provider is not available.
+        ValidationFailedError: If the golden sample comes out differently, or evidence is required and does not hold.
+    """
+    if settings.require_evidence:
+        require_evidence(bundle)
+    model = OnnxRuntimeModel(_verified_onnx(bundle), threads=settings.threads, provider=settings.provider)
+    # Pillow loads its formats at the first image, which should not be a client's.
+    model.run(bundle.preprocessing.apply(decode_image(example_image(bundle)))[None])
+    if settings.golden == "off":
+        return model
+    check = model.reproduce_golden(bundle.golden)
+    if check.exact or (settings.golden == "labels" and check.same_labels):
+        return model
+    raise ValidationFailedError(
+        f"Expected {bundle.name} to reproduce its golden sample, but {check.mismatches} of {check.values} codes differ "
+        f"(by up to {check.worst_codes}) and the top classes {'agree' if check.same_labels else 'differ'}",
+        hint="other instruction sets and providers may round differently: `cpt validate` measures it, "
+        "the setting golden=labels accepts it",
+    )
+
+
+def _verified_onnx(bundle: Bundle) -> bytes:
+    """Return the very bytes whose checksum holds: while a server runs, the file can be replaced after the check."""
+    try:
+        content = bundle.onnx_path.read_bytes()
+    except OSError as error:
+        raise BundleError(f"Expected to read {bundle.onnx_path}, but got: {error.strerror or error}") from error
+    if hashlib.sha256(content).hexdigest() != bundle.sha256:
+        raise BundleError(f"Expected {bundle.onnx_path} as it was when its checksum was verified, but it has changed")
+    return content

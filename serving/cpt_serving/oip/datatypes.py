@@ -1,0 +1,123 @@
+"""The protocol's datatypes as NumPy arrays and as bytes: little-endian, row-major, without padding."""
+
+import math
+import struct
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cpt_serving.web.errors import bad_request
+
+DTYPES: dict[str, np.dtype[Any]] = {
+    "BOOL": np.dtype(np.bool_),
+    "UINT8": np.dtype("u1"),
+    "UINT16": np.dtype("<u2"),
+    "UINT32": np.dtype("<u4"),
+    "UINT64": np.dtype("<u8"),
+    "INT8": np.dtype("i1"),
+    "INT16": np.dtype("<i2"),
+    "INT32": np.dtype("<i4"),
+    "INT64": np.dtype("<i8"),
+    "FP16": np.dtype("<f2"),
+    "FP32": np.dtype("<f4"),
+    "FP64": np.dtype("<f8"),
+    # NumPy has no bfloat16: these are its bits.
+    "BF16": np.dtype("<u2"),
+}
+"""Datatypes whose elements all have the same size."""
+
+BYTES = "BYTES"
+
+_LENGTH = struct.Struct("<I")
+
+
+def from_binary(name: str, datatype: str, shape: Sequence[int], raw: memoryview) -> npt.NDArray[Any]:
+    """Return a tensor that came as bytes, as a view of them where its datatype allows that.
+
+    Args:
+        name: How an error names the tensor.
+        datatype: One of the protocol's.
+        shape: Its dimensions, none negative.
+        raw: Its elements, one-dimensional bytes.
+
+    Returns:
+        An array of `shape`; BF16 becomes float32 with the same values, BYTES an array of `bytes` objects.
+
+    Raises:
+        RequestError: 400, if the bytes are not those of such a tensor.
+    """
+    count = math.prod(shape)
+    if datatype == BYTES:
+        return _split_elements(name, raw, count).reshape(shape)
+    dtype = DTYPES.get(datatype)
+    if dtype is None:
+        raise bad_request(f"Expected a datatype of the protocol, but got {datatype!r:.100}")
+    if raw.nbytes != count * dtype.itemsize:
+        raise bad_request(
+            f"Expected {name!r:.100} of datatype {datatype} and shape {_shown(shape)} to have "
+            f"{count * dtype.itemsize} bytes, but got {raw.nbytes}"
+        )
+    if datatype == "BOOL":
+        # Other bytes than 0 and 1 would make an invalid array.
+        booleans: npt.NDArray[np.bool_] = np.frombuffer(raw, np.uint8) != 0
+        return booleans.reshape(shape)
+    values = np.frombuffer(raw, dtype).reshape(shape)
+    return _widen_bfloat16(values) if datatype == "BF16" else values
+
+
+def to_binary(datatype: str, values: npt.NDArray[Any]) -> bytes:
+    """Return the bytes of a tensor.
+
+    Args:
+        datatype: One of the protocol's.
+        values: An array of a type that fits; float32 for BF16, `bytes` objects for BYTES.
+    """
+    if datatype == BYTES:
+        return b"".join(_LENGTH.pack(len(element)) + element for element in values.ravel())
+    if datatype == "BF16":
+        return _narrow_to_bfloat16(values).tobytes()
+    return values.astype(DTYPES[datatype], copy=False).tobytes()
+
+
+def _split_elements(name: str, raw: memoryview, count: int) -> npt.NDArray[np.object_]:
+    """Return the elements of a BYTES tensor; each comes as its length, uint32, and its bytes."""
+    # Every element has at least its length, so the bytes bound what is allocated for a shape that lies.
+    if count * _LENGTH.size > raw.nbytes:
+        raise bad_request(f"Expected {name!r:.100} to hold {count} elements, but got only {raw.nbytes} bytes")
+    elements = np.empty(count, object)
+    position = 0
+    for index in range(count):
+        start = position + _LENGTH.size
+        if start > raw.nbytes:
+            raise bad_request(f"Expected {name!r:.100} to hold {count} elements, but its bytes end after {index}")
+        (length,) = _LENGTH.unpack_from(raw, position)
+        position = start + length
+        if position > raw.nbytes:
+            raise bad_request(
+                f"Expected element {index} of {name!r:.100} to have {length} bytes, but {raw.nbytes - start} follow"
+            )
+        elements[index] = bytes(raw[start:position])
+    if position != raw.nbytes:
+        raise bad_request(
+            f"Expected {name!r:.100} to hold {count} elements, but {raw.nbytes - position} bytes are left over"
+        )
+    return elements
+
+
+def _widen_bfloat16(bits: npt.NDArray[np.uint16]) -> npt.NDArray[np.float32]:
+    """Return bfloat16 bits as float32: bfloat16 is its upper half."""
+    return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+def _narrow_to_bfloat16(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
+    """Return the nearest bfloat16 of each value, ties to even, as bits."""
+    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+    # Rounding up would carry the payload of some NaN into infinity.
+    return np.where(np.isnan(values), (bits >> 16) | 0x0040, rounded).astype("<u2")
+
+
+def _shown(shape: Sequence[int]) -> str:
+    return f"{list(shape)!r:.100}"

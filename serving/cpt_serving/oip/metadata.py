@@ -1,0 +1,69 @@
+"""What the protocol tells of the server and its models apart from inference."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import cpt_deploy
+from cpt_deploy.bundle import Bundle
+from cpt_deploy.bundle.layout import LABELS_FILE
+from cpt_deploy.bundle.runtime import INPUT_NAME, OUTPUT_NAME
+from cpt_serving.oip.inputs import NATIVE
+from cpt_serving.settings import ServeSettings
+
+SERVER_NAME = "cpt-deploy"
+PLATFORM = "onnx_onnxv1"
+EXTENSIONS = ("binary_tensor_data", "classification", "model_configuration", "model_repository", "statistics")
+
+
+def server_metadata() -> dict[str, Any]:
+    """Return who serves, and which extensions of the protocol it knows."""
+    return {"name": SERVER_NAME, "version": cpt_deploy.__version__, "extensions": list(EXTENSIONS)}
+
+
+def model_metadata(bundle: Bundle, versions: Sequence[str]) -> dict[str, Any]:
+    """Return what a model takes and returns; -1 stands for any number of rows."""
+    return {
+        "name": bundle.name,
+        "versions": list(versions),
+        "platform": PLATFORM,
+        "inputs": [{"name": INPUT_NAME, "datatype": NATIVE, "shape": [-1, *bundle.preprocessing.input_shape]}],
+        "outputs": [{"name": OUTPUT_NAME, "datatype": NATIVE, "shape": [-1, len(bundle.labels)]}],
+    }
+
+
+def model_config(bundle: Bundle, settings: ServeSettings) -> dict[str, Any]:
+    """Return a model's configuration in Triton's form; shapes are without the number of rows there."""
+    return {
+        "name": bundle.name,
+        "platform": "onnxruntime_onnx",
+        "backend": "onnxruntime",
+        "max_batch_size": settings.max_rows,
+        "input": [
+            {
+                "name": INPUT_NAME,
+                "data_type": f"TYPE_{NATIVE}",
+                "format": "FORMAT_NCHW",
+                "dims": list(bundle.preprocessing.input_shape),
+            }
+        ],
+        "output": [
+            {
+                "name": OUTPUT_NAME,
+                "data_type": f"TYPE_{NATIVE}",
+                "dims": [len(bundle.labels)],
+                "label_filename": LABELS_FILE,
+            }
+        ],
+        "instance_group": [
+            {
+                "name": bundle.name,
+                "kind": "KIND_CPU" if settings.provider == "cpu" else "KIND_GPU",
+                "count": settings.inferences_at_once,
+            }
+        ],
+        "default_model_filename": bundle.onnx_path.name,
+        "parameters": {
+            "sha256": {"string_value": bundle.sha256},
+            "version": {"string_value": bundle.version},
+        },
+    }

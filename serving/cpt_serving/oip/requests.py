@@ -1,0 +1,227 @@
+"""Requests for inference as the protocol writes them over HTTP: JSON, with tensors in it or as bytes behind it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeGuard, TypeVar
+
+import orjson
+
+from cpt_deploy.bundle.runtime import INPUT_NAME, OUTPUT_NAME
+from cpt_serving.web.errors import bad_request
+
+HEADER_LENGTH = "Inference-Header-Content-Length"
+"""Header, of requests and answers, that says how many bytes of JSON come before the bytes of the tensors."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class InputTensor:
+    """A tensor as the client sent it.
+
+    Args:
+        name: Its name.
+        datatype: One of the protocol's, or what the client takes for one.
+        shape: Its dimensions, none negative.
+        raw: Its bytes, if it came as bytes.
+        data: What stands in JSON, else.
+    """
+
+    name: str
+    datatype: str
+    shape: list[int]
+    raw: memoryview | None = None
+    data: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class RequestedOutput:
+    """How the client wants the logits.
+
+    Args:
+        binary: Whether as bytes.
+        classes: How many classes of each row, best first, instead of the numbers; 0 asks for the numbers.
+    """
+
+    binary: bool = False
+    classes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class InferRequest:
+    """A request for inference.
+
+    Args:
+        tensor: The input.
+        output: How the answer shall be.
+        id: Comes back in the answer, if there is one.
+        timeout_us: Microseconds within which the answer is worth having; 0 states none.
+    """
+
+    tensor: InputTensor
+    output: RequestedOutput
+    id: str | None = None
+    timeout_us: int = 0
+
+
+def header_length(headers: Mapping[str, str]) -> int | None:
+    """Return how many bytes of JSON a request says that it has; `None` means all of it.
+
+    Raises:
+        RequestError: 400, if that is no number.
+    """
+    text = headers.get(HEADER_LENGTH)
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdecimal() and len(text) < 20):
+        raise bad_request(f"Expected {HEADER_LENGTH} to be a number of bytes, but got {text!r:.100}")
+    return int(text)
+
+
+def parse_request(body: bytes, json_bytes: int | None = None) -> InferRequest:
+    """Return a request; its tensor's bytes are a view of `body`.
+
+    Args:
+        body: The decompressed body.
+        json_bytes: How many of its bytes are JSON; `None` means that all are.
+
+    Raises:
+        RequestError: 400 with what was expected.
+    """
+    raw: memoryview | None = None
+    if json_bytes is not None:
+        if json_bytes > len(body):
+            raise bad_request(f"Expected {json_bytes} bytes of JSON ({HEADER_LENGTH}), but got a body of {len(body)}")
+        raw = memoryview(body)[json_bytes:]
+    content = parse_object(body if raw is None else memoryview(body)[:json_bytes])
+    parameters = _parameters("the request", content)
+    identity = content.get("id")
+    return InferRequest(
+        tensor=_parse_tensor(content, raw),
+        output=parse_output(content.get("outputs"), binary=_flag("binary_data_output", parameters)),
+        id=None if identity is None else typed("id", identity, str, "text"),
+        timeout_us=parse_timeout(parameters.get("timeout")),
+    )
+
+
+def parse_timeout(microseconds: object) -> int:
+    """Return the parameter `timeout` of a request; 0 and `None` state none.
+
+    Raises:
+        RequestError: 400, if it is no number of microseconds.
+    """
+    if microseconds is None:
+        return 0
+    if not _is_count(microseconds):
+        raise bad_request(f"Expected timeout to be a number of microseconds, but got {microseconds!r:.100}")
+    return microseconds
+
+
+def parse_output(outputs: object, *, binary: bool) -> RequestedOutput:
+    """Return how the client wants the one output that there is.
+
+    Args:
+        outputs: The list of the request, or `None`; an empty one asks for all.
+        binary: What holds for outputs that say nothing of their own.
+
+    Raises:
+        RequestError: 400, if other outputs are asked for, or in a way that is not known.
+    """
+    listed = [] if outputs is None else typed("outputs", outputs, list, "a list")
+    if not listed:
+        return RequestedOutput(binary=binary)
+    names = [_field("outputs", output, "name", str, "text") for output in listed]
+    if names != [OUTPUT_NAME]:
+        raise bad_request(f"Expected the output {OUTPUT_NAME!r} once, but got {names!r:.200}")
+    parameters = _parameters(f"output {OUTPUT_NAME!r}", listed[0])
+    _refuse_shared_memory(parameters)
+    classes = parameters.get("classification", 0)
+    if not _is_count(classes):
+        raise bad_request(f"Expected classification to be a number of classes, but got {classes!r:.100}")
+    return RequestedOutput(_flag("binary_data", parameters, default=binary), classes)
+
+
+def check_tensor(names: list[str], shape: list[Any]) -> None:
+    """Raise unless a request has the one input that there is, with dimensions that can be some.
+
+    Raises:
+        RequestError: 400 with what was expected.
+    """
+    if names != [INPUT_NAME]:
+        raise bad_request(f"Expected exactly the input {INPUT_NAME!r}, but got {names!r:.200}")
+    if not all(_is_count(size) for size in shape):
+        raise bad_request(f"Expected the shape of {INPUT_NAME!r} to be a list of sizes, but got {shape!r:.100}")
+
+
+def _parse_tensor(content: dict[str, Any], raw: memoryview | None) -> InputTensor:
+    inputs = _field("the request", content, "inputs", list, "a list")
+    names = [_field("inputs", entry, "name", str, "text") for entry in inputs]
+    tensor = inputs[0] if inputs else {}
+    shape = _field("inputs", tensor, "shape", list, "a list of sizes") if inputs else []
+    check_tensor(names, shape)
+    datatype = _field("inputs", tensor, "datatype", str, "text")
+    parameters = _parameters(f"input {INPUT_NAME!r}", tensor)
+    _refuse_shared_memory(parameters)
+    size = parameters.get("binary_data_size")
+    if size is None:
+        if raw:
+            raise bad_request(f"Expected no bytes after the JSON without binary_data_size, but got {raw.nbytes}")
+        return InputTensor(INPUT_NAME, datatype, shape, data=tensor.get("data"))
+    if raw is None:
+        raise bad_request(f"Expected the header {HEADER_LENGTH} beside binary_data_size, but got none")
+    if not _is_count(size) or size != raw.nbytes:
+        raise bad_request(f"Expected {size!r:.100} bytes after the JSON (binary_data_size), but got {raw.nbytes}")
+    if tensor.get("data") is not None:
+        raise bad_request("Expected data or binary_data_size, but got both")
+    return InputTensor(INPUT_NAME, datatype, shape, raw=raw)
+
+
+def parse_object(text: bytes | memoryview) -> dict[str, Any]:
+    """Return the object that a text of JSON holds.
+
+    Raises:
+        RequestError: 400, if it is none.
+    """
+    try:
+        content = orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        raise bad_request(f"Expected a body of JSON, but got: {error}") from error
+    if not isinstance(content, dict):
+        raise bad_request(f"Expected a JSON object, but got {type(content).__name__}")
+    return content
+
+
+def _field(where: str, entry: object, key: str, kind: type[T], described: str) -> T:
+    fields = typed(f"each of {where}" if where != "the request" else where, entry, dict, "an object")
+    if key not in fields:
+        raise bad_request(f"Expected {key} in {where}, but got {sorted(fields)!r:.200}")
+    return typed(key, fields[key], kind, described)
+
+
+def typed(name: str, value: object, kind: type[T], described: str) -> T:
+    """Return a value if it is of a type.
+
+    Raises:
+        RequestError: 400, if it is not.
+    """
+    if not isinstance(value, kind):
+        raise bad_request(f"Expected {name} to be {described}, but got {value!r:.100}")
+    return value
+
+
+def _parameters(where: str, entry: dict[str, Any]) -> dict[str, Any]:
+    parameters = entry.get("parameters")
+    return {} if parameters is None else typed(f"the parameters of {where}", parameters, dict, "an object")
+
+
+def _flag(name: str, parameters: Mapping[str, Any], *, default: bool = False) -> bool:
+    return typed(name, parameters.get(name, default), bool, "true or false")
+
+
+def _refuse_shared_memory(parameters: Mapping[str, Any]) -> None:
+    if "shared_memory_region" in parameters:
+        raise bad_request("Expected tensors in the request and the answer, but got one in shared memory")
+
+
+def _is_count(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0

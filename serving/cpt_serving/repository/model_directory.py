@@ -1,0 +1,102 @@
+"""What a path holds: one bundle, or a directory of `name/version/` bundles, and which version is the newest."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from cpt_deploy.bundle import Bundle
+from cpt_deploy.bundle.layout import SUMS_FILE
+from cpt_deploy.errors import BundleError
+
+Fingerprint = tuple[tuple[str, int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelLocation:
+    """A bundle on disk and how clients address it.
+
+    Args:
+        path: Its directory.
+        name: Name of the model; `None` takes the bundle's own.
+        version: Its version; `None` takes the bundle's own.
+        fingerprint: Name, size and time of change (ns) of each file; another one means that something was replaced.
+    """
+
+    path: Path
+    name: str | None
+    version: str | None
+    fingerprint: Fingerprint
+
+    def open(self) -> Bundle:
+        """Open the bundle, checksums first, under the name by which clients address it.
+
+        Raises:
+            BundleError: If it cannot be opened.
+        """
+        bundle = Bundle.open(self.path)
+        return replace(bundle, name=self.name or bundle.name, version=self.version or bundle.version)
+
+    def address(self) -> tuple[str, str]:
+        """Return the name and the version by which clients address it, as far as that can be told unopened."""
+        if self.name is not None and self.version is not None:
+            return self.name, self.version
+        try:
+            bundle = Bundle.open(self.path, verify=False)
+        except BundleError:
+            return self.name or self.path.name, self.version or "1"
+        return self.name or bundle.name, self.version or bundle.version
+
+
+def find_models(path: Path) -> list[ModelLocation]:
+    """Return the bundles at a path.
+
+    A path that holds SHA256SUMS is one bundle. In any other directory each sub-directory is a model, and is a bundle
+    itself or holds one in each of its own sub-directories, its versions. Hidden names are passed over, so that a new
+    version can be copied under one and then renamed.
+
+    Raises:
+        BundleError: If there is no directory at the path.
+    """
+    if not path.is_dir():
+        found = "it is a file" if path.exists() else "there is nothing"
+        raise BundleError(
+            f"Expected a bundle at {path}, but {found}",
+            hint="`cpt export RUN` writes a bundle; a directory of them holds NAME/VERSION/",
+        )
+    if (path / SUMS_FILE).is_file():
+        return [ModelLocation(path, None, None, _fingerprint(path))]
+    models = []
+    for model in _directories(path):
+        if (model / SUMS_FILE).is_file():
+            models.append(ModelLocation(model, model.name, None, _fingerprint(model)))
+        else:
+            models += [
+                ModelLocation(version, model.name, version.name, _fingerprint(version))
+                for version in _directories(model)
+                if (version / SUMS_FILE).is_file()
+            ]
+    return models
+
+
+def version_order(version: str) -> tuple[bool, tuple[tuple[int, str], ...]]:
+    """Return a key that sorts versions: numbers last and by value, other names in natural order ("v9" before "v10")."""
+    parts = re.findall(r"[0-9]+|[^0-9]+", version)
+    natural = tuple((int(part), "") if part.isdecimal() else (-1, part) for part in parts)
+    return version.isascii() and version.isdecimal(), natural
+
+
+def _directories(path: Path) -> Iterator[Path]:
+    try:
+        entries = sorted(path.iterdir())
+    except OSError as error:
+        raise BundleError(f"Expected to read the directory {path}, but got: {error.strerror or error}") from error
+    return (entry for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+
+
+def _fingerprint(path: Path) -> Fingerprint:
+    try:
+        return tuple(sorted((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in path.iterdir()))
+    except OSError:
+        # Something is being moved away at this moment; the next look will tell.
+        return ()

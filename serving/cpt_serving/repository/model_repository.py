@@ -1,0 +1,300 @@
+"""The models of a server: found by name and version, loaded, replaced and unloaded while requests come."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+
+import anyio.to_thread
+from anyio import CapacityLimiter
+
+from cpt_deploy.bundle import Bundle
+from cpt_deploy.errors import BundleError, CptError
+from cpt_serving.cores import available_cores
+from cpt_serving.inference.compute import ComputeThreads
+from cpt_serving.inference.engine import Engine, EngineState, unavailable
+from cpt_serving.inference.observers import ObserverFactory, Observers
+from cpt_serving.repository.model_directory import ModelLocation, find_models
+from cpt_serving.repository.model_table import Entry, Key, ModelStatus, ModelTable
+from cpt_serving.repository.orders import Order, OrderBook
+from cpt_serving.settings import ServeSettings
+from cpt_serving.web.errors import RequestError, bad_request
+
+__all__ = ["ModelRepository", "ModelStatus"]
+
+logger = logging.getLogger(__name__)
+
+_DRAIN_POLL_S = 0.01
+_BY_REQUEST = "unloaded by request"
+
+
+class ModelRepository:
+    """The bundles at a path. Names and versions of requests are looked up among those that were found there.
+
+    Args:
+        settings: The path, and how models are run.
+        observe: What makes the observers of each model version.
+        orders: What the workers of a server tell each other; `None` if this process is alone.
+
+    Raises:
+        BundleError: If there is no bundle at the path and none can come, or it is one that cannot be opened.
+    """
+
+    def __init__(
+        self, settings: ServeSettings, observe: Sequence[ObserverFactory] = (), orders: OrderBook | None = None
+    ) -> None:
+        self._settings = settings
+        self._observe = tuple(observe)
+        self._orders = orders
+        self._threads = ComputeThreads(settings.inferences_at_once)
+        self._decoders = CapacityLimiter(available_cores())
+        self._table = ModelTable()
+        self._changing = asyncio.Lock()
+        self._stopping = False
+        locations = find_models(settings.bundle)
+        if not locations and not settings.watch_s:
+            # Nothing will ever come: the error says what the directory is instead.
+            Bundle.open(settings.bundle)
+        for location in locations:
+            self._add(location)
+        for order in orders.so_far() if orders is not None else ():
+            for key in self._table.keys_of(order.name, order.version):
+                self._table[key].wanted = order.action == "load"
+        for entry in self._table.values():
+            if not entry.wanted:
+                entry.engine, entry.reason = None, _BY_REQUEST
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the models, sorted."""
+        return self._table.names
+
+    @property
+    def default(self) -> Engine:
+        """The engine that is asked when a request names no model: the newest version, if there is one model only.
+
+        Raises:
+            RequestError: 400 if several models are served, 503 if none is.
+        """
+        return self.find(self._table.only_name())
+
+    @property
+    def example(self) -> Bundle | None:
+        """A bundle from which the documentation's examples can be made."""
+        return self._table.example
+
+    def versions(self, name: str) -> list[str]:
+        """Return the versions of a model, oldest first; empty if there is no such model."""
+        return self._table.versions(name)
+
+    def find(self, name: str, version: str | None = None) -> Engine:
+        """Return the engine of a model.
+
+        Args:
+            name: Its name.
+            version: Its version; `None` is the newest that is ready, else the newest.
+
+        Raises:
+            RequestError: 404 if there is no such model or it was unloaded, 503 if it could not be opened.
+        """
+        return self._table.find(name, version)
+
+    def index(self) -> list[ModelStatus]:
+        """Return the state of every model and version, sorted by name and version."""
+        return self._table.index()
+
+    def require_ready(self) -> None:
+        """Raise a 503 unless traffic should come here: the models are ready and the server is not stopping."""
+        if self._stopping:
+            raise unavailable("the server is shutting down")
+        self._table.require_ready()
+
+    def begin_shutdown(self) -> None:
+        """Fail readiness from now on; requests are still answered."""
+        self._stopping = True
+        for entry in self._table.values():
+            if entry.engine is not None:
+                entry.engine.retire("the server is shutting down")
+
+    def load_now(self) -> None:
+        """Load the models before there is an event loop.
+
+        Raises:
+            CptError: If none of them can be loaded; in a directory of several, others may fail and are logged.
+        """
+        errors: list[CptError] = [BundleError(entry.reason) for entry in self._table.values() if entry.engine is None]
+        for entry in self._table.values():
+            if entry.engine is not None:
+                try:
+                    entry.engine.load_now()
+                except CptError as error:
+                    entry.engine.fail(error.message)
+                    errors.append(error)
+        if errors and not any(entry.ready for entry in self._table.values()):
+            raise errors[0]
+
+    async def start(self) -> None:
+        """Load the models that were found."""
+        async with self._changing:
+            for entry in list(self._table.values()):
+                if entry.engine is not None and entry.engine.state is EngineState.LOADING:
+                    await entry.engine.load()
+
+    async def close(self) -> None:
+        """End the compute threads once they have done what they were given."""
+        await anyio.to_thread.run_sync(self._threads.close)
+
+    async def load(self, name: str, version: str | None = None) -> None:
+        """Load a model, or load it again if its files have changed; what serves goes on until then.
+
+        With several workers this returns once all of them have done it.
+
+        Args:
+            name: Its name.
+            version: One version; `None` stands for all of them.
+
+        Raises:
+            RequestError: 404 if there is no such model, 400 if it cannot be loaded.
+        """
+        await self._carry_out(Order("load", name, version))
+
+    async def unload(self, name: str, version: str | None = None) -> None:
+        """Take a model out of service; returns once its requests are answered. Watching does not bring it back.
+
+        With several workers this returns once all of them have done it.
+
+        Args:
+            name: Its name.
+            version: One version; `None` stands for all of them.
+
+        Raises:
+            RequestError: 404 if there is no such model.
+        """
+        await self._carry_out(Order("unload", name, version))
+
+    async def follow_orders(self) -> None:
+        """Do what other workers were asked to do; returns never."""
+        if self._orders is not None:
+            await self._orders.follow(self._carry_out_here)
+
+    async def refresh(self) -> None:
+        """Look at the path again: load what is new or changed, and drop what is gone.
+
+        Raises:
+            BundleError: If there is nothing at the path any more; what is loaded goes on.
+        """
+        async with self._changing:
+            found = await self._look()
+            for key, location in found.items():
+                entry = self._table.get(key)
+                if entry is None or (entry.wanted and entry.location.fingerprint != location.fingerprint):
+                    await self._bring_up(key, location)
+            for key in [key for key in self._table if key not in found]:
+                logger.info("%s version %s is gone from %s", *key, self._settings.bundle)
+                await self._take_down(self._table.pop(key), "its directory is gone")
+
+    async def _carry_out(self, order: Order) -> None:
+        if self._orders is None:
+            await self._carry_out_here(order)
+        else:
+            await self._orders.carry_out(order)
+
+    async def _carry_out_here(self, order: Order) -> None:
+        async with self._changing:
+            if order.action == "load":
+                await self._load(order)
+            else:
+                await self._unload(order)
+
+    async def _load(self, order: Order) -> None:
+        found = await self._look()
+        keys = [key for key in found if key[0] == order.name and order.version in (None, key[1])]
+        if not keys:
+            raise RequestError(404, f"Expected a model in the repository, but got {order.what}")
+        failures = []
+        for key in keys:
+            if key in self._table:
+                self._table[key].wanted = True
+            if reason := await self._bring_up(key, found[key]):
+                failures.append(f"version {key[1]}: {reason}")
+        if failures:
+            raise bad_request(f"Expected {order.name} to load, but got: {'; '.join(failures)}")
+
+    async def _unload(self, order: Order) -> None:
+        keys = self._table.keys_of(order.name, order.version)
+        if not keys:
+            raise RequestError(404, f"Expected a served model, but got {order.what}")
+        for key in keys:
+            self._table[key].wanted = False
+            await self._take_down(self._table[key], _BY_REQUEST)
+
+    async def _look(self) -> dict[Key, ModelLocation]:
+        """Return what the path holds now, by name and version."""
+        known = {entry.location.path: key for key, entry in self._table.items()}
+
+        def look() -> dict[Key, ModelLocation]:
+            return {
+                known.get(location.path) or location.address(): location
+                for location in find_models(self._settings.bundle)
+            }
+
+        return await anyio.to_thread.run_sync(look)
+
+    def _add(self, location: ModelLocation) -> None:
+        """Enter what was found at the start, not loaded yet."""
+        try:
+            engine = self._open(location)
+        except BundleError as error:
+            if location.name is None:
+                raise
+            logger.error("%s", error.message)
+            self._table[location.address()] = Entry(location, None, error.message, initial=True)
+        else:
+            self._table[engine.bundle.name, engine.bundle.version] = Entry(location, engine, initial=True)
+
+    def _open(self, location: ModelLocation) -> Engine:
+        bundle = location.open()
+        observer = Observers([make(bundle) for make in self._observe])
+        return Engine(bundle, self._settings, self._threads, self._decoders, observer)
+
+    async def _bring_up(self, key: Key, location: ModelLocation) -> str:
+        """Load a version beside the one that serves, and let it take over; return why not, if it could not."""
+        entry = self._table.setdefault(key, Entry(replace(location, fingerprint=()), None))
+        if entry.ready and not entry.reason and entry.location.fingerprint == location.fingerprint:
+            return ""
+        entry.location = location
+        try:
+            engine = await anyio.to_thread.run_sync(self._open, location)
+        except CptError as error:
+            return self._refuse(key, error.message)
+        if not entry.ready:
+            entry.engine = engine
+        await engine.load()
+        if engine.state is not EngineState.READY:
+            return self._refuse(key, engine.reason)
+        old, entry.engine, entry.reason = entry.engine, engine, ""
+        logger.info("serving %s version %s, model.onnx %.12s…", *key, engine.bundle.sha256)
+        if old is not None and old is not engine:
+            await self._drain(old, "another file has taken over")
+        return ""
+
+    def _refuse(self, key: Key, reason: str) -> str:
+        """Note why a version was not loaded; what serves goes on."""
+        self._table[key].reason = reason
+        logger.error("%s version %s was not loaded: %s", *key, reason)
+        return reason
+
+    async def _take_down(self, entry: Entry, reason: str) -> None:
+        engine, entry.reason = entry.engine, reason
+        if engine is not None:
+            await self._drain(engine, reason)
+            entry.engine = None
+
+    async def _drain(self, engine: Engine, reason: str) -> None:
+        """Wait until an engine that nobody finds any more has answered those that found it."""
+        engine.retire(reason)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._settings.shutdown_s):
+                while engine.pending:
+                    await asyncio.sleep(_DRAIN_POLL_S)

@@ -1,0 +1,136 @@
+"""Which models there are, by name and version, in which state, and which of them a request means."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from cpt_deploy.bundle import Bundle
+from cpt_serving.inference.engine import Engine, EngineState, unavailable
+from cpt_serving.repository.model_directory import ModelLocation, version_order
+from cpt_serving.web.errors import RequestError, bad_request
+
+Key = tuple[str, str]
+"""Name and version."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelStatus:
+    """One line of the repository's index.
+
+    Args:
+        name: Name of the model.
+        version: Its version.
+        state: Where it is in its life.
+        reason: Why, where there is something to say.
+    """
+
+    name: str
+    version: str
+    state: EngineState
+    reason: str
+
+
+@dataclass(slots=True)
+class Entry:
+    """What is known of one version.
+
+    Args:
+        location: Where it was found, with the fingerprint of what was loaded or tried last.
+        engine: What answers, if it could be opened and was not unloaded.
+        reason: Why there is no engine, or why an update of it failed.
+        wanted: Whether it was not unloaded by request.
+        initial: Whether the server had it when it started; it is not ready without those.
+    """
+
+    location: ModelLocation
+    engine: Engine | None
+    reason: str = ""
+    wanted: bool = True
+    initial: bool = False
+
+    @property
+    def ready(self) -> bool:
+        """Whether it answers and is not on its way out."""
+        return self.engine is not None and self.engine.state is EngineState.READY
+
+
+class ModelTable(dict[Key, Entry]):
+    """The entries by name and version."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the models, sorted."""
+        return tuple(sorted({name for name, _ in self}))
+
+    @property
+    def example(self) -> Bundle | None:
+        """A bundle from which the documentation's examples can be made."""
+        return next((entry.engine.bundle for entry in self.values() if entry.engine is not None), None)
+
+    def versions(self, name: str) -> list[str]:
+        """Return the versions of a model, oldest first; empty if there is no such model."""
+        found = [version for model, version in self if model == name]
+        # Each request comes here, and most models have one version.
+        return sorted(found, key=version_order) if len(found) > 1 else found
+
+    def keys_of(self, name: str, version: str | None) -> list[Key]:
+        """Return the keys of a model's version, or of all its versions."""
+        return [key for key in self if key[0] == name and version in (None, key[1])]
+
+    def only_name(self) -> str:
+        """Return the name of the only model.
+
+        Raises:
+            RequestError: 400 if there are several models, 503 if there is none.
+        """
+        if not self:
+            raise unavailable("there is none yet")
+        if len(self.names) > 1:
+            raise bad_request(
+                f"Expected the name of a model, as several are served ({_spelled(self.names)}): "
+                "/models/{name}/predict or ?model=name"
+            )
+        return self.names[0]
+
+    def find(self, name: str, version: str | None) -> Engine:
+        """Return the engine of a model; see `ModelRepository.find`."""
+        asked = None if version is None else self.get((name, version))
+        if asked is not None and asked.wanted and asked.engine is not None:
+            return asked.engine
+        versions = self.versions(name)
+        if not versions:
+            raise RequestError(404, f"Expected a served model ({_spelled(self.names)}), but got {name!r:.100}")
+        if version is None:
+            version = next((each for each in reversed(versions) if self[name, each].ready), versions[-1])
+        elif version not in versions:
+            raise RequestError(
+                404, f"Expected a served version of {name} ({_spelled(versions)}), but got {version!r:.100}"
+            )
+        entry = self[name, version]
+        if not entry.wanted:
+            raise RequestError(404, f"Expected a loaded model, but version {version} of {name} was unloaded")
+        if entry.engine is None:
+            raise unavailable(f"version {version} of {name} is not loaded: {entry.reason}")
+        return entry.engine
+
+    def require_ready(self) -> None:
+        """Raise a 503 unless a model is ready, and each that the server started with and still has."""
+        if not self:
+            raise unavailable("there is none yet")
+        for name in sorted({name for (name, _), entry in self.items() if entry.initial and entry.wanted}):
+            self.find(name, None).require_ready()
+        if not any(entry.ready for entry in self.values()):
+            raise unavailable("none is loaded")
+
+    def index(self) -> list[ModelStatus]:
+        """Return the state of every model and version, sorted by name and version."""
+        return [_status(key, self[key]) for key in sorted(self, key=lambda key: (key[0], version_order(key[1])))]
+
+
+def _status(key: Key, entry: Entry) -> ModelStatus:
+    if entry.engine is None:
+        return ModelStatus(*key, EngineState.UNAVAILABLE, entry.reason)
+    return ModelStatus(*key, entry.engine.state, entry.reason or entry.engine.reason)
+
+
+def _spelled(names: Iterable[str]) -> str:
+    return ", ".join(names)[:200] or "none"

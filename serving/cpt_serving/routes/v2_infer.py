@@ -1,0 +1,132 @@
+"""Inference by the Open Inference Protocol: the path that has to be short."""
+
+import time
+
+import anyio.to_thread
+import numpy as np
+import numpy.typing as npt
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from cpt_deploy.bundle import Bundle
+from cpt_serving.inference.engine import Engine
+from cpt_serving.oip.answers import Answer, render_answer
+from cpt_serving.oip.examples import HEADERS, infer_body
+from cpt_serving.oip.inputs import is_light, raw_tensor, tensor_rows
+from cpt_serving.oip.requests import HEADER_LENGTH, InferRequest, RequestedOutput, header_length, parse_request
+from cpt_serving.oip.schemas import InferAnswer
+from cpt_serving.routes.direct import DirectRoute
+from cpt_serving.service import Service
+from cpt_serving.settings import ServeSettings
+from cpt_serving.web.bodies import read_body
+from cpt_serving.web.compression import compress, decompress, preferred_coding
+from cpt_serving.web.deadlines import request_deadline
+from cpt_serving.web.raw_headers import raw_header
+from cpt_serving.web.schemas import ErrorAnswer
+
+PATHS = ("/v2/models/{model}", "/v2/models/{model}/versions/{version}")
+"""Where a model is, and one version of it."""
+
+JSON_TYPE = "application/json"
+BINARY_TYPE = "application/octet-stream"
+
+Rows = npt.NDArray[np.float32]
+
+_ERRORS = (400, 404, 408, 413, 415, 429, 503, 504)
+_INLINE_BYTES = 16 * 1024
+"""More JSON or compressed bytes than these are read in a thread."""
+
+
+def infer_router(service: Service) -> APIRouter:
+    """Return the routes that compute, with and without version."""
+    router = APIRouter(tags=["Open Inference Protocol v2"], route_class=DirectRoute)
+
+    async def infer(request: Request, model: str, version: str | None = None) -> Response:
+        """Compute the logits, or the classes, of inputs.
+
+        The input `image` is FP32 N x C x H x W (also FP64, FP16, BF16): normalised, as the model computes with it. As
+        UINT8, N x H x W x C, it is pixels of any size, as BYTES image files; both are preprocessed as in `/predict`.
+        Tensors stand in the JSON or follow it as bytes. Parameters: `timeout` in microseconds, `binary_data_output`; of
+        the output `binary_data`, and `classification` for the labels of as many classes.
+        """
+        return await answer_infer(service, request, service.find(model, version))
+
+    for path in PATHS:
+        router.add_api_route(
+            f"{path}/infer",
+            infer,
+            methods=["POST"],
+            response_model=InferAnswer,
+            responses={
+                200: {"content": {BINARY_TYPE: {"schema": {"type": "string", "format": "binary"}}}},
+                **{status: {"model": ErrorAnswer} for status in _ERRORS},
+            },
+            openapi_extra={"requestBody": infer_body(service.repository.example), "parameters": HEADERS},
+        )
+    return router
+
+
+async def answer_infer(service: Service, request: Request, engine: Engine) -> Response:
+    """Answer a request for inference with an engine.
+
+    Raises:
+        RequestError: If it cannot be answered as asked.
+    """
+    body, json_bytes = await _read(request, engine, service.settings)
+    received = time.perf_counter()
+    parsed, rows = await _parse(body, json_bytes, engine, service.settings)
+    prepared = time.perf_counter()
+    deadline = request_deadline(request, service.settings, timeout_us=parsed.timeout_us)
+    inference = await engine.infer(rows, deadline=deadline)
+    computed = time.perf_counter()
+    answer = render_answer(parsed, engine.bundle, inference.logits)
+    service.statistics.observe(engine.bundle).request_converted(prepared - received, time.perf_counter() - computed)
+    return await _respond(answer, request)
+
+
+async def _read(request: Request, engine: Engine, settings: ServeSettings) -> tuple[bytes, int | None]:
+    """Return the decompressed body, and how many of its bytes are JSON, if it says that."""
+    json_bytes = header_length(request.headers)
+    body = await read_body(request.receive)
+    coding = (raw_header(request.scope, b"content-encoding") or "identity").lower()
+    if coding != "identity":
+        body = await engine.decode(decompress, body, coding, limit=settings.max_body_bytes)
+    return body, json_bytes
+
+
+async def _parse(
+    body: bytes, json_bytes: int | None, engine: Engine, settings: ServeSettings
+) -> tuple[InferRequest, Rows]:
+    if (len(body) if json_bytes is None else json_bytes) > _INLINE_BYTES:
+        return await engine.decode(_parse_all, body, json_bytes, engine.bundle, settings)
+    if json_bytes == 0:
+        # A raw request has no JSON, and gets all outputs as bytes.
+        parsed = InferRequest(raw_tensor(body, engine.bundle.preprocessing), RequestedOutput(binary=True))
+    else:
+        parsed = parse_request(body, json_bytes)
+    if is_light(parsed.tensor):
+        return parsed, tensor_rows(parsed.tensor, engine.bundle.preprocessing, settings)
+    return parsed, await engine.decode(tensor_rows, parsed.tensor, engine.bundle.preprocessing, settings)
+
+
+def _parse_all(
+    body: bytes, json_bytes: int | None, bundle: Bundle, settings: ServeSettings
+) -> tuple[InferRequest, Rows]:
+    parsed = parse_request(body, json_bytes)
+    return parsed, tensor_rows(parsed.tensor, bundle.preprocessing, settings)
+
+
+async def _respond(answer: Answer, request: Request) -> Response:
+    accepted = raw_header(request.scope, b"accept-encoding") or ""
+    body, headers = answer.body, {}
+    if answer.json_bytes is not None:
+        headers[HEADER_LENGTH] = str(answer.json_bytes)
+    coding = preferred_coding(body, accepted)
+    if coding is not None:
+        if len(body) <= _INLINE_BYTES:
+            body = compress(body, coding)
+        else:
+            # Not among the decoders: those refuse work when the queue is full, and this request is through.
+            body = await anyio.to_thread.run_sync(compress, body, coding)
+        headers |= {"Content-Encoding": coding, "Vary": "Accept-Encoding"}
+    return Response(body, headers=headers, media_type=JSON_TYPE if answer.json_bytes is None else BINARY_TYPE)

@@ -1,0 +1,68 @@
+"""The repository extension of the Open Inference Protocol: which models there are, loading and unloading them."""
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from cpt_serving.inference.engine import EngineState
+from cpt_serving.oip.repository import parse_change, parse_index
+from cpt_serving.oip.schemas import RepositoryChange, RepositoryIndexRequest, RepositoryModel, inline_schema
+from cpt_serving.routes.direct import DirectRoute
+from cpt_serving.service import Service
+from cpt_serving.web.responses import JsonResponse
+from cpt_serving.web.schemas import ErrorAnswer
+
+
+def repository_router(service: Service) -> APIRouter:
+    """Return the routes of the repository."""
+    # Clients of the protocol send JSON without a Content-Type, or nothing at all.
+    router = APIRouter(prefix="/v2/repository", tags=["Open Inference Protocol v2"], route_class=DirectRoute)
+
+    async def index(request: Request) -> JsonResponse:
+        """The state of every model and version, or of those that are ready."""
+        only_ready = parse_index(await request.body())
+        return JsonResponse(
+            [
+                {"name": each.name, "version": each.version, "state": each.state.value, "reason": each.reason}
+                for each in service.repository.index()
+                if each.state is EngineState.READY or not only_ready
+            ]
+        )
+
+    async def load(request: Request, model: str) -> Response:
+        """Load a model, or load it again if its files changed; needs an API key of the scope `admin`."""
+        await service.repository.load(model, parse_change(await request.body()))
+        return Response()
+
+    async def unload(request: Request, model: str) -> Response:
+        """Take a model out of service once its requests are answered; needs an API key of the scope `admin`."""
+        await service.repository.unload(model, parse_change(await request.body()))
+        return Response()
+
+    router.add_api_route(
+        "/index",
+        index,
+        methods=["POST"],
+        response_model=list[RepositoryModel],
+        responses=_errors(400),
+        openapi_extra=_body(inline_schema(RepositoryIndexRequest)),
+    )
+    for name, change in (("load", load), ("unload", unload)):
+        router.add_api_route(
+            f"/models/{{model}}/{name}",
+            change,
+            methods=["POST"],
+            response_class=Response,
+            responses=_errors(400, 403, 404),
+            openapi_extra=_body(inline_schema(RepositoryChange)),
+        )
+    return router
+
+
+def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    return {status: {"model": ErrorAnswer} for status in statuses}
+
+
+def _body(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"requestBody": {"required": False, "content": {"application/json": {"schema": schema}}}}

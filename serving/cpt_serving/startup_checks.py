@@ -1,0 +1,72 @@
+"""What is looked at before anything listens, so that what is wrong with the settings is one error then and there."""
+
+import ipaddress
+import logging
+import os
+import ssl
+
+from cpt_deploy.errors import DataError, UsageError
+from cpt_serving.access.api_keys import read_keys
+from cpt_serving.settings import ServeSettings
+from cpt_serving.telemetry.access_log import open_access_log
+from cpt_serving.telemetry.tracing import require_tracing
+
+logger = logging.getLogger(__name__)
+
+
+def check_settings(settings: ServeSettings) -> None:
+    """Raise if a file that the settings name cannot be used, or a package that they need is missing.
+
+    Raises:
+        DataError: If the API keys, the certificate, its key or the access log cannot be used.
+        UsageError: If a key for TLS comes without a certificate.
+        MissingExtraError: If tracing is asked for and not installed.
+    """
+    if settings.api_keys is not None:
+        read_keys(settings.api_keys)
+    _check_tls(settings)
+    if settings.tracing == "on":
+        require_tracing()
+    access_log = open_access_log(settings)
+    if access_log is not None:
+        access_log.close()
+
+
+def warn_if_exposed(settings: ServeSettings, address: str) -> None:
+    """Say so if others can reach an address and nothing asks them for a key.
+
+    Args:
+        settings: Whether there are keys.
+        address: The address of the socket that listens.
+    """
+    if settings.api_keys is None and not ipaddress.ip_address(address.partition("%")[0]).is_loopback:
+        logger.warning(
+            "everybody who reaches %s may ask for predictions and read the metrics: --api-keys FILE asks for a key, "
+            "and without --host only this machine is answered",
+            address,
+        )
+
+
+def _check_tls(settings: ServeSettings) -> None:
+    if settings.tls_cert is None:
+        if settings.tls_key is not None:
+            raise UsageError(f"Expected a certificate for the key {settings.tls_key}, but got none", hint="--tls-cert")
+        return
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_cert_chain(settings.tls_cert, settings.tls_key, password=_no_password)
+    except OSError as error:
+        if isinstance(error, ssl.SSLError):
+            reason = "they are no matching pair in PEM"
+        else:
+            reason = os.strerror(error.errno) if error.errno else str(error)
+        files = settings.tls_cert if settings.tls_key is None else f"{settings.tls_cert} and {settings.tls_key}"
+        raise DataError(f"Expected a certificate and its key in {files}, but got: {reason}") from error
+    except ValueError as error:
+        raise DataError(
+            f"Expected a private key without a password, but that of {settings.tls_cert} has one"
+        ) from error
+
+
+def _no_password() -> str:
+    raise ValueError

@@ -1,0 +1,73 @@
+// Who the model is and what was measured of it before it was served.
+
+import { byId, bytes, count, describe, make, percent } from "./dom.js";
+
+function figure(value, name, note) {
+  return make(
+    "div",
+    {},
+    make("dt", {}, name),
+    make("dd", {}, make("span", { className: "value" }, value), make("span", { className: "note muted" }, note)),
+  );
+}
+
+function accuracy(validation) {
+  if (!validation?.accuracy) return figure("–", "Accuracy", "not measured: cpt validate measures it");
+  const { value, interval_95: [low, high] } = validation.accuracy;
+  const range = `95 % interval ${percent(low, 2)} to ${percent(high, 2)}`;
+  return figure(percent(value, 2), "Accuracy as served", range);
+}
+
+function exactness(validation) {
+  if (!validation?.integers) return figure("–", "Exactness", "not measured: cpt validate measures it");
+  const { compared, mismatching } = validation.integers;
+  return figure(count(mismatching), "Integers that differ", `of ${count(compared)} compared with the exact executor`);
+}
+
+function precision(facts) {
+  const { weight_bits: weights, activation_bits: activations, cycle } = facts;
+  if (!weights) return figure("–", "Precision", "not recorded");
+  const trained = cycle ? `trained cycling ${cycle[0]} to ${cycle[1]} bits` : `activations ${activations} bits`;
+  return figure(`${weights} bits`, "Precision", trained);
+}
+
+function size(facts) {
+  const integer = facts.validation?.float_operators === 0 ? "no float layer left in the graph" : "model.onnx";
+  return figure(bytes(facts.size_bytes), "Size", integer);
+}
+
+function verdict(validation) {
+  const shown = byId("verdict");
+  const [state, text] = !validation
+    ? ["unknown", "never validated"]
+    : !validation.of_this_model
+      ? ["failed", "the report is of another file"]
+      : validation.passed
+        ? ["passed", "validation passed"]
+        : ["failed", "validation failed"];
+  shown.dataset.state = state;
+  shown.textContent = text;
+}
+
+/** Show the answer of /evidence. */
+export function showEvidence(facts) {
+  const { channels, height, width } = facts.input;
+  document.title = `${facts.model} · cpt-deploy`;
+  byId("model").textContent = facts.model;
+  byId("model-facts").textContent =
+    `version ${facts.version} · ${width} × ${height} ${channels === 1 ? "grey" : "colour"} → ${count(facts.classes)} classes`;
+  byId("server").textContent = `cpt-deploy ${facts.server_version}`;
+  byId("docs-link").hidden = !facts.docs;
+  const { validation } = facts;
+  verdict(validation);
+  byId("figures").replaceChildren(accuracy(validation), exactness(validation), precision(facts), size(facts));
+  const data = validation?.dataset;
+  describe(byId("details"), [
+    ["Measured on", data && `${data.name}, ${count(data.samples)} ${data.split ?? ""} images`],
+    ["Before export", validation?.trained_accuracy && `${percent(validation.trained_accuracy, 2)} in training precision`],
+    ["Runtime", validation?.runtime],
+    ["Processor", validation?.cpu],
+    ["Validated", validation?.validated_at && new Date(validation.validated_at).toLocaleDateString("en-GB", { dateStyle: "long" })],
+    ["SHA-256", make("code", { title: facts.sha256 }, `${facts.sha256.slice(0, 12)}…`)],
+  ]);
+}

@@ -1,0 +1,50 @@
+// Requests to the server, with the API key that it may want; the key is forgotten with the tab.
+
+const ENTRY = "cpt-api-key";
+const REFUSED = [401, 403];
+
+let refused = false;
+
+/** Whether the server wants a key, or another one, before anything else is worth asking. */
+export const needsKey = () => refused;
+
+export function useKey(key) {
+  sessionStorage.setItem(ENTRY, key);
+  refused = false;
+}
+
+function withKey(headers) {
+  const key = sessionStorage.getItem(ENTRY);
+  return key ? { ...headers, "X-API-Key": key } : { ...headers };
+}
+
+/** Fetch what a path leads to; a refusal becomes an Error with the server's own words. */
+async function fetchAnswer(path, options) {
+  let response;
+  try {
+    response = await fetch(path, { cache: "no-store", ...options, headers: withKey(options.headers) });
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new Error("The server cannot be reached.");
+  }
+  if (response.ok) return response;
+  const content = await response.json().catch(() => null);
+  const error = new Error(content?.error ?? `The server answered with status ${response.status}.`);
+  error.requestId = content?.request_id;
+  if (REFUSED.includes(response.status)) {
+    refused = true;
+    document.dispatchEvent(new Event("key-needed"));
+  }
+  throw error;
+}
+
+export async function fetchJson(path, options = {}) {
+  const response = await fetchAnswer(path, options);
+  const content = await response.json().catch(() => null);
+  if (content === null) throw new Error("The server's answer is no JSON.");
+  return content;
+}
+
+export async function fetchBlob(path) {
+  return (await fetchAnswer(path, {})).blob();
+}

@@ -1,0 +1,185 @@
+"""Prometheus metrics of the server; with several workers they are summed over all of them."""
+
+import os
+from collections.abc import Iterable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
+
+from cpt_deploy.bundle import Bundle
+from cpt_serving.inference.batching import FAILURES
+from cpt_serving.inference.observers import InferenceObserver
+from cpt_serving.telemetry.triton_metrics import render_triton_metrics
+
+MULTIPROCESS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
+"""Names the directory through which workers share their metrics."""
+
+_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+_MODEL = ("model", "version")
+_FIRST_ERROR = 400
+_REJECTIONS = {
+    400: "bad_request",
+    401: "unauthenticated",
+    403: "forbidden",
+    404: "not_found",
+    405: "wrong_method",
+    408: "slow_body",
+    413: "too_large",
+    415: "unsupported_type",
+    422: "bad_parameter",
+    429: "queue_full",
+    499: "client_gone",
+    500: "error",
+    503: "unavailable",
+    504: "deadline",
+}
+
+
+class Metrics:
+    """What the server counts."""
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        self._requests = Counter(
+            "cpt_serve_requests", "Requests answered", ("route", "method", "status"), registry=self._registry
+        )
+        self._request_seconds = self._histogram(
+            "cpt_serve_request_seconds", "From the head of a request to the end of its answer", ("route",)
+        )
+        # Looking labels up takes longer than counting.
+        self._answers: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
+        self._in_flight = self._gauge("cpt_serve_requests_in_flight", "Requests under way", ())
+        self.inference_seconds = self._histogram("cpt_serve_inference_seconds", "A call of onnxruntime", _MODEL)
+        self.queue_seconds = self._histogram(
+            "cpt_serve_queue_seconds", "How long a request waited for its turn to be computed", _MODEL
+        )
+        self.model_request_seconds = self._histogram(
+            "cpt_serve_model_request_seconds", "From a request's arrival in the queue to its logits", _MODEL
+        )
+        self._input_seconds = self._histogram(
+            "cpt_serve_input_seconds", "From a request's last byte to its rows: parsing, decoding, resizing", _MODEL
+        )
+        self._output_seconds = self._histogram(
+            "cpt_serve_output_seconds", "From a request's logits to the first byte of its answer", _MODEL
+        )
+        self._conversions: dict[tuple[str, str], tuple[Histogram, Histogram]] = {}
+        self.batch_rows = self._histogram("cpt_serve_batch_rows", "Images computed together", _MODEL, _ROWS)
+        self.rows = Counter("cpt_serve_rows", "Images computed", _MODEL, registry=self._registry)
+        self.queued_rows = self._gauge("cpt_serve_queued_rows", "Images that wait for their turn", _MODEL)
+        self.queued_requests = self._gauge("cpt_serve_queued_requests", "Requests that wait for their turn", _MODEL)
+        self._rejections = Counter(
+            "cpt_serve_rejections", "Requests answered with an error, by reason", ("reason",), registry=self._registry
+        )
+        for reason in (*_REJECTIONS.values(), "other"):
+            self._rejections.labels(reason)  # A rate needs the zero before the first one.
+        self.failures = Counter(
+            "cpt_serve_inference_failures",
+            "Requests that got no logits: queue_full, deadline, cancelled or error",
+            (*_MODEL, "reason"),
+            registry=self._registry,
+        )
+        self._info = Gauge(
+            "cpt_serve_model_info",
+            "Always 1; its labels say which model is served",
+            (*_MODEL, "sha256", "format_version"),
+            registry=self._registry,
+            multiprocess_mode="max",
+        )
+
+    def request_started(self) -> None:
+        """Count a request as under way."""
+        self._in_flight.inc()
+
+    def request_finished(self, route: str, method: str, status: int, seconds: float) -> None:
+        """Count an answered request under the template of its route."""
+        self._in_flight.dec()
+        key = (route, method, status)
+        if key not in self._answers:
+            self._answers[key] = (
+                self._requests.labels(route, method, str(status)), self._request_seconds.labels(route),
+            )  # fmt: skip
+        count, duration = self._answers[key]
+        count.inc()
+        duration.observe(seconds)
+        if status >= _FIRST_ERROR:
+            self._rejections.labels(_REJECTIONS.get(status, "other")).inc()
+
+    def request_converted(self, model: str, version: str, input_s: float, output_s: float) -> None:
+        """Count what it took to turn a request into rows, and its logits into an answer, in seconds."""
+        key = (model, version)
+        if key not in self._conversions:
+            self._conversions[key] = (self._input_seconds.labels(*key), self._output_seconds.labels(*key))
+        of_input, of_output = self._conversions[key]
+        of_input.observe(input_s)
+        of_output.observe(output_s)
+
+    def observe(self, bundle: Bundle) -> InferenceObserver:
+        """Return what counts the inferences of a model version."""
+        self._info.labels(bundle.name, bundle.version, bundle.sha256, str(bundle.facts["format_version"])).set(1)
+        return ModelMetrics(self, bundle.name, bundle.version)
+
+    def render(self) -> bytes:
+        """Return all metrics in Prometheus' text format."""
+        registry = self._shared_registry()
+        return generate_latest(registry) + render_triton_metrics(registry.collect())
+
+    def collect(self) -> Iterable[Metric]:
+        """Return all metrics as objects."""
+        return self._shared_registry().collect()
+
+    def _shared_registry(self) -> CollectorRegistry:
+        """Return the registry, or with several workers one that sums over all of them."""
+        if MULTIPROCESS_VARIABLE not in os.environ:
+            return self._registry
+        shared = CollectorRegistry()
+        MultiProcessCollector(shared)  # type: ignore[no-untyped-call]
+        return shared
+
+    def _histogram(
+        self, name: str, documentation: str, labels: tuple[str, ...], buckets: tuple[float, ...] = _SECONDS
+    ) -> Histogram:
+        return Histogram(name, documentation, labels, buckets=buckets, registry=self._registry)
+
+    def _gauge(self, name: str, documentation: str, labels: tuple[str, ...]) -> Gauge:
+        return Gauge(name, documentation, labels, registry=self._registry, multiprocess_mode="livesum")
+
+
+class ModelMetrics:
+    """The metrics of one model version, an `InferenceObserver`.
+
+    Args:
+        metrics: The server's.
+        name: Name of the model.
+        version: Its version.
+    """
+
+    def __init__(self, metrics: Metrics, name: str, version: str) -> None:
+        self._inference_seconds = metrics.inference_seconds.labels(name, version)
+        self._queue_seconds = metrics.queue_seconds.labels(name, version)
+        self._request_seconds = metrics.model_request_seconds.labels(name, version)
+        self._batch_rows = metrics.batch_rows.labels(name, version)
+        self._rows = metrics.rows.labels(name, version)
+        self._queued_rows = metrics.queued_rows.labels(name, version)
+        self._queued_requests = metrics.queued_requests.labels(name, version)
+        self._failures = {reason: metrics.failures.labels(name, version, reason) for reason in FAILURES}
+
+    def request_finished(self, rows: int, queue_s: float, compute_s: float) -> None:
+        """Count how long a request waited, and how long it took."""
+        self._queue_seconds.observe(queue_s)
+        self._request_seconds.observe(queue_s + compute_s)
+
+    def batch_finished(self, rows: int, compute_s: float) -> None:
+        """Count a call of onnxruntime."""
+        self._rows.inc(rows)
+        self._batch_rows.observe(rows)
+        self._inference_seconds.observe(compute_s)
+
+    def request_failed(self, reason: str, seconds: float) -> None:
+        """Count a request that got no logits."""
+        self._failures[reason].inc()
+
+    def queue_changed(self, rows: int, requests: int) -> None:
+        """Show how much waits."""
+        self._queued_rows.set(rows)
+        self._queued_requests.set(requests)

@@ -1,0 +1,82 @@
+"""The metrics in short, as the page's charts read them every second."""
+
+import itertools
+from collections.abc import Iterable, Iterator
+
+from prometheus_client import Metric
+from prometheus_client.samples import Sample
+from pydantic import BaseModel, Field
+
+PREDICTING_ROUTES = ("/predict", "/infer")
+"""How the routes end that compute something; the others would only blur the figures."""
+
+
+class LatencyHistogram(BaseModel):
+    """How long requests took, since the start.
+
+    Args:
+        bounds_s: Upper bounds of the buckets, in seconds.
+        counts: Requests in each bucket; one more than there are bounds, for those above the last.
+    """
+
+    bounds_s: list[float]
+    counts: list[int]
+
+
+class Stats(BaseModel):
+    """Counters since the start; differences between two answers are rates and quantiles of the time between."""
+
+    clock_s: float = Field(description="the server's clock, which never goes back")
+    ready: bool
+    requests: int = Field(description="answered requests for predictions")
+    refused: int = Field(description="those of them with a status of 400 or more")
+    rows: int = Field(description="images computed")
+    inferences: int = Field(description="calls of onnxruntime that computed them")
+    in_flight: int = Field(description="requests under way, this one included")
+    latency: LatencyHistogram
+
+
+def summarize(families: Iterable[Metric], *, clock_s: float, ready: bool) -> Stats:
+    """Return the metrics in short.
+
+    Args:
+        families: The metrics, as Prometheus' client collects them.
+        clock_s: A monotonic time in seconds.
+        ready: Whether the server is.
+    """
+    samples = [sample for family in families for sample in family.samples]
+    answered = list(_predicting(samples, "cpt_serve_requests_total"))
+    return Stats(
+        clock_s=clock_s,
+        ready=ready,
+        requests=_total(answered),
+        refused=_total(sample for sample in answered if sample.labels["status"] >= "400"),
+        rows=_total(_named(samples, "cpt_serve_rows_total")),
+        inferences=_total(_named(samples, "cpt_serve_inference_seconds_count")),
+        in_flight=_total(_named(samples, "cpt_serve_requests_in_flight")),
+        latency=_histogram(_predicting(samples, "cpt_serve_request_seconds_bucket")),
+    )
+
+
+def _named(samples: Iterable[Sample], name: str) -> Iterator[Sample]:
+    return (sample for sample in samples if sample.name == name)
+
+
+def _predicting(samples: Iterable[Sample], name: str) -> Iterator[Sample]:
+    return (sample for sample in _named(samples, name) if sample.labels["route"].endswith(PREDICTING_ROUTES))
+
+
+def _total(samples: Iterable[Sample]) -> int:
+    return int(sum(sample.value for sample in samples))
+
+
+def _histogram(buckets: Iterable[Sample]) -> LatencyHistogram:
+    """Sum histograms over routes; Prometheus' buckets are cumulative, these are not."""
+    up_to: dict[float, float] = {}
+    for bucket in buckets:
+        bound = float(bucket.labels["le"])
+        up_to[bound] = up_to.get(bound, 0) + bucket.value
+    bounds = sorted(up_to)
+    totals = [0.0, *(up_to[bound] for bound in bounds)]
+    counts = [int(after - before) for before, after in itertools.pairwise(totals)]
+    return LatencyHistogram(bounds_s=bounds[:-1], counts=counts)

@@ -1,0 +1,116 @@
+"""OpenTelemetry: a span for each request, with its wait in the queue and its inference as children.
+
+FastAPI makes the span of the request, by the conventions for HTTP; here is what it does not know. Exporting needs the
+extra `otel`, and is set up by OpenTelemetry's own variables.
+"""
+
+import importlib.util
+import logging
+import os
+import time
+
+from fastapi.telemetry import TelemetryConfig
+from opentelemetry import trace
+from starlette.types import Scope
+
+import cpt_deploy
+from cpt_deploy.errors import MissingExtraError
+from cpt_serving.settings import ServeSettings
+from cpt_serving.telemetry.access_log import QUIET_ROUTES
+from cpt_serving.telemetry.trace_context import TraceContext
+from cpt_serving.web.records import RequestRecord
+
+logger = logging.getLogger(__name__)
+
+_ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+
+
+def open_tracing(settings: ServeSettings) -> trace.TracerProvider | None:
+    """Return what makes and exports spans, if the settings or OpenTelemetry's variables ask for it.
+
+    Raises:
+        MissingExtraError: If the settings ask for it and the extra is not installed.
+    """
+    asked = any(os.environ.get(name) for name in _ENDPOINTS) and os.environ.get("OTEL_TRACES_EXPORTER") != "none"
+    if settings.tracing == "off" or (settings.tracing == "auto" and not asked):
+        return None
+    try:
+        require_tracing()
+    except MissingExtraError as error:
+        if settings.tracing == "on":
+            raise
+        logger.warning("requests are not traced: %s (%s)", error.message, error.hint)
+        return None
+    return _exporting_provider()
+
+
+def require_tracing() -> None:
+    """Raise a MissingExtraError unless the packages that export spans are installed."""
+    for name in ("opentelemetry.sdk", "opentelemetry.exporter"):
+        if importlib.util.find_spec(name) is None:
+            raise MissingExtraError(f"{name} is not installed", hint="pip install 'cpt-deploy[otel]'")
+
+
+def _exporting_provider() -> trace.TracerProvider:
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+    from opentelemetry.sdk.resources import Resource
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+    about = {"service.version": cpt_deploy.__version__}
+    if not os.environ.get("OTEL_SERVICE_NAME") and "service.name" not in os.environ.get("OTEL_RESOURCE_ATTRIBUTES", ""):
+        about["service.name"] = "cpt-serve"
+    provider = TracerProvider(resource=Resource.create(about), shutdown_on_exit=False)
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+    return provider
+
+
+def close_tracing(provider: trace.TracerProvider | None) -> None:
+    """Export what is waiting, and end; can take as long as the exporter's timeout."""
+    shutdown = getattr(provider, "shutdown", None)
+    if shutdown is not None:
+        shutdown()
+
+
+def telemetry_of(provider: trace.TracerProvider | None) -> TelemetryConfig:
+    """Return what FastAPI is told: spans of requests and nothing else, none of those that machines repeat."""
+    return {
+        "tracer_provider": provider,
+        "tracing": provider is not None,
+        "metrics": False,
+        "logs": False,
+        "operation_spans": False,
+        "auto_configure": False,
+        "exclude": _is_quiet,
+    }
+
+
+def _is_quiet(scope: Scope) -> bool:
+    return scope.get("path") in QUIET_ROUTES
+
+
+def current_trace() -> TraceContext | None:
+    """Return the span of the running request."""
+    context = trace.get_current_span().get_span_context()
+    if not context.is_valid:
+        return None
+    return TraceContext(f"{context.trace_id:032x}", f"{context.span_id:016x}", context.trace_flags.sampled)
+
+
+def trace_inference(tracer: trace.Tracer, record: RequestRecord) -> None:
+    """Add the spans of an inference to the running request's, after the fact: their times are known by then."""
+    inference = record.inference
+    if inference is None:
+        return
+    asked = time.time_ns() - round((time.monotonic() - record.asked_at) * 1e9)
+    begun = asked + round(inference.queue_ms * 1e6)
+    model: dict[str, str | int] = {
+        "cpt.model.name": record.model,
+        "cpt.model.version": record.version,
+        "cpt.rows": record.rows,
+    }
+    tracer.start_span("queue", attributes=model, start_time=asked).end(begun)
+    span = tracer.start_span(
+        "inference", attributes={**model, "cpt.batch_rows": inference.batch_rows}, start_time=begun
+    )
+    span.end(begun + round(inference.inference_ms * 1e6))

@@ -1,0 +1,55 @@
+"""How long a client waits: from what a request says to a time of the clock."""
+
+import math
+import time
+from collections.abc import Sequence
+
+from starlette.requests import Request
+
+from cpt_serving.settings import ServeSettings
+from cpt_serving.web.errors import bad_request
+from cpt_serving.web.raw_headers import raw_header
+
+TIMEOUT_HEADER = "X-Request-Timeout-Ms"
+_RAW_TIMEOUT_HEADER = TIMEOUT_HEADER.lower().encode()
+
+
+def request_deadline(request: Request, settings: ServeSettings, *, timeout_us: float | None = None) -> float | None:
+    """Return when the answer to a request is of no use any more, in seconds of `time.monotonic`.
+
+    Args:
+        request: The request; its time counts from when its head arrived.
+        settings: The deadline of requests that state none.
+        timeout_us: Microseconds that its body states, as Triton's parameter `timeout`; 0 states none.
+
+    Raises:
+        RequestError: 400 if the header `X-Request-Timeout-Ms` is no positive number.
+    """
+    given = raw_header(request.scope, _RAW_TIMEOUT_HEADER)
+    seconds = [timeout_us / 1e6] if timeout_us else []
+    if given is not None:
+        seconds.append(_milliseconds(given) / 1e3)
+    arrived: float = request.scope.get("state", {}).get("arrived") or time.monotonic()
+    return deadline_after(arrived, seconds, settings)
+
+
+def deadline_after(arrived: float, seconds: Sequence[float], settings: ServeSettings) -> float | None:
+    """Return when the answer to a request is of no use any more, in seconds of `time.monotonic`.
+
+    Args:
+        arrived: When the request did.
+        seconds: What it states, in its several ways; the shortest counts.
+        settings: The deadline of requests that state none.
+    """
+    stated = list(seconds) or ([] if settings.timeout_s is None else [settings.timeout_s])
+    return arrived + min(stated) if stated else None
+
+
+def _milliseconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise bad_request(f"Expected {TIMEOUT_HEADER} to be a positive number of milliseconds, but got {text!r:.50}")
+    return value

@@ -1,0 +1,89 @@
+"""Every error leaves the server as `{"error": ..., "request_id": ...}`, with the status that says whose fault it is."""
+
+from collections.abc import Mapping
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+
+from cpt_deploy.errors import CptError, ImageError, ImageTooLargeError
+from cpt_serving.web.responses import JsonResponse
+
+INTERNAL_ERROR = "Internal error; the server's log has it under this id"
+
+
+class RequestError(Exception):
+    """A request that cannot be answered as asked.
+
+    Args:
+        status: HTTP status.
+        message: What was expected and what came instead.
+        headers: Headers of the answer.
+    """
+
+    def __init__(self, status: int, message: str, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.headers = dict(headers or {})
+
+
+def bad_request(message: str) -> RequestError:
+    """Return the error of a request whose content is wrong."""
+    return RequestError(400, message)
+
+
+def error_response(
+    request_id: str, status: int, message: str, headers: Mapping[str, str] | None = None
+) -> JsonResponse:
+    """Return the answer that every error has."""
+    return JsonResponse({"error": message, "request_id": request_id}, status, dict(headers or {}))
+
+
+def request_id_of(request: Request) -> str:
+    """Return the id that the middleware gave the request."""
+    return str(getattr(request.state, "request_id", ""))
+
+
+def image_error_status(error: ImageError) -> int:
+    """Return the status of an image that cannot be used."""
+    return 413 if isinstance(error, ImageTooLargeError) else 400
+
+
+def error_answer(request_id: str, error: RequestError | CptError) -> JsonResponse:
+    """Return the answer to a request that ended in one of this project's errors."""
+    if isinstance(error, RequestError):
+        return error_response(request_id, error.status, error.message, error.headers)
+    status = image_error_status(error) if isinstance(error, ImageError) else 500
+    message = f"{error.message} ({error.hint})" if error.hint else error.message
+    return error_response(request_id, status, message)
+
+
+def add_error_handlers(app: FastAPI) -> None:
+    """Make an app answer its errors in the one form, those of the framework included."""
+
+    @app.exception_handler(RequestError)
+    @app.exception_handler(CptError)
+    async def own_error(request: Request, error: RequestError | CptError) -> JsonResponse:
+        return error_answer(request_id_of(request), error)
+
+    @app.exception_handler(Exception)
+    async def bug(request: Request, _error: Exception) -> JsonResponse:
+        return error_response(request_id_of(request), 500, INTERNAL_ERROR)
+
+    @app.exception_handler(HTTPException)
+    async def http_error(request: Request, error: HTTPException) -> JsonResponse:
+        message = {
+            404: f"Expected a known path, but got {request.url.path}",
+            405: f"Expected another method for {request.url.path}, but got {request.method}",
+        }.get(error.status_code, str(error.detail))
+        return error_response(request_id_of(request), error.status_code, message, error.headers)
+
+    @app.exception_handler(RequestValidationError)
+    async def validation_error(request: Request, error: RequestValidationError) -> JsonResponse:
+        problems = "; ".join(
+            f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}, but got {problem.get('input')!r:.100}"
+            for problem in error.errors()
+        )
+        return error_response(request_id_of(request), 422, f"Expected valid parameters, but got: {problems}")

