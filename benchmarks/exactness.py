@@ -4,7 +4,7 @@ Each network takes some CPT steps on Fashion-MNIST (28x28, padded to 32x32), is 
 and at 4 bits, and all 10,000 test images are run in batches of 32 on one thread; the first images also one by one and
 on two threads. Beside that: how far the trained model at these bits, by fake quantization, is from its integers.
 
-    CPT_DATA_DIR=… python benchmarks/exactness.py [--networks resnet20 torchvision/resnet18] [--images 10000]
+    CPT_DATA_DIR=… python benchmarks/exactness.py [--networks resnet20 torchvision/resnet18] [--bits 8 4]
 """
 
 import argparse
@@ -33,6 +33,8 @@ NETWORKS = [
     "torchvision/mobilenet_v2", "torchvision/densenet121", "torchvision/efficientnet_b0",
 ]  # fmt: skip
 STEPS, BATCH = 60, 64
+LEARNING_RATES = {"torchvision/efficientnet_b0": 0.002}
+LEARNING_RATE = 0.02
 SINGLE_IMAGES = 500
 Batch = tuple[Tensor, Tensor]
 
@@ -54,7 +56,7 @@ def trained_network(name: str, images: ImageSet) -> QuantizedModel:
     torch.manual_seed(0)
     network = build_model(name, num_classes=10, in_channels=1, input_size=(32, 32))
     model = prepare(network, QuantizationConfig(), (1, 32, 32)).train()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
+    optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATES.get(name, LEARNING_RATE), momentum=0.9)
     for step, (inputs, labels) in enumerate(batches(images, BATCH, STEPS * BATCH)):
         model.set_bits(3 + step % 6, 8)
         model.set_step(step)
@@ -150,24 +152,28 @@ def row(result: dict[str, Any]) -> list[str]:
 
 
 def main() -> None:
-    """Measure the networks; those that are in the results already are measured anew only if they are named."""
+    """Measure the networks; what is in the folder already is not measured again."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--networks", nargs="+", default=NETWORKS)
+    parser.add_argument("--networks", nargs="+", default=NETWORKS, choices=NETWORKS)
     parser.add_argument("--images", type=int, default=10_000)
     parser.add_argument("--bits", type=int, nargs="+", default=[8, 4])
     parser.add_argument("--folder", type=Path, default=Path("runs/benchmark-exactness"), help="keeps finished networks")
+    parser.add_argument("--table", action="store_true", help="only write the table of what is finished in the folder")
     arguments = parser.parse_args()
     train, test = (load_images("fashion-mnist", split=split, root=None) for split in ("train", "test"))
     arguments.folder.mkdir(parents=True, exist_ok=True)
-    results = []
-    for bits, name in itertools.product(arguments.bits, arguments.networks):
+    for bits, name in [] if arguments.table else itertools.product(arguments.bits, arguments.networks):
         path = arguments.folder / f"{name.replace('/', '-')}-{bits}bit-{arguments.images}.json"
         if not path.is_file():
             result = measure(trained_network(name, train), bits, train, test, arguments.images)
             path.write_text(json.dumps({"network": name, **result}))
-        results.append(json.loads(path.read_text()))
-        print(" | ".join(row(results[-1])), flush=True)
-    results.sort(key=lambda result: arguments.networks.index(result["network"]))
+        print(" | ".join(row(json.loads(path.read_text()))), flush=True)
+    finished = [json.loads(path.read_text()) for path in arguments.folder.glob(f"*-{arguments.images}.json")]
+    report(sorted(finished, key=lambda result: (NETWORKS.index(result["network"]), -result["bits"])))
+
+
+def report(results: list[dict[str, Any]]) -> None:
+    """Write the results of all networks that are measured."""
     header = [
         "network", "bits of weights", "differing integers, batch 32", "batch 1", "2 threads",
         "trained against executor", "accuracy trained / onnxruntime, %", "McNemar p",
