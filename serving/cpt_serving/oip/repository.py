@@ -2,8 +2,9 @@
 
 from typing import Any
 
-from cpt_serving.oip.requests import parse_object, typed
+from cpt_serving.oip.requests import typed
 from cpt_serving.web.errors import bad_request
+from cpt_serving.web.json_bodies import parse_object
 
 _OVERRIDES = ("config", "file:")
 

@@ -4,10 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeGuard, TypeVar
 
-import orjson
-
 from cpt_deploy.bundle.runtime import INPUT_NAME, OUTPUT_NAME
 from cpt_serving.web.errors import bad_request
+from cpt_serving.web.json_bodies import parse_object
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 """Header, of requests and answers, that says how many bytes of JSON come before the bytes of the tensors."""
@@ -174,21 +173,6 @@ def _parse_tensor(content: dict[str, Any], raw: memoryview | None) -> InputTenso
     if tensor.get("data") is not None:
         raise bad_request("Expected data or binary_data_size, but got both")
     return InputTensor(INPUT_NAME, datatype, shape, raw=raw)
-
-
-def parse_object(text: bytes | memoryview) -> dict[str, Any]:
-    """Return the object that a text of JSON holds.
-
-    Raises:
-        RequestError: 400, if it is none.
-    """
-    try:
-        content = orjson.loads(text)
-    except orjson.JSONDecodeError as error:
-        raise bad_request(f"Expected a body of JSON, but got: {error}") from error
-    if not isinstance(content, dict):
-        raise bad_request(f"Expected a JSON object, but got {type(content).__name__}")
-    return content
 
 
 def _field(where: str, entry: object, key: str, kind: type[T], described: str) -> T:

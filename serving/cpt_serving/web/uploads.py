@@ -6,11 +6,11 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import orjson
 from starlette.datastructures import UploadFile
 from starlette.requests import Request
 
 from cpt_serving.web.errors import RequestError, bad_request
+from cpt_serving.web.json_bodies import parse_object
 
 FILE_FIELDS = ("file", "files", "image", "images", "data")
 JSON_KEYS = ("image", "images", "instances")
@@ -104,21 +104,6 @@ def parse_json(body: bytes, *, max_rows: int) -> list[Upload]:
     if key == "instances":
         return [_instance(name, item, kind) for name, item in zip(names, items, strict=True)]
     return [EncodedImage(name, decode_base64(name, item)) for name, item in zip(names, items, strict=True)]
-
-
-def parse_object(body: bytes) -> dict[str, Any]:
-    """Parse a body that has to be a JSON object.
-
-    Raises:
-        RequestError: 400, if it is none.
-    """
-    try:
-        content = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        raise bad_request(f"Expected a body of JSON, but got: {error}") from error
-    if not isinstance(content, dict):
-        raise bad_request(f"Expected a JSON object, but got {type(content).__name__}")
-    return content
 
 
 def to_numbers(name: str, value: object) -> npt.NDArray[Any]:
