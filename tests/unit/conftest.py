@@ -14,9 +14,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from cpt_deploy.bundle import Bundle, BundleContents, CardFields, GoldenSample, Preprocessing, write_bundle
 
-# How long an example takes says nothing on a machine that others use too.
-settings.register_profile("untimed", deadline=None)
-settings.load_profile("untimed")
+# How long an example takes says nothing on a machine that others use too. The same examples are drawn each time, so
+# that the check of a commit has one answer; CPT_EXPLORE=1 draws new ones.
+settings.register_profile("repeatable", deadline=None, derandomize="CPT_EXPLORE" not in os.environ)
+settings.load_profile("repeatable")
 
 COLOURS = ("red", "green", "blue")
 INPUT_SCALE, INPUT_ZERO = 1 / 127, 128
