@@ -8,7 +8,6 @@ from torch.nn import functional
 
 from cpt_deploy.quantization.affine import fake_quantize_weight
 from cpt_deploy.quantization.gradients import with_quantized_gradient
-from cpt_deploy.quantization.noise import mix_seed, seed_from_index
 from cpt_deploy.quantization.pairs import portable_levels
 from cpt_deploy.quantization.precision_state import PrecisionState, Role
 
@@ -32,6 +31,7 @@ class QuantizedLayer(nn.Module):
     def attach(self, precision: PrecisionState, role: Role, index: int) -> None:
         """Connect the layer to the model's bits."""
         self.precision, self.role, self.index = precision, role, index
+        precision.add_layer(index)
 
     @property
     def quantized_weight(self) -> Tensor:
@@ -50,10 +50,8 @@ class QuantizedLayer(nn.Module):
         precision = self.precision
         if not (self.training and precision.quantizes_gradients):
             return y
-        seed = mix_seed(precision.seed, self.index, precision.step)
-        if precision.first_sample:
-            seed = seed_from_index(seed, precision.first_sample * y[0].numel())
-        return with_quantized_gradient(y, precision.get_buffer("gradient_levels"), seed)
+        seed = precision.seed_of(self.index, y[0].numel())
+        return with_quantized_gradient(y, precision.gradient_levels, seed)
 
 
 class QuantizedConv1d(QuantizedLayer, nn.Conv1d):  # type: ignore[misc]  # torch declares the same attributes wider
