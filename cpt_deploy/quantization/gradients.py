@@ -5,9 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cpt_deploy.quantization.affine import range_of
-from cpt_deploy.quantization.kernels.parameters import gradient_step
-from cpt_deploy.quantization.noise import index_noise
+from cpt_deploy.quantization.kernels import kernels_on
+from cpt_deploy.quantization.kernels.layout import dense
 
 
 def quantize_gradient(gradient: Tensor, levels: Tensor, seed: int | Tensor) -> Tensor:
@@ -18,18 +17,18 @@ def quantize_gradient(gradient: Tensor, levels: Tensor, seed: int | Tensor) -> T
     everywhere, and exact zeros stay zero. A step is relative to the tensor's own range, however small.
 
     Args:
-        gradient: Float32 tensor of any shape.
+        gradient: Float32 tensor of any shape; of another type, it is rounded as float32.
         levels: Greatest code, 0-dim float32.
         seed: Seed of the noise, an integer or 0-dim int64 on the gradient's device.
 
     Returns:
         The rounded gradient; NaN and infinite inputs give NaN, never a number.
     """
-    step = gradient_step(*range_of(gradient), levels)
-    if not gradient.is_contiguous() and not gradient.is_contiguous(memory_format=torch.channels_last):
-        gradient = gradient.contiguous()
-    noise = index_noise(gradient.numel(), seed, gradient.device).as_strided(gradient.size(), gradient.stride())
-    return noise.add_(gradient / step).floor_().mul_(step)
+    gradient, kernels = dense(gradient.float()), kernels_on(gradient.device)
+    step = kernels.gradient_step(*kernels.range(gradient), levels)
+    if isinstance(seed, int):
+        seed = torch.full((), seed & 0xFFFFFFFF, dtype=torch.int64, device=gradient.device)
+    return kernels.round_gradient(gradient, step, seed)
 
 
 class _QuantizeGradient(torch.autograd.Function):

@@ -8,11 +8,22 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from cpt_deploy.quantization.edges import EdgeQuantizer
-from cpt_deploy.quantization.kernels import BatchNorm, Clamp, Normalised, Site, Terms, Unit
+from cpt_deploy.quantization.kernels import (
+    BatchNorm,
+    Clamp,
+    Kernels,
+    Normalised,
+    Site,
+    Statistics,
+    Terms,
+    Unit,
+    parameters,
+)
 from cpt_deploy.quantization.kernels.layout import aligned, dense
 from cpt_deploy.quantization.layers import QuantizedLayer
 from cpt_deploy.quantization.products import Scaling, backward_products, forward_product
 from cpt_deploy.quantization.segments import Coded, Engine, carrier_of
+from cpt_deploy.quantization.synchronized_norm import is_synchronized, over_processes, summed_over_processes
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +32,7 @@ class LayerSegment:
 
     Args:
         layer: QuantizedConv2d or QuantizedLinear.
-        norm: BatchNorm over the layer's channels, in training.
+        norm: BatchNorm over the layer's channels, in training; perhaps one over all processes.
         clamp: A ReLU's bounds.
         edge: The quantizer.
     """
@@ -60,9 +71,8 @@ class _LayerFunction(torch.autograd.Function):
         weight_codes, scales = kernels.quantize_weight(weight, _weight_levels(layer))
         sums = forward_product(layer, x.codes, x.grid, weight_codes, kernels)
         statistics = kernels.statistics(sums)
-        followed = None if segment.norm is None else _batch_norm(segment.norm)
-        unit, count = Unit(x.grid.scale, scales), sums.numel() // len(scales)
-        norm, ends = kernels.normalise(statistics, unit, bias, followed, segment.clamp, count)
+        unit, own_count = Unit(x.grid.scale, scales), sums.numel() // len(scales)
+        norm, ends, ctx.count = _normalise(segment, statistics, unit, own_count, kernels)
         segment.edge.take(*ends, kernels)
         codes = kernels.affine_quantize(sums, norm.factor, norm.offset, segment.clamp, segment.edge.grid())
         ctx.mark_non_differentiable(codes)
@@ -81,10 +91,36 @@ class _LayerFunction(torch.autograd.Function):
         terms = Terms(norm.gain, norm.deviation, norm.deviation)
         if segment.norm is not None:
             grad_beta, products = kernels.gradient_sums(site, norm.mean)
-            terms, grad_gamma = kernels.normalisation_terms(norm, grad_beta, products, sums.numel() // len(scales))
+            if is_synchronized(segment.norm):
+                grad_gamma = products * norm.deviation  # of this process alone: gradients are averaged later
+                terms = parameters.terms(norm, *summed_over_processes(grad_gamma, grad_beta), ctx.count)
+            else:
+                terms, grad_gamma = kernels.normalisation_terms(norm, grad_beta, products, ctx.count)
         weights = (weight_codes, scales)
         grads = _layer_gradients(ctx, segment.layer, site, terms, Coded(gradient, codes, ctx.grid), weights)
         return *grads, grad_gamma, grad_beta, None
+
+
+def _normalise(
+    segment: LayerSegment, statistics: Statistics, unit: Unit, count: int, kernels: Kernels
+) -> tuple[Normalised, tuple[Tensor, Tensor], int | Tensor]:
+    """Return what makes a layer's output of its sums, that output's range, and of how many values a mean is made.
+
+    Args:
+        segment: The segment, whose BatchNorm tracks the batch.
+        statistics: Those of the sums.
+        unit: What one unit of the sums stands for.
+        count: Values in a channel.
+        kernels: Backend.
+    """
+    bias, norm = segment.layer.bias, segment.norm
+    if norm is None or not is_synchronized(norm):
+        following = None if norm is None else _batch_norm(norm)
+        return *kernels.normalise(statistics, unit, bias, following, segment.clamp, count), count
+    per = unit.input * unit.weight  # each process has units of its own, so they exchange real values
+    mean, variance, total = over_processes(statistics.mean * per, statistics.variance * per.square(), count)
+    result = parameters.normalised(mean, variance, mean / per, per, bias, _batch_norm(norm), total)
+    return result, parameters.ends(statistics, result, segment.clamp), total
 
 
 def _batch_norm(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> BatchNorm:
@@ -112,8 +148,7 @@ def _layer_gradients(
     """
     kernels, precision, (weight_codes, scales) = ctx.kernels, layer.precision, weights
     step = kernels.gradient_step(*kernels.gradient_range(site, terms), precision.gradient_levels)
-    seed = precision.seed_of(layer.index, site.x[0].numel())
-    rounded = kernels.gradient_codes(site, terms, step, seed, ctx.dtype)
+    rounded = kernels.gradient_codes(site, terms, step, layer.gradient_seed(site.x), ctx.dtype)
     real_weight = kernels.real_weight(weight_codes, scales, step, rounded.dtype)
     grad_input, grad_weight = backward_products(
         layer, rounded, x.codes, x.grid, real_weight, kernels, inward=ctx.needs_input_grad[0]

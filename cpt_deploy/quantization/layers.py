@@ -46,12 +46,17 @@ class QuantizedLayer(nn.Module):
         """Return the greatest weight code, 0-dim, or that of each channel, (O,), where a pair limit lowers it."""
         return levels if self.pair_limit is None else portable_levels(self.weight, levels, self.pair_limit)
 
+    def gradient_seed(self, y: Tensor) -> Tensor:
+        """Return the seed of the noise by which the gradient of the layer's output (N, ...) is rounded in this step.
+
+        A process that has a part of the batch rounds it with the noise of the whole.
+        """
+        return self.precision.seed_of(self.index, y.numel() // len(y))
+
     def _with_quantized_gradient(self, y: Tensor) -> Tensor:
-        precision = self.precision
-        if not (self.training and precision.quantizes_gradients):
+        if not (self.training and self.precision.quantizes_gradients):
             return y
-        seed = precision.seed_of(self.index, y[0].numel())
-        return with_quantized_gradient(y, precision.gradient_levels, seed)
+        return with_quantized_gradient(y, self.precision.gradient_levels, self.gradient_seed(y))
 
 
 class QuantizedConv1d(QuantizedLayer, nn.Conv1d):  # type: ignore[misc]  # torch declares the same attributes wider

@@ -14,7 +14,7 @@ from cpt_deploy.quantization.kernels.interface import (
     Terms,
     Unit,
 )
-from cpt_deploy.quantization.kernels.selection import Selection, active, load_native, native_levels
+from cpt_deploy.quantization.kernels.selection import Selection, active, kernels_on, load_native, native_levels
 
 __all__ = [
     "Average",
@@ -31,6 +31,7 @@ __all__ = [
     "Terms",
     "Unit",
     "active",
+    "kernels_on",
     "load_native",
     "native_levels",
 ]

@@ -76,30 +76,55 @@ def normalise(
     statistics: Statistics, unit: Unit, bias: Tensor | None, norm: BatchNorm | None, clamp: Clamp, count: int
 ) -> tuple[Normalised, tuple[Tensor, Tensor]]:
     """Return what makes a layer's output of its sums, and that output's range; the BatchNorm tracks the batch."""
-    result = _normalised(statistics, unit.input * unit.weight, bias, norm, count)
-    ends = torch.stack([statistics.least, statistics.greatest]) * result.factor + result.offset
-    low, high = torch.aminmax(ends.clamp_(*clamp))
-    return result, (low, high)
-
-
-def _normalised(
-    statistics: Statistics, unit: Tensor, bias: Tensor | None, norm: BatchNorm | None, count: int
-) -> Normalised:
+    per = unit.input * unit.weight
     if norm is None:
-        offset = torch.zeros_like(unit) if bias is None else bias.detach()
-        return Normalised(unit, offset, statistics.mean, torch.ones_like(unit), torch.zeros_like(unit))
-    mean, variance = statistics.mean * unit, statistics.variance * unit.square()
+        offset = torch.zeros_like(per) if bias is None else bias.detach()
+        result = Normalised(per, offset, statistics.mean, torch.ones_like(per), torch.zeros_like(per))
+    else:
+        moments = statistics.mean * per, statistics.variance * per.square()
+        result = normalised(*moments, statistics.mean, per, bias, norm, count)
+    return result, ends(statistics, result, clamp)
+
+
+def normalised(
+    mean: Tensor, variance: Tensor, centre: Tensor, unit: Tensor, bias: Tensor | None, norm: BatchNorm,
+    count: int | Tensor,
+) -> Normalised:  # fmt: skip
+    """Return what makes a layer's output of its sums, given their mean and variance in real values.
+
+    Args:
+        mean: (C,).
+        variance: (C,), divided by the count.
+        centre: The mean in units, (C,).
+        unit: What one unit of the sums stands for, (C,).
+        bias: The layer's, (C,).
+        norm: Tracks the batch.
+        count: Values in a channel.
+    """
     norm.batches.add_(1)
     norm.running_mean.lerp_(mean if bias is None else mean + bias, norm.momentum)
-    norm.running_variance.lerp_(variance * (count / max(count - 1, 1)), norm.momentum)
+    others = (count - 1).clamp(min=1) if isinstance(count, Tensor) else max(count - 1, 1)
+    norm.running_variance.lerp_(variance * (count / others), norm.momentum)
     inverse = torch.rsqrt(variance + norm.eps)
     gain = norm.weight * inverse
     offset = torch.addcmul(norm.bias, mean, gain, value=-1)  # the layer's bias is gone with the mean
-    return Normalised(gain * unit, offset, statistics.mean, gain, inverse * unit)
+    return Normalised(gain * unit, offset, centre, gain, inverse * unit)
+
+
+def ends(statistics: Statistics, norm: Normalised, clamp: Clamp) -> tuple[Tensor, Tensor]:
+    """Return the range of a normalised and clamped output."""
+    values = torch.stack([statistics.least, statistics.greatest]) * norm.factor + norm.offset
+    low, high = torch.aminmax(values.clamp_(*clamp))
+    return low, high
 
 
 def normalisation_terms(norm: Normalised, passed: Tensor, products: Tensor, count: int) -> tuple[Terms, Tensor]:
     """Return the gradient through BatchNorm as a function of the sums, and that of γ."""
     grad_gamma = products * norm.deviation
+    return terms(norm, grad_gamma, passed, count), grad_gamma
+
+
+def terms(norm: Normalised, grad_gamma: Tensor, grad_beta: Tensor, count: int | Tensor) -> Terms:
+    """Return the gradient through BatchNorm, γ/σ · (g − mean(g) − x̂ · mean(g · x̂)), as a function of the sums."""
     q = norm.gain * norm.deviation * grad_gamma / -count
-    return Terms(norm.gain, q, norm.gain * passed / -count - q * norm.mean), grad_gamma
+    return Terms(norm.gain, q, norm.gain * grad_beta / -count - q * norm.mean)
