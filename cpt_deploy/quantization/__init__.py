@@ -1,6 +1,6 @@
 """How tensors become integers while training: affine functions, layers, edges and `prepare(model)`."""
 
-from cpt_deploy.quantization.config import QuantizationConfig
+from cpt_deploy.quantization.config import LayerGroup, QuantizationConfig
 from cpt_deploy.quantization.model import LayerInfo, QuantizedModel, WeightBits
 from cpt_deploy.quantization.offsets import round_offsets
 from cpt_deploy.quantization.portability import ReducedLayer, make_portable, reduced_layers
@@ -11,6 +11,7 @@ from cpt_deploy.quantization.symmetric import make_symmetric
 from cpt_deploy.quantization.synchronized_norm import set_synchronized, synchronize_norms
 
 __all__ = [
+    "LayerGroup",
     "LayerInfo",
     "LayerSensitivity",
     "QuantizationConfig",
