@@ -1,11 +1,9 @@
 """Quantizers of activations: each stands on an edge, between what makes a tensor and what reads it."""
 
-from typing import Literal
-
 import torch
 from torch import Tensor, nn
 
-from cpt_deploy.quantization.affine import fake_quantize, range_of, unsigned_levels
+from cpt_deploy.quantization.affine import fake_quantize, including_zero, range_of, unsigned_levels
 from cpt_deploy.quantization.kernels import Average, Grid, GridLevels, Kernels, Observed, parameters
 from cpt_deploy.quantization.precision_state import PrecisionState, Role
 
@@ -17,7 +15,7 @@ class EdgeQuantizer(nn.Module):
 
     Args:
         precision: The model's bits.
-        role: "cycle" if only cycling layers read this edge, else "hold".
+        role: "cycle", or that of a group, if only such layers read this edge, else "hold".
         momentum: Weight of a new batch in the moving average of the range.
         least_bits: The edge has at least so many bits; the logits keep 8 whatever the bound, since no layer reads them.
     """
@@ -51,25 +49,21 @@ class EdgeQuantizer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return `x` on the grid of the present bits, same shape."""
-        self._observed = None
         if self.training:
-            self.current = range_of(x)
-            if not self.deferred:
-                self.observe(*self.current)
+            self.take(*range_of(x))
         else:
-            self.current = (self.low, self.high)
+            self.current, self._observed = (self.low, self.high), None
         return self.quantize(x, self.role, self.least_bits)
 
     def quantize(self, x: Tensor, role: Role, least_bits: int = 0) -> Tensor:
         """Quantize `x` in this edge's range of the last forward, at the bits of a role."""
         if not self.precision.quantizes_activations(role):
             return x
-        grid = self._grid(self.current, role, least_bits)
-        return fake_quantize(x, *grid)
+        return fake_quantize(x, *self._grid(self.current, role, least_bits))
 
-    def grid(self, role: Literal["cycle"] | None = None) -> Grid:
-        """Return the grid of the last forward, or the one that cycling layers have in the same range."""
-        if self._observed is not None:
+    def grid(self, role: Role | None = None) -> Grid:
+        """Return the grid of the last forward, or the one that a role has in the same range."""
+        if self._observed is not None and role in (None, "cycle"):
             return self._observed.own if role is None else self._observed.cycle
         return self._grid(self.current, role or self.role, 0 if role else self.least_bits)
 
@@ -83,14 +77,19 @@ class EdgeQuantizer(nn.Module):
             levels = levels.clamp(min=float(unsigned_levels(least_bits)))
         return parameters.grid_on(*limits, levels, symmetric=self.symmetric)
 
-    def take(self, low: Tensor, high: Tensor, kernels: Kernels) -> None:
-        """Let the range of a training batch be the present one, make its grids, and observe it.
+    def take(self, low: Tensor, high: Tensor, kernels: Kernels | None = None) -> None:
+        """Let the range of a training batch be the present one, and observe it.
 
         Args:
             low: Float32, as `Kernels.range` returns it.
             high: The same.
-            kernels: Backend.
+            kernels: What observes it and makes its grids at once; without it grids are made when asked for.
         """
+        if kernels is None:
+            self.current, self._observed = including_zero(low, high), None
+            if not self.deferred:
+                self.observe(*self.current)
+            return
         state = self.precision
         least = float(unsigned_levels(self.least_bits)) if self.least_bits else 0.0
         own, cycle = state.activation_levels(self.role), state.activation_levels("cycle")
@@ -119,14 +118,17 @@ class EdgeQuantizer(nn.Module):
 class LayerInput(nn.Module):
     """Brings an edge that holds the upper bound to the bits of a cycling layer, in the edge's own range.
 
-    At the upper bound it changes nothing, so the frozen graph has no such operation.
+    At the upper bound it changes nothing, so the frozen graph has no such operation; but where the layer belongs to a
+    group whose upper bound is less.
 
     Args:
         source: The quantizer of the edge.
+        role: Whose bits the layer has.
     """
 
-    def __init__(self, source: EdgeQuantizer) -> None:
+    def __init__(self, source: EdgeQuantizer, role: Role = "cycle") -> None:
         super().__init__()
+        self.role = role
         self._source = (source,)  # in a tuple: the edge owns its buffers, this module must not register them again
 
     @property
@@ -135,10 +137,10 @@ class LayerInput(nn.Module):
         return self._source[0]
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return `x` on the grid of the present cycling bits, same shape."""
+        """Return `x` on the grid of the layer's present bits, same shape."""
         source = self.source
         bits = source.precision.activation_bits
         # A compiled graph serves all bits; there, what is on the grid is brought to it once more.
-        if not torch.compiler.is_compiling() and bits["cycle"] == bits["hold"]:
+        if not torch.compiler.is_compiling() and bits[self.role] == bits["hold"]:
             return x
-        return source.quantize(x, "cycle")
+        return source.quantize(x, self.role)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from cpt_deploy.errors import UsageError
-from cpt_deploy.quantization import gpu_products
+from cpt_deploy.quantization import gpu_products, int8_products
 from cpt_deploy.quantization.kernels import Grid, Kernels
 from cpt_deploy.quantization.layers import QuantizedConv2d, QuantizedLayer, QuantizedLinear
 
@@ -97,6 +97,8 @@ def forward_product(
         kernels: Backend.
         scaling: Makes integers real values.
     """
+    if isinstance(layer, QuantizedLinear) and int8_products.suits_int8(codes, weight):
+        return int8_products.forward(codes, grid, weight, *(scaling or (None, None)))
     if codes.device.type != "cpu":
         assert isinstance(layer, QuantizedConv2d | QuantizedLinear)
         sums = gpu_products.forward(layer, codes, grid.zero_point, weight, kernels)
@@ -151,6 +153,8 @@ def backward_products(
             gradient, x, weight, None, stride, padding, dilation, False, [0, 0], groups, [inward, True, False]
         )
         return grad_input, grad_weight
+    if gradient.dtype == torch.bfloat16 and int8_products.suits_int8(codes, weight):
+        return int8_products.backward(gradient, codes, grid, weight, inward=inward)
     grad_input = gradient @ weight if inward else None
     rows = gradient.reshape(-1, gradient.shape[-1])
     x = codes.reshape(len(rows), -1)
