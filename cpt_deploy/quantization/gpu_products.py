@@ -14,7 +14,9 @@ from cpt_deploy.quantization.kernels import Kernels
 from cpt_deploy.quantization.kernels.layout import rows_of
 
 
-def forward(layer: nn.Conv2d | nn.Linear, codes: Tensor, zero_point: Tensor, weight: Tensor, kernels: Kernels) -> Tensor:
+def forward(
+    layer: nn.Conv2d | nn.Linear, codes: Tensor, zero_point: Tensor, weight: Tensor, kernels: Kernels
+) -> Tensor:
     """Return the sums of products of a layer's codes: integers in float32, channels-last.
 
     Args:
@@ -56,5 +58,7 @@ def is_matrix_product(layer: nn.Conv2d | nn.Linear) -> bool:
 
 def _as_written(device: torch.device) -> AbstractContextManager[object]:
     """Keep autocast from rounding what is exact."""
-    on = torch.is_autocast_enabled(device.type)
-    return torch.autocast(device.type, enabled=False) if on else nullcontext()
+    kind = device.type
+    if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
+        return nullcontext()
+    return torch.autocast(kind, enabled=False)

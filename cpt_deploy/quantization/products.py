@@ -29,7 +29,7 @@ _MOST_INT8_ROWS = (2**31 - 1) // 255**2
 def has_bf16_units(device: str = "cpu") -> bool:
     """Return whether the processor, or the GPU, multiplies bfloat16 natively."""
     if device == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     available = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     if not available or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return False
@@ -52,9 +52,7 @@ def int8_is_exact() -> bool:
     return bool(torch.equal(found.double(), wanted)) and bool((product == 127 * 127 * 64).all())
 
 
-def choose_compute(
-    compute: Compute, *, native: bool, device: str = "cpu"
-) -> Literal["float32", "bf16", "modules"]:
+def choose_compute(compute: Compute, *, native: bool, device: str = "cpu") -> Literal["float32", "bf16", "modules"]:
     """Return what `auto` means here, or check that what is asked for is possible.
 
     Args:

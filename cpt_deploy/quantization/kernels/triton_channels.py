@@ -8,8 +8,8 @@ import triton
 import triton.language as tl
 
 from cpt_deploy.quantization.kernels.triton_elements import (
-    INFINITY,
     GRID,
+    INFINITY,
     clamped,
     code_of,
     greater,

@@ -118,7 +118,7 @@ def quantize_weight_kernel(weight, codes, scales, inputs, levels, levels_stride,
 
 @triton.jit(do_not_specialize_on_alignment=["step"])
 def real_weight_kernel(codes, out, scales, inputs, step, block: tl.constexpr):
-    """codes · (scales · step), in the type of `out`."""
+    """Codes · (scales · step), in the type of `out`."""
     channel = tl.program_id(0).to(tl.int64)
     index = tl.program_id(1) * block + tl.arange(0, block)
     inside = index < inputs
@@ -171,7 +171,7 @@ def normalise_kernel(
 
 @triton.jit(do_not_specialize=["count"])
 def normalisation_terms_kernel(mean, gain, deviation, passed, products, out, channels, count, width: tl.constexpr):
-    """q and r of the terms, and the gradient of γ: out (3, channels)."""
+    """Q and r of the terms, and the gradient of γ: out (3, channels)."""
     columns = tl.program_id(0) * width + tl.arange(0, width)
     there = columns < channels
     gains = tl.load(gain + columns, mask=there, other=0.0)
