@@ -158,7 +158,7 @@ class TransformerBlock(nn.Module):
         edge = self.edges[index]
         if self.engine is None:
             return edge(x)
-        edge.take(*self.engine.kernels.range(x.detach()))
+        edge.take(*self.engine.kernels.range(x.detach()), self.engine.kernels)
         return encode(x, edge.grid(), self.engine)
 
     def _linear(self, layer: nn.Module, x: Any) -> Tensor:
