@@ -19,6 +19,7 @@ from cpt_deploy.quantization.layer_segments import LayerSegment, layer_output
 from cpt_deploy.quantization.layers import QuantizedConv2d, QuantizedLinear
 from cpt_deploy.quantization.precision_state import Role
 from cpt_deploy.quantization.segments import AddSegment, Coded, Engine, decode, encode, requantize
+from cpt_deploy.quantization.synchronized_norm import SynchronizedBatchNorm1d, SynchronizedBatchNorm2d
 from cpt_deploy.quantization.tracing import propagate_shapes
 from cpt_deploy.quantization.vocabulary import Kind, classify, computes
 
@@ -251,7 +252,8 @@ def _bounds(module: nn.Module | None) -> Clamp:
 
 def _is_ordinary(norm: nn.Module | None) -> bool:
     """Return whether a normalisation has parameters and running averages, and is of no other kind of BatchNorm."""
-    if not isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d) or type(norm) not in (nn.BatchNorm1d, nn.BatchNorm2d):
+    known = (nn.BatchNorm1d, nn.BatchNorm2d, SynchronizedBatchNorm1d, SynchronizedBatchNorm2d)
+    if not isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d) or type(norm) not in known:
         return False
     return norm.affine and norm.track_running_stats and norm.momentum is not None
 
