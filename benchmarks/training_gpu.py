@@ -31,6 +31,7 @@ from cpt_deploy.models import build_model
 from cpt_deploy.quantization import QuantizationConfig, prepare
 
 BASE = "bf16 autocast"
+IN_GRAPH = ", CUDA graph"
 BITS = 6
 BARS = {"resnet50": 1.1, "gpt": 0.9}
 #: Of a network's time, what is left for memory and launches, which are counted after the times.
@@ -90,14 +91,11 @@ def variants(
     }
     for name, model in ours.items():  # as the trainer runs them: on a GPU under autocast
         builds[f"cpt-deploy {name}"] = lambda model=model: step(model(), autocast=x.is_cuda)  # type: ignore[misc]
-    if x.is_cuda:
-        builds[f"{BASE}, CUDA graph"] = lambda: graphed(bf16())
-        for name, model in ours.items():
-            builds[f"cpt-deploy {name}, CUDA graph"] = lambda model=model: graphed(  # type: ignore[misc]
-                step(model(), autocast=True)
-            )
     if compiled:
         builds[f"{BASE}, compiled"] = lambda: step(torch.compile(copy.deepcopy(network)), autocast=True)  # type: ignore[arg-type]
+    if x.is_cuda:  # last, since a recording that fails may leave its traces
+        for name in [BASE, *(f"cpt-deploy {name}" for name in ours)]:
+            builds[f"{name}{IN_GRAPH}"] = lambda name=name: graphed(builds[name]())  # type: ignore[misc]
     return builds
 
 
@@ -134,11 +132,13 @@ def gpt_network(sizes: tuple[int, int, int, int, int], batch: int, device: torch
         return model
 
     models = {path: lambda path=path: ours(path) for path in paths_on(device)}
-    builds = variants(network, (tokens, labels), models, compiled=compiled)
-    if find_spec("torchao") is not None:
+    builds: dict[str, Build] = {}
+    if find_spec("torchao") is not None and device.type == "cuda":
         builds["torchao int8 mixed precision, compiled"] = lambda: training_step(
             _torchao(network), tokens, labels, autocast=True
         )
+    own = variants(network, (tokens, labels), models, compiled=compiled)
+    builds = {BASE: own.pop(BASE), **builds, **own}
     parameters = sum(parameter.numel() for parameter in network.parameters())
     title = f"GPT of {parameters / 1e6:.0f} M parameters, {batch} x {length} tokens"
     return Network(title, ("tokens", batch * length), builds)
@@ -181,7 +181,8 @@ def measure(network: Network, device: torch.device, until: float, rounds: int) -
             "time_ratio": 1 / median_ratio(times[BASE], values),
             "per_second": count / statistics.median(values),
             "rounds": len(values),
-            "bytes": peak_bytes(steps[name], device),
+            # A graph's memory is its own, and taken when it is recorded.
+            "bytes": None if name.endswith(IN_GRAPH) else peak_bytes(steps[name], device),
             "launches": launches(steps[name], device),
         }
         for name, values in times.items()
@@ -202,7 +203,8 @@ def network_table(name: str, result: dict[str, Any], limits: dict[str, float]) -
         rows.append(
             [
                 variant, f"{entry['milliseconds']:.2f}", f"{entry['time_ratio']:.2f}{bar}",
-                f"{entry['per_second']:,.0f}", f"{entry['bytes'] / 1e9:.2f} GB", str(entry["launches"]),
+                f"{entry['per_second']:,.0f}", "-" if entry["bytes"] is None else f"{entry['bytes'] / 1e9:.2f} GB",
+                str(entry["launches"]),
                 f"{100 * achieved:.0f} %",
             ]
         )  # fmt: skip

@@ -90,10 +90,8 @@ def launches(step: Step, device: torch.device) -> int:
         step()
         synchronized_clock(device)
     kind = torch.autograd.DeviceType.CUDA if on_gpu else torch.autograd.DeviceType.CPU
-    return sum(
-        event.device_type == kind and not (on_gpu and event.name.startswith(("Memcpy", "Memset")))
-        for event in profile.events()
-    )
+    counted = [event for event in profile.events() if event.device_type == kind and not event.is_user_annotation]
+    return sum(not (on_gpu and event.name.startswith(("Memcpy", "Memset"))) for event in counted)
 
 
 @functools.cache

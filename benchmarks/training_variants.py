@@ -176,7 +176,7 @@ class TransformerBlock(nn.Module):
         """Quantize what a layer reads, if layers are quantized."""
         if self.edges is None:
             return x
-        edge = self.edges[index]
+        edge, x = self.edges[index], x.float()  # under autocast attention is in bfloat16
         if self.engine is None:
             return edge(x)
         edge.take(*self.engine.kernels.range(x.detach()))
