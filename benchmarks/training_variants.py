@@ -179,7 +179,7 @@ class TransformerBlock(nn.Module):
         edge, x = self.edges[index], x.float()  # under autocast attention is in bfloat16
         if self.engine is None:
             return edge(x)
-        edge.take(*self.engine.kernels.range(x.detach()))
+        edge.take(*self.engine.kernels.range(x.detach()), self.engine.kernels)
         return encode(x, edge.grid(), self.engine)
 
     def _linear(self, layer: nn.Module, x: Any) -> Tensor:
