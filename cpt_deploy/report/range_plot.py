@@ -31,7 +31,8 @@ def plot_range_test(outcome: Mapping[str, Any], destination: Path, *, title: str
         width = max(1, round(len(accuracy) / 4))
         axes.hlines(100 * entry["before"], start, start + width, color=ORANGE, linewidth=2)
         axes.hlines(100 * entry["after"], end - width, end, color=ORANGE, linewidth=2)
-        label = f"{entry['bits']} bits\n{100 * entry['rise']:+.1f} points"
+        outcome_here = "diverged" if entry["diverged"] else f"{100 * entry['rise']:+.1f} points"
+        label = f"{entry['bits']} bits\n{outcome_here}"
         axes.annotate(
             label,
             ((start + end) / 2, 1.0),
