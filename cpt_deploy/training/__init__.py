@@ -2,10 +2,11 @@
 
 from cpt_deploy.training.compared import FinishedRun, RunGroup, group_runs, read_finished_run
 from cpt_deploy.training.evaluation import evaluate
+from cpt_deploy.training.files import disk_errors, write_atomically
 from cpt_deploy.training.inputs import settling_inputs
 from cpt_deploy.training.profiling import ProfileReport
 from cpt_deploy.training.range_test import DEFAULT_STEPS, DEFAULT_THRESHOLD, BitsProgress, RangeTest, range_test
-from cpt_deploy.training.ranks import Ranks
+from cpt_deploy.training.ranks import Ranks, choose_device
 from cpt_deploy.training.reports import (
     Evaluation,
     RunReport,
@@ -35,6 +36,8 @@ __all__ = [
     "TrainPlan",
     "TrainReporter",
     "TrainedRun",
+    "choose_device",
+    "disk_errors",
     "evaluate",
     "group_runs",
     "load_run",
@@ -43,4 +46,5 @@ __all__ = [
     "read_finished_run",
     "settling_inputs",
     "train",
+    "write_atomically",
 ]
