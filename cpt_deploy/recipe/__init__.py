@@ -1,5 +1,6 @@
 """What a run is: the settings of a training run, their defaults, presets, files and overrides. Imports no torch."""
 
+from cpt_deploy.recipe.grid import GridPoint, load_grid
 from cpt_deploy.recipe.loading import load_recipe, preset_names, preset_path, recipe_text, save_recipe
 from cpt_deploy.recipe.schema import (
     AugmentStep,
@@ -20,6 +21,7 @@ __all__ = [
     "AugmentStep",
     "DataSettings",
     "Every",
+    "GridPoint",
     "InputSettings",
     "LearningRateSettings",
     "ModelSettings",
@@ -28,6 +30,7 @@ __all__ = [
     "Recipe",
     "SwaSettings",
     "TrainSettings",
+    "load_grid",
     "load_recipe",
     "parse_every",
     "preset_names",

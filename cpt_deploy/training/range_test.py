@@ -173,13 +173,13 @@ def range_test(
                 if on_step is not None:
                     on_step(done + step, len(precisions) * steps, accuracy)
 
-            before = copy.deepcopy((objects.model.state_dict(), objects.optimizer.state_dict()))
+            model_before, optimizer_before = copy.deepcopy((objects.model.state_dict(), objects.optimizer.state_dict()))
             own = islice(batches, steps)
             results.append(_train_at(objects, data, bits, own, tell))
             if results[-1].diverged:
                 _check_divergence(results[-1], upper)
-                for model_or_optimizer, state in zip((objects.model, objects.optimizer), before, strict=True):
-                    model_or_optimizer.load_state_dict(state)
+                objects.model.load_state_dict(model_before)
+                objects.optimizer.load_state_dict(optimizer_before)
                 deque(own, maxlen=0)  # each precision has its own batches, whatever happened before
             if found is None and results[-1].exceeds(threshold):
                 found = bits
@@ -209,7 +209,8 @@ def _train_at(
     criterion = nn.CrossEntropyLoss(label_smoothing=recipe.train.label_smoothing)
     set_learning_rate(objects.optimizer, recipe.optimizer.lr)
     objects.model.train().set_bits(bits, recipe.precision.grad_upper)
-    accuracies, losses = [], []
+    accuracies: list[float] = []
+    losses: list[float] = []
     for step, (inputs, labels) in enumerate(batches, start=1):
         objects.model.set_step(bits * 1_000_000 + step)
         x = inputs.to(objects.device, memory_format=torch.channels_last)
