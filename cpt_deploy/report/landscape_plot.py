@@ -71,6 +71,7 @@ def _planes(panels: Sequence[LandscapePanel]) -> Any:
         axes.plot(0, 0, "*", color="white", markeredgecolor="black", markersize=9)
         axes.set_title(panel.label, fontsize=10)
         axes.set_aspect("equal")
+        axes.locator_params(nbins=5)
     for axes in grid.flat[len(panels) :]:
         axes.set_axis_off()
     for axes in grid[-1]:

@@ -56,7 +56,7 @@ def train_grid(
     signal_number = _work(queue, processes, points, jobs)
     statuses = queue.statuses()
     _show(statuses, processes)
-    if signal_number is not None:
+    if signal_number is not None and _count(statuses, "finished") < len(points):
         raise RunInterruptedError(
             f"Stopped after {_count(statuses, 'finished')} of {len(points)} runs; those that ran are saved",
             signal_number=signal_number,
