@@ -123,21 +123,21 @@ def backward_products(
         gradient: Codes of the output's gradient: integers in bfloat16 or float32, which is the type of the products.
         codes: Codes of the input, uint8.
         grid: Their grid.
-        weight: The weight, float32, times the gradient's step.
+        weight: The weight, times the gradient's step, in the gradient's type.
         kernels: Backend.
         inward: Whether the input's gradient is wanted.
 
     Returns:
-        The input's gradient in real values, and the weight's, float32, in units of step times input scale.
+        The input's gradient in real values, and the weight's, float32 or the gradient's type, in units of step times
+        input scale.
     """
-    weight = weight.to(gradient.dtype)
     if isinstance(layer, QuantizedConv2d):
         x = kernels.centre(codes, grid.zero_point, gradient.dtype)
         stride, padding, dilation, groups = _geometry(layer)
         grad_input, grad_weight, _ = torch.ops.aten.convolution_backward(
             gradient, x, weight, None, stride, padding, dilation, False, [0, 0], groups, [inward, True, False]
         )
-        return grad_input, grad_weight.float()
+        return grad_input, grad_weight
     if gradient.dtype == torch.bfloat16 and int8_products.suits_int8(codes, weight):
         return int8_products.backward(gradient, codes, grid, weight, inward=inward)
     grad_input = gradient @ weight if inward else None
@@ -145,7 +145,7 @@ def backward_products(
     x = codes.reshape(len(rows), -1)
     if codes.device.type == "cpu" and len(rows) <= linear_products.MOST_ROWS and int8_is_exact():
         return grad_input, linear_products.weight_gradient(rows, x, grid, kernels)
-    return grad_input, (rows.t() @ kernels.centre(x, grid.zero_point, gradient.dtype)).float()
+    return grad_input, (rows.t() @ kernels.centre(x, grid.zero_point, gradient.dtype))
 
 
 def _int8_convolution(
