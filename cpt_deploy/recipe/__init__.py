@@ -2,6 +2,7 @@
 
 from cpt_deploy.recipe.experiments import Experiment, ExperimentCost, Figure, experiments
 from cpt_deploy.recipe.fields import Every, parse_every
+from cpt_deploy.recipe.grid import GridPoint, load_grid
 from cpt_deploy.recipe.loading import load_recipe, preset_names, preset_path, recipe_text, save_recipe
 from cpt_deploy.recipe.precision import GroupSettings, PrecisionSettings, ProgressiveSettings
 from cpt_deploy.recipe.schema import (
@@ -24,6 +25,7 @@ __all__ = [
     "Experiment",
     "ExperimentCost",
     "Figure",
+    "GridPoint",
     "GroupSettings",
     "InputSettings",
     "LearningRateSettings",
@@ -35,6 +37,7 @@ __all__ = [
     "SwaSettings",
     "TrainSettings",
     "experiments",
+    "load_grid",
     "load_recipe",
     "parse_every",
     "preset_names",

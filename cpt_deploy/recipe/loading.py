@@ -66,7 +66,7 @@ def load_recipe(source: str | Path | None = None, overrides: Sequence[str] = ())
     if isinstance(source, str) and source in experiments():
         values = copy.deepcopy(dict(experiments()[source].values))
     elif source is not None:
-        path = _recipe_path(source)
+        path = recipe_path(source)
         values, lines, problems = _read_yaml(path)
     for override in overrides:
         problem = _override(values, override)
@@ -107,7 +107,13 @@ def save_recipe(recipe: Recipe, path: Path) -> None:
         raise DataError(f"Expected to write the recipe to {path}, but got: {error.strerror or error}") from error
 
 
-def _recipe_path(source: str | Path) -> Path:
+def recipe_path(source: str | Path) -> Path:
+    """Return the file that a preset or a path names.
+
+    Raises:
+        UsageError: If there is no such preset.
+        DataError: If there is no such file.
+    """
     path = Path(source)
     if isinstance(source, Path) or path.suffix in _SUFFIXES or len(path.parts) > 1:
         if not path.is_file():
