@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from cpt_deploy.errors import UsageError
+from cpt_deploy.quantization import int8_products
 from cpt_deploy.quantization.kernels import Grid, Kernels
 from cpt_deploy.quantization.layers import QuantizedConv2d, QuantizedLayer, QuantizedLinear
 
@@ -91,6 +92,8 @@ def forward_product(
         kernels: Backend.
         scaling: Makes integers real values.
     """
+    if isinstance(layer, QuantizedLinear) and int8_products.suits_int8(codes, weight):
+        return int8_products.forward(codes, grid, weight, *(scaling or (None, None)))
     if isinstance(layer, QuantizedLinear) and codes.numel() * len(weight) >= _LEAST_INT8_MACS and int8_is_exact():
         product = torch._int_mm(_signed(codes.reshape(-1, codes.shape[-1])), weight.t())
         shift = (128 - _integer(grid.zero_point)) * weight.sum(dim=1, dtype=torch.int32)
@@ -126,28 +129,30 @@ def backward_products(
         gradient: Codes of the output's gradient: integers in bfloat16 or float32, which is the type of the products.
         codes: Codes of the input, uint8.
         grid: Their grid.
-        weight: The weight, float32, times the gradient's step.
+        weight: The weight, times the gradient's step, in the gradient's type.
         kernels: Backend.
         inward: Whether the input's gradient is wanted.
 
     Returns:
-        The input's gradient in real values, and the weight's, float32, in units of step times input scale.
+        The input's gradient in real values, and the weight's, float32 or the gradient's type, in units of step times
+        input scale.
     """
-    weight = weight.to(gradient.dtype)
     if isinstance(layer, QuantizedConv2d):
         x = kernels.centre(codes, grid.zero_point, gradient.dtype)
         stride, padding, dilation, groups = _geometry(layer)
         grad_input, grad_weight, _ = torch.ops.aten.convolution_backward(
             gradient, x, weight, None, stride, padding, dilation, False, [0, 0], groups, [inward, True, False]
         )
-        return grad_input, grad_weight.float()
+        return grad_input, grad_weight
+    if gradient.dtype == torch.bfloat16 and int8_products.suits_int8(codes, weight):
+        return int8_products.backward(gradient, codes, grid, weight, inward=inward)
     grad_input = gradient @ weight if inward else None
     rows = gradient.reshape(-1, gradient.shape[-1])
     x = codes.reshape(len(rows), -1)
     suits_int8 = rows.numel() * x.shape[1] >= _LEAST_INT8_MACS and len(rows) <= _MOST_INT8_ROWS
     if gradient.dtype == torch.bfloat16 and suits_int8 and int8_is_exact():
         return grad_input, _int8_weight_gradient(rows, x, _integer(grid.zero_point))
-    return grad_input, (rows.t() @ kernels.centre(x, grid.zero_point, gradient.dtype)).float()
+    return grad_input, (rows.t() @ kernels.centre(x, grid.zero_point, gradient.dtype))
 
 
 def _int8_weight_gradient(rows: Tensor, codes: Tensor, zero_point: int) -> Tensor:
