@@ -115,16 +115,12 @@ def test_a_grid_that_grew_adds_its_points_and_one_that_shrank_leaves_them_out(tm
     assert list(states(shrunk)) == NAMES[:3]
 
 
-DIES = """
-import os, sys
-from pathlib import Path
-from cpt_deploy.training import TrialQueue
-TrialQueue(Path(sys.argv[1]), ["a", "b"]).work(lambda name: os._exit(9))
-"""
-
-
-def test_what_a_killed_process_was_at_is_taken_up_again(tmp_path):
-    assert subprocess.run([sys.executable, "-c", DIES, str(tmp_path)], check=False).returncode == 9
+def test_what_a_killed_process_was_at_is_taken_up_again(tmp_path, monkeypatch):
+    with subprocess.Popen([sys.executable, "-c", ""]) as dead:
+        dead.wait()
+    with monkeypatch.context() as patched, pytest.raises(SystemExit):
+        patched.setattr("os.getpid", lambda: dead.pid)
+        TrialQueue(tmp_path, ["a", "b"]).work(lambda name: sys.exit(9))
 
     done = []
     TrialQueue(tmp_path, ["a", "b"]).work(lambda name: done.append(name) or finished(name))
