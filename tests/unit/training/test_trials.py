@@ -118,9 +118,11 @@ def test_a_grid_that_grew_adds_its_points_and_one_that_shrank_leaves_them_out(tm
 def test_what_a_killed_process_was_at_is_taken_up_again(tmp_path, monkeypatch):
     with subprocess.Popen([sys.executable, "-c", ""]) as dead:
         dead.wait()
-    with monkeypatch.context() as patched, pytest.raises(SystemExit):
-        patched.setattr("os.getpid", lambda: dead.pid)
-        TrialQueue(tmp_path, ["a", "b"]).work(lambda name: sys.exit(9))
+    monkeypatch.setattr("os.getpid", lambda: dead.pid)
+    queue = TrialQueue(tmp_path, ["a", "b"])
+    with pytest.raises(SystemExit):
+        queue.work(lambda name: sys.exit(9))
+    monkeypatch.undo()
 
     done = []
     TrialQueue(tmp_path, ["a", "b"]).work(lambda name: done.append(name) or finished(name))
