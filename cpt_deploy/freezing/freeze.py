@@ -37,7 +37,8 @@ from cpt_deploy.quantization.folding import (
     normalisation,
 )
 from cpt_deploy.quantization.layers import QuantizedConv1d, QuantizedConv2d, QuantizedLayer, QuantizedLinear
-from cpt_deploy.quantization.model import QuantizedModel, WeightBits
+from cpt_deploy.quantization.cycling import WeightBits
+from cpt_deploy.quantization.model import QuantizedModel
 from cpt_deploy.quantization.tracing import ChannelwiseConstant, describe, propagate_shapes, shape_of
 from cpt_deploy.quantization.vocabulary import Kind, classify, computes
 

@@ -10,7 +10,8 @@ from cpt_deploy.errors import ConversionError
 from cpt_deploy.quantization.config import QuantizationConfig
 from cpt_deploy.quantization.edges import EdgeQuantizer, LayerInput
 from cpt_deploy.quantization.layers import QuantizedLayer, quantized_layer
-from cpt_deploy.quantization.model import LayerInfo, QuantizedModel
+from cpt_deploy.quantization.cycling import LayerInfo
+from cpt_deploy.quantization.model import QuantizedModel
 from cpt_deploy.quantization.precision_state import PrecisionState, Role
 from cpt_deploy.quantization.tracing import describe, is_tensor, shape_of, trace
 from cpt_deploy.quantization.vocabulary import Kind, classify, computes
