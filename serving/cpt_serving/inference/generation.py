@@ -1,7 +1,7 @@
 """Generating text token by token, and telling how probable a given text is."""
 
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -70,7 +70,7 @@ class Piece:
     finish: FinishReason | None = None
 
 
-async def generate(engine: LanguageEngine, request: GenerationRequest) -> AsyncIterator[Piece]:
+async def generate(engine: LanguageEngine, request: GenerationRequest) -> AsyncGenerator[Piece]:
     """Generate one token after the other; who stops listening stops the generation.
 
     Raises:

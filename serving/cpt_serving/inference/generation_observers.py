@@ -1,6 +1,9 @@
 """What can be told about texts that are generated while that happens: the interface that metrics implement."""
 
+from collections.abc import Callable
 from typing import Protocol
+
+from cpt_deploy.bundle.language import LanguageBundle
 
 
 class GenerationObserver(Protocol):
@@ -20,3 +23,31 @@ class GenerationObserver(Protocol):
 
     def text_finished(self, tokens: int, seconds: float) -> None:
         """A text ended, of so many generated tokens, the seconds counted from the first of them on."""
+
+
+TextObserverFactory = Callable[[LanguageBundle], GenerationObserver]
+"""Makes the observer of a language model's texts when it is opened."""
+
+
+class _Nobody:
+    """Is told and keeps nothing."""
+
+    def texts_changed(self, count: int) -> None:
+        """See `GenerationObserver`."""
+
+    def text_read(self, tokens: int) -> None:
+        """See `GenerationObserver`."""
+
+    def first_token(self, seconds: float) -> None:
+        """See `GenerationObserver`."""
+
+    def next_token(self, seconds: float) -> None:
+        """See `GenerationObserver`."""
+
+    def text_finished(self, tokens: int, seconds: float) -> None:
+        """See `GenerationObserver`."""
+
+
+def unobserved(_bundle: LanguageBundle) -> GenerationObserver:
+    """Return an observer that keeps nothing."""
+    return _Nobody()

@@ -1,10 +1,11 @@
 """One language model behind the routes: each text a chain of calls, whose turns those of other texts come between."""
 
 import asyncio
+import functools
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import TypeVar
+from typing import ParamSpec, TypeVar
 
 import anyio.to_thread
 import numpy as np
@@ -22,6 +23,7 @@ from cpt_serving.settings import ServeSettings
 from cpt_serving.web.errors import RequestError, bad_request
 from cpt_serving.web.records import current_record
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 Logits = npt.NDArray[np.float32]
@@ -130,7 +132,7 @@ class LanguageEngine(ModelEngine):
         Raises:
             RequestError: 400 if it is longer than may be.
         """
-        tokens = await anyio.to_thread.run_sync(self.bundle.text.encode, text, limiter=self._decoders)
+        tokens = await self.decode(self.bundle.text.encode, text)
         if len(tokens) > self.longest_prompt:
             raise bad_request(
                 f"Expected a text of at most {self.longest_prompt} tokens, the "
@@ -138,6 +140,10 @@ class LanguageEngine(ModelEngine):
                 f"but got {len(tokens)}"
             )
         return tokens
+
+    async def decode(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run work on a request's content, which can take long, in a thread."""
+        return await anyio.to_thread.run_sync(functools.partial(function, *args, **kwargs), limiter=self._decoders)
 
     async def run(
         self, tokens: npt.NDArray[np.int64], state: State | None, deadline: float | None

@@ -6,7 +6,8 @@ from abc import ABC, abstractmethod
 
 import anyio.to_thread
 
-from cpt_deploy.bundle.opened import OpenedBundle
+from cpt_deploy.bundle import Bundle
+from cpt_deploy.bundle.language import LanguageBundle
 from cpt_deploy.errors import CptError
 from cpt_serving.web.errors import RequestError
 
@@ -40,7 +41,7 @@ class ModelEngine(ABC):
         bundle: The bundle that it serves.
     """
 
-    def __init__(self, bundle: OpenedBundle) -> None:
+    def __init__(self, bundle: Bundle | LanguageBundle) -> None:
         self.bundle = bundle
         self.state = EngineState.LOADING
         self.reason = ""
