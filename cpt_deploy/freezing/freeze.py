@@ -28,6 +28,7 @@ from cpt_deploy.freezing.graph import (
 from cpt_deploy.freezing.lookup import tabulate
 from cpt_deploy.freezing.movements import KeptTensor, lower_kept
 from cpt_deploy.quantization.config import MOST_INTEGER_BITS
+from cpt_deploy.quantization.cycling import WeightBits
 from cpt_deploy.quantization.edges import EdgeQuantizer, LayerInput
 from cpt_deploy.quantization.folding import (
     BIAS_LIMIT,
@@ -37,7 +38,6 @@ from cpt_deploy.quantization.folding import (
     normalisation,
 )
 from cpt_deploy.quantization.layers import QuantizedConv1d, QuantizedConv2d, QuantizedLayer, QuantizedLinear
-from cpt_deploy.quantization.cycling import WeightBits
 from cpt_deploy.quantization.model import QuantizedModel
 from cpt_deploy.quantization.tracing import ChannelwiseConstant, describe, propagate_shapes, shape_of
 from cpt_deploy.quantization.vocabulary import Kind, classify, computes

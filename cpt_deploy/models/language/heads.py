@@ -109,9 +109,7 @@ class AdaptiveEmbedding(nn.Module):
         """Look tokens up, each in its band; a band without a token of this batch is left alone."""
         flat = tokens.reshape(-1)
         out: Tensor | None = None
-        for start, end, band, projection in zip(
-            self.edges, self.edges[1:], self.bands, self.projections, strict=False
-        ):
+        for start, end, band, projection in zip(self.edges, self.edges[1:], self.bands, self.projections, strict=False):
             places = ((flat >= start) & (flat < end)).nonzero().squeeze(1)
             if len(places):
                 rows = projection(band(flat[places] - start))
