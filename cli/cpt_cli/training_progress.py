@@ -110,20 +110,19 @@ def _figures(progress: "StepProgress") -> list[str]:
 
 def show_plan(plan: "TrainPlan") -> None:
     """Print what a run is going to do."""
-    recipe, precision = plan.recipe, plan.recipe.precision
+    recipe = plan.recipe
     epochs = plan.total_steps / plan.steps_per_epoch
     parameters, macs = formats.count(plan.parameters), formats.count(plan.macs)
-    cycling, held = plan.layers.get("cycle", 0), plan.layers.get("hold", 0)
     images = f"{plan.train_images:,} images to train and {plan.test_images:,} to test"
     out.fields(
         f"Training {recipe.name}",
         {
             "model": f"{recipe.model.name}, {parameters} parameters, {macs} MACs per image",
-            "quantized layers": f"{cycling} cycling, {held} held at {precision.upper} bits",
+            "quantized layers": _describe_layers(plan),
             "data": f"{recipe.data.name}, {images}, {plan.classes} classes",
             "steps": f"{plan.total_steps:,} ({epochs:g} epochs of batches of {recipe.train.batch_size})",
             "precision": _describe_precision(plan),
-            "cost": f"{formats.share(plan.relative_cost)} of the BitOPs of static {precision.upper} bits",
+            "cost": _describe_cost(plan),
             "device": plan.device if plan.processes == 1 else f"{plan.processes} processes, first on {plan.device}",
             "seed": recipe.seed,
             "run": formats.path(plan.run_dir),
@@ -166,6 +165,23 @@ def show_step_costs(report: "RunReport") -> None:
         )
     columns = ("bits", "GBitOPs", "of the most", "steps", "median ms", "peak memory")
     out.table(columns, rows, title="A step at each bit-width, counted and measured")
+
+
+def _describe_layers(plan: "TrainPlan") -> str:
+    precision = plan.recipe.precision
+    cycling, held = plan.layers.get("cycle", 0), plan.layers.get("hold", 0)
+    parts = [f"{cycling} cycling"]
+    for number, group in enumerate(precision.groups, start=1):
+        lower, upper = precision.bounds_of(group)
+        schedule = group.schedule or precision.schedule
+        parts.append(f"{plan.layers.get(f'group{number}', 0)} of {group.match} ({schedule}, {lower}-{upper} bits)")
+    return ", ".join([*parts, f"{held} held at {precision.upper} bits"])
+
+
+def _describe_cost(plan: "TrainPlan") -> str:
+    if plan.relative_cost is None:
+        return "follows from the training loss, which decides when bits rise"
+    return f"{formats.share(plan.relative_cost)} of the BitOPs of static {plan.recipe.precision.upper} bits"
 
 
 def _describe_precision(plan: "TrainPlan") -> str:

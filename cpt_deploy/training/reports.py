@@ -27,14 +27,15 @@ class TrainPlan:
         workers: Loading processes of each of them.
         parameters: Number of trainable parameters.
         macs: Multiply-accumulates per sample in the quantized layers.
-        layers: Number of quantized layers by role, "cycle" and "hold".
+        layers: Number of quantized layers by role: "cycle", "hold", and the names of groups.
         train_images: Number of training images.
         test_images: Number of test images.
         classes: Number of classes.
         steps_per_epoch: Batches of an epoch.
         total_steps: Length of the run.
         first_step: 0, or where a resumed run goes on.
-        relative_cost: BitOPs of the quantized layers' schedule relative to static precision at the upper bound.
+        relative_cost: BitOPs of the cycling layers relative to static precision at the upper bound; `None` if the bits
+            will follow the loss.
     """
 
     run_dir: Path
@@ -49,7 +50,7 @@ class TrainPlan:
     steps_per_epoch: int
     total_steps: int
     first_step: int
-    relative_cost: float
+    relative_cost: float | None
     processes: int = 1
     workers: int = 0
 

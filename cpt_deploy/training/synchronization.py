@@ -57,6 +57,7 @@ class Synchronization:
         if ranks.count == 1:
             return
         synchronize_norms(model.network)
+        model.modules_replaced()
         for edge in self.edges:
             edge.deferred = True
         replicate: Any = DistributedDataParallel

@@ -4,12 +4,13 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from cpt_deploy.errors import ProcessLostError, RunInterruptedError, TrainingDivergedError, UsageError
-from cpt_deploy.precision import relative_cost
-from cpt_deploy.recipe import Recipe
+from cpt_deploy.precision import AdaptiveSchedule, BitOpsMeter
+from cpt_deploy.recipe import Recipe, parse_every
 from cpt_deploy.training.checkpoints import Checkpoint, read_checkpoint
 from cpt_deploy.training.finish import draw_curves, finish
 from cpt_deploy.training.interruption import Interruption
 from cpt_deploy.training.loop import TrainingLoop
+from cpt_deploy.training.loss_following import LossFollowing
 from cpt_deploy.training.metrics_log import MetricsLog, NoLog
 from cpt_deploy.training.profiling import StepProfiler
 from cpt_deploy.training.progress import RunProgress
@@ -72,11 +73,16 @@ def train(
             objects = build_objects(data, device)
         if not resume:
             ranks.from_main(lambda: directory.begin(data.recipe))
-        progress, costs = _restored(objects, directory, ranks, resume=resume)
+        following = LossFollowing(
+            objects.schedules, parse_every(data.recipe.precision.progressive.every).steps(data.steps_per_epoch)
+        )
+        progress, costs = _restored(objects, following, directory, ranks, resume=resume)
         reporter.start(_plan(data, objects, directory.path, progress.step, ranks))
         log = _open_log(directory, progress, ranks)
         synchronization = Synchronization(objects.model, ranks, device)
-        run = Run(data, objects, directory, progress, log, reporter, interruption, ranks, synchronization, costs)
+        run = Run(
+            data, objects, directory, progress, log, reporter, interruption, ranks, synchronization, costs, following
+        )
         try:
             report = _carried_out(run, profile_steps)
         finally:
@@ -129,7 +135,7 @@ def _finished_before(directory: RunDirectory, recipe: Recipe) -> RunReport | Non
 
 
 def _restored(
-    objects: RunObjects, directory: RunDirectory, ranks: Ranks, *, resume: bool
+    objects: RunObjects, following: LossFollowing, directory: RunDirectory, ranks: Ranks, *, resume: bool
 ) -> tuple[RunProgress, StepCosts]:
     """Bring all processes to the last checkpoint, which only the main one reads; to the start if there is none."""
 
@@ -143,6 +149,9 @@ def _restored(
         state = restore(checkpoint, objects.model, objects.optimizer, objects.averaged)
     objects.meter.load_state_dict(state.pop("meter"))
     costs.load_state_dict(state.pop("costs", {}))
+    followed = state.pop("following", None)  # checkpoints of earlier versions have none
+    if followed is not None:
+        following.load_state_dict(followed)
     return RunProgress.from_state_dict(state), costs
 
 
@@ -179,9 +188,16 @@ def _plan(data: RunData, objects: RunObjects, run_dir: Path, first_step: int, ra
         steps_per_epoch=data.steps_per_epoch,
         total_steps=data.total_steps,
         first_step=first_step,
-        relative_cost=relative_cost(
-            objects.forward, objects.backward, data.total_steps, reference_bits=data.recipe.precision.upper
-        ),
+        relative_cost=_relative_cost(data, objects),
         processes=ranks.count,
         workers=data.workers,
     )
+
+
+def _relative_cost(data: RunData, objects: RunObjects) -> float | None:
+    """Return the BitOPs of the cycling layers relative to static ones; `None` where they will follow the loss."""
+    if any(isinstance(schedule, AdaptiveSchedule) for schedule in objects.schedules):
+        return None
+    cycling = [layer for layer in objects.meter.layers if layer.role not in ("hold", "float")]
+    meter = BitOpsMeter(cycling, objects.meter.upper, objects.meter.groups)
+    return 1.0 - meter.add_run(objects.forward, objects.backward, data.total_steps, 1, objects.groups).saving

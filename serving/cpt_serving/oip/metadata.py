@@ -7,6 +7,7 @@ import cpt_deploy
 from cpt_deploy.bundle import Bundle
 from cpt_deploy.bundle.language import LanguageBundle
 from cpt_deploy.bundle.layout import LABELS_FILE
+from cpt_deploy.bundle.providers import CPU, provider_name
 from cpt_deploy.bundle.runtime import INPUT_NAME, OUTPUT_NAME
 from cpt_serving.oip import language
 from cpt_serving.oip.inputs import NATIVE
@@ -70,7 +71,7 @@ def model_config(bundle: Bundle | LanguageBundle, settings: ServeSettings) -> di
         "instance_group": [
             {
                 "name": bundle.name,
-                "kind": "KIND_CPU" if settings.provider == "cpu" else "KIND_GPU",
+                "kind": "KIND_CPU" if provider_name(settings.provider) == CPU else "KIND_GPU",
                 "count": settings.inferences_at_once,
             }
         ],
