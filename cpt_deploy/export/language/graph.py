@@ -21,17 +21,10 @@ OPSET, IR_VERSION = 19, 9
 
 @dataclass
 class GraphBuilder:
-    """Collects nodes and constants.
+    """Collects nodes and constants."""
 
-    Args:
-        taps: Whether the integers are outputs, under the names "NAME.codes" and "NAME.sums" of their products.
-    """
-
-    taps: bool = False
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     constants: dict[str, npt.NDArray[Any]] = field(default_factory=dict)
-    tapped: list[tuple[str, int]] = field(default_factory=list)
-    """Names of outputs with integers, and their types."""
 
     def add(self, operator: str, inputs: Sequence[str], outputs: Sequence[str] | str, **attributes: Any) -> str:
         """Add a node and return the name of its first output."""
@@ -53,8 +46,8 @@ class GraphBuilder:
         factors = self.add("Gather", [scales, tokens], f"{output}.scales", axis=0)
         return self.add("Mul", [floats, factors], output)
 
-    def product(self, linear: IntegerLinear, x: str, *, tap: bool = True) -> str:
-        """Multiply codes of a float input; the output is float32 (..., O)."""
+    def product(self, linear: IntegerLinear, x: str) -> str:
+        """Multiply codes of a float input; the output is float32 (..., O), the integers are NAME.codes and .sums."""
         name, grid = linear.name, linear.grid
         scale = self.constant(f"{name}.input_scale", np.array(grid.scale, np.float32))
         zero = self.constant(f"{name}.input_zero_point", np.array(grid.zero_point, np.uint8))
@@ -68,8 +61,6 @@ class GraphBuilder:
         # A column is an output channel here; weights of its own memory order keep the file and the trained codes alike.
         weight = self.constant(f"{name}.weight", np.ascontiguousarray(linear.codes.T))
         sums = self.add("MatMulInteger", [codes, weight, zero], f"{name}.sums")
-        if self.taps and tap:
-            self.tapped += [(codes, TensorProto.UINT8), (sums, TensorProto.INT32)]
         floats = self.add("Cast", [sums], f"{name}.unscaled", to=TensorProto.FLOAT)
         factors = self.constant(f"{name}.factors", linear.factors)
         if linear.bias is None:

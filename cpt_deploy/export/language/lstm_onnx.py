@@ -25,15 +25,14 @@ def lstm_manifest(model: IntegerLstm) -> LanguageManifest:
     )
 
 
-def write_lstm_onnx(model: IntegerLstm, *, taps: bool = False, metadata: dict[str, str] | None = None) -> bytes:
+def write_lstm_onnx(model: IntegerLstm, *, metadata: dict[str, str] | None = None) -> bytes:
     """Return the model as a serialized ONNX file.
 
     Args:
         model: The frozen model.
-        taps: Whether the integers of each product are outputs too, under the names "NAME.codes" and "NAME.sums".
         metadata: Goes into the model's properties.
     """
-    builder = GraphBuilder(taps)
+    builder = GraphBuilder()
     turned = builder.add("Transpose", [TOKENS_NAME], "tokens.by_time", perm=[1, 0])
     x = builder.rows(model.table, turned, "embedding.output")
     ends: dict[str, list[str]] = {name: [] for name in _STATES}
@@ -50,7 +49,6 @@ def write_lstm_onnx(model: IntegerLstm, *, taps: bool = False, metadata: dict[st
     inputs += [value(name, TensorProto.FLOAT, states) for name in _STATES]
     outputs = [value(LOGITS_NAME, TensorProto.FLOAT, ["N", "T", model.vocabulary])]
     outputs += [value(f"{name}_after", TensorProto.FLOAT, states) for name in _STATES]
-    outputs += [value(name, kind, [None, None, None]) for name, kind in builder.tapped]
     return serialized(builder.graph("lstm", inputs, outputs), metadata or {})
 
 
@@ -67,23 +65,15 @@ def _layer(
     index = builder.constant(f"layer.{number}", np.array(number, np.int64))
     before = [builder.add("Gather", [name, index], f"layers.{number}.{name}", axis=0) for name in _STATES]
     after = [f"layers.{number}.{name}_after" for name in _STATES]
-    scanned = [f"layers.{number}.hidden"]
-    if builder.taps:
-        scanned += [f"{onward.name}.codes", f"{onward.name}.sums"]
-        builder.tapped += [(scanned[1], TensorProto.UINT8), (scanned[2], TensorProto.INT32)]
-    builder.add(
-        "Scan",
-        [*before, projected],
-        [*after, *scanned],
-        body=_step(number, onward, taps=builder.taps),
-        num_scan_inputs=1,
-    )
+    hidden = f"layers.{number}.hidden"
+    body = _step(number, onward)
+    builder.add("Scan", [*before, projected], [*after, hidden], body=body, num_scan_inputs=1)
     for name, end in zip(_STATES, after, strict=True):
         ends[name].append(end)
-    return scanned[0]
+    return hidden
 
 
-def _step(number: int, onward: IntegerLinear, *, taps: bool) -> onnx.GraphProto:
+def _step(number: int, onward: IntegerLinear) -> onnx.GraphProto:
     """Return the graph of one step: h, c and what goes in, to h, c, and the hidden state for the layer's output."""
     step, size = GraphBuilder(), onward.codes.shape[1]
     # Names of a body must not hide those around it.
@@ -103,22 +93,4 @@ def _step(number: int, onward: IntegerLinear, *, taps: bool) -> onnx.GraphProto:
     inputs = [value(h, TensorProto.FLOAT, ["N", size]), value(c, TensorProto.FLOAT, ["N", size])]
     inputs.append(value(inward, TensorProto.FLOAT, ["N", 4 * size]))
     outputs = [value(name, TensorProto.FLOAT, ["N", size]) for name in (h_after, c_after, hidden)]
-    if taps:
-        codes = step.add("Identity", [f"{onward.name}.codes"], f"step.{number}.codes")
-        sums = step.add("Identity", [f"{onward.name}.sums"], f"step.{number}.sums")
-        outputs += [value(codes, TensorProto.UINT8, ["N", size]), value(sums, TensorProto.INT32, ["N", 4 * size])]
-    graph = step.graph(f"step.{number}", inputs, outputs)
-    return _renamed(graph, onward.name, f"step.{number}.product") if taps else graph
-
-
-def _renamed(graph: onnx.GraphProto, prefix: str, other: str) -> onnx.GraphProto:
-    """Return a body whose product is called otherwise, since the outputs around it have the product's name."""
-    for node in graph.node:
-        for names in (node.input, node.output):
-            for place, name in enumerate(names):
-                if name.startswith(f"{prefix}."):
-                    names[place] = f"{other}.{name.removeprefix(f'{prefix}.')}"
-    for initializer in graph.initializer:
-        if initializer.name.startswith(f"{prefix}."):
-            initializer.name = f"{other}.{initializer.name.removeprefix(f'{prefix}.')}"
-    return graph
+    return step.graph(f"step.{number}", inputs, outputs)

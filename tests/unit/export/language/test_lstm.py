@@ -1,15 +1,22 @@
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
 
-from cpt_deploy.bundle.language import LanguageModel
-from cpt_deploy.errors import ConversionError
+from cpt_deploy.bundle import Bundle, require_evidence
+from cpt_deploy.bundle.language import LanguageModel, open_bundle, update_language_validation
+from cpt_deploy.bundle.tokenization import WordTokenizer
+from cpt_deploy.errors import BundleError, ConversionError
+from cpt_deploy.export.language.bundle_export import LanguageIdentity, export_language_bundle
 from cpt_deploy.export.language.lstm_onnx import lstm_manifest, write_lstm_onnx
 from cpt_deploy.freezing.language import IntegerLstm, LstmTrace, freeze_lstm
 from cpt_deploy.models.language.catalog import build_language_model
 from cpt_deploy.quantization import QuantizationConfig, prepare_language_model
 from cpt_deploy.quantization.settling import observing
+from cpt_deploy.validation.language.measuring import rows_of
+from cpt_deploy.validation.language.taps import tap_products
+from cpt_deploy.validation.language.validate import validate_language
 
 VOCABULARY = 37
 
@@ -42,10 +49,13 @@ def frozen(model):
 
 
 def trace_of_runtime(frozen, given):
-    session = onnxruntime.InferenceSession(write_lstm_onnx(frozen, taps=True), providers=["CPUExecutionProvider"])
-    names = [output.name for output in session.get_outputs()]
+    content, names = tap_products(write_lstm_onnx(frozen))
+    assert names == tuple(linear.name for linear in frozen.linears())
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    outputs = [output.name for output in session.get_outputs()]
     h, c = frozen.initial_state(len(given))
-    return dict(zip(names, session.run(names, {"tokens": given, "h": h, "c": c}), strict=True))
+    values = session.run(outputs, {"tokens": given, "h": h, "c": c})
+    return {name.removeprefix("tap:"): value for name, value in zip(outputs, values, strict=True)}
 
 
 @pytest.mark.parametrize(("upper", "weights", "activations"), [(8, None, None), (8, 5, 6), (6, None, None)])
@@ -116,3 +126,51 @@ def test_models_of_other_kinds_and_bits_are_refused():
     network = build_language_model("lstm-lm", VOCABULARY, embedding=24, hidden=32)
     with pytest.raises(ConversionError, match="ranges were observed"):
         freeze_lstm(prepare_language_model(network, QuantizationConfig(lower=2, upper=8)))
+
+
+def test_a_bundle_is_exported_opened_and_validated(model, tmp_path):
+    words = WordTokenizer(["<eos>", "<unk>", *(f"w{number}" for number in range(VOCABULARY - 2))])
+    identity = LanguageIdentity("little", "lstm-lm", words, facts={"dataset": "words"})
+    text = tokens(1, 500)[0].numpy()
+    bundle = export_language_bundle(model, tmp_path / "bundle", identity, text)
+    again = export_language_bundle(model, tmp_path / "again", identity, text)
+    assert (bundle.path / "SHA256SUMS").read_bytes() == (again.path / "SHA256SUMS").read_bytes()
+    assert open_bundle(bundle.path).name == "little"
+    with pytest.raises(BundleError, match="is a language model"):
+        Bundle.open(bundle.path)
+
+    def trained(given, state):
+        with torch.no_grad():
+            scores, state = model(torch.from_numpy(given), state)
+        return scores.numpy(), state
+
+    report = validate_language(bundle, text, {"name": "words", "split": "test"}, trained=trained)
+    assert report.passed, report.reasons
+    runtimes = {entry["name"]: entry for entry in report.content["runtimes"]}
+    assert runtimes["onnxruntime"]["perplexity"] == pytest.approx(runtimes["trained"]["perplexity"], rel=2e-3)
+    rows = torch.from_numpy(rows_of(text, 16))
+    with torch.no_grad():
+        losses, count = model.score(rows[:, :-1], rows[:, 1:])[::2]
+    assert runtimes["trained"]["loss"] == pytest.approx(float(losses.double().mean()), rel=1e-5)
+    assert runtimes["trained"]["tokens"] == count
+    assert report.content["integers"]["mismatching"] == 0
+    assert report.content["integers"]["compared"] == count * (4 * (4 * 32) + VOCABULARY)
+    updated = update_language_validation(bundle, report.content, report.results)
+    assert require_evidence(updated).compared_integers == report.content["integers"]["compared"]
+    assert "Perplexity (onnxruntime)" in (updated.path / "README.md").read_text()
+
+
+def test_a_wrong_integer_is_found(model, tmp_path):
+    words = WordTokenizer(["<eos>", "<unk>", *(f"w{number}" for number in range(VOCABULARY - 2))])
+    text = tokens(1, 200)[0].numpy()
+    bundle = export_language_bundle(model, tmp_path / "bundle", LanguageIdentity("little", "lstm-lm", words), text)
+    content = onnx.load(bundle.onnx_path)
+    body = next(node for node in content.graph.node if node.op_type == "Scan").attribute[0].g
+    weight = next(entry for entry in body.initializer if entry.name.endswith(".weight"))
+    codes = onnx.numpy_helper.to_array(weight).copy()
+    codes[3, 5] += 1 if codes[3, 5] < 127 else -1
+    weight.CopyFrom(onnx.numpy_helper.from_array(codes, weight.name))
+    onnx.save(content, bundle.onnx_path)
+    report = validate_language(bundle, text, {"name": "words", "split": "test"})
+    assert not report.passed
+    assert "integers differ" in report.reasons[0]
