@@ -5,7 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cpt_deploy.quantization.affine import range_of
+from cpt_deploy.quantization.affine import including_zero, range_of
+from cpt_deploy.quantization.kernels import active
 from cpt_deploy.quantization.noise import index_noise
 
 
@@ -43,6 +44,15 @@ def gradient_step(low: Tensor, high: Tensor, levels: Tensor) -> Tensor:
     return torch.where(width == 0, torch.ones_like(width), width)
 
 
+def _rounded(gradient: Tensor, levels: Tensor, seed: int) -> Tensor:
+    """Return what `quantize_gradient` does, by the compiled kernels where they are; they are equal bit for bit."""
+    chosen = active()
+    if not chosen.native or gradient.device.type != "cpu" or gradient.dtype != torch.float32:
+        return quantize_gradient(gradient, levels, seed)
+    step = gradient_step(*including_zero(*chosen.kernels.range(gradient)), levels)
+    return chosen.kernels.round_gradient(gradient, step, seed)
+
+
 class _QuantizeGradient(torch.autograd.Function):
     """The identity, whose gradient is quantized."""
 
@@ -53,7 +63,7 @@ class _QuantizeGradient(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
-        return quantize_gradient(grad_outputs[0], ctx.levels, ctx.seed), None, None
+        return _rounded(grad_outputs[0], ctx.levels, ctx.seed), None, None
 
 
 def with_quantized_gradient(x: Tensor, levels: Tensor, seed: int) -> Tensor:

@@ -12,6 +12,7 @@ from cpt_deploy.recipe.schema import (
     PrecisionSettings,
     Recipe,
     SwaSettings,
+    TextSettings,
     TrainSettings,
     parse_every,
 )
@@ -27,6 +28,7 @@ __all__ = [
     "PrecisionSettings",
     "Recipe",
     "SwaSettings",
+    "TextSettings",
     "TrainSettings",
     "load_recipe",
     "parse_every",
