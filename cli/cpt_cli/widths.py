@@ -81,7 +81,7 @@ def budgeted_widths(
     _check_trained_at(run, activations, force=force)
     candidates = [bits for bits in bits_trained_at(run) if bits <= MOST_BITS]
     held = sum(layer.weights for layer in model.layers() if layer.role == "hold")
-    cycling = [layer for layer in model.layers() if layer.role == "cycle"]
+    cycling = [layer for layer in model.layers() if layer.role != "hold"]
     settle_at(run, Widths(upper, activations, ""), inputs)
     batches = _first_batches(inputs(run))
     images = sum(len(batch) for batch in batches)

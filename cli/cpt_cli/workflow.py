@@ -209,7 +209,7 @@ def _reference(bundle: "Bundle", run_dir: Path | None, source: Path | None) -> "
     return None if file is None else source_model(bundle, file)
 
 
-def measure_bundle(
+def measure_bundle(  # noqa: PLR0913  what commands are given
     bundle: "Bundle",
     data: str,
     data_dir: Path | None,
@@ -219,6 +219,7 @@ def measure_bundle(
     limit: int | None,
     max_drop: float | None,
     require_exact: bool,
+    provider: str = "cpu",
 ) -> "ValidationReport":
     """Validate a bundle on a data set's test images and store the report in it.
 
@@ -233,6 +234,7 @@ def measure_bundle(
         max_drop: Most points of accuracy that may be lost; needs a run. If it is None and there is a run, 0.1 points,
             but at least two images.
         require_exact: Whether every integer must agree.
+        provider: Execution provider of onnxruntime.
 
     Raises:
         UsageError: If the bundle was not exported from the given run, or a drop is to be judged without one.
@@ -256,6 +258,7 @@ def measure_bundle(
             max_drop=max_drop,
             require_exact=require_exact,
             limit=limit,
+            provider=provider,
             reporter=bar,
         )
     fields = report.to_dict()

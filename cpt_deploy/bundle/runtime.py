@@ -7,12 +7,11 @@ import numpy as np
 import numpy.typing as npt
 
 from cpt_deploy.bundle.golden import GoldenCheck, GoldenSample, compare_golden
+from cpt_deploy.bundle.providers import check_started, provider_names
 from cpt_deploy.errors import BundleError, MissingExtraError, UsageError
 
 INPUT_NAME = "image"
 OUTPUT_NAME = "logits"
-
-_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
 class OnnxRuntimeModel:
@@ -22,7 +21,7 @@ class OnnxRuntimeModel:
         model: Path of an ONNX file, or its bytes.
         threads: Threads that one call computes with; `None` takes one per physical core.
         optimize: Whether onnxruntime may fuse the graph to integer operators, which is where the speed is.
-        provider: "cpu", "cuda", or the name of one of onnxruntime's execution providers.
+        provider: "cpu", "cuda", "tensorrt", or the name of one of onnxruntime's execution providers.
         taps: Whether `trace` shall return the integers inside of the network too (needs the `onnx` package).
         rest_between_runs: Whether its threads stop at once after a call instead of waiting busily for the next one,
             so that several models can be timed in turns.
@@ -30,8 +29,9 @@ class OnnxRuntimeModel:
     Raises:
         BundleError: If the file is no model that onnxruntime can load, or not one with the input "image" and the
             output "logits".
-        UsageError: If the provider is not available here or `threads` is less than 1.
-        MissingExtraError: If `taps` are asked for and `onnx` is not installed.
+        UsageError: If there is no such provider or `threads` is less than 1.
+        MissingExtraError: If the installed onnxruntime lacks the provider or cannot start it, or `taps` are asked for
+            and `onnx` is not installed.
     """
 
     def __init__(
@@ -62,13 +62,14 @@ class OnnxRuntimeModel:
         if taps:
             source = _with_taps(source)
         where = "the given bytes" if isinstance(model, bytes) else str(model)
-        provider_name = _provider_name(provider)
+        providers = provider_names(provider)
         # onnxruntime's exceptions have no common base of their own.
         try:
-            self._session: Any = onnxruntime.InferenceSession(source, options, providers=[provider_name])
+            self._session: Any = onnxruntime.InferenceSession(source, options, providers=providers)
         except Exception as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise BundleError(f"Expected onnxruntime to load {where}, but got: {reason}") from error
+        check_started(self._session, provider)
         self.input_shape: tuple[int, int, int] = _checked_input_shape(self._session, where)
         self.tap_names: tuple[str, ...] = tuple(
             output.name for output in self._session.get_outputs() if output.name != OUTPUT_NAME
@@ -140,19 +141,6 @@ def _checked_input_shape(session: Any, where: str) -> tuple[int, int, int]:
         raise BundleError(f"Expected a float32 input of a fixed (C, H, W), but {where} takes {kind} {shape}")
     channels, height, width = shape[1:]
     return channels, height, width
-
-
-def _provider_name(provider: str) -> str:
-    import onnxruntime
-
-    name = _PROVIDERS.get(provider, provider)
-    available = onnxruntime.get_available_providers()
-    if name not in available:
-        raise UsageError(
-            f"Expected an execution provider of this onnxruntime, but got {provider!r}",
-            hint=f"available: {', '.join(available)}",
-        )
-    return name
 
 
 def _with_taps(source: str | bytes) -> bytes:

@@ -1,6 +1,6 @@
 """How tensors become integers while training: affine functions, layers, edges and `prepare(model)`."""
 
-from cpt_deploy.quantization.config import QuantizationConfig
+from cpt_deploy.quantization.config import LayerGroup, QuantizationConfig
 from cpt_deploy.quantization.cycling import CyclingModel, LayerInfo, WeightBits
 from cpt_deploy.quantization.language import QuantizedLanguageModel, Score, prepare_language_model
 from cpt_deploy.quantization.model import QuantizedModel
@@ -14,6 +14,7 @@ from cpt_deploy.quantization.synchronized_norm import set_synchronized, synchron
 
 __all__ = [
     "CyclingModel",
+    "LayerGroup",
     "LayerInfo",
     "LayerSensitivity",
     "QuantizationConfig",

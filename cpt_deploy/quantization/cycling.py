@@ -24,7 +24,7 @@ class LayerInfo:
     Attributes:
         name: Its module path.
         macs: Multiply-accumulates per sample in forward.
-        role: "cycle" or "hold" (the upper bound).
+        role: "cycle", "hold" (the upper bound), or the name of its group.
         weights: Number of weights, without the bias.
     """
 
@@ -59,9 +59,15 @@ class CyclingModel(nn.Module):
             if isinstance(module, EdgeQuantizer):
                 yield name, module
 
-    def set_bits(self, forward: int, backward: int) -> None:
-        """Set the bits of all cycling weights and activations, and of the gradients."""
-        self.precision.set(weights=forward, activations=forward, gradients=backward)
+    def set_bits(self, forward: int, backward: int, groups: Mapping[Role, int] | None = None) -> None:
+        """Set the bits of all cycling weights and activations, and of the gradients.
+
+        Args:
+            forward: Bits of weights and activations.
+            backward: Bits of gradients.
+            groups: Those of groups; one that is left out has `forward`, or its upper bound where that is less.
+        """
+        self.precision.set(weights=forward, activations=forward, gradients=backward, groups=groups)
 
     def set_step(self, step: int, first_sample: int = 0) -> None:
         """Tell the training step, which seeds the gradients' stochastic rounding.
@@ -73,14 +79,17 @@ class CyclingModel(nn.Module):
         self.precision.step, self.precision.first_sample = step, first_sample
 
     def layer_bits(self, weight_bits: WeightBits = None) -> dict[str, int]:
-        """Return the bits of each layer's weights by the layer's name, in the order of the layers.
+        """Return the bits of each layer's weights by the layer's name, in the order of the graph.
 
         Raises:
             UsageError: If bits are out of range, or given for a layer that the model does not have.
         """
-        upper = self.precision.upper
+        state = self.precision
+        uppers = {layer.name: state.upper_of(layer.role) for layer in self._layers}
         if not isinstance(weight_bits, Mapping):
-            return {layer.name: upper if layer.role == "hold" else weight_bits or upper for layer in self._layers}
+            given = weight_bits or state.upper
+            most = {"cycle": given, **{role: min(given, upper) for role, upper in state.groups.items()}}
+            return {layer.name: most.get(layer.role, state.upper) for layer in self._layers}
         names = [layer.name for layer in self._layers]
         for name, bits in weight_bits.items():
             if not LEAST_BITS <= bits <= MOST_BITS:
@@ -91,7 +100,7 @@ class CyclingModel(nn.Module):
                     f"Expected bits for layers of the model, but got some for {name!r}",
                     hint=f"did you mean {near[0]}?" if near else "the layers are " + ", ".join(names),
                 )
-        return {name: weight_bits.get(name, upper) for name in names}
+        return {name: weight_bits.get(name, uppers[name]) for name in names}
 
     @contextmanager
     def upper_bound(self, weight_bits: WeightBits = None, activation_bits: int | None = None) -> Iterator[None]:
@@ -105,15 +114,17 @@ class CyclingModel(nn.Module):
             UsageError: If bits are out of range, or given for a layer that the model does not have.
         """
         state = self.precision
-        before = (state.weight_bits["cycle"], state.activation_bits["cycle"], state.gradient_bits)
-        own_before, own = state.own_weight_bits, dict[int, int]()
+        before, own = state.bits(), dict[int, int]()
         if isinstance(weight_bits, Mapping):
             own = dict(enumerate(self.layer_bits(weight_bits).values()))  # a layer's index is its place
             weight_bits = None
-        state.set(weights=weight_bits or state.upper, activations=activation_bits or state.upper, gradients=before[2])
+        state.set(
+            weights=weight_bits or state.upper,
+            activations=activation_bits or state.upper,
+            gradients=state.gradient_bits,
+        )
         state.own_weight_bits = own
         try:
             yield
         finally:
-            state.set(weights=before[0], activations=before[1], gradients=before[2])
-            state.own_weight_bits = own_before
+            state.restore(before)

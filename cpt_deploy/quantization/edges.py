@@ -21,7 +21,7 @@ class EdgeQuantizer(nn.Module):
 
     Args:
         precision: The model's bits.
-        role: "cycle" if only cycling layers read this edge, else "hold".
+        role: "cycle", or that of a group, if only such layers read this edge, else "hold".
         momentum: Weight of a new batch in the moving average of the range.
         least_bits: The edge has at least so many bits; the logits keep 8 whatever the bound, since no layer reads them.
     """
@@ -113,14 +113,17 @@ class EdgeQuantizer(nn.Module):
 class LayerInput(nn.Module):
     """Brings an edge that holds the upper bound to the bits of a cycling layer, in the edge's own range.
 
-    At the upper bound it changes nothing, so the frozen graph has no such operation.
+    At the upper bound it changes nothing, so the frozen graph has no such operation; but where the layer belongs to a
+    group whose upper bound is less.
 
     Args:
         source: The quantizer of the edge.
+        role: Whose bits the layer has.
     """
 
-    def __init__(self, source: EdgeQuantizer) -> None:
+    def __init__(self, source: EdgeQuantizer, role: Role = "cycle") -> None:
         super().__init__()
+        self.role = role
         self._source = (source,)  # in a tuple: the edge owns its buffers, this module must not register them again
 
     @property
@@ -129,8 +132,8 @@ class LayerInput(nn.Module):
         return self._source[0]
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return `x` on the grid of the present cycling bits, same shape."""
+        """Return `x` on the grid of the layer's present bits, same shape."""
         source = self.source
-        if source.precision.activation_bits["cycle"] == source.precision.activation_bits["hold"]:
+        if source.precision.activation_bits[self.role] == source.precision.activation_bits["hold"]:
             return x
-        return source.quantize(x, "cycle")
+        return source.quantize(x, self.role)

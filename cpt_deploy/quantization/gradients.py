@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cpt_deploy.quantization.affine import including_zero, range_of
-from cpt_deploy.quantization.kernels import active
-from cpt_deploy.quantization.noise import index_noise
+from cpt_deploy.quantization.affine import including_zero
+from cpt_deploy.quantization.kernels import kernels_on
+from cpt_deploy.quantization.kernels.layout import dense
 
 
 def quantize_gradient(gradient: Tensor, levels: Tensor, seed: int) -> Tensor:
@@ -18,18 +18,16 @@ def quantize_gradient(gradient: Tensor, levels: Tensor, seed: int) -> Tensor:
     everywhere, and exact zeros stay zero. A step is relative to the tensor's own range, however small.
 
     Args:
-        gradient: Float32 tensor of any shape.
+        gradient: Float32 tensor of any shape; of another type, it is rounded as float32.
         levels: Greatest code, 0-dim float32.
         seed: Seed of the noise.
 
     Returns:
         The rounded gradient; NaN and infinite inputs give NaN, never a number.
     """
-    step = gradient_step(*range_of(gradient), levels)
-    if not gradient.is_contiguous() and not gradient.is_contiguous(memory_format=torch.channels_last):
-        gradient = gradient.contiguous()
-    noise = index_noise(gradient.numel(), seed, gradient.device).as_strided(gradient.size(), gradient.stride())
-    return noise.add_(gradient / step).floor_().mul_(step)
+    gradient, kernels = dense(gradient.float()), kernels_on(gradient.device)
+    step = gradient_step(*including_zero(*kernels.range(gradient)), levels)
+    return kernels.round_gradient(gradient, step, seed)
 
 
 def gradient_step(low: Tensor, high: Tensor, levels: Tensor) -> Tensor:
@@ -44,15 +42,6 @@ def gradient_step(low: Tensor, high: Tensor, levels: Tensor) -> Tensor:
     return torch.where(width == 0, torch.ones_like(width), width)
 
 
-def _rounded(gradient: Tensor, levels: Tensor, seed: int) -> Tensor:
-    """Return what `quantize_gradient` does, by the compiled kernels where they are; they are equal bit for bit."""
-    chosen = active()
-    if not chosen.native or gradient.device.type != "cpu" or gradient.dtype != torch.float32:
-        return quantize_gradient(gradient, levels, seed)
-    step = gradient_step(*including_zero(*chosen.kernels.range(gradient)), levels)
-    return chosen.kernels.round_gradient(gradient, step, seed)
-
-
 class _QuantizeGradient(torch.autograd.Function):
     """The identity, whose gradient is quantized."""
 
@@ -63,7 +52,7 @@ class _QuantizeGradient(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
-        return _rounded(grad_outputs[0], ctx.levels, ctx.seed), None, None
+        return quantize_gradient(grad_outputs[0], ctx.levels, ctx.seed), None, None
 
 
 def with_quantized_gradient(x: Tensor, levels: Tensor, seed: int) -> Tensor:

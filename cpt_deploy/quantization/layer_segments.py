@@ -13,9 +13,9 @@ from cpt_deploy.quantization.gradients import gradient_step
 from cpt_deploy.quantization.kernels import Clamp, Site, Statistics, Terms
 from cpt_deploy.quantization.kernels.layout import aligned, dense
 from cpt_deploy.quantization.layers import QuantizedLayer
-from cpt_deploy.quantization.noise import mix_seed
 from cpt_deploy.quantization.products import Scaling, backward_products, forward_product
 from cpt_deploy.quantization.segments import Coded, Engine, carrier_of
+from cpt_deploy.quantization.synchronized_norm import is_synchronized, over_processes, summed_over_processes
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ class LayerSegment:
 
     Args:
         layer: QuantizedConv2d or QuantizedLinear.
-        norm: BatchNorm over the layer's channels, in training.
+        norm: BatchNorm over the layer's channels, in training; perhaps one over all processes.
         clamp: A ReLU's bounds.
         edge: The quantizer.
     """
@@ -57,6 +57,7 @@ class _Normalised(NamedTuple):
         mean: Mean of the sums.
         gain: What BatchNorm multiplies the output by, γ/σ; 1 without one.
         deviation: One unit in standard deviations of the output; 0 without BatchNorm.
+        total: Values of a channel that BatchNorm averages over, 0-dim.
     """
 
     factor: Tensor
@@ -64,6 +65,7 @@ class _Normalised(NamedTuple):
     mean: Tensor
     gain: Tensor
     deviation: Tensor
+    total: Tensor
 
 
 class _LayerFunction(torch.autograd.Function):
@@ -101,8 +103,11 @@ class _LayerFunction(torch.autograd.Function):
         terms = Terms(norm.gain, norm.deviation, norm.deviation)
         if segment.norm is not None:
             grad_beta, products = kernels.gradient_sums(site, norm.mean)
-            grad_gamma = products * norm.deviation
-            terms = _normalisation_terms(norm, grad_gamma, grad_beta, sums.numel() // len(scales))
+            grad_gamma = products * norm.deviation  # of this process alone: gradients are averaged later
+            whole = grad_gamma, grad_beta
+            if is_synchronized(segment.norm):
+                whole = summed_over_processes(*whole)
+            terms = _normalisation_terms(norm, *whole)
         weights = (weight_codes, scales)
         grads = _layer_gradients(ctx, segment.layer, site, terms, Coded(gradient, codes, ctx.grid), weights)
         return *grads, grad_gamma, grad_beta, None
@@ -117,16 +122,19 @@ def _normalise(segment: LayerSegment, statistics: Statistics, unit: Tensor, coun
         unit: The real value of one unit of the sums, (O,).
         count: Values in a channel.
     """
-    norm, bias = segment.norm, segment.layer.bias
+    norm, bias, total = segment.norm, segment.layer.bias, torch.full_like(unit[0], count)
     if norm is None:
         offset = torch.zeros_like(unit) if bias is None else bias.detach()
-        return _Normalised(unit, offset, statistics.mean, torch.ones_like(unit), torch.zeros_like(unit))
-    mean, variance = statistics.mean * unit, statistics.variance * unit.square()
-    _track(norm, mean if bias is None else mean + bias, variance * (count / max(count - 1, 1)))
+        return _Normalised(unit, offset, statistics.mean, torch.ones_like(unit), torch.zeros_like(unit), total)
+    centre, mean, variance = statistics.mean, statistics.mean * unit, statistics.variance * unit.square()
+    if is_synchronized(norm):  # in real values, since each process has units of its own
+        mean, variance, total = over_processes(mean, variance, count)
+        centre = mean / unit
+    _track(norm, mean if bias is None else mean + bias, variance * (total / (total - 1).clamp(min=1)))
     inverse = torch.rsqrt(variance + norm.eps)
     gain = norm.weight * inverse
     offset = torch.addcmul(norm.bias, mean, gain, value=-1)  # the layer's bias is gone with the mean
-    return _Normalised(gain * unit, offset, statistics.mean, gain, inverse * unit)
+    return _Normalised(gain * unit, offset, centre, gain, inverse * unit, total)
 
 
 def _track(norm: nn.BatchNorm1d | nn.BatchNorm2d, mean: Tensor, variance: Tensor) -> None:
@@ -156,8 +164,7 @@ def _layer_gradients(
     kernels, precision, (weight_codes, scales) = ctx.kernels, layer.precision, weights
     low, high = including_zero(*kernels.gradient_range(site, terms))
     step = gradient_step(low, high, precision.get_buffer("gradient_levels"))
-    seed = mix_seed(precision.seed, layer.index, precision.step)
-    rounded = kernels.gradient_codes(site, terms, step, seed, ctx.dtype)
+    rounded = kernels.gradient_codes(site, terms, step, layer.gradient_seed(site.x), ctx.dtype)
     real_weight = weight_codes * (scales * step).view(-1, *[1] * (weight_codes.dim() - 1))
     grad_input, grad_weight = backward_products(
         layer, rounded, x.codes, x.grid, real_weight, kernels, inward=ctx.needs_input_grad[0]
@@ -169,10 +176,10 @@ def _layer_gradients(
     return grad_input, grad_weight.mul_(x.grid.scale * step), grad_bias
 
 
-def _normalisation_terms(norm: _Normalised, grad_gamma: Tensor, grad_beta: Tensor, count: int) -> Terms:
+def _normalisation_terms(norm: _Normalised, grad_gamma: Tensor, grad_beta: Tensor) -> Terms:
     """Return the gradient through BatchNorm, γ/σ · (g − mean(g) − x̂ · mean(g · x̂)), as a function of the sums."""
-    q = norm.gain * norm.deviation * grad_gamma / -count
-    return Terms(norm.gain, q, norm.gain * grad_beta / -count - q * norm.mean)
+    q = norm.gain * norm.deviation * grad_gamma / -norm.total
+    return Terms(norm.gain, q, norm.gain * grad_beta / -norm.total - q * norm.mean)
 
 
 def _weight_levels(layer: QuantizedLayer) -> Tensor:

@@ -46,14 +46,21 @@ class QuantizedLayer(nn.Module):
         """Return the greatest weight code, 0-dim, or that of each channel, (O,), where a pair limit lowers it."""
         return levels if self.pair_limit is None else portable_levels(self.weight, levels, self.pair_limit)
 
-    def _with_quantized_gradient(self, y: Tensor) -> Tensor:
+    def gradient_seed(self, y: Tensor) -> int:
+        """Return the seed of the noise by which the gradient of the layer's output (N, ...) is rounded in this step.
+
+        A process that has a part of the batch rounds it with the noise of the whole.
+        """
         precision = self.precision
-        if not (self.training and precision.quantizes_gradients):
-            return y
         seed = mix_seed(precision.seed, self.index, precision.step)
-        if precision.first_sample:
-            seed = seed_from_index(seed, precision.first_sample * y[0].numel())
-        return with_quantized_gradient(y, precision.get_buffer("gradient_levels"), seed)
+        if not precision.first_sample:
+            return seed
+        return seed_from_index(seed, precision.first_sample * (y.numel() // len(y)))
+
+    def _with_quantized_gradient(self, y: Tensor) -> Tensor:
+        if not (self.training and self.precision.quantizes_gradients):
+            return y
+        return with_quantized_gradient(y, self.precision.get_buffer("gradient_levels"), self.gradient_seed(y))
 
 
 class QuantizedConv1d(QuantizedLayer, nn.Conv1d):  # type: ignore[misc]  # torch declares the same attributes wider

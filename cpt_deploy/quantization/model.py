@@ -59,13 +59,15 @@ class QuantizedModel(CyclingModel):
         plain = x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
         if not (self.training and torch.is_grad_enabled() and plain and self.precision.most_bits <= CODE_BITS):
             return None
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            return None  # segments do not share ranges and statistics with other processes; modules do
         chosen = active()
         compute = choose_compute(self.compute, native=chosen.native)
         if compute == "modules":
             return None
         return Engine(chosen.kernels, torch.bfloat16 if compute == "bf16" else torch.float32)
+
+    def modules_replaced(self) -> None:
+        """Take the network's modules as they are now; to be called by whoever puts others in their place."""
+        self._program = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the program out of copies: it is made anew from the copy's modules."""

@@ -1,6 +1,7 @@
 """The current bits of a model: one object that every quantizer of the model reads."""
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -9,57 +10,112 @@ from cpt_deploy.errors import UsageError
 from cpt_deploy.quantization.affine import symmetric_levels, unsigned_levels
 from cpt_deploy.quantization.config import FLOAT_BITS, LEAST_BITS, MOST_BITS
 
-Role = Literal["cycle", "hold"]
+Role = str
+"""Whose bits a tensor has: "cycle", "hold", or the name of a group of layers with bits of its own."""
+
 ROLES: tuple[Role, ...] = ("cycle", "hold")
+"""The roles that every model has."""
+
+
+class Bits(NamedTuple):
+    """The bits of a model at a moment.
+
+    Attributes:
+        weights: Of weights, by role.
+        activations: Of activations, by role.
+        gradients: Of gradients.
+        own_weights: Of layers with bits of their own, by the layer's index.
+    """
+
+    weights: Mapping[Role, int]
+    activations: Mapping[Role, int]
+    gradients: int
+    own_weights: Mapping[int, int]
 
 
 class PrecisionState(nn.Module):
     """Bits of weights, activations and gradients, as numbers of levels on the model's device.
 
-    Tensors with role "cycle" follow the schedule; those with role "hold" stay at the upper bound. The levels are
-    0-dim tensors, so kernels and compiled graphs see new data, not new code, when the bits change.
+    Tensors with role "cycle" follow the schedule; those with role "hold" stay at the upper bound; those of a group
+    follow the group's own schedule. The levels are 0-dim tensors, so kernels and compiled graphs see new data, not new
+    code, when the bits change.
 
     Args:
         upper: Bits of the upper bound.
         seed: Seed of the gradients' noise.
+        groups: Upper bound of each group of layers, at most `upper`.
     """
 
     step: int
 
-    def __init__(self, upper: int, seed: int) -> None:
+    def __init__(self, upper: int, seed: int, groups: Mapping[Role, int] | None = None) -> None:
         super().__init__()
         self.upper = upper
+        self.groups: dict[Role, int] = dict(groups or {})
         self.seed = seed
         self.step = 0
         #: Position in the whole batch of the first sample that this process has.
         self.first_sample = 0
-        self.weight_bits: dict[Role, int] = dict.fromkeys(ROLES, upper)
-        self.activation_bits: dict[Role, int] = dict.fromkeys(ROLES, upper)
+        self.weight_bits: dict[Role, int] = {**dict.fromkeys(ROLES, upper), **self.groups}
+        self.activation_bits: dict[Role, int] = dict(self.weight_bits)
         self.gradient_bits = 8
         #: Layers whose weights have bits of their own, by the layer's index: mixed precision, after training.
         self.own_weight_bits: dict[int, int] = {}
-        for role in ROLES:
+        for role in self.weight_bits:
             self.register_buffer(f"weight_levels_{role}", torch.tensor(0.0), persistent=False)
             self.register_buffer(f"activation_levels_{role}", torch.tensor(0.0), persistent=False)
         self.register_buffer("gradient_levels", torch.tensor(0.0), persistent=False)
         self.set(weights=upper, activations=upper, gradients=self.gradient_bits)
 
-    def set(self, *, weights: int, activations: int, gradients: int) -> None:
+    def set(self, *, weights: int, activations: int, gradients: int, groups: Mapping[Role, int] | None = None) -> None:
         """Set the bits of everything that cycles.
+
+        Args:
+            weights: Bits of weights.
+            activations: Bits of activations.
+            gradients: Bits of gradients.
+            groups: Bits of the groups' weights and activations. Groups that are left out have those of the others, or
+                their own upper bound where that is less.
 
         Raises:
             UsageError: If a number of bits is outside [2, 32].
         """
-        for kind, bits in (("weights", weights), ("activations", activations), ("gradients", gradients)):
+        given = groups or {}
+        for kind, bits in (
+            ("weights", weights),
+            ("activations", activations),
+            ("gradients", gradients),
+            *given.items(),
+        ):
             if not LEAST_BITS <= bits <= MOST_BITS:
                 raise UsageError(f"Expected bits of {kind} in [{LEAST_BITS}, {MOST_BITS}], but got {bits}")
         self.weight_bits["cycle"] = weights
         self.activation_bits["cycle"] = activations
+        for role, upper in self.groups.items():
+            self.weight_bits[role] = given.get(role, min(weights, upper))
+            self.activation_bits[role] = given.get(role, min(activations, upper))
         self.gradient_bits = gradients
-        for role in ROLES:
+        self._fill_levels()
+
+    def _fill_levels(self) -> None:
+        for role in self.weight_bits:
             self.weight_levels(role).fill_(float(symmetric_levels(self.weight_bits[role])))
             self.activation_levels(role).fill_(float(unsigned_levels(self.activation_bits[role])))
-        self.get_buffer("gradient_levels").fill_(float(unsigned_levels(gradients)))
+        self.get_buffer("gradient_levels").fill_(float(unsigned_levels(self.gradient_bits)))
+
+    def bits(self) -> Bits:
+        """Return all present bits, for `restore`."""
+        return Bits(dict(self.weight_bits), dict(self.activation_bits), self.gradient_bits, self.own_weight_bits)
+
+    def restore(self, bits: Bits) -> None:
+        """Set all bits to those that `bits` returned."""
+        self.weight_bits, self.activation_bits = dict(bits.weights), dict(bits.activations)
+        self.gradient_bits, self.own_weight_bits = bits.gradients, dict(bits.own_weights)
+        self._fill_levels()
+
+    def upper_of(self, role: Role) -> int:
+        """Return the upper bound of a role."""
+        return self.groups.get(role, self.upper)
 
     def weight_levels(self, role: Role) -> Tensor:
         """Return the greatest weight code of a role, 0-dim float32."""

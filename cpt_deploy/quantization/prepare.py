@@ -8,9 +8,10 @@ from torch import fx, nn
 
 from cpt_deploy.errors import ConversionError
 from cpt_deploy.quantization.config import QuantizationConfig
-from cpt_deploy.quantization.edges import EdgeQuantizer, LayerInput
-from cpt_deploy.quantization.layers import QuantizedLayer, quantized_layer
 from cpt_deploy.quantization.cycling import LayerInfo
+from cpt_deploy.quantization.edges import EdgeQuantizer, LayerInput
+from cpt_deploy.quantization.groups import layer_roles
+from cpt_deploy.quantization.layers import QuantizedLayer, quantized_layer
 from cpt_deploy.quantization.model import QuantizedModel
 from cpt_deploy.quantization.precision_state import PrecisionState, Role
 from cpt_deploy.quantization.tracing import describe, is_tensor, shape_of, trace
@@ -44,7 +45,7 @@ def prepare(model: nn.Module, config: QuantizationConfig, input_shape: tuple[int
     _check_parameters(traced)
     kinds = {node: classify(node, traced) for node in traced.graph.nodes if computes(node)}
     _check_output(traced)
-    precision = PrecisionState(config.upper, config.seed)
+    precision = PrecisionState(config.upper, config.seed, {group.name: group.upper for group in config.groups})
     layers = _replace_layers(traced, kinds, precision, config)
     _insert_edges(traced, kinds, precision, config)
     traced.graph.lint()
@@ -80,11 +81,10 @@ def _replace_layers(
     if not calls:
         raise ConversionError("Expected a model with at least one Conv or Linear layer, but got none")
     targets = list(dict.fromkeys(str(node.target) for node in calls))
-    ends = {targets[0], targets[-1]} if config.ends == "hold" else set()
+    roles = layer_roles(targets, config)
     infos: list[LayerInfo] = []
     for index, target in enumerate(targets):
-        module = traced.get_submodule(target)
-        role: Role = "hold" if target in ends else "cycle"
+        module, role = traced.get_submodule(target), roles[target]
         nodes = [node for node in calls if node.target == target]
         _check_layer(nodes[0], module, traced)
         traced.set_submodule(target, quantized_layer(module, precision, role, index))
@@ -118,8 +118,9 @@ def _insert_edges(
     traced.add_module("layer_inputs", nn.ModuleDict())
     for head, end in list(_chains(traced, kinds)):
         readers = list(_readers(end, kinds))
-        cycling = [layer for _, layer in readers if _role(traced, layer) == "cycle"]
-        role: Role = "cycle" if readers and len(cycling) == len(readers) else "hold"
+        roles = {_role(traced, layer) for _, layer in readers}
+        cycling = [layer for _, layer in readers if _role(traced, layer) not in (None, "hold")]
+        role: Role = (roles.pop() if len(roles) == 1 else None) or "hold"  # held as well where groups share an edge
         is_logits = any(reader.op == "output" for reader, _ in readers)
         edge = EdgeQuantizer(precision, role, config.range_momentum, least_bits=LOGITS_LEAST_BITS if is_logits else 0)
         node = _insert_after(traced, end, f"edges.{head.name}", edge)
@@ -184,13 +185,13 @@ def _insert_after(traced: fx.GraphModule, node: fx.Node, target: str, module: nn
 def _insert_layer_inputs(
     traced: fx.GraphModule, layers: list[fx.Node], edge: EdgeQuantizer, kinds: dict[fx.Node, Kind]
 ) -> None:
-    """Bring what cycling layers read from a held edge to their bits; layers that read the same tensor share it."""
-    by_source: dict[fx.Node, list[fx.Node]] = {}
+    """Bring what layers read from a held edge to their bits; those of one role that read the same tensor share it."""
+    by_source: dict[tuple[fx.Node, Role], list[fx.Node]] = {}
     for layer in layers:
-        by_source.setdefault(layer.all_input_nodes[0], []).append(layer)
-    for source, readers in by_source.items():
+        by_source.setdefault((layer.all_input_nodes[0], _role(traced, layer) or "cycle"), []).append(layer)
+    for (source, role), readers in by_source.items():
         target = f"layer_inputs.{readers[0].name}"
-        traced.add_submodule(target, LayerInput(edge))
+        traced.add_submodule(target, LayerInput(edge, role))
         with traced.graph.inserting_before(readers[0]):
             node = traced.graph.call_module(target, (source,))
         kinds[node] = Kind.EDGE

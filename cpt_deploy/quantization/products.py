@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from cpt_deploy.errors import UsageError
+from cpt_deploy.quantization import int8_products
 from cpt_deploy.quantization.kernels import Grid, Kernels
 from cpt_deploy.quantization.layers import QuantizedConv2d, QuantizedLayer, QuantizedLinear
 
@@ -91,6 +92,8 @@ def forward_product(
         kernels: Backend.
         scaling: Makes integers real values.
     """
+    if isinstance(layer, QuantizedLinear) and int8_products.suits_int8(codes, weight):
+        return int8_products.forward(codes, grid, weight, *(scaling or (None, None)))
     if isinstance(layer, QuantizedLinear) and codes.numel() * len(weight) >= _LEAST_INT8_MACS and int8_is_exact():
         product = torch._int_mm(_signed(codes.reshape(-1, codes.shape[-1])), weight.t())
         shift = (128 - _integer(grid.zero_point)) * weight.sum(dim=1, dtype=torch.int32)
@@ -141,6 +144,8 @@ def backward_products(
             gradient, x, weight, None, stride, padding, dilation, False, [0, 0], groups, [inward, True, False]
         )
         return grad_input, grad_weight.float()
+    if gradient.dtype == torch.bfloat16 and int8_products.suits_int8(codes, weight):
+        return int8_products.backward(gradient, codes, grid, weight, inward=inward)
     grad_input = gradient @ weight if inward else None
     rows = gradient.reshape(-1, gradient.shape[-1])
     x = codes.reshape(len(rows), -1)

@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -198,9 +198,8 @@ def _nearest_keys(location: tuple[str, ...]) -> str:
     """Suggest keys for an unknown one: near ones in its section, else the same or near ones in any other."""
     section: type[BaseModel] = Recipe
     for part in location[:-1]:
-        annotation = section.model_fields[part].annotation
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            section = annotation
+        if not part.isdigit():  # the place in a list of sections
+            section = _section_in(section.model_fields[part].annotation) or section
     *parents, wrong = location
     known = list(section.model_fields)
     if not difflib.get_close_matches(wrong, known, n=1, cutoff=0.6):
@@ -214,5 +213,13 @@ def _nearest_keys(location: tuple[str, ...]) -> str:
 def _all_keys(section: type[BaseModel], prefix: str) -> Iterator[str]:
     for name, field in section.model_fields.items():
         yield f"{prefix}{name}"
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from _all_keys(field.annotation, f"{prefix}{name}.")
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            yield from _all_keys(inner, f"{prefix}{name}.")
+
+
+def _section_in(annotation: Any) -> type[BaseModel] | None:
+    """Return the section that a type is, or that its elements are."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next(filter(None, map(_section_in, get_args(annotation))), None)

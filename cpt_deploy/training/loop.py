@@ -81,7 +81,8 @@ class TrainingLoop:
     def _step(self, batch: Any) -> None:
         objects, progress, now = self.objects, self.progress, self._position(self.progress.step)
         part = self.share.of(self.task.rows)
-        objects.model.set_bits(now.bits, now.grad_bits)
+        groups = objects.group_bits(progress.step, self.total)
+        objects.model.set_bits(now.bits, now.grad_bits, groups)
         objects.model.set_step(progress.step, part.start)
         set_learning_rate(objects.optimizer, now.lr)
         if self.ranks.count > 1:  # dropout differs between processes, and is the same after resuming
@@ -93,6 +94,7 @@ class TrainingLoop:
             loss.detach() * (samples / whole), correct, self.parts.interruption.signal_number or 0
         )
         progress.window.add(progress.step, totals.loss, totals.correct, whole)
+        self.parts.following.add(totals.loss, whole)
         self.told_signal = totals.signal
         if self.read_each_step:
             self._read_losses()  # before the step, so that a NaN never reaches the weights
@@ -102,7 +104,7 @@ class TrainingLoop:
         if self.settings.grad_clip is not None:
             nn.utils.clip_grad_norm_(objects.model.parameters(), self.settings.grad_clip)
         objects.optimizer.step()
-        objects.meter.add(now.bits, now.grad_bits, whole)
+        objects.meter.add(now.bits, now.grad_bits, whole, groups)
         if self.profiler is None or not self.profiler.is_on:
             self.parts.costs.end(now.bits)
         progress.step += 1
@@ -123,6 +125,7 @@ class TrainingLoop:
         self.reporter.step(self._position(step - 1))
         if self._evaluation_due():
             self._evaluate()
+        self.parts.following.finished(step)  # after the rows of this step, before the checkpoint
         if self.ranks.count == 1:
             self.signal = self.parts.interruption.signal_number
         if last or self._due(settings.checkpoint_every) or self.signal is not None:
@@ -164,7 +167,11 @@ class TrainingLoop:
             raise self._diverged(self.progress.step - 1, "a weight that is NaN or infinite")
         if self.ranks.is_main:
             progress = {**self.progress.state_dict(), "meter": self.objects.meter.state_dict()}
-            state = {**progress, "costs": self.parts.costs.state_dict()}
+            state = {
+                **progress,
+                "costs": self.parts.costs.state_dict(),
+                "following": self.parts.following.state_dict(),
+            }
             checkpoint = capture(
                 self.objects.model, self.objects.optimizer, self.objects.averaged, state, self.task.state()
             )

@@ -27,7 +27,7 @@ class TrainPlan:
         workers: Loading processes of each of them.
         parameters: Number of trainable parameters.
         macs: Multiply-accumulates per sample in the quantized layers.
-        layers: Number of quantized layers by role, "cycle" and "hold".
+        layers: Number of quantized layers by role: "cycle", "hold", and the names of groups.
         train_images: Number of training samples: images, or tokens.
         test_images: Number of test samples.
         classes: Number of classes, or of different tokens.
@@ -35,7 +35,8 @@ class TrainPlan:
         total_steps: Length of the run.
         first_step: 0, or where a resumed run goes on.
         unit: What a sample is, in the plural: "images" or "tokens".
-        relative_cost: BitOPs of the quantized layers' schedule relative to static precision at the upper bound.
+        relative_cost: BitOPs of the cycling layers relative to static precision at the upper bound; `None` if the bits
+            will follow the loss.
     """
 
     run_dir: Path
@@ -50,7 +51,7 @@ class TrainPlan:
     steps_per_epoch: int
     total_steps: int
     first_step: int
-    relative_cost: float
+    relative_cost: float | None
     processes: int = 1
     workers: int = 0
     unit: str = "images"

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from cpt_deploy.training.interruption import Interruption
+from cpt_deploy.training.loss_following import LossFollowing
 from cpt_deploy.training.metrics_log import MetricsLog, NoLog
 from cpt_deploy.training.progress import RunProgress
 from cpt_deploy.training.ranks import Ranks
@@ -31,6 +32,7 @@ class Run:
         ranks: This process among those of the run; only the main one writes and tells.
         synchronization: What makes one model of those of all processes.
         costs: What steps really cost.
+        following: What tells adaptive schedules the loss.
     """
 
     task: Task
@@ -43,6 +45,7 @@ class Run:
     ranks: Ranks
     synchronization: Synchronization
     costs: StepCosts
+    following: LossFollowing
 
     def signal_of_any(self) -> int | None:
         """Return the signal that a process got, or `None`; every process must ask."""

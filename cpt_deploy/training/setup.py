@@ -2,7 +2,8 @@
 
 import os
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -18,13 +19,14 @@ from cpt_deploy.data import (
     dataset_names,
     default_preprocessing,
     input_settings,
+    limited,
     load_images,
     resolve_preprocessing,
 )
 from cpt_deploy.errors import UsageError
 from cpt_deploy.models import build_model
 from cpt_deploy.precision import BitOpsMeter, LayerCost, PrecisionSchedule, share_of_steps
-from cpt_deploy.quantization import CyclingModel, QuantizationConfig, QuantizedModel, prepare
+from cpt_deploy.quantization import CyclingModel, LayerGroup, QuantizationConfig, QuantizedModel, prepare
 from cpt_deploy.recipe import Recipe
 from cpt_deploy.training.optimizers import build_optimizer
 
@@ -79,6 +81,7 @@ class RunObjects:
         forward: Schedule of weights and activations.
         backward: Schedule of gradients.
         meter: BitOPs so far.
+        groups: Schedules of groups of layers, by the groups' names in the model.
     """
 
     device: torch.device
@@ -88,6 +91,16 @@ class RunObjects:
     forward: PrecisionSchedule
     backward: PrecisionSchedule
     meter: BitOpsMeter
+    groups: Mapping[str, PrecisionSchedule] = field(default_factory=dict)
+
+    @property
+    def schedules(self) -> list[PrecisionSchedule]:
+        """All schedules of the run."""
+        return [self.forward, self.backward, *self.groups.values()]
+
+    def group_bits(self, step: int, total_steps: int) -> dict[str, int]:
+        """Return the forward bits of each group at a step."""
+        return {name: schedule.bits_at(step, total_steps) for name, schedule in self.groups.items()}
 
     @property
     def parameters(self) -> int:
@@ -116,7 +129,7 @@ def load_data(recipe: Recipe, device: torch.device, processes: int = 1) -> RunDa
     if name not in dataset_names() and ":" not in name and Path(name).exists():
         name = str(Path(name).resolve())  # a run is read again from other working directories
     root = None if settings.root is None else Path(settings.root).expanduser().resolve()
-    train, test = (load_images(name, split=split, root=root) for split in ("train", "test"))
+    train, test = (limited(load_images(name, split=split, root=root), settings.limit) for split in ("train", "test"))
     if train.classes != test.classes:
         raise UsageError(
             f"Expected the same classes in both splits of {name}, "
@@ -177,6 +190,10 @@ def build_cpt_model(recipe: Recipe, classes: int, preprocessing: Preprocessing) 
         ends=precision.ends,
         range_momentum=precision.range_momentum,
         seed=recipe.seed,
+        groups=tuple(
+            LayerGroup(f"group{number}", group.match, precision.bounds_of(group)[1])
+            for number, group in enumerate(precision.groups, start=1)
+        ),
     )
     prepared = prepare(model, config, preprocessing.input_shape)
     prepared.compute = recipe.train.compute
@@ -202,9 +219,12 @@ def build_objects(model: CyclingModel, recipe: Recipe, total_steps: int, device:
     forward, backward = recipe.precision.forward_schedule(), recipe.precision.backward_schedule()
     _check_bits(forward, recipe.precision.lower, recipe.precision.upper, total_steps)
     _check_bits(backward, recipe.precision.grad_lower, recipe.precision.grad_upper, total_steps)
+    groups = recipe.precision.group_schedules()
+    for settings, schedule in zip(recipe.precision.groups, groups.values(), strict=True):
+        _check_bits(schedule, *recipe.precision.bounds_of(settings), total_steps)
     costs = [LayerCost(layer.name, layer.macs, layer.role) for layer in model.layers()]
-    meter = BitOpsMeter(costs, recipe.precision.upper)
-    return RunObjects(device, model, optimizer, averaged, forward, backward, meter)
+    meter = BitOpsMeter(costs, recipe.precision.upper, model.precision.groups)
+    return RunObjects(device, model, optimizer, averaged, forward, backward, meter, groups)
 
 
 def _check_bits(schedule: PrecisionSchedule, lower: int, upper: int, total_steps: int) -> None:

@@ -59,6 +59,7 @@ class Synchronization:
             return
         assert isinstance(model, QuantizedModel), "others train in one process"
         synchronize_norms(model.network)
+        model.modules_replaced()
         for edge in self.edges:
             edge.deferred = True
         replicate: Any = DistributedDataParallel

@@ -4,12 +4,13 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from cpt_deploy.errors import ProcessLostError, RunInterruptedError, TrainingDivergedError
-from cpt_deploy.precision import relative_cost
-from cpt_deploy.recipe import Recipe
+from cpt_deploy.precision import AdaptiveSchedule, BitOpsMeter
+from cpt_deploy.recipe import Recipe, parse_every
 from cpt_deploy.training.checkpoints import Checkpoint, read_checkpoint
 from cpt_deploy.training.finish import draw_curves, finish
 from cpt_deploy.training.interruption import Interruption
 from cpt_deploy.training.loop import TrainingLoop
+from cpt_deploy.training.loss_following import LossFollowing
 from cpt_deploy.training.metrics_log import MetricsLog, NoLog
 from cpt_deploy.training.profiling import StepProfiler
 from cpt_deploy.training.progress import RunProgress
@@ -73,11 +74,16 @@ def train(
             objects = build_objects(task.build_model(), task.recipe, task.total_steps, device)
         if not resume:
             ranks.from_main(lambda: _begin(directory, task))
-        progress, costs = _restored(objects, task, directory, ranks, resume=resume)
+        following = LossFollowing(
+            objects.schedules, parse_every(task.recipe.precision.progressive.every).steps(task.steps_per_epoch)
+        )
+        progress, costs = _restored(objects, task, following, directory, ranks, resume=resume)
         reporter.start(_plan(task, objects, directory.path, progress.step, ranks))
         log = _open_log(directory, progress, ranks)
         synchronization = Synchronization(objects.model, ranks, device)
-        run = Run(task, objects, directory, progress, log, reporter, interruption, ranks, synchronization, costs)
+        run = Run(
+            task, objects, directory, progress, log, reporter, interruption, ranks, synchronization, costs, following
+        )
         try:
             report = _carried_out(run, profile_steps)
         finally:
@@ -126,7 +132,7 @@ def _finished_before(directory: RunDirectory, task: Task) -> RunReport | None:
 
 
 def _restored(
-    objects: RunObjects, task: Task, directory: RunDirectory, ranks: Ranks, *, resume: bool
+    objects: RunObjects, task: Task, following: LossFollowing, directory: RunDirectory, ranks: Ranks, *, resume: bool
 ) -> tuple[RunProgress, StepCosts]:
     """Bring all processes to the last checkpoint, which only the main one reads; to the start if there is none."""
 
@@ -141,6 +147,9 @@ def _restored(
     task.restore(carried, objects.device)
     objects.meter.load_state_dict(state.pop("meter"))
     costs.load_state_dict(state.pop("costs", {}))
+    followed = state.pop("following", None)  # checkpoints of earlier versions have none
+    if followed is not None:
+        following.load_state_dict(followed)
     return RunProgress.from_state_dict(state), costs
 
 
@@ -178,10 +187,17 @@ def _plan(task: Task, objects: RunObjects, run_dir: Path, first_step: int, ranks
         steps_per_epoch=task.steps_per_epoch,
         total_steps=task.total_steps,
         first_step=first_step,
-        relative_cost=relative_cost(
-            objects.forward, objects.backward, task.total_steps, reference_bits=task.recipe.precision.upper
-        ),
+        relative_cost=_relative_cost(objects, task.total_steps),
         processes=ranks.count,
         workers=task.workers,
         unit=task.unit,
     )
+
+
+def _relative_cost(objects: RunObjects, total_steps: int) -> float | None:
+    """Return the BitOPs of the cycling layers relative to static ones; `None` where they will follow the loss."""
+    if any(isinstance(schedule, AdaptiveSchedule) for schedule in objects.schedules):
+        return None
+    cycling = [layer for layer in objects.meter.layers if layer.role not in ("hold", "float")]
+    meter = BitOpsMeter(cycling, objects.meter.upper, objects.meter.groups)
+    return 1.0 - meter.add_run(objects.forward, objects.backward, total_steps, 1, objects.groups).saving

@@ -1,7 +1,7 @@
 """Kernels of quantized training: one interface, compiled for the CPU where a compiler was there, else plain torch."""
 
 from cpt_deploy.quantization.kernels.interface import Clamp, Grid, Kernels, Site, Statistics, Terms
-from cpt_deploy.quantization.kernels.selection import Selection, active, load_native, native_levels
+from cpt_deploy.quantization.kernels.selection import Selection, active, kernels_on, load_native, native_levels
 
 __all__ = [
     "Clamp",
@@ -12,6 +12,7 @@ __all__ = [
     "Statistics",
     "Terms",
     "active",
+    "kernels_on",
     "load_native",
     "native_levels",
 ]

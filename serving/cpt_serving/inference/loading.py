@@ -13,11 +13,12 @@ def load_model(bundle: Bundle, settings: ServeSettings) -> OnnxRuntimeModel:
 
     Raises:
         BundleError: If onnxruntime cannot load it.
-        UsageError: If the execution provider is not available.
+        UsageError: If there is no such execution provider.
+        MissingExtraError: If the installed onnxruntime lacks the execution provider.
         ValidationFailedError: If the golden sample comes out differently, or evidence is required and does not hold.
     """
     if settings.require_evidence:
-        require_evidence(bundle)
+        require_evidence(bundle, settings.provider)
     model = OnnxRuntimeModel(_verified_onnx(bundle), threads=settings.threads, provider=settings.provider)
     # Pillow loads its formats at the first image, which should not be a client's.
     model.run(bundle.preprocessing.apply(decode_image(example_image(bundle)))[None])

@@ -6,6 +6,7 @@ from typing import Any
 import cpt_deploy
 from cpt_deploy.bundle import Bundle
 from cpt_deploy.bundle.layout import LABELS_FILE
+from cpt_deploy.bundle.providers import CPU, provider_name
 from cpt_deploy.bundle.runtime import INPUT_NAME, OUTPUT_NAME
 from cpt_serving.oip.inputs import NATIVE
 from cpt_serving.settings import ServeSettings
@@ -57,7 +58,7 @@ def model_config(bundle: Bundle, settings: ServeSettings) -> dict[str, Any]:
         "instance_group": [
             {
                 "name": bundle.name,
-                "kind": "KIND_CPU" if settings.provider == "cpu" else "KIND_GPU",
+                "kind": "KIND_CPU" if provider_name(settings.provider) == CPU else "KIND_GPU",
                 "count": settings.inferences_at_once,
             }
         ],
