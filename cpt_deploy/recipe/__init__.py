@@ -12,6 +12,7 @@ from cpt_deploy.recipe.schema import (
     OptimizerSettings,
     Recipe,
     SwaSettings,
+    TextSettings,
     TrainSettings,
 )
 
@@ -28,6 +29,7 @@ __all__ = [
     "ProgressiveSettings",
     "Recipe",
     "SwaSettings",
+    "TextSettings",
     "TrainSettings",
     "load_recipe",
     "parse_every",

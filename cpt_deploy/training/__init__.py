@@ -15,7 +15,7 @@ from cpt_deploy.training.reports import (
     TrainReporter,
 )
 from cpt_deploy.training.run_directory import RunDirectory
-from cpt_deploy.training.saved_runs import TrainedRun, load_run
+from cpt_deploy.training.saved_runs import TrainedLanguageModel, TrainedRun, load_language_model, load_run
 from cpt_deploy.training.trainer import plan_run, train
 
 __all__ = [
@@ -34,9 +34,11 @@ __all__ = [
     "StepProgress",
     "TrainPlan",
     "TrainReporter",
+    "TrainedLanguageModel",
     "TrainedRun",
     "evaluate",
     "group_runs",
+    "load_language_model",
     "load_run",
     "plan_run",
     "range_test",
