@@ -14,7 +14,7 @@ from cpt_deploy.errors import UsageError
 _SEEDS = 2**32
 
 
-def generate(
+def generate(  # noqa: PLR0913, PLR0917  the options are its parameters
     words: Annotated[
         list[str] | None,
         typer.Argument(help="A bundle, then the text to go on with. With --url the text alone.", metavar="BUNDLE TEXT"),
