@@ -44,7 +44,7 @@ def write_lstm_onnx(model: IntegerLstm, *, metadata: dict[str, str] | None = Non
     for name, parts in ends.items():
         whole = [builder.add("Unsqueeze", [part, axis], f"{part}.layer") for part in parts]
         builder.add("Concat", whole, f"{name}_after", axis=0)
-    states = [len(model.layers), "N", model.hidden]
+    states: list[int | str | None] = [len(model.layers), "N", model.hidden]
     inputs = [value(TOKENS_NAME, TensorProto.INT64, ["N", "T"])]
     inputs += [value(name, TensorProto.FLOAT, states) for name in _STATES]
     outputs = [value(LOGITS_NAME, TensorProto.FLOAT, ["N", "T", model.vocabulary])]

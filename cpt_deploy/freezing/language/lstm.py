@@ -59,7 +59,7 @@ class IntegerLstm:
     @property
     def hidden(self) -> int:
         """H."""
-        return self.layers[0][1].codes.shape[1]
+        return int(self.layers[0][1].codes.shape[1])
 
     def linears(self) -> tuple[IntegerLinear, ...]:
         """Return the products in the order in which they are computed."""
@@ -185,7 +185,7 @@ def cell(gates: Floats, c: Floats) -> tuple[Floats, Floats]:
 
 def _sigmoid(x: Floats) -> Floats:
     half = np.float32(0.5)
-    return np.tanh(x * half) * half + half
+    return np.asarray(np.tanh(x * half) * half + half, np.float32)
 
 
 def _product(linear: IntegerLinear, x: Floats, trace: LstmTrace | None) -> Floats:

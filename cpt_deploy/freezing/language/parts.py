@@ -37,7 +37,7 @@ class Grid:
     def encode(self, x: Floats) -> npt.NDArray[np.uint8]:
         """Return codes as ONNX QuantizeLinear and Clip define them, same shape."""
         codes = np.rint(x / np.float32(self.scale)) + np.float32(self.zero_point)
-        return np.clip(codes, 0, self.levels).astype(np.uint8)
+        return np.asarray(np.clip(codes, 0, self.levels), np.uint8)
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,9 +91,9 @@ class IntegerLinear:
         centred = codes.astype(np.int32) - self.grid.zero_point
         # Floats hold the sums exactly as long as these stay below 2^24, or 2^53, and are multiplied fast.
         greatest = 255 * int(np.abs(self.codes.astype(np.int64)).sum(axis=1).max(initial=0))
-        kind = np.float32 if greatest < _EXACT_FLOAT32 else np.float64
-        sums = centred.astype(kind) @ self.codes.astype(kind).T
-        return sums.astype(np.int32)
+        kind: type[np.float32 | np.float64] = np.float32 if greatest < _EXACT_FLOAT32 else np.float64
+        sums = np.matmul(centred.astype(kind), self.codes.astype(kind).T)
+        return np.asarray(sums, np.int32)
 
     def scaled(self, sums: npt.NDArray[np.int32]) -> Floats:
         """Return the output of integer sums."""
