@@ -188,7 +188,7 @@ def _train_at(
                 hint="lower optimizer.lr or set train.grad_clip",
             )
         objects.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         if recipe.train.grad_clip is not None:
             nn.utils.clip_grad_norm_(objects.model.parameters(), recipe.train.grad_clip)
         objects.optimizer.step()
