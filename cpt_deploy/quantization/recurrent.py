@@ -25,7 +25,7 @@ from cpt_deploy.quantization.affine import fake_quantize, range_of
 from cpt_deploy.quantization.edges import EdgeQuantizer
 from cpt_deploy.quantization.gradients import with_quantized_gradient
 from cpt_deploy.quantization.layers import QuantizedLinear, quantized_layer
-from cpt_deploy.quantization.noise import mix_seed
+from cpt_deploy.quantization.noise import mix_into
 from cpt_deploy.quantization.precision_state import PrecisionState, Role
 
 State = tuple[Tensor, Tensor]
@@ -69,7 +69,7 @@ class QuantizedLSTM(nn.Module):
         precision = self.input_layer.precision
         if not (self.training and precision.quantizes_gradients):
             return gates
-        seed = mix_seed(precision.seed, self.input_layer.index, precision.step, number)
+        seed = mix_into(precision.seeds[self.input_layer.index], number)
         return with_quantized_gradient(gates, precision.get_buffer("gradient_levels"), seed)
 
 
