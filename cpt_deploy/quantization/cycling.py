@@ -76,7 +76,7 @@ class CyclingModel(nn.Module):
             step: Its number.
             first_sample: Where in the whole batch the part begins that this process has; 0 if it has all of it.
         """
-        self.precision.step, self.precision.first_sample = step, first_sample
+        self.precision.set_step(step, first_sample)
 
     def layer_bits(self, weight_bits: WeightBits = None) -> dict[str, int]:
         """Return the bits of each layer's weights by the layer's name, in the order of the graph.

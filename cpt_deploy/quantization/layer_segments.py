@@ -7,10 +7,18 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from cpt_deploy.quantization.affine import including_zero
 from cpt_deploy.quantization.edges import EdgeQuantizer
-from cpt_deploy.quantization.gradients import gradient_step
-from cpt_deploy.quantization.kernels import Clamp, Site, Statistics, Terms
+from cpt_deploy.quantization.kernels import (
+    BatchNorm,
+    Clamp,
+    Kernels,
+    Normalised,
+    Site,
+    Statistics,
+    Terms,
+    Unit,
+    parameters,
+)
 from cpt_deploy.quantization.kernels.layout import aligned, dense
 from cpt_deploy.quantization.layers import QuantizedLayer
 from cpt_deploy.quantization.products import Scaling, backward_products, forward_product
@@ -48,26 +56,6 @@ class _LayerCall(NamedTuple):
     engine: Engine
 
 
-class _Normalised(NamedTuple):
-    """A layer's output `sums · unit` as `sums · factor + offset`; (O,) each.
-
-    Args:
-        factor: Real values per unit of the sums.
-        offset: Real values.
-        mean: Mean of the sums.
-        gain: What BatchNorm multiplies the output by, γ/σ; 1 without one.
-        deviation: One unit in standard deviations of the output; 0 without BatchNorm.
-        total: Values of a channel that BatchNorm averages over, 0-dim.
-    """
-
-    factor: Tensor
-    offset: Tensor
-    mean: Tensor
-    gain: Tensor
-    deviation: Tensor
-    total: Tensor
-
-
 class _LayerFunction(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -83,9 +71,9 @@ class _LayerFunction(torch.autograd.Function):
         weight_codes, scales = kernels.quantize_weight(weight, _weight_levels(layer))
         sums = forward_product(layer, x.codes, x.grid, weight_codes, kernels)
         statistics = kernels.statistics(sums)
-        norm = _normalise(segment, statistics, x.grid.scale * scales, sums.numel() // len(scales))
-        ends = torch.stack([statistics.least, statistics.greatest]) * norm.factor + norm.offset
-        segment.edge.take(*torch.aminmax(ends.clamp_(*segment.clamp)))
+        unit, own_count = Unit(x.grid.scale, scales), sums.numel() // len(scales)
+        norm, ends, ctx.count = _normalise(segment, statistics, unit, own_count, kernels)
+        segment.edge.take(*ends, kernels)
         codes = kernels.affine_quantize(sums, norm.factor, norm.offset, segment.clamp, segment.edge.grid())
         ctx.mark_non_differentiable(codes)
         ctx.save_for_backward(x.codes, sums, weight_codes, scales, *norm)
@@ -97,55 +85,52 @@ class _LayerFunction(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor, _: None) -> tuple[Tensor | None, ...]:
         codes, sums, weight_codes, scales, *values = ctx.saved_tensors
-        norm, segment, kernels = _Normalised(*values), ctx.segment, ctx.kernels
+        norm, segment, kernels = Normalised(*values), ctx.segment, ctx.kernels
         site = Site(aligned(gradient, sums), sums, norm.factor, norm.offset, segment.clamp)
         grad_gamma = grad_beta = None
         terms = Terms(norm.gain, norm.deviation, norm.deviation)
         if segment.norm is not None:
             grad_beta, products = kernels.gradient_sums(site, norm.mean)
-            grad_gamma = products * norm.deviation  # of this process alone: gradients are averaged later
-            whole = grad_gamma, grad_beta
             if is_synchronized(segment.norm):
-                whole = summed_over_processes(*whole)
-            terms = _normalisation_terms(norm, *whole)
+                grad_gamma = products * norm.deviation  # of this process alone: gradients are averaged later
+                terms = parameters.terms(norm, *summed_over_processes(grad_gamma, grad_beta), ctx.count)
+            else:
+                terms, grad_gamma = kernels.normalisation_terms(norm, grad_beta, products, ctx.count)
         weights = (weight_codes, scales)
         grads = _layer_gradients(ctx, segment.layer, site, terms, Coded(gradient, codes, ctx.grid), weights)
         return *grads, grad_gamma, grad_beta, None
 
 
-def _normalise(segment: LayerSegment, statistics: Statistics, unit: Tensor, count: int) -> _Normalised:
-    """Return what makes a layer's output of its sums, and let BatchNorm track the batch.
+def _normalise(
+    segment: LayerSegment, statistics: Statistics, unit: Unit, count: int, kernels: Kernels
+) -> tuple[Normalised, tuple[Tensor, Tensor], int | Tensor]:
+    """Return what makes a layer's output of its sums, that output's range, and of how many values a mean is made.
 
     Args:
-        segment: The segment.
+        segment: The segment, whose BatchNorm tracks the batch.
         statistics: Those of the sums.
-        unit: The real value of one unit of the sums, (O,).
+        unit: What one unit of the sums stands for.
         count: Values in a channel.
+        kernels: Backend.
     """
-    norm, bias, total = segment.norm, segment.layer.bias, torch.full_like(unit[0], count)
-    if norm is None:
-        offset = torch.zeros_like(unit) if bias is None else bias.detach()
-        return _Normalised(unit, offset, statistics.mean, torch.ones_like(unit), torch.zeros_like(unit), total)
-    centre, mean, variance = statistics.mean, statistics.mean * unit, statistics.variance * unit.square()
-    if is_synchronized(norm):  # in real values, since each process has units of its own
-        mean, variance, total = over_processes(mean, variance, count)
-        centre = mean / unit
-    _track(norm, mean if bias is None else mean + bias, variance * (total / (total - 1).clamp(min=1)))
-    inverse = torch.rsqrt(variance + norm.eps)
-    gain = norm.weight * inverse
-    offset = torch.addcmul(norm.bias, mean, gain, value=-1)  # the layer's bias is gone with the mean
-    return _Normalised(gain * unit, offset, centre, gain, inverse * unit, total)
+    bias, norm = segment.layer.bias, segment.norm
+    if norm is None or not is_synchronized(norm):
+        following = None if norm is None else _batch_norm(norm)
+        return *kernels.normalise(statistics, unit, bias, following, segment.clamp, count), count
+    per = unit.input * unit.weight  # each process has units of its own, so they exchange real values
+    mean, variance, total = over_processes(statistics.mean * per, statistics.variance * per.square(), count)
+    result = parameters.normalised(mean, variance, mean / per, per, bias, _batch_norm(norm), total)
+    return result, parameters.ends(statistics, result, segment.clamp), total
 
 
-def _track(norm: nn.BatchNorm1d | nn.BatchNorm2d, mean: Tensor, variance: Tensor) -> None:
-    """Update running statistics as BatchNorm does; the variance is the unbiased one."""
+def _batch_norm(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> BatchNorm:
+    """Return a BatchNorm's tensors; what has no parameters or averages is in no segment."""
     assert norm.running_mean is not None
     assert norm.running_var is not None
     assert norm.num_batches_tracked is not None
     assert norm.momentum is not None
-    norm.num_batches_tracked.add_(1)
-    norm.running_mean.lerp_(mean, norm.momentum)
-    norm.running_var.lerp_(variance, norm.momentum)
+    averages = (norm.running_mean, norm.running_var, norm.num_batches_tracked)
+    return BatchNorm(norm.weight, norm.bias, *averages, norm.momentum, norm.eps)
 
 
 def _layer_gradients(
@@ -162,10 +147,9 @@ def _layer_gradients(
         weights: Codes and scales.
     """
     kernels, precision, (weight_codes, scales) = ctx.kernels, layer.precision, weights
-    low, high = including_zero(*kernels.gradient_range(site, terms))
-    step = gradient_step(low, high, precision.get_buffer("gradient_levels"))
+    step = kernels.gradient_step(*kernels.gradient_range(site, terms), precision.gradient_levels)
     rounded = kernels.gradient_codes(site, terms, step, layer.gradient_seed(site.x), ctx.dtype)
-    real_weight = weight_codes * (scales * step).view(-1, *[1] * (weight_codes.dim() - 1))
+    real_weight = kernels.real_weight(weight_codes, scales, step, rounded.dtype)
     grad_input, grad_weight = backward_products(
         layer, rounded, x.codes, x.grid, real_weight, kernels, inward=ctx.needs_input_grad[0]
     )
@@ -173,13 +157,7 @@ def _layer_gradients(
     if ctx.has_bias:
         dims = [0, 2, 3] if rounded.dim() == 4 else list(range(rounded.dim() - 1))
         grad_bias = rounded.sum(dims, dtype=torch.float32) * step
-    return grad_input, grad_weight.mul_(x.grid.scale * step), grad_bias
-
-
-def _normalisation_terms(norm: _Normalised, grad_gamma: Tensor, grad_beta: Tensor) -> Terms:
-    """Return the gradient through BatchNorm, γ/σ · (g − mean(g) − x̂ · mean(g · x̂)), as a function of the sums."""
-    q = norm.gain * norm.deviation * grad_gamma / -norm.total
-    return Terms(norm.gain, q, norm.gain * grad_beta / -norm.total - q * norm.mean)
+    return grad_input, kernels.scale(grad_weight, x.grid.scale, step), grad_bias
 
 
 def _weight_levels(layer: QuantizedLayer) -> Tensor:

@@ -129,21 +129,21 @@ def backward_products(
         gradient: Codes of the output's gradient: integers in bfloat16 or float32, which is the type of the products.
         codes: Codes of the input, uint8.
         grid: Their grid.
-        weight: The weight, float32, times the gradient's step.
+        weight: The weight, times the gradient's step, in the gradient's type.
         kernels: Backend.
         inward: Whether the input's gradient is wanted.
 
     Returns:
-        The input's gradient in real values, and the weight's, float32, in units of step times input scale.
+        The input's gradient in real values, and the weight's, float32 or the gradient's type, in units of step times
+        input scale.
     """
-    weight = weight.to(gradient.dtype)
     if isinstance(layer, QuantizedConv2d):
         x = kernels.centre(codes, grid.zero_point, gradient.dtype)
         stride, padding, dilation, groups = _geometry(layer)
         grad_input, grad_weight, _ = torch.ops.aten.convolution_backward(
             gradient, x, weight, None, stride, padding, dilation, False, [0, 0], groups, [inward, True, False]
         )
-        return grad_input, grad_weight.float()
+        return grad_input, grad_weight
     if gradient.dtype == torch.bfloat16 and int8_products.suits_int8(codes, weight):
         return int8_products.backward(gradient, codes, grid, weight, inward=inward)
     grad_input = gradient @ weight if inward else None
@@ -152,7 +152,7 @@ def backward_products(
     suits_int8 = rows.numel() * x.shape[1] >= _LEAST_INT8_MACS and len(rows) <= _MOST_INT8_ROWS
     if gradient.dtype == torch.bfloat16 and suits_int8 and int8_is_exact():
         return grad_input, _int8_weight_gradient(rows, x, _integer(grid.zero_point))
-    return grad_input, (rows.t() @ kernels.centre(x, grid.zero_point, gradient.dtype)).float()
+    return grad_input, (rows.t() @ kernels.centre(x, grid.zero_point, gradient.dtype))
 
 
 def _int8_weight_gradient(rows: Tensor, codes: Tensor, zero_point: int) -> Tensor:

@@ -229,14 +229,16 @@ class _Builder:
 
 
 def _observe(x: Tensor, edge: EdgeQuantizer, engine: Engine) -> Coded:
-    edge.take(*engine.kernels.range(x.detach()))
+    x = x.float()
+    edge.take(*engine.kernels.range(x.detach()), engine.kernels)
     return encode(x, edge.grid(), engine)
 
 
 def _at_bits_of(role: Role, x: Coded, edge: EdgeQuantizer, engine: Engine) -> Coded:
     """Bring codes to the bits of cycling layers; at the upper bound they are there."""
     bits = edge.precision.activation_bits
-    return x if bits[role] == bits["hold"] else requantize(x, edge.grid(role), engine)
+    same = bits[role] == bits["hold"] and not engine.replayable
+    return x if same else requantize(x, edge.grid(role), engine)
 
 
 def _coded(node: fx.Node) -> str:

@@ -25,7 +25,7 @@ from cpt_deploy.quantization.affine import fake_quantize, range_of
 from cpt_deploy.quantization.edges import EdgeQuantizer
 from cpt_deploy.quantization.gradients import with_quantized_gradient
 from cpt_deploy.quantization.layers import QuantizedLinear, quantized_layer
-from cpt_deploy.quantization.noise import mix_seed
+from cpt_deploy.quantization.noise import mix_into
 from cpt_deploy.quantization.precision_state import PrecisionState, Role
 
 State = tuple[Tensor, Tensor]
@@ -69,7 +69,7 @@ class QuantizedLSTM(nn.Module):
         precision = self.input_layer.precision
         if not (self.training and precision.quantizes_gradients):
             return gates
-        seed = mix_seed(precision.seed, self.input_layer.index, precision.step, number)
+        seed = mix_into(precision.seeds[self.input_layer.index], number)
         return with_quantized_gradient(gates, precision.get_buffer("gradient_levels"), seed)
 
 
@@ -114,8 +114,9 @@ def quantized_lstm(lstm: nn.LSTM, precision: PrecisionState, role: Role, index: 
     hidden = lstm.hidden_size
     inward = nn.Linear(lstm.input_size, 4 * hidden, device="meta")
     onward = nn.Linear(hidden, 4 * hidden, bias=False, device="meta")
-    inward.weight, onward.weight = lstm.weight_ih_l0, lstm.weight_hh_l0
-    inward.bias = nn.Parameter((lstm.bias_ih_l0 + lstm.bias_hh_l0).detach().clone())
+    own = lstm.get_parameter
+    inward.weight, onward.weight = own("weight_ih_l0"), own("weight_hh_l0")
+    inward.bias = nn.Parameter((own("bias_ih_l0") + own("bias_hh_l0")).detach().clone())
     layers = [quantized_layer(layer, precision, role, index + place) for place, layer in enumerate((inward, onward))]
     assert isinstance(layers[0], QuantizedLinear)
     assert isinstance(layers[1], QuantizedLinear)

@@ -44,6 +44,9 @@ def train(  # noqa: PLR0913, PLR0917  the options are its parameters
         Path | None, typer.Option(help="Go on with the run in this directory, from its last checkpoint.")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done; write nothing.")] = False,
+    smoke: Annotated[
+        bool, typer.Option("--smoke", help="Take two steps on the CPU, with few images, to see that all is there.")
+    ] = False,
     bits: Annotated[
         str | None,
         typer.Option(
@@ -79,7 +82,7 @@ def train(  # noqa: PLR0913, PLR0917  the options are its parameters
 
     On several processors: torchrun --no-python --nproc-per-node 4 cpt train … (docs/distributed.md).
     """
-    from cpt_deploy.recipe import load_recipe
+    from cpt_deploy.recipe import load_recipe, smoke_recipe
 
     source, overrides = split_words(words or [])
     overrides += [
@@ -87,10 +90,13 @@ def train(  # noqa: PLR0913, PLR0917  the options are its parameters
         for key, value in (("train.epochs", epochs), ("seed", seed), ("train.device", device))
         if value is not None
     ]
+    if smoke and (resume is not None or bits == AUTO):
+        raise UsageError("Expected --smoke with a run of its own, but got it with --resume or --bits auto")
     if resume is not None and bits is not None:
         raise UsageError("Expected a run to resume with the bits that it began with, but got --bits")
     if resume is None:
         recipe = load_recipe(source, [*overrides, *_given_bounds(bits)])
+        recipe = smoke_recipe(recipe) if smoke else recipe
         directory = run_dir or _free_directory(recipe.name)
     else:
         if source is not None or run_dir is not None:
@@ -234,6 +240,7 @@ COMMAND = Command(
         "cpt train fashion-mnist-resnet20 train.epochs=20 precision.cycles=16",
         "cpt train fashion-mnist-resnet20 --bits auto  # finds the lower bound first: cpt range-test",
         "cpt train my-recipe.yaml model.name=my_package.nets:small data.name=photos/",
+        "cpt train resnet74-cifar100-cpt3-8 --smoke  # one of the paper's experiments (cpt recipes), two steps of it",
         "cpt train --resume runs/fashion-mnist-resnet20",
     ),
 )
