@@ -4,11 +4,12 @@ The unit is that of Fu et al., 2021: a layer costs `MACs (fw^2 + 2 fw bw)` bit o
 `fw` bits forward and `bw` bits of gradient; the three products are forward, error and weight gradient.
 """
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from cpt_deploy.precision.schedules import PrecisionSchedule
+from cpt_deploy.precision.schedules import CyclicSchedule, PrecisionSchedule, StaticSchedule
 
 FLOAT_BITS = 32
 
@@ -161,12 +162,13 @@ class BitOpsMeter:
             groups: Schedules of groups.
         """
         own = dict(groups or {})
-        counts = Counter(
-            tuple(schedule.bits_at(step, total_steps) for schedule in (forward, backward, *own.values()))
-            for step in range(total_steps)
-        )
+        together = (forward, backward, *own.values())
+        period = math.lcm(*(_period(schedule, total_steps) for schedule in together))
+        counted = period if total_steps % period == 0 else total_steps
+        counts = Counter(tuple(entry.bits_at(step, total_steps) for entry in together) for step in range(counted))
         for (forward_bits, backward_bits, *others), count in counts.items():
-            self.add(forward_bits, backward_bits, samples * count, dict(zip(own, others, strict=True)))
+            times = samples * count * (total_steps // counted)
+            self.add(forward_bits, backward_bits, times, dict(zip(own, others, strict=True)))
         return self.summary()
 
     def summary(self) -> BitOpsSummary:
@@ -180,6 +182,15 @@ class BitOpsMeter:
     def load_state_dict(self, state: Mapping[str, int]) -> None:
         """Go on from counts that `state_dict` returned."""
         self._total, self._static_upper = int(state["total"]), int(state["static_upper"])
+
+
+def _period(schedule: PrecisionSchedule, total_steps: int) -> int:
+    """Return after how many steps a schedule is known to repeat itself."""
+    if isinstance(schedule, StaticSchedule):
+        return 1
+    if isinstance(schedule, CyclicSchedule) and schedule.shape == "repeated" and total_steps % schedule.cycles == 0:
+        return total_steps // schedule.cycles
+    return total_steps
 
 
 def _weight(forward_bits: int, backward_bits: int) -> int:

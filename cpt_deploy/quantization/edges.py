@@ -62,7 +62,7 @@ class EdgeQuantizer(nn.Module):
         return fake_quantize(x, *self._grid(self.current, role, least_bits))
 
     def grid(self, role: Role | None = None) -> Grid:
-        """Return the grid of the last forward, or the one that a role has in the same range."""
+        """Return the grid of the last forward, or the one that layers of a role have in the same range."""
         if self._observed is not None and role in (None, "cycle"):
             return self._observed.own if role is None else self._observed.cycle
         return self._grid(self.current, role or self.role, 0 if role else self.least_bits)

@@ -56,7 +56,6 @@ class PrecisionState(nn.Module):
         self.upper = upper
         self.groups: dict[Role, int] = dict(groups or {})
         self.seed = seed
-        self.step = 0
         #: Position in the whole batch of the first sample that this process has.
         self.first_sample = 0
         self.weight_bits: dict[Role, int] = {**dict.fromkeys(ROLES, upper), **self.groups}
@@ -64,8 +63,8 @@ class PrecisionState(nn.Module):
         self.gradient_bits = 8
         #: Whether gradients are quantized at all at their present bits.
         self.quantizes_gradients = True
-        self._quantizes_weights: dict[Role, bool] = {}
-        self._quantizes_activations: dict[Role, bool] = {}
+        self._quantizes_weights: dict[Role, bool] = dict.fromkeys(self.weight_bits, True)
+        self._quantizes_activations: dict[Role, bool] = dict.fromkeys(self.weight_bits, True)
         #: Layers whose weights have bits of their own, by the layer's index: mixed precision, after training.
         self.own_weight_bits: dict[int, int] = {}
         for role in self.weight_bits:
@@ -142,12 +141,12 @@ class PrecisionState(nn.Module):
         known = len(self.layer_seeds)
         added = [mix_seed(self.seed, number) for number in range(known, index + 1)]
         self.layer_seeds = torch.cat([self.layer_seeds, self.layer_seeds.new_tensor(added)])
-        self.seeds = mix_into(self.layer_seeds, self.step)
+        self.seeds = mix_into(self.layer_seeds, 0)
 
     def set_step(self, step: int, first_sample: int) -> None:
         """Set the seeds of a step, see `CyclingModel.set_step`."""
-        self.step, self.first_sample = step, first_sample
         self.seeds.copy_(mix_into(self.layer_seeds, step))
+        self.first_sample = first_sample
 
     def seed_of(self, index: int, sample: int) -> Tensor:
         """Return the seed of a layer's gradient in this step, 0-dim int64; its low 32 bits count.
