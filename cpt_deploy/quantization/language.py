@@ -10,7 +10,6 @@ import copy
 from collections.abc import Iterator
 from typing import Any, NamedTuple, Protocol, cast
 
-import torch
 from torch import Tensor, nn
 
 from cpt_deploy.errors import ConversionError, UsageError
@@ -23,7 +22,7 @@ from cpt_deploy.quantization.precision_state import PrecisionState, Role
 from cpt_deploy.quantization.recurrent import quantized_lstm
 
 State = tuple[Tensor, ...]
-"""What a network remembers of the tokens before; the batch is axis 1 of an LSTM's tensors, axis 0 of a Transformer's."""
+"""What a network remembers of the tokens before; the batch is axis 1 in an LSTM's, axis 0 in a Transformer's."""
 
 
 class Score(NamedTuple):
@@ -31,14 +30,14 @@ class Score(NamedTuple):
 
     Args:
         losses: Negative log-likelihood of each target in nats, float32, of those only that are to be predicted.
-        hits: How many of them are the most likely token, 0-dim; None where that would cost more than the loss.
-        count: How many there are.
+        hits: How many of them are the most likely token, 0-dim; with bands, those found without looking into a band.
+        targets: How many there are.
         state: The state after the last token.
     """
 
     losses: Tensor
-    hits: Tensor | None
-    count: int
+    hits: Tensor
+    targets: int
     state: State
 
 
@@ -64,7 +63,7 @@ class LanguageNetwork(Protocol):
     def log_probabilities(self, features: Tensor) -> Tensor:
         """Return log-probabilities of all tokens, (..., vocabulary), of features (..., F)."""
 
-    def losses(self, features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor | None]:
+    def losses(self, features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Return negative log-likelihoods, (n,), and the number of hits, of features (n, F) and targets int64 (n,)."""
 
 
@@ -190,8 +189,9 @@ def prepare_language_model(network: nn.Module, config: QuantizationConfig) -> Qu
         elif isinstance(module, nn.LSTM):
             _check_lstm(name, module)
             replaced = quantized_lstm(module, precision, role, index, config.range_momentum)
-            for part, weight in (("input_layer", module.weight_ih_l0), ("hidden_layer", module.weight_hh_l0)):
-                layers.append(LayerInfo(f"{name}.{part}", weight.numel(), role, weight.numel()))
+            for part, weight in (("input_layer", "weight_ih_l0"), ("hidden_layer", "weight_hh_l0")):
+                count = module.get_parameter(weight).numel()
+                layers.append(LayerInfo(f"{name}.{part}", count, role, count))
         else:
             layer = quantized_layer(module, precision, role, index)
             assert isinstance(layer, QuantizedLinear)
@@ -229,8 +229,3 @@ def _check_lstm(name: str, lstm: nn.LSTM) -> None:
 def detached(state: State) -> State:
     """Return a state through which no gradient goes back: where truncated backpropagation through time ends."""
     return tuple(tensor.detach() for tensor in state)
-
-
-def zeros_like_parameters(network: nn.Module, *shape: int) -> Tensor:
-    """Return zeros on the device of a network's parameters."""
-    return torch.zeros(shape, device=next(network.parameters()).device)

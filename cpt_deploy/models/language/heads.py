@@ -6,6 +6,7 @@ dimensions of the one before.
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +34,7 @@ class SoftmaxHead(nn.Module):
         """Return log-probabilities, (..., F) to (..., vocabulary)."""
         return functional.log_softmax(self.decoder(x), dim=-1)
 
-    def losses(self, x: Tensor, targets: Tensor) -> tuple[Tensor, Tensor | None]:
+    def losses(self, x: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Return negative log-likelihoods and the number of hits, of (n, F) and (n,)."""
         logits = self.decoder(x).float()
         hits = (logits.detach().argmax(1) == targets).sum()
@@ -62,9 +63,17 @@ class AdaptiveHead(nn.Module):
         flat: Tensor = self.softmax.log_prob(x.reshape(-1, x.shape[-1]))
         return flat.view(*x.shape[:-1], -1)
 
-    def losses(self, x: Tensor, targets: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return negative log-likelihoods of (n, F) and (n,); hits would need the probabilities of all bands."""
-        return -self.softmax(x, targets).output, None
+    def losses(self, x: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Return negative log-likelihoods, and the number of hits in the first band, of (n, F) and (n,).
+
+        Where a token of the first band is more likely than each whole band behind it, it is the most likely one of all.
+        Where it is not, finding the most likely one would take the probabilities of all bands, and no hit is counted.
+        """
+        losses = -self.softmax(x, targets).output
+        with torch.no_grad():
+            likely = self.softmax.head(x).argmax(1)
+            hits = ((likely == targets) & (likely < self.softmax.shortlist_size)).sum()
+        return losses, hits
 
     def band(self, number: int) -> nn.Linear:
         """Return the matrix of a band's tokens, (tokens, dimensions of the band)."""
@@ -99,7 +108,7 @@ class AdaptiveEmbedding(nn.Module):
         self.features = features
         self.edges = [0, *cutoffs, vocabulary]
         widths = [int(features // factor**band) for band in range(len(cutoffs) + 1)]
-        sizes = [end - start for start, end in zip(self.edges, self.edges[1:], strict=False)]
+        sizes = [end - start for start, end in pairwise(self.edges)]
         self.bands = nn.ModuleList(nn.Embedding(size, width) for size, width in zip(sizes, widths, strict=True))
         self.projections = nn.ModuleList(nn.Linear(width, features, bias=False) for width in widths)
         for band, width in zip(self.bands, widths, strict=True):
@@ -132,7 +141,7 @@ def check_cutoffs(cutoffs: Sequence[int], vocabulary: int) -> None:
         UsageError: If they are not.
     """
     edges = [0, *cutoffs, vocabulary]
-    if not cutoffs or any(low >= high for low, high in zip(edges, edges[1:], strict=False)):
+    if not cutoffs or any(low >= high for low, high in pairwise(edges)):
         raise UsageError(
             f"Expected cutoffs that rise and lie between 0 and the vocabulary's {vocabulary} tokens, "
             f"but got {list(cutoffs)}"

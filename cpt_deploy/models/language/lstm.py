@@ -72,7 +72,7 @@ class LstmLanguageModel(nn.Module):
         """Return the hidden states of the last layer, (N, T, hidden), and the state after the last token."""
         x = self.dropout(self.embedding(tokens))
         ends = []
-        for layer, h, c in zip(self.layers, *(part.split(1) for part in state), strict=True):
+        for layer, h, c in zip(self.layers, *(torch.split(part, 1) for part in state), strict=True):
             x, end = layer(x, (h, c))
             x = self.dropout(x)
             ends.append(end)
@@ -83,7 +83,7 @@ class LstmLanguageModel(nn.Module):
         """Return log-probabilities of all tokens."""
         return self.head.log_probabilities(features)
 
-    def losses(self, features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor | None]:
+    def losses(self, features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Return negative log-likelihoods and the number of hits."""
         return self.head.losses(features, targets)
 
