@@ -58,6 +58,7 @@ format: $(INSTALLED)
 
 docs: $(INSTALLED)
 	$(BIN)/python docs/generate_cli.py
+	$(BIN)/python docs/generate_recipes.py
 
 clean:
 	rm -rf build dist quickstart-output .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

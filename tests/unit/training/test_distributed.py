@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from cpt_deploy.data import eval_loader, load_images
 from cpt_deploy.errors import CptError, UsageError
-from cpt_deploy.quantization import QuantizationConfig, prepare, synchronize_norms
+from cpt_deploy.quantization import QuantizationConfig, QuantizedModel, prepare, synchronize_norms
 from cpt_deploy.quantization.noise import index_noise
 from cpt_deploy.quantization.products import has_bf16_units
 from cpt_deploy.training import SilentReporter, evaluate, load_run, train
@@ -106,6 +106,34 @@ def test_quantized_loss_curve_is_that_of_one_process_within_the_bound(recipe, tm
     alone = evaluate(run.model, batches, classes=10, device=torch.device("cpu"), step=0)
     assert (alone.top1, alone.images) == (run.report.test.top1, run.report.test.images)
     assert alone.loss == pytest.approx(run.report.test.loss, rel=1e-5)
+
+
+def _train_and_tell(rank, recipe, directory):
+    with (directory.parent / f"bits-{rank}.txt").open("w") as file:
+        set_bits = QuantizedModel.set_bits
+
+        def told(model, forward, backward, groups=None):
+            file.write(f"{forward} {backward}\n")
+            set_bits(model, forward, backward, groups)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(QuantizedModel, "set_bits", told)
+            train(recipe, directory)
+
+
+def test_processes_agree_on_bits_that_follow_the_loss(recipe, tmp_path):
+    progressive = recipe(
+        "train.epochs=1",
+        "precision.schedule=progressive",
+        "precision.progressive.stages=[3, 4, 8]",
+        "precision.progressive.threshold=2",
+        "precision.progressive.decay=1",
+        "precision.progressive.window=2",
+        "precision.progressive.every=2 steps",
+    )
+    assert in_processes(2, _train_and_tell, progressive, tmp_path / "run") == [0, 0]
+    first, second = ((tmp_path / f"bits-{rank}.txt").read_text().split("\n") for rank in (0, 1))
+    assert first == second == [*["3 8"] * 4, *["4 8"] * 4, *["8 8"] * 3, ""]
 
 
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
