@@ -10,7 +10,6 @@ import copy
 from collections.abc import Iterator
 from typing import Any, NamedTuple, Protocol, cast
 
-import torch
 from torch import Tensor, nn
 
 from cpt_deploy.errors import ConversionError, UsageError
@@ -31,13 +30,13 @@ class Score(NamedTuple):
 
     Args:
         losses: Negative log-likelihood of each target in nats, float32, of those only that are to be predicted.
-        hits: How many of them are the most likely token, 0-dim; None where that would cost more than the loss.
+        hits: How many of them are the most likely token, 0-dim; with bands, those found without looking into a band.
         count: How many there are.
         state: The state after the last token.
     """
 
     losses: Tensor
-    hits: Tensor | None
+    hits: Tensor
     count: int
     state: State
 
@@ -64,7 +63,7 @@ class LanguageNetwork(Protocol):
     def log_probabilities(self, features: Tensor) -> Tensor:
         """Return log-probabilities of all tokens, (..., vocabulary), of features (..., F)."""
 
-    def losses(self, features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor | None]:
+    def losses(self, features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Return negative log-likelihoods, (n,), and the number of hits, of features (n, F) and targets int64 (n,)."""
 
 
@@ -229,8 +228,3 @@ def _check_lstm(name: str, lstm: nn.LSTM) -> None:
 def detached(state: State) -> State:
     """Return a state through which no gradient goes back: where truncated backpropagation through time ends."""
     return tuple(tensor.detach() for tensor in state)
-
-
-def zeros_like_parameters(network: nn.Module, *shape: int) -> Tensor:
-    """Return zeros on the device of a network's parameters."""
-    return torch.zeros(shape, device=next(network.parameters()).device)

@@ -9,9 +9,9 @@ One layer computes, for x (N, T, I), h and c (N, H) and the gates i, f, g, o in 
 Quantized are, as in the public QLSTM of Wolfe & Kyrillidis, 2024: the input, the hidden state where it is multiplied,
 both weights, and the gradient that arrives at the gates. The cell state, the hidden state that is carried on, the
 gates' nonlinearities and the bias stay in float32. Against theirs: weights are symmetric per output channel and
-activations have an integer zero point, as everywhere in this project; x is quantized in the range of the chunk's T steps
-together (one product for all), h in training in that of each step; and the gradient of the gates is rounded once a step,
-for both products.
+activations have an integer zero point, as everywhere in this project; x is quantized in the range of the chunk's T
+steps together (one product for all), h in training in that of each step; and the gradient of the gates is rounded once
+a step, for both products.
 
 In evaluation x and h have one grid each: that of the kept ranges, where h's is the extreme over a chunk's steps. So
 with σ_x, z_x, σ_h, z_h constant, the two products are integer products with per-channel weight scales.

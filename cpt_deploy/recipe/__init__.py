@@ -14,6 +14,7 @@ from cpt_deploy.recipe.schema import (
     OptimizerSettings,
     Recipe,
     SwaSettings,
+    TextSettings,
     TrainSettings,
 )
 from cpt_deploy.recipe.smoke import smoke_recipe
@@ -35,6 +36,7 @@ __all__ = [
     "ProgressiveSettings",
     "Recipe",
     "SwaSettings",
+    "TextSettings",
     "TrainSettings",
     "experiments",
     "load_grid",

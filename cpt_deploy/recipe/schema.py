@@ -58,21 +58,39 @@ class AugmentStep(BaseModel):
         return dict(self.model_extra or {})
 
 
-class DataSettings(Settings):
-    """Which images, how they become inputs, and how the training images are varied.
+class TextSettings(Settings):
+    """How text becomes tokens, and how many of them a step reads.
 
-    `name` is a known data set, a folder, an .npz file, or your own as `module:factory`; `root` is the folder that
-    holds a known one. `workers` is the number of loading processes, of each process in a distributed run (null: none on
-    a CPU, which they would share with the model, and up to eight of the idle cores beside a GPU). Images that
-    have to be decoded are kept in memory after the first time if all of them take at most `cache_mb` megabytes (null: a
-    quarter of the machine's memory; 0: never). Neither changes the result. `limit` is the number of images of each
-    split that are used, spread evenly over it (null: all).
+    `level` is what a token is: a word, a byte, or a byte pair; `vocabulary_size` limits words to the most frequent ones
+    (null: all of the training text), or is the number of byte-pair tokens (null: 8000). A step reads `sequence` tokens
+    of each row of the batch, through which gradients go back. In evaluation `context` tokens before them are repeated
+    for models that carry no state.
+    """
+
+    level: Literal["word", "byte", "bpe"] = "word"
+    vocabulary_size: Count | None = None
+    sequence: Count = 35
+    context: Annotated[int, Field(ge=0)] = 0
+
+
+class DataSettings(Settings):
+    """Which images or text, how they become inputs, and how the training images are varied.
+
+    `name` is a known data set or corpus, a folder, an .npz or text file, or your own as `module:factory`; `root` is the
+    folder that holds a known one. `task` is decided by it: a corpus is for a language model (`text`), images are to be
+    classified (`input`, `augment`). `workers` is the number of loading processes, of each process in a distributed run
+    (null: none on a CPU, which they would share with the model, and up to eight of the idle cores beside a GPU). Images
+    that have to be decoded are kept in memory after the first time if all of them take at most `cache_mb` megabytes
+    (null: a quarter of the machine's memory; 0: never). Neither changes the result. `limit` is the number of images of
+    each split that are used, spread evenly over it (null: all).
     """
 
     name: str = "digits"
+    task: Literal["auto", "classification", "language-model"] = "auto"
     root: str | None = None
     input: InputSettings = InputSettings()
     augment: tuple[AugmentStep, ...] = ()
+    text: TextSettings = TextSettings()
     workers: Annotated[int, Field(ge=0, le=256)] | None = None
     cache_mb: Annotated[int, Field(ge=0)] | None = None
     limit: Count | None = None
@@ -103,10 +121,11 @@ class LearningRateSettings(Settings):
     """How the learning rate moves; all positions are fractions of the run.
 
     piecewise: times `gamma` at each of `milestones`. linear and cosine: from `decay_start` to `decay_end` down to
-    `final_factor` times the rate. Warm-up rises linearly from `warmup_factor` over the first `warmup_steps` steps.
+    `final_factor` times the rate. plateau: times `gamma` after each evaluation that is not the best so far. Warm-up
+    rises linearly from `warmup_factor` over the first `warmup_steps` steps.
     """
 
-    name: Literal["piecewise", "linear", "cosine", "constant"] = "cosine"
+    name: Literal["piecewise", "linear", "cosine", "constant", "plateau"] = "cosine"
     milestones: tuple[Fraction, ...] = (0.5, 0.75)
     gamma: Annotated[float, Field(gt=0.0, le=1.0)] = 0.1
     decay_start: Fraction = 0.0

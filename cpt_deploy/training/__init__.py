@@ -17,7 +17,7 @@ from cpt_deploy.training.reports import (
     TrainReporter,
 )
 from cpt_deploy.training.run_directory import RunDirectory
-from cpt_deploy.training.saved_runs import TrainedRun, load_run
+from cpt_deploy.training.saved_runs import TrainedLanguageModel, TrainedRun, load_language_model, load_run
 from cpt_deploy.training.seed_curves import seed_curves
 from cpt_deploy.training.trainer import plan_run, train
 from cpt_deploy.training.trials import TrialOutcome, TrialQueue, TrialState, TrialStatus
@@ -39,6 +39,7 @@ __all__ = [
     "StepProgress",
     "TrainPlan",
     "TrainReporter",
+    "TrainedLanguageModel",
     "TrainedRun",
     "TrialOutcome",
     "TrialQueue",
@@ -48,6 +49,7 @@ __all__ = [
     "disk_errors",
     "evaluate",
     "group_runs",
+    "load_language_model",
     "load_run",
     "plan_run",
     "range_test",

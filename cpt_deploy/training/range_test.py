@@ -15,15 +15,15 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from cpt_deploy.data import training_stream
 from cpt_deploy.errors import TrainingDivergedError, UsageError
 from cpt_deploy.recipe import Recipe
 from cpt_deploy.training.optimizers import set_learning_rate
 from cpt_deploy.training.randomness import seeded
 from cpt_deploy.training.ranks import Ranks, choose_device
-from cpt_deploy.training.setup import RunData, RunObjects, build_objects, load_data
+from cpt_deploy.training.setup import RunObjects, build_objects
+from cpt_deploy.training.tasks import Task, load_task
 
 LEAST_BITS = 2
 DEFAULT_STEPS = 100
@@ -42,7 +42,7 @@ class BitsProgress:
         bits: Bits of weights and activations.
         accuracy: Training accuracy of each step.
         loss: Loss of each step.
-        batch_size: Images of a step.
+        batch_size: Samples of a step: images, or tokens.
         diverged: Whether the loss became NaN or infinite in the step after the last one.
     """
 
@@ -153,17 +153,10 @@ def range_test(
     widened = recipe.precision.model_copy(update={"lower": LEAST_BITS, "schedule": "cosine"})
     with seeded(recipe.seed, deterministic=recipe.train.deterministic):
         device = choose_device(recipe.train.device, Ranks())
-        data = load_data(recipe.model_copy(update={"precision": widened}), device)
-        objects = build_objects(data, device)
+        task = load_task(recipe.model_copy(update={"precision": widened}), device)
+        objects = build_objects(task.build_model(), task.recipe, task.total_steps, device)
         precisions = range(LEAST_BITS, upper + 1)
-        batches = training_stream(
-            data.train_inputs,
-            data.augment,
-            batch_size=recipe.train.batch_size,
-            seed=recipe.seed,
-            batches=range(len(precisions) * steps),
-            workers=data.workers,
-        )
+        batches = task.stream(range(len(precisions) * steps), Ranks(), pin_memory=False)
         found: int | None = None
         results: list[BitsProgress] = []
         for bits in precisions:
@@ -175,7 +168,7 @@ def range_test(
 
             model_before, optimizer_before = copy.deepcopy((objects.model.state_dict(), objects.optimizer.state_dict()))
             own = islice(batches, steps)
-            results.append(_train_at(objects, data, bits, own, tell))
+            results.append(_train_at(objects, task, bits, own, tell))
             if results[-1].diverged:
                 _check_divergence(results[-1], upper)
                 objects.model.load_state_dict(model_before)
@@ -200,31 +193,27 @@ def _check_divergence(progress: BitsProgress, upper: int) -> None:
 
 def _train_at(
     objects: RunObjects,
-    data: RunData,
+    task: Task,
     bits: int,
-    batches: Iterator[tuple[Tensor, Tensor]],
+    batches: Iterator[Any],
     tell: Callable[[int, float], None],
 ) -> BitsProgress:
-    recipe = data.recipe
-    criterion = nn.CrossEntropyLoss(label_smoothing=recipe.train.label_smoothing)
+    recipe, samples = task.recipe, 0
     set_learning_rate(objects.optimizer, recipe.optimizer.lr)
     objects.model.train().set_bits(bits, recipe.precision.grad_upper)
     accuracies: list[float] = []
     losses: list[float] = []
-    for step, (inputs, labels) in enumerate(batches, start=1):
+    for step, batch in enumerate(batches, start=1):
         objects.model.set_step(bits * 1_000_000 + step)
-        x = inputs.to(objects.device, memory_format=torch.channels_last)
-        y = labels.to(objects.device)
-        logits = objects.model(x)
-        loss = criterion(logits, y)
+        loss, correct, samples, _ = task.step(objects.model, batch, objects.device, autocast=False)
         if not bool(torch.isfinite(loss)):
-            return BitsProgress(bits, tuple(accuracies), tuple(losses), len(labels), diverged=True)
+            return BitsProgress(bits, tuple(accuracies), tuple(losses), samples, diverged=True)
         objects.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if recipe.train.grad_clip is not None:
             nn.utils.clip_grad_norm_(objects.model.parameters(), recipe.train.grad_clip)
         objects.optimizer.step()
-        accuracies.append(float((logits.detach().argmax(1) == y).float().mean()))
+        accuracies.append(float(correct) / samples)
         losses.append(float(loss.detach()))
         tell(step, accuracies[-1])
-    return BitsProgress(bits, tuple(accuracies), tuple(losses), len(labels))
+    return BitsProgress(bits, tuple(accuracies), tuple(losses), samples)

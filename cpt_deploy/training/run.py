@@ -11,9 +11,10 @@ from cpt_deploy.training.progress import RunProgress
 from cpt_deploy.training.ranks import Ranks
 from cpt_deploy.training.reports import TrainReporter
 from cpt_deploy.training.run_directory import RunDirectory
-from cpt_deploy.training.setup import RunData, RunObjects
+from cpt_deploy.training.setup import RunObjects
 from cpt_deploy.training.step_costs import StepCosts
 from cpt_deploy.training.synchronization import Synchronization
+from cpt_deploy.training.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Run:
     """A run.
 
     Args:
-        data: What it learns from.
+        task: What it learns, and from what.
         objects: What it changes.
         directory: Where its files go.
         progress: Where it stands.
@@ -34,7 +35,7 @@ class Run:
         following: What tells adaptive schedules the loss.
     """
 
-    data: RunData
+    task: Task
     objects: RunObjects
     directory: RunDirectory
     progress: RunProgress

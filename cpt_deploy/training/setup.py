@@ -26,7 +26,7 @@ from cpt_deploy.data import (
 from cpt_deploy.errors import UsageError
 from cpt_deploy.models import build_model
 from cpt_deploy.precision import BitOpsMeter, LayerCost, PrecisionSchedule, share_of_steps
-from cpt_deploy.quantization import LayerGroup, QuantizationConfig, QuantizedModel, prepare
+from cpt_deploy.quantization import CyclingModel, LayerGroup, QuantizationConfig, QuantizedModel, prepare
 from cpt_deploy.recipe import Recipe
 from cpt_deploy.training.optimizers import build_optimizer
 
@@ -85,7 +85,7 @@ class RunObjects:
     """
 
     device: torch.device
-    model: QuantizedModel
+    model: CyclingModel
     optimizer: torch.optim.Optimizer
     averaged: AveragedModel | None
     forward: PrecisionSchedule
@@ -200,27 +200,28 @@ def build_cpt_model(recipe: Recipe, classes: int, preprocessing: Preprocessing) 
     return prepared
 
 
-def build_objects(data: RunData, device: torch.device) -> RunObjects:
-    """Build model, optimizer, schedules and meter of a run.
+def build_objects(model: CyclingModel, recipe: Recipe, total_steps: int, device: torch.device) -> RunObjects:
+    """Build optimizer, schedules and meter of a run around its model.
 
     Args:
-        data: What the run learns from.
-        device: Where the model is.
+        model: The model.
+        recipe: The settings.
+        total_steps: Length of the run.
+        device: Where the model is to be.
 
     Raises:
         CptError: If something that the recipe names does not exist or does not fit.
     """
-    recipe = data.recipe
-    model = build_cpt_model(recipe, len(data.train.classes), data.preprocessing).to(device)
+    model = model.to(device)
     model = model.to(memory_format=torch.channels_last)  # the faster layout of convolutions
     optimizer = build_optimizer(model, recipe.optimizer)
     averaged = AveragedModel(model) if recipe.train.swa.enabled else None
     forward, backward = recipe.precision.forward_schedule(), recipe.precision.backward_schedule()
-    _check_bits(forward, recipe.precision.lower, recipe.precision.upper, data.total_steps)
-    _check_bits(backward, recipe.precision.grad_lower, recipe.precision.grad_upper, data.total_steps)
+    _check_bits(forward, recipe.precision.lower, recipe.precision.upper, total_steps)
+    _check_bits(backward, recipe.precision.grad_lower, recipe.precision.grad_upper, total_steps)
     groups = recipe.precision.group_schedules()
     for settings, schedule in zip(recipe.precision.groups, groups.values(), strict=True):
-        _check_bits(schedule, *recipe.precision.bounds_of(settings), data.total_steps)
+        _check_bits(schedule, *recipe.precision.bounds_of(settings), total_steps)
     costs = [LayerCost(layer.name, layer.macs, layer.role) for layer in model.layers()]
     meter = BitOpsMeter(costs, recipe.precision.upper, model.precision.groups)
     return RunObjects(device, model, optimizer, averaged, forward, backward, meter, groups)

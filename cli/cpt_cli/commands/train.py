@@ -191,12 +191,11 @@ def run_training(recipe: "Recipe", directory: Path, *, resume: bool = False, pro
     if finished_before:
         out.note(f"the run in {formats.path(directory)} was finished already")
     files = _files(directory)
-    upper, test, cost = report.bits["upper"], report.test, report.cost
-    best = "" if report.best is None else f", best on the way {formats.share(report.best.top1)}"
+    upper, cost = report.bits["upper"], report.cost
     out.fields(
         f"Trained {report.name}",
         {
-            f"accuracy at {upper} bits": f"{formats.share(test.top1)} of {test.images:,} test images{best}",
+            **_describe_result(report),
             "cost": f"{cost['gbitops']:,.0f} GBitOPs, {formats.share(cost['saving'])} less than static {upper} bits",
             "time": _describe_time(report),
             "run": formats.path(directory),
@@ -210,9 +209,21 @@ def run_training(recipe: "Recipe", directory: Path, *, resume: bool = False, pro
     return report
 
 
+def _describe_result(report: "RunReport") -> dict[str, str]:
+    """Return what the run is judged by: accuracy, or perplexity, of the settled model."""
+    test, best, upper = report.test, report.best, report.bits["upper"]
+    if test.perplexity is None or report.valid is None:
+        on_the_way = "" if best is None else f", best on the way {formats.share(best.top1)}"
+        return {f"accuracy at {upper} bits": f"{formats.share(test.top1)} of {test.images:,} test images{on_the_way}"}
+    on_the_way = "" if best is None else f" (best on the way {best.perplexity:.2f})"
+    texts = f"{test.perplexity:.2f} on the test text, {report.valid.perplexity:.2f} on the validation text{on_the_way}"
+    return {f"perplexity at {upper} bits": texts}
+
+
 def _describe_time(report: "RunReport") -> str:
     waiting = report.seconds.get("waiting_for_data", 0.0) / max(report.seconds["training"], 1e-9)
-    rate = f"{report.images_per_s:,.0f} images/s in training"
+    unit = "tokens" if report.task == "language-model" else "images"
+    rate = f"{report.images_per_s:,.0f} {unit}/s in training"
     return f"{formats.duration(report.seconds['total'])}, {rate}, {waiting:.0%} of it waiting for data"
 
 

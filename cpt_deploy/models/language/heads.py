@@ -33,7 +33,7 @@ class SoftmaxHead(nn.Module):
         """Return log-probabilities, (..., F) to (..., vocabulary)."""
         return functional.log_softmax(self.decoder(x), dim=-1)
 
-    def losses(self, x: Tensor, targets: Tensor) -> tuple[Tensor, Tensor | None]:
+    def losses(self, x: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Return negative log-likelihoods and the number of hits, of (n, F) and (n,)."""
         logits = self.decoder(x).float()
         hits = (logits.detach().argmax(1) == targets).sum()
@@ -62,9 +62,17 @@ class AdaptiveHead(nn.Module):
         flat: Tensor = self.softmax.log_prob(x.reshape(-1, x.shape[-1]))
         return flat.view(*x.shape[:-1], -1)
 
-    def losses(self, x: Tensor, targets: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return negative log-likelihoods of (n, F) and (n,); hits would need the probabilities of all bands."""
-        return -self.softmax(x, targets).output, None
+    def losses(self, x: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Return negative log-likelihoods, and the number of hits in the first band, of (n, F) and (n,).
+
+        Where a token of the first band is more likely than each whole band behind it, it is the most likely one of all.
+        Where it is not, finding the most likely one would take the probabilities of all bands, and no hit is counted.
+        """
+        losses = -self.softmax(x, targets).output
+        with torch.no_grad():
+            likely = self.softmax.head(x).argmax(1)
+            hits = ((likely == targets) & (likely < self.softmax.shortlist_size)).sum()
+        return losses, hits
 
     def band(self, number: int) -> nn.Linear:
         """Return the matrix of a band's tokens, (tokens, dimensions of the band)."""

@@ -83,7 +83,7 @@ class LstmLanguageModel(nn.Module):
         """Return log-probabilities of all tokens."""
         return self.head.log_probabilities(features)
 
-    def losses(self, features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor | None]:
+    def losses(self, features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Return negative log-likelihoods and the number of hits."""
         return self.head.losses(features, targets)
 

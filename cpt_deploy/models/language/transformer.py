@@ -144,8 +144,8 @@ class TransformerLanguageModel(nn.Module):
         """Return log-probabilities of all tokens."""
         return self.head.log_probabilities(features)
 
-    def losses(self, features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return negative log-likelihoods and, without bands, the number of hits."""
+    def losses(self, features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Return negative log-likelihoods and the number of hits."""
         return self.head.losses(features, targets)
 
     def forward(self, tokens: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
