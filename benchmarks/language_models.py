@@ -1,7 +1,7 @@
 """Perplexity of a small two-layer LSTM on the Penn Treebank at CPT 5-8/8 and at static 8 bits, by `cpt train`.
 
-The settings are those of `ptb-lstm` but for the size and the length of the run, which two CPU cores allow. Runs that are
-finished are taken as they are, unfinished ones go on from their last checkpoint; results are written after each.
+The settings are those of `ptb-lstm` but for the size and the length of the run, which two CPU cores allow. Runs that
+are finished are taken as they are, unfinished ones go on from their last checkpoint; results are written after each.
 
     CPT_DATA_DIR=… python benchmarks/language_models.py [--runs runs/language-models] [--epochs 2] [--only cpt-5-8]
 """
@@ -63,9 +63,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--size", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--only", choices=list(RECIPES), help="train this one and write the results of those that are there"
-    )
+    parser.add_argument("--only", choices=list(RECIPES), help="train this one; the other is read if it is finished")
     arguments = parser.parse_args()
     reports: dict[str, dict[str, Any]] = {}
     for name in RECIPES:
@@ -74,9 +72,10 @@ def main() -> None:
             reports[name] = train(name, arguments.runs, arguments)
     info = machine()
     header = ["precision", "valid perplexity", "test perplexity", "GBitOPs", "saving", "training, minutes"]
+    epochs = next(iter(reports.values()))["epochs"]
     table = (
-        f"Two-layer LSTM of {arguments.size} on the Penn Treebank, {next(iter(reports.values()))['epochs']:g} epochs, seed "
-        f"{arguments.seed}, settled, at 8 bits (`python benchmarks/language_models.py`)\n\n"
+        f"Two-layer LSTM of {arguments.size} on the Penn Treebank, epochs: {epochs:g}, seed {arguments.seed}, settled, "
+        f"at 8 bits (`python benchmarks/language_models.py`)\n\n"
         + markdown_table(header, [row(name, report) for name, report in reports.items()])
         + f"\n\n{machine_line(info)}"
     )

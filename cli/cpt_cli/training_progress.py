@@ -120,13 +120,14 @@ def show_plan(plan: "TrainPlan") -> None:
     recipe = plan.recipe
     epochs = plan.total_steps / plan.steps_per_epoch
     parameters, macs = formats.count(plan.parameters), formats.count(plan.macs)
+    kinds = f"{plan.classes:,} {'classes' if plan.unit == 'images' else 'different ones'}"
     samples = f"{plan.train_images:,} {plan.unit} to train and {plan.test_images:,} to test"
     out.fields(
         f"Training {recipe.name}",
         {
             "model": f"{recipe.model.name}, {parameters} parameters, {macs} MACs per {plan.unit.removesuffix('s')}",
             "quantized layers": _describe_layers(plan),
-            "data": f"{recipe.data.name}, {samples}, {plan.classes:,} {'classes' if plan.unit == 'images' else 'different ones'}",
+            "data": f"{recipe.data.name}, {samples}, {kinds}",
             "steps": f"{plan.total_steps:,} ({epochs:g} epochs of batches of {recipe.train.batch_size})",
             "precision": _describe_precision(plan),
             "cost": _describe_cost(plan),

@@ -102,7 +102,7 @@ class ByteTokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of bytes; what is no UTF-8 becomes the replacement character."""
-        return bytes(ids).decode(errors="replace")
+        return bytes(int(value) for value in ids).decode(errors="replace")
 
     def to_json(self) -> str:
         """Return a byte-pair encoding without pairs."""

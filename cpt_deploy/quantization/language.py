@@ -22,7 +22,7 @@ from cpt_deploy.quantization.precision_state import PrecisionState, Role
 from cpt_deploy.quantization.recurrent import quantized_lstm
 
 State = tuple[Tensor, ...]
-"""What a network remembers of the tokens before; the batch is axis 1 of an LSTM's tensors, axis 0 of a Transformer's."""
+"""What a network remembers of the tokens before; the batch is axis 1 in an LSTM's, axis 0 in a Transformer's."""
 
 
 class Score(NamedTuple):
@@ -31,13 +31,13 @@ class Score(NamedTuple):
     Args:
         losses: Negative log-likelihood of each target in nats, float32, of those only that are to be predicted.
         hits: How many of them are the most likely token, 0-dim; with bands, those found without looking into a band.
-        count: How many there are.
+        targets: How many there are.
         state: The state after the last token.
     """
 
     losses: Tensor
     hits: Tensor
-    count: int
+    targets: int
     state: State
 
 
@@ -189,8 +189,9 @@ def prepare_language_model(network: nn.Module, config: QuantizationConfig) -> Qu
         elif isinstance(module, nn.LSTM):
             _check_lstm(name, module)
             replaced = quantized_lstm(module, precision, role, index, config.range_momentum)
-            for part, weight in (("input_layer", module.weight_ih_l0), ("hidden_layer", module.weight_hh_l0)):
-                layers.append(LayerInfo(f"{name}.{part}", weight.numel(), role, weight.numel()))
+            for part, weight in (("input_layer", "weight_ih_l0"), ("hidden_layer", "weight_hh_l0")):
+                count = module.get_parameter(weight).numel()
+                layers.append(LayerInfo(f"{name}.{part}", count, role, count))
         else:
             layer = quantized_layer(module, precision, role, index)
             assert isinstance(layer, QuantizedLinear)

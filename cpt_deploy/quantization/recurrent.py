@@ -114,8 +114,9 @@ def quantized_lstm(lstm: nn.LSTM, precision: PrecisionState, role: Role, index: 
     hidden = lstm.hidden_size
     inward = nn.Linear(lstm.input_size, 4 * hidden, device="meta")
     onward = nn.Linear(hidden, 4 * hidden, bias=False, device="meta")
-    inward.weight, onward.weight = lstm.weight_ih_l0, lstm.weight_hh_l0
-    inward.bias = nn.Parameter((lstm.bias_ih_l0 + lstm.bias_hh_l0).detach().clone())
+    own = lstm.get_parameter
+    inward.weight, onward.weight = own("weight_ih_l0"), own("weight_hh_l0")
+    inward.bias = nn.Parameter((own("bias_ih_l0") + own("bias_hh_l0")).detach().clone())
     layers = [quantized_layer(layer, precision, role, index + place) for place, layer in enumerate((inward, onward))]
     assert isinstance(layers[0], QuantizedLinear)
     assert isinstance(layers[1], QuantizedLinear)

@@ -94,10 +94,8 @@ def load_language_model(run_dir: Path) -> TrainedLanguageModel:
     content, digest = _verified_weights(directory, report)
     tokenizer = read_tokenizer(directory.tokenizer)
     known = report.data["vocabulary"]
-    if (
-        tokenizer.size != known["size"]
-        or hashlib.sha256(directory.tokenizer.read_bytes()).hexdigest() != known["sha256"]
-    ):
+    digest_of_words = hashlib.sha256(directory.tokenizer.read_bytes()).hexdigest()
+    if tokenizer.size != known["size"] or digest_of_words != known["sha256"]:
         raise CheckpointError(
             f"Expected the vocabulary of {known['size']} tokens that the model was trained with at "
             f"{directory.tokenizer}, but got another one, of {tokenizer.size} tokens",

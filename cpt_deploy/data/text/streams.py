@@ -1,8 +1,8 @@
 """Chunks of text: of parallel rows for training with carried state, and of all tokens once for evaluation.
 
-Training follows Zaremba et al., 2014: the text is cut into as many rows of equal length as a batch has, and a step reads
-the next few tokens of all rows, so that the state at the end of one step is where the next begins. Evaluation predicts
-every token of the text but the first exactly once, whatever the number of rows.
+Training follows Zaremba et al., 2014: the text is cut into as many rows of equal length as a batch has, and a step
+reads the next few tokens of all rows, so that the state at the end of one step is where the next begins. Evaluation
+predicts every token of the text but the first exactly once, whatever the number of rows.
 """
 
 from collections.abc import Iterator
@@ -50,7 +50,7 @@ def training_rows(ids: Ids, rows: int) -> Ids:
 
 def steps_per_epoch(rows: Ids, length: int) -> int:
     """Return how many chunks of at most `length` tokens a pass over the rows has."""
-    return -(-(rows.shape[1] - 1) // length)
+    return -(-(int(rows.shape[1]) - 1) // length)
 
 
 def training_chunk(rows: Ids, length: int, number: int) -> Chunk:

@@ -6,6 +6,7 @@ dimensions of the one before.
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -107,7 +108,7 @@ class AdaptiveEmbedding(nn.Module):
         self.features = features
         self.edges = [0, *cutoffs, vocabulary]
         widths = [int(features // factor**band) for band in range(len(cutoffs) + 1)]
-        sizes = [end - start for start, end in zip(self.edges, self.edges[1:], strict=False)]
+        sizes = [end - start for start, end in pairwise(self.edges)]
         self.bands = nn.ModuleList(nn.Embedding(size, width) for size, width in zip(sizes, widths, strict=True))
         self.projections = nn.ModuleList(nn.Linear(width, features, bias=False) for width in widths)
         for band, width in zip(self.bands, widths, strict=True):
@@ -140,7 +141,7 @@ def check_cutoffs(cutoffs: Sequence[int], vocabulary: int) -> None:
         UsageError: If they are not.
     """
     edges = [0, *cutoffs, vocabulary]
-    if not cutoffs or any(low >= high for low, high in zip(edges, edges[1:], strict=False)):
+    if not cutoffs or any(low >= high for low, high in pairwise(edges)):
         raise UsageError(
             f"Expected cutoffs that rise and lie between 0 and the vocabulary's {vocabulary} tokens, "
             f"but got {list(cutoffs)}"

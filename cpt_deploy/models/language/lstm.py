@@ -72,7 +72,7 @@ class LstmLanguageModel(nn.Module):
         """Return the hidden states of the last layer, (N, T, hidden), and the state after the last token."""
         x = self.dropout(self.embedding(tokens))
         ends = []
-        for layer, h, c in zip(self.layers, *(part.split(1) for part in state), strict=True):
+        for layer, h, c in zip(self.layers, *(torch.split(part, 1) for part in state), strict=True):
             x, end = layer(x, (h, c))
             x = self.dropout(x)
             ends.append(end)

@@ -1,8 +1,8 @@
 """`transformer-lm`: a causal Transformer with LayerNorm before each part; the float network (Baevski & Auli, 2018).
 
 A block is `x + A(LN(x))`, then `x + F(LN(x))`. A has one Linear for queries, keys and values of all heads (features to
-3 · features, in this order) and one for its output; F is Linear, ReLU, Linear. Positions are the sinusoids of Vaswani et
-al., 2017. `prepare_language_model` quantizes the input and the weight of each Linear and the embedding; LayerNorm,
+3 · features, in this order) and one for its output; F is Linear, ReLU, Linear. Positions are the sinusoids of Vaswani
+et al., 2017. `prepare_language_model` quantizes the input and the weight of each Linear and the embedding; LayerNorm,
 softmax, the sums and the two products of attention, QKᵀ and PV, stay in float32.
 
 The state is a cache of keys and values, (k_0, v_0, k_1, v_1, …), float32 (N, heads, past, features / heads) each, with

@@ -83,7 +83,7 @@ class LanguageModelling:
     @property
     def step_samples(self) -> int:
         """Tokens of a step."""
-        return self.rows * min(self.length, self.train_rows.shape[1] - 1)
+        return self.rows * min(self.length, int(self.train_rows.shape[1]) - 1)
 
     @property
     def rows(self) -> int:
@@ -156,7 +156,7 @@ class LanguageModelling:
         with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
             score = model.score(batch.tokens.to(device), batch.targets.to(device), before)
         self._carried = detached(score.state) if model.carries_state else None
-        return StepOutcome(score.losses.float().mean(), score.hits, score.count, score.count)
+        return StepOutcome(score.losses.float().mean(), score.hits, score.targets, score.targets)
 
     def state(self) -> Mapping[str, Tensor]:
         """Return the carried state."""
@@ -250,7 +250,7 @@ def evaluate_text(
                 state = score.state if model.carries_state else None
                 loss += score.losses.double().sum()
                 hits += score.hits
-                count += score.count
+                count += score.targets
     finally:
         model.train(training)
     mean = float(loss) / count
