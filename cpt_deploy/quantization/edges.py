@@ -1,6 +1,5 @@
 """Quantizers of activations: each stands on an edge, between what makes a tensor and what reads it."""
 
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -67,9 +66,9 @@ class EdgeQuantizer(nn.Module):
         grid = self._grid(self.current, role, least_bits)
         return fake_quantize(x, *grid)
 
-    def grid(self, role: Literal["cycle"] | None = None) -> Grid:
-        """Return the grid of the last forward, or the one that cycling layers have in the same range."""
-        if self._observed is not None:
+    def grid(self, role: Role | None = None) -> Grid:
+        """Return the grid of the last forward, or the one that layers of a role have in the same range."""
+        if self._observed is not None and role in (None, "cycle"):
             return self._observed.own if role is None else self._observed.cycle
         return self._grid(self.current, role or self.role, 0 if role else self.least_bits)
 

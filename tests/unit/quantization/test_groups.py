@@ -92,9 +92,14 @@ def test_the_upper_bound_is_each_groups_own_and_bits_come_back():
     assert model.layer_bits({"fc": 4})["groups.1.0.conv2"] == 6
 
 
-def test_training_on_codes_computes_what_the_modules_do():
+@pytest.mark.parametrize(
+    ("group", "name"),
+    [(SECOND, "groups.1.0.conv1"), (LayerGroup("group1", "*.shortcut.0", 6), "groups.1.0.shortcut.0")],
+    ids=["edge of the group", "edge that is shared"],
+)
+def test_training_on_codes_computes_what_the_modules_do(group, name):
     """Both paths with a group at bits of its own, from the same weights, in the first step's loss and gradients."""
-    model = tiny(SECOND)
+    model = tiny(group)
     x, labels = torch.randn(32, 1, 8, 8), torch.randint(0, 10, (32,))
     results = []
     for compute in ("modules", "float32"):
@@ -103,7 +108,7 @@ def test_training_on_codes_computes_what_the_modules_do():
         model.zero_grad()
         loss = nn.functional.cross_entropy(model(x), labels)
         loss.backward()
-        gradient = model.network.get_submodule("groups.1.0.conv1").weight.grad
+        gradient = model.network.get_submodule(name).weight.grad
         results.append((loss.item(), gradient.clone()))
     assert results[0][0] == pytest.approx(results[1][0], abs=0.02)
     cosine = nn.functional.cosine_similarity(results[0][1].flatten(), results[1][1].flatten(), dim=0)
