@@ -3,7 +3,7 @@
 The settings are those of `ptb-lstm` but for the size and the length of the run, which two CPU cores allow. Runs that
 are finished are taken as they are, unfinished ones go on from their last checkpoint; results are written after each.
 
-    CPT_DATA_DIR=… python benchmarks/language_models.py [--runs runs/language-models] [--epochs 2] [--only cpt-5-8]
+    CPT_DATA_DIR=… python benchmarks/language_models.py [--runs runs/language-models] [--steps 2656] [--only cpt-5-8]
 """
 
 import argparse
@@ -19,14 +19,16 @@ CPT = [sys.executable, "-m", "cpt_cli"]
 RECIPES = {"cpt-5-8": "ptb-lstm", "static-8": "ptb-lstm-static8"}
 
 
-def settings(epochs: int, size: int, seed: int) -> list[str]:
+def settings(steps: int, size: int, seed: int) -> list[str]:
     """Return what differs from the preset."""
     return [
         f"model.args.embedding={size}",
         f"model.args.hidden={size}",
         "model.args.dropout=0.2",  # a small network that sees the text a few times underfits
-        f"train.epochs={epochs}",
-        "train.checkpoint_every=200 steps",
+        f"train.steps={steps}",
+        "train.eval_batch_size=40",
+        "train.eval_every=null",  # the rate stays as it is: there is no epoch to wait for
+        "train.checkpoint_every=100 steps",
         f"seed={seed}",
         "train.device=cpu",
     ]
@@ -37,7 +39,7 @@ def train(name: str, folder: Path, arguments: argparse.Namespace) -> dict[str, A
     run = folder / f"{name}-seed{arguments.seed}"
     if not (run / "report.json").is_file():
         begun = (run / "recipe.yaml").is_file()
-        overrides = settings(arguments.epochs, arguments.size, arguments.seed)
+        overrides = settings(arguments.steps, arguments.size, arguments.seed)
         what = ["--resume", str(run)] if begun else [RECIPES[name], *overrides, "--out", str(run)]
         subprocess.run([*CPT, "train", *what, "--quiet"], check=True)
     report: dict[str, Any] = json.loads((run / "report.json").read_text())
@@ -60,7 +62,7 @@ def main() -> None:
     """Train what is not yet trained and write the results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=Path, default=Path("runs/language-models"))
-    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=2656, help="1,328 are an epoch")
     parser.add_argument("--size", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", choices=list(RECIPES), help="train this one; the other is read if it is finished")
@@ -72,10 +74,10 @@ def main() -> None:
             reports[name] = train(name, arguments.runs, arguments)
     info = machine()
     header = ["precision", "valid perplexity", "test perplexity", "GBitOPs", "saving", "training, minutes"]
-    epochs = next(iter(reports.values()))["epochs"]
+    first = next(iter(reports.values()))
     table = (
-        f"Two-layer LSTM of {arguments.size} on the Penn Treebank, epochs: {epochs:g}, seed {arguments.seed}, settled, "
-        f"at 8 bits (`python benchmarks/language_models.py`)\n\n"
+        f"Two-layer LSTM of {arguments.size} on the Penn Treebank, {first['steps']:,} steps ({first['epochs']:.2f} "
+        f"epochs), seed {arguments.seed}, settled, at 8 bits (`python benchmarks/language_models.py`)\n\n"
         + markdown_table(header, [row(name, report) for name, report in reports.items()])
         + f"\n\n{machine_line(info)}"
     )

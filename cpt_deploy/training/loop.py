@@ -100,7 +100,8 @@ class TrainingLoop:
             self._read_losses()  # before the step, so that a NaN never reaches the weights
         objects.optimizer.zero_grad(set_to_none=True)
         # Gradients are averaged over the processes, whose parts may differ by a sample.
-        (loss if self.ranks.count == 1 else loss * (samples * self.ranks.count / whole)).backward()
+        mine = loss if self.ranks.count == 1 else loss * (samples * self.ranks.count / whole)
+        mine.backward()  # type: ignore[no-untyped-call]
         if self.settings.grad_clip is not None:
             nn.utils.clip_grad_norm_(objects.model.parameters(), self.settings.grad_clip)
         objects.optimizer.step()

@@ -167,12 +167,13 @@ def range_test(
                     on_step(done + step, len(precisions) * steps, accuracy)
 
             model_before, optimizer_before = copy.deepcopy((objects.model.state_dict(), objects.optimizer.state_dict()))
-            own = islice(batches, steps)
+            carried_before, own = dict(task.state()), islice(batches, steps)
             results.append(_train_at(objects, task, bits, own, tell))
             if results[-1].diverged:
                 _check_divergence(results[-1], upper)
                 objects.model.load_state_dict(model_before)
                 objects.optimizer.load_state_dict(optimizer_before)
+                task.restore(carried_before, device)
                 deque(own, maxlen=0)  # each precision has its own batches, whatever happened before
             if found is None and results[-1].exceeds(threshold):
                 found = bits
@@ -209,7 +210,7 @@ def _train_at(
         if not bool(torch.isfinite(loss)):
             return BitsProgress(bits, tuple(accuracies), tuple(losses), samples, diverged=True)
         objects.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         if recipe.train.grad_clip is not None:
             nn.utils.clip_grad_norm_(objects.model.parameters(), recipe.train.grad_clip)
         objects.optimizer.step()

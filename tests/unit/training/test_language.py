@@ -9,6 +9,7 @@ import signal
 import pytest
 
 from cpt_deploy.errors import CheckpointError, RunInterruptedError, UsageError
+from cpt_deploy.precision import relative_cost
 from cpt_deploy.recipe import load_recipe
 from cpt_deploy.training import SilentReporter, load_language_model, load_run, plan_run, range_test, train
 
@@ -152,3 +153,16 @@ def test_the_range_test_reads_text(language):
     assert [entry.bits for entry in result.progress] == [2, 3, 4]
     assert all(entry.batch_size == 8 * 12 for entry in result.progress[:1])
     assert json.dumps(result.to_dict())
+
+
+PAPER_SAVINGS = {"ptb-lstm": (0.232, 0.002), "ptb-lstm-static8": (0.0, 1e-9), "wikitext103-transformer": (0.302, 0.002)}
+
+
+@pytest.mark.parametrize("name", PAPER_SAVINGS)
+def test_presets_save_what_the_paper_figures_say(name):
+    recipe = load_recipe(name)
+    forward, backward = recipe.precision.forward_schedule(), recipe.precision.backward_schedule()
+    ratio = relative_cost(forward, backward, 8000, reference_bits=8)
+    saving, tolerance = PAPER_SAVINGS[name]
+    assert 1 - ratio == pytest.approx(saving, abs=tolerance)
+    assert recipe.precision.ends == "cycle"

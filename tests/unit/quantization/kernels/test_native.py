@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from cpt_deploy.quantization.affine import affine_parameters, including_zero
-from cpt_deploy.quantization.kernels.parameters import gradient_step
 from cpt_deploy.quantization.kernels import Clamp, Grid, Kernels, Site, Terms
+from cpt_deploy.quantization.kernels.parameters import gradient_step
 from cpt_deploy.quantization.kernels.reference import TorchKernels
 
 TORCH = TorchKernels()
