@@ -1,6 +1,5 @@
 """Quantizers of activations: each stands on an edge, between what makes a tensor and what reads it."""
 
-
 import torch
 from torch import Tensor, nn
 
