@@ -67,8 +67,8 @@ def test_cost_and_saving_are_what_the_paper_prints(name):
         assert cost.paper_gbitops == pytest.approx(gbitops.value, rel=0.01)
     if experiment.precision == "static8" and experiment.network in STATIC_8:
         assert cost.paper_gbitops == pytest.approx(STATIC_8[experiment.network], rel=0.003)
-    # The first and the last layer hold the upper bound, so a run of ours saves a little less.
-    assert cost.saving <= cost.paper_saving < cost.saving + 0.03
+    # Where the first and the last layer hold the upper bound, a run of ours saves a little less.
+    assert cost.saving - 1e-4 < cost.paper_saving < cost.saving + 0.03
     steps = {"imagenet": 120 * (1281167 // 256), "ptb": 40 * 1328, "wikitext103": 200_000}
     assert cost.steps == steps.get(experiment.data, 64_000)
 
