@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from cpt_deploy.bundle.bundle import Bundle
+from cpt_deploy.bundle.opened import OpenedBundle
 from cpt_deploy.bundle.providers import CPU, provider_name
 from cpt_deploy.errors import BundleError, ValidationFailedError
 
@@ -58,7 +58,7 @@ class Evidence:
     provider: str
 
 
-def read_evidence(bundle: Bundle) -> Evidence | None:
+def read_evidence(bundle: OpenedBundle) -> Evidence | None:
     """Return what a bundle's validation.json says; `None` if there is none.
 
     Raises:
@@ -76,7 +76,7 @@ def read_evidence(bundle: Bundle) -> Evidence | None:
         ) from error
 
 
-def require_evidence(bundle: Bundle, provider: str = "cpu") -> Evidence:
+def require_evidence(bundle: OpenedBundle, provider: str = "cpu") -> Evidence:
     """Return a bundle's evidence if it vouches for the model beside it, as an execution provider runs it.
 
     Raises:

@@ -12,8 +12,9 @@ import yaml
 from pydantic import Field, ValidationError
 
 from cpt_deploy.errors import DataError, RecipeError, UsageError
+from cpt_deploy.recipe.fields import Settings
 from cpt_deploy.recipe.loading import load_recipe, recipe_path
-from cpt_deploy.recipe.schema import Recipe, Settings
+from cpt_deploy.recipe.schema import Recipe
 from cpt_deploy.registry import nearest_names
 
 

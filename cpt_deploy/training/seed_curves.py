@@ -4,6 +4,7 @@ import statistics
 from collections.abc import Sequence
 
 from cpt_deploy.errors import CptError, DataError
+from cpt_deploy.precision import AdaptiveSchedule
 from cpt_deploy.report import SeedBand, SeedCurves
 from cpt_deploy.training.compared import FinishedRun, RunGroup
 from cpt_deploy.training.metrics_log import read_metrics
@@ -51,11 +52,16 @@ def _rows(run: FinishedRun) -> Rows:
 
 
 def _bits(run: FinishedRun, rows: Rows) -> tuple[list[int], list[int]]:
-    """Return steps and forward bits: of every step by the recipe's schedule, of logged steps if it cannot be built."""
+    """Return steps and forward bits: of every step by the recipe's schedule.
+
+    Those of logged steps if the schedule follows the losses or is gone.
+    """
     steps = run.report.steps
     try:
         schedule = run.recipe.precision.forward_schedule()
+    except CptError:  # one of the user's own, which need not be here any more
+        schedule = None
+    if schedule is not None and not isinstance(schedule, AdaptiveSchedule):
         return list(range(steps)), [schedule.bits_at(step, steps) for step in range(steps)]
-    except CptError:  # a schedule of the user's own, which need not be here any more
-        logged = [(int(row["step"]), int(row["bits"])) for row in rows if row["bits"]]
-        return [step for step, _ in logged], [bits for _, bits in logged]
+    logged = [(int(row["step"]), int(row["bits"])) for row in rows if row["bits"]]
+    return [step for step, _ in logged], [bits for _, bits in logged]

@@ -101,7 +101,8 @@ class TrialQueue:
         running: dict[Future[TrialOutcome], tuple[Trial, str]] = {}
         with ThreadPoolExecutor(jobs) as executor:
             while True:
-                while len(running) < jobs and not stopping():
+                stop = stopping()
+                while len(running) < jobs and not stop:
                     trial = self._take()
                     if trial is None:
                         break

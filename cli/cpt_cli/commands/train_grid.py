@@ -124,6 +124,6 @@ COMMAND = Command(
     examples=(
         "cpt train-grid grid.yaml --dry-run  # lists the runs",
         "cpt train-grid grid.yaml --jobs 2  # again after Ctrl-C: goes on",
-        "cpt compare runs/grid/runs/* --plot compare.svg --curves curves.svg",
+        "cpt train-grid grid.yaml --out /shared/grid  # on several machines, which share the runs",
     ),
 )

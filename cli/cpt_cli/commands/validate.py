@@ -64,12 +64,21 @@ def validate(  # noqa: PLR0913, PLR0917  the options are its parameters
     """Measure a bundle before it is served: accuracy and integers of trained model, integer executor and onnxruntime.
 
     On another execution provider than cpu integers may differ: how many do is measured, and fails only on request.
+    Of a language model perplexity is measured on the test text, and --max-drop is percent of it.
+
     The evidence becomes validation.json and a page, validation.html, in the bundle and a table in its model card. The
     exit code is 4 when accuracy dropped too far, an integer differs or model.onnx is not what was exported.
     """
-    from cpt_deploy.bundle import Bundle
+    from cpt_cli.language import ValidateOptions, validate_language_bundle
+    from cpt_deploy.bundle.language import LanguageBundle, open_bundle
 
-    opened = Bundle.open(bundle)
+    opened = open_bundle(bundle)
+    if isinstance(opened, LanguageBundle):
+        if source is not None or html is not None:
+            raise UsageError("Expected no --from and no --html for a language model, but got one")
+        options = ValidateOptions(data, data_dir, run, limit, max_drop, require_exact, provider)
+        validate_language_bundle(opened, options)
+        return
     if data is None:
         only_with_data = {
             "--run": run, "--from": source, "--limit": limit, "--max-drop": max_drop, "--data-dir": data_dir,

@@ -75,6 +75,15 @@ def test_bits_are_logged_ones_where_the_schedule_is_gone(runs, tmp_path):
     plot_seed_curves([curves], tmp_path / "curves.svg")
 
 
+def test_bits_that_follow_the_losses_are_logged_ones(runs):
+    run = read_finished_run(runs / "cpt0")
+    precision = run.recipe.precision.model_copy(update={"schedule": "progressive"})
+    adaptive = type(run)(run.path, run.recipe.model_copy(update={"precision": precision}), run.report)
+    curves = seed_curves(group_runs([adaptive])[0])
+    logged = [int(row["bits"]) for row in read_metrics(run.path / "metrics.csv") if row["bits"]]
+    assert curves.bits == logged
+
+
 def test_a_log_that_is_missing_is_one_line(runs, tmp_path):
     run = read_finished_run(runs / "cpt0")
     (group,) = group_runs([type(run)(tmp_path, run.recipe, run.report)])

@@ -87,6 +87,24 @@ def test_a_request_to_stop_leaves_the_rest_waiting_and_interrupted_ones_go_on(tm
     assert set(states(again).values()) == {"finished"}
 
 
+def test_whether_to_stop_is_asked_while_all_jobs_are_busy(tmp_path):
+    asked = threading.Event()
+
+    def execute(name):
+        assert asked.wait(20)
+        return TrialOutcome("interrupted")
+
+    def stopping():
+        if busy:
+            asked.set()
+        return bool(busy)
+
+    busy = []
+    queue = TrialQueue(tmp_path, NAMES)
+    queue.work(execute, stopping=stopping, on_change=lambda name, outcome: busy.append(name))
+    assert states(queue) == {"a": "interrupted", "b": "waiting", "c": "waiting", "d": "waiting"}
+
+
 def test_a_grid_that_grew_adds_its_points_and_one_that_shrank_leaves_them_out(tmp_path):
     done = []
     TrialQueue(tmp_path, NAMES[:2]).work(finished, stopping=lambda: False)
@@ -97,16 +115,14 @@ def test_a_grid_that_grew_adds_its_points_and_one_that_shrank_leaves_them_out(tm
     assert list(states(shrunk)) == NAMES[:3]
 
 
-DIES = """
-import os, sys
-from pathlib import Path
-from cpt_deploy.training import TrialQueue
-TrialQueue(Path(sys.argv[1]), ["a", "b"]).work(lambda name: os._exit(9))
-"""
-
-
-def test_what_a_killed_process_was_at_is_taken_up_again(tmp_path):
-    assert subprocess.run([sys.executable, "-c", DIES, str(tmp_path)], check=False).returncode == 9
+def test_what_a_killed_process_was_at_is_taken_up_again(tmp_path, monkeypatch):
+    with subprocess.Popen([sys.executable, "-c", ""]) as dead:
+        dead.wait()
+    monkeypatch.setattr("os.getpid", lambda: dead.pid)
+    queue = TrialQueue(tmp_path, ["a", "b"])
+    with pytest.raises(SystemExit):
+        queue.work(lambda name: sys.exit(9))
+    monkeypatch.undo()
 
     done = []
     TrialQueue(tmp_path, ["a", "b"]).work(lambda name: done.append(name) or finished(name))
