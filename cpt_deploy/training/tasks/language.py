@@ -64,7 +64,7 @@ class LanguageModelling:
         _check_settings(recipe)
         self.recipe, self.corpus, self.tokenizer = recipe, corpus, tokenizer
         self.length, self.context = recipe.data.text.sequence, recipe.data.text.context
-        self.train = tokenizer.encode(corpus.text("train"))
+        self.train = self._limited(tokenizer.encode(corpus.text("train")), recipe.train.batch_size)
         self.train_rows = training_rows(self.train, recipe.train.batch_size)
         self._held_out: dict[TextSplit, Ids] = {}
         self._carried: State | None = None
@@ -104,8 +104,14 @@ class LanguageModelling:
         if split == "train":
             return self.train
         if split not in self._held_out:
-            self._held_out[split] = self.tokenizer.encode(self.corpus.text(split))
+            ids = self.tokenizer.encode(self.corpus.text(split))
+            self._held_out[split] = self._limited(ids, self.recipe.train.eval_batch_size)
         return self._held_out[split]
+
+    def _limited(self, ids: Ids, rows: int) -> Ids:
+        """Return the tokens that `data.limit` chunks of so many rows read and predict."""
+        limit = self.recipe.data.limit
+        return ids if limit is None else ids[: rows * (limit * self.length + 1)]
 
     def check_processes(self, count: int) -> None:
         """See `Task`."""
@@ -239,6 +245,7 @@ def _check_settings(recipe: Recipe) -> None:
         for name, given in (
             ("data.augment", bool(recipe.data.augment)),
             ("train.label_smoothing", recipe.train.label_smoothing > 0.0),
+            ("precision.groups", bool(recipe.precision.groups)),
         )
         if given
     ]
