@@ -237,8 +237,7 @@ COMMAND = Command(
     panel=TRAIN_PANEL,
     examples=(
         "cpt train digits-quickstart  # a preset; cpt train --dry-run shows what it would do",
-        "cpt train fashion-mnist-resnet20 train.epochs=20 precision.cycles=16",
-        "cpt train fashion-mnist-resnet20 --bits auto  # finds the lower bound first: cpt range-test",
+        "cpt train fashion-mnist-resnet20 train.epochs=20 --bits auto  # finds the lower bound first: cpt range-test",
         "cpt train my-recipe.yaml model.name=my_package.nets:small data.name=photos/",
         "cpt train resnet74-cifar100-cpt3-8 --smoke  # one of the paper's experiments (cpt recipes), two steps of it",
         "cpt train --resume runs/fashion-mnist-resnet20",

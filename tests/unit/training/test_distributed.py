@@ -22,8 +22,6 @@ from cpt_deploy.training import SilentReporter, evaluate, load_run, train
 from cpt_deploy.training.metrics_log import read_metrics
 from cpt_deploy.training.ranks import Ranks, choose_device, joined, launched
 
-# Python 3.12 warns of forking a process with threads.
-pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 EVERY_STEP = ("train.log_every=1",)
 FLOAT = ("precision={lower: 32, upper: 32, schedule: static, grad_lower: 32, grad_upper: 32}",)
 
@@ -32,7 +30,10 @@ def in_processes(count, function, *arguments):
     """Call a function in processes as torchrun would start them, and return their exit codes."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-    context = multiprocessing.get_context("fork")
+    # Forked from a process that has imported torch and done nothing else: autograd refuses to run in a fork of one that
+    # has used it on another device.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["cpt_deploy.training"])
     processes = [
         context.Process(target=_as_rank, args=(rank, count, port, function, arguments)) for rank in range(count)
     ]
