@@ -25,7 +25,7 @@ LAYERS = (nn.Conv2d, nn.Linear)
 
 def paths_on(device: torch.device) -> tuple[Literal["modules", "float32", "bf16"], ...]:
     """Return the values of `compute` that mean different things on a device."""
-    if not active(device.type).native:
+    if device.type != "cpu" and not active(device.type).native:
         return ("modules",)
     return ("modules", "float32", "bf16") if has_bf16_units(device.type) else ("modules", "float32")
 
