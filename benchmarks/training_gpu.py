@@ -25,10 +25,11 @@ from measuring import RESULTS, interleaved, machine, machine_line, markdown_tabl
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from training_steps import Step, gpu, graphed, launches, peak_bytes, synchronized_clock, training_step
-from training_variants import Gpt, fake_quantized, kernels_on, like_the_authors, paths_on
+from training_variants import Gpt, fake_quantized, like_the_authors, paths_on
 
 from cpt_deploy.models import build_model
 from cpt_deploy.quantization import QuantizationConfig, prepare
+from cpt_deploy.quantization.kernels import kernels_on
 
 BASE = "bf16 autocast"
 IN_GRAPH = ", CUDA graph"

@@ -13,7 +13,7 @@ from torch.ao.quantization import (
 from torch.nn import functional
 
 from cpt_deploy.quantization.edges import EdgeQuantizer
-from cpt_deploy.quantization.kernels import Kernels, active
+from cpt_deploy.quantization.kernels import active, kernels_on
 from cpt_deploy.quantization.layer_segments import layer_output
 from cpt_deploy.quantization.layers import QuantizedLinear, quantized_layer
 from cpt_deploy.quantization.precision_state import PrecisionState
@@ -21,11 +21,6 @@ from cpt_deploy.quantization.products import choose_compute, has_bf16_units
 from cpt_deploy.quantization.segments import Coded, Engine, encode
 
 LAYERS = (nn.Conv2d, nn.Linear)
-
-
-def kernels_on(device: torch.device) -> Kernels:
-    """Return the kernels that segments use on a device; where it has none of its own, plain torch."""
-    return active(device.type).kernels
 
 
 def paths_on(device: torch.device) -> tuple[Literal["modules", "float32", "bf16"], ...]:
