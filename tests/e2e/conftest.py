@@ -17,7 +17,9 @@ from PIL import Image
 from cpt_deploy.data import load_images
 
 CPT = Path(sys.executable).with_name("cpt")
-ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("CPT_")} | {
+ENVIRONMENT = {
+    name: value for name, value in os.environ.items() if not name.startswith("CPT_") and name != "COLUMNS"
+} | {
     "OMP_NUM_THREADS": "1",  # the network is small; more threads would wait for each other
     "CPT_SERVE_DRAIN_S": "0",
 }

@@ -14,6 +14,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from cpt_deploy.bundle import Bundle, BundleContents, CardFields, GoldenSample, Preprocessing, write_bundle
 
+# The workers of pytest-xdist have a terminal's width in their environment, and commands would keep to it.
+os.environ.pop("COLUMNS", None)
+
 # How long an example takes says nothing on a machine that others use too. The same examples are drawn each time, so
 # that the check of a commit has one answer; CPT_EXPLORE=1 draws new ones.
 settings.register_profile("repeatable", deadline=None, derandomize="CPT_EXPLORE" not in os.environ)
