@@ -171,8 +171,7 @@ COMMAND = Command(
     panel=LOOK_PANEL,
     examples=(
         "cpt schedules",
-        "cpt schedules CR RR ETH --bits 4-8 --cycles 32 --plot schedules.svg",
-        "cpt schedules CR --bits 4-8 --grad-bits 6-8  # gradients cycle too",
+        "cpt schedules CR RR ETH --bits 4-8 --cycles 32 --grad-bits 6-8 --plot schedules.svg  # gradients cycle too",
         "cpt schedules progressive --losses runs/resnet20/metrics.csv  # the bits that such a loss would have had",
         "cpt schedules --recipe my-recipe.yaml --plot bits.png  # forward, groups of layers, gradients",
         "cpt schedules my_package.schedules:warm_up  # your own, by import path",
