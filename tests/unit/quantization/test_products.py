@@ -12,10 +12,10 @@ from cpt_deploy.quantization.products import choose_compute, int8_is_exact
 
 
 def test_auto_is_the_fastest_that_the_processor_has(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(products, "has_bf16_units", lambda: True)
+    monkeypatch.setattr(products, "has_bf16_units", lambda device: True)
     assert choose_compute("auto", native=True) == "bf16"
     assert choose_compute("auto", native=False) == "modules"
-    monkeypatch.setattr(products, "has_bf16_units", lambda: False)
+    monkeypatch.setattr(products, "has_bf16_units", lambda device: False)
     assert choose_compute("auto", native=True) == "float32"
     with pytest.raises(UsageError, match="bfloat16 units"):
         choose_compute("bf16", native=True)
