@@ -83,7 +83,9 @@ class QuantizedModel(nn.Module):
 
     def _engine(self, x: Tensor) -> Engine | None:
         """Return what computes a training step on codes, or None where modules compute one by one."""
-        plain = x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+        plain = (
+            x.device.type == "cpu" and x.dtype in (torch.float32, torch.int64) and not torch.is_autocast_enabled("cpu")
+        )
         if not (self.training and torch.is_grad_enabled() and plain and self.precision.most_bits <= CODE_BITS):
             return None
         if torch.distributed.is_available() and torch.distributed.is_initialized():
