@@ -8,11 +8,15 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PYTEST_ARGS ?=
 
-.PHONY: help install quickstart test lint format docs clean
+# On a card: versions of torch that warn of other things are none of these tests' business.
+GPU_TESTS := -m gpu -W default tests/unit/quantization tests/unit/training
+
+.PHONY: help install quickstart test test-gpu race-check lint format docs clean
 
 help:
 	@echo "make quickstart  train, export, validate, serve and predict on a small data set (two minutes)"
 	@echo "make test        run the tests; PYTEST_ARGS='-k name' chooses among them"
+	@echo "make test-gpu    run the tests that need a CUDA device; make race-check runs kernels under compute-sanitizer"
 	@echo "make lint        ruff, mypy and the import rules"
 	@echo "make format      fix what ruff can fix and format"
 	@echo "make docs        write the pages that are generated from the code"
@@ -36,6 +40,12 @@ quickstart: $(INSTALLED)
 test: $(INSTALLED)
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest $(PYTEST_ARGS)
 
+test-gpu: $(INSTALLED)
+	$(BIN)/python -m pytest $(GPU_TESTS) $(PYTEST_ARGS)
+
+race-check: $(INSTALLED)
+	PYTHON=$(BIN)/python .ci/race-check
+
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -48,6 +58,7 @@ format: $(INSTALLED)
 
 docs: $(INSTALLED)
 	$(BIN)/python docs/generate_cli.py
+	$(BIN)/python docs/generate_recipes.py
 
 clean:
 	rm -rf build dist quickstart-output .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from cpt_deploy.data import FittedImages, build_augmentations, load_images, training_stream
 from cpt_deploy.recipe import load_recipe
-from cpt_deploy.training.setup import build_objects, load_data
+from cpt_deploy.training.setup import build_cpt_model, build_objects, load_data
 
 CPU = torch.device("cpu")
 CROP, FLIP = ("random_crop", {"padding": 4}), ("hflip", {})
@@ -50,7 +50,9 @@ def training_step(name: str) -> Callable[[], None]:
         "fashion-mnist-resnet20", [f"data.name={name}", f"train.batch_size={BATCH}", "data.augment=[]"]
     )
     data = load_data(recipe, CPU)
-    objects = build_objects(data, CPU)
+    objects = build_objects(
+        build_cpt_model(recipe, len(data.train.classes), data.preprocessing), recipe, data.total_steps, CPU
+    )
     inputs = torch.randn(BATCH, *data.preprocessing.input_shape).to(memory_format=torch.channels_last)
     labels = torch.arange(BATCH) % len(data.train.classes)
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import cpt_deploy
 from cpt_deploy.validation.hardware import read_cpu, software_versions
 from cpt_deploy.validation.timing import interleaved, median_ratio
 
@@ -17,26 +18,42 @@ ROOT = Path(__file__).parent.parent
 def machine() -> dict[str, Any]:
     """Return processor, instruction sets that matter here, and versions."""
     cpu = read_cpu()
-    packages = ["cpt-deploy", "torch", "torchvision", "onnx", "onnxruntime", "numpy"]
+    packages = ["cpt-deploy", "torch", "torchvision", "triton", "torchao", "onnx", "onnxruntime", "numpy"]
     return {
         "cpu": cpu.model,
         "cores": cpu.cores,
         "flags": list(cpu.flags or ()),
-        "versions": software_versions(packages),
+        "versions": {"cpt-deploy": cpt_deploy.__version__, **software_versions(packages)},
     }
 
 
 def machine_line(info: Mapping[str, Any]) -> str:
     """Return the machine and the versions that matter as one line under a table."""
+    if "gpu" in info:
+        card, versions = (
+            info["gpu"],
+            ", ".join(
+                f"{name} {info['versions'][name]}"
+                for name in ("torch", "triton", "torchao")
+                if name in info["versions"]
+            ),
+        )
+        return (
+            f"Machine: {card['name']}, driver {card['driver']}, CUDA {card['cuda']}, cuDNN {card['cudnn']}; "
+            f"{versions}; {info['cpu']}, {info['cores']} cores."
+        )
     versions = ", ".join(f"{name} {info['versions'][name]}" for name in ("onnxruntime", "torch"))
     return f"Machine: {info['cpu']}, {info['cores']} cores, {' '.join(info['flags'])}; {versions}."
 
 
-def write_results(name: str, content: Mapping[str, Any], table: str) -> None:
-    """Write `results/NAME.json` and `results/NAME.md`, refresh the pages' copies of the table, and print it."""
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
-    (RESULTS / f"{name}.md").write_text(table + "\n")
+def write_results(name: str, content: Mapping[str, Any], table: str, folder: Path = RESULTS) -> None:
+    """Write `NAME.json` and `NAME.md`, refresh the pages' copies of the table if the folder is theirs, and print it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
+    (folder / f"{name}.md").write_text(table + "\n")
+    if folder != RESULTS:
+        print(table)
+        return
     for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
         before, marker, rest = page.read_text().partition(f"<!-- results/{name}.md -->\n")
         if marker:

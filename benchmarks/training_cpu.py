@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 from measuring import interleaved, machine, machine_line, markdown_table, median_ratio, write_results
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import nn
+from training_steps import peak_bytes, training_step
 from training_variants import TransformerBlock, fake_quantized, like_the_authors
 
 from cpt_deploy.models import build_model
@@ -29,21 +29,6 @@ CONVOLUTIONAL = {"resnet20": 128, "resnet38": 64, "mobilenetv2": 32}
 MEMORY = ("resnet38", 128)
 BLOCK = "Transformer block"
 BARS = {"resnet20": 0.8, "resnet38": 0.8, BLOCK: 0.5}
-
-
-def training_step(model: nn.Module, x: Tensor, labels: Tensor, *, autocast: bool = False) -> Callable[[], None]:
-    """Return a function that makes one step of SGD with momentum."""
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
-
-    def step() -> None:
-        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            logits = model(x)
-        loss = functional.cross_entropy(logits.float(), labels)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-
-    return step
 
 
 def convolutional(name: str, batch: int) -> dict[str, Callable[[], None]]:
@@ -88,19 +73,6 @@ def transformer() -> dict[str, Callable[[], None]]:
         model.quantize(BITS, compute)
         steps[f"cpt-deploy {compute}"] = training_step(model, x, labels)
     return steps
-
-
-def peak_bytes(step: Callable[[], None]) -> int:
-    """Return the most memory that torch allocates in a step, beyond what is there before it."""
-    step()
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        step()
-    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
-    present = peak = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        present += event.nbytes()
-        peak = max(peak, present)
-    return peak
 
 
 def measure(name: str, batch: int | str, steps: dict[str, Callable[[], None]], rounds: int) -> dict[str, Any]:

@@ -13,14 +13,27 @@ from torch.ao.quantization import (
 from torch.nn import functional
 
 from cpt_deploy.quantization.edges import EdgeQuantizer
-from cpt_deploy.quantization.kernels import active
+from cpt_deploy.quantization.kernels import Kernels, active
+from cpt_deploy.quantization.kernels.reference import TorchKernels
 from cpt_deploy.quantization.layer_segments import layer_output
 from cpt_deploy.quantization.layers import QuantizedLinear, quantized_layer
 from cpt_deploy.quantization.precision_state import PrecisionState
-from cpt_deploy.quantization.products import choose_compute
+from cpt_deploy.quantization.products import choose_compute, has_bf16_units
 from cpt_deploy.quantization.segments import Coded, Engine, encode
 
 LAYERS = (nn.Conv2d, nn.Linear)
+
+
+def kernels_on(device: torch.device) -> Kernels:
+    """Return the kernels that segments use on a device; where it has none of its own, plain torch."""
+    return active().kernels if device.type == "cpu" else TorchKernels()
+
+
+def paths_on(device: torch.device) -> tuple[Literal["modules", "float32", "bf16"], ...]:
+    """Return the values of `compute` that mean different things on a device."""
+    if device.type != "cpu":
+        return ("modules",)
+    return ("modules", "float32", "bf16") if has_bf16_units() else ("modules", "float32")
 
 
 class _Wrapped(nn.Module):
@@ -86,7 +99,7 @@ def _on_real_grid(x: Tensor, bits: int, *, extremes: bool, noise: bool) -> Tenso
     low, high = rows.min(-1)[0], rows.max(-1)[0]
     low, high = (low.min(), high.max()) if extremes else (low.mean(), high.mean())
     most = 2.0**bits - 1
-    scale = torch.max((high - low) / most, torch.tensor(1e-8))
+    scale = torch.max((high - low) / most, torch.tensor(1e-8).to(x.device))  # the authors copy it each time, too
     output = (x.clone() - low).div_(scale)
     if noise:
         output.add_(output.new(output.shape).uniform_(-0.5, 0.5))
@@ -120,11 +133,12 @@ class TransformerBlock(nn.Module):
         width: Features of a token.
         hidden: Features inside the feed-forward part.
         heads: Attention heads.
+        causal: Whether a token sees only those before it.
     """
 
-    def __init__(self, width: int, hidden: int, heads: int) -> None:
+    def __init__(self, width: int, hidden: int, heads: int, *, causal: bool = False) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.causal = heads, causal
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.query, self.key, self.value, self.out = (nn.Linear(width, width) for _ in range(4))
         self.up, self.down = nn.Linear(width, hidden), nn.Linear(hidden, width)
@@ -138,27 +152,34 @@ class TransformerBlock(nn.Module):
         for index, name in enumerate(("query", "key", "value", "out", "up", "down")):
             setattr(self, name, quantized_layer(getattr(self, name), precision, "cycle", index))
         precision.set(weights=bits, activations=bits, gradients=8)
+        device = self.up.weight.device
+        self.edges.to(device)
+        precision.to(device)
         if choose_compute(compute, native=True) != "modules":
             self.engine = Engine(active().kernels, torch.bfloat16 if compute == "bf16" else torch.float32)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map tokens (N, length, width) to the mean of the block's output, (N, width)."""
+        return self.tokens(x).mean(dim=1)
+
+    def tokens(self, x: Tensor) -> Tensor:
+        """Map tokens (N, length, width) to as many."""
         read = self._read(0, self.norm1(x))
         parts = [self._linear(layer, read) for layer in (self.query, self.key, self.value)]
         heads = [part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts]
-        attended = functional.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
+        attended = functional.scaled_dot_product_attention(*heads, is_causal=self.causal).transpose(1, 2).flatten(2)
         x = x + self._linear(self.out, self._read(1, attended))
         hidden = self._linear(self.up, self._read(2, self.norm2(x)))
-        return (x + self._linear(self.down, self._read(3, functional.gelu(hidden)))).mean(dim=1)
+        return x + self._linear(self.down, self._read(3, functional.gelu(hidden)))
 
     def _read(self, index: int, x: Tensor) -> Tensor | Coded:
         """Quantize what a layer reads, if layers are quantized."""
         if self.edges is None:
             return x
-        edge = self.edges[index]
+        edge, x = self.edges[index], x.float()  # under autocast attention is in bfloat16
         if self.engine is None:
             return edge(x)
-        edge.take(*self.engine.kernels.range(x.detach()))
+        edge.take(*self.engine.kernels.range(x.detach()), self.engine.kernels)
         return encode(x, edge.grid(), self.engine)
 
     def _linear(self, layer: nn.Module, x: Any) -> Tensor:
@@ -166,3 +187,37 @@ class TransformerBlock(nn.Module):
             return layer(x)
         assert isinstance(layer, QuantizedLinear)
         return layer_output(layer, x, self.engine)
+
+
+class Gpt(nn.Module):
+    """A GPT-like network: embeddings, causal blocks, and logits by the embedding itself.
+
+    Args:
+        vocabulary: Number of tokens.
+        length: Longest sequence.
+        blocks: Number of blocks.
+        width: Features of a token; the feed-forward part has four times as many.
+        heads: Attention heads.
+    """
+
+    def __init__(self, vocabulary: int, length: int, blocks: int, width: int, heads: int) -> None:
+        super().__init__()
+        self.embedding, self.position = nn.Embedding(vocabulary, width), nn.Embedding(length, width)
+        self.blocks = nn.ModuleList(TransformerBlock(width, 4 * width, heads, causal=True) for _ in range(blocks))
+        self.norm = nn.LayerNorm(width)
+        for table in (self.embedding, self.position):
+            nn.init.normal_(table.weight, std=0.02)
+
+    def quantize(self, bits: int, compute: Literal["modules", "float32", "bf16"]) -> None:
+        """Quantize the Linear layers of all blocks; embeddings and logits stay in floating point."""
+        for block in self.blocks:
+            assert isinstance(block, TransformerBlock)
+            block.quantize(bits, compute)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Map tokens, int64 (N, length), to logits (N, length, vocabulary)."""
+        x = self.embedding(tokens) + self.position(torch.arange(tokens.shape[1], device=tokens.device))
+        for block in self.blocks:
+            assert isinstance(block, TransformerBlock)
+            x = block.tokens(x)
+        return functional.linear(self.norm(x), self.embedding.weight)

@@ -47,6 +47,8 @@ def _set_debug(value: bool) -> bool:
     return value
 
 
+PROVIDER_HELP = "Execution provider of onnxruntime: cpu, cuda, tensorrt, or its own name for one."
+ProviderOption = Annotated[str, typer.Option(help=PROVIDER_HELP)]
 JsonFlag = Annotated[
     bool,
     typer.Option(

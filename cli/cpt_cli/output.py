@@ -95,6 +95,12 @@ class Output:
         if not self.json_mode:
             self._print(text)
 
+    def text(self, part: str) -> None:
+        """Print a part of a text that grows, at once and without an end of line."""
+        if not self.json_mode and not self.rank:
+            sys.stdout.write(part)
+            sys.stdout.flush()
+
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[object]], *, title: str | None = None) -> None:
         """Print a table; quietly, only its first column.
 

@@ -19,8 +19,12 @@ def split_words(words: Sequence[str]) -> tuple[str | None, list[str]]:
     return next(iter(sources), None), [word for word in words if "=" in word]
 
 
-def parse_bounds(bits: str) -> tuple[int, int]:
+def parse_bounds(bits: str, option: str = "--bits") -> tuple[int, int]:
     """Return the bounds that LOWER-UPPER stands for.
+
+    Args:
+        bits: What was given.
+        option: The option that it was given to.
 
     Raises:
         UsageError: If it is written otherwise.
@@ -28,7 +32,7 @@ def parse_bounds(bits: str) -> tuple[int, int]:
     lower, _, upper = bits.partition("-")
     if not (lower.isdigit() and upper.isdigit()):
         raise UsageError(
-            f"Expected --bits as LOWER-UPPER, such as 4-8, but got {bits!r}",
+            f"Expected {option} as LOWER-UPPER, such as 4-8, but got {bits!r}",
             hint="static bits are a schedule of their own: precision.schedule=static precision.upper=8",
         )
     return int(lower), int(upper)

@@ -26,8 +26,8 @@ class TrainingProgress:
         self._steps_per_epoch = 1
         self._epochs = 1.0
         self._line = ""
-        self._last_top1: float | None = None
-        self._workers = 0
+        self._last_result = ""
+        self._workers, self._unit = 0, "images"
         self._shares: list[float] = []
 
     def __enter__(self) -> Self:
@@ -41,7 +41,7 @@ class TrainingProgress:
         show_plan(plan)
         self._steps_per_epoch = plan.steps_per_epoch
         self._epochs = plan.total_steps / plan.steps_per_epoch
-        self._workers = plan.workers
+        self._workers, self._unit = plan.workers, plan.unit
         if plan.first_step:
             out.note(f"going on from step {plan.first_step}")
         self._bar = self._stack.enter_context(out.bar("training", plan.total_steps, start=plan.first_step))
@@ -50,22 +50,22 @@ class TrainingProgress:
         """Advance the bar; at the end of an epoch make its line, which waits for an evaluation."""
         self._flush()
         self._hint_at_slow_loading(progress)
-        figures = _figures(progress)
+        figures = _figures(progress, self._unit)
         if self._bar is not None:
-            tested = [] if self._last_top1 is None else [f"test {formats.share(self._last_top1)}"]
+            tested = [self._last_result] if self._last_result else []
             self._bar.advance(progress.step, progress.total_steps, detail="  ".join([*figures, *tested]))
         if progress.step % self._steps_per_epoch == 0 or progress.step == progress.total_steps:
             epoch = f"epoch {progress.step / self._steps_per_epoch:g}/{self._epochs:g}"
             self._line = "  ".join([epoch, *figures])
 
     def evaluated(self, evaluation: "Evaluation") -> None:
-        """Complete the epoch's line with the accuracy on the test images."""
-        self._last_top1 = evaluation.top1
+        """Complete the epoch's line with the accuracy on the test images, or the perplexity of the validation text."""
+        self._last_result = describe_result(evaluation)
         if evaluation.settled:
             self._flush()
             return
         best = ", best" if evaluation.best else ""
-        self._line = f"{self._line or f'step {evaluation.step}'}  test {formats.share(evaluation.top1)}{best}"
+        self._line = f"{self._line or f'step {evaluation.step}'}  {self._last_result}{best}"
         self._flush()
 
     def profiled(self, profile: "ProfileReport") -> None:
@@ -95,14 +95,21 @@ class TrainingProgress:
         self._line = ""
 
 
-def _figures(progress: "StepProgress") -> list[str]:
+def describe_result(evaluation: "Evaluation") -> str:
+    """Return what an evaluation on the way found, in a few words."""
+    if evaluation.perplexity is None:
+        return f"test {formats.share(evaluation.top1)}"
+    return f"valid perplexity {evaluation.perplexity:.2f}"
+
+
+def _figures(progress: "StepProgress", unit: str) -> list[str]:
     figures = [f"bits {progress.bits}", f"lr {progress.lr:.3g}"]
     if progress.loss is not None:
         figures.append(f"loss {progress.loss:.3f}")
     if progress.accuracy is not None:
         figures.append(f"train {formats.share(progress.accuracy)}")
     if progress.images_per_s is not None:
-        figures.append(f"{progress.images_per_s:.0f} images/s")
+        figures.append(f"{progress.images_per_s:.0f} {unit}/s")
     if progress.data_share is not None:
         figures.append(f"waiting for data {progress.data_share:.0%}")
     return figures
@@ -110,20 +117,20 @@ def _figures(progress: "StepProgress") -> list[str]:
 
 def show_plan(plan: "TrainPlan") -> None:
     """Print what a run is going to do."""
-    recipe, precision = plan.recipe, plan.recipe.precision
+    recipe = plan.recipe
     epochs = plan.total_steps / plan.steps_per_epoch
     parameters, macs = formats.count(plan.parameters), formats.count(plan.macs)
-    cycling, held = plan.layers.get("cycle", 0), plan.layers.get("hold", 0)
-    images = f"{plan.train_images:,} images to train and {plan.test_images:,} to test"
+    kinds = f"{plan.classes:,} {'classes' if plan.unit == 'images' else 'different ones'}"
+    samples = f"{plan.train_images:,} {plan.unit} to train and {plan.test_images:,} to test"
     out.fields(
         f"Training {recipe.name}",
         {
-            "model": f"{recipe.model.name}, {parameters} parameters, {macs} MACs per image",
-            "quantized layers": f"{cycling} cycling, {held} held at {precision.upper} bits",
-            "data": f"{recipe.data.name}, {images}, {plan.classes} classes",
+            "model": f"{recipe.model.name}, {parameters} parameters, {macs} MACs per {plan.unit.removesuffix('s')}",
+            "quantized layers": _describe_layers(plan),
+            "data": f"{recipe.data.name}, {samples}, {kinds}",
             "steps": f"{plan.total_steps:,} ({epochs:g} epochs of batches of {recipe.train.batch_size})",
             "precision": _describe_precision(plan),
-            "cost": f"{formats.share(plan.relative_cost)} of the BitOPs of static {precision.upper} bits",
+            "cost": _describe_cost(plan),
             "device": plan.device if plan.processes == 1 else f"{plan.processes} processes, first on {plan.device}",
             "seed": recipe.seed,
             "run": formats.path(plan.run_dir),
@@ -166,6 +173,23 @@ def show_step_costs(report: "RunReport") -> None:
         )
     columns = ("bits", "GBitOPs", "of the most", "steps", "median ms", "peak memory")
     out.table(columns, rows, title="A step at each bit-width, counted and measured")
+
+
+def _describe_layers(plan: "TrainPlan") -> str:
+    precision = plan.recipe.precision
+    cycling, held = plan.layers.get("cycle", 0), plan.layers.get("hold", 0)
+    parts = [f"{cycling} cycling"]
+    for number, group in enumerate(precision.groups, start=1):
+        lower, upper = precision.bounds_of(group)
+        schedule = group.schedule or precision.schedule
+        parts.append(f"{plan.layers.get(f'group{number}', 0)} of {group.match} ({schedule}, {lower}-{upper} bits)")
+    return ", ".join([*parts, f"{held} held at {precision.upper} bits"])
+
+
+def _describe_cost(plan: "TrainPlan") -> str:
+    if plan.relative_cost is None:
+        return "follows from the training loss, which decides when bits rise"
+    return f"{formats.share(plan.relative_cost)} of the BitOPs of static {plan.recipe.precision.upper} bits"
 
 
 def _describe_precision(plan: "TrainPlan") -> str:

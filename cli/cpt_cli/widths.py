@@ -10,7 +10,7 @@ from cpt_deploy.errors import UsageError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from cpt_deploy.training import TrainedRun
+    from cpt_deploy.training import TrainedLanguageModel, TrainedRun
 
     TrainingInputs = Callable[[TrainedRun], Iterator[Tensor]]
 
@@ -36,7 +36,7 @@ class Widths:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
-def bits_trained_at(run: "TrainedRun") -> list[int]:
+def bits_trained_at(run: "TrainedRun | TrainedLanguageModel") -> list[int]:
     """Return the bits of the run's schedule and its upper bound, ascending."""
     return sorted({int(entry) for entry in run.report.bits["shares"]} | {run.recipe.precision.upper})
 
@@ -46,7 +46,9 @@ def folder_name(weights: str, activations: int, upper: int) -> str:
     return f"bundle-{weights}" + ("" if activations == upper else f"-act{activations}")
 
 
-def given_widths(run: "TrainedRun", bits: int | None, activation_bits: int | None, *, force: bool) -> Widths:
+def given_widths(
+    run: "TrainedRun | TrainedLanguageModel", bits: int | None, activation_bits: int | None, *, force: bool
+) -> Widths:
     """Return the bits asked for, the run's upper bound where nothing is.
 
     Raises:
@@ -81,7 +83,7 @@ def budgeted_widths(
     _check_trained_at(run, activations, force=force)
     candidates = [bits for bits in bits_trained_at(run) if bits <= MOST_BITS]
     held = sum(layer.weights for layer in model.layers() if layer.role == "hold")
-    cycling = [layer for layer in model.layers() if layer.role == "cycle"]
+    cycling = [layer for layer in model.layers() if layer.role != "hold"]
     settle_at(run, Widths(upper, activations, ""), inputs)
     batches = _first_batches(inputs(run))
     images = sum(len(batch) for batch in batches)
@@ -143,7 +145,7 @@ def _first_batches(batches: Iterator["Tensor"]) -> list["Tensor"]:
     return taken
 
 
-def _check_trained_at(run: "TrainedRun", bits: int, *, force: bool) -> None:
+def _check_trained_at(run: "TrainedRun | TrainedLanguageModel", bits: int, *, force: bool) -> None:
     trained_at = bits_trained_at(run)
     if bits in trained_at or force:
         return

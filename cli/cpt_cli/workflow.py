@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from cpt_deploy.bundle import Bundle, Preprocessing
+    from cpt_deploy.bundle.opened import OpenedBundle
     from cpt_deploy.data import ImageSet
     from cpt_deploy.recipe import Recipe
     from cpt_deploy.training import TrainedRun
@@ -101,13 +102,13 @@ def export_run(
         labels=run.classes,
         preprocessing=run.preprocessing,
         facts={
-            "dataset": _dataset_name(run.recipe),
+            "dataset": dataset_name(run.recipe),
             TRAINED_DIGEST: run.weights_sha256,
             "trained_accuracy": run.report.test.top1,
             **widths.facts,
             **portable_facts,
         },
-        recipe=_shippable(run.recipe),
+        recipe=shippable(run.recipe),
     )
     return export_bundle(
         run.model,
@@ -123,16 +124,16 @@ def export_run(
     )
 
 
-def _dataset_name(recipe: "Recipe") -> str:
+def dataset_name(recipe: "Recipe") -> str:
     """Return the name of a run's data set; of one named by its path only the last part, for paths do not ship."""
     return recipe.data.name if ":" in recipe.data.name else Path(recipe.data.name).name
 
 
-def _shippable(recipe: "Recipe") -> str:
+def shippable(recipe: "Recipe") -> str:
     """Return a recipe as YAML without the folders of the machine it ran on."""
     from cpt_deploy.recipe import recipe_text
 
-    data = recipe.data.model_copy(update={"root": None, "name": _dataset_name(recipe)})
+    data = recipe.data.model_copy(update={"root": None, "name": dataset_name(recipe)})
     return recipe_text(recipe.model_copy(update={"data": data}))
 
 
@@ -156,7 +157,7 @@ def _root(root: str | None) -> Path | None:
     return None if root is None else Path(root)
 
 
-def find_run(bundle: "Bundle") -> Path | None:
+def find_run(bundle: "OpenedBundle") -> Path | None:
     """Return the run that a bundle was exported from, if the bundle lies inside of it and its weights are the same."""
     for folder in bundle.path.resolve().parents:
         if (folder / "report.json").is_file() and is_run_of(folder, bundle):
@@ -164,7 +165,7 @@ def find_run(bundle: "Bundle") -> Path | None:
     return None
 
 
-def is_run_of(run_dir: Path, bundle: "Bundle") -> bool:
+def is_run_of(run_dir: Path, bundle: "OpenedBundle") -> bool:
     """Return whether the trained weights of a run are those that a bundle was exported from."""
     weights = run_dir / "model.safetensors"
     if not weights.is_file():
@@ -209,7 +210,7 @@ def _reference(bundle: "Bundle", run_dir: Path | None, source: Path | None) -> "
     return None if file is None else source_model(bundle, file)
 
 
-def measure_bundle(
+def measure_bundle(  # noqa: PLR0913  what commands are given
     bundle: "Bundle",
     data: str,
     data_dir: Path | None,
@@ -219,6 +220,7 @@ def measure_bundle(
     limit: int | None,
     max_drop: float | None,
     require_exact: bool,
+    provider: str = "cpu",
 ) -> "ValidationReport":
     """Validate a bundle on a data set's test images and store the report in it.
 
@@ -233,6 +235,7 @@ def measure_bundle(
         max_drop: Most points of accuracy that may be lost; needs a run. If it is None and there is a run, 0.1 points,
             but at least two images.
         require_exact: Whether every integer must agree.
+        provider: Execution provider of onnxruntime.
 
     Raises:
         UsageError: If the bundle was not exported from the given run, or a drop is to be judged without one.
@@ -256,6 +259,7 @@ def measure_bundle(
             max_drop=max_drop,
             require_exact=require_exact,
             limit=limit,
+            provider=provider,
             reporter=bar,
         )
     fields = report.to_dict()

@@ -99,27 +99,28 @@ def render_card(
         preprocessing: What the model's input goes through.
         results: Measured figures; they become the model index.
     """
-    front = yaml.safe_dump(_front_matter(name, fields, results), sort_keys=False, allow_unicode=True)
+    front = front_matter(name, fields, results)
     shown = ", ".join(labels[:20]) + (f" and {len(labels) - 20} more" if len(labels) > 20 else "")
     channels, height, width = preprocessing.input_shape
     parts = [
         f"---\n{front}---\n\n# {name}\n",
-        fields.description or f"An image classifier with {len(labels)} classes, {_origin(fields)}",
+        fields.description or f"An image classifier with {len(labels)} classes, {origin(fields)}",
         "",
         "| | |\n|---|---|",
         f"| input | `image`, float32 (N, {channels}, {height}, {width}), normalised with mean "
         f"{list(preprocessing.mean)} and standard deviation {list(preprocessing.std)} |",
         f"| output | `logits`, float32 (N, {len(labels)}) |",
-        f"| classes | {_cell(shown)} |",
-        *(f"| {_cell(key.replace('_', ' '))} | {_cell(value)} |" for key, value in facts.items()),
+        f"| classes | {cell(shown)} |",
+        *(f"| {cell(key.replace('_', ' '))} | {cell(value)} |" for key, value in facts.items()),
         "",
-        *_results_section(results),
+        *results_section(results),
         _USE,
     ]
     return "\n".join(parts)
 
 
-def _origin(fields: CardFields) -> str:
+def origin(fields: CardFields) -> str:
+    """Return how a model's integers came about, as the end of a sentence."""
     if fields.calibrated:
         return (
             "trained in float and exported as an integer network by cpt-deploy: the ranges of its activations were "
@@ -131,42 +132,53 @@ def _origin(fields: CardFields) -> str:
     )
 
 
-def _front_matter(name: str, fields: CardFields, results: Sequence[EvaluationResult]) -> dict[str, Any]:
+def front_matter(
+    name: str, fields: CardFields, results: Sequence[EvaluationResult], *, task: str = "image-classification"
+) -> str:
+    """Return the YAML at the top of a card.
+
+    Args:
+        name: Name of the model.
+        fields: What its author says of it.
+        results: Measured figures; they become the model index.
+        task: What the model does, as the Hub spells it.
+    """
     front: dict[str, Any] = {}
     if fields.license:
         front["license"] = fields.license
     front |= {
         "library_name": "onnx",
-        "pipeline_tag": "image-classification",
+        "pipeline_tag": task,
         "tags": ["onnx", "onnxruntime", "quantized", "int8", _METHODS[fields.calibrated], *fields.tags],
     }
     if fields.dataset:
         front["datasets"] = [fields.dataset]
     if results:
         front["metrics"] = sorted({result.metric for result in results})
-        front["model-index"] = [{"name": name, "results": [_index_entry(result) for result in results]}]
-    return front
+        front["model-index"] = [{"name": name, "results": [_index_entry(result, task) for result in results]}]
+    return yaml.safe_dump(front, sort_keys=False, allow_unicode=True)
 
 
-def _index_entry(result: EvaluationResult) -> dict[str, Any]:
+def _index_entry(result: EvaluationResult, task: str) -> dict[str, Any]:
     return {
-        "task": {"type": "image-classification", "name": "Image classification"},
+        "task": {"type": task, "name": task.replace("-", " ").capitalize()},
         "dataset": {"type": result.dataset, "name": result.dataset, "split": result.split},
         "metrics": [{"type": result.metric, "value": float(result.value), "name": result.title}],
     }
 
 
-def _results_section(results: Sequence[EvaluationResult]) -> list[str]:
+def results_section(results: Sequence[EvaluationResult]) -> list[str]:
+    """Return the lines of the table of measured figures; none without any."""
     if not results:
         return []
     rows = [
-        f"| {_cell(result.title)} | {_cell(result.dataset)}, {_cell(result.split)}"
+        f"| {cell(result.title)} | {cell(result.dataset)}, {cell(result.split)}"
         f"{f', {result.samples} samples' if result.samples else ''} | {result.text} |"
         for result in results
     ]
     return ["## Results\n", "| measured | on | value |\n|---|---|---|", *rows, ""]
 
 
-def _cell(value: object) -> str:
+def cell(value: object) -> str:
     """Return a value as text that cannot break out of a table's cell."""
     return " ".join(str(value).split()).replace("|", "\\|")

@@ -4,7 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from cpt_deploy.bundle.bundle import Bundle
+from cpt_deploy.bundle.opened import OpenedBundle
+from cpt_deploy.bundle.providers import CPU, provider_name
 from cpt_deploy.errors import BundleError, ValidationFailedError
 
 T = TypeVar("T")
@@ -33,6 +34,7 @@ class Evidence:
         float_operators: Float layers left in onnxruntime's graph.
         runtime: Version of onnxruntime.
         cpu: Name of the processor.
+        provider: onnxruntime's name of the execution provider that was measured.
 
     What was not measured or recorded is `None`.
     """
@@ -53,9 +55,10 @@ class Evidence:
     float_operators: int | None
     runtime: str | None
     cpu: str | None
+    provider: str
 
 
-def read_evidence(bundle: Bundle) -> Evidence | None:
+def read_evidence(bundle: OpenedBundle) -> Evidence | None:
     """Return what a bundle's validation.json says; `None` if there is none.
 
     Raises:
@@ -73,12 +76,12 @@ def read_evidence(bundle: Bundle) -> Evidence | None:
         ) from error
 
 
-def require_evidence(bundle: Bundle) -> Evidence:
-    """Return a bundle's evidence if it vouches for the model beside it.
+def require_evidence(bundle: OpenedBundle, provider: str = "cpu") -> Evidence:
+    """Return a bundle's evidence if it vouches for the model beside it, as an execution provider runs it.
 
     Raises:
         BundleError: If validation.json is not what `cpt validate` writes.
-        ValidationFailedError: If it is missing, of another file, or says that the model failed.
+        ValidationFailedError: If it is missing, of another file or provider, or says that the model failed.
     """
     evidence = read_evidence(bundle)
     if evidence is None:
@@ -91,6 +94,12 @@ def require_evidence(bundle: Bundle) -> Evidence:
             f"Expected the evidence in {bundle.path} to be of its model.onnx ({bundle.sha256[:12]}…), "
             f"but it is of another file ({evidence.model_sha256[:12]}…)",
             hint=_AGAIN_HINT,
+        )
+    if evidence.provider != provider_name(provider):
+        raise ValidationFailedError(
+            f"Expected the evidence in {bundle.path} to be of the {provider_name(provider)}, which rounds in its own "
+            f"way, but it is of the {evidence.provider}",
+            hint=f"cpt validate BUNDLE --data NAME --provider {provider}",
         )
     if not evidence.passed or evidence.reasons:
         raise ValidationFailedError(
@@ -126,6 +135,7 @@ def _parse(report: dict[str, Any]) -> Evidence:
         float_operators=None if float_operators is None else sum(float_operators.values()),
         runtime=_known(str, (report.get("versions") or {}).get("onnxruntime")),
         cpu=_known(str, (report.get("cpu") or {}).get("model")),
+        provider=str(report.get("provider", CPU)),
     )
 
 

@@ -2,6 +2,9 @@
 
 FORMAT_VERSION = 1
 
+LANGUAGE_KIND = "language-model"
+"""What config.json says under "cpt" as the "kind" of a language model; classifiers have none."""
+
 ONNX_FILE = "model.onnx"
 TENSORS_FILE = "model.safetensors"
 TORCHSCRIPT_FILE = "model.torchscript"
@@ -14,6 +17,7 @@ GOLDEN_FILE = "golden.safetensors"
 VALIDATION_FILE = "validation.json"
 VALIDATION_PAGE = "validation.html"
 RECIPE_FILE = "train_recipe.yaml"
+TOKENIZER_FILE = "tokenizer.json"
 CARD_FILE = "README.md"
 SUMS_FILE = "SHA256SUMS"
 PENDING_SUMS_FILE = "SHA256SUMS.pending"
@@ -29,7 +33,10 @@ REQUIRED_FILES = (
     GOLDEN_FILE,
     CARD_FILE,
 )
+LANGUAGE_FILES = (ONNX_FILE, TENSORS_FILE, CONFIG_FILE, QUANTIZATION_FILE, GOLDEN_FILE, TOKENIZER_FILE, CARD_FILE)
+"""What the bundle of a language model has."""
 OPTIONAL_FILES = (
+    TOKENIZER_FILE,
     TORCHSCRIPT_FILE,
     PT2_FILE,
     VALIDATION_FILE,

@@ -7,12 +7,11 @@ import numpy as np
 import numpy.typing as npt
 
 from cpt_deploy.bundle.golden import GoldenCheck, GoldenSample, compare_golden
+from cpt_deploy.bundle.providers import check_started, provider_names
 from cpt_deploy.errors import BundleError, MissingExtraError, UsageError
 
 INPUT_NAME = "image"
 OUTPUT_NAME = "logits"
-
-_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
 class OnnxRuntimeModel:
@@ -22,7 +21,7 @@ class OnnxRuntimeModel:
         model: Path of an ONNX file, or its bytes.
         threads: Threads that one call computes with; `None` takes one per physical core.
         optimize: Whether onnxruntime may fuse the graph to integer operators, which is where the speed is.
-        provider: "cpu", "cuda", or the name of one of onnxruntime's execution providers.
+        provider: "cpu", "cuda", "tensorrt", or the name of one of onnxruntime's execution providers.
         taps: Whether `trace` shall return the integers inside of the network too (needs the `onnx` package).
         rest_between_runs: Whether its threads stop at once after a call instead of waiting busily for the next one,
             so that several models can be timed in turns.
@@ -30,8 +29,9 @@ class OnnxRuntimeModel:
     Raises:
         BundleError: If the file is no model that onnxruntime can load, or not one with the input "image" and the
             output "logits".
-        UsageError: If the provider is not available here or `threads` is less than 1.
-        MissingExtraError: If `taps` are asked for and `onnx` is not installed.
+        UsageError: If there is no such provider or `threads` is less than 1.
+        MissingExtraError: If the installed onnxruntime lacks the provider or cannot start it, or `taps` are asked for
+            and `onnx` is not installed.
     """
 
     def __init__(
@@ -44,31 +44,15 @@ class OnnxRuntimeModel:
         taps: bool = False,
         rest_between_runs: bool = False,
     ) -> None:
-        import onnxruntime
-
-        if threads is not None and threads < 1:
-            raise UsageError(f"Expected threads to be at least 1, but got {threads}")
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads or 0
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        # int8 activations, where a model has them, stay int8: else half of their graph would be computed in float
-        options.add_session_config_entry("session.qdqisint8allowed", "1")
-        if rest_between_runs:
-            options.add_session_config_entry("session.force_spinning_stop", "1")
-        level = onnxruntime.GraphOptimizationLevel
-        options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
-        source: str | bytes = model if isinstance(model, bytes) else str(model)
-        if taps:
-            source = _with_taps(source)
         where = "the given bytes" if isinstance(model, bytes) else str(model)
-        provider_name = _provider_name(provider)
-        # onnxruntime's exceptions have no common base of their own.
-        try:
-            self._session: Any = onnxruntime.InferenceSession(source, options, providers=[provider_name])
-        except Exception as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise BundleError(f"Expected onnxruntime to load {where}, but got: {reason}") from error
+        self._session: Any = open_session(
+            _with_taps(model if isinstance(model, bytes) else str(model)) if taps else model,
+            where=where,
+            threads=threads,
+            optimize=optimize,
+            provider=provider,
+            rest_between_runs=rest_between_runs,
+        )
         self.input_shape: tuple[int, int, int] = _checked_input_shape(self._session, where)
         self.tap_names: tuple[str, ...] = tuple(
             output.name for output in self._session.get_outputs() if output.name != OUTPUT_NAME
@@ -127,6 +111,56 @@ class OnnxRuntimeModel:
         return inputs
 
 
+def open_session(
+    model: Path | bytes,
+    *,
+    where: str | None = None,
+    threads: int | None = 1,
+    optimize: bool = True,
+    provider: str = "cpu",
+    rest_between_runs: bool = False,
+) -> Any:
+    """Return a session of onnxruntime, with the options that every model of this project needs.
+
+    Args:
+        model: Path of an ONNX file, or its bytes.
+        where: How an error names it.
+        threads: Threads that one call computes with; `None` takes one per physical core.
+        optimize: Whether onnxruntime may fuse the graph to integer operators.
+        provider: "cpu", "cuda", or the name of one of onnxruntime's execution providers.
+        rest_between_runs: Whether its threads stop at once after a call.
+
+    Raises:
+        BundleError: If onnxruntime cannot load it.
+        UsageError: If the provider is not available here or `threads` is less than 1.
+    """
+    import onnxruntime
+
+    if threads is not None and threads < 1:
+        raise UsageError(f"Expected threads to be at least 1, but got {threads}")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or 0
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    # int8 activations, where a model has them, stay int8: else half of their graph would be computed in float
+    options.add_session_config_entry("session.qdqisint8allowed", "1")
+    if rest_between_runs:
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+    level = onnxruntime.GraphOptimizationLevel
+    options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
+    source: str | bytes = model if isinstance(model, bytes) else str(model)
+    where = where or ("the given bytes" if isinstance(model, bytes) else str(model))
+    providers = provider_names(provider)
+    # onnxruntime's exceptions have no common base of their own.
+    try:
+        session = onnxruntime.InferenceSession(source, options, providers=providers)
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise BundleError(f"Expected onnxruntime to load {where}, but got: {reason}") from error
+    check_started(session, provider)
+    return session
+
+
 def _checked_input_shape(session: Any, where: str) -> tuple[int, int, int]:
     """Return (C, H, W) of a session's input, after checking that it has the input and the output of a bundle."""
     inputs, outputs = session.get_inputs(), [output.name for output in session.get_outputs()]
@@ -140,19 +174,6 @@ def _checked_input_shape(session: Any, where: str) -> tuple[int, int, int]:
         raise BundleError(f"Expected a float32 input of a fixed (C, H, W), but {where} takes {kind} {shape}")
     channels, height, width = shape[1:]
     return channels, height, width
-
-
-def _provider_name(provider: str) -> str:
-    import onnxruntime
-
-    name = _PROVIDERS.get(provider, provider)
-    available = onnxruntime.get_available_providers()
-    if name not in available:
-        raise UsageError(
-            f"Expected an execution provider of this onnxruntime, but got {provider!r}",
-            hint=f"available: {', '.join(available)}",
-        )
-    return name
 
 
 def _with_taps(source: str | bytes) -> bytes:

@@ -83,19 +83,19 @@ def write_bundle(destination: str | Path, *, contents: BundleContents) -> Bundle
     """
     directory = Path(destination)
     _check_contents(contents)
-    _check_replaceable(directory)
+    check_replaceable(directory)
     config = _config(contents)
     parts: dict[str, bytes] = {
         layout.ONNX_FILE: contents.onnx,
         layout.TENSORS_FILE: save(
             {name: np.asarray(tensor, order="C") for name, tensor in contents.tensors.items()}, {"format": "pt"}
         ),
-        layout.CONFIG_FILE: _json_bytes(config),
-        layout.PREPROCESSOR_FILE: _json_bytes(
+        layout.CONFIG_FILE: json_bytes(config),
+        layout.PREPROCESSOR_FILE: json_bytes(
             contents.preprocessing.to_huggingface() | {"cpt": contents.preprocessing.to_dict()}
         ),
         layout.LABELS_FILE: "".join(f"{label}\n" for label in contents.labels).encode(),
-        layout.QUANTIZATION_FILE: _json_bytes({**contents.quantization, "graph": contents.graph}),
+        layout.QUANTIZATION_FILE: json_bytes({**contents.quantization, "graph": contents.graph}),
         layout.GOLDEN_FILE: contents.golden.to_bytes(),
         layout.CARD_FILE: _card(
             config, contents.labels, contents.preprocessing, contents.results, onnx_bytes=len(contents.onnx)
@@ -104,8 +104,8 @@ def write_bundle(destination: str | Path, *, contents: BundleContents) -> Bundle
     parts |= {FORMATS[name].file: content for name, content in contents.formats.items()}
     if contents.recipe is not None:
         parts[layout.RECIPE_FILE] = contents.recipe.encode()
-    with _writing(directory):
-        replace_directory(directory, {**parts, layout.SUMS_FILE: checksum_lines(_digests(parts)).encode()})
+    with writing(directory):
+        replace_directory(directory, {**parts, layout.SUMS_FILE: checksum_lines(digests_of(parts)).encode()})
     return Bundle.open(directory)
 
 
@@ -127,33 +127,48 @@ def update_validation(
     Raises:
         BundleError: If the bundle cannot be written; it is unchanged then.
     """
-    changed = {layout.VALIDATION_FILE: _json_bytes(report)}
+    card = None
     if results:
-        changed[layout.CARD_FILE] = _card(
+        card = _card(
             bundle.config, bundle.labels, bundle.preprocessing, results, onnx_bytes=bundle.onnx_path.stat().st_size
-        ).encode()
-    if page is not None:
-        changed[layout.VALIDATION_PAGE] = page.encode()
-    digests = read_checksums(bundle.path) | _digests(changed)
-    if page is None:
-        digests.pop(layout.VALIDATION_PAGE, None)
-    sums = checksum_lines(digests).encode()
-    with _writing(bundle.path):
-        # With both lists of checksums in place the bundle can be opened whenever this is cut short.
-        replace_files(bundle.path, {layout.PENDING_SUMS_FILE: sums, **changed})
-        (bundle.path / layout.PENDING_SUMS_FILE).replace(bundle.path / layout.SUMS_FILE)
-        if page is None:
-            (bundle.path / layout.VALIDATION_PAGE).unlink(missing_ok=True)
+        )
+    store_validation(bundle.path, report, card=card, page=page)
     return Bundle.open(bundle.path)
 
 
+def store_validation(
+    directory: Path, report: Mapping[str, Any], *, card: str | None = None, page: str | None = None
+) -> None:
+    """Write a validation report and what goes with it into the directory of a bundle of any kind, all in one step.
+
+    Args:
+        directory: The bundle.
+        report: The report as JSON types.
+        card: The new model card; without one it stays as it is.
+        page: The report as HTML; without one, that of an earlier report is removed.
+
+    Raises:
+        BundleError: If the bundle cannot be written; it is unchanged then.
+    """
+    changed = {layout.VALIDATION_FILE: json_bytes(report)}
+    if card is not None:
+        changed[layout.CARD_FILE] = card.encode()
+    if page is not None:
+        changed[layout.VALIDATION_PAGE] = page.encode()
+    digests = read_checksums(directory) | digests_of(changed)
+    if page is None:
+        digests.pop(layout.VALIDATION_PAGE, None)
+    sums = checksum_lines(digests).encode()
+    with writing(directory):
+        # With both lists of checksums in place the bundle can be opened whenever this is cut short.
+        replace_files(directory, {layout.PENDING_SUMS_FILE: sums, **changed})
+        (directory / layout.PENDING_SUMS_FILE).replace(directory / layout.SUMS_FILE)
+        if page is None:
+            (directory / layout.VALIDATION_PAGE).unlink(missing_ok=True)
+
+
 def _check_contents(contents: BundleContents) -> None:
-    for kind, name in (("name", contents.name), ("version", contents.version)):
-        if not _NAME.fullmatch(name):
-            raise BundleError(
-                f"Expected a bundle's {kind} of letters, digits, '.', '_' and '-' (at most 128), but got {name!r}",
-                hint="it stands in the URLs of the server",
-            )
+    check_names(contents.name, contents.version)
     labels = list(contents.labels)
     if any(not label or label.splitlines() != [label] for label in labels) or len(set(labels)) != len(labels):
         raise BundleError(f"Expected labels to be different, non-empty single lines, but got {labels[:10]}")
@@ -173,7 +188,17 @@ def _check_contents(contents: BundleContents) -> None:
         )
 
 
-def _check_replaceable(directory: Path) -> None:
+def check_names(name: str, version: str) -> None:
+    """Raise a `BundleError` unless a model's name and version can stand in URLs."""
+    for kind, value in (("name", name), ("version", version)):
+        if not _NAME.fullmatch(value):
+            raise BundleError(
+                f"Expected a bundle's {kind} of letters, digits, '.', '_' and '-' (at most 128), but got {value!r}",
+                hint="it stands in the URLs of the server",
+            )
+
+
+def check_replaceable(directory: Path) -> None:
     """Raise if the destination holds anything that is not a bundle's: it would be deleted."""
     if not directory.exists() and not directory.is_symlink():
         return
@@ -229,12 +254,13 @@ def _card(
     return render_card(own["name"], fields, facts=facts, labels=labels, preprocessing=preprocessing, results=results)
 
 
-def _digests(parts: Mapping[str, bytes]) -> dict[str, str]:
+def digests_of(parts: Mapping[str, bytes]) -> dict[str, str]:
+    """Return the SHA-256 of each content, hexadecimal."""
     return {name: hashlib.sha256(content).hexdigest() for name, content in parts.items()}
 
 
 @contextmanager
-def _writing(directory: Path) -> Iterator[None]:
+def writing(directory: Path) -> Iterator[None]:
     """Turn a failure to write into the one line that users see."""
     try:
         yield
@@ -245,7 +271,8 @@ def _writing(directory: Path) -> Iterator[None]:
         ) from error
 
 
-def _json_bytes(content: Mapping[str, Any]) -> bytes:
+def json_bytes(content: Mapping[str, Any]) -> bytes:
+    """Return JSON for reading."""
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
     # Lists of numbers take one line. A string cannot match: its line breaks are escaped.
     lines = _NUMBERS.sub(lambda found: f"[{' '.join(found.group(1).split())}]", text)

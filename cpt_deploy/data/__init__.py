@@ -3,7 +3,7 @@
 from cpt_deploy.data.augmentation import Augmentation, augmentations, build_augmentations
 from cpt_deploy.data.batches import WHOLE, Share
 from cpt_deploy.data.fitted import FittedImages
-from cpt_deploy.data.images import ArrayImages, CallableImages, FileImages, ImageSet
+from cpt_deploy.data.images import ArrayImages, CallableImages, FileImages, ImageSet, limited
 from cpt_deploy.data.inputs import default_preprocessing, input_settings, resolve_preprocessing
 from cpt_deploy.data.loaders import batches_per_epoch, eval_loader, train_loader, training_stream
 from cpt_deploy.data.places import cache_folder
@@ -29,6 +29,7 @@ __all__ = [
     "eval_loader",
     "fetch_dataset",
     "input_settings",
+    "limited",
     "load_images",
     "resolve_preprocessing",
     "train_loader",

@@ -3,7 +3,7 @@
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -166,3 +166,17 @@ class CallableImages(ImageSet):
             pixels = np.ascontiguousarray(np.asarray(self.image(index)))
             yield repr(pixels.shape).encode()
             yield pixels.data
+
+
+def limited(images: ImageSet, limit: int | None) -> ImageSet:
+    """Return at most so many images of a set, spread evenly over it; all of them if there is no limit."""
+    if limit is None or limit >= len(images):
+        return images
+    chosen = np.linspace(0, len(images) - 1, limit).round().astype(np.int64)
+    if isinstance(images, ArrayImages):
+        return replace(images, labels=images.labels[chosen], pixels=images.pixels[chosen])
+    if isinstance(images, FileImages):
+        return replace(images, labels=images.labels[chosen], paths=tuple(images.paths[index] for index in chosen))
+    return CallableImages(
+        images.name, images.split, images.classes, images.labels[chosen], lambda index: images.image(int(chosen[index]))
+    )

@@ -19,7 +19,8 @@ from cpt_deploy.export.packing import smallest_opset
 from cpt_deploy.freezing.executor import IntegerExecutor
 from cpt_deploy.freezing.freeze import freeze
 from cpt_deploy.freezing.graph import IntegerGraph, to_dict
-from cpt_deploy.quantization.model import QuantizedModel, WeightBits
+from cpt_deploy.quantization.cycling import WeightBits
+from cpt_deploy.quantization.model import QuantizedModel
 
 SYMMETRIC = "symmetric"
 TRAINED, CALIBRATED = "trained with cyclic precision", "calibrated only"

@@ -85,7 +85,7 @@ class FloatLowering:
         )
 
     def _batch_norm(self, node: fx.Node, norm: nn.BatchNorm1d | nn.BatchNorm2d) -> list[Operation]:
-        inverse = torch.rsqrt(norm.running_var + norm.eps)  # type: ignore[operator]
+        inverse = torch.rsqrt(norm.running_var + norm.eps)  # type: ignore[operator, arg-type]
         factor = inverse if norm.weight is None else norm.weight * inverse
         offset = -norm.running_mean * factor + (0.0 if norm.bias is None else norm.bias)  # type: ignore[operator]
         shape = (-1, *[1] * (len(node.meta["shape"]) - 2))

@@ -30,6 +30,7 @@ from cpt_deploy.freezing.graph import (
 from cpt_deploy.freezing.lookup import tabulate
 from cpt_deploy.freezing.movements import KeptTensor, lower_kept
 from cpt_deploy.quantization.config import MOST_INTEGER_BITS
+from cpt_deploy.quantization.cycling import WeightBits
 from cpt_deploy.quantization.edges import EdgeQuantizer, LayerInput
 from cpt_deploy.quantization.entries import has_float_operations
 from cpt_deploy.quantization.folding import (
@@ -40,7 +41,8 @@ from cpt_deploy.quantization.folding import (
     normalisation,
 )
 from cpt_deploy.quantization.layers import QuantizedConv1d, QuantizedConv2d, QuantizedLayer, QuantizedLinear
-from cpt_deploy.quantization.model import QuantizedModel, WeightBits
+from cpt_deploy.quantization.model import QuantizedModel
+from cpt_deploy.quantization.precision_state import Role
 from cpt_deploy.quantization.tracing import ChannelwiseConstant, describe, propagate_shapes, shape_of
 from cpt_deploy.quantization.vocabulary import Kind, classify, computes
 
@@ -85,6 +87,7 @@ class _Lowering:
         self.upper = min(model.config.upper, MOST_INTEGER_BITS)
         self.layer_bits = {name: min(bits, MOST_INTEGER_BITS) for name, bits in model.layer_bits(weight_bits).items()}
         self.activation_bits = activation_bits
+        self.precision = model.precision
         self.finished: dict[fx.Node, QuantizedTensor] = {}
         self.parts: dict[fx.Node, KeptTensor] = {}
         self.operations: list[Operation] = []
@@ -121,8 +124,8 @@ class _Lowering:
                 )
             if isinstance(module, EdgeQuantizer) and node.all_input_nodes[0] in floats.names:
                 name = str(node.target).removeprefix("edges.") + "_codes"
-                bits = self.activation_bits if module.role == "cycle" else self.upper
-                self._finish(node, edge_tensor(name, module, max(bits, module.least_bits), shape_of(node)))
+                bits = max(self._bits_of(module.role), module.least_bits)
+                self._finish(node, edge_tensor(name, module, bits, shape_of(node)))
                 self.operations.append(Quantize((floats.names[node.all_input_nodes[0]],), name))
             elif isinstance(module, EdgeQuantizer):
                 self._lower_edge(node, module)
@@ -150,7 +153,7 @@ class _Lowering:
     def _lower_edge(self, node: fx.Node, edge: EdgeQuantizer) -> None:
         chain = self._chain(node.all_input_nodes[0])
         name = str(node.target).removeprefix("edges.")
-        bits = self.activation_bits if edge.role == "cycle" else self.upper
+        bits = self._bits_of(edge.role)
         tensor = edge_tensor(name, edge, max(bits, edge.least_bits), shape_of(node))
         head = chain[0]
         if head.op != "placeholder":
@@ -168,15 +171,19 @@ class _Lowering:
         self._finish(node, tensor)
 
     def _lower_layer_input(self, node: fx.Node, module: LayerInput) -> None:
-        source = self.finished[node.all_input_nodes[0]]
-        if self.activation_bits == self.upper:
+        source, bits = self.finished[node.all_input_nodes[0]], self._bits_of(module.role)
+        if bits == self.upper:
             self.finished[node] = source
             return
         name = str(node.target).removeprefix("layer_inputs.") + "_input"
-        tensor = edge_tensor(name, module.source, self.activation_bits, source.shape)
+        tensor = edge_tensor(name, module.source, bits, source.shape)
         operation, tensor = tabulate(nn.Identity(), source, tensor)
         self.operations.append(operation)
         self._finish(node, tensor)
+
+    def _bits_of(self, role: Role) -> int:
+        """Return the bits at which activations of a role are frozen."""
+        return self.upper if role == "hold" else min(self.activation_bits, self.precision.upper_of(role))
 
     def _finish(self, node: fx.Node, tensor: QuantizedTensor) -> None:
         self.finished[node] = tensor

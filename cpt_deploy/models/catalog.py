@@ -18,7 +18,7 @@ from cpt_deploy.registry import Registry, import_object, nearest_names
 ModelFactory = Callable[..., nn.Module]
 """Builds a model; called with those of `num_classes`, `in_channels` and `input_size` that it has parameters for."""
 
-DEPTHS = (20, 38, 74, 110, 152, 164)
+DEPTHS = (8, 20, 38, 74, 110, 152, 164)
 """Depths of the registered CIFAR ResNets; the paper's are those from 38 on."""
 
 models: Registry[ModelFactory] = Registry("model")

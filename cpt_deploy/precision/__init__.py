@@ -1,5 +1,12 @@
 """How many bits at which step, and what that costs: pure functions of progress, without torch."""
 
+from cpt_deploy.precision.adaptive import (
+    AdaptiveSchedule,
+    PlateauRule,
+    ProgressiveSchedule,
+    follow_losses,
+    progressive_stages,
+)
 from cpt_deploy.precision.cost import BitOpsMeter, BitOpsSummary, LayerCost, relative_cost, share_of_steps
 from cpt_deploy.precision.schedules import (
     CyclicSchedule,
@@ -12,14 +19,19 @@ from cpt_deploy.precision.schedules import (
 )
 
 __all__ = [
+    "AdaptiveSchedule",
     "BitOpsMeter",
     "BitOpsSummary",
     "CyclicSchedule",
     "LayerCost",
     "PiecewiseSchedule",
+    "PlateauRule",
     "PrecisionSchedule",
+    "ProgressiveSchedule",
     "StaticSchedule",
     "build_schedule",
+    "follow_losses",
+    "progressive_stages",
     "published_name",
     "relative_cost",
     "schedules",

@@ -4,16 +4,17 @@ The unit is that of Fu et al., 2021: a layer costs `MACs (fw^2 + 2 fw bw)` bit o
 `fw` bits forward and `bw` bits of gradient; the three products are forward, error and weight gradient.
 """
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
-from cpt_deploy.precision.schedules import PrecisionSchedule
+from cpt_deploy.precision.schedules import CyclicSchedule, PrecisionSchedule, StaticSchedule
 
 FLOAT_BITS = 32
 
-Role = Literal["cycle", "hold", "float"]
+Role = str
+"""Whose bits a layer has: "cycle", "hold", "float", or the name of a group with a schedule of its own."""
 
 
 def share_of_steps(schedule: PrecisionSchedule, total_steps: int) -> dict[int, float]:
@@ -60,7 +61,8 @@ class LayerCost:
     Args:
         name: Its name in the model.
         macs: Multiply-accumulates per sample in forward.
-        role: "cycle" follows the schedule, "hold" stays at the upper bound, "float" runs at 32 bits.
+        role: "cycle" follows the schedule, "hold" stays at the upper bound, "float" runs at 32 bits; any other is that
+            of a group.
     """
 
     name: str
@@ -74,7 +76,7 @@ class BitOpsSummary:
 
     Args:
         total: BitOPs spent.
-        static_upper: BitOPs of the same steps, had the cycling layers stayed at the upper bound.
+        static_upper: BitOPs of the same steps, had every layer stayed at its upper bound.
     """
 
     total: int
@@ -100,12 +102,14 @@ class BitOpsMeter:
     Args:
         layers: All layers with multiplications, those in float as well.
         upper: Bits of the layers that hold the upper bound.
+        groups: Upper bound of each group of layers.
     """
 
-    def __init__(self, layers: Sequence[LayerCost], upper: int) -> None:
+    def __init__(self, layers: Sequence[LayerCost], upper: int, groups: Mapping[Role, int] | None = None) -> None:
         self.layers = tuple(layers)
         self.upper = upper
-        self._macs: dict[Role, int] = {"cycle": 0, "hold": 0, "float": 0}
+        self.groups = dict(groups or {})
+        self._macs: dict[Role, int] = dict.fromkeys(("cycle", "hold", "float", *self.groups), 0)
         for layer in layers:
             self._macs[layer.role] += layer.macs
         self._total = 0
@@ -116,27 +120,56 @@ class BitOpsMeter:
         """BitOPs so far."""
         return self._total
 
-    def step_cost(self, forward_bits: int, backward_bits: int, samples: int) -> int:
+    def step_cost(
+        self, forward_bits: int, backward_bits: int, samples: int, groups: Mapping[Role, int] | None = None
+    ) -> int:
         """Return the BitOPs of one training step.
 
         Args:
             forward_bits: Bits of weights and activations of the cycling layers.
             backward_bits: Bits of the gradients of all quantized layers.
             samples: Number of samples in the step, over all processes.
+            groups: Forward bits of groups; one that is left out has `forward_bits`, or its upper bound where that is
+                less.
         """
-        per_sample = (
-            self._macs["cycle"] * _weight(forward_bits, backward_bits)
-            + self._macs["hold"] * _weight(self.upper, backward_bits)
-            + self._macs["float"] * _weight(FLOAT_BITS, FLOAT_BITS)
-        )
-        return per_sample * samples
+        bits = {"cycle": forward_bits, "hold": self.upper}
+        bits |= {role: min(forward_bits, upper) for role, upper in self.groups.items()} | dict(groups or {})
+        per_sample = sum(self._macs[role] * _weight(own, backward_bits) for role, own in bits.items())
+        return (per_sample + self._macs["float"] * _weight(FLOAT_BITS, FLOAT_BITS)) * samples
 
-    def add(self, forward_bits: int, backward_bits: int, samples: int) -> int:
+    def add(self, forward_bits: int, backward_bits: int, samples: int, groups: Mapping[Role, int] | None = None) -> int:
         """Count one training step and return its BitOPs; the arguments are those of `step_cost`."""
-        cost = self.step_cost(forward_bits, backward_bits, samples)
+        cost = self.step_cost(forward_bits, backward_bits, samples, groups)
         self._total += cost
-        self._static_upper += self.step_cost(self.upper, backward_bits, samples)
+        self._static_upper += self.step_cost(self.upper, backward_bits, samples, self.groups)
         return cost
+
+    def add_run(
+        self,
+        forward: PrecisionSchedule,
+        backward: PrecisionSchedule,
+        total_steps: int,
+        samples: int,
+        groups: Mapping[Role, PrecisionSchedule] | None = None,
+    ) -> BitOpsSummary:
+        """Count a whole run as its schedules have it, and return what there is then.
+
+        Args:
+            forward: Bits of weights and activations.
+            backward: Bits of the gradients.
+            total_steps: Length of the run.
+            samples: Number of samples in each step.
+            groups: Schedules of groups.
+        """
+        own = dict(groups or {})
+        together = (forward, backward, *own.values())
+        period = math.lcm(*(_period(schedule, total_steps) for schedule in together))
+        counted = period if total_steps % period == 0 else total_steps
+        counts = Counter(tuple(entry.bits_at(step, total_steps) for entry in together) for step in range(counted))
+        for (forward_bits, backward_bits, *others), count in counts.items():
+            times = samples * count * (total_steps // counted)
+            self.add(forward_bits, backward_bits, times, dict(zip(own, others, strict=True)))
+        return self.summary()
 
     def summary(self) -> BitOpsSummary:
         """Return what the run has cost so far and what static precision would have."""
@@ -149,6 +182,15 @@ class BitOpsMeter:
     def load_state_dict(self, state: Mapping[str, int]) -> None:
         """Go on from counts that `state_dict` returned."""
         self._total, self._static_upper = int(state["total"]), int(state["static_upper"])
+
+
+def _period(schedule: PrecisionSchedule, total_steps: int) -> int:
+    """Return after how many steps a schedule is known to repeat itself."""
+    if isinstance(schedule, StaticSchedule):
+        return 1
+    if isinstance(schedule, CyclicSchedule) and schedule.shape == "repeated" and total_steps % schedule.cycles == 0:
+        return total_steps // schedule.cycles
+    return total_steps
 
 
 def _weight(forward_bits: int, backward_bits: int) -> int:

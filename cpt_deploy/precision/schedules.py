@@ -24,7 +24,7 @@ Shape = Literal["repeated", "vertical", "horizontal"]
 
 @runtime_checkable
 class PrecisionSchedule(Protocol):
-    """Anything that says how many bits a step runs at; picklable and without state."""
+    """Anything that says how many bits a step runs at; picklable, and without state but for adaptive ones."""
 
     def bits_at(self, step: int, total_steps: int) -> int:
         """Return the bits of `step`, counted from 0, in a run of `total_steps` steps.
@@ -46,11 +46,11 @@ class StaticSchedule:
     bits: int
 
     def __post_init__(self) -> None:
-        _check_bounds(self.bits, self.bits)
+        check_bounds(self.bits, self.bits)
 
     def bits_at(self, step: int, total_steps: int) -> int:
         """Return `bits`; see `PrecisionSchedule.bits_at`."""
-        _check_step(step, total_steps)
+        check_step(step, total_steps)
         return self.bits
 
 
@@ -78,7 +78,7 @@ class CyclicSchedule:
     shape: Shape = "repeated"
 
     def __post_init__(self) -> None:
-        _check_bounds(self.lower, self.upper)
+        check_bounds(self.lower, self.upper)
         if self.cycles < 1:
             raise UsageError(f"Expected cycles to be at least 1, but got {self.cycles}")
         if self.profile not in PROFILES:
@@ -90,7 +90,7 @@ class CyclicSchedule:
         Raises:
             UsageError: If the run has fewer steps than cycles.
         """
-        _check_step(step, total_steps)
+        check_step(step, total_steps)
         if self.cycles > total_steps:
             raise UsageError(
                 f"Expected at most one precision cycle a step, but got {self.cycles} cycles in {total_steps} steps",
@@ -126,11 +126,11 @@ class PiecewiseSchedule:
                 hint="for example [[0, 3], [0.5, 6], [0.9, 8]]: 3 bits, from the middle 6, for the last tenth 8",
             )
         for _, bits in self.points:
-            _check_bounds(bits, bits)
+            check_bounds(bits, bits)
 
     def bits_at(self, step: int, total_steps: int) -> int:
         """Return the bits of the piece that `step` lies in; see `PrecisionSchedule.bits_at`."""
-        _check_step(step, total_steps)
+        check_step(step, total_steps)
         progress = step / total_steps
         return next(bits for start, bits in reversed(self.points) if start <= progress)
 
@@ -221,7 +221,7 @@ def build_schedule(
     Raises:
         UsageError: If the name is unknown or an argument is out of range.
     """
-    _check_bounds(lower, upper)
+    check_bounds(lower, upper)
     if ":" in name:
         return _build_imported(name, {"lower": lower, "upper": upper, "cycles": cycles, "points": points})
     long_name = _CYCLIC[name.upper()][0] if name.upper() in _CYCLIC else name
@@ -245,12 +245,22 @@ def _build_imported(path: str, settings: dict[str, object]) -> PrecisionSchedule
     return found
 
 
-def _check_bounds(lower: int, upper: int) -> None:
+def check_bounds(lower: int, upper: int) -> None:
+    """Make sure that bits lie in order between the least and the most that a schedule can have.
+
+    Raises:
+        UsageError: If they do not.
+    """
     if not LEAST_BITS <= lower <= upper <= MOST_BITS:
         got = f"{lower}" if lower == upper else f"{lower}..{upper}"
         raise UsageError(f"Expected bits with {LEAST_BITS} <= lower <= upper <= {MOST_BITS}, but got {got}")
 
 
-def _check_step(step: int, total_steps: int) -> None:
+def check_step(step: int, total_steps: int) -> None:
+    """Make sure that a step belongs to the run.
+
+    Raises:
+        ValueError: If it does not.
+    """
     if not 0 <= step < total_steps:
         raise ValueError(f"Expected step to lie in [0, {total_steps}), but got {step}")

@@ -107,7 +107,7 @@ def _export(model: nn.Module, example: Tensor, name: str) -> fx.GraphModule:
             f"Expected a model whose graph can be traced, but capturing {name} failed: {_reason(error)}",
             hint="control flow that depends on tensor values must go, and the batch size must be free",
         ) from error
-    module: fx.GraphModule = program.module(check_guards=False)  # type: ignore[assignment]
+    module: fx.GraphModule = program.module(check_guards=False)
     return module
 
 
@@ -127,10 +127,10 @@ def _graph_module(model: nn.Module, program: fx.GraphModule) -> fx.GraphModule:
         elif isinstance(node.target, torch._ops.HigherOrderOperator):
             raise ConversionError(f"Expected a graph of operators, but got {describe(node, program)}")
         elif "assert" in str(node.target) or "sym_constrain" in str(node.target) or node.op == "call_module":
-            node.replace_all_uses_with(None)  # type: ignore[arg-type]  # checks of sizes yield nothing
+            node.replace_all_uses_with(None)
             program.graph.erase_node(node)
     graph = fx.Graph()
-    graph.output(graph.graph_copy(program.graph, {}))  # type: ignore[arg-type]
+    graph.output(graph.graph_copy(program.graph, {}))
     return fx.GraphModule(model, graph, class_name=type(model).__name__)
 
 
@@ -175,7 +175,7 @@ def _fold_constants(traced: fx.GraphModule) -> None:
                 arguments, options = (arguments[1],), {"dtype": torch.float32, **options}
                 values[node] = torch.zeros(*arguments, **options)
             else:
-                values[node] = node.target(*arguments, **options)  # type: ignore[operator]
+                values[node] = node.target(*arguments, **options)
     for node, value in values.items():
         used = [user for user in node.users if user not in values]
         if node.op == "call_function" and used and isinstance(value, Tensor):
@@ -213,7 +213,7 @@ def _lift_training_behaviour(traced: fx.GraphModule, model: nn.Module) -> None:
         if node.op != "call_function":
             continue
         if node.target in _SPATIAL_DROPOUTS:
-            module = _SPATIAL_DROPOUTS[node.target](float(node.args[1]))  # type: ignore[index,arg-type]
+            module = _SPATIAL_DROPOUTS[node.target](float(node.args[1]))
             replace_by_module(traced, node, f"{node.name}_module", module, node.args[:1])
         elif node.target is torch.ops.cpt_deploy.stochastic_depth.default:
             name = str(node.args[1])

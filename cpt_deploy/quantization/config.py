@@ -16,6 +16,21 @@ FLOAT_BITS = 24
 
 
 @dataclass(frozen=True, slots=True)
+class LayerGroup:
+    """Layers with bits of their own.
+
+    Args:
+        name: The role of these layers, an identifier.
+        match: Shell pattern of the layers' names.
+        upper: Their upper bound, at which they are frozen.
+    """
+
+    name: str
+    match: str
+    upper: int
+
+
+@dataclass(frozen=True, slots=True)
 class QuantizationConfig:
     """How a float model becomes a CPT model.
 
@@ -25,6 +40,7 @@ class QuantizationConfig:
         ends: Whether the first and the last layer hold the upper bound or cycle as the others do.
         range_momentum: Weight of a new batch in the moving average of activation ranges, in (0, 1].
         seed: Seed of the gradients' stochastic rounding.
+        groups: Layers with bits of their own; a layer belongs to the first that matches its name.
 
     Raises:
         UsageError: If the bounds are out of order or out of range.
@@ -35,6 +51,7 @@ class QuantizationConfig:
     ends: EndLayers = "hold"
     range_momentum: float = 0.1
     seed: int = 0
+    groups: tuple[LayerGroup, ...] = ()
 
     def __post_init__(self) -> None:
         if not LEAST_BITS <= self.lower <= self.upper <= MOST_BITS:
@@ -44,3 +61,10 @@ class QuantizationConfig:
             )
         if not 0.0 < self.range_momentum <= 1.0:
             raise UsageError(f"Expected range_momentum to be in (0, 1], but got {self.range_momentum}")
+        for group in self.groups:
+            if not LEAST_BITS <= group.upper <= self.upper:
+                raise UsageError(
+                    f"Expected the upper bound of layers {group.match!r} in {LEAST_BITS}..{self.upper} bits, "
+                    f"but got {group.upper}",
+                    hint="the model's own upper bound, which edges between layers hold, is the greatest",
+                )

@@ -3,14 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from cpt_deploy.quantization.affine import (
-    affine_parameters,
-    fake_quantize,
-    including_zero,
-    range_of,
-    symmetric_parameters,
-)
-from cpt_deploy.quantization.kernels import Grid
+from cpt_deploy.quantization.affine import fake_quantize, range_of, unsigned_levels
+from cpt_deploy.quantization.kernels import Average, Grid, GridLevels, Kernels, Observed, parameters
 from cpt_deploy.quantization.precision_state import PrecisionState, Role
 
 
@@ -21,7 +15,7 @@ class EdgeQuantizer(nn.Module):
 
     Args:
         precision: The model's bits.
-        role: "cycle" if only cycling layers read this edge, else "hold".
+        role: "cycle", or that of a group, if only such layers read this edge, else "hold".
         momentum: Weight of a new batch in the moving average of the range.
         least_bits: The edge has at least so many bits; the logits keep 8 whatever the bound, since no layer reads them.
     """
@@ -46,6 +40,7 @@ class EdgeQuantizer(nn.Module):
         self.register_buffer("high", torch.tensor(0.0))
         self.register_buffer("batches", torch.tensor(0, dtype=torch.int64))
         self.current: tuple[Tensor, Tensor] = (self.low, self.high)
+        self._observed: Observed | None = None
 
     @property
     def bits(self) -> int:
@@ -54,8 +49,11 @@ class EdgeQuantizer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return `x` on the grid of the present bits, same shape."""
+        self._observed = None
         if self.training:
-            self.take(*range_of(x))
+            self.current = range_of(x)
+            if not self.deferred:
+                self.observe(*self.current)
         else:
             self.current = (self.low, self.high)
         return self.quantize(x, self.role, self.least_bits)
@@ -64,40 +62,46 @@ class EdgeQuantizer(nn.Module):
         """Quantize `x` in this edge's range of the last forward, at the bits of a role."""
         if not self.precision.quantizes_activations(role):
             return x
-        return fake_quantize(x, *self._grid(self.current, role, least_bits))
+        grid = self._grid(self.current, role, least_bits)
+        return fake_quantize(x, *grid)
 
     def grid(self, role: Role | None = None) -> Grid:
-        """Return the grid of the last forward, or the one that a role has in the same range."""
-        if role is None:
-            return self._grid(self.current, self.role, self.least_bits)
-        return self._grid(self.current, role, 0)
+        """Return the grid of the last forward, or the one that layers of a role have in the same range."""
+        if self._observed is not None and role in (None, "cycle"):
+            return self._observed.own if role is None else self._observed.cycle
+        return self._grid(self.current, role or self.role, 0 if role else self.least_bits)
 
     def kept_grid(self, role: Role | None = None) -> Grid:
         """Return the same in the range that was observed over many batches, as evaluation uses it."""
-        if role is None:
-            return self._grid((self.low, self.high), self.role, self.least_bits)
-        return self._grid((self.low, self.high), role, 0)
+        return self._grid((self.low, self.high), role or self.role, 0 if role else self.least_bits)
 
     def _grid(self, limits: tuple[Tensor, Tensor], role: Role, least_bits: int) -> Grid:
         levels = self.precision.activation_levels(role)
         if least_bits:
-            levels = levels.clamp(min=float(2**least_bits - 1))
-        parameters = symmetric_parameters if self.symmetric else affine_parameters
-        return Grid(*parameters(*limits, levels), levels)
+            levels = levels.clamp(min=float(unsigned_levels(least_bits)))
+        return parameters.grid_on(*limits, levels, symmetric=self.symmetric)
 
-    def take(self, low: Tensor, high: Tensor) -> None:
-        """Let the range of a training batch, 0-dim float32, be the present one, and observe it."""
-        self.current = including_zero(low, high)
-        if not self.deferred:
-            self.observe(*self.current)
+    def take(self, low: Tensor, high: Tensor, kernels: Kernels) -> None:
+        """Let the range of a training batch be the present one, make its grids, and observe it.
 
-    @torch.no_grad()
+        Args:
+            low: Float32, as `Kernels.range` returns it.
+            high: The same.
+            kernels: Backend.
+        """
+        state = self.precision
+        least = float(unsigned_levels(self.least_bits)) if self.least_bits else 0.0
+        own, cycle = state.activation_levels(self.role), state.activation_levels("cycle")
+        levels = GridLevels(own, cycle, least, self.symmetric)
+        self._observed = kernels.observe(low, high, None if self.deferred else self._average(), levels)
+        self.current = (self._observed.low, self._observed.high)
+
     def observe(self, low: Tensor, high: Tensor) -> None:
         """Take a batch's least and greatest value, 0-dim, into the moving average."""
-        self.batches.add_(1)
-        weight = 1.0 / self.batches if self.cumulative else torch.clamp(1.0 / self.batches, min=self.momentum)
-        self.low.lerp_(low.to(self.low.dtype), weight.to(self.low.dtype))
-        self.high.lerp_(high.to(self.high.dtype), weight.to(self.high.dtype))
+        parameters.take(low, high, self._average())
+
+    def _average(self) -> Average:
+        return Average(self.low, self.high, self.batches, 0.0 if self.cumulative else self.momentum)
 
     def reset(self) -> None:
         """Forget the observed range."""
@@ -113,14 +117,17 @@ class EdgeQuantizer(nn.Module):
 class LayerInput(nn.Module):
     """Brings an edge that holds the upper bound to the bits of a cycling layer, in the edge's own range.
 
-    At the upper bound it changes nothing, so the frozen graph has no such operation.
+    At the upper bound it changes nothing, so the frozen graph has no such operation; but where the layer belongs to a
+    group whose upper bound is less.
 
     Args:
         source: The quantizer of the edge.
+        role: Whose bits the layer has.
     """
 
-    def __init__(self, source: EdgeQuantizer) -> None:
+    def __init__(self, source: EdgeQuantizer, role: Role = "cycle") -> None:
         super().__init__()
+        self.role = role
         self._source = (source,)  # in a tuple: the edge owns its buffers, this module must not register them again
 
     @property
@@ -129,8 +136,10 @@ class LayerInput(nn.Module):
         return self._source[0]
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return `x` on the grid of the present cycling bits, same shape."""
+        """Return `x` on the grid of the layer's present bits, same shape."""
         source = self.source
-        if source.precision.activation_bits["cycle"] == source.precision.activation_bits["hold"]:
+        bits = source.precision.activation_bits
+        # A compiled graph serves all bits; there, what is on the grid is brought to it once more.
+        if not torch.compiler.is_compiling() and bits[self.role] == bits["hold"]:
             return x
-        return source.quantize(x, "cycle")
+        return source.quantize(x, self.role)

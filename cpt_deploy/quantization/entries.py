@@ -18,7 +18,8 @@ def insert_entries(
 ) -> None:
     """Put a quantizer between each float value and the layers that read it; other readers get the value itself.
 
-    It cycles if all of these layers do; otherwise it holds the upper bound, and cycling ones get inputs of their own.
+    It has the role of these layers, if they have one; otherwise it holds the upper bound, and those that cycle get
+    inputs of their own.
     """
     by_source: dict[fx.Node, list[fx.Node]] = {}
     for node in traced.graph.nodes:
@@ -28,16 +29,17 @@ def insert_entries(
             if kinds.get(source) is not Kind.EDGE:
                 by_source.setdefault(source, []).append(node)
     for source, layers in by_source.items():
-        cycling = [node for node in layers if _layer(node, traced).role == "cycle"]
-        edge = EdgeQuantizer(precision, "cycle" if len(cycling) == len(layers) else "hold", momentum)
+        roles = {_layer(node, traced).role for node in layers}
+        edge = EdgeQuantizer(precision, roles.pop() if len(roles) == 1 else "hold", momentum)
         entry = _insert(traced, source, f"edges.{source.name}", edge, layers[0])
         kinds[entry] = Kind.EDGE
         for node in layers:
             node.replace_input_with(source, entry)
-        if edge.role == "hold" and cycling:
-            narrowed = _insert(traced, entry, f"layer_inputs.{cycling[0].name}", LayerInput(edge), cycling[0])
+        for role in sorted(roles - {"hold"}):
+            readers = [node for node in layers if _layer(node, traced).role == role]
+            narrowed = _insert(traced, entry, f"layer_inputs.{readers[0].name}", LayerInput(edge, role), readers[0])
             kinds[narrowed] = Kind.EDGE
-            for node in cycling:
+            for node in readers:
                 node.replace_input_with(entry, narrowed)
 
 

@@ -5,11 +5,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cpt_deploy.quantization.affine import range_of
-from cpt_deploy.quantization.noise import index_noise
+from cpt_deploy.quantization.kernels import kernels_on
+from cpt_deploy.quantization.kernels.layout import dense
 
 
-def quantize_gradient(gradient: Tensor, levels: Tensor, seed: int) -> Tensor:
+def quantize_gradient(gradient: Tensor, levels: Tensor, seed: int | Tensor) -> Tensor:
     """Round a gradient stochastically to a grid of `levels + 1` codes.
 
     The grid contains 0 and its step is `range / (levels − 1)`: one code is left free so that rounding down at the
@@ -17,37 +17,25 @@ def quantize_gradient(gradient: Tensor, levels: Tensor, seed: int) -> Tensor:
     everywhere, and exact zeros stay zero. A step is relative to the tensor's own range, however small.
 
     Args:
-        gradient: Float32 tensor of any shape.
+        gradient: Float32 tensor of any shape; of another type, it is rounded as float32.
         levels: Greatest code, 0-dim float32.
-        seed: Seed of the noise.
+        seed: Seed of the noise, an integer or 0-dim int64 on the gradient's device.
 
     Returns:
         The rounded gradient; NaN and infinite inputs give NaN, never a number.
     """
-    step = gradient_step(*range_of(gradient), levels)
-    if not gradient.is_contiguous() and not gradient.is_contiguous(memory_format=torch.channels_last):
-        gradient = gradient.contiguous()
-    noise = index_noise(gradient.numel(), seed, gradient.device).as_strided(gradient.size(), gradient.stride())
-    return noise.add_(gradient / step).floor_().mul_(step)
-
-
-def gradient_step(low: Tensor, high: Tensor, levels: Tensor) -> Tensor:
-    """Return the step of a gradient's grid, 0-dim: `range / (levels − 1)`, or 1 if the range is empty.
-
-    Args:
-        low: Least value of the gradient and 0, 0-dim float32.
-        high: Greatest value of the gradient and 0, 0-dim float32.
-        levels: Greatest code, 0-dim float32.
-    """
-    width = (high - low) / (levels - 1.0)
-    return torch.where(width == 0, torch.ones_like(width), width)
+    gradient, kernels = dense(gradient.float()), kernels_on(gradient.device)
+    step = kernels.gradient_step(*kernels.range(gradient), levels)
+    if isinstance(seed, int):
+        seed = torch.full((), seed & 0xFFFFFFFF, dtype=torch.int64, device=gradient.device)
+    return kernels.round_gradient(gradient, step, seed)
 
 
 class _QuantizeGradient(torch.autograd.Function):
     """The identity, whose gradient is quantized."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, levels: Tensor, seed: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, levels: Tensor, seed: int | Tensor) -> Tensor:
         ctx.levels, ctx.seed = levels, seed
         return x.view_as(x)
 
@@ -56,7 +44,7 @@ class _QuantizeGradient(torch.autograd.Function):
         return quantize_gradient(grad_outputs[0], ctx.levels, ctx.seed), None, None
 
 
-def with_quantized_gradient(x: Tensor, levels: Tensor, seed: int) -> Tensor:
+def with_quantized_gradient(x: Tensor, levels: Tensor, seed: int | Tensor) -> Tensor:
     """Return `x`; the gradient that comes back through it is quantized by `quantize_gradient`."""
     result: Tensor = _QuantizeGradient.apply(x, levels, seed)
     return result

@@ -7,15 +7,23 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from cpt_deploy.quantization.affine import including_zero
 from cpt_deploy.quantization.edges import EdgeQuantizer
-from cpt_deploy.quantization.gradients import gradient_step
-from cpt_deploy.quantization.kernels import Clamp, Site, Statistics, Terms
+from cpt_deploy.quantization.kernels import (
+    BatchNorm,
+    Clamp,
+    Kernels,
+    Normalised,
+    Site,
+    Statistics,
+    Terms,
+    Unit,
+    parameters,
+)
 from cpt_deploy.quantization.kernels.layout import aligned, dense
 from cpt_deploy.quantization.layers import QuantizedLayer, QuantizedLinear
-from cpt_deploy.quantization.noise import mix_seed
 from cpt_deploy.quantization.products import Scaling, backward_products, forward_product
 from cpt_deploy.quantization.segments import Coded, Engine, carrier_of
+from cpt_deploy.quantization.synchronized_norm import is_synchronized, over_processes, summed_over_processes
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +32,7 @@ class LayerSegment:
 
     Args:
         layer: QuantizedConv2d or QuantizedLinear.
-        norm: BatchNorm over the layer's channels, in training.
+        norm: BatchNorm over the layer's channels, in training; perhaps one over all processes.
         clamp: A ReLU's bounds.
         edge: The quantizer.
     """
@@ -48,24 +56,6 @@ class _LayerCall(NamedTuple):
     engine: Engine
 
 
-class _Normalised(NamedTuple):
-    """A layer's output `sums · unit` as `sums · factor + offset`; (O,) each.
-
-    Args:
-        factor: Real values per unit of the sums.
-        offset: Real values.
-        mean: Mean of the sums.
-        gain: What BatchNorm multiplies the output by, γ/σ; 1 without one.
-        deviation: One unit in standard deviations of the output; 0 without BatchNorm.
-    """
-
-    factor: Tensor
-    offset: Tensor
-    mean: Tensor
-    gain: Tensor
-    deviation: Tensor
-
-
 class _LayerFunction(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -81,9 +71,9 @@ class _LayerFunction(torch.autograd.Function):
         weight_codes, scales = kernels.quantize_weight(weight, _weight_levels(layer))
         sums = forward_product(layer, x.codes, x.grid, weight_codes, kernels)
         statistics = kernels.statistics(sums)
-        norm = _normalise(segment, statistics, x.grid.scale * scales, sums.numel() // len(scales))
-        ends = torch.stack([statistics.least, statistics.greatest]) * norm.factor + norm.offset
-        segment.edge.take(*torch.aminmax(ends.clamp_(*segment.clamp)))
+        unit, own_count = Unit(x.grid.scale, scales), sums.numel() // len(scales)
+        norm, ends, ctx.count = _normalise(segment, statistics, unit, own_count, kernels)
+        segment.edge.take(*ends, kernels)
         codes = kernels.affine_quantize(sums, norm.factor, norm.offset, segment.clamp, segment.edge.grid())
         ctx.mark_non_differentiable(codes)
         ctx.save_for_backward(x.codes, sums, weight_codes, scales, *norm)
@@ -95,49 +85,52 @@ class _LayerFunction(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor, _: None) -> tuple[Tensor | None, ...]:
         codes, sums, weight_codes, scales, *values = ctx.saved_tensors
-        norm, segment, kernels = _Normalised(*values), ctx.segment, ctx.kernels
+        norm, segment, kernels = Normalised(*values), ctx.segment, ctx.kernels
         site = Site(aligned(gradient, sums), sums, norm.factor, norm.offset, segment.clamp)
         grad_gamma = grad_beta = None
         terms = Terms(norm.gain, norm.deviation, norm.deviation)
         if segment.norm is not None:
             grad_beta, products = kernels.gradient_sums(site, norm.mean)
-            grad_gamma = products * norm.deviation
-            terms = _normalisation_terms(norm, grad_gamma, grad_beta, sums.numel() // len(scales))
+            if is_synchronized(segment.norm):
+                grad_gamma = products * norm.deviation  # of this process alone: gradients are averaged later
+                terms = parameters.terms(norm, *summed_over_processes(grad_gamma, grad_beta), ctx.count)
+            else:
+                terms, grad_gamma = kernels.normalisation_terms(norm, grad_beta, products, ctx.count)
         weights = (weight_codes, scales)
         grads = _layer_gradients(ctx, segment.layer, site, terms, Coded(gradient, codes, ctx.grid), weights)
         return *grads, grad_gamma, grad_beta, None
 
 
-def _normalise(segment: LayerSegment, statistics: Statistics, unit: Tensor, count: int) -> _Normalised:
-    """Return what makes a layer's output of its sums, and let BatchNorm track the batch.
+def _normalise(
+    segment: LayerSegment, statistics: Statistics, unit: Unit, count: int, kernels: Kernels
+) -> tuple[Normalised, tuple[Tensor, Tensor], int | Tensor]:
+    """Return what makes a layer's output of its sums, that output's range, and of how many values a mean is made.
 
     Args:
-        segment: The segment.
+        segment: The segment, whose BatchNorm tracks the batch.
         statistics: Those of the sums.
-        unit: The real value of one unit of the sums, (O,).
+        unit: What one unit of the sums stands for.
         count: Values in a channel.
+        kernels: Backend.
     """
-    norm, bias = segment.norm, segment.layer.bias
-    if norm is None:
-        offset = torch.zeros_like(unit) if bias is None else bias.detach()
-        return _Normalised(unit, offset, statistics.mean, torch.ones_like(unit), torch.zeros_like(unit))
-    mean, variance = statistics.mean * unit, statistics.variance * unit.square()
-    _track(norm, mean if bias is None else mean + bias, variance * (count / max(count - 1, 1)))
-    inverse = torch.rsqrt(variance + norm.eps)
-    gain = norm.weight * inverse
-    offset = torch.addcmul(norm.bias, mean, gain, value=-1)  # the layer's bias is gone with the mean
-    return _Normalised(gain * unit, offset, statistics.mean, gain, inverse * unit)
+    bias, norm = segment.layer.bias, segment.norm
+    if norm is None or not is_synchronized(norm):
+        following = None if norm is None else _batch_norm(norm)
+        return *kernels.normalise(statistics, unit, bias, following, segment.clamp, count), count
+    per = unit.input * unit.weight  # each process has units of its own, so they exchange real values
+    mean, variance, total = over_processes(statistics.mean * per, statistics.variance * per.square(), count)
+    result = parameters.normalised(mean, variance, mean / per, per, bias, _batch_norm(norm), total)
+    return result, parameters.ends(statistics, result, segment.clamp), total
 
 
-def _track(norm: nn.BatchNorm1d | nn.BatchNorm2d, mean: Tensor, variance: Tensor) -> None:
-    """Update running statistics as BatchNorm does; the variance is the unbiased one."""
+def _batch_norm(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> BatchNorm:
+    """Return a BatchNorm's tensors; what has no parameters or averages is in no segment."""
     assert norm.running_mean is not None
     assert norm.running_var is not None
     assert norm.num_batches_tracked is not None
     assert norm.momentum is not None
-    norm.num_batches_tracked.add_(1)
-    norm.running_mean.lerp_(mean, norm.momentum)
-    norm.running_var.lerp_(variance, norm.momentum)
+    averages = (norm.running_mean, norm.running_var, norm.num_batches_tracked)
+    return BatchNorm(norm.weight, norm.bias, *averages, norm.momentum, norm.eps)
 
 
 def _layer_gradients(
@@ -154,11 +147,9 @@ def _layer_gradients(
         weights: Codes and scales.
     """
     kernels, precision, (weight_codes, scales) = ctx.kernels, layer.precision, weights
-    low, high = including_zero(*kernels.gradient_range(site, terms))
-    step = gradient_step(low, high, precision.get_buffer("gradient_levels"))
-    seed = mix_seed(precision.seed, layer.index, precision.step)
-    rounded = kernels.gradient_codes(site, terms, step, seed, ctx.dtype)
-    real_weight = weight_codes * (scales * step).view(-1, *[1] * (weight_codes.dim() - 1))
+    step = kernels.gradient_step(*kernels.gradient_range(site, terms), precision.gradient_levels)
+    rounded = kernels.gradient_codes(site, terms, step, layer.gradient_seed(site.x), ctx.dtype)
+    real_weight = kernels.real_weight(weight_codes, scales, step, rounded.dtype)
     grad_input, grad_weight = backward_products(
         layer, rounded, x.codes, x.grid, real_weight, kernels, inward=ctx.needs_input_grad[0]
     )
@@ -166,13 +157,7 @@ def _layer_gradients(
     if ctx.has_bias:
         dims = [0, 2, 3] if rounded.dim() == 4 else list(range(rounded.dim() - 1))
         grad_bias = rounded.sum(dims, dtype=torch.float32) * step
-    return grad_input, grad_weight.mul_(x.grid.scale * step), grad_bias
-
-
-def _normalisation_terms(norm: _Normalised, grad_gamma: Tensor, grad_beta: Tensor, count: int) -> Terms:
-    """Return the gradient through BatchNorm, γ/σ · (g − mean(g) − x̂ · mean(g · x̂)), as a function of the sums."""
-    q = norm.gain * norm.deviation * grad_gamma / -count
-    return Terms(norm.gain, q, norm.gain * grad_beta / -count - q * norm.mean)
+    return grad_input, kernels.scale(grad_weight, x.grid.scale, step), grad_bias
 
 
 def _weight_levels(layer: QuantizedLayer) -> Tensor:

@@ -8,7 +8,6 @@ from torch.nn import functional
 
 from cpt_deploy.quantization.affine import fake_quantize_weight
 from cpt_deploy.quantization.gradients import with_quantized_gradient
-from cpt_deploy.quantization.noise import mix_seed, seed_from_index
 from cpt_deploy.quantization.pairs import portable_levels
 from cpt_deploy.quantization.precision_state import PrecisionState, Role
 
@@ -32,6 +31,7 @@ class QuantizedLayer(nn.Module):
     def attach(self, precision: PrecisionState, role: Role, index: int) -> None:
         """Connect the layer to the model's bits."""
         self.precision, self.role, self.index = precision, role, index
+        precision.add_layer(index)
 
     @property
     def quantized_weight(self) -> Tensor:
@@ -46,14 +46,17 @@ class QuantizedLayer(nn.Module):
         """Return the greatest weight code, 0-dim, or that of each channel, (O,), where a pair limit lowers it."""
         return levels if self.pair_limit is None else portable_levels(self.weight, levels, self.pair_limit)
 
+    def gradient_seed(self, y: Tensor) -> Tensor:
+        """Return the seed of the noise by which the gradient of the layer's output (N, ...) is rounded in this step.
+
+        A process that has a part of the batch rounds it with the noise of the whole.
+        """
+        return self.precision.seed_of(self.index, y.numel() // len(y))
+
     def _with_quantized_gradient(self, y: Tensor) -> Tensor:
-        precision = self.precision
-        if not (self.training and precision.quantizes_gradients):
+        if not (self.training and self.precision.quantizes_gradients):
             return y
-        seed = mix_seed(precision.seed, self.index, precision.step)
-        if precision.first_sample:
-            seed = seed_from_index(seed, precision.first_sample * y[0].numel())
-        return with_quantized_gradient(y, precision.get_buffer("gradient_levels"), seed)
+        return with_quantized_gradient(y, self.precision.gradient_levels, self.gradient_seed(y))
 
 
 class QuantizedConv1d(QuantizedLayer, nn.Conv1d):  # type: ignore[misc]  # torch declares the same attributes wider

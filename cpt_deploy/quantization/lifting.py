@@ -123,13 +123,14 @@ def _own_layer(
     if kind is nn.Linear:
         module: Any = nn.Linear(value.shape[1], value.shape[0], bias is not None, device="meta")
     elif kind is nn.Embedding:
-        module = nn.Embedding(*value.shape, device="meta")
+        module = nn.Embedding(value.shape[0], value.shape[1], device="meta")
     else:
         raise ConversionError(f"Expected convolutions in modules of their own, but got {describe(node, traced)}")
     module.weight = value
     if bias is not None:
         module.bias = operator.attrgetter(str(bias.target))(model)
-    return module
+    owned: nn.Module = module
+    return owned
 
 
 def _is_other_product(node: fx.Node) -> bool:

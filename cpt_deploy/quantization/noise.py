@@ -3,6 +3,8 @@
 It is the same on every device, costs no random-number kernel and needs no state in a checkpoint.
 """
 
+from typing import TypeVar
+
 import torch
 from torch import Tensor
 
@@ -15,6 +17,8 @@ _indices: dict[torch.device, Tensor] = {}
 
 def _hashed_indices(count: int, device: torch.device) -> Tensor:
     """Return `index · golden` for the first `count` indices, kept per device since every layer needs them."""
+    if torch.compiler.is_compiling():
+        return torch.arange(count, dtype=torch.int32, device=device) * _GOLDEN
     known = _indices.get(device)
     if known is None or known.numel() < count:
         known = torch.arange(count, dtype=torch.int32, device=device).mul_(_GOLDEN)
@@ -22,23 +26,32 @@ def _hashed_indices(count: int, device: torch.device) -> Tensor:
     return known[:count]
 
 
-def index_noise(count: int, seed: int, device: torch.device) -> Tensor:
+def index_noise(count: int, seed: int | Tensor, device: torch.device) -> Tensor:
     """Return `count` uniform float32 values in [0, 1), a pure function of index and seed.
 
     Args:
         count: How many values.
-        seed: Any integer; its low 32 bits count.
+        seed: Any integer, or one on the device, 0-dim int64; its low 32 bits count.
         device: Where to compute them; the values do not depend on it.
     """
-    seed32 = ((seed + 2**31) % 2**32) - 2**31
-    bits = _hashed_indices(count, device) + seed32
+    bits = _hashed_indices(count, device) + _signed(seed)
     bits.bitwise_xor_(bits >> 15).mul_(_MIX_1)
     bits.bitwise_xor_(bits >> 12).mul_(_MIX_2)
     bits.bitwise_right_shift_(9).bitwise_and_(0x7FFFFF)
     return bits.to(torch.float32).mul_(2.0**-23)
 
 
-def seed_from_index(seed: int, first: int) -> int:
+def _signed(seed: int | Tensor) -> int | Tensor:
+    """Return the low 32 bits of a seed as a signed integer; an int32 tensor if it is a tensor."""
+    if isinstance(seed, Tensor):
+        return seed.to(torch.int32)
+    return ((seed + 2**31) % 2**32) - 2**31
+
+
+Seed = TypeVar("Seed", int, Tensor)
+
+
+def seed_from_index(seed: Seed, first: int) -> Seed:
     """Return a seed whose noise at index `i` is that of `seed` at index `first + i`.
 
     So processes that hold parts of one batch round it with the noise of the whole.
@@ -50,7 +63,12 @@ def mix_seed(*parts: int) -> int:
     """Return one 32-bit seed from several integers (run seed, layer, step), well mixed."""
     state = 0x9E3779B9
     for part in parts:
-        state = ((state ^ (part & 0xFFFFFFFF)) * 0x85EBCA6B) & 0xFFFFFFFF
-        state = ((state ^ (state >> 13)) * 0xC2B2AE35) & 0xFFFFFFFF
-        state ^= state >> 16
+        state = mix_into(state, part)
     return state
+
+
+def mix_into(state: Seed, part: int) -> Seed:
+    """Return `mix_seed(*parts, part)`, given `mix_seed(*parts)` as an integer or an int64 tensor."""
+    state = ((state ^ (part & 0xFFFFFFFF)) * 0x85EBCA6B) & 0xFFFFFFFF
+    state = ((state ^ (state >> 13)) * 0xC2B2AE35) & 0xFFFFFFFF
+    return state ^ (state >> 16)

@@ -72,7 +72,7 @@ def _shift_norm(norm: nn.BatchNorm1d | nn.BatchNorm2d, change: Tensor) -> None:
 
 
 def _scale(source: EdgeQuantizer | LayerInput) -> float:
-    grid = source.kept_grid() if isinstance(source, EdgeQuantizer) else source.source.kept_grid("cycle")
+    grid = source.kept_grid() if isinstance(source, EdgeQuantizer) else source.source.kept_grid(source.role)
     return float(grid.scale)
 
 

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 import torch
 
 from cpt_deploy.quantization.affine import symmetric_levels
+from cpt_deploy.quantization.cycling import WeightBits
 from cpt_deploy.quantization.layers import QuantizedLayer
-from cpt_deploy.quantization.model import QuantizedModel, WeightBits
+from cpt_deploy.quantization.model import QuantizedModel
 from cpt_deploy.quantization.pairs import pair_limit
 
 _EXECUTED_BITS = 8

@@ -10,14 +10,16 @@ from torch import fx, nn
 from cpt_deploy.errors import ConversionError
 from cpt_deploy.quantization.capture import capture
 from cpt_deploy.quantization.config import QuantizationConfig
+from cpt_deploy.quantization.cycling import LayerInfo
 from cpt_deploy.quantization.edges import EdgeQuantizer, LayerInput
 from cpt_deploy.quantization.entries import has_float_operations, insert_entries
+from cpt_deploy.quantization.groups import layer_roles
 from cpt_deploy.quantization.layers import QuantizedConv1d, QuantizedConv2d, QuantizedLayer, quantized_layer
 from cpt_deploy.quantization.lifting import lift
-from cpt_deploy.quantization.model import LayerInfo, QuantizedModel
+from cpt_deploy.quantization.model import QuantizedModel
 from cpt_deploy.quantization.precision_state import PrecisionState, Role
-from cpt_deploy.quantization.tracing import describe, is_tensor, shape_of, trace
-from cpt_deploy.quantization.vocabulary import Kind, NoIntegerFormError, classify, computes
+from cpt_deploy.quantization.tracing import NoIntegerFormError, describe, is_tensor, shape_of, trace
+from cpt_deploy.quantization.vocabulary import Kind, classify, computes
 
 #: The logits are read by no layer, so nothing is saved by giving them fewer bits.
 LOGITS_LEAST_BITS = 8
@@ -59,7 +61,7 @@ def prepare(
         twin = copy.deepcopy(model)
         traced = lift(capture(twin, input_shape, input_dtype), twin)
     kinds = {node: classify(node, traced) for node in traced.graph.nodes if computes(node)}
-    precision = PrecisionState(config.upper, config.seed)
+    precision = PrecisionState(config.upper, config.seed, {group.name: group.upper for group in config.groups})
     layers = _replace_layers(traced, kinds, precision, config)
     _insert_edges(traced, kinds, precision, config)
     traced.graph.lint()
@@ -116,12 +118,12 @@ def _replace_layers(
     if not calls:
         raise ConversionError("Expected a model with at least one Conv or Linear layer, but got none")
     targets = list(dict.fromkeys(str(node.target) for node in calls))
-    ends = {targets[0], targets[-1]} if config.ends == "hold" else set()
+    roles = layer_roles(targets, config)
     infos: list[LayerInfo] = []
     for index, target in enumerate(targets):
         module = traced.get_submodule(target)
         # an Embedding computes no products, which fewer bits would make cheaper
-        role: Role = "hold" if target in ends or isinstance(module, nn.Embedding) else "cycle"
+        role: Role = "hold" if isinstance(module, nn.Embedding) else roles[target]
         nodes = [node for node in calls if node.target == target]
         _check_layer(nodes[0], module, traced)
         traced.set_submodule(target, quantized_layer(module, precision, role, index))
@@ -139,7 +141,8 @@ def _macs(node: fx.Node, module: nn.Module) -> int:
     """Return multiply-accumulates per sample of one call of a layer."""
     if isinstance(module, nn.Embedding):
         return 0
-    return math.prod(node.meta["shape"]) // 2 * math.prod(module.get_parameter("weight").shape[1:])  # of a batch of 2
+    outputs = int(math.prod(node.meta["shape"])) // 2  # of a batch of 2
+    return outputs * math.prod(module.get_parameter("weight").shape[1:])
 
 
 # --- edges ----------------------------------------------------------------------------------------------------------
@@ -155,8 +158,9 @@ def _insert_edges(
         chains = [(head, end) for head, end in chains if _makes_codes(head, traced)]
     for head, end in chains:
         readers = list(_readers(end, kinds))
-        cycling = [layer for _, layer in readers if _role(traced, layer) == "cycle"]
-        role: Role = "cycle" if readers and len(cycling) == len(readers) else "hold"
+        roles = {_role(traced, layer) for _, layer in readers}
+        cycling = [layer for _, layer in readers if _role(traced, layer) not in (None, "hold")]
+        role: Role = (roles.pop() if len(roles) == 1 else None) or "hold"  # held as well where groups share an edge
         is_logits = any(reader.op == "output" for reader, _ in readers)
         edge = EdgeQuantizer(precision, role, config.range_momentum, least_bits=LOGITS_LEAST_BITS if is_logits else 0)
         node = _insert_after(traced, end, f"edges.{head.name}", edge)
@@ -237,13 +241,13 @@ def _insert_after(traced: fx.GraphModule, node: fx.Node, target: str, module: nn
 def _insert_layer_inputs(
     traced: fx.GraphModule, layers: list[fx.Node], edge: EdgeQuantizer, kinds: dict[fx.Node, Kind]
 ) -> None:
-    """Bring what cycling layers read from a held edge to their bits; layers that read the same tensor share it."""
-    by_source: dict[fx.Node, list[fx.Node]] = {}
+    """Bring what layers read from a held edge to their bits; those of one role that read the same tensor share it."""
+    by_source: dict[tuple[fx.Node, Role], list[fx.Node]] = {}
     for layer in layers:
-        by_source.setdefault(layer.all_input_nodes[0], []).append(layer)
-    for source, readers in by_source.items():
+        by_source.setdefault((layer.all_input_nodes[0], _role(traced, layer) or "cycle"), []).append(layer)
+    for (source, role), readers in by_source.items():
         target = f"layer_inputs.{readers[0].name}"
-        traced.add_submodule(target, LayerInput(edge))
+        traced.add_submodule(target, LayerInput(edge, role))
         with traced.graph.inserting_before(readers[0]):
             node = traced.graph.call_module(target, (source,))
         kinds[node] = Kind.EDGE

@@ -1,7 +1,8 @@
 """A layer's three products on codes: forward exactly, backward in bfloat16 or float32.
 
 The forward product of integers is exact in int8 units, which add in 32 bits, and in float32 up to 2^24; both give the
-same result. Backward, codes are exact in bfloat16; the weight with its scales and the products are rounded to it.
+same result. Backward, codes are exact in bfloat16; the weight with its scales and the products are rounded to it, but
+for a Linear's weight gradient, which is exact (see `linear_products`).
 """
 
 import functools
@@ -11,17 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from cpt_deploy.errors import UsageError
+from cpt_deploy.quantization import int8_products, linear_products
 from cpt_deploy.quantization.kernels import Grid, Kernels
 from cpt_deploy.quantization.layers import QuantizedConv2d, QuantizedLayer, QuantizedLinear
 
 Compute = Literal["auto", "float32", "bf16", "modules"]
 """How a training step computes: `float32` and `bf16` name the type of backward products, `modules` is each module by
 itself as in evaluation, and `auto` the fastest of them that fits the processor."""
-
-#: Below so many multiply-accumulates a Linear's int8 product gains nothing over float32, measured with AVX-512 VNNI.
-_LEAST_INT8_MACS = 1 << 22
-#: Above so many rows a sum of products of codes may leave 32 bits.
-_MOST_INT8_ROWS = (2**31 - 1) // 255**2
 
 
 @functools.cache
@@ -42,7 +39,7 @@ def int8_is_exact() -> bool:
     geometry = ([1, 1], [1, 1], [1, 1], 1)
     try:
         found = _int8_convolution(codes, 3, weight, geometry)
-        product = torch._int_mm(_signed(rows), weight[:, :, 0, 0].t())
+        product = torch._int_mm((rows ^ 128).view(torch.int8), weight[:, :, 0, 0].t())
     except (RuntimeError, AttributeError):  # another processor's build of torch has no such operators
         return False
     wanted = torch.conv2d(codes.double() - 3, weight.double(), padding=1)
@@ -91,15 +88,15 @@ def forward_product(
         kernels: Backend.
         scaling: Makes integers real values.
     """
-    if isinstance(layer, QuantizedLinear) and codes.numel() * len(weight) >= _LEAST_INT8_MACS and int8_is_exact():
-        product = torch._int_mm(_signed(codes.reshape(-1, codes.shape[-1])), weight.t())
-        shift = (128 - _integer(grid.zero_point)) * weight.sum(dim=1, dtype=torch.int32)
+    if isinstance(layer, QuantizedLinear) and int8_products.suits_int8(codes, weight):
+        return int8_products.forward(codes, grid, weight, *(scaling or (None, None)))
+    if isinstance(layer, QuantizedLinear) and codes.device.type == "cpu" and int8_is_exact():
         factor, offset = scaling or (torch.ones(len(weight)), torch.zeros(len(weight)))
-        return kernels.scale_sums(product, shift, factor, offset).view(*codes.shape[:-1], -1)
+        return linear_products.forward(codes, grid, weight, kernels, factor, offset)
     if not isinstance(layer, QuantizedConv2d):
         sums = kernels.centre(codes, grid.zero_point, torch.float32) @ weight.float().t()
     elif int8_is_exact():
-        sums = _int8_convolution(codes, _integer(grid.zero_point), weight, _geometry(layer))
+        sums = _int8_convolution(codes, linear_products.integer(grid.zero_point), weight, _geometry(layer))
     else:
         x = kernels.centre(codes, grid.zero_point, torch.float32)
         sums = _channels_last(torch.conv2d(x, weight.float(), None, *_geometry(layer)))
@@ -126,39 +123,29 @@ def backward_products(
         gradient: Codes of the output's gradient: integers in bfloat16 or float32, which is the type of the products.
         codes: Codes of the input, uint8.
         grid: Their grid.
-        weight: The weight, float32, times the gradient's step.
+        weight: The weight, times the gradient's step, in the gradient's type.
         kernels: Backend.
         inward: Whether the input's gradient is wanted.
 
     Returns:
-        The input's gradient in real values, and the weight's, float32, in units of step times input scale.
+        The input's gradient in real values, and the weight's, float32 or the gradient's type, in units of step times
+        input scale.
     """
-    weight = weight.to(gradient.dtype)
     if isinstance(layer, QuantizedConv2d):
         x = kernels.centre(codes, grid.zero_point, gradient.dtype)
         stride, padding, dilation, groups = _geometry(layer)
         grad_input, grad_weight, _ = torch.ops.aten.convolution_backward(
             gradient, x, weight, None, stride, padding, dilation, False, [0, 0], groups, [inward, True, False]
         )
-        return grad_input, grad_weight.float()
+        return grad_input, grad_weight
+    if gradient.dtype == torch.bfloat16 and int8_products.suits_int8(codes, weight):
+        return int8_products.backward(gradient, codes, grid, weight, inward=inward)
     grad_input = gradient @ weight if inward else None
     rows = gradient.reshape(-1, gradient.shape[-1])
     x = codes.reshape(len(rows), -1)
-    suits_int8 = rows.numel() * x.shape[1] >= _LEAST_INT8_MACS and len(rows) <= _MOST_INT8_ROWS
-    if gradient.dtype == torch.bfloat16 and suits_int8 and int8_is_exact():
-        return grad_input, _int8_weight_gradient(rows, x, _integer(grid.zero_point))
-    return grad_input, (rows.t() @ kernels.centre(x, grid.zero_point, gradient.dtype)).float()
-
-
-def _int8_weight_gradient(rows: Tensor, codes: Tensor, zero_point: int) -> Tensor:
-    """Return `rowsᵀ · (codes − zero_point)`, (O, I) float32: both sides shifted into int8, the shifts put back."""
-    shift = int(rows.min().nan_to_num()) + 128
-    left, right = (rows - shift).to(torch.int8), _signed(codes)
-    ones = torch.ones(8, len(rows), dtype=torch.int8)
-    back = 128 - zero_point
-    product = torch._int_mm(left.t(), right)
-    product += back * torch._int_mm(ones, left)[0].unsqueeze(1) + shift * torch._int_mm(ones, right)[0]
-    return product.float().add_(float(len(rows) * shift * back))
+    if codes.device.type == "cpu" and len(rows) <= linear_products.MOST_ROWS and int8_is_exact():
+        return grad_input, linear_products.weight_gradient(rows, x, grid, kernels)
+    return grad_input, (rows.t() @ kernels.centre(x, grid.zero_point, gradient.dtype))
 
 
 def _int8_convolution(
@@ -180,14 +167,3 @@ def _geometry(layer: nn.Conv2d) -> tuple[list[int], list[int], list[int], int]:
 
 def _channels_last(x: Tensor) -> Tensor:
     return x if x.permute(0, 2, 3, 1).is_contiguous() else x.contiguous(memory_format=torch.channels_last)
-
-
-def _signed(codes: Tensor) -> Tensor:
-    """Return uint8 codes as int8, less by 128."""
-    return (codes ^ 128).view(torch.int8)
-
-
-def _integer(zero_point: Tensor) -> int:
-    """Return a zero point as a number; the codes of a tensor with a NaN do not matter, its scale is NaN."""
-    value = float(zero_point)
-    return int(value) if value == value else 0  # noqa: PLR0124

@@ -18,7 +18,9 @@ from cpt_deploy.quantization.edges import EdgeQuantizer, LayerInput
 from cpt_deploy.quantization.kernels import Clamp, Grid
 from cpt_deploy.quantization.layer_segments import LayerSegment, layer_output
 from cpt_deploy.quantization.layers import QuantizedConv2d, QuantizedLinear
+from cpt_deploy.quantization.precision_state import Role
 from cpt_deploy.quantization.segments import AddSegment, Coded, Engine, decode, encode, requantize
+from cpt_deploy.quantization.synchronized_norm import SynchronizedBatchNorm1d, SynchronizedBatchNorm2d
 from cpt_deploy.quantization.tracing import propagate_shapes
 from cpt_deploy.quantization.vocabulary import Kind, classify, computes
 
@@ -153,7 +155,7 @@ class _Builder:
         if isinstance(module, EdgeQuantizer):
             return module.grid
         if isinstance(module, LayerInput):
-            return lambda: module.source.grid("cycle")
+            return lambda: module.source.grid(module.role)
         keeps = self.kinds.get(node) is Kind.KEEP and not isinstance(module, _SCALING)
         sources = [source for source in node.all_input_nodes if source in self.kinds]
         return self._grid_of(sources[0]) if keeps and len(sources) == 1 else None
@@ -197,11 +199,11 @@ class _Builder:
     def _quantizer(self, node: fx.Node) -> None:
         module, source = self._module(node), node.all_input_nodes[0]
         if isinstance(module, LayerInput):
-            edge = module.source
+            edge, role = module.source, module.role
             if _coded(source) in self.made:
-                self._add(_coded(node), lambda x: _in_cycle(x, edge, self.engine), _coded(source))
+                self._add(_coded(node), lambda x: _at_bits_of(role, x, edge, self.engine), _coded(source))
             else:
-                self._add(_coded(node), lambda x: encode(x, edge.grid("cycle"), self.engine), self._real(source))
+                self._add(_coded(node), lambda x: encode(x, edge.grid(role), self.engine), self._real(source))
             return
         assert isinstance(module, EdgeQuantizer)
         self._add(_coded(node), lambda x: _observe(x, module, self.engine), self._real(source))
@@ -231,14 +233,16 @@ class _Builder:
 
 
 def _observe(x: Tensor, edge: EdgeQuantizer, engine: Engine) -> Coded:
-    edge.take(*engine.kernels.range(x.detach()))
+    x = x.float()
+    edge.take(*engine.kernels.range(x.detach()), engine.kernels)
     return encode(x, edge.grid(), engine)
 
 
-def _in_cycle(x: Coded, edge: EdgeQuantizer, engine: Engine) -> Coded:
+def _at_bits_of(role: Role, x: Coded, edge: EdgeQuantizer, engine: Engine) -> Coded:
     """Bring codes to the bits of cycling layers; at the upper bound they are there."""
     bits = edge.precision.activation_bits
-    return x if bits["cycle"] == bits["hold"] else requantize(x, edge.grid("cycle"), engine)
+    same = bits[role] == bits["hold"] and not engine.replayable
+    return x if same else requantize(x, edge.grid(role), engine)
 
 
 def _coded(node: fx.Node) -> str:
@@ -254,7 +258,8 @@ def _bounds(module: nn.Module | None) -> Clamp:
 
 def _is_ordinary(norm: nn.Module | None) -> bool:
     """Return whether a normalisation has parameters and running averages, and is of no other kind of BatchNorm."""
-    if not isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d) or type(norm) not in (nn.BatchNorm1d, nn.BatchNorm2d):
+    known = (nn.BatchNorm1d, nn.BatchNorm2d, SynchronizedBatchNorm1d, SynchronizedBatchNorm2d)
+    if not isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d) or type(norm) not in known:
         return False
     return norm.affine and norm.track_running_stats and norm.momentum is not None
 

@@ -37,15 +37,17 @@ class Engine:
     Args:
         kernels: Backend.
         gradient_dtype: Type of gradients between segments, and of backward products.
+        replayable: Whether the same operations run at all bits, so that a recorded step serves them all.
     """
 
     kernels: Kernels
     gradient_dtype: torch.dtype
+    replayable: bool = False
 
 
 def encode(x: Tensor, grid: Grid, engine: Engine) -> Coded:
-    """Quantize a float32 tensor; the gradient passes straight through."""
-    carrier, codes = _Encode.apply(x, grid, engine)
+    """Quantize a tensor, in float32; the gradient passes straight through."""
+    carrier, codes = _Encode.apply(x.float(), grid, engine)
     return Coded(carrier, codes, grid)
 
 
@@ -62,7 +64,7 @@ def requantize(x: Coded, grid: Grid, engine: Engine) -> Coded:
 
 def carrier_of(codes: Tensor, dtype: torch.dtype) -> Tensor:
     """Return what stands for a quantized tensor in autograd: its shape, and no memory."""
-    return torch.zeros((), dtype=dtype, device=codes.device).expand(codes.shape)
+    return torch.empty((), dtype=dtype, device=codes.device).expand(codes.shape)
 
 
 class _Encode(torch.autograd.Function):
@@ -112,7 +114,7 @@ class _AddFunction(torch.autograd.Function):
         ctx: Any, carrier_a: Tensor, carrier_b: Tensor, a: Coded, b: Coded, segment: AddSegment, engine: Engine
     ) -> tuple[Tensor, Tensor]:
         kernels, grids = engine.kernels, (a.grid, b.grid)
-        segment.edge.take(*kernels.add_range(a.codes, b.codes, grids, segment.clamp))
+        segment.edge.take(*kernels.add_range(a.codes, b.codes, grids, segment.clamp), kernels)
         codes, passed = kernels.add_quantize(a.codes, b.codes, grids, segment.clamp, segment.edge.grid())
         ctx.mark_non_differentiable(codes)
         ctx.kernels, ctx.clamps = kernels, segment.clamp != Clamp()

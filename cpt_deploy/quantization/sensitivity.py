@@ -24,11 +24,13 @@ class LayerSensitivity:
         weights: Number of its weights.
         divergence: By bits, the mean Kullback-Leibler divergence, in nats, of the class probabilities with only this
             layer at those bits from the probabilities with all layers at the upper bound.
+        upper: The layer's own upper bound.
     """
 
     name: str
     weights: int
     divergence: Mapping[int, float]
+    upper: int = REFERENCE_BITS
 
 
 def measure_sensitivity(
@@ -58,17 +60,17 @@ def measure_sensitivity(
     """
     if not batches:
         raise DataError("Expected at least one batch to measure sensitivity on, but got none")
-    cycling = [layer for layer in model.layers() if layer.role == "cycle"]
+    cycling = [layer for layer in model.layers() if layer.role != "hold"]
     results = []
     with torch.no_grad(), _batch_statistics(model):
         with model.upper_bound(None, activation_bits):
             reference = [functional.log_softmax(model(batch), dim=1) for batch in batches]
         for done, layer in enumerate(cycling, start=1):
-            divergence = {}
-            for bits in candidates:
+            divergence, upper = {}, model.precision.upper_of(layer.role)
+            for bits in (candidate for candidate in candidates if candidate <= upper):
                 with model.upper_bound({layer.name: bits}, activation_bits):
                     divergence[bits] = _divergence(model, batches, reference)
-            results.append(LayerSensitivity(layer.name, layer.weights, divergence))
+            results.append(LayerSensitivity(layer.name, layer.weights, divergence, upper))
             progress(done)
     return results
 
@@ -121,7 +123,8 @@ def allocate_bits(
     Raises:
         UsageError: If the budget is out of range or cannot be met.
     """
-    costs = {layer.name: _costs(layer, upper) for layer in layers}
+    tops = {layer.name: min(upper, layer.upper) for layer in layers}
+    costs = {layer.name: _costs(layer, tops[layer.name]) for layer in layers}
     sizes = {layer.name: layer.weights for layer in layers}
     whole = REFERENCE_BITS * (held_weights + sum(sizes.values()))
     room = budget * whole - upper * held_weights
@@ -132,7 +135,7 @@ def allocate_bits(
             f"Expected a budget from {reachable:.3f} to 1 of the weights' size at 8 bits, but got {budget:g}",
             hint="the first and the last layer keep the upper bound, and no layer goes below the bits it trained at",
         )
-    bits = dict.fromkeys(sizes, upper)
+    bits = dict(tops)
     while sum(bits[name] * sizes[name] for name in sizes) > room:
         steps = [(name, b) for name in sizes for b in costs[name] if b < bits[name]]
         name, bits_then = min(steps, key=lambda step: _price(costs[step[0]], sizes[step[0]], bits[step[0]], step[1]))

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from cpt_deploy.errors import DataError
-from cpt_deploy.quantization.model import QuantizedModel, WeightBits
+from cpt_deploy.quantization.cycling import CyclingModel, WeightBits
+from cpt_deploy.quantization.model import QuantizedModel
 from cpt_deploy.quantization.offsets import round_offsets
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
@@ -60,13 +61,13 @@ def estimate(model: QuantizedModel, batches: Iterable[Tensor], *, statistics: bo
     first = next(iterator, None)
     if first is None:
         raise DataError("Expected at least one batch to settle on, but got none")
-    with _observing(model, statistics):
+    with observing(model, statistics=statistics):
         model(first)
         return 1 + sum(1 for batch in iterator if model(batch) is not None)
 
 
 @contextmanager
-def _observing(model: QuantizedModel, statistics: bool) -> Iterator[None]:
+def observing(model: CyclingModel, *, statistics: bool = True) -> Iterator[None]:
     """Inside the context BatchNorms and edges average over all batches alike; everything else is in evaluation."""
     modes = {module: module.training for module in model.modules()}
     norms = [module for module in model.modules() if statistics and isinstance(module, _NORMS)]

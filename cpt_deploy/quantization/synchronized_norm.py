@@ -11,21 +11,42 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 
+def over_processes(mean: Tensor, variance: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the statistics of the batches of all processes together, by one collective.
+
+    Args:
+        mean: Of this process's batch, (C,) float32.
+        variance: Likewise, divided by the count.
+        count: Values of a channel.
+
+    Returns:
+        Mean and variance, (C,), and the number of values, 0-dim.
+    """
+    own = torch.cat([mean, variance, mean.new_full((1,), count)])
+    gathered = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+    dist.all_gather(gathered, own)
+    told, channels = torch.stack(gathered), len(mean)
+    means, variances, counts = told[:, :channels], told[:, channels:-1], told[:, -1:]
+    total = counts.sum()
+    mean = (means * counts).sum(0) / total
+    return mean, ((variances + (means - mean).square()) * counts).sum(0) / total, total
+
+
+def summed_over_processes(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the sums of two tensors (C,) over all processes, by one collective."""
+    sums = torch.cat([first, second])
+    dist.all_reduce(sums)
+    return sums[: len(first)], sums[len(first) :]
+
+
 class _Normalise(torch.autograd.Function):
     """Normalise by the mean and variance of all processes; one collective forward and one backward."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, ...]:
         axes = [axis for axis in range(x.dim()) if axis != 1]
-        variance, mean = torch.var_mean(x.float(), axes, correction=0)
-        own = torch.cat([mean, variance, mean.new_full((1,), x.numel() // x.shape[1])])
-        gathered = [torch.empty_like(own) for _ in range(dist.get_world_size())]
-        dist.all_gather(gathered, own)
-        told, channels = torch.stack(gathered), len(mean)
-        means, variances, counts = told[:, :channels], told[:, channels:-1], told[:, -1:]
-        total = counts.sum()
-        mean = (means * counts).sum(0) / total
-        variance = ((variances + (means - mean).square()) * counts).sum(0) / total
+        own_variance, own_mean = torch.var_mean(x.float(), axes, correction=0)
+        mean, variance, total = over_processes(own_mean, own_variance, x.numel() // x.shape[1])
         ctx.save_for_backward(x, weight, mean, torch.rsqrt(variance + eps), total)
         y = functional.batch_norm(x, mean, variance, weight, bias, training=False, eps=eps)
         ctx.mark_non_differentiable(mean, variance, total)
@@ -38,10 +59,10 @@ class _Normalise(torch.autograd.Function):
         shape = [1, -1, *([1] * (x.dim() - 2))]
         axes = [axis for axis in range(x.dim()) if axis != 1]
         normalised = (x - mean.view(shape)) * inverse.view(shape)
-        sums = torch.cat([dy.sum(axes), (dy * normalised).sum(axes)]).float()
-        grad_bias, grad_weight = sums.clone().chunk(2)  # of this process alone: gradients are averaged later
-        dist.all_reduce(sums)
-        mean_dy, mean_product = (sums / total).chunk(2)
+        # Of this process alone: the parameters' gradients are averaged later.
+        grad_bias, grad_weight = dy.sum(axes).float(), (dy * normalised).sum(axes).float()
+        sum_dy, sum_product = summed_over_processes(grad_bias, grad_weight)
+        mean_dy, mean_product = sum_dy / total, sum_product / total
         factor = inverse if weight is None else inverse * weight
         dx = (dy - mean_dy.view(shape) - normalised * mean_product.view(shape)) * factor.view(shape)
         if weight is None:
@@ -60,7 +81,7 @@ class _Synchronized(nn.modules.batchnorm._BatchNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalise as BatchNorm does; in training by the statistics of the whole batch."""
-        if not (self.training and self.synchronized):
+        if not (self.training and is_synchronized(self)):
             return super().forward(input)
         self._check_input_dim(input)  # type: ignore[no-untyped-call]
         output: Tensor
@@ -73,6 +94,11 @@ class _Synchronized(nn.modules.batchnorm._BatchNorm):
                 unbiased = variance * (total / (total - 1.0))
                 self.running_var.lerp_(unbiased.to(self.running_var.dtype), momentum)
         return output
+
+
+def is_synchronized(norm: nn.Module) -> bool:
+    """Return whether a normalisation uses the statistics of all processes in training."""
+    return isinstance(norm, _Synchronized) and norm.synchronized
 
 
 class SynchronizedBatchNorm1d(_Synchronized, nn.BatchNorm1d):

@@ -9,6 +9,7 @@ from torchvision.ops import StochasticDepth
 
 from cpt_deploy.quantization.edges import EdgeQuantizer, LayerInput
 from cpt_deploy.quantization.layers import QuantizedLayer, is_quantizable
+from cpt_deploy.quantization.synchronized_norm import SynchronizedBatchNorm1d, SynchronizedBatchNorm2d
 from cpt_deploy.quantization.tracing import ChannelwiseConstant, NoIntegerFormError, describe, is_tensor, shape_of
 
 
@@ -33,6 +34,8 @@ class Kind(Enum):
 _MODULE_KINDS: dict[type[nn.Module], Kind] = {
     nn.BatchNorm1d: Kind.NORM,
     nn.BatchNorm2d: Kind.NORM,
+    SynchronizedBatchNorm1d: Kind.NORM,
+    SynchronizedBatchNorm2d: Kind.NORM,
     nn.ReLU: Kind.CLAMP,
     nn.ReLU6: Kind.CLAMP,
     nn.Sigmoid: Kind.TABLE,

@@ -1,14 +1,17 @@
 """Reads recipes: defaults, then a preset or a file, then `key=value` overrides; all mistakes are reported at once."""
 
+import copy
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from cpt_deploy.errors import DataError, RecipeError, UsageError
+from cpt_deploy.recipe.experiments import experiments
 from cpt_deploy.recipe.schema import Recipe
 from cpt_deploy.registry import nearest_names
 
@@ -25,19 +28,22 @@ _RecipeDumper.add_representer(
 )
 
 
-def preset_names() -> list[str]:
-    """Return the names of the recipes that come with the package, sorted."""
-    return sorted(path.stem for path in _PRESETS.glob("*.yaml"))
+def preset_names(pattern: str = "*") -> list[str]:
+    """Return the names of the recipes that come with the package and match a shell pattern: files, then experiments."""
+    names = [*sorted(path.stem for path in _PRESETS.glob("*.yaml")), *experiments()]
+    return [name for name in names if fnmatchcase(name, pattern)]
 
 
 def preset_path(name: str) -> Path:
-    """Return the file of a preset, to be read or copied.
+    """Return the file of a preset, to be read or copied; that of an experiment is the table that it is composed from.
 
     Raises:
         UsageError: If there is no such preset; the hint has the nearest names.
     """
     if name not in preset_names():
         raise UsageError(f"Expected a known preset, but got {name!r}", hint=nearest_names(name, preset_names()))
+    if name in experiments():
+        return experiments()[name].table
     return _PRESETS / f"{name}.yaml"
 
 
@@ -57,8 +63,10 @@ def load_recipe(source: str | Path | None = None, overrides: Sequence[str] = ())
     values: dict[str, Any] = {}
     lines: dict[tuple[str, ...], int] = {}
     problems: list[str] = []
-    if source is not None:
-        path = _recipe_path(source)
+    if isinstance(source, str) and source in experiments():
+        values = copy.deepcopy(dict(experiments()[source].values))
+    elif source is not None:
+        path = recipe_path(source)
         values, lines, problems = _read_yaml(path)
     for override in overrides:
         problem = _override(values, override)
@@ -99,7 +107,13 @@ def save_recipe(recipe: Recipe, path: Path) -> None:
         raise DataError(f"Expected to write the recipe to {path}, but got: {error.strerror or error}") from error
 
 
-def _recipe_path(source: str | Path) -> Path:
+def recipe_path(source: str | Path) -> Path:
+    """Return the file that a preset or a path names.
+
+    Raises:
+        UsageError: If there is no such preset.
+        DataError: If there is no such file.
+    """
     path = Path(source)
     if isinstance(source, Path) or path.suffix in _SUFFIXES or len(path.parts) > 1:
         if not path.is_file():
@@ -198,9 +212,8 @@ def _nearest_keys(location: tuple[str, ...]) -> str:
     """Suggest keys for an unknown one: near ones in its section, else the same or near ones in any other."""
     section: type[BaseModel] = Recipe
     for part in location[:-1]:
-        annotation = section.model_fields[part].annotation
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            section = annotation
+        if not part.isdigit():  # the place in a list of sections
+            section = _section_in(section.model_fields[part].annotation) or section
     *parents, wrong = location
     known = list(section.model_fields)
     if not difflib.get_close_matches(wrong, known, n=1, cutoff=0.6):
@@ -214,5 +227,13 @@ def _nearest_keys(location: tuple[str, ...]) -> str:
 def _all_keys(section: type[BaseModel], prefix: str) -> Iterator[str]:
     for name, field in section.model_fields.items():
         yield f"{prefix}{name}"
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from _all_keys(field.annotation, f"{prefix}{name}.")
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            yield from _all_keys(inner, f"{prefix}{name}.")
+
+
+def _section_in(annotation: Any) -> type[BaseModel] | None:
+    """Return the section that a type is, or that its elements are."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next(filter(None, map(_section_in, get_args(annotation))), None)

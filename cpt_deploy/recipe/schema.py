@@ -3,62 +3,12 @@
 Pydantic stands here because people write recipes; builders turn the settings into flat arguments further in.
 """
 
-import re
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from cpt_deploy.errors import UsageError
-from cpt_deploy.precision import PrecisionSchedule, build_schedule
-
-Bits = Annotated[int, Field(ge=2, le=32)]
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-Count = Annotated[int, Field(ge=1)]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
-
-_EVERY = re.compile(r"(\d+)\s*(epoch|step)s?")
-
-
-@dataclass(frozen=True)
-class Every:
-    """An interval of a run: so many epochs or so many steps."""
-
-    count: int
-    unit: Literal["epoch", "step"]
-
-    def steps(self, steps_per_epoch: int) -> int:
-        """Return the interval in steps."""
-        return self.count * (steps_per_epoch if self.unit == "epoch" else 1)
-
-
-def parse_every(text: str) -> Every:
-    """Parse an interval such as "1 epoch", "5 epochs" or "390 steps".
-
-    Raises:
-        ValueError: If the text is no interval, or an interval of 0.
-    """
-    match = _EVERY.fullmatch(text.strip())
-    if match is None or int(match[1]) == 0:
-        raise ValueError(f"Expected an interval such as '1 epoch' or '390 steps', but got {text!r}")
-    return Every(int(match[1]), "epoch" if match[2] == "epoch" else "step")
-
-
-def _interval(value: Any) -> Any:
-    if isinstance(value, int) and not isinstance(value, bool):
-        value = f"{value} {'epoch' if value == 1 else 'epochs'}"
-    if isinstance(value, str):
-        parse_every(value)
-    return value
-
-
-Interval = Annotated[str, BeforeValidator(_interval)]
-
-
-class Settings(BaseModel):
-    """Base of all sections: immutable, and an unknown key is an error."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+from cpt_deploy.recipe.fields import Count, Finite, Fraction, Interval, Settings
+from cpt_deploy.recipe.precision import PrecisionSettings
 
 
 class ModelSettings(Settings):
@@ -108,80 +58,42 @@ class AugmentStep(BaseModel):
         return dict(self.model_extra or {})
 
 
-class DataSettings(Settings):
-    """Which images, how they become inputs, and how the training images are varied.
+class TextSettings(Settings):
+    """How text becomes tokens, and how many of them a step reads.
 
-    `name` is a known data set, a folder, an .npz file, or your own as `module:factory`; `root` is the folder that
-    holds a known one. `workers` is the number of loading processes, of each process in a distributed run (null: none on
-    a CPU, which they would share with the model, and up to eight of the idle cores beside a GPU). Images that
-    have to be decoded are kept in memory after the first time if all of them take at most `cache_mb` megabytes (null: a
-    quarter of the machine's memory; 0: never). Neither changes the result.
+    `level` is what a token is: a word, a byte, or a byte pair; `vocabulary_size` limits words to the most frequent ones
+    (null: all of the training text), or is the number of byte-pair tokens (null: 8000). A step reads `sequence` tokens
+    of each row of the batch, through which gradients go back. In evaluation `context` tokens before them are repeated
+    for models that carry no state.
+    """
+
+    level: Literal["word", "byte", "bpe"] = "word"
+    vocabulary_size: Count | None = None
+    sequence: Count = 35
+    context: Annotated[int, Field(ge=0)] = 0
+
+
+class DataSettings(Settings):
+    """Which images or text, how they become inputs, and how the training images are varied.
+
+    `name` is a known data set or corpus, a folder, an .npz or text file, or your own as `module:factory`; `root` is the
+    folder that holds a known one. `task` is decided by it: a corpus is for a language model (`text`), images are to be
+    classified (`input`, `augment`). `workers` is the number of loading processes, of each process in a distributed run
+    (null: none on a CPU, which they would share with the model, and up to eight of the idle cores beside a GPU). Images
+    that have to be decoded are kept in memory after the first time if all of them take at most `cache_mb` megabytes
+    (null: a quarter of the machine's memory; 0: never). Neither changes the result. `limit` is the number of images of
+    each split that are used, spread evenly over it (null: all).
     """
 
     name: str = "digits"
+    task: Literal["auto", "classification", "language-model"] = "auto"
     root: str | None = None
     input: InputSettings = InputSettings()
     augment: tuple[AugmentStep, ...] = ()
+    text: TextSettings = TextSettings()
     workers: Annotated[int, Field(ge=0, le=256)] | None = None
     cache_mb: Annotated[int, Field(ge=0)] | None = None
-
-
-class PrecisionSettings(Settings):
-    """Bits over the run: forward (weights and activations) and backward (gradients) have a schedule each.
-
-    `lower` and `upper` bound the forward cycle, `cycles` is the number of cycles in the run, `points` are the
-    (start fraction, bits) pairs of the piecewise schedule. `ends` says whether the first and the last layer hold the
-    upper bound or cycle too. `range_momentum` is the weight of a new batch in the tracked activation ranges.
-    """
-
-    schedule: str = "cosine"
-    lower: Bits = 3
-    upper: Bits = 8
-    cycles: Count = 32
-    points: tuple[tuple[Fraction, Bits], ...] | None = None
-    grad_schedule: str = "static"
-    grad_lower: Bits = 8
-    grad_upper: Bits = 8
-    grad_cycles: Count | None = None
-    grad_points: tuple[tuple[Fraction, Bits], ...] | None = None
-    ends: Literal["hold", "cycle"] = "hold"
-    range_momentum: Annotated[float, Field(gt=0.0, le=1.0)] = 0.1
-
-    @model_validator(mode="after")
-    def _schedules_exist(self) -> Self:
-        problems = []
-        for name, build in ((self.schedule, self.forward_schedule), (self.grad_schedule, self.backward_schedule)):
-            if ":" in name:  # a user's own code is imported when the run starts, not when a file is read
-                continue
-            try:
-                build()
-            except UsageError as error:
-                problems.append("; ".join(filter(None, [error.message, error.hint])))
-        if problems:
-            raise ValueError(" | ".join(problems))
-        return self
-
-    def forward_schedule(self) -> PrecisionSchedule:
-        """Build the schedule of weights and activations.
-
-        Raises:
-            UsageError: If an import path leads nowhere.
-        """
-        return build_schedule(self.schedule, lower=self.lower, upper=self.upper, cycles=self.cycles, points=self.points)
-
-    def backward_schedule(self) -> PrecisionSchedule:
-        """Build the schedule of gradients, which has as many cycles as the forward one unless said otherwise.
-
-        Raises:
-            UsageError: If an import path leads nowhere.
-        """
-        return build_schedule(
-            self.grad_schedule,
-            lower=self.grad_lower,
-            upper=self.grad_upper,
-            cycles=self.grad_cycles or self.cycles,
-            points=self.grad_points,
-        )
+    limit: Count | None = None
 
 
 class OptimizerSettings(Settings):
@@ -209,10 +121,11 @@ class LearningRateSettings(Settings):
     """How the learning rate moves; all positions are fractions of the run.
 
     piecewise: times `gamma` at each of `milestones`. linear and cosine: from `decay_start` to `decay_end` down to
-    `final_factor` times the rate. Warm-up rises linearly from `warmup_factor` over the first `warmup_steps` steps.
+    `final_factor` times the rate. plateau: times `gamma` after each evaluation that is not the best so far. Warm-up
+    rises linearly from `warmup_factor` over the first `warmup_steps` steps.
     """
 
-    name: Literal["piecewise", "linear", "cosine", "constant"] = "cosine"
+    name: Literal["piecewise", "linear", "cosine", "constant", "plateau"] = "cosine"
     milestones: tuple[Fraction, ...] = (0.5, 0.75)
     gamma: Annotated[float, Field(gt=0.0, le=1.0)] = 0.1
     decay_start: Fraction = 0.0

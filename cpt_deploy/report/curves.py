@@ -1,4 +1,4 @@
-"""`curves.png`: loss, accuracy and bits over the steps of a run."""
+"""`curves.png`: loss, accuracy or perplexity, and bits over the steps of a run."""
 
 import csv
 from collections.abc import Sequence
@@ -25,7 +25,8 @@ def plot_curves(
     """Draw the curves of a run from its `metrics.csv`.
 
     Args:
-        metrics: The file; needs the columns step, loss, accuracy, bits, grad_bits, test_loss, test_accuracy, settled.
+        metrics: The file; needs the columns step, loss, accuracy, bits, grad_bits, test_loss, test_accuracy, settled;
+            perplexity and test_perplexity are drawn instead of accuracy where they are filled.
         destination: The PNG file to write.
         title: What stands above.
         bits: Forward bits of every step of the run; without them, those of the logged steps are drawn.
@@ -48,7 +49,10 @@ def plot_curves(
     loss, accuracy, precision = figure.subplots(3, 1, sharex=True, height_ratios=[3, 3, 2])
     figure.suptitle(title)
     _draw_loss(loss, rows)
-    _draw_accuracy(accuracy, rows)
+    if any(row.get("test_perplexity") or row.get("perplexity") for row in rows):
+        _draw_perplexity(accuracy, rows)
+    else:
+        _draw_accuracy(accuracy, rows)
     _draw_bits(precision, rows, bits, grad_bits)
     for axes in (loss, accuracy, precision):
         axes.grid(visible=True, color="#dddddd", linewidth=0.6)
@@ -70,6 +74,18 @@ def _draw_accuracy(axes: Any, rows: list[dict[str, str]]) -> None:
     if final is not None:
         axes.annotate(f"{final[1]:.2f} %", final, (-8, -16), textcoords="offset points", ha="right")
     axes.set_ylabel("accuracy (%)")
+    axes.legend(loc="best", frameon=False)
+
+
+def _draw_perplexity(axes: Any, rows: list[dict[str, str]]) -> None:
+    axes.plot(*_points(rows, "perplexity"), color=_TRAIN, linewidth=1.2, label="training batches")
+    final = _draw_test(axes, rows, "test_perplexity", scale=1.0)
+    if final is not None:
+        axes.annotate(f"{final[1]:.2f}", final, (-8, 8), textcoords="offset points", ha="right")
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("{x:g}")
+    axes.set_ylabel("perplexity")
     axes.legend(loc="best", frameon=False)
 
 

@@ -21,17 +21,19 @@ def plot_range_test(outcome: Mapping[str, Any], destination: Path, *, title: str
     """
     figure = new_figure(9, 4)
     axes = figure.subplots()
-    start = 0
+    start, steps = 0, max(len(entry["accuracy"]) for entry in outcome["precisions"])
     for entry in outcome["precisions"]:
         accuracy = [100 * value for value in entry["accuracy"]]
-        end = start + len(accuracy)
+        end = start + steps  # one that diverged has fewer
         found = entry["bits"] == outcome["lower"]
         axes.axvspan(start, end, color=GREEN if found else GREY, alpha=0.14 if found else 0.05, linewidth=0)
-        axes.plot(range(start, end), accuracy, color=BLUE, linewidth=0.7, alpha=0.45)
+        axes.plot(range(start, start + len(accuracy)), accuracy, color=BLUE, linewidth=0.7, alpha=0.45)
         width = max(1, round(len(accuracy) / 4))
-        axes.hlines(100 * entry["before"], start, start + width, color=ORANGE, linewidth=2)
-        axes.hlines(100 * entry["after"], end - width, end, color=ORANGE, linewidth=2)
-        label = f"{entry['bits']} bits\n{100 * entry['rise']:+.1f} points"
+        if not entry["diverged"]:
+            axes.hlines(100 * entry["before"], start, start + width, color=ORANGE, linewidth=2)
+            axes.hlines(100 * entry["after"], end - width, end, color=ORANGE, linewidth=2)
+        rise = f"{100 * entry['rise']:+.1f} points"
+        label = f"{entry['bits']} bits\n{f'diverged, step {len(accuracy) + 1}' if entry['diverged'] else rise}"
         axes.annotate(
             label,
             ((start + end) / 2, 1.0),

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from cpt_deploy.bundle.providers import CPU
 from cpt_deploy.report.html import Column, escape, facts, figure, page, table
 from cpt_deploy.report.validation_plots import (
     accuracy_plot,
@@ -239,6 +240,7 @@ def _conditions(report: Report) -> str:
         ("golden sample", f"{golden['values'] - golden['mismatches']:,} of {golden['values']:,} codes reproduced"),
         ("processor", f"{escape(cpu['model'])}, {escape(cpu['architecture'])}, {cpu['cores']} cores"),
         ("integer instructions", escape(", ".join(cpu["flags"] or ()) or "unknown")),
+        ("onnxruntime on", escape(report.get("provider", CPU))),
         ("versions", ", ".join(f"{escape(name)} {escape(value)}" for name, value in report["versions"].items())),
     ]  # fmt: skip
     if report["graph"] is not None:

@@ -2,10 +2,12 @@
 
 from cpt_deploy.training.compared import FinishedRun, RunGroup, group_runs, read_finished_run
 from cpt_deploy.training.evaluation import evaluate
+from cpt_deploy.training.files import disk_errors, write_atomically
 from cpt_deploy.training.inputs import settling_inputs
+from cpt_deploy.training.interruption import Interruption
 from cpt_deploy.training.profiling import ProfileReport
 from cpt_deploy.training.range_test import DEFAULT_STEPS, DEFAULT_THRESHOLD, BitsProgress, RangeTest, range_test
-from cpt_deploy.training.ranks import Ranks
+from cpt_deploy.training.ranks import Ranks, choose_device
 from cpt_deploy.training.reports import (
     Evaluation,
     RunReport,
@@ -15,8 +17,10 @@ from cpt_deploy.training.reports import (
     TrainReporter,
 )
 from cpt_deploy.training.run_directory import RunDirectory
-from cpt_deploy.training.saved_runs import TrainedRun, load_run
+from cpt_deploy.training.saved_runs import TrainedLanguageModel, TrainedRun, load_language_model, load_run
+from cpt_deploy.training.seed_curves import seed_curves
 from cpt_deploy.training.trainer import plan_run, train
+from cpt_deploy.training.trials import TrialOutcome, TrialQueue, TrialState, TrialStatus
 
 __all__ = [
     "DEFAULT_STEPS",
@@ -24,6 +28,7 @@ __all__ = [
     "BitsProgress",
     "Evaluation",
     "FinishedRun",
+    "Interruption",
     "ProfileReport",
     "RangeTest",
     "Ranks",
@@ -34,13 +39,23 @@ __all__ = [
     "StepProgress",
     "TrainPlan",
     "TrainReporter",
+    "TrainedLanguageModel",
     "TrainedRun",
+    "TrialOutcome",
+    "TrialQueue",
+    "TrialState",
+    "TrialStatus",
+    "choose_device",
+    "disk_errors",
     "evaluate",
     "group_runs",
+    "load_language_model",
     "load_run",
     "plan_run",
     "range_test",
     "read_finished_run",
+    "seed_curves",
     "settling_inputs",
     "train",
+    "write_atomically",
 ]

@@ -4,7 +4,6 @@ import hashlib
 import json
 import platform
 from dataclasses import replace
-from itertools import takewhile
 
 import numpy as np
 import torch
@@ -12,18 +11,16 @@ import torchvision
 from safetensors.torch import save
 
 import cpt_deploy
-from cpt_deploy.data import ArrayImages, Share, eval_loader
 from cpt_deploy.errors import RunInterruptedError
 from cpt_deploy.precision import share_of_steps
 from cpt_deploy.report import plot_curves
-from cpt_deploy.training.evaluation import evaluate
 from cpt_deploy.training.files import disk_errors, write_atomically
-from cpt_deploy.training.inputs import settling_inputs
 from cpt_deploy.training.metrics_log import evaluation_columns
 from cpt_deploy.training.progress import Stopwatch
-from cpt_deploy.training.reports import Evaluation, RunReport
+from cpt_deploy.training.reports import RunReport
 from cpt_deploy.training.run import Run
 from cpt_deploy.training.setup import RunObjects
+from cpt_deploy.training.tasks import Final
 
 
 def finish(run: Run) -> RunReport:
@@ -34,39 +31,28 @@ def finish(run: Run) -> RunReport:
         DataError: If a file cannot be written.
     """
     watch = Stopwatch()
-    data, objects, progress = run.data, run.objects, run.progress
-    settings = data.recipe.train
+    task, objects, progress = run.task, run.objects, run.progress
+    settings = task.recipe.train
     if objects.averaged is not None:
         _take_average(objects)
     if settings.settle_batches:
         _settle(run)
     settle_seconds = watch.lap()
-    share = Share(run.ranks.rank, run.ranks.count)
-    batches = eval_loader(
-        data.test_inputs, data.preprocessing, settings.eval_batch_size, workers=data.workers, share=share
+    found = task.evaluate_settled(
+        objects.model, objects.device, progress.step, lambda: run.interruption.requested, run.ranks
     )
-    result = evaluate(
-        objects.model,
-        batches,
-        classes=len(data.test.classes),
-        device=objects.device,
-        step=progress.step,
-        stop=lambda: run.interruption.requested,
-        ranks=run.ranks,
-    )
-    if result is None:
+    if found is None:
         _raise_if_interrupted(run)
-    assert result is not None
+    assert found is not None
     progress.eval_seconds += watch.lap()
-    result = replace(result, settled=True)
-    run.log.log(
-        {"step": progress.step, "epoch": round(progress.step / data.steps_per_epoch, 4), **evaluation_columns(result)}
-    )
-    run.reporter.evaluated(result)
+    result = Final(*(replace(evaluation, settled=True) for evaluation in found))
+    epoch = round(progress.step / task.steps_per_epoch, 4)
+    run.log.log({"step": progress.step, "epoch": epoch, **evaluation_columns(result.held_out)})
+    run.reporter.evaluated(result.held_out)
     return run.ranks.from_main(lambda: _write_results(run, result, settle_seconds))
 
 
-def _write_results(run: Run, result: Evaluation, settle_seconds: float) -> RunReport:
+def _write_results(run: Run, result: Final, settle_seconds: float) -> RunReport:
     digest = _write_weights(run)
     draw_curves(run)
     report = _report(run, result, digest, settle_seconds)
@@ -84,12 +70,12 @@ def draw_curves(run: Run) -> None:
     """
     if not run.ranks.is_main:
         return
-    objects, directory, total = run.objects, run.directory, run.data.total_steps
+    objects, directory, total = run.objects, run.directory, run.task.total_steps
     with disk_errors("curves", directory.curves):
         plot_curves(
             directory.metrics,
             directory.curves,
-            title=run.data.recipe.name,
+            title=run.task.recipe.name,
             bits=[objects.forward.bits_at(step, total) for step in range(total)],
             grad_bits=[objects.backward.bits_at(step, total) for step in range(total)],
         )
@@ -105,16 +91,12 @@ def _take_average(objects: RunObjects) -> None:
 
 
 def _settle(run: Run) -> None:
-    """Settle the model on training batches of the epochs after the last one; each process takes some of them.
+    """Settle the model on training batches.
 
     Raises:
         RunInterruptedError: After a signal.
     """
-    data, device = run.data, run.objects.device
-    share = Share(run.ranks.rank, run.ranks.count)
-    batches = settling_inputs(data.recipe, data.preprocessing, data.train_inputs, workers=data.workers, share=share)
-    wanted = takewhile(lambda _: not run.interruption.requested, batches)
-    run.synchronization.settle(inputs.to(device, memory_format=torch.channels_last) for inputs in wanted)
+    run.task.settle(run.synchronization, run.objects.device, lambda: run.interruption.requested, run.ranks)
     _raise_if_interrupted(run)
 
 
@@ -141,11 +123,11 @@ def _write_weights(run: Run) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _report(run: Run, result: Evaluation, weights_sha256: str, settle_seconds: float) -> RunReport:
-    data, objects, progress = run.data, run.objects, run.progress
-    recipe, cost = data.recipe, objects.meter.summary()
+def _report(run: Run, result: Final, weights_sha256: str, settle_seconds: float) -> RunReport:
+    task, objects, progress = run.task, run.objects, run.progress
+    recipe, cost = task.recipe, objects.meter.summary()
     precision = recipe.precision
-    shares = share_of_steps(objects.forward, data.total_steps)
+    shares = share_of_steps(objects.forward, task.total_steps)
     return RunReport(
         name=recipe.name,
         model={
@@ -154,15 +136,8 @@ def _report(run: Run, result: Evaluation, weights_sha256: str, settle_seconds: f
             "macs": sum(layer.macs for layer in objects.model.layers()),
             "layers": objects.layers_by_role,
         },
-        data={
-            "name": recipe.data.name,
-            "train_images": len(data.train),
-            "test_images": len(data.test),
-            "train_sha256": data.train.digest() if isinstance(data.train, ArrayImages) else None,
-            "test_sha256": data.test.digest() if isinstance(data.test, ArrayImages) else None,
-        },
-        classes=data.train.classes,
-        preprocessing=data.preprocessing.to_dict(),
+        task=task.name,
+        **task.describe(),
         bits={
             "lower": precision.lower,
             "upper": precision.upper,
@@ -172,8 +147,9 @@ def _report(run: Run, result: Evaluation, weights_sha256: str, settle_seconds: f
             "shares": {str(bits): share for bits, share in shares.items()},
         },
         steps=progress.step,
-        epochs=progress.step / data.steps_per_epoch,
-        test=result,
+        epochs=progress.step / task.steps_per_epoch,
+        test=result.test,
+        valid=result.held_out if task.unit == "tokens" else None,
         best=progress.best,
         cost={**cost.to_dict(), "ratio_to_static": 1.0 - cost.saving},
         seconds={
@@ -199,8 +175,7 @@ def _report(run: Run, result: Evaluation, weights_sha256: str, settle_seconds: f
 
 def _steps_by_bits(run: Run) -> dict[str, dict[str, float | int | None]]:
     """Return what steps at each bit-width cost: on paper, with gradients at their upper bound, and measured."""
-    recipe = run.data.recipe
-    batch = min(recipe.train.batch_size, len(run.data.train))
+    recipe, batch = run.task.recipe, run.task.step_samples
 
     def on_paper(bits: str) -> float:
         return run.objects.meter.step_cost(int(bits), recipe.precision.grad_upper, batch) / 1e9

@@ -13,6 +13,7 @@ from cpt_deploy.data import (
     Share,
     batches_per_epoch,
     build_augmentations,
+    limited,
     load_images,
     training_stream,
 )
@@ -41,7 +42,7 @@ def settling_inputs(
     """
     if images is None:
         root = None if recipe.data.root is None else Path(recipe.data.root)
-        images = load_images(recipe.data.name, split="train", root=root)
+        images = limited(load_images(recipe.data.name, split="train", root=root), recipe.data.limit)
     fitted = images if isinstance(images, FittedImages) else FittedImages(images, preprocessing)
     per_epoch = batches_per_epoch(len(fitted.source), recipe.train.batch_size)
     first = -(-recipe.train.total_steps(per_epoch) // per_epoch) * per_epoch

@@ -1,4 +1,4 @@
-"""The learning rate as a function of progress: no state, so that resuming and plotting need none."""
+"""The learning rate as a function of progress: no state, but the number of plateaus where it waits for them."""
 
 import math
 
@@ -23,16 +23,26 @@ def learning_rate_factor(settings: LearningRateSettings, step: int, total_steps:
 
 
 def learning_rate_at(
-    base: float, settings: LearningRateSettings, swa: SwaSettings, step: int, total_steps: int
+    base: float, settings: LearningRateSettings, swa: SwaSettings, step: int, total_steps: int, plateaus: int = 0
 ) -> float:
-    """Return the learning rate of a step; averaging with a rate of its own takes over where it starts."""
+    """Return the learning rate of a step; averaging with a rate of its own takes over where it starts.
+
+    Args:
+        base: The rate of the recipe.
+        settings: Kind and parameters of the schedule.
+        swa: Averaging of weights.
+        step: From 0.
+        total_steps: Length of the run.
+        plateaus: How many evaluations so far were not the best; counts with `plateau` only.
+    """
     if swa.enabled and swa.lr is not None and step >= swa.start * total_steps:
         return swa.lr
-    return base * learning_rate_factor(settings, step, total_steps)
+    annealed = settings.gamma**plateaus if settings.name == "plateau" else 1.0
+    return base * annealed * learning_rate_factor(settings, step, total_steps)
 
 
 def _decay(settings: LearningRateSettings, progress: float) -> float:
-    if settings.name == "constant":
+    if settings.name in ("constant", "plateau"):
         return 1.0
     if settings.name == "piecewise":
         return settings.gamma ** sum(progress >= milestone for milestone in settings.milestones)

@@ -3,15 +3,15 @@
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from cpt_deploy.data import Share, eval_loader, training_stream
+from cpt_deploy.data import Share
 from cpt_deploy.errors import RunInterruptedError, TrainingDivergedError
 from cpt_deploy.recipe import parse_every
 from cpt_deploy.training.checkpoints import write_checkpoint
-from cpt_deploy.training.evaluation import evaluate
 from cpt_deploy.training.learning_rate import learning_rate_at
 from cpt_deploy.training.metrics_log import evaluation_columns
 from cpt_deploy.training.optimizers import set_learning_rate
@@ -21,6 +21,7 @@ from cpt_deploy.training.randomness import seed_torch
 from cpt_deploy.training.reports import StepProgress
 from cpt_deploy.training.run import Run
 from cpt_deploy.training.run_state import all_finite, capture
+from cpt_deploy.training.tasks.language import perplexity_of
 
 
 class TrainingLoop:
@@ -32,15 +33,13 @@ class TrainingLoop:
     """
 
     def __init__(self, run: Run, profiler: StepProfiler | None = None) -> None:
-        self.data, self.objects, self.directory, self.progress = run.data, run.objects, run.directory, run.progress
+        self.task, self.objects, self.directory, self.progress = run.task, run.objects, run.directory, run.progress
         self.log, self.reporter, self.ranks, self.parts = run.log, run.reporter, run.ranks, run
         self.profiler = profiler
-        data, objects = run.data, run.objects
-        self.settings = data.recipe.train
-        self.total, self.per_epoch = data.total_steps, data.steps_per_epoch
-        self.batch = min(self.settings.batch_size, len(data.train))
+        task, objects = run.task, run.objects
+        self.settings = task.recipe.train
+        self.total, self.per_epoch = task.total_steps, task.steps_per_epoch
         self.share = Share(run.ranks.rank, run.ranks.count)
-        self.loss = nn.CrossEntropyLoss(label_smoothing=self.settings.label_smoothing)
         self.on_gpu = objects.device.type == "cuda"
         self.autocast = self.settings.amp == "bf16" or (self.settings.amp == "auto" and self.on_gpu)
         # Each read of a loss waits for the device, so on a GPU they are read at log steps only.
@@ -60,23 +59,14 @@ class TrainingLoop:
         progress = self.progress
         if progress.step and progress.evaluated_step != progress.step and self._evaluation_due():
             self._evaluate()  # the run was stopped in the middle of it
-        stream = training_stream(
-            self.data.train_inputs,
-            self.data.augment,
-            batch_size=self.settings.batch_size,
-            seed=self.data.recipe.seed,
-            batches=range(progress.step, self.total),
-            workers=self.data.workers,
-            share=self.share,
-            pin_memory=self.on_gpu,
-        )
+        stream = self.task.stream(range(progress.step, self.total), self.ranks, pin_memory=self.on_gpu)
         while (batch := self._next(stream)) is not None:
             self.parts.costs.begin(self._position(progress.step).bits)
-            self._step(*batch)
+            self._step(batch)
             self._after_step()
 
-    def _next(self, stream: Iterator[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor] | None:
-        """Return the next batch; how long it was waited for counts as such."""
+    def _next(self, stream: Iterator[Any]) -> Any:
+        """Return the next batch, or `None` at the end; how long it was waited for counts as such."""
         waiting = Stopwatch()
         with self._labelled("data"):
             batch = next(stream, None)
@@ -88,39 +78,38 @@ class TrainingLoop:
     def _labelled(self, name: str) -> AbstractContextManager[object]:
         return nullcontext() if self.profiler is None else torch.profiler.record_function(name)
 
-    def _step(self, inputs: Tensor, labels: Tensor) -> None:
+    def _step(self, batch: Any) -> None:
         objects, progress, now = self.objects, self.progress, self._position(self.progress.step)
-        part = self.share.of(self.batch)
-        objects.model.set_bits(now.bits, now.grad_bits)
+        part = self.share.of(self.task.rows)
+        groups = objects.group_bits(progress.step, self.total)
+        objects.model.set_bits(now.bits, now.grad_bits, groups)
         objects.model.set_step(progress.step, part.start)
         set_learning_rate(objects.optimizer, now.lr)
         if self.ranks.count > 1:  # dropout differs between processes, and is the same after resuming
-            seed_torch(self.data.recipe.seed, progress.step, self.ranks.rank)
-        x = inputs.to(objects.device, memory_format=torch.channels_last, non_blocking=self.on_gpu)
-        y = labels.to(objects.device, non_blocking=self.on_gpu)
-        with torch.autocast(objects.device.type, torch.bfloat16, enabled=self.autocast):
-            logits = self.parts.synchronization.replica(x)
-        loss = self.loss(logits.float(), y)
-        totals = self.parts.synchronization.exchange(
-            loss.detach() * (len(y) / self.batch),
-            (logits.detach().argmax(1) == y).sum(),
-            self.parts.interruption.signal_number or 0,
+            seed_torch(self.task.recipe.seed, progress.step, self.ranks.rank)
+        loss, correct, samples, whole = self.task.step(
+            self.parts.synchronization.replica, batch, objects.device, autocast=self.autocast
         )
-        progress.window.add(progress.step, totals.loss, totals.correct, self.batch)
+        totals = self.parts.synchronization.exchange(
+            loss.detach() * (samples / whole), correct, self.parts.interruption.signal_number or 0
+        )
+        progress.window.add(progress.step, totals.loss, totals.correct, whole)
+        self.parts.following.add(totals.loss, whole)
         self.told_signal = totals.signal
         if self.read_each_step:
             self._read_losses()  # before the step, so that a NaN never reaches the weights
         objects.optimizer.zero_grad(set_to_none=True)
         # Gradients are averaged over the processes, whose parts may differ by a sample.
-        (loss if self.ranks.count == 1 else loss * (len(y) * self.ranks.count / self.batch)).backward()
+        mine = loss if self.ranks.count == 1 else loss * (samples * self.ranks.count / whole)
+        mine.backward()  # type: ignore[no-untyped-call]
         if self.settings.grad_clip is not None:
             nn.utils.clip_grad_norm_(objects.model.parameters(), self.settings.grad_clip)
         objects.optimizer.step()
-        objects.meter.add(now.bits, now.grad_bits, self.batch)
+        objects.meter.add(now.bits, now.grad_bits, whole, groups)
         if self.profiler is None or not self.profiler.is_on:
             self.parts.costs.end(now.bits)
         progress.step += 1
-        progress.samples += self.batch
+        progress.samples += whole
 
     def _after_step(self) -> None:
         step, settings, last = self.progress.step, self.settings, self.progress.step == self.total
@@ -137,6 +126,7 @@ class TrainingLoop:
         self.reporter.step(self._position(step - 1))
         if self._evaluation_due():
             self._evaluate()
+        self.parts.following.finished(step)  # after the rows of this step, before the checkpoint
         if self.ranks.count == 1:
             self.signal = self.parts.interruption.signal_number
         if last or self._due(settings.checkpoint_every) or self.signal is not None:
@@ -150,28 +140,18 @@ class TrainingLoop:
 
     def _evaluate(self) -> None:
         progress = self.progress
-        batches = eval_loader(
-            self.data.test_inputs,
-            self.data.preprocessing,
-            self.settings.eval_batch_size,
-            workers=self.data.workers,
-            share=self.share,
-            pin_memory=self.on_gpu,
-        )
-        result = evaluate(
+        result = self.task.evaluate(
             self.objects.model,
-            batches,
-            classes=len(self.data.test.classes),
-            device=self.objects.device,
-            step=progress.step,
-            stop=lambda: self.parts.interruption.requested,
-            ranks=self.ranks,
+            self.objects.device,
+            progress.step,
+            lambda: self.parts.interruption.requested,
+            self.ranks,
         )
         progress.eval_seconds += self.watch.lap()
         if result is None:
             self.signal = self.parts.signal_of_any()
             return
-        best = progress.best is None or result.top1 > progress.best.top1
+        best = progress.best is None or self.task.is_better(result, progress.best)
         result = replace(result, best=best)
         progress.evaluated_step = progress.step
         self.log.log({**self._place(), **evaluation_columns(result)})
@@ -179,6 +159,8 @@ class TrainingLoop:
         if best:
             progress.best = result
             self._save(best=True)
+        else:
+            progress.plateaus += 1
 
     def _save(self, *, best: bool = False) -> None:
         self._read_losses()
@@ -186,8 +168,14 @@ class TrainingLoop:
             raise self._diverged(self.progress.step - 1, "a weight that is NaN or infinite")
         if self.ranks.is_main:
             progress = {**self.progress.state_dict(), "meter": self.objects.meter.state_dict()}
-            state = {**progress, "costs": self.parts.costs.state_dict()}
-            checkpoint = capture(self.objects.model, self.objects.optimizer, self.objects.averaged, state)
+            state = {
+                **progress,
+                "costs": self.parts.costs.state_dict(),
+                "following": self.parts.following.state_dict(),
+            }
+            checkpoint = capture(
+                self.objects.model, self.objects.optimizer, self.objects.averaged, state, self.task.state()
+            )
             path = self.directory.best if best else self.directory.last
             hint = f"free some space, then: cpt train --resume {self.directory.path}; "
             write_checkpoint(path, checkpoint, hint=hint + "the last good checkpoint is untouched")
@@ -211,14 +199,16 @@ class TrainingLoop:
 
     def _position(self, step: int) -> StepProgress:
         """Return bits and rate of a step, counted from 0, with the figures of the last row of the log."""
-        recipe, latest = self.data.recipe, self.progress.latest
+        recipe, latest = self.task.recipe, self.progress.latest
         return StepProgress(
             step=step + 1,
             total_steps=self.total,
             epoch=step // self.per_epoch,
             bits=self.objects.forward.bits_at(step, self.total),
             grad_bits=self.objects.backward.bits_at(step, self.total),
-            lr=learning_rate_at(recipe.optimizer.lr, recipe.lr, recipe.train.swa, step, self.total),
+            lr=learning_rate_at(
+                recipe.optimizer.lr, recipe.lr, recipe.train.swa, step, self.total, self.progress.plateaus
+            ),
             loss=latest.get("loss"),
             accuracy=latest.get("accuracy"),
             images_per_s=latest.get("images_per_s"),
@@ -239,6 +229,8 @@ class TrainingLoop:
         progress, at = self.progress, self._position(self.progress.step - 1)
         progress.latest, progress.window = progress.window.means(), Window()
         row = {**self._place(), "lr": at.lr, "bits": at.bits, "grad_bits": at.grad_bits, **progress.latest}
+        if self.task.unit == "tokens":
+            row["perplexity"] = perplexity_of(row["loss"])
         seconds = round(progress.train_seconds + progress.eval_seconds, 3)
         cost = self.parts.costs.columns(at.bits)
         self.log.log({**row, **cost, "gbitops": self.objects.meter.total / 1e9, "seconds": seconds})

@@ -17,16 +17,18 @@ COLUMNS = (
     "bits",  # forward, of the last step
     "grad_bits",
     "loss",  # mean over the steps since the last row
-    "accuracy",  # the same, top-1 on training batches, 0 to 1
+    "accuracy",  # the same, top-1 on training batches, 0 to 1; of the next token where tokens are predicted
+    "perplexity",  # exp of that loss, of language models
     "gbitops",  # so far
-    "images_per_s",
+    "images_per_s",  # tokens, of language models
     "data_share",  # share of the time since the last row spent waiting for batches
     "step_ms",  # median time of a step at `bits` so far, without waiting for its batch
     "memory_mb",  # peak of memory in steps at `bits` so far: allocated on a GPU, of the whole process on a CPU
     "seconds",  # since the run began, without interruptions
-    "test_loss",  # at the upper bound; only in rows of evaluations
+    "test_loss",  # at the upper bound; only in rows of evaluations: on test images, or on validation text
     "test_accuracy",
     "test_top5",
+    "test_perplexity",
     "settled",  # 1 in the row of the final evaluation
 )
 
@@ -43,6 +45,8 @@ _TAGS = {
     "test_loss": "test/loss",
     "test_accuracy": "test/accuracy",
     "test_top5": "test/top5",
+    "perplexity": "train/perplexity",
+    "test_perplexity": "test/perplexity",
 }
 
 
@@ -108,6 +112,7 @@ def evaluation_columns(evaluation: Evaluation) -> dict[str, float | None]:
         "test_loss": evaluation.loss,
         "test_accuracy": evaluation.top1,
         "test_top5": evaluation.top5,
+        "test_perplexity": evaluation.perplexity,
         "settled": 1 if evaluation.settled else None,
     }
 

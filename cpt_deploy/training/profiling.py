@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 from torch.profiler import ProfilerActivity, profile, record_function, schedule
 
-from cpt_deploy.quantization import QuantizedModel
+from cpt_deploy.quantization import CyclingModel
 from cpt_deploy.quantization.edges import EdgeQuantizer, LayerInput
 from cpt_deploy.training.files import disk_errors
 
@@ -81,7 +81,7 @@ class StepProfiler:
         on_gpu: Whether the GPU's time counts.
     """
 
-    def __init__(self, model: QuantizedModel, steps: int, trace: Path, *, on_gpu: bool) -> None:
+    def __init__(self, model: CyclingModel, steps: int, trace: Path, *, on_gpu: bool) -> None:
         self.report: ProfileReport | None = None
         self._steps, self._trace, self._on_gpu = steps, trace, on_gpu
         self._model = model

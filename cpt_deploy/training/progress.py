@@ -82,6 +82,7 @@ class RunProgress:
         samples: Number of training images seen, with repetition.
         evaluated_step: Step of the last evaluation.
         best: The best evaluation so far.
+        plateaus: How many evaluations were not the best so far.
         train_seconds: Time of training steps with their loading.
         data_seconds: Time of waiting for batches, a part of `train_seconds`.
         eval_seconds: Time of evaluations.
@@ -93,6 +94,7 @@ class RunProgress:
     samples: int = 0
     evaluated_step: int = 0
     best: Evaluation | None = None
+    plateaus: int = 0
     train_seconds: float = 0.0
     data_seconds: float = 0.0
     eval_seconds: float = 0.0
@@ -101,7 +103,16 @@ class RunProgress:
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything as JSON types."""
-        plain = ("step", "samples", "evaluated_step", "train_seconds", "data_seconds", "eval_seconds", "latest")
+        plain = (
+            "step",
+            "samples",
+            "evaluated_step",
+            "plateaus",
+            "train_seconds",
+            "data_seconds",
+            "eval_seconds",
+            "latest",
+        )
         return {
             **{name: getattr(self, name) for name in plain},
             "best": None if self.best is None else asdict(self.best),

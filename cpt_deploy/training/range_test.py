@@ -5,7 +5,9 @@ which the training accuracy, averaged over several consecutive iterations, rises
 bound of the cycle.
 """
 
+import copy
 import math
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -13,15 +15,15 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from cpt_deploy.data import training_stream
 from cpt_deploy.errors import TrainingDivergedError, UsageError
 from cpt_deploy.recipe import Recipe
 from cpt_deploy.training.optimizers import set_learning_rate
 from cpt_deploy.training.randomness import seeded
 from cpt_deploy.training.ranks import Ranks, choose_device
-from cpt_deploy.training.setup import RunData, RunObjects, build_objects, load_data
+from cpt_deploy.training.setup import RunObjects, build_objects
+from cpt_deploy.training.tasks import Task, load_task
 
 LEAST_BITS = 2
 DEFAULT_STEPS = 100
@@ -40,13 +42,15 @@ class BitsProgress:
         bits: Bits of weights and activations.
         accuracy: Training accuracy of each step.
         loss: Loss of each step.
-        batch_size: Images of a step.
+        batch_size: Samples of a step: images, or tokens.
+        diverged: Whether the loss became NaN or infinite in the step after the last one.
     """
 
     bits: int
     accuracy: tuple[float, ...]
     loss: tuple[float, ...]
     batch_size: int
+    diverged: bool = False
 
     @property
     def window(self) -> int:
@@ -76,8 +80,8 @@ class BitsProgress:
         return math.sqrt(variance / images)
 
     def exceeds(self, threshold: float) -> bool:
-        """Return whether accuracy rose beyond a threshold, by more than chance would have it."""
-        return self.rise > threshold + STANDARD_ERRORS * self.standard_error
+        """Return whether accuracy rose beyond a threshold, by more than chance would have it, and stayed finite."""
+        return not self.diverged and self.rise > threshold + STANDARD_ERRORS * self.standard_error
 
     def to_dict(self) -> dict[str, Any]:
         """Return the figures as JSON would hold them."""
@@ -88,6 +92,7 @@ class BitsProgress:
             "rise": self.rise,
             "standard_error": self.standard_error,
             "loss_after": fmean(self.loss[-self.window :]),
+            "diverged": self.diverged,
             "accuracy": list(self.accuracy),
             "loss": list(self.loss),
         }
@@ -126,8 +131,9 @@ def range_test(
 ) -> RangeTest:
     """Find the lower bound of a recipe's cycle.
 
-    One model is trained on: what it learnt at fewer bits, it takes along. The learning rate is the recipe's peak, the
-    gradients have their upper bound, and nothing is written.
+    One model is trained on: what it learnt at fewer bits, it takes along. Where its loss becomes NaN or infinite, which
+    few bits alone can cause, that precision does not train, and the next one begins where this one did. The learning
+    rate is the recipe's peak, the gradients have their upper bound, and nothing is written.
 
     Args:
         recipe: What is to be trained; its own lower bound and schedule do not matter.
@@ -138,7 +144,7 @@ def range_test(
 
     Raises:
         UsageError: If there are fewer than 4 steps, or the upper bound leaves nothing to test.
-        TrainingDivergedError: If the loss is not a number.
+        TrainingDivergedError: If the loss becomes NaN or infinite at the upper bound, or in the first step.
         CptError: If data, model or settings do not fit.
     """
     upper = recipe.precision.upper
@@ -147,17 +153,10 @@ def range_test(
     widened = recipe.precision.model_copy(update={"lower": LEAST_BITS, "schedule": "cosine"})
     with seeded(recipe.seed, deterministic=recipe.train.deterministic):
         device = choose_device(recipe.train.device, Ranks())
-        data = load_data(recipe.model_copy(update={"precision": widened}), device)
-        objects = build_objects(data, device)
+        task = load_task(recipe.model_copy(update={"precision": widened}), device)
+        objects = build_objects(task.build_model(), task.recipe, task.total_steps, device)
         precisions = range(LEAST_BITS, upper + 1)
-        batches = training_stream(
-            data.train_inputs,
-            data.augment,
-            batch_size=recipe.train.batch_size,
-            seed=recipe.seed,
-            batches=range(len(precisions) * steps),
-            workers=data.workers,
-        )
+        batches = task.stream(range(len(precisions) * steps), Ranks(), pin_memory=False)
         found: int | None = None
         results: list[BitsProgress] = []
         for bits in precisions:
@@ -167,7 +166,15 @@ def range_test(
                 if on_step is not None:
                     on_step(done + step, len(precisions) * steps, accuracy)
 
-            results.append(_train_at(objects, data, bits, islice(batches, steps), tell))
+            model_before, optimizer_before = copy.deepcopy((objects.model.state_dict(), objects.optimizer.state_dict()))
+            carried_before, own = dict(task.state()), islice(batches, steps)
+            results.append(_train_at(objects, task, bits, own, tell))
+            if results[-1].diverged:
+                _check_divergence(results[-1], upper)
+                objects.model.load_state_dict(model_before)
+                objects.optimizer.load_state_dict(optimizer_before)
+                task.restore(carried_before, device)
+                deque(own, maxlen=0)  # each precision has its own batches, whatever happened before
             if found is None and results[-1].exceeds(threshold):
                 found = bits
             if found is not None and not to_upper:
@@ -175,35 +182,39 @@ def range_test(
     return RangeTest(found, threshold, tuple(results))
 
 
+def _check_divergence(progress: BitsProgress, upper: int) -> None:
+    """Make sure that few bits are to blame for a divergence."""
+    if progress.bits == upper or not progress.loss:
+        raise TrainingDivergedError(
+            f"Expected a finite loss, but got NaN or infinity at {progress.bits} bits, step {len(progress.loss) + 1} "
+            "of the range test",
+            hint="lower optimizer.lr or set train.grad_clip",
+        )
+
+
 def _train_at(
     objects: RunObjects,
-    data: RunData,
+    task: Task,
     bits: int,
-    batches: Iterator[tuple[Tensor, Tensor]],
+    batches: Iterator[Any],
     tell: Callable[[int, float], None],
 ) -> BitsProgress:
-    recipe = data.recipe
-    criterion = nn.CrossEntropyLoss(label_smoothing=recipe.train.label_smoothing)
+    recipe, samples = task.recipe, 0
     set_learning_rate(objects.optimizer, recipe.optimizer.lr)
     objects.model.train().set_bits(bits, recipe.precision.grad_upper)
-    accuracies, losses = [], []
-    for step, (inputs, labels) in enumerate(batches, start=1):
+    accuracies: list[float] = []
+    losses: list[float] = []
+    for step, batch in enumerate(batches, start=1):
         objects.model.set_step(bits * 1_000_000 + step)
-        x = inputs.to(objects.device, memory_format=torch.channels_last)
-        y = labels.to(objects.device)
-        logits = objects.model(x)
-        loss = criterion(logits, y)
+        loss, correct, samples, _ = task.step(objects.model, batch, objects.device, autocast=False)
         if not bool(torch.isfinite(loss)):
-            raise TrainingDivergedError(
-                f"Expected a finite loss, but got {float(loss)} at {bits} bits, step {step} of the range test",
-                hint="lower optimizer.lr or set train.grad_clip",
-            )
+            return BitsProgress(bits, tuple(accuracies), tuple(losses), samples, diverged=True)
         objects.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         if recipe.train.grad_clip is not None:
             nn.utils.clip_grad_norm_(objects.model.parameters(), recipe.train.grad_clip)
         objects.optimizer.step()
-        accuracies.append(float((logits.detach().argmax(1) == y).float().mean()))
+        accuracies.append(float(correct) / samples)
         losses.append(float(loss.detach()))
         tell(step, accuracies[-1])
-    return BitsProgress(bits, tuple(accuracies), tuple(losses), len(labels))
+    return BitsProgress(bits, tuple(accuracies), tuple(losses), samples)

@@ -27,14 +27,16 @@ class TrainPlan:
         workers: Loading processes of each of them.
         parameters: Number of trainable parameters.
         macs: Multiply-accumulates per sample in the quantized layers.
-        layers: Number of quantized layers by role, "cycle" and "hold".
-        train_images: Number of training images.
-        test_images: Number of test images.
-        classes: Number of classes.
+        layers: Number of quantized layers by role: "cycle", "hold", and the names of groups.
+        train_images: Number of training samples: images, or tokens.
+        test_images: Number of test samples.
+        classes: Number of classes, or of different tokens.
         steps_per_epoch: Batches of an epoch.
         total_steps: Length of the run.
         first_step: 0, or where a resumed run goes on.
-        relative_cost: BitOPs of the quantized layers' schedule relative to static precision at the upper bound.
+        unit: What a sample is, in the plural: "images" or "tokens".
+        relative_cost: BitOPs of the cycling layers relative to static precision at the upper bound; `None` if the bits
+            will follow the loss.
     """
 
     run_dir: Path
@@ -49,9 +51,10 @@ class TrainPlan:
     steps_per_epoch: int
     total_steps: int
     first_step: int
-    relative_cost: float
+    relative_cost: float | None
     processes: int = 1
     workers: int = 0
+    unit: str = "images"
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ class StepProgress:
         lr: Learning rate of this step.
         loss: Mean training loss of the last log interval; `None` before there is one.
         accuracy: Top-1 accuracy on training batches in the last log interval, 0 to 1.
-        images_per_s: Throughput in the last log interval.
+        images_per_s: Throughput in the last log interval, in images or tokens.
         data_share: Share of the time spent waiting for batches in the last log interval, 0 to 1.
     """
 
@@ -85,17 +88,18 @@ class StepProgress:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Accuracy on the test images at the upper bound.
+    """What the model does at the upper bound on samples that it does not train on: images, or the tokens of a text.
 
     Args:
         step: Number of finished steps.
         loss: Mean cross-entropy.
-        top1: Share of images whose class is the most likely one.
-        top5: Share of images whose class is among the five most likely; `None` with up to five classes.
-        images: Number of images.
+        top1: Share of samples whose class, or next token, is the most likely one.
+        top5: Share of samples whose class is among the five most likely; `None` with up to five classes, and for text.
+        images: Number of samples.
         seconds: Time it took.
         settled: Whether it is the final one, after settling.
         best: Whether it is the best of the run so far (the final one is not compared).
+        perplexity: exp(loss) of a text; `None` for images.
     """
 
     step: int
@@ -106,6 +110,7 @@ class Evaluation:
     seconds: float
     settled: bool = False
     best: bool = False
+    perplexity: float | None = None
 
 
 @dataclass(frozen=True)
@@ -116,12 +121,14 @@ class RunReport:
         name: The recipe's name.
         model: Name, parameters, MACs, and quantized layers by role.
         data: Name, numbers of images, and digests of the data set where it is in memory.
-        classes: Names of the classes.
-        preprocessing: How an image becomes an input, see `Preprocessing.from_dict`.
+        classes: Names of the classes; none for text.
+        preprocessing: How an image becomes an input, see `Preprocessing.from_dict`; empty for text.
         bits: Lower and upper bound, the schedules' names, and the share of steps at each number of bits.
         steps: Number of steps.
         epochs: Number of epochs.
         test: The final evaluation of the settled model.
+        task: "classification" or "language-model".
+        valid: The settled model on the validation text; `None` for images.
         best: The best evaluation on the way, which is in `checkpoints/best.safetensors`; `None` if there was none.
         cost: GBitOPs, those of static precision at the upper bound, and the ratio and saving.
         seconds: Time of training, of waiting for data in it, of evaluation, settling, and in total.
@@ -152,6 +159,8 @@ class RunReport:
     versions: Mapping[str, str]
     weights_sha256: str
     steps_by_bits: Mapping[str, Mapping[str, float | int | None]] = field(default_factory=dict)
+    task: str = "classification"
+    valid: Evaluation | None = None
     report_version: int = REPORT_VERSION
 
     def to_dict(self) -> dict[str, Any]:
@@ -169,10 +178,11 @@ class RunReport:
             values = json.loads(path.read_text(encoding="utf-8"))
             version = values["report_version"]
             if version <= REPORT_VERSION:
-                values.setdefault("steps_by_bits", {})  # reports of earlier versions have none
+                # what reports of earlier versions do not have
+                values = {"steps_by_bits": {}, "task": "classification", "valid": None, **values}
                 known = {field.name: values[field.name] for field in fields(cls)}
-                best = known["best"]
-                known["test"], known["best"] = Evaluation(**known["test"]), Evaluation(**best) if best else None
+                for name in ("test", "best", "valid"):
+                    known[name] = Evaluation(**known[name]) if known[name] else None
                 return cls(**{**known, "classes": tuple(known["classes"])})
         except FileNotFoundError as error:
             raise CheckpointError(

@@ -5,14 +5,16 @@ from dataclasses import dataclass
 import torch
 
 from cpt_deploy.training.interruption import Interruption
+from cpt_deploy.training.loss_following import LossFollowing
 from cpt_deploy.training.metrics_log import MetricsLog, NoLog
 from cpt_deploy.training.progress import RunProgress
 from cpt_deploy.training.ranks import Ranks
 from cpt_deploy.training.reports import TrainReporter
 from cpt_deploy.training.run_directory import RunDirectory
-from cpt_deploy.training.setup import RunData, RunObjects
+from cpt_deploy.training.setup import RunObjects
 from cpt_deploy.training.step_costs import StepCosts
 from cpt_deploy.training.synchronization import Synchronization
+from cpt_deploy.training.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,7 @@ class Run:
     """A run.
 
     Args:
-        data: What it learns from.
+        task: What it learns, and from what.
         objects: What it changes.
         directory: Where its files go.
         progress: Where it stands.
@@ -30,9 +32,10 @@ class Run:
         ranks: This process among those of the run; only the main one writes and tells.
         synchronization: What makes one model of those of all processes.
         costs: What steps really cost.
+        following: What tells adaptive schedules the loss.
     """
 
-    data: RunData
+    task: Task
     objects: RunObjects
     directory: RunDirectory
     progress: RunProgress
@@ -42,6 +45,7 @@ class Run:
     ranks: Ranks
     synchronization: Synchronization
     costs: StepCosts
+    following: LossFollowing
 
     def signal_of_any(self) -> int | None:
         """Return the signal that a process got, or `None`; every process must ask."""

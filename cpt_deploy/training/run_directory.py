@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cpt_deploy.bundle.tokenization import FILE_NAME
 from cpt_deploy.errors import CheckpointError, UsageError
 from cpt_deploy.recipe import Recipe, load_recipe, save_recipe
 from cpt_deploy.training.files import disk_errors
@@ -51,6 +52,11 @@ class RunDirectory:
     def report(self) -> Path:
         """The result; a run that has it is finished."""
         return self.path / "report.json"
+
+    @property
+    def tokenizer(self) -> Path:
+        """The vocabulary of a language model."""
+        return self.path / FILE_NAME
 
     @property
     def trace(self) -> Path:

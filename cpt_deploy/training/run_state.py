@@ -17,6 +17,7 @@ def capture(
     optimizer: torch.optim.Optimizer,
     averaged: AveragedModel | None,
     progress: Mapping[str, Any],
+    task: Mapping[str, Tensor],
 ) -> Checkpoint:
     """Collect the state of a run.
 
@@ -25,8 +26,10 @@ def capture(
         optimizer: Its optimizer.
         averaged: The running average of the weights, if there is one.
         progress: Step, data position, counts; JSON types.
+        task: What the next step needs of the one before.
     """
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    tensors |= {f"task.{name}": tensor for name, tensor in task.items()}
     if averaged is not None:
         tensors |= {f"averaged.{name}": tensor for name, tensor in averaged.state_dict().items()}
     optimizer_state = optimizer.state_dict()
@@ -44,13 +47,13 @@ def capture(
 
 def restore(
     checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer, averaged: AveragedModel | None
-) -> dict[str, Any]:
-    """Bring live objects to a checkpoint's state and return its progress.
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Bring live objects to a checkpoint's state; return its progress and the state of its task.
 
     Raises:
         CheckpointError: If the checkpoint is that of another model or optimizer.
     """
-    sections: dict[str, dict[str, Tensor]] = {"model": {}, "averaged": {}, "optimizer": {}, "random": {}}
+    sections: dict[str, dict[str, Tensor]] = {name: {} for name in ("model", "averaged", "optimizer", "random", "task")}
     for name, tensor in checkpoint.tensors.items():
         section, _, key = name.partition(".")
         sections[section][key] = tensor
@@ -65,7 +68,7 @@ def restore(
             hint="resume with the recipe that the run began with",
         ) from error
     restore_random_state(sections["random"], checkpoint.state["random"])
-    return dict(checkpoint.state["progress"])
+    return dict(checkpoint.state["progress"]), sections["task"]
 
 
 def all_finite(model: nn.Module) -> bool:

@@ -2,7 +2,8 @@
 
 import os
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -18,13 +19,14 @@ from cpt_deploy.data import (
     dataset_names,
     default_preprocessing,
     input_settings,
+    limited,
     load_images,
     resolve_preprocessing,
 )
 from cpt_deploy.errors import UsageError
 from cpt_deploy.models import build_model
 from cpt_deploy.precision import BitOpsMeter, LayerCost, PrecisionSchedule, share_of_steps
-from cpt_deploy.quantization import QuantizationConfig, QuantizedModel, prepare
+from cpt_deploy.quantization import CyclingModel, LayerGroup, QuantizationConfig, QuantizedModel, prepare
 from cpt_deploy.recipe import Recipe
 from cpt_deploy.training.optimizers import build_optimizer
 
@@ -79,15 +81,26 @@ class RunObjects:
         forward: Schedule of weights and activations.
         backward: Schedule of gradients.
         meter: BitOPs so far.
+        groups: Schedules of groups of layers, by the groups' names in the model.
     """
 
     device: torch.device
-    model: QuantizedModel
+    model: CyclingModel
     optimizer: torch.optim.Optimizer
     averaged: AveragedModel | None
     forward: PrecisionSchedule
     backward: PrecisionSchedule
     meter: BitOpsMeter
+    groups: Mapping[str, PrecisionSchedule] = field(default_factory=dict)
+
+    @property
+    def schedules(self) -> list[PrecisionSchedule]:
+        """All schedules of the run."""
+        return [self.forward, self.backward, *self.groups.values()]
+
+    def group_bits(self, step: int, total_steps: int) -> dict[str, int]:
+        """Return the forward bits of each group at a step."""
+        return {name: schedule.bits_at(step, total_steps) for name, schedule in self.groups.items()}
 
     @property
     def parameters(self) -> int:
@@ -116,7 +129,7 @@ def load_data(recipe: Recipe, device: torch.device, processes: int = 1) -> RunDa
     if name not in dataset_names() and ":" not in name and Path(name).exists():
         name = str(Path(name).resolve())  # a run is read again from other working directories
     root = None if settings.root is None else Path(settings.root).expanduser().resolve()
-    train, test = (load_images(name, split=split, root=root) for split in ("train", "test"))
+    train, test = (limited(load_images(name, split=split, root=root), settings.limit) for split in ("train", "test"))
     if train.classes != test.classes:
         raise UsageError(
             f"Expected the same classes in both splits of {name}, "
@@ -177,33 +190,41 @@ def build_cpt_model(recipe: Recipe, classes: int, preprocessing: Preprocessing) 
         ends=precision.ends,
         range_momentum=precision.range_momentum,
         seed=recipe.seed,
+        groups=tuple(
+            LayerGroup(f"group{number}", group.match, precision.bounds_of(group)[1])
+            for number, group in enumerate(precision.groups, start=1)
+        ),
     )
     prepared = prepare(model, config, preprocessing.input_shape)
     prepared.compute = recipe.train.compute
     return prepared
 
 
-def build_objects(data: RunData, device: torch.device) -> RunObjects:
-    """Build model, optimizer, schedules and meter of a run.
+def build_objects(model: CyclingModel, recipe: Recipe, total_steps: int, device: torch.device) -> RunObjects:
+    """Build optimizer, schedules and meter of a run around its model.
 
     Args:
-        data: What the run learns from.
-        device: Where the model is.
+        model: The model.
+        recipe: The settings.
+        total_steps: Length of the run.
+        device: Where the model is to be.
 
     Raises:
         CptError: If something that the recipe names does not exist or does not fit.
     """
-    recipe = data.recipe
-    model = build_cpt_model(recipe, len(data.train.classes), data.preprocessing).to(device)
+    model = model.to(device)
     model = model.to(memory_format=torch.channels_last)  # the faster layout of convolutions
     optimizer = build_optimizer(model, recipe.optimizer)
     averaged = AveragedModel(model) if recipe.train.swa.enabled else None
     forward, backward = recipe.precision.forward_schedule(), recipe.precision.backward_schedule()
-    _check_bits(forward, recipe.precision.lower, recipe.precision.upper, data.total_steps)
-    _check_bits(backward, recipe.precision.grad_lower, recipe.precision.grad_upper, data.total_steps)
+    _check_bits(forward, recipe.precision.lower, recipe.precision.upper, total_steps)
+    _check_bits(backward, recipe.precision.grad_lower, recipe.precision.grad_upper, total_steps)
+    groups = recipe.precision.group_schedules()
+    for settings, schedule in zip(recipe.precision.groups, groups.values(), strict=True):
+        _check_bits(schedule, *recipe.precision.bounds_of(settings), total_steps)
     costs = [LayerCost(layer.name, layer.macs, layer.role) for layer in model.layers()]
-    meter = BitOpsMeter(costs, recipe.precision.upper)
-    return RunObjects(device, model, optimizer, averaged, forward, backward, meter)
+    meter = BitOpsMeter(costs, recipe.precision.upper, model.precision.groups)
+    return RunObjects(device, model, optimizer, averaged, forward, backward, meter, groups)
 
 
 def _check_bits(schedule: PrecisionSchedule, lower: int, upper: int, total_steps: int) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from cpt_deploy.quantization import (
+    CyclingModel,
     QuantizedModel,
     estimate,
     round_offsets,
@@ -50,13 +51,15 @@ class Synchronization:
         device: Where the model is.
     """
 
-    def __init__(self, model: QuantizedModel, ranks: Ranks, device: torch.device) -> None:
+    def __init__(self, model: CyclingModel, ranks: Ranks, device: torch.device) -> None:
         self.model, self.ranks = model, ranks
         self.edges = [edge for _, edge in model.edges()]
         self.replica: nn.Module = model
         if ranks.count == 1:
             return
+        assert isinstance(model, QuantizedModel), "others train in one process"
         synchronize_norms(model.network)
+        model.modules_replaced()
         for edge in self.edges:
             edge.deferred = True
         replicate: Any = DistributedDataParallel
@@ -100,6 +103,7 @@ class Synchronization:
         Returns:
             The number of batches of all processes.
         """
+        assert isinstance(self.model, QuantizedModel), "others settle by themselves"
         iterator = iter(inputs)
         first = next(iterator, None)
         batches = iter(()) if first is None else chain([first], iterator)

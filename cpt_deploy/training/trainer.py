@@ -3,13 +3,14 @@
 from contextlib import nullcontext
 from pathlib import Path
 
-from cpt_deploy.errors import ProcessLostError, RunInterruptedError, TrainingDivergedError, UsageError
-from cpt_deploy.precision import relative_cost
-from cpt_deploy.recipe import Recipe
+from cpt_deploy.errors import ProcessLostError, RunInterruptedError, TrainingDivergedError
+from cpt_deploy.precision import AdaptiveSchedule, BitOpsMeter
+from cpt_deploy.recipe import Recipe, parse_every
 from cpt_deploy.training.checkpoints import Checkpoint, read_checkpoint
 from cpt_deploy.training.finish import draw_curves, finish
 from cpt_deploy.training.interruption import Interruption
 from cpt_deploy.training.loop import TrainingLoop
+from cpt_deploy.training.loss_following import LossFollowing
 from cpt_deploy.training.metrics_log import MetricsLog, NoLog
 from cpt_deploy.training.profiling import StepProfiler
 from cpt_deploy.training.progress import RunProgress
@@ -19,9 +20,10 @@ from cpt_deploy.training.reports import RunReport, SilentReporter, TrainPlan, Tr
 from cpt_deploy.training.run import Run
 from cpt_deploy.training.run_directory import RunDirectory
 from cpt_deploy.training.run_state import restore
-from cpt_deploy.training.setup import RunData, RunObjects, build_objects, load_data
+from cpt_deploy.training.setup import RunObjects, build_objects
 from cpt_deploy.training.step_costs import StepCosts
 from cpt_deploy.training.synchronization import Synchronization
+from cpt_deploy.training.tasks import Task, load_task
 
 
 def train(
@@ -63,20 +65,25 @@ def train(
             reporter = SilentReporter()
         directory = RunDirectory(ranks.from_main(lambda: run_dir))
         with ranks.agreeing():
-            data = load_data(recipe, device, ranks.per_machine)
-            _check_parts(data, ranks)
-        finished = ranks.from_main(lambda: _finished_before(directory, data.recipe)) if resume else None
+            task = load_task(recipe, device, ranks.per_machine)
+            task.check_processes(ranks.count)
+        finished = ranks.from_main(lambda: _finished_before(directory, task)) if resume else None
         if finished is not None:
             return finished
         with ranks.agreeing():
-            objects = build_objects(data, device)
+            objects = build_objects(task.build_model(), task.recipe, task.total_steps, device)
         if not resume:
-            ranks.from_main(lambda: directory.begin(data.recipe))
-        progress, costs = _restored(objects, directory, ranks, resume=resume)
-        reporter.start(_plan(data, objects, directory.path, progress.step, ranks))
+            ranks.from_main(lambda: _begin(directory, task))
+        following = LossFollowing(
+            objects.schedules, parse_every(task.recipe.precision.progressive.every).steps(task.steps_per_epoch)
+        )
+        progress, costs = _restored(objects, task, following, directory, ranks, resume=resume)
+        reporter.start(_plan(task, objects, directory.path, progress.step, ranks))
         log = _open_log(directory, progress, ranks)
         synchronization = Synchronization(objects.model, ranks, device)
-        run = Run(data, objects, directory, progress, log, reporter, interruption, ranks, synchronization, costs)
+        run = Run(
+            task, objects, directory, progress, log, reporter, interruption, ranks, synchronization, costs, following
+        )
         try:
             report = _carried_out(run, profile_steps)
         finally:
@@ -107,29 +114,25 @@ def _carried_out(run: Run, profile_steps: int) -> RunReport:
         kept = f"the last good checkpoint is {last}" if last.is_file() else "there is no checkpoint yet"
         raise ProcessLostError(
             f"Expected all {run.ranks.count} processes to go on, but the connection to one was lost after step "
-            f"{run.progress.step} of {run.data.total_steps}; {kept}",
+            f"{run.progress.step} of {run.task.total_steps}; {kept}",
             hint=f"go on with any number of processes: cpt train --resume {run.directory.path}",
         ) from error
 
 
-def _check_parts(data: RunData, ranks: Ranks) -> None:
-    """Make sure that each process has an image of each batch."""
-    batch = min(data.recipe.train.batch_size, len(data.train))
-    if batch < ranks.count:
-        raise UsageError(
-            f"Expected batches of at least one image for each process, but got {batch} for {ranks.count}",
-            hint="raise train.batch_size, which is that of all processes together, or start fewer processes",
-        )
+def _begin(directory: RunDirectory, task: Task) -> None:
+    directory.begin(task.recipe)
+    task.begin(directory)
 
 
-def _finished_before(directory: RunDirectory, recipe: Recipe) -> RunReport | None:
+def _finished_before(directory: RunDirectory, task: Task) -> RunReport | None:
     """Make sure that a run can be gone on with; return its report if it is finished."""
-    directory.check_resumable(recipe)
+    directory.check_resumable(task.recipe)
+    task.check(directory)
     return RunReport.read(directory.report) if directory.report.is_file() else None
 
 
 def _restored(
-    objects: RunObjects, directory: RunDirectory, ranks: Ranks, *, resume: bool
+    objects: RunObjects, task: Task, following: LossFollowing, directory: RunDirectory, ranks: Ranks, *, resume: bool
 ) -> tuple[RunProgress, StepCosts]:
     """Bring all processes to the last checkpoint, which only the main one reads; to the start if there is none."""
 
@@ -140,9 +143,13 @@ def _restored(
     if checkpoint is None:
         return RunProgress(), costs
     with ranks.agreeing():
-        state = restore(checkpoint, objects.model, objects.optimizer, objects.averaged)
+        state, carried = restore(checkpoint, objects.model, objects.optimizer, objects.averaged)
+    task.restore(carried, objects.device)
     objects.meter.load_state_dict(state.pop("meter"))
     costs.load_state_dict(state.pop("costs", {}))
+    followed = state.pop("following", None)  # checkpoints of earlier versions have none
+    if followed is not None:
+        following.load_state_dict(followed)
     return RunProgress.from_state_dict(state), costs
 
 
@@ -160,28 +167,37 @@ def plan_run(recipe: Recipe, run_dir: Path) -> TrainPlan:
     """
     ranks = launched()
     device = choose_device(recipe.train.device, ranks)
-    data = load_data(recipe, device, ranks.per_machine)
-    return _plan(data, build_objects(data, device), run_dir, 0, ranks)
+    task = load_task(recipe, device, ranks.per_machine)
+    objects = build_objects(task.build_model(), task.recipe, task.total_steps, device)
+    return _plan(task, objects, run_dir, 0, ranks)
 
 
-def _plan(data: RunData, objects: RunObjects, run_dir: Path, first_step: int, ranks: Ranks) -> TrainPlan:
+def _plan(task: Task, objects: RunObjects, run_dir: Path, first_step: int, ranks: Ranks) -> TrainPlan:
     layers = objects.model.layers()
     return TrainPlan(
         run_dir=run_dir,
-        recipe=data.recipe,
+        recipe=task.recipe,
         device=str(objects.device),
         parameters=objects.parameters,
         macs=sum(layer.macs for layer in layers),
         layers=objects.layers_by_role,
-        train_images=len(data.train),
-        test_images=len(data.test),
-        classes=len(data.train.classes),
-        steps_per_epoch=data.steps_per_epoch,
-        total_steps=data.total_steps,
+        train_images=task.samples[0],
+        test_images=task.samples[1],
+        classes=task.classes,
+        steps_per_epoch=task.steps_per_epoch,
+        total_steps=task.total_steps,
         first_step=first_step,
-        relative_cost=relative_cost(
-            objects.forward, objects.backward, data.total_steps, reference_bits=data.recipe.precision.upper
-        ),
+        relative_cost=_relative_cost(objects, task.total_steps),
         processes=ranks.count,
-        workers=data.workers,
+        workers=task.workers,
+        unit=task.unit,
     )
+
+
+def _relative_cost(objects: RunObjects, total_steps: int) -> float | None:
+    """Return the BitOPs of the cycling layers relative to static ones; `None` where they will follow the loss."""
+    if any(isinstance(schedule, AdaptiveSchedule) for schedule in objects.schedules):
+        return None
+    cycling = [layer for layer in objects.meter.layers if layer.role not in ("hold", "float")]
+    meter = BitOpsMeter(cycling, objects.meter.upper, objects.meter.groups)
+    return 1.0 - meter.add_run(objects.forward, objects.backward, total_steps, 1, objects.groups).saving

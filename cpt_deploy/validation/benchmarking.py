@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from cpt_deploy.bundle import Bundle, OnnxRuntimeModel
+from cpt_deploy.bundle.providers import CPU, provider_name
 from cpt_deploy.errors import UsageError
 from cpt_deploy.validation.hardware import CpuInfo, read_cpu, software_versions
 from cpt_deploy.validation.measuring import Inputs
@@ -78,6 +79,7 @@ class BenchmarkReport:
         cpu: The processor.
         versions: Versions of the software.
         measured_at: When, ISO 8601 in UTC.
+        provider: onnxruntime's name of the execution provider.
     """
 
     bundle: str
@@ -87,6 +89,7 @@ class BenchmarkReport:
     cpu: CpuInfo
     versions: dict[str, str]
     measured_at: str
+    provider: str = CPU
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON types."""
@@ -100,6 +103,7 @@ def benchmark(
     batches: Sequence[int] = (1, 8, 32),
     threads: Sequence[int] = (1,),
     seconds: float = 3.0,
+    provider: str = "cpu",
     progress: Callable[[int, int], None] | None = None,
 ) -> BenchmarkReport:
     """Time a bundle and other files of the same network in one interleaved run.
@@ -110,10 +114,12 @@ def benchmark(
         batches: Images in a call.
         threads: Threads of onnxruntime.
         seconds: How long to time each combination of batch and threads, all models together; ten rounds at least.
+        provider: The execution provider of onnxruntime: "cpu", "cuda", "tensorrt", or onnxruntime's name of one.
         progress: Hears how many of all combinations are done.
 
     Raises:
-        UsageError: If a number is out of range.
+        UsageError: If a number is out of range, or there is no such provider.
+        MissingExtraError: If the installed onnxruntime lacks the provider.
         BundleError: If onnxruntime cannot run one of the models.
     """
     if not batches or not threads or min(*batches, *threads) < 1 or not seconds > 0:
@@ -124,17 +130,18 @@ def benchmark(
     latencies: list[Latency] = []
     combinations = [(count, batch) for count in threads for batch in batches]
     for done, (count, batch) in enumerate(combinations, start=1):
-        latencies += _time(models, _inputs(bundle, batch), count, seconds)
+        latencies += _time(models, _inputs(bundle, batch), count, seconds, provider)
         if progress is not None:
             progress(done, len(combinations))
     return BenchmarkReport(
         bundle=bundle.name,
         model_sha256=bundle.sha256,
         latencies=tuple(latencies),
-        footprints=_footprints(models, max(batches), threads[0]),
+        footprints=_footprints(models, max(batches), threads[0], provider),
         cpu=read_cpu(),
         versions=software_versions(),
         measured_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        provider=provider_name(provider),
     )
 
 
@@ -144,10 +151,11 @@ def _inputs(bundle: Bundle, batch: int) -> Inputs:
     return np.ascontiguousarray(golden[np.arange(batch) % len(golden)])
 
 
-def _time(models: Mapping[str, bytes], inputs: Inputs, threads: int, seconds: float) -> list[Latency]:
+def _time(models: Mapping[str, bytes], inputs: Inputs, threads: int, seconds: float, provider: str) -> list[Latency]:
     # Threads that wait busily after the turn of one model would take the processor from the next one.
     sessions = {
-        name: OnnxRuntimeModel(model, threads=threads, rest_between_runs=True) for name, model in models.items()
+        name: OnnxRuntimeModel(model, threads=threads, rest_between_runs=True, provider=provider)
+        for name, model in models.items()
     }
     runs = {name: lambda session=session: session.run(inputs) for name, session in sessions.items()}
     times = interleaved(runs, rounds=MOST_ROUNDS, seconds=seconds)
@@ -170,13 +178,13 @@ def _time(models: Mapping[str, bytes], inputs: Inputs, threads: int, seconds: fl
     return results
 
 
-def _footprints(models: Mapping[str, bytes], batch: int, threads: int) -> tuple[Footprint, ...]:
+def _footprints(models: Mapping[str, bytes], batch: int, threads: int, provider: str) -> tuple[Footprint, ...]:
     footprints = []
     with tempfile.TemporaryDirectory(prefix="cpt-benchmark-") as folder:
         for name, model in models.items():
             path = Path(folder) / "model.onnx"
             path.write_bytes(model)
-            memory = measure_peak_memory(path, batch=batch, threads=threads)
+            memory = measure_peak_memory(path, batch=batch, threads=threads, provider=provider)
             known = (None, None) if memory is None else (memory.peak, memory.of_model)
             footprints.append(Footprint(name, len(model), *known))
     return tuple(footprints)

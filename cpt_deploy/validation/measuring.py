@@ -40,6 +40,7 @@ class Subject:
         executor: The integer model, if it is to be compared.
         tapped: The file with its quantized tensors as outputs, if they are to be compared with the integer model's.
         formats: Further forms of the model by name.
+        provider: The execution provider of onnxruntime.
     """
 
     served: OnnxRuntimeModel
@@ -48,6 +49,7 @@ class Subject:
     executor: IntegerModel | None
     tapped: TappedModel | None
     formats: Mapping[str, TrainedModel] = field(default_factory=dict)
+    provider: str = "cpu"
 
     def runtimes(self) -> list[str]:
         """Return the names of the runtimes."""
@@ -101,7 +103,7 @@ def measure(
         UsageError: If the trained model returns logits of another shape.
     """
     runtimes = RuntimeComparison(subject.runtimes(), subject.pairs())
-    inside = _Inside(subject.tapped) if subject.tapped is not None else None
+    inside = _Inside(subject.tapped, subject.provider) if subject.tapped is not None else None
     confusion = ConfusionCount()
     sampler = LogitSampler("trained", "onnxruntime", total) if subject.trained is not None else None
     done = 0
@@ -135,9 +137,9 @@ def measure(
 class _Inside:
     """The tapped model next to the executor."""
 
-    def __init__(self, tapped: TappedModel) -> None:
-        self.session = OnnxRuntimeModel(tapped.model, threads=None)
-        self.unoptimized_session = OnnxRuntimeModel(tapped.model, threads=None, optimize=False)
+    def __init__(self, tapped: TappedModel, provider: str) -> None:
+        self.session = OnnxRuntimeModel(tapped.model, threads=None, provider=provider)
+        self.unoptimized_session = OnnxRuntimeModel(tapped.model, threads=None, optimize=False, provider=provider)
         self.tapped = tapped
         self.comparison: IntegerComparison | None = None
         self.unoptimized: IntegerComparison | None = None

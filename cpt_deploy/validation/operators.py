@@ -8,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from cpt_deploy.bundle.providers import check_started, provider_names
 from cpt_deploy.errors import BundleError, MissingExtraError
 
 _FLOATS = ("FLOAT", "FLOAT16", "DOUBLE", "BFLOAT16")
@@ -29,20 +30,21 @@ _INPUTS_OF_QUANTIZED_QGEMM = 9
 """With a zero point of the output as the ninth input a QGemm returns codes, and floats without."""
 
 
-def optimized_operators(model: bytes) -> dict[str, int]:
+def optimized_operators(model: bytes, provider: str = "cpu") -> dict[str, int]:
     """Return how often each operator occurs in onnxruntime's optimized graph, by name.
 
     Args:
         model: The serialized ONNX model.
+        provider: The execution provider that the graph is for, one that `keeps_operators`.
 
     Raises:
         BundleError: If onnxruntime cannot load the model.
         MissingExtraError: If `onnx` is not installed.
     """
-    return _count(optimize(model).graph.node)
+    return _count(optimize(model, provider).graph.node)
 
 
-def float_operators(model: bytes) -> dict[str, int]:
+def float_operators(model: bytes, provider: str = "cpu") -> dict[str, int]:
     """Return those operators of the optimized graph that compute with floating-point values, by name.
 
     Quantizers, dequantizers and mere movements of values are not among them, nor are integer kernels whose scales
@@ -50,21 +52,23 @@ def float_operators(model: bytes) -> dict[str, int]:
 
     Args:
         model: The serialized ONNX model.
+        provider: The execution provider that the graph is for, one that `keeps_operators`.
 
     Raises:
         BundleError: If onnxruntime cannot load the model.
         MissingExtraError: If `onnx` is not installed.
     """
-    optimized = optimize(model)
+    optimized = optimize(model, provider)
     floats = _float_tensors(optimized)
     return _count(node for node in optimized.graph.node if _computes_in_float(node, floats))
 
 
-def optimize(model: bytes) -> Any:
-    """Return the graph that onnxruntime executes on this machine's CPU, as an `onnx.ModelProto`.
+def optimize(model: bytes, provider: str = "cpu") -> Any:
+    """Return the graph that onnxruntime executes on this machine, as an `onnx.ModelProto`.
 
     Args:
         model: The serialized ONNX model.
+        provider: The execution provider that the graph is for, one that `keeps_operators`.
 
     Raises:
         BundleError: If onnxruntime cannot load the model.
@@ -72,7 +76,7 @@ def optimize(model: bytes) -> Any:
     """
     import onnxruntime
 
-    onnx = require_onnx()
+    onnx, providers = require_onnx(), provider_names(provider)
     with tempfile.TemporaryDirectory(prefix="cpt-optimized-") as directory:
         path = Path(directory) / "optimized.onnx"
         options = onnxruntime.SessionOptions()
@@ -84,10 +88,11 @@ def optimize(model: bytes) -> Any:
         options.log_severity_level = 3
         # onnxruntime's exceptions have no common base of their own.
         try:
-            onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+            session = onnxruntime.InferenceSession(model, options, providers=providers)
         except Exception as error:
             reason = str(error).partition("\n")[0]
             raise BundleError(f"Expected a model that onnxruntime can load, but got: {reason}") from error
+        check_started(session, provider)
         return onnx.load(path)
 
 

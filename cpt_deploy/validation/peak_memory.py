@@ -1,6 +1,6 @@
 """The memory that a model takes in onnxruntime, measured in a process of its own.
 
-`python -m cpt_deploy.validation.peak_memory FILE BATCH THREADS` is that process.
+`python -m cpt_deploy.validation.peak_memory FILE BATCH THREADS PROVIDER` is that process.
 """
 
 import json
@@ -36,20 +36,22 @@ class PeakMemory:
         return self.peak - self.before
 
 
-def measure_peak_memory(model: Path, *, batch: int, threads: int) -> PeakMemory | None:
+def measure_peak_memory(model: Path, *, batch: int, threads: int, provider: str = "cpu") -> PeakMemory | None:
     """Load and run a model in a new process and return its peak of memory; `None` where the system does not tell it.
 
     Args:
         model: The ONNX file.
         batch: Images in a call.
         threads: Threads of onnxruntime.
+        provider: Its execution provider; a GPU's own memory does not count.
 
     Raises:
         BundleError: If onnxruntime cannot run the file.
     """
     if not STATUS.is_file():
         return None
-    line = [sys.executable, "-m", "cpt_deploy.validation.peak_memory", str(model), str(batch), str(threads)]
+    arguments = [str(model), str(batch), str(threads), provider]
+    line = [sys.executable, "-m", "cpt_deploy.validation.peak_memory", *arguments]
     done = subprocess.run(line, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
@@ -66,11 +68,11 @@ def _peak(status: Path = STATUS) -> int:
     return int(line.split()[1]) * 1024
 
 
-def _main(file: str, batch: int, threads: int) -> None:
+def _main(file: str, batch: int, threads: int, provider: str) -> None:
     import onnxruntime  # noqa: F401  its libraries are no part of the model
 
     before = _peak()
-    model = OnnxRuntimeModel(Path(file), threads=threads)
+    model = OnnxRuntimeModel(Path(file), threads=threads, provider=provider)
     inputs = np.zeros((batch, *model.input_shape), np.float32)
     for _ in range(_RUNS):
         model.run(inputs)
@@ -78,4 +80,4 @@ def _main(file: str, batch: int, threads: int) -> None:
 
 
 if __name__ == "__main__":
-    _main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
+    _main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])

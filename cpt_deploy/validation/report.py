@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from cpt_deploy.bundle import FORMATS, EvaluationResult
+from cpt_deploy.bundle.providers import CPU
 from cpt_deploy.validation.comparison import PairResult, RuntimeResult, TensorResult
 from cpt_deploy.validation.constants import ConstantsResult
 from cpt_deploy.validation.hardware import CpuInfo
@@ -98,6 +99,7 @@ class ValidationReport:
         confusion: Labels that onnxruntime gave against the right ones.
         logit_pairs: Some logits of the trained model and of onnxruntime; `None` without a trained model.
         reference: What the runtime "trained" is: the trained model, or the float model of a calibrated bundle.
+        provider: onnxruntime's name of the execution provider that it computed with.
     """
 
     bundle: str
@@ -121,6 +123,7 @@ class ValidationReport:
     confusion: Confusion | None = None
     logit_pairs: LogitPairs | None = None
     reference: str = "trained model"
+    provider: str = CPU
 
     @property
     def passed(self) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
+from cpt_deploy.bundle.providers import keeps_operators
 from cpt_deploy.validation.operators import optimized_operators, require_onnx
 
 _MOVING = frozenset(
@@ -91,24 +92,27 @@ def add_taps(model: bytes, names: Collection[str]) -> bytes:
     return serialized
 
 
-def tap_model(model: bytes) -> TappedModel:
+def tap_model(model: bytes, provider: str = "cpu") -> TappedModel:
     """Make the quantized tensors of a model visible, as far as the optimized graph stays the same.
 
     An output between two operators can forbid a fusion, and then other kernels than the served ones would be compared.
     So the operators of the optimized graph are counted with and without, and a tensor that changes them stays hidden.
     Differences of layout do not count: convolutions run channels-last, and an output has to be transposed back.
+    Where a provider compiles the graph nothing can be counted, and all tensors become outputs.
 
     Args:
         model: The serialized ONNX model.
+        provider: The execution provider that will run it.
 
     Raises:
         BundleError: If onnxruntime cannot load the model.
         MissingExtraError: If `onnx` is not installed.
     """
-    plain = _computing_operators(model)
+    counted = keeps_operators(provider)
+    plain = _computing_operators(model, provider) if counted else {}
 
     def harmless(taps: tuple[Tap, ...]) -> bool:
-        return _computing_operators(add_taps(model, [tap.name for tap in taps])) == plain
+        return not counted or _computing_operators(add_taps(model, [tap.name for tap in taps]), provider) == plain
 
     def largest_harmless(kept: tuple[Tap, ...], candidates: tuple[Tap, ...]) -> tuple[Tap, ...]:
         """Add what can be added to `kept`, halving the candidates until single ones are left out."""
@@ -143,9 +147,9 @@ def _signed_tensors(proto: Any, onnx: Any) -> set[str]:
     }
 
 
-def _computing_operators(model: bytes) -> dict[str, int]:
+def _computing_operators(model: bytes, provider: str) -> dict[str, int]:
     """Count the operators whatever their layout; the greatest of some codes is the same in any."""
-    operators = optimized_operators(model)
+    operators = optimized_operators(model, provider)
     operators.pop("Transpose", None)
     pools = operators.pop("NhwcMaxPool", 0) + operators.pop("MaxPool", 0)
     return operators | {"MaxPool": pools}

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from cpt_deploy.bundle import Bundle, OnnxRuntimeModel
+from cpt_deploy.bundle.providers import keeps_operators, provider_name
 from cpt_deploy.errors import DataError, UsageError
 from cpt_deploy.validation.constants import compare_constants
 from cpt_deploy.validation.formats import load_formats, program_files
@@ -63,7 +64,7 @@ class LabelledImages(Protocol):
     def __len__(self) -> int: ...
 
 
-def validate(
+def validate(  # noqa: PLR0913  what is measured, on what, and what it has to fulfil
     bundle: Bundle,
     images: LabelledImages,
     *,
@@ -72,6 +73,7 @@ def validate(
     max_drop: float | None = None,
     require_exact: bool = False,
     limit: int | None = None,
+    provider: str = "cpu",
     reporter: ValidationReporter | None = None,
 ) -> ValidationReport:
     """Measure a bundle on labelled images.
@@ -90,6 +92,7 @@ def validate(
         max_drop: Most points of accuracy that onnxruntime may lie below the trained model.
         require_exact: Whether any differing integer fails the bundle, and any differing logit of a further format.
         limit: Measure this many samples, spread evenly over the set; `None` takes all.
+        provider: The execution provider of onnxruntime: "cpu", "cuda", "tensorrt", or onnxruntime's name of one.
         reporter: Hears of the progress.
 
     Returns:
@@ -98,7 +101,8 @@ def validate(
     Raises:
         UsageError: If a drop is to be judged without a trained model, exactness without an integer model, or a number
             is out of range.
-        MissingExtraError: If exactness is required and PyTorch or `onnx` is not installed.
+        MissingExtraError: If exactness is required and PyTorch or `onnx` is not installed, or the installed onnxruntime
+            lacks the provider.
         DataError: If the data set does not fit the bundle, or an image cannot be read.
         BundleError: If onnxruntime cannot run the bundle, or PyTorch one of its further formats.
     """
@@ -106,7 +110,7 @@ def validate(
     _check_arguments(gate, trained, integer_model, limit)
     notes = _check_classes(bundle, images)
     indices = _spread(len(images), limit)
-    subject, missing = _subject(bundle, trained, integer_model, gate)
+    subject, missing = _subject(bundle, trained, integer_model, gate, provider)
     measured = measure(subject, _batches(bundle, images, indices), len(indices), reporter)
     check = subject.served.reproduce_golden(bundle.golden)
     return judge(
@@ -120,7 +124,7 @@ def validate(
             comparisons=measured.runtimes.comparisons(),
             tensors=None if measured.integers is None else measured.integers.results(),
             golden=GoldenFacts(check.values, check.mismatches, check.worst_codes),
-            graph=_graph_facts(bundle),
+            graph=_graph_facts(bundle, provider),
             saturation=bundle_saturation(bundle),
             cpu=read_cpu(),
             versions=software_versions(),
@@ -132,6 +136,7 @@ def validate(
             confusion=measured.confusion,
             logit_pairs=measured.logit_pairs,
             reference="float model" if bundle.calibrated else "trained model",
+            provider=provider_name(provider),
         )
     )
 
@@ -190,6 +195,7 @@ def _subject(
     trained: TrainedModel | None,
     integer_model: ChosenIntegerModel,
     gate: Gate,
+    provider: str,
 ) -> tuple[Subject, list[str]]:
     """Set up what runs; what is missing for it is an error if exactness is required, and else a note."""
     notes = []
@@ -200,20 +206,23 @@ def _subject(
     if not with_onnx:
         notes.append("operators, constants and inner integers were not looked at: the package onnx is not installed")
     notes += [] if with_torch else [f"{file} did not run: PyTorch is not installed" for file in program_files(bundle)]
+    if not keeps_operators(provider):
+        notes.append(f"the {provider_name(provider)} compiles the graph: its operators cannot be listed")
     look_inside = integer_model is not None and (with_onnx or gate.require_exact)
     subject = Subject(
-        served=OnnxRuntimeModel(bundle.onnx_path, threads=None),
-        unoptimized=OnnxRuntimeModel(bundle.onnx_path, threads=None, optimize=False),
+        served=OnnxRuntimeModel(bundle.onnx_path, threads=None, provider=provider),
+        unoptimized=OnnxRuntimeModel(bundle.onnx_path, threads=None, optimize=False, provider=provider),
         trained=trained,
         executor=BundledIntegerModel(bundle) if integer_model == "bundled" else integer_model,
-        tapped=tap_model(bundle.onnx_path.read_bytes()) if look_inside else None,
+        tapped=tap_model(bundle.onnx_path.read_bytes(), provider) if look_inside else None,
         formats=load_formats(bundle) if with_torch or gate.require_exact else {},
+        provider=provider,
     )
     return subject, notes
 
 
-def _graph_facts(bundle: Bundle) -> GraphFacts | None:
-    if find_spec("onnx") is None:
+def _graph_facts(bundle: Bundle, provider: str) -> GraphFacts | None:
+    if find_spec("onnx") is None or not keeps_operators(provider):
         return None
     model = bundle.onnx_path.read_bytes()
-    return GraphFacts(optimized_operators(model), float_operators(model))
+    return GraphFacts(optimized_operators(model, provider), float_operators(model, provider))

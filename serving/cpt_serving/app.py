@@ -65,7 +65,7 @@ def create_service(settings: ServeSettings) -> Service:
     metrics, statistics = Metrics(), StatisticsRegistry()
     shared = os.environ.get(ORDERS_VARIABLE)
     orders = OrderBook(Path(shared)) if shared else None
-    repository = ModelRepository(settings, [metrics.observe, statistics.observe], orders)
+    repository = ModelRepository(settings, [metrics.observe, statistics.observe], orders, metrics.observe_texts)
     return Service(settings, repository, metrics, statistics)
 
 

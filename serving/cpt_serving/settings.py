@@ -70,6 +70,15 @@ class ServeSettings(BaseSettings):
     require_evidence: bool = False
     """Whether a bundle is refused unless its validation.json is there, passed, and of its model.onnx."""
 
+    generations: int = Field(default=16, ge=1, le=4096)
+    """Most texts that a language model works on at once in a worker; a request that comes on top is answered 429."""
+
+    max_new_tokens: int = Field(default=1024, ge=1)
+    """Most tokens that one request may have generated."""
+
+    max_prompt_tokens: int = Field(default=8192, ge=1)
+    """Most tokens of a text that a request brings, where the model's own context allows more."""
+
     watch_s: float = Field(default=0.0, ge=0, le=86_400)
     """Seconds between two looks for new, changed and removed versions; 0 looks only when asked."""
 

@@ -1,8 +1,12 @@
-"""What the README and the pages show is what the benchmarks wrote."""
+"""What the README and the pages show is what the benchmarks wrote; those for GPUs run here as small as can be."""
 
+import importlib
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -29,3 +33,106 @@ def test_every_result_says_the_machine_and_the_versions(path: Path) -> None:
     machine = json.loads(path.read_text(encoding="utf-8"))["machine"]
     assert machine["cpu"]
     assert {"torch", "onnxruntime", "cpt-deploy"} <= set(machine["versions"])
+
+
+@pytest.fixture
+def benchmark(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
+    """Import a benchmark by its name."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    return importlib.import_module
+
+
+def test_the_benchmark_of_training_on_gpus_runs_at_tiny_shapes(benchmark, capsys, tmp_path: Path) -> None:
+    line = ["--device", "cpu", "--smoke", "--no-compile", "--seconds", "300", "--results", str(tmp_path)]
+    benchmark("training_gpu").main(line)
+    content = json.loads((tmp_path / "training_gpu.json").read_text(encoding="utf-8"))
+    assert set(content["networks"]) == {"resnet74", "gpt"}
+    for network in content["networks"].values():
+        assert network["missing"] == {}
+        names = set(network["variants"])
+        assert {"float32", "TF32", "bf16 autocast", "torch fake-quantize", "authors' scheme"} < names
+        assert "cpt-deploy modules" in names
+        assert network["flops"] > 0
+        for entry in network["variants"].values():
+            assert min(entry["milliseconds"], entry["per_second"], entry["bytes"], entry["launches"]) > 0
+    assert content["ceilings"]["copy"] > 0
+    assert {"quantize", "statistics", "gradient_codes"} < set(content["kernels"])
+    assert (tmp_path / "training_gpu.md").read_text(encoding="utf-8") == capsys.readouterr().out
+
+
+def test_what_fails_or_is_not_reached_is_said(benchmark) -> None:
+    training_gpu = benchmark("training_gpu")
+
+    def out_of_memory() -> None:
+        raise RuntimeError("out of memory\nand more")
+
+    builds = {training_gpu.BASE: lambda: lambda: None, "large": out_of_memory}
+    network = training_gpu.Network("net", ("images", 1), builds)
+    device = training_gpu.torch.device("cpu")
+    result = training_gpu.measure(network, device, float("inf"), 2)
+    assert result["missing"] == {"large": "out of memory"}
+    assert training_gpu.measure(network, device, 0.0, 2)["missing"] == {"large": "no time was left"}
+    table = training_gpu.network_table("net", result, {"bfloat16": 1.0})
+    assert "not measured: out of memory" in table
+
+
+def test_results_of_other_networks_are_kept_on_the_same_machine_alone(benchmark, tmp_path: Path) -> None:
+    training_gpu = benchmark("training_gpu")
+    content = {"machine": {"cpu": "a"}, "bits": training_gpu.BITS, "networks": {"gpt": 1}}
+    (tmp_path / "training_gpu.json").write_text(json.dumps(content))
+    assert training_gpu.known_results(tmp_path, {"cpu": "a"}) == {"gpt": 1}
+    assert training_gpu.known_results(tmp_path, {"cpu": "b"}) == {}
+    assert training_gpu.known_results(tmp_path / "none", {"cpu": "a"}) == {}
+
+
+class Inline:
+    """A process that runs in this one as soon as it is started."""
+
+    exitcode, pid = 0, None
+
+    def __init__(self, target: Callable[..., None], args: tuple[Any, ...], name: str) -> None:
+        self.start, self.name = lambda: target(*args), name
+
+    def is_alive(self) -> bool:
+        return False
+
+    def join(self, timeout: float) -> None:
+        pass
+
+
+def test_the_benchmark_of_learning_goes_on_and_keeps_what_shows_the_result(
+    benchmark, capsys, monkeypatch, tmp_path: Path
+) -> None:
+    learning_gpu = benchmark("learning_gpu")
+    monkeypatch.setattr(learning_gpu.multiprocessing, "get_context", lambda method: SimpleNamespace(Process=Inline))
+    line = ["--device", "cpu", "--smoke", "--models", "tiny", "--workers", "0", "--folder", str(tmp_path / "runs")]
+    line += ["--iterations", "4", "--results", str(tmp_path)]
+    learning_gpu.main([*line, "--seconds", "0"])
+    assert "tiny" not in capsys.readouterr().out
+    learning_gpu.main([*line, "--seconds", "100"])
+    content = json.loads((tmp_path / "learning_gpu.json").read_text(encoding="utf-8"))
+    assert [(run["kind"], run["steps"]) for run in content["runs"]] == [("static8", 4), ("cpt", 4)]
+    for run in content["runs"]:
+        assert run["curve"][-1] == [4, run["accuracy"]]
+    assert content["runs"][0]["gbitops"] > content["runs"][1]["gbitops"]
+    for folder in (tmp_path / "runs").iterdir():
+        assert {path.name for path in folder.iterdir()} == {"recipe.yaml", "metrics.csv", "report.json", "curves.png"}
+    assert "CPT 3-8 | 1 |" in (tmp_path / "learning_gpu.md").read_text(encoding="utf-8")
+
+
+def test_runs_that_are_not_finished_are_shown_with_their_last_evaluation(benchmark, tmp_path: Path) -> None:
+    learning_gpu = benchmark("learning_gpu")
+    planned = learning_gpu.Planned("resnet38", "cpt", 2, 64000)
+    assert learning_gpu.found(planned, tmp_path) is None
+    (tmp_path / "metrics.csv").write_text("step,test_accuracy\n1950,0.5\n2000,\n")
+    run = learning_gpu.found(planned, tmp_path)
+    assert (run["steps"], run["curve"]) == (2000, [[1950, 0.5]])
+    assert "seed 2: 2,000 of 64,000, 50.00 % at step 1,950" in learning_gpu.table([run])
+
+
+def test_a_run_that_fails_ends_the_benchmark_of_learning(benchmark) -> None:
+    going = benchmark("learning_gpu")._is_going
+    assert going(SimpleNamespace(exitcode=None, name="run"))
+    assert not going(SimpleNamespace(exitcode=0, name="run"))
+    with pytest.raises(RuntimeError, match="run failed"):
+        going(SimpleNamespace(exitcode=1, name="run"))

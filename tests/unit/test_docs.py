@@ -28,6 +28,12 @@ def test_the_page_of_the_commands_is_up_to_date():
     assert done.returncode == 0, f"run `make docs`\n{done.stderr}"
 
 
+def test_the_table_of_the_recipes_is_up_to_date():
+    line = [sys.executable, ROOT / "docs" / "generate_recipes.py", "--check"]
+    done = subprocess.run(line, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"run `make docs`\n{done.stderr}"
+
+
 def test_the_page_of_the_server_lists_every_setting_with_its_default():
     page = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
     listed = dict(re.findall(r"^\| `([A-Z_]+)` \| (.*?) \|", page, flags=re.MULTILINE))

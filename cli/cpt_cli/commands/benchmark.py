@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cpt_cli import formats
-from cpt_cli.command import SHIP_PANEL, Command, DebugFlag, JsonFlag, QuietFlag, number_list
+from cpt_cli.command import SHIP_PANEL, Command, DebugFlag, JsonFlag, ProviderOption, QuietFlag, number_list
 from cpt_cli.output import out
 from cpt_deploy.errors import UsageError
 
@@ -28,6 +28,7 @@ def benchmark(  # noqa: PLR0913, PLR0917  the options are its parameters
         typer.Option(help="Run whose float network to compare with.", show_default="the one that the bundle lies in"),
     ] = None,
     seconds: Annotated[float, typer.Option(min=0.01, help="How long to time each batch size and thread count.")] = 3.0,
+    provider: ProviderOption = "cpu",
     plot: Annotated[
         Path | None, typer.Option(help="Draw the times into this PNG, SVG or PDF file, and the figures as JSON beside.")
     ] = None,
@@ -41,6 +42,7 @@ def benchmark(  # noqa: PLR0913, PLR0917  the options are its parameters
     is measured. Memory is measured in a process of its own for each file, at the largest batch.
     """
     from cpt_deploy.bundle import Bundle
+    from cpt_deploy.bundle.providers import provider_names
     from cpt_deploy.validation import benchmark as measure
 
     batches, counts = number_list("--batch", batch), number_list("--threads", threads)
@@ -49,9 +51,12 @@ def benchmark(  # noqa: PLR0913, PLR0917  the options are its parameters
 
         check_plot_path(plot)
     opened = Bundle.open(bundle)
+    provider_names(provider)  # raises before the float network is made
     others = _others(opened, run)
     with out.bar("timing", len(batches) * len(counts)) as bar:
-        report = measure(opened, others, batches=batches, threads=counts, seconds=seconds, progress=bar.advance)
+        report = measure(
+            opened, others, batches=batches, threads=counts, seconds=seconds, provider=provider, progress=bar.advance
+        )
     fields = report.to_dict()
     if plot is not None:
         from cpt_deploy.report import plot_benchmark
@@ -116,7 +121,7 @@ def _show(report: "BenchmarkReport") -> None:
         for row in rows:
             out.line(" ".join(str(cell).replace(" ", "-") for cell in row))
         return
-    title = f"{report.bundle} in onnxruntime on {report.cpu.model}"
+    title = f"{report.bundle} in onnxruntime, {report.provider}, on {report.cpu.model}"
     out.table([*columns, "bundle is faster by"] if compared else columns, rows, title=title)
     out.table(
         ("model", "size", "of float32", "peak memory", "with the model"),

@@ -2,6 +2,8 @@
 
 import csv
 import statistics
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,6 +22,12 @@ def compare(
     runs: Annotated[list[Path], typer.Argument(help="Directories that cpt train wrote; the first is the reference.")],
     plot: Annotated[Path | None, typer.Option(help="Draw accuracy against BitOPs into this PNG or SVG file.")] = None,
     table: Annotated[Path | None, typer.Option("--csv", help="Write a line for each run to this file.")] = None,
+    curves: Annotated[
+        Path | None, typer.Option(help="Draw loss, test accuracy and bits over the steps into this PNG or SVG file.")
+    ] = None,
+    curves_table: Annotated[
+        Path | None, typer.Option("--curves-csv", help="Write mean and deviation of the seeds at each logged step.")
+    ] = None,
     json_output: JsonFlag = False,
     quiet: QuietFlag = False,
     debug: DebugFlag = False,
@@ -32,16 +40,24 @@ def compare(
     from cpt_deploy.training import group_runs, read_finished_run
 
     groups = group_runs([read_finished_run(run) for run in dict.fromkeys(runs)])
+    entries = show_groups(groups)
+    if plot is not None:
+        _draw(groups, plot)
+    if table is not None:
+        _write_csv(groups, table)
+    if curves is not None or curves_table is not None:
+        _show_curves(groups, curves, curves_table)
+    out.result({"groups": entries})
+
+
+def show_groups(groups: "list[RunGroup]") -> list[dict[str, Any]]:
+    """Print a table with a line for each group, and return its figures as JSON types."""
     entries = [_entry(group, groups[0]) for group in groups]
     out.table(
         ("runs", "seeds", "accuracy", "± s.d.", "against the first, points", "GBitOPs", "of the first", "time"),
         [_row(entry, entries[0]) for entry in entries],
     )
-    if plot is not None:
-        _draw(groups, plot)
-    if table is not None:
-        _write_csv(groups, table)
-    out.result({"groups": entries})
+    return entries
 
 
 def _entry(group: "RunGroup", reference: "RunGroup") -> dict[str, Any]:
@@ -83,25 +99,52 @@ def _draw(groups: "list[RunGroup]", plot: Path) -> None:
 
     check_plot_path(plot)
     points = [ComparedGroup(g.label, g.accuracies, g.mean, g.deviation, g.gbitops) for g in groups]
-    try:
+    with _writing(plot):
         plot_comparison(points, plot)
-    except OSError as error:
-        raise UsageError(f"Expected to write {formats.path(plot)}, but got: {error.strerror or error}") from error
-    out.note(f"wrote {formats.path(plot)}")
 
 
-def _write_csv(groups: "list[RunGroup]", path: Path) -> None:
-    try:
-        with path.open("w", newline="", encoding="utf-8") as file:
+def _show_curves(groups: "list[RunGroup]", plot: Path | None, table: Path | None) -> None:
+    from cpt_deploy.report import check_plot_path, plot_seed_curves
+    from cpt_deploy.training import seed_curves
+
+    if plot is not None:
+        check_plot_path(plot)
+    drawn = [seed_curves(group) for group in groups]
+    if plot is not None:
+        with _writing(plot):
+            plot_seed_curves(drawn, plot)
+    if table is not None:
+        with _writing(table), table.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
-            writer.writerow(("group", "run", "seed", "accuracy", "gbitops", "seconds"))
-            for group in groups:
-                for run in group.runs:
-                    cost, seconds = run.report.cost["gbitops"], run.report.seconds["training"]
-                    writer.writerow((group.label, run.path, run.seed, run.accuracy, cost, seconds))
+            writer.writerow(("group", "figure", "step", "mean", "deviation"))
+            for group in drawn:
+                bands = (("loss", group.loss), ("accuracy", group.accuracy), ("test_accuracy", group.test_accuracy))
+                for name, band in bands:
+                    deviations: Sequence[float | str] = band.deviations or [""] * len(band.steps)
+                    rows = zip(band.steps, band.means, deviations, strict=True)
+                    writer.writerows((group.label, name, *row) for row in rows)
+                bits = zip(group.bit_steps, group.bits, strict=True)
+                writer.writerows((group.label, "bits", step, value, "") for step, value in bits)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Say in one line what could not be written, or that it was."""
+    try:
+        yield
     except OSError as error:
         raise UsageError(f"Expected to write {formats.path(path)}, but got: {error.strerror or error}") from error
     out.note(f"wrote {formats.path(path)}")
+
+
+def _write_csv(groups: "list[RunGroup]", path: Path) -> None:
+    with _writing(path), path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(("group", "run", "seed", "accuracy", "gbitops", "seconds"))
+        for group in groups:
+            for run in group.runs:
+                cost, seconds = run.report.cost["gbitops"], run.report.seconds["training"]
+                writer.writerow((group.label, run.path, run.seed, run.accuracy, cost, seconds))
 
 
 COMMAND = Command(
@@ -111,5 +154,6 @@ COMMAND = Command(
     examples=(
         "cpt compare runs/static8 runs/cpt38",
         "cpt compare runs/static8-seed* runs/cpt38-seed* --plot compare.svg --csv compare.csv",
+        "cpt compare runs/static8-seed* runs/cpt38-seed* --curves curves.svg  # with bands, and the bits",
     ),
 )

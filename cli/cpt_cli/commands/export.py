@@ -179,10 +179,13 @@ def export(  # noqa: PLR0913, PLR0917  the options are its parameters
     --portable, the activation ranges and BatchNorm statistics are estimated anew on training data first. A bundle of
     the same name is replaced; nothing half-written is ever left.
 
+    A run of a language model is written likewise, with its state as inputs and outputs; at 8 bits or fewer, affine.
+
     With --from, a float model that was trained elsewhere is quantized by calibration alone.
     """
     from cpt_cli import importing
     from cpt_cli.export_summary import files_bytes, show_export
+    from cpt_cli.language import export_language, is_language_run
     from cpt_cli.workflow import ExportOptions, export_run
     from cpt_deploy.bundle import chosen_formats
 
@@ -206,6 +209,9 @@ def export(  # noqa: PLR0913, PLR0917  the options are its parameters
         formats=chosen_formats(format_ or ()),
         force=force,
     )
+    if source is None and run is not None and is_language_run(run):
+        export_language(run, options, destination)
+        return
     if source is None:
         assert run is not None
         bundle = export_run(run, options, destination=destination)

@@ -88,7 +88,7 @@ def _rows(outcome: "RangeTest") -> list[tuple[object, ...]]:
             formats.share(entry.after),
             f"{100 * entry.rise:+.2f}",
             f"{100 * entry.standard_error:.2f}",
-            "yes" if entry.exceeds(outcome.threshold) else "no",
+            "diverged" if entry.diverged else "yes" if entry.exceeds(outcome.threshold) else "no",
         )
         for entry in outcome.progress
     ]

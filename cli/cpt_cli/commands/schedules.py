@@ -1,7 +1,7 @@
 """`cpt schedules`: how bits move over a run, and what that costs."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,6 +12,7 @@ from cpt_cli.recipes import parse_bounds
 from cpt_deploy.errors import UsageError
 
 if TYPE_CHECKING:
+    from cpt_cli.shown_schedules import ShownSchedule
     from cpt_deploy.precision import PrecisionSchedule
 
 LINE_WIDTH = 32
@@ -27,10 +28,22 @@ def schedules(  # noqa: PLR0913, PLR0917  the options are its parameters
             show_default="all that are known",
         ),
     ] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="Show the schedules of a preset or a recipe file: forward, groups, gradients.")
+    ] = None,
     bits: Annotated[str, typer.Option(help="Bounds of the cycle: LOWER-UPPER.")] = "3-8",
     cycles: Annotated[int, typer.Option(min=1, help="Cycles in the run.")] = 8,
     steps: Annotated[int, typer.Option(min=1, help="Steps of the run.")] = 6400,
-    grad_bits: Annotated[int, typer.Option(min=2, max=32, help="Bits of the gradients, for the cost.")] = 8,
+    grad_bits: Annotated[
+        str, typer.Option(help="Bits of the gradients, for the cost: a number, or LOWER-UPPER that they cycle between.")
+    ] = "8",
+    grad_schedule: Annotated[
+        str, typer.Option(help="Schedule of the gradients, where they cycle.", show_default="cosine")
+    ] = "cosine",
+    losses: Annotated[
+        Path | None,
+        typer.Option(help="metrics.csv of a run, or a loss a line for each epoch: what the progressive one follows."),
+    ] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw them into this PNG or SVG file.")] = None,
     json_output: JsonFlag = False,
     quiet: QuietFlag = False,
@@ -39,13 +52,60 @@ def schedules(  # noqa: PLR0913, PLR0917  the options are its parameters
     """Show precision schedules: their bits over a run, their mean, and the BitOPs they save against static bits.
 
     The ten of Wolfe & Kyrillidis (2024) have their short names and the groups of saving that are compared there;
-    `cosine` is the schedule of the CPT paper. A recipe takes one as precision.schedule.
+    `cosine` is the schedule of the CPT paper. `progressive` is FracTrain's: its bits rise where the training loss is
+    flat, so they are known only with --losses. A recipe takes one as precision.schedule.
     """
+    from cpt_cli.shown_schedules import read_losses, show_recipe
+
+    known_losses = [] if losses is None else read_losses(losses)
+    if recipe is not None:
+        from cpt_deploy.recipe import load_recipe
+
+        if names:
+            raise UsageError("Expected names of schedules or --recipe, but got both")
+        settings = load_recipe(recipe)
+        shown, shown_cycles = show_recipe(settings, steps, known_losses), settings.precision.cycles
+        title = f"{settings.name}, {shown_cycles} cycles"
+    else:
+        shown, shown_cycles = _by_name(names, bits, cycles, steps, (grad_schedule, grad_bits), known_losses), cycles
+        title = f"{bits} bits, {cycles} cycles, gradients at {grad_bits} bits"
+    _table(shown, steps, shown_cycles, title)
+    if any(entry.follows_loss for entry in shown):
+        out.note("progressive bits follow the training loss: shown without one; --losses RUN/metrics.csv tells it one")
+    if plot is not None:
+        _draw(shown, plot)
+    out.result({"schedules": [entry.to_dict() for entry in shown]})
+
+
+def _by_name(
+    names: list[str] | None, bits: str, cycles: int, steps: int, gradients: tuple[str, str], losses: list[float]
+) -> "list[ShownSchedule]":
+    from cpt_cli.shown_schedules import show_schedule
+    from cpt_deploy.precision import build_schedule
     from cpt_deploy.precision import schedules as known
 
     lower, upper = parse_bounds(bits)
-    chosen = names or [name for name in known if name not in ("static", "piecewise")]
-    entries = [_describe(name, lower, upper, cycles, steps, grad_bits) for name in chosen]
+    chosen = names or [name for name in known if name not in ("static", "piecewise", "progressive")]
+    shown = []
+    for name in chosen:
+        points = [(0.0, lower), (0.5, upper)] if name == "piecewise" else None
+        schedule = build_schedule(name, lower=lower, upper=upper, cycles=cycles, points=points)
+        backward = _backward(*gradients, cycles)
+        shown.append(show_schedule(_long_name(name), schedule, backward, upper, steps, losses))
+    return shown
+
+
+def _backward(name: str, bits: str, cycles: int) -> "PrecisionSchedule":
+    from cpt_deploy.precision import build_schedule
+
+    if bits.isdigit():
+        return build_schedule("static", lower=int(bits), upper=int(bits))
+    lower, upper = parse_bounds(bits, "--grad-bits")
+    return build_schedule(name, lower=lower, upper=upper, cycles=cycles)
+
+
+def _table(shown: "list[ShownSchedule]", steps: int, cycles: int, title: str) -> None:
+    visible = -(-steps * min(cycles, SHOWN_CYCLES) // cycles)
     out.table(
         (
             "schedule",
@@ -57,40 +117,23 @@ def schedules(  # noqa: PLR0913, PLR0917  the options are its parameters
         ),
         [
             (
-                entry["name"],
-                entry["short"] or "",
-                formats.sparkline(entry["bits"][: -(-steps * min(cycles, SHOWN_CYCLES) // cycles)], LINE_WIDTH),
-                f"{entry['mean_bits']:.2f}",
-                formats.share(entry["saving"]),
-                entry["group"] or "",
+                entry.name,
+                entry.short or "",
+                formats.sparkline(entry.bits if "progressive" in entry.name else entry.bits[:visible], LINE_WIDTH),
+                f"{entry.mean_bits:.2f}",
+                _saving(entry),
+                entry.group or "",
             )
-            for entry in entries
+            for entry in shown
         ],
-        title=f"{lower}-{upper} bits, {cycles} cycles, gradients at {grad_bits} bits",
+        title=title,
     )
-    if plot is not None:
-        _draw(entries, plot)
-    out.result({"schedules": [{key: value for key, value in entry.items() if key != "bits"} for entry in entries]})
 
 
-def _describe(name: str, lower: int, upper: int, cycles: int, steps: int, grad_bits: int) -> dict[str, Any]:
-    from cpt_deploy.precision import StaticSchedule, build_schedule, published_name, relative_cost, share_of_steps
-
-    points = [(0.0, lower), (0.5, upper)] if name == "piecewise" else None
-    schedule: PrecisionSchedule = build_schedule(name, lower=lower, upper=upper, cycles=cycles, points=points)
-    backward = StaticSchedule(grad_bits)
-    shares = share_of_steps(schedule, steps)
-    long_name = _long_name(name)
-    published = published_name(long_name)
-    return {
-        "name": long_name,
-        "short": published[0] if published else None,
-        "group": f"{published[1]} saving" if published else None,
-        "mean_bits": sum(width * share for width, share in shares.items()),
-        "saving": 1 - relative_cost(schedule, backward, steps, reference_bits=upper),
-        "shares": {str(width): share for width, share in shares.items()},
-        "bits": [schedule.bits_at(step, steps) for step in range(steps)],
-    }
+def _saving(entry: "ShownSchedule") -> str:
+    if entry.saving is None:
+        return ""
+    return f"at most {formats.share(entry.saving)}" if entry.follows_loss else formats.share(entry.saving)
 
 
 def _long_name(name: str) -> str:
@@ -104,13 +147,16 @@ def _long_name(name: str) -> str:
     return name
 
 
-def _draw(entries: list[dict[str, Any]], plot: Path) -> None:
+def _draw(shown: "list[ShownSchedule]", plot: Path) -> None:
     from cpt_deploy.report import DrawnSchedule, check_plot_path, plot_schedules
 
     check_plot_path(plot)
     drawn = [
-        DrawnSchedule(f"{entry['short'] or entry['name']}: {formats.share(entry['saving'], 1)} saved", entry["bits"])
-        for entry in entries
+        DrawnSchedule(
+            (entry.short or entry.name) + ("" if entry.saving is None else f": {formats.share(entry.saving, 1)} saved"),
+            entry.bits,
+        )
+        for entry in shown
     ]
     try:
         plot_schedules(drawn, plot)
@@ -126,6 +172,9 @@ COMMAND = Command(
     examples=(
         "cpt schedules",
         "cpt schedules CR RR ETH --bits 4-8 --cycles 32 --plot schedules.svg",
+        "cpt schedules CR --bits 4-8 --grad-bits 6-8  # gradients cycle too",
+        "cpt schedules progressive --losses runs/resnet20/metrics.csv  # the bits that such a loss would have had",
+        "cpt schedules --recipe my-recipe.yaml --plot bits.png  # forward, groups of layers, gradients",
         "cpt schedules my_package.schedules:warm_up  # your own, by import path",
     ),
 )

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cpt_cli import formats
-from cpt_cli.command import SHIP_PANEL, Command, DebugFlag, JsonFlag, QuietFlag
+from cpt_cli.command import PROVIDER_HELP, SHIP_PANEL, Command, DebugFlag, JsonFlag, QuietFlag
 from cpt_cli.output import out
 
 if TYPE_CHECKING:
@@ -42,9 +42,7 @@ def serve(  # noqa: PLR0913, PLR0917  the options are its parameters
     threads: Annotated[
         int | None, typer.Option(min=1, help="Threads that one inference computes with.", show_default="1")
     ] = None,
-    provider: Annotated[
-        str | None, typer.Option(help="Execution provider of onnxruntime: cpu, cuda, ...", show_default="cpu")
-    ] = None,
+    provider: Annotated[str | None, typer.Option(help=PROVIDER_HELP, show_default="cpu")] = None,
     max_batch: Annotated[
         int | None,
         typer.Option(min=1, help="Most images that are computed together.", show_default="16", rich_help_panel=_LOAD),

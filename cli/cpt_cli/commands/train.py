@@ -44,6 +44,9 @@ def train(  # noqa: PLR0913, PLR0917  the options are its parameters
         Path | None, typer.Option(help="Go on with the run in this directory, from its last checkpoint.")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done; write nothing.")] = False,
+    smoke: Annotated[
+        bool, typer.Option("--smoke", help="Take two steps on the CPU, with few images, to see that all is there.")
+    ] = False,
     bits: Annotated[
         str | None,
         typer.Option(
@@ -79,7 +82,7 @@ def train(  # noqa: PLR0913, PLR0917  the options are its parameters
 
     On several processors: torchrun --no-python --nproc-per-node 4 cpt train … (docs/distributed.md).
     """
-    from cpt_deploy.recipe import load_recipe
+    from cpt_deploy.recipe import load_recipe, smoke_recipe
 
     source, overrides = split_words(words or [])
     overrides += [
@@ -87,10 +90,13 @@ def train(  # noqa: PLR0913, PLR0917  the options are its parameters
         for key, value in (("train.epochs", epochs), ("seed", seed), ("train.device", device))
         if value is not None
     ]
+    if smoke and (resume is not None or bits == AUTO):
+        raise UsageError("Expected --smoke with a run of its own, but got it with --resume or --bits auto")
     if resume is not None and bits is not None:
         raise UsageError("Expected a run to resume with the bits that it began with, but got --bits")
     if resume is None:
         recipe = load_recipe(source, [*overrides, *_given_bounds(bits)])
+        recipe = smoke_recipe(recipe) if smoke else recipe
         directory = run_dir or _free_directory(recipe.name)
     else:
         if source is not None or run_dir is not None:
@@ -185,12 +191,11 @@ def run_training(recipe: "Recipe", directory: Path, *, resume: bool = False, pro
     if finished_before:
         out.note(f"the run in {formats.path(directory)} was finished already")
     files = _files(directory)
-    upper, test, cost = report.bits["upper"], report.test, report.cost
-    best = "" if report.best is None else f", best on the way {formats.share(report.best.top1)}"
+    upper, cost = report.bits["upper"], report.cost
     out.fields(
         f"Trained {report.name}",
         {
-            f"accuracy at {upper} bits": f"{formats.share(test.top1)} of {test.images:,} test images{best}",
+            **_describe_result(report),
             "cost": f"{cost['gbitops']:,.0f} GBitOPs, {formats.share(cost['saving'])} less than static {upper} bits",
             "time": _describe_time(report),
             "run": formats.path(directory),
@@ -204,9 +209,21 @@ def run_training(recipe: "Recipe", directory: Path, *, resume: bool = False, pro
     return report
 
 
+def _describe_result(report: "RunReport") -> dict[str, str]:
+    """Return what the run is judged by: accuracy, or perplexity, of the settled model."""
+    test, best, upper = report.test, report.best, report.bits["upper"]
+    if test.perplexity is None or report.valid is None:
+        on_the_way = "" if best is None else f", best on the way {formats.share(best.top1)}"
+        return {f"accuracy at {upper} bits": f"{formats.share(test.top1)} of {test.images:,} test images{on_the_way}"}
+    on_the_way = "" if best is None else f" (best on the way {best.perplexity:.2f})"
+    texts = f"{test.perplexity:.2f} on the test text, {report.valid.perplexity:.2f} on the validation text{on_the_way}"
+    return {f"perplexity at {upper} bits": texts}
+
+
 def _describe_time(report: "RunReport") -> str:
     waiting = report.seconds.get("waiting_for_data", 0.0) / max(report.seconds["training"], 1e-9)
-    rate = f"{report.images_per_s:,.0f} images/s in training"
+    unit = "tokens" if report.task == "language-model" else "images"
+    rate = f"{report.images_per_s:,.0f} {unit}/s in training"
     return f"{formats.duration(report.seconds['total'])}, {rate}, {waiting:.0%} of it waiting for data"
 
 
@@ -223,6 +240,7 @@ COMMAND = Command(
         "cpt train fashion-mnist-resnet20 train.epochs=20 precision.cycles=16",
         "cpt train fashion-mnist-resnet20 --bits auto  # finds the lower bound first: cpt range-test",
         "cpt train my-recipe.yaml model.name=my_package.nets:small data.name=photos/",
+        "cpt train resnet74-cifar100-cpt3-8 --smoke  # one of the paper's experiments (cpt recipes), two steps of it",
         "cpt train --resume runs/fashion-mnist-resnet20",
     ),
 )

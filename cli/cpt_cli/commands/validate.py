@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cpt_cli import formats
-from cpt_cli.command import SHIP_PANEL, Command, DebugFlag, JsonFlag, QuietFlag
+from cpt_cli.command import SHIP_PANEL, Command, DebugFlag, JsonFlag, ProviderOption, QuietFlag
 from cpt_cli.output import out
 from cpt_cli.portability import WITHOUT_VNNI, saturation_line
 from cpt_deploy.errors import MissingExtraError, UsageError, ValidationFailedError
@@ -50,9 +50,10 @@ def validate(  # noqa: PLR0913, PLR0917  the options are its parameters
         typer.Option(
             "--require-exact/--no-require-exact",
             help="Whether each integer inside onnxruntime must be that of the integer executor.",
-            show_default="where torch and onnx are installed",
+            show_default="where torch and onnx are installed, on the cpu",
         ),
     ] = None,
+    provider: ProviderOption = "cpu",
     html: Annotated[
         Path | None, typer.Option(help="Write the page of the evidence here too (needs Matplotlib).")
     ] = None,
@@ -62,12 +63,22 @@ def validate(  # noqa: PLR0913, PLR0917  the options are its parameters
 ) -> None:
     """Measure a bundle before it is served: accuracy and integers of trained model, integer executor and onnxruntime.
 
+    On another execution provider than cpu integers may differ: how many do is measured, and fails only on request.
+    Of a language model perplexity is measured on the test text, and --max-drop is percent of it.
+
     The evidence becomes validation.json and a page, validation.html, in the bundle and a table in its model card. The
     exit code is 4 when accuracy dropped too far, an integer differs or model.onnx is not what was exported.
     """
-    from cpt_deploy.bundle import Bundle
+    from cpt_cli.language import ValidateOptions, validate_language_bundle
+    from cpt_deploy.bundle.language import LanguageBundle, open_bundle
 
-    opened = Bundle.open(bundle)
+    opened = open_bundle(bundle)
+    if isinstance(opened, LanguageBundle):
+        if source is not None or html is not None:
+            raise UsageError("Expected no --from and no --html for a language model, but got one")
+        options = ValidateOptions(data, data_dir, run, limit, max_drop, require_exact, provider)
+        validate_language_bundle(opened, options)
+        return
     if data is None:
         only_with_data = {
             "--run": run, "--from": source, "--limit": limit, "--max-drop": max_drop, "--data-dir": data_dir,
@@ -76,7 +87,8 @@ def validate(  # noqa: PLR0913, PLR0917  the options are its parameters
         for option, value in only_with_data.items():
             if value is not None:
                 raise UsageError(f"Expected --data with {option}, but got none", hint="name the data set to measure on")
-        _check_golden(opened, require_exact=require_exact is not False)
+        exact = _rounds_as_the_executor(provider) if require_exact is None else require_exact
+        _check_golden(opened, provider, require_exact=exact)
         return
     if run is not None and source is not None:
         raise UsageError("Expected either --run or --from, but got both", hint="a bundle has one model behind it")
@@ -91,17 +103,18 @@ def validate(  # noqa: PLR0913, PLR0917  the options are its parameters
         limit=limit,
         max_drop=max_drop,
         require_exact=require_exact,
+        provider=provider,
         html=html,
     )
 
 
-def _check_golden(bundle: "Bundle", *, require_exact: bool) -> None:
+def _check_golden(bundle: "Bundle", provider: str, *, require_exact: bool) -> None:
     from cpt_deploy.bundle import OnnxRuntimeModel
     from cpt_deploy.validation import compare_constants, constant_reasons
 
     # The constants first: where one was edited, onnxruntime may not even load the file.
     constants = compare_constants(bundle) if find_spec("onnx") is not None else None
-    check = OnnxRuntimeModel(bundle.onnx_path).reproduce_golden(bundle.golden)
+    check = OnnxRuntimeModel(bundle.onnx_path, provider=provider).reproduce_golden(bundle.golden)
     reasons = constant_reasons(constants)
     if require_exact and not check.exact:
         reasons.append(f"{check.mismatches} of {check.values} codes of the golden sample were not reproduced")
@@ -150,6 +163,7 @@ def _validate_on(  # noqa: PLR0913  what the command was given
     limit: int | None,
     max_drop: float | None,
     require_exact: bool | None,
+    provider: str,
     html: Path | None,
 ) -> None:
     from cpt_cli.workflow import measure_bundle
@@ -162,7 +176,8 @@ def _validate_on(  # noqa: PLR0913  what the command was given
         source=source,
         limit=limit,
         max_drop=max_drop,
-        require_exact=_can_compare_integers() if require_exact is None else require_exact,
+        require_exact=_can_compare_integers(provider) if require_exact is None else require_exact,
+        provider=provider,
     )
     show_report(report)
     if html is not None:
@@ -187,8 +202,14 @@ def _check_page(html: Path) -> None:
         raise UsageError(f"Expected --html to name a file that can be written, but there is {found}")
 
 
-def _can_compare_integers() -> bool:
-    return find_spec("torch") is not None and find_spec("onnx") is not None
+def _can_compare_integers(provider: str) -> bool:
+    return _rounds_as_the_executor(provider) and find_spec("torch") is not None and find_spec("onnx") is not None
+
+
+def _rounds_as_the_executor(provider: str) -> bool:
+    from cpt_deploy.bundle.providers import CPU, provider_name
+
+    return provider_name(provider) == CPU
 
 
 def show_report(report: "ValidationReport") -> None:
@@ -221,6 +242,8 @@ def show_report(report: "ValidationReport") -> None:
         for pair in report.comparisons
         if pair.first in FORMATS
     }
+    if not _rounds_as_the_executor(report.provider):
+        facts["onnxruntime on"] = report.provider
     if report.constants is not None:
         changed = report.constants.differences
         compared = f"{report.constants.compared:,} codes, scales, zero points and biases"
@@ -255,6 +278,7 @@ COMMAND = Command(
         "cpt validate runs/digits/bundle-8bit --data digits",
         "cpt validate my-bundle --data fashion-mnist --run runs/fashion --max-drop 0.1",
         "cpt validate my-bundle --data digits --html evidence.html  # the page to show, beside the one in the bundle",
+        "cpt validate my-bundle --data digits --provider cuda  # with onnxruntime-gpu",
         "cpt validate my-bundle  # checksums, constants and golden sample only: needs neither data nor torch",
     ),
 )

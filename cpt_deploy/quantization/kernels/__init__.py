@@ -1,17 +1,37 @@
 """Kernels of quantized training: one interface, compiled for the CPU where a compiler was there, else plain torch."""
 
-from cpt_deploy.quantization.kernels.interface import Clamp, Grid, Kernels, Site, Statistics, Terms
-from cpt_deploy.quantization.kernels.selection import Selection, active, load_native, native_levels
+from cpt_deploy.quantization.kernels.interface import (
+    Average,
+    BatchNorm,
+    Clamp,
+    Grid,
+    GridLevels,
+    Kernels,
+    Normalised,
+    Observed,
+    Site,
+    Statistics,
+    Terms,
+    Unit,
+)
+from cpt_deploy.quantization.kernels.selection import Selection, active, kernels_on, load_native, native_levels
 
 __all__ = [
+    "Average",
+    "BatchNorm",
     "Clamp",
     "Grid",
+    "GridLevels",
     "Kernels",
+    "Normalised",
+    "Observed",
     "Selection",
     "Site",
     "Statistics",
     "Terms",
+    "Unit",
     "active",
+    "kernels_on",
     "load_native",
     "native_levels",
 ]

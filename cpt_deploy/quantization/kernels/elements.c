@@ -135,20 +135,10 @@ EXPORT void cpt_mask(const void *g, const uint8_t *passed, i64 n, void *out, int
 
 /* --- without a layer: one tensor's gradient ---------------------------------------------------------------------- */
 
-/* floor(g / step + noise) * step, in place of `out`; g and out are float32. */
+/* floor(g / step + noise) * step. */
 EXPORT void cpt_round_gradient(const float *g, i64 n, float step, uint32_t seed, float *out, int threads) {
     PARALLEL
     for (i64 i = 0; i < n; i++) out[i] = __builtin_floorf(noise((uint32_t)i, seed) + g[i] / step) * step;
-}
-
-EXPORT void cpt_fake_quantize(const float *x, i64 n, float scale, float least, float most, float *out, int threads) {
-    PARALLEL
-    for (i64 i = 0; i < n; i++) {
-        float code = __builtin_rintf(x[i] / scale);
-        code = code < least ? least : code;
-        code = code > most ? most : code;
-        out[i] = code * scale;
-    }
 }
 
 /* --- which object fits the processor ------------------------------------------------------------------------------- */

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cpt_deploy.quantization.kernels import parameters
 from cpt_deploy.quantization.kernels.interface import Clamp, Grid, Site, Statistics, Terms
 from cpt_deploy.quantization.kernels.layout import aligned, channels_of, dense
 
@@ -56,6 +57,13 @@ class NativeKernels:
         library: The shared object.
         level: Its name: the instruction set.
     """
+
+    observe = staticmethod(parameters.observe)
+    gradient_step = staticmethod(parameters.gradient_step)
+    real_weight = staticmethod(parameters.real_weight)
+    scale = staticmethod(parameters.scale)
+    normalise = staticmethod(parameters.normalise)
+    normalisation_terms = staticmethod(parameters.normalisation_terms)
 
     def __init__(self, library: ctypes.CDLL, level: str) -> None:
         self.name = f"native, {level}"
@@ -160,8 +168,11 @@ class NativeKernels:
         )  # fmt: skip
         return codes
 
-    def scale_sums(self, sums: Tensor, shift: Tensor, factor: Tensor, offset: Tensor) -> Tensor:
+    def scale_sums(self, sums: Tensor, shift: Tensor | None, factor: Tensor, offset: Tensor) -> Tensor:
         """Return `(sums + shift) · factor + offset`."""
+        if shift is None:
+            along = (1, -1, 1, 1) if sums.dim() == 4 else (-1,)
+            return (sums.to(torch.float32) * factor.view(along)).add_(offset.view(along))
         channels, rows = _channels_and_rows(sums)
         out = torch.empty_like(sums, dtype=torch.float32)
         pointers = (tensor.data_ptr() for tensor in (shift, factor, offset, out))
@@ -181,18 +192,20 @@ class NativeKernels:
         self._call("gradient_range", _site(site), packed.data_ptr(), found.data_ptr(), _is_bf16(site.gradient))
         return found[0], found[1]
 
-    def gradient_codes(self, site: Site, terms: Terms, step: Tensor, seed: int, dtype: torch.dtype) -> Tensor:
+    def gradient_codes(self, site: Site, terms: Terms, step: Tensor, seed: Tensor, dtype: torch.dtype) -> Tensor:
         """Return a site's gradient in steps, rounded stochastically."""
         codes, packed = torch.empty_like(site.gradient, dtype=dtype), torch.stack(terms)
         types = (_is_bf16(site.gradient), _is_bf16(codes))
-        self._call("gradient_codes", _site(site), packed.data_ptr(), step.item(), seed, codes.data_ptr(), *types)
+        noise = (step.item(), int(seed) & 0xFFFFFFFF)
+        self._call("gradient_codes", _site(site), packed.data_ptr(), *noise, codes.data_ptr(), *types)
         return codes
 
-    def round_gradient(self, gradient: Tensor, step: Tensor, seed: int) -> Tensor:
+    def round_gradient(self, gradient: Tensor, step: Tensor, seed: Tensor) -> Tensor:
         """Return a gradient rounded stochastically."""
         gradient = dense(gradient)
         out = torch.empty_like(gradient)
-        self._call("round_gradient", gradient.data_ptr(), gradient.numel(), step.item(), seed, out.data_ptr())
+        noise = (step.item(), int(seed) & 0xFFFFFFFF)
+        self._call("round_gradient", gradient.data_ptr(), gradient.numel(), *noise, out.data_ptr())
         return out
 
 

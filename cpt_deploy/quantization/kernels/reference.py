@@ -4,17 +4,22 @@ import torch
 from torch import Tensor
 
 from cpt_deploy.quantization import affine
+from cpt_deploy.quantization.kernels import parameters
 from cpt_deploy.quantization.kernels.interface import Clamp, Grid, Site, Statistics, Terms
 from cpt_deploy.quantization.kernels.layout import flat, rows_of
 from cpt_deploy.quantization.noise import index_noise
-
-_BITS = tuple(1 << i for i in range(8))
 
 
 class TorchKernels:
     """Each kernel as a few torch operations, on any device."""
 
     name = "torch"
+    observe = staticmethod(parameters.observe)
+    gradient_step = staticmethod(parameters.gradient_step)
+    real_weight = staticmethod(parameters.real_weight)
+    scale = staticmethod(parameters.scale)
+    normalise = staticmethod(parameters.normalise)
+    normalisation_terms = staticmethod(parameters.normalisation_terms)
 
     def range(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the least and greatest value."""
@@ -53,8 +58,7 @@ class TorchKernels:
         total = self._sum(a, b, grids)
         inside = flat((total > clamp.low) & (total < clamp.high)).to(torch.uint8)
         padded = torch.nn.functional.pad(inside, (0, -len(inside) % 8)).view(-1, 8)
-        weights = torch.tensor(_BITS, dtype=torch.uint8, device=padded.device)
-        passed = (padded * weights).sum(dim=1, dtype=torch.uint8)
+        passed = (padded * _bits(padded.device)).sum(dim=1, dtype=torch.uint8)
         return self.quantize(total.clamp_(clamp.low, clamp.high), grid), passed
 
     def _sum(self, a: Tensor, b: Tensor, grids: tuple[Grid, Grid]) -> Tensor:
@@ -62,10 +66,9 @@ class TorchKernels:
 
     def mask(self, gradient: Tensor, passed: Tensor) -> Tensor:
         """Return a masked gradient."""
-        weights = torch.tensor(_BITS, dtype=torch.uint8, device=passed.device)
-        inside = ((passed.unsqueeze(1) & weights) != 0).flatten()[: gradient.numel()]
+        inside = ((passed.unsqueeze(1) & _bits(passed.device)) != 0).flatten()[: gradient.numel()]
         out = torch.empty_like(gradient)
-        flat(out).copy_(torch.where(inside, flat(gradient), torch.zeros((), dtype=gradient.dtype)))
+        flat(out).copy_(torch.where(inside, flat(gradient), 0.0))
         return out
 
     def statistics(self, x: Tensor) -> Statistics:
@@ -80,9 +83,10 @@ class TorchKernels:
         values = (x * _along(factor, x)).add_(_along(offset, x)).clamp_(clamp.low, clamp.high)
         return self.quantize(values, grid)
 
-    def scale_sums(self, sums: Tensor, shift: Tensor, factor: Tensor, offset: Tensor) -> Tensor:
+    def scale_sums(self, sums: Tensor, shift: Tensor | None, factor: Tensor, offset: Tensor) -> Tensor:
         """Return `(sums + shift) · factor + offset`."""
-        return (sums + shift).to(torch.float32).mul_(factor).add_(offset)
+        shifted = sums if shift is None else sums + _along(shift, sums)
+        return (shifted.to(torch.float32) * _along(factor, sums)).add_(_along(offset, sums))
 
     def gradient_sums(self, site: Site, mean: Tensor) -> tuple[Tensor, Tensor]:
         """Return sums for the backward pass of a normalisation."""
@@ -93,14 +97,18 @@ class TorchKernels:
         """Return the range of a site's gradient."""
         return self.range(_gradient(site, terms))
 
-    def gradient_codes(self, site: Site, terms: Terms, step: Tensor, seed: int, dtype: torch.dtype) -> Tensor:
+    def gradient_codes(self, site: Site, terms: Terms, step: Tensor, seed: Tensor, dtype: torch.dtype) -> Tensor:
         """Return a site's gradient in steps, rounded stochastically."""
         gradient = _gradient(site, terms)
         return _with_noise(gradient.div_(step), seed).floor_().to(dtype)
 
-    def round_gradient(self, gradient: Tensor, step: Tensor, seed: int) -> Tensor:
+    def round_gradient(self, gradient: Tensor, step: Tensor, seed: Tensor) -> Tensor:
         """Return a gradient rounded stochastically."""
         return _with_noise(gradient / step, seed).floor_().mul_(step)
+
+
+def _bits(device: torch.device) -> Tensor:
+    return torch.bitwise_left_shift(1, torch.arange(8, device=device)).to(torch.uint8)
 
 
 def _along(values: Tensor, x: Tensor) -> Tensor:
@@ -119,6 +127,6 @@ def _gradient(site: Site, terms: Terms) -> Tensor:
     return (_passed(site) * p).add_(site.x * q).add_(r)
 
 
-def _with_noise(x: Tensor, seed: int) -> Tensor:
+def _with_noise(x: Tensor, seed: Tensor) -> Tensor:
     """Return `x`, a dense tensor of its own, plus noise that depends on the index in memory."""
     return x.add_(index_noise(x.numel(), seed, x.device).as_strided(x.size(), x.stride()))

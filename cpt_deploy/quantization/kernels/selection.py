@@ -5,6 +5,8 @@ import functools
 import os
 from dataclasses import dataclass
 
+import torch
+
 from cpt_deploy.errors import UsageError
 from cpt_deploy.quantization.kernels.compile import FOLDER, levels, object_path, sources_digest
 from cpt_deploy.quantization.kernels.interface import Kernels
@@ -51,6 +53,11 @@ def active() -> Selection:
             hint="install the project again where there is a C compiler",
         )
     return Selection(TorchKernels(), native=False, reason=found)
+
+
+def kernels_on(device: torch.device) -> Kernels:
+    """Return the kernels for tensors on a device; where there are none of its own, plain torch."""
+    return active().kernels if device.type == "cpu" else TorchKernels()
 
 
 def native_levels() -> tuple[str, ...] | str:

@@ -11,7 +11,7 @@ from google.protobuf.json_format import ParseDict
 from tritonclient.grpc import service_pb2
 
 from cpt_serving.grpc_api.messages import infer_message, parse_message, plain
-from cpt_serving.inference.engine import Engine, EngineState
+from cpt_serving.inference.lifecycle import EngineState, ModelEngine
 from cpt_serving.oip import metadata
 from cpt_serving.oip.inputs import is_light, tensor_rows
 from cpt_serving.oip.repository import changed_version
@@ -116,7 +116,7 @@ async def repository_unload(service: Service, request: Any) -> Any:
 async def model_infer(service: Service, request: Any) -> Any:
     """Compute the logits, or the classes, of inputs."""
     arrived = time.monotonic()
-    engine = service.repository.find(request.model_name, request.model_version or None)
+    engine = service.find(request.model_name, request.model_version or None)
     parsed = parse_message(request)
     timeouts = [parsed.timeout_us / 1e6] if parsed.timeout_us else []
     arguments = parsed.tensor, engine.bundle.preprocessing, service.settings
@@ -180,7 +180,7 @@ async def _stream(service: Service, requests: AsyncIterator[Any], _context: Any)
             yield service_pb2.ModelStreamInferResponse(error_message=error.message)
 
 
-def _find(service: Service, request: Any) -> Engine:
+def _find(service: Service, request: Any) -> ModelEngine:
     return service.repository.find(request.name, request.version or None)
 
 

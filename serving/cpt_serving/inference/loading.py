@@ -3,6 +3,8 @@
 import hashlib
 
 from cpt_deploy.bundle import Bundle, OnnxRuntimeModel, decode_image, require_evidence
+from cpt_deploy.bundle.language import LanguageBundle, LanguageModel
+from cpt_deploy.bundle.opened import OpenedBundle
 from cpt_deploy.errors import BundleError, ValidationFailedError
 from cpt_serving.inference.examples import example_image
 from cpt_serving.settings import ServeSettings
@@ -13,11 +15,12 @@ def load_model(bundle: Bundle, settings: ServeSettings) -> OnnxRuntimeModel:
 
     Raises:
         BundleError: If onnxruntime cannot load it.
-        UsageError: If the execution provider is not available.
+        UsageError: If there is no such execution provider.
+        MissingExtraError: If the installed onnxruntime lacks the execution provider.
         ValidationFailedError: If the golden sample comes out differently, or evidence is required and does not hold.
     """
     if settings.require_evidence:
-        require_evidence(bundle)
+        require_evidence(bundle, settings.provider)
     model = OnnxRuntimeModel(_verified_onnx(bundle), threads=settings.threads, provider=settings.provider)
     # Pillow loads its formats at the first image, which should not be a client's.
     model.run(bundle.preprocessing.apply(decode_image(example_image(bundle)))[None])
@@ -34,7 +37,29 @@ def load_model(bundle: Bundle, settings: ServeSettings) -> OnnxRuntimeModel:
     )
 
 
-def _verified_onnx(bundle: Bundle) -> bytes:
+def load_language_model(bundle: LanguageBundle, settings: ServeSettings) -> LanguageModel:
+    """Load a language model and let it reproduce the golden sample, which warms it up.
+
+    Raises:
+        BundleError: If onnxruntime cannot load it.
+        UsageError: If the execution provider is not available.
+        ValidationFailedError: If the golden sample comes out differently, or evidence is required and does not hold.
+    """
+    if settings.require_evidence:
+        require_evidence(bundle, settings.provider)
+    model = LanguageModel(_verified_onnx(bundle), bundle.manifest, threads=settings.threads, provider=settings.provider)
+    check = model.reproduce_golden(bundle.golden)
+    if settings.golden == "off" or check.within or (settings.golden == "labels" and check.same_tokens):
+        return model
+    raise ValidationFailedError(
+        f"Expected {bundle.name} to reproduce its golden logits within {bundle.golden.tolerance:.3g}, but they differ "
+        f"by up to {check.worst:.3g} and the most probable tokens {'agree' if check.same_tokens else 'differ'}",
+        hint="other instruction sets and providers may round differently: `cpt validate` measures it, "
+        "the setting golden=labels accepts it",
+    )
+
+
+def _verified_onnx(bundle: OpenedBundle) -> bytes:
     """Return the very bytes whose checksum holds: while a server runs, the file can be replaced after the check."""
     try:
         content = bundle.onnx_path.read_bytes()

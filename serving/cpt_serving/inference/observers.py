@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from cpt_deploy.bundle import Bundle
+from cpt_deploy.bundle.opened import OpenedBundle
 
 
 class InferenceObserver(Protocol):
@@ -38,7 +38,7 @@ class InferenceObserver(Protocol):
         """Another number of rows is waiting, of so many requests."""
 
 
-ObserverFactory = Callable[[Bundle], InferenceObserver]
+ObserverFactory = Callable[[OpenedBundle], InferenceObserver]
 """Makes the observer of a model version when it is opened."""
 
 

@@ -5,14 +5,24 @@ from typing import Any
 
 import cpt_deploy
 from cpt_deploy.bundle import Bundle
+from cpt_deploy.bundle.language import LanguageBundle
 from cpt_deploy.bundle.layout import LABELS_FILE
+from cpt_deploy.bundle.providers import CPU, provider_name
 from cpt_deploy.bundle.runtime import INPUT_NAME, OUTPUT_NAME
+from cpt_serving.oip import language
 from cpt_serving.oip.inputs import NATIVE
 from cpt_serving.settings import ServeSettings
 
 SERVER_NAME = "cpt-deploy"
 PLATFORM = "onnx_onnxv1"
-EXTENSIONS = ("binary_tensor_data", "classification", "model_configuration", "model_repository", "statistics")
+EXTENSIONS = (
+    "binary_tensor_data",
+    "classification",
+    "generate",
+    "model_configuration",
+    "model_repository",
+    "statistics",
+)
 
 
 def server_metadata() -> dict[str, Any]:
@@ -20,8 +30,10 @@ def server_metadata() -> dict[str, Any]:
     return {"name": SERVER_NAME, "version": cpt_deploy.__version__, "extensions": list(EXTENSIONS)}
 
 
-def model_metadata(bundle: Bundle, versions: Sequence[str]) -> dict[str, Any]:
+def model_metadata(bundle: Bundle | LanguageBundle, versions: Sequence[str]) -> dict[str, Any]:
     """Return what a model takes and returns; -1 stands for any number of rows."""
+    if isinstance(bundle, LanguageBundle):
+        return language.model_metadata(bundle, versions, PLATFORM)
     return {
         "name": bundle.name,
         "versions": list(versions),
@@ -31,8 +43,10 @@ def model_metadata(bundle: Bundle, versions: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def model_config(bundle: Bundle, settings: ServeSettings) -> dict[str, Any]:
+def model_config(bundle: Bundle | LanguageBundle, settings: ServeSettings) -> dict[str, Any]:
     """Return a model's configuration in Triton's form; shapes are without the number of rows there."""
+    if isinstance(bundle, LanguageBundle):
+        return language.model_config(bundle, settings)
     return {
         "name": bundle.name,
         "platform": "onnxruntime_onnx",
@@ -57,7 +71,7 @@ def model_config(bundle: Bundle, settings: ServeSettings) -> dict[str, Any]:
         "instance_group": [
             {
                 "name": bundle.name,
-                "kind": "KIND_CPU" if settings.provider == "cpu" else "KIND_GPU",
+                "kind": "KIND_CPU" if provider_name(settings.provider) == CPU else "KIND_GPU",
                 "count": settings.inferences_at_once,
             }
         ],

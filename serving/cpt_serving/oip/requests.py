@@ -87,20 +87,28 @@ def parse_request(body: bytes, json_bytes: int | None = None) -> InferRequest:
     Raises:
         RequestError: 400 with what was expected.
     """
-    raw: memoryview | None = None
-    if json_bytes is not None:
-        if json_bytes > len(body):
-            raise bad_request(f"Expected {json_bytes} bytes of JSON ({HEADER_LENGTH}), but got a body of {len(body)}")
-        raw = memoryview(body)[json_bytes:]
-    content = parse_object(body if raw is None else memoryview(body)[:json_bytes])
-    parameters = _parameters("the request", content)
+    content, raw = split_body(body, json_bytes)
+    parameters = parameters_of("the request", content)
     identity = content.get("id")
     return InferRequest(
         tensor=_parse_tensor(content, raw),
-        output=parse_output(content.get("outputs"), binary=_flag("binary_data_output", parameters)),
+        output=parse_output(content.get("outputs"), binary=flag("binary_data_output", parameters)),
         id=None if identity is None else typed("id", identity, str, "text"),
         timeout_us=parse_timeout(parameters.get("timeout")),
     )
+
+
+def split_body(body: bytes, json_bytes: int | None) -> tuple[dict[str, Any], memoryview | None]:
+    """Return the JSON of a body, and a view of the bytes behind it, if it says that there can be some.
+
+    Raises:
+        RequestError: 400, if it is none.
+    """
+    if json_bytes is None:
+        return parse_object(body), None
+    if json_bytes > len(body):
+        raise bad_request(f"Expected {json_bytes} bytes of JSON ({HEADER_LENGTH}), but got a body of {len(body)}")
+    return parse_object(memoryview(body)[:json_bytes]), memoryview(body)[json_bytes:]
 
 
 def parse_timeout(microseconds: object) -> int:
@@ -129,15 +137,14 @@ def parse_output(outputs: object, *, binary: bool) -> RequestedOutput:
     listed = [] if outputs is None else typed("outputs", outputs, list, "a list")
     if not listed:
         return RequestedOutput(binary=binary)
-    names = [_field("outputs", output, "name", str, "text") for output in listed]
+    names = [field("outputs", output, "name", str, "text") for output in listed]
     if names != [OUTPUT_NAME]:
         raise bad_request(f"Expected the output {OUTPUT_NAME!r} once, but got {names!r:.200}")
-    parameters = _parameters(f"output {OUTPUT_NAME!r}", listed[0])
-    _refuse_shared_memory(parameters)
+    parameters = parameters_of(f"output {OUTPUT_NAME!r}", listed[0])
     classes = parameters.get("classification", 0)
     if not _is_count(classes):
         raise bad_request(f"Expected classification to be a number of classes, but got {classes!r:.100}")
-    return RequestedOutput(_flag("binary_data", parameters, default=binary), classes)
+    return RequestedOutput(flag("binary_data", parameters, default=binary), classes)
 
 
 def check_tensor(names: list[str], shape: list[Any]) -> None:
@@ -153,14 +160,13 @@ def check_tensor(names: list[str], shape: list[Any]) -> None:
 
 
 def _parse_tensor(content: dict[str, Any], raw: memoryview | None) -> InputTensor:
-    inputs = _field("the request", content, "inputs", list, "a list")
-    names = [_field("inputs", entry, "name", str, "text") for entry in inputs]
+    inputs = field("the request", content, "inputs", list, "a list")
+    names = [field("inputs", entry, "name", str, "text") for entry in inputs]
     tensor = inputs[0] if inputs else {}
-    shape = _field("inputs", tensor, "shape", list, "a list of sizes") if inputs else []
+    shape = field("inputs", tensor, "shape", list, "a list of sizes") if inputs else []
     check_tensor(names, shape)
-    datatype = _field("inputs", tensor, "datatype", str, "text")
-    parameters = _parameters(f"input {INPUT_NAME!r}", tensor)
-    _refuse_shared_memory(parameters)
+    datatype = field("inputs", tensor, "datatype", str, "text")
+    parameters = parameters_of(f"input {INPUT_NAME!r}", tensor)
     size = parameters.get("binary_data_size")
     if size is None:
         if raw:
@@ -175,7 +181,12 @@ def _parse_tensor(content: dict[str, Any], raw: memoryview | None) -> InputTenso
     return InputTensor(INPUT_NAME, datatype, shape, raw=raw)
 
 
-def _field(where: str, entry: object, key: str, kind: type[T], described: str) -> T:
+def field(where: str, entry: object, key: str, kind: type[T], described: str) -> T:
+    """Return a field of an object in a request.
+
+    Raises:
+        RequestError: 400, if it is missing or of another type.
+    """
     fields = typed(f"each of {where}" if where != "the request" else where, entry, dict, "an object")
     if key not in fields:
         raise bad_request(f"Expected {key} in {where}, but got {sorted(fields)!r:.200}")
@@ -193,18 +204,26 @@ def typed(name: str, value: object, kind: type[T], described: str) -> T:
     return value
 
 
-def _parameters(where: str, entry: dict[str, Any]) -> dict[str, Any]:
-    parameters = entry.get("parameters")
-    return {} if parameters is None else typed(f"the parameters of {where}", parameters, dict, "an object")
+def parameters_of(where: str, entry: dict[str, Any]) -> dict[str, Any]:
+    """Return the parameters of a request or of one of its tensors; none are none.
 
-
-def _flag(name: str, parameters: Mapping[str, Any], *, default: bool = False) -> bool:
-    return typed(name, parameters.get(name, default), bool, "true or false")
-
-
-def _refuse_shared_memory(parameters: Mapping[str, Any]) -> None:
+    Raises:
+        RequestError: 400, if they are no object, or want a tensor in shared memory.
+    """
+    given = entry.get("parameters")
+    parameters: dict[str, Any] = {} if given is None else typed(f"the parameters of {where}", given, dict, "an object")
     if "shared_memory_region" in parameters:
         raise bad_request("Expected tensors in the request and the answer, but got one in shared memory")
+    return parameters
+
+
+def flag(name: str, parameters: Mapping[str, Any], *, default: bool = False) -> bool:
+    """Return a parameter that is true or false.
+
+    Raises:
+        RequestError: 400, if it is something else.
+    """
+    return typed(name, parameters.get(name, default), bool, "true or false")
 
 
 def _is_count(value: object) -> TypeGuard[int]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from cpt_deploy.bundle import Bundle
+from cpt_deploy.bundle.opened import OpenedBundle
 
 
 @dataclass(slots=True)
@@ -109,7 +109,7 @@ class StatisticsRegistry:
     def __init__(self) -> None:
         self._models: dict[tuple[str, str], ModelStatistics] = {}
 
-    def observe(self, bundle: Bundle) -> ModelStatistics:
+    def observe(self, bundle: OpenedBundle) -> ModelStatistics:
         """Return the statistics of a bundle's model, to be told about its inferences."""
         key = (bundle.name, bundle.version)
         known = self._models.get(key)

@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cpt_deploy.bundle import Bundle
+from cpt_deploy.bundle.language import LanguageBundle, open_bundle
 from cpt_deploy.bundle.layout import SUMS_FILE
-from cpt_deploy.errors import BundleError
+from cpt_deploy.errors import BundleError, CptError
 
 Fingerprint = tuple[tuple[str, int, int], ...]
 
@@ -28,13 +29,14 @@ class ModelLocation:
     version: str | None
     fingerprint: Fingerprint
 
-    def open(self) -> Bundle:
+    def open(self) -> Bundle | LanguageBundle:
         """Open the bundle, checksums first, under the name by which clients address it.
 
         Raises:
             BundleError: If it cannot be opened.
+            MissingExtraError: If its tokenizer needs a package that is not installed.
         """
-        bundle = Bundle.open(self.path)
+        bundle = open_bundle(self.path)
         return replace(bundle, name=self.name or bundle.name, version=self.version or bundle.version)
 
     def address(self) -> tuple[str, str]:
@@ -42,8 +44,8 @@ class ModelLocation:
         if self.name is not None and self.version is not None:
             return self.name, self.version
         try:
-            bundle = Bundle.open(self.path, verify=False)
-        except BundleError:
+            bundle = open_bundle(self.path, verify=False)
+        except CptError:
             return self.name or self.path.name, self.version or "1"
         return self.name or bundle.name, self.version or bundle.version
 

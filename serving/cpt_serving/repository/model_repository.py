@@ -10,10 +10,14 @@ import anyio.to_thread
 from anyio import CapacityLimiter
 
 from cpt_deploy.bundle import Bundle
+from cpt_deploy.bundle.language import LanguageBundle, open_bundle
 from cpt_deploy.errors import BundleError, CptError
 from cpt_serving.cores import available_cores
 from cpt_serving.inference.compute import ComputeThreads
-from cpt_serving.inference.engine import Engine, EngineState, unavailable
+from cpt_serving.inference.engine import Engine
+from cpt_serving.inference.generation_observers import TextObserverFactory, unobserved
+from cpt_serving.inference.language_engine import LanguageEngine
+from cpt_serving.inference.lifecycle import EngineState, ModelEngine, unavailable
 from cpt_serving.inference.observers import ObserverFactory, Observers
 from cpt_serving.repository.model_directory import ModelLocation, find_models
 from cpt_serving.repository.model_table import Entry, Key, ModelStatus, ModelTable
@@ -36,16 +40,22 @@ class ModelRepository:
         settings: The path, and how models are run.
         observe: What makes the observers of each model version.
         orders: What the workers of a server tell each other; `None` if this process is alone.
+        observe_texts: What makes the observer of a language model's texts.
 
     Raises:
         BundleError: If there is no bundle at the path and none can come, or it is one that cannot be opened.
     """
 
     def __init__(
-        self, settings: ServeSettings, observe: Sequence[ObserverFactory] = (), orders: OrderBook | None = None
+        self,
+        settings: ServeSettings,
+        observe: Sequence[ObserverFactory] = (),
+        orders: OrderBook | None = None,
+        observe_texts: TextObserverFactory = unobserved,
     ) -> None:
         self._settings = settings
         self._observe = tuple(observe)
+        self._observe_texts = observe_texts
         self._orders = orders
         self._threads = ComputeThreads(settings.inferences_at_once)
         self._decoders = CapacityLimiter(available_cores())
@@ -55,7 +65,7 @@ class ModelRepository:
         locations = find_models(settings.bundle)
         if not locations and not settings.watch_s:
             # Nothing will ever come: the error says what the directory is instead.
-            Bundle.open(settings.bundle)
+            open_bundle(settings.bundle)
         for location in locations:
             self._add(location)
         for order in orders.so_far() if orders is not None else ():
@@ -71,7 +81,7 @@ class ModelRepository:
         return self._table.names
 
     @property
-    def default(self) -> Engine:
+    def default(self) -> ModelEngine:
         """The engine that is asked when a request names no model: the newest version, if there is one model only.
 
         Raises:
@@ -81,14 +91,14 @@ class ModelRepository:
 
     @property
     def example(self) -> Bundle | None:
-        """A bundle from which the documentation's examples can be made."""
+        """The bundle of a classifier, from which the documentation's examples can be made."""
         return self._table.example
 
     def versions(self, name: str) -> list[str]:
         """Return the versions of a model, oldest first; empty if there is no such model."""
         return self._table.versions(name)
 
-    def find(self, name: str, version: str | None = None) -> Engine:
+    def find(self, name: str, version: str | None = None) -> ModelEngine:
         """Return the engine of a model.
 
         Args:
@@ -245,7 +255,7 @@ class ModelRepository:
         """Enter what was found at the start, not loaded yet."""
         try:
             engine = self._open(location)
-        except BundleError as error:
+        except CptError as error:
             if location.name is None:
                 raise
             logger.error("%s", error.message)
@@ -253,9 +263,12 @@ class ModelRepository:
         else:
             self._table[engine.bundle.name, engine.bundle.version] = Entry(location, engine, initial=True)
 
-    def _open(self, location: ModelLocation) -> Engine:
+    def _open(self, location: ModelLocation) -> Engine | LanguageEngine:
         bundle = location.open()
         observer = Observers([make(bundle) for make in self._observe])
+        if isinstance(bundle, LanguageBundle):
+            texts = self._observe_texts(bundle)
+            return LanguageEngine(bundle, self._settings, self._threads, self._decoders, observer, texts)
         return Engine(bundle, self._settings, self._threads, self._decoders, observer)
 
     async def _bring_up(self, key: Key, location: ModelLocation) -> str:
@@ -291,7 +304,7 @@ class ModelRepository:
             await self._drain(engine, reason)
             entry.engine = None
 
-    async def _drain(self, engine: Engine, reason: str) -> None:
+    async def _drain(self, engine: ModelEngine, reason: str) -> None:
         """Wait until an engine that nobody finds any more has answered those that found it."""
         engine.retire(reason)
         with contextlib.suppress(TimeoutError):

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from cpt_deploy.bundle import Bundle
-from cpt_serving.inference.engine import Engine, EngineState, unavailable
+from cpt_serving.inference.lifecycle import EngineState, ModelEngine, unavailable
 from cpt_serving.repository.model_directory import ModelLocation, version_order
 from cpt_serving.web.errors import RequestError, bad_request
 
@@ -42,7 +42,7 @@ class Entry:
     """
 
     location: ModelLocation
-    engine: Engine | None
+    engine: ModelEngine | None
     reason: str = ""
     wanted: bool = True
     initial: bool = False
@@ -63,8 +63,9 @@ class ModelTable(dict[Key, Entry]):
 
     @property
     def example(self) -> Bundle | None:
-        """A bundle from which the documentation's examples can be made."""
-        return next((entry.engine.bundle for entry in self.values() if entry.engine is not None), None)
+        """The bundle of a classifier, from which the documentation's examples can be made."""
+        bundles = (entry.engine.bundle for entry in self.values() if entry.engine is not None)
+        return next((bundle for bundle in bundles if isinstance(bundle, Bundle)), None)
 
     def versions(self, name: str) -> list[str]:
         """Return the versions of a model, oldest first; empty if there is no such model."""
@@ -91,7 +92,7 @@ class ModelTable(dict[Key, Entry]):
             )
         return self.names[0]
 
-    def find(self, name: str, version: str | None) -> Engine:
+    def find(self, name: str, version: str | None) -> ModelEngine:
         """Return the engine of a model; see `ModelRepository.find`."""
         asked = None if version is None else self.get((name, version))
         if asked is not None and asked.wanted and asked.engine is not None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Query
-from starlette.responses import Response
+from starlette.responses import RedirectResponse, Response
 
 from cpt_serving.evidence import Evidence, evidence_of
 from cpt_serving.samples import Samples, drawing_style, list_samples, sample_image, to_png
@@ -32,7 +32,7 @@ ModelName = Annotated[str | None, Query(description="which model, where several 
 def page_router(service: Service) -> APIRouter:
     """Return the routes of the page: `/`, `/page/...`, `/models`, `/evidence`, `/samples` and `/stats`."""
     router = APIRouter(tags=["page"])
-    _add_files(router)
+    _add_files(router, service)
     _add_model_routes(router, service)
     _add_samples(router, service)
 
@@ -44,7 +44,7 @@ def page_router(service: Service) -> APIRouter:
     return router
 
 
-def _add_files(router: APIRouter) -> None:
+def _add_files(router: APIRouter, service: Service) -> None:
     """Serve the page's few files from memory, so that no request ever reaches a file system."""
     folder = importlib.resources.files("cpt_serving") / "static"
     files = {
@@ -59,7 +59,8 @@ def _add_files(router: APIRouter) -> None:
         return Response(content, media_type=media_type, headers=dict(PAGE_HEADERS))
 
     async def index() -> Response:
-        return await file("index.html")
+        # The page classifies images: where none can be, the description of the routes is what people look for.
+        return RedirectResponse("/docs") if only_language(service) else await file("index.html")
 
     router.add_api_route("/", index, include_in_schema=False)
     router.add_api_route("/page/{name}", file, include_in_schema=False)
@@ -98,6 +99,11 @@ def _add_samples(router: APIRouter, service: Service) -> None:
         if index >= len(bundle.golden.inputs):
             raise RequestError(404, f"Expected a sample below {len(bundle.golden.inputs)}, but got {index}")
         return Response(to_png(sample_image(bundle, index)), media_type="image/png", headers=dict(PAGE_HEADERS))
+
+
+def only_language(service: Service) -> bool:
+    """Return whether a server that has `/docs` serves language models and no classifier."""
+    return service.settings.docs and bool(service.repository.names) and service.repository.example is None
 
 
 def _is_ready(service: Service) -> bool:

@@ -10,9 +10,12 @@ from starlette.responses import Response
 
 from cpt_deploy.bundle import Bundle
 from cpt_serving.inference.engine import Engine
+from cpt_serving.inference.language_engine import LanguageEngine
+from cpt_serving.inference.lifecycle import ModelEngine
 from cpt_serving.oip.answers import Answer, render_answer
 from cpt_serving.oip.examples import HEADERS, infer_body
 from cpt_serving.oip.inputs import is_light, raw_tensor, tensor_rows
+from cpt_serving.oip.language import parse_language_request, render_language_answer
 from cpt_serving.oip.requests import HEADER_LENGTH, InferRequest, RequestedOutput, header_length, parse_request
 from cpt_serving.oip.schemas import InferAnswer
 from cpt_serving.routes.direct import DirectRoute
@@ -21,6 +24,7 @@ from cpt_serving.settings import ServeSettings
 from cpt_serving.web.bodies import read_body
 from cpt_serving.web.compression import compress, decompress, preferred_coding
 from cpt_serving.web.deadlines import request_deadline
+from cpt_serving.web.errors import bad_request
 from cpt_serving.web.raw_headers import raw_header
 from cpt_serving.web.schemas import ErrorAnswer
 
@@ -49,7 +53,7 @@ def infer_router(service: Service) -> APIRouter:
         Tensors stand in the JSON or follow it as bytes. Parameters: `timeout` in microseconds, `binary_data_output`; of
         the output `binary_data`, and `classification` for the labels of as many classes.
         """
-        return await answer_infer(service, request, service.find(model, version))
+        return await answer_infer(service, request, service.find_any(model, version))
 
     for path in PATHS:
         router.add_api_route(
@@ -66,12 +70,16 @@ def infer_router(service: Service) -> APIRouter:
     return router
 
 
-async def answer_infer(service: Service, request: Request, engine: Engine) -> Response:
+async def answer_infer(service: Service, request: Request, engine: ModelEngine) -> Response:
     """Answer a request for inference with an engine.
 
     Raises:
         RequestError: If it cannot be answered as asked.
     """
+    if isinstance(engine, LanguageEngine):
+        return await _answer_language(service, request, engine)
+    if not isinstance(engine, Engine):
+        raise TypeError(f"an engine of an unknown kind: {type(engine)}")
     body, json_bytes = await _read(request, engine, service.settings)
     received = time.perf_counter()
     parsed, rows = await _parse(body, json_bytes, engine, service.settings)
@@ -84,7 +92,25 @@ async def answer_infer(service: Service, request: Request, engine: Engine) -> Re
     return await _respond(answer, request)
 
 
-async def _read(request: Request, engine: Engine, settings: ServeSettings) -> tuple[bytes, int | None]:
+async def _answer_language(service: Service, request: Request, engine: LanguageEngine) -> Response:
+    """Answer one call of a language model: tokens and state in, logits and state out."""
+    settings = service.settings
+    body, json_bytes = await _read(request, engine, settings)
+    received = time.perf_counter()
+    parsed = await engine.decode(parse_language_request, body, json_bytes, engine.bundle, settings.max_rows)
+    if parsed.tokens.shape[1] > engine.longest_prompt:
+        raise bad_request(f"Expected at most {engine.longest_prompt} tokens, but got {parsed.tokens.shape[1]}")
+    prepared = time.perf_counter()
+    deadline = request_deadline(request, settings, timeout_us=parsed.timeout_us)
+    async with engine.working():
+        logits, state = await engine.run(parsed.tokens, parsed.state, deadline)
+    computed = time.perf_counter()
+    answer = Answer(*await engine.decode(render_language_answer, parsed, engine.bundle, logits, state))
+    service.statistics.observe(engine.bundle).request_converted(prepared - received, time.perf_counter() - computed)
+    return await _respond(answer, request)
+
+
+async def _read(request: Request, engine: Engine | LanguageEngine, settings: ServeSettings) -> tuple[bytes, int | None]:
     """Return the decompressed body, and how many of its bytes are JSON, if it says that."""
     json_bytes = header_length(request.headers)
     body = await read_body(request.receive)

@@ -6,9 +6,12 @@ from collections.abc import Iterable
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 
-from cpt_deploy.bundle import Bundle
+from cpt_deploy.bundle.language import LanguageBundle
+from cpt_deploy.bundle.opened import OpenedBundle
 from cpt_serving.inference.batching import FAILURES
+from cpt_serving.inference.generation_observers import GenerationObserver
 from cpt_serving.inference.observers import InferenceObserver
+from cpt_serving.telemetry.generation_metrics import GenerationMetrics
 from cpt_serving.telemetry.triton_metrics import render_triton_metrics
 
 MULTIPROCESS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
@@ -79,6 +82,7 @@ class Metrics:
             (*_MODEL, "reason"),
             registry=self._registry,
         )
+        self._generation = GenerationMetrics(self._registry)
         self._info = Gauge(
             "cpt_serve_model_info",
             "Always 1; its labels say which model is served",
@@ -86,6 +90,10 @@ class Metrics:
             registry=self._registry,
             multiprocess_mode="max",
         )
+
+    def observe_texts(self, bundle: LanguageBundle) -> GenerationObserver:
+        """Return what counts the texts of a language model."""
+        return self._generation.observe(bundle.name, bundle.version)
 
     def request_started(self) -> None:
         """Count a request as under way."""
@@ -114,7 +122,7 @@ class Metrics:
         of_input.observe(input_s)
         of_output.observe(output_s)
 
-    def observe(self, bundle: Bundle) -> InferenceObserver:
+    def observe(self, bundle: OpenedBundle) -> InferenceObserver:
         """Return what counts the inferences of a model version."""
         self._info.labels(bundle.name, bundle.version, bundle.sha256, str(bundle.facts["format_version"])).set(1)
         return ModelMetrics(self, bundle.name, bundle.version)

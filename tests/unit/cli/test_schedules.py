@@ -1,6 +1,7 @@
 """`cpt schedules`: the savings that Wolfe & Kyrillidis publish by group, own schedules, pictures."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,8 @@ def test_they_are_drawn(capsys, tmp_path, name):
     [
         (["nonsense"], "known precision schedule"),
         (["CR", "--bits", "8"], "LOWER-UPPER"),
+        (["CR", "--grad-bits", "wide"], "--grad-bits as LOWER-UPPER"),
+        (["CR", "--recipe", "digits-quickstart"], "but got both"),
         (["CR", "--bits", "8-3"], "lower <= upper"),
         (["CR", "--plot", "bits.txt"], "ending"),
         (["CR", "--plot", str(Path("missing") / "bits.png")], "folder"),
@@ -68,4 +71,53 @@ def test_they_are_drawn(capsys, tmp_path, name):
 )
 def test_bad_input_is_one_clear_line(capsys, words, part):
     assert main(["schedules", *words]) in (2, 5)
+    assert part in capsys.readouterr().err
+
+
+def test_gradients_that_cycle_cost_less(capsys):
+    [entry] = listed(capsys, "CR", "--grad-bits", "6-8", "--cycles", "8", "--steps", "6400")
+    bits = [round(3 + 2.5 * (1 - math.cos(math.pi * (step % 800) / 800))) for step in range(6400)]
+    grads = [round(6 + 1 - math.cos(math.pi * (step % 800) / 800)) for step in range(6400)]
+    spent = sum(fw * fw + 2 * fw * bw for fw, bw in zip(bits, grads, strict=True))
+    static = sum(64 + 16 * bw for bw in grads)
+    assert entry["saving"] == pytest.approx(1 - spent / static)
+
+
+def test_progressive_bits_follow_a_loss_that_is_given(capsys, tmp_path):
+    losses = tmp_path / "losses.txt"
+    losses.write_text("\n".join(["1.0"] * 20))
+    [alone] = listed(capsys, "progressive", "--steps", "200")
+    [told] = listed(capsys, "progressive", "--steps", "200", "--losses", str(losses))
+    assert (alone["follows_loss"], alone["shares"]) == (True, {"3": 1.0})
+    assert told["follows_loss"] is False
+    assert told["shares"] == {"3": 0.25, "4": 0.25, "6": 0.25, "8": 0.25}  # a turning point every five epochs
+
+
+def test_epochs_of_a_log_are_the_periods(capsys, tmp_path):
+    log = tmp_path / "metrics.csv"
+    rows = "".join(f"{step},{step / 2},{2 - 0.5 * (step % 2)},\n" for step in range(1, 41))
+    log.write_text("step,epoch,loss,test_loss\n" + rows + "40,20,,0.3\n")
+    [entry] = listed(capsys, "progressive", "--steps", "40", "--losses", str(log))
+    assert entry["shares"] == {"3": 0.25, "4": 0.25, "6": 0.25, "8": 0.25}
+
+
+def test_all_schedules_of_a_recipe_are_shown(capsys, tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "precision:\n  cycles: 4\n  grad_schedule: linear\n  grad_lower: 6\n"
+        "  groups:\n    - {match: 'layer3.*', schedule: static, upper: 6}\n"
+    )
+    forward, group, gradients = listed(capsys, "--recipe", str(path), "--plot", str(tmp_path / "bits.png"))
+    assert forward["name"] == "forward: cosine 3-8"
+    assert (group["name"], group["shares"]) == ("layer3.*: static 3-6", {"6": 1.0})
+    assert (gradients["name"], gradients["saving"]) == ("gradients: linear 6-8", None)
+    assert (tmp_path / "bits.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("content", "part"), [("", "finite losses"), ("1.0\ntwo\n", "losses of a run"), ("nan", "finite losses")]
+)
+def test_losses_that_are_none_are_one_clear_line(capsys, tmp_path, content, part):
+    (tmp_path / "losses.txt").write_text(content)
+    assert main(["schedules", "progressive", "--losses", str(tmp_path / "losses.txt")]) == 5
     assert part in capsys.readouterr().err

@@ -20,7 +20,7 @@ from cpt_deploy.export import write_onnx
 from cpt_deploy.freezing import IntegerExecutor, IntegerGraph, freeze
 from cpt_deploy.freezing.programs import load_program, write_torchscript
 from cpt_deploy.models import build_model
-from cpt_deploy.quantization import QuantizationConfig, WeightBits, prepare, settle
+from cpt_deploy.quantization import LayerGroup, QuantizationConfig, WeightBits, prepare, settle
 from cpt_deploy.validation.operators import float_operators, optimized_operators
 
 
@@ -32,6 +32,7 @@ def frozen(
     weight_bits: WeightBits = None,
     activation_bits: int | None = None,
     seed: int = 0,
+    groups: tuple[LayerGroup, ...] = (),
 ) -> IntegerGraph:
     """Freeze a network with random weights, BatchNorms with both signs, and ranges from random data."""
     torch.manual_seed(seed)
@@ -40,7 +41,7 @@ def frozen(
             nn.init.uniform_(module.weight, 0.5, 1.5)
             nn.init.normal_(module.bias, std=0.3)
             module.weight.data *= torch.where(torch.rand_like(module.weight) < 0.1, -1.0, 1.0)
-    model = prepare(network, QuantizationConfig(lower=min(3, upper), upper=upper), shape)
+    model = prepare(network, QuantizationConfig(lower=min(3, upper), upper=upper, groups=groups), shape)
     bits: dict[str, Any] = {"weight_bits": weight_bits, "activation_bits": activation_bits}
     settle(model, [torch.randn(4, *shape) for _ in range(2)], **bits)
     return freeze(model, **bits)
@@ -73,6 +74,21 @@ def assert_exact(graph: IntegerGraph, x: Tensor, threads: int = 1) -> None:
     assert np.array_equal(run_onnxruntime(write_onnx(graph), x, ["logits"])["logits"], served["logits"])
     # the traced executor is a file of its own
     assert np.array_equal(load_program("torchscript", write_torchscript(graph))(x).numpy(), served["logits"])
+
+
+def test_groups_are_frozen_at_their_own_bounds_and_exact() -> None:
+    """Layers of 8, 6 and 4 bits in one graph; where a layer has fewer than what it reads, codes are brought to it."""
+    groups = (LayerGroup("group1", "groups.1.*", 6), LayerGroup("group2", "groups.2.*.conv2", 4))
+    graph = frozen(
+        build_model("resnet20", num_classes=10, in_channels=3, input_size=(32, 32)), (3, 32, 32), groups=groups
+    )
+    bits = {operation.source: operation.bits for operation in graph.weighted()}
+    inputs = {operation.source: graph.tensors[operation.inputs[0]].bits for operation in graph.weighted()}
+    for name in ("groups.1.0.conv1", "groups.1.0.shortcut.0", "groups.1.2.conv2"):
+        assert (bits[name], inputs[name]) == (6, 6)
+    assert (bits["groups.2.1.conv2"], inputs["groups.2.1.conv2"]) == (4, 4)
+    assert (bits["groups.2.1.conv1"], inputs["groups.2.1.conv1"], bits["fc"], bits["conv1"]) == (8, 8, 8, 8)
+    assert_exact(graph, torch.randn(4, 3, 32, 32))
 
 
 MODELS: dict[str, tuple[Callable[[], nn.Module], int]] = {

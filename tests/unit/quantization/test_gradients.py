@@ -4,7 +4,10 @@ import pytest
 import torch
 from scipy import stats
 
+from cpt_deploy.quantization import gradients
 from cpt_deploy.quantization.gradients import quantize_gradient, with_quantized_gradient
+from cpt_deploy.quantization.kernels import load_native
+from cpt_deploy.quantization.kernels.reference import TorchKernels
 from cpt_deploy.quantization.noise import index_noise, mix_seed
 
 CPU = torch.device("cpu")
@@ -12,6 +15,15 @@ CPU = torch.device("cpu")
 
 def levels(bits: int) -> torch.Tensor:
     return torch.tensor(float(2**bits - 1))
+
+
+@pytest.fixture(autouse=True, params=["torch", "native"])
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes gradients be rounded by one backend of kernels."""
+    kernels = TorchKernels() if request.param == "torch" else load_native()
+    if isinstance(kernels, str):
+        pytest.skip(f"no compiled kernels: {kernels}")
+    monkeypatch.setattr(gradients, "kernels_on", lambda device: kernels)
 
 
 def test_noise_is_uniform() -> None:
@@ -35,6 +47,19 @@ def test_noise_is_a_function_of_index_and_seed() -> None:
 def test_seeds_of_different_steps_and_layers_differ() -> None:
     seeds = {mix_seed(0, layer, step) for layer in range(40) for step in range(200)}
     assert len(seeds) == 40 * 200
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_an_element_is_rounded_with_the_noise_of_its_place_in_memory(layout: torch.memory_format) -> None:
+    gradient = torch.randn(3, 4, 5, 6).contiguous(memory_format=layout)
+    step = (gradient.max() - gradient.min()) / 254
+    noise = index_noise(gradient.numel(), 77, CPU).as_strided(gradient.shape, gradient.stride())
+    assert torch.equal(quantize_gradient(gradient, levels(8), 77), torch.floor(gradient / step + noise) * step)
+
+
+def test_a_gradient_in_bfloat16_is_rounded_as_float32() -> None:
+    gradient = torch.randn(4, 50).bfloat16()
+    assert torch.equal(quantize_gradient(gradient, levels(8), 5), quantize_gradient(gradient.float(), levels(8), 5))
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])

@@ -12,7 +12,7 @@ from torch.nn import functional
 from torchvision.ops import StochasticDepth
 
 from cpt_deploy.models import build_model
-from cpt_deploy.quantization import QuantizationConfig, QuantizedModel, prepare
+from cpt_deploy.quantization import QuantizationConfig, QuantizedModel, gradients, prepare
 from cpt_deploy.quantization import model as model_module
 from cpt_deploy.quantization.kernels import Kernels, Selection, load_native
 from cpt_deploy.quantization.kernels.reference import TorchKernels
@@ -20,6 +20,9 @@ from cpt_deploy.quantization.model import Engine
 from cpt_deploy.quantization.products import Compute, has_bf16_units
 
 PATHS = [("torch", "float32"), ("torch", "bf16"), ("native", "float32"), ("native", "bf16")]
+MODULES = [("torch", "modules"), ("native", "modules")]
+#: For tests of what holds on every path, the modules by themselves too.
+every_path = pytest.mark.parametrize("path", [*PATHS, *MODULES], ids="-".join, indirect=True)
 #: Its gradient is nothing but rounding, since BatchNorm takes the mean away.
 BIAS_BEFORE_NORM = "network.0.bias"
 
@@ -34,6 +37,7 @@ def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Com
     if isinstance(kernels, str):
         pytest.skip(f"no compiled kernels: {kernels}")
     monkeypatch.setattr(model_module, "active", lambda: Selection(kernels, native=backend == "native"))
+    monkeypatch.setattr(gradients, "kernels_on", lambda device: kernels)
     return compute
 
 
@@ -199,6 +203,7 @@ def test_losses_of_200_steps_agree_with_the_modules(path: Compute) -> None:
     assert (found.mean() - expected.mean()).abs() < 0.06
 
 
+@every_path
 @pytest.mark.parametrize("scale", [1e-8, 1e-20])
 def test_tiny_gradients_keep_their_levels(path: Compute, scale: float) -> None:
     torch.manual_seed(0)
@@ -213,6 +218,7 @@ def test_tiny_gradients_keep_their_levels(path: Compute, scale: float) -> None:
             )
 
 
+@every_path
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_what_is_not_a_number_reaches_the_loss_and_the_gradients(path: Compute, value: float) -> None:
     model = prepared(Block(), (3, 16, 16))
@@ -224,6 +230,7 @@ def test_what_is_not_a_number_reaches_the_loss_and_the_gradients(path: Compute, 
     assert not torch.isfinite(gradients["network.stem.0.weight"]).all()
 
 
+@every_path
 def test_a_gradient_that_is_not_a_number_stays_none(path: Compute) -> None:
     model = single_layer()
     model.compute = path

@@ -5,7 +5,7 @@ from pydantic import ValidationError
 
 from cpt_deploy.precision import relative_cost
 from cpt_deploy.recipe import PrecisionSettings, Recipe, TrainSettings
-from cpt_deploy.recipe.schema import Every, parse_every
+from cpt_deploy.recipe.fields import Every, parse_every
 
 
 def test_default_recipe_is_complete():

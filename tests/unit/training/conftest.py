@@ -99,8 +99,9 @@ def outcome():
         report = json.loads((directory / "report.json").read_text())
         for key in ("seconds", "images_per_s", "steps_by_bits"):
             report.pop(key)
-        for evaluation in (report["test"], report["best"]):
-            evaluation.pop("seconds")
+        for evaluation in (report["test"], report["best"], report["valid"]):
+            if evaluation is not None:
+                evaluation.pop("seconds")
         return {"weights": (directory / "model.safetensors").read_bytes(), "rows": rows, "report": report}
 
     return read

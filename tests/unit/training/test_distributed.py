@@ -1,3 +1,4 @@
+import copy
 import multiprocessing
 import os
 import signal
@@ -10,11 +11,13 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
 from torch import nn
+from torch.nn import functional
 
 from cpt_deploy.data import eval_loader, load_images
 from cpt_deploy.errors import CptError, UsageError
-from cpt_deploy.quantization import synchronize_norms
-from cpt_deploy.quantization.noise import index_noise, seed_from_index
+from cpt_deploy.quantization import QuantizationConfig, QuantizedModel, prepare, synchronize_norms
+from cpt_deploy.quantization.noise import index_noise
+from cpt_deploy.quantization.products import has_bf16_units
 from cpt_deploy.training import SilentReporter, evaluate, load_run, train
 from cpt_deploy.training.metrics_log import read_metrics
 from cpt_deploy.training.ranks import Ranks, choose_device, joined, launched
@@ -105,6 +108,34 @@ def test_quantized_loss_curve_is_that_of_one_process_within_the_bound(recipe, tm
     assert alone.loss == pytest.approx(run.report.test.loss, rel=1e-5)
 
 
+def _train_and_tell(rank, recipe, directory):
+    with (directory.parent / f"bits-{rank}.txt").open("w") as file:
+        set_bits = QuantizedModel.set_bits
+
+        def told(model, forward, backward, groups=None):
+            file.write(f"{forward} {backward}\n")
+            set_bits(model, forward, backward, groups)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(QuantizedModel, "set_bits", told)
+            train(recipe, directory)
+
+
+def test_processes_agree_on_bits_that_follow_the_loss(recipe, tmp_path):
+    progressive = recipe(
+        "train.epochs=1",
+        "precision.schedule=progressive",
+        "precision.progressive.stages=[3, 4, 8]",
+        "precision.progressive.threshold=2",
+        "precision.progressive.decay=1",
+        "precision.progressive.window=2",
+        "precision.progressive.every=2 steps",
+    )
+    assert in_processes(2, _train_and_tell, progressive, tmp_path / "run") == [0, 0]
+    first, second = ((tmp_path / f"bits-{rank}.txt").read_text().split("\n") for rank in (0, 1))
+    assert first == second == [*["3 8"] * 4, *["4 8"] * 4, *["8 8"] * 3, ""]
+
+
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
 def test_run_goes_on_with_another_number_of_processes(recipe, tmp_path, before, after):
     mine = recipe(*EVERY_STEP, *FLOAT)
@@ -169,10 +200,64 @@ def test_norm_over_processes_is_the_norm_of_the_whole_batch(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"passed-0", "passed-1"}
 
 
-def test_parts_of_a_gradient_have_the_noise_of_the_whole():
-    whole = index_noise(1000, 12345, torch.device("cpu"))
+def _step(model, inputs, labels, first_sample=0):
+    """One step's logits, and gradients as the whole batch gives them."""
+    model.set_step(3, first_sample)
+    logits = model(inputs)
+    (functional.cross_entropy(logits, labels, reduction="sum") / 14).backward()
+    return logits.detach(), {name: p.grad for name, p in model.named_parameters()}
 
-    assert torch.equal(index_noise(600, seed_from_index(12345, 400), torch.device("cpu")), whole[400:])
+
+def _compare_paths(rank, folder, compute):
+    torch.manual_seed(0)
+    layers = nn.Sequential(nn.Conv2d(3, 6, 3, bias=False), nn.BatchNorm2d(6), nn.ReLU(), nn.AdaptiveAvgPool2d(1))
+    alone = prepare(layers.append(nn.Flatten()), QuantizationConfig(), (3, 9, 9)).train()
+    alone.compute = "modules"
+    fused, modules = copy.deepcopy(alone), copy.deepcopy(alone)
+    fused.compute = compute
+    x, labels = torch.randn(14, 3, 9, 9), torch.arange(14) % 6
+    part, place = (slice(0, 6), 0) if rank == 0 else (slice(6, 14), 6)
+    whole, expected = _step(alone, x, labels)
+    with joined("cpu"):
+        results = []
+        for model in (fused, modules):
+            synchronize_norms(model.network)
+            logits, gradients = _step(model, x[part], labels[part], place)
+            for gradient in gradients.values():
+                dist.all_reduce(gradient)
+            results.append((logits, gradients))
+    assert fused._program is not None
+    assert modules._program is None
+    step = float(whole.max() - whole.min()) / 255
+    assert torch.allclose(results[0][0], results[1][0], atol=1.01 * step)
+    assert torch.allclose(results[0][0], whole[part], atol=3 * step)
+    for name, gradient in expected.items():
+        of_fused, of_modules = results[0][1][name], results[1][1][name]
+        assert (of_fused - of_modules).norm() < 0.02 * of_modules.norm(), name
+        assert (of_fused - gradient).norm() < 0.2 * gradient.norm(), name  # its ranges are its own, so is its rounding
+    for name in ("running_mean", "running_var"):
+        found, wanted = (model.get_submodule("network.1").get_buffer(name) for model in (fused, alone))
+        assert torch.allclose(found, wanted, rtol=1e-2, atol=1e-3), name
+    Path(folder, f"passed-{rank}").touch()
+
+
+@pytest.mark.parametrize("compute", ["float32", "bf16"])
+def test_on_codes_a_step_of_two_processes_is_that_of_their_modules_and_that_of_one(tmp_path, compute):
+    if compute == "bf16" and not has_bf16_units():
+        pytest.skip("this processor has no bfloat16 units")
+
+    in_processes(2, _compare_paths, tmp_path, compute)
+
+    assert {path.name for path in tmp_path.iterdir()} == {"passed-0", "passed-1"}
+
+
+def test_parts_of_a_gradient_have_the_noise_of_the_whole():
+    model = prepare(nn.Sequential(nn.Conv2d(3, 4, 1)), QuantizationConfig(), (3, 2, 5))
+    whole, layer, cpu = torch.zeros(7, 4, 2, 5), model.get_submodule("network.0"), torch.device("cpu")
+    noise = index_noise(whole.numel(), layer.gradient_seed(whole), cpu)
+
+    model.set_step(0, first_sample=3)
+    assert torch.equal(index_noise(160, layer.gradient_seed(whole[3:]), cpu), noise[120:])
 
 
 def test_devices_of_processes(monkeypatch):

@@ -5,10 +5,13 @@ import math
 import random
 
 import pytest
+import torch
 from PIL import Image
 
 from cpt_cli.main import main
-from cpt_deploy.errors import UsageError
+from cpt_deploy.errors import TrainingDivergedError, UsageError
+from cpt_deploy.quantization import QuantizedModel
+from cpt_deploy.report import plot_range_test
 from cpt_deploy.training import BitsProgress, range_test
 
 
@@ -106,3 +109,41 @@ def test_bounds_can_be_given_in_one_word(capsys):
     assert main(["train", *WIDE, "--bits", "4-6", "--dry-run", "--json"]) == 0
     precision = json.loads(capsys.readouterr().out)["recipe"]["precision"]
     assert (precision["lower"], precision["upper"]) == (4, 6)
+
+
+@pytest.fixture
+def states(monkeypatch):
+    """The model's state as each precision begins; up to 3 bits the fifth loss is NaN."""
+    begun, steps = {}, []
+    set_bits, forward = QuantizedModel.set_bits, QuantizedModel.forward
+
+    def remember(model, bits, grad_bits):
+        set_bits(model, bits, grad_bits)
+        begun[bits] = {name: value.clone() for name, value in model.state_dict().items()}
+        steps.clear()
+
+    def spoilt(model, x):
+        steps.append(1)
+        few = model.precision.weight_bits["cycle"] <= 3
+        return forward(model, x) * (float("nan") if few and len(steps) == 5 else 1.0)
+
+    monkeypatch.setattr(QuantizedModel, "set_bits", remember)
+    monkeypatch.setattr(QuantizedModel, "forward", spoilt)
+    return begun
+
+
+def test_a_precision_at_which_the_loss_explodes_is_gone_back_from(recipe, states, tmp_path):
+    outcome = range_test(recipe("model.args.width=16"), steps=30)
+
+    assert [entry.diverged for entry in outcome.progress][:3] == [True, True, False]
+    assert [len(entry.loss) for entry in outcome.progress][:3] == [4, 4, 30]
+    assert outcome.lower >= 4
+    for bits in (3, 4):
+        assert all(torch.equal(value, states[2][name]) for name, value in states[bits].items())
+    plot_range_test(outcome.to_dict(), tmp_path / "range.png")
+    assert json.loads(json.dumps(outcome.to_dict()))["precisions"][0]["diverged"]
+
+
+def test_a_loss_that_explodes_at_the_upper_bound_is_an_error(recipe, states):
+    with pytest.raises(TrainingDivergedError, match="at 3 bits, step 5"):
+        range_test(recipe("precision.upper=3"), steps=30)

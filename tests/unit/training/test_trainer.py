@@ -5,6 +5,7 @@ import torch
 from safetensors.torch import load_file
 
 from cpt_deploy.errors import RunInterruptedError, TrainingDivergedError, UsageError
+from cpt_deploy.quantization.products import has_bf16_units
 from cpt_deploy.recipe import load_recipe
 from cpt_deploy.training import load_run, train
 
@@ -53,11 +54,13 @@ def test_random_numbers_of_the_caller_are_not_touched(recipe, tmp_path):
     assert torch.equal(torch.rand(3), expected)
 
 
-def test_diverged_run_names_step_bits_and_checkpoint(recipe, tmp_path):
+@pytest.mark.parametrize("compute", ["modules", "float32", "bf16"])
+def test_diverged_run_names_step_bits_and_checkpoint(recipe, tmp_path, compute):
+    if compute == "bf16" and not has_bf16_units():
+        pytest.skip("this processor has no bfloat16 units")
+    rates = ("optimizer.lr=1e30", "lr.name=constant", "lr.warmup_steps=11", "lr.warmup_factor=0")
     with pytest.raises(TrainingDivergedError) as caught:
-        train(
-            recipe("optimizer.lr=1e30", "lr.name=constant", "lr.warmup_steps=11", "lr.warmup_factor=0"), tmp_path / "a"
-        )
+        train(recipe(*rates, f"train.compute={compute}"), tmp_path / "a")
 
     message = str(caught.value)
     assert "at step" in message

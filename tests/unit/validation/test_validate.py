@@ -1,5 +1,6 @@
 """The whole gate on a small bundle: agreement, every kind of disagreement, and requests that make no sense."""
 
+import importlib
 import json
 import subprocess
 import sys
@@ -102,6 +103,23 @@ def test_a_limit_takes_samples_spread_over_the_whole_set(bundle, images, echo):
 
 def test_a_limit_beyond_the_set_takes_all(bundle, images):
     assert validate(bundle, images, integer_model=None, limit=1000).dataset.samples == 150
+
+
+def test_the_report_names_the_execution_provider(bundle, images, echo):
+    report = validate(bundle, images, integer_model=echo, provider="CPUExecutionProvider", require_exact=True, limit=3)
+    assert report.passed
+    assert report.to_dict()["provider"] == "CPUExecutionProvider"
+    assert report.graph is not None
+
+
+def test_where_the_graph_is_compiled_its_operators_are_not_listed(bundle, images, echo, monkeypatch):
+    for name in ("validate", "taps"):  # as modules: the package has a function of the first one's name
+        module = importlib.import_module(f"cpt_deploy.validation.{name}")
+        monkeypatch.setattr(module, "keeps_operators", lambda provider: False)
+    report = validate(bundle, images, integer_model=echo, limit=3)
+    assert report.graph is None
+    assert any("compiles the graph" in note for note in report.notes)
+    assert {tensor.name for tensor in report.tensors} >= {"x", "a", "b", "sum", "y"}
 
 
 def test_without_an_integer_model_no_integers_are_compared(bundle, images):

@@ -1,0 +1,88 @@
+"""Perplexity of a small two-layer LSTM on the Penn Treebank at CPT 5-8/8 and at static 8 bits, by `cpt train`.
+
+The settings are those of `ptb-lstm` but for the size and the length of the run, which two CPU cores allow. Runs that
+are finished are taken as they are, unfinished ones go on from their last checkpoint; results are written after each.
+
+    CPT_DATA_DIR=… python benchmarks/language_models.py [--runs runs/language-models] [--steps 2656] [--only cpt-5-8]
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from measuring import machine, machine_line, markdown_table, write_results
+
+CPT = [sys.executable, "-m", "cpt_cli"]
+RECIPES = {"cpt-5-8": "ptb-lstm", "static-8": "ptb-lstm-static8"}
+
+
+def settings(steps: int, size: int, seed: int) -> list[str]:
+    """Return what differs from the preset."""
+    return [
+        f"model.args.embedding={size}",
+        f"model.args.hidden={size}",
+        "model.args.dropout=0.2",  # a small network that sees the text a few times underfits
+        f"train.steps={steps}",
+        "train.eval_batch_size=40",
+        "train.eval_every=null",  # the rate stays as it is: there is no epoch to wait for
+        "train.checkpoint_every=100 steps",
+        f"seed={seed}",
+        "train.device=cpu",
+    ]
+
+
+def train(name: str, folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Train a run, go on with it, or read it; return its report."""
+    run = folder / f"{name}-seed{arguments.seed}"
+    if not (run / "report.json").is_file():
+        begun = (run / "recipe.yaml").is_file()
+        overrides = settings(arguments.steps, arguments.size, arguments.seed)
+        what = ["--resume", str(run)] if begun else [RECIPES[name], *overrides, "--out", str(run)]
+        subprocess.run([*CPT, "train", *what, "--quiet"], check=True)
+    report: dict[str, Any] = json.loads((run / "report.json").read_text())
+    return report
+
+
+def row(name: str, report: dict[str, Any]) -> list[str]:
+    """Return a run as a row of the table."""
+    return [
+        {"cpt-5-8": "CPT 5-8/8", "static-8": "static 8/8"}[name],
+        f"{report['valid']['perplexity']:.2f}",
+        f"{report['test']['perplexity']:.2f}",
+        f"{report['cost']['gbitops']:,.0f}",
+        f"{report['cost']['saving']:.1%}",
+        f"{report['seconds']['training'] / 60:.0f}",
+    ]
+
+
+def main() -> None:
+    """Train what is not yet trained and write the results."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=Path, default=Path("runs/language-models"))
+    parser.add_argument("--steps", type=int, default=2656, help="1,328 are an epoch")
+    parser.add_argument("--size", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", choices=list(RECIPES), help="train this one; the other is read if it is finished")
+    arguments = parser.parse_args()
+    reports: dict[str, dict[str, Any]] = {}
+    for name in RECIPES:
+        finished = (arguments.runs / f"{name}-seed{arguments.seed}" / "report.json").is_file()
+        if arguments.only in (None, name) or finished:
+            reports[name] = train(name, arguments.runs, arguments)
+    info = machine()
+    header = ["precision", "valid perplexity", "test perplexity", "GBitOPs", "saving", "training, minutes"]
+    first = next(iter(reports.values()))
+    table = (
+        f"Two-layer LSTM of {arguments.size} on the Penn Treebank, {first['steps']:,} steps ({first['epochs']:.2f} "
+        f"epochs), seed {arguments.seed}, settled, at 8 bits (`python benchmarks/language_models.py`)\n\n"
+        + markdown_table(header, [row(name, report) for name, report in reports.items()])
+        + f"\n\n{machine_line(info)}"
+    )
+    write_results("language_models", {"machine": info, "runs": reports}, table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""The precision range test of two networks on Fashion-MNIST: at how many bits does training accuracy start to rise?
+
+All precisions up to the upper bound are tried, not only those up to the first that trains, so that the whole curve can
+be seen; the bound is the first one that trains either way.
+
+    CPT_DATA_DIR=… python benchmarks/range_tests.py [--models resnet20 mobilenetv2] [--steps 100] [--seeds 0]
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from measuring import machine, machine_line, markdown_table, write_results
+
+from cpt_deploy.recipe import load_recipe
+from cpt_deploy.report import plot_range_test
+from cpt_deploy.training import range_test
+
+IMAGES = Path(__file__).parent.parent / "docs" / "images"
+BATCH_SIZES = {"resnet20": 64, "mobilenetv2": 32}
+PRESET_BATCH = 128
+"""The batch that the preset's learning rate is meant for; smaller ones have a rate that is smaller alike."""
+
+
+def tested(model: str, seed: int, steps: int) -> dict[str, Any]:
+    """Run the test of one network with the preset's other settings and return what it found."""
+    overrides = [f"model.name={model}", f"train.batch_size={BATCH_SIZES[model]}", f"seed={seed}", "train.device=cpu"]
+    rate = load_recipe("fashion-mnist-resnet20").optimizer.lr * BATCH_SIZES[model] / PRESET_BATCH
+    recipe = load_recipe("fashion-mnist-resnet20", [*overrides, f"optimizer.lr={rate}"])
+    began = time.process_time()
+
+    def tell(done: int, total: int, accuracy: float) -> None:
+        if done % steps == 0:
+            print(f"{model}, seed {seed}: {done} of {total} steps, {accuracy:.0%}", file=sys.stderr, flush=True)
+
+    outcome = range_test(recipe, steps=steps, to_upper=True, on_step=tell)
+    return {
+        "model": model,
+        "seed": seed,
+        "batch_size": BATCH_SIZES[model],
+        "processor_seconds": round(time.process_time() - began, 1),
+        **outcome.to_dict(),
+    }
+
+
+def table(results: list[dict[str, Any]], steps: int, info: dict[str, Any]) -> str:
+    """Return the rises of all networks as a table; the bound is set in bold."""
+    bits = [entry["bits"] for entry in results[0]["precisions"]]
+    rows = []
+    for result in results:
+        cells = []
+        for entry in result["precisions"]:
+            figures = f"{100 * entry['rise']:+.1f} ± {100 * entry['standard_error']:.1f}"
+            cell = "diverged" if entry["diverged"] else figures
+            cells.append(f"**{cell}**" if entry["bits"] == result["lower"] else cell)
+        lower = "none" if result["lower"] is None else f"{result['lower']} bits"
+        rows.append([result["model"], str(result["batch_size"]), str(result["seed"]), *cells, lower])
+    header = ["network", "batch", "seed", *(f"{count} bits" for count in bits), "lower bound"]
+    title = (
+        f"Precision range test on Fashion-MNIST, {steps} steps at each precision: rise of the training accuracy in "
+        "points ± standard error; bold: the first rise beyond threshold and chance (`python benchmarks/range_tests.py`)"
+    )
+    return f"{title}\n\n{markdown_table(header, rows)}\n\n{machine_line(info)}"
+
+
+def main() -> None:
+    """Test the networks, draw each curve, and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--models", nargs="+", default=list(BATCH_SIZES), choices=list(BATCH_SIZES))
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    arguments = parser.parse_args()
+    results = [tested(model, seed, arguments.steps) for model in arguments.models for seed in arguments.seeds]
+    IMAGES.mkdir(exist_ok=True)
+    for result in results:
+        if result["seed"] == arguments.seeds[0]:
+            title = f"Precision range test of {result['model']} on Fashion-MNIST"
+            plot_range_test(result, IMAGES / f"range-test-{result['model']}.png", title=title)
+    info = machine()
+    content = {"machine": info, "steps": arguments.steps, "results": results}
+    write_results("range_tests", content, table(results, arguments.steps, info))
+
+
+if __name__ == "__main__":
+    main()

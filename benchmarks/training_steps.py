@@ -1,0 +1,114 @@
+"""One training step of a network, and what can be measured of it: shared by the benchmarks of CPUs and GPUs."""
+
+import functools
+import subprocess
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.profiler import ProfilerActivity
+
+Step = Callable[[], None]
+
+
+def training_step(model: nn.Module, x: Tensor, labels: Tensor, *, autocast: bool = False) -> Step:
+    """Return a function that makes one step of SGD with momentum.
+
+    Args:
+        model: Returns logits (..., K).
+        x: A batch.
+        labels: Classes, of the logits' shape without K.
+        autocast: Whether forward runs under bfloat16 autocast.
+    """
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
+
+    def step() -> None:
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=autocast):
+            logits = model(x)
+        loss = functional.cross_entropy(logits.float().flatten(0, -2), labels.flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def graphed(step: Step) -> Step:
+    """Return a step recorded once as a CUDA graph and replayed: what it costs when nothing waits for launches.
+
+    Raises:
+        RuntimeError: If the step waits for the device or allocates where a graph cannot.
+    """
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay
+
+
+def synchronized_clock(device: torch.device) -> float:
+    """Return seconds on a clock that is read when the device has done all that it was told."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def peak_bytes(step: Step, device: torch.device | None = None) -> int:
+    """Return the most memory that torch allocates in a step, beyond what is there before it."""
+    step()
+    if device is not None and device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        step()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    with torch.profiler.profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profile:
+        step()
+    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    present = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        present += event.nbytes()
+        peak = max(peak, present)
+    return peak
+
+
+def launches(step: Step, device: torch.device) -> int:
+    """Return how many kernels a step launches on a GPU; on a CPU how many of torch's operators it calls."""
+    step()
+    on_gpu = device.type == "cuda"
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
+    with torch.profiler.profile(activities=activities) as profile:
+        step()
+        synchronized_clock(device)
+    kind = torch.autograd.DeviceType.CUDA if on_gpu else torch.autograd.DeviceType.CPU
+    counted = [event for event in profile.events() if event.device_type == kind and not event.is_user_annotation]
+    return sum(not (on_gpu and event.name.startswith(("Memcpy", "Memset"))) for event in counted)
+
+
+@functools.cache
+def gpu() -> dict[str, Any]:
+    """Return the card, its driver and the versions that only matter there."""
+    properties = torch.cuda.get_device_properties(0)
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0"]
+    try:
+        driver = subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        driver = "unknown"
+    return {
+        "name": properties.name,
+        "driver": driver,
+        "capability": f"{properties.major}.{properties.minor}",
+        "multiprocessors": properties.multi_processor_count,
+        "memory_bytes": properties.total_memory,
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+    }

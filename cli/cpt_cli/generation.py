@@ -1,0 +1,86 @@
+"""Generating text: here with a bundle, or by asking a server. Both give the same events."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cpt_deploy.errors import UsageError
+
+
+@dataclass(frozen=True)
+class TextOptions:
+    """How text is generated; see `cpt_serving.web.generation_schemas`."""
+
+    max_tokens: int
+    temperature: float
+    top_k: int
+    top_p: float
+    seed: int
+    stop: tuple[str, ...] = ()
+
+
+def local_text(path: Path, prompt: str, options: TextOptions, *, threads: int | None) -> Iterator[dict[str, Any]]:
+    """Generate with a bundle in this process.
+
+    Raises:
+        BundleError: If the bundle is missing or damaged, or holds no language model.
+        UsageError: If the prompt is longer than the model's context.
+    """
+    import numpy as np
+
+    from cpt_deploy.bundle.language import END, LanguageBundle, LanguageModel
+    from cpt_serving.inference.sampling import Sampler, SamplingOptions, log_softmax
+    from cpt_serving.inference.stopping import StopMatcher
+
+    bundle = LanguageBundle.open(path)
+    model = LanguageModel(bundle.onnx_path, bundle.manifest, threads=threads)
+    tokens = bundle.text.encode(prompt) or list(bundle.text.start)
+    context, limit = bundle.manifest.context, options.max_tokens
+    if context is not None:
+        if len(tokens) > context:
+            raise UsageError(
+                f"Expected a prompt of at most {context} tokens, the model's context, but got {len(tokens)}"
+            )
+        limit = min(limit, context - len(tokens) + 1)
+    sampler = Sampler(SamplingOptions(options.temperature, options.top_k, options.top_p, options.seed))
+    stop, decode = StopMatcher(options.stop), bundle.text.decoder(tokens)
+    logits, state = model.run(np.array([tokens], np.int64))
+    started = time.monotonic()
+    for count in range(1, limit + 1):
+        token = sampler.draw(log_softmax(logits[0, -1]))
+        text = stop.add(decode(token))
+        if not stop.stopped and count < limit:
+            yield {"text": text}
+            logits, state = model.run(np.array([[token]], np.int64), state)
+            continue
+        if not stop.stopped:
+            text += stop.add(decode(END)) + stop.rest()
+        seconds = time.monotonic() - started
+        yield {
+            "model": bundle.name,
+            "version": bundle.version,
+            "text": text,
+            "finish_reason": "stop" if stop.stopped else "length",
+            "seed": options.seed,
+            "usage": {"prompt_tokens": len(tokens), "generated_tokens": count},
+            "timings": {"tokens_per_s": round((count - 1) / seconds, 1) if count > 1 and seconds > 0 else None},
+        }
+        return
+
+
+def remote_text(url: str, prompt: str, options: TextOptions, headers: dict[str, str]) -> Iterator[dict[str, Any]]:
+    """Generate by a server.
+
+    Raises:
+        UsageError: If the address is none, or the server does not take the request.
+        DataError: If it cannot be reached.
+    """
+    from cpt_serving.client.generating import stream_text
+
+    body = {
+        "prompt": prompt, "max_tokens": options.max_tokens, "temperature": options.temperature,
+        "top_k": options.top_k, "top_p": options.top_p, "seed": options.seed, "stop": list(options.stop),
+    }  # fmt: skip
+    return stream_text(url, body, headers=headers)

@@ -1,0 +1,151 @@
+"""What `cpt schedules` knows of each schedule: its bits over a run, what they save, and losses that it follows."""
+
+import csv
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cpt_deploy.errors import DataError
+
+if TYPE_CHECKING:
+    from cpt_deploy.precision import PrecisionSchedule
+    from cpt_deploy.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class ShownSchedule:
+    """One schedule over a run.
+
+    Args:
+        name: Its name, or what it belongs to.
+        short: The short name of Wolfe & Kyrillidis, if it is theirs.
+        group: Their group of saving, likewise.
+        bits: Bits of every step.
+        saving: BitOPs saved against static bits at the upper bound; `None` for gradients, which have no such run.
+        follows_loss: Whether its bits follow a loss that was not given.
+    """
+
+    name: str
+    short: str | None
+    group: str | None
+    bits: list[int]
+    saving: float | None
+    follows_loss: bool = False
+
+    @property
+    def shares(self) -> dict[int, float]:
+        """Share of the steps at each number of bits, ascending by bits."""
+        return {width: self.bits.count(width) / len(self.bits) for width in sorted(set(self.bits))}
+
+    @property
+    def mean_bits(self) -> float:
+        """Mean bits of a step."""
+        return sum(self.bits) / len(self.bits)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all but the bits of single steps, as JSON types."""
+        return {
+            "name": self.name,
+            "short": self.short,
+            "group": self.group,
+            "mean_bits": self.mean_bits,
+            "saving": self.saving,
+            "shares": {str(width): share for width, share in self.shares.items()},
+            "follows_loss": self.follows_loss,
+        }
+
+
+def show_schedule(
+    name: str, schedule: "PrecisionSchedule", backward: "PrecisionSchedule", upper: int, steps: int, losses: list[float]
+) -> ShownSchedule:
+    """Describe a schedule.
+
+    Args:
+        name: Its long name.
+        schedule: The schedule; if it follows the loss it is told `losses`.
+        backward: The gradients' schedule, for the cost.
+        upper: Upper bound, to whose static run the cost is compared.
+        steps: Steps of the run.
+        losses: Mean training loss of each period of a run; empty if unknown.
+    """
+    from cpt_deploy.precision import AdaptiveSchedule, follow_losses, published_name, relative_cost
+
+    follows = False
+    for entry in (schedule, backward):
+        if isinstance(entry, AdaptiveSchedule):
+            follows = not losses
+            follow_losses(entry, losses, max(1, steps // max(1, len(losses))))
+    published = published_name(name)
+    return ShownSchedule(
+        name,
+        published[0] if published else None,
+        f"{published[1]} saving" if published else None,
+        [schedule.bits_at(step, steps) for step in range(steps)],
+        1 - relative_cost(schedule, backward, steps, reference_bits=upper),
+        follows,
+    )
+
+
+def show_recipe(recipe: "Recipe", steps: int, losses: list[float]) -> list[ShownSchedule]:
+    """Describe the schedules of a recipe: forward, those of groups, and that of the gradients."""
+    precision = recipe.precision
+    shown = [
+        show_schedule(
+            f"forward: {precision.schedule} {_range(precision.lower, precision.upper)}",
+            precision.forward_schedule(),
+            precision.backward_schedule(),
+            precision.upper,
+            steps,
+            losses,
+        )
+    ]
+    for group, schedule in zip(precision.groups, precision.group_schedules().values(), strict=True):
+        lower, upper = precision.bounds_of(group)
+        name = f"{group.match}: {group.schedule or precision.schedule} {_range(lower, upper)}"
+        shown.append(show_schedule(name, schedule, precision.backward_schedule(), upper, steps, losses))
+    grads = precision.backward_schedule()
+    name = f"gradients: {precision.grad_schedule} {_range(precision.grad_lower, precision.grad_upper)}"
+    # What gradients cost is part of the cost of the forward schedules.
+    shown.append(replace(show_schedule(name, grads, grads, precision.grad_upper, steps, losses), saving=None))
+    return shown
+
+
+def read_losses(path: Path) -> list[float]:
+    """Return the mean training loss of each period from a file.
+
+    Args:
+        path: `metrics.csv` of a run, whose epochs are the periods, or a text file with a number a line, one a period.
+
+    Raises:
+        DataError: If the file cannot be read or holds something else.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"Expected a readable file of losses at {path}, but got: {error}") from error
+    try:
+        rows = csv.DictReader(text.splitlines())
+        if {"loss", "epoch"} <= set(rows.fieldnames or ()):
+            losses = _by_epoch([(float(row["epoch"]), float(row["loss"])) for row in rows if row["loss"]])
+        else:
+            losses = [float(line) for line in text.split()]
+    except ValueError as error:
+        raise DataError(
+            f"Expected the losses of a run in {path}, but got: {error}",
+            hint="metrics.csv of a run, or one number a line, the mean loss of each epoch",
+        ) from error
+    if not losses or not all(math.isfinite(loss) for loss in losses):
+        raise DataError(f"Expected finite losses in {path}, but got {len(losses) or 'none'}")
+    return losses
+
+
+def _by_epoch(rows: list[tuple[float, float]]) -> list[float]:
+    epochs: dict[int, list[float]] = {}
+    for epoch, loss in rows:  # a row's epoch is what is finished: 1.0 still belongs to the first
+        epochs.setdefault(max(math.ceil(epoch), 1), []).append(loss)
+    return [sum(losses) / len(losses) for _, losses in sorted(epochs.items())]
+
+
+def _range(lower: int, upper: int) -> str:
+    return f"{lower}-{upper}" if lower < upper else f"{upper}"

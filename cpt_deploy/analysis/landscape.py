@@ -1,0 +1,207 @@
+"""The loss on a line or a plane through a minimum.
+
+As in the code of Li et al., 2018, the network is in evaluation: BatchNorm keeps the running statistics of the minimum,
+and biases and BatchNorm's parameters stay as they are. What is moved are the float weights, before quantization: each
+point's weights are quantized anew, with scales of their own, at the upper bound; activations keep their ranges.
+"""
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from queue import SimpleQueue
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from cpt_deploy.analysis.directions import filter_normalized, random_direction
+from cpt_deploy.analysis.minimum import Batches, Minimum, mean_loss
+from cpt_deploy.errors import UsageError
+
+
+class Point(NamedTuple):
+    """A point of the line or plane, in multiples of the directions; y is 0 on a line."""
+
+    x: float
+    y: float
+
+
+class Value(NamedTuple):
+    """Mean cross-entropy and accuracy, 0 to 1, at a point."""
+
+    loss: float
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Which points are looked at.
+
+    Args:
+        points: Number of points in each dimension, odd so that the minimum is one of them.
+        extent: The greatest multiple of a direction; 1 changes each filter by its own norm.
+        dimensions: 1 for a line, 2 for a plane.
+    """
+
+    points: int = 21
+    extent: float = 1.0
+    dimensions: int = 2
+
+    def __post_init__(self) -> None:
+        if self.points < 3 or self.points % 2 == 0:
+            raise UsageError(f"Expected an odd number of at least 3 points, but got {self.points}")
+        if not 0 < self.extent < float("inf"):
+            raise UsageError(f"Expected an extent above 0, but got {self.extent}")
+        if self.dimensions not in (1, 2):
+            raise UsageError(f"Expected 1 or 2 dimensions, but got {self.dimensions}")
+
+    @property
+    def ticks(self) -> tuple[float, ...]:
+        """The multiples of a direction, ascending."""
+        half = self.points // 2
+        return tuple(self.extent * index / half for index in range(-half, half + 1))
+
+    def __iter__(self) -> Iterator[Point]:
+        for y in self.ticks if self.dimensions == 2 else (0.0,):
+            for x in self.ticks:
+                yield Point(x, y)
+
+    def __len__(self) -> int:
+        return int(self.points**self.dimensions)
+
+
+@dataclass(frozen=True)
+class Landscape:
+    """The loss around one minimum.
+
+    Args:
+        grid: The points.
+        values: What was measured at each of them.
+    """
+
+    grid: Grid
+    values: Mapping[Point, Value]
+
+    @property
+    def losses(self) -> list[list[float]]:
+        """The losses, a row for each y, ascending; one row on a line."""
+        return self._matrix(0)
+
+    @property
+    def accuracies(self) -> list[list[float]]:
+        """The accuracies, 0 to 1, likewise."""
+        return self._matrix(1)
+
+    @property
+    def centre(self) -> Value:
+        """What was measured at the minimum."""
+        return self.values[Point(0.0, 0.0)]
+
+    @property
+    def mean_rise(self) -> float:
+        """Mean of the loss over all points, minus that of the minimum."""
+        return float(np.mean([value.loss for value in self.values.values()])) - self.centre.loss
+
+    def _matrix(self, column: int) -> list[list[float]]:
+        values = [self.values[point][column] for point in self.grid]
+        return [values[start : start + self.grid.points] for start in range(0, len(values), self.grid.points)]
+
+
+def landscape_of(
+    model: nn.Module,
+    batches: Batches,
+    grid: Grid,
+    *,
+    seed: int = 0,
+    known: Mapping[Point, Value] | None = None,
+    jobs: int = 1,
+    on_point: Callable[[Point, Value], None] | None = None,
+) -> Landscape:
+    """Measure the loss around a network's weights in random, filter-normalised directions.
+
+    Points are measured one network at a time in each job: on a CPU that is two to four times as fast as a batch of
+    networks under `torch.func.vmap`, whose convolutions become grouped ones (benchmarks/landscape.py).
+
+    Args:
+        model: The network in evaluation mode; it is left as it is.
+        batches: Images.
+        grid: The points.
+        seed: Seed of the directions: networks of one architecture get the same ones.
+        known: Points that were measured before, which are not measured again.
+        jobs: How many points are measured at once, each in a thread with a copy of the network.
+        on_point: Told each new point as it is measured.
+    """
+    weights = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    directions = [
+        filter_normalized(random_direction(weights, seed=seed, number=number), weights)
+        for number in range(grid.dimensions)
+    ]
+    values = dict(known or {})
+    models: SimpleQueue[nn.Module] = SimpleQueue()
+    for _ in range(jobs):
+        models.put(copy.deepcopy(model))
+
+    def measure(point: Point) -> tuple[Point, Value]:
+        own = models.get()
+        try:
+            _move(own, weights, directions, point)
+            return point, Value(*mean_loss(own, batches))
+        finally:
+            models.put(own)
+
+    with ThreadPoolExecutor(jobs) as executor:
+        waiting = [executor.submit(measure, point) for point in grid if point not in values]
+        try:
+            for future in as_completed(waiting):
+                point, value = future.result()
+                values[point] = value
+                if on_point is not None:
+                    on_point(point, value)
+        finally:
+            executor.shutdown(cancel_futures=True)
+    return Landscape(grid, {point: values[point] for point in grid})
+
+
+@torch.no_grad()
+def _move(
+    model: nn.Module, weights: Mapping[str, Tensor], directions: Sequence[Mapping[str, Tensor]], point: Point
+) -> None:
+    for name, parameter in model.named_parameters():
+        parameter.copy_(weights[name])
+        for multiple, direction in zip(point, directions, strict=False):  # a line has no second direction
+            parameter.add_(direction[name], alpha=multiple)
+
+
+def landscapes(
+    minima: Sequence[Minimum],
+    grid: Grid,
+    *,
+    seed: int = 0,
+    known: Sequence[Mapping[Point, Value]] | None = None,
+    jobs: int = 1,
+    on_point: Callable[[int, Point, Value], None] | None = None,
+) -> list[Landscape]:
+    """Measure the loss around several minima in the same random directions.
+
+    Args:
+        minima: The minima.
+        grid: The points.
+        seed: Seed of the directions.
+        known: For each minimum the points that were measured before.
+        jobs: How many points are measured at once.
+        on_point: Told the place of the minimum, and each new point.
+    """
+    found = []
+    for index, minimum in enumerate(minima):
+
+        def tell(point: Point, value: Value, index: int = index) -> None:
+            if on_point is not None:
+                on_point(index, point, value)
+
+        before = None if known is None else known[index]
+        found.append(
+            landscape_of(minimum.model, minimum.batches, grid, seed=seed, known=before, jobs=jobs, on_point=tell)
+        )
+    return found

@@ -1,0 +1,103 @@
+"""A finished run's network and the images on which its loss is looked at."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from cpt_deploy.data import FittedImages, load_images
+from cpt_deploy.data.images import Split
+from cpt_deploy.errors import UsageError
+from cpt_deploy.training import Ranks, TrainedRun, choose_device, load_run
+
+Batches = tuple[tuple[Tensor, Tensor], ...]
+"""Inputs, float32 (N, C, H, W), and labels, int64 (N,)."""
+
+
+@dataclass(frozen=True)
+class Minimum:
+    """Where training ended.
+
+    The network is the settled one in evaluation, at its upper bound: BatchNorm uses its running statistics and each
+    edge its kept range, as in the network that is served.
+
+    Args:
+        path: The run's directory.
+        name: The run's name.
+        weights_sha256: SHA-256 of its weights.
+        model: The network.
+        batches: The images, as often as they are looked at.
+    """
+
+    path: Path
+    name: str
+    weights_sha256: str
+    model: nn.Module
+    batches: Batches
+
+    @property
+    def images(self) -> int:
+        """Number of images."""
+        return sum(len(labels) for _, labels in self.batches)
+
+
+def load_minimum(
+    run_dir: Path,
+    *,
+    split: Split = "train",
+    images: int = 1000,
+    seed: int = 0,
+    batch_size: int = 250,
+    device: str = "auto",
+) -> Minimum:
+    """Load a finished run and some of its images, without augmentation.
+
+    Args:
+        run_dir: The run's directory.
+        split: Training or test images.
+        images: How many; all if there are fewer.
+        seed: Seed of the choice of images, the same for all runs on the same data set.
+        batch_size: Images in a batch.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+
+    Raises:
+        CptError: If run, data set or device cannot be used.
+    """
+    run = load_run(run_dir)
+    chosen_device = choose_device(device, Ranks())
+    inputs, labels = _images_of(run, split, images, seed)
+    model = run.model.to(chosen_device).to(memory_format=torch.channels_last)
+    if inputs.dim() == 4:
+        inputs = inputs.to(memory_format=torch.channels_last)
+    parts = (torch.split(tensor.to(chosen_device), batch_size) for tensor in (inputs, labels))
+    return Minimum(run_dir, run.recipe.name, run.weights_sha256, model, tuple(zip(*parts, strict=True)))
+
+
+def _images_of(run: TrainedRun, split: Split, count: int, seed: int) -> tuple[Tensor, Tensor]:
+    settings = run.recipe.data
+    source = load_images(settings.name, split=split, root=None if settings.root is None else Path(settings.root))
+    if tuple(source.classes) != run.classes:
+        raise UsageError(
+            f"Expected {settings.name} with the {len(run.classes)} classes that {run.path} was trained on, "
+            f"but it has {len(source.classes)} that differ"
+        )
+    order = np.random.default_rng(seed).permutation(len(source))
+    chosen = np.sort(order[:count])
+    pixels = FittedImages(source, run.preprocessing).pick(chosen)
+    return torch.from_numpy(run.preprocessing.normalize(pixels)), torch.from_numpy(source.labels[chosen])
+
+
+@torch.no_grad()
+def mean_loss(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[float, float]:
+    """Return mean cross-entropy, without label smoothing or weight decay, and accuracy, 0 to 1."""
+    loss, correct, images = 0.0, 0, 0
+    for inputs, labels in batches:
+        logits = model(inputs)
+        loss += float(functional.cross_entropy(logits, labels, reduction="sum"))
+        correct += int((logits.argmax(1) == labels).sum())
+        images += len(labels)
+    return loss / images, correct / images

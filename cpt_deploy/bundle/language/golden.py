@@ -1,0 +1,93 @@
+"""The golden sample of a language model: a few tokens with the logits that follow them."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from cpt_deploy.errors import BundleError
+
+
+@dataclass(frozen=True, eq=False)
+class GoldenText:
+    """Tokens and the logits after the last of them.
+
+    The gates of an LSTM and the softmax of attention are floats between the integers, which runtimes and processors
+    compute to some last places differently; what that may change in the logits is part of the sample.
+
+    Args:
+        tokens: int64 (N, T).
+        logits: float32 (N, V), of the exact integer arithmetic at export.
+        tolerance: Most that a logit may differ by.
+
+    Raises:
+        ValueError: If dtypes or shapes are not these.
+    """
+
+    tokens: npt.NDArray[np.int64]
+    logits: npt.NDArray[np.float32]
+    tolerance: float
+
+    def __post_init__(self) -> None:
+        tokens, logits = self.tokens, self.logits
+        if tokens.dtype != np.int64 or tokens.ndim != 2 or tokens.size == 0:
+            raise ValueError(f"Expected golden tokens to be int64 (N, T), but got {tokens.dtype} {tokens.shape}")
+        if logits.dtype != np.float32 or logits.ndim != 2 or len(logits) != len(tokens):
+            raise ValueError(
+                f"Expected golden logits to be float32 ({len(tokens)}, V), but got {logits.dtype} {logits.shape}"
+            )
+        if not (np.isfinite(logits).all() and np.isfinite(self.tolerance) and self.tolerance >= 0):
+            raise ValueError("Expected finite golden logits and a tolerance, but got others")
+
+    def to_bytes(self) -> bytes:
+        """Return the sample as a safetensors file."""
+        return save(
+            {
+                "tokens": np.ascontiguousarray(self.tokens),
+                "logits": np.ascontiguousarray(self.logits),
+                "tolerance": np.array([self.tolerance], np.float64),
+            }
+        )
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "GoldenText":
+        """Read what `to_bytes` wrote.
+
+        Raises:
+            BundleError: If the bytes hold no golden sample.
+        """
+        try:
+            tensors = load(data)
+            return cls(tensors["tokens"], tensors["logits"], float(tensors["tolerance"][0]))
+        except (SafetensorError, KeyError, IndexError, ValueError, TypeError) as error:
+            raise BundleError(f"Expected golden.safetensors to hold golden tokens, but got: {error}") from error
+
+
+@dataclass(frozen=True)
+class GoldenTextCheck:
+    """How logits compare with those of a golden sample.
+
+    Args:
+        worst: The greatest difference.
+        within: Whether it is within the sample's tolerance.
+        same_tokens: Whether the most probable token is the same for each of the sample's rows.
+    """
+
+    worst: float
+    within: bool
+    same_tokens: bool
+
+
+def compare_golden_text(golden: GoldenText, logits: npt.NDArray[np.float32]) -> GoldenTextCheck:
+    """Compare logits, float32 (N, V), with those of a golden sample.
+
+    Raises:
+        ValueError: If the shape is another.
+    """
+    if logits.shape != golden.logits.shape:
+        raise ValueError(f"Expected logits of shape {golden.logits.shape}, but got {logits.shape}")
+    worst = float(np.abs(logits - golden.logits).max())
+    same = bool((logits.argmax(axis=1) == golden.logits.argmax(axis=1)).all())
+    return GoldenTextCheck(worst, worst <= golden.tolerance, same)

@@ -1,0 +1,111 @@
+"""What a bundle says of its language model: tensors that carry the state, and the context."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+BATCH, PAST = "batch", "past"
+"""Names of a state's dimensions whose size is not fixed: sequences, and tokens that were read so far."""
+
+TOKENS_NAME, LOGITS_NAME = "tokens", "logits"
+
+STATE_TYPES: dict[str, np.dtype[Any]] = {
+    "FP32": np.dtype(np.float32),
+    "UINT8": np.dtype(np.uint8),
+    "INT8": np.dtype(np.int8),
+    "INT32": np.dtype(np.int32),
+    "INT64": np.dtype(np.int64),
+}
+"""Datatypes that a state can have, by their names in the Open Inference Protocol."""
+
+
+@dataclass(frozen=True, slots=True)
+class StateTensor:
+    """A tensor that goes into each call with what the call before gave: hidden values, a cache of keys or values.
+
+    Args:
+        input: Its name among the inputs.
+        output: Its name among the outputs.
+        shape: Its dimensions; `BATCH` once, and `PAST` where it grows by each token.
+        datatype: One of `STATE_TYPES`.
+        fill: The value of all its elements before the first token; of codes, their zero point.
+
+    Raises:
+        ValueError: If these do not describe a state.
+    """
+
+    input: str
+    output: str
+    shape: tuple[int | str, ...]
+    datatype: str = "FP32"
+    fill: float = 0
+
+    def __post_init__(self) -> None:
+        named = [size for size in self.shape if isinstance(size, str)]
+        if named.count(BATCH) != 1 or named.count(PAST) > 1 or not set(named) <= {BATCH, PAST}:
+            raise ValueError(f"Expected {self.input} to have the dimension {BATCH!r} once, but got {self.shape}")
+        if any(isinstance(size, int) and size < 1 for size in self.shape):
+            raise ValueError(f"Expected {self.input} to have positive dimensions, but got {self.shape}")
+        if self.datatype not in STATE_TYPES:
+            raise ValueError(f"Expected {self.input} of a type in {list(STATE_TYPES)}, but got {self.datatype!r}")
+
+    def initial(self, batch: int) -> npt.NDArray[Any]:
+        """Return the state before the first token, of so many sequences."""
+        shape = [batch if size == BATCH else 0 if size == PAST else int(size) for size in self.shape]
+        return np.full(shape, self.fill, STATE_TYPES[self.datatype])
+
+
+@dataclass(frozen=True, slots=True)
+class LanguageManifest:
+    """How a language model is run: tokens and state in, logits and state out.
+
+    The model takes `tokens`, int64 (batch, T), and gives `logits`, float32 (batch, T, vocabulary): those at position t
+    are of the token that follows `tokens[:, t]`.
+
+    Args:
+        vocabulary: Number of tokens.
+        states: Its state.
+        context: Most tokens that it can look at, those to generate included; `None` if there is no such limit.
+
+    Raises:
+        ValueError: If these do not describe a model.
+    """
+
+    vocabulary: int
+    states: tuple[StateTensor, ...]
+    context: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.vocabulary < 1 or (self.context is not None and self.context < 1):
+            raise ValueError(f"Expected a vocabulary and a context, but got {self.vocabulary} and {self.context}")
+        names = [name for state in self.states for name in (state.input, state.output)] + [TOKENS_NAME, LOGITS_NAME]
+        if len(set(names)) != len(names):
+            raise ValueError(f"Expected different names of tensors, but got {names}")
+
+    def initial_state(self, batch: int) -> dict[str, npt.NDArray[Any]]:
+        """Return the state before the first token, by the names of the inputs."""
+        return {state.input: state.initial(batch) for state in self.states}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as JSON types."""
+        content = asdict(self)
+        for state in content["states"]:
+            state["shape"] = list(state["shape"])
+        content["states"] = list(content["states"])
+        return content
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> "LanguageManifest":
+        """Read what `to_dict` gave.
+
+        Raises:
+            ValueError: If it is something else.
+        """
+        try:
+            states = tuple(StateTensor(**{**state, "shape": tuple(state["shape"])}) for state in content["states"])
+            return cls(**{**content, "states": states})
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"the description of a language model, but got: {error}") from error

@@ -1,0 +1,100 @@
+"""Text of a language model while it is generated: tokens of a prompt, and text that grows token by token."""
+
+import codecs
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from cpt_deploy.bundle.tokenization import BpeTokenizer, ByteTokenizer, Tokenizer, WordTokenizer
+
+Decoder = Callable[[int], str]
+"""Takes token after token and gives the text that is complete with it; with `END` what is left at the end."""
+
+END = -1
+
+
+class TextCodec:
+    """A tokenizer as generation needs it; may be used from several threads.
+
+    Args:
+        tokenizer: The model's.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+        self._library: Any = None
+        if isinstance(tokenizer, BpeTokenizer):
+            import tokenizers  # there, or the tokenizer would not be
+
+            self._library = tokenizers.Tokenizer.from_str(tokenizer.to_json())
+
+    @property
+    def size(self) -> int:
+        """How many tokens there are."""
+        return self.tokenizer.size
+
+    @property
+    def start(self) -> tuple[int, ...]:
+        """What stands before a text that begins with nothing: the end of a line, as before each line of the corpus."""
+        return tuple(self.encode("\n"))
+
+    def encode(self, text: str) -> list[int]:
+        """Return the tokens of a text."""
+        # What is no Unicode, as it can be in a command's arguments, has no bytes.
+        clean = text.encode("utf-8", errors="replace").decode()
+        return [int(token) for token in self.tokenizer.encode(clean)]
+
+    def decoder(self, before: Sequence[int]) -> Decoder:
+        """Return what turns generated tokens into text, one after the other, as the continuation of others."""
+        if isinstance(self.tokenizer, WordTokenizer):
+            return _word_decoder(self.tokenizer, before)
+        if isinstance(self.tokenizer, ByteTokenizer):
+            return _byte_decoder(before)
+        return _library_decoder(self._library, before)
+
+    def token_text(self, token: int) -> str:
+        """Return what a token is called in lists of probabilities; a byte that is no character by its value."""
+        if isinstance(self.tokenizer, WordTokenizer):
+            return self.tokenizer.words[token]
+        if isinstance(self.tokenizer, ByteTokenizer):
+            return chr(token) if 32 <= token < 127 else f"<0x{token:02X}>"
+        return str(self._library.decode([token], skip_special_tokens=False))
+
+
+def _word_decoder(tokenizer: WordTokenizer, before: Sequence[int]) -> Decoder:
+    """Return what puts a space before each word but the first of a line."""
+    fresh = not before or before[-1] == tokenizer.end
+
+    def decode(token: int) -> str:
+        nonlocal fresh
+        if token == END:
+            return ""
+        if token == tokenizer.end:
+            fresh = True
+            return "\n"
+        text = tokenizer.words[token] if fresh else f" {tokenizer.words[token]}"
+        fresh = False
+        return text
+
+    return decode
+
+
+def _byte_decoder(before: Sequence[int]) -> Decoder:
+    """Return what gives characters as soon as they are complete, and U+FFFD for bytes that are none."""
+    incremental = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    incremental.decode(bytes(before))
+
+    def decode(token: int) -> str:
+        return incremental.decode(b"", final=True) if token == END else incremental.decode(bytes([token]))
+
+    return decode
+
+
+def _library_decoder(library: Any, before: Sequence[int]) -> Decoder:
+    from tokenizers.decoders import DecodeStream
+
+    stream = DecodeStream(ids=list(before), skip_special_tokens=False)
+
+    def decode(token: int) -> str:
+        return "" if token == END else stream.step(library, token) or ""
+
+    return decode

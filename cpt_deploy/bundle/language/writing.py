@@ -1,0 +1,145 @@
+"""Writing the bundle of a language model, and adding a validation report to one."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from safetensors.numpy import save
+
+from cpt_deploy.bundle import layout
+from cpt_deploy.bundle.card import CardFields, EvaluationResult
+from cpt_deploy.bundle.checksums import checksum_lines
+from cpt_deploy.bundle.directories import replace_directory
+from cpt_deploy.bundle.language.bundle import LanguageBundle
+from cpt_deploy.bundle.language.card import render_language_card
+from cpt_deploy.bundle.language.golden import GoldenText
+from cpt_deploy.bundle.language.manifest import LanguageManifest
+from cpt_deploy.bundle.tokenization import Tokenizer
+from cpt_deploy.bundle.writing import check_names, check_replaceable, digests_of, json_bytes, store_validation, writing
+
+
+@dataclass(frozen=True, eq=False)
+class LanguageContents:
+    """All that the bundle of a language model is made of.
+
+    Args:
+        name: Name of the model: letters, digits, ".", "_" and "-", since it stands in URLs.
+        onnx: The serialized model.onnx, with the inputs and outputs of the manifest.
+        manifest: How it is run.
+        tokenizer: From text to tokens and back.
+        golden: Tokens with the logits of the exact integer arithmetic.
+        tensors: Integer weights, scales and the like by name, for model.safetensors.
+        quantization: What each tensor's integers mean, as JSON types.
+        architecture: Name of the architecture.
+        version: Version of the model, as clients address it.
+        facts: Further facts as JSON types; they go into the "cpt" section of config.json, and those that are numbers
+            or text into the model card too.
+        recipe: The recipe of the training run, as YAML text.
+        card: What the model card says beside these facts.
+    """
+
+    name: str
+    onnx: bytes
+    manifest: LanguageManifest
+    tokenizer: Tokenizer
+    golden: GoldenText
+    tensors: Mapping[str, npt.NDArray[Any]]
+    quantization: Mapping[str, Any]
+    architecture: str
+    version: str = "1"
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    recipe: str | None = None
+    card: CardFields = field(default_factory=CardFields)
+
+
+def write_language_bundle(destination: str | Path, *, contents: LanguageContents) -> LanguageBundle:
+    """Write the bundle of a language model and open it.
+
+    The same contents give the same bytes. A bundle that has the name already is replaced; anything else is refused.
+
+    Args:
+        destination: The directory to write.
+        contents: What goes into it.
+
+    Raises:
+        BundleError: If the name is unfit, the parts do not fit each other, the destination is something else than a
+            bundle, or it cannot be written.
+    """
+    directory = Path(destination)
+    check_names(contents.name, contents.version)
+    check_replaceable(directory)
+    config = _config(contents)
+    parts: dict[str, bytes] = {
+        layout.ONNX_FILE: contents.onnx,
+        layout.TENSORS_FILE: save(
+            {name: np.asarray(tensor, order="C") for name, tensor in contents.tensors.items()}, {"format": "pt"}
+        ),
+        layout.CONFIG_FILE: json_bytes(config),
+        layout.QUANTIZATION_FILE: json_bytes(contents.quantization),
+        layout.GOLDEN_FILE: contents.golden.to_bytes(),
+        layout.TOKENIZER_FILE: contents.tokenizer.to_json().encode(),
+        layout.CARD_FILE: _card(config, contents.manifest, (), onnx_bytes=len(contents.onnx)).encode(),
+    }
+    if contents.recipe is not None:
+        parts[layout.RECIPE_FILE] = contents.recipe.encode()
+    with writing(directory):
+        replace_directory(directory, {**parts, layout.SUMS_FILE: checksum_lines(digests_of(parts)).encode()})
+    return LanguageBundle.open(directory)
+
+
+def update_language_validation(
+    bundle: LanguageBundle, report: Mapping[str, Any], results: Sequence[EvaluationResult] = ()
+) -> LanguageBundle:
+    """Store a validation report in a bundle and refresh its model card and checksums, all in one step.
+
+    Args:
+        bundle: The bundle; the object itself stays as it was opened.
+        report: The report as JSON types; it becomes validation.json.
+        results: The measured figures; without any the card stays as it is.
+
+    Returns:
+        The bundle, opened anew.
+
+    Raises:
+        BundleError: If the bundle cannot be written; it is unchanged then.
+    """
+    card = None
+    if results:
+        card = _card(bundle.config, bundle.manifest, results, onnx_bytes=bundle.onnx_path.stat().st_size)
+    store_validation(bundle.path, report, card=card)
+    return LanguageBundle.open(bundle.path)
+
+
+def _config(contents: LanguageContents) -> dict[str, Any]:
+    card = {key: value for key, value in asdict(contents.card).items() if value}
+    return {
+        "architecture": contents.architecture,
+        "vocab_size": contents.manifest.vocabulary,
+        "cpt": {
+            "format_version": layout.FORMAT_VERSION,
+            "kind": layout.LANGUAGE_KIND,
+            "name": contents.name,
+            "version": contents.version,
+            **contents.facts,
+            "tokens": contents.tokenizer.level,
+            "language": contents.manifest.to_dict(),
+            "card": card,
+        },
+    }
+
+
+def _card(
+    config: Mapping[str, Any], manifest: LanguageManifest, results: Sequence[EvaluationResult], *, onnx_bytes: int
+) -> str:
+    own = dict(config["cpt"])
+    card = dict(own.pop("card", {}))
+    fields = CardFields(**card | {"tags": tuple(card.get("tags", ()))})
+    facts = {"architecture": config["architecture"], "size of model.onnx": f"{onnx_bytes:,} bytes"} | {
+        key: value
+        for key, value in own.items()
+        if isinstance(value, (str, int, float)) and key not in {"format_version", "name", "kind"}
+    }
+    return render_language_card(own["name"], fields, facts=facts, manifest=manifest, results=results)

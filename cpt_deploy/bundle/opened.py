@@ -1,0 +1,150 @@
+"""What every kind of bundle has: a directory whose checksums hold, a name, a version, and one model.onnx."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError
+from safetensors.numpy import load
+
+from cpt_deploy.bundle.checksums import AGAIN_HINT
+from cpt_deploy.bundle.layout import CONFIG_FILE, FORMAT_VERSION, ONNX_FILE, SUMS_FILE, TENSORS_FILE
+from cpt_deploy.errors import BundleError
+
+
+@dataclass(frozen=True, eq=False)
+class OpenedBundle:
+    """A bundle of any kind.
+
+    Args:
+        path: Its directory.
+        name: Name of the model, as clients address it.
+        version: Version of the model, as clients address it.
+        config: The whole of config.json; facts of this project's own are under "cpt".
+        quantization: The whole of quantization.json.
+        validation: The report of `cpt validate`, if it was run.
+        sha256: Digest of model.onnx, hexadecimal.
+    """
+
+    path: Path
+    name: str
+    version: str
+    config: dict[str, Any]
+    quantization: dict[str, Any]
+    validation: dict[str, Any] | None
+    sha256: str
+
+    @property
+    def onnx_path(self) -> Path:
+        """Path of model.onnx."""
+        return self.path / ONNX_FILE
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether it comes from a float model by calibration alone, not from a run of cyclic precision training."""
+        return bool(self.facts.get("card", {}).get("calibrated", False))
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The project's own section of config.json: format version, name, bits and what else export recorded."""
+        facts: dict[str, Any] = self.config["cpt"]
+        return facts
+
+    def load_tensors(self) -> dict[str, npt.NDArray[Any]]:
+        """Load the integer weights, biases and scales of model.safetensors by name.
+
+        Raises:
+            BundleError: If the file cannot be read.
+        """
+        try:
+            tensors: dict[str, npt.NDArray[Any]] = load((self.path / TENSORS_FILE).read_bytes())
+        except (OSError, SafetensorError) as error:
+            raise BundleError(
+                f"Expected tensors in {self.path / TENSORS_FILE}, but got: {error}", hint=AGAIN_HINT
+            ) from error
+        return {name: np.asarray(tensor) for name, tensor in tensors.items()}
+
+
+def check_directory(directory: Path) -> None:
+    """Raise a `BundleError` that says what the path is, unless it looks like a bundle."""
+    how = "`cpt export RUN` writes a bundle"
+    if not directory.exists():
+        raise BundleError(f"Expected a bundle at {directory}, but there is nothing", hint=how)
+    if not directory.is_dir():
+        raise BundleError(f"Expected a bundle directory at {directory}, but it is a file", hint=how)
+    if (directory / SUMS_FILE).is_file():
+        return
+    if (directory / "recipe.yaml").is_file():
+        raise BundleError(
+            f"Expected a bundle at {directory}, but it is the directory of a training run",
+            hint=f"export it first: cpt export {directory}",
+        )
+    if (directory / CONFIG_FILE).is_file() and (directory / ONNX_FILE).is_file():
+        raise BundleError(f"Expected the file {SUMS_FILE} in {directory}, but it is missing", hint=AGAIN_HINT)
+    raise BundleError(f"Expected a bundle at {directory}, but it has no {SUMS_FILE}: it is no bundle", hint=how)
+
+
+def own_section(directory: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """Return the project's section of config.json, once its version is known to be one that can be read."""
+    own = config.get("cpt")
+    own = own if isinstance(own, dict) else {}
+    _check_version(directory, own.get("format_version"))
+    if not (isinstance(own.get("name"), str) and isinstance(own.get("version"), str)):
+        raise BundleError(
+            f"Expected {directory / CONFIG_FILE} to say the model's name and version, but it does not",
+            hint=AGAIN_HINT,
+        )
+    return own
+
+
+def _check_version(directory: Path, version: object) -> None:
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        raise BundleError(
+            f"Expected {directory / CONFIG_FILE} to say its cpt.format_version, but got {version!r}", hint=AGAIN_HINT
+        )
+    if version > FORMAT_VERSION:
+        raise BundleError(
+            f"Expected a bundle of format version {FORMAT_VERSION} or older, but {directory} has version {version}",
+            hint="a newer cpt-deploy wrote it: upgrade with `pip install --upgrade cpt-deploy`",
+        )
+
+
+def require_listed(directory: Path, name: str, digests: dict[str, str]) -> None:
+    """Raise unless SHA256SUMS covers the file: an unlisted one could have been put there by anybody."""
+    if name not in digests:
+        raise BundleError(f"Expected {SUMS_FILE} in {directory} to list {name}, but it does not", hint=AGAIN_HINT)
+
+
+def read_file(directory: Path, name: str, digests: dict[str, str]) -> bytes:
+    """Return the content of a file that SHA256SUMS covers.
+
+    Raises:
+        BundleError: If it does not, or the file cannot be read.
+    """
+    require_listed(directory, name, digests)
+    try:
+        return (directory / name).read_bytes()
+    except OSError as error:
+        raise BundleError(
+            f"Expected to read {name} in {directory}, but got: {error.strerror or error}", hint=AGAIN_HINT
+        ) from error
+
+
+def read_json(directory: Path, name: str, digests: dict[str, str]) -> dict[str, Any]:
+    """Return the JSON object of a file that SHA256SUMS covers.
+
+    Raises:
+        BundleError: If it does not, or the file holds something else.
+    """
+    try:
+        content = json.loads(read_file(directory, name, digests))
+    except (ValueError, RecursionError) as error:
+        raise BundleError(f"Expected JSON in {directory / name}, but got: {error}", hint=AGAIN_HINT) from error
+    if not isinstance(content, dict):
+        raise BundleError(
+            f"Expected a JSON object in {directory / name}, but got {type(content).__name__}", hint=AGAIN_HINT
+        )
+    return content

@@ -1,0 +1,81 @@
+"""onnxruntime's execution providers by short names, and what to install where one is missing."""
+
+import contextlib
+import functools
+import io
+from typing import Any
+
+from cpt_deploy.errors import MissingExtraError, UsageError
+
+CPU = "CPUExecutionProvider"
+_CUDA, _TENSORRT = "CUDAExecutionProvider", "TensorrtExecutionProvider"
+
+_SHORT = {"cpu": CPU, "cuda": _CUDA, "tensorrt": _TENSORRT}
+_FALLBACKS = {CPU: (), _CUDA: (CPU,), _TENSORRT: (_CUDA, CPU)}
+_INSTALL = {
+    _CUDA: "pip uninstall onnxruntime; pip install 'onnxruntime-gpu[cuda,cudnn]'",
+    _TENSORRT: "pip uninstall onnxruntime; pip install 'onnxruntime-gpu[cuda,cudnn]' tensorrt",
+}
+
+
+def provider_name(provider: str) -> str:
+    """Return onnxruntime's name of an execution provider: of "cpu", "cuda", "tensorrt", or of one that is its own."""
+    return _SHORT.get(provider, provider)
+
+
+def provider_names(provider: str) -> list[str]:
+    """Return what a session is asked for: a provider, and those that take the operators it does not have.
+
+    Args:
+        provider: "cpu", "cuda", "tensorrt", or onnxruntime's name of any provider.
+
+    Raises:
+        UsageError: If onnxruntime knows no such provider.
+        MissingExtraError: If it does, but the one that is installed was built without it.
+    """
+    import onnxruntime
+
+    name, available = provider_name(provider), onnxruntime.get_available_providers()
+    if name not in onnxruntime.get_all_providers() and name not in available:
+        raise UsageError(
+            f"Expected an execution provider of onnxruntime, but got {provider!r}",
+            hint=f"available here: {', '.join(available)}; cpu, cuda and tensorrt are short names",
+        )
+    if name not in available:
+        raise MissingExtraError(
+            f"Expected an onnxruntime with the {name}, but the one that is installed has {', '.join(available)}",
+            hint=_INSTALL.get(name, "install a build of onnxruntime that has it"),
+        )
+    if name in _INSTALL:
+        _load_libraries(onnxruntime)
+    fallbacks = _FALLBACKS.get(name, (CPU,))
+    return [name, *(fallback for fallback in fallbacks if fallback in available)]
+
+
+def check_started(session: Any, provider: str) -> None:
+    """Make sure that a session computes on the provider that it was asked for.
+
+    Where a provider's libraries cannot be loaded onnxruntime goes on without it, which nobody would notice.
+
+    Raises:
+        MissingExtraError: If it does not.
+    """
+    name, started = provider_name(provider), session.get_providers()
+    if name not in started:
+        raise MissingExtraError(
+            f"Expected onnxruntime to start the {name}, but it went on with {', '.join(started)}: there is no such "
+            "device, or its libraries could not be loaded",
+            hint=_INSTALL.get(name, "onnxruntime says why at a lower log level"),
+        )
+
+
+def keeps_operators(provider: str) -> bool:
+    """Return whether a provider runs the graph's operators one by one, instead of compiling parts of the graph."""
+    return provider_name(provider) in (CPU, _CUDA)
+
+
+@functools.cache
+def _load_libraries(onnxruntime: Any) -> None:
+    """Load CUDA and cuDNN where they were installed as Python packages; it prints what it does not find."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        onnxruntime.preload_dlls()

@@ -1,0 +1,20 @@
+"""Text: corpora by name or path, their vocabulary, and the chunks that language models train and are evaluated on."""
+
+from cpt_deploy.data.text.corpora import Corpus, CorpusInfo, TextSplit, corpora, is_corpus, load_corpus
+from cpt_deploy.data.text.streams import Chunk, evaluation_chunks, steps_per_epoch, training_chunk, training_rows
+from cpt_deploy.data.text.vocabulary import build_tokenizer
+
+__all__ = [
+    "Chunk",
+    "Corpus",
+    "CorpusInfo",
+    "TextSplit",
+    "build_tokenizer",
+    "corpora",
+    "evaluation_chunks",
+    "is_corpus",
+    "load_corpus",
+    "steps_per_epoch",
+    "training_chunk",
+    "training_rows",
+]

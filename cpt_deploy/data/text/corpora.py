@@ -1,0 +1,204 @@
+"""Corpora: the known ones by name, and any text file or folder of text files by path."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from cpt_deploy.data.places import candidate_folders
+from cpt_deploy.errors import DataError
+from cpt_deploy.registry import Registry
+
+TextSplit = Literal["train", "valid", "test"]
+SPLITS: tuple[TextSplit, ...] = ("train", "valid", "test")
+TEXT_SUFFIXES = (".txt", ".tokens", ".raw")
+HELD_OUT = 0.05
+"""Share of a text of one file that is kept for validation, and again for testing: its end, the test text last."""
+
+_NAMES: Mapping[str, TextSplit] = {
+    "train": "train",
+    "valid": "valid",
+    "val": "valid",
+    "validation": "valid",
+    "dev": "valid",
+    "test": "test",
+}
+
+
+@dataclass(frozen=True)
+class CorpusInfo:
+    """A known corpus.
+
+    Args:
+        name: What recipes call it.
+        summary: What it is, in a few words.
+        tokens: Words of training, validation and test text as published, ends of lines included; empty if none are.
+        types: Number of different words as published, or 0.
+        obtain: How to get it, in one line.
+    """
+
+    name: str
+    summary: str
+    tokens: tuple[int, ...]
+    types: int
+    obtain: str
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Where the text of a corpus lies.
+
+    Args:
+        name: Its name, or its path.
+        files: The file of each split; the same one for all where the text is to be divided here.
+    """
+
+    name: str
+    files: Mapping[TextSplit, Path]
+
+    def text(self, split: TextSplit) -> str:
+        r"""Read the text of a split; ends of lines are `\n`.
+
+        Raises:
+            DataError: If the file cannot be read, is not UTF-8, or has no text.
+        """
+        path = self.files[split]
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise DataError(f"Expected to read text from {path}, but got: {error.strerror or error}") from error
+        try:
+            text = content.decode("utf-8-sig").replace("\r\n", "\n")
+        except UnicodeDecodeError as error:
+            line = content.count(b"\n", 0, error.start) + 1
+            raise DataError(
+                f"Expected UTF-8 text in {path}, but byte {error.start} (line {line}) is {content[error.start]:#04x}",
+                hint="convert it: iconv -f LATIN1 -t UTF-8",
+            ) from error
+        if not text.strip():
+            raise DataError(f"Expected text in {path}, but it has none")
+        if len(set(self.files.values())) == 1:
+            text = _part(text, split)
+            if not text.strip():
+                raise DataError(f"Expected enough text in {path} to keep a part for {split}, but there is too little")
+        return text
+
+
+corpora: Registry[CorpusInfo] = Registry("corpus")
+"""The corpora that a recipe can name; others are named by path."""
+
+
+def is_corpus(name_or_path: str) -> bool:
+    """Return whether a name is that of text rather than of images: a known corpus, a text file, or a folder of them."""
+    if name_or_path in corpora:
+        return True
+    path = Path(name_or_path).expanduser()
+    if path.is_file():
+        return path.suffix in TEXT_SUFFIXES
+    return path.suffix in TEXT_SUFFIXES or (path.is_dir() and bool(_text_files(path)))
+
+
+def load_corpus(name_or_path: str | Path, root: Path | None = None) -> Corpus:
+    """Find the files of a corpus. Nothing is ever downloaded, and nothing is read yet.
+
+    Args:
+        name_or_path: A known name; a text file, which is divided into 90, 5 and 5 % for training, validation and
+            testing; or a folder with one text file for each of the three, told apart by their names.
+        root: The folder that holds a known corpus; by default `$CPT_DATA_DIR/<name>`, then the cache.
+
+    Raises:
+        DataError: If files are missing; the message says which and where.
+    """
+    name = str(name_or_path)
+    if name not in corpora:
+        path = Path(name).expanduser()
+        if path.is_file():
+            return Corpus(name, dict.fromkeys(SPLITS, path))
+        if not path.is_dir():
+            raise DataError(f"Expected a text file or a folder of them at {name}, but found nothing there")
+        return Corpus(name, _files_of(name, path, hint="name them train.txt, valid.txt and test.txt"))
+    info = corpora.get(name)
+    folders = candidate_folders(name, root)
+    found = next((folder for folder in folders if folder.is_dir() and _text_files(folder)), None)
+    if found is None:
+        places = " or ".join(str(folder) for folder in folders[:2])
+        raise DataError(f"Expected corpus {name} in {places}, but it is not there", hint=info.obtain)
+    return Corpus(name, _files_of(name, found, hint=info.obtain))
+
+
+def _files_of(name: str, folder: Path, *, hint: str) -> dict[TextSplit, Path]:
+    files = _text_files(folder)
+    if len(files) == 1 and _split_of(files[0]) is None:
+        return dict.fromkeys(SPLITS, files[0])
+    found: dict[TextSplit, Path] = {}
+    for path in files:
+        split = _split_of(path)
+        if split is not None:
+            found.setdefault(split, path)
+    missing = [split for split in SPLITS if split not in found]
+    if missing:
+        raise DataError(
+            f"Expected files for training, validation and test text of {name} in {folder}, but {' and '.join(missing)} "
+            f"{'is' if len(missing) == 1 else 'are'} missing",
+            hint=hint,
+        )
+    return found
+
+
+def _text_files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.suffix in TEXT_SUFFIXES and path.is_file())
+
+
+def _split_of(path: Path) -> TextSplit | None:
+    words = re.split(r"[^a-z]+", path.name.lower())
+    return next((_NAMES[word] for word in words if word in _NAMES), None)
+
+
+def _part(text: str, split: TextSplit) -> str:
+    """Return a split of a text in one file, cut at ends of lines where there are some."""
+    held = int(len(text) * HELD_OUT)
+    cuts = [0, _line_end(text, len(text) - 2 * held), _line_end(text, len(text) - held), len(text)]
+    number = SPLITS.index(split)
+    return text[cuts[number] : cuts[number + 1]]
+
+
+def _line_end(text: str, position: int) -> int:
+    end = text.rfind("\n", 0, position)
+    return end + 1 if end > 0 else position
+
+
+for _info in (
+    CorpusInfo(
+        "ptb",
+        "Penn Treebank, newspaper text of 10,000 words",
+        (929589, 73760, 82430),
+        10000,
+        "set data.root, or CPT_DATA_DIR with a folder ptb in it, to a folder that holds ptb.train.txt, ptb.valid.txt "
+        "and ptb.test.txt",
+    ),
+    CorpusInfo(
+        "wikitext-2",
+        "articles of Wikipedia",
+        (2088628, 217646, 245569),
+        33278,
+        "set data.root, or CPT_DATA_DIR with a folder wikitext-2 in it, to a folder that holds wiki.train.tokens, "
+        "wiki.valid.tokens and wiki.test.tokens",
+    ),
+    CorpusInfo(
+        "wikitext-103",
+        "articles of Wikipedia, 50 times as many",
+        (103227021, 217646, 245569),
+        267735,
+        "set data.root, or CPT_DATA_DIR with a folder wikitext-103 in it, to a folder that holds wiki.train.tokens, "
+        "wiki.valid.tokens and wiki.test.tokens",
+    ),
+    CorpusInfo(
+        "tinyshakespeare",
+        "a megabyte of Shakespeare in one file",
+        (),
+        0,
+        "set data.root, or CPT_DATA_DIR with a folder tinyshakespeare in it, to a folder that holds input.txt",
+    ),
+):
+    corpora.register(_info.name)(_info)

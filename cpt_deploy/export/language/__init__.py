@@ -1,0 +1,1 @@
+"""Integer language models as ONNX and as bundles."""

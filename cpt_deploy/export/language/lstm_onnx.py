@@ -1,0 +1,96 @@
+"""The integer LSTM as ONNX: one product of all steps for what goes in, and a Scan over the steps for what goes on.
+
+Inputs: `tokens`, int64 (N, T); `h` and `c`, float32 (layers, N, H). Outputs: `logits`, float32 (N, T, V), `h_after` and
+`c_after`. onnxruntime has no LSTM with static integers (its DynamicQuantizeLSTM takes the range of each call anew), so
+the cell is written out, in the operations of `quantization.recurrent`.
+"""
+
+import numpy as np
+import onnx
+from onnx import TensorProto
+
+from cpt_deploy.bundle.language import BATCH, LOGITS_NAME, TOKENS_NAME, LanguageManifest, StateTensor
+from cpt_deploy.export.language.graph import GraphBuilder, serialized, value
+from cpt_deploy.freezing.language.lstm import IntegerLstm
+from cpt_deploy.freezing.language.parts import IntegerLinear
+
+_STATES = ("h", "c")
+
+
+def lstm_manifest(model: IntegerLstm) -> LanguageManifest:
+    """Return how the exported model is run."""
+    shape = (len(model.layers), BATCH, model.hidden)
+    return LanguageManifest(
+        model.vocabulary, tuple(StateTensor(name, f"{name}_after", shape) for name in _STATES), context=None
+    )
+
+
+def write_lstm_onnx(model: IntegerLstm, *, metadata: dict[str, str] | None = None) -> bytes:
+    """Return the model as a serialized ONNX file.
+
+    Args:
+        model: The frozen model.
+        metadata: Goes into the model's properties.
+    """
+    builder = GraphBuilder()
+    turned = builder.add("Transpose", [TOKENS_NAME], "tokens.by_time", perm=[1, 0])
+    x = builder.rows(model.table, turned, "embedding.output")
+    ends: dict[str, list[str]] = {name: [] for name in _STATES}
+    for number, (inward, onward) in enumerate(model.layers):
+        x = _layer(builder, number, inward, onward, x, ends)
+    features = builder.add("Transpose", [x], "features", perm=[1, 0, 2])
+    builder.add("Identity", [builder.product(model.head, features)], LOGITS_NAME)
+    axis = builder.constant("axis.0", np.array([0], np.int64))
+    for name, parts in ends.items():
+        whole = [builder.add("Unsqueeze", [part, axis], f"{part}.layer") for part in parts]
+        builder.add("Concat", whole, f"{name}_after", axis=0)
+    states: list[int | str | None] = [len(model.layers), "N", model.hidden]
+    inputs = [value(TOKENS_NAME, TensorProto.INT64, ["N", "T"])]
+    inputs += [value(name, TensorProto.FLOAT, states) for name in _STATES]
+    outputs = [value(LOGITS_NAME, TensorProto.FLOAT, ["N", "T", model.vocabulary])]
+    outputs += [value(f"{name}_after", TensorProto.FLOAT, states) for name in _STATES]
+    return serialized(builder.graph("lstm", inputs, outputs), metadata or {})
+
+
+def _layer(
+    builder: GraphBuilder,
+    number: int,
+    inward: IntegerLinear,
+    onward: IntegerLinear,
+    x: str,
+    ends: dict[str, list[str]],
+) -> str:
+    """Add a layer and return the name of its hidden states, (T, N, H)."""
+    projected = builder.product(inward, x)
+    index = builder.constant(f"layer.{number}", np.array(number, np.int64))
+    before = [builder.add("Gather", [name, index], f"layers.{number}.{name}", axis=0) for name in _STATES]
+    after = [f"layers.{number}.{name}_after" for name in _STATES]
+    hidden = f"layers.{number}.hidden"
+    body = _step(number, onward)
+    builder.add("Scan", [*before, projected], [*after, hidden], body=body, num_scan_inputs=1)
+    for name, end in zip(_STATES, after, strict=True):
+        ends[name].append(end)
+    return hidden
+
+
+def _step(number: int, onward: IntegerLinear) -> onnx.GraphProto:
+    """Return the graph of one step: h, c and what goes in, to h, c, and the hidden state for the layer's output."""
+    step, size = GraphBuilder(), onward.codes.shape[1]
+    # Names of a body must not hide those around it.
+    h, c, inward = (f"step.{number}.{name}" for name in ("h", "c", "inward"))
+    product = step.product(onward, h)
+    gates = step.add("Add", [inward, product], f"step.{number}.gates")
+    parts = [f"step.{number}.{name}" for name in "ifgo"]
+    step.add("Split", [gates], parts, axis=-1, num_outputs=4)
+    i, f, o = (step.add("Sigmoid", [parts[place]], f"{parts[place]}.sigmoid") for place in (0, 1, 3))
+    g = step.add("Tanh", [parts[2]], f"{parts[2]}.tanh")
+    kept = step.add("Mul", [f, c], f"step.{number}.kept")
+    new = step.add("Mul", [i, g], f"step.{number}.new")
+    c_after = step.add("Add", [kept, new], f"step.{number}.c_after")
+    squashed = step.add("Tanh", [c_after], f"step.{number}.squashed")
+    h_after = step.add("Mul", [o, squashed], f"step.{number}.h_after")
+    hidden = step.add("Identity", [h_after], f"step.{number}.hidden")
+    inputs = [value(h, TensorProto.FLOAT, ["N", size]), value(c, TensorProto.FLOAT, ["N", size])]
+    inputs.append(value(inward, TensorProto.FLOAT, ["N", 4 * size]))
+    outputs = [value(name, TensorProto.FLOAT, ["N", size]) for name in (h_after, c_after, hidden)]
+    return step.graph(f"step.{number}", inputs, outputs)

@@ -1,0 +1,13 @@
+"""Language models: `lstm-lm` and `transformer-lm`, by name for recipes."""
+
+from cpt_deploy.models.language.catalog import build_language_model, language_model_names, language_models
+from cpt_deploy.models.language.lstm import LstmLanguageModel
+from cpt_deploy.models.language.transformer import TransformerLanguageModel
+
+__all__ = [
+    "LstmLanguageModel",
+    "TransformerLanguageModel",
+    "build_language_model",
+    "language_model_names",
+    "language_models",
+]

@@ -1,0 +1,148 @@
+"""What stands before and after a language model's layers: tables of words and probabilities of words, full or adaptive.
+
+Adaptive input and adaptive softmax (Grave et al., 2017; Baevski & Auli, 2018) give frequent words more dimensions than
+rare ones: the vocabulary, ordered by frequency, is cut into bands, and each band after the first has `1/factor` of the
+dimensions of the one before.
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from cpt_deploy.errors import UsageError
+
+INITIAL_RANGE = 0.1
+
+
+class SoftmaxHead(nn.Module):
+    """All tokens at once: logits (..., F) to (..., vocabulary) by one Linear.
+
+    Args:
+        features: F.
+        vocabulary: Number of tokens.
+        bias: Whether the Linear has one.
+    """
+
+    def __init__(self, features: int, vocabulary: int, *, bias: bool = True) -> None:
+        super().__init__()
+        self.decoder = nn.Linear(features, vocabulary, bias=bias)
+
+    def log_probabilities(self, x: Tensor) -> Tensor:
+        """Return log-probabilities, (..., F) to (..., vocabulary)."""
+        return functional.log_softmax(self.decoder(x), dim=-1)
+
+    def losses(self, x: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Return negative log-likelihoods and the number of hits, of (n, F) and (n,)."""
+        logits = self.decoder(x).float()
+        hits = (logits.detach().argmax(1) == targets).sum()
+        return functional.cross_entropy(logits, targets, reduction="none"), hits
+
+
+class AdaptiveHead(nn.Module):
+    """Adaptive softmax of `torch.nn`, whose first band can share its weights with an adaptive embedding.
+
+    Args:
+        features: F.
+        vocabulary: Number of tokens, ordered by descending frequency.
+        cutoffs: Where bands begin, ascending.
+        factor: By which dimensions shrink from band to band.
+    """
+
+    def __init__(self, features: int, vocabulary: int, cutoffs: Sequence[int], factor: float) -> None:
+        super().__init__()
+        check_cutoffs(cutoffs, vocabulary)
+        self.softmax = nn.AdaptiveLogSoftmaxWithLoss(features, vocabulary, list(cutoffs), factor)
+        # torch's one matrix of the first band's tokens and of the other bands, as two, so that the first can be shared
+        self.softmax.head = _TwoLinears(features, cutoffs[0], len(cutoffs))  # type: ignore[assignment]
+
+    def log_probabilities(self, x: Tensor) -> Tensor:
+        """Return log-probabilities, (..., F) to (..., vocabulary)."""
+        flat: Tensor = self.softmax.log_prob(x.reshape(-1, x.shape[-1]))
+        return flat.view(*x.shape[:-1], -1)
+
+    def losses(self, x: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Return negative log-likelihoods, and the number of hits in the first band, of (n, F) and (n,).
+
+        Where a token of the first band is more likely than each whole band behind it, it is the most likely one of all.
+        Where it is not, finding the most likely one would take the probabilities of all bands, and no hit is counted.
+        """
+        losses = -self.softmax(x, targets).output
+        with torch.no_grad():
+            likely = self.softmax.head(x).argmax(1)
+            hits = ((likely == targets) & (likely < self.softmax.shortlist_size)).sum()
+        return losses, hits
+
+    def band(self, number: int) -> nn.Linear:
+        """Return the matrix of a band's tokens, (tokens, dimensions of the band)."""
+        linear = self.softmax.head.tokens if number == 0 else self.softmax.tail[number - 1][1]  # type: ignore[index]
+        assert isinstance(linear, nn.Linear)
+        return linear
+
+
+class _TwoLinears(nn.Module):
+    def __init__(self, features: int, tokens: int, bands: int) -> None:
+        super().__init__()
+        self.tokens = nn.Linear(features, tokens, bias=False)
+        self.bands = nn.Linear(features, bands, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([self.tokens(x), self.bands(x)], dim=-1)
+
+
+class AdaptiveEmbedding(nn.Module):
+    """Bands of tokens with fewer and fewer dimensions, each projected to the model's: int64 (N, T) to (N, T, F).
+
+    Args:
+        features: F.
+        vocabulary: Number of tokens, ordered by descending frequency.
+        cutoffs: Where bands begin, ascending.
+        factor: By which dimensions shrink from band to band.
+    """
+
+    def __init__(self, features: int, vocabulary: int, cutoffs: Sequence[int], factor: float) -> None:
+        super().__init__()
+        check_cutoffs(cutoffs, vocabulary)
+        self.features = features
+        self.edges = [0, *cutoffs, vocabulary]
+        widths = [int(features // factor**band) for band in range(len(cutoffs) + 1)]
+        sizes = [end - start for start, end in pairwise(self.edges)]
+        self.bands = nn.ModuleList(nn.Embedding(size, width) for size, width in zip(sizes, widths, strict=True))
+        self.projections = nn.ModuleList(nn.Linear(width, features, bias=False) for width in widths)
+        for band, width in zip(self.bands, widths, strict=True):
+            nn.init.normal_(band.weight, std=width**-0.5)  # type: ignore[arg-type]
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Look tokens up, each in its band; a band without a token of this batch is left alone."""
+        flat = tokens.reshape(-1)
+        out: Tensor | None = None
+        for start, end, band, projection in zip(self.edges, self.edges[1:], self.bands, self.projections, strict=False):
+            places = ((flat >= start) & (flat < end)).nonzero().squeeze(1)
+            if len(places):
+                rows = projection(band(flat[places] - start))
+                out = rows.new_zeros(len(flat), self.features) if out is None else out
+                out = out.index_copy(0, places, rows)
+        assert out is not None, "there is at least one token"
+        return out.view(*tokens.shape, -1)
+
+
+def tie_bands(embedding: AdaptiveEmbedding, head: AdaptiveHead) -> None:
+    """Let each band's tokens have one matrix for input and output; the projections stay two."""
+    for number, band in enumerate(embedding.bands):
+        head.band(number).weight = band.weight  # type: ignore[assignment]
+
+
+def check_cutoffs(cutoffs: Sequence[int], vocabulary: int) -> None:
+    """Make sure that bands are in order and within the vocabulary.
+
+    Raises:
+        UsageError: If they are not.
+    """
+    edges = [0, *cutoffs, vocabulary]
+    if not cutoffs or any(low >= high for low, high in pairwise(edges)):
+        raise UsageError(
+            f"Expected cutoffs that rise and lie between 0 and the vocabulary's {vocabulary} tokens, "
+            f"but got {list(cutoffs)}"
+        )

@@ -1,0 +1,93 @@
+"""`lstm-lm`: embedding, LSTM layers with dropout between them, and a decoder; the float network (Zaremba et al., 2014).
+
+The state is (h, c), float32 (layers, N, hidden) each, so that ONNX can have the two as inputs and outputs. Dropout is
+on what goes from layer to layer, never on what goes from step to step. `prepare_language_model` quantizes it; for the
+arithmetic see `cpt_deploy.quantization.recurrent` and `.embedding`.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from cpt_deploy.errors import UsageError
+from cpt_deploy.models.language.heads import INITIAL_RANGE, SoftmaxHead
+
+
+class LstmLanguageModel(nn.Module):
+    """The network. Its modules are called `embedding`, `layers.0`, … and `head.decoder`.
+
+    Args:
+        vocabulary: Number of tokens.
+        embedding: Dimensions of a token's row.
+        hidden: Dimensions of h and c.
+        layers: Number of LSTM layers.
+        dropout: Share of values that dropout takes between layers, in training.
+        tie_weights: Whether embedding and decoder are one matrix; `embedding` and `hidden` are then equal.
+
+    Raises:
+        UsageError: If weights are to be tied and the dimensions differ, or there is no layer.
+    """
+
+    context = None
+    carries_state = True
+
+    def __init__(
+        self,
+        vocabulary: int,
+        *,
+        embedding: int = 650,
+        hidden: int = 650,
+        layers: int = 2,
+        dropout: float = 0.5,
+        tie_weights: bool = False,
+    ) -> None:
+        super().__init__()
+        if tie_weights and embedding != hidden:
+            raise UsageError(
+                f"Expected embedding and hidden to be equal with tie_weights, but got {embedding} and {hidden}"
+            )
+        if min(vocabulary, embedding, hidden, layers) < 1:
+            raise UsageError(
+                f"Expected at least one token, dimension and layer, but got vocabulary={vocabulary}, "
+                f"embedding={embedding}, hidden={hidden}, layers={layers}"
+            )
+        self.vocabulary, self.hidden = vocabulary, hidden
+        self.dropout = nn.Dropout(dropout)
+        self.embedding = nn.Embedding(vocabulary, embedding)
+        sizes = [embedding] + [hidden] * (layers - 1)
+        self.layers = nn.ModuleList(nn.LSTM(size, hidden, batch_first=True) for size in sizes)
+        self.head = SoftmaxHead(hidden, vocabulary)
+        nn.init.uniform_(self.embedding.weight, -INITIAL_RANGE, INITIAL_RANGE)
+        nn.init.uniform_(self.head.decoder.weight, -INITIAL_RANGE, INITIAL_RANGE)
+        nn.init.zeros_(self.head.decoder.bias)
+        if tie_weights:
+            self.head.decoder.weight = self.embedding.weight
+
+    def initial_state(self, batch: int) -> tuple[Tensor, ...]:
+        """Return zeros for h and c, (layers, batch, hidden) each."""
+        shape = (len(self.layers), batch, self.hidden)
+        device = self.embedding.weight.device
+        return torch.zeros(shape, device=device), torch.zeros(shape, device=device)
+
+    def features(self, tokens: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Return the hidden states of the last layer, (N, T, hidden), and the state after the last token."""
+        x = self.dropout(self.embedding(tokens))
+        ends = []
+        for layer, h, c in zip(self.layers, *(torch.split(part, 1) for part in state), strict=True):
+            x, end = layer(x, (h, c))
+            x = self.dropout(x)
+            ends.append(end)
+        hidden, cell = zip(*ends, strict=True)
+        return x, (torch.cat(hidden), torch.cat(cell))
+
+    def log_probabilities(self, features: Tensor) -> Tensor:
+        """Return log-probabilities of all tokens."""
+        return self.head.log_probabilities(features)
+
+    def losses(self, features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Return negative log-likelihoods and the number of hits."""
+        return self.head.losses(features, targets)
+
+    def forward(self, tokens: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Return log-probabilities of each next token, (N, T, vocabulary), and the state."""
+        features, state = self.features(tokens, state)
+        return self.log_probabilities(features), state

@@ -1,0 +1,183 @@
+"""`transformer-lm`: a causal Transformer with LayerNorm before each part; the float network (Baevski & Auli, 2018).
+
+A block is `x + A(LN(x))`, then `x + F(LN(x))`. A has one Linear for queries, keys and values of all heads (features to
+3 · features, in this order) and one for its output; F is Linear, ReLU, Linear. Positions are the sinusoids of Vaswani
+et al., 2017. `prepare_language_model` quantizes the input and the weight of each Linear and the embedding; LayerNorm,
+softmax, the sums and the two products of attention, QKᵀ and PV, stay in float32.
+
+The state is a cache of keys and values, (k_0, v_0, k_1, v_1, …), float32 (N, heads, past, features / heads) each, with
+`past` tokens, 0 at the beginning; the new state has them with those of the present tokens appended. In training and
+evaluation chunks of a text begin without a past.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from cpt_deploy.errors import UsageError
+from cpt_deploy.models.language.heads import AdaptiveEmbedding, AdaptiveHead, SoftmaxHead, tie_bands
+
+_LONGEST_WAVE = 10000.0
+
+
+class CausalAttention(nn.Module):
+    """Self-attention of each token to itself and those before it: x (N, T, F) to (N, T, F).
+
+    Args:
+        features: F.
+        heads: Number of heads, a divisor of F.
+        dropout: Share of attention weights that dropout takes, in training.
+    """
+
+    def __init__(self, features: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads, self.dropout = heads, dropout
+        self.qkv = nn.Linear(features, 3 * features)
+        self.out = nn.Linear(features, features)
+
+    def forward(self, x: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the output, and all keys and values, (N, heads, past + T, F / heads), the present ones last."""
+        batch, length, features = x.shape
+        parts = self.qkv(x).view(batch, length, 3, self.heads, features // self.heads)
+        q, k, v = parts.permute(2, 0, 3, 1, 4).unbind(0)
+        keys, values = torch.cat([keys, k], dim=2), torch.cat([values, v], dim=2)
+        mask = causal_mask(length, keys.shape[2], x.device)
+        dropout = self.dropout if self.training else 0.0
+        y = functional.scaled_dot_product_attention(q, keys, values, attn_mask=mask, dropout_p=dropout)
+        return self.out(y.transpose(1, 2).reshape(batch, length, features)), keys, values
+
+
+class Block(nn.Module):
+    """Attention and two Linears, each with a LayerNorm before and a sum after it.
+
+    Args:
+        features: F.
+        inner: Dimensions between the two Linears.
+        heads: Number of heads.
+        dropout: Share of values that dropout takes, in training.
+    """
+
+    def __init__(self, features: int, inner: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(features)
+        self.attention = CausalAttention(features, heads, dropout)
+        self.inner_norm = nn.LayerNorm(features)
+        self.inner = nn.Linear(features, inner)
+        self.outer = nn.Linear(inner, features)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the output, and keys and values as attention does."""
+        y, keys, values = self.attention(self.attention_norm(x), keys, values)
+        x = x + self.dropout(y)
+        y = self.outer(functional.relu(self.inner(self.inner_norm(x))))
+        return x + self.dropout(y), keys, values
+
+
+class TransformerLanguageModel(nn.Module):
+    """The network. Its modules are called `embedding`, `blocks.0.attention.qkv`, …, `norm` and `head`.
+
+    Args:
+        vocabulary: Number of tokens.
+        features: Dimensions of a token.
+        layers: Number of blocks.
+        heads: Heads of attention, a divisor of `features`.
+        inner: Dimensions between a block's two Linears.
+        context: Most tokens that attention spans.
+        dropout: Share of values that dropout takes, in training.
+        cutoffs: Where bands of adaptive input and softmax begin; without any, all tokens have `features` dimensions.
+        factor: By which dimensions shrink from band to band.
+        tie_weights: Whether tokens have one matrix for input and output.
+
+    Raises:
+        UsageError: If the numbers do not fit each other.
+    """
+
+    carries_state = False
+
+    def __init__(  # noqa: PLR0913  the shape of a Transformer
+        self,
+        vocabulary: int,
+        *,
+        features: int = 256,
+        layers: int = 4,
+        heads: int = 4,
+        inner: int = 1024,
+        context: int = 256,
+        dropout: float = 0.1,
+        cutoffs: Sequence[int] = (),
+        factor: float = 4.0,
+        tie_weights: bool = True,
+    ) -> None:
+        super().__init__()
+        if min(vocabulary, features, layers, heads, inner, context) < 1:
+            raise UsageError("Expected vocabulary, features, layers, heads, inner and context of at least 1")
+        if features % heads or features % 2:
+            raise UsageError(f"Expected even features that {heads} heads divide, but got {features}")
+        self.vocabulary, self.context, self.features_count, self.heads = vocabulary, context, features, heads
+        self.dropout = nn.Dropout(dropout)
+        self.embedding, self.head = _ends(vocabulary, features, cutoffs, factor, tie_weights=tie_weights)
+        self.blocks = nn.ModuleList(Block(features, inner, heads, dropout) for _ in range(layers))
+        self.norm = nn.LayerNorm(features)
+        self.register_buffer("positions", sinusoids(context, features), persistent=False)
+
+    def initial_state(self, batch: int) -> tuple[Tensor, ...]:
+        """Return empty keys and values."""
+        empty = self.norm.weight.new_zeros(batch, self.heads, 0, self.features_count // self.heads)
+        return (empty.detach(),) * (2 * len(self.blocks))
+
+    def features(self, tokens: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Return what the head reads, (N, T, F), and all keys and values."""
+        past, length = state[0].shape[2], tokens.shape[1]
+        positions = self.get_buffer("positions")[past : past + length]
+        x = self.dropout(self.embedding(tokens) * math.sqrt(self.features_count) + positions)
+        cache: list[Tensor] = []
+        for number, block in enumerate(self.blocks):
+            x, keys, values = block(x, state[2 * number], state[2 * number + 1])
+            cache += [keys, values]
+        return self.norm(x), tuple(cache)
+
+    def log_probabilities(self, features: Tensor) -> Tensor:
+        """Return log-probabilities of all tokens."""
+        return self.head.log_probabilities(features)
+
+    def losses(self, features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Return negative log-likelihoods and the number of hits."""
+        return self.head.losses(features, targets)
+
+    def forward(self, tokens: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Return log-probabilities of each next token, (N, T, vocabulary), and the state."""
+        features, state = self.features(tokens, state)
+        return self.log_probabilities(features), state
+
+
+def sinusoids(length: int, features: int) -> Tensor:
+    """Return the positions of Vaswani et al., 2017, section 3.5: sines, then cosines, float32 (length, features)."""
+    rates = torch.exp(torch.arange(0, features, 2) * (-math.log(_LONGEST_WAVE) / features))
+    angles = torch.arange(length)[:, None] * rates
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+def causal_mask(length: int, total: int, device: torch.device) -> Tensor:
+    """Return what the last `length` of `total` tokens may see: bool (length, total), themselves and those before."""
+    return torch.ones(length, total, dtype=torch.bool, device=device).tril(total - length)
+
+
+def _ends(
+    vocabulary: int, features: int, cutoffs: Sequence[int], factor: float, *, tie_weights: bool
+) -> tuple[nn.Embedding | AdaptiveEmbedding, SoftmaxHead | AdaptiveHead]:
+    if cutoffs:
+        bands, adaptive = (make(features, vocabulary, cutoffs, factor) for make in (AdaptiveEmbedding, AdaptiveHead))
+        assert isinstance(bands, AdaptiveEmbedding)
+        assert isinstance(adaptive, AdaptiveHead)
+        if tie_weights:
+            tie_bands(bands, adaptive)
+        return bands, adaptive
+    embedding, head = nn.Embedding(vocabulary, features), SoftmaxHead(features, vocabulary, bias=False)
+    nn.init.normal_(embedding.weight, std=features**-0.5)
+    if tie_weights:
+        head.decoder.weight = embedding.weight
+    return embedding, head

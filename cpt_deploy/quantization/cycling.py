@@ -1,0 +1,130 @@
+"""What all CPT models share: layers and edges whose bits are one shared state."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+from torch import nn
+
+from cpt_deploy.errors import UsageError
+from cpt_deploy.quantization.config import LEAST_BITS, MOST_BITS, QuantizationConfig
+from cpt_deploy.quantization.edges import EdgeQuantizer
+from cpt_deploy.quantization.precision_state import PrecisionState, Role
+
+WeightBits = int | Mapping[str, int] | None
+"""Bits of the cycling layers' weights; or bits by layer name, where a layer not named has the upper bound; or None for
+the upper bound everywhere."""
+
+
+@dataclass(frozen=True, slots=True)
+class LayerInfo:
+    """One quantized layer of a model.
+
+    Attributes:
+        name: Its module path.
+        macs: Multiply-accumulates per sample in forward.
+        role: "cycle", "hold" (the upper bound), or the name of its group.
+        weights: Number of weights, without the bias.
+    """
+
+    name: str
+    macs: int
+    role: Role
+    weights: int
+
+
+class CyclingModel(nn.Module):
+    """A model whose bits cycle.
+
+    Args:
+        precision: The current bits.
+        config: What it was prepared with.
+        layers: Its quantized layers; a layer's index is its place.
+    """
+
+    def __init__(self, precision: PrecisionState, config: QuantizationConfig, layers: list[LayerInfo]) -> None:
+        super().__init__()
+        self.precision = precision
+        self.config = config
+        self._layers = layers
+
+    def layers(self) -> list[LayerInfo]:
+        """Return the quantized layers in the order in which they compute."""
+        return list(self._layers)
+
+    def edges(self) -> Iterator[tuple[str, EdgeQuantizer]]:
+        """Yield name and quantizer of every edge, in the order of the modules."""
+        for name, module in self.named_modules():
+            if isinstance(module, EdgeQuantizer):
+                yield name, module
+
+    def set_bits(self, forward: int, backward: int, groups: Mapping[Role, int] | None = None) -> None:
+        """Set the bits of all cycling weights and activations, and of the gradients.
+
+        Args:
+            forward: Bits of weights and activations.
+            backward: Bits of gradients.
+            groups: Those of groups; one that is left out has `forward`, or its upper bound where that is less.
+        """
+        self.precision.set(weights=forward, activations=forward, gradients=backward, groups=groups)
+
+    def set_step(self, step: int, first_sample: int = 0) -> None:
+        """Tell the training step, which seeds the gradients' stochastic rounding.
+
+        Args:
+            step: Its number.
+            first_sample: Where in the whole batch the part begins that this process has; 0 if it has all of it.
+        """
+        self.precision.set_step(step, first_sample)
+
+    def layer_bits(self, weight_bits: WeightBits = None) -> dict[str, int]:
+        """Return the bits of each layer's weights by the layer's name, in the order of the graph.
+
+        Raises:
+            UsageError: If bits are out of range, or given for a layer that the model does not have.
+        """
+        state = self.precision
+        uppers = {layer.name: state.upper_of(layer.role) for layer in self._layers}
+        if not isinstance(weight_bits, Mapping):
+            given = weight_bits or state.upper
+            most = {"cycle": given, **{role: min(given, upper) for role, upper in state.groups.items()}}
+            return {layer.name: most.get(layer.role, state.upper) for layer in self._layers}
+        names = [layer.name for layer in self._layers]
+        for name, bits in weight_bits.items():
+            if not LEAST_BITS <= bits <= MOST_BITS:
+                raise UsageError(f"Expected bits of {name} in [{LEAST_BITS}, {MOST_BITS}], but got {bits}")
+            if name not in names:
+                near = get_close_matches(name, names, n=1)
+                raise UsageError(
+                    f"Expected bits for layers of the model, but got some for {name!r}",
+                    hint=f"did you mean {near[0]}?" if near else "the layers are " + ", ".join(names),
+                )
+        return {name: weight_bits.get(name, uppers[name]) for name in names}
+
+    @contextmanager
+    def upper_bound(self, weight_bits: WeightBits = None, activation_bits: int | None = None) -> Iterator[None]:
+        """Run at the upper bound, or at the bits that are given; the bits before are restored afterwards.
+
+        Args:
+            weight_bits: Bits of the cycling weights, or of single layers by name, instead of the upper bound's.
+            activation_bits: Bits of the cycling activations instead of the upper bound's.
+
+        Raises:
+            UsageError: If bits are out of range, or given for a layer that the model does not have.
+        """
+        state = self.precision
+        before, own = state.bits(), dict[int, int]()
+        if isinstance(weight_bits, Mapping):
+            own = dict(enumerate(self.layer_bits(weight_bits).values()))  # a layer's index is its place
+            weight_bits = None
+        state.set(
+            weights=weight_bits or state.upper,
+            activations=activation_bits or state.upper,
+            gradients=state.gradient_bits,
+        )
+        state.own_weight_bits = own
+        try:
+            yield
+        finally:
+            state.restore(before)

@@ -1,0 +1,130 @@
+"""What is small, a few numbers a tensor or a channel, as torch operations: what the backends on a CPU have in common."""
+
+import torch
+from torch import Tensor
+
+from cpt_deploy.quantization import affine
+from cpt_deploy.quantization.kernels.interface import (
+    Average,
+    BatchNorm,
+    Clamp,
+    Grid,
+    GridLevels,
+    Normalised,
+    Observed,
+    Statistics,
+    Terms,
+    Unit,
+)
+
+
+def whole(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    """Return a range, 0-dim, that may be told in parts."""
+    return (low, high) if low.dim() == 0 else (low.amin(), high.amax())
+
+
+@torch.no_grad()
+def observe(low: Tensor, high: Tensor, average: Average | None, levels: GridLevels) -> Observed:
+    """Take a range, with 0, into a moving average, and return it with its grids."""
+    low, high = affine.including_zero(*whole(low, high))
+    if average is not None:
+        take(low, high, average)
+    own = levels.own.clamp(min=levels.least) if levels.least else levels.own
+    grids = (grid_on(low, high, most, symmetric=levels.symmetric) for most in (own, levels.cycle))
+    return Observed(low, high, *grids)
+
+
+def grid_on(low: Tensor, high: Tensor, levels: Tensor, *, symmetric: bool) -> Grid:
+    """Return the grid with so many levels on a range with 0."""
+    parameters = affine.symmetric_parameters if symmetric else affine.affine_parameters
+    return Grid(*parameters(low, high, levels), levels)
+
+
+@torch.no_grad()
+def take(low: Tensor, high: Tensor, average: Average) -> None:
+    """Take a range, 0-dim, into a moving average."""
+    average.batches.add_(1)
+    weight = torch.clamp(1.0 / average.batches, min=average.momentum).to(average.low.dtype)
+    average.low.lerp_(low.to(average.low.dtype), weight)
+    average.high.lerp_(high.to(average.high.dtype), weight)
+
+
+def gradient_step(low: Tensor, high: Tensor, levels: Tensor) -> Tensor:
+    """Return the step of a gradient's grid, 0-dim: `range / (levels − 1)`, or 1 if the range is empty.
+
+    Args:
+        low: Least value of the gradient, float32.
+        high: Greatest value of the gradient, float32.
+        levels: Greatest code, 0-dim float32.
+    """
+    low, high = affine.including_zero(*whole(low, high))
+    width = (high - low) / (levels - 1.0)
+    return torch.where(width == 0, torch.ones_like(width), width)
+
+
+def real_weight(codes: Tensor, scales: Tensor, step: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return `codes · (scales · step)`."""
+    return (codes * (scales * step).view(-1, *[1] * (codes.dim() - 1))).to(dtype)
+
+
+def scale(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """Return `x · (a · b)`, float32."""
+    return x.float().mul_(a * b)
+
+
+def normalise(
+    statistics: Statistics, unit: Unit, bias: Tensor | None, norm: BatchNorm | None, clamp: Clamp, count: int
+) -> tuple[Normalised, tuple[Tensor, Tensor]]:
+    """Return what makes a layer's output of its sums, and that output's range; the BatchNorm tracks the batch."""
+    per = unit.input * unit.weight
+    if norm is None:
+        offset = torch.zeros_like(per) if bias is None else bias.detach()
+        result = Normalised(per, offset, statistics.mean, torch.ones_like(per), torch.zeros_like(per))
+    else:
+        moments = statistics.mean * per, statistics.variance * per.square()
+        result = normalised(*moments, statistics.mean, per, bias, norm, count)
+    return result, ends(statistics, result, clamp)
+
+
+def normalised(
+    mean: Tensor, variance: Tensor, centre: Tensor, unit: Tensor, bias: Tensor | None, norm: BatchNorm,
+    count: int | Tensor,
+) -> Normalised:  # fmt: skip
+    """Return what makes a layer's output of its sums, given their mean and variance in real values.
+
+    Args:
+        mean: (C,).
+        variance: (C,), divided by the count.
+        centre: The mean in units, (C,).
+        unit: What one unit of the sums stands for, (C,).
+        bias: The layer's, (C,).
+        norm: Tracks the batch.
+        count: Values in a channel.
+    """
+    norm.batches.add_(1)
+    norm.running_mean.lerp_(mean if bias is None else mean + bias, norm.momentum)
+    others = (count - 1).clamp(min=1) if isinstance(count, Tensor) else max(count - 1, 1)
+    norm.running_variance.lerp_(variance * (count / others), norm.momentum)
+    inverse = torch.rsqrt(variance + norm.eps)
+    gain = norm.weight * inverse
+    offset = torch.addcmul(norm.bias, mean, gain, value=-1)  # the layer's bias is gone with the mean
+    return Normalised(gain * unit, offset, centre, gain, inverse * unit)
+
+
+def ends(statistics: Statistics, norm: Normalised, clamp: Clamp) -> tuple[Tensor, Tensor]:
+    """Return the range of a normalised and clamped output."""
+    values = torch.stack([statistics.least, statistics.greatest]) * norm.factor + norm.offset
+    low, high = torch.aminmax(values.clamp_(*clamp))
+    return low, high
+
+
+def normalisation_terms(norm: Normalised, passed: Tensor, products: Tensor, count: int) -> tuple[Terms, Tensor]:
+    """Return the gradient through BatchNorm as a function of the sums, and that of γ."""
+    grad_gamma = products * norm.deviation
+    return terms(norm, grad_gamma, passed, count), grad_gamma
+
+
+def terms(norm: Normalised, grad_gamma: Tensor, grad_beta: Tensor, count: int | Tensor) -> Terms:
+    """Return the gradient through BatchNorm, γ/σ · (g − mean(g) − x̂ · mean(g · x̂)), as a function of the sums."""
+    q = norm.gain * norm.deviation * grad_gamma / -count
+    return Terms(norm.gain, q, norm.gain * grad_beta / -count - q * norm.mean)

@@ -1,0 +1,269 @@
+"""The Triton kernels behind the interface: for tensors on a GPU, or on the CPU in Triton's interpreter.
+
+Nothing here reads a value back from the device, and how work is parted depends on shapes alone.
+"""
+
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from cpt_deploy.quantization.kernels import triton_channels as channels_
+from cpt_deploy.quantization.kernels import triton_elements as elements
+from cpt_deploy.quantization.kernels import triton_parameters as parameters
+from cpt_deploy.quantization.kernels.interface import (
+    Average,
+    BatchNorm,
+    Clamp,
+    Grid,
+    GridLevels,
+    Normalised,
+    Observed,
+    Site,
+    Statistics,
+    Terms,
+    Unit,
+)
+from cpt_deploy.quantization.kernels.layout import aligned, channels_of, dense
+
+#: Elements of one program where channels do not matter, of a tile where they do, and of one that merges parts.
+_BLOCK, _TILE, _MERGED = 4096, 2048, 1024
+#: Most parts of a range or of sums: enough to fill a GPU, few enough to be merged by one program.
+_PARTS = 1024
+_MOST_WIDTH = 128
+
+
+class TritonKernels:
+    """Each kernel as one launch, sums and ranges as one for the parts and one that merges them."""
+
+    name = "triton"
+
+    def range(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the range in parts."""
+        x = dense(x)
+        count = _parts(x.numel())
+        parts = x.new_empty(2, count)
+        launch(elements.range_kernel, (count,), x, parts, x.numel(), count, block=_BLOCK)
+        return parts[0], parts[1]
+
+    def observe(self, low: Tensor, high: Tensor, average: Average | None, levels: GridLevels) -> Observed:
+        """Return a range with its grids."""
+        out = low.new_empty(8)
+        kept = (low, high, levels.own, 1.0) if average is None else average
+        launch(
+            parameters.observe_kernel, (1,),
+            low, high, low.numel(), *kept[:3], float(kept[3]), levels.own, levels.cycle, float(levels.least), out,
+            averages=average is not None, symmetric=levels.symmetric, block=_MERGED,
+        )  # fmt: skip
+        bottom, top, *rest = out.unbind()
+        return Observed(bottom, top, Grid(*rest[:3]), Grid(*rest[3:]))
+
+    def quantize(self, x: Tensor, grid: Grid) -> Tensor:
+        """Return codes."""
+        x = dense(x)
+        return _each(elements.quantize_kernel, x, torch.empty_like(x, dtype=torch.uint8), *grid)
+
+    def requantize(self, codes: Tensor, source: Grid, target: Grid) -> Tensor:
+        """Return codes on another grid."""
+        return _each(elements.requantize_kernel, codes, torch.empty_like(codes), *source[:2], *target)
+
+    def centre(self, codes: Tensor, zero_point: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return `codes − zero_point`."""
+        return _each(elements.centre_kernel, codes, torch.empty_like(codes, dtype=dtype), zero_point)
+
+    def dequantize(self, codes: Tensor, grid: Grid) -> Tensor:
+        """Return real values."""
+        return _each(elements.dequantize_kernel, codes, torch.empty_like(codes, dtype=torch.float32), *grid[:2])
+
+    def quantize_weight(self, weight: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return codes and scales."""
+        weight, count = dense(weight.detach()), weight.shape[0]
+        codes, scales = torch.empty_like(weight, dtype=torch.int8), weight.new_empty(count)
+        inputs, stride = weight.numel() // count, levels.stride(0) if levels.dim() else 0
+        block = min(triton.next_power_of_2(inputs), _BLOCK)
+        launch(parameters.quantize_weight_kernel, (count,), weight, codes, scales, inputs, levels, stride, block=block)
+        return codes, scales
+
+    def real_weight(self, codes: Tensor, scales: Tensor, step: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return `codes · (scales · step)`."""
+        out, inputs = torch.empty_like(codes, dtype=dtype), codes.numel() // len(codes)
+        block = min(triton.next_power_of_2(inputs), _TILE)
+        grid = (len(codes), triton.cdiv(inputs, block))
+        launch(parameters.real_weight_kernel, grid, codes, out, scales, inputs, step, block=block)
+        return out
+
+    def add_range(self, a: Tensor, b: Tensor, grids: tuple[Grid, Grid], clamp: Clamp) -> tuple[Tensor, Tensor]:
+        """Return the range of a clamped sum, in parts."""
+        b, count = aligned(b, a), _parts(a.numel())
+        parts = grids[0].scale.new_empty(2, count)
+        launch(
+            elements.add_range_kernel, (count,),
+            a, b, parts, a.numel(), count, *grids[0][:2], *grids[1][:2], *clamp, block=_BLOCK,
+        )  # fmt: skip
+        return parts[0], parts[1]
+
+    def add_quantize(
+        self, a: Tensor, b: Tensor, grids: tuple[Grid, Grid], clamp: Clamp, grid: Grid
+    ) -> tuple[Tensor, Tensor]:
+        """Return codes of a clamped sum and its mask."""
+        b, codes = aligned(b, a), torch.empty_like(a)
+        passed = a.new_empty((a.numel() + 7) // 8)
+        block = _BLOCK // 8
+        launch(
+            elements.add_quantize_kernel, (triton.cdiv(len(passed), block),),
+            a, b, codes, passed, a.numel(), *grids[0][:2], *grids[1][:2], *clamp, *grid, block=block,
+        )  # fmt: skip
+        return codes, passed
+
+    def mask(self, gradient: Tensor, passed: Tensor) -> Tensor:
+        """Return a masked gradient."""
+        out = torch.empty_like(gradient)
+        grid = (triton.cdiv(gradient.numel(), _BLOCK),)
+        launch(elements.mask_kernel, grid, gradient, passed, out, gradient.numel(), block=_BLOCK)
+        return out
+
+    def statistics(self, x: Tensor) -> Statistics:
+        """Return statistics of each channel, from sums about its first value."""
+        tiles = _Tiles(x)
+        parts, out = x.new_empty(tiles.parts, 4, tiles.channels), x.new_empty(4, tiles.channels)
+        launch(channels_.statistics_kernel, tiles.in_parts, x, parts, *tiles.shape, tiles.parts, **tiles.sizes)
+        launch(channels_.merge_statistics_kernel, tiles.merge, x, parts, out, *tiles.shape, tiles.parts, **_MERGE)
+        return Statistics(*out.unbind())
+
+    def normalise(
+        self, statistics: Statistics, unit: Unit, bias: Tensor | None, norm: BatchNorm | None, clamp: Clamp, count: int
+    ) -> tuple[Normalised, tuple[Tensor, Tensor]]:
+        """Return what makes a layer's output of its sums, and that output's range, a part a channel."""
+        channels = len(unit.weight)
+        out, ends = unit.weight.new_empty(5, channels), unit.weight.new_empty(2, channels)
+        nothing = unit.weight
+        followed = (nothing, nothing, nothing, nothing, nothing, 0.0, 0.0) if norm is None else norm
+        launch(
+            parameters.normalise_kernel, (triton.cdiv(channels, _MOST_WIDTH),),
+            *statistics, *unit, nothing if bias is None else bias, *followed, count, out, ends, channels, *clamp,
+            biased=bias is not None, normed=norm is not None, width=_MOST_WIDTH,
+        )  # fmt: skip
+        return Normalised(*out.unbind()), (ends[0], ends[1])
+
+    def affine_quantize(self, x: Tensor, factor: Tensor, offset: Tensor, clamp: Clamp, grid: Grid) -> Tensor:
+        """Return codes of a clamped affine function."""
+        tiles, codes = _Tiles(x), torch.empty_like(x, dtype=torch.uint8)
+        launch(
+            channels_.affine_quantize_kernel, tiles.all,
+            x, codes, factor, offset, *tiles.shape, *clamp, *grid, **tiles.sizes,
+        )  # fmt: skip
+        return codes
+
+    def scale_sums(self, sums: Tensor, shift: Tensor | None, factor: Tensor, offset: Tensor) -> Tensor:
+        """Return `(sums + shift) · factor + offset`."""
+        tiles, out = _Tiles(sums), torch.empty_like(sums, dtype=torch.float32)
+        launch(
+            channels_.scale_sums_kernel, tiles.all,
+            sums, out, factor if shift is None else shift, factor, offset, *tiles.shape,
+            shifted=shift is not None, **tiles.sizes,
+        )  # fmt: skip
+        return out
+
+    def gradient_sums(self, site: Site, mean: Tensor) -> tuple[Tensor, Tensor]:
+        """Return sums for the backward pass of a normalisation."""
+        tiles = _Tiles(site.x)
+        parts, out = site.x.new_empty(tiles.parts, 2, tiles.channels), site.x.new_empty(2, tiles.channels)
+        launch(
+            channels_.gradient_sums_kernel, tiles.in_parts,
+            *site[:4], parts, *tiles.shape, tiles.parts, *site.clamp, **tiles.sizes,
+        )  # fmt: skip
+        launch(
+            channels_.merge_gradient_sums_kernel, tiles.merge,
+            site.x, mean, parts, out, tiles.channels, tiles.parts, **_MERGE,
+        )  # fmt: skip
+        return out[0], out[1]
+
+    def normalisation_terms(
+        self, norm: Normalised, passed: Tensor, products: Tensor, count: int
+    ) -> tuple[Terms, Tensor]:
+        """Return the gradient through BatchNorm as a function of the sums, and that of γ."""
+        channels = len(passed)
+        out = passed.new_empty(3, channels)
+        launch(
+            parameters.normalisation_terms_kernel, (triton.cdiv(channels, _MOST_WIDTH),),
+            norm.mean, norm.gain, norm.deviation, passed, products, out, channels, count, width=_MOST_WIDTH,
+        )  # fmt: skip
+        return Terms(norm.gain, out[0], out[1]), out[2]
+
+    def gradient_range(self, site: Site, terms: Terms) -> tuple[Tensor, Tensor]:
+        """Return the range of a site's gradient, in parts."""
+        tiles = _Tiles(site.x)
+        parts = site.x.new_empty(2, tiles.parts * tiles.across)
+        launch(
+            channels_.gradient_range_kernel, tiles.in_parts,
+            *site[:4], *terms, parts, *tiles.shape, tiles.parts, *site.clamp, **tiles.sizes,
+        )  # fmt: skip
+        return parts[0], parts[1]
+
+    def gradient_step(self, low: Tensor, high: Tensor, levels: Tensor) -> Tensor:
+        """Return the step of a gradient's grid."""
+        step = torch.empty_like(levels)
+        launch(parameters.gradient_step_kernel, (1,), low, high, low.numel(), levels, step, block=_MERGED)
+        return step
+
+    def gradient_codes(self, site: Site, terms: Terms, step: Tensor, seed: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return a site's gradient in steps, rounded stochastically."""
+        tiles, codes = _Tiles(site.x), torch.empty_like(site.gradient, dtype=dtype)
+        launch(
+            channels_.gradient_codes_kernel, tiles.all,
+            *site[:4], *terms, codes, *tiles.shape, *site.clamp, step, seed, **tiles.sizes,
+        )  # fmt: skip
+        return codes
+
+    def round_gradient(self, gradient: Tensor, step: Tensor, seed: Tensor) -> Tensor:
+        """Return a gradient rounded stochastically."""
+        gradient = dense(gradient)
+        return _each(elements.round_gradient_kernel, gradient, torch.empty_like(gradient), step, seed)
+
+    def scale(self, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        """Return `x · (a · b)`."""
+        x = dense(x)
+        return _each(elements.scale_kernel, x, torch.empty_like(x, dtype=torch.float32), a, b)
+
+
+def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
+    """Launch a kernel on the device of its first argument.
+
+    Products are not fused into sums, which would leave out a rounding that the other backends have.
+    """
+    device = arguments[0].device
+    if device.type == "cuda" and device.index != torch.cuda.current_device():
+        with torch.cuda.device(device):
+            kernel[grid](*arguments, **constants, enable_fp_fusion=False)
+    else:
+        kernel[grid](*arguments, **constants, enable_fp_fusion=False)
+
+
+def _each(kernel: Any, x: Tensor, out: Tensor, *arguments: Tensor) -> Tensor:
+    launch(kernel, (triton.cdiv(x.numel(), _BLOCK),), x, out, x.numel(), *arguments, block=_BLOCK)
+    return out
+
+
+def _parts(count: int) -> int:
+    return min(triton.cdiv(count, _BLOCK), _PARTS)
+
+
+_MERGE = {"parts_a_tile": 64, "width": 16}
+
+
+class _Tiles:
+    """How rows × channels are cut: all tiles, each a program; or in parts, each a program that takes several tiles."""
+
+    def __init__(self, x: Tensor) -> None:
+        self.channels = channels_of(x)
+        rows = x.numel() // self.channels
+        width = min(triton.next_power_of_2(self.channels), _MOST_WIDTH)
+        height = _TILE // width
+        self.across = triton.cdiv(self.channels, width)
+        down = triton.cdiv(rows, height)
+        self.parts = min(down, max(_PARTS // self.across, 1))
+        self.shape = (rows, self.channels)
+        self.sizes = {"rows_a_tile": height, "width": width}
+        self.all, self.in_parts = (down, self.across), (self.parts, self.across)
+        self.merge = (triton.cdiv(self.channels, _MERGE["width"]),)

@@ -1,0 +1,186 @@
+"""Triton kernels on a few numbers a tensor or a channel, so that a step has one launch where torch would have ten."""
+
+import triton
+import triton.language as tl
+
+from cpt_deploy.quantization.kernels.triton_elements import (
+    INFINITY,
+    NAN,
+    clamped,
+    greater,
+    lesser,
+    not_numbers,
+    rounded,
+)
+
+
+@triton.jit
+def merged_range(low, high, count, block: tl.constexpr):
+    """Return the range of `count` parts and 0; NaN if a part is."""
+    index = tl.arange(0, block)
+    least = tl.full([block], INFINITY, tl.float32)
+    most = tl.full([block], -INFINITY, tl.float32)
+    bad = tl.zeros([block], tl.int32)
+    for start in range(0, count, block):
+        inside = start + index < count
+        lows = tl.load(low + start + index, mask=inside, other=0.0)
+        highs = tl.load(high + start + index, mask=inside, other=0.0)
+        least, most = lesser(least, lows, inside), greater(most, highs, inside)
+        bad = not_numbers(not_numbers(bad, lows, inside), highs, inside)
+    any_bad = tl.max(bad, axis=0) > 0
+    least, most = tl.min(least, axis=0), tl.max(most, axis=0)
+    least, most = tl.where(least > 0.0, 0.0, least), tl.where(most < 0.0, 0.0, most)
+    return tl.where(any_bad, NAN, least), tl.where(any_bad, NAN, most)
+
+
+@triton.jit
+def store_grid(low, high, levels, out, symmetric: tl.constexpr):
+    """Store scale, zero point and levels of the grid on a range."""
+    if symmetric:
+        zero_point = tl.div_rn(levels + 1.0, 2.0)
+        width = tl.div_rn(tl.where(high > -low, high, -low), zero_point - 1.0)
+        scale = tl.where(width == 0.0, 1.0, width)
+    else:
+        width = tl.div_rn(high - low, levels)
+        scale = tl.where(width == 0.0, 1.0, width)
+        zero_point = clamped(rounded(tl.div_rn(-low, scale)), 0.0, levels)
+    tl.store(out, scale)
+    tl.store(out + 1, zero_point)
+    tl.store(out + 2, levels)
+
+
+@triton.jit
+def moved(average, value, weight):
+    """Move an average towards a value, as torch.lerp does."""
+    before = tl.load(average)
+    near = before + weight * (value - before)
+    far = value - (value - before) * (1.0 - weight)
+    tl.store(average, tl.where(weight < 0.5, near, far))
+
+
+@triton.jit(
+    do_not_specialize=["count"],
+    do_not_specialize_on_alignment=["low", "high", "average_low", "average_high", "batches", "own", "cycle", "out"],
+)
+def observe_kernel(
+    low, high, count, average_low, average_high, batches, momentum, own, cycle, least, out,
+    averages: tl.constexpr, symmetric: tl.constexpr, block: tl.constexpr,
+):  # fmt: skip
+    """Range with 0, own grid and that of cycling layers, into out (8,); the average is moved."""
+    bottom, top = merged_range(low, high, count, block)
+    if averages:
+        number = tl.load(batches) + 1
+        tl.store(batches, number)
+        weight = tl.div_rn(1.0, number.to(tl.float32))
+        weight = tl.where(weight < momentum, momentum, weight)
+        moved(average_low, bottom, weight)
+        moved(average_high, top, weight)
+    tl.store(out, bottom)
+    tl.store(out + 1, top)
+    own_levels = tl.load(own)
+    store_grid(bottom, top, tl.where(own_levels < least, least, own_levels), out + 2, symmetric)
+    store_grid(bottom, top, tl.load(cycle), out + 5, symmetric)
+
+
+@triton.jit(do_not_specialize=["count"], do_not_specialize_on_alignment=["low", "high", "levels", "out"])
+def gradient_step_kernel(low, high, count, levels, out, block: tl.constexpr):
+    """Step of a gradient's grid."""
+    bottom, top = merged_range(low, high, count, block)
+    width = tl.div_rn(top - bottom, tl.load(levels) - 1.0)
+    tl.store(out, tl.where(width == 0.0, 1.0, width))
+
+
+@triton.jit(do_not_specialize_on_alignment=["levels"])
+def quantize_weight_kernel(weight, codes, scales, inputs, levels, levels_stride, block: tl.constexpr):
+    """Codes of one output channel a program, and its scale."""
+    channel = tl.program_id(0).to(tl.int64)
+    row = weight + channel * inputs
+    index = tl.arange(0, block)
+    low = tl.full([block], INFINITY, tl.float32)
+    high = tl.full([block], -INFINITY, tl.float32)
+    bad = tl.zeros([block], tl.int32)
+    for start in range(0, inputs, block):
+        inside = start + index < inputs
+        value = tl.load(row + start + index, mask=inside, other=0.0)
+        low, high = lesser(low, value, inside), greater(high, value, inside)
+        bad = not_numbers(bad, value, inside)
+    most = tl.load(levels + channel * levels_stride)
+    least, greatest = tl.min(low, axis=0), tl.max(high, axis=0)
+    scale = tl.div_rn(tl.where(greatest > -least, greatest, -least), most)
+    scale = tl.where(tl.max(bad, axis=0) > 0, NAN, tl.where(scale == 0.0, 1.0, scale))
+    tl.store(scales + channel, scale)
+    for start in range(0, inputs, block):
+        inside = start + index < inputs
+        value = tl.load(row + start + index, mask=inside, other=0.0)
+        code = clamped(rounded(tl.div_rn(value, scale)), -most, most)
+        tl.store(codes + channel * inputs + start + index, code.to(tl.int32).to(tl.int8), mask=inside)
+
+
+@triton.jit(do_not_specialize_on_alignment=["step"])
+def real_weight_kernel(codes, out, scales, inputs, step, block: tl.constexpr):
+    """Codes · (scales · step), in the type of `out`."""
+    channel = tl.program_id(0).to(tl.int64)
+    index = tl.program_id(1) * block + tl.arange(0, block)
+    inside = index < inputs
+    place = channel * inputs + index
+    value = tl.load(codes + place, mask=inside, other=0).to(tl.float32) * (tl.load(scales + channel) * tl.load(step))
+    tl.store(out + place, value.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit(do_not_specialize=["count"], do_not_specialize_on_alignment=["unit", "batches"])
+def normalise_kernel(
+    sums_mean, sums_variance, least, greatest, unit, scales, bias, gamma, beta, running_mean, running_variance, batches, momentum, eps, count,
+    out, ends, channels, low_bound, high_bound,
+    biased: tl.constexpr, normed: tl.constexpr, width: tl.constexpr,
+):  # fmt: skip
+    """What makes a layer's output of its sums, out (5, channels), and each channel's range after the clamp, ends (2,)."""
+    columns = tl.program_id(0) * width + tl.arange(0, width)
+    there = columns < channels
+    per = tl.load(unit) * tl.load(scales + columns, mask=there, other=0.0)
+    mean = tl.load(sums_mean + columns, mask=there, other=0.0)
+    constant = tl.load(bias + columns, mask=there, other=0.0) if biased else tl.zeros([width], tl.float32)
+    if normed:
+        variance = tl.load(sums_variance + columns, mask=there, other=0.0) * (per * per)
+        if tl.program_id(0) == 0:
+            tl.store(batches, tl.load(batches) + 1)
+        real = mean * per
+        old = tl.load(running_mean + columns, mask=there, other=0.0)
+        tl.store(running_mean + columns, old + momentum * (real + constant - old), mask=there)
+        old = tl.load(running_variance + columns, mask=there, other=0.0)
+        unbiased = variance * tl.div_rn(count.to(tl.float32), tl.maximum(count - 1, 1).to(tl.float32))
+        tl.store(running_variance + columns, old + momentum * (unbiased - old), mask=there)
+        inverse = tl.div_rn(1.0, tl.sqrt_rn(variance + eps))
+        gain = tl.load(gamma + columns, mask=there, other=0.0) * inverse
+        offset = tl.load(beta + columns, mask=there, other=0.0) - real * gain
+        factor, deviation = gain * per, inverse * per
+    else:
+        factor, offset = per, constant
+        gain, deviation = tl.full([width], 1.0, tl.float32), tl.zeros([width], tl.float32)
+    tl.store(out + columns, factor, mask=there)
+    tl.store(out + channels + columns, offset, mask=there)
+    tl.store(out + 2 * channels + columns, mean, mask=there)
+    tl.store(out + 3 * channels + columns, gain, mask=there)
+    tl.store(out + 4 * channels + columns, deviation, mask=there)
+    first = tl.load(least + columns, mask=there, other=0.0) * factor + offset
+    second = tl.load(greatest + columns, mask=there, other=0.0) * factor + offset
+    first, second = clamped(first, low_bound, high_bound), clamped(second, low_bound, high_bound)
+    bad = (first != first) | (second != second)
+    tl.store(ends + columns, tl.where(bad, NAN, tl.where(first < second, first, second)), mask=there)
+    tl.store(ends + channels + columns, tl.where(bad, NAN, tl.where(first < second, second, first)), mask=there)
+
+
+@triton.jit(do_not_specialize=["count"])
+def normalisation_terms_kernel(mean, gain, deviation, passed, products, out, channels, count, width: tl.constexpr):
+    """Q and r of the terms, and the gradient of γ: out (3, channels)."""
+    columns = tl.program_id(0) * width + tl.arange(0, width)
+    there = columns < channels
+    gains = tl.load(gain + columns, mask=there, other=0.0)
+    deviations = tl.load(deviation + columns, mask=there, other=0.0)
+    number = -count.to(tl.float32)
+    grad_gamma = tl.load(products + columns, mask=there, other=0.0) * deviations
+    q = tl.div_rn(gains * deviations * grad_gamma, number)
+    r = tl.div_rn(gains * tl.load(passed + columns, mask=there, other=0.0), number)
+    r -= q * tl.load(mean + columns, mask=there, other=0.0)
+    tl.store(out + columns, q, mask=there)
+    tl.store(out + channels + columns, r, mask=there)
+    tl.store(out + 2 * channels + columns, grad_gamma, mask=there)

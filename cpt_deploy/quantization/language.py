@@ -1,0 +1,231 @@
+"""Language models that train with cyclic precision: the layers of a float network, replaced one by one.
+
+Every Embedding, LSTM and Linear of the network becomes a quantized layer; a Linear gets a quantizer of its input. What
+is between them, attention's products, LayerNorm, softmax, dropout and sums, stays in float32: onnxruntime's integer
+kernels for transformers have uint8 inputs and float outputs, and quantized attention products gained nothing there. So
+unlike `prepare` no graph is traced and no edge beyond the layers' inputs is quantized.
+"""
+
+import copy
+from collections.abc import Iterator
+from typing import Any, NamedTuple, Protocol, cast
+
+from torch import Tensor, nn
+
+from cpt_deploy.errors import ConversionError, UsageError
+from cpt_deploy.quantization.config import QuantizationConfig
+from cpt_deploy.quantization.cycling import CyclingModel, LayerInfo
+from cpt_deploy.quantization.edges import EdgeQuantizer
+from cpt_deploy.quantization.embedding import quantized_embedding
+from cpt_deploy.quantization.layers import QuantizedLinear, quantized_layer
+from cpt_deploy.quantization.precision_state import PrecisionState, Role
+from cpt_deploy.quantization.recurrent import quantized_lstm
+
+State = tuple[Tensor, ...]
+"""What a network remembers of the tokens before; the batch is axis 1 in an LSTM's, axis 0 in a Transformer's."""
+
+
+class Score(NamedTuple):
+    """What a model says about tokens whose successors are known.
+
+    Args:
+        losses: Negative log-likelihood of each target in nats, float32, of those only that are to be predicted.
+        hits: How many of them are the most likely token, 0-dim; with bands, those found without looking into a band.
+        targets: How many there are.
+        state: The state after the last token.
+    """
+
+    losses: Tensor
+    hits: Tensor
+    targets: int
+    state: State
+
+
+class LanguageNetwork(Protocol):
+    """What a network is to be for `prepare_language_model`: an `nn.Module` with these."""
+
+    #: Number of different tokens.
+    vocabulary: int
+    #: Most tokens that it can look back on together with the present ones, or None without a limit.
+    context: int | None
+    #: Whether the state of one chunk of a text is handed to the next one in training and evaluation.
+    carries_state: bool
+    #: The layers before and after everything else, which can hold the upper bound.
+    embedding: nn.Module
+    head: nn.Module
+
+    def initial_state(self, batch: int) -> State:
+        """Return the state before the first token."""
+
+    def features(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
+        """Return what the head reads, (N, T, F), of tokens, int64 (N, T), and the state after them."""
+
+    def log_probabilities(self, features: Tensor) -> Tensor:
+        """Return log-probabilities of all tokens, (..., vocabulary), of features (..., F)."""
+
+    def losses(self, features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Return negative log-likelihoods, (n,), and the number of hits, of features (n, F) and targets int64 (n,)."""
+
+
+class InputQuantizedLinear(nn.Module):
+    """A Linear with the quantizer of its input: (..., I) to (..., O)."""
+
+    def __init__(self, layer: QuantizedLinear, momentum: float) -> None:
+        super().__init__()
+        self.edge = EdgeQuantizer(layer.precision, layer.role, momentum)
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Quantize the input and multiply by the quantized weight."""
+        y: Tensor = self.layer(self.edge(x))
+        return y
+
+
+class QuantizedLanguageModel(CyclingModel):
+    """A model made by `prepare_language_model`.
+
+    Attributes:
+        network: The network with its quantized layers.
+    """
+
+    def __init__(
+        self, network: nn.Module, precision: PrecisionState, config: QuantizationConfig, layers: list[LayerInfo]
+    ) -> None:
+        super().__init__(precision, config, layers)
+        self.network = network
+
+    @property
+    def _language(self) -> LanguageNetwork:
+        return cast(LanguageNetwork, self.network)
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of different tokens."""
+        return self._language.vocabulary
+
+    @property
+    def context(self) -> int | None:
+        """Most tokens that it can look back on together with the present ones, or None without a limit."""
+        return self._language.context
+
+    @property
+    def carries_state(self) -> bool:
+        """Whether the state of one chunk of a text is handed to the next one."""
+        return self._language.carries_state
+
+    def initial_state(self, batch: int) -> State:
+        """Return the state before the first token of so many rows."""
+        return self._language.initial_state(batch)
+
+    def forward(self, tokens: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        """Return log-probabilities of each next token, (N, T, vocabulary), and the state after the last one.
+
+        Args:
+            tokens: int64 (N, T).
+            state: Where the rows go on; their beginning by default.
+
+        Raises:
+            UsageError: If the tokens and those before them are more than the model's context.
+        """
+        features, state = self._features(tokens, state)
+        return self._language.log_probabilities(features), state
+
+    def score(self, tokens: Tensor, targets: Tensor, state: State | None = None) -> Score:
+        """Return how likely the model finds the tokens that follow.
+
+        Args:
+            tokens: int64 (N, T).
+            targets: int64 (N, T), negative where nothing is to be predicted.
+            state: Where the rows go on; their beginning by default.
+
+        Raises:
+            UsageError: If the tokens are more than the model's context.
+        """
+        features, state = self._features(tokens, state)
+        features, targets = features.reshape(-1, features.shape[-1]), targets.reshape(-1)
+        if bool((targets < 0).any()):
+            wanted = targets >= 0
+            features, targets = features[wanted], targets[wanted]
+        losses, hits = self._language.losses(features, targets)
+        return Score(losses, hits, len(targets), state)
+
+    def _features(self, tokens: Tensor, state: State | None) -> tuple[Tensor, State]:
+        length = tokens.shape[1]
+        if state is None:
+            state = self.initial_state(len(tokens))
+        if self.context is not None:
+            before = 0 if self.carries_state else state[0].shape[2]
+            if length + before > self.context:
+                raise UsageError(
+                    f"Expected at most {self.context} tokens, the model's context, but got {length + before}",
+                    hint="lower data.text.sequence or raise model.args.context",
+                )
+        return self._language.features(tokens, state)
+
+
+def prepare_language_model(network: nn.Module, config: QuantizationConfig) -> QuantizedLanguageModel:
+    """Convert a float network to one that trains with cyclic precision.
+
+    Args:
+        network: See `LanguageNetwork`; it is copied, not changed. Parameters that layers share stay shared.
+        config: Bounds, and whether `embedding` and `head` hold the upper bound.
+
+    Returns:
+        The model, at the upper bound.
+
+    Raises:
+        ConversionError: If it has an LSTM of a kind that has no quantized form, or no layer at all.
+    """
+    network = copy.deepcopy(network)
+    precision = PrecisionState(config.upper, config.seed)
+    layers: list[LayerInfo] = []
+    for name, module in list(_replaceable(network)):
+        held = config.ends == "hold" and name.partition(".")[0] in ("embedding", "head")
+        role: Role = "hold" if held else "cycle"
+        index = len(layers)
+        if isinstance(module, nn.Embedding):
+            replaced: nn.Module = quantized_embedding(module, precision, role, index)
+            layers.append(LayerInfo(name, 0, role, module.weight.numel()))
+        elif isinstance(module, nn.LSTM):
+            _check_lstm(name, module)
+            replaced = quantized_lstm(module, precision, role, index, config.range_momentum)
+            for part, weight in (("input_layer", "weight_ih_l0"), ("hidden_layer", "weight_hh_l0")):
+                count = module.get_parameter(weight).numel()
+                layers.append(LayerInfo(f"{name}.{part}", count, role, count))
+        else:
+            layer = quantized_layer(module, precision, role, index)
+            assert isinstance(layer, QuantizedLinear)
+            replaced = InputQuantizedLinear(layer, config.range_momentum)
+            layers.append(LayerInfo(f"{name}.layer", layer.weight.numel(), role, layer.weight.numel()))
+        replaced.train(module.training)
+        network.set_submodule(name, replaced)
+    if not layers:
+        raise ConversionError("Expected a network with at least one Embedding, LSTM or Linear layer, but got none")
+    model = QuantizedLanguageModel(network, precision, config, layers)
+    model.train(network.training)
+    return model.to(next(network.parameters()).device)
+
+
+def _replaceable(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the layers in the order in which the network computes: embedding, what is between, head."""
+    kinds: tuple[type[nn.Module], ...] = (nn.Embedding, nn.LSTM, nn.Linear)
+    found = [(name, module) for name, module in network.named_modules() if type(module) in kinds]
+    order = {"embedding": 0, "head": 2}
+    return iter(sorted(found, key=lambda entry: order.get(entry[0].partition(".")[0], 1)))
+
+
+def _check_lstm(name: str, lstm: nn.LSTM) -> None:
+    expected = {"num_layers": 1, "bidirectional": False, "batch_first": True, "bias": True, "proj_size": 0}
+    got: dict[str, Any] = {key: getattr(lstm, key) for key in expected}
+    wrong = [f"{key}={value}" for key, value in got.items() if value != expected[key]]
+    if wrong:
+        raise ConversionError(
+            f"Expected LSTMs of one layer and one direction with a bias and batch_first, but got {', '.join(wrong)} in "
+            f"{name}",
+            hint="several layers are several modules",
+        )
+
+
+def detached(state: State) -> State:
+    """Return a state through which no gradient goes back: where truncated backpropagation through time ends."""
+    return tuple(tensor.detach() for tensor in state)

@@ -1,0 +1,89 @@
+"""Groups of runs over their steps: the mean of the seeds with a band of their standard deviation, and the bits."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cpt_deploy.report.figures import BLUE, GREEN, GREY, ORANGE, PINK, new_figure
+
+_STYLES = ((BLUE, "-"), (ORANGE, "--"), (GREEN, "-."), (PINK, ":"), (GREY, "-"), ("#E69F00", "--"), ("#56B4E9", "-."))
+
+
+@dataclass(frozen=True)
+class SeedBand:
+    """One column of the logs over the seeds of a group.
+
+    Args:
+        steps: Numbers of finished steps that all seeds have a value for.
+        means: Their mean at each of these.
+        deviations: Their sample standard deviation; `None` with one seed.
+    """
+
+    steps: Sequence[int]
+    means: Sequence[float]
+    deviations: Sequence[float] | None
+
+
+@dataclass(frozen=True)
+class SeedCurves:
+    """One group.
+
+    Args:
+        label: What the legend calls it.
+        loss: Loss on training batches.
+        accuracy: Accuracy on training batches, 0 to 1.
+        test_accuracy: Accuracy on the test images, 0 to 1.
+        bit_steps: Steps at which the bits are known.
+        bits: The forward bits there.
+    """
+
+    label: str
+    loss: SeedBand
+    accuracy: SeedBand
+    test_accuracy: SeedBand
+    bit_steps: Sequence[int]
+    bits: Sequence[int]
+
+
+def plot_seed_curves(groups: Sequence[SeedCurves], destination: Path) -> None:
+    """Draw training loss, test accuracy and bits over the steps.
+
+    Args:
+        groups: One or more.
+        destination: The file to write, PNG or SVG by its name.
+
+    Raises:
+        MissingExtraError: If Matplotlib is not installed.
+        OSError: If the file cannot be written.
+    """
+    figure = new_figure(9, 8.5)
+    loss, accuracy, bits = figure.subplots(3, 1, sharex=True, height_ratios=[3, 3, 2])
+    for index, group in enumerate(groups):
+        colour, style = _STYLES[index % len(_STYLES)]
+        _band(loss, group.loss, 1.0, colour, style, label=group.label)
+        _band(accuracy, group.test_accuracy, 100.0, colour, style, marker="o")
+        bits.plot(group.bit_steps, group.bits, style, color=colour, drawstyle="steps-post", linewidth=1.2)
+    loss.set_ylabel("training loss")
+    accuracy.set_ylabel("test accuracy (%)")
+    bits.set_ylabel("bits, weights and activations")
+    bits.yaxis.get_major_locator().set_params(integer=True)
+    bits.set_ylim(bottom=0)
+    bits.set_xlabel("step")
+    for axes in (loss, accuracy, bits):
+        axes.grid(visible=True, color="#dddddd", linewidth=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+    loss.legend(loc="best", frameon=False, title="mean ± standard deviation of the seeds")
+    figure.savefig(destination, dpi=130)
+
+
+def _band(
+    axes: Any, band: SeedBand, scale: float, colour: str, style: str, *, label: str = "", marker: str = ""
+) -> None:
+    means = [scale * value for value in band.means]
+    axes.plot(band.steps, means, style, color=colour, marker=marker, markersize=4, linewidth=1.3, label=label or None)
+    if band.deviations is not None:
+        widths = [scale * value for value in band.deviations]
+        low = [mean - width for mean, width in zip(means, widths, strict=True)]
+        high = [mean + width for mean, width in zip(means, widths, strict=True)]
+        axes.fill_between(band.steps, low, high, color=colour, alpha=0.2, linewidth=0)

@@ -1,0 +1,54 @@
+"""Tells adaptive precision schedules the training loss, period by period."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from cpt_deploy.precision import AdaptiveSchedule, PrecisionSchedule
+
+
+class LossFollowing:
+    """Averages the training loss over each period and tells it to the schedules that follow it.
+
+    In a distributed run the losses are those of the whole batch, which every process has, so all processes agree.
+
+    Args:
+        schedules: All schedules of the run; those that do not adapt are left alone.
+        period: Steps of a period.
+    """
+
+    def __init__(self, schedules: Sequence[PrecisionSchedule], period: int) -> None:
+        self.schedules = [schedule for schedule in schedules if isinstance(schedule, AdaptiveSchedule)]
+        self.period = period
+        self._sum: Tensor | float = 0.0
+        self._samples = 0
+
+    def add(self, loss: Tensor, samples: int) -> None:
+        """Take note of a step's mean loss, 0-dim, without waiting for the device."""
+        if self.schedules:
+            self._sum = self._sum + loss.double() * samples
+            self._samples += samples
+
+    def finished(self, step: int) -> None:
+        """Take note that so many steps are finished; at the end of a period tell its mean loss."""
+        if not self.schedules or step % self.period != 0 or self._samples == 0:
+            return
+        mean = float(self._sum) / self._samples
+        for schedule in self.schedules:
+            schedule.observe(mean, step)
+        self._sum, self._samples = 0.0, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything as JSON types."""
+        return {
+            "sum": float(self._sum),
+            "samples": self._samples,
+            "schedules": [schedule.state_dict() for schedule in self.schedules],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` returned."""
+        self._sum, self._samples = float(state["sum"]), int(state["samples"])
+        for schedule, own in zip(self.schedules, state["schedules"], strict=True):
+            schedule.load_state_dict(own)

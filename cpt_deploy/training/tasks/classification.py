@@ -1,0 +1,179 @@
+"""Classification of images."""
+
+from collections.abc import Iterator, Mapping
+from itertools import takewhile
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cpt_deploy.data import ArrayImages, Share, eval_loader, training_stream
+from cpt_deploy.errors import UsageError
+from cpt_deploy.quantization import CyclingModel, QuantizedModel
+from cpt_deploy.recipe import Recipe
+from cpt_deploy.training.evaluation import evaluate
+from cpt_deploy.training.inputs import settling_inputs
+from cpt_deploy.training.ranks import Ranks
+from cpt_deploy.training.reports import Evaluation
+from cpt_deploy.training.run_directory import RunDirectory
+from cpt_deploy.training.setup import RunData, build_cpt_model
+from cpt_deploy.training.synchronization import Synchronization
+from cpt_deploy.training.tasks.interface import Final, StepOutcome, Stop
+
+
+class Classification:
+    """The task, see `Task`.
+
+    Args:
+        data: Images, and how they become inputs.
+    """
+
+    name = "classification"
+    unit = "images"
+
+    def __init__(self, data: RunData) -> None:
+        self.data = data
+        self.loss = nn.CrossEntropyLoss(label_smoothing=data.recipe.train.label_smoothing)
+
+    @property
+    def recipe(self) -> Recipe:
+        """See `Task`."""
+        return self.data.recipe
+
+    @property
+    def workers(self) -> int:
+        """See `Task`."""
+        return self.data.workers
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """See `Task`."""
+        return self.data.steps_per_epoch
+
+    @property
+    def total_steps(self) -> int:
+        """See `Task`."""
+        return self.data.total_steps
+
+    @property
+    def step_samples(self) -> int:
+        """Images of a batch."""
+        return min(self.recipe.train.batch_size, len(self.data.train))
+
+    @property
+    def rows(self) -> int:
+        """Images of a batch."""
+        return self.step_samples
+
+    @property
+    def classes(self) -> int:
+        """Number of classes."""
+        return len(self.data.train.classes)
+
+    @property
+    def samples(self) -> tuple[int, int]:
+        """Number of images."""
+        return len(self.data.train), len(self.data.test)
+
+    def check_processes(self, count: int) -> None:
+        """Make sure that each process has an image of each batch, see `Task`."""
+        if self.step_samples < count:
+            raise UsageError(
+                f"Expected batches of at least one image for each process, but got {self.step_samples} for {count}",
+                hint="raise train.batch_size, which is that of all processes together, or start fewer processes",
+            )
+
+    def build_model(self) -> QuantizedModel:
+        """See `Task`."""
+        return build_cpt_model(self.recipe, self.classes, self.data.preprocessing)
+
+    def begin(self, directory: RunDirectory) -> None:
+        """Write nothing: classes and preprocessing stand in the report."""
+
+    def check(self, directory: RunDirectory) -> None:
+        """Check nothing: the recipe names the data."""
+
+    def stream(self, steps: range, ranks: Ranks, *, pin_memory: bool) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield inputs and labels, see `Task`."""
+        return training_stream(
+            self.data.train_inputs,
+            self.data.augment,
+            batch_size=self.recipe.train.batch_size,
+            seed=self.recipe.seed,
+            batches=steps,
+            workers=self.workers,
+            share=_share(ranks),
+            pin_memory=pin_memory,
+        )
+
+    def step(
+        self, model: nn.Module, batch: tuple[Tensor, Tensor], device: torch.device, *, autocast: bool
+    ) -> StepOutcome:
+        """See `Task`."""
+        on_gpu = device.type == "cuda"
+        x = batch[0].to(device, memory_format=torch.channels_last, non_blocking=on_gpu)
+        y = batch[1].to(device, non_blocking=on_gpu)
+        with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
+            logits = model(x)
+        correct = (logits.detach().argmax(1) == y).sum()
+        return StepOutcome(self.loss(logits.float(), y), correct, len(y), self.step_samples)
+
+    def state(self) -> Mapping[str, Tensor]:
+        """Return nothing: batches do not depend on each other."""
+        return {}
+
+    def restore(self, state: Mapping[str, Tensor], device: torch.device) -> None:
+        """Restore nothing."""
+
+    def evaluate(
+        self, model: CyclingModel, device: torch.device, step: int, stop: Stop, ranks: Ranks
+    ) -> Evaluation | None:
+        """Evaluate on the test images, see `Task`."""
+        assert isinstance(model, QuantizedModel)
+        batches = eval_loader(
+            self.data.test_inputs,
+            self.data.preprocessing,
+            self.recipe.train.eval_batch_size,
+            workers=self.workers,
+            share=_share(ranks),
+            pin_memory=device.type == "cuda",
+        )
+        return evaluate(model, batches, classes=self.classes, device=device, step=step, stop=stop, ranks=ranks)
+
+    def is_better(self, evaluation: Evaluation, best: Evaluation) -> bool:
+        """Return whether more images are classified right."""
+        return evaluation.top1 > best.top1
+
+    def settle(self, synchronization: Synchronization, device: torch.device, stop: Stop, ranks: Ranks) -> None:
+        """Settle on training batches of the epochs after the last one; each process takes some of them."""
+        batches = settling_inputs(
+            self.recipe, self.data.preprocessing, self.data.train_inputs, workers=self.workers, share=_share(ranks)
+        )
+        wanted = takewhile(lambda _: not stop(), batches)
+        synchronization.settle(inputs.to(device, memory_format=torch.channels_last) for inputs in wanted)
+
+    def evaluate_settled(
+        self, model: CyclingModel, device: torch.device, step: int, stop: Stop, ranks: Ranks
+    ) -> Final | None:
+        """See `Task`."""
+        result = self.evaluate(model, device, step, stop, ranks)
+        return None if result is None else Final(result, result)
+
+    def describe(self) -> dict[str, Any]:
+        """See `Task`."""
+        train, test = self.data.train, self.data.test
+        return {
+            "data": {
+                "name": self.recipe.data.name,
+                "train_images": len(train),
+                "test_images": len(test),
+                "train_sha256": train.digest() if isinstance(train, ArrayImages) else None,
+                "test_sha256": test.digest() if isinstance(test, ArrayImages) else None,
+            },
+            "classes": train.classes,
+            "preprocessing": self.data.preprocessing.to_dict(),
+        }
+
+
+def _share(ranks: Ranks) -> Share:
+    return Share(ranks.rank, ranks.count)

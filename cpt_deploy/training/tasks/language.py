@@ -1,0 +1,311 @@
+"""Prediction of text: truncated backpropagation through time with carried state, and perplexity.
+
+A step reads the next `data.text.sequence` tokens of each of `train.batch_size` rows. The state at its end is where the
+next step begins, without its gradient; at the beginning of an epoch it is empty. Perplexity is exp of the mean negative
+log-likelihood of every token of a text but the first, each predicted once; the text lies in `train.eval_batch_size`
+parallel rows, each of which begins with an empty state (1 row: the text as it is).
+"""
+
+import hashlib
+import math
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cpt_deploy.bundle.tokenization import Ids, Tokenizer
+from cpt_deploy.data.text import (
+    Chunk,
+    Corpus,
+    TextSplit,
+    evaluation_chunks,
+    steps_per_epoch,
+    training_chunk,
+    training_rows,
+)
+from cpt_deploy.errors import CheckpointError, UsageError
+from cpt_deploy.models.language import build_language_model
+from cpt_deploy.quantization import (
+    CyclingModel,
+    QuantizationConfig,
+    QuantizedLanguageModel,
+    observing,
+    prepare_language_model,
+)
+from cpt_deploy.quantization.language import State, detached
+from cpt_deploy.recipe import Recipe
+from cpt_deploy.training.files import disk_errors, write_atomically
+from cpt_deploy.training.ranks import Ranks
+from cpt_deploy.training.reports import Evaluation
+from cpt_deploy.training.run_directory import RunDirectory
+from cpt_deploy.training.synchronization import Synchronization
+from cpt_deploy.training.tasks.interface import Final, StepOutcome, Stop
+
+
+class LanguageModelling:
+    """The task, see `Task`.
+
+    Args:
+        recipe: The settings.
+        corpus: The text.
+        tokenizer: Its vocabulary.
+
+    Raises:
+        UsageError: If settings are for images.
+        DataError: If the text cannot be read or is too short.
+    """
+
+    name = "language-model"
+    unit = "tokens"
+    workers = 0
+
+    def __init__(self, recipe: Recipe, corpus: Corpus, tokenizer: Tokenizer) -> None:
+        _check_settings(recipe)
+        self.recipe, self.corpus, self.tokenizer = recipe, corpus, tokenizer
+        self.length, self.context = recipe.data.text.sequence, recipe.data.text.context
+        self.train = tokenizer.encode(corpus.text("train"))
+        self.train_rows = training_rows(self.train, recipe.train.batch_size)
+        self._held_out: dict[TextSplit, Ids] = {}
+        self._carried: State | None = None
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """See `Task`."""
+        return steps_per_epoch(self.train_rows, self.length)
+
+    @property
+    def total_steps(self) -> int:
+        """See `Task`."""
+        return self.recipe.train.total_steps(self.steps_per_epoch)
+
+    @property
+    def step_samples(self) -> int:
+        """Tokens of a step."""
+        return self.rows * min(self.length, int(self.train_rows.shape[1]) - 1)
+
+    @property
+    def rows(self) -> int:
+        """Rows of a batch."""
+        return int(self.train_rows.shape[0])
+
+    @property
+    def classes(self) -> int:
+        """Number of different tokens."""
+        return self.tokenizer.size
+
+    @property
+    def samples(self) -> tuple[int, int]:
+        """Number of tokens."""
+        return len(self.train), len(self.ids("test"))
+
+    def ids(self, split: TextSplit) -> Ids:
+        """Return the tokens of a split."""
+        if split == "train":
+            return self.train
+        if split not in self._held_out:
+            self._held_out[split] = self.tokenizer.encode(self.corpus.text(split))
+        return self._held_out[split]
+
+    def check_processes(self, count: int) -> None:
+        """See `Task`."""
+        if count > 1:
+            raise UsageError(f"Expected one process to train a language model, but got {count}")
+
+    def build_model(self) -> QuantizedLanguageModel:
+        """See `Task`."""
+        model = build_quantized_language_model(self.recipe, self.tokenizer.size)
+        if model.context is not None and self.length + self.context > model.context:
+            raise UsageError(
+                f"Expected sequences of at most {model.context} tokens, the model's context, but data.text has "
+                f"sequence={self.length} and context={self.context}",
+                hint="lower them or raise model.args.context",
+            )
+        return model
+
+    def begin(self, directory: RunDirectory) -> None:
+        """Write the vocabulary."""
+        with disk_errors("the vocabulary", directory.tokenizer):
+            write_atomically(directory.tokenizer, self.tokenizer.to_json().encode())
+
+    def check(self, directory: RunDirectory) -> None:
+        """Make sure that the corpus still has the vocabulary that the run began with, see `Task`."""
+        try:
+            begun = directory.tokenizer.read_text(encoding="utf-8")
+        except OSError as error:
+            raise CheckpointError(
+                f"Expected the run's vocabulary at {directory.tokenizer}, but got: {error}"
+            ) from error
+        if begun != self.tokenizer.to_json():
+            raise CheckpointError(
+                f"Expected the vocabulary that the run began with ({directory.tokenizer}), but the training text of "
+                f"{self.corpus.name} has another one, of {self.tokenizer.size} tokens",
+                hint="resume with the text that the run began with",
+            )
+
+    def stream(self, steps: range, ranks: Ranks, *, pin_memory: bool) -> Iterator[Chunk]:
+        """Yield chunks, see `Task`."""
+        for number in steps:
+            yield training_chunk(self.train_rows, self.length, number)
+
+    def step(self, model: nn.Module, batch: Chunk, device: torch.device, *, autocast: bool) -> StepOutcome:
+        """See `Task`."""
+        assert isinstance(model, QuantizedLanguageModel)
+        before = None if batch.first or not model.carries_state else self._carried
+        with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
+            score = model.score(batch.tokens.to(device), batch.targets.to(device), before)
+        self._carried = detached(score.state) if model.carries_state else None
+        return StepOutcome(score.losses.float().mean(), score.hits, score.targets, score.targets)
+
+    def state(self) -> Mapping[str, Tensor]:
+        """Return the carried state."""
+        return {str(place): tensor for place, tensor in enumerate(self._carried or ())}
+
+    def restore(self, state: Mapping[str, Tensor], device: torch.device) -> None:
+        """See `Task`."""
+        self._carried = tuple(state[str(place)].to(device) for place in range(len(state))) or None
+
+    def evaluate(
+        self, model: CyclingModel, device: torch.device, step: int, stop: Stop, ranks: Ranks
+    ) -> Evaluation | None:
+        """Evaluate on the validation text, see `Task`."""
+        return self._evaluate("valid", model, device, step, stop)
+
+    def is_better(self, evaluation: Evaluation, best: Evaluation) -> bool:
+        """Return whether the text is more likely."""
+        return evaluation.loss < best.loss
+
+    def settle(self, synchronization: Synchronization, device: torch.device, stop: Stop, ranks: Ranks) -> None:
+        """Settle on the first chunks of the training text, with carried state."""
+        model = synchronization.model
+        assert isinstance(model, QuantizedLanguageModel)
+        with torch.no_grad(), model.upper_bound(), observing(model):
+            state: State | None = None
+            for number in range(self.recipe.train.settle_batches):
+                if stop():
+                    return
+                chunk = training_chunk(self.train_rows, self.length, number)
+                _, state = model(chunk.tokens.to(device), None if chunk.first else state)
+                state = state if model.carries_state else None
+
+    def evaluate_settled(
+        self, model: CyclingModel, device: torch.device, step: int, stop: Stop, ranks: Ranks
+    ) -> Final | None:
+        """Evaluate on test and validation text, see `Task`."""
+        test, valid = (self._evaluate(split, model, device, step, stop) for split in ("test", "valid"))
+        return None if test is None or valid is None else Final(test, valid)
+
+    def describe(self) -> dict[str, Any]:
+        """See `Task`."""
+        digests = {f"{split}_sha256": _digest(self.ids(split)) for split in ("train", "valid", "test")}
+        sizes = {f"{split}_tokens": len(self.ids(split)) for split in ("train", "valid", "test")}
+        vocabulary = {
+            "level": self.tokenizer.level,
+            "size": self.tokenizer.size,
+            "sha256": hashlib.sha256(self.tokenizer.to_json().encode()).hexdigest(),
+        }
+        data = {"name": self.recipe.data.name, **sizes, **digests, "vocabulary": vocabulary}
+        return {"data": data, "classes": (), "preprocessing": {}}
+
+    def _evaluate(
+        self, split: TextSplit, model: CyclingModel, device: torch.device, step: int, stop: Stop
+    ) -> Evaluation | None:
+        assert isinstance(model, QuantizedLanguageModel)
+        chunks = evaluation_chunks(self.ids(split), self.recipe.train.eval_batch_size, self.length, self.context)
+        return evaluate_text(model, chunks, device=device, step=step, stop=stop)
+
+
+@torch.no_grad()
+def evaluate_text(
+    model: QuantizedLanguageModel,
+    chunks: Iterator[Chunk],
+    *,
+    device: torch.device,
+    step: int = 0,
+    stop: Stop = lambda: False,
+) -> Evaluation | None:
+    """Evaluate a model at the upper bound, in float32, whatever it trains in.
+
+    Args:
+        model: The model; its mode and bits are restored afterwards.
+        chunks: From `evaluation_chunks`.
+        device: Where the model is.
+        step: Number of finished steps, for the result.
+        stop: Asked before each chunk whether to give up.
+
+    Returns:
+        The evaluation, or `None` if `stop` said so.
+    """
+    began, training = time.perf_counter(), model.training
+    loss = torch.zeros((), dtype=torch.float64, device=device)
+    hits, count, state = torch.zeros((), dtype=torch.int64, device=device), 0, None
+    model.eval()
+    try:
+        with model.upper_bound():
+            for chunk in chunks:
+                if stop():
+                    return None
+                score = model.score(chunk.tokens.to(device), chunk.targets.to(device), state)
+                state = score.state if model.carries_state else None
+                loss += score.losses.double().sum()
+                hits += score.hits
+                count += score.targets
+    finally:
+        model.train(training)
+    mean = float(loss) / count
+    # A loss of hundreds has no perplexity in float64, and none that says anything.
+    return Evaluation(
+        step=step,
+        loss=mean,
+        top1=float(hits) / count,
+        top5=None,
+        images=count,
+        seconds=time.perf_counter() - began,
+        perplexity=perplexity_of(mean),
+    )
+
+
+def perplexity_of(loss: float) -> float:
+    """Return exp of a mean negative log-likelihood in nats; infinite where float64 holds no such number."""
+    try:
+        return math.exp(loss)
+    except OverflowError:
+        return math.inf
+
+
+def build_quantized_language_model(recipe: Recipe, vocabulary: int) -> QuantizedLanguageModel:
+    """Build and prepare the language model of a recipe, with fresh weights, on the CPU.
+
+    Raises:
+        UsageError: If the model is unknown, or does not take the arguments.
+    """
+    precision = recipe.precision
+    config = QuantizationConfig(
+        lower=precision.lower,
+        upper=precision.upper,
+        ends=precision.ends,
+        range_momentum=precision.range_momentum,
+        seed=recipe.seed,
+    )
+    network = build_language_model(recipe.model.name, vocabulary, **recipe.model.args)
+    return prepare_language_model(network, config)
+
+
+def _check_settings(recipe: Recipe) -> None:
+    wrong = [
+        name
+        for name, given in (
+            ("data.augment", bool(recipe.data.augment)),
+            ("train.label_smoothing", recipe.train.label_smoothing > 0.0),
+        )
+        if given
+    ]
+    if wrong:
+        raise UsageError(
+            f"Expected settings for a language model, but got {' and '.join(wrong)}, which it has no use for"
+        )
+
+
+def _digest(ids: Ids) -> str:
+    return hashlib.sha256(ids.tobytes()).hexdigest()

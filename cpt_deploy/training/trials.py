@@ -1,0 +1,219 @@
+"""The trials of a grid as a queue that several processes and machines work through, kept by Optuna.
+
+The queue is a journal file in the grid's directory: whoever opens it takes the next waiting trial. What a trial did is
+in its run directory, so one that was interrupted goes on from its checkpoint. Optuna's samplers have nothing to do.
+"""
+
+import os
+import socket
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from cpt_deploy.errors import MissingExtraError
+
+if TYPE_CHECKING:
+    from optuna import Study, Trial
+    from optuna.trial import FrozenTrial
+
+TrialState = Literal["waiting", "running", "finished", "failed", "interrupted"]
+JOURNAL = "trials.log"
+_READY = "ready"
+_POLL_SECONDS = 0.2
+#: How long another process may take to fill a queue that it has begun.
+_FILLING_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class TrialOutcome:
+    """What came of a trial.
+
+    Args:
+        state: "finished", "failed" or "interrupted".
+        accuracy: Of a finished one, 0 to 1.
+        message: Why it is not finished.
+    """
+
+    state: TrialState
+    accuracy: float | None = None
+    message: str | None = None
+
+
+@dataclass(frozen=True)
+class TrialStatus:
+    """Where a trial stands.
+
+    Args:
+        name: The point of the grid.
+        state: Its last attempt's state.
+        accuracy: Of a finished one, 0 to 1.
+        message: Why it is not finished, or where it runs.
+    """
+
+    name: str
+    state: TrialState
+    accuracy: float | None
+    message: str | None
+
+
+class TrialQueue:
+    """The queue of a grid.
+
+    Args:
+        folder: The grid's directory, which processes of other machines may share.
+        names: The points of the grid.
+        retry: Whether failed trials are queued anew, and all that began and did not end: what runs on another machine
+            cannot be seen from here.
+
+    Raises:
+        MissingExtraError: If Optuna is not installed.
+    """
+
+    def __init__(self, folder: Path, names: Sequence[str], *, retry: bool = False) -> None:
+        self.names = list(names)
+        self._study = _open_study(folder)
+        self._fill()
+        self._queue_again(retry=retry)
+
+    def statuses(self) -> list[TrialStatus]:
+        """Return where each point stands, in the grid's order."""
+        return [_status(name, trial) for name, trial in self._last().items()]
+
+    def work(
+        self,
+        execute: Callable[[str], TrialOutcome],
+        *,
+        jobs: int = 1,
+        stopping: Callable[[], bool] = lambda: False,
+        on_change: Callable[[str, TrialOutcome | None], None] | None = None,
+    ) -> None:
+        """Carry out waiting trials until none is left; one that fails does not end the others.
+
+        Args:
+            execute: Carries out a point; called in threads.
+            jobs: How many at once.
+            stopping: Asked all the time whether to take no further trial.
+            on_change: Told each point as it begins, with None, and as it ends.
+        """
+        running: dict[Future[TrialOutcome], tuple[Trial, str]] = {}
+        with ThreadPoolExecutor(jobs) as executor:
+            while True:
+                stop = stopping()
+                while len(running) < jobs and not stop:
+                    trial = self._take()
+                    if trial is None:
+                        break
+                    name = trial.user_attrs["point"]
+                    if on_change is not None:
+                        on_change(name, None)
+                    running[executor.submit(execute, name)] = (trial, name)
+                if not running:
+                    return
+                done, _ = wait(running, timeout=_POLL_SECONDS, return_when=FIRST_COMPLETED)
+                for future in done:
+                    trial, name = running.pop(future)
+                    outcome = future.result()
+                    self._tell(trial, outcome)
+                    if on_change is not None:
+                        on_change(name, outcome)
+
+    def _fill(self) -> None:
+        """Queue the points that are not there; those of a queue that another process has just begun are waited for."""
+        deadline = time.monotonic() + _FILLING_SECONDS
+        began = not self._study.get_trials(deepcopy=False)
+        while not began and _READY not in self._study.user_attrs and time.monotonic() < deadline:
+            time.sleep(_POLL_SECONDS)
+        there = {trial.user_attrs.get("point") for trial in self._study.get_trials(deepcopy=False)}
+        for name in self.names:
+            if name not in there:
+                self._enqueue(name)
+        self._study.set_user_attr(_READY, True)
+
+    def _queue_again(self, *, retry: bool) -> None:
+        from optuna.trial import TrialState as State
+
+        for status, trial in zip(self.statuses(), self._last().values(), strict=True):
+            lost = status.state == "running" and (retry or _is_lost(trial))
+            if lost:
+                self._study.tell(trial.number, state=State.FAIL)
+            if lost or status.state == "interrupted" or (retry and status.state == "failed"):
+                self._enqueue(status.name)
+
+    def _enqueue(self, name: str) -> None:
+        self._study.enqueue_trial({}, user_attrs={"point": name})
+
+    def _take(self) -> "Trial | None":
+        """Take the next waiting trial, or return None if there is none."""
+        from optuna.trial import TrialState as State
+
+        while self._study.get_trials(deepcopy=False, states=(State.WAITING,)):
+            trial = self._study.ask()
+            if trial.user_attrs.get("point") in self.names:
+                trial.set_user_attr("host", socket.gethostname())
+                trial.set_user_attr("process", os.getpid())
+                return trial
+            # Another process was quicker and Optuna made a new trial, or the point is no longer in the grid.
+            self._study.tell(trial, state=State.PRUNED)
+        return None
+
+    def _tell(self, trial: "Trial", outcome: TrialOutcome) -> None:
+        from optuna.trial import TrialState as State
+
+        trial.set_user_attr("outcome", outcome.state)
+        trial.set_user_attr("message", outcome.message)
+        if outcome.state == "finished" and outcome.accuracy is not None:
+            self._study.tell(trial, outcome.accuracy)
+        else:
+            self._study.tell(trial, state=State.FAIL)
+
+    def _last(self) -> "dict[str, FrozenTrial]":
+        """Return the last attempt at each point of the grid."""
+        trials = {trial.user_attrs.get("point"): trial for trial in self._study.get_trials(deepcopy=False)}
+        return {name: trials[name] for name in self.names}
+
+
+def _open_study(folder: Path) -> "Study":
+    try:
+        import optuna
+        from optuna.storages.journal import JournalFileBackend
+    except ImportError as error:
+        raise MissingExtraError(
+            "Expected Optuna, which keeps the trials of a grid, but it is not installed",
+            hint="pip install 'cpt-deploy[grid]'",
+        ) from error
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    folder.mkdir(parents=True, exist_ok=True)
+    storage = optuna.storages.JournalStorage(JournalFileBackend(str(folder / JOURNAL)))
+    return optuna.create_study(study_name="grid", storage=storage, direction="maximize", load_if_exists=True)
+
+
+def _status(name: str, trial: "FrozenTrial") -> TrialStatus:
+    attributes = trial.user_attrs
+    if trial.state.name == "RUNNING":
+        where = f"on {attributes.get('host', 'a machine that did not say')}"
+        return TrialStatus(name, "running", None, where)
+    if trial.state.name == "COMPLETE":
+        return TrialStatus(name, "finished", trial.value, None)
+    if trial.state.name == "WAITING":
+        return TrialStatus(name, "waiting", None, None)
+    state: TrialState = "interrupted" if attributes.get("outcome") == "interrupted" else "failed"
+    return TrialStatus(name, state, None, attributes.get("message"))
+
+
+def _is_lost(trial: "FrozenTrial") -> bool:
+    """Return whether a running trial's process was on this machine and is no more."""
+    process = trial.user_attrs.get("process")
+    if trial.user_attrs.get("host") != socket.gethostname() or process is None:
+        return False
+    if int(process) == os.getpid():
+        return True  # an earlier attempt in this very process
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False

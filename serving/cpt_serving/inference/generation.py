@@ -1,0 +1,159 @@
+"""Generating text token by token, and telling how probable a given text is."""
+
+import time
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from cpt_deploy.bundle.language import END, State
+from cpt_serving.inference.language_engine import LanguageEngine
+from cpt_serving.inference.sampling import Floats, Sampler, SamplingOptions, log_softmax, most_probable
+from cpt_serving.inference.stopping import StopMatcher
+
+FinishReason = Literal["length", "stop"]
+"""Why a text ended: as long as asked for or as the context allows, or at a given string."""
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """What shall be generated.
+
+    Args:
+        prompt: The tokens that come before, one or more.
+        max_tokens: Most tokens to generate.
+        sampling: How they are drawn.
+        stops: Strings before the first of which the text ends.
+        top: How many of the most probable tokens are told at each place.
+        arrived: When the request did, in seconds of `time.monotonic`.
+        deadline: When the answer is of no use any more, likewise.
+    """
+
+    prompt: Sequence[int]
+    max_tokens: int
+    sampling: SamplingOptions
+    stops: Sequence[str] = ()
+    top: int = 0
+    arrived: float = 0.0
+    deadline: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TokenProbability:
+    """A token and the natural logarithm of its probability, before temperature and limits; `None` if unknown."""
+
+    token: int
+    text: str
+    logprob: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredToken(TokenProbability):
+    """A token in its place, and the most probable ones there."""
+
+    top: tuple[TokenProbability, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One generated token.
+
+    Args:
+        text: What can be given out with it: nothing while characters or strings that end the text are incomplete.
+        scored: The token with its probability.
+        finish: Why it is the last one, if it is.
+    """
+
+    text: str
+    scored: ScoredToken
+    finish: FinishReason | None = None
+
+
+async def generate(engine: LanguageEngine, request: GenerationRequest) -> AsyncGenerator[Piece]:
+    """Generate one token after the other; who stops listening stops the generation.
+
+    Raises:
+        RequestError: 429 if the server is busy, 503 if the model is not loaded, 504 if the deadline passed.
+    """
+    async with engine.working():
+        prompt = list(request.prompt)
+        log_probabilities, state = await _read(engine, prompt, request.deadline)
+        sampler, stop = Sampler(request.sampling), StopMatcher(request.stops)
+        decode = engine.bundle.text.decoder(prompt)
+        limit = _limit(engine, request)
+        times: list[float] = []
+        for count in range(1, limit + 1):
+            token = sampler.draw(log_probabilities)
+            scored = scored_token(engine, token, log_probabilities, request.top)
+            _tell(engine, times, request.arrived)
+            text = stop.add(decode(token))
+            finish: FinishReason | None = "stop" if stop.stopped else "length" if count == limit else None
+            if finish is None:
+                yield Piece(text, scored)
+                logits, state = await engine.run(np.array([[token]], np.int64), state, request.deadline)
+                log_probabilities = log_softmax(logits[0, -1])
+                continue
+            if finish == "length":
+                text += stop.add(decode(END)) + stop.rest()
+            engine.texts.text_finished(count, times[-1] - times[0])
+            yield Piece(text, scored, finish)
+            return
+
+
+async def score(
+    engine: LanguageEngine, tokens: Sequence[int], *, top: int = 0, deadline: float | None = None
+) -> list[ScoredToken]:
+    """Return each token of a text with its probability after those before it; the first has none.
+
+    Raises:
+        RequestError: 429 if the server is busy, 503 if the model is not loaded, 504 if the deadline passed.
+    """
+    scored = [ScoredToken(tokens[0], engine.bundle.text.token_text(tokens[0]), None)]
+    async with engine.working():
+        state: State | None = None
+        for start in range(0, len(tokens) - 1, engine.chunk):
+            part = list(tokens[start : min(start + engine.chunk, len(tokens) - 1)])
+            logits, state = await engine.run(np.array([part], np.int64), state, deadline)
+            engine.texts.text_read(len(part))
+            for offset, row in enumerate(log_softmax(logits[0])):
+                scored.append(scored_token(engine, tokens[start + offset + 1], row, top))
+    return scored
+
+
+def scored_token(engine: LanguageEngine, token: int, log_probabilities: Floats, top: int) -> ScoredToken:
+    """Return a token with its probability and the most probable ones in its place."""
+    name = engine.bundle.text.token_text
+    best = most_probable(log_probabilities, top) if top else ()
+    return ScoredToken(
+        token,
+        name(token),
+        float(log_probabilities[token]),
+        tuple(TokenProbability(int(each), name(int(each)), float(log_probabilities[each])) for each in best),
+    )
+
+
+async def _read(engine: LanguageEngine, prompt: Sequence[int], deadline: float | None) -> tuple[Floats, State]:
+    state: State | None = None
+    for start in range(0, len(prompt), engine.chunk):
+        part = np.array([prompt[start : start + engine.chunk]], np.int64)
+        logits, state = await engine.run(part, state, deadline)
+        engine.texts.text_read(part.size)
+    assert state is not None, "a prompt has a token"
+    return log_softmax(logits[0, -1]), state
+
+
+def _limit(engine: LanguageEngine, request: GenerationRequest) -> int:
+    """Return how many tokens can be generated: the last one needs no place of its own in the context."""
+    context = engine.bundle.manifest.context
+    return request.max_tokens if context is None else min(request.max_tokens, context - len(request.prompt) + 1)
+
+
+def _tell(engine: LanguageEngine, times: list[float], arrived: float) -> None:
+    """Tell the observer of a further token."""
+    now = time.monotonic()
+    if times:
+        engine.texts.next_token(now - times[-1])
+    else:
+        engine.texts.first_token(now - arrived)
+    times.append(now)

@@ -1,0 +1,211 @@
+"""One language model behind the routes: each text a chain of calls, whose turns those of other texts come between."""
+
+import asyncio
+import functools
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import ParamSpec, TypeVar
+
+import anyio.to_thread
+import numpy as np
+import numpy.typing as npt
+from anyio import CapacityLimiter
+
+from cpt_deploy.bundle.language import LanguageBundle, LanguageModel, State
+from cpt_serving.inference.batching import CANCELLED, DEADLINE, ERROR, QUEUE_FULL
+from cpt_serving.inference.compute import ComputeThreads
+from cpt_serving.inference.generation_observers import GenerationObserver
+from cpt_serving.inference.lifecycle import ModelEngine, unavailable
+from cpt_serving.inference.loading import load_language_model
+from cpt_serving.inference.observers import InferenceObserver
+from cpt_serving.settings import ServeSettings
+from cpt_serving.web.errors import RequestError, bad_request
+from cpt_serving.web.records import current_record
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+Logits = npt.NDArray[np.float32]
+
+_LOGITS_AT_ONCE = 4_000_000
+"""Most logits that one call makes, so that a long text with a large vocabulary needs little memory, and others wait
+little for their turn."""
+
+
+class LanguageEngine(ModelEngine):
+    """One version of a language model in onnxruntime, for use from the event loop.
+
+    Args:
+        bundle: The bundle that it serves.
+        settings: Threads, limits and checks.
+        threads: Where the model computes, shared by the models of the process.
+        decoders: Where texts become tokens, shared likewise.
+        observer: Is told about requests and calls.
+        texts: Is told about tokens.
+    """
+
+    bundle: LanguageBundle
+
+    def __init__(
+        self,
+        bundle: LanguageBundle,
+        settings: ServeSettings,
+        threads: ComputeThreads,
+        decoders: CapacityLimiter,
+        observer: InferenceObserver,
+        texts: GenerationObserver,
+    ) -> None:
+        super().__init__(bundle)
+        self.texts = texts
+        self._settings = settings
+        self._threads = threads
+        self._decoders = decoders
+        self._observer = observer
+        self._model: LanguageModel | None = None
+        self._active = 0
+
+    @property
+    def pending(self) -> int:
+        """Texts that are being worked on."""
+        return self._active
+
+    @property
+    def chunk(self) -> int:
+        """How many tokens of a text one call reads."""
+        return max(1, min(128, _LOGITS_AT_ONCE // self.bundle.manifest.vocabulary))
+
+    @property
+    def longest_prompt(self) -> int:
+        """How many tokens a text may have that a client brings."""
+        context = self.bundle.manifest.context
+        return self._settings.max_prompt_tokens if context is None else min(context, self._settings.max_prompt_tokens)
+
+    def load_now(self) -> None:
+        """Load the model; takes as long as that takes.
+
+        Raises:
+            CptError: As `load_language_model` says.
+        """
+        self._model = load_language_model(self.bundle, self._settings)
+        self.loaded()
+
+    @asynccontextmanager
+    async def working(self) -> AsyncIterator[None]:
+        """Take one of the places of texts that are worked on at once, and tell the observers how it ended.
+
+        Raises:
+            RequestError: 503 if the model is not loaded, 429 if all places are taken.
+        """
+        if self._model is None:
+            raise unavailable(self.status)
+        if self._active >= self._settings.generations:
+            self._observer.request_failed(QUEUE_FULL, 0.0)
+            raise RequestError(
+                429,
+                f"Expected room for the text, but {self._active} of at most {self._settings.generations} are under way",
+                {"Retry-After": "1"},
+            )
+        record = current_record.get()
+        if record is not None:
+            record.model, record.version, record.rows = self.bundle.name, self.bundle.version, 1
+        started = time.monotonic()
+        self._change(+1)
+        try:
+            yield
+        except (asyncio.CancelledError, GeneratorExit):
+            self._observer.request_failed(CANCELLED, time.monotonic() - started)
+            raise
+        except Exception as error:
+            late = isinstance(error, RequestError) and error.status == 504
+            if late or not isinstance(error, RequestError):
+                self._observer.request_failed(DEADLINE if late else ERROR, time.monotonic() - started)
+            raise
+        else:
+            self._observer.request_finished(1, 0.0, time.monotonic() - started)
+        finally:
+            self._change(-1)
+
+    async def encode(self, text: str) -> list[int]:
+        """Return the tokens of a client's text, in a thread.
+
+        Raises:
+            RequestError: 400 if it is longer than may be.
+        """
+        tokens = await self.decode(self.bundle.text.encode, text)
+        if len(tokens) > self.longest_prompt:
+            raise bad_request(
+                f"Expected a text of at most {self.longest_prompt} tokens, the "
+                f"{'context of the model' if self.longest_prompt == self.bundle.manifest.context else 'limit here'}, "
+                f"but got {len(tokens)}"
+            )
+        return tokens
+
+    async def decode(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run work on a request's content, which can take long, in a thread."""
+        return await anyio.to_thread.run_sync(functools.partial(function, *args, **kwargs), limiter=self._decoders)
+
+    async def run(
+        self, tokens: npt.NDArray[np.int64], state: State | None, deadline: float | None
+    ) -> tuple[Logits, State]:
+        """Compute one call of the model, when its turn has come.
+
+        Args:
+            tokens: int64 (N, T).
+            state: What the call before gave; `None` at the beginning.
+            deadline: When the answer is of no use any more, in seconds of `time.monotonic`.
+
+        Raises:
+            RequestError: 503 if the model is not loaded, 504 if the deadline passed.
+        """
+        model = self._model
+        if model is None:
+            raise unavailable(self.status)
+
+        def compute() -> tuple[Logits, State, float]:
+            started = time.perf_counter()
+            logits, after = model.run(tokens, state)
+            return logits, after, time.perf_counter() - started
+
+        try:
+            async with asyncio.timeout(None if deadline is None else max(0.0, deadline - time.monotonic())):
+                logits, after, seconds = await _in_turn(self._threads, compute)
+        except TimeoutError as error:
+            raise RequestError(504, "Expected an answer before the request's deadline, but it passed") from error
+        self._observer.batch_finished(len(tokens), seconds)
+        return logits, after
+
+    def _change(self, by: int) -> None:
+        self._active += by
+        self.texts.texts_changed(self._active)
+
+
+async def _in_turn(threads: ComputeThreads, function: Callable[[], T]) -> T:
+    """Run a function in one of the compute threads, after those that were offered before it.
+
+    Whoever stops waiting before its turn has come costs nothing.
+    """
+    loop = asyncio.get_running_loop()
+    answer: asyncio.Future[T] = loop.create_future()
+
+    def settle(outcome: T | None, error: Exception | None) -> None:
+        if answer.done():
+            return
+        if error is not None:
+            answer.set_exception(error)
+        else:
+            answer.set_result(outcome)  # type: ignore[arg-type]
+
+    def job() -> None:
+        if answer.cancelled():
+            return
+        try:
+            outcome = function()
+        except Exception as error:
+            # Whatever goes wrong inside of the model belongs to the request that asked for it.
+            loop.call_soon_threadsafe(settle, None, error)
+        else:
+            loop.call_soon_threadsafe(settle, outcome, None)
+
+    threads.offer(job)
+    return await answer

@@ -1,0 +1,210 @@
+"""`/generate` and `/score`: text that goes on, whole or token by token, and how probable a text is."""
+
+import math
+import secrets
+import time
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request
+from starlette.responses import Response
+
+from cpt_serving.inference.generation import GenerationRequest, Piece, generate, score
+from cpt_serving.inference.language_engine import LanguageEngine
+from cpt_serving.inference.sampling import SamplingOptions
+from cpt_serving.oip.schemas import inline_schema
+from cpt_serving.service import Service
+from cpt_serving.web.bodies import read_body
+from cpt_serving.web.deadlines import request_deadline
+from cpt_serving.web.errors import bad_request
+from cpt_serving.web.events import event_response
+from cpt_serving.web.generation_schemas import (
+    GenerateAnswer,
+    GenerateBody,
+    GenerationParameters,
+    ScoreAnswer,
+    ScoreBody,
+    checked,
+)
+from cpt_serving.web.json_bodies import parse_object
+from cpt_serving.web.responses import JsonResponse
+from cpt_serving.web.schemas import ErrorAnswer
+
+_ERRORS = (400, 404, 408, 413, 429, 503, 504)
+_PLACES = ("", "/models/{model}", "/models/{model}/versions/{version}")
+_RANDOM_SEEDS = 2**32
+EVENTS_TYPE = "text/event-stream"
+
+ModelName = Annotated[str | None, Query(description="which model, where several are served")]
+
+
+def generate_router(service: Service) -> APIRouter:
+    """Return the routes `/generate` and `/score`, and the same under the name of a model."""
+    router = APIRouter(tags=["generate"])
+
+    async def generate_text(request: Request, model: ModelName = None) -> Response:
+        """Go on with a text.
+
+        With `stream` the answer is a stream of server-sent events: one for each token, with what of the text is
+        complete with it, and in the last one what the answer has besides. A client that leaves ends the generation.
+        """
+        return await _generate(service, service.find_language(model), request)
+
+    async def generate_by(request: Request, model: str, version: str | None = None) -> Response:
+        """Go on with a text by the model of a name: its newest version, or the one of the path."""
+        return await _generate(service, service.find_language(model, version), request)
+
+    async def score_text(request: Request, model: ModelName = None) -> JsonResponse:
+        """Tell how probable each token of a text is after those before it, and the text's perplexity."""
+        return await _score(service, service.find_language(model), request)
+
+    async def score_by(request: Request, model: str, version: str | None = None) -> JsonResponse:
+        """Tell the same by the model of a name: its newest version, or the one of the path."""
+        return await _score(service, service.find_language(model, version), request)
+
+    errors: dict[int | str, dict[str, Any]] = {status: {"model": ErrorAnswer} for status in _ERRORS}
+    streamed: dict[str, Any] = {"content": {EVENTS_TYPE: {"schema": {"type": "string"}}}}
+    for place in _PLACES:
+        router.add_api_route(
+            f"{place}/generate",
+            generate_by if place else generate_text,
+            methods=["POST"],
+            response_model=GenerateAnswer,
+            responses={200: streamed, **errors},
+            openapi_extra=json_body(GenerateBody, {"prompt": "the company said", "max_tokens": 20, "seed": 1}),
+        )
+        router.add_api_route(
+            f"{place}/score",
+            score_by if place else score_text,
+            methods=["POST"],
+            response_model=ScoreAnswer,
+            responses=errors,
+            openapi_extra=json_body(ScoreBody, {"text": "the company said"}),
+        )
+    return router
+
+
+def json_body(model: type[GenerationParameters | ScoreBody], example: dict[str, Any]) -> dict[str, Any]:
+    """Return OpenAPI's description of a body of JSON."""
+    content = {"application/json": {"schema": inline_schema(model), "example": example}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+async def prepare(
+    service: Service,
+    engine: LanguageEngine,
+    request: Request,
+    prompt: str,
+    parameters: GenerationParameters,
+    *,
+    timeout_us: float | None = None,
+) -> GenerationRequest:
+    """Return what is to be generated, checked against the limits of the server and the model.
+
+    Raises:
+        RequestError: 400 for a prompt or a number of tokens beyond what may be.
+    """
+    limit = service.settings.max_new_tokens
+    if parameters.max_tokens > limit:
+        raise bad_request(f"Expected max_tokens of at most {limit}, but got {parameters.max_tokens}")
+    tokens = await engine.encode(prompt) or list(engine.bundle.text.start)
+    seed = secrets.randbelow(_RANDOM_SEEDS) if parameters.seed is None else parameters.seed
+    return GenerationRequest(
+        prompt=tokens,
+        max_tokens=parameters.max_tokens,
+        sampling=SamplingOptions(parameters.temperature, parameters.top_k, parameters.top_p, seed),
+        stops=parameters.stops(),
+        top=parameters.logprobs or 0,
+        arrived=request.scope.get("state", {}).get("arrived") or time.monotonic(),
+        deadline=request_deadline(request, service.settings, timeout_us=timeout_us),
+    )
+
+
+async def _generate(service: Service, engine: LanguageEngine, request: Request) -> Response:
+    body = checked(GenerateBody, parse_object(await read_body(request.receive)))
+    wanted = await prepare(service, engine, request, body.prompt, body)
+    if body.stream:
+        return await event_response(request, _events(engine, wanted, body))
+    collected = _Collected(wanted)
+    async with aclosing(generate(engine, wanted)) as pieces:
+        async for piece in pieces:
+            collected.add(piece)
+    answer = {**_model(engine), "text": "".join(collected.texts), **collected.summary()}
+    if body.logprobs is not None:
+        answer["logprobs"] = [piece.scored for piece in collected.pieces]
+    return JsonResponse(answer)
+
+
+async def _events(
+    engine: LanguageEngine, wanted: GenerationRequest, body: GenerateBody
+) -> AsyncIterator[dict[str, Any]]:
+    collected = _Collected(wanted)
+    async with aclosing(generate(engine, wanted)) as pieces:
+        async for piece in pieces:
+            collected.add(piece)
+            event: dict[str, Any] = {"text": piece.text}
+            if body.logprobs is not None:
+                event["logprobs"] = [piece.scored]
+            yield event if piece.finish is None else {**_model(engine), **event, **collected.summary()}
+
+
+async def _score(service: Service, engine: LanguageEngine, request: Request) -> JsonResponse:
+    body = checked(ScoreBody, parse_object(await read_body(request.receive)))
+    deadline = request_deadline(request, service.settings)
+    tokens = await engine.encode(body.text)
+    if not tokens:
+        raise bad_request("Expected a text of one token or more, but got an empty one")
+    scored = await score(engine, tokens, top=body.logprobs, deadline=deadline)
+    known = [each.logprob for each in scored if each.logprob is not None]
+    return JsonResponse(
+        {
+            **_model(engine),
+            "tokens": scored,
+            "scored_tokens": len(known),
+            "logprob": math.fsum(known),
+            "perplexity": math.exp(-math.fsum(known) / len(known)) if known else None,
+        }
+    )
+
+
+def _model(engine: LanguageEngine) -> dict[str, str]:
+    return {"model": engine.bundle.name, "version": engine.bundle.version}
+
+
+class _Collected:
+    """What a generation has given so far.
+
+    Args:
+        wanted: What was asked for.
+    """
+
+    def __init__(self, wanted: GenerationRequest) -> None:
+        self._wanted = wanted
+        self._first = 0.0
+        self.pieces: list[Piece] = []
+
+    @property
+    def texts(self) -> list[str]:
+        """The text, piece by piece."""
+        return [piece.text for piece in self.pieces]
+
+    def add(self, piece: Piece) -> None:
+        """Note a further token."""
+        self._first = self._first or time.monotonic()
+        self.pieces.append(piece)
+
+    def summary(self) -> dict[str, Any]:
+        """Return what an answer has beside the text."""
+        now, count = time.monotonic(), len(self.pieces)
+        seconds = now - self._first
+        return {
+            "finish_reason": self.pieces[-1].finish,
+            "seed": self._wanted.sampling.seed,
+            "usage": {"prompt_tokens": len(self._wanted.prompt), "generated_tokens": count},
+            "timings": {
+                "first_token_ms": round((self._first - self._wanted.arrived) * 1e3, 3),
+                "total_ms": round((now - self._wanted.arrived) * 1e3, 3),
+                "tokens_per_s": round((count - 1) / seconds, 1) if count > 1 and seconds > 0 else None,
+            },
+        }

@@ -1,0 +1,151 @@
+"""The shapes of requests for text and of their answers, as they are checked and as `/docs` shows them."""
+
+import difflib
+from collections.abc import Mapping
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from cpt_serving.web.errors import bad_request
+
+MOST_STOPS = 16
+MOST_LOGPROBS = 20
+LARGEST_SEED = 2**63 - 1
+
+B = TypeVar("B", bound=BaseModel)
+
+
+class GenerationParameters(BaseModel):
+    """How text is generated."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    max_tokens: int = Field(default=64, ge=1, description="most tokens to generate")
+    temperature: float = Field(default=1.0, ge=0, le=100, description="0: always the most probable token")
+    top_k: int = Field(default=0, ge=0, description="draw from so many of the most probable tokens; 0: from all")
+    top_p: float = Field(default=1.0, gt=0, le=1, description="draw from the fewest tokens of this probability")
+    seed: int | None = Field(default=None, ge=0, le=LARGEST_SEED, description="the same seed gives the same text")
+    stop: str | list[str] | None = Field(default=None, description="strings before the first of which the text ends")
+    logprobs: int | None = Field(
+        default=None, ge=0, le=MOST_LOGPROBS, description="probabilities of each token, and of so many others there"
+    )
+    stream: bool = Field(default=False, description="send each token when it is there, as server-sent events")
+
+    def stops(self) -> list[str]:
+        """Return the strings that end the text.
+
+        Raises:
+            RequestError: 400, if one is empty or there are too many.
+        """
+        stops = [self.stop] if isinstance(self.stop, str) else self.stop or []
+        if len(stops) > MOST_STOPS or not all(stops):
+            raise bad_request(f"Expected at most {MOST_STOPS} strings in stop, none empty, but got {stops!r:.100}")
+        return stops
+
+
+class GenerateBody(GenerationParameters):
+    """A request to `/generate`."""
+
+    prompt: str = Field(description="text to go on with; an empty one is the beginning of a line")
+
+
+class ScoreBody(BaseModel):
+    """A request to `/score`."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    text: str
+    logprobs: int = Field(default=0, ge=0, le=MOST_LOGPROBS, description="the most probable tokens in each place")
+
+
+class TritonGenerateBody(BaseModel):
+    """A request to Triton's generate extension; parameters may stand beside `text_input` too."""
+
+    model_config = ConfigDict(strict=True)
+
+    id: str | None = None
+    text_input: str
+    parameters: dict[str, Any] | None = Field(default=None, description="as in `/generate`, and timeout (µs)")
+
+
+class Probability(BaseModel):
+    """A token and the natural logarithm of its probability in the model, before temperature and limits."""
+
+    token: int
+    text: str
+    logprob: float | None
+
+
+class PlacedProbability(Probability):
+    """A token in its place, and the most probable ones there."""
+
+    top: list[Probability]
+
+
+class Usage(BaseModel):
+    """How many tokens there were."""
+
+    prompt_tokens: int
+    generated_tokens: int
+
+
+class GenerationTimings(BaseModel):
+    """Where the time went; the rate is that of the tokens after the first, null where there are none."""
+
+    first_token_ms: float
+    total_ms: float
+    tokens_per_s: float | None
+
+
+class GenerateAnswer(BaseModel):
+    """An answer of `/generate`; as a stream, events with `text` and at last one with the rest."""
+
+    model: str
+    version: str
+    text: str
+    finish_reason: Literal["length", "stop"]
+    seed: int
+    usage: Usage
+    timings: GenerationTimings
+    logprobs: list[PlacedProbability] | None = None
+
+
+class ScoreAnswer(BaseModel):
+    """An answer of `/score`: the first token has no probability, as nothing stands before it."""
+
+    model: str
+    version: str
+    tokens: list[PlacedProbability]
+    scored_tokens: int
+    logprob: float = Field(description="of the whole text after its first token")
+    perplexity: float | None = Field(description="null if there is only one token")
+
+
+class TritonGenerateAnswer(BaseModel):
+    """An answer of Triton's generate extension."""
+
+    id: str | None = None
+    model_name: str
+    model_version: str
+    text_output: str
+
+
+def checked(model: type[B], content: Mapping[str, Any]) -> B:
+    """Return a request's content in its shape.
+
+    Raises:
+        RequestError: 400 that names what does not fit, and for an unknown name the nearest one.
+    """
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        problems = "; ".join(_problem(model, dict(entry)) for entry in error.errors())
+        raise bad_request(f"Expected a request as /docs describes it, but got: {problems}") from error
+
+
+def _problem(model: type[BaseModel], entry: dict[str, Any]) -> str:
+    where = ".".join(map(str, entry["loc"]))
+    if entry["type"] != "extra_forbidden":
+        return f"{where}: {entry['msg']}" + ("" if entry["type"] == "missing" else f", not {entry['input']!r:.60}")
+    near = difflib.get_close_matches(where, list(model.model_fields), n=1)
+    return f"{where!r:.60}, which there is not" + (f" (did you mean {near[0]}?)" if near else "")

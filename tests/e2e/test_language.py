@@ -1,0 +1,76 @@
+"""A language model's whole way as a user goes it: text, training, bundle, validation, server, text."""
+
+import json
+import random
+
+import httpx2
+import pytest
+
+from cpt_serving.client.generating import stream_text
+
+
+@pytest.fixture(scope="module")
+def run(cpt, workspace):
+    generator = random.Random(0)
+    chain = {"the": ["company", "market"], "company": ["said", "fell"], "market": ["fell", "rose"], "said": ["it"]}
+    lines = []
+    for _ in range(400):
+        words = ["the"]
+        while words[-1] in chain:
+            words.append(generator.choice(chain[words[-1]]))
+        lines.append(" ".join(words))
+    (workspace / "corpus.txt").write_text("\n".join(lines) + "\n")
+    settings = ("data.name=corpus.txt", "model.args.hidden=16", "model.args.embedding=16", "train.batch_size=4")
+    cpt("train", "ptb-lstm", *settings, "train.eval_batch_size=2", "train.epochs=1", "--out", "runs/text")
+    return workspace / "runs" / "text"
+
+
+@pytest.fixture(scope="module")
+def bundle(cpt, run):
+    exported = json.loads(cpt("export", run, "--json").stdout)
+    assert exported["golden"]["within"]
+    validated = json.loads(cpt("validate", exported["bundle"], "--data", "corpus.txt", "--json").stdout)
+    assert validated["passed"]
+    assert validated["integers"]["mismatching"] == 0 < validated["integers"]["compared"]
+    assert [entry["name"] for entry in validated["runtimes"]] == ["trained", "onnxruntime", "executor"]
+    return exported["bundle"]
+
+
+@pytest.fixture(scope="module")
+def server(start, bundle):
+    process = start("serve", bundle, "--port", 0, "--json", "--no-access-log")
+    url = json.loads(process.stdout.readline())["url"]
+    yield url
+    process.terminate()
+    process.communicate(timeout=30)
+
+
+def test_the_server_gives_the_text_that_the_command_gives(cpt, bundle, server):
+    options = ("--max-tokens", 12, "--seed", 5, "--json")
+    here = json.loads(cpt("generate", bundle, "the company", *options).stdout)
+    there = json.loads(cpt("generate", "--url", server, "the company", *options).stdout)
+    assert here["text"] == there["text"]
+    assert here["usage"] == there["usage"] == {"prompt_tokens": 2, "generated_tokens": 12}
+    body = {"prompt": "the company", "max_tokens": 12, "seed": 5}
+    assert "".join(event["text"] for event in stream_text(server, body)) == here["text"]
+
+
+def test_the_server_scores_text(server):
+    answer = httpx2.post(f"{server}/score", json={"text": "the company said it\n"}, trust_env=False).json()
+    assert [entry["text"] for entry in answer["tokens"]] == ["the", "company", "said", "it", "<eos>"]
+    assert answer["perplexity"] > 1
+
+
+def test_mistakes_are_one_line(cpt, bundle, run, server):
+    def error(*words, code):
+        lines = cpt(*words, code=code).stderr.splitlines()
+        assert "Traceback" not in "".join(lines)
+        return next(line for line in lines if line.startswith("error:"))
+
+    assert "is a language model" in error("predict", bundle, "image.png", code=5)
+    assert "at most 1024" in error("generate", "--url", server, "the", "--max-tokens", 5000, code=2)
+    tokenizer = run / "tokenizer.json"
+    content = tokenizer.read_text()
+    tokenizer.write_text(content.replace('"market"', '"Market"'))
+    assert "vocabulary" in error("export", run, code=5)
+    tokenizer.write_text(content)

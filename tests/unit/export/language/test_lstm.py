@@ -1,0 +1,176 @@
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+from cpt_deploy.bundle import Bundle, require_evidence
+from cpt_deploy.bundle.language import LanguageModel, open_bundle, update_language_validation
+from cpt_deploy.bundle.tokenization import WordTokenizer
+from cpt_deploy.errors import BundleError, ConversionError
+from cpt_deploy.export.language.bundle_export import LanguageIdentity, export_language_bundle
+from cpt_deploy.export.language.lstm_onnx import lstm_manifest, write_lstm_onnx
+from cpt_deploy.freezing.language import IntegerLstm, LstmTrace, freeze_lstm
+from cpt_deploy.models.language.catalog import build_language_model
+from cpt_deploy.quantization import QuantizationConfig, prepare_language_model
+from cpt_deploy.quantization.settling import observing
+from cpt_deploy.validation.language.measuring import rows_of
+from cpt_deploy.validation.language.taps import tap_products
+from cpt_deploy.validation.language.validate import validate_language
+
+VOCABULARY = 37
+
+
+def trained(upper=8, **args):
+    torch.manual_seed(0)
+    network = build_language_model("lstm-lm", VOCABULARY, **{"embedding": 24, "hidden": 32, "dropout": 0.0, **args})
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.mul_(3)  # gates that do something
+    model = prepare_language_model(network, QuantizationConfig(lower=2, upper=upper))
+    with torch.no_grad(), observing(model):
+        for seed in range(3):
+            model(tokens(4, 20, seed))
+    return model.eval()
+
+
+def tokens(rows, length, seed=9):
+    return torch.randint(0, VOCABULARY, (rows, length), generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(scope="module")
+def model():
+    return trained()
+
+
+@pytest.fixture(scope="module")
+def frozen(model):
+    return freeze_lstm(model)
+
+
+def trace_of_runtime(frozen, given):
+    content, names = tap_products(write_lstm_onnx(frozen))
+    assert names == tuple(linear.name for linear in frozen.linears())
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    outputs = [output.name for output in session.get_outputs()]
+    h, c = frozen.initial_state(len(given))
+    values = session.run(outputs, {"tokens": given, "h": h, "c": c})
+    return {name.removeprefix("tap:"): value for name, value in zip(outputs, values, strict=True)}
+
+
+@pytest.mark.parametrize(("upper", "weights", "activations"), [(8, None, None), (8, 5, 6), (6, None, None)])
+@pytest.mark.parametrize("tied", [False, True])
+def test_every_integer_of_the_runtime_follows_from_its_codes(upper, weights, activations, tied):
+    model = trained(upper, **({"embedding": 32, "tie_weights": True} if tied else {}))
+    frozen = freeze_lstm(model, weight_bits=weights, activation_bits=activations)
+    given = tokens(3, 50).numpy()
+    found = trace_of_runtime(frozen, given)
+    compared = 0
+    for linear in frozen.linears():
+        codes, sums = found[f"{linear.name}.codes"], found[f"{linear.name}.sums"]
+        assert codes.max() <= linear.grid.levels
+        np.testing.assert_array_equal(sums, (codes.astype(np.int64) - linear.grid.zero_point) @ linear.codes.T)
+        np.testing.assert_array_equal(sums, linear.accumulate(codes))
+        compared += sums.size
+    assert compared == 3 * 50 * (4 * (4 * 32) + VOCABULARY)
+    np.testing.assert_array_equal(found["logits"], frozen.head.scaled(found[f"{frozen.head.name}.sums"]))
+
+
+def test_executor_runtime_and_trained_model_agree(model, frozen):
+    given = tokens(3, 50)
+    trace = LstmTrace()
+    logits, state = frozen.run(given.numpy(), trace=trace)
+    found = trace_of_runtime(frozen, given.numpy())
+    for name, codes in trace.codes.items():
+        difference = np.abs(codes.astype(int) - found[f"{name}.codes"])
+        assert difference.max() <= 1
+        assert (difference > 0).mean() < 1e-3
+    np.testing.assert_allclose(found["logits"], logits, atol=2e-3 * np.abs(logits).max())
+    np.testing.assert_allclose(found["h_after"], state[0], atol=1e-3)
+    with torch.no_grad():
+        expected, expected_state = model(given)
+    row = torch.log_softmax(torch.from_numpy(logits), dim=-1)
+    torch.testing.assert_close(row, expected, atol=2e-3 * float(expected.abs().max()), rtol=0)
+    torch.testing.assert_close(torch.from_numpy(state[1]), expected_state[1], atol=2e-3, rtol=1e-3)
+
+
+def test_steps_are_the_whole(frozen):
+    runtime = LanguageModel(write_lstm_onnx(frozen), lstm_manifest(frozen))
+    given = tokens(2, 12).numpy()
+    whole, end = runtime.run(given)
+    state, rows = None, []
+    for part in np.split(given, [1, 2, 7], axis=1):
+        logits, state = runtime.run(part, state)
+        rows.append(logits)
+    np.testing.assert_array_equal(np.concatenate(rows, axis=1), whole)
+    for name in ("h", "c"):
+        np.testing.assert_array_equal(state[name], end[name])
+
+
+def test_optimizations_change_no_integer(frozen):
+    content, manifest = write_lstm_onnx(frozen), lstm_manifest(frozen)
+    given = tokens(2, 30).numpy()
+    fused, plain = (LanguageModel(content, manifest, optimize=optimize).run(given)[0] for optimize in (True, False))
+    np.testing.assert_allclose(fused, plain, atol=2e-3 * np.abs(plain).max())
+
+
+def test_description_and_arrays_give_the_model_back(frozen):
+    again = IntegerLstm.from_arrays(frozen.describe(), frozen.arrays())
+    given = tokens(2, 5).numpy()
+    np.testing.assert_array_equal(again.run(given)[0], frozen.run(given)[0])
+
+
+def test_models_of_other_kinds_and_bits_are_refused():
+    with pytest.raises(ConversionError, match="at most 8 bits"):
+        freeze_lstm(trained(upper=10))
+    network = build_language_model("lstm-lm", VOCABULARY, embedding=24, hidden=32)
+    with pytest.raises(ConversionError, match="ranges were observed"):
+        freeze_lstm(prepare_language_model(network, QuantizationConfig(lower=2, upper=8)))
+
+
+def test_a_bundle_is_exported_opened_and_validated(model, tmp_path):
+    words = WordTokenizer(["<eos>", "<unk>", *(f"w{number}" for number in range(VOCABULARY - 2))])
+    identity = LanguageIdentity("little", "lstm-lm", words, facts={"dataset": "words"})
+    text = tokens(1, 500)[0].numpy()
+    bundle = export_language_bundle(model, tmp_path / "bundle", identity, text)
+    again = export_language_bundle(model, tmp_path / "again", identity, text)
+    assert (bundle.path / "SHA256SUMS").read_bytes() == (again.path / "SHA256SUMS").read_bytes()
+    assert open_bundle(bundle.path).name == "little"
+    with pytest.raises(BundleError, match="is a language model"):
+        Bundle.open(bundle.path)
+
+    def trained(given, state):
+        with torch.no_grad():
+            scores, state = model(torch.from_numpy(given), state)
+        return scores.numpy(), state
+
+    report = validate_language(bundle, text, {"name": "words", "split": "test"}, trained=trained)
+    assert report.passed, report.reasons
+    runtimes = {entry["name"]: entry for entry in report.content["runtimes"]}
+    assert runtimes["onnxruntime"]["perplexity"] == pytest.approx(runtimes["trained"]["perplexity"], rel=2e-3)
+    rows = torch.from_numpy(rows_of(text, 16))
+    with torch.no_grad():
+        losses, count = model.score(rows[:, :-1], rows[:, 1:])[::2]
+    assert runtimes["trained"]["loss"] == pytest.approx(float(losses.double().mean()), rel=1e-5)
+    assert runtimes["trained"]["tokens"] == count
+    assert report.content["integers"]["mismatching"] == 0
+    assert report.content["integers"]["compared"] == count * (4 * (4 * 32) + VOCABULARY)
+    updated = update_language_validation(bundle, report.content, report.results)
+    assert require_evidence(updated).compared_integers == report.content["integers"]["compared"]
+    assert "Perplexity (onnxruntime)" in (updated.path / "README.md").read_text()
+
+
+def test_a_wrong_integer_is_found(model, tmp_path):
+    words = WordTokenizer(["<eos>", "<unk>", *(f"w{number}" for number in range(VOCABULARY - 2))])
+    text = tokens(1, 200)[0].numpy()
+    bundle = export_language_bundle(model, tmp_path / "bundle", LanguageIdentity("little", "lstm-lm", words), text)
+    content = onnx.load(bundle.onnx_path)
+    body = next(node for node in content.graph.node if node.op_type == "Scan").attribute[0].g
+    weight = next(entry for entry in body.initializer if entry.name.endswith(".weight"))
+    codes = onnx.numpy_helper.to_array(weight).copy()
+    codes[3, 5] += 1 if codes[3, 5] < 127 else -1
+    weight.CopyFrom(onnx.numpy_helper.from_array(codes, weight.name))
+    onnx.save(content, bundle.onnx_path)
+    report = validate_language(bundle, text, {"name": "words", "split": "test"})
+    assert not report.passed
+    assert "integers differ" in report.reasons[0]

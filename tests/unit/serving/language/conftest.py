@@ -1,0 +1,129 @@
+"""A language model whose probabilities are known in closed form, as ONNX, and as a bundle."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from cpt_deploy.bundle.language import (
+    GoldenText,
+    LanguageBundle,
+    LanguageContents,
+    LanguageManifest,
+    StateTensor,
+    write_language_bundle,
+)
+from cpt_deploy.bundle.tokenization import Tokenizer, WordTokenizer
+
+WORDS = ("<eos>", "<unk>", "the", "company", "said", "it", "was", "new")
+CYCLE = (2, 3, 4, 5, 6, 7, 0)
+"""The likeliest way through the words, and round again."""
+
+PENALTY = 0.25
+"""What each time that a word was read takes from its logit: what a state is for."""
+
+
+def bigram_table(size: int = len(WORDS)) -> npt.NDArray[np.float32]:
+    """Logits (V, V) of the next word by the present one."""
+    table = np.random.default_rng(0).normal(0, 1, (size, size)).astype(np.float32)
+    for word, follower in zip(CYCLE, CYCLE[1:] + CYCLE[:1], strict=True):
+        table[word, follower] = 8
+    return table
+
+
+def expected_logits(tokens: list[int], size: int = len(WORDS)) -> npt.NDArray[np.float64]:
+    """Logits (T, V) of a row, in plain arithmetic."""
+    table = bigram_table(size).astype(np.float64)
+    seen = np.cumsum(np.eye(size)[tokens], axis=0)
+    return table[tokens] - PENALTY * seen
+
+
+def bigram_onnx(size: int = len(WORDS)) -> bytes:
+    """The model: two states, one that counts what was read and one that grows by each token as a cache does."""
+    constants = {
+        "table": bigram_table(size),
+        "depth": np.array(size, np.int64),
+        "on_off": np.array([0, 1], np.float32),
+        "time": np.array(1, np.int64),
+        "times": np.array([1], np.int64),
+        "penalty": np.array(PENALTY, np.float32),
+    }
+    nodes = [
+        helper.make_node("Gather", ["table", "tokens"], ["rows"]),
+        helper.make_node("OneHot", ["tokens", "depth", "on_off"], ["hot"]),
+        helper.make_node("CumSum", ["hot", "time"], ["counts"]),
+        helper.make_node("Unsqueeze", ["seen", "times"], ["before"]),
+        helper.make_node("Add", ["counts", "before"], ["all"]),
+        helper.make_node("Mul", ["all", "penalty"], ["minus"]),
+        helper.make_node("Sub", ["rows", "minus"], ["logits"]),
+        helper.make_node("ReduceSum", ["hot", "times"], ["now"], keepdims=0),
+        helper.make_node("Add", ["seen", "now"], ["seen_after"]),
+        helper.make_node("Concat", ["past", "tokens"], ["present"], axis=1),
+    ]
+    info = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        nodes,
+        "bigram",
+        [
+            info("tokens", TensorProto.INT64, ["N", "T"]),
+            info("seen", TensorProto.FLOAT, ["N", size]),
+            info("past", TensorProto.INT64, ["N", "P"]),
+        ],
+        [
+            info("logits", TensorProto.FLOAT, ["N", "T", size]),
+            info("seen_after", TensorProto.FLOAT, ["N", size]),
+            info("present", TensorProto.INT64, ["N", "Q"]),
+        ],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9)
+    onnx.checker.check_model(model)
+    serialized: bytes = model.SerializeToString()
+    return serialized
+
+
+def write_bigram(path: Path, tokenizer: Tokenizer | None = None, context: int | None = None) -> LanguageBundle:
+    tokenizer = WordTokenizer(WORDS) if tokenizer is None else tokenizer
+    size = tokenizer.size
+    golden = np.array([[2, 3, 4]], np.int64)
+    contents = LanguageContents(
+        name="bigram",
+        onnx=bigram_onnx(size),
+        manifest=LanguageManifest(
+            size,
+            (
+                StateTensor("seen", "seen_after", ("batch", size)),
+                StateTensor("past", "present", ("batch", "past"), "INT64"),
+            ),
+            context,
+        ),
+        tokenizer=tokenizer,
+        golden=GoldenText(golden, expected_logits([2, 3, 4], size)[-1:].astype(np.float32), 1e-5),
+        tensors={"table": bigram_table(size)},
+        quantization={},
+        architecture="bigram",
+        facts={"bits": 8},
+    )
+    return write_language_bundle(path / "bundle", contents=contents)
+
+
+@pytest.fixture(scope="session")
+def language_bundle(tmp_path_factory: pytest.TempPathFactory) -> LanguageBundle:
+    """The model of words, without a limit of its context."""
+    return write_bigram(tmp_path_factory.mktemp("language"))
+
+
+@pytest.fixture(scope="session")
+def make_language_bundle() -> Callable[..., LanguageBundle]:
+    """Makes one with another tokenizer or a context."""
+    return write_bigram
+
+
+@pytest.fixture(scope="session")
+def logits_of() -> Callable[..., npt.NDArray[np.float64]]:
+    """The model in plain arithmetic."""
+    return expected_logits

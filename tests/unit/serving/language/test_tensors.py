@@ -1,0 +1,69 @@
+import numpy as np
+import pytest
+import tritonclient.http as triton
+from tritonclient.utils import InferenceServerException
+
+
+@pytest.fixture(scope="module")
+def server(language_bundle, running_server, tmp_path_factory):
+    with running_server(tmp_path_factory.mktemp("server"), language_bundle, generations=2) as (_, url):
+        yield url
+
+
+@pytest.fixture
+def client(server):
+    client = triton.InferenceServerClient(server.removeprefix("http://"))
+    yield client
+    client.close()
+
+
+def tensor(name, values, datatype, *, binary=True):
+    entry = triton.InferInput(name, list(values.shape), datatype)
+    entry.set_data_from_numpy(values, binary_data=binary)
+    return entry
+
+
+def test_metadata_names_tokens_and_state(client):
+    described = client.get_model_metadata("bigram")
+    assert [(entry["name"], entry["datatype"], entry["shape"]) for entry in described["inputs"]] == [
+        ("tokens", "INT64", [-1, -1]),
+        ("seen", "FP32", [-1, 8]),
+        ("past", "INT64", [-1, -1]),
+    ]
+    assert [entry["name"] for entry in described["outputs"]] == ["logits", "seen_after", "present"]
+    assert client.get_model_config("bigram")["max_batch_size"] == 0
+
+
+@pytest.mark.parametrize("binary", [True, False])
+def test_state_goes_round_through_the_client(client, logits_of, binary):
+    tokens = [2, 3, 4, 5, 0, 2, 3]
+    seen, past = np.zeros((1, 8), np.float32), np.zeros((1, 0), np.int64)
+    rows = []
+    for part in ([2, 3, 4], [5], [0, 2, 3]):
+        inputs = [tensor("tokens", np.array([part]), "INT64", binary=binary)]
+        if rows:
+            inputs += [tensor("seen", seen, "FP32"), tensor("past", past, "INT64", binary=binary)]
+        names = ("logits", "seen_after", "present")
+        outputs = [triton.InferRequestedOutput(name, binary_data=binary) for name in names]
+        answer = client.infer("bigram", inputs, outputs=outputs)
+        logits, seen, past = (answer.as_numpy(name) for name in names)
+        rows.append(logits[0])
+    np.testing.assert_allclose(np.concatenate(rows), logits_of(tokens), atol=1e-5)
+    assert past.tolist() == [tokens]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "said"),
+    [
+        ([("seen", np.zeros((1, 8), np.float32), "FP32")], "'tokens'"),
+        ([("tokens", np.array([[8]]), "INT64")], "0..7"),
+        ([("tokens", np.array([[1]], np.int32), "INT32")], "INT64"),
+        ([("tokens", np.array([[1]]), "INT64"), ("seen", np.zeros((1, 7), np.float32), "FP32")], "[-1, 8]"),
+        ([("tokens", np.array([[1]]), "INT64"), ("seen", np.zeros((2, 8), np.float32), "FP32")], "of 1 sequences"),
+        ([("tokens", np.array([[1]]), "INT64"), ("other", np.zeros((1, 1)), "FP64")], "'other'"),
+    ],
+)
+def test_wrong_tensors_are_refused(client, inputs, said):
+    with pytest.raises(InferenceServerException) as error:
+        client.infer("bigram", [tensor(*entry) for entry in inputs])
+    assert said in str(error.value)

@@ -1,0 +1,125 @@
+"""Schedules of groups, of gradients and those that follow the loss, in whole runs: bits, cost, resuming, processes."""
+
+import csv
+import json
+
+import pytest
+
+from cpt_deploy.errors import RunInterruptedError, UsageError
+from cpt_deploy.freezing import freeze
+from cpt_deploy.recipe import load_recipe
+from cpt_deploy.training import load_run, train
+from cpt_deploy.training.checkpoints import read_checkpoint
+
+# 22 steps; a period is two of them and its threshold is wide, so bits rise early and to the last stage.
+PROGRESSIVE = (
+    "precision.schedule=progressive",
+    "precision.grad_schedule=progressive",
+    "precision.grad_lower=6",
+    "precision.progressive.stages=[3, 4, 6, 8]",
+    "precision.progressive.grad_stages=[6, 6, 8, 8]",
+    "precision.progressive.threshold=2",
+    "precision.progressive.decay=1",
+    "precision.progressive.window=2",
+    "precision.progressive.every=2 steps",
+    "train.log_every=1",
+)
+EXPECTED = [3] * 4 + [4] * 4 + [6] * 4 + [8] * 10
+EXPECTED_GRADIENTS = [6] * 8 + [8] * 14
+
+
+def logged(directory, column):
+    with (directory / "metrics.csv").open(newline="") as file:
+        return [int(row[column]) for row in csv.DictReader(file) if row["lr"]]
+
+
+def weight(forward, backward):
+    return forward * forward + 2 * forward * backward
+
+
+def test_bits_rise_where_the_loss_is_flat_and_cost_what_they_are(recipe, tmp_path, recorder):
+    report = train(recipe(*PROGRESSIVE), tmp_path / "run", reporter=recorder)
+
+    assert logged(tmp_path / "run", "bits") == EXPECTED
+    assert logged(tmp_path / "run", "grad_bits") == EXPECTED_GRADIENTS
+    assert recorder.plan.relative_cost is None
+    assert report.bits["shares"] == pytest.approx({"3": 4 / 22, "4": 4 / 22, "6": 4 / 22, "8": 10 / 22})
+    macs = {"cycle": 0, "hold": 0}
+    for layer in load_run(tmp_path / "run").model.layers():
+        macs[layer.role] += layer.macs
+    spent = sum(
+        (macs["cycle"] * weight(bits, grads) + macs["hold"] * weight(8, grads)) * 128
+        for bits, grads in zip(EXPECTED, EXPECTED_GRADIENTS, strict=True)
+    )
+    assert report.cost["gbitops"] == pytest.approx(spent / 1e9)
+
+
+@pytest.mark.parametrize("step", [3, 8])
+def test_a_run_that_follows_the_loss_goes_on_as_if_nothing_had_been(
+    step, recipe, train_until, interrupt, finished, outcome, tmp_path
+):
+    directory = tmp_path / "run"
+    with pytest.raises(RunInterruptedError):
+        train_until(directory, step, interrupt(), *PROGRESSIVE)
+    kept = read_checkpoint(directory / "checkpoints" / "last.safetensors").state["progress"]["following"]
+    assert len(kept["schedules"]) == 2
+    assert kept["samples"] == (step % 2) * 128
+
+    train(recipe(*PROGRESSIVE), directory, resume=True)
+
+    assert outcome(directory) == finished(*PROGRESSIVE)
+
+
+def test_gradients_can_cycle_too(recipe, tmp_path):
+    cyclic = ("precision.grad_schedule=linear", "precision.grad_lower=6", "precision.grad_upper=8", "train.log_every=1")
+    train(recipe(*cyclic), tmp_path / "run")
+    # Two cycles of 11 steps; rint(6 + 2 z) at z = 0, 1/11, 2/11, ...
+    assert logged(tmp_path / "run", "grad_bits") == [round(6 + 2 * step / 11) for step in range(11)] * 2
+
+
+def test_groups_run_at_bits_of_their_own_and_are_frozen_at_their_bound(tmp_path, recipe):
+    path = tmp_path / "groups.yaml"
+    path.write_text(
+        json.dumps(  # JSON is YAML
+            {
+                "name": "grouped",
+                "model": {"name": "tiny", "args": {"width": 4}},
+                "data": {"name": "digits"},
+                "precision": {
+                    "cycles": 2,
+                    "groups": [{"match": "groups.1.*", "schedule": "linear", "lower": 4, "upper": 6}],
+                },
+                "train": {"epochs": 1, "batch_size": 128, "settle_batches": 2, "device": "cpu"},
+            }
+        )
+    )
+    report = train(load_recipe(path), tmp_path / "run")
+
+    run = load_run(tmp_path / "run")
+    macs: dict[str, int] = {}
+    for layer in run.model.layers():
+        macs[layer.role] = macs.get(layer.role, 0) + layer.macs
+    assert report.model["layers"] == {"hold": 2, "cycle": 2, "group1": 3}
+    main, own = run.recipe.precision.forward_schedule(), run.recipe.precision.group_schedules()["group1"]
+    spent = 128 * sum(
+        macs["hold"] * weight(8, 8)
+        + macs["cycle"] * weight(main.bits_at(step, 11), 8)
+        + macs["group1"] * weight(own.bits_at(step, 11), 8)
+        for step in range(11)
+    )
+    static = 128 * 11 * ((macs["hold"] + macs["cycle"]) * weight(8, 8) + macs["group1"] * weight(6, 8))
+    assert report.cost["gbitops"] == pytest.approx(spent / 1e9)
+    assert report.cost["gbitops_static_upper"] == pytest.approx(static / 1e9)
+    bits = {operation.source: operation.bits for operation in freeze(run.model).weighted()}
+    assert bits["groups.1.0.conv1"] == 6
+    assert bits["groups.0.0.conv1"] == 8
+
+
+def test_a_group_that_matches_no_layer_is_one_clear_line(recipe, tmp_path):
+    given = recipe()
+    wrong = given.model_validate(
+        {**given.model_dump(), "precision": {"groups": [{"match": "layer3.*"}]}, "train": {"epochs": 1}}
+    )
+    with pytest.raises(UsageError, match=r"matches layers of the model, but got 'layer3\.\*'") as caught:
+        train(wrong, tmp_path / "run")
+    assert "groups.0.0.conv1" in (caught.value.hint or "")
