@@ -14,7 +14,6 @@ from torch.nn import functional
 
 from cpt_deploy.quantization.edges import EdgeQuantizer
 from cpt_deploy.quantization.kernels import Kernels, active
-from cpt_deploy.quantization.kernels.reference import TorchKernels
 from cpt_deploy.quantization.layer_segments import layer_output
 from cpt_deploy.quantization.layers import QuantizedLinear, quantized_layer
 from cpt_deploy.quantization.precision_state import PrecisionState
@@ -26,14 +25,14 @@ LAYERS = (nn.Conv2d, nn.Linear)
 
 def kernels_on(device: torch.device) -> Kernels:
     """Return the kernels that segments use on a device; where it has none of its own, plain torch."""
-    return active().kernels if device.type == "cpu" else TorchKernels()
+    return active(device.type).kernels
 
 
 def paths_on(device: torch.device) -> tuple[Literal["modules", "float32", "bf16"], ...]:
     """Return the values of `compute` that mean different things on a device."""
-    if device.type != "cpu":
+    if device.type != "cpu" and not active(device.type).native:
         return ("modules",)
-    return ("modules", "float32", "bf16") if has_bf16_units() else ("modules", "float32")
+    return ("modules", "float32", "bf16") if has_bf16_units(device.type) else ("modules", "float32")
 
 
 class _Wrapped(nn.Module):
@@ -155,8 +154,9 @@ class TransformerBlock(nn.Module):
         device = self.up.weight.device
         self.edges.to(device)
         precision.to(device)
-        if choose_compute(compute, native=True) != "modules":
-            self.engine = Engine(active().kernels, torch.bfloat16 if compute == "bf16" else torch.float32)
+        if choose_compute(compute, native=True, device=device.type) != "modules":
+            dtype = torch.bfloat16 if compute == "bf16" else torch.float32
+            self.engine = Engine(kernels_on(device), dtype, replayable=device.type == "cuda")
 
     def forward(self, x: Tensor) -> Tensor:
         """Map tokens (N, length, width) to the mean of the block's output, (N, width)."""

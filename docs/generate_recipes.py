@@ -31,7 +31,7 @@ def _row(experiment: Experiment) -> str:
         f"{cost.steps:,}",
         f"{cost.gbitops:.3g}",
         f"{100 * cost.saving:.2f} %",
-        f"{cost.paper_gbitops:.3g}",
+        f"{cost.paper_gbitops:.3g}" if "perplexity" not in figures else "",
         f"{100 * cost.paper_saving:.2f} %",
         saving,
         _accuracy(experiment) + gain,
@@ -41,6 +41,9 @@ def _row(experiment: Experiment) -> str:
 
 
 def _accuracy(experiment: Experiment) -> str:
+    figure = experiment.figures.get("perplexity")
+    if figure is not None:
+        return f"perplexity {figure.value:g}"
     figure = experiment.figures.get("top1")
     if figure is None:
         return ""

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from cpt_deploy.quantization.affine import fake_quantize, range_of, unsigned_levels
+from cpt_deploy.quantization.affine import fake_quantize, including_zero, range_of, unsigned_levels
 from cpt_deploy.quantization.kernels import Average, Grid, GridLevels, Kernels, Observed, parameters
 from cpt_deploy.quantization.precision_state import PrecisionState, Role
 
@@ -49,21 +49,17 @@ class EdgeQuantizer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return `x` on the grid of the present bits, same shape."""
-        self._observed = None
         if self.training:
-            self.current = range_of(x)
-            if not self.deferred:
-                self.observe(*self.current)
+            self.take(*range_of(x))
         else:
-            self.current = (self.low, self.high)
+            self.current, self._observed = (self.low, self.high), None
         return self.quantize(x, self.role, self.least_bits)
 
     def quantize(self, x: Tensor, role: Role, least_bits: int = 0) -> Tensor:
         """Quantize `x` in this edge's range of the last forward, at the bits of a role."""
         if not self.precision.quantizes_activations(role):
             return x
-        grid = self._grid(self.current, role, least_bits)
-        return fake_quantize(x, *grid)
+        return fake_quantize(x, *self._grid(self.current, role, least_bits))
 
     def grid(self, role: Role | None = None) -> Grid:
         """Return the grid of the last forward, or the one that layers of a role have in the same range."""
@@ -81,14 +77,19 @@ class EdgeQuantizer(nn.Module):
             levels = levels.clamp(min=float(unsigned_levels(least_bits)))
         return parameters.grid_on(*limits, levels, symmetric=self.symmetric)
 
-    def take(self, low: Tensor, high: Tensor, kernels: Kernels) -> None:
-        """Let the range of a training batch be the present one, make its grids, and observe it.
+    def take(self, low: Tensor, high: Tensor, kernels: Kernels | None = None) -> None:
+        """Let the range of a training batch be the present one, and observe it.
 
         Args:
             low: Float32, as `Kernels.range` returns it.
             high: The same.
-            kernels: Backend.
+            kernels: What observes it and makes its grids at once; without it grids are made when asked for.
         """
+        if kernels is None:
+            self.current, self._observed = including_zero(low, high), None
+            if not self.deferred:
+                self.observe(*self.current)
+            return
         state = self.precision
         least = float(unsigned_levels(self.least_bits)) if self.least_bits else 0.0
         own, cycle = state.activation_levels(self.role), state.activation_levels("cycle")

@@ -26,7 +26,7 @@ _LEAST_CAPABILITY = (8, 0)
 @functools.cache
 def has_int8_tensor_cores(device: torch.device) -> bool:
     """Return whether a device multiplies int8 matrices on tensor cores, and Triton is there to tell it to."""
-    if device.type != "cuda" or find_spec("triton") is None:
+    if device.type != "cuda" or not torch.cuda.is_available() or find_spec("triton") is None:
         return False
     return torch.cuda.get_device_capability(device) >= _LEAST_CAPABILITY
 

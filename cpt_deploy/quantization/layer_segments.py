@@ -76,6 +76,7 @@ class _LayerFunction(torch.autograd.Function):
         segment.edge.take(*ends, kernels)
         codes = kernels.affine_quantize(sums, norm.factor, norm.offset, segment.clamp, segment.edge.grid())
         ctx.mark_non_differentiable(codes)
+        ctx.set_materialize_grads(False)  # codes have no gradient, not one of zeros
         ctx.save_for_backward(x.codes, sums, weight_codes, scales, *norm)
         ctx.grid, ctx.segment, ctx.kernels, ctx.has_bias = x.grid, segment, kernels, bias is not None
         ctx.dtype = engine.gradient_dtype

@@ -56,16 +56,20 @@ class QuantizedModel(CyclingModel):
 
     def _engine(self, x: Tensor) -> Engine | None:
         """Return what computes a training step on codes, or None where modules compute one by one."""
-        plain = (
-            x.device.type == "cpu" and x.dtype in (torch.float32, torch.int64) and not torch.is_autocast_enabled("cpu")
-        )
-        if not (self.training and torch.is_grad_enabled() and plain and self.precision.most_bits <= CODE_BITS):
+        device = x.device.type
+        takes = x.dtype in (torch.float32, torch.int64)
+        if torch.compiler.is_compiling() or device not in ("cpu", "cuda") or not takes:
             return None
-        chosen = active()
-        compute = choose_compute(self.compute, native=chosen.native)
+        if device == "cpu" and torch.is_autocast_enabled("cpu"):
+            return None
+        if not (self.training and torch.is_grad_enabled() and self.precision.most_bits <= CODE_BITS):
+            return None
+        chosen = active(device)
+        compute = choose_compute(self.compute, native=chosen.native, device=device)
         if compute == "modules":
             return None
-        return Engine(chosen.kernels, torch.bfloat16 if compute == "bf16" else torch.float32)
+        dtype = torch.bfloat16 if compute == "bf16" else torch.float32
+        return Engine(chosen.kernels, dtype, replayable=device == "cuda")
 
     def modules_replaced(self) -> None:
         """Take the network's modules as they are now; to be called by whoever puts others in their place."""

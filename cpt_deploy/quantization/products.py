@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from cpt_deploy.errors import UsageError
-from cpt_deploy.quantization import int8_products, linear_products
+from cpt_deploy.quantization import gpu_products, int8_products, linear_products
 from cpt_deploy.quantization.kernels import Grid, Kernels
 from cpt_deploy.quantization.layers import QuantizedConv2d, QuantizedLayer, QuantizedLinear
 
@@ -22,8 +22,10 @@ itself as in evaluation, and `auto` the fastest of them that fits the processor.
 
 
 @functools.cache
-def has_bf16_units() -> bool:
-    """Return whether the processor multiplies bfloat16 natively."""
+def has_bf16_units(device: str = "cpu") -> bool:
+    """Return whether the processor, or the GPU, multiplies bfloat16 natively."""
+    if device == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     available = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     if not available or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return False
@@ -46,12 +48,13 @@ def int8_is_exact() -> bool:
     return bool(torch.equal(found.double(), wanted)) and bool((product == 127 * 127 * 64).all())
 
 
-def choose_compute(compute: Compute, *, native: bool) -> Literal["float32", "bf16", "modules"]:
+def choose_compute(compute: Compute, *, native: bool, device: str = "cpu") -> Literal["float32", "bf16", "modules"]:
     """Return what `auto` means here, or check that what is asked for is possible.
 
     Args:
         compute: The setting.
-        native: Whether there are compiled kernels.
+        native: Whether there are kernels made for the device.
+        device: Its type, "cpu" or "cuda".
 
     Raises:
         UsageError: If bfloat16 is asked for on a processor without it.
@@ -59,8 +62,8 @@ def choose_compute(compute: Compute, *, native: bool) -> Literal["float32", "bf1
     if compute == "auto":
         if not native:
             return "modules"
-        return "bf16" if has_bf16_units() else "float32"
-    if compute == "bf16" and not has_bf16_units():
+        return "bf16" if has_bf16_units(device) else "float32"
+    if compute == "bf16" and not has_bf16_units(device):
         raise UsageError(
             "Expected a processor with bfloat16 units for compute=bf16, but this one has none",
             hint="compute=auto takes the fastest that there is",
@@ -90,7 +93,11 @@ def forward_product(
     """
     if isinstance(layer, QuantizedLinear) and int8_products.suits_int8(codes, weight):
         return int8_products.forward(codes, grid, weight, *(scaling or (None, None)))
-    if isinstance(layer, QuantizedLinear) and codes.device.type == "cpu" and int8_is_exact():
+    if codes.device.type != "cpu":
+        assert isinstance(layer, QuantizedConv2d | QuantizedLinear)
+        sums = gpu_products.forward(layer, codes, grid.zero_point, weight, kernels)
+        return sums if scaling is None else kernels.scale_sums(sums, None, *scaling)
+    if isinstance(layer, QuantizedLinear) and int8_is_exact():
         factor, offset = scaling or (torch.ones(len(weight)), torch.zeros(len(weight)))
         return linear_products.forward(codes, grid, weight, kernels, factor, offset)
     if not isinstance(layer, QuantizedConv2d):
@@ -143,7 +150,9 @@ def backward_products(
     grad_input = gradient @ weight if inward else None
     rows = gradient.reshape(-1, gradient.shape[-1])
     x = codes.reshape(len(rows), -1)
-    if codes.device.type == "cpu" and len(rows) <= linear_products.MOST_ROWS and int8_is_exact():
+    if codes.device.type != "cpu":
+        return grad_input, gpu_products.weight_gradient(rows, kernels.centre(x, grid.zero_point, gradient.dtype))
+    if len(rows) <= linear_products.MOST_ROWS and int8_is_exact():
         return grad_input, linear_products.weight_gradient(rows, x, grid, kernels)
     return grad_input, (rows.t() @ kernels.centre(x, grid.zero_point, gradient.dtype))
 

@@ -100,7 +100,9 @@ class _HiddenQuantizer:
         """Observe the extremes of all steps."""
         if self.observes:
             lows, highs = zip(*self.ends, strict=True)
-            self.edge.take(torch.stack(lows).amin(), torch.stack(highs).amax())
+            self.edge.current = torch.stack(lows).amin(), torch.stack(highs).amax()
+            if not self.edge.deferred:
+                self.edge.observe(*self.edge.current)
         else:
             self.edge.current = (self.edge.low, self.edge.high)
 

@@ -72,6 +72,7 @@ class _Encode(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, grid: Grid, engine: Engine) -> tuple[Tensor, Tensor]:
         codes = engine.kernels.quantize(x, grid)
         ctx.mark_non_differentiable(codes)
+        ctx.set_materialize_grads(False)  # codes have no gradient, not one of zeros
         return carrier_of(codes, engine.gradient_dtype), codes
 
     @staticmethod
@@ -117,6 +118,7 @@ class _AddFunction(torch.autograd.Function):
         segment.edge.take(*kernels.add_range(a.codes, b.codes, grids, segment.clamp), kernels)
         codes, passed = kernels.add_quantize(a.codes, b.codes, grids, segment.clamp, segment.edge.grid())
         ctx.mark_non_differentiable(codes)
+        ctx.set_materialize_grads(False)  # codes have no gradient, not one of zeros
         ctx.kernels, ctx.clamps = kernels, segment.clamp != Clamp()
         ctx.layout = codes.stride()
         if ctx.clamps:

@@ -82,7 +82,7 @@ class DataSettings(Settings):
     (null: none on a CPU, which they would share with the model, and up to eight of the idle cores beside a GPU). Images
     that have to be decoded are kept in memory after the first time if all of them take at most `cache_mb` megabytes
     (null: a quarter of the machine's memory; 0: never). Neither changes the result. `limit` is the number of images of
-    each split that are used, spread evenly over it (null: all).
+    each split that are used, spread evenly over it, or of chunks of text, from its beginning (null: all).
     """
 
     name: str = "digits"

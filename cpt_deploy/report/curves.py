@@ -48,7 +48,8 @@ def plot_curves(
     figure = Figure(figsize=(9, 8), layout="constrained")
     loss, accuracy, precision = figure.subplots(3, 1, sharex=True, height_ratios=[3, 3, 2])
     figure.suptitle(title)
-    _draw_loss(loss, rows)
+    held_out = "validation" if any(row.get("test_perplexity") for row in rows) else "test"
+    _draw_loss(loss, rows, held_out)
     if any(row.get("test_perplexity") or row.get("perplexity") for row in rows):
         _draw_perplexity(accuracy, rows)
     else:
@@ -60,9 +61,9 @@ def plot_curves(
     figure.savefig(destination, dpi=120)
 
 
-def _draw_loss(axes: Any, rows: list[dict[str, str]]) -> None:
+def _draw_loss(axes: Any, rows: list[dict[str, str]], held_out: str) -> None:
     axes.plot(*_points(rows, "loss"), color=_TRAIN, linewidth=1.2, label="training batches")
-    _draw_test(axes, rows, "test_loss", scale=1.0)
+    _draw_test(axes, rows, "test_loss", scale=1.0, name=held_out)
     axes.set_ylabel("loss")
     axes.legend(loc="best", frameon=False)
 
@@ -79,7 +80,7 @@ def _draw_accuracy(axes: Any, rows: list[dict[str, str]]) -> None:
 
 def _draw_perplexity(axes: Any, rows: list[dict[str, str]]) -> None:
     axes.plot(*_points(rows, "perplexity"), color=_TRAIN, linewidth=1.2, label="training batches")
-    final = _draw_test(axes, rows, "test_perplexity", scale=1.0)
+    final = _draw_test(axes, rows, "test_perplexity", scale=1.0, name="validation")
     if final is not None:
         axes.annotate(f"{final[1]:.2f}", final, (-8, 8), textcoords="offset points", ha="right")
     axes.set_yscale("log")
@@ -89,17 +90,19 @@ def _draw_perplexity(axes: Any, rows: list[dict[str, str]]) -> None:
     axes.legend(loc="best", frameon=False)
 
 
-def _draw_test(axes: Any, rows: list[dict[str, str]], column: str, *, scale: float) -> tuple[float, float] | None:
+def _draw_test(
+    axes: Any, rows: list[dict[str, str]], column: str, *, scale: float, name: str = "test"
+) -> tuple[float, float] | None:
     """Draw the evaluations on the way as a line and the settled one as a star; return where the star is."""
     steps, values = _points([row for row in rows if not row["settled"]], column)
     style = {"color": _TEST, "linestyle": "--", "marker": "o", "markersize": 4}
-    axes.plot(steps, [scale * value for value in values], label="test, at the upper bound", **style)
+    axes.plot(steps, [scale * value for value in values], label=f"{name}, at the upper bound", **style)
     steps, values = _points([row for row in rows if row["settled"]], column)
     if not values:
         return None
     final = steps[-1], scale * values[-1]
     axes.plot(
-        *([value] for value in final), color=_TEST, marker="*", markersize=11, linestyle="", label="test, settled"
+        *([value] for value in final), color=_TEST, marker="*", markersize=11, linestyle="", label=f"{name}, settled"
     )
     return final
 

@@ -21,7 +21,7 @@ from cpt_deploy.training.randomness import seed_torch
 from cpt_deploy.training.reports import StepProgress
 from cpt_deploy.training.run import Run
 from cpt_deploy.training.run_state import all_finite, capture
-from cpt_deploy.training.tasks.language import perplexity_of
+from cpt_deploy.training.text_evaluation import perplexity_of
 
 
 class TrainingLoop:

@@ -20,8 +20,9 @@ def run(cpt, workspace):
             words.append(generator.choice(chain[words[-1]]))
         lines.append(" ".join(words))
     (workspace / "corpus.txt").write_text("\n".join(lines) + "\n")
+    small = ("train.eval_batch_size=2", "train.epochs=1", "train.settle_batches=8")
     settings = ("data.name=corpus.txt", "model.args.hidden=16", "model.args.embedding=16", "train.batch_size=4")
-    cpt("train", "ptb-lstm", *settings, "train.eval_batch_size=2", "train.epochs=1", "--out", "runs/text")
+    cpt("train", "ptb-lstm", *settings, *small, "--out", "runs/text")
     return workspace / "runs" / "text"
 
 

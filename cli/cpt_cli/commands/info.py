@@ -81,18 +81,17 @@ def _training_device() -> dict[str, Any] | None:
     from cpt_deploy.quantization.linear_products import trial_of
     from cpt_deploy.quantization.products import choose_compute, int8_is_exact
 
-    cuda = torch.cuda.is_available()
-    name = torch.cuda.get_device_name() if cuda else None
-    chosen = active()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    chosen = active(device)
     return {
-        "device": "cuda" if cuda else "cpu",
-        "name": name,
+        "device": device,
+        "name": torch.cuda.get_device_name() if device == "cuda" else None,
         "threads": torch.get_num_threads(),
         "kernels": chosen.kernels.name,
         "no_native_kernels": chosen.reason or None,
-        "compute": choose_compute("auto", native=chosen.native),
+        "compute": choose_compute("auto", native=chosen.native, device=device),
         "int8_products": int8_is_exact(),
-        "linear_seconds": dict(trial_of(*_LINEAR, chosen.kernels).seconds) if int8_is_exact() else None,
+        "linear_seconds": dict(trial_of(*_LINEAR, active().kernels).seconds) if int8_is_exact() else None,
     }
 
 
@@ -103,17 +102,20 @@ def _describe(device: dict[str, Any] | None) -> str:
 
 
 def _kernels(device: dict[str, Any] | None) -> str:
-    """Describe the kernels on the CPU and the types of products; a GPU has none of its own."""
+    """Describe the kernels on the device that training would use, why they are these, and the types of products."""
     if device is None:
         return "nothing"
     reason = f" ({device['no_native_kernels']})" if device["no_native_kernels"] else ""
     forward = "int8" if device["int8_products"] else "float32"
+    if device["device"] == "cuda":
+        forward = "bfloat16 and TF32, exactly,"
     products = {
         "modules": "each module by itself",
         "bf16": f"products in {forward} forward, bfloat16 backward",
         "float32": f"products in {forward} forward, float32 backward",
     }
-    return f"on a CPU: {device['kernels']} kernels{reason}; {products[device['compute']]}"
+    place = "a GPU" if device["device"] == "cuda" else "a CPU"
+    return f"on {place}: {device['kernels']} kernels{reason}; {products[device['compute']]}"
 
 
 def _linear(device: dict[str, Any] | None) -> str:

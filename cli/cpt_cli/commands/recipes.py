@@ -94,6 +94,8 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _reported(published: dict[str, Any]) -> str:
+    if "perplexity" in published:
+        return f"perplexity {published['perplexity']['value']:g}"
     top1 = published.get("top1")
     if top1 is None:
         return ""
@@ -122,8 +124,14 @@ def _fields(row: dict[str, Any]) -> dict[str, object]:
         "cost": f"{row['gbitops']:.4g} GBitOPs" + _against(row["baseline"], row["saving"]),
         "by the paper's count": f"{row['paper_gbitops']:.4g} GBitOPs" + _against(row["baseline"], row["paper_saving"]),
     }
-    labels = {"top1": "accuracy", "gain": "gain over the baseline", "saving": "saving", "gbitops": "GBitOPs"}
-    units = {"top1": "%", "gain": " points", "saving": "%", "gbitops": ""}
+    labels = {
+        "top1": "accuracy",
+        "perplexity": "perplexity",
+        "gain": "gain over the baseline",
+        "saving": "saving",
+        "gbitops": "GBitOPs",
+    }
+    units = {"top1": "%", "perplexity": "", "gain": " points", "saving": "%", "gbitops": ""}
     for kind, figure in row["published"].items():
         fields[f"published {labels[kind]}"] = f"{figure['value']:.4g}{units[kind]}, {figure['source']}"
     if not row["published"]:

@@ -191,7 +191,7 @@ class Kernels(Protocol):
         """Return int8 codes and scales (O,) of a float32 weight (O, ...); `levels` is 0-dim or (O,)."""
 
     def real_weight(self, codes: Tensor, scales: Tensor, step: Tensor, dtype: torch.dtype) -> Tensor:
-        """Return `codes · (scales · step)` of int8 codes (O, ...), scales (O,) and a 0-dim step, float32 or bfloat16."""
+        """Return `codes · (scales · step)` of int8 codes (O, ...), scales (O,) and a 0-dim step, in a float type."""
 
     def add_range(self, a: Tensor, b: Tensor, grids: tuple[Grid, Grid], clamp: Clamp) -> tuple[Tensor, Tensor]:
         """Return the range of the clamped sum of two quantized tensors."""

@@ -1,4 +1,4 @@
-"""What is small, a few numbers a tensor or a channel, as torch operations: what the backends on a CPU have in common."""
+"""What is small, a few numbers a tensor or a channel, as torch operations: what backends on a CPU have in common."""
 
 import torch
 from torch import Tensor

@@ -1,8 +1,9 @@
-"""Which kernels this process uses: the compiled ones that fit the processor, or torch's own operations."""
+"""Which kernels this process uses on a device: those made for it that run here, or torch's own operations."""
 
 import ctypes
 import functools
 import os
+import subprocess
 from dataclasses import dataclass
 
 import torch
@@ -14,16 +15,18 @@ from cpt_deploy.quantization.kernels.native import NativeKernels
 from cpt_deploy.quantization.kernels.reference import TorchKernels
 
 VARIABLE = "CPT_KERNELS"
-CHOICES = ("auto", "native", "torch")
+CHOICES = ("auto", "native", "triton", "torch")
+#: What Triton compiles for.
+_LEAST_CAPABILITY = (8, 0)
 
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """The kernels in use.
+    """The kernels in use on a device.
 
     Attributes:
         kernels: The backend.
-        native: Whether it is compiled.
+        native: Whether it is made for the device.
         reason: Why it is not, or an empty string.
     """
 
@@ -33,31 +36,63 @@ class Selection:
 
 
 @functools.cache
-def active() -> Selection:
-    """Choose once a process; `CPT_KERNELS` forces a choice.
+def active(device: str = "cpu") -> Selection:
+    """Choose once a process and kind of device; `CPT_KERNELS` forces a choice.
+
+    On a CPU these are the compiled kernels (`native`), or Triton's in its interpreter, if it is asked for; on a GPU
+    Triton's.
+
+    Args:
+        device: Type of the device, "cpu" or "cuda".
 
     Raises:
-        UsageError: If the variable holds no choice, or compiled kernels are asked for that are not there.
+        UsageError: If the variable holds no choice, or kernels are asked for that are not there.
     """
     wanted = os.environ.get(VARIABLE, "auto")
     if wanted not in CHOICES:
         raise UsageError(f"Expected {VARIABLE} to be one of {', '.join(CHOICES)}, but got {wanted!r}")
     if wanted == "torch":
         return Selection(TorchKernels(), native=False, reason=f"{VARIABLE}=torch")
-    found = load_native()
+    compiled = device == "cpu" and wanted != "triton"
+    found = load_native() if compiled else load_triton(device)
     if not isinstance(found, str):
         return Selection(found, native=True)
-    if wanted == "native":
+    if wanted == "native" and compiled:
         raise UsageError(
             f"Expected compiled kernels because of {VARIABLE}=native, but {found}",
             hint="install the project again where there is a C compiler",
         )
+    if wanted == "triton":
+        raise UsageError(f"Expected Triton's kernels because of {VARIABLE}=triton, but {found}")
     return Selection(TorchKernels(), native=False, reason=found)
 
 
 def kernels_on(device: torch.device) -> Kernels:
-    """Return the kernels for tensors on a device; where there are none of its own, plain torch."""
-    return active().kernels if device.type == "cpu" else TorchKernels()
+    """Return the kernels for tensors on a device; a graph that is being compiled takes plain torch."""
+    return TorchKernels() if torch.compiler.is_compiling() else active(device.type).kernels
+
+
+def load_triton(device: str) -> Kernels | str:
+    """Load Triton's kernels and try one on a kind of device, or say why they are not used."""
+    try:
+        import triton
+
+        from cpt_deploy.quantization.kernels.triton_backend import TritonKernels
+    except ImportError as error:
+        return f"Triton cannot be imported: {error}"
+    if device == "cpu" and not triton.knobs.runtime.interpret:
+        return "on a CPU they need TRITON_INTERPRET=1, set before Triton is imported"
+    if device not in ("cpu", "cuda"):
+        return f"there are none for {device}"
+    if device == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability() < _LEAST_CAPABILITY:
+        return "Triton needs a card of compute capability 8.0"
+    kernels = TritonKernels()
+    try:  # the first launch compiles a launcher, which needs a C compiler
+        low, high = kernels.range(torch.arange(3.0, device=device))
+        found = float(low), float(high)
+    except (RuntimeError, OSError, subprocess.SubprocessError) as error:
+        return f"Triton's kernels do not run: {error}"
+    return kernels if found == (0.0, 2.0) else f"Triton's kernels find the range {found} where it is (0, 2)"
 
 
 def native_levels() -> tuple[str, ...] | str:

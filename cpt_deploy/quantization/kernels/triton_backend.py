@@ -246,7 +246,7 @@ def _each(kernel: Any, x: Tensor, out: Tensor, *arguments: Tensor) -> Tensor:
 
 
 def _parts(count: int) -> int:
-    return min(triton.cdiv(count, _BLOCK), _PARTS)
+    return min(-(-count // _BLOCK), _PARTS)
 
 
 _MERGE = {"parts_a_tile": 64, "width": 16}

@@ -129,11 +129,12 @@ def real_weight_kernel(codes, out, scales, inputs, step, block: tl.constexpr):
 
 @triton.jit(do_not_specialize=["count"], do_not_specialize_on_alignment=["unit", "batches"])
 def normalise_kernel(
-    sums_mean, sums_variance, least, greatest, unit, scales, bias, gamma, beta, running_mean, running_variance, batches, momentum, eps, count,
+    sums_mean, sums_variance, least, greatest, unit, scales, bias,
+    gamma, beta, running_mean, running_variance, batches, momentum, eps, count,
     out, ends, channels, low_bound, high_bound,
     biased: tl.constexpr, normed: tl.constexpr, width: tl.constexpr,
 ):  # fmt: skip
-    """What makes a layer's output of its sums, out (5, channels), and each channel's range after the clamp, ends (2,)."""
+    """What makes a layer's output of its sums, out (5, channels), and each channel's range after the clamp, ends."""
     columns = tl.program_id(0) * width + tl.arange(0, width)
     there = columns < channels
     per = tl.load(unit) * tl.load(scales + columns, mask=there, other=0.0)

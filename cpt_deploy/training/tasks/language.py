@@ -7,8 +7,6 @@ parallel rows, each of which begins with an empty state (1 row: the text as it i
 """
 
 import hashlib
-import math
-import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -42,6 +40,7 @@ from cpt_deploy.training.reports import Evaluation
 from cpt_deploy.training.run_directory import RunDirectory
 from cpt_deploy.training.synchronization import Synchronization
 from cpt_deploy.training.tasks.interface import Final, StepOutcome, Stop
+from cpt_deploy.training.text_evaluation import evaluate_text
 
 
 class LanguageModelling:
@@ -65,7 +64,7 @@ class LanguageModelling:
         _check_settings(recipe)
         self.recipe, self.corpus, self.tokenizer = recipe, corpus, tokenizer
         self.length, self.context = recipe.data.text.sequence, recipe.data.text.context
-        self.train = tokenizer.encode(corpus.text("train"))
+        self.train = self._limited(tokenizer.encode(corpus.text("train")), recipe.train.batch_size)
         self.train_rows = training_rows(self.train, recipe.train.batch_size)
         self._held_out: dict[TextSplit, Ids] = {}
         self._carried: State | None = None
@@ -105,8 +104,14 @@ class LanguageModelling:
         if split == "train":
             return self.train
         if split not in self._held_out:
-            self._held_out[split] = self.tokenizer.encode(self.corpus.text(split))
+            ids = self.tokenizer.encode(self.corpus.text(split))
+            self._held_out[split] = self._limited(ids, self.recipe.train.eval_batch_size)
         return self._held_out[split]
+
+    def _limited(self, ids: Ids, rows: int) -> Ids:
+        """Return the tokens that `data.limit` chunks of so many rows read and predict."""
+        limit = self.recipe.data.limit
+        return ids if limit is None else ids[: rows * (limit * self.length + 1)]
 
     def check_processes(self, count: int) -> None:
         """See `Task`."""
@@ -216,64 +221,6 @@ class LanguageModelling:
         return evaluate_text(model, chunks, device=device, step=step, stop=stop)
 
 
-@torch.no_grad()
-def evaluate_text(
-    model: QuantizedLanguageModel,
-    chunks: Iterator[Chunk],
-    *,
-    device: torch.device,
-    step: int = 0,
-    stop: Stop = lambda: False,
-) -> Evaluation | None:
-    """Evaluate a model at the upper bound, in float32, whatever it trains in.
-
-    Args:
-        model: The model; its mode and bits are restored afterwards.
-        chunks: From `evaluation_chunks`.
-        device: Where the model is.
-        step: Number of finished steps, for the result.
-        stop: Asked before each chunk whether to give up.
-
-    Returns:
-        The evaluation, or `None` if `stop` said so.
-    """
-    began, training = time.perf_counter(), model.training
-    loss = torch.zeros((), dtype=torch.float64, device=device)
-    hits, count, state = torch.zeros((), dtype=torch.int64, device=device), 0, None
-    model.eval()
-    try:
-        with model.upper_bound():
-            for chunk in chunks:
-                if stop():
-                    return None
-                score = model.score(chunk.tokens.to(device), chunk.targets.to(device), state)
-                state = score.state if model.carries_state else None
-                loss += score.losses.double().sum()
-                hits += score.hits
-                count += score.targets
-    finally:
-        model.train(training)
-    mean = float(loss) / count
-    # A loss of hundreds has no perplexity in float64, and none that says anything.
-    return Evaluation(
-        step=step,
-        loss=mean,
-        top1=float(hits) / count,
-        top5=None,
-        images=count,
-        seconds=time.perf_counter() - began,
-        perplexity=perplexity_of(mean),
-    )
-
-
-def perplexity_of(loss: float) -> float:
-    """Return exp of a mean negative log-likelihood in nats; infinite where float64 holds no such number."""
-    try:
-        return math.exp(loss)
-    except OverflowError:
-        return math.inf
-
-
 def build_quantized_language_model(recipe: Recipe, vocabulary: int) -> QuantizedLanguageModel:
     """Build and prepare the language model of a recipe, with fresh weights, on the CPU.
 
@@ -298,6 +245,7 @@ def _check_settings(recipe: Recipe) -> None:
         for name, given in (
             ("data.augment", bool(recipe.data.augment)),
             ("train.label_smoothing", recipe.train.label_smoothing > 0.0),
+            ("precision.groups", bool(recipe.precision.groups)),
         )
         if given
     ]

@@ -280,7 +280,7 @@ def test_info_says_which_kernels_train(capsys, monkeypatch):
     finally:
         active.cache_clear()
     assert code == 2
-    assert "auto, native, torch, but got 'turbo'" in err[0]
+    assert "auto, native, triton, torch, but got 'turbo'" in err[0]
 
 
 def test_serve_says_what_it_serves_and_how_to_ask(capsys, shared_bundle, tmp_path, monkeypatch):

@@ -36,7 +36,7 @@ def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Com
     kernels: Kernels | str = TorchKernels() if backend == "torch" else load_native()
     if isinstance(kernels, str):
         pytest.skip(f"no compiled kernels: {kernels}")
-    monkeypatch.setattr(model_module, "active", lambda: Selection(kernels, native=backend == "native"))
+    monkeypatch.setattr(model_module, "active", lambda *_: Selection(kernels, native=backend == "native"))
     monkeypatch.setattr(gradients, "kernels_on", lambda device: kernels)
     return compute
 
@@ -248,7 +248,7 @@ def test_compiled_kernels_and_plain_torch_train_alike(monkeypatch: pytest.Monkey
     x = torch.randn(8, 3, 8, 8)
     results = []
     for kernels in (native, TorchKernels()):
-        monkeypatch.setattr(model_module, "active", lambda kernels=kernels: Selection(kernels, native=True))
+        monkeypatch.setattr(model_module, "active", lambda *_, kernels=kernels: Selection(kernels, native=True))
         results.append(step(model, x))
     assert torch.allclose(results[0][0], results[1][0], atol=1e-6)
     for name, gradient in results[1][1].items():

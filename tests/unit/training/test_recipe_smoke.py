@@ -20,11 +20,17 @@ from torchvision.datasets import CIFAR10, CIFAR100
 from cpt_cli.main import main
 from cpt_deploy.data import training_stream
 from cpt_deploy.models import describe_model
+from cpt_deploy.models.language import build_language_model
+from cpt_deploy.quantization import QuantizationConfig, prepare_language_model
 from cpt_deploy.recipe import experiments, load_recipe, smoke_recipe
 from cpt_deploy.training import RunReport
+from cpt_deploy.training.ranks import Ranks
 from cpt_deploy.training.setup import build_cpt_model, load_data
+from cpt_deploy.training.tasks import load_task
 
-NETWORKS = list(dict.fromkeys(experiment.network for experiment in experiments().values()))
+IMAGES = {name: entry for name, entry in experiments().items() if entry.data in ("cifar10", "cifar100", "imagenet")}
+TEXT = {name: entry for name, entry in experiments().items() if name not in IMAGES}
+NETWORKS = list(dict.fromkeys(experiment.network for experiment in IMAGES.values()))
 #: Whole runs: the smallest and the deepest network of CIFAR, those of other blocks, and bits up to float.
 WHOLE_RUNS = (
     "resnet38-cifar10-cpt3-8",
@@ -101,7 +107,7 @@ def prepared():
     return get
 
 
-@pytest.mark.parametrize("name", experiments())
+@pytest.mark.parametrize("name", IMAGES)
 def test_every_experiment_takes_a_step(name, data, prepared):
     experiment = experiments()[name]
     recipe = smoke_recipe(load_recipe(name, [data[experiment.data]]))
@@ -138,9 +144,72 @@ def test_whole_runs_of_two_steps_leave_what_a_run_leaves(name, data, tmp_path, c
 
 @pytest.mark.parametrize("network", NETWORKS)
 def test_the_operations_in_the_table_are_those_of_the_network(network):
-    experiment = next(entry for entry in experiments().values() if entry.network == network)
+    experiment = next(entry for entry in IMAGES.values() if entry.network == network)
     size, classes = (224, 1000) if experiment.data == "imagenet" else (32, 10)
     described = describe_model(
         experiment.values["model"]["name"], num_classes=classes, in_channels=3, input_size=(size, size)
     )
     assert described.macs == sum(experiment.layers)
+
+
+# --- language models ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """A text with as many different words as the Penn Treebank, in its layout."""
+    folder = tmp_path_factory.mktemp("ptb")
+    words = np.random.default_rng(0).permutation([f"w{number}" for number in range(9998)]).tolist()
+    for split in ("train", "valid", "test"):
+        lines = [" ".join(words[start : start + 20]) for start in range(0, len(words), 20)]
+        (folder / f"ptb.{split}.txt").write_text("\n".join([*lines, "<unk>"]) + "\n")
+    return folder
+
+
+@pytest.mark.parametrize("network", ["lstm-lm", "transformer-lm"])
+def test_the_operations_in_the_table_are_those_of_the_language_model(network):
+    experiment = next(entry for entry in TEXT.values() if entry.values["model"]["name"] == network)
+    vocabulary = {"ptb": 10_000, "wikitext103": 267_735}[experiment.data]
+    with torch.device("meta"):  # shapes alone: the Transformer has 247 million parameters
+        float_model = build_language_model(network, vocabulary, **experiment.values["model"]["args"])
+    model = prepare_language_model(float_model, QuantizationConfig(ends="cycle"))
+    assert sum(layer.macs for layer in model.layers()) == sum(experiment.layers)
+    assert {layer.role for layer in model.layers()} == {"cycle"}
+
+
+@pytest.mark.parametrize("name", [name for name in TEXT if "lstm" in name])
+def test_every_experiment_with_the_lstm_takes_a_step(name, corpus):
+    recipe = smoke_recipe(load_recipe(name, [f"data.root={corpus}", "data.text.sequence=5"]))
+    task = load_task(recipe, torch.device("cpu"))
+    model = task.build_model()
+    model.train().set_bits(recipe.precision.lower, recipe.precision.grad_upper)
+    outcome = task.step(
+        model, next(iter(task.stream(range(1), Ranks(), pin_memory=False))), torch.device("cpu"), autocast=False
+    )
+    outcome.loss.backward()
+    assert float(outcome.loss.detach()) == pytest.approx(math.log(task.classes), abs=0.5)  # untrained: all words alike
+    assert all(bool(torch.isfinite(p.grad).all()) for p in model.parameters() if p.grad is not None)
+
+
+def test_a_whole_run_of_the_lstm(corpus, tmp_path, capsys):
+    real = Path(os.environ.get("CPT_DATA_DIR", "/nowhere")) / "ptb"
+    text = [f"data.root={real if real.is_dir() else corpus}", "data.text.sequence=5"]
+    assert main(["train", "lstm-ptb-cpt5-8", "--smoke", *text, "--out", str(tmp_path / "run"), "-q"]) == 0
+    report = RunReport.read(tmp_path / "run" / "report.json")
+    assert report.steps == 2
+    assert report.test.images == 4 * (4 * 5 + 1) - 1  # four chunks of four rows, not all of the text
+
+
+@pytest.mark.parametrize("name", [name for name in TEXT if "transformer" in name])
+def test_every_experiment_with_the_transformer_takes_a_step(name, corpus):
+    """One block of sixteen and no bands beyond the words that there are: the whole network takes gigabytes."""
+    smaller = ["model.args.layers=1", "model.args.cutoffs=[2000, 6000]", f"data.name={corpus}", "data.text.sequence=8"]
+    recipe = smoke_recipe(load_recipe(name, [*smaller, "data.text.context=8"]))
+    task = load_task(recipe, torch.device("cpu"))
+    model = task.build_model()
+    model.train().set_bits(recipe.precision.lower, recipe.precision.grad_upper)
+    outcome = task.step(
+        model, next(iter(task.stream(range(1), Ranks(), pin_memory=False))), torch.device("cpu"), autocast=False
+    )
+    outcome.loss.backward()
+    assert math.isfinite(float(outcome.loss.detach()))

@@ -32,7 +32,7 @@ def test_the_variable_forces_plain_torch(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_a_wrong_value_of_the_variable_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(choice.VARIABLE, "fast")
-    with pytest.raises(UsageError, match="auto, native, torch, but got 'fast'"):
+    with pytest.raises(UsageError, match="auto, native, triton, torch, but got 'fast'"):
         choose()
 
 

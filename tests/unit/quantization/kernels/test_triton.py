@@ -1,0 +1,265 @@
+"""Triton's kernels: what `test_native.py` has no other backend for, a step of training, and code for GPUs.
+
+Without a GPU the kernels run in Triton's interpreter, which a process has for all of Triton or not at all: one test
+runs what needs it in a process of its own.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn import functional
+
+from cpt_deploy.models import build_model
+from cpt_deploy.quantization import QuantizationConfig, QuantizedModel, prepare
+from cpt_deploy.quantization import model as model_module
+from cpt_deploy.quantization.kernels import (
+    Average,
+    BatchNorm,
+    Clamp,
+    Grid,
+    GridLevels,
+    Kernels,
+    Selection,
+    Site,
+    Unit,
+)
+from cpt_deploy.quantization.kernels.reference import TorchKernels
+
+triton = pytest.importorskip("triton")
+
+from triton.backends.compiler import GPUTarget  # noqa: E402
+from triton.compiler import ASTSource  # noqa: E402
+
+from cpt_deploy.quantization.kernels import (  # noqa: E402
+    triton_backend,
+    triton_channels,
+    triton_elements,
+    triton_parameters,
+)
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+TORCH = TorchKernels()
+WIDTH, HEIGHT = torch.tensor(255.0), torch.tensor(7.0)
+
+
+@pytest.mark.skipif(INTERPRETED, reason="the tests themselves run here")
+def test_all_hold_in_the_interpreter() -> None:
+    files = [__file__, str(Path(__file__).with_name("test_native.py"))]
+    line = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files]
+    done = subprocess.run(
+        line, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout
+    assert "109 passed" in done.stdout
+
+
+# --- numbers ---------------------------------------------------------------------------------------------------------
+
+
+def equal(found: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> bool:
+    return all(torch.equal(a.nan_to_num(7e7), b.nan_to_num(7e7)) for a, b in zip(found, expected, strict=True))
+
+
+@given(
+    lows=st.lists(st.floats(-(2.0**99), 2.0**99, width=32), min_size=1, max_size=40),
+    extent=st.floats(0, 2.0**99, width=32),
+    bits=st.integers(2, 8),
+    symmetric=st.booleans(),
+    least=st.sampled_from([0.0, 255.0]),
+)
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+def test_a_range_in_parts_has_the_grids_that_torch_gives_it(triton_kernels, lows, extent, bits, symmetric, least):
+    low = torch.tensor(lows)
+    levels = GridLevels(torch.tensor(2.0**bits - 1), HEIGHT, least, symmetric)
+    found, expected = (kernels.observe(low, low + extent, None, levels) for kernels in (triton_kernels, TORCH))
+    for a, b in ((found.own, expected.own), (found.cycle, expected.cycle), (found[:2], expected[:2])):
+        assert equal(a, b)
+    step = triton_kernels.gradient_step(low, low + extent, levels.own)
+    assert torch.equal(step, TORCH.gradient_step(low, low + extent, levels.own))
+
+
+def test_a_part_that_is_not_a_number_shows_in_range_and_step(triton_kernels) -> None:
+    low = torch.zeros(1500)
+    low[1400] = float("nan")
+    found = triton_kernels.observe(low, low + 1, None, GridLevels(WIDTH, HEIGHT, 0.0, False))
+    assert found.low.isnan()
+    assert found.own.scale.isnan()
+    assert triton_kernels.gradient_step(low, low + 1, WIDTH).isnan()
+
+
+def test_a_moving_average_of_ranges_is_that_of_torch(triton_kernels) -> None:
+    if not INTERPRETED:
+        pytest.skip("averages are updated in place, on the device")
+    averages = [Average(torch.tensor(0.0), torch.tensor(0.0), torch.tensor(0), 0.1) for _ in range(2)]
+    for number in range(15):
+        ends = torch.tensor([-1.0 - number % 4]), torch.tensor([2.0 + number % 3])
+        for kernels, average in zip((triton_kernels, TORCH), averages, strict=True):
+            kernels.observe(*ends, average, GridLevels(WIDTH, HEIGHT, 0.0, False))
+    assert averages[0].batches == averages[1].batches == 15
+    assert torch.allclose(torch.stack(averages[0][:2]), torch.stack(averages[1][:2]), rtol=1e-6)
+
+
+@pytest.mark.parametrize("channels", [1, 19, 300])
+@pytest.mark.parametrize("normed", [True, False])
+def test_normalisation_is_that_of_torch(triton_kernels, channels: int, normed: bool) -> None:
+    torch.manual_seed(channels)
+    x = torch.randn(64, channels) * 50 + 10
+    statistics, unit = TORCH.statistics(x), Unit(torch.tensor(0.03), torch.rand(channels) + 0.5)
+    results = []
+    for kernels in (triton_kernels, TORCH):
+        averages = (torch.zeros(channels), unit.weight.clone(), torch.tensor(3))
+        norm = BatchNorm(torch.linspace(-1, 1, channels), unit.weight, *averages, 0.1, 1e-5)
+        bias = torch.linspace(0, 1, channels)
+        result, ends = kernels.normalise(statistics, unit, bias, norm if normed else None, Clamp(low=0.0), 64)
+        results.append((*result, *(torch.stack([ends[0].min(), ends[1].max()]),)))
+        if normed:
+            terms, grad_gamma = kernels.normalisation_terms(result, bias, bias + 1, 64)
+            results[-1] += (*terms, grad_gamma)
+            if INTERPRETED:
+                assert norm.batches == 4
+                results[-1] += (norm.running_mean, norm.running_variance)
+    for a, b in zip(*results, strict=True):
+        assert torch.allclose(a, b, rtol=2e-6, atol=2e-6)
+
+
+def test_weights_and_gradients_are_scaled_as_in_torch(triton_kernels) -> None:
+    codes, scales = torch.randint(-127, 128, (10, 3, 7, 7), dtype=torch.int8), torch.rand(10)
+    step = torch.tensor(1.7e-3)
+    for dtype in (torch.float32, torch.bfloat16):
+        arguments = (codes.contiguous(memory_format=torch.channels_last), scales, step, dtype)
+        found, expected = triton_kernels.real_weight(*arguments), TORCH.real_weight(*arguments)
+        if INTERPRETED and dtype == torch.bfloat16:  # the interpreter cuts bits off where a GPU rounds
+            assert torch.allclose(found, expected, rtol=2**-7)
+        else:
+            assert torch.equal(found, expected)
+        x = torch.randn(5, 77).to(dtype)
+        assert torch.equal(triton_kernels.scale(x, step, WIDTH), TORCH.scale(x.clone(), step, WIDTH))
+
+
+# --- a step of training -----------------------------------------------------------------------------------------------
+
+
+def network() -> QuantizedModel:
+    """Strided and pointwise convolutions, BatchNorm, a residual sum, pooling, a Linear layer."""
+    torch.manual_seed(0)
+    float_model = build_model("tiny", num_classes=10, in_channels=1, input_size=(8, 8), width=8)
+    return prepare(float_model, QuantizationConfig(), (1, 8, 8)).train().to(memory_format=torch.channels_last)
+
+
+def losses(model: QuantizedModel, steps: int, device: str = "cpu", batch: int = 24) -> Tensor:
+    model = model.to(device)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    history = []
+    for number in range(steps):
+        generator = torch.Generator().manual_seed(number)
+        labels = torch.randint(0, 10, (batch,), generator=generator)
+        images = functional.one_hot(labels, 10).float().view(batch, 1, 1, 10).expand(-1, -1, 8, -1)[..., :8]
+        images = images + 0.5 * torch.randn(batch, 1, 8, 8, generator=generator)
+        model.set_bits(3 + number % 6, 8)
+        model.set_step(number)
+        loss = functional.cross_entropy(model(images.to(device)), labels.to(device))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        history.append(loss.detach().cpu())
+    return torch.stack(history)
+
+
+def test_losses_are_those_of_the_cpu(triton_kernels, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not INTERPRETED:
+        pytest.skip("the kernels run on the model's device")
+    found = []
+    for kernels in (triton_kernels, TORCH):
+        monkeypatch.setattr(model_module, "active", lambda _, kernels=kernels: Selection(kernels, native=True))
+        model = network()
+        model.compute = "float32"
+        found.append(losses(model, 2, batch=4))
+    # Sums are added in another order, by which a code may round the other way later on.
+    assert torch.allclose(found[0][:1], found[1][:1], rtol=1e-5)
+    assert torch.allclose(found[0], found[1], atol=0.05)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_losses_of_200_steps_on_a_gpu_are_those_of_the_cpu() -> None:
+    """The bounds are those of `test_program.py`: means over 20 steps within 0.2, that of all within 0.06."""
+    found, expected = losses(network(), 200, "cuda").view(10, 20).mean(1), losses(network(), 200).view(10, 20).mean(1)
+    assert (found - expected).abs().max() < 0.2
+    assert (found.mean() - expected.mean()).abs() < 0.06
+
+
+# --- code for GPUs ----------------------------------------------------------------------------------------------------
+
+
+def every_launch(kernels: Kernels) -> None:
+    """Call each function once, or twice where types or constants differ."""
+    scalar, x = torch.tensor(1.0), torch.randn(4, 16, 8, 8).contiguous(memory_format=torch.channels_last)
+    codes, channels, grid = x.to(torch.uint8), torch.ones(16), Grid(scalar, scalar, scalar)
+    average, count = Average(scalar, scalar, torch.tensor(0), 0.1), torch.tensor(0)
+    kernels.observe(*kernels.range(x), average, GridLevels(scalar, scalar, 0.0, False))
+    kernels.observe(channels, channels, None, GridLevels(scalar, scalar, 0.0, True))
+    kernels.quantize(x, grid)
+    kernels.requantize(codes, grid, grid)
+    kernels.centre(codes, scalar, torch.bfloat16)
+    kernels.dequantize(codes, grid)
+    kernels.quantize_weight(x, scalar)
+    kernels.real_weight(codes.to(torch.int8), channels[:4], scalar, torch.bfloat16)
+    kernels.add_range(codes, codes, (grid, grid), Clamp(low=0.0))
+    kernels.add_quantize(codes, codes, (grid, grid), Clamp(low=0.0), grid)
+    kernels.mask(x.bfloat16(), codes)
+    norm = BatchNorm(channels, channels, channels, channels, count, 0.1, 1e-5)
+    statistics = kernels.statistics(x)
+    normalised, _ = kernels.normalise(statistics, Unit(scalar, channels), None, norm, Clamp(), 256)
+    kernels.normalise(statistics, Unit(scalar, channels), channels, None, Clamp(), 256)
+    kernels.affine_quantize(x, channels, channels, Clamp(), grid)
+    kernels.scale_sums(x.to(torch.int32), channels.to(torch.int32), channels, channels)
+    kernels.scale_sums(x, None, channels, channels)
+    site = Site(x.bfloat16(), x, channels, channels, Clamp(low=0.0))
+    kernels.gradient_sums(site, channels)
+    terms, _ = kernels.normalisation_terms(normalised, channels, channels, 256)
+    kernels.gradient_range(site, terms)
+    kernels.gradient_step(channels, channels, scalar)
+    kernels.gradient_codes(site, terms, scalar, count, torch.bfloat16)
+    kernels.round_gradient(x, scalar, count)
+    kernels.scale(x.bfloat16(), scalar, scalar)
+
+
+_TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.uint8: "*u8", torch.int8: "*i8"}
+_TYPES |= {torch.int32: "*i32", torch.int64: "*i64"}
+
+
+def type_of(argument: object) -> str:
+    if isinstance(argument, Tensor):
+        return _TYPES[argument.dtype]
+    return "fp32" if isinstance(argument, float) else "i32"
+
+
+@pytest.mark.skipif(INTERPRETED, reason="the interpreter compiles nothing")
+@pytest.mark.parametrize("capability", [80, 90])
+def test_every_kernel_compiles_without_a_gpu(capability, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    launches = []
+    monkeypatch.setattr(
+        triton_backend,
+        "launch",
+        lambda kernel, grid, *passed, **constants: launches.append((kernel, passed, constants)),
+    )
+    every_launch(triton_backend.TritonKernels())
+    for kernel, passed, constants in launches:
+        names = [name for name in kernel.arg_names if name not in constants]
+        signature = {name: type_of(value) for name, value in zip(names, passed, strict=True)}
+        source = ASTSource(kernel, {**signature, **dict.fromkeys(constants, "constexpr")}, constants)
+        target = GPUTarget("cuda", capability, 32)
+        code = triton.compile(source, target=target, options={"enable_fp_fusion": False}).asm["ptx"]
+        assert "fma.rn.f32" not in code, kernel.fn.__name__  # each operation rounds
+        assert "div.full" not in code, kernel.fn.__name__
+    compiled = {kernel.fn.__name__ for kernel, _, _ in launches}
+    modules = (triton_elements, triton_channels, triton_parameters)
+    assert compiled == {name for module in modules for name in vars(module) if name.endswith("_kernel")}
