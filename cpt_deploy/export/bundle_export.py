@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cpt_deploy.bundle import Bundle, BundleContents, CardFields, GoldenSample, Preprocessing, write_bundle
-from cpt_deploy.errors import BundleError
+from cpt_deploy.errors import BundleError, ConversionError
 from cpt_deploy.export.further_formats import write_formats
 from cpt_deploy.export.onnx_writer import write_onnx
 from cpt_deploy.export.packing import smallest_opset
@@ -84,6 +84,11 @@ def export_bundle(
         BundleError: If the labels do not fit the logits, or the bundle cannot be written.
     """
     graph = freeze(model, weight_bits=weight_bits, activation_bits=activation_bits)
+    if graph.has_float_operations:
+        raise ConversionError(
+            "Expected a network that is integer from end to end for a bundle, but parts of it compute in float",
+            hint="write_onnx(freeze(model)) makes its ONNX file, whose layers run on integers",
+        )
     output = graph.tensors[graph.output]
     if output.shape != (len(identity.labels),):
         raise BundleError(

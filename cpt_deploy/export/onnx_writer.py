@@ -13,12 +13,14 @@ from onnx import TensorProto, helper, numpy_helper
 
 from cpt_deploy import __version__
 from cpt_deploy.errors import UsageError
+from cpt_deploy.export.float_parts import DOMAIN, FLOAT_OPSET, write_skeleton
 from cpt_deploy.export.packing import packed_tensor, smallest_opset
 from cpt_deploy.export.stem import STRIDE, Stem, align_stem
 from cpt_deploy.freezing.graph import (
     Add,
     Concatenate,
     Convolution,
+    Embed,
     FullyConnected,
     GlobalAverage,
     IntegerGraph,
@@ -26,6 +28,7 @@ from cpt_deploy.freezing.graph import (
     MaxPool,
     Multiply,
     Operation,
+    Quantize,
     QuantizedTensor,
     Reshape,
     Slice,
@@ -58,6 +61,8 @@ def write_onnx(graph: IntegerGraph, *, opset: int | None = None, metadata: dict[
     opset = smallest_opset(graph) if opset is None else opset
     if not LEAST_OPSET <= opset <= MOST_OPSET:
         raise UsageError(f"Expected an opset from {LEAST_OPSET} to {MOST_OPSET}, but got {opset}")
+    if graph.has_float_operations:
+        return _Writer(graph, max(opset, FLOAT_OPSET)).write_with_floats(metadata or {})
     return _Writer(graph, opset).write(metadata or {})
 
 
@@ -83,6 +88,81 @@ class _Writer:
             [helper.make_tensor_value_info(OUTPUT_NAME, TensorProto.FLOAT, ["N", *output.shape])],
             list(self.constants.values()),
         )
+        return self._finished(body, metadata)
+
+    def write_with_floats(self, metadata: dict[str, str]) -> bytes:
+        """Write a graph with float operations: as `torch.onnx` writes those, and the integer ones in their places."""
+        skeleton = write_skeleton(self.graph, self.opset).graph
+        made: dict[str, str] = {}
+        for tensor in skeleton.initializer:
+            self.constants[tensor.name] = tensor
+
+        def real(name: str) -> str:
+            key = made.get(name, name)
+            return self._real(key) if key in self.graph.tensors else key
+
+        operations = {operation.output: operation for operation in self.graph.operations}
+        for node in skeleton.node:
+            if node.domain == DOMAIN:
+                operation = operations[node.attribute[0].s.decode()]
+                made[node.output[0]] = operation.output
+                self._emit_real(operation, real(node.input[0]))
+            else:
+                node.input[:] = [real(name) for name in node.input]
+                self.nodes.append(node)
+        self._node("Identity", [real(skeleton.output[0].name)], OUTPUT_NAME)
+        assert self.graph.real_input is not None
+        kind = helper.np_dtype_to_tensor_dtype(np.dtype(self.graph.real_input[0]))
+        body = helper.make_graph(
+            self.nodes,
+            "cpt-deploy",
+            [helper.make_tensor_value_info(self.graph.input, kind, ["N", *self.graph.input_shape])],
+            [helper.make_tensor_value_info(OUTPUT_NAME, TensorProto.FLOAT, ["N", *self.graph.output_shape])],
+            list(self.constants.values()),
+        )
+        return self._finished(body, metadata)
+
+    def _emit_real(self, operation: Operation, source: str) -> None:
+        """Write an integer operation beside float ones."""
+        match operation:
+            case Quantize():
+                self._quantize(source, self.graph.tensors[operation.output])
+            case FullyConnected() if operation.output not in self.graph.tensors:
+                self._emit_product(operation)
+            case Embed():
+                codes = self._executed_codes(operation, operation.codes)
+                scales = self._constant(f"{operation.output}.weight_scales", operation.scales[:, None])
+                rows, factors, real = (f"{operation.output}.{part}" for part in ("rows", "factors", "rows_real"))
+                self._node("Gather", [codes, source], rows)
+                self._node("Gather", [scales, source], factors)
+                self._node("Cast", [rows], real, to=TensorProto.FLOAT)
+                self._node("Mul", [real, factors], operation.output)
+            case _:
+                self._emit(operation, self.graph.tensors[operation.output])
+
+    def _emit_product(self, operation: FullyConnected) -> None:
+        """Write a layer with a real output: Gemm on rows, and otherwise MatMul, which becomes MatMulIntegerToFloat.
+
+        On rows onnxruntime would join MatMul and Add to a Gemm in float before it looks at quantizers.
+        """
+        name, scales = operation.output, operation.scales
+        if len(self.graph.tensors[operation.inputs[0]].shape) == 1:
+            weight = self._weight(operation, operation.codes)
+            self._node("Gemm", [self._real(operation.inputs[0]), weight, self._bias(operation)], name, transB=1)
+            return
+        codes = self._constant(f"{name}.weight_codes", np.ascontiguousarray(operation.executed_codes.T))
+        zeros = self._constant(f"zeros_{len(scales)}", np.zeros(len(scales), dtype=np.int8))
+        parameters = [codes, self._constant(f"{name}.weight_scales", scales), zeros]
+        self._node("DequantizeLinear", parameters, f"{name}.weight", axis=1)
+        with_bias = bool(operation.bias.any())
+        result = f"{name}.product" if with_bias else name
+        self._node("MatMul", [self._real(operation.inputs[0]), f"{name}.weight"], result)
+        if with_bias:
+            source = self.graph.tensors[operation.inputs[0]]
+            bias = operation.bias.astype(np.float32) * (np.float32(source.scale) * scales)
+            self._node("Add", [result, self._constant(f"{name}.bias", bias)], name)
+
+    def _finished(self, body: onnx.GraphProto, metadata: dict[str, str]) -> bytes:
         opsets = [helper.make_opsetid("", self.opset)]
         model = helper.make_model(
             body,

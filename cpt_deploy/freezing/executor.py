@@ -4,16 +4,22 @@ Codes are carried in float32. A float32 convolution of integers is exact while e
 where a layer could exceed that, float64 takes its place.
 """
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from cpt_deploy.freezing import arithmetic
+from cpt_deploy.freezing.float_calls import call, float_constants
 from cpt_deploy.freezing.graph import (
     Add,
     Concatenate,
+    Constant,
     Convolution,
+    Embed,
+    Float,
     FullyConnected,
     GlobalAverage,
     IntegerGraph,
@@ -21,6 +27,7 @@ from cpt_deploy.freezing.graph import (
     MaxPool,
     Multiply,
     Operation,
+    Quantize,
     QuantizedTensor,
     Reshape,
     Slice,
@@ -53,32 +60,50 @@ class IntegerExecutor(nn.Module):
     def __init__(self, graph: IntegerGraph) -> None:
         super().__init__()
         self.graph = graph
-        self._layers = nn.ModuleList(_Layer(operation, graph) for operation in graph.weighted())
-        self._index = {operation.output: i for i, operation in enumerate(graph.weighted())}
+        products = [operation for operation in graph.weighted() if not isinstance(operation, Embed)]
+        self._layers = nn.ModuleList(_Layer(operation, graph) for operation in products)
+        self._index = {operation.output: i for i, operation in enumerate(products)}
+        for i, (key, values) in enumerate(float_constants(graph).items()):
+            self.register_buffer(f"_constant_{i}", values)
+            self._index[key] = i
         for i, operation in enumerate(o for o in graph.operations if isinstance(o, Lookup)):
             self.register_buffer(f"_table_{i}", torch.from_numpy(operation.table.copy()))
             self._index[operation.output] = i
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits of normalised inputs: float32 (N, C, H, W) → float32 (N, classes)."""
-        output = self.graph.tensors[self.graph.output]
-        return arithmetic.dequantize(self._run(x)[output.name], output)
+        output, result = self.graph.tensors.get(self.graph.output), self._run(x)[self.graph.output]
+        return result if output is None else arithmetic.dequantize(result, output)
 
     @torch.no_grad()
-    def trace(self, x: Tensor) -> dict[str, Tensor]:
-        """Return the codes of every tensor of the graph, uint8 or int8, by name, in the order they are made in."""
+    def trace(self, x: Tensor, given: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """Return the codes of every tensor of the graph, uint8 or int8, by name, in the order they are made in.
+
+        Args:
+            x: Normalised inputs.
+            given: Codes of tensors that are made from real values, by name, to be read instead of the executor's own:
+                with those of another runtime the integers in between have to be the same in both.
+
+        Returns:
+            The codes; and the real values of layers whose output is not quantized.
+        """
+        products = {o.output for o in self.graph.operations if isinstance(o, FullyConnected | Embed)}
         signed = {name for name, tensor in self.graph.tensors.items() if tensor.signed}
         return {
-            name: codes.to(torch.int8 if name in signed else torch.uint8)
-            for name, codes in self._run(x, keep=True).items()
+            name: codes.to(torch.int8 if name in signed else torch.uint8) if name in self.graph.tensors else codes
+            for name, codes in self._run(x, keep=True, given=given or {}).items()
+            if name in self.graph.tensors or name in products
         }
 
-    def _run(self, x: Tensor, *, keep: bool = False) -> dict[str, Tensor]:
-        source = self.graph.tensors[self.graph.input]
-        values = {source.name: arithmetic.quantize(x.detach(), source)}
+    def _run(self, x: Tensor, *, keep: bool = False, given: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        source = self.graph.tensors.get(self.graph.input)
+        values = {self.graph.input: x.detach() if source is None else arithmetic.quantize(x.detach(), source)}
         last_use = {name: i for i, operation in enumerate(self.graph.operations) for name in operation.inputs}
         for i, operation in enumerate(self.graph.operations):
-            values[operation.output] = self._execute(operation, [values[name] for name in operation.inputs])
+            if given and isinstance(operation, Quantize) and operation.output in given:
+                values[operation.output] = given[operation.output].to(torch.float32)
+            else:
+                values[operation.output] = self._execute(operation, [values[name] for name in operation.inputs])
             if not keep:
                 for name in set(operation.inputs):
                     if last_use[name] == i and name != self.graph.output:
@@ -86,7 +111,12 @@ class IntegerExecutor(nn.Module):
         return values
 
     def _execute(self, operation: Operation, inputs: list[Tensor]) -> Tensor:  # noqa: PLR0911
+        if isinstance(operation, Constant | Float | Embed | Quantize):
+            return self._execute_real(operation, inputs)
         x, sources = inputs[0], [self.graph.tensors[name] for name in operation.inputs]
+        if operation.output not in self.graph.tensors:
+            product: Tensor = self._layers[self._index[operation.output]](x)
+            return product
         output = self.graph.tensors[operation.output]
         match operation:
             case Convolution() | FullyConnected():
@@ -114,6 +144,23 @@ class IntegerExecutor(nn.Module):
                 return x.narrow(operation.axis, operation.start, operation.end - operation.start)
         raise AssertionError(f"unknown operation {type(operation).__name__}")
 
+    def _execute_real(self, operation: Operation, inputs: list[Tensor]) -> Tensor:
+        tensors = [self.graph.tensors.get(name) for name in operation.inputs]
+        values = [v if t is None else arithmetic.dequantize(v, t) for v, t in zip(inputs, tensors, strict=True)]
+        match operation:
+            case Constant():
+                return self.get_buffer(f"_constant_{self._index[operation.output]}")
+            case Float():
+                result: Tensor = call(operation, values)
+                return result
+            case Embed():
+                codes, scales = (
+                    self.get_buffer(f"_constant_{self._index[f'{operation.output}.{part}']}")
+                    for part in ("codes", "scales")
+                )
+                return codes[values[0]].to(torch.float32) * scales[values[0]].unsqueeze(-1)
+        return arithmetic.quantize(values[0], self.graph.tensors[operation.output])
+
 
 class _Layer(nn.Module):
     """A convolution or a fully connected layer on codes, (N, ...) → (N, ...), with int8 weights.
@@ -128,10 +175,12 @@ class _Layer(nn.Module):
     def __init__(self, operation: WeightedOperation, graph: IntegerGraph) -> None:
         super().__init__()
         self.operation = operation
-        self.source, self.output = graph.tensors[operation.inputs[0]], graph.tensors[operation.output]
+        self.source, self.output = graph.tensors[operation.inputs[0]], graph.tensors.get(operation.output)
         self.dtype = torch.float32 if fits_float32(operation, self.source) else torch.float64
         # f32(f32(s_x · s_w) / s_y), in this order; one for each output channel, at all positions
-        multiplier = (np.float32(self.source.scale) * operation.scales) / np.float32(self.output.scale)
+        multiplier = np.float32(self.source.scale) * operation.scales
+        if self.output is not None:
+            multiplier = multiplier / np.float32(self.output.scale)
         per_channel = (-1, *([1] * (operation.codes.ndim - 2)))
         self.register_buffer("weight", torch.from_numpy(operation.executed_codes.copy()))
         self.register_buffer("bias", torch.from_numpy(operation.bias.astype(np.int32)))
@@ -147,4 +196,8 @@ class _Layer(nn.Module):
             accumulator = arithmetic.convolve(centred, weight, bias, self.operation)
         else:
             accumulator = functional.linear(centred, weight, bias)
+        if self.output is None and len(self.source.shape) == 1:
+            return accumulator.to(torch.float32) * multiplier
+        if self.output is None:  # the bias of more than rows is added in float, after the product was scaled
+            return (accumulator - bias).to(torch.float32) * multiplier + bias.to(torch.float32) * multiplier
         return arithmetic.requantize(accumulator, multiplier, self.output)

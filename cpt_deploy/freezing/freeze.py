@@ -12,6 +12,7 @@ from cpt_deploy.bundle.runtime import INPUT_NAME, OUTPUT_NAME
 from cpt_deploy.errors import ConversionError, UsageError
 from cpt_deploy.freezing.convolutions import average, depthwise, fields_of, has_positions, pads_of
 from cpt_deploy.freezing.edge_tensors import edge_tensor
+from cpt_deploy.freezing.floats import FloatLowering
 from cpt_deploy.freezing.graph import (
     Add,
     Concatenate,
@@ -21,6 +22,7 @@ from cpt_deploy.freezing.graph import (
     IntegerGraph,
     Multiply,
     Operation,
+    Quantize,
     QuantizedTensor,
     Reshape,
     with_names,
@@ -30,6 +32,7 @@ from cpt_deploy.freezing.movements import KeptTensor, lower_kept
 from cpt_deploy.quantization.config import MOST_INTEGER_BITS
 from cpt_deploy.quantization.cycling import WeightBits
 from cpt_deploy.quantization.edges import EdgeQuantizer, LayerInput
+from cpt_deploy.quantization.entries import has_float_operations
 from cpt_deploy.quantization.folding import (
     BIAS_LIMIT,
     FLOAT_BIAS_LIMIT,
@@ -90,8 +93,11 @@ class _Lowering:
         self.operations: list[Operation] = []
         self.tensors: dict[str, QuantizedTensor] = {}
         propagate_shapes(self.network, model.input_shape)
+        self.floats = FloatLowering(self.network, self.finished) if has_float_operations(self.network) else None
 
     def run(self) -> IntegerGraph:
+        if self.floats is not None:
+            return self._run_with_floats(self.floats)
         source = ""
         for node in self.network.graph.nodes:
             if node.op == "output":
@@ -104,6 +110,33 @@ class _Lowering:
                 self._lower_layer_input(node, module)
             elif self._is_kept(node):
                 self._lower_kept(node)
+        raise AssertionError("a traced graph ends with its output")
+
+    def _run_with_floats(self, floats: FloatLowering) -> IntegerGraph:
+        for node in self.network.graph.nodes:
+            module = self._module(node)
+            if node.op == "output":
+                result: Any = node.args[0]
+                output = floats.name_of(result)
+                shape = None if result in self.finished else shape_of(result)
+                return IntegerGraph(
+                    floats.input, output, tuple(self.operations), self.tensors, floats.real_input, shape
+                )
+            if isinstance(module, EdgeQuantizer) and node.all_input_nodes[0] in floats.names:
+                name = str(node.target).removeprefix("edges.") + "_codes"
+                bits = max(self._bits_of(module.role), module.least_bits)
+                self._finish(node, edge_tensor(name, module, bits, shape_of(node)))
+                self.operations.append(Quantize((floats.names[node.all_input_nodes[0]],), name))
+            elif isinstance(module, EdgeQuantizer):
+                self._lower_edge(node, module)
+            elif isinstance(module, LayerInput):
+                self._lower_layer_input(node, module)
+            elif isinstance(module, QuantizedLinear):
+                operation = self._lower_layer(node, None, self.finished[node.all_input_nodes[0]], None)
+                self.operations.append(operation)
+                floats.names[node] = operation.output
+            else:
+                self.operations.extend(floats.lower(node, self.layer_bits))
         raise AssertionError("a traced graph ends with its output")
 
     def _module(self, node: fx.Node) -> nn.Module | None:
@@ -207,14 +240,15 @@ class _Lowering:
         node: fx.Node,
         norm: nn.BatchNorm1d | nn.BatchNorm2d | None,
         source: QuantizedTensor,
-        output: QuantizedTensor,
+        output: QuantizedTensor | None,
     ) -> Operation:
         layer = self._module(node)
         assert isinstance(layer, QuantizedLayer)
         bits = self.layer_bits[str(node.target)]
         folded = fold_layer(layer, norm, bits, source.scale, _bias_limit(source))
         weights: dict[str, Any] = {"bits": bits, **fields_of(folded)}
-        ends: dict[str, Any] = {"inputs": (source.name,), "output": output.name, "source": str(node.target)}
+        ends: dict[str, Any] = {"inputs": (source.name,), "source": str(node.target)}
+        ends["output"] = node.name if output is None else output.name
         if isinstance(layer, QuantizedLinear):
             return FullyConnected(**ends, **weights)
         assert isinstance(layer, QuantizedConv1d | QuantizedConv2d)

@@ -93,7 +93,37 @@ class Convolution(WeightedOperation):
 
 @dataclass(frozen=True, slots=True)
 class FullyConnected(WeightedOperation):
-    """Product of (N, I) with codes (O, I)."""
+    """Product of (..., I) with codes (O, I); the result is real where the output is no quantized tensor."""
+
+
+@dataclass(frozen=True, slots=True)
+class Embed(WeightedOperation):
+    """Rows of codes (V, D) at int64 indices of any shape, in real values; there is no bias."""
+
+
+@dataclass(frozen=True, slots=True)
+class Quantize(Operation):
+    """Real values to codes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Constant(Operation):
+    """A tensor of real values, integers or truth values that float operations read."""
+
+    value: NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Float(Operation):
+    """An operation on real values, as PyTorch's operator computes it; quantized inputs are dequantized.
+
+    Attributes:
+        target: "aten.softmax.int", or "operator.mul" on sizes.
+        arguments: JSON of the positional and the named arguments; `{"input": i}` is `inputs[i]`.
+    """
+
+    target: str
+    arguments: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,12 +204,32 @@ class IntegerGraph:
         output: Name of the tensor whose real values are the logits.
         operations: In an order in which they can run.
         tensors: All tensors by name, the input first, in the order in which they are made.
+        real_input: Type and shape without the batch dimension of an input that is not quantized as a whole; its name is
+            `input` then.
+        real_output: Shape, without the batch dimension, of an output that is not quantized.
     """
 
     input: str
     output: str
     operations: tuple[Operation, ...]
     tensors: dict[str, QuantizedTensor] = field(default_factory=dict)
+    real_input: tuple[str, tuple[int, ...]] | None = None
+    real_output: tuple[int, ...] | None = None
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one input without the batch dimension."""
+        return self.tensors[self.input].shape if self.real_input is None else self.real_input[1]
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """Shape of the output without the batch dimension."""
+        return self.tensors[self.output].shape if self.real_output is None else self.real_output
+
+    @property
+    def has_float_operations(self) -> bool:
+        """Whether some operations compute in float."""
+        return any(isinstance(operation, Float) for operation in self.operations)
 
     def weighted(self) -> list[WeightedOperation]:
         """Return the operations that have weights, in order."""
@@ -207,6 +257,8 @@ def with_names(graph: IntegerGraph, names: Mapping[str, str]) -> IntegerGraph:
         names.get(graph.output, graph.output),
         operations,
         {tensor.name: tensor for tensor in tensors},
+        graph.real_input,
+        graph.real_output,
     )
 
 
@@ -214,7 +266,7 @@ OPERATIONS: dict[str, type[Operation]] = {
     kind.__name__: kind
     for kind in (
         Convolution, FullyConnected, Add, Multiply, Concatenate, GlobalAverage, Lookup, MaxPool, Reshape, Transpose,
-        Slice,
+        Slice, Embed, Quantize, Constant, Float,
     )
 }  # fmt: skip
 
@@ -242,7 +294,9 @@ def to_dict(graph: IntegerGraph) -> tuple[dict[str, Any], dict[str, NDArray[Any]
         | ({"signed": True} if t.signed else {})
         for t in graph.tensors.values()
     ]
-    return {"input": graph.input, "output": graph.output, "tensors": tensors, "operations": operations}, arrays
+    real = {"real_input": graph.real_input, "real_output": graph.real_output}
+    data = {"input": graph.input, "output": graph.output, "tensors": tensors, "operations": operations}
+    return data | {name: value for name, value in real.items() if value is not None}, arrays
 
 
 def from_dict(data: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> IntegerGraph:
@@ -268,4 +322,13 @@ def from_dict(data: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> IntegerG
         )
         for t in data["tensors"]
     }
-    return IntegerGraph(data["input"], data["output"], tuple(operations), tensors)
+    real = data.get("real_input")
+    output = data.get("real_output")
+    return IntegerGraph(
+        data["input"],
+        data["output"],
+        tuple(operations),
+        tensors,
+        None if real is None else (real[0], tuple(real[1])),
+        None if output is None else tuple(output),
+    )

@@ -20,7 +20,7 @@ from cpt_deploy.quantization.kernels import (
     parameters,
 )
 from cpt_deploy.quantization.kernels.layout import aligned, dense
-from cpt_deploy.quantization.layers import QuantizedLayer
+from cpt_deploy.quantization.layers import QuantizedLayer, QuantizedLinear
 from cpt_deploy.quantization.products import Scaling, backward_products, forward_product
 from cpt_deploy.quantization.segments import Coded, Engine, carrier_of
 from cpt_deploy.quantization.synchronized_norm import is_synchronized, over_processes, summed_over_processes
@@ -167,6 +167,10 @@ def _weight_levels(layer: QuantizedLayer) -> Tensor:
 
 def layer_output(layer: QuantizedLayer, x: Coded, engine: Engine) -> Tensor:
     """Return a layer's real output, float32, where what follows it is no segment."""
+    if isinstance(layer, QuantizedLinear) and x.codes.dim() != 2:
+        # kernels take four dimensions for an image; a Linear's are rows of features whatever their number
+        rows = Coded(x.carrier.flatten(0, -2), x.codes.flatten(0, -2), x.grid)
+        return layer_output(layer, rows, engine).view(*x.codes.shape[:-1], -1)
     result: Tensor = _OutputFunction.apply(x.carrier, layer.weight, layer.bias, layer, x, engine)
     return result
 

@@ -76,11 +76,25 @@ class QuantizedConv2d(QuantizedLayer, nn.Conv2d):  # type: ignore[misc]  # torch
 
 
 class QuantizedLinear(QuantizedLayer, nn.Linear):  # type: ignore[misc]  # torch declares the same attributes wider
-    """Linear on codes: input (N, I), output (N, O)."""
+    """Linear on codes: input (..., I), output (..., O)."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Multiply by the quantized weight."""
         return self._with_quantized_gradient(functional.linear(x, self.quantized_weight, self.bias))
+
+
+class QuantizedEmbedding(QuantizedLayer, nn.Embedding):  # type: ignore[misc]  # torch declares the same wider
+    """Embedding of codes: indices of any shape, output (..., D); each row of the table has a scale of its own."""
+
+    bias = None
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the quantized rows; only those that are read are quantized."""
+        rows = super().forward(input)
+        if self.precision.quantizes_weights(self.index, self.role):
+            levels = self.precision.weight_levels_of(self.index, self.role)
+            rows = fake_quantize_weight(rows.reshape(-1, rows.shape[-1]), levels).view_as(rows)
+        return self._with_quantized_gradient(rows)
 
 
 def _conv_arguments(conv: Any) -> dict[str, Any]:
@@ -92,24 +106,35 @@ def _linear_arguments(linear: nn.Linear) -> dict[str, Any]:
     return {"in_features": linear.in_features, "out_features": linear.out_features}
 
 
+def _embedding_arguments(embedding: nn.Embedding) -> dict[str, Any]:
+    return {
+        "num_embeddings": embedding.num_embeddings,
+        "embedding_dim": embedding.embedding_dim,
+        "padding_idx": embedding.padding_idx,
+    }
+
+
 _QUANTIZED: dict[type[nn.Module], tuple[type[QuantizedLayer], Callable[[Any], dict[str, Any]]]] = {
     nn.Conv1d: (QuantizedConv1d, _conv_arguments),
     nn.Conv2d: (QuantizedConv2d, _conv_arguments),
     nn.Linear: (QuantizedLinear, _linear_arguments),
+    nn.Embedding: (QuantizedEmbedding, _embedding_arguments),
 }
 
 
 def is_quantizable(module: nn.Module) -> bool:
-    """Return whether a module has a quantized layer: exactly Conv1d, Conv2d and Linear, no subclasses of them."""
+    """Return whether a module has a quantized layer: exactly Conv1d, Conv2d, Linear and Embedding, no subclasses."""
     return type(module) in _QUANTIZED
 
 
 def quantized_layer(module: nn.Module, precision: PrecisionState, role: Role, index: int) -> QuantizedLayer:
     """Return the quantized layer for a float one; the parameters are shared, not copied."""
     layer_type, arguments = _QUANTIZED[type(module)]
-    layer = layer_type(**arguments(module), bias=module.bias is not None, device="meta")
+    bias = {} if layer_type is QuantizedEmbedding else {"bias": module.bias is not None}
+    layer = layer_type(**arguments(module), **bias, device="meta")
     layer.weight = module.weight  # type: ignore[assignment]
-    layer.bias = module.bias  # type: ignore[assignment]
+    if bias:
+        layer.bias = module.bias  # type: ignore[assignment]
     layer.train(module.training)
     layer.attach(precision, role, index)
     return layer

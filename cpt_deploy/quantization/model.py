@@ -57,7 +57,8 @@ class QuantizedModel(CyclingModel):
     def _engine(self, x: Tensor) -> Engine | None:
         """Return what computes a training step on codes, or None where modules compute one by one."""
         device = x.device.type
-        if torch.compiler.is_compiling() or device not in ("cpu", "cuda") or x.dtype != torch.float32:
+        takes = x.dtype in (torch.float32, torch.int64)
+        if torch.compiler.is_compiling() or device not in ("cpu", "cuda") or not takes:
             return None
         if device == "cpu" and torch.is_autocast_enabled("cpu"):
             return None

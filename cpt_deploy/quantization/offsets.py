@@ -13,6 +13,7 @@ from cpt_deploy.quantization.edges import EdgeQuantizer, LayerInput
 from cpt_deploy.quantization.folding import channelwise, fold_layer, normalisation
 from cpt_deploy.quantization.layers import QuantizedLayer
 from cpt_deploy.quantization.model import QuantizedModel
+from cpt_deploy.quantization.vocabulary import IS_FLOAT
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 
@@ -86,7 +87,7 @@ def _quantizer_before(node: fx.Node, network: fx.GraphModule) -> EdgeQuantizer |
         module = _module(node, network)
         if isinstance(module, EdgeQuantizer | LayerInput):
             return module
-        if isinstance(module, (QuantizedLayer, *_NORMS)):
+        if isinstance(module, (QuantizedLayer, *_NORMS)) or node.meta.get(IS_FLOAT):
             return None
     return None
 
@@ -96,8 +97,8 @@ def _norm_after(node: fx.Node, network: fx.GraphModule) -> nn.BatchNorm1d | nn.B
     while len(node.users) == 1:
         node = next(iter(node.users))
         module = _module(node, network)
+        if isinstance(module, EdgeQuantizer) or node.meta.get(IS_FLOAT):
+            return None
         if isinstance(module, _NORMS):
             return module
-        if isinstance(module, EdgeQuantizer):
-            return None
     return None

@@ -4,47 +4,63 @@ import copy
 import math
 from collections.abc import Iterator
 
+import torch
 from torch import fx, nn
 
 from cpt_deploy.errors import ConversionError
+from cpt_deploy.quantization.capture import capture
 from cpt_deploy.quantization.config import QuantizationConfig
 from cpt_deploy.quantization.cycling import LayerInfo
 from cpt_deploy.quantization.edges import EdgeQuantizer, LayerInput
+from cpt_deploy.quantization.entries import has_float_operations, insert_entries
 from cpt_deploy.quantization.groups import layer_roles
-from cpt_deploy.quantization.layers import QuantizedLayer, quantized_layer
+from cpt_deploy.quantization.layers import QuantizedConv1d, QuantizedConv2d, QuantizedLayer, quantized_layer
+from cpt_deploy.quantization.lifting import lift
 from cpt_deploy.quantization.model import QuantizedModel
 from cpt_deploy.quantization.precision_state import PrecisionState, Role
-from cpt_deploy.quantization.tracing import describe, is_tensor, shape_of, trace
+from cpt_deploy.quantization.tracing import NoIntegerFormError, describe, is_tensor, shape_of, trace
 from cpt_deploy.quantization.vocabulary import Kind, classify, computes
 
 #: The logits are read by no layer, so nothing is saved by giving them fewer bits.
 LOGITS_LEAST_BITS = 8
 
 
-def prepare(model: nn.Module, config: QuantizationConfig, input_shape: tuple[int, ...]) -> QuantizedModel:
+def prepare(
+    model: nn.Module,
+    config: QuantizationConfig,
+    input_shape: tuple[int, ...],
+    *,
+    input_dtype: torch.dtype = torch.float32,
+) -> QuantizedModel:
     """Convert a float model to one that trains with cyclic precision and can be frozen to integers.
 
-    Every Conv and Linear gets a quantized weight and a quantized output gradient. Every edge that integer execution
-    needs gets a quantizer: after each layer (with its BatchNorm and ReLU, which fuse into it), sum, product,
+    Every Conv, Linear and Embedding gets a quantized weight and a quantized output gradient. Every edge that integer
+    execution needs gets a quantizer: after each layer (with its BatchNorm and ReLU, which fuse into it), sum, product,
     concatenation and average, at the input and at the logits. Edges that only cycling layers read follow the
     schedule; all others hold the upper bound, so the residual stream is never cut to the lower bound.
 
+    A model with operations that have no integer form (LayerNorm, softmax, GELU, parameters outside of layers) keeps
+    them in float: quantizers then stand at the input of each Linear and around each Conv, and what lies between is
+    computed as the model does it (`has_float_operations`).
+
     Args:
-        model: A float model with one input tensor and one output tensor (N, classes); it is copied, not changed.
+        model: A float model with one input tensor and one output tensor (N, ...); it is copied, not changed.
         config: Bounds and roles.
         input_shape: Shape of one input without the batch dimension, e.g. (3, 32, 32).
+        input_dtype: float32, or int64 for token ids.
 
     Returns:
         The CPT model, at the upper bound.
 
     Raises:
-        ConversionError: If the model cannot be traced or holds an operation without an integer form; names the
+        ConversionError: If the model cannot be captured, or products with weights have no integer form; names the
             operation and the module.
     """
-    traced = trace(copy.deepcopy(model), input_shape)
-    _check_parameters(traced)
+    traced = _integer_graph(model, input_shape) if input_dtype.is_floating_point else None
+    if traced is None:
+        twin = copy.deepcopy(model)
+        traced = lift(capture(twin, input_shape, input_dtype), twin)
     kinds = {node: classify(node, traced) for node in traced.graph.nodes if computes(node)}
-    _check_output(traced)
     precision = PrecisionState(config.upper, config.seed, {group.name: group.upper for group in config.groups})
     layers = _replace_layers(traced, kinds, precision, config)
     _insert_edges(traced, kinds, precision, config)
@@ -55,10 +71,31 @@ def prepare(model: nn.Module, config: QuantizationConfig, input_shape: tuple[int
     return prepared.to(next((p.device for p in model.parameters()), None))
 
 
+def _integer_graph(model: nn.Module, input_shape: tuple[int, ...]) -> fx.GraphModule | None:
+    """Return the graph of a model that is integer from end to end, or None if it is not."""
+    try:
+        traced = trace(copy.deepcopy(model), input_shape)
+        _check_parameters(traced)
+        for node in traced.graph.nodes:
+            if computes(node):
+                classify(node, traced)
+                _check_features(node, traced)
+    except NoIntegerFormError:
+        return None
+    _check_output(traced)
+    return traced
+
+
 def _check_parameters(traced: fx.GraphModule) -> None:
     for node in traced.graph.nodes:
         if node.op == "get_attr" and any(is_tensor(user) for user in node.users):
-            raise ConversionError(f"Expected parameters in layers only, but got the bare parameter {node.target!r}")
+            raise NoIntegerFormError(f"Expected parameters in layers only, but got the bare parameter {node.target!r}")
+
+
+def _check_features(node: fx.Node, traced: fx.GraphModule) -> None:
+    module = traced.get_submodule(str(node.target)) if node.op == "call_module" else None
+    if isinstance(module, nn.Linear) and len(shape_of(node)) != 1:
+        raise NoIntegerFormError(f"Expected Linear layers on (N, features) at {describe(node, traced)}")
 
 
 def _check_output(traced: fx.GraphModule) -> None:
@@ -84,7 +121,9 @@ def _replace_layers(
     roles = layer_roles(targets, config)
     infos: list[LayerInfo] = []
     for index, target in enumerate(targets):
-        module, role = traced.get_submodule(target), roles[target]
+        module = traced.get_submodule(target)
+        # an Embedding computes no products, which fewer bits would make cheaper
+        role: Role = "hold" if isinstance(module, nn.Embedding) else roles[target]
         nodes = [node for node in calls if node.target == target]
         _check_layer(nodes[0], module, traced)
         traced.set_submodule(target, quantized_layer(module, precision, role, index))
@@ -96,16 +135,14 @@ def _replace_layers(
 def _check_layer(node: fx.Node, module: nn.Module, traced: fx.GraphModule) -> None:
     if getattr(module, "padding_mode", "zeros") != "zeros":
         raise ConversionError(f"Expected zero padding, but got {module.padding_mode!r} in {describe(node, traced)}")
-    if isinstance(module, nn.Linear) and len(shape_of(node)) != 1:
-        raise ConversionError(
-            f"Expected Linear layers on tensors of shape (N, features), but got (N, "
-            f"{', '.join(map(str, shape_of(node)))}) at {describe(node, traced)}"
-        )
 
 
 def _macs(node: fx.Node, module: nn.Module) -> int:
     """Return multiply-accumulates per sample of one call of a layer."""
-    return math.prod(shape_of(node)) * math.prod(module.get_parameter("weight").shape[1:])
+    if isinstance(module, nn.Embedding):
+        return 0
+    outputs = int(math.prod(node.meta["shape"])) // 2  # of a batch of 2
+    return outputs * math.prod(module.get_parameter("weight").shape[1:])
 
 
 # --- edges ----------------------------------------------------------------------------------------------------------
@@ -116,7 +153,10 @@ def _insert_edges(
 ) -> None:
     traced.add_module("edges", nn.ModuleDict())
     traced.add_module("layer_inputs", nn.ModuleDict())
-    for head, end in list(_chains(traced, kinds)):
+    chains = list(_chains(traced, kinds))
+    if has_float_operations(traced):
+        chains = [(head, end) for head, end in chains if _makes_codes(head, traced)]
+    for head, end in chains:
         readers = list(_readers(end, kinds))
         roles = {_role(traced, layer) for _, layer in readers}
         cycling = [layer for _, layer in readers if _role(traced, layer) not in (None, "hold")]
@@ -127,13 +167,15 @@ def _insert_edges(
         kinds[node] = Kind.EDGE
         if role == "hold" and cycling:
             _insert_layer_inputs(traced, [reader for reader, layer in readers if layer in cycling], edge, kinds)
+    if has_float_operations(traced):
+        insert_entries(traced, kinds, precision, config.range_momentum)
 
 
 def _chains(traced: fx.GraphModule, kinds: dict[fx.Node, Kind]) -> Iterator[tuple[fx.Node, fx.Node]]:
     """Yield (first, last) node of each run of nodes that is one integer operation: compute, BatchNorm, clamp."""
     taken: set[fx.Node] = set()
     for node in list(traced.graph.nodes):
-        if node in taken or (node.op != "placeholder" and kinds.get(node, Kind.KEEP) is Kind.KEEP):
+        if node in taken or (node.op != "placeholder" and kinds.get(node, Kind.KEEP) in (Kind.KEEP, Kind.FLOAT)):
             continue
         end = node
         if kinds.get(node) is Kind.LAYER:
@@ -145,6 +187,20 @@ def _chains(traced: fx.GraphModule, kinds: dict[fx.Node, Kind]) -> Iterator[tupl
             current = next(iter(current.users))
             taken.add(current)
         yield node, end
+
+
+def _makes_codes(head: fx.Node, traced: fx.GraphModule) -> bool:
+    """Return whether the result of a chain lies on codes beside float operations: convolutions, and what they read."""
+    if head.op == "placeholder":
+        readers = [user for user in head.users if is_tensor(user)]
+        return is_tensor(head) and all(_is_convolution(user, traced) for user in readers)
+    return _is_convolution(head, traced)
+
+
+def _is_convolution(node: fx.Node, traced: fx.GraphModule) -> bool:
+    if node.op != "call_module":
+        return False
+    return isinstance(traced.get_submodule(str(node.target)), QuantizedConv1d | QuantizedConv2d)
 
 
 def _extend(end: fx.Node, kinds: dict[fx.Node, Kind], kind: Kind) -> fx.Node:

@@ -7,6 +7,7 @@ that it is, on real values.
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any, TypeGuard
 
 import torch
@@ -212,6 +213,9 @@ class _Builder:
         layer = self._module(node)
         if _has_products(layer) and self._grid_of(node.all_input_nodes[0]) is not None:
             self._add(node.name, lambda x: layer_output(layer, x, self.engine), self._codes(node.all_input_nodes[0]))
+            return
+        if node.op == "get_attr":
+            self._add(node.name, lambda: attrgetter(str(node.target))(self.network))
             return
         sources = list(node.all_input_nodes)
         names = [self._real(source) for source in sources]

@@ -19,6 +19,10 @@ class _Tracer(fx.Tracer):
         return isinstance(m, StochasticDepth) or super().is_leaf_module(m, module_qualified_name)
 
 
+class NoIntegerFormError(ConversionError):
+    """A model is not integer from end to end; it may be captured with operations in float."""
+
+
 class ChannelwiseConstant(nn.Module):
     """`x · factor + offset` with numbers, the form in which arithmetic with constants enters the graph."""
 
@@ -50,7 +54,7 @@ def trace(model: nn.Module, input_shape: tuple[int, ...]) -> fx.GraphModule:
     try:
         graph = _Tracer().trace(model)
     except Exception as error:
-        raise ConversionError(
+        raise NoIntegerFormError(
             f"Expected a model whose graph can be traced, but tracing {type(model).__name__} failed: {error}",
             hint="control flow that depends on tensor values must go, or into a module of its own",
         ) from error
@@ -86,14 +90,18 @@ class _ShapeRecorder(fx.Interpreter):
 
 
 def propagate_shapes(traced: fx.GraphModule, input_shape: tuple[int, ...]) -> None:
-    """Run a graph on a batch of two zeros, in evaluation mode, and note in `node.meta["shape"]` what comes out."""
+    """Run a graph on a batch of two zeros, in evaluation mode, and note in `node.meta["shape"]` what comes out.
+
+    The zeros are float32, or of the type that the input's `meta["dtype"]` says.
+    """
     modes = {module: module.training for module in traced.modules()}
     traced.eval()
     device = next((p.device for p in traced.parameters()), torch.device("cpu"))
+    given = next(node for node in traced.graph.nodes if node.op == "placeholder")
     with torch.no_grad():
         recorder = _ShapeRecorder(traced)
         recorder.extra_traceback = False
-        recorder.run(torch.zeros(2, *input_shape, device=device))
+        recorder.run(torch.zeros(2, *input_shape, dtype=given.meta.get("dtype", torch.float32), device=device))
     for module, mode in modes.items():
         module.training = mode
 
@@ -124,7 +132,7 @@ def _check_single_input(traced: fx.GraphModule) -> None:
     for node in unused:
         traced.graph.erase_node(node)
     if len(inputs) - len(unused) != 1:
-        raise ConversionError(f"Expected a model with one input tensor, but got {len(inputs)}")
+        raise NoIntegerFormError(f"Expected a model with one input tensor, but got {len(inputs)}")
 
 
 # --- functions and methods to modules -------------------------------------------------------------------------------

@@ -7,11 +7,10 @@ import torch
 from torch import fx, nn
 from torchvision.ops import StochasticDepth
 
-from cpt_deploy.errors import ConversionError
 from cpt_deploy.quantization.edges import EdgeQuantizer, LayerInput
 from cpt_deploy.quantization.layers import QuantizedLayer, is_quantizable
 from cpt_deploy.quantization.synchronized_norm import SynchronizedBatchNorm1d, SynchronizedBatchNorm2d
-from cpt_deploy.quantization.tracing import ChannelwiseConstant, describe, is_tensor, shape_of
+from cpt_deploy.quantization.tracing import ChannelwiseConstant, NoIntegerFormError, describe, is_tensor, shape_of
 
 
 class Kind(Enum):
@@ -29,6 +28,7 @@ class Kind(Enum):
     GLOBAL_AVERAGE = "mean over all positions"
     KEEP = "codes are moved, selected or left alone: same scale before and after"
     EDGE = "a quantizer"
+    FLOAT = "computed in float: between quantizers, or where no integer form would gain anything"
 
 
 _MODULE_KINDS: dict[type[nn.Module], Kind] = {
@@ -90,6 +90,10 @@ _TARGET_KINDS: dict[object, Kind] = {
 }
 
 
+#: Key of `node.meta` that marks an operation which is computed in float though its kind has an integer form.
+IS_FLOAT = "is_float"
+
+
 def classify(node: fx.Node, traced: fx.GraphModule) -> Kind:
     """Return what a tensor-valued node does.
 
@@ -98,7 +102,7 @@ def classify(node: fx.Node, traced: fx.GraphModule) -> Kind:
     """
     kind = _kind(node, traced)
     if kind is None:
-        raise ConversionError(
+        raise NoIntegerFormError(
             f"Expected operations that have an integer form, but got {describe(node, traced)}",
             hint="supported: Conv1d/2d, Linear, BatchNorm, ReLU-like and elementwise activations, pooling, +, *, cat, "
             "reshape, transpose, chunk, Dropout",
@@ -114,6 +118,8 @@ def computes(node: fx.Node) -> bool:
 
 
 def _kind(node: fx.Node, traced: fx.GraphModule) -> Kind | None:
+    if node.meta.get(IS_FLOAT) or isinstance(node.target, torch._ops.OpOverload):
+        return Kind.FLOAT
     if node.op == "call_module":
         return _module_kind(node, traced.get_submodule(str(node.target)))
     if node.target in _TARGET_KINDS:

@@ -16,8 +16,8 @@ from cpt_deploy.freezing.language.parts import Arrays, Floats, IntegerLinear, In
 from cpt_deploy.models.language.heads import SoftmaxHead
 from cpt_deploy.models.language.lstm import LstmLanguageModel
 from cpt_deploy.quantization.cycling import WeightBits
-from cpt_deploy.quantization.embedding import QuantizedEmbedding
 from cpt_deploy.quantization.language import InputQuantizedLinear, QuantizedLanguageModel
+from cpt_deploy.quantization.layers import QuantizedEmbedding
 from cpt_deploy.quantization.recurrent import QuantizedLSTM
 
 State = tuple[Floats, Floats]

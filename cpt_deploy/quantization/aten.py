@@ -1,0 +1,67 @@
+"""ATen operators in a graph: which of them overwrite their argument, and the form of them that does not."""
+
+from typing import Any
+
+import torch
+from torch import fx
+
+from cpt_deploy.errors import ConversionError
+
+aten = torch.ops.aten
+
+#: Operators whose result shares memory with their argument.
+_VIEWS = frozenset(
+    {
+        aten.view.default, aten.slice.Tensor, aten.select.int, aten.transpose.int, aten.permute.default,
+        aten.unsqueeze.default, aten.squeeze.dim, aten.expand.default, aten.chunk.default, aten.split.Tensor,
+        aten.unbind.int, aten.flatten.using_ints, aten.reshape.default, aten.unflatten.int, aten.narrow.default,
+    }
+)  # fmt: skip
+
+
+def is_aten(node: fx.Node) -> bool:
+    """Return whether a node calls an ATen operator."""
+    return node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload)
+
+
+def is_mutating(node: fx.Node) -> bool:
+    """Return whether a node overwrites its first argument."""
+    return is_aten(node) and bool(node.target._schema.is_mutable)  # type: ignore[union-attr]
+
+
+def make_out_of_place(traced: fx.GraphModule) -> None:
+    """Rewrite operators that overwrite their argument; what read it afterwards reads the result.
+
+    `view` becomes `reshape`, since quantizers may lay tensors out otherwise than what they replace.
+
+    Raises:
+        ConversionError: If a part of a tensor is overwritten.
+    """
+    order = {node: i for i, node in enumerate(traced.graph.nodes)}
+    for node in list(traced.graph.nodes):
+        if node.target is aten.view.default:
+            node.target = aten.reshape.default
+        if not is_mutating(node):
+            continue
+        source: Any = node.args[0]
+        if source.target in _VIEWS and any(
+            order.get(user, -1) > order[node] for user in source.all_input_nodes[0].users
+        ):
+            raise ConversionError(
+                f"Expected operations that make tensors, but {node.target} overwrites a part of one",
+                hint="write it out of place: torch.where, torch.cat or masked_fill",
+            )
+        node.target = _functional(node.target)
+        for user in list(source.users):
+            if order.get(user, -1) > order[node]:
+                user.replace_input_with(source, node)
+
+
+def _functional(target: Any) -> Any:
+    """Return `add.Tensor` for `add_.Tensor` and the like."""
+    name = target._schema.name.removeprefix("aten::")
+    packet = getattr(aten, name.removesuffix("_"), None)
+    overload = None if packet is None else getattr(packet, target._overloadname, None)
+    if not name.endswith("_") or overload is None:
+        raise ConversionError(f"Expected operations that make tensors, but {target} overwrites one")
+    return overload

@@ -1,0 +1,143 @@
+"""Which operators of a captured graph run on codes: the layers, and BatchNorm and ReLU that fold into a convolution.
+
+All else is computed in float, and so is what a Linear layer makes: in a transformer the products take the time, and
+the residual stream keeps its precision.
+"""
+
+import operator
+from typing import Any
+
+from torch import fx, nn
+
+from cpt_deploy.errors import ConversionError
+from cpt_deploy.quantization.aten import aten
+from cpt_deploy.quantization.capture import replace_by_module
+from cpt_deploy.quantization.layers import is_quantizable
+from cpt_deploy.quantization.tracing import describe
+from cpt_deploy.quantization.vocabulary import IS_FLOAT
+
+_LAYERS: dict[Any, type[nn.Module]] = {
+    aten.conv1d.default: nn.Conv1d,
+    aten.conv2d.default: nn.Conv2d,
+    aten.conv1d.padding: nn.Conv1d,
+    aten.conv2d.padding: nn.Conv2d,
+    aten.linear.default: nn.Linear,
+    aten.embedding.default: nn.Embedding,
+}
+
+#: Products with weights that no layer of ours computes; they would be served in float.
+_OTHER_PRODUCTS = frozenset(
+    {
+        "addmm", "mm", "addmv", "mv", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "bilinear",
+        "lstm", "gru", "rnn_tanh", "rnn_relu", "convolution", "_convolution", "embedding_bag",
+    }
+)  # fmt: skip
+
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+_CLAMPS: dict[Any, Any] = {
+    aten.relu.default: lambda node: nn.ReLU(),
+    aten.relu6.default: lambda node: nn.ReLU6(),
+    aten.hardtanh.default: lambda node: nn.Hardtanh(*node.args[1:]),
+}
+
+
+def lift(traced: fx.GraphModule, model: nn.Module) -> fx.GraphModule:
+    """Turn what runs on codes into modules of the vocabulary, and mark all else as computed in float.
+
+    Args:
+        traced: A captured graph.
+        model: The model that it was captured from, with its modules.
+
+    Returns:
+        The graph on a module that holds what it uses, and nothing else.
+
+    Raises:
+        ConversionError: If products with weights would stay in float.
+    """
+    on_codes: set[fx.Node] = set()
+    for node in list(traced.graph.nodes):
+        if node.target in _LAYERS:
+            layer = _lift_layer(traced, node, model)
+            on_codes.add(layer)
+            if isinstance(traced.get_submodule(str(layer.target)), nn.Conv1d | nn.Conv2d):
+                on_codes.update(_folding(traced, layer))
+        elif _is_other_product(node):
+            raise ConversionError(
+                f"Expected weights in Conv1d, Conv2d, Linear and Embedding layers, but got {describe(node, traced)}"
+            )
+    for node in traced.graph.nodes:
+        if node not in on_codes and node.op in ("call_module", "call_function"):
+            node.meta[IS_FLOAT] = True
+    traced.graph.eliminate_dead_code()
+    lean = fx.GraphModule(traced, traced.graph, class_name=type(model).__name__)
+    lean.train(traced.training)
+    return lean
+
+
+def _folding(traced: fx.GraphModule, layer: fx.Node) -> list[fx.Node]:
+    """Return the BatchNorm and the ReLU that follow a convolution alone; the ReLU becomes a module."""
+    found: list[fx.Node] = []
+    user = _only_user(layer)
+    if user is not None and user.op == "call_module" and isinstance(_module(user, traced), _NORMS):
+        found.append(user)
+        user = _only_user(user)
+    if user is not None and user.target in _CLAMPS and user.args[1:2] in ((), (0,), (0.0,)):
+        module = _CLAMPS[user.target](user)
+        found.append(replace_by_module(traced, user, f"{user.name}_module", module, user.args[:1]))
+    return found
+
+
+def _only_user(node: fx.Node) -> fx.Node | None:
+    return next(iter(node.users)) if len(node.users) == 1 else None
+
+
+def _module(node: fx.Node, traced: fx.GraphModule) -> nn.Module:
+    return traced.get_submodule(str(node.target))
+
+
+# --- layers ---------------------------------------------------------------
+
+
+def _lift_layer(traced: fx.GraphModule, node: fx.Node, model: nn.Module) -> fx.Node:
+    source, weight = (1, 0) if node.target is aten.embedding.default else (0, 1)
+    parameter: Any = node.args[weight]
+    if parameter.op != "get_attr":
+        raise ConversionError(f"Expected a layer's weight to be a parameter, but {describe(node, traced)} computes it")
+    path, _, name = str(parameter.target).rpartition(".")
+    kind, module = _LAYERS[node.target], model.get_submodule(path)
+    if not (type(module) is kind and name == "weight" and is_quantizable(module)):
+        if name != "weight":
+            path = f"{path}.{name.removesuffix('_weight')}".removeprefix(".")
+        elif not isinstance(module, kind):
+            path = f"{path}_{kind.__name__.lower()}"
+        module = _own_layer(node, kind, parameter, model, traced)
+    return replace_by_module(traced, node, path, module, (node.args[source],))
+
+
+def _own_layer(
+    node: fx.Node, kind: type[nn.Module], weight: fx.Node, model: nn.Module, traced: fx.GraphModule
+) -> nn.Module:
+    """Return a layer for a weight that is not a layer's own, as those of `nn.MultiheadAttention` or tied ones."""
+    value = operator.attrgetter(str(weight.target))(model)
+    bias: Any = node.args[2] if len(node.args) > 2 and kind is not nn.Embedding else None
+    if kind is nn.Linear:
+        module: Any = nn.Linear(value.shape[1], value.shape[0], bias is not None, device="meta")
+    elif kind is nn.Embedding:
+        module = nn.Embedding(value.shape[0], value.shape[1], device="meta")
+    else:
+        raise ConversionError(f"Expected convolutions in modules of their own, but got {describe(node, traced)}")
+    module.weight = value
+    if bias is not None:
+        module.bias = operator.attrgetter(str(bias.target))(model)
+    owned: nn.Module = module
+    return owned
+
+
+def _is_other_product(node: fx.Node) -> bool:
+    name = getattr(getattr(node.target, "_schema", None), "name", "").removeprefix("aten::")
+    return name in _OTHER_PRODUCTS and any(_is_parameter(source) for source in node.all_input_nodes)
+
+
+def _is_parameter(node: fx.Node) -> bool:
+    """Return whether a value is a parameter or only moved from one."""
+    return node.op == "get_attr" or bool(node.all_input_nodes and all(_is_parameter(n) for n in node.all_input_nodes))
