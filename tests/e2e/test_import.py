@@ -50,8 +50,9 @@ def test_an_onnx_file_is_calibrated_validated_and_served(typed, foreign, digits)
     assert facts["calibration_accuracy"] > 0.8
     assert "cycle" not in facts
 
-    # the float model lies around the bundle and is what the bundle is measured against
-    report = typed("validate", bundle, "--data", "digits")
+    # the float model lies around the bundle and is what the bundle is measured against; calibration alone may cost some
+    # of the 355 images
+    report = typed("validate", bundle, "--data", "digits", "--max-drop", 2)
     assert report["passed"]
     assert report["reference"] == "float model"
     assert (report["integers"]["mismatching"], report["graph"]["float_operators"]) == (0, {})

@@ -91,7 +91,15 @@ def test_building_leaves_the_model_in_training_mode_with_fresh_statistics():
 
 def test_names_hold_own_and_torchvision_models_and_follow_a_pattern():
     assert set(model_names()) == {*models.names(), *(f"torchvision/{name}" for name in torchvision_names())}
-    assert model_names("resnet*") == ["resnet110", "resnet152", "resnet164", "resnet20", "resnet38", "resnet74"]
+    assert model_names("resnet*") == [
+        "resnet110",
+        "resnet152",
+        "resnet164",
+        "resnet20",
+        "resnet38",
+        "resnet74",
+        "resnet8",
+    ]
     assert "torchvision/resnet18" in model_names("*resnet18")
     assert not [name for name in torchvision_names() if "rcnn" in name or "deeplab" in name or "raft" in name]
 

@@ -36,6 +36,7 @@ def test_server_metadata_without_redirect(client, path):
         "extensions": [
             "binary_tensor_data",
             "classification",
+            "generate",
             "model_configuration",
             "model_repository",
             "statistics",
