@@ -87,9 +87,7 @@ def write_bundle(destination: str | Path, *, contents: BundleContents) -> Bundle
     config = _config(contents)
     parts: dict[str, bytes] = {
         layout.ONNX_FILE: contents.onnx,
-        layout.TENSORS_FILE: save(
-            {name: np.asarray(tensor, order="C") for name, tensor in contents.tensors.items()}, {"format": "pt"}
-        ),
+        layout.TENSORS_FILE: tensor_bytes(contents.tensors),
         layout.CONFIG_FILE: json_bytes(config),
         layout.PREPROCESSOR_FILE: json_bytes(
             contents.preprocessing.to_huggingface() | {"cpt": contents.preprocessing.to_dict()}
@@ -104,8 +102,7 @@ def write_bundle(destination: str | Path, *, contents: BundleContents) -> Bundle
     parts |= {FORMATS[name].file: content for name, content in contents.formats.items()}
     if contents.recipe is not None:
         parts[layout.RECIPE_FILE] = contents.recipe.encode()
-    with writing(directory):
-        replace_directory(directory, {**parts, layout.SUMS_FILE: checksum_lines(digests_of(parts)).encode()})
+    write_parts(directory, parts)
     return Bundle.open(directory)
 
 
@@ -243,15 +240,38 @@ def _card(
     *,
     onnx_bytes: int,
 ) -> str:
+    fields, facts = card_facts(config, onnx_bytes)
+    return render_card(
+        config["cpt"]["name"], fields, facts=facts, labels=labels, preprocessing=preprocessing, results=results
+    )
+
+
+def card_facts(config: Mapping[str, Any], onnx_bytes: int) -> tuple[CardFields, dict[str, Any]]:
+    """Return what a model card says of itself and of the model, given config.json of a bundle of any kind."""
     own = dict(config["cpt"])
     card = dict(own.pop("card", {}))
     fields = CardFields(**card | {"tags": tuple(card.get("tags", ()))})
     facts = {"architecture": config["architecture"], "size of model.onnx": f"{onnx_bytes:,} bytes"} | {
         key: value
         for key, value in own.items()
-        if isinstance(value, (str, int, float)) and key not in {"format_version", "name"}
+        if isinstance(value, (str, int, float)) and key not in {"format_version", "kind", "name"}
     }
-    return render_card(own["name"], fields, facts=facts, labels=labels, preprocessing=preprocessing, results=results)
+    return fields, facts
+
+
+def tensor_bytes(tensors: Mapping[str, npt.NDArray[Any]]) -> bytes:
+    """Return the content of model.safetensors."""
+    return save({name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}, {"format": "pt"})
+
+
+def write_parts(directory: Path, parts: Mapping[str, bytes]) -> None:
+    """Write the files of a bundle of any kind, and their checksums, in place of what is there.
+
+    Raises:
+        BundleError: If they cannot be written; nothing is changed then.
+    """
+    with writing(directory):
+        replace_directory(directory, {**parts, layout.SUMS_FILE: checksum_lines(digests_of(parts)).encode()})
 
 
 def digests_of(parts: Mapping[str, bytes]) -> dict[str, str]:

@@ -5,20 +5,24 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
-from safetensors.numpy import save
 
 from cpt_deploy.bundle import layout
 from cpt_deploy.bundle.card import CardFields, EvaluationResult
-from cpt_deploy.bundle.checksums import checksum_lines
-from cpt_deploy.bundle.directories import replace_directory
 from cpt_deploy.bundle.language.bundle import LanguageBundle
 from cpt_deploy.bundle.language.card import render_language_card
 from cpt_deploy.bundle.language.golden import GoldenText
 from cpt_deploy.bundle.language.manifest import LanguageManifest
 from cpt_deploy.bundle.tokenization import Tokenizer
-from cpt_deploy.bundle.writing import check_names, check_replaceable, digests_of, json_bytes, store_validation, writing
+from cpt_deploy.bundle.writing import (
+    card_facts,
+    check_names,
+    check_replaceable,
+    json_bytes,
+    store_validation,
+    tensor_bytes,
+    write_parts,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,9 +78,7 @@ def write_language_bundle(destination: str | Path, *, contents: LanguageContents
     config = _config(contents)
     parts: dict[str, bytes] = {
         layout.ONNX_FILE: contents.onnx,
-        layout.TENSORS_FILE: save(
-            {name: np.asarray(tensor, order="C") for name, tensor in contents.tensors.items()}, {"format": "pt"}
-        ),
+        layout.TENSORS_FILE: tensor_bytes(contents.tensors),
         layout.CONFIG_FILE: json_bytes(config),
         layout.QUANTIZATION_FILE: json_bytes(contents.quantization),
         layout.GOLDEN_FILE: contents.golden.to_bytes(),
@@ -85,8 +87,7 @@ def write_language_bundle(destination: str | Path, *, contents: LanguageContents
     }
     if contents.recipe is not None:
         parts[layout.RECIPE_FILE] = contents.recipe.encode()
-    with writing(directory):
-        replace_directory(directory, {**parts, layout.SUMS_FILE: checksum_lines(digests_of(parts)).encode()})
+    write_parts(directory, parts)
     return LanguageBundle.open(directory)
 
 
@@ -134,12 +135,5 @@ def _config(contents: LanguageContents) -> dict[str, Any]:
 def _card(
     config: Mapping[str, Any], manifest: LanguageManifest, results: Sequence[EvaluationResult], *, onnx_bytes: int
 ) -> str:
-    own = dict(config["cpt"])
-    card = dict(own.pop("card", {}))
-    fields = CardFields(**card | {"tags": tuple(card.get("tags", ()))})
-    facts = {"architecture": config["architecture"], "size of model.onnx": f"{onnx_bytes:,} bytes"} | {
-        key: value
-        for key, value in own.items()
-        if isinstance(value, (str, int, float)) and key not in {"format_version", "name", "kind"}
-    }
-    return render_language_card(own["name"], fields, facts=facts, manifest=manifest, results=results)
+    fields, facts = card_facts(config, onnx_bytes)
+    return render_language_card(config["cpt"]["name"], fields, facts=facts, manifest=manifest, results=results)
