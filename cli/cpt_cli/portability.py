@@ -47,8 +47,11 @@ def saturation_line(
     """
     hazard = sum(layer.possible for layer in layers)
     if hazard:
-        here = {True: ", as on this one", False: "; not on this one", None: ""}[saturates_here]
-        return f"{hazard} of {len(layers)} layers could saturate{here} (cpt export --portable avoids it)"
+        here = {True: ", which this one is", False: ", which this one is not", None: ""}[saturates_here]
+        return (
+            f"{hazard} of {len(layers)} layers need onnxruntime's slower exact kernels{here} "
+            "(cpt export --portable makes a model that does not)"
+        )
     if portability is None:
         return "nothing can saturate"
     given_up = f"smaller range in {portability.channels} channels of {len(portability.reduced)} layers"

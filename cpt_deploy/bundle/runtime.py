@@ -7,8 +7,8 @@ import numpy as np
 import numpy.typing as npt
 
 from cpt_deploy.bundle.golden import GoldenCheck, GoldenSample, compare_golden
-from cpt_deploy.bundle.providers import check_started, provider_names
-from cpt_deploy.errors import BundleError, MissingExtraError, UsageError
+from cpt_deploy.bundle.sessions import open_session
+from cpt_deploy.errors import BundleError, MissingExtraError
 
 INPUT_NAME = "image"
 OUTPUT_NAME = "logits"
@@ -109,56 +109,6 @@ class OnnxRuntimeModel:
                 f"but got {inputs.dtype} {inputs.shape}"
             )
         return inputs
-
-
-def open_session(
-    model: Path | bytes,
-    *,
-    where: str | None = None,
-    threads: int | None = 1,
-    optimize: bool = True,
-    provider: str = "cpu",
-    rest_between_runs: bool = False,
-) -> Any:
-    """Return a session of onnxruntime, with the options that every model of this project needs.
-
-    Args:
-        model: Path of an ONNX file, or its bytes.
-        where: How an error names it.
-        threads: Threads that one call computes with; `None` takes one per physical core.
-        optimize: Whether onnxruntime may fuse the graph to integer operators.
-        provider: "cpu", "cuda", or the name of one of onnxruntime's execution providers.
-        rest_between_runs: Whether its threads stop at once after a call.
-
-    Raises:
-        BundleError: If onnxruntime cannot load it.
-        UsageError: If the provider is not available here or `threads` is less than 1.
-    """
-    import onnxruntime
-
-    if threads is not None and threads < 1:
-        raise UsageError(f"Expected threads to be at least 1, but got {threads}")
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or 0
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    # int8 activations, where a model has them, stay int8: else half of their graph would be computed in float
-    options.add_session_config_entry("session.qdqisint8allowed", "1")
-    if rest_between_runs:
-        options.add_session_config_entry("session.force_spinning_stop", "1")
-    level = onnxruntime.GraphOptimizationLevel
-    options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
-    source: str | bytes = model if isinstance(model, bytes) else str(model)
-    where = where or ("the given bytes" if isinstance(model, bytes) else str(model))
-    providers = provider_names(provider)
-    # onnxruntime's exceptions have no common base of their own.
-    try:
-        session = onnxruntime.InferenceSession(source, options, providers=providers)
-    except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise BundleError(f"Expected onnxruntime to load {where}, but got: {reason}") from error
-    check_started(session, provider)
-    return session
 
 
 def _checked_input_shape(session: Any, where: str) -> tuple[int, int, int]:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cpt_deploy.bundle import Bundle, BundleContents, CardFields, GoldenSample, Preprocessing, write_bundle
+from cpt_deploy.bundle.sessions import PORTABLE_KEY
 from cpt_deploy.errors import BundleError, ConversionError
 from cpt_deploy.export.further_formats import write_formats
 from cpt_deploy.export.onnx_writer import write_onnx
@@ -191,6 +192,7 @@ def _onnx_metadata(identity: ModelIdentity, facts: Mapping[str, Any]) -> dict[st
         "cpt.weight_bits": str(facts["weight_bits"]),
         "cpt.activation_bits": str(facts["activation_bits"]),
         "task": "classify",
+        **({PORTABLE_KEY: "true"} if facts.get("portable") else {}),
         "names": str(dict(enumerate(identity.labels))),
         "Image.NominalPixelRange": "Normalized_0_1",
     }

@@ -151,7 +151,7 @@ class _Writer:
             self._node("Gemm", [self._real(operation.inputs[0]), weight, self._bias(operation)], name, transB=1)
             return
         codes = self._constant(f"{name}.weight_codes", np.ascontiguousarray(operation.executed_codes.T))
-        zeros = self._constant(f"zeros_{len(scales)}", np.zeros(len(scales), dtype=np.int8))
+        zeros = self._weight_zeros(name, len(scales))
         parameters = [codes, self._constant(f"{name}.weight_scales", scales), zeros]
         self._node("DequantizeLinear", parameters, f"{name}.weight", axis=1)
         with_bias = bool(operation.bias.any())
@@ -289,9 +289,13 @@ class _Writer:
         stored = self._executed_codes(operation, codes)
         scales = self._constant(f"{name}.weight_scales", operation.scales)
         # without an explicit zero point Conv fuses but Gemm does not
-        zeros = self._constant(f"zeros_{len(operation.scales)}", np.zeros(len(operation.scales), dtype=np.int8))
+        zeros = self._weight_zeros(name, len(operation.scales))
         self._node("DequantizeLinear", [stored, scales, zeros], f"{name}.weight", axis=0)
         return f"{name}.weight"
+
+    def _weight_zeros(self, name: str, channels: int) -> str:
+        """Return zero points that only this layer reads: where two share them, `session.x64quantprecision` fails."""
+        return self._constant(f"{name}.weight_zeros", np.zeros(channels, dtype=np.int8))
 
     def _executed_codes(self, operation: WeightedOperation, codes: Codes) -> str:
         """Return the int8 codes that multiply activations; packed ones are unpacked and shifted at load."""

@@ -10,6 +10,7 @@ from cpt_deploy.quantization.affine import fake_quantize_weight
 from cpt_deploy.quantization.gradients import with_quantized_gradient
 from cpt_deploy.quantization.pairs import portable_levels
 from cpt_deploy.quantization.precision_state import PrecisionState, Role
+from cpt_deploy.quantization.strided import seen_pixels, skips_pixels
 
 
 class QuantizedLayer(nn.Module):
@@ -72,6 +73,9 @@ class QuantizedConv2d(QuantizedLayer, nn.Conv2d):  # type: ignore[misc]  # torch
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve with the quantized weight."""
+        if skips_pixels(self, x.device):
+            y = functional.conv2d(seen_pixels(x, self), self.quantized_weight, self.bias, groups=self.groups)
+            return self._with_quantized_gradient(y)
         return self._with_quantized_gradient(self._conv_forward(x, self.quantized_weight, self.bias))
 
 

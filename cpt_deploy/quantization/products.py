@@ -15,6 +15,7 @@ from cpt_deploy.errors import UsageError
 from cpt_deploy.quantization import gpu_products, int8_products, linear_products
 from cpt_deploy.quantization.kernels import Grid, Kernels
 from cpt_deploy.quantization.layers import QuantizedConv2d, QuantizedLayer, QuantizedLinear
+from cpt_deploy.quantization.strided import seen_pixels, skips_pixels, spread_pixels
 
 Compute = Literal["auto", "float32", "bf16", "modules"]
 """How a training step computes: `float32` and `bf16` name the type of backward products, `modules` is each module by
@@ -139,11 +140,16 @@ def backward_products(
         input scale.
     """
     if isinstance(layer, QuantizedConv2d):
-        x = kernels.centre(codes, grid.zero_point, gradient.dtype)
         stride, padding, dilation, groups = _geometry(layer)
+        skips = skips_pixels(layer, codes.device)
+        seen = _channels_last(seen_pixels(codes, layer)) if skips else codes
+        x = kernels.centre(seen, grid.zero_point, gradient.dtype)
         grad_input, grad_weight, _ = torch.ops.aten.convolution_backward(
-            gradient, x, weight, None, stride, padding, dilation, False, [0, 0], groups, [inward, True, False]
-        )
+            gradient, x, weight, None, [1, 1] if skips else stride, padding, dilation, False, [0, 0], groups,
+            [inward, True, False],
+        )  # fmt: skip
+        if skips and inward:
+            grad_input = spread_pixels(grad_input, layer, codes.shape)
         return grad_input, grad_weight
     if gradient.dtype == torch.bfloat16 and int8_products.suits_int8(codes, weight):
         return int8_products.backward(gradient, codes, grid, weight, inward=inward)

@@ -214,10 +214,11 @@ def _saturation(report: Report) -> str:
     ]
     intro = (
         "<section><h2>Other processors</h2>\n<p>x86 processors without VNNI add pairs of 8-bit products in 16 bits, "
-        "which can saturate. From the weight codes alone: "
+        "which can saturate; there onnxruntime is told to use kernels that add in 32 bits and are slower. "
+        "From the weight codes alone: "
     )
     if not layers:
-        return f"{intro}it cannot happen in this network.</p></section>"
+        return f"{intro}nothing can saturate in this network, so it runs on the fast kernels everywhere.</p></section>"
     columns = (Column("layer", number=False), Column("activation bits"), Column("worst pair"),
                Column("channels at risk"))  # fmt: skip
     rows = [
@@ -226,7 +227,7 @@ def _saturation(report: Report) -> str:
         for layer in layers
     ]  # fmt: skip
     return (
-        f"{intro}it could happen in {len(layers)} of {len(saturation['layers'])} layers. {here}</p>\n"
+        f"{intro}it could happen without them in {len(layers)} of {len(saturation['layers'])} layers. {here}</p>\n"
         f"{table('Layers that could saturate; the limit of a pair is 32,767', columns, rows)}</section>"
     )
 

@@ -3,11 +3,11 @@
 Loads PyTorch only where a bundle's integer executor or a trained model is asked for.
 """
 
+from cpt_deploy.bundle.processor import CpuInfo, read_cpu
 from cpt_deploy.validation.benchmarking import BenchmarkReport, Footprint, Latency, benchmark
 from cpt_deploy.validation.comparison import PairResult, RuntimeResult, TensorResult
 from cpt_deploy.validation.constants import ConstantDifference, ConstantsResult, compare_constants
 from cpt_deploy.validation.gate import constant_reasons
-from cpt_deploy.validation.hardware import CpuInfo, read_cpu, software_versions
 from cpt_deploy.validation.integer_model import BundledIntegerModel, IntegerModel
 from cpt_deploy.validation.measuring import TrainedModel, ValidationReporter
 from cpt_deploy.validation.operators import float_operators, optimized_operators
@@ -20,6 +20,7 @@ from cpt_deploy.validation.saturation import (
     layer_saturation,
 )
 from cpt_deploy.validation.side_by_side import RelativeLatency, compare_latency
+from cpt_deploy.validation.software import software_versions
 from cpt_deploy.validation.static_quantization import static_quantization
 from cpt_deploy.validation.statistics import Proportion, mcnemar_exact, wilson_interval
 from cpt_deploy.validation.taps import Tap, TappedModel, add_taps, quantized_tensors, tap_model

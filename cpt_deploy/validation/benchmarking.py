@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 
 from cpt_deploy.bundle import Bundle, OnnxRuntimeModel
+from cpt_deploy.bundle.processor import CpuInfo, read_cpu
 from cpt_deploy.bundle.providers import CPU, provider_name
 from cpt_deploy.errors import UsageError
-from cpt_deploy.validation.hardware import CpuInfo, read_cpu, software_versions
 from cpt_deploy.validation.measuring import Inputs
 from cpt_deploy.validation.peak_memory import measure_peak_memory
+from cpt_deploy.validation.software import software_versions
 from cpt_deploy.validation.timing import interleaved, median_ratio
 
 BUNDLE = "bundle"

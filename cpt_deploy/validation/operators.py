@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cpt_deploy.bundle.providers import check_started, provider_names
+from cpt_deploy.bundle.sessions import session_options
 from cpt_deploy.errors import BundleError, MissingExtraError
 
 _FLOATS = ("FLOAT", "FLOAT16", "DOUBLE", "BFLOAT16")
@@ -79,13 +80,9 @@ def optimize(model: bytes, provider: str = "cpu") -> Any:
     onnx, providers = require_onnx(), provider_names(provider)
     with tempfile.TemporaryDirectory(prefix="cpt-optimized-") as directory:
         path = Path(directory) / "optimized.onnx"
-        options = onnxruntime.SessionOptions()
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+        options = session_options()
         options.optimized_model_filepath = str(path)
         options.intra_op_num_threads = 1
-        options.add_session_config_entry("session.qdqisint8allowed", "1")  # as `OnnxRuntimeModel` runs it
-        # It warns that the file is for this machine only, which it is meant to be.
-        options.log_severity_level = 3
         # onnxruntime's exceptions have no common base of their own.
         try:
             session = onnxruntime.InferenceSession(model, options, providers=providers)

@@ -4,10 +4,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from cpt_deploy.bundle import FORMATS, EvaluationResult
+from cpt_deploy.bundle.processor import CpuInfo
 from cpt_deploy.bundle.providers import CPU
 from cpt_deploy.validation.comparison import PairResult, RuntimeResult, TensorResult
 from cpt_deploy.validation.constants import ConstantsResult
-from cpt_deploy.validation.hardware import CpuInfo
 from cpt_deploy.validation.samples import Confusion, LogitPairs
 from cpt_deploy.validation.saturation import LayerSaturation, Portability
 

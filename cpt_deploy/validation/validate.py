@@ -10,17 +10,18 @@ import numpy.typing as npt
 from PIL import Image
 
 from cpt_deploy.bundle import Bundle, OnnxRuntimeModel
+from cpt_deploy.bundle.processor import read_cpu
 from cpt_deploy.bundle.providers import keeps_operators, provider_name
 from cpt_deploy.errors import DataError, UsageError
 from cpt_deploy.validation.constants import compare_constants
 from cpt_deploy.validation.formats import load_formats, program_files
 from cpt_deploy.validation.gate import judge
-from cpt_deploy.validation.hardware import read_cpu, software_versions
 from cpt_deploy.validation.integer_model import BundledIntegerModel, IntegerModel
 from cpt_deploy.validation.measuring import Inputs, Labels, Subject, TrainedModel, ValidationReporter, measure
 from cpt_deploy.validation.operators import float_operators, optimized_operators
 from cpt_deploy.validation.report import DatasetFacts, Gate, GoldenFacts, GraphFacts, ValidationReport
 from cpt_deploy.validation.saturation import bundle_portability, bundle_saturation
+from cpt_deploy.validation.software import software_versions
 from cpt_deploy.validation.taps import tap_model
 
 ChosenIntegerModel = IntegerModel | Literal["bundled"] | None

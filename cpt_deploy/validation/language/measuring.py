@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from cpt_deploy.bundle.language import TOKENS_NAME, LanguageBundle, LanguageModel, State
 from cpt_deploy.bundle.language.manifest import LOGITS_NAME
-from cpt_deploy.bundle.runtime import open_session
+from cpt_deploy.bundle.sessions import open_session
 from cpt_deploy.freezing.language import IntegerLstm
 from cpt_deploy.validation.language.taps import tap_products
 

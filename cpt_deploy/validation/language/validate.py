@@ -10,10 +10,11 @@ import numpy.typing as npt
 
 from cpt_deploy.bundle import EvaluationResult
 from cpt_deploy.bundle.language import LanguageBundle, LanguageModel
+from cpt_deploy.bundle.processor import read_cpu
 from cpt_deploy.bundle.providers import provider_name
 from cpt_deploy.errors import DataError
-from cpt_deploy.validation.hardware import read_cpu, software_versions
 from cpt_deploy.validation.language.measuring import LanguageMeasurements, Step, measure_text, rows_of
+from cpt_deploy.validation.software import software_versions
 
 MAX_RISE = 0.5
 """Percent of perplexity that may be lost between the trained model and onnxruntime."""

@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import torch
 from hypothesis import given, settings
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.models import get_model
 
+from cpt_deploy.bundle.sessions import open_session
 from cpt_deploy.export import write_onnx
 from cpt_deploy.freezing import IntegerExecutor, IntegerGraph, freeze
 from cpt_deploy.freezing.programs import load_program, write_torchscript
@@ -54,10 +54,7 @@ def with_all_codes(model: bytes, names: list[str]) -> bytes:
 
 
 def run_onnxruntime(model: bytes, x: Tensor, names: list[str], threads: int = 1) -> dict[str, np.ndarray]:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    session = open_session(model, threads=threads)
     return dict(zip(names, session.run(names, {"image": x.numpy()}), strict=True))
 
 

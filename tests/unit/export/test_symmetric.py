@@ -4,7 +4,6 @@ from collections.abc import Callable
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import torch
 from hypothesis import given, settings
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.models import get_model
 
+from cpt_deploy.bundle.sessions import open_session
 from cpt_deploy.errors import UsageError
 from cpt_deploy.export import write_onnx
 from cpt_deploy.freezing import IntegerExecutor, IntegerGraph, freeze
@@ -40,11 +40,7 @@ def frozen(
 
 
 def run_onnxruntime(model: bytes, x: Tensor, names: list[str]) -> dict[str, np.ndarray]:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 3
-    options.add_session_config_entry("session.qdqisint8allowed", "1")
-    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    session = open_session(model, threads=1)
     return dict(zip(names, session.run(names, {"image": x.numpy()}), strict=True))
 
 

@@ -4,13 +4,13 @@ import json
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import torch
 from torch import Tensor, nn
 from torchvision.models.swin_transformer import SwinTransformer
 from torchvision.models.vision_transformer import VisionTransformer
 
+from cpt_deploy.bundle.sessions import open_session
 from cpt_deploy.errors import ConversionError
 from cpt_deploy.export.onnx_writer import write_onnx
 from cpt_deploy.freezing import IntegerExecutor, freeze
@@ -104,7 +104,7 @@ def _run(file: bytes, names: list[str], x: Tensor) -> dict[str, np.ndarray]:
     proto = onnx.load_from_string(file)
     for name in names:
         proto.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.UINT8, None))
-    session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    session = open_session(proto.SerializeToString())
     results = session.run(["logits", *names], {session.get_inputs()[0].name: x.numpy()})
     return dict(zip(["logits", *names], results, strict=True))
 
@@ -115,7 +115,7 @@ def test_products_of_the_same_codes_are_the_same_numbers(name: str) -> None:
     file, executor = write_onnx(graph), IntegerExecutor(graph)
     proto = onnx.load_from_string(file)
     last = [o for o in graph.weighted() if isinstance(o, FullyConnected)][-1]
-    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    session = open_session(file)
     assert proto.graph.output[0].name == "logits"
     logits = session.run(["logits"], {session.get_inputs()[0].name: x.numpy()})[0]
     entries = [o.output for o in graph.operations if isinstance(o, Quantize)]

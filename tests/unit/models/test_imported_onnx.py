@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import torch
 from hypothesis import given, settings
@@ -15,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 from torchvision.models import get_model
 
+from cpt_deploy.bundle.sessions import open_session
 from cpt_deploy.errors import ConversionError, DataError, UsageError
 from cpt_deploy.export import write_float_onnx, write_onnx
 from cpt_deploy.freezing import IntegerExecutor, freeze
@@ -64,7 +64,7 @@ def onnx_file(
 
 
 def run_onnxruntime(path: Path, x: np.ndarray) -> np.ndarray:
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    session = open_session(path)
     result: np.ndarray = session.run(None, {session.get_inputs()[0].name: x})[0]
     return result
 

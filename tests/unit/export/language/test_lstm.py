@@ -1,11 +1,11 @@
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import torch
 
 from cpt_deploy.bundle import Bundle, require_evidence
 from cpt_deploy.bundle.language import LanguageModel, open_bundle, update_language_validation
+from cpt_deploy.bundle.sessions import open_session
 from cpt_deploy.bundle.tokenization import WordTokenizer
 from cpt_deploy.errors import BundleError, ConversionError
 from cpt_deploy.export.language.bundle_export import LanguageIdentity, export_language_bundle
@@ -51,7 +51,7 @@ def frozen(model):
 def trace_of_runtime(frozen, given):
     content, names = tap_products(write_lstm_onnx(frozen))
     assert names == tuple(linear.name for linear in frozen.linears())
-    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    session = open_session(content)
     outputs = [output.name for output in session.get_outputs()]
     h, c = frozen.initial_state(len(given))
     values = session.run(outputs, {"tokens": given, "h": h, "c": c})

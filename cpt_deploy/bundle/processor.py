@@ -1,10 +1,8 @@
-"""What a measurement ran on: the processor with its integer instructions, and the versions of the software."""
+"""The processor and those of its instructions that decide with which kernels integers are multiplied."""
 
 import os
 import platform
-from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 CPUINFO = Path("/proc/cpuinfo")
@@ -26,8 +24,6 @@ INTEGER_FLAGS = (
 
 VNNI_FLAGS = frozenset({"avx_vnni", "avx512_vnni", "amx_int8"})
 """x86 instruction sets that add products of 8-bit integers in 32 bits."""
-
-PACKAGES = ("cpt-deploy", "onnxruntime", "onnx", "numpy", "torch")
 
 _X86 = frozenset({"x86_64", "amd64", "i386", "i686"})
 
@@ -71,14 +67,3 @@ def read_cpu(cpuinfo: Path = CPUINFO) -> CpuInfo:
     flags = None if listed is None else tuple(flag for flag in INTEGER_FLAGS if flag in listed.split())
     model = fields.get("model name") or platform.processor() or "unknown"
     return CpuInfo(model, platform.machine(), os.cpu_count() or 1, flags)
-
-
-def software_versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
-    """Return the versions of Python, the operating system and those of the packages that are installed."""
-    versions = {"python": platform.python_version(), "system": platform.platform()}
-    for package in packages:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return versions
