@@ -4,7 +4,7 @@ from cpt_deploy.bundle.bundle import Bundle
 from cpt_deploy.bundle.card import CardFields, EvaluationResult
 from cpt_deploy.bundle.evidence import Evidence, read_evidence, require_evidence
 from cpt_deploy.bundle.formats import FORMATS, ModelFormat, chosen_formats
-from cpt_deploy.bundle.golden import GoldenCheck, GoldenSample, compare_golden
+from cpt_deploy.bundle.golden import Golden, GoldenCheck, GoldenLogits, GoldenSample, compare_golden, read_golden
 from cpt_deploy.bundle.images import MAX_PIXELS, decode_image, read_image
 from cpt_deploy.bundle.layout import FORMAT_VERSION
 from cpt_deploy.bundle.postprocessing import Prediction, softmax, top_k
@@ -21,7 +21,9 @@ __all__ = [
     "CardFields",
     "EvaluationResult",
     "Evidence",
+    "Golden",
     "GoldenCheck",
+    "GoldenLogits",
     "GoldenSample",
     "ModelFormat",
     "OnnxRuntimeModel",
@@ -31,6 +33,7 @@ __all__ = [
     "compare_golden",
     "decode_image",
     "read_evidence",
+    "read_golden",
     "read_image",
     "require_evidence",
     "softmax",

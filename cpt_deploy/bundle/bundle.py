@@ -5,7 +5,7 @@ from pathlib import Path
 
 from cpt_deploy.bundle.checksums import AGAIN_HINT, read_checksums, verify_checksums
 from cpt_deploy.bundle.formats import FORMATS
-from cpt_deploy.bundle.golden import GoldenSample
+from cpt_deploy.bundle.golden import Golden, read_golden
 from cpt_deploy.bundle.layout import (
     CONFIG_FILE,
     GOLDEN_FILE,
@@ -36,13 +36,13 @@ class Bundle(OpenedBundle):
         sha256: Digest of model.onnx, hexadecimal.
         labels: Names of the classes, in the order of the logits.
         preprocessing: How an image becomes the model's input.
-        golden: Inputs with the codes that a runtime has to reproduce.
+        golden: Inputs with the codes, or the logits up to a tolerance, that a runtime has to reproduce.
         formats: The forms in which it holds the model, names of `FORMATS`.
     """
 
     labels: tuple[str, ...]
     preprocessing: Preprocessing
-    golden: GoldenSample
+    golden: Golden
     formats: tuple[str, ...] = ("onnx", "safetensors")
 
     @classmethod
@@ -69,11 +69,10 @@ class Bundle(OpenedBundle):
         for name in REQUIRED_FILES:
             require_listed(directory, name, digests)
         labels = _read_labels(directory, digests)
-        golden = GoldenSample.from_bytes(read_file(directory, GOLDEN_FILE, digests))
-        if golden.logit_codes.shape[1] != len(labels):
+        golden = read_golden(read_file(directory, GOLDEN_FILE, digests))
+        if golden.logits.shape[1] != len(labels):
             raise BundleError(
-                f"Expected as many labels as logits ({golden.logit_codes.shape[1]}) in {directory}, "
-                f"but got {len(labels)}",
+                f"Expected as many labels as logits ({golden.logits.shape[1]}) in {directory}, but got {len(labels)}",
                 hint=AGAIN_HINT,
             )
         return cls(

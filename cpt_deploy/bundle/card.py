@@ -18,8 +18,8 @@ sha256sum --check SHA256SUMS
 ```
 
 `model.onnx` runs in any ONNX runtime; `preprocessor_config.json` says how an image becomes its input,
-`quantization.json` what each tensor's integers mean, and `golden.safetensors` holds inputs with the codes that a
-runtime has to reproduce.
+`quantization.json` what each tensor's integers mean, and `golden.safetensors` holds inputs with what a runtime has to
+reproduce.
 """
 
 
@@ -71,6 +71,7 @@ class CardFields:
         license: Licence identifier of the weights, as the Hub spells it.
         tags: Further tags.
         calibrated: Whether the integers come from a float model by calibration alone, not from training.
+        float_parts: Whether operators between the layers compute in float.
     """
 
     description: str | None = None
@@ -78,6 +79,7 @@ class CardFields:
     license: str | None = None
     tags: tuple[str, ...] = ()
     calibrated: bool = False
+    float_parts: bool = False
 
 
 def render_card(
@@ -121,14 +123,16 @@ def render_card(
 
 def origin(fields: CardFields) -> str:
     """Return how a model's integers came about, as the end of a sentence."""
+    kind = "a network whose layers run on integers" if fields.float_parts else "an integer network"
+    rest = " What is computed in float between the layers is listed below." if fields.float_parts else ""
     if fields.calibrated:
         return (
-            "trained in float and exported as an integer network by cpt-deploy: the ranges of its activations were "
-            "calibrated on data, and no weight was trained for integers."
+            f"trained in float and exported as {kind} by cpt-deploy: the ranges of its activations were "
+            f"calibrated on data, and no weight was trained for integers.{rest}"
         )
     return (
-        "trained with Cyclic Precision Training and exported as an integer network by cpt-deploy: the integers that "
-        "were trained are the integers that are served."
+        f"trained with Cyclic Precision Training and exported as {kind} by cpt-deploy: the integers that "
+        f"were trained are the integers that are served.{rest}"
     )
 
 

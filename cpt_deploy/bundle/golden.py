@@ -1,4 +1,8 @@
-"""The golden sample: a few inputs with the codes that the exact integer executor computed for them at export."""
+"""The golden sample: a few inputs with what the integer executor computed for them at export.
+
+A network that is integer from end to end gives codes, which have to be the same everywhere. Where parts of it compute
+in float, whose last places differ between processors, it gives logits and how far from them others may lie.
+"""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -34,10 +38,7 @@ class GoldenSample:
 
     def __post_init__(self) -> None:
         inputs, codes = self.inputs, self.logit_codes
-        if inputs.dtype != np.float32 or inputs.ndim != 4:
-            raise ValueError(
-                f"Expected golden inputs to be float32 (N, C, H, W), but got {inputs.dtype} {inputs.shape}"
-            )
+        _check_inputs(inputs)
         if codes.dtype not in _CODE_TYPES or codes.ndim != 2 or len(codes) != len(inputs) or codes.size == 0:
             raise ValueError(
                 f"Expected golden codes to be uint8 or int8 ({len(inputs)}, K), but got {codes.dtype} {codes.shape}"
@@ -69,23 +70,72 @@ class GoldenSample:
             }
         )
 
-    @classmethod
-    def from_bytes(cls, data: bytes) -> "GoldenSample":
-        """Read what `to_bytes` wrote.
 
-        Raises:
-            BundleError: If the bytes hold no golden sample.
-        """
-        try:
-            tensors = load(data)
-            return cls(
-                inputs=tensors["inputs"],
-                logit_codes=tensors["logit_codes"],
-                logit_scale=float(tensors["logit_scale"][0]),
-                logit_zero_point=int(tensors["logit_zero_point"][0]),
+@dataclass(frozen=True, eq=False)
+class GoldenLogits:
+    """Inputs and the logits of a network that computes in float between its integers.
+
+    Args:
+        inputs: Normalised inputs, float32 (N, C, H, W).
+        logits: The executor's logits, float32 (N, K).
+        tolerance: Most that a logit may differ by.
+
+    Raises:
+        ValueError: If dtypes or shapes are not these, or a number is not finite.
+    """
+
+    inputs: npt.NDArray[np.float32]
+    logits: npt.NDArray[np.float32]
+    tolerance: float
+
+    def __post_init__(self) -> None:
+        _check_inputs(self.inputs)
+        logits = self.logits
+        if logits.dtype != np.float32 or logits.ndim != 2 or len(logits) != len(self.inputs) or logits.size == 0:
+            raise ValueError(
+                f"Expected golden logits to be float32 ({len(self.inputs)}, K), but got {logits.dtype} {logits.shape}"
             )
-        except (SafetensorError, KeyError, IndexError, ValueError, TypeError) as error:
-            raise BundleError(f"Expected golden.safetensors to hold a golden sample, but got: {error}") from error
+        if not (np.isfinite(logits).all() and np.isfinite(self.tolerance) and self.tolerance >= 0):
+            raise ValueError("Expected finite golden logits and a tolerance of at least 0, but got others")
+
+    def to_bytes(self) -> bytes:
+        """Return the sample as a safetensors file."""
+        return save(
+            {
+                "inputs": np.ascontiguousarray(self.inputs),
+                "logits": np.ascontiguousarray(self.logits),
+                "tolerance": np.array([self.tolerance], np.float64),
+            }
+        )
+
+
+Golden = GoldenSample | GoldenLogits
+"""What every runtime has to reproduce: codes, or logits up to a tolerance."""
+
+
+def read_golden(data: bytes) -> Golden:
+    """Read what `to_bytes` of either kind wrote.
+
+    Raises:
+        BundleError: If the bytes hold no golden sample.
+    """
+    try:
+        tensors = load(data)
+        if "tolerance" in tensors:
+            return GoldenLogits(tensors["inputs"], tensors["logits"], float(tensors["tolerance"][0]))
+        return GoldenSample(
+            inputs=tensors["inputs"],
+            logit_codes=tensors["logit_codes"],
+            logit_scale=float(tensors["logit_scale"][0]),
+            logit_zero_point=int(tensors["logit_zero_point"][0]),
+        )
+    except (SafetensorError, KeyError, IndexError, ValueError, TypeError) as error:
+        raise BundleError(f"Expected golden.safetensors to hold a golden sample, but got: {error}") from error
+
+
+def _check_inputs(inputs: npt.NDArray[np.float32]) -> None:
+    if inputs.dtype != np.float32 or inputs.ndim != 4:
+        raise ValueError(f"Expected golden inputs to be float32 (N, C, H, W), but got {inputs.dtype} {inputs.shape}")
 
 
 @dataclass(frozen=True)
@@ -94,23 +144,37 @@ class GoldenCheck:
 
     Args:
         values: Number of logits compared.
-        mismatches: How many of them have another code.
-        worst_codes: The greatest difference, in codes.
+        mismatches: How many of them have another code, or differ by more than the tolerance.
+        worst_codes: The greatest difference, in codes; 0 where there is a tolerance instead.
         same_labels: Whether each sample's top class is the same.
+        worst_logit: The greatest difference of a logit; infinite if one is not finite.
+        tolerance: Most that a logit may differ by; `None` where codes have to be the same.
     """
 
     values: int
     mismatches: int
     worst_codes: int
     same_labels: bool
+    worst_logit: float = 0.0
+    tolerance: float | None = None
 
     @property
-    def exact(self) -> bool:
-        """Whether every code is the same."""
+    def reproduced(self) -> bool:
+        """Whether every code is the same, or every logit within the tolerance."""
         return self.mismatches == 0
 
+    @property
+    def what(self) -> str:
+        """What was compared, for messages."""
+        return compared_values(self.tolerance)
 
-def compare_golden(golden: GoldenSample, logits: npt.NDArray[np.float32]) -> GoldenCheck:
+
+def compared_values(tolerance: float | None) -> str:
+    """Return what a golden sample consists of, for messages."""
+    return "codes" if tolerance is None else f"logits (±{tolerance:.2g})"
+
+
+def compare_golden(golden: Golden, logits: npt.NDArray[np.float32]) -> GoldenCheck:
     """Compare the logits that a runtime computed for `golden.inputs`, float32 (N, K), with the sample's own.
 
     Raises:
@@ -118,12 +182,18 @@ def compare_golden(golden: GoldenSample, logits: npt.NDArray[np.float32]) -> Gol
     """
     if logits.shape != golden.logits.shape:
         raise ValueError(f"Expected logits of shape {golden.logits.shape}, but got {logits.shape}")
+    differences = np.nan_to_num(np.abs(logits.astype(np.float64) - golden.logits), nan=np.inf)
+    same_labels = bool((logits.argmax(axis=1) == golden.logits.argmax(axis=1)).all())
+    worst = float(differences.max())
+    if isinstance(golden, GoldenLogits):
+        mismatches = int(np.count_nonzero(differences > golden.tolerance))
+        return GoldenCheck(logits.size, mismatches, 0, same_labels, worst, golden.tolerance)
     # NaN and infinity count as differing by the whole range of codes.
-    steps = np.abs(logits.astype(np.float64) - golden.logits) / np.float64(np.float32(golden.logit_scale))
-    codes = np.rint(np.nan_to_num(steps, nan=255, posinf=255))
+    codes = np.rint(np.minimum(differences / np.float64(np.float32(golden.logit_scale)), 255))
     return GoldenCheck(
         values=logits.size,
         mismatches=int(np.count_nonzero(logits != golden.logits)),
         worst_codes=int(codes.max()),
-        same_labels=bool((logits.argmax(axis=1) == golden.logits.argmax(axis=1)).all()),
+        same_labels=same_labels,
+        worst_logit=worst,
     )

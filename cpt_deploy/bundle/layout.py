@@ -5,6 +5,9 @@ FORMAT_VERSION = 1
 LANGUAGE_KIND = "language-model"
 """What config.json says under "cpt" as the "kind" of a language model; classifiers have none."""
 
+FLOAT_PARTS = "float_parts"
+"""What quantization.json says of operators in float between the layers; networks without any have no such entry."""
+
 ONNX_FILE = "model.onnx"
 TENSORS_FILE = "model.safetensors"
 TORCHSCRIPT_FILE = "model.torchscript"

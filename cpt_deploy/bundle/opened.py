@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load
 
 from cpt_deploy.bundle.checksums import AGAIN_HINT
-from cpt_deploy.bundle.layout import CONFIG_FILE, FORMAT_VERSION, ONNX_FILE, SUMS_FILE, TENSORS_FILE
+from cpt_deploy.bundle.layout import CONFIG_FILE, FLOAT_PARTS, FORMAT_VERSION, ONNX_FILE, SUMS_FILE, TENSORS_FILE
 from cpt_deploy.errors import BundleError
 
 
@@ -52,6 +52,12 @@ class OpenedBundle:
         """The project's own section of config.json: format version, name, bits and what else export recorded."""
         facts: dict[str, Any] = self.config["cpt"]
         return facts
+
+    @property
+    def float_parts(self) -> dict[str, Any] | None:
+        """What quantization.json says of operators in float between the layers; `None` if all is in integers."""
+        found: dict[str, Any] | None = self.quantization.get(FLOAT_PARTS)
+        return found
 
     def load_tensors(self) -> dict[str, npt.NDArray[Any]]:
         """Load the integer weights, biases and scales of model.safetensors by name.

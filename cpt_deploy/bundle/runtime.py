@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cpt_deploy.bundle.golden import GoldenCheck, GoldenSample, compare_golden
+from cpt_deploy.bundle.golden import Golden, GoldenCheck, compare_golden
 from cpt_deploy.bundle.sessions import open_session
 from cpt_deploy.errors import BundleError, MissingExtraError
 
@@ -91,8 +91,8 @@ class OnnxRuntimeModel:
         names = [OUTPUT_NAME, *self.tap_names]
         return dict(zip(names, self._session.run(names, {INPUT_NAME: self._checked(inputs)}), strict=True))
 
-    def reproduce_golden(self, golden: GoldenSample) -> GoldenCheck:
-        """Compute a golden sample and compare the codes; `GoldenCheck.exact` says whether all agree.
+    def reproduce_golden(self, golden: Golden) -> GoldenCheck:
+        """Compute a golden sample and compare; `GoldenCheck.reproduced` says whether all agrees.
 
         Raises:
             BundleError: If the sample is of another model.

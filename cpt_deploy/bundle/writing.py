@@ -19,7 +19,7 @@ from cpt_deploy.bundle.card import CardFields, EvaluationResult, render_card
 from cpt_deploy.bundle.checksums import checksum_lines, read_checksums
 from cpt_deploy.bundle.directories import replace_directory, replace_files
 from cpt_deploy.bundle.formats import FORMATS
-from cpt_deploy.bundle.golden import GoldenSample
+from cpt_deploy.bundle.golden import Golden
 from cpt_deploy.bundle.preprocessing import Preprocessing
 from cpt_deploy.errors import BundleError
 
@@ -39,7 +39,7 @@ class BundleContents:
         quantization: What each tensor's integers mean, as JSON types.
         labels: Names of the classes, one line each.
         preprocessing: How an image becomes the model's input.
-        golden: Inputs with the integer executor's codes.
+        golden: Inputs with the integer executor's codes, or its logits where parts compute in float.
         architecture: Name of the architecture, as timm or this project knows it.
         version: Version of the model, as clients address it.
         facts: Further facts as JSON types (bits, data set, digest of the trained weights, ...); they go into the
@@ -57,7 +57,7 @@ class BundleContents:
     quantization: Mapping[str, Any]
     labels: Sequence[str]
     preprocessing: Preprocessing
-    golden: GoldenSample
+    golden: Golden
     architecture: str
     version: str = "1"
     facts: Mapping[str, Any] = field(default_factory=dict)
@@ -169,9 +169,9 @@ def _check_contents(contents: BundleContents) -> None:
     labels = list(contents.labels)
     if any(not label or label.splitlines() != [label] for label in labels) or len(set(labels)) != len(labels):
         raise BundleError(f"Expected labels to be different, non-empty single lines, but got {labels[:10]}")
-    if len(labels) != contents.golden.logit_codes.shape[1]:
+    if len(labels) != contents.golden.logits.shape[1]:
         raise BundleError(
-            f"Expected a label for each of the {contents.golden.logit_codes.shape[1]} logits, but got {len(labels)}"
+            f"Expected a label for each of the {contents.golden.logits.shape[1]} logits, but got {len(labels)}"
         )
     if contents.golden.inputs.shape[1:] != contents.preprocessing.input_shape:
         raise BundleError(

@@ -7,17 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cpt_deploy.bundle import Bundle, BundleContents, CardFields, GoldenSample, Preprocessing, write_bundle
+from cpt_deploy.bundle import Bundle, BundleContents, CardFields, Preprocessing, write_bundle
+from cpt_deploy.bundle.layout import FLOAT_PARTS
 from cpt_deploy.bundle.sessions import PORTABLE_KEY
-from cpt_deploy.errors import BundleError, ConversionError
+from cpt_deploy.errors import BundleError
+from cpt_deploy.export.float_facts import describe_floats, float_facts
+from cpt_deploy.export.float_parts import FLOAT_OPSET
 from cpt_deploy.export.further_formats import write_formats
+from cpt_deploy.export.golden import golden_sample
 from cpt_deploy.export.onnx_writer import write_onnx
 from cpt_deploy.export.packing import smallest_opset
-from cpt_deploy.freezing.executor import IntegerExecutor
+from cpt_deploy.freezing.float_costs import float_costs
 from cpt_deploy.freezing.freeze import freeze
 from cpt_deploy.freezing.graph import IntegerGraph, to_dict
 from cpt_deploy.quantization.cycling import WeightBits
@@ -70,7 +73,8 @@ def export_bundle(
         model: The model, settled at the bits to be exported.
         destination: Directory of the bundle; an existing bundle there is replaced.
         identity: Name, labels, preprocessing and facts.
-        golden_inputs: A few normalised inputs, float32 (N, C, H, W), whose exact codes are stored for self-checks.
+        golden_inputs: A few normalised inputs, float32 (N, C, H, W), whose exact codes (where parts compute in float:
+            logits with a tolerance) are stored for self-checks.
         weight_bits: Bits of the cycling layers' weights, or of single layers by name; None is the upper bound.
         activation_bits: Bits of the cycling activations; None is the upper bound.
         opset: ONNX opset of model.onnx; None takes the least at which nothing could be smaller (`write_onnx`).
@@ -85,40 +89,43 @@ def export_bundle(
         BundleError: If the labels do not fit the logits, or the bundle cannot be written.
     """
     graph = freeze(model, weight_bits=weight_bits, activation_bits=activation_bits)
-    if graph.has_float_operations:
-        raise ConversionError(
-            "Expected a network that is integer from end to end for a bundle, but parts of it compute in float",
-            hint="write_onnx(freeze(model)) makes its ONNX file, whose layers run on integers",
-        )
-    output = graph.tensors[graph.output]
-    if output.shape != (len(identity.labels),):
+    if graph.output_shape != (len(identity.labels),):
         raise BundleError(
-            f"Expected a label for each of the model's {output.shape} logits, but got {len(identity.labels)}"
+            f"Expected a label for each of the model's {graph.output_shape} logits, but got {len(identity.labels)}"
         )
+    floats = float_costs(graph) if graph.has_float_operations else None
     opset = smallest_opset(graph) if opset is None else opset
+    if floats is not None:
+        opset = max(opset, FLOAT_OPSET)
     all_facts = {
         "weight_bits": _weight_bits(graph, weight_bits),
-        "activation_bits": activation_bits or graph.tensors[graph.input].bits,
+        "activation_bits": activation_bits or max(tensor.bits for tensor in graph.tensors.values()),
         "quantization": CALIBRATED if identity.calibrated else TRAINED,
         **({} if identity.calibrated else {"cycle": [model.config.lower, model.config.upper]}),
-        **({"activations": SYMMETRIC} if output.signed else {}),
+        **({"activations": SYMMETRIC} if any(tensor.signed for tensor in graph.tensors.values()) else {}),
+        **({} if floats is None else float_facts(floats)),
         "opset": opset,
         **identity.facts,
     }
     description, arrays = to_dict(graph)
+    onnx = write_onnx(graph, opset=opset, metadata=_onnx_metadata(identity, all_facts))
     contents = BundleContents(
         name=identity.name,
-        onnx=write_onnx(graph, opset=opset, metadata=_onnx_metadata(identity, all_facts)),
+        onnx=onnx,
         tensors=arrays,
         graph=description,
-        quantization={"method": all_facts["quantization"], **describe_quantization(graph)},
+        quantization={
+            "method": all_facts["quantization"],
+            **describe_quantization(graph),
+            **({} if floats is None else {FLOAT_PARTS: describe_floats(floats)}),
+        },
         labels=identity.labels,
         preprocessing=identity.preprocessing,
-        golden=golden_sample(graph, golden_inputs),
+        golden=golden_sample(graph, golden_inputs, onnx),
         architecture=identity.architecture,
         facts=all_facts,
         recipe=identity.recipe,
-        card=replace(identity.card, calibrated=identity.calibrated),
+        card=replace(identity.card, calibrated=identity.calibrated, float_parts=floats is not None),
         formats=write_formats(graph, formats, golden_inputs),
     )
     return write_bundle(destination, contents=contents)
@@ -135,19 +142,6 @@ def _weight_bits(graph: IntegerGraph, weight_bits: WeightBits) -> int | float:
         operation.source: operation.codes.size for operation in graph.weighted() if operation.source in weight_bits
     }
     return round(sum(bits[name] * size for name, size in sizes.items()) / sum(sizes.values()), 2)
-
-
-def golden_sample(graph: IntegerGraph, inputs: Tensor) -> GoldenSample:
-    """Return inputs with the logit codes that the integer executor computes for them."""
-    inputs = inputs.detach().cpu().to(torch.float32)
-    output = graph.tensors[graph.output]
-    codes = IntegerExecutor(graph).trace(inputs)[output.name].numpy()
-    return GoldenSample(
-        inputs=np.ascontiguousarray(inputs.numpy()),
-        logit_codes=codes,
-        logit_scale=output.scale,
-        logit_zero_point=output.zero_point,
-    )
 
 
 def describe_quantization(graph: IntegerGraph) -> dict[str, Any]:

@@ -85,14 +85,14 @@ class IntegerExecutor(nn.Module):
                 with those of another runtime the integers in between have to be the same in both.
 
         Returns:
-            The codes; and the real values of layers whose output is not quantized.
+            The codes; and the real values of layers whose output is not quantized, and of the graph's.
         """
         products = {o.output for o in self.graph.operations if isinstance(o, FullyConnected | Embed)}
         signed = {name for name, tensor in self.graph.tensors.items() if tensor.signed}
         return {
             name: codes.to(torch.int8 if name in signed else torch.uint8) if name in self.graph.tensors else codes
             for name, codes in self._run(x, keep=True, given=given or {}).items()
-            if name in self.graph.tensors or name in products
+            if name in self.graph.tensors or name in products or name == self.graph.output
         }
 
     def _run(self, x: Tensor, *, keep: bool = False, given: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:

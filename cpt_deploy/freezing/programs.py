@@ -90,7 +90,7 @@ def load_program(kind: str, source: Path | bytes) -> Program:
 
 def _example(graph: IntegerGraph) -> Tensor:
     """Return two inputs of zeros that take the memory of one number, since a program carries its example."""
-    return torch.zeros(1).expand(2, *graph.tensors[graph.input].shape)
+    return torch.zeros(1).expand(2, *graph.input_shape)
 
 
 def _without_debug_records(archive: bytes) -> bytes:

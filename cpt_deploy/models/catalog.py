@@ -12,6 +12,8 @@ from torch import nn
 from cpt_deploy.errors import UsageError
 from cpt_deploy.models.cifar_mobilenet import CifarMobileNetV2
 from cpt_deploy.models.cifar_resnet import cifar_resnet, tiny_resnet
+from cpt_deploy.models.timm_models import PREFIX as TIMM
+from cpt_deploy.models.timm_models import build_timm, timm_names
 from cpt_deploy.models.torchvision_models import PREFIX, build_torchvision, torchvision_names
 from cpt_deploy.registry import Registry, import_object, nearest_names
 
@@ -31,8 +33,14 @@ for _depth in DEPTHS:
 
 
 def model_names(pattern: str = "*") -> list[str]:
-    """Return the names of the known models that match a shell pattern: the project's own, then torchvision's."""
-    return [*models.names(pattern), *fnmatch.filter([PREFIX + name for name in torchvision_names()], pattern)]
+    """Return the names of the known models that match a shell pattern: the project's own, then torchvision's.
+
+    Those of timm, which are more than a thousand, are among them where the pattern begins with "timm/".
+    """
+    known = [*models.names(pattern), *fnmatch.filter([PREFIX + name for name in torchvision_names()], pattern)]
+    if pattern.startswith(TIMM):
+        known += [TIMM + name for name in timm_names(pattern.removeprefix(TIMM))]
+    return known
 
 
 def build_model(
@@ -46,7 +54,7 @@ def build_model(
     """Build a model with fresh weights and make sure that it maps such images to such logits.
 
     Args:
-        name: One of `model_names`, or an import path "module:factory" of a class or function that returns a module;
+        name: One of `model_names`, "timm/" and the name of one of timm's models, or an import path "module:factory" of a class or function that returns a module;
             it gets those of `num_classes`, `in_channels` and `input_size` that it has parameters for.
         num_classes: Number of logits.
         in_channels: Channels of the images.
@@ -58,6 +66,7 @@ def build_model(
 
     Raises:
         UsageError: If the name is unknown, or the model does not take the arguments or images of that size.
+        MissingExtraError: If it is one of timm's, and timm is not installed.
     """
     shape = {"num_classes": num_classes, "in_channels": in_channels, "input_size": input_size}
     if name.startswith(PREFIX):
@@ -68,6 +77,8 @@ def build_model(
             input_size=input_size,
             **args,
         )
+    elif name.startswith(TIMM):
+        model = build_timm(name.removeprefix(TIMM), **shape, **args)
     elif ":" in name:
         model = _build_imported(name, shape, args)
     elif name in models:

@@ -3,7 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from cpt_deploy.bundle.golden import compared_values
 from cpt_deploy.bundle.providers import CPU
+from cpt_deploy.report.float_section import FOLLOWED, float_section
 from cpt_deploy.report.html import Column, escape, facts, figure, page, table
 from cpt_deploy.report.validation_plots import (
     accuracy_plot,
@@ -34,6 +36,7 @@ def render_validation_page(report: Report, labels: Sequence[str]) -> str:
         _glance(report),
         _accuracy(report),
         _integers(report),
+        float_section(report),
         _constants(report),
         _confusion(report, labels),
         _saturation(report),
@@ -145,6 +148,8 @@ def _integers(report: Report) -> str:
         "tensor in onnxruntime's optimized graph is compared with the executor's; “worst” is the greatest difference, "
         "in codes."
     )
+    if report.get("float_parts") is not None:
+        explanation = FOLLOWED
     if others:
         explanation += " With its optimizations off, onnxruntime computes the file in float and rounds otherwise."
     caption = "Orange: what is served. Grey bars: the same file with onnxruntime's optimizations off."
@@ -238,7 +243,8 @@ def _conditions(report: Report) -> str:
         ("data set", f"{escape(dataset['name'])}, {escape(dataset['split'])}: {dataset['samples']:,} of "
                      f"{dataset['size']:,} images<br><code>sha256 {escape(dataset['sha256'])}</code>"),
         ("model.onnx", f"<code>sha256 {escape(report['model_sha256'])}</code>"),
-        ("golden sample", f"{golden['values'] - golden['mismatches']:,} of {golden['values']:,} codes reproduced"),
+        ("golden sample", f"{golden['values'] - golden['mismatches']:,} of {golden['values']:,} "
+                          f"{compared_values(golden.get('tolerance'))} reproduced"),
         ("processor", f"{escape(cpu['model'])}, {escape(cpu['architecture'])}, {cpu['cores']} cores"),
         ("integer instructions", escape(", ".join(cpu["flags"] or ()) or "unknown")),
         ("onnxruntime on", escape(report.get("provider", CPU))),

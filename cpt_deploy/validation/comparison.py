@@ -11,6 +11,7 @@ from cpt_deploy.validation.taps import Tap
 
 Logits = npt.NDArray[np.float32]
 Codes = npt.NDArray[np.uint8] | npt.NDArray[np.int8]
+Values = npt.NDArray[np.generic]
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,8 @@ class TensorResult:
         operator: The operator whose result it holds.
         values: Number of integers compared.
         mismatches: How many of them differ.
-        worst_difference: The greatest difference, in codes.
+        worst_difference: The greatest difference, in codes; for results of layers that are real, in units of the
+            integer sum that they are made of.
     """
 
     name: str
@@ -141,14 +143,17 @@ class IntegerComparison:
 
     Args:
         taps: The tensors to compare, in graph order.
+        units: What one unit of the integer sum is worth in tensors of real values, by name: two results of a layer
+            that are not the same number differ by one unit at least.
     """
 
-    def __init__(self, taps: Sequence[Tap]) -> None:
+    def __init__(self, taps: Sequence[Tap], units: Mapping[str, float] | None = None) -> None:
         self.taps = tuple(taps)
+        self.units = dict(units or {})
         self._counts = {tap.name: [0, 0, 0] for tap in taps}
 
-    def add(self, expected: Mapping[str, Codes], got: Mapping[str, Codes]) -> None:
-        """Add a batch: the codes of each tensor by name, uint8 or int8 and of one shape.
+    def add(self, expected: Mapping[str, Values], got: Mapping[str, Values]) -> None:
+        """Add a batch: the codes of each tensor by name, uint8 or int8 (float32 if real), and of one shape.
 
         Raises:
             ValueError: If two shapes differ.
@@ -161,7 +166,9 @@ class IntegerComparison:
             counts[0] += first.size
             if np.array_equal(first, second):
                 continue
-            difference = np.abs(first.astype(np.int16) - second.astype(np.int16))
+            difference = np.abs(first.astype(np.float64) - second.astype(np.float64))
+            if tap.name in self.units:
+                difference = np.ceil(np.nan_to_num(difference / self.units[tap.name], nan=np.inf, posinf=2.0**31))
             counts[1] += int(np.count_nonzero(difference))
             counts[2] = max(counts[2], int(difference.max()))
 

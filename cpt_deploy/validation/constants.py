@@ -5,8 +5,9 @@ and bits of the ONNX file are read and compared with quantization.json and model
 value is found wherever it is. Needs the `onnx` package, not PyTorch.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -92,21 +93,63 @@ class _Comparison:
         self.differences: list[ConstantDifference] = []
 
     def run(self, graph: Mapping[str, Any]) -> None:
+        self._products(graph)
+        self._float_constants(graph)
         tensors = {tensor["name"]: tensor for tensor in graph["tensors"]}
         operations = {operation["output"]: operation for operation in graph["operations"]}
         for name, tensor in tensors.items():
             for check in self._checks(tensor, operations.get(name), tensors):
-                try:
-                    check()
-                except UnexpectedStructureError as error:
-                    self.differences.append(ConstantDifference(name, "graph", 1, 1, str(error)))
+                self._guard(name, check)
         found = self.onnx.source("logits")
-        if found != graph["output"]:
+        # results of float operations have names of their own in the file
+        known = graph["output"] in tensors or operations[graph["output"]]["type"] == "FullyConnected"
+        if known and found != graph["output"]:
             detail = f"expected the logits to be read from it, but they are read from {found!r}"
             self.differences.append(ConstantDifference(graph["output"], "graph", 1, 1, detail))
 
+    def _guard(self, name: str, check: Callable[[], None]) -> None:
+        try:
+            check()
+        except UnexpectedStructureError as error:
+            self.differences.append(ConstantDifference(name, "graph", 1, 1, str(error)))
+
+    def _products(self, graph: Mapping[str, Any]) -> None:
+        """Compare layers whose results are real values."""
+        tensors = {tensor["name"]: tensor for tensor in graph["tensors"]}
+        for operation in graph["operations"]:
+            if operation["type"] == "FullyConnected" and operation["output"] not in tensors:
+                self._guard(operation["output"], partial(self._product, operation, tensors[operation["inputs"][0]]))
+
+    def _product(self, operation: Mapping[str, Any], source: Mapping[str, Any]) -> None:
+        name, bias = operation["output"], self.arrays[operation["bias"]["tensor"]]
+        node = self.onnx.node(name)
+        added = np.zeros(bias.shape, np.float32)
+        if node.op_type == "Add":
+            node, added = self.onnx.node(node.input[0]), self.onnx.constant(node.input[1])
+        if node.op_type not in {"Gemm", "MatMul"} or self.onnx.source(node.input[0]) != source["name"]:
+            raise UnexpectedStructureError(f"expected a layer that reads {source['name']!r}, but got {node.op_type}")
+        if node.op_type == "Gemm":
+            self._weights(operation, node)
+            self._bias(operation, node, source)
+            return
+        stored, scales, zeros = self.onnx.dequantized(node.input[1])
+        expected = self.arrays[operation["codes"]["tensor"]] << np.int8(operation["shift"])
+        factors = self.arrays[operation["scales"]["tensor"]]
+        self._compare(name, "weight codes", expected, stored.T)
+        self._compare(name, "weight scales", factors, scales)
+        self._compare(name, "weight zero points", np.zeros(zeros.shape), zeros)
+        self._compare(name, "bias", bias.astype(np.float32) * (np.float32(source["scale"]) * factors), added)
+
+    def _float_constants(self, graph: Mapping[str, Any]) -> None:
+        """Compare what float operations read, where it stands in the file as it was."""
+        constants = [operation for operation in graph["operations"] if operation["type"] == "Constant"]
+        for i, operation in enumerate(constants):
+            found = self.onnx.initializer(f"constant_{i}")
+            if found is not None:
+                self._compare(operation["output"], "values", self.arrays[operation["value"]["tensor"]], found)
+
     def _checks(self, tensor: Mapping[str, Any], operation: Any, tensors: Mapping[str, Any]) -> Iterator[Any]:
-        if operation is not None:
+        if operation is not None and operation["type"] != "Quantize":
             yield lambda: self._operation(operation, tensors)
         yield lambda: self._quantizer(tensor, None if operation is None else operation["type"])
         yield lambda: self._dequantizers(tensor)

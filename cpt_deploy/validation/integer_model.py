@@ -24,6 +24,31 @@ class IntegerModel(Protocol):
         ...
 
 
+class Follower(Protocol):
+    """An integer model with operations in float, which follows the integers of a runtime from each entry on."""
+
+    @property
+    def entries(self) -> tuple[str, ...]:
+        """The tensors that are quantized from real values: where integers begin."""
+        ...
+
+    @property
+    def products(self) -> Mapping[str, float]:
+        """The layers whose results are real numbers: what one unit of their integer sums is worth at least."""
+        ...
+
+    def follow(
+        self, inputs: npt.NDArray[np.float32], entries: Mapping[str, Codes]
+    ) -> Mapping[str, npt.NDArray[np.generic]]:
+        """Return codes of tensors and results of products, by name, computed from the codes at the entries.
+
+        Args:
+            inputs: Normalised images, float32 (N, C, H, W).
+            entries: Codes of entries. What integers compute from an entry that is not given is left out.
+        """
+        ...
+
+
 class BundledIntegerModel:
     """The integer executor on the graph that a bundle holds (needs PyTorch).
 
@@ -51,9 +76,53 @@ class BundledIntegerModel:
         """Execute a batch; see `IntegerModel.run`."""
         import torch
 
-        codes = {name: tensor.numpy() for name, tensor in self._executor.trace(torch.from_numpy(inputs)).items()}
-        output = self._graph.tensors[self._graph.output]
+        traced = {name: tensor.numpy() for name, tensor in self._executor.trace(torch.from_numpy(inputs)).items()}
+        codes = {name: values for name, values in traced.items() if name in self._graph.tensors}
+        output = self._graph.tensors.get(self._graph.output)
+        if output is None:
+            return traced[self._graph.output], codes
         # As DequantizeLinear; running the executor a second time for its logits would take as long as the first.
         centred = codes[output.name].astype(np.float32) - np.float32(output.zero_point)
         logits: Logits = centred * np.float32(output.scale)
         return logits, codes
+
+    @property
+    def entries(self) -> tuple[str, ...]:
+        """See `Follower.entries`."""
+        from cpt_deploy.freezing.graph import Quantize
+
+        return tuple(operation.output for operation in self._graph.operations if isinstance(operation, Quantize))
+
+    @property
+    def products(self) -> Mapping[str, float]:
+        """See `Follower.products`."""
+        from cpt_deploy.freezing.graph import FullyConnected
+
+        tensors = self._graph.tensors
+        return {
+            operation.output: float(operation.scales.min()) * tensors[operation.inputs[0]].scale
+            for operation in self._graph.operations
+            if isinstance(operation, FullyConnected) and operation.output not in tensors
+        }
+
+    def follow(
+        self, inputs: npt.NDArray[np.float32], entries: Mapping[str, Codes]
+    ) -> Mapping[str, npt.NDArray[np.generic]]:
+        """See `Follower.follow`."""
+        import torch
+
+        given = {name: torch.from_numpy(codes) for name, codes in entries.items()}
+        traced = self._executor.trace(torch.from_numpy(inputs), given)
+        left_out = self._reached(set(self.entries) - set(entries))
+        compared = {*self._graph.tensors, *self.products} - left_out - set(self.entries)
+        return {name: values.numpy() for name, values in traced.items() if name in compared}
+
+    def _reached(self, entries: set[str]) -> set[str]:
+        """Return what integers alone compute from some entries."""
+        from cpt_deploy.freezing.graph import Float, Quantize
+
+        reached = set(entries)
+        for operation in self._graph.operations:
+            if not isinstance(operation, Float | Quantize) and reached & set(operation.inputs):
+                reached.add(operation.output)
+        return reached

@@ -1,6 +1,6 @@
 """Running the same batches through every runtime and collecting what they compute."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -10,7 +10,8 @@ import numpy.typing as npt
 from cpt_deploy.bundle import OnnxRuntimeModel
 from cpt_deploy.errors import UsageError
 from cpt_deploy.validation.comparison import Codes, IntegerComparison, Logits, RuntimeComparison
-from cpt_deploy.validation.integer_model import IntegerModel
+from cpt_deploy.validation.following import FollowedIntegers, inside_notes
+from cpt_deploy.validation.integer_model import Follower, IntegerModel
 from cpt_deploy.validation.samples import Confusion, ConfusionCount, LogitPairs, LogitSampler
 from cpt_deploy.validation.taps import TappedModel
 
@@ -41,6 +42,8 @@ class Subject:
         tapped: The file with its quantized tensors as outputs, if they are to be compared with the integer model's.
         formats: Further forms of the model by name.
         provider: The execution provider of onnxruntime.
+        follower: The integer model of a network with operations in float: it computes its integers from the codes
+            that onnxruntime had at each entry, and what it computes on its own way is told apart.
     """
 
     served: OnnxRuntimeModel
@@ -50,6 +53,7 @@ class Subject:
     tapped: TappedModel | None
     formats: Mapping[str, TrainedModel] = field(default_factory=dict)
     provider: str = "cpu"
+    follower: Follower | None = None
 
     def runtimes(self) -> list[str]:
         """Return the names of the runtimes."""
@@ -71,7 +75,8 @@ class Measurement:
     Args:
         runtimes: Logits and labels.
         integers: The executor's integers against onnxruntime's in every compared tensor; `None` if none were.
-        unoptimized: The same with onnxruntime's optimizations off.
+        unoptimized: The same with onnxruntime's optimizations off; `None` where some operations compute in float.
+        own_way: Codes of the executor on its own way through a network with operations in float; else `None`.
         confusion: Labels that onnxruntime gave against the right ones.
         logit_pairs: Some logits of the trained model and of onnxruntime; `None` without a trained model.
         notes: What could not be compared.
@@ -83,6 +88,7 @@ class Measurement:
     confusion: Confusion
     logit_pairs: LogitPairs | None
     notes: tuple[str, ...]
+    own_way: IntegerComparison | None = None
 
 
 def measure(
@@ -103,7 +109,7 @@ def measure(
         UsageError: If the trained model returns logits of another shape.
     """
     runtimes = RuntimeComparison(subject.runtimes(), subject.pairs())
-    inside = _Inside(subject.tapped, subject.provider) if subject.tapped is not None else None
+    inside = _inside(subject)
     confusion = ConfusionCount()
     sampler = LogitSampler("trained", "onnxruntime", total) if subject.trained is not None else None
     done = 0
@@ -127,11 +133,20 @@ def measure(
     return Measurement(
         runtimes=runtimes,
         integers=inside.comparison if inside else None,
-        unoptimized=inside.unoptimized if inside else None,
+        unoptimized=inside.unoptimized if isinstance(inside, _Inside) else None,
         confusion=confusion.result(),
         logit_pairs=sampler.result() if sampler else None,
         notes=inside.notes() if inside else (),
+        own_way=inside.own_way if isinstance(inside, FollowedIntegers) else None,
     )
+
+
+def _inside(subject: Subject) -> "_Inside | FollowedIntegers | None":
+    if subject.tapped is None:
+        return None
+    if subject.follower is not None:
+        return FollowedIntegers(subject.tapped, subject.follower, subject.provider)
+    return _Inside(subject.tapped, subject.provider)
 
 
 class _Inside:
@@ -160,15 +175,8 @@ class _Inside:
 
     def notes(self) -> tuple[str, ...]:
         hidden = [tap.name for tap in self.tapped.hidden]
-        notes = []
-        if hidden:
-            notes.append(f"{_list(hidden)} could not be looked at: as outputs they would change the optimized graph")
         others = [name for name in self.unmatched if name not in hidden]
-        if others:
-            notes.append(f"{_list(others)} exist only in one of integer model and ONNX graph")
-        if not self.same_logits:
-            notes.append("onnxruntime's logits changed when its inner integers were looked at")
-        return tuple(notes)
+        return inside_notes(hidden, others, same_logits=self.same_logits)
 
 
 def _checked(logits: Logits, like: Logits) -> Logits:
@@ -178,8 +186,3 @@ def _checked(logits: Logits, like: Logits) -> Logits:
             hint="is the bundle an export of this run?",
         )
     return logits
-
-
-def _list(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-    return f"{len(names)} quantized tensor{'s' if len(names) > 1 else ''} ({shown})"

@@ -65,16 +65,31 @@ class ConstantGraph:
         computed: Array = np.asarray(ReferenceEvaluator(node).run(None, feeds)[0])
         return computed
 
+    def initializer(self, name: str) -> Array | None:
+        """Return a constant that stands in the file under a name, or None."""
+        return self.constant(name) if name in self._initializers else None
+
+    def node(self, name: str) -> Any:
+        """Return the node that makes a tensor.
+
+        Raises:
+            UnexpectedStructureError: If there is none.
+        """
+        node = self._made_by.get(name)
+        if node is None:
+            raise UnexpectedStructureError(f"expected a tensor {name!r}, but there is none")
+        return node
+
     def quantizer(self, name: str) -> tuple[Any, tuple[int, int] | None]:
         """Return the QuantizeLinear of a tensor of codes, and the bounds to which a Clip brings them, if one does.
 
         Raises:
             UnexpectedStructureError: If the tensor is not made by them.
         """
-        node, bounds = self._node(name), None
+        node, bounds = self.node(name), None
         if node.op_type == "Clip":
             low, high = (int(self.constant(entry)) for entry in node.input[1:3])
-            node, bounds = self._node(node.input[0]), (low, high)
+            node, bounds = self.node(node.input[0]), (low, high)
         if node.op_type != "QuantizeLinear":
             raise UnexpectedStructureError(f"expected {name!r} to be made by QuantizeLinear, but got {node.op_type}")
         return node, bounds
@@ -85,7 +100,7 @@ class ConstantGraph:
         Raises:
             UnexpectedStructureError: If there is none.
         """
-        node = self._node(self.quantizer(name)[0].input[0])
+        node = self.node(self.quantizer(name)[0].input[0])
         # a ReLU between a layer and its quantizer is part of the layer; one that reads codes stands for itself
         before = self._made_by.get(node.input[0]) if node.op_type == "Relu" else None
         return node if before is None or before.op_type == "DequantizeLinear" else before
@@ -96,7 +111,7 @@ class ConstantGraph:
         Raises:
             UnexpectedStructureError: If they are not dequantized, or no constants.
         """
-        node = self._node(name)
+        node = self.node(name)
         if node.op_type != "DequantizeLinear":
             raise UnexpectedStructureError(f"expected {name!r} to be dequantized, but it is made by {node.op_type}")
         codes, scales = self.constant(node.input[0]), self.constant(node.input[1])
@@ -106,6 +121,8 @@ class ConstantGraph:
     def source(self, name: str) -> str:
         """Return the tensor of codes that real values come from; moved codes count as what they were before."""
         node = self._made_by.get(name)
+        if node is not None and node.op_type == "Identity":
+            return self.source(node.input[0])
         if node is None or node.op_type != "DequantizeLinear":
             return name
         mover = self.mover(name)
@@ -123,12 +140,6 @@ class ConstantGraph:
             return np.array([self.constant(entry) for entry in node.input[1:3]], dtype=np.float32)
         found = attributes(node)
         return np.array([found[key] for key in ("alpha", "beta") if key in found], dtype=np.float32)
-
-    def _node(self, name: str) -> Any:
-        node = self._made_by.get(name)
-        if node is None:
-            raise UnexpectedStructureError(f"expected a tensor {name!r}, but there is none")
-        return node
 
 
 def attributes(node: Any) -> dict[str, Any]:

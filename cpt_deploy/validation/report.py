@@ -1,9 +1,11 @@
 """The evidence that `validate` returns: what ran on what, how it did, and whether that passes."""
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from cpt_deploy.bundle import FORMATS, EvaluationResult
+from cpt_deploy.bundle.golden import compared_values
 from cpt_deploy.bundle.processor import CpuInfo
 from cpt_deploy.bundle.providers import CPU
 from cpt_deploy.validation.comparison import PairResult, RuntimeResult, TensorResult
@@ -52,11 +54,50 @@ class GoldenFacts:
         values: Number of output codes.
         mismatches: How many differ.
         worst_difference: By how many codes at most.
+        tolerance: Most that a logit may differ by; `None` where codes have to be the same.
+        worst_logit: The greatest difference of a logit; `None` if one was not finite.
     """
 
     values: int
     mismatches: int
     worst_difference: int
+    tolerance: float | None = None
+    worst_logit: float | None = None
+
+    @property
+    def what(self) -> str:
+        """What was compared, for messages."""
+        return compared_values(self.tolerance)
+
+
+@dataclass(frozen=True)
+class FloatFacts:
+    """The parts of a network that compute in float.
+
+    Args:
+        operators: How often each of PyTorch's operators computes in float, by name.
+        integer_macs: Multiply-accumulates of one input that run on integers.
+        float_macs: Those in float.
+        own_way: Codes of the executor, when it computes the floats by itself, against onnxruntime's; these may differ.
+            `None` if they were not compared.
+    """
+
+    operators: dict[str, int]
+    integer_macs: int
+    float_macs: int
+    own_way: tuple[TensorResult, ...] | None
+
+    @property
+    def integer_share(self) -> float:
+        """Share of the multiply-accumulates that run on integers, 0 to 1."""
+        return self.integer_macs / max(1, self.integer_macs + self.float_macs)
+
+    @property
+    def other_codes(self) -> tuple[int, int] | None:
+        """How many codes differ when the executor goes its own way, and of how many."""
+        if self.own_way is None:
+            return None
+        return sum(tensor.mismatches for tensor in self.own_way), sum(tensor.values for tensor in self.own_way)
 
 
 @dataclass(frozen=True)
@@ -100,6 +141,8 @@ class ValidationReport:
         logit_pairs: Some logits of the trained model and of onnxruntime; `None` without a trained model.
         reference: What the runtime "trained" is: the trained model, or the float model of a calibrated bundle.
         provider: onnxruntime's name of the execution provider that it computed with.
+        float_parts: What computes in float; `None` if the network is integer from end to end. With it, `tensors` are
+            compared from the codes that onnxruntime had at the entries of the integer parts.
     """
 
     bundle: str
@@ -124,6 +167,7 @@ class ValidationReport:
     logit_pairs: LogitPairs | None = None
     reference: str = "trained model"
     provider: str = CPU
+    float_parts: FloatFacts | None = None
 
     @property
     def passed(self) -> bool:
@@ -183,6 +227,10 @@ class ValidationReport:
                 "mismatching": self.mismatching_integers,
                 "first_difference": None if first is None else first.name,
             }
+        if not math.isfinite(self.golden.worst_logit or 0.0):
+            fields["golden"]["worst_logit"] = None
+        if self.float_parts is not None:
+            fields["float_parts"]["integer_share_of_macs"] = round(self.float_parts.integer_share, 6)
         fields["saturation"] = {
             "possible_without_vnni": self.saturation_possible,
             "applies_to_this_cpu": None

@@ -73,12 +73,13 @@ def quantized_tensors(model: bytes) -> tuple[Tap, ...]:
     )
 
 
-def add_taps(model: bytes, names: Collection[str]) -> bytes:
+def add_taps(model: bytes, names: Collection[str], real: Collection[str] = ()) -> bytes:
     """Return a model with tensors of codes as further outputs, in the given order.
 
     Args:
         model: The serialized ONNX model.
         names: Names of those tensors.
+        real: Those of them that hold real values instead.
     """
     onnx = require_onnx()
     proto = onnx.load_from_string(model)
@@ -87,12 +88,13 @@ def add_taps(model: bytes, names: Collection[str]) -> bytes:
     for name in names:
         if name not in present:
             kind = onnx.TensorProto.INT8 if name in signed else onnx.TensorProto.UINT8
+            kind = onnx.TensorProto.FLOAT if name in real else kind
             proto.graph.output.append(onnx.helper.make_tensor_value_info(name, kind, None))
     serialized: bytes = proto.SerializeToString()
     return serialized
 
 
-def tap_model(model: bytes, provider: str = "cpu") -> TappedModel:
+def tap_model(model: bytes, provider: str = "cpu", products: Collection[str] = ()) -> TappedModel:
     """Make the quantized tensors of a model visible, as far as the optimized graph stays the same.
 
     An output between two operators can forbid a fusion, and then other kernels than the served ones would be compared.
@@ -103,6 +105,7 @@ def tap_model(model: bytes, provider: str = "cpu") -> TappedModel:
     Args:
         model: The serialized ONNX model.
         provider: The execution provider that will run it.
+        products: Names of results of layers that are real values, to be made visible too.
 
     Raises:
         BundleError: If onnxruntime cannot load the model.
@@ -112,7 +115,10 @@ def tap_model(model: bytes, provider: str = "cpu") -> TappedModel:
     plain = _computing_operators(model, provider) if counted else {}
 
     def harmless(taps: tuple[Tap, ...]) -> bool:
-        return not counted or _computing_operators(add_taps(model, [tap.name for tap in taps]), provider) == plain
+        return (
+            not counted
+            or _computing_operators(add_taps(model, [tap.name for tap in taps], products), provider) == plain
+        )
 
     def largest_harmless(kept: tuple[Tap, ...], candidates: tuple[Tap, ...]) -> tuple[Tap, ...]:
         """Add what can be added to `kept`, halving the candidates until single ones are left out."""
@@ -123,13 +129,28 @@ def tap_model(model: bytes, provider: str = "cpu") -> TappedModel:
         middle = len(candidates) // 2
         return largest_harmless(largest_harmless(kept, candidates[:middle]), candidates[middle:])
 
-    everything = quantized_tensors(model)
+    everything = _in_graph_order(model, (*quantized_tensors(model), *_real_results(model, products)))
     kept = largest_harmless((), everything)
     return TappedModel(
-        model=add_taps(model, [tap.name for tap in kept]),
+        model=add_taps(model, [tap.name for tap in kept], products),
         taps=kept,
         hidden=tuple(tap for tap in everything if tap not in kept),
     )
+
+
+def _real_results(model: bytes, names: Collection[str]) -> tuple[Tap, ...]:
+    """Return the results of layers by the operator that multiplies; a bias is added after it."""
+    graph = require_onnx().load_from_string(model).graph
+    made_by = {name: node for node in graph.node for name in node.output}
+    nodes = {name: made_by[name] for name in names if name in made_by}
+    multiplied = {name: made_by.get(node.input[0]) if node.op_type == "Add" else node for name, node in nodes.items()}
+    return tuple(Tap(name, "MatMul" if node is None else str(node.op_type)) for name, node in multiplied.items())
+
+
+def _in_graph_order(model: bytes, taps: tuple[Tap, ...]) -> tuple[Tap, ...]:
+    nodes = require_onnx().load_from_string(model).graph.node
+    order = {name: i for i, node in enumerate(nodes) for name in node.output}
+    return tuple(sorted(taps, key=lambda tap: order[tap.name]))
 
 
 def _holds_codes(node: Any, kind: int | None, types: Any) -> bool:
@@ -151,6 +172,7 @@ def _computing_operators(model: bytes, provider: str) -> dict[str, int]:
     """Count the operators whatever their layout; the greatest of some codes is the same in any."""
     operators = optimized_operators(model, provider)
     operators.pop("Transpose", None)
+    operators.pop("Identity", None)  # of a layer whose result is an output under two names
     pools = operators.pop("NhwcMaxPool", 0) + operators.pop("MaxPool", 0)
     return operators | {"MaxPool": pools}
 

@@ -12,14 +12,15 @@ from PIL import Image
 from cpt_deploy.bundle import Bundle, OnnxRuntimeModel
 from cpt_deploy.bundle.processor import read_cpu
 from cpt_deploy.bundle.providers import keeps_operators, provider_name
-from cpt_deploy.errors import DataError, UsageError
+from cpt_deploy.errors import BundleError, DataError, UsageError
+from cpt_deploy.validation.comparison import IntegerComparison
 from cpt_deploy.validation.constants import compare_constants
 from cpt_deploy.validation.formats import load_formats, program_files
 from cpt_deploy.validation.gate import judge
 from cpt_deploy.validation.integer_model import BundledIntegerModel, IntegerModel
 from cpt_deploy.validation.measuring import Inputs, Labels, Subject, TrainedModel, ValidationReporter, measure
 from cpt_deploy.validation.operators import float_operators, optimized_operators
-from cpt_deploy.validation.report import DatasetFacts, Gate, GoldenFacts, GraphFacts, ValidationReport
+from cpt_deploy.validation.report import DatasetFacts, FloatFacts, Gate, GoldenFacts, GraphFacts, ValidationReport
 from cpt_deploy.validation.saturation import bundle_portability, bundle_saturation
 from cpt_deploy.validation.software import software_versions
 from cpt_deploy.validation.taps import tap_model
@@ -82,7 +83,8 @@ def validate(  # noqa: PLR0913  what is measured, on what, and what it has to fu
     On the same samples, preprocessed as the bundle says, run: the trained model (if given), the integer executor,
     onnxruntime as it serves and with its optimizations off, and each further format of the bundle. Compared are
     accuracies, logits, and every integer of every quantized tensor between the executor and onnxruntime; and, without
-    running anything, the constants of model.onnx with those of the integer graph.
+    running anything, the constants of model.onnx with those of the integer graph. Where parts of a network compute in
+    float, the executor computes each stretch of integers from the codes that onnxruntime had at its entry.
 
     Args:
         bundle: The bundle.
@@ -124,7 +126,7 @@ def validate(  # noqa: PLR0913  what is measured, on what, and what it has to fu
             runtimes=measured.runtimes.runtimes(),
             comparisons=measured.runtimes.comparisons(),
             tensors=None if measured.integers is None else measured.integers.results(),
-            golden=GoldenFacts(check.values, check.mismatches, check.worst_codes),
+            golden=GoldenFacts(check.values, check.mismatches, check.worst_codes, check.tolerance, check.worst_logit),
             graph=_graph_facts(bundle, provider),
             saturation=bundle_saturation(bundle),
             cpu=read_cpu(),
@@ -138,8 +140,27 @@ def validate(  # noqa: PLR0913  what is measured, on what, and what it has to fu
             logit_pairs=measured.logit_pairs,
             reference="float model" if bundle.calibrated else "trained model",
             provider=provider_name(provider),
+            float_parts=_float_facts(bundle, measured.own_way),
         )
     )
+
+
+def _float_facts(bundle: Bundle, own_way: IntegerComparison | None) -> FloatFacts | None:
+    parts = bundle.float_parts
+    if parts is None:
+        return None
+    try:
+        return FloatFacts(
+            {str(name): int(count) for name, count in parts["operators"].items()},
+            int(parts["integer_macs"]),
+            int(parts["float_macs"]),
+            None if own_way is None else own_way.results(),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise BundleError(
+            f"Expected quantization.json of {bundle.path} to describe its float parts, but got: {error!r}",
+            hint="export the bundle again",
+        ) from error
 
 
 def _check_arguments(
@@ -210,14 +231,18 @@ def _subject(
     if not keeps_operators(provider):
         notes.append(f"the {provider_name(provider)} compiles the graph: its operators cannot be listed")
     look_inside = integer_model is not None and (with_onnx or gate.require_exact)
+    executor = BundledIntegerModel(bundle) if integer_model == "bundled" else integer_model
+    follower = executor if isinstance(executor, BundledIntegerModel) and bundle.float_parts is not None else None
+    products = () if follower is None else follower.products
     subject = Subject(
         served=OnnxRuntimeModel(bundle.onnx_path, threads=None, provider=provider),
         unoptimized=OnnxRuntimeModel(bundle.onnx_path, threads=None, optimize=False, provider=provider),
         trained=trained,
-        executor=BundledIntegerModel(bundle) if integer_model == "bundled" else integer_model,
-        tapped=tap_model(bundle.onnx_path.read_bytes(), provider) if look_inside else None,
+        executor=executor,
+        tapped=tap_model(bundle.onnx_path.read_bytes(), provider, products) if look_inside else None,
         formats=load_formats(bundle) if with_torch or gate.require_exact else {},
         provider=provider,
+        follower=follower,
     )
     return subject, notes
 

@@ -80,7 +80,7 @@ def to_png(image: Image.Image) -> bytes:
 
 def list_samples(bundle: Bundle) -> list[Sample]:
     """Return the golden inputs with their classes, in their order."""
-    best = bundle.golden.logit_codes.argmax(axis=1)
+    best = bundle.golden.logits.argmax(axis=1)
     return [Sample(index, bundle.labels[label]) for index, label in enumerate(best)]
 
 

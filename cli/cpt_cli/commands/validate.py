@@ -15,6 +15,7 @@ from cpt_deploy.errors import MissingExtraError, UsageError, ValidationFailedErr
 if TYPE_CHECKING:
     from cpt_deploy.bundle import Bundle
     from cpt_deploy.validation import ValidationReport
+    from cpt_deploy.validation.report import FloatFacts
 
 VALIDATION_PAGE = "validation.html"
 
@@ -64,6 +65,7 @@ def validate(  # noqa: PLR0913, PLR0917  the options are its parameters
     """Measure a bundle before it is served: accuracy and integers of trained model, integer executor and onnxruntime.
 
     On another execution provider than cpu integers may differ: how many do is measured, and fails only on request.
+    Where parts of a network compute in float, integers are computed from the codes that onnxruntime had before them.
     Of a language model perplexity is measured on the test text, and --max-drop is percent of it.
 
     The evidence becomes validation.json and a page, validation.html, in the bundle and a table in its model card. The
@@ -116,13 +118,13 @@ def _check_golden(bundle: "Bundle", provider: str, *, require_exact: bool) -> No
     constants = compare_constants(bundle) if find_spec("onnx") is not None else None
     check = OnnxRuntimeModel(bundle.onnx_path, provider=provider).reproduce_golden(bundle.golden)
     reasons = constant_reasons(constants)
-    if require_exact and not check.exact:
-        reasons.append(f"{check.mismatches} of {check.values} codes of the golden sample were not reproduced")
+    if require_exact and not check.reproduced:
+        reasons.append(f"{check.mismatches} of {check.values} {check.what} of the golden sample were not reproduced")
     passed = not reasons
     held = "" if constants is None or constants.differences else f", {constants.compared:,} constants are as exported"
     out.line(
-        f"{'passed' if passed else 'FAILED'}: {check.values - check.mismatches} of {check.values} output codes of the "
-        f"golden sample are reproduced by onnxruntime, checksums hold{held}"
+        f"{'passed' if passed else 'FAILED'}: {check.values - check.mismatches} of {check.values} {check.what} of "
+        f"the golden sample are reproduced by onnxruntime, checksums hold{held}"
     )
     portable = _show_portability(bundle)
     out.result({"passed": passed, "bundle": bundle.path, "golden": check, "constants": constants, **portable})
@@ -233,10 +235,14 @@ def show_report(report: "ValidationReport") -> None:
             f"{report.compared_integers - report.mismatching_integers:,} of {report.compared_integers:,} in "
             f"{len(report.tensors)} tensors are the same"
         )
+    if report.tensors is not None and report.float_parts is not None:
+        integers += ", each from the codes that onnxruntime had at its entry"
     facts = {
         "integers": integers + (f", first difference in {differing.name}" if differing else ""),
-        "golden sample": f"{golden.values - golden.mismatches} of {golden.values} codes reproduced",
+        "golden sample": f"{golden.values - golden.mismatches} of {golden.values} {golden.what} reproduced",
     }
+    if report.float_parts is not None:
+        facts |= _float_lines(report.float_parts)
     facts |= {
         f"logits of {FORMATS[pair.first].file}": f"{pair.other_logits or 'none'} differ from onnxruntime's"
         for pair in report.comparisons
@@ -255,6 +261,18 @@ def show_report(report: "ValidationReport") -> None:
         facts["accuracy lost"] = f"{report.drop:.2f} points from {report.reference} to onnxruntime"
     facts[WITHOUT_VNNI] = saturation_line(report.saturation, report.portability, saturates_here=report.cpu.saturates)
     out.fields("passed" if report.passed else "FAILED", facts)
+
+
+def _float_lines(floats: "FloatFacts") -> dict[str, str]:
+    """Return what is said of the parts of a network that compute in float."""
+    lines = {
+        "on integers": f"{formats.share(floats.integer_share)} of the multiply-accumulates",
+        "in float": ", ".join(f"{count} {name}" for name, count in floats.operators.items()) or "movements only",
+    }
+    if floats.other_codes is not None:
+        differing, codes = floats.other_codes
+        lines["executor on its own way"] = f"{differing:,} of {codes:,} codes differ, which is not judged"
+    return lines
 
 
 def _accuracy_cells(name: str, report: "ValidationReport") -> tuple[str, ...]:

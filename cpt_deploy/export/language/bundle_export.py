@@ -19,6 +19,7 @@ from cpt_deploy.bundle.language import (
 from cpt_deploy.bundle.tokenization import Tokenizer
 from cpt_deploy.errors import BundleError
 from cpt_deploy.export.bundle_export import TRAINED, digest
+from cpt_deploy.export.golden import golden_tolerance
 from cpt_deploy.export.language.graph import OPSET
 from cpt_deploy.export.language.lstm_onnx import lstm_manifest, write_lstm_onnx
 from cpt_deploy.freezing.language import IntegerLstm, freeze_lstm
@@ -26,11 +27,6 @@ from cpt_deploy.quantization.cycling import WeightBits
 from cpt_deploy.quantization.language import QuantizedLanguageModel
 
 GOLDEN_ROWS, GOLDEN_TOKENS = 4, 16
-
-_TOLERATED = 10.0
-"""By how much more than at export the golden logits may differ elsewhere."""
-_LEAST_TOLERANCE = 1e-5
-"""Of the greatest logit: a few last places of float32, where nothing differed at export."""
 
 
 @dataclass(frozen=True)
@@ -127,8 +123,7 @@ def golden_tokens(model: IntegerLstm, onnx: bytes, text: npt.NDArray[np.integer[
     tokens = np.ascontiguousarray(text[: rows * count], np.int64).reshape(rows, count)
     logits = np.ascontiguousarray(model.run(tokens)[0][:, -1])
     served = LanguageModel(onnx, lstm_manifest(model)).run(tokens)[0][:, -1]
-    differing = float(np.abs(served - logits).max())
-    return GoldenText(tokens, logits, max(_TOLERATED * differing, _LEAST_TOLERANCE * float(np.abs(logits).max())))
+    return GoldenText(tokens, logits, golden_tolerance(logits, served))
 
 
 def describe_language_quantization(model: IntegerLstm) -> dict[str, Any]:

@@ -27,11 +27,12 @@ def load_model(bundle: Bundle, settings: ServeSettings) -> OnnxRuntimeModel:
     if settings.golden == "off":
         return model
     check = model.reproduce_golden(bundle.golden)
-    if check.exact or (settings.golden == "labels" and check.same_labels):
+    if check.reproduced or (settings.golden == "labels" and check.same_labels):
         return model
+    how_far = f"{check.worst_codes} codes" if check.tolerance is None else f"{check.worst_logit:.3g}"
     raise ValidationFailedError(
-        f"Expected {bundle.name} to reproduce its golden sample, but {check.mismatches} of {check.values} codes differ "
-        f"(by up to {check.worst_codes}) and the top classes {'agree' if check.same_labels else 'differ'}",
+        f"Expected {bundle.name} to reproduce its golden sample, but {check.mismatches} of {check.values} {check.what} "
+        f"differ, by up to {how_far}, and the top classes {'agree' if check.same_labels else 'differ'}",
         hint="other instruction sets and providers may round differently: `cpt validate` measures it, "
         "the setting golden=labels accepts it",
     )

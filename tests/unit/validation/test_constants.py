@@ -15,7 +15,7 @@ from onnx import numpy_helper
 from cpt_deploy.bundle import BundleContents, Preprocessing, write_bundle
 from cpt_deploy.errors import BundleError
 from cpt_deploy.export import write_onnx
-from cpt_deploy.export.bundle_export import golden_sample
+from cpt_deploy.export.golden import golden_sample
 from cpt_deploy.freezing.graph import Add, Convolution, FullyConnected, GlobalAverage, IntegerGraph, Reshape, to_dict
 from cpt_deploy.freezing.graph import QuantizedTensor as Q
 from cpt_deploy.validation import compare_constants, constant_reasons
@@ -62,17 +62,18 @@ def make_graph(*, channels=3, size=8, stride=1, pad=1, kernel=3, bits=8, shift=0
 def write(path: Path, graph: IntegerGraph):
     channels, height, width = graph.tensors["x"].shape
     description, arrays = to_dict(graph)
+    model = write_onnx(graph)
     return write_bundle(
         path,
         contents=BundleContents(
             name="network",
-            onnx=write_onnx(graph),
+            onnx=model,
             tensors=arrays,
             graph=description,
             quantization={},
             labels=("zero", "one", "two"),
             preprocessing=Preprocessing(channels, (height, width), mean=(0.5,) * channels, std=(0.25,) * channels),
-            golden=golden_sample(graph, torch.zeros(1, channels, height, width)),
+            golden=golden_sample(graph, torch.zeros(1, channels, height, width), model),
             architecture="test",
         ),
     )

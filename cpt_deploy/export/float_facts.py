@@ -1,0 +1,30 @@
+"""What a bundle says of the parts of its network that compute in float."""
+
+from typing import Any
+
+from cpt_deploy.freezing.float_costs import FloatCosts
+
+_NOTE = (
+    "The layers under weights run on integers. The operators here run in float32 between them: their inputs are "
+    "dequantized, and their results are quantized at the entry of the next layer. In graph they are PyTorch's."
+)
+
+
+def describe_floats(floats: FloatCosts) -> dict[str, Any]:
+    """Return what `quantization.json` says of them under `float_parts`."""
+    return {
+        "operators": floats.operators,
+        "integer_macs": floats.integer_macs,
+        "float_macs": floats.float_macs,
+        "integer_share_of_macs": round(floats.integer_share, 6),
+        "note": _NOTE,
+    }
+
+
+def float_facts(floats: FloatCosts) -> dict[str, str]:
+    """Return the lines of `config.json` and the model card."""
+    return {
+        "computed_in_float": ", ".join(f"{count} {name}" for name, count in floats.operators.items())
+        or "movements only",
+        "MACs_on_integers": f"{100 * floats.integer_share:.4g} %",
+    }
