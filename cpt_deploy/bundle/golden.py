@@ -171,7 +171,7 @@ class GoldenCheck:
 
 def compared_values(tolerance: float | None) -> str:
     """Return what a golden sample consists of, for messages."""
-    return "codes" if tolerance is None else f"logits (±{tolerance:.2g})"
+    return "output codes" if tolerance is None else f"logits (±{tolerance:.2g})"
 
 
 def compare_golden(golden: Golden, logits: npt.NDArray[np.float32]) -> GoldenCheck:

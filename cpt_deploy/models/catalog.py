@@ -54,8 +54,9 @@ def build_model(
     """Build a model with fresh weights and make sure that it maps such images to such logits.
 
     Args:
-        name: One of `model_names`, "timm/" and the name of one of timm's models, or an import path "module:factory" of a class or function that returns a module;
-            it gets those of `num_classes`, `in_channels` and `input_size` that it has parameters for.
+        name: One of `model_names`, "timm/" and the name of one of timm's models, or an import path "module:factory"
+            of a class or function that returns a module; it gets those of `num_classes`, `in_channels` and `input_size`
+            that it has parameters for.
         num_classes: Number of logits.
         in_channels: Channels of the images.
         input_size: Height and width of the images, in pixels.

@@ -20,9 +20,7 @@ def timm_names(pattern: str = "*") -> list[str]:
     return fnmatch.filter(_timm().list_models(), pattern)
 
 
-def build_timm(
-    name: str, *, num_classes: int, in_channels: int, input_size: tuple[int, int], **args: Any
-) -> nn.Module:
+def build_timm(name: str, *, num_classes: int, in_channels: int, input_size: tuple[int, int], **args: Any) -> nn.Module:
     """Build a timm model with fresh weights.
 
     Args:

@@ -124,6 +124,12 @@ def server(bundle: Path, workspace: Path) -> Iterator[str]:
     assert rest == ""
 
 
+@pytest.fixture(scope="session")
+def ready() -> Callable[[str, subprocess.Popen[str]], None]:
+    """Waits until a server at an address is ready."""
+    return wait_until_ready
+
+
 def wait_until_ready(url: str, process: subprocess.Popen[str]) -> None:
     """Ask until the server is ready, at most for half a minute."""
     for _ in range(300):

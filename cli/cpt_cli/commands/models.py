@@ -44,6 +44,7 @@ def models(
     out.table(("model", "parameters", "MACs", "input", "classes"), [_cells(row) for row in rows])
     if not pattern:
         out.note(f"and {len(model_names()) - len(names)} of torchvision: cpt models 'torchvision/*'")
+        out.note("and those of timm where it is installed: cpt models 'timm/*convnext*'")
     out.result({"models": rows})
 
 

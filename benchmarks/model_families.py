@@ -1,0 +1,308 @@
+"""Families of networks, with random weights: prepare, one training step, freeze, ONNX, onnxruntime.
+
+The table says for each network whether it converts, what of it stays in float and what share of its
+multiply-accumulates runs on integers, and how many integers differ between the executor and onnxruntime. Where parts
+compute in float, each stretch of integers is computed from the codes that onnxruntime had at its entry.
+
+    python benchmarks/model_families.py [--networks resnet18 timm/levit_128s]
+
+timm and transformers have to be installed: `pip install timm transformers`.
+"""
+
+import argparse
+import importlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from measuring import RESULTS, machine, machine_line, markdown_table, write_results
+from torch import Tensor, nn
+
+from cpt_deploy.bundle.sessions import open_session
+from cpt_deploy.errors import ConversionError
+from cpt_deploy.export import write_onnx
+from cpt_deploy.freezing import IntegerExecutor, IntegerGraph, freeze
+from cpt_deploy.freezing.float_costs import float_costs
+from cpt_deploy.freezing.graph import FullyConnected, Quantize
+from cpt_deploy.models import build_model
+from cpt_deploy.quantization import QuantizationConfig, QuantizedModel, prepare, settle
+from cpt_deploy.validation.operators import float_operators
+from cpt_deploy.validation.taps import tap_model
+
+CLASSES = 10
+TOKENS, LENGTH = 100, 16
+
+IMAGES = [
+    "torchvision/resnet18", "torchvision/mobilenet_v2", "torchvision/mobilenet_v3_small",
+    "torchvision/efficientnet_b0", "torchvision/efficientnet_v2_s", "torchvision/regnet_y_400mf",
+    "torchvision/densenet121", "torchvision/vgg11_bn", "torchvision/vit_b_32", "torchvision/swin_t",
+    "torchvision/swin_v2_t", "torchvision/convnext_tiny", "torchvision/maxvit_t", "timm/resnet10t",
+    "timm/mobilenetv4_conv_small", "timm/efficientnet_lite0", "timm/regnetz_005", "timm/repvgg_a0",
+    "timm/convnext_atto", "timm/vit_tiny_patch16_224", "timm/deit_tiny_patch16_224", "timm/mixer_s32_224",
+    "timm/gmlp_ti16_224", "timm/levit_128s", "timm/efficientformer_l1", "timm/mobilevit_xxs", "timm/poolformer_s12",
+    "timm/pvt_v2_b0", "timm/ghostnet_100", "timm/fastvit_t8", "timm/xcit_nano_12_p16_224", "timm/resnetv2_50",
+]  # fmt: skip
+"""Classifiers of images, as `model.name` names them."""
+
+SIZES = {"torchvision/maxvit_t": 224, "timm/efficientformer_l1": 224, "timm/levit_128s": 224, "timm/gmlp_ti16_224": 224}
+"""Height and width of the images, where 64 does not do."""
+
+
+class Result(nn.Module):
+    """A network that returns one entry of the dictionary that another one returns."""
+
+    def __init__(self, network: nn.Module, key: str) -> None:
+        super().__init__()
+        self.network, self.key = network, key
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the entry."""
+        result: Tensor = self.network(x)[self.key]
+        return result
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network to take through the whole path.
+
+    Args:
+        name: Its name in the table.
+        make: Builds it, with random weights.
+        shape: Shape of one input.
+        tokens: Whether inputs are token ids rather than images.
+    """
+
+    name: str
+    make: Callable[[], nn.Module]
+    shape: tuple[int, ...]
+    tokens: bool = False
+
+    def inputs(self, count: int) -> Tensor:
+        """Return random inputs: token ids, or smooth images with some noise."""
+        if self.tokens:
+            return torch.randint(0, TOKENS, (count, *self.shape))
+        coarse = torch.randn(count, 3, 8, 8)
+        smooth = nn.functional.interpolate(coarse, size=self.shape[1:], mode="bilinear")
+        return smooth + 0.2 * torch.randn(count, *self.shape)
+
+
+def image_network(name: str, size: int | None = None, classes: int = CLASSES) -> Network:
+    """Return a classifier of images by its name."""
+    side = size or SIZES.get(name, 64)
+    return Network(
+        name,
+        lambda: build_model(name, num_classes=classes, in_channels=3, input_size=(side, side)),
+        (3, side, side),
+    )
+
+
+def other_networks() -> list[Network]:
+    """Return what is no classifier of images: bodies of detectors and of segmentation, and classifiers of text."""
+    from torchvision.models import detection, segmentation
+
+    small = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
+    distil = {"dim": 64, "n_layers": 2, "n_heads": 2, "hidden_dim": 128}
+
+    def segmenter(name: str) -> nn.Module:
+        return segmentation.__dict__[name](weights=None, weights_backbone=None, num_classes=CLASSES)  # type: ignore[no-any-return]
+
+    def detector() -> nn.Module:
+        return detection.fasterrcnn_mobilenet_v3_large_fpn(weights=None, weights_backbone=None, num_classes=CLASSES)
+
+    image = (3, 64, 64)
+    return [
+        Network("fcn_resnet50, its body", lambda: Result(segmenter("fcn_resnet50").backbone, "out"), image),
+        Network("fcn_resnet50", lambda: Result(segmenter("fcn_resnet50"), "out"), image),
+        Network(
+            "deeplabv3_mobilenet_v3_large", lambda: Result(segmenter("deeplabv3_mobilenet_v3_large"), "out"), image
+        ),
+        Network("fasterrcnn_mobilenet_v3_large_fpn, its body", lambda: Result(detector().backbone.body, "1"), image),
+        Network("fasterrcnn_mobilenet_v3_large_fpn, with its FPN", lambda: Result(detector().backbone, "0"), image),
+        Network("fasterrcnn_mobilenet_v3_large_fpn", detector, image),
+        text_network("Bert", **small),
+        text_network("DistilBert", **distil),
+        text_network("Roberta", pad_token_id=0, **small),
+        text_network("Albert", embedding_size=32, **small),
+        text_network("Electra", embedding_size=32, **small),
+        text_network("GPT2", n_embd=64, n_layer=2, n_head=2, pad_token_id=0),
+    ]
+
+
+def text_network(kind: str, **settings: Any) -> Network:
+    """Return a classifier of text of transformers, from a configuration of its own."""
+
+    def make() -> nn.Module:
+        transformers = importlib.import_module("transformers")
+        config = getattr(transformers, f"{kind}Config")(vocab_size=TOKENS, num_labels=CLASSES, **settings)
+        network: nn.Module = getattr(transformers, f"{kind}ForSequenceClassification")(config)
+        return network
+
+    return Network(f"transformers/{kind}ForSequenceClassification", make, (LENGTH,), tokens=True)
+
+
+def training_step(model: QuantizedModel, network: Network) -> float:
+    """Take one SGD step at 3 bits and return the loss."""
+    model.train().set_bits(3, 8)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    results = model(network.inputs(4))
+    loss = nn.functional.cross_entropy(results, torch.arange(results[:, 0].numel()).reshape(results[:, 0].shape) % 3)
+    loss.backward()
+    optimizer.step()
+    return float(loss.detach())
+
+
+@dataclass(frozen=True)
+class Differences:
+    """Integers of the executor against onnxruntime's.
+
+    Args:
+        integers: How many were compared, computed from onnxruntime's codes at each entry.
+        differing: How many differ.
+        hidden: Tensors that could not be looked at without changing what onnxruntime runs.
+        codes: How many codes the executor computed on its own way.
+        other_codes: How many of them differ.
+        logits: The greatest difference of a result, relative to the greatest result.
+    """
+
+    integers: int
+    differing: int
+    hidden: int
+    codes: int
+    other_codes: int
+    logits: float
+
+
+def count_differences(graph: IntegerGraph, model: bytes, x: Tensor) -> Differences:
+    """Compare the executor with onnxruntime on inputs."""
+    entries = [operation.output for operation in graph.operations if isinstance(operation, Quantize)]
+    layers = [o.output for o in graph.weighted() if isinstance(o, FullyConnected) and o.output not in graph.tensors]
+    tapped = tap_model(model, products=layers)
+    names = ["logits", *(tap.name for tap in tapped.taps)]
+    session = open_session(tapped.model)
+    got = dict(zip(names, session.run(names, {session.get_inputs()[0].name: x.numpy()}), strict=True))
+    executor = IntegerExecutor(graph)
+    given = {name: torch.from_numpy(got[name]) for name in entries if name in got}
+    followed, own = (executor.trace(x, codes) for codes in (given, None))
+    compared = [name for name in names if name in followed and name not in given]
+    codes = [name for name in names if name in graph.tensors]
+    with torch.no_grad():
+        expected = executor(x).numpy()
+    return Differences(
+        integers=sum(got[name].size for name in compared),
+        differing=sum(_other(got[name], followed[name]) for name in compared),
+        hidden=len(tapped.hidden),
+        codes=sum(got[name].size for name in codes),
+        other_codes=sum(_other(got[name], own[name]) for name in codes),
+        logits=float(np.abs(got["logits"] - expected).max() / np.abs(expected).max()),
+    )
+
+
+def _other(got: Any, expected: Tensor) -> int:
+    return int((got != expected.numpy()).sum())
+
+
+@dataclass(frozen=True)
+class Converted:
+    """A network after one training step, frozen and written.
+
+    Args:
+        model: The trained model.
+        graph: The frozen graph.
+        onnx: The ONNX file.
+        loss: Loss of the training step.
+    """
+
+    model: QuantizedModel
+    graph: IntegerGraph
+    onnx: bytes
+    loss: float
+
+
+def convert(network: Network) -> Converted:
+    """Take a network from float to ONNX.
+
+    Raises:
+        ConversionError: If it cannot be prepared, frozen or written.
+    """
+    torch.manual_seed(0)
+    dtype = torch.int64 if network.tokens else torch.float32
+    model = prepare(network.make(), QuantizationConfig(), network.shape, input_dtype=dtype)
+    loss = training_step(model, network)
+    settle(model, [network.inputs(4) for _ in range(2)])
+    graph = freeze(model.eval())
+    return Converted(model, graph, write_onnx(graph), loss)
+
+
+def measure(network: Network) -> dict[str, Any]:
+    """Take one network through the whole path."""
+    try:
+        converted = convert(network)
+    except ConversionError as error:
+        return {"network": network.name, "converts": False, "reason": str(error)}
+    graph, costs = converted.graph, float_costs(converted.graph)
+    found = count_differences(graph, converted.onnx, network.inputs(2))
+    return {
+        "network": network.name,
+        "converts": True,
+        "input": list(network.shape),
+        "loss": converted.loss,
+        "layers": len(graph.weighted()),
+        "float_operators": costs.operators,
+        "float_operators_in_onnxruntime": float_operators(converted.onnx),
+        "integer_share_of_macs": costs.integer_share,
+        **found.__dict__,
+    }
+
+
+def row(result: dict[str, Any]) -> list[str]:
+    """Return a result as a row of the table."""
+    if not result["converts"]:
+        return [result["network"], "no", result["reason"], "", "", ""]
+    floats = ", ".join(f"{count} {name}" for name, count in result["float_operators"].items())
+    return [
+        result["network"],
+        "in parts" if floats else "fully",
+        floats or "none",
+        f"{100 * result['integer_share_of_macs']:.1f} %",
+        f"{result['differing']} of {result['integers']:,}",
+        f"{result['other_codes']:,} of {result['codes']:,}" if floats else "",
+    ]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure the networks and write the results, after each one, so that a run can be stopped and gone on with."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--networks", nargs="+", help="Parts of names: only these, beside the results that are there.")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    chosen = parser.parse_args(arguments)
+    networks = [*(image_network(name) for name in IMAGES), *other_networks()]
+    order = [network.name for network in networks]
+    file = chosen.results / "model_families.json"
+    kept = json.loads(file.read_text())["results"] if chosen.networks and file.exists() else []
+    results = {result["network"]: result for result in kept if result["network"] in order}
+    for network in networks:
+        if chosen.networks is None or any(part in network.name for part in chosen.networks):
+            results[network.name] = measure(network)
+            write(sorted(results.values(), key=lambda result: order.index(result["network"])), chosen.results)
+
+
+def write(results: Sequence[dict[str, Any]], folder: Path) -> None:
+    """Write the results and their table."""
+    assert np.isfinite([result["loss"] for result in results if result["converts"]]).all()
+    header = ["network", "converts", "in float", "MACs on integers", "differing integers", "codes on its own way"]
+    info = machine()
+    table = (
+        "Networks with random weights after one CPT step, on two random inputs "
+        "(`python benchmarks/model_families.py`)\n\n"
+        + markdown_table(header, [row(result) for result in results])
+        + f"\n\n{machine_line(info)}"
+    )
+    write_results("model_families", {"machine": info, "results": list(results)}, table, folder)
+
+
+if __name__ == "__main__":
+    main()

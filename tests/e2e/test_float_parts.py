@@ -1,0 +1,68 @@
+"""A vision transformer, whose attention and LayerNorm stay in float, from training to a prediction over HTTP."""
+
+import json
+import shutil
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from cpt_deploy.bundle import Bundle
+
+MODULE = """
+from torch import nn
+from torchvision.models.vision_transformer import VisionTransformer
+
+
+def build(num_classes, in_channels, input_size):
+    network = VisionTransformer(input_size[0], 4, 1, 2, 16, 32, num_classes=num_classes)
+    network.conv_proj = nn.Conv2d(in_channels, 16, 4, stride=4)
+    return network
+"""
+
+
+@pytest.fixture(scope="module")
+def transformer(cpt, workspace: Path) -> Path:
+    """The bundle of a short run."""
+    (workspace / "tiny_transformer.py").write_text(MODULE)
+    settings = ("model.name=tiny_transformer:build", "optimizer.lr=0.05", "precision.cycles=2")
+    cpt("train", "digits-quickstart", *settings, "--epochs", 3, "--out", "runs/vit", "--quiet")
+    done = cpt("export", "runs/vit", "--bits", 8, "--quiet")
+    return workspace / done.stdout.strip()
+
+
+def test_validation_follows_the_integers_and_says_what_is_in_float(cpt, transformer):
+    report = json.loads(cpt("validate", transformer, "--data", "digits", "--json").stdout)
+    assert report["passed"]
+    assert report["integers"]["mismatching"] == 0
+    assert report["integers"]["compared"] > 100_000
+    assert {runtime["name"] for runtime in report["runtimes"]} >= {"trained", "executor", "onnxruntime"}
+    assert report["float_parts"]["operators"]["layer_norm"] == 3
+    assert 0.5 < report["float_parts"]["integer_share_of_macs"] < 1
+    shown = cpt("validate", transformer, "--data", "digits", "--limit", 20).stdout
+    assert "3 layer_norm" in shown
+    assert "on its own way" in shown
+    assert "What is computed in float" in (transformer / "validation.html").read_text()
+    assert "| computed in float |" in (transformer / "README.md").read_text()
+    assert "logits (±" in cpt("validate", transformer).stdout
+
+
+def test_it_is_served_and_predicts(start, ready, transformer, digits):
+    process = start("serve", transformer, "--port", 0, "--json", "--require-evidence")
+    try:
+        url = json.loads(process.stdout.readline())["url"]
+        ready(url, process)
+        request = urllib.request.Request(f"{url}/predict", digits[0].read_bytes(), {"Content-Type": "image/png"})
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            predictions = json.load(answer)["predictions"]
+        assert {entry["label"] for entry in predictions[0]} <= set(Bundle.open(transformer).labels)
+    finally:
+        process.terminate()
+        process.communicate(timeout=30)
+    assert process.returncode == 0
+
+
+def test_a_server_refuses_other_logits_than_at_export(cpt, transformer, tmp_path):
+    copy = Path(shutil.copytree(transformer, tmp_path / "copy"))
+    (copy / "golden.safetensors").write_bytes(b"other")
+    assert "golden.safetensors" in cpt("serve", copy, "--port", 0, code=5).stderr

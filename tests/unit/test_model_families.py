@@ -1,0 +1,82 @@
+"""Some families of networks from float to onnxruntime, as `benchmarks/model_families.py` takes all of them."""
+
+import importlib
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from torch import Tensor, nn
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture
+def families(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module("model_families")
+
+
+def needs(package: str) -> pytest.MarkDecorator:
+    return pytest.mark.skipif(find_spec(package) is None, reason=f"needs {package}: pip install {package}")
+
+
+def check(result: dict[str, Any]) -> None:
+    assert result["converts"], result
+    assert result["differing"] == 0
+    assert result["hidden"] == 0
+    assert result["integers"] > 1000
+    assert result["logits"] < 0.05
+
+
+def test_a_network_of_convolutions_converts_fully(families):
+    result = families.measure(families.image_network("torchvision/mobilenet_v3_small", 32))
+    check(result)
+    assert result["float_operators"] == {}
+    assert result["integer_share_of_macs"] == 1
+    assert families.row(result)[1:3] == ["fully", "none"]
+
+
+@needs("timm")
+@pytest.mark.parametrize(("name", "operator"), [("timm/resnet10t", None), ("timm/convnext_atto", "layer_norm")])
+def test_networks_of_timm_convert_by_their_names(families, name, operator):
+    result = families.measure(families.image_network(name, 32))
+    check(result)
+    assert operator is None or result["float_operators"][operator] > 0
+
+
+@needs("transformers")
+def test_a_classifier_of_text_keeps_its_attention_in_float(families):
+    small = {"dim": 16, "n_layers": 1, "n_heads": 2, "hidden_dim": 32}
+    result = families.measure(families.text_network("DistilBert", **small))
+    check(result)
+    assert result["float_operators"]["scaled_dot_product_attention"] == 1
+    assert 0.5 < result["integer_share_of_macs"] < 1
+
+
+def test_what_is_refused_is_said(families):
+    class Branches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(3, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            pooled: Tensor = self.layer(x.mean((2, 3)))
+            return pooled if pooled.sum() > 0 else -pooled
+
+    result = families.measure(families.Network("branches", Branches, (3, 8, 8)))
+    assert not result["converts"]
+    assert families.row(result)[1] == "no"
+    assert "depends on values" in result["reason"]
+
+
+def test_a_run_adds_to_the_results_that_are_there(families, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(
+        families, "measure", lambda network: {"network": network.name, "converts": False, "reason": "x"}
+    )
+    families.main(["--networks", "resnet18", "--results", str(tmp_path)])
+    families.main(["--networks", "mobilenet_v2", "--results", str(tmp_path)])
+    table = (tmp_path / "model_families.md").read_text()
+    assert table.index("torchvision/resnet18") < table.index("torchvision/mobilenet_v2")
+    assert "mobilenet_v2" in capsys.readouterr().out

@@ -1,0 +1,230 @@
+"""A bundle whose network computes in float between its layers: exported, tampered with, validated in onnxruntime."""
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+from torch import nn
+from torchvision.models.vision_transformer import VisionTransformer
+
+from cpt_deploy.bundle import Bundle, GoldenLogits, OnnxRuntimeModel, Preprocessing, compare_golden, read_golden
+from cpt_deploy.errors import BundleError
+from cpt_deploy.export import ModelIdentity, export_bundle
+from cpt_deploy.quantization import QuantizationConfig, QuantizedModel, prepare, settle
+from cpt_deploy.report import render_validation_page
+from cpt_deploy.validation import compare_constants, validate
+from cpt_deploy.validation.comparison import IntegerComparison
+from cpt_deploy.validation.integer_model import BundledIntegerModel
+from cpt_deploy.validation.taps import Tap, tap_model
+
+LABELS = ("zero", "one", "two")
+SHAPE = (1, 8, 8)
+IDENTITY = ModelIdentity("hybrid", "test", LABELS, Preprocessing(1, (8, 8), mean=(0.5,), std=(0.25,)))
+
+
+def transformer() -> nn.Module:
+    network = VisionTransformer(8, 4, 1, 2, 16, 32, num_classes=3)
+    network.conv_proj = nn.Conv2d(1, 16, 4, stride=4)
+    nn.init.normal_(network.heads.head.weight)  # type: ignore[union-attr]
+    return network
+
+
+def prepared() -> QuantizedModel:
+    torch.manual_seed(0)
+    model = prepare(transformer(), QuantizationConfig(), SHAPE)
+    for parameter in model.parameters():
+        parameter.data.add_(0.02 * torch.randn_like(parameter))
+    settle(model, [torch.randn(64, *SHAPE)])
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def trained() -> QuantizedModel:
+    return prepared()
+
+
+@pytest.fixture(scope="module")
+def hybrid(trained: QuantizedModel, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    path = tmp_path_factory.mktemp("hybrid") / "bundle"
+    return export_bundle(trained, path, IDENTITY, torch.randn(4, *SHAPE), formats=["torchscript", "pt2"])
+
+
+@pytest.fixture(scope="module")
+def report(hybrid: Bundle, trained: QuantizedModel, images):
+    def run(inputs: np.ndarray) -> np.ndarray:
+        with torch.no_grad():
+            return trained(torch.from_numpy(inputs)).numpy()
+
+    return validate(hybrid, images, trained=run, max_drop=2.0, require_exact=True)
+
+
+def test_every_integer_is_recomputed_from_the_codes_at_its_entry(report, hybrid):
+    assert report.passed, report.reasons
+    assert report.mismatching_integers == 0
+    compared = {tensor.name: tensor.values for tensor in report.tensors}
+    entries = BundledIntegerModel(hybrid).entries
+    # the convolution's codes, and the results of the four Linear layers of a block and of the head
+    assert len(compared) == 6
+    assert not set(compared) & set(entries)
+    tokens, samples = 5, 150
+    assert sorted(compared.values()) == sorted(
+        samples * size for size in (3, 4 * 16, tokens * 16, tokens * 16, tokens * 32, tokens * 48)
+    )
+    assert {tensor.name for tensor in report.float_parts.own_way} >= set(entries)
+    assert report.unoptimized_tensors is None
+
+
+def test_the_report_says_what_is_in_float(report, hybrid):
+    floats = report.float_parts
+    assert floats.operators == {"add": 3, "layer_norm": 3, "scaled_dot_product_attention": 1, "gelu": 1}
+    tokens, width = 5, 16
+    layers = 4 * 16 * width + tokens * (3 * width**2 + width**2 + 2 * width * 32) + width * 3
+    assert floats.integer_macs == layers
+    assert floats.float_macs == 2 * tokens * tokens * width
+    assert floats.integer_share == pytest.approx(layers / (layers + floats.float_macs))
+    fields = report.to_dict()
+    assert fields["float_parts"]["integer_share_of_macs"] == pytest.approx(floats.integer_share, abs=1e-6)
+    page = render_validation_page(fields, hybrid.labels)
+    assert "What is computed in float" in page
+    assert "3 layer_norm" in page
+    card = (hybrid.path / "README.md").read_text()
+    assert "whose layers run on integers" in card
+    assert "3 layer_norm" in card
+    assert hybrid.quantization["float_parts"]["operators"] == floats.operators
+    assert "LayerNormalization" in report.graph.float_operators
+
+
+def test_further_formats_are_measured_too(report, hybrid):
+    assert set(hybrid.formats) == {"onnx", "safetensors", "torchscript", "pt2"} & set(hybrid.formats)
+    assert {"torchscript", "pt2"} <= {runtime.name for runtime in report.runtimes}
+
+
+def edited(bundle: Bundle, folder: Path, name: str) -> Bundle:
+    """Return a copy of a bundle in which the first value of a constant is another, with checksums that hold."""
+    folder.mkdir()
+    for file in bundle.path.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    model = onnx.load(folder / "model.onnx")
+    constant = next(entry for entry in model.graph.initializer if entry.name == name)
+    values = numpy_helper.to_array(constant).copy()
+    values.reshape(-1)[0] += np.ones((), values.dtype) if values.dtype == np.int8 else values.dtype.type(0.5)
+    constant.CopyFrom(numpy_helper.from_array(values, name))
+    onnx.save(model, folder / "model.onnx")
+    sums = folder / "SHA256SUMS"
+    digest = hashlib.sha256((folder / "model.onnx").read_bytes()).hexdigest()
+    sums.write_text(sums.read_text().replace(bundle.sha256, digest))
+    return Bundle.open(folder)
+
+
+def constant_names(bundle: Bundle) -> list[str]:
+    return [entry.name for entry in onnx.load(bundle.onnx_path).graph.initializer]
+
+
+def test_each_edited_constant_of_a_layer_or_an_operator_in_float_is_named(hybrid, tmp_path):
+    assert compare_constants(hybrid).differences == ()
+    names = constant_names(hybrid)
+    product = next(name for name in names if name.endswith("mlp_0.weight_codes"))
+    chosen = [product, product.replace("weight_codes", "bias"), product.replace("weight_codes", "weight_scales")]
+    chosen += [name for name in names if name.startswith("constant_")]
+    assert len(chosen) > 6
+    for name in chosen:
+        (difference,) = compare_constants(edited(hybrid, tmp_path / name, name)).differences
+        assert difference.differing == 1, name
+
+
+def test_an_edited_code_of_a_product_is_found_in_the_integers(hybrid, tmp_path, images):
+    name = next(name for name in constant_names(hybrid) if name.endswith("mlp_0.weight_codes"))
+    report = validate(edited(hybrid, tmp_path / "edited", name), images, require_exact=True)
+    assert not report.passed
+    assert report.first_difference.name == name.removesuffix(".weight_codes")
+    # downstream integers follow from the codes that the edited file had, so that only the edited layer differs
+    assert [tensor.name for tensor in report.tensors if tensor.mismatches] == [report.first_difference.name]
+    assert report.first_difference.worst_difference >= 1
+
+
+def test_what_comes_of_an_entry_that_is_not_given_is_left_out(hybrid):
+    model = BundledIntegerModel(hybrid)
+    inputs = np.random.default_rng(0).normal(size=(2, *SHAPE)).astype(np.float32)
+    _, codes = model.run(inputs)
+    given = {name: codes[name] for name in model.entries}
+    everything = model.follow(inputs, given)
+    assert len(everything) == 6
+    missing = next(name for name in model.entries if "mlp_0" in name or "mlp_3" in name)
+    rest = model.follow(inputs, {name: values for name, values in given.items() if name != missing})
+    assert len(rest) == 5
+    assert set(rest) < set(everything)
+
+
+def test_layers_with_real_results_become_visible_without_changing_what_runs(hybrid):
+    model = BundledIntegerModel(hybrid)
+    tapped = tap_model(hybrid.onnx_path.read_bytes(), products=model.products)
+    assert tapped.hidden == ()
+    assert set(model.products) <= {tap.name for tap in tapped.taps}
+    inputs = np.random.default_rng(0).normal(size=(3, *SHAPE)).astype(np.float32)
+    traced = OnnxRuntimeModel(tapped.model).trace(inputs)
+    assert all(traced[name].dtype == np.float32 for name in model.products)
+    assert np.array_equal(traced["logits"], OnnxRuntimeModel(hybrid.onnx_path).run(inputs))
+
+
+def test_real_results_are_compared_as_numbers_in_units_of_the_sum():
+    comparison = IntegerComparison([Tap("product", "MatMul")], {"product": 0.25})
+    expected = np.array([1.0, 2.0, 3.0], np.float32)
+    comparison.add({"product": expected}, {"product": expected})
+    comparison.add({"product": expected}, {"product": np.array([1.0, 2.0000002, 4.0], np.float32)})
+    comparison.add({"product": expected}, {"product": np.array([1.0, 2.0, np.nan], np.float32)})
+    (result,) = comparison.results()
+    assert (result.values, result.mismatches) == (9, 3)
+    assert result.worst_difference == 2**31
+
+
+def test_the_golden_sample_has_a_tolerance_and_survives_the_file(hybrid):
+    golden = hybrid.golden
+    assert isinstance(golden, GoldenLogits)
+    read = read_golden(golden.to_bytes())
+    assert isinstance(read, GoldenLogits)
+    assert np.array_equal(read.logits, golden.logits)
+    assert read.tolerance == golden.tolerance > 0
+    assert OnnxRuntimeModel(hybrid.onnx_path).reproduce_golden(golden).reproduced
+    near, far = (golden.logits + np.float32(factor * golden.tolerance) for factor in (0.9, 1.1))
+    assert compare_golden(golden, near).reproduced
+    check = compare_golden(golden, far)
+    assert (check.reproduced, check.mismatches, check.values) == (False, far.size, far.size)
+    assert "±" in check.what
+    lost = golden.logits.copy()
+    lost[0, 0] = np.nan
+    assert compare_golden(golden, lost).mismatches == 1
+    with pytest.raises(ValueError, match="shape"):
+        compare_golden(golden, golden.logits[:1])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"logits": np.zeros((1, 3), np.float32)},
+        {"logits": np.zeros((4, 3), np.float64)},
+        {"logits": np.full((4, 3), np.inf, np.float32)},
+        {"tolerance": -1.0},
+        {"tolerance": float("nan")},
+        {"inputs": np.zeros((4, 64), np.float32)},
+    ],
+)
+def test_unfit_golden_logits_are_refused(hybrid, change):
+    with pytest.raises(ValueError, match="Expected"):
+        replace(hybrid.golden, **change)
+
+
+def test_labels_have_to_fit_real_logits_too(trained, tmp_path):
+    with pytest.raises(BundleError, match="a label for each"):
+        export_bundle(trained, tmp_path / "b", replace(IDENTITY, labels=("one", "two")), torch.zeros(1, *SHAPE))
+    assert not (tmp_path / "b").exists()
+
+
+def test_a_damaged_description_of_the_float_parts_is_one_line(hybrid, images):
+    damaged = replace(hybrid, quantization={**hybrid.quantization, "float_parts": {"operators": 3}})
+    with pytest.raises(BundleError, match="float parts"):
+        validate(damaged, images, limit=2)
