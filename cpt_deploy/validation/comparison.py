@@ -168,7 +168,7 @@ class IntegerComparison:
                 continue
             difference = np.abs(first.astype(np.float64) - second.astype(np.float64))
             if tap.name in self.units:
-                difference = np.ceil(np.nan_to_num(difference / self.units[tap.name], nan=np.inf, posinf=2.0**31))
+                difference = np.ceil(np.nan_to_num(difference / self.units[tap.name], nan=2.0**31, posinf=2.0**31))
             counts[1] += int(np.count_nonzero(difference))
             counts[2] = max(counts[2], int(difference.max()))
 

@@ -13,7 +13,7 @@ from torch import nn
 from torchvision.models.vision_transformer import VisionTransformer
 
 from cpt_deploy.bundle import Bundle, GoldenLogits, OnnxRuntimeModel, Preprocessing, compare_golden, read_golden
-from cpt_deploy.errors import BundleError
+from cpt_deploy.errors import BundleError, ConversionError
 from cpt_deploy.export import ModelIdentity, export_bundle
 from cpt_deploy.quantization import QuantizationConfig, QuantizedModel, prepare, settle
 from cpt_deploy.report import render_validation_page
@@ -51,7 +51,7 @@ def trained() -> QuantizedModel:
 @pytest.fixture(scope="module")
 def hybrid(trained: QuantizedModel, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     path = tmp_path_factory.mktemp("hybrid") / "bundle"
-    return export_bundle(trained, path, IDENTITY, torch.randn(4, *SHAPE), formats=["torchscript", "pt2"])
+    return export_bundle(trained, path, IDENTITY, torch.randn(4, *SHAPE), formats=["pt2"])
 
 
 @pytest.fixture(scope="module")
@@ -100,8 +100,14 @@ def test_the_report_says_what_is_in_float(report, hybrid):
 
 
 def test_further_formats_are_measured_too(report, hybrid):
-    assert set(hybrid.formats) == {"onnx", "safetensors", "torchscript", "pt2"} & set(hybrid.formats)
-    assert {"torchscript", "pt2"} <= {runtime.name for runtime in report.runtimes}
+    assert "pt2" in hybrid.formats
+    assert "pt2" in {runtime.name for runtime in report.runtimes}
+
+
+def test_a_format_that_would_fix_the_batch_size_is_refused(trained, tmp_path):
+    with pytest.raises(ConversionError, match="TorchScript"):
+        export_bundle(trained, tmp_path / "b", IDENTITY, torch.zeros(2, *SHAPE), formats=["torchscript"])
+    assert not (tmp_path / "b").exists()
 
 
 def edited(bundle: Bundle, folder: Path, name: str) -> Bundle:
@@ -154,7 +160,7 @@ def test_what_comes_of_an_entry_that_is_not_given_is_left_out(hybrid):
     given = {name: codes[name] for name in model.entries}
     everything = model.follow(inputs, given)
     assert len(everything) == 6
-    missing = next(name for name in model.entries if "mlp_0" in name or "mlp_3" in name)
+    missing = model.entries[2]
     rest = model.follow(inputs, {name: values for name, values in given.items() if name != missing})
     assert len(rest) == 5
     assert set(rest) < set(everything)
