@@ -32,8 +32,8 @@ def write_formats(graph: IntegerGraph, formats: Sequence[str], inputs: Tensor) -
         title = FORMATS[name].title
         if name == "torchscript" and graph.has_float_operations:
             raise ConversionError(
-                "Expected a network that is integer from end to end for TorchScript, whose tracing fixes the batch size "
-                "of operations in float, but parts of it compute in float",
+                "Expected a network that is integer from end to end for TorchScript, whose tracing fixes the batch "
+                "size of operations in float, but parts of it compute in float",
                 hint="--format pt2 takes it",
             )
         try:
