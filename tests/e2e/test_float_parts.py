@@ -25,8 +25,8 @@ def build(num_classes, in_channels, input_size):
 def transformer(cpt, workspace: Path) -> Path:
     """The bundle of a short run."""
     (workspace / "tiny_transformer.py").write_text(MODULE)
-    settings = ("model.name=tiny_transformer:build", "optimizer.lr=0.05", "precision.cycles=2")
-    cpt("train", "digits-quickstart", *settings, "--epochs", 3, "--out", "runs/vit", "--quiet")
+    settings = ("model.name=tiny_transformer:build", "optimizer.lr=0.05", "precision.cycles=1")
+    cpt("train", "digits-quickstart", *settings, "--epochs", 1, "--out", "runs/vit", "--quiet")
     done = cpt("export", "runs/vit", "--bits", 8, "--quiet")
     return workspace / done.stdout.strip()
 
@@ -39,9 +39,7 @@ def test_validation_follows_the_integers_and_says_what_is_in_float(cpt, transfor
     assert {runtime["name"] for runtime in report["runtimes"]} >= {"trained", "executor", "onnxruntime"}
     assert report["float_parts"]["operators"]["layer_norm"] == 3
     assert 0.5 < report["float_parts"]["integer_share_of_macs"] < 1
-    shown = cpt("validate", transformer, "--data", "digits", "--limit", 20).stdout
-    assert "3 layer_norm" in shown
-    assert "on its own way" in shown
+    assert report["golden"]["tolerance"] > 0
     assert "What is computed in float" in (transformer / "validation.html").read_text()
     assert "| computed in float |" in (transformer / "README.md").read_text()
     assert "logits (±" in cpt("validate", transformer).stdout
