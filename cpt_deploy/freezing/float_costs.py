@@ -14,7 +14,8 @@ _MOVING = frozenset(
     {
         "alias", "cat", "chunk", "clone", "contiguous", "detach", "expand", "expand_as", "flatten", "flip", "index",
         "narrow", "pad", "permute", "repeat", "reshape", "reshape_as", "roll", "select", "slice", "split",
-        "split_with_sizes", "squeeze", "stack", "sym_size", "to", "transpose", "unbind", "unflatten", "unsqueeze", "view",
+        "split_with_sizes", "squeeze", "stack", "sym_size", "to", "transpose", "unbind", "unflatten", "unsqueeze",
+        "view",
     }
 )  # fmt: skip
 
