@@ -79,7 +79,9 @@ def build_model(
             **args,
         )
     elif name.startswith(TIMM):
-        model = build_timm(name.removeprefix(TIMM), **shape, **args)
+        model = build_timm(
+            name.removeprefix(TIMM), num_classes=num_classes, in_channels=in_channels, input_size=input_size, **args
+        )
     elif ":" in name:
         model = _build_imported(name, shape, args)
     elif name in models:
