@@ -129,8 +129,8 @@ def main() -> None:
     ]
     table = "\n".join(
         [
-            f"Transformer of {SHAPE['layers']} layers of {SHAPE['features']} with {VOCABULARY:,} tokens, one thread, least "
-            f"of {rounds} calls in turns (`python benchmarks/text_latency.py`)",
+            f"Transformer of {SHAPE['layers']} layers of {SHAPE['features']} with {VOCABULARY:,} tokens, one thread, "
+            f"least of {rounds} calls in turns (`python benchmarks/text_latency.py`)",
             "",
             markdown_table(["", *CASES, "file"], rows),
             "",
