@@ -50,6 +50,6 @@ def _moved(model: IntegerLanguageModel) -> IntegerLanguageModel:
         if array.dtype != np.float32:
             return array
         by = generator.uniform(-_LAST_PLACES, _LAST_PLACES, array.shape).astype(np.float32)
-        return array * (np.float32(1) + by)
+        return np.asarray(array * (np.float32(1) + by), np.float32)
 
     return read_integer_model(model.describe(), {name: moved(array) for name, array in model.arrays().items()})
