@@ -3,6 +3,7 @@
 import json
 
 import httpx2
+import numpy as np
 import pytest
 
 from cpt_serving.client.generating import stream_text
@@ -77,4 +78,7 @@ def test_state_goes_round_through_the_protocol_and_gives_the_scores(server):
     assert rows == pytest.approx(whole["data"], abs=0.1)
     answer = httpx2.post(f"{server}/score", json={"text": text.decode()}, trust_env=False).json()
     assert [entry["token"] for entry in answer["tokens"]] == list(text)
-    assert 1 < answer["perplexity"] < 128  # of 256 bytes, some of which it has learnt
+    logits = np.array(whole["data"]).reshape(len(text), 256)
+    chosen = logits[np.arange(len(text) - 1), list(text[1:])] - np.log(np.exp(logits[:-1]).sum(axis=1))
+    assert answer["logprob"] == pytest.approx(chosen.sum(), abs=0.1)
+    assert answer["perplexity"] < 230  # of 256 bytes: it has learnt something
