@@ -12,7 +12,16 @@ from cpt_deploy.training.reports import RunReport
 from cpt_deploy.training.run_directory import RunDirectory
 
 #: Settings that change neither what is computed nor what it costs.
-_IMMATERIAL = ("seed", "name", "data.root", "data.workers", "train.device", "train.log_every", "train.checkpoint_every")
+_IMMATERIAL = (
+    "seed",
+    "name",
+    "model.weights",  # which have their digest
+    "data.root",
+    "data.workers",
+    "train.device",
+    "train.log_every",
+    "train.checkpoint_every",
+)
 
 
 @dataclass(frozen=True)
