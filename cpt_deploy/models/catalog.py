@@ -32,9 +32,13 @@ for _depth in DEPTHS:
 
 
 def model_names(pattern: str = "*") -> list[str]:
-    """Return the names of the known models that match a shell pattern: the project's own, torchvision's, timm's."""
-    others = [*(PREFIX + name for name in torchvision_names()), *(TIMM_PREFIX + name for name in timm_names())]
-    return [*models.names(pattern), *fnmatch.filter(others, pattern)]
+    """Return the names of the known models that match a shell pattern: the project's own, then torchvision's.
+
+    timm's are listed for patterns that begin with `timm/`: they are more than a thousand, and slow to import.
+    """
+    if pattern.startswith(TIMM_PREFIX):
+        return fnmatch.filter([TIMM_PREFIX + name for name in timm_names()], pattern)
+    return [*models.names(pattern), *fnmatch.filter([PREFIX + name for name in torchvision_names()], pattern)]
 
 
 def build_model(
