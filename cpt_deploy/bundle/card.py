@@ -19,7 +19,8 @@ sha256sum --check SHA256SUMS
 
 `model.onnx` runs in any ONNX runtime; `preprocessor_config.json` says how an image becomes its input,
 `quantization.json` what each tensor's integers mean, and `golden.safetensors` holds inputs with the codes that a
-runtime has to reproduce.
+runtime has to reproduce. On x86 processors without VNNI onnxruntime needs the session option
+`session.x64quantprecision` = `1` to reproduce them, unless the model is portable.
 """
 
 

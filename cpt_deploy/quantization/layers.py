@@ -65,7 +65,11 @@ class QuantizedConv1d(QuantizedLayer, nn.Conv1d):  # type: ignore[misc]  # torch
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve with the quantized weight."""
-        return self._with_quantized_gradient(self._conv_forward(x, self.quantized_weight, self.bias))
+        if skips_pixels(self, x.device):
+            y = functional.conv1d(seen_pixels(x, self), self.quantized_weight, self.bias, groups=self.groups)
+        else:
+            y = self._conv_forward(x, self.quantized_weight, self.bias)
+        return self._with_quantized_gradient(y)
 
 
 class QuantizedConv2d(QuantizedLayer, nn.Conv2d):  # type: ignore[misc]  # torch declares the same attributes wider
@@ -75,8 +79,9 @@ class QuantizedConv2d(QuantizedLayer, nn.Conv2d):  # type: ignore[misc]  # torch
         """Convolve with the quantized weight."""
         if skips_pixels(self, x.device):
             y = functional.conv2d(seen_pixels(x, self), self.quantized_weight, self.bias, groups=self.groups)
-            return self._with_quantized_gradient(y)
-        return self._with_quantized_gradient(self._conv_forward(x, self.quantized_weight, self.bias))
+        else:
+            y = self._conv_forward(x, self.quantized_weight, self.bias)
+        return self._with_quantized_gradient(y)
 
 
 class QuantizedLinear(QuantizedLayer, nn.Linear):  # type: ignore[misc]  # torch declares the same attributes wider

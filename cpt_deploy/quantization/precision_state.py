@@ -187,6 +187,12 @@ class PrecisionState(nn.Module):
         return self._quantizes_activations[role]
 
     @property
+    def branches(self) -> tuple[bool, ...]:
+        """What at the present bits is quantized at all, on which depends which operations a step has."""
+        quantized = (*self._quantizes_weights.values(), *self._quantizes_activations.values())
+        return (*quantized, self.quantizes_gradients, *(bits < FLOAT_BITS for bits in self.own_weight_bits.values()))
+
+    @property
     def most_bits(self) -> int:
         """The most bits that anything has at present."""
         own = self.own_weight_bits.values()

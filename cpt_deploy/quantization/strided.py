@@ -8,26 +8,28 @@ ones have the same products and sums, and no such kernel.
 import torch
 from torch import Tensor, nn
 
-
-def skips_pixels(conv: nn.Conv2d, device: torch.device) -> bool:
-    """Return whether a convolution is pointwise, has a stride, and runs on a CPU."""
-    unpadded = conv.padding in ((0, 0), "valid")
-    return device.type == "cpu" and conv.kernel_size == (1, 1) and conv.stride != (1, 1) and unpadded
+Convolution = nn.Conv1d | nn.Conv2d
 
 
-def seen_pixels(x: Tensor, conv: nn.Conv2d) -> Tensor:
-    """Return the pixels that a pointwise convolution reads, (N, C, H, W) to (N, C, H', W'), a view."""
-    rows, columns = conv.stride
-    return x[:, :, ::rows, ::columns]
+def skips_pixels(conv: Convolution, device: torch.device) -> bool:
+    """Return whether a convolution is pointwise and unpadded, has a stride, and runs on a CPU."""
+    pointwise = set(conv.kernel_size) == {1} and set(conv.padding) <= {0, *"valid"}
+    return device.type == "cpu" and pointwise and set(conv.stride) != {1}
 
 
-def spread_pixels(gradient: Tensor, conv: nn.Conv2d, shape: torch.Size) -> Tensor:
-    """Return a gradient of `seen_pixels` as one of all pixels, channels innermost, zero where none was read.
+def seen_pixels(x: Tensor, conv: Convolution) -> Tensor:
+    """Return the pixels that a pointwise convolution reads, (N, C, L) or (N, C, H, W), a view."""
+    everywhere, places = slice(None), tuple(slice(None, None, stride) for stride in conv.stride)
+    return x[(everywhere, everywhere, *places)]
+
+
+def spread_pixels(gradient: Tensor, conv: Convolution, shape: torch.Size) -> Tensor:
+    """Return a gradient of `seen_pixels` as one of all pixels, zero where none was read.
 
     Args:
         gradient: (N, C, H', W').
         conv: The convolution.
-        shape: (N, C, H, W).
+        shape: (N, C, H, W). The result has this shape, channels innermost.
     """
     whole = torch.empty(shape, dtype=gradient.dtype, memory_format=torch.channels_last).zero_()
     seen_pixels(whole, conv).copy_(gradient)

@@ -177,6 +177,7 @@ class TrainSettings(Settings):
     training batches re-estimate BatchNorm statistics and activation ranges at the upper bound after the last step.
     `amp: auto` means bfloat16 autocast on CUDA only. `compute` says how a CPU trains quantized layers: `float32` and
     `bf16` on codes with backward products of that type, `modules` each module by itself, `auto` the fastest of them.
+    `cuda_graph` records a classifier's step on one GPU once and replays it.
     """
 
     epochs: Count | None = None
@@ -191,6 +192,7 @@ class TrainSettings(Settings):
     amp: Literal["auto", "off", "bf16"] = "auto"
     compute: Literal["auto", "float32", "bf16", "modules"] = "auto"
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
+    cuda_graph: bool = False
     swa: SwaSettings = SwaSettings()
     settle_batches: Annotated[int, Field(ge=0)] = 100
     deterministic: bool = True

@@ -18,9 +18,11 @@ from cpt_deploy.training.optimizers import set_learning_rate
 from cpt_deploy.training.profiling import StepProfiler
 from cpt_deploy.training.progress import Stopwatch, Window
 from cpt_deploy.training.randomness import seed_torch
+from cpt_deploy.training.recorded_step import recorded_step
 from cpt_deploy.training.reports import StepProgress
 from cpt_deploy.training.run import Run
 from cpt_deploy.training.run_state import all_finite, capture
+from cpt_deploy.training.tasks import StepOutcome
 from cpt_deploy.training.text_evaluation import perplexity_of
 
 
@@ -42,6 +44,7 @@ class TrainingLoop:
         self.share = Share(run.ranks.rank, run.ranks.count)
         self.on_gpu = objects.device.type == "cuda"
         self.autocast = self.settings.amp == "bf16" or (self.settings.amp == "auto" and self.on_gpu)
+        self.recorded = recorded_step(run, autocast=self.autocast)
         # Each read of a loss waits for the device, so on a GPU they are read at log steps only.
         self.read_each_step = not self.on_gpu
         self.signal: int | None = None
@@ -87,7 +90,8 @@ class TrainingLoop:
         set_learning_rate(objects.optimizer, now.lr)
         if self.ranks.count > 1:  # dropout differs between processes, and is the same after resuming
             seed_torch(self.task.recipe.seed, progress.step, self.ranks.rank)
-        loss, correct, samples, whole = self.task.step(
+        replayed = self._replayed(batch)
+        loss, correct, samples, whole = replayed or self.task.step(
             self.parts.synchronization.replica, batch, objects.device, autocast=self.autocast
         )
         totals = self.parts.synchronization.exchange(
@@ -98,10 +102,11 @@ class TrainingLoop:
         self.told_signal = totals.signal
         if self.read_each_step:
             self._read_losses()  # before the step, so that a NaN never reaches the weights
-        objects.optimizer.zero_grad(set_to_none=True)
-        # Gradients are averaged over the processes, whose parts may differ by a sample.
-        mine = loss if self.ranks.count == 1 else loss * (samples * self.ranks.count / whole)
-        mine.backward()  # type: ignore[no-untyped-call]
+        if replayed is None:
+            objects.optimizer.zero_grad(set_to_none=True)
+            # Gradients are averaged over the processes, whose parts may differ by a sample.
+            mine = loss if self.ranks.count == 1 else loss * (samples * self.ranks.count / whole)
+            mine.backward()  # type: ignore[no-untyped-call]
         if self.settings.grad_clip is not None:
             nn.utils.clip_grad_norm_(objects.model.parameters(), self.settings.grad_clip)
         objects.optimizer.step()
@@ -110,6 +115,12 @@ class TrainingLoop:
             self.parts.costs.end(now.bits)
         progress.step += 1
         progress.samples += whole
+
+    def _replayed(self, batch: Any) -> StepOutcome | None:
+        """Return the outcome of a step whose gradients a recording has computed, or `None`."""
+        if self.recorded is None or (self.profiler is not None and self.profiler.is_on):
+            return None
+        return self.recorded(batch, self.objects.model.precision.branches)
 
     def _after_step(self) -> None:
         step, settings, last = self.progress.step, self.settings, self.progress.step == self.total
