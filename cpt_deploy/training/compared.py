@@ -166,8 +166,13 @@ def _label(settings: Mapping[str, str], differing: Sequence[str], run: FinishedR
     if not differing:
         return run.recipe.name
     last_names = [name.rpartition(".")[2] for name in differing]
-    return ", ".join(
-        f"{last if last_names.count(last) == 1 else name} {settings[name]}"
+    shown = [
+        f"{last if last_names.count(last) == 1 else name} {_value(name, settings[name])}"
         for name, last in zip(differing, last_names, strict=True)
         if settings.get(name) not in (None, "None")
-    )
+    ]
+    return ", ".join(shown) or run.recipe.name  # a group may lack all that the others have, such as weights
+
+
+def _value(name: str, value: str) -> str:
+    return f"{value[:12]}…" if name.endswith("_sha256") else value

@@ -1,5 +1,6 @@
 """Runs that begin with weights: what the first step has, what the run records, and that a resumed one checks it."""
 
+import hashlib
 import json
 import shutil
 
@@ -12,7 +13,7 @@ from cpt_deploy.errors import DataError, RecipeError, RunInterruptedError, Usage
 from cpt_deploy.export.float_onnx import float_model
 from cpt_deploy.models import build_model
 from cpt_deploy.recipe import load_recipe
-from cpt_deploy.training import load_run, plan_run, train
+from cpt_deploy.training import group_runs, load_run, plan_run, read_finished_run, train
 from cpt_deploy.training.tasks import load_task
 
 CPU = torch.device("cpu")
@@ -133,6 +134,13 @@ def test_a_resumed_run_checks_them_and_may_find_them_elsewhere(recipe, file, tmp
 def test_weights_decide_the_result(recipe, file, tmp_path, finished, outcome):
     train(recipe(f"model.weights={file}"), tmp_path / "run")
     assert outcome(tmp_path / "run")["weights"] != finished()["weights"]
+
+
+def test_compared_runs_are_told_apart_by_their_weights(recipe, file, run_dir, tmp_path):
+    train(recipe("train.epochs=1", f"model.weights={file}"), tmp_path / "run")
+    fresh, tuned = group_runs(read_finished_run(path) for path in (run_dir, tmp_path / "run"))
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    assert (fresh.label, tuned.label) == ("small", f"weights_sha256 {digest[:12]}…")
 
 
 def test_a_digest_without_weights_and_weights_of_text_are_refused(recipe, file, tmp_path):
