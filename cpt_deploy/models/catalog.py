@@ -1,4 +1,4 @@
-"""Building a model by its name: from the registry, from torchvision, or from the user's own module."""
+"""Building a model by its name: from the registry, from torchvision or timm, or from the user's own module."""
 
 import fnmatch
 import inspect
@@ -12,6 +12,7 @@ from torch import nn
 from cpt_deploy.errors import UsageError
 from cpt_deploy.models.cifar_mobilenet import CifarMobileNetV2
 from cpt_deploy.models.cifar_resnet import cifar_resnet, tiny_resnet
+from cpt_deploy.models.timm_models import TIMM_PREFIX, build_timm, timm_names
 from cpt_deploy.models.torchvision_models import PREFIX, build_torchvision, torchvision_names
 from cpt_deploy.registry import Registry, import_object, nearest_names
 
@@ -31,7 +32,12 @@ for _depth in DEPTHS:
 
 
 def model_names(pattern: str = "*") -> list[str]:
-    """Return the names of the known models that match a shell pattern: the project's own, then torchvision's."""
+    """Return the names of the known models that match a shell pattern: the project's own, then torchvision's.
+
+    timm's are listed for patterns that begin with `timm/`: they are more than a thousand, and slow to import.
+    """
+    if pattern.startswith(TIMM_PREFIX):
+        return fnmatch.filter([TIMM_PREFIX + name for name in timm_names()], pattern)
     return [*models.names(pattern), *fnmatch.filter([PREFIX + name for name in torchvision_names()], pattern)]
 
 
@@ -58,11 +64,20 @@ def build_model(
 
     Raises:
         UsageError: If the name is unknown, or the model does not take the arguments or images of that size.
+        MissingExtraError: If the model is timm's, which is not installed.
     """
     shape = {"num_classes": num_classes, "in_channels": in_channels, "input_size": input_size}
     if name.startswith(PREFIX):
         model = build_torchvision(
             name.removeprefix(PREFIX),
+            num_classes=num_classes,
+            in_channels=in_channels,
+            input_size=input_size,
+            **args,
+        )
+    elif name.startswith(TIMM_PREFIX):
+        model = build_timm(
+            name.removeprefix(TIMM_PREFIX),
             num_classes=num_classes,
             in_channels=in_channels,
             input_size=input_size,

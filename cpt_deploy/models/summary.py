@@ -33,13 +33,13 @@ def describe_model(
 ) -> ModelSummary:
     """Count a model's parameters and multiply-accumulates; the arguments are those of `build_model`.
 
-    Nothing is computed and, except for a user's own factory and RegNets, no weights are allocated.
+    Nothing is computed and, except for a user's own factory, RegNets and timm, no weights are allocated.
 
     Raises:
         UsageError: As `build_model`.
     """
-    # RegNets compute their widths in tensors, and a user's factory may too; the meta device has no values to read.
-    reads_values = ":" in name or name.startswith("torchvision/regnet_")
+    # RegNets and timm compute widths and rates in tensors, and a user's factory may too; the meta device has no values.
+    reads_values = ":" in name or name.startswith(("torchvision/regnet_", "timm/"))
     with torch.device("cpu" if reads_values else "meta"):
         model = build_model(name, num_classes=num_classes, in_channels=in_channels, input_size=input_size, **args)
     return summarize(model.to("meta"), (in_channels, *input_size))
