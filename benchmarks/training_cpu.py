@@ -1,6 +1,7 @@
 """Time and memory of a training step on one CPU thread: float32, bfloat16 autocast, other quantizers, and cpt-deploy.
 
-All variants of a network start from the same weights and take turns in one interleaved measurement.
+All variants of a network start from the same weights and take turns in one interleaved measurement. Without bfloat16
+units the results have a name of their own.
 
     python benchmarks/training_cpu.py [--rounds 9] [--networks resnet20 ...]
 """
@@ -22,13 +23,15 @@ from training_variants import TransformerBlock, fake_quantized, like_the_authors
 
 from cpt_deploy.models import build_model
 from cpt_deploy.quantization import QuantizationConfig, prepare
+from cpt_deploy.quantization.products import has_bf16_units
 
 BASE = "float32 channels-last"
 BITS = 6
 CONVOLUTIONAL = {"resnet20": 128, "resnet38": 64, "mobilenetv2": 32}
 MEMORY = ("resnet38", 128)
 BLOCK = "Transformer block"
-BARS = {"resnet20": 0.8, "resnet38": 0.8, BLOCK: 0.5}
+COMPUTE = ("modules", "float32", "bf16") if has_bf16_units() else ("modules", "float32")
+BARS = {"resnet20": 0.8, "resnet38": 0.8, BLOCK: 0.5} if has_bf16_units() else {"resnet20": 1.15, "resnet38": 1.15}
 
 
 def convolutional(name: str, batch: int) -> dict[str, Callable[[], None]]:
@@ -50,7 +53,7 @@ def convolutional(name: str, batch: int) -> dict[str, Callable[[], None]]:
     }
     prepared = prepare(network, QuantizationConfig(), (3, 32, 32)).train()
     prepared.set_bits(BITS, 8)
-    for compute in ("modules", "float32", "bf16"):
+    for compute in COMPUTE:
         model = last(prepared)
         model.compute = compute
         steps[f"cpt-deploy {compute}"] = training_step(model, rows, labels)
@@ -68,7 +71,7 @@ def transformer() -> dict[str, Callable[[], None]]:
         "torch fake-quantize": training_step(fake_quantized(block), x, labels),
         "authors' scheme": training_step(like_the_authors(block, BITS), x, labels),
     }
-    for compute in ("modules", "float32", "bf16"):
+    for compute in COMPUTE:
         model = copy.deepcopy(block)
         model.quantize(BITS, compute)
         steps[f"cpt-deploy {compute}"] = training_step(model, x, labels)
@@ -99,7 +102,7 @@ def table(results: list[dict[str, Any]], memory: dict[str, float]) -> str:
         if variant not in result["milliseconds"]:
             return "-"
         ratio = f"{result['time_ratio'][variant]:.2f}"
-        bar = f" (bar {result['bar']})" if result["bar"] and variant == "cpt-deploy bf16" else ""
+        bar = f" (bar {result['bar']})" if result["bar"] and variant == f"cpt-deploy {COMPUTE[-1]}" else ""
         return f"{result['milliseconds'][variant]:.0f} ms, {ratio}{bar}"
 
     rows = [[variant, *(cell(r, variant) for r in results), f"{memory[variant]:.2f}"] for variant in variants]
@@ -126,7 +129,8 @@ def main() -> None:
         "the ratio of peak memory; medians of an interleaved run (`python benchmarks/training_cpu.py`)\n\n"
         f"{table(results, memory)}\n\n{machine_line(info)}"
     )
-    write_results("training_cpu", {"machine": info, "bits": BITS, "results": results, "memory_bytes": peaks}, text)
+    name = "training_cpu" if has_bf16_units() else "training_cpu_without_bf16"
+    write_results(name, {"machine": info, "bits": BITS, "results": results, "memory_bytes": peaks}, text)
 
 
 if __name__ == "__main__":

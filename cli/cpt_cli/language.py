@@ -44,7 +44,7 @@ def export_language(run_dir: Path, options: ExportOptions, destination: Path | N
 
     Raises:
         UsageError: If the options are for images, or the run never trained at these bits.
-        ConversionError: If the model has no integer form yet.
+        ConversionError: If the model has no integer form.
         CheckpointError: If the run is unfinished or damaged.
         BundleError: If the bundle cannot be written.
     """

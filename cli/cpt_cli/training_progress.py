@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from cpt_cli import formats
@@ -9,7 +10,7 @@ from cpt_cli.output import Bar, out
 
 if TYPE_CHECKING:
     from cpt_deploy.precision import PrecisionSchedule
-    from cpt_deploy.training import Evaluation, ProfileReport, RunReport, StepProgress, TrainPlan
+    from cpt_deploy.training import Evaluation, Pretrained, ProfileReport, RunReport, StepProgress, TrainPlan
 
 SHOWN_CYCLES = 4
 SHOWN_COLUMNS = 32
@@ -126,6 +127,7 @@ def show_plan(plan: "TrainPlan") -> None:
         f"Training {recipe.name}",
         {
             "model": f"{recipe.model.name}, {parameters} parameters, {macs} MACs per {plan.unit.removesuffix('s')}",
+            **({} if plan.pretrained is None else {"weights": describe_pretrained(plan.pretrained)}),
             "quantized layers": _describe_layers(plan),
             "data": f"{recipe.data.name}, {samples}, {kinds}",
             "steps": f"{plan.total_steps:,} ({epochs:g} epochs of batches of {recipe.train.batch_size})",
@@ -136,6 +138,14 @@ def show_plan(plan: "TrainPlan") -> None:
             "run": formats.path(plan.run_dir),
         },
     )
+
+
+def describe_pretrained(pretrained: "Pretrained") -> str:
+    """Return in one line what a run begins with, and what of it is left at its initialisation."""
+    taken = f"{pretrained.tensors} tensors of {formats.path(Path(pretrained.file))}, SHA-256 {pretrained.sha256[:12]}…"
+    if pretrained.fresh:
+        return f"{taken}; {' and '.join(pretrained.fresh)} fresh: the file's have {pretrained.classes:,} classes"
+    return f"{taken}, the last layer's too"
 
 
 def show_profile(profile: "ProfileReport") -> None:

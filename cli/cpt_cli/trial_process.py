@@ -83,7 +83,10 @@ def _outcome(code: int, answer: str) -> "TrialOutcome":
     except ValueError:
         document = {}
     if code == 0 and "report" in document:
-        return TrialOutcome("finished", float(document["report"]["test"]["top1"]))
+        test = document["report"]["test"]
+        if test.get("perplexity") is not None:
+            return TrialOutcome("finished", perplexity=float(test["perplexity"]))
+        return TrialOutcome("finished", float(test["top1"]))
     if code in (128 + signal.SIGINT, 128 + signal.SIGTERM, -signal.SIGTERM, -signal.SIGINT):
         return TrialOutcome("interrupted", message="stopped; it goes on from its last checkpoint")
     if "error" in document:

@@ -1,4 +1,4 @@
-"""Building a model by its name: from the registry, from torchvision, or from the user's own module."""
+"""Building a model by its name: from the registry, from torchvision or timm, or from the user's own module."""
 
 import fnmatch
 import inspect
@@ -12,8 +12,7 @@ from torch import nn
 from cpt_deploy.errors import UsageError
 from cpt_deploy.models.cifar_mobilenet import CifarMobileNetV2
 from cpt_deploy.models.cifar_resnet import cifar_resnet, tiny_resnet
-from cpt_deploy.models.timm_models import PREFIX as TIMM
-from cpt_deploy.models.timm_models import build_timm, timm_names
+from cpt_deploy.models.timm_models import TIMM_PREFIX, build_timm, timm_names
 from cpt_deploy.models.torchvision_models import PREFIX, build_torchvision, torchvision_names
 from cpt_deploy.registry import Registry, import_object, nearest_names
 
@@ -35,12 +34,11 @@ for _depth in DEPTHS:
 def model_names(pattern: str = "*") -> list[str]:
     """Return the names of the known models that match a shell pattern: the project's own, then torchvision's.
 
-    Those of timm, which are more than a thousand, are among them where the pattern begins with "timm/".
+    timm's are listed for patterns that begin with `timm/`: they are more than a thousand, and slow to import.
     """
-    known = [*models.names(pattern), *fnmatch.filter([PREFIX + name for name in torchvision_names()], pattern)]
-    if pattern.startswith(TIMM):
-        known += [TIMM + name for name in timm_names(pattern.removeprefix(TIMM))]
-    return known
+    if pattern.startswith(TIMM_PREFIX):
+        return fnmatch.filter([TIMM_PREFIX + name for name in timm_names()], pattern)
+    return [*models.names(pattern), *fnmatch.filter([PREFIX + name for name in torchvision_names()], pattern)]
 
 
 def build_model(
@@ -54,9 +52,8 @@ def build_model(
     """Build a model with fresh weights and make sure that it maps such images to such logits.
 
     Args:
-        name: One of `model_names`, "timm/" and the name of one of timm's models, or an import path "module:factory"
-            of a class or function that returns a module; it gets those of `num_classes`, `in_channels` and `input_size`
-            that it has parameters for.
+        name: One of `model_names`, or an import path "module:factory" of a class or function that returns a module;
+            it gets those of `num_classes`, `in_channels` and `input_size` that it has parameters for.
         num_classes: Number of logits.
         in_channels: Channels of the images.
         input_size: Height and width of the images, in pixels.
@@ -67,7 +64,7 @@ def build_model(
 
     Raises:
         UsageError: If the name is unknown, or the model does not take the arguments or images of that size.
-        MissingExtraError: If it is one of timm's, and timm is not installed.
+        MissingExtraError: If the model is timm's, which is not installed.
     """
     shape = {"num_classes": num_classes, "in_channels": in_channels, "input_size": input_size}
     if name.startswith(PREFIX):
@@ -78,9 +75,13 @@ def build_model(
             input_size=input_size,
             **args,
         )
-    elif name.startswith(TIMM):
+    elif name.startswith(TIMM_PREFIX):
         model = build_timm(
-            name.removeprefix(TIMM), num_classes=num_classes, in_channels=in_channels, input_size=input_size, **args
+            name.removeprefix(TIMM_PREFIX),
+            num_classes=num_classes,
+            in_channels=in_channels,
+            input_size=input_size,
+            **args,
         )
     elif ":" in name:
         model = _build_imported(name, shape, args)

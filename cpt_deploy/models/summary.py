@@ -33,12 +33,12 @@ def describe_model(
 ) -> ModelSummary:
     """Count a model's parameters and multiply-accumulates; the arguments are those of `build_model`.
 
-    Nothing is computed and, except for a user's own factory, RegNets and timm's models, no weights are allocated.
+    Nothing is computed and, except for a user's own factory, RegNets and timm, no weights are allocated.
 
     Raises:
         UsageError: As `build_model`.
     """
-    # RegNets compute their widths in tensors, and others may too; the meta device has no values to read.
+    # RegNets and timm compute widths and rates in tensors, and a user's factory may too; the meta device has no values.
     reads_values = ":" in name or name.startswith(("torchvision/regnet_", "timm/"))
     with torch.device("cpu" if reads_values else "meta"):
         model = build_model(name, num_classes=num_classes, in_channels=in_channels, input_size=input_size, **args)

@@ -12,10 +12,23 @@ from cpt_deploy.recipe.precision import PrecisionSettings
 
 
 class ModelSettings(Settings):
-    """Which network: `tiny`, `resnet20`, `torchvision/resnet18`, or your own as `module:factory`."""
+    """Which network: `tiny`, `resnet20`, `torchvision/resnet18`, `timm/resnet18`, or your own as `module:factory`.
+
+    `weights` is what its training begins with: a local file of float weights (.pth, .pt, .safetensors), or a finished
+    run; a last layer of another number of classes stays fresh. `weights_sha256` is what that file must be; a run
+    records it.
+    """
 
     name: str = "tiny"
     args: dict[str, Any] = Field(default_factory=dict)
+    weights: str | None = None
+    weights_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+
+    @model_validator(mode="after")
+    def _digest_of_weights(self) -> Self:
+        if self.weights_sha256 is not None and self.weights is None:
+            raise ValueError("Expected weights with weights_sha256, but got none")
+        return self
 
 
 class InputSettings(Settings):

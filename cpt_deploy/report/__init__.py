@@ -1,7 +1,7 @@
 """Pictures and pages of what happened. Matplotlib is imported when one is drawn, torch never."""
 
 from cpt_deploy.report.benchmark_plot import check_plot_path, plot_benchmark
-from cpt_deploy.report.comparison_plot import ComparedGroup, plot_comparison
+from cpt_deploy.report.comparison_plot import ComparedGroup, Measure, plot_comparison
 from cpt_deploy.report.curves import plot_curves
 from cpt_deploy.report.family import FamilyMember, plot_family
 from cpt_deploy.report.landscape_plot import LandscapePanel, plot_landscapes
@@ -16,6 +16,7 @@ __all__ = [
     "DrawnSchedule",
     "FamilyMember",
     "LandscapePanel",
+    "Measure",
     "SeedBand",
     "SeedCurves",
     "check_plot_path",

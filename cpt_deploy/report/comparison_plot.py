@@ -1,12 +1,17 @@
-"""Accuracy against the cost of training: groups of runs as points, their seeds as error bars."""
+"""Accuracy or perplexity against the cost of training: groups of runs as points, their seeds as error bars."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from cpt_deploy.report.figures import BLUE, GREEN, GREY, ORANGE, PINK, new_figure
 
 _STYLES = ((BLUE, "o"), (ORANGE, "s"), (GREEN, "^"), (PINK, "D"), (GREY, "v"), ("#E69F00", "P"), ("#56B4E9", "X"))
+
+
+Measure = Literal["accuracy", "perplexity"]
+"""What runs are judged by: accuracy on images, where more is better, or perplexity of text, where less is."""
 
 
 @dataclass(frozen=True)
@@ -15,17 +20,19 @@ class ComparedGroup:
 
     Args:
         label: What the legend calls it.
-        accuracies: Accuracy of each seed, 0 to 1.
+        figures: Accuracy of each seed, 0 to 1, or its perplexity.
         mean: Their mean.
         deviation: Their standard deviation; `None` with one.
         gbitops: Cost of a run in 10^9 BitOPs.
+        measure: What the figures are; the same for all groups of a picture.
     """
 
     label: str
-    accuracies: Sequence[float]
+    figures: Sequence[float]
     mean: float
     deviation: float | None
     gbitops: float
+    measure: Measure = "accuracy"
 
 
 def plot_comparison(groups: Sequence[ComparedGroup], destination: Path) -> None:
@@ -41,15 +48,17 @@ def plot_comparison(groups: Sequence[ComparedGroup], destination: Path) -> None:
     """
     figure = new_figure(8.5, 5)
     axes = figure.subplots()
+    is_accuracy = groups[0].measure == "accuracy"
+    scale = 100 if is_accuracy else 1
     for index, group in enumerate(groups):
         colour, marker = _STYLES[index % len(_STYLES)]
-        seeds = [100 * accuracy for accuracy in group.accuracies]
+        seeds = [scale * value for value in group.figures]
         if len(seeds) > 1:
             axes.plot([group.gbitops] * len(seeds), seeds, ".", color=colour, alpha=0.45, markersize=5)
         axes.errorbar(
             group.gbitops,
-            100 * group.mean,
-            yerr=None if group.deviation is None else 100 * group.deviation,
+            scale * group.mean,
+            yerr=None if group.deviation is None else scale * group.deviation,
             color=colour,
             marker=marker,
             markersize=7,
@@ -59,7 +68,8 @@ def plot_comparison(groups: Sequence[ComparedGroup], destination: Path) -> None:
         )
     axes.set_xlim(0, 1.12 * max(group.gbitops for group in groups))
     axes.set_xlabel("GBitOPs of training")
-    axes.set_ylabel("test accuracy (%), mean ± standard deviation of the seeds")
+    name = "test accuracy (%)" if is_accuracy else "perplexity of the test text, lower is better"
+    axes.set_ylabel(f"{name}, mean ± standard deviation of the seeds")
     axes.grid(visible=True, color="#dddddd", linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(loc="best", frameon=False, fontsize=9)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cpt_deploy.report.comparison_plot import Measure
 from cpt_deploy.report.figures import BLUE, GREEN, GREY, ORANGE, PINK, new_figure
 
 _STYLES = ((BLUE, "-"), (ORANGE, "--"), (GREEN, "-."), (PINK, ":"), (GREY, "-"), ("#E69F00", "--"), ("#56B4E9", "-."))
@@ -32,22 +33,24 @@ class SeedCurves:
     Args:
         label: What the legend calls it.
         loss: Loss on training batches.
-        accuracy: Accuracy on training batches, 0 to 1.
-        test_accuracy: Accuracy on the test images, 0 to 1.
+        figure: Accuracy on training batches, 0 to 1, or their perplexity.
+        held_out: Accuracy on the test images, 0 to 1, or perplexity of the validation text.
         bit_steps: Steps at which the bits are known.
         bits: The forward bits there.
+        measure: What the figures are; the same for all groups of a picture.
     """
 
     label: str
     loss: SeedBand
-    accuracy: SeedBand
-    test_accuracy: SeedBand
+    figure: SeedBand
+    held_out: SeedBand
     bit_steps: Sequence[int]
     bits: Sequence[int]
+    measure: Measure = "accuracy"
 
 
 def plot_seed_curves(groups: Sequence[SeedCurves], destination: Path) -> None:
-    """Draw training loss, test accuracy and bits over the steps.
+    """Draw training loss, test accuracy or validation perplexity, and bits over the steps.
 
     Args:
         groups: One or more.
@@ -58,19 +61,20 @@ def plot_seed_curves(groups: Sequence[SeedCurves], destination: Path) -> None:
         OSError: If the file cannot be written.
     """
     figure = new_figure(9, 8.5)
-    loss, accuracy, bits = figure.subplots(3, 1, sharex=True, height_ratios=[3, 3, 2])
+    is_accuracy = groups[0].measure == "accuracy"
+    loss, held_out, bits = figure.subplots(3, 1, sharex=True, height_ratios=[3, 3, 2])
     for index, group in enumerate(groups):
         colour, style = _STYLES[index % len(_STYLES)]
         _band(loss, group.loss, 1.0, colour, style, label=group.label)
-        _band(accuracy, group.test_accuracy, 100.0, colour, style, marker="o")
+        _band(held_out, group.held_out, 100.0 if is_accuracy else 1.0, colour, style, marker="o")
         bits.plot(group.bit_steps, group.bits, style, color=colour, drawstyle="steps-post", linewidth=1.2)
     loss.set_ylabel("training loss")
-    accuracy.set_ylabel("test accuracy (%)")
+    held_out.set_ylabel("test accuracy (%)" if is_accuracy else "validation perplexity")
     bits.set_ylabel("bits, weights and activations")
     bits.yaxis.get_major_locator().set_params(integer=True)
     bits.set_ylim(bottom=0)
     bits.set_xlabel("step")
-    for axes in (loss, accuracy, bits):
+    for axes in (loss, held_out, bits):
         axes.grid(visible=True, color="#dddddd", linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
     loss.legend(loc="best", frameon=False, title="mean ± standard deviation of the seeds")

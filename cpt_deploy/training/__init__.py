@@ -3,6 +3,7 @@
 from cpt_deploy.training.compared import FinishedRun, RunGroup, group_runs, read_finished_run
 from cpt_deploy.training.evaluation import evaluate
 from cpt_deploy.training.files import disk_errors, write_atomically
+from cpt_deploy.training.fine_tuning import Pretrained
 from cpt_deploy.training.inputs import settling_inputs
 from cpt_deploy.training.interruption import Interruption
 from cpt_deploy.training.profiling import ProfileReport
@@ -29,6 +30,7 @@ __all__ = [
     "Evaluation",
     "FinishedRun",
     "Interruption",
+    "Pretrained",
     "ProfileReport",
     "RangeTest",
     "Ranks",

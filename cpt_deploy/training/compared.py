@@ -6,13 +6,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cpt_deploy.errors import CheckpointError
+from cpt_deploy.errors import CheckpointError, UsageError
 from cpt_deploy.recipe import Recipe, load_recipe
+from cpt_deploy.report import Measure
 from cpt_deploy.training.reports import RunReport
 from cpt_deploy.training.run_directory import RunDirectory
 
 #: Settings that change neither what is computed nor what it costs.
-_IMMATERIAL = ("seed", "name", "data.root", "data.workers", "train.device", "train.log_every", "train.checkpoint_every")
+_IMMATERIAL = (
+    "seed",
+    "name",
+    "model.weights",  # which have their digest
+    "data.root",
+    "data.workers",
+    "train.device",
+    "train.log_every",
+    "train.checkpoint_every",
+)
 
 
 @dataclass(frozen=True)
@@ -35,9 +45,15 @@ class FinishedRun:
         return self.recipe.seed
 
     @property
-    def accuracy(self) -> float:
-        """Accuracy of the settled model on the test images, 0 to 1."""
-        return self.report.test.top1
+    def measure(self) -> Measure:
+        """What the run is judged by."""
+        return "accuracy" if self.report.test.perplexity is None else "perplexity"
+
+    @property
+    def figure(self) -> float:
+        """That of the settled model: accuracy on the test images, 0 to 1, or perplexity of the test text."""
+        test = self.report.test
+        return test.top1 if test.perplexity is None else test.perplexity
 
 
 @dataclass(frozen=True)
@@ -53,19 +69,24 @@ class RunGroup:
     runs: tuple[FinishedRun, ...]
 
     @property
-    def accuracies(self) -> tuple[float, ...]:
-        """Accuracy of each run, 0 to 1."""
-        return tuple(run.accuracy for run in self.runs)
+    def measure(self) -> Measure:
+        """What the runs are judged by."""
+        return self.runs[0].measure
+
+    @property
+    def figures(self) -> tuple[float, ...]:
+        """Accuracy of each run, 0 to 1, or its perplexity."""
+        return tuple(run.figure for run in self.runs)
 
     @property
     def mean(self) -> float:
-        """Mean accuracy."""
-        return statistics.fmean(self.accuracies)
+        """Mean of the figures."""
+        return statistics.fmean(self.figures)
 
     @property
     def deviation(self) -> float | None:
-        """Sample standard deviation of the accuracy over the seeds; `None` with one run."""
-        return statistics.stdev(self.accuracies) if len(self.runs) > 1 else None
+        """Sample standard deviation of the figures over the seeds; `None` with one run."""
+        return statistics.stdev(self.figures) if len(self.runs) > 1 else None
 
     @property
     def gbitops(self) -> float:
@@ -78,9 +99,9 @@ class RunGroup:
         return statistics.fmean(run.report.seconds["training"] for run in self.runs)
 
     def paired_differences(self, other: "RunGroup") -> tuple[float, ...]:
-        """Return accuracy minus that of another group's run with the same seed, for the seeds that both have."""
-        theirs = {run.seed: run.accuracy for run in other.runs}
-        return tuple(run.accuracy - theirs[run.seed] for run in self.runs if run.seed in theirs)
+        """Return each figure minus that of another group's run with the same seed, for the seeds that both have."""
+        theirs = {run.seed: run.figure for run in other.runs}
+        return tuple(run.figure - theirs[run.seed] for run in self.runs if run.seed in theirs)
 
 
 def read_finished_run(run_dir: Path) -> FinishedRun:
@@ -104,7 +125,18 @@ def group_runs(runs: Iterable[FinishedRun]) -> list[RunGroup]:
     """Group runs that differ by their seed alone, in the order in which they are given.
 
     A label has the settings that are not the same in all groups, by their last name where that says it.
+
+    Raises:
+        UsageError: If some classify images and others are language models.
     """
+    runs = list(runs)
+    if len({run.measure for run in runs}) > 1:
+        examples = {run.measure: run.path for run in reversed(runs)}
+        raise UsageError(
+            "Expected runs that are judged by the same figure, but got accuracy of images "
+            f"({examples['accuracy']}) and perplexity of text ({examples['perplexity']})",
+            hint="compare classifiers and language models each by themselves",
+        )
     members: dict[tuple[tuple[str, str], ...], list[FinishedRun]] = {}
     for run in runs:
         settings = dict(_flat(run.recipe.model_dump(mode="json")))
@@ -134,8 +166,13 @@ def _label(settings: Mapping[str, str], differing: Sequence[str], run: FinishedR
     if not differing:
         return run.recipe.name
     last_names = [name.rpartition(".")[2] for name in differing]
-    return ", ".join(
-        f"{last if last_names.count(last) == 1 else name} {settings[name]}"
+    shown = [
+        f"{last if last_names.count(last) == 1 else name} {_value(name, settings[name])}"
         for name, last in zip(differing, last_names, strict=True)
         if settings.get(name) not in (None, "None")
-    )
+    ]
+    return ", ".join(shown) or run.recipe.name  # a group may lack all that the others have, such as weights
+
+
+def _value(name: str, value: str) -> str:
+    return f"{value[:12]}…" if name.endswith("_sha256") else value

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import platform
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import torch
@@ -135,6 +135,7 @@ def _report(run: Run, result: Final, weights_sha256: str, settle_seconds: float)
             "parameters": objects.parameters,
             "macs": sum(layer.macs for layer in objects.model.layers()),
             "layers": objects.layers_by_role,
+            **({} if task.pretrained is None else {"weights": asdict(task.pretrained)}),
         },
         task=task.name,
         **task.describe(),

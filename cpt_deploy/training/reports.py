@@ -10,6 +10,7 @@ from cpt_deploy.errors import CheckpointError
 from cpt_deploy.recipe import Recipe
 
 if TYPE_CHECKING:
+    from cpt_deploy.training.fine_tuning import Pretrained
     from cpt_deploy.training.profiling import ProfileReport
 
 REPORT_VERSION = 1
@@ -35,6 +36,7 @@ class TrainPlan:
         total_steps: Length of the run.
         first_step: 0, or where a resumed run goes on.
         unit: What a sample is, in the plural: "images" or "tokens".
+        pretrained: What the model begins with; `None` if it begins fresh.
         relative_cost: BitOPs of the cycling layers relative to static precision at the upper bound; `None` if the bits
             will follow the loss.
     """
@@ -55,6 +57,7 @@ class TrainPlan:
     processes: int = 1
     workers: int = 0
     unit: str = "images"
+    pretrained: "Pretrained | None" = None
 
 
 @dataclass(frozen=True)
@@ -119,7 +122,7 @@ class RunReport:
 
     Args:
         name: The recipe's name.
-        model: Name, parameters, MACs, and quantized layers by role.
+        model: Name, parameters, MACs, quantized layers by role, and the weights it began with, if any.
         data: Name, numbers of images, and digests of the data set where it is in memory.
         classes: Names of the classes; none for text.
         preprocessing: How an image becomes an input, see `Preprocessing.from_dict`; empty for text.

@@ -9,8 +9,8 @@ from cpt_deploy.errors import CheckpointError, UsageError
 from cpt_deploy.recipe import Recipe, load_recipe, save_recipe
 from cpt_deploy.training.files import disk_errors
 
-_MAY_CHANGE = {("data", "root"), ("data", "workers"), ("data", "cache_mb"), ("train", "device")}
-"""Settings that a resumed run may have otherwise, since they do not change the result."""
+_MAY_CHANGE = {("model", "weights"), ("data", "root"), ("data", "workers"), ("data", "cache_mb"), ("train", "device")}
+"""Settings that a resumed run may have otherwise, since they do not change the result: weights have their digest."""
 
 
 @dataclass(frozen=True)

@@ -26,10 +26,11 @@ def seed_curves(group: RunGroup) -> SeedCurves:
     return SeedCurves(
         group.label,
         seed_band(logs, "loss"),
-        seed_band(logs, "accuracy"),
-        seed_band([[row for row in rows if not row["settled"]] for rows in logs], "test_accuracy"),
+        seed_band(logs, group.measure),
+        seed_band([[row for row in rows if not row["settled"]] for rows in logs], f"test_{group.measure}"),
         bit_steps,
         bits,
+        group.measure,
     )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from cpt_deploy.bundle import Preprocessing
@@ -176,13 +177,30 @@ def build_cpt_model(recipe: Recipe, classes: int, preprocessing: Preprocessing) 
     Raises:
         CptError: If the model is unknown, cannot take these images, or has no quantized form.
     """
-    model = build_model(
+    return prepare_network(build_network(recipe, classes, preprocessing), recipe, preprocessing)
+
+
+def build_network(recipe: Recipe, classes: int, preprocessing: Preprocessing) -> nn.Module:
+    """Build the float network of a recipe, with fresh weights, on the CPU.
+
+    Raises:
+        CptError: If the model is unknown or cannot take these images.
+    """
+    return build_model(
         recipe.model.name,
         num_classes=classes,
         in_channels=preprocessing.channels,
         input_size=preprocessing.size,
         **recipe.model.args,
     )
+
+
+def prepare_network(network: nn.Module, recipe: Recipe, preprocessing: Preprocessing) -> QuantizedModel:
+    """Prepare the float network of a recipe for training, with its weights.
+
+    Raises:
+        CptError: If it has no quantized form.
+    """
     precision = recipe.precision
     config = QuantizationConfig(
         lower=precision.lower,
@@ -195,7 +213,7 @@ def build_cpt_model(recipe: Recipe, classes: int, preprocessing: Preprocessing) 
             for number, group in enumerate(precision.groups, start=1)
         ),
     )
-    prepared = prepare(model, config, preprocessing.input_shape)
+    prepared = prepare(network, config, preprocessing.input_shape)
     prepared.compute = recipe.train.compute
     return prepared
 

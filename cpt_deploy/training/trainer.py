@@ -191,6 +191,7 @@ def _plan(task: Task, objects: RunObjects, run_dir: Path, first_step: int, ranks
         processes=ranks.count,
         workers=task.workers,
         unit=task.unit,
+        pretrained=task.pretrained,
     )
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 TrialState = Literal["waiting", "running", "finished", "failed", "interrupted"]
 JOURNAL = "trials.log"
 _READY = "ready"
+_MEASURE = "measure"
 _POLL_SECONDS = 0.2
 #: How long another process may take to fill a queue that it has begun.
 _FILLING_SECONDS = 10.0
@@ -33,13 +34,15 @@ class TrialOutcome:
 
     Args:
         state: "finished", "failed" or "interrupted".
-        accuracy: Of a finished one, 0 to 1.
+        accuracy: Of a finished one that classifies images, 0 to 1.
         message: Why it is not finished.
+        perplexity: Of a finished language model.
     """
 
     state: TrialState
     accuracy: float | None = None
     message: str | None = None
+    perplexity: float | None = None
 
 
 @dataclass(frozen=True)
@@ -49,14 +52,16 @@ class TrialStatus:
     Args:
         name: The point of the grid.
         state: Its last attempt's state.
-        accuracy: Of a finished one, 0 to 1.
+        accuracy: Of a finished one that classifies images, 0 to 1.
         message: Why it is not finished, or where it runs.
+        perplexity: Of a finished language model.
     """
 
     name: str
     state: TrialState
     accuracy: float | None
     message: str | None
+    perplexity: float | None = None
 
 
 class TrialQueue:
@@ -164,8 +169,11 @@ class TrialQueue:
 
         trial.set_user_attr("outcome", outcome.state)
         trial.set_user_attr("message", outcome.message)
-        if outcome.state == "finished" and outcome.accuracy is not None:
-            self._study.tell(trial, outcome.accuracy)
+        is_text = outcome.perplexity is not None
+        figure = outcome.perplexity if is_text else outcome.accuracy
+        if outcome.state == "finished" and figure is not None:
+            trial.set_user_attr(_MEASURE, "perplexity" if is_text else "accuracy")
+            self._study.tell(trial, figure)
         else:
             self._study.tell(trial, state=State.FAIL)
 
@@ -196,6 +204,8 @@ def _status(name: str, trial: "FrozenTrial") -> TrialStatus:
         where = f"on {attributes.get('host', 'a machine that did not say')}"
         return TrialStatus(name, "running", None, where)
     if trial.state.name == "COMPLETE":
+        if attributes.get(_MEASURE) == "perplexity":
+            return TrialStatus(name, "finished", None, None, trial.value)
         return TrialStatus(name, "finished", trial.value, None)
     if trial.state.name == "WAITING":
         return TrialStatus(name, "waiting", None, None)

@@ -1,4 +1,4 @@
-"""`cpt compare`: finished runs beside each other, accuracy against the cost of training."""
+"""`cpt compare`: finished runs beside each other, accuracy or perplexity against the cost of training."""
 
 import csv
 import statistics
@@ -20,10 +20,15 @@ if TYPE_CHECKING:
 
 def compare(
     runs: Annotated[list[Path], typer.Argument(help="Directories that cpt train wrote; the first is the reference.")],
-    plot: Annotated[Path | None, typer.Option(help="Draw accuracy against BitOPs into this PNG or SVG file.")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw accuracy, or perplexity, against BitOPs into this PNG or SVG file.")
+    ] = None,
     table: Annotated[Path | None, typer.Option("--csv", help="Write a line for each run to this file.")] = None,
     curves: Annotated[
-        Path | None, typer.Option(help="Draw loss, test accuracy and bits over the steps into this PNG or SVG file.")
+        Path | None,
+        typer.Option(
+            help="Draw loss, test accuracy or validation perplexity, and bits over the steps into this PNG or SVG file."
+        ),
     ] = None,
     curves_table: Annotated[
         Path | None, typer.Option("--curves-csv", help="Write mean and deviation of the seeds at each logged step.")
@@ -32,10 +37,10 @@ def compare(
     quiet: QuietFlag = False,
     debug: DebugFlag = False,
 ) -> None:
-    """Compare finished runs: accuracy, its spread over seeds, BitOPs, and time.
+    """Compare finished runs: accuracy, its spread over seeds, BitOPs, and time; perplexity of language models.
 
     Runs that differ by their seed alone are one group. Differences are paired: each run against the reference's run of
-    the same seed.
+    the same seed. Classifiers and language models are not compared with each other.
     """
     from cpt_deploy.training import group_runs, read_finished_run
 
@@ -53,8 +58,10 @@ def compare(
 def show_groups(groups: "list[RunGroup]") -> list[dict[str, Any]]:
     """Print a table with a line for each group, and return its figures as JSON types."""
     entries = [_entry(group, groups[0]) for group in groups]
+    accuracy = groups[0].measure == "accuracy"
+    figure, difference = ("accuracy", "against the first, points") if accuracy else ("perplexity", "against the first")
     out.table(
-        ("runs", "seeds", "accuracy", "± s.d.", "against the first, points", "GBitOPs", "of the first", "time"),
+        ("runs", "seeds", figure, "± s.d.", difference, "GBitOPs", "of the first", "time"),
         [_row(entry, entries[0]) for entry in entries],
     )
     return entries
@@ -66,7 +73,8 @@ def _entry(group: "RunGroup", reference: "RunGroup") -> dict[str, Any]:
         "label": group.label,
         "runs": [run.path for run in group.runs],
         "seeds": [run.seed for run in group.runs],
-        "accuracies": list(group.accuracies),
+        "measure": group.measure,
+        "accuracies" if group.measure == "accuracy" else "perplexities": list(group.figures),
         "mean": group.mean,
         "deviation": group.deviation,
         "paired_differences": differences,
@@ -76,16 +84,18 @@ def _entry(group: "RunGroup", reference: "RunGroup") -> dict[str, Any]:
 
 
 def _row(entry: dict[str, Any], reference: dict[str, Any]) -> tuple[object, ...]:
-    differences = [100 * value for value in entry["paired_differences"]]
+    is_accuracy = entry["measure"] == "accuracy"
+    scale = 100 if is_accuracy else 1
+    differences = [scale * value for value in entry["paired_differences"]]
     difference = ""
     if differences:
         spread = f" ± {statistics.stdev(differences):.2f}" if len(differences) > 1 else ""
         difference = f"{statistics.fmean(differences):+.2f}{spread}"
-    deviation = "" if entry["deviation"] is None else f"{100 * entry['deviation']:.2f}"
+    deviation = "" if entry["deviation"] is None else f"{scale * entry['deviation']:.2f}"
     return (
         entry["label"],
         len(entry["seeds"]),
-        formats.share(entry["mean"]),
+        formats.share(entry["mean"]) if is_accuracy else f"{entry['mean']:.2f}",
         deviation,
         difference,
         f"{entry['gbitops']:,.0f}",
@@ -98,7 +108,7 @@ def _draw(groups: "list[RunGroup]", plot: Path) -> None:
     from cpt_deploy.report import ComparedGroup, check_plot_path, plot_comparison
 
     check_plot_path(plot)
-    points = [ComparedGroup(g.label, g.accuracies, g.mean, g.deviation, g.gbitops) for g in groups]
+    points = [ComparedGroup(g.label, g.figures, g.mean, g.deviation, g.gbitops, g.measure) for g in groups]
     with _writing(plot):
         plot_comparison(points, plot)
 
@@ -118,7 +128,8 @@ def _show_curves(groups: "list[RunGroup]", plot: Path | None, table: Path | None
             writer = csv.writer(file)
             writer.writerow(("group", "figure", "step", "mean", "deviation"))
             for group in drawn:
-                bands = (("loss", group.loss), ("accuracy", group.accuracy), ("test_accuracy", group.test_accuracy))
+                measure = group.measure
+                bands = (("loss", group.loss), (measure, group.figure), (f"test_{measure}", group.held_out))
                 for name, band in bands:
                     deviations: Sequence[float | str] = band.deviations or [""] * len(band.steps)
                     rows = zip(band.steps, band.means, deviations, strict=True)
@@ -140,11 +151,11 @@ def _writing(path: Path) -> Iterator[None]:
 def _write_csv(groups: "list[RunGroup]", path: Path) -> None:
     with _writing(path), path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(("group", "run", "seed", "accuracy", "gbitops", "seconds"))
+        writer.writerow(("group", "run", "seed", groups[0].measure, "gbitops", "seconds"))
         for group in groups:
             for run in group.runs:
                 cost, seconds = run.report.cost["gbitops"], run.report.seconds["training"]
-                writer.writerow((group.label, run.path, run.seed, run.accuracy, cost, seconds))
+                writer.writerow((group.label, run.path, run.seed, run.figure, cost, seconds))
 
 
 COMMAND = Command(

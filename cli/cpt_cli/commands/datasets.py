@@ -1,5 +1,6 @@
 """`cpt datasets`: which data sets are known, whether their files are here, and how to get them."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,31 +22,32 @@ def datasets(
     quiet: QuietFlag = False,
     debug: DebugFlag = False,
 ) -> None:
-    """List the known data sets, and which of them are on this machine.
+    """List the known data sets and texts, and which of them are on this machine.
 
     They are looked for in data.root of the recipe, in $CPT_DATA_DIR/NAME and in the user's cache. Any folder with
-    train/CLASS/*.jpg and val/CLASS/*.jpg, and any .npz file, can be named by its path instead; your own data set by
-    its import path, data.name=package.module:factory.
+    train/CLASS/*.jpg and val/CLASS/*.jpg, any .npz file, and any text file or folder of train, valid and test text can
+    be named by its path instead; your own data set by its import path, data.name=package.module:factory.
     """
     from cpt_deploy.data import dataset_names, fetch_dataset
+    from cpt_deploy.data.text import corpora
     from cpt_deploy.registry import nearest_names
 
     if fetch is not None:
+        if fetch in corpora:
+            raise UsageError(
+                f"Expected a data set that can be downloaded, but got {fetch!r}", hint=corpora.get(fetch).obtain
+            )
         folder = fetch_dataset(fetch, root)
         out.line(f"{fetch} is in {formats.path(folder)}")
         out.result({"fetched": fetch, "path": folder})
         return
-    names = dataset_names(pattern)
-    if not names:
-        hint = nearest_names(pattern, dataset_names())
+    rows = [*map(_look_for, dataset_names(pattern)), *map(_look_for_text, corpora.names(pattern))]
+    if not rows:
+        hint = nearest_names(pattern, [*dataset_names(), *corpora.names()])
         raise UsageError(f"Expected a pattern that matches a data set, but got {pattern!r}", hint=hint)
-    rows = [_look_for(name) for name in names]
     out.table(
         ("data set", "what", "classes", "train", "test", "here"),
-        [
-            (row["name"], row["summary"], row["classes"], *row["images"], "yes" if row["available"] else "no")
-            for row in rows
-        ],
+        [(row["name"], row["summary"], *_sizes(row), "yes" if row["available"] else "no") for row in rows],
     )
     for row in rows:
         if not row["available"] and len(rows) <= 2:
@@ -57,12 +59,49 @@ def _look_for(name: str) -> dict[str, Any]:
     from cpt_deploy.data import dataset_info, load_images
 
     info = dataset_info(name)
-    row = {"name": name, "summary": info.summary, "classes": info.classes, "images": info.images, "obtain": info.obtain}
+    row = {
+        "name": name,
+        "task": "classification",
+        "summary": info.summary,
+        "classes": info.classes,
+        "images": info.images,
+        "obtain": info.obtain,
+    }
+    return {**row, **_found(lambda: load_images(name, split="test"))}
+
+
+def _look_for_text(name: str) -> dict[str, Any]:
+    from cpt_deploy.data.text import corpora, load_corpus
+
+    info = corpora.get(name)
+    row = {
+        "name": name,
+        "task": "language-model",
+        "summary": info.summary,
+        "words": info.types or None,
+        "tokens": dict(zip(("train", "valid", "test"), info.tokens, strict=False)),
+        "obtain": info.obtain,
+    }
+    return {**row, **_found(lambda: load_corpus(name))}
+
+
+def _found(opened: Callable[[], object]) -> dict[str, Any]:
+    """Return whether data can be opened, and why not."""
     try:
-        load_images(name, split="test")
+        opened()
     except CptError as error:
-        return {**row, "available": False, "problem": error.message}
-    return {**row, "available": True, "problem": None}
+        return {"available": False, "problem": error.message}
+    return {"available": True, "problem": None}
+
+
+def _sizes(row: dict[str, Any]) -> tuple[object, object, object]:
+    """Return classes and sizes as the table has them; a text of one file is divided here."""
+    if row["task"] == "classification":
+        return (row["classes"], *row["images"])
+    tokens = row["tokens"]
+    if not tokens:
+        return ("", "90 %", "5 %")
+    return (f"{row['words']:,} words", f"{tokens['train']:,} words", f"{tokens['test']:,} words")
 
 
 COMMAND = Command(
@@ -72,6 +111,7 @@ COMMAND = Command(
     examples=(
         "cpt datasets",
         "cpt datasets fashion-mnist  # is it here, and how to get it",
+        "cpt datasets 'wikitext*' --json  # texts of language models",
         "cpt datasets --fetch cifar10",
     ),
 )

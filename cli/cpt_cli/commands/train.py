@@ -175,6 +175,7 @@ def _show_dry_run(recipe: "Recipe", directory: Path) -> None:
             "total_steps": plan.total_steps,
             "steps_per_epoch": plan.steps_per_epoch,
             "relative_cost": plan.relative_cost,
+            "pretrained": plan.pretrained,
             "recipe": plan.recipe.model_dump(mode="json"),
         }
     )
@@ -238,7 +239,7 @@ COMMAND = Command(
     examples=(
         "cpt train digits-quickstart  # a preset; cpt train --dry-run shows what it would do",
         "cpt train fashion-mnist-resnet20 train.epochs=20 --bits auto  # finds the lower bound first: cpt range-test",
-        "cpt train my-recipe.yaml model.name=my_package.nets:small data.name=photos/",
+        "cpt train my-recipe.yaml data.name=photos/ model.name=torchvision/resnet18 model.weights=resnet18.pth",
         "cpt train resnet74-cifar100-cpt3-8 --smoke  # one of the paper's experiments (cpt recipes), two steps of it",
         "cpt train --resume runs/fashion-mnist-resnet20",
     ),

@@ -13,7 +13,7 @@ from cpt_deploy.errors import CptError, RunInterruptedError
 if TYPE_CHECKING:
     from cpt_cli.trial_process import TrialProcesses
     from cpt_deploy.recipe import GridPoint
-    from cpt_deploy.training import TrialOutcome, TrialQueue, TrialStatus
+    from cpt_deploy.training import FinishedRun, TrialOutcome, TrialQueue, TrialStatus
 
 
 def train_grid(
@@ -89,7 +89,7 @@ def _work(queue: "TrialQueue", processes: "TrialProcesses", points: "list[GridPo
             else:
                 running.remove(name)
                 done += outcome.state == "finished"
-                said = formats.share(outcome.accuracy) if outcome.state == "finished" else outcome.message
+                said = _figure(outcome) if outcome.state == "finished" else outcome.message
                 out.note(f"{name}: {outcome.state}, {said}")
             bar.advance(done, detail=", ".join(running))
 
@@ -106,11 +106,22 @@ def _show(statuses: "list[TrialStatus]", processes: "TrialProcesses") -> None:
     from cpt_cli.commands.compare import show_groups
     from cpt_deploy.training import group_runs, read_finished_run
 
-    rows = [(s.name, s.state, formats.share(s.accuracy), s.message or "") for s in statuses]
-    out.table(("run", "state", "accuracy", ""), rows)
+    rows = [(s.name, s.state, _figure(s), s.message or "") for s in statuses]
+    measures = {"accuracy" if s.perplexity is None else "perplexity" for s in statuses if s.state == "finished"}
+    out.table(("run", "state", " or ".join(sorted(measures or {"accuracy"})), ""), rows)
     finished = [processes.run_directory(status.name) for status in statuses if status.state == "finished"]
-    groups = show_groups(group_runs([read_finished_run(run) for run in finished])) if finished else []
+    runs = [read_finished_run(run) for run in finished]
+    groups = [group for measure in sorted(measures) for group in show_groups(group_runs(_of(measure, runs)))]
     out.result({"trials": statuses, "groups": groups})
+
+
+def _of(measure: str, runs: "list[FinishedRun]") -> "list[FinishedRun]":
+    """Return the runs that are judged by a figure: a grid may hold classifiers and language models."""
+    return [run for run in runs if run.measure == measure]
+
+
+def _figure(trial: "TrialOutcome | TrialStatus") -> str:
+    return formats.share(trial.accuracy) if trial.perplexity is None else f"{trial.perplexity:.2f}"
 
 
 def _count(statuses: "list[TrialStatus]", state: str) -> int:

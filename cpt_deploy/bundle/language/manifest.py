@@ -89,6 +89,13 @@ class LanguageManifest:
         """Return the state before the first token, by the names of the inputs."""
         return {state.input: state.initial(batch) for state in self.states}
 
+    def past_of(self, state: Mapping[str, npt.NDArray[Any]]) -> int:
+        """Return how many tokens a state has seen, by the caches that grow with them; 0 where none does."""
+        return max(
+            (state[entry.input].shape[entry.shape.index(PAST)] for entry in self.states if PAST in entry.shape),
+            default=0,
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON types."""
         content = asdict(self)

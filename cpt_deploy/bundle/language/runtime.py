@@ -61,7 +61,7 @@ class LanguageModel:
             Logits, float32 (N, T, V), and the state for the tokens that follow.
 
         Raises:
-            ValueError: If the tokens are not such.
+            ValueError: If the tokens are not such, or with those before them more than the context.
         """
         if tokens.dtype != np.int64 or tokens.ndim != 2 or tokens.size == 0:
             raise ValueError(f"Expected tokens to be int64 (N, T), but got {tokens.dtype} {tokens.shape}")
@@ -70,6 +70,9 @@ class LanguageModel:
                 f"Expected tokens in 0..{self.manifest.vocabulary - 1}, but got {tokens.min()}..{tokens.max()}"
             )
         before = self.manifest.initial_state(len(tokens)) if state is None else state
+        context, total = self.manifest.context, self.manifest.past_of(before) + tokens.shape[1]
+        if context is not None and total > context:
+            raise ValueError(f"Expected at most {context} tokens, the model's context, but got {total}")
         logits, *after = self._session.run(self._outputs, {TOKENS_NAME: tokens, **before})
         return logits, {entry.input: value for entry, value in zip(self.manifest.states, after, strict=True)}
 

@@ -10,23 +10,24 @@ import numpy.typing as npt
 
 from cpt_deploy.bundle import CardFields
 from cpt_deploy.bundle.language import (
-    GoldenText,
     LanguageBundle,
     LanguageContents,
-    LanguageModel,
     write_language_bundle,
 )
 from cpt_deploy.bundle.tokenization import Tokenizer
 from cpt_deploy.errors import BundleError
 from cpt_deploy.export.bundle_export import TRAINED, digest
-from cpt_deploy.export.golden import golden_tolerance
+from cpt_deploy.export.language.golden import golden_tokens
 from cpt_deploy.export.language.graph import OPSET
-from cpt_deploy.export.language.lstm_onnx import lstm_manifest, write_lstm_onnx
-from cpt_deploy.freezing.language import IntegerLstm, freeze_lstm
+from cpt_deploy.export.language.kinds import language_manifest, write_language_onnx
+from cpt_deploy.freezing.language import (
+    IntegerLanguageModel,
+    IntegerLinear,
+    IntegerTable,
+    freeze_language_model,
+)
 from cpt_deploy.quantization.cycling import WeightBits
 from cpt_deploy.quantization.language import QuantizedLanguageModel
-
-GOLDEN_ROWS, GOLDEN_TOKENS = 4, 16
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def export_language_bundle(
         UsageError: If bits are out of range.
         BundleError: If the tokens do not fit the model, or the bundle cannot be written.
     """
-    frozen = freeze_lstm(model, weight_bits=weight_bits, activation_bits=activation_bits)
+    frozen = freeze_language_model(model, weight_bits=weight_bits, activation_bits=activation_bits)
     if identity.tokenizer.size != frozen.vocabulary:
         raise BundleError(
             f"Expected a vocabulary for the model's {frozen.vocabulary} tokens, but got {identity.tokenizer.size}"
@@ -93,11 +94,11 @@ def export_language_bundle(
         "cpt.activation_bits": str(facts["activation_bits"]),
         "task": "generate",
     }
-    onnx = write_lstm_onnx(frozen, metadata=metadata)
+    onnx = write_language_onnx(frozen, metadata=metadata)
     contents = LanguageContents(
         name=identity.name,
         onnx=onnx,
-        manifest=lstm_manifest(frozen),
+        manifest=language_manifest(frozen),
         tokenizer=identity.tokenizer,
         golden=golden_tokens(frozen, onnx, golden_text),
         tensors=frozen.arrays(),
@@ -110,38 +111,20 @@ def export_language_bundle(
     return write_language_bundle(destination, contents=contents)
 
 
-def golden_tokens(model: IntegerLstm, onnx: bytes, text: npt.NDArray[np.integer[Any]]) -> GoldenText:
-    """Return the first tokens of a text with the executor's logits, and by how much onnxruntime may differ.
-
-    Raises:
-        BundleError: If the text has no token.
-    """
-    if len(text) == 0:
-        raise BundleError("Expected a text for the golden sample, but got an empty one")
-    count = min(GOLDEN_TOKENS, len(text))
-    rows = max(1, min(GOLDEN_ROWS, len(text) // count))
-    tokens = np.ascontiguousarray(text[: rows * count], np.int64).reshape(rows, count)
-    logits = np.ascontiguousarray(model.run(tokens)[0][:, -1])
-    served = LanguageModel(onnx, lstm_manifest(model)).run(tokens)[0][:, -1]
-    return GoldenText(tokens, logits, golden_tolerance(logits, served))
-
-
-def describe_language_quantization(model: IntegerLstm) -> dict[str, Any]:
+def describe_language_quantization(model: IntegerLanguageModel) -> dict[str, Any]:
     """Return what `quantization.json` says of each weight and each input of a product, with a digest of the codes."""
+    parts: list[IntegerTable | IntegerLinear] = [*model.tables(), *model.linears()]
     weights = [
         {
-            "layer": name,
-            "shape": list(codes.shape),
-            "granularity": "per row" if name == model.table.name else "per output channel",
+            "layer": part.name,
+            "shape": list(part.codes.shape),
+            "granularity": "per row" if isinstance(part, IntegerTable) else "per output channel",
             "symmetric": True,
-            "greatest_code": int(np.abs(codes.astype(np.int16)).max(initial=0)),
-            "scale_range": [float(scales.min()), float(scales.max())],
-            "codes_sha256": digest(codes),
+            "greatest_code": int(np.abs(part.codes.astype(np.int16)).max(initial=0)),
+            "scale_range": [float(part.scales.min()), float(part.scales.max())],
+            "codes_sha256": digest(part.codes),
         }
-        for name, codes, scales in [
-            (model.table.name, model.table.codes, model.table.scales),
-            *((linear.name, linear.codes, linear.scales) for linear in model.linears()),
-        ]
+        for part in parts
     ]
     activations = [
         {

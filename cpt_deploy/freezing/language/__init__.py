@@ -1,6 +1,24 @@
 """Trained language models as integers, and their exact execution in NumPy."""
 
-from cpt_deploy.freezing.language.lstm import IntegerLstm, LstmTrace, freeze_lstm
-from cpt_deploy.freezing.language.parts import Grid, IntegerLinear, IntegerTable
+from cpt_deploy.freezing.language.ends import IntegerEmbedding, IntegerHead
+from cpt_deploy.freezing.language.kinds import freeze_language_model, read_integer_model
+from cpt_deploy.freezing.language.lstm import IntegerLstm, freeze_lstm
+from cpt_deploy.freezing.language.model import IntegerLanguageModel
+from cpt_deploy.freezing.language.parts import Grid, IntegerLinear, IntegerTable, Trace
+from cpt_deploy.freezing.language.transformer import IntegerTransformer, freeze_transformer
 
-__all__ = ["Grid", "IntegerLinear", "IntegerLstm", "IntegerTable", "LstmTrace", "freeze_lstm"]
+__all__ = [
+    "Grid",
+    "IntegerEmbedding",
+    "IntegerHead",
+    "IntegerLanguageModel",
+    "IntegerLinear",
+    "IntegerLstm",
+    "IntegerTable",
+    "IntegerTransformer",
+    "Trace",
+    "freeze_language_model",
+    "freeze_lstm",
+    "freeze_transformer",
+    "read_integer_model",
+]

@@ -5,41 +5,35 @@ the same integer; sigmoid and tanh differ between libraries in their last places
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from cpt_deploy.errors import ConversionError
-from cpt_deploy.freezing.language.parts import Arrays, Floats, IntegerLinear, IntegerTable, frozen_linear, frozen_table
+from cpt_deploy.freezing.language.model import State
+from cpt_deploy.freezing.language.parts import (
+    Arrays,
+    Floats,
+    IntegerLinear,
+    IntegerTable,
+    Trace,
+    arrays_of,
+    frozen_linear,
+    frozen_product,
+    frozen_table,
+)
 from cpt_deploy.models.language.heads import SoftmaxHead
 from cpt_deploy.models.language.lstm import LstmLanguageModel
 from cpt_deploy.quantization.cycling import WeightBits
-from cpt_deploy.quantization.language import InputQuantizedLinear, QuantizedLanguageModel
-from cpt_deploy.quantization.layers import QuantizedEmbedding
+from cpt_deploy.quantization.language import QuantizedLanguageModel
 from cpt_deploy.quantization.recurrent import QuantizedLSTM
-
-State = tuple[Floats, Floats]
-"""h and c, float32 (layers, N, H) each."""
-
-
-@dataclass(eq=False)
-class LstmTrace:
-    """The integers of one call, by the names of `IntegerLinear`.
-
-    Args:
-        codes: What each product reads, uint8 (T, N, I), of the head (N, T, I).
-        sums: What each product gives, int32 (T, N, O), of the head (N, T, V).
-    """
-
-    codes: dict[str, npt.NDArray[np.uint8]] = field(default_factory=dict)
-    sums: dict[str, npt.NDArray[np.int32]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
 class IntegerLstm:
-    """The frozen model.
+    """The frozen model; its state is h and c, float32 (layers, N, H) each.
 
     Args:
         table: The embedding.
@@ -51,6 +45,9 @@ class IntegerLstm:
     layers: tuple[tuple[IntegerLinear, IntegerLinear], ...]
     head: IntegerLinear
 
+    kind: ClassVar[str] = "lstm"
+    context: ClassVar[None] = None
+
     @property
     def vocabulary(self) -> int:
         """Number of tokens."""
@@ -60,6 +57,10 @@ class IntegerLstm:
     def hidden(self) -> int:
         """H."""
         return int(self.layers[0][1].codes.shape[1])
+
+    def tables(self) -> tuple[IntegerTable, ...]:
+        """Return the one embedding."""
+        return (self.table,)
 
     def linears(self) -> tuple[IntegerLinear, ...]:
         """Return the products in the order in which they are computed."""
@@ -71,14 +72,14 @@ class IntegerLstm:
         return np.zeros(shape, np.float32), np.zeros(shape, np.float32)
 
     def run(
-        self, tokens: npt.NDArray[np.int64], state: State | None = None, trace: LstmTrace | None = None
+        self, tokens: npt.NDArray[np.int64], state: State | None = None, trace: Trace | None = None
     ) -> tuple[Floats, State]:
         """Return logits, float32 (N, T, V), and the state after the last token.
 
         Args:
             tokens: int64 (N, T).
             state: The state before; zeros by default.
-            trace: Gets the integers.
+            trace: Gets the integers; those of the layers are (T, N, …), those of the head (N, T, …).
         """
         h, c = self.initial_state(len(tokens)) if state is None else state
         x = self.table(tokens.T)
@@ -87,21 +88,18 @@ class IntegerLstm:
             x, *end = _layer(inward, onward, x, h_layer, c_layer, trace)
             ends.append(end)
         features = np.ascontiguousarray(x.transpose(1, 0, 2))
-        logits = _product(self.head, features, trace)
+        logits = self.head(features, trace)
         hidden, cell = zip(*ends, strict=True)
         return logits, (np.stack(hidden), np.stack(cell))
 
     def arrays(self) -> Arrays:
         """Return its tensors by name."""
-        arrays = self.table.arrays()
-        for linear in self.linears():
-            arrays |= linear.arrays()
-        return arrays
+        return arrays_of([*self.tables(), *self.linears()])
 
     def describe(self) -> dict[str, Any]:
         """Return what its numbers mean, as JSON types."""
         return {
-            "type": "lstm",
+            "type": self.kind,
             "table": self.table.name,
             "layers": [[linear.describe() for linear in layer] for layer in self.layers],
             "head": self.head.describe(),
@@ -114,13 +112,12 @@ class IntegerLstm:
         Raises:
             KeyError: If something is missing.
         """
-        name = description["table"]
         layers = []
         for entries in description["layers"]:
             inward, onward = (IntegerLinear.from_arrays(entry, arrays) for entry in entries)
             layers.append((inward, onward))
         return cls(
-            table=IntegerTable(name, arrays[f"{name}.weight"], arrays[f"{name}.weight_scale"]),
+            table=IntegerTable.from_arrays(description["table"], arrays),
             layers=tuple(layers),
             head=IntegerLinear.from_arrays(description["head"], arrays),
         )
@@ -144,27 +141,24 @@ def freeze_lstm(
     if not isinstance(network, LstmLanguageModel) or not isinstance(network.head, SoftmaxHead):
         raise ConversionError(f"Expected an LSTM language model, but got {type(network).__name__}")
     with model.upper_bound(weight_bits, activation_bits):
-        assert isinstance(network.embedding, QuantizedEmbedding)
         layers = []
         for number, layer in enumerate(network.layers):
             assert isinstance(layer, QuantizedLSTM)
             inward = frozen_linear(f"layers.{number}.input_layer", layer.input_layer, layer.input_edge)
             onward = frozen_linear(f"layers.{number}.hidden_layer", layer.hidden_layer, layer.hidden_edge)
             layers.append((inward, onward))
-        decoder = network.head.decoder
-        assert isinstance(decoder, InputQuantizedLinear)
         return IntegerLstm(
             table=frozen_table("embedding", network.embedding),
             layers=tuple(layers),
-            head=frozen_linear("head.decoder.layer", decoder.layer, decoder.edge),
+            head=frozen_product("head.decoder", network.head.decoder),
         )
 
 
 def _layer(
-    inward: IntegerLinear, onward: IntegerLinear, x: Floats, h: Floats, c: Floats, trace: LstmTrace | None
+    inward: IntegerLinear, onward: IntegerLinear, x: Floats, h: Floats, c: Floats, trace: Trace | None
 ) -> tuple[Floats, Floats, Floats]:
     """Return the hidden states of all steps, (T, N, H), and h and c after the last one."""
-    projected = _product(inward, x, trace)
+    projected = inward(x, trace)
     outputs, codes, sums = [], [], []
     for step in projected:
         codes.append(onward.grid.encode(h))
@@ -186,11 +180,3 @@ def cell(gates: Floats, c: Floats) -> tuple[Floats, Floats]:
 def _sigmoid(x: Floats) -> Floats:
     half = np.float32(0.5)
     return np.asarray(np.tanh(x * half) * half + half, np.float32)
-
-
-def _product(linear: IntegerLinear, x: Floats, trace: LstmTrace | None) -> Floats:
-    codes = linear.grid.encode(x)
-    sums = linear.accumulate(codes)
-    if trace is not None:
-        trace.codes[linear.name], trace.sums[linear.name] = codes, sums
-    return linear.scaled(sums)

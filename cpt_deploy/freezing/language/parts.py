@@ -1,7 +1,7 @@
-"""What integer language models are made of: a table of rows, and products of codes between floats."""
+"""What integer language models are made of: tables of rows, and products of codes between floats."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,8 @@ import numpy.typing as npt
 from cpt_deploy.errors import ConversionError
 from cpt_deploy.quantization.affine import quantize_weight, symmetric_levels
 from cpt_deploy.quantization.edges import EdgeQuantizer
-from cpt_deploy.quantization.layers import QuantizedLayer
+from cpt_deploy.quantization.language import InputQuantizedLinear
+from cpt_deploy.quantization.layers import QuantizedEmbedding, QuantizedLayer
 
 Floats = npt.NDArray[np.float32]
 Codes = npt.NDArray[np.int8]
@@ -18,6 +19,19 @@ Integers = npt.NDArray[np.int64]
 Arrays = dict[str, npt.NDArray[Any]]
 
 _EXACT_FLOAT32 = 2**24
+
+
+@dataclass(eq=False)
+class Trace:
+    """The integers of one call, by the names of `IntegerLinear`.
+
+    Args:
+        codes: What each product reads, uint8 (..., I).
+        sums: What each product gives, int32 (..., O).
+    """
+
+    codes: dict[str, npt.NDArray[np.uint8]] = field(default_factory=dict)
+    sums: dict[str, npt.NDArray[np.int32]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +76,15 @@ class IntegerTable:
         """Return its tensors by name."""
         return {f"{self.name}.weight": self.codes, f"{self.name}.weight_scale": self.scales}
 
+    @classmethod
+    def from_arrays(cls, name: str, arrays: Mapping[str, npt.NDArray[Any]]) -> "IntegerTable":
+        """Read what `arrays` gave.
+
+        Raises:
+            KeyError: If something is missing.
+        """
+        return cls(name, arrays[f"{name}.weight"], arrays[f"{name}.weight_scale"])
+
 
 @dataclass(frozen=True, eq=False)
 class IntegerLinear:
@@ -100,9 +123,13 @@ class IntegerLinear:
         products = sums.astype(np.float32) * self.factors
         return products if self.bias is None else products + self.bias
 
-    def __call__(self, x: Floats) -> Floats:
-        """Return the output, float32 (..., O), of an input, float32 (..., I)."""
-        return self.scaled(self.accumulate(self.grid.encode(x)))
+    def __call__(self, x: Floats, trace: Trace | None = None) -> Floats:
+        """Return the output, float32 (..., O), of an input, float32 (..., I); the trace gets the integers."""
+        codes = self.grid.encode(x)
+        sums = self.accumulate(codes)
+        if trace is not None:
+            trace.codes[self.name], trace.sums[self.name] = codes, sums
+        return self.scaled(sums)
 
     def arrays(self) -> Arrays:
         """Return its tensors by name."""
@@ -130,8 +157,14 @@ class IntegerLinear:
         return cls(name, arrays[f"{name}.weight"], arrays[f"{name}.weight_scale"], arrays.get(f"{name}.bias"), grid)
 
 
-def frozen_table(name: str, layer: QuantizedLayer) -> IntegerTable:
+def arrays_of(parts: Iterable[IntegerTable | IntegerLinear]) -> Arrays:
+    """Return the tensors of all parts by name."""
+    return {name: array for part in parts for name, array in part.arrays().items()}
+
+
+def frozen_table(name: str, layer: object) -> IntegerTable:
     """Return an embedding's codes at the present bits."""
+    assert isinstance(layer, QuantizedEmbedding)
     codes, scales = _weight(layer)
     return IntegerTable(name, codes, scales)
 
@@ -151,6 +184,12 @@ def frozen_linear(name: str, layer: QuantizedLayer, edge: EdgeQuantizer) -> Inte
         raise ConversionError(f"Expected a model whose ranges were observed, but {name} has seen no batch")
     bias = None if layer.bias is None else layer.bias.detach().cpu().float().numpy().copy()
     return IntegerLinear(name, codes, scales, bias, Grid(float(grid.scale), int(grid.zero_point), levels))
+
+
+def frozen_product(name: str, module: object) -> IntegerLinear:
+    """Return a Linear that quantizes its own input, by the name of that module; see `frozen_linear`."""
+    assert isinstance(module, InputQuantizedLinear)
+    return frozen_linear(f"{name}.layer", module.layer, module.edge)
 
 
 def _weight(layer: QuantizedLayer) -> tuple[Codes, Floats]:

@@ -2,12 +2,14 @@
 
 from cpt_deploy.models.language.catalog import build_language_model, language_model_names, language_models
 from cpt_deploy.models.language.lstm import LstmLanguageModel
+from cpt_deploy.models.language.summary import describe_language_model
 from cpt_deploy.models.language.transformer import TransformerLanguageModel
 
 __all__ = [
     "LstmLanguageModel",
     "TransformerLanguageModel",
     "build_language_model",
+    "describe_language_model",
     "language_model_names",
     "language_models",
 ]

@@ -12,6 +12,7 @@ from cpt_deploy.errors import UsageError
 from cpt_deploy.quantization import CyclingModel, QuantizedModel
 from cpt_deploy.recipe import Recipe
 from cpt_deploy.training.evaluation import evaluate
+from cpt_deploy.training.fine_tuning import Pretrained, build_pretrained
 from cpt_deploy.training.inputs import settling_inputs
 from cpt_deploy.training.ranks import Ranks
 from cpt_deploy.training.reports import Evaluation
@@ -33,6 +34,7 @@ class Classification:
 
     def __init__(self, data: RunData) -> None:
         self.data = data
+        self.pretrained: Pretrained | None = None
         self.loss = nn.CrossEntropyLoss(label_smoothing=data.recipe.train.label_smoothing)
 
     @property
@@ -84,8 +86,11 @@ class Classification:
             )
 
     def build_model(self) -> QuantizedModel:
-        """See `Task`."""
-        return build_cpt_model(self.recipe, self.classes, self.data.preprocessing)
+        """Build it, with the weights that the recipe begins with, see `Task`."""
+        if self.recipe.model.weights is None:
+            return build_cpt_model(self.recipe, self.classes, self.data.preprocessing)
+        model, self.pretrained = build_pretrained(self.recipe, self.classes, self.data.preprocessing)
+        return model
 
     def begin(self, directory: RunDirectory) -> None:
         """Write nothing: classes and preprocessing stand in the report."""

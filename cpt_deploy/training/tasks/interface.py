@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from cpt_deploy.quantization import CyclingModel
 from cpt_deploy.recipe import Recipe
+from cpt_deploy.training.fine_tuning import Pretrained
 from cpt_deploy.training.ranks import Ranks
 from cpt_deploy.training.reports import Evaluation
 from cpt_deploy.training.run_directory import RunDirectory
@@ -53,6 +54,8 @@ class Task(Protocol):
     name: str
     #: What a sample is, in the plural.
     unit: str
+    #: What `build_model` took of a file of weights; `None` if the model begins fresh.
+    pretrained: Pretrained | None
 
     @property
     def recipe(self) -> Recipe:
@@ -94,7 +97,7 @@ class Task(Protocol):
         """
 
     def build_model(self) -> CyclingModel:
-        """Build the CPT model, with fresh weights, on the CPU."""
+        """Build the CPT model, with the weights that the run begins with, on the CPU."""
 
     def begin(self, directory: RunDirectory) -> None:
         """Write what belongs into the directory of a new run."""

@@ -35,6 +35,7 @@ from cpt_deploy.quantization import (
 from cpt_deploy.quantization.language import State, detached
 from cpt_deploy.recipe import Recipe
 from cpt_deploy.training.files import disk_errors, write_atomically
+from cpt_deploy.training.fine_tuning import Pretrained, refuse_weights
 from cpt_deploy.training.ranks import Ranks
 from cpt_deploy.training.reports import Evaluation
 from cpt_deploy.training.run_directory import RunDirectory
@@ -59,6 +60,7 @@ class LanguageModelling:
     name = "language-model"
     unit = "tokens"
     workers = 0
+    pretrained: Pretrained | None = None
 
     def __init__(self, recipe: Recipe, corpus: Corpus, tokenizer: Tokenizer) -> None:
         _check_settings(recipe)
@@ -240,6 +242,7 @@ def build_quantized_language_model(recipe: Recipe, vocabulary: int) -> Quantized
 
 
 def _check_settings(recipe: Recipe) -> None:
+    refuse_weights(recipe)
     wrong = [
         name
         for name, given in (

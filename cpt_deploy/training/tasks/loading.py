@@ -6,6 +6,7 @@ import torch
 
 from cpt_deploy.data.text import Corpus, build_tokenizer, corpora, is_corpus, load_corpus
 from cpt_deploy.recipe import Recipe
+from cpt_deploy.training.fine_tuning import resolve_weights
 from cpt_deploy.training.setup import load_data
 from cpt_deploy.training.tasks.classification import Classification
 from cpt_deploy.training.tasks.interface import Task
@@ -25,7 +26,7 @@ def load_task(recipe: Recipe, device: torch.device, processes: int = 1) -> Task:
     """
     if not is_language_model(recipe):
         classified = recipe.model_copy(update={"data": recipe.data.model_copy(update={"task": "classification"})})
-        return Classification(load_data(classified, device, processes))
+        return Classification(load_data(resolve_weights(classified), device, processes))
     recipe = _resolved(recipe)
     corpus = load_corpus_of(recipe)
     text = recipe.data.text

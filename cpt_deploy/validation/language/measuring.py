@@ -11,7 +11,7 @@ import numpy.typing as npt
 from cpt_deploy.bundle.language import TOKENS_NAME, LanguageBundle, LanguageModel, State
 from cpt_deploy.bundle.language.manifest import LOGITS_NAME
 from cpt_deploy.bundle.sessions import open_session
-from cpt_deploy.freezing.language import IntegerLstm
+from cpt_deploy.freezing.language import IntegerLanguageModel, Trace, read_integer_model
 from cpt_deploy.validation.language.taps import tap_products
 
 Tokens = npt.NDArray[np.int64]
@@ -66,7 +66,7 @@ class ProductResult:
         compared: Integer sums that were computed a second time, from the codes that onnxruntime had.
         mismatching: How many came out differently.
         codes: Codes compared with those of the executor on its own way through the text.
-        other_codes: How many of these differ: gates are floats, whose last places can decide a rounding.
+        other_codes: How many of these differ: gates and attention are floats, whose last places can decide a rounding.
         worst_code: By how much at most.
     """
 
@@ -100,18 +100,24 @@ def rows_of(text: npt.NDArray[np.integer[Any]], rows: int) -> Tokens:
     return np.ascontiguousarray(text[: rows * length], np.int64).reshape(rows, length)
 
 
-def chunks_of(rows: Tokens) -> Iterator[tuple[Tokens, Tokens]]:
-    """Yield tokens and those that follow them, int64 (N, T) each."""
-    for start in range(0, rows.shape[1] - 1, CHUNK):
-        end = min(start + CHUNK, rows.shape[1] - 1)
-        yield rows[:, start:end], rows[:, start + 1 : end + 1]
+def chunks_of(rows: Tokens, context: int | None = None) -> Iterator[tuple[Tokens, Tokens, bool]]:
+    """Yield tokens, those that follow them, int64 (N, T) each, and whether they begin with an empty state.
+
+    The first ones do, and with a limited context those behind each stretch of that many tokens.
+    """
+    length = rows.shape[1] - 1
+    for first in range(0, length, context or length):
+        last = min(first + (context or length), length)
+        for start in range(first, last, CHUNK):
+            end = min(start + CHUNK, last)
+            yield rows[:, start:end], rows[:, start + 1 : end + 1], start == first
 
 
-def likelihood(step: Step, rows: Tokens) -> Likelihood:
-    """Read all rows with carried state and return how likely each next token was."""
+def likelihood(step: Step, rows: Tokens, context: int | None = None) -> Likelihood:
+    """Read all rows, with carried state within the context, and return how likely each next token was."""
     found, state = Likelihood(), None
-    for tokens, targets in chunks_of(rows):
-        logits, state = step(tokens, state)
+    for tokens, targets, fresh in chunks_of(rows, context):
+        logits, state = step(tokens, None if fresh else state)
         found.add(logits, targets)
     return found
 
@@ -119,7 +125,7 @@ def likelihood(step: Step, rows: Tokens) -> Likelihood:
 def measure_text(
     bundle: LanguageBundle, rows: Tokens, trained: Step | None = None, provider: str = "cpu"
 ) -> LanguageMeasurements:
-    """Measure a bundle's LSTM on rows of a text: trained model, integer executor and onnxruntime.
+    """Measure a bundle's model on rows of a text: trained model, integer executor and onnxruntime.
 
     Args:
         bundle: The bundle.
@@ -128,24 +134,22 @@ def measure_text(
         provider: Execution provider of onnxruntime.
 
     Raises:
-        BundleError: If onnxruntime cannot load the model.
+        BundleError: If onnxruntime cannot load the model, or its integers are of no known kind.
     """
-    model = IntegerLstm.from_arrays(bundle.quantization["graph"], bundle.load_tensors())
+    model = read_integer_model(bundle.quantization["graph"], bundle.load_tensors())
     found = LanguageMeasurements()
     if trained is not None:
-        found.likelihoods["trained"] = likelihood(trained, rows)
+        found.likelihoods["trained"] = likelihood(trained, rows, model.context)
     served = LanguageModel(bundle.onnx_path, bundle.manifest, provider=provider)
-    found.likelihoods["onnxruntime"] = likelihood(served.run, rows)
+    found.likelihoods["onnxruntime"] = likelihood(served.run, rows, model.context)
     found.likelihoods["executor"] = _follow(bundle, model, rows, found, provider)
     return found
 
 
 def _follow(
-    bundle: LanguageBundle, model: IntegerLstm, rows: Tokens, found: LanguageMeasurements, provider: str
+    bundle: LanguageBundle, model: IntegerLanguageModel, rows: Tokens, found: LanguageMeasurements, provider: str
 ) -> Likelihood:
     """Run executor and tapped onnxruntime side by side, and compare what they computed."""
-    from cpt_deploy.freezing.language import LstmTrace
-
     content, names = tap_products(bundle.onnx_path.read_bytes())
     session = open_session(content, where=str(bundle.onnx_path), provider=provider)
     linears = {linear.name: linear for linear in model.linears()}
@@ -153,13 +157,13 @@ def _follow(
     outputs = [f"tap:{name}.{kind}" for name in names for kind in ("codes", "sums")]
     states = [entry.output for entry in bundle.manifest.states]
     executor, state, own = Likelihood(), None, None
-    for tokens, targets in chunks_of(rows):
-        given = bundle.manifest.initial_state(len(tokens)) if state is None else state
+    for tokens, targets, fresh in chunks_of(rows, model.context):
+        given = bundle.manifest.initial_state(len(tokens)) if fresh or state is None else state
         logits, *values = session.run([LOGITS_NAME, *states, *outputs], {TOKENS_NAME: tokens, **given})
         state = _next_state(bundle, values)
         integers = dict(zip(outputs, values[len(states) :], strict=True))
-        trace = LstmTrace()
-        expected, own = model.run(tokens, own, trace)
+        trace = Trace()
+        expected, own = model.run(tokens, None if fresh else own, trace)
         executor.add(expected, targets)
         found.worst_logit = max(found.worst_logit, float(np.abs(logits - expected).max()))
         for name, result in results.items():

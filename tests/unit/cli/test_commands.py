@@ -222,13 +222,55 @@ def test_models_lists_sizes_and_suggests_names(capsys):
     code, out, _ = run(capsys, "models", "resnet20", "--json")
     assert code == 0
     assert json.loads(out)["models"] == [
-        {"name": "resnet20", "input": [3, 32, 32], "classes": 10, "parameters": 272474, "macs": 40813184}
+        {
+            "name": "resnet20",
+            "task": "classification",
+            "input": [3, 32, 32],
+            "classes": 10,
+            "parameters": 272474,
+            "macs": 40813184,
+        }
     ]
     assert "272.47 K" in run(capsys, "models", "resnet2*")[1]
     assert run(capsys, "models", "torchvision/resnet18", "--quiet")[1] == "torchvision/resnet18\n"
     code, _, err = run(capsys, "models", "resnet21")
     assert code == 2
     assert "resnet20" in err[1]
+
+
+def test_models_lists_language_models_with_their_sizes(capsys):
+    code, out, _ = run(capsys, "models", "*-lm", "--json")
+    assert code == 0
+    lstm, transformer = json.loads(out)["models"]
+    gates = 2 * 4 * 650 * (650 + 650)  # two layers of 650
+    assert lstm["macs"] == gates + 650 * 10000
+    assert lstm["parameters"] == 10000 * 650 + gates + 2 * 2 * 4 * 650 + 10000 * 650 + 10000
+    assert (lstm["task"], lstm["classes"], transformer["name"]) == ("language-model", 10000, "transformer-lm")
+    _, out, _ = run(capsys, "models", "lstm-lm", "--classes", 50)
+    assert "50 tokens" in out
+    _, out, _ = run(capsys, "models", "--quiet")
+    assert out.splitlines()[-2:] == ["lstm-lm", "transformer-lm"]
+    assert "lstm-lm" in run(capsys, "models", "lstm-ml")[2][1]
+
+
+def test_datasets_lists_texts_with_the_words_that_are_published(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("CPT_DATA_DIR", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    (tmp_path / "tinyshakespeare").mkdir()
+    (tmp_path / "tinyshakespeare" / "input.txt").write_text("to be\n")
+    found = {entry["name"]: entry for entry in json.loads(run(capsys, "datasets", "--json")[1])["datasets"]}
+    assert found["digits"]["task"] == "classification"
+    ptb = found["ptb"]
+    assert (ptb["task"], ptb["words"], ptb["available"]) == ("language-model", 10000, False)
+    assert ptb["tokens"] == {"train": 929589, "valid": 73760, "test": 82430}  # Mikolov et al., 2010
+    assert found["tinyshakespeare"]["available"]
+    assert found["tinyshakespeare"]["tokens"] == {}
+    _, out, err = run(capsys, "datasets", "ptb")
+    assert "929,589 words" in out
+    assert "ptb.train.txt" in "\n".join(err)
+    code, _, err = run(capsys, "datasets", "--fetch", "ptb")
+    assert code == 2
+    assert "ptb.train.txt" in err[1]
 
 
 def test_datasets_tells_what_is_here_and_how_to_get_the_rest(capsys, monkeypatch, tmp_path):

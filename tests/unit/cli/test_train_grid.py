@@ -55,7 +55,7 @@ def test_an_interrupted_grid_goes_on_where_it_was(grid, tmp_path, capsys):
     assert main(words) == 0
     done = json.loads(capsys.readouterr().out)
     assert [(trial["name"], trial["state"]) for trial in done["trials"]] == [("seed3", "finished")]
-    assert done["trials"][0]["accuracy"] == read_finished_run(run).accuracy == done["groups"][0]["mean"]
+    assert done["trials"][0]["accuracy"] == read_finished_run(run).figure == done["groups"][0]["mean"]
     assert "going on from step" in (tmp_path / "out" / "logs" / "seed3.log").read_text()
 
 

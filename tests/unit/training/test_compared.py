@@ -33,13 +33,11 @@ def test_runs_that_differ_by_their_seed_are_a_group(runs):
     assert [[run.path.name for run in group.runs] for group in groups] == [["static0", "static1"], ["cpt0", "cpt1"]]
     for group in groups:
         accuracies = [json.loads((run.path / "report.json").read_text())["test"]["top1"] for run in group.runs]
-        assert group.accuracies == tuple(accuracies)
+        assert group.figures == tuple(accuracies)
         assert group.deviation == pytest.approx(statistics.stdev(accuracies))
     cpt, static = groups[1], groups[0]
     assert cpt.gbitops < static.gbitops
-    assert cpt.paired_differences(static) == tuple(
-        a - b for a, b in zip(cpt.accuracies, static.accuracies, strict=True)
-    )
+    assert cpt.paired_differences(static) == tuple(a - b for a, b in zip(cpt.figures, static.figures, strict=True))
 
 
 def test_only_seeds_that_both_have_are_paired(runs):

@@ -5,12 +5,12 @@ import torch
 
 from cpt_deploy.bundle import Bundle, require_evidence
 from cpt_deploy.bundle.language import LanguageModel, open_bundle, update_language_validation
-from cpt_deploy.bundle.sessions import open_session
+from cpt_deploy.bundle.sessions import may_saturate, open_session
 from cpt_deploy.bundle.tokenization import WordTokenizer
 from cpt_deploy.errors import BundleError, ConversionError
 from cpt_deploy.export.language.bundle_export import LanguageIdentity, export_language_bundle
 from cpt_deploy.export.language.lstm_onnx import lstm_manifest, write_lstm_onnx
-from cpt_deploy.freezing.language import IntegerLstm, LstmTrace, freeze_lstm
+from cpt_deploy.freezing.language import IntegerLstm, Trace, freeze_lstm
 from cpt_deploy.models.language.catalog import build_language_model
 from cpt_deploy.quantization import QuantizationConfig, prepare_language_model
 from cpt_deploy.quantization.settling import observing
@@ -78,7 +78,7 @@ def test_every_integer_of_the_runtime_follows_from_its_codes(upper, weights, act
 
 def test_executor_runtime_and_trained_model_agree(model, frozen):
     given = tokens(3, 50)
-    trace = LstmTrace()
+    trace = Trace()
     logits, state = frozen.run(given.numpy(), trace=trace)
     found = trace_of_runtime(frozen, given.numpy())
     for name, codes in trace.codes.items():
@@ -107,6 +107,7 @@ def test_steps_are_the_whole(frozen):
         np.testing.assert_array_equal(state[name], end[name])
 
 
+@pytest.mark.skipif(may_saturate(), reason="without optimizations onnxruntime saturates on this processor")
 def test_optimizations_change_no_integer(frozen):
     content, manifest = write_lstm_onnx(frozen), lstm_manifest(frozen)
     given = tokens(2, 30).numpy()

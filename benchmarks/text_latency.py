@@ -1,0 +1,159 @@
+"""Latency of a Transformer language model in onnxruntime: our integers, float32, and onnxruntime's dynamic ones.
+
+All three are the same graph with the same cache of keys and values: in the float file each product is a MatMul of the
+dequantized weights, and `quantize_dynamic` makes the third one of it. One thread, in turns. On processors without VNNI
+ours are run as `open_session` does, with exact sums, which costs speed; the dynamic one as a user would, with sums that
+can saturate there.
+
+    python benchmarks/text_latency.py [--rounds 40]
+"""
+
+import argparse
+import tempfile
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import torch
+from measuring import interleaved, machine, machine_line, markdown_table, write_results
+from onnx import helper, numpy_helper
+from onnxruntime.quantization import QuantType, quantize_dynamic
+
+from cpt_deploy.bundle.language import LanguageModel
+from cpt_deploy.bundle.sessions import open_session, session_options
+from cpt_deploy.export.language.kinds import language_manifest, write_language_onnx
+from cpt_deploy.freezing.language import IntegerLanguageModel, IntegerTransformer, freeze_language_model
+from cpt_deploy.models.language import TransformerLanguageModel
+from cpt_deploy.quantization import QuantizationConfig, observing, prepare_language_model
+
+VOCABULARY, SHAPE = 10_000, {"features": 512, "layers": 6, "heads": 8, "inner": 2048, "context": 256}
+CASES = {"one token after 128": (128, 1), "64 tokens": (0, 64)}
+OURS, FLOATS, DYNAMIC = "this export", "float32", "onnxruntime's `quantize_dynamic`"
+
+
+def frozen_model() -> IntegerTransformer:
+    """Return a Transformer with random weights and known ranges, as integers."""
+    torch.manual_seed(0)
+    network = TransformerLanguageModel(VOCABULARY, **SHAPE, dropout=0.0)
+    model = prepare_language_model(network, QuantizationConfig())
+    with torch.no_grad(), observing(model):
+        model(torch.randint(0, VOCABULARY, (2, 64)))
+    frozen = freeze_language_model(model.eval())
+    assert isinstance(frozen, IntegerTransformer)
+    return frozen
+
+
+def with_float_products(content: bytes, model: IntegerLanguageModel) -> bytes:
+    """Return the graph with a MatMul of float32 in place of each product of codes, and a float32 table."""
+    graph = (file := onnx.load_from_string(content)).graph
+    constants = {entry.name: entry for entry in graph.initializer}
+    made = {node.output[0]: node for node in graph.node}
+
+    def replace(name: str, array: npt.NDArray[np.float32]) -> None:
+        constants[name] = numpy_helper.from_array(array, name)
+
+    dropped: set[str] = set()
+    for linear in model.linears():
+        name = linear.name
+        quantize = made.get(f"{name}.codes") or made[f"{name}.unclipped"]
+        replace(f"{name}.weight", np.ascontiguousarray((linear.codes * linear.scales[:, None]).T))
+        product = made[f"{name}.sums"]
+        product.CopyFrom(
+            helper.make_node("MatMul", [quantize.input[0], f"{name}.weight"], [made[f"{name}.unscaled"].output[0]])
+        )
+        dropped |= {quantize.output[0], f"{name}.factors"}
+        scaled = made[f"{name}.scaled" if linear.bias is not None else f"{name}.output"]
+        scaled.CopyFrom(helper.make_node("Identity", [f"{name}.unscaled"], list(scaled.output)))
+    for table in model.tables():
+        replace(f"{table.name}.weight", table.codes * table.scales[:, None])
+        dropped.add("embedding.output.scales")
+    kept = [node for node in graph.node if node.output[0] not in dropped and node.op_type != "Cast"]
+    for node in kept:
+        # Without the Cast and the scales of the table its rows are read as they are.
+        if node.op_type == "Mul" and node.input[1].endswith("output.scales"):
+            node.CopyFrom(helper.make_node("Identity", [node.input[0].replace("unscaled", "codes")], list(node.output)))
+    del graph.node[:], graph.initializer[:]
+    graph.node.extend(kept)
+    used = {name for node in kept for name in node.input}
+    graph.initializer.extend(entry for name, entry in constants.items() if name in used)
+    onnx.checker.check_model(file)
+    serialized: bytes = file.SerializeToString()
+    return serialized
+
+
+def dynamic(floats: bytes) -> bytes:
+    """Return what onnxruntime's dynamic quantization makes of a float file."""
+    with tempfile.TemporaryDirectory() as folder:
+        before, after = Path(folder, "float.onnx"), Path(folder, "dynamic.onnx")
+        before.write_bytes(floats)
+        quantize_dynamic(before, after, weight_type=QuantType.QInt8)
+        return after.read_bytes()
+
+
+def main() -> None:
+    """Measure and write the results."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=40)
+    rounds = parser.parse_args().rounds
+    model = frozen_model()
+    content, manifest = write_language_onnx(model), language_manifest(model)
+    floats = with_float_products(content, model)
+    files = {FLOATS: floats, DYNAMIC: dynamic(floats), OURS: content}
+    tokens = np.random.default_rng(0).integers(0, VOCABULARY, (1, SHAPE["context"]))
+    _, long = LanguageModel(content, manifest).run(tokens)
+    measured: list[dict[str, Any]] = []
+    for case, (past, length) in CASES.items():
+        state = {name: np.ascontiguousarray(value[:, :, :past]) for name, value in long.items()}
+        feed = {"tokens": tokens[:, past : past + length], **state}
+        sessions = {name: _session(data, plain=name == DYNAMIC) for name, data in files.items()}
+        logits = {name: session.run(["logits"], feed)[0] for name, session in sessions.items()}
+        times = interleaved({name: partial(s.run, None, feed) for name, s in sessions.items()}, rounds=rounds)
+        measured.append(
+            {
+                "case": case,
+                "milliseconds": {name: 1e3 * min(values) for name, values in times.items()},
+                "against_float": min(times[FLOATS]) / min(times[OURS]),
+                "against_dynamic": min(times[DYNAMIC]) / min(times[OURS]),
+                "logit_difference": float(np.abs(logits[OURS] - logits[FLOATS]).max()),
+                "greatest_logit": float(np.abs(logits[FLOATS]).max()),
+            }
+        )
+    info = machine()
+    sizes = {name: len(data) for name, data in files.items()}
+    rows = [
+        [name, *(f"{case['milliseconds'][name]:.2f} ms" for case in measured), f"{sizes[name] / 1e6:.1f} MB"]
+        for name in files
+    ]
+    table = "\n".join(
+        [
+            f"Transformer of {SHAPE['layers']} layers of {SHAPE['features']} with {VOCABULARY:,} tokens, one thread, "
+            f"least of {rounds} calls in turns (`python benchmarks/text_latency.py`)",
+            "",
+            markdown_table(["", *CASES, "file"], rows),
+            "",
+            "Ours against float32: "
+            + ", ".join(f"{case['case']} {case['against_float']:.2f} times as fast" for case in measured)
+            + ".",
+            "",
+            machine_line(info),
+        ]
+    )
+    write_results("text_latency", {"machine": info, "bytes": sizes, "measured": measured}, table)
+
+
+def _session(data: bytes, *, plain: bool) -> Any:
+    """Return a session of one thread; a plain one has onnxruntime's own sums, which can saturate without VNNI."""
+    if not plain:
+        return open_session(data)
+    import onnxruntime
+
+    options = session_options(exact_sums=False)
+    options.intra_op_num_threads = 1
+    return onnxruntime.InferenceSession(data, options)
+
+
+if __name__ == "__main__":
+    main()

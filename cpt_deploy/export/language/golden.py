@@ -1,0 +1,55 @@
+"""The golden sample of an exported language model, and how far it may come out differently elsewhere."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cpt_deploy.bundle.language import GoldenText, LanguageModel
+from cpt_deploy.errors import BundleError
+from cpt_deploy.export.language.kinds import language_manifest
+from cpt_deploy.freezing.language import IntegerLanguageModel, read_integer_model
+
+GOLDEN_ROWS, GOLDEN_TOKENS = 4, 16
+
+_COMPARED_ROWS, _COMPARED_LOGITS = 64, 4_000_000
+"""Rows of the text on which it is seen what last places of floats change; fewer where that would make more logits. A
+code that they move is rare and changes logits by much more, so the few golden tokens alone may not meet one."""
+_LAST_PLACES = 2.0**-22
+"""Share of its value by which a float is moved to see this: here onnxruntime may give the executor's very floats."""
+_TOLERATED = 4.0
+"""By how much more than was seen at export the golden logits may differ elsewhere."""
+_LEAST_TOLERANCE = 1e-5
+"""Of the greatest logit: a few last places of float32, where nothing differed at export."""
+
+
+def golden_tokens(model: IntegerLanguageModel, onnx: bytes, text: npt.NDArray[np.integer[Any]]) -> GoldenText:
+    """Return the first tokens of a text with the executor's logits, and by how much onnxruntime may differ.
+
+    Raises:
+        BundleError: If the text has no token.
+    """
+    if len(text) == 0:
+        raise BundleError("Expected a text for the golden sample, but got an empty one")
+    count = min(GOLDEN_TOKENS, len(text), model.context or GOLDEN_TOKENS)
+    rows = min(_COMPARED_ROWS, _COMPARED_LOGITS // (count * model.vocabulary))
+    rows = max(1, min(max(rows, GOLDEN_ROWS), len(text) // count))
+    tokens = np.ascontiguousarray(text[: rows * count], np.int64).reshape(rows, count)
+    logits = model.run(tokens)[0]
+    others = LanguageModel(onnx, language_manifest(model)).run(tokens)[0], _moved(model).run(tokens)[0]
+    seen = max(float(np.abs(other - logits).max()) for other in others)
+    tolerance = max(_TOLERATED * seen, _LEAST_TOLERANCE * float(np.abs(logits).max()))
+    return GoldenText(tokens[:GOLDEN_ROWS], np.ascontiguousarray(logits[:GOLDEN_ROWS, -1]), tolerance)
+
+
+def _moved(model: IntegerLanguageModel) -> IntegerLanguageModel:
+    """Return a model whose floats are moved by some last places, and whose codes are the same."""
+    generator = np.random.default_rng(0)
+
+    def moved(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        if array.dtype != np.float32:
+            return array
+        by = generator.uniform(-_LAST_PLACES, _LAST_PLACES, array.shape).astype(np.float32)
+        return np.asarray(array * (np.float32(1) + by), np.float32)
+
+    return read_integer_model(model.describe(), {name: moved(array) for name, array in model.arrays().items()})

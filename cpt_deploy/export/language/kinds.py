@@ -1,0 +1,41 @@
+"""Which ONNX graph belongs to which integer language model."""
+
+from cpt_deploy.bundle.language import LanguageManifest
+from cpt_deploy.errors import ConversionError
+from cpt_deploy.export.language.lstm_onnx import lstm_manifest, write_lstm_onnx
+from cpt_deploy.export.language.transformer_onnx import transformer_manifest, write_transformer_onnx
+from cpt_deploy.freezing.language import IntegerLanguageModel, IntegerLstm, IntegerTransformer
+
+
+def language_manifest(model: IntegerLanguageModel) -> LanguageManifest:
+    """Return how a model is run once it is exported.
+
+    Raises:
+        ConversionError: If it is of no known kind.
+    """
+    if isinstance(model, IntegerLstm):
+        return lstm_manifest(model)
+    if isinstance(model, IntegerTransformer):
+        return transformer_manifest(model)
+    raise _unknown(model)
+
+
+def write_language_onnx(model: IntegerLanguageModel, *, metadata: dict[str, str] | None = None) -> bytes:
+    """Return a model as a serialized ONNX file.
+
+    Args:
+        model: The frozen model.
+        metadata: Goes into the model's properties.
+
+    Raises:
+        ConversionError: If it is of no known kind.
+    """
+    if isinstance(model, IntegerLstm):
+        return write_lstm_onnx(model, metadata=metadata)
+    if isinstance(model, IntegerTransformer):
+        return write_transformer_onnx(model, metadata=metadata)
+    raise _unknown(model)
+
+
+def _unknown(model: IntegerLanguageModel) -> ConversionError:
+    return ConversionError(f"Expected an integer language model with an ONNX form, but got {type(model).__name__}")

@@ -1,0 +1,174 @@
+"""Weights that training begins with: read from a local file, and loaded into a network with a head of other classes."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from cpt_deploy.errors import DataError, UsageError
+from cpt_deploy.models.imported.source import WEIGHTS_SUFFIXES, open_source
+
+_RUN_PREFIX = "network."
+_RANGE = ("low", "high", "batches")
+"""The buffers of a quantizer, which the model of a run holds beside the network's own tensors."""
+_COUNTER = "num_batches_tracked"
+"""How many batches a BatchNorm has seen, which files of earlier PyTorch do not have and no result depends on."""
+_SHOWN = 3
+
+
+@dataclass(frozen=True, eq=False)
+class PretrainedWeights:
+    """Tensors of a trained network by name.
+
+    Args:
+        file: Name of their file, for messages.
+        tensors: The tensors, without the ranges of quantizers.
+        prepared: Whether they are those of a run, which has its network as `prepare` converts it.
+    """
+
+    file: str
+    tensors: Mapping[str, Tensor]
+    prepared: bool
+
+
+def read_pretrained(path: Path, model: str) -> PretrainedWeights:
+    """Read weights; nothing in the file is executed.
+
+    Args:
+        path: A state dict as `torch.save` wrote it, also within a checkpoint, or as safetensors; or the
+            `model.safetensors` of a run.
+        model: Name of the model that they belong to.
+
+    Raises:
+        DataError: If the file is missing or damaged, or holds weights that are not finite.
+        UsageError: If it is no file of weights.
+    """
+    if path.is_file() and path.suffix not in WEIGHTS_SUFFIXES:
+        raise UsageError(f"Expected weights as {', '.join(WEIGHTS_SUFFIXES)}, but got {path.name}")
+    source = open_source(path, model)
+    tensors = dict(source.weights)  # type: ignore[union-attr]  # ONNX is refused above
+    broken = [name for name, tensor in tensors.items() if tensor.is_floating_point() and not _is_finite(tensor)]
+    if broken:
+        raise DataError(f"Expected finite weights in {path}, but got NaN or infinity in {_some(broken)}")
+    prepared = all(name.startswith(_RUN_PREFIX) for name in tensors) and len(_without_ranges(tensors)) < len(tensors)
+    if prepared:
+        tensors = {name.removeprefix(_RUN_PREFIX): value for name, value in _without_ranges(tensors).items()}
+    return PretrainedWeights(path.name, tensors, prepared)
+
+
+def last_layer(network: nn.Module, input_shape: tuple[int, ...]) -> str | None:
+    """Return the name of the Linear or convolution that is computed last, which gives the logits.
+
+    Args:
+        network: A classifier.
+        input_shape: Shape of one input, without the batch.
+
+    Returns:
+        Its name, or `None` if the network calls no such module.
+    """
+    called: list[str] = []
+    layers = [(name, part) for name, part in network.named_modules() if isinstance(part, nn.Linear | nn.Conv2d)]
+    hooks = [part.register_forward_hook(lambda *_, name=name: called.append(name)) for name, part in layers]
+    training = network.training
+    try:
+        with torch.no_grad():
+            network.eval()(torch.zeros(1, *input_shape))
+    finally:
+        network.train(training)
+        for hook in hooks:
+            hook.remove()
+    return called[-1] if called else None
+
+
+def load_pretrained(module: nn.Module, weights: PretrainedWeights, head: str | None, model: str) -> tuple[str, ...]:
+    """Load weights in place.
+
+    Args:
+        module: The float network; the network of its CPT model where the weights are those of a run.
+        weights: What to load.
+        head: Name of the layer that gives the logits.
+        model: Name of the model, for messages.
+
+    Returns:
+        Names of the tensors that stay as they are: those of a head that has another number of classes than the file's.
+
+    Raises:
+        UsageError: If tensors are missing, unknown, or of another shape.
+    """
+    wanted = _without_ranges(module.state_dict())
+    given = weights.tensors
+    fresh = _head_of_other_classes(wanted, given, head)
+    missing = [name for name in wanted if name not in given and not name.endswith(_COUNTER)]
+    unknown = [name for name in given if name not in wanted]
+    reshaped = [
+        name for name in wanted if name in given and name not in fresh and given[name].shape != wanted[name].shape
+    ]
+    if missing or unknown or reshaped:
+        raise UsageError(
+            f"Expected the weights in {weights.file} to be those of {model}, but "
+            + "; ".join(
+                part
+                for part in (
+                    missing and f"{len(missing)} are missing: {_some(missing)}",
+                    unknown and f"{len(unknown)} are not its own: {_some(unknown)}",
+                    reshaped and f"{len(reshaped)} have another shape: {_some(_shapes(reshaped, wanted, given))}",
+                )
+                if part
+            ),
+            hint=_hint([(wanted[name], given[name]) for name in reshaped], alone=not missing and not unknown),
+        )
+    with torch.no_grad():
+        for name, tensor in wanted.items():
+            if name in given and name not in fresh:
+                tensor.copy_(given[name])
+    return fresh
+
+
+def _head_of_other_classes(
+    wanted: Mapping[str, Tensor], given: Mapping[str, Tensor], head: str | None
+) -> tuple[str, ...]:
+    """Return the tensors of the last layer if the file has all of them, for another number of classes and no more."""
+    names = [name for name in (f"{head}.weight", f"{head}.bias") if name in wanted]
+    if not names or not all(name in given for name in names):
+        return ()
+    pairs = [(wanted[name], given[name]) for name in names]
+    alike = all(ours.dim() == theirs.dim() and ours.shape[1:] == theirs.shape[1:] for ours, theirs in pairs)
+    return tuple(names) if alike and all(len(ours) != len(theirs) for ours, theirs in pairs) else ()
+
+
+def _hint(reshaped: list[tuple[Tensor, Tensor]], *, alone: bool) -> str:
+    """Say what to do; a first convolution of other channels alone has a remedy of its own."""
+    if alone and len(reshaped) == 1:
+        ours, theirs = reshaped[0]
+        if ours.dim() == theirs.dim() == 4 and len(ours) == len(theirs) and theirs.shape[1] in {1, 3}:
+            channels = int(theirs.shape[1])
+            return f"data.input.channels={channels} makes images of the {channels} channels that these weights read"
+    return "model.name and model.args are to be those that the weights were trained with; cpt models lists names"
+
+
+def _shapes(names: Iterable[str], wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
+    return [f"{name} is {_shape(given[name])} and not {_shape(wanted[name])}" for name in names]
+
+
+def _shape(tensor: Tensor) -> str:
+    return " x ".join(map(str, tensor.shape)) or "a single value"
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    return bool(torch.isfinite(tensor).all())
+
+
+def _without_ranges(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Leave out the buffers of quantizers: three of known names side by side."""
+
+    def is_range(name: str) -> bool:
+        parent, _, last = name.rpartition(".")
+        return last in _RANGE and all(f"{parent}.{part}" in tensors for part in _RANGE)
+
+    return {name: tensor for name, tensor in tensors.items() if not is_range(name)}
