@@ -9,6 +9,7 @@ from torch import fx, nn
 
 from cpt_deploy.errors import ConversionError
 from cpt_deploy.quantization.capture import capture
+from cpt_deploy.quantization.composites import taken_apart
 from cpt_deploy.quantization.config import QuantizationConfig
 from cpt_deploy.quantization.cycling import LayerInfo
 from cpt_deploy.quantization.edges import EdgeQuantizer, LayerInput
@@ -56,9 +57,9 @@ def prepare(
         ConversionError: If the model cannot be captured, or products with weights have no integer form; names the
             operation and the module.
     """
-    traced = _integer_graph(model, input_shape) if input_dtype.is_floating_point else None
+    twin = taken_apart(model)
+    traced = _integer_graph(twin, input_shape) if input_dtype.is_floating_point else None
     if traced is None:
-        twin = copy.deepcopy(model)
         traced = lift(capture(twin, input_shape, input_dtype), twin)
     kinds = {node: classify(node, traced) for node in traced.graph.nodes if computes(node)}
     precision = PrecisionState(config.upper, config.seed, {group.name: group.upper for group in config.groups})

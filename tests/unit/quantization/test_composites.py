@@ -1,0 +1,46 @@
+"""Modules of timm that are several operations in one: the same numbers when taken apart, and integers in the end."""
+
+import pytest
+import torch
+from torch import nn
+
+from cpt_deploy.quantization import QuantizationConfig, prepare
+from cpt_deploy.quantization.composites import taken_apart
+
+layers = pytest.importorskip("timm.layers", reason="needs timm: pip install 'cpt-deploy[timm]'")
+
+
+@pytest.fixture
+def network():
+    torch.manual_seed(0)
+    norm = layers.BatchNormAct2d(4, act_layer=nn.ReLU)
+    nn.init.uniform_(norm.weight, 0.5, 2.0)
+    nn.init.uniform_(norm.running_mean, -1.0, 1.0)
+    norm.requires_grad_(requires_grad=True)
+    return nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), norm, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_it_computes_the_same_and_moves_the_same_averages(network, training):
+    network.train(training)
+    apart = taken_apart(network)
+    x = torch.randn(5, 3, 8, 8)
+    assert torch.equal(apart(x), network(x))
+    assert type(apart[1].norm) is nn.BatchNorm2d
+    assert torch.equal(apart[1].norm.running_var, network[1].running_var)
+    assert apart[1].norm.training is training
+    assert apart[1].norm.weight.requires_grad
+
+
+def test_the_network_itself_stays_as_it_was(network):
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    apart = taken_apart(network)
+    nn.init.zeros_(apart[1].norm.weight)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+    assert isinstance(network[1], layers.BatchNormAct2d)
+
+
+def test_it_becomes_part_of_the_layer_before_it(network):
+    prepared = prepare(network, QuantizationConfig(), (3, 8, 8))
+    assert [layer.name for layer in prepared.layers()] == ["0", "4"]
+    assert len(dict(prepared.edges())) == 4  # input, layer with norm and ReLU, mean, logits
