@@ -38,7 +38,7 @@ quickstart: $(INSTALLED)
 	$(BIN)/cpt quickstart --out quickstart-output
 
 test: $(INSTALLED)
-	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest --numprocesses=auto --dist=loadfile $(PYTEST_ARGS)
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest --numprocesses=auto --dist=loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 test-gpu: $(INSTALLED)
 	$(BIN)/python -m pytest $(GPU_TESTS) $(PYTEST_ARGS)

@@ -3,7 +3,8 @@
 x86 processors without VNNI multiply uint8 by int8 and add two products each in 16 bits, which saturates silently
 (`vpmaddubsw`). onnxruntime can be told to turn the int8 weights into uint8 ones at load, weight and zero point by 128
 alike, for which it has kernels that add in 32 bits: the same integers, at the price of speed. Where the processor has
-VNNI it would only cost speed, so this is done where it is needed: not for portable models, which cannot saturate.
+VNNI it would only cost speed, so this is done where it is needed: not for portable models, which cannot saturate, nor
+for those with int8 activations, whose kernels add in 32 bits everywhere.
 """
 
 from pathlib import Path
@@ -14,7 +15,7 @@ from cpt_deploy.bundle.providers import check_started, provider_names
 from cpt_deploy.errors import BundleError, UsageError
 
 PORTABLE_KEY = "cpt.portable"
-"""Entry of a file's metadata, there only in models whose codes cannot saturate on any processor."""
+"""Entry of a file's metadata, there only in models whose sums cannot saturate on any processor."""
 
 EXACT_SUMS = "session.x64quantprecision"
 """The option of onnxruntime that trades int8 weights for uint8 ones; it exists on x86 and does nothing elsewhere."""
@@ -51,7 +52,7 @@ def open_session(
     where = where or ("the given bytes" if isinstance(model, bytes) else str(model))
     providers = provider_names(provider)
 
-    options = session_options(optimize=optimize, exact_sums=may_saturate() and not is_portable(model))
+    options = session_options(optimize=optimize, exact_sums=needs_exact_sums(model))
     options.intra_op_num_threads = threads or 0
     if rest_between_runs:
         options.add_session_config_entry("session.force_spinning_stop", "1")
@@ -91,7 +92,12 @@ def may_saturate() -> bool:
     return read_cpu().saturates is not False
 
 
-def is_portable(model: Path | bytes) -> bool:
-    """Return whether a file says that it is portable, without loading it: its metadata stand in it as plain text."""
+def needs_exact_sums(model: Path | bytes) -> bool:
+    """Return whether a model's sums could saturate here, by what the file says without being loaded.
+
+    Its metadata stand in it as plain text.
+    """
+    if not may_saturate():
+        return False
     content = model if isinstance(model, bytes) else model.read_bytes() if model.is_file() else b""
-    return PORTABLE_KEY.encode() in content
+    return PORTABLE_KEY.encode() not in content

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from cpt_deploy import __version__
+from cpt_deploy.bundle.sessions import PORTABLE_KEY
 from cpt_deploy.errors import UsageError
 from cpt_deploy.export.float_parts import DOMAIN, FLOAT_OPSET, write_skeleton
 from cpt_deploy.export.packing import packed_tensor, smallest_opset
@@ -53,7 +54,7 @@ def write_onnx(graph: IntegerGraph, *, opset: int | None = None, metadata: dict[
         graph: The frozen network.
         opset: ONNX opset, 13 to 25. Up to 20 all weight codes are stored as int8; from 21 on those of at most 4 bits as
             INT4, from 25 on those of 2 bits as INT2. None takes the least opset at which nothing could be smaller.
-        metadata: Entries of the file's metadata_props.
+        metadata: Entries of the file's metadata_props; int8 activations add one, see `bundle.sessions`.
 
     Raises:
         UsageError: If the opset is outside 13 to 25.
@@ -163,6 +164,8 @@ class _Writer:
             self._node("Add", [result, self._constant(f"{name}.bias", bias)], name)
 
     def _finished(self, body: onnx.GraphProto, metadata: dict[str, str]) -> bytes:
+        if any(tensor.signed for tensor in self.graph.tensors.values()):
+            metadata = {**metadata, PORTABLE_KEY: "true"}
         opsets = [helper.make_opsetid("", self.opset)]
         model = helper.make_model(
             body,

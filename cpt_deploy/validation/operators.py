@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cpt_deploy.bundle.providers import check_started, provider_names
-from cpt_deploy.bundle.sessions import session_options
+from cpt_deploy.bundle.sessions import needs_exact_sums, session_options
 from cpt_deploy.errors import BundleError, MissingExtraError
 
 _FLOATS = ("FLOAT", "FLOAT16", "DOUBLE", "BFLOAT16")
@@ -80,7 +80,7 @@ def optimize(model: bytes, provider: str = "cpu") -> Any:
     onnx, providers = require_onnx(), provider_names(provider)
     with tempfile.TemporaryDirectory(prefix="cpt-optimized-") as directory:
         path = Path(directory) / "optimized.onnx"
-        options = session_options()
+        options = session_options(exact_sums=needs_exact_sums(model))
         options.optimized_model_filepath = str(path)
         options.intra_op_num_threads = 1
         # onnxruntime's exceptions have no common base of their own.

@@ -19,7 +19,7 @@ os.environ.pop("COLUMNS", None)
 
 # How long an example takes says nothing on a machine that others use too. The same examples are drawn each time, so
 # that the check of a commit has one answer; CPT_EXPLORE=1 draws new ones.
-settings.register_profile("repeatable", deadline=None, derandomize="CPT_EXPLORE" not in os.environ)
+settings.register_profile("repeatable", deadline=None, max_examples=60, derandomize="CPT_EXPLORE" not in os.environ)
 settings.load_profile("repeatable")
 
 COLOURS = ("red", "green", "blue")

@@ -22,10 +22,10 @@ def needs(package: str) -> pytest.MarkDecorator:
     return pytest.mark.skipif(find_spec(package) is None, reason=f"needs {package}: pip install {package}")
 
 
-def check(result: dict[str, Any]) -> None:
+def check(result: dict[str, Any], hidden: int = 0) -> None:
     assert result["converts"], result
     assert result["differing"] == 0
-    assert result["hidden"] == 0
+    assert result["hidden"] == hidden
     assert result["integers"] > 1000
     assert result["logits"] < 0.05
 
@@ -50,7 +50,7 @@ def test_networks_of_timm_convert_by_their_names(families, name, operator):
 def test_a_classifier_of_text_keeps_its_attention_in_float(families):
     small = {"dim": 16, "n_layers": 1, "n_heads": 2, "hidden_dim": 32}
     result = families.measure(families.text_network("DistilBert", **small))
-    check(result)
+    check(result, hidden=1)  # between the two layers of its head, which onnxruntime fuses otherwise if it is an output
     assert result["float_operators"]["scaled_dot_product_attention"] == 1
     assert 0.5 < result["integer_share_of_macs"] < 1
 
