@@ -47,7 +47,7 @@ def saturation_line(
     """
     hazard = sum(layer.possible for layer in layers)
     if hazard:
-        here = {True: ", which this one is", False: ", which this one is not", None: ""}[saturates_here]
+        here = {True: ", as on this one", False: ", unlike this one", None: ""}[saturates_here]
         return (
             f"{hazard} of {len(layers)} layers need onnxruntime's slower exact kernels{here} "
             "(cpt export --portable makes a model that does not)"

@@ -66,12 +66,12 @@ def open_session(
     return session
 
 
-def session_options(*, optimize: bool = True, exact_sums: bool | None = None) -> Any:
+def session_options(*, exact_sums: bool, optimize: bool = True) -> Any:
     """Return `onnxruntime.SessionOptions` under which an exported model gives its exact integers.
 
     Args:
+        exact_sums: Whether int8 weights become uint8 ones, see `needs_exact_sums`.
         optimize: Whether onnxruntime may fuse the graph to integer operators.
-        exact_sums: Whether int8 weights become uint8 ones; `None` does it where this processor would saturate.
     """
     import onnxruntime
 
@@ -82,7 +82,7 @@ def session_options(*, optimize: bool = True, exact_sums: bool | None = None) ->
     options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
     # int8 activations, where a model has them, stay int8: else half of their graph would be computed in float
     options.add_session_config_entry("session.qdqisint8allowed", "1")
-    if may_saturate() if exact_sums is None else exact_sums:
+    if exact_sums:
         options.add_session_config_entry(EXACT_SUMS, "1")
     return options
 

@@ -74,12 +74,9 @@ def test_a_portable_model_keeps_the_fast_kernels(on):
     assert not asks_for_exact_kernels(open_session(greatest_products(portable=True)).get_session_options())
 
 
-def test_the_option_can_be_decided_by_hand(on):
-    on(OLD)
-    assert asks_for_exact_kernels(session_options())
+def test_the_option_can_be_decided_by_hand():
+    assert asks_for_exact_kernels(session_options(exact_sums=True))
     assert not asks_for_exact_kernels(session_options(exact_sums=False))
-    on(NEW)
-    assert not asks_for_exact_kernels(session_options())
 
 
 def test_this_processor_is_asked():
