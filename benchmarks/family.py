@@ -25,7 +25,7 @@ from cpt_deploy.data import ImageSet, eval_loader, load_images
 from cpt_deploy.export import write_onnx
 from cpt_deploy.freezing import freeze
 from cpt_deploy.quantization import settle
-from cpt_deploy.training import TrainedRun, settling_inputs
+from cpt_deploy.training import TrainedRun, load_run, settling_inputs
 
 DATASET = "fashion-mnist"
 Widths = tuple[int, int]
@@ -106,9 +106,8 @@ def main() -> None:
     arguments.folder.mkdir(parents=True, exist_ok=True)
     for seed in range(arguments.seeds):
         for kind, widths in kinds().items():
-            run = trained_run(arguments.folder, DATASET, kind, seed, arguments.steps)
-            folder = arguments.folder / f"{DATASET}-{kind}-seed{seed}"
-            results.setdefault(kind, []).append(measure(run, folder, widths, images))
+            folder = trained_run(arguments.folder, DATASET, kind, seed, arguments.steps)
+            results.setdefault(kind, []).append(measure(load_run(folder), folder, widths, images))
     info, command = machine(), f"OMP_NUM_THREADS=1 python benchmarks/family.py --seeds {arguments.seeds}"
     costs = {kind: statistics.mean(run["gbitops"] for run in results[kind]) for kind in ("cpt", f"static{UPPER}")}
     title = (

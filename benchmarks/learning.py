@@ -1,51 +1,80 @@
-"""What networks learn at a static precision, with cyclic precision and in float32: accuracy, BitOPs and time.
+"""What networks learn at static bits, with cyclic precision and in float32: accuracy or perplexity, BitOPs and time.
 
 The settings are in `training_grid.py`, fixed before anything was run, and all that was run is shown. One thread; runs
-are kept in a folder, seed by seed: the same command goes on there, and `--table` shows what has finished.
+are kept in a folder, seed by seed: the same command goes on there, and `--table` shows what has finished. What stands
+in the results already, of the same settings, stays in them: seeds can come from several machines.
 
-    CPT_DATA_DIR=… OMP_NUM_THREADS=1 python benchmarks/learning.py [--seeds 5] [--table]
+    CPT_DATA_DIR=… OMP_NUM_THREADS=1 python benchmarks/learning.py [--seeds 5] [--datasets ptb] [--table]
 """
 
 import argparse
+import json
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import machine, machine_line, markdown_table, write_results
-from training_grid import CYCLES, DATASETS, EPOCHS, MODEL, UPPER, cpu_seconds, trained_run
+from measuring import RESULTS, machine, markdown_table, write_results
+from training_grid import TASKS, UPPER, Task, cpu_seconds, run_settings, trained_run
 
-from cpt_deploy.training import load_run
+from cpt_deploy.training import RunReport
 
 ROWS = {
     "float32": "float32",
     "static8": "static 8",
     "static6": "static 6",
     "static4": "static 4",
-    "cpt": "CPT 3-8, cosine",
-    "cpt-exact": "CPT 3-8, cosine, products in float32",
-    "cpt-large-saving": "CPT 3-8, REX (large saving)",
-    "cpt-small-saving": "CPT 3-8, exponential (small saving)",
+    "cpt": "CPT, cosine (medium saving)",
+    "cpt-exact": "CPT, cosine, products in float32",
+    "cpt-large-saving": "CPT, REX (large saving)",
+    "cpt-small-saving": "CPT, exponential (small saving)",
 }
 REFERENCE = f"static{UPPER}"
+COLUMNS = {"accuracy": "accuracy, %", "perplexity": "perplexity"}
+PERCENT = 100
+
+#: Of each run, by data set, kind and seed: its metric, GBitOPs, seconds of processor time, and the processor's units.
+Runs = dict[str, dict[str, dict[str, dict[str, Any]]]]
 
 
-def finished(folder: Path) -> dict[str, dict[str, dict[int, dict[str, Any]]]]:
-    """Return what is known of each finished run, by data set, kind and seed."""
-    found: dict[str, dict[str, dict[int, dict[str, Any]]]] = {}
+def finished(folder: Path, processor: str) -> Runs:
+    """Return what is known of each finished run of a folder."""
+    found: Runs = {}
     for path in sorted(folder.glob("*-seed*/report.json")):
         name, _, seed = path.parent.name.rpartition("-seed")
-        dataset = next(d for d in DATASETS if name.startswith(f"{d}-"))
+        dataset = next(d for d in TASKS if name.startswith(f"{d}-"))
         kind = name.removeprefix(f"{dataset}-")
         if kind in ROWS:
-            report = load_run(path.parent).report
-            found.setdefault(dataset, {}).setdefault(kind, {})[int(seed)] = {
-                "accuracy": report.test.top1,
+            report = RunReport.read(path)
+            metric = TASKS[dataset].metric
+            found.setdefault(dataset, {}).setdefault(kind, {})[seed] = {
+                metric: report.test.top1 if metric == "accuracy" else report.test.perplexity,
                 "gbitops": report.cost["gbitops"],
                 "cpu_seconds": cpu_seconds(path.parent),
+                "processor": processor,
             }
     return found
+
+
+def published(settings: Mapping[str, Any]) -> Runs:
+    """Return the runs that stand in the results already, those of data sets whose settings have not changed."""
+    path = RESULTS / "learning.json"
+    content = json.loads(path.read_text()) if path.is_file() else {"runs": {}, "settings": {}}
+    return {name: runs for name, runs in content["runs"].items() if content["settings"].get(name) == settings[name]}
+
+
+def merged(*parts: Runs) -> Runs:
+    """Return the runs of all parts, in the order of their seeds; of equal ones the last."""
+    result: Runs = {}
+    for dataset in TASKS:
+        for kind in ROWS:
+            runs: dict[str, dict[str, Any]] = {}
+            for part in parts:
+                runs |= part.get(dataset, {}).get(kind, {})
+            if runs:
+                result.setdefault(dataset, {})[kind] = dict(sorted(runs.items(), key=lambda item: int(item[0])))
+    return result
 
 
 def spread(values: Iterable[float], digits: int = 2, *, signed: bool = False) -> str:
@@ -55,41 +84,48 @@ def spread(values: Iterable[float], digits: int = 2, *, signed: bool = False) ->
     return mean if len(numbers) < 2 else f"{mean} ± {statistics.stdev(numbers):.{digits}f}"
 
 
-def row(kind: str, runs: dict[str, dict[int, dict[str, Any]]]) -> list[str]:
+def row(kind: str, runs: Mapping[str, Mapping[str, Any]], metric: str, processors: list[str]) -> list[str]:
     """Return a line of the table; differences are paired by seed."""
     mine, reference = runs[kind], runs.get(REFERENCE, {})
-    seconds = [run["cpu_seconds"] for run in mine.values() if run["cpu_seconds"] is not None]
+    unit = PERCENT if metric == "accuracy" else 1
     shared = [seed for seed in mine if seed in reference]
-    differences = [100 * (mine[seed]["accuracy"] - reference[seed]["accuracy"]) for seed in shared]
+    differences = [unit * (mine[seed][metric] - reference[seed][metric]) for seed in shared]
     cost = [mine[seed]["gbitops"] / reference[seed]["gbitops"] for seed in shared]
     return [
         ROWS[kind],
         str(len(mine)),
-        spread(100 * run["accuracy"] for run in mine.values()),
+        spread(unit * run[metric] for run in mine.values()),
         "" if kind == REFERENCE or not differences else spread(differences, signed=True),
         f"{statistics.mean(cost):.2f}" if cost else "",
-        f"{statistics.median(seconds):.0f} s" if seconds else "",
+        *(_processor_time(mine, processor) for processor in processors),
     ]
 
 
-def tables(results: dict[str, dict[str, dict[int, dict[str, Any]]]], command: str) -> str:
-    """Return a table for each data set."""
-    header = ["precision", "seeds", "accuracy, %", f"minus static {UPPER}, paired", "BitOPs", "processor time"]
-    parts = [
-        f"{MODEL}, {EPOCHS} epochs, {CYCLES} cycles: accuracy of the settled model at its upper bound on all test "
-        f"images, mean ± standard deviation over seeds; BitOPs relative to static {UPPER}; processor time of a whole "
-        f"run with evaluation, one thread, median (`{command}`)."
-    ]
-    for dataset, runs in results.items():
-        parts += [f"**{dataset}**", markdown_table(header, [row(kind, runs) for kind in ROWS if kind in runs])]
-    return "\n\n".join(parts)
+def _processor_time(runs: Mapping[str, Mapping[str, Any]], processor: str) -> str:
+    seconds = [run["cpu_seconds"] for run in runs.values() if run["processor"] == processor and run["cpu_seconds"]]
+    return f"{statistics.median(seconds):.0f} s" if seconds else ""
+
+
+def table(task: Task, runs: Mapping[str, Any]) -> str:
+    """Return the table of a data set, its kinds in rows."""
+    processors = sorted({run["processor"] for seeds in runs.values() for run in seeds.values()})
+    header = ["precision", "seeds", COLUMNS[task.metric], f"minus static {UPPER}, paired", "BitOPs"]
+    header += [f"processor time, {processor}" for processor in processors]
+    rows = [row(kind, runs, task.metric, processors) for kind in ROWS if kind in runs]
+    return f"{task.title}\n\n{markdown_table(header, rows)}"
+
+
+def processor_name(info: Mapping[str, Any]) -> str:
+    """Return what tells processors apart here: the widest units that they have."""
+    return next((flag for flag in reversed(info["flags"])), info["cpu"])
 
 
 def main() -> None:
     """Train what is missing and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--datasets", nargs="+", choices=list(DATASETS), default=list(DATASETS))
+    parser.add_argument("--seeds", type=int, default=5, help="how many, from 0 on")
+    parser.add_argument("--first-seed", type=int, default=0, help="leave those before it to other machines")
+    parser.add_argument("--datasets", nargs="+", choices=list(TASKS), default=list(TASKS))
     parser.add_argument("--kinds", nargs="+", choices=list(ROWS), default=list(ROWS))
     parser.add_argument("--steps", type=int, help="shorter runs, for a trial")
     parser.add_argument("--folder", type=Path, default=Path("runs/benchmark-learning"))
@@ -98,17 +134,26 @@ def main() -> None:
     torch.set_num_threads(1)
     if not arguments.table:
         arguments.folder.mkdir(parents=True, exist_ok=True)
-        for seed in range(arguments.seeds):
+        for seed in range(arguments.first_seed, arguments.seeds):
             for dataset in arguments.datasets:
                 for kind in arguments.kinds:
-                    trained_run(arguments.folder, dataset, kind, seed, arguments.steps)
-    info, results = machine(), finished(arguments.folder)
-    command = f"OMP_NUM_THREADS=1 python benchmarks/learning.py --seeds {arguments.seeds}"
-    write_results(
-        "learning",
-        {"command": command, "machine": info, "model": MODEL, "epochs": EPOCHS, "cycles": CYCLES, "runs": results},
-        f"{tables(results, command)}\n\n{machine_line(info)}",
+                    if kind in TASKS[dataset].kinds:
+                        trained_run(arguments.folder, dataset, kind, seed, arguments.steps)
+    if arguments.steps is not None:
+        print("a trial: nothing written")
+        return
+    info = machine()
+    settings = {name: {kind: run_settings(name, kind, 0) for kind in task.kinds} for name, task in TASKS.items()}
+    runs = merged(published(settings), finished(arguments.folder, processor_name(info)))
+    introduction = (
+        "Of the settled model on the whole test set, mean ± standard deviation over seeds; BitOPs relative to static "
+        f"{UPPER}; processor time of a whole run with evaluation, one thread, median, by the widest units of the "
+        "processor (`OMP_NUM_THREADS=1 python benchmarks/learning.py`)."
     )
+    parts = [f"**{name}**: {table(TASKS[name], kinds)}" for name, kinds in runs.items()]
+    versions = ", ".join(f"{name} {info['versions'][name]}" for name in ("torch", "numpy"))
+    content = {"machine": info, "settings": {name: settings[name] for name in runs}, "runs": runs}
+    write_results("learning", content, "\n\n".join([introduction, *parts, f"Versions: {versions}."]))
 
 
 if __name__ == "__main__":

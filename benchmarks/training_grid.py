@@ -1,27 +1,23 @@
 """The runs that benchmarks of learning share: their settings, fixed here beforehand, and a folder that keeps them.
 
-Two data sets, one network and one length for all of them, so that runs of one data set differ in their precision alone.
+One network and one length for all runs of a data set, so that they differ in their precision alone.
 """
 
 import json
 import sys
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from cpt_deploy.recipe import load_recipe
-from cpt_deploy.training import TrainedRun, load_run, train
+from cpt_deploy.training import train
 
 MODEL, EPOCHS, CYCLES, LOWER, UPPER = "resnet8", 2, 8, 3, 8
+TEXT_SIZE, TEXT_STEPS, TEXT_LOWER = 128, 500, 5
 
-#: Settings of each data set on top of the preset: the folder of images and the padding of the random crop.
-DATASETS = {
-    "fashion-mnist": ["data.name=fashion-mnist"],
-    "cifar10": [
-        "data.name=cifar10-jpeg",
-        "data.augment=[{name: random_crop, padding: 4}, {name: hflip}]",
-    ],
-}
+Metric = Literal["accuracy", "perplexity"]
 
 
 def _static(bits: int) -> list[str]:
@@ -31,14 +27,16 @@ def _static(bits: int) -> list[str]:
     return ["precision.schedule=piecewise", f"precision.lower={bits}", f"precision.points=[[0, {bits}]]"]
 
 
-def _cyclic(schedule: str) -> list[str]:
-    return [f"precision.schedule={schedule}", f"precision.lower={LOWER}"]
+def _cyclic(schedule: str, lower: int = LOWER) -> list[str]:
+    return [f"precision.schedule={schedule}", f"precision.lower={lower}"]
 
 
-#: Precision of each kind of run.
+#: Quantizers of 32 bits round to what float32 holds.
+_FLOAT32 = ["precision={schedule: static, lower: 32, upper: 32, grad_lower: 32, grad_upper: 32}"]
+
+#: Precision of each kind of run on images.
 KINDS = {
-    # Quantizers of 32 bits round to what float32 holds.
-    "float32": ["precision={schedule: static, lower: 32, upper: 32, grad_lower: 32, grad_upper: 32}"],
+    "float32": _FLOAT32,
     "static8": _static(8),
     "static6": _static(6),
     "static5": _static(5),
@@ -50,24 +48,92 @@ KINDS = {
     "cpt-small-saving": _cyclic("exponential"),
 }
 
+#: The same on text, where the whole network cycles, as in the paper, and a static run is at its width to the end.
+TEXT_KINDS = {
+    "float32": [*_FLOAT32, "precision.ends=cycle"],
+    **{
+        f"static{bits}": ["precision.schedule=static", f"precision.lower={bits}", f"precision.upper={bits}"]
+        for bits in (8, 6, 4)
+    },
+    "cpt": _cyclic("cosine", TEXT_LOWER),
+    "cpt-large-saving": _cyclic("rex", TEXT_LOWER),
+    "cpt-small-saving": _cyclic("exponential", TEXT_LOWER),
+}
+
+
+@dataclass(frozen=True)
+class Task:
+    """What the runs on one data set share.
+
+    Args:
+        preset: The recipe that they change.
+        settings: What all of them change of it.
+        length: How long they are; a trial gives its own.
+        kinds: Precision of each kind of run.
+        metric: What is read from the test set.
+        title: Network, length and bits in words.
+    """
+
+    preset: str
+    settings: tuple[str, ...]
+    length: tuple[str, ...]
+    kinds: Mapping[str, list[str]]
+    metric: Metric
+    title: str
+
+
+def _images(*settings: str) -> Task:
+    return Task(
+        "fashion-mnist-resnet20",
+        (f"model.name={MODEL}", *settings),
+        (f"train.epochs={EPOCHS}",),
+        KINDS,
+        "accuracy",
+        f"{MODEL}, {EPOCHS} epochs, CPT {LOWER}-{UPPER} bits in {CYCLES} cycles",
+    )
+
+
+TASKS = {
+    "fashion-mnist": _images("data.name=fashion-mnist"),
+    "cifar10": _images(
+        "data.name=cifar10-jpeg",
+        "data.augment=[{name: random_crop, padding: 4}, {name: hflip}]",
+    ),
+    "ptb": Task(
+        "ptb-lstm",
+        (
+            f"model.args.embedding={TEXT_SIZE}",
+            f"model.args.hidden={TEXT_SIZE}",
+            "model.args.dropout=0",  # half an epoch of a small network cannot overfit
+            "train.eval_batch_size=40",
+        ),
+        ("train.epochs=null", f"train.steps={TEXT_STEPS}"),
+        TEXT_KINDS,
+        "perplexity",
+        f"two-layer LSTM of {TEXT_SIZE}, {TEXT_STEPS} steps of 700 tokens, CPT {TEXT_LOWER}-{UPPER}/{UPPER} bits in "
+        f"{CYCLES} cycles",
+    ),
+}
+
 
 def run_settings(dataset: str, kind: str, seed: int, steps: int | None = None) -> list[str]:
-    """Return what a run changes of the preset; `steps` shortens it for a trial."""
-    length = [f"train.epochs={EPOCHS}"]
+    """Return what a run changes of its preset; `steps` shortens it for a trial."""
+    task = TASKS[dataset]
+    length = list(task.length)
     if steps is not None:
         length = ["train.epochs=null", f"train.steps={steps}", "lr.warmup_steps=0", "train.settle_batches=2"]
     kept = ["train.eval_every=null", "train.checkpoint_every=100 steps"]
-    model = [f"model.name={MODEL}", f"precision.cycles={CYCLES}", f"seed={seed}", f"name={dataset}-{kind}"]
-    return [*model, *length, *kept, *DATASETS[dataset], *KINDS[kind]]
+    named = [f"precision.cycles={CYCLES}", f"seed={seed}", f"name={dataset}-{kind}"]
+    return [*task.settings, *named, *length, *kept, *task.kinds[kind]]
 
 
-def trained_run(folder: Path, dataset: str, kind: str, seed: int, steps: int | None = None) -> TrainedRun:
-    """Return a run of the folder, trained now unless it is there; one that was interrupted goes on.
+def trained_run(folder: Path, dataset: str, kind: str, seed: int, steps: int | None = None) -> Path:
+    """Return the directory of a run of the folder, trained now unless it is there; one that was interrupted goes on.
 
-    How much processor time the training took stands beside it, in `cpu_seconds.json`.
+    How much processor time the training took stands in it, in `cpu_seconds.json`.
     """
     directory = folder / f"{dataset}-{kind}-seed{seed}"
-    recipe = load_recipe("fashion-mnist-resnet20", run_settings(dataset, kind, seed, steps))
+    recipe = load_recipe(TASKS[dataset].preset, run_settings(dataset, kind, seed, steps))
     resumed = (directory / "recipe.yaml").is_file()
     if not (directory / "report.json").is_file():
         print(f"{time.strftime('%H:%M:%S')} training {directory.name}", file=sys.stderr, flush=True)
@@ -76,7 +142,7 @@ def trained_run(folder: Path, dataset: str, kind: str, seed: int, steps: int | N
     if not resumed:
         seconds: dict[str, Any] = {"cpu_seconds": time.process_time() - begin}
         (directory / "cpu_seconds.json").write_text(json.dumps(seconds) + "\n")
-    return load_run(directory)
+    return directory
 
 
 def cpu_seconds(directory: Path) -> float | None:

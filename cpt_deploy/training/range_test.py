@@ -19,6 +19,7 @@ from torch import nn
 
 from cpt_deploy.errors import TrainingDivergedError, UsageError
 from cpt_deploy.recipe import Recipe
+from cpt_deploy.training.freed_memory import freed_memory_kept
 from cpt_deploy.training.optimizers import set_learning_rate
 from cpt_deploy.training.randomness import seeded
 from cpt_deploy.training.ranks import Ranks, choose_device
@@ -151,7 +152,7 @@ def range_test(
     if steps < 4:
         raise UsageError(f"Expected at least 4 steps at each precision, but got {steps}")
     widened = recipe.precision.model_copy(update={"lower": LEAST_BITS, "schedule": "cosine"})
-    with seeded(recipe.seed, deterministic=recipe.train.deterministic):
+    with seeded(recipe.seed, deterministic=recipe.train.deterministic), freed_memory_kept():
         device = choose_device(recipe.train.device, Ranks())
         task = load_task(recipe.model_copy(update={"precision": widened}), device)
         objects = build_objects(task.build_model(), task.recipe, task.total_steps, device)

@@ -8,6 +8,7 @@ from cpt_deploy.precision import AdaptiveSchedule, BitOpsMeter
 from cpt_deploy.recipe import Recipe, parse_every
 from cpt_deploy.training.checkpoints import Checkpoint, read_checkpoint
 from cpt_deploy.training.finish import draw_curves, finish
+from cpt_deploy.training.freed_memory import freed_memory_kept
 from cpt_deploy.training.interruption import Interruption
 from cpt_deploy.training.loop import TrainingLoop
 from cpt_deploy.training.loss_following import LossFollowing
@@ -59,6 +60,7 @@ def train(
     with (
         seeded(recipe.seed, deterministic=recipe.train.deterministic),
         Interruption() as interruption,
+        freed_memory_kept(),
         joined(recipe.train.device) as (ranks, device),
     ):
         if not ranks.is_main or reporter is None:

@@ -210,29 +210,31 @@ EXPORT void cpt_gradient_range(const Site *s, const float *pqr, float *range, in
         gradient_range(s, pqr, range, threads, 0);
 }
 
-INLINE void gradient_codes(const Site *s, const float *pqr, float step, uint32_t seed, void *codes, int threads,
-                           int bf16, int codes_bf16) {
+INLINE void codes_block(const Site *s, i64 base, i64 count, Repeated v, float step, uint32_t seed,
+                        void *restrict codes, int bf16, int codes_bf16) {
+    for (i64 j = 0; j < count; j++) {
+        float code = noise((uint32_t)(base + j), seed) + gradient_at(s, base, j, v, bf16) / step;
+        store_integer(codes, base + j, __builtin_floorf(code), codes_bf16);
+    }
+}
+
+/* The gradient of x, stochastically rounded to integers times `step`. */
+EXPORT void cpt_gradient_codes(const Site *s, const float *pqr, float step, uint32_t seed, void *codes, int bf16,
+                               int codes_bf16, int threads) {
     Plan p = plan(s->rows, s->channels);
     Repeated v = repeat_all(s, pqr, p.period);
     PARALLEL
     for (i64 k = 0; k < p.chunks; k++)
         for (i64 base = k * p.chunk; base < smaller(p.n, (k + 1) * p.chunk); base += p.period) {
             i64 count = smaller(p.period, p.n - base);
-            for (i64 j = 0; j < count; j++) {
-                float code = noise((uint32_t)(base + j), seed) + gradient_at(s, base, j, v, bf16) / step;
-                store_integer(codes, base + j, __builtin_floorf(code), codes_bf16);
-            }
+            /* Types as constants, in here: what stands around a parallel loop is a function of its own to compilers,
+             * and a loop that asks for the types at each element is not vectorised. */
+            if (bf16)
+                codes_block(s, base, count, v, step, seed, codes, 1, 1);
+            else if (codes_bf16)
+                codes_block(s, base, count, v, step, seed, codes, 0, 1);
+            else
+                codes_block(s, base, count, v, step, seed, codes, 0, 0);
         }
     free_all(v);
-}
-
-/* The gradient of x, stochastically rounded to integers times `step`. */
-EXPORT void cpt_gradient_codes(const Site *s, const float *pqr, float step, uint32_t seed, void *codes, int bf16,
-                               int codes_bf16, int threads) {
-    if (bf16)
-        gradient_codes(s, pqr, step, seed, codes, threads, 1, 1);
-    else if (codes_bf16)
-        gradient_codes(s, pqr, step, seed, codes, threads, 0, 1);
-    else
-        gradient_codes(s, pqr, step, seed, codes, threads, 0, 0);
 }

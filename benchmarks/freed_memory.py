@@ -1,0 +1,115 @@
+"""What a training step gains from memory that stays with the process when it is freed, as `cpt train` has it.
+
+One thread. Steps with and without take turns as processes of their own, since an allocator keeps what it was told; the
+times are medians of a process's steps, in processor time with what the system spends on pages.
+
+    python benchmarks/freed_memory.py [--rounds 3] [--steps 8]
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from measuring import machine, machine_line, markdown_table, median_ratio, write_results
+from training_steps import Step, training_step
+
+from cpt_deploy.models import build_model
+from cpt_deploy.models.language import build_language_model
+from cpt_deploy.quantization import QuantizationConfig, prepare, prepare_language_model
+from cpt_deploy.training.freed_memory import freed_memory_kept
+
+VOCABULARY, ROWS, TOKENS = 10_000, 20, 35
+PLAIN, KEPT = "as the system has it", "kept"
+
+
+def language_step(hidden: int) -> Step:
+    """Return a step of a two-layer LSTM on chunks of the usual size for the Penn Treebank."""
+    network = build_language_model("lstm-lm", VOCABULARY, embedding=hidden, hidden=hidden, dropout=0.0)
+    model = prepare_language_model(network, QuantizationConfig(lower=5, upper=8)).train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    tokens, targets = torch.randint(VOCABULARY, (2, ROWS, TOKENS))
+
+    def step() -> None:
+        losses = model.score(tokens, targets).losses
+        optimizer.zero_grad()
+        losses.mean().backward()
+        optimizer.step()
+
+    return step
+
+
+def image_step(name: str, batch: int) -> Step:
+    """Return a step of an image classifier on 32x32 images."""
+    network = build_model(name, num_classes=10, in_channels=3, input_size=(32, 32))
+    model = prepare(network, QuantizationConfig(), (3, 32, 32)).train().to(memory_format=torch.channels_last)
+    x = torch.randn(batch, 3, 32, 32).contiguous(memory_format=torch.channels_last)
+    return training_step(model, x, torch.randint(10, (batch,)))
+
+
+STEPS = {
+    "LSTM of 128, 10,000 words": lambda: language_step(128),
+    "LSTM of 650, 10,000 words": lambda: language_step(650),
+    "resnet20, batch 128": lambda: image_step("resnet20", 128),
+    "resnet20, batch 512": lambda: image_step("resnet20", 512),
+}
+
+
+def step_seconds(name: str, mode: str, count: int) -> float:
+    """Return the median time of a step, in this process."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    with freed_memory_kept() if mode == KEPT else nullcontext():
+        step = STEPS[name]()
+        for _ in range(2):
+            step()
+        times = []
+        for _ in range(count):
+            begin = time.process_time()
+            step()
+            times.append(time.process_time() - begin)
+    return statistics.median(times)
+
+
+def measure(name: str, rounds: int, steps: int) -> dict[str, Any]:
+    """Let both ways take turns."""
+    times: dict[str, list[float]] = {PLAIN: [], KEPT: []}
+    for _ in range(rounds):
+        for mode, values in times.items():
+            command = [sys.executable, __file__, "--child", name, mode, "--steps", str(steps)]
+            values.append(json.loads(subprocess.check_output(command, text=True).splitlines()[-1]))
+    medians = {mode: 1e3 * statistics.median(values) for mode, values in times.items()}
+    return {"step": name, "milliseconds": medians, "ratio": 1 / median_ratio(times[PLAIN], times[KEPT])}
+
+
+def main() -> None:
+    """Measure all steps and write the results."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--child", nargs=2, metavar=("STEP", "MODE"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.child:
+        print(json.dumps(step_seconds(*arguments.child, arguments.steps)))
+        return
+    results = [measure(name, arguments.rounds, arguments.steps) for name in STEPS]
+    rows = [
+        [r["step"], *(f"{r['milliseconds'][mode]:.0f} ms" for mode in (PLAIN, KEPT)), f"{r['ratio']:.2f}"]
+        for r in results
+    ]
+    info = machine()
+    text = (
+        "Processor time of a quantized training step on one thread, by what happens to freed memory; medians of "
+        "processes that take turns (`python benchmarks/freed_memory.py`)\n\n"
+        f"{markdown_table(['step', PLAIN, KEPT, 'ratio'], rows)}\n\n{machine_line(info)}"
+    )
+    write_results("freed_memory", {"machine": info, "results": results}, text)
+
+
+if __name__ == "__main__":
+    main()
