@@ -24,7 +24,7 @@ from cpt_deploy.errors import (
 INTERRUPTED = 130
 
 # Distributions of the extra `train`, by the module that a user without it cannot import.
-_TRAIN_MODULES = ("matplotlib", "onnx", "onnxscript", "sklearn", "tensorboard", "torch", "torchmetrics", "torchvision")
+_TRAIN_MODULES = ("matplotlib", "onnx", "onnxscript", "sklearn", "tensorboard", "torch", "torchvision")
 
 EXIT_CODES = (
     "0 ok, 1 unexpected, 2 usage, 3 missing extra, 4 validation failed, 5 data or file problem, 130 interrupted"

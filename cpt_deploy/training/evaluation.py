@@ -5,8 +5,6 @@ from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
-from torchmetrics import MeanMetric
-from torchmetrics.classification import MulticlassAccuracy
 
 from cpt_deploy.quantization import QuantizedModel
 from cpt_deploy.training.ranks import ALONE, Ranks
@@ -41,9 +39,7 @@ def evaluate(
         The evaluation of all images of all processes, or `None` if `stop` said so in one of them.
     """
     began = time.perf_counter()
-    loss = MeanMetric().to(device)
-    top1 = MulticlassAccuracy(classes, average="micro").to(device)
-    top5 = MulticlassAccuracy(classes, top_k=5, average="micro").to(device) if classes > MANY_CLASSES else None
+    totals = torch.zeros(3, dtype=torch.float64, device=device)  # summed loss, hits, hits among the five greatest
     images, stopped = 0, False
     training = model.training
     model.eval()
@@ -55,22 +51,22 @@ def evaluate(
                     break
                 logits = model(inputs.to(device))
                 target = labels.to(device)
-                loss.update(torch.nn.functional.cross_entropy(logits, target), weight=len(target))
-                top1.update(logits, target)
-                if top5 is not None:
-                    top5.update(logits, target)
+                loss = torch.nn.functional.cross_entropy(logits, target, reduction="sum")
+                hits = (logits.argmax(dim=1) == target).sum()
+                best = logits.topk(min(MANY_CLASSES, classes), dim=1).indices
+                totals += torch.stack([loss, hits, (best == target[:, None]).sum()])
                 images += len(target)
     finally:
         model.train(training)
-    told = ranks.gather(torch.tensor([float(images), float(stopped)], dtype=torch.float64))
-    if told[:, 1].any():
+    told = ranks.gather(torch.tensor([*totals.tolist(), float(images), float(stopped)], dtype=torch.float64))
+    loss_sum, top1, top5, count, stopped_in = told.sum(dim=0).tolist()
+    if stopped_in:
         return None
-    # The metrics gather from all processes by themselves.
     return Evaluation(
         step=step,
-        loss=float(loss.compute()),
-        top1=round(float(top1.compute()), 7),  # they are float32: further digits are noise
-        top5=None if top5 is None else round(float(top5.compute()), 7),
-        images=int(told[:, 0].sum()),
+        loss=loss_sum / count,
+        top1=top1 / count,
+        top5=top5 / count if classes > MANY_CLASSES else None,
+        images=int(count),
         seconds=time.perf_counter() - began,
     )

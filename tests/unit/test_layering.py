@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-HEAVY = ("torch", "torchvision", "torchmetrics", "onnx", "matplotlib")
+HEAVY = ("torch", "torchvision", "onnx", "matplotlib")
 SERVING = ("fastapi", "starlette", "uvicorn", "onnxruntime")
 
 
