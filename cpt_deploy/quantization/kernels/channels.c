@@ -106,18 +106,24 @@ INLINE float passed_gradient(const void *g, i64 i, float x, float a, float b, Cl
     return (z > clamp.low) & (z < clamp.high) ? v : 0.0f;
 }
 
-INLINE void sums_block(const void *restrict g, i64 base, const float *restrict x, const float *restrict a,
-                       const float *restrict b, const float *restrict shift, Clamp clamp, i64 count,
-                       float *restrict sum, float *restrict product, int bf16) {
-    for (i64 j = 0; j < count; j++) {
-        float z = x[j] * a[j] + b[j], v = load(g, base + j, bf16);
-        v = (z > clamp.low) & (z < clamp.high) ? v : 0.0f;
-        sum[j] += v;
-        product[j] += v * (x[j] - shift[j]);
+INLINE void sums_part(const Site *s, i64 from, i64 end, i64 period, const float *restrict a, const float *restrict b,
+                      const float *restrict shift, float *restrict sum, float *restrict product, int bf16) {
+    for (i64 base = from; base < end; base += period) {
+        i64 count = smaller(period, end - base);
+        const float *restrict x = s->x + base;
+        for (i64 j = 0; j < count; j++) {
+            float v = passed_gradient(s->g, base + j, x[j], a[j], b[j], s->clamp, bf16);
+            sum[j] += v;
+            product[j] += v * (x[j] - shift[j]);
+        }
     }
 }
 
-INLINE void gradient_sums(const Site *s, double *sums, int threads, int bf16) {
+/* Per channel, of the gradient that the clamp lets through: its sum, and its sum times (x - x[row 0]).
+ *
+ * In here and below the types are constants within the parallel loop: to compilers that is a function of its own, and a
+ * loop that asks for the types at each element is not vectorised. */
+EXPORT void cpt_gradient_sums(const Site *s, double *sums, int bf16, int threads) {
     Plan p = plan(s->rows, s->channels);
     float *a = repeated(s->factor, s->channels, p.period), *b = repeated(s->offset, s->channels, p.period);
     float *shift = repeated(s->x, s->channels, p.period);
@@ -125,11 +131,12 @@ INLINE void gradient_sums(const Site *s, double *sums, int threads, int bf16) {
     PARALLEL
     for (i64 k = 0; k < p.chunks; k++) {
         float *sum = parts + 2 * k * p.period, *product = sum + p.period;
+        i64 base = k * p.chunk, end = smaller(p.n, (k + 1) * p.chunk);
         for (i64 j = 0; j < p.period; j++) sum[j] = product[j] = 0.0f;
-        for (i64 base = k * p.chunk; base < smaller(p.n, (k + 1) * p.chunk); base += p.period) {
-            sums_block(s->g, base, s->x + base, a, b, shift, s->clamp, smaller(p.period, p.n - base), sum, product,
-                       bf16);
-        }
+        if (bf16)
+            sums_part(s, base, end, p.period, a, b, shift, sum, product, 1);
+        else
+            sums_part(s, base, end, p.period, a, b, shift, sum, product, 0);
     }
     for (i64 c = 0; c < 2 * s->channels; c++) sums[c] = 0.0;
     for (i64 k = 0; k < p.chunks; k++)
@@ -141,14 +148,6 @@ INLINE void gradient_sums(const Site *s, double *sums, int threads, int bf16) {
     free(shift);
     free(a);
     free(b);
-}
-
-/* Per channel, of the gradient that the clamp lets through: its sum, and its sum times (x - x[row 0]). */
-EXPORT void cpt_gradient_sums(const Site *s, double *sums, int bf16, int threads) {
-    if (bf16)
-        gradient_sums(s, sums, threads, 1);
-    else
-        gradient_sums(s, sums, threads, 0);
 }
 
 typedef struct {
@@ -182,7 +181,8 @@ INLINE void gradient_range_part(const Site *s, i64 base, i64 to, Repeated all, f
 #undef VALUE
 }
 
-INLINE void gradient_range(const Site *s, const float *pqr, float *range, int threads, int bf16) {
+/* Least and greatest of the gradient of x. */
+EXPORT void cpt_gradient_range(const Site *s, const float *pqr, float *range, int bf16, int threads) {
     Plan p = plan(s->rows, s->channels);
     Repeated all = repeat_all(s, pqr, p.period);
     float *pairs = malloc(sizeof(float) * 2 * (size_t)p.chunks);
@@ -193,21 +193,17 @@ INLINE void gradient_range(const Site *s, const float *pqr, float *range, int th
         pair[1] = -INFINITY;
         for (i64 base = k * p.chunk; base < smaller(p.n, (k + 1) * p.chunk); base += p.period) {
             float both[4] = {pair[0], pair[1]};
-            gradient_range_part(s, base, smaller(p.period, p.n - base), all, both + 2, bf16);
+            i64 count = smaller(p.period, p.n - base);
+            if (bf16)
+                gradient_range_part(s, base, count, all, both + 2, 1);
+            else
+                gradient_range_part(s, base, count, all, both + 2, 0);
             merge(both, 2, pair);
         }
     }
     merge(pairs, p.chunks, range);
     free(pairs);
     free_all(all);
-}
-
-/* Least and greatest of the gradient of x. */
-EXPORT void cpt_gradient_range(const Site *s, const float *pqr, float *range, int bf16, int threads) {
-    if (bf16)
-        gradient_range(s, pqr, range, threads, 1);
-    else
-        gradient_range(s, pqr, range, threads, 0);
 }
 
 INLINE void codes_block(const Site *s, i64 base, i64 count, Repeated v, float step, uint32_t seed,
@@ -227,8 +223,6 @@ EXPORT void cpt_gradient_codes(const Site *s, const float *pqr, float step, uint
     for (i64 k = 0; k < p.chunks; k++)
         for (i64 base = k * p.chunk; base < smaller(p.n, (k + 1) * p.chunk); base += p.period) {
             i64 count = smaller(p.period, p.n - base);
-            /* Types as constants, in here: what stands around a parallel loop is a function of its own to compilers,
-             * and a loop that asks for the types at each element is not vectorised. */
             if (bf16)
                 codes_block(s, base, count, v, step, seed, codes, 1, 1);
             else if (codes_bf16)

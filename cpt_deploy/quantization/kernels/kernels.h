@@ -74,7 +74,12 @@ INLINE float noise(uint32_t index, uint32_t seed) {
     return (float)((bits >> 9) & 0x7FFFFF) * 0x1p-23f;
 }
 
+/* As many as registers hold: the range does not depend on it. */
+#ifdef __AVX512F__
 #define LANES 64
+#else
+#define LANES 32
+#endif
 
 /* Least and greatest of n values into lanes; a NaN anywhere shows in `bad`. */
 #define RANGE_LOOP(VALUE)                                                                                              \
