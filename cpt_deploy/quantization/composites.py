@@ -1,4 +1,4 @@
-"""Modules of other libraries that are several operations in one, taken apart before a graph is made of a network."""
+"""Modules of other libraries, put as torch's own before a graph is made of a network."""
 
 import copy
 from collections import OrderedDict
@@ -7,21 +7,30 @@ from torch import nn
 
 
 def taken_apart(model: nn.Module) -> nn.Module:
-    """Return a copy of a model in which such modules are what they compute, one operation a module.
+    """Return a copy of a model in which such modules are what they compute, one operation a module of torch.
 
-    Theirs is timm's `BatchNormAct2d`, a BatchNorm with dropout and an activation behind it: a Sequential of `norm`,
-    `drop` and `act`, with the same parameters and buffers.
+    They are timm's, and their parameters and buffers stay the same: `BatchNormAct2d`, a BatchNorm with dropout and an
+    activation behind it, becomes a Sequential of `norm`, `drop` and `act`; `Linear`, whose weight is cast in scripts,
+    becomes torch's.
     """
     model = copy.deepcopy(model)
     for name, module in list(model.named_modules()):
-        if name and isinstance(module, nn.BatchNorm2d) and _is_composite(module):
+        if name and isinstance(module, nn.BatchNorm2d) and _is_timms(module, "BatchNormAct2d"):
             model.set_submodule(name, _sequential(module))
+        elif name and isinstance(module, nn.Linear) and _is_timms(module, "Linear"):
+            model.set_submodule(name, _linear(module))
     return model
 
 
-def _is_composite(module: nn.Module) -> bool:
+def _is_timms(module: nn.Module, name: str) -> bool:
     kind = type(module)
-    return kind.__name__ == "BatchNormAct2d" and kind.__module__.partition(".")[0] == "timm"
+    return kind.__name__ == name and kind.__module__.partition(".")[0] == "timm"
+
+
+def _linear(module: nn.Linear) -> nn.Linear:
+    linear = nn.Linear(module.in_features, module.out_features, bias=module.bias is not None, device="meta")
+    linear.weight, linear.bias = module.weight, module.bias
+    return linear.train(module.training)
 
 
 def _sequential(module: nn.BatchNorm2d) -> nn.Sequential:

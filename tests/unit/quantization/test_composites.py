@@ -44,3 +44,14 @@ def test_it_becomes_part_of_the_layer_before_it(network):
     prepared = prepare(network, QuantizationConfig(), (3, 8, 8))
     assert [layer.name for layer in prepared.layers()] == ["0", "4"]
     assert len(dict(prepared.edges())) == 4  # input, layer with norm and ReLU, mean, logits
+
+
+def test_its_linear_layer_is_one_of_the_prepared_model(network):
+    network[4] = layers.Linear(4, 2)
+    network[4].bias.requires_grad_(requires_grad=False)
+    x = torch.randn(5, 3, 8, 8)
+    apart = taken_apart(network.eval())
+    assert torch.equal(apart(x), network(x))
+    assert type(apart[4]) is nn.Linear
+    assert not apart[4].bias.requires_grad
+    assert [layer.name for layer in prepare(network, QuantizationConfig(), (3, 8, 8)).layers()] == ["0", "4"]
