@@ -117,7 +117,7 @@ def table(task: Task, runs: Mapping[str, Any]) -> str:
 
 def processor_name(info: Mapping[str, Any]) -> str:
     """Return what tells processors apart here: the widest units that they have."""
-    return next((flag for flag in reversed(info["flags"])), info["cpu"])
+    return str(info["flags"][-1] if info["flags"] else info["cpu"])
 
 
 def main() -> None:
