@@ -36,6 +36,12 @@ def training_step(model: nn.Module, x: Tensor, labels: Tensor, *, autocast: bool
     return step
 
 
+@functools.cache
+def _shared_pool() -> Any:
+    """Return the memory of all recordings: they are replayed one after the other, so one's room serves the next."""
+    return torch.cuda.graph_pool_handle()
+
+
 def graphed(step: Step) -> Step:
     """Return a step recorded once as a CUDA graph and replayed: what it costs when nothing waits for launches.
 
@@ -49,7 +55,7 @@ def graphed(step: Step) -> Step:
             step()
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, pool=_shared_pool()):
         step()
     return graph.replay
 

@@ -86,13 +86,21 @@ def dequantize(codes: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
     return (codes - zero_point) * scale
 
 
+def _scaled(codes: Tensor, scale: Tensor) -> Tensor:
+    """Return `codes · scale`, in the codes' memory where it may be.
+
+    In torch 2.11 a compiled function that returns what it has changed in place gets a gradient of zeros.
+    """
+    return codes * scale if torch.compiler.is_compiling() else codes.mul_(scale)
+
+
 class _FakeQuantizeAffine(torch.autograd.Function):
     """Quantize and dequantize; the gradient passes straight through (STE)."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, levels: Tensor) -> Tensor:
         codes = torch.div(x, scale).round_().clamp_(min=-zero_point, max=levels - zero_point)
-        return codes.mul_(scale)
+        return _scaled(codes, scale)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None, None]:
@@ -153,7 +161,7 @@ class _FakeQuantizeWeight(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weight: Tensor, levels: Tensor) -> Tensor:
         codes, scale = quantize_weight(weight, levels)
-        return codes.mul_(_per_channel(scale, weight))
+        return _scaled(codes, _per_channel(scale, weight))
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:

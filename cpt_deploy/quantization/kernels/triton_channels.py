@@ -72,7 +72,7 @@ def merge_statistics_kernel(
         squares += tl.load(place + channels, mask=inside, other=0.0)
         low = lesser(low, tl.load(place + 2 * channels, mask=inside, other=0.0), inside)
         high = greater(high, tl.load(place + 3 * channels, mask=inside, other=0.0), inside)
-    number = rows.to(tl.float64)
+    number = tl.cast(rows, tl.float64)  # one row would be a constant, which has no type to convert from
     mean = tl.sum(sums, axis=0) / number
     variance = tl.sum(squares, axis=0) / number - mean * mean
     variance = tl.where(variance < 0.0, 0.0, variance)

@@ -12,8 +12,8 @@ _SHIFTER = tl.constexpr(12582912.0)
 _GOLDEN = tl.constexpr(-1640531527)
 _MIX_1 = tl.constexpr(0x2C1B3C6D)
 _MIX_2 = tl.constexpr(0x297A2D39)
+#: NaN is written out in kernels: as a global it differs from itself, and a kernel whose globals change is refused.
 INFINITY = tl.constexpr(float("inf"))
-NAN = tl.constexpr(float("nan"))
 #: Scalars on the device stand anywhere in memory; kernels are the same wherever they stand.
 GRID = ["scale", "zero_point", "levels"]
 
@@ -74,8 +74,8 @@ def not_numbers(bad, x, inside):
 def store_range(low, high, bad, parts, part, count):
     """Store a part's range: `count` lows, then as many highs; NaN if a value was."""
     any_bad = tl.max(bad, axis=0) > 0
-    tl.store(parts + part, tl.where(any_bad, NAN, tl.min(low, axis=0)))
-    tl.store(parts + count + part, tl.where(any_bad, NAN, tl.max(high, axis=0)))
+    tl.store(parts + part, tl.where(any_bad, float("nan"), tl.min(low, axis=0)))
+    tl.store(parts + count + part, tl.where(any_bad, float("nan"), tl.max(high, axis=0)))
 
 
 @triton.jit

@@ -5,7 +5,6 @@ import triton.language as tl
 
 from cpt_deploy.quantization.kernels.triton_elements import (
     INFINITY,
-    NAN,
     clamped,
     greater,
     lesser,
@@ -30,7 +29,7 @@ def merged_range(low, high, count, block: tl.constexpr):
     any_bad = tl.max(bad, axis=0) > 0
     least, most = tl.min(least, axis=0), tl.max(most, axis=0)
     least, most = tl.where(least > 0.0, 0.0, least), tl.where(most < 0.0, 0.0, most)
-    return tl.where(any_bad, NAN, least), tl.where(any_bad, NAN, most)
+    return tl.where(any_bad, float("nan"), least), tl.where(any_bad, float("nan"), most)
 
 
 @triton.jit
@@ -107,7 +106,7 @@ def quantize_weight_kernel(weight, codes, scales, inputs, levels, levels_stride,
     most = tl.load(levels + channel * levels_stride)
     least, greatest = tl.min(low, axis=0), tl.max(high, axis=0)
     scale = tl.div_rn(tl.where(greatest > -least, greatest, -least), most)
-    scale = tl.where(tl.max(bad, axis=0) > 0, NAN, tl.where(scale == 0.0, 1.0, scale))
+    scale = tl.where(tl.max(bad, axis=0) > 0, float("nan"), tl.where(scale == 0.0, 1.0, scale))
     tl.store(scales + channel, scale)
     for start in range(0, inputs, block):
         inside = start + index < inputs
@@ -166,8 +165,9 @@ def normalise_kernel(
     second = tl.load(greatest + columns, mask=there, other=0.0) * factor + offset
     first, second = clamped(first, low_bound, high_bound), clamped(second, low_bound, high_bound)
     bad = (first != first) | (second != second)
-    tl.store(ends + columns, tl.where(bad, NAN, tl.where(first < second, first, second)), mask=there)
-    tl.store(ends + channels + columns, tl.where(bad, NAN, tl.where(first < second, second, first)), mask=there)
+    bottom, top = tl.where(first < second, first, second), tl.where(first < second, second, first)
+    tl.store(ends + columns, tl.where(bad, float("nan"), bottom), mask=there)
+    tl.store(ends + channels + columns, tl.where(bad, float("nan"), top), mask=there)
 
 
 @triton.jit(do_not_specialize=["count"])
