@@ -57,7 +57,7 @@ class QuantizedModel(CyclingModel):
     def _engine(self, x: Tensor) -> Engine | None:
         """Return what computes a training step on codes, or None where modules compute one by one."""
         device = x.device.type
-        takes = x.dtype in (torch.float32, torch.int64)
+        takes = x.dtype in (torch.float32, torch.int64) and next(self.parameters()).dtype == torch.float32
         if torch.compiler.is_compiling() or device not in ("cpu", "cuda") or not takes:
             return None
         if device == "cpu" and torch.is_autocast_enabled("cpu"):

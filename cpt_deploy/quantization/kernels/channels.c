@@ -35,10 +35,11 @@ static void statistics_block(const float *restrict x, const float *restrict shif
     }
 }
 
-/* Per channel: sum of (x - x[row 0]), sum of its square (in double: sums[2 * channels]), least and greatest of x. */
-EXPORT void cpt_statistics(const float *x, i64 rows, i64 channels, double *sums, float *least, float *greatest,
-                           int threads) {
+/* Per channel: mean, variance, least and greatest of x, from sums of x - x[row 0] and of its square in double. */
+EXPORT void cpt_statistics(const float *x, i64 rows, i64 channels, float *mean, float *variance, float *least,
+                           float *greatest, int threads) {
     Plan p = plan(rows, channels);
+    double *sums = calloc((size_t)(2 * channels), sizeof(double));
     float *shift = repeated(x, channels, p.period);
     float *parts = malloc(sizeof(float) * 4 * (size_t)(p.period * p.chunks));
     PARALLEL
@@ -50,7 +51,7 @@ EXPORT void cpt_statistics(const float *x, i64 rows, i64 channels, double *sums,
             statistics_block(x + base, shift, smaller(p.period, p.n - base), sum, square, low, high);
         }
     }
-    for (i64 c = 0; c < channels; c++) sums[c] = sums[channels + c] = 0.0, least[c] = INFINITY, greatest[c] = -INFINITY;
+    for (i64 c = 0; c < channels; c++) least[c] = INFINITY, greatest[c] = -INFINITY;
     for (i64 k = 0; k < p.chunks; k++) {
         const float *sum = parts + 4 * k * p.period;
         for (i64 j = 0; j < p.period; j++) {
@@ -62,6 +63,12 @@ EXPORT void cpt_statistics(const float *x, i64 rows, i64 channels, double *sums,
             greatest[c] = high > greatest[c] ? high : greatest[c];
         }
     }
+    for (i64 c = 0; c < channels; c++) {
+        double about = sums[c] / (double)rows, square = sums[channels + c] / (double)rows - about * about;
+        mean[c] = (float)(about + x[c]);
+        variance[c] = square < 0.0 ? 0.0f : (float)square;
+    }
+    free(sums);
     free(parts);
     free(shift);
 }
@@ -119,12 +126,13 @@ INLINE void sums_part(const Site *s, i64 from, i64 end, i64 period, const float 
     }
 }
 
-/* Per channel, of the gradient that the clamp lets through: its sum, and its sum times (x - x[row 0]).
+/* Per channel, of the gradient that the clamp lets through: its sum, and that of it times x - mean.
  *
  * In here and below the types are constants within the parallel loop: to compilers that is a function of its own, and a
  * loop that asks for the types at each element is not vectorised. */
-EXPORT void cpt_gradient_sums(const Site *s, double *sums, int bf16, int threads) {
+EXPORT void cpt_gradient_sums(const Site *s, const float *mean, float *passed, float *products, int bf16, int threads) {
     Plan p = plan(s->rows, s->channels);
+    double *sums = calloc((size_t)(2 * s->channels), sizeof(double));
     float *a = repeated(s->factor, s->channels, p.period), *b = repeated(s->offset, s->channels, p.period);
     float *shift = repeated(s->x, s->channels, p.period);
     float *parts = malloc(sizeof(float) * 2 * (size_t)(p.period * p.chunks));
@@ -138,26 +146,35 @@ EXPORT void cpt_gradient_sums(const Site *s, double *sums, int bf16, int threads
         else
             sums_part(s, base, end, p.period, a, b, shift, sum, product, 0);
     }
-    for (i64 c = 0; c < 2 * s->channels; c++) sums[c] = 0.0;
     for (i64 k = 0; k < p.chunks; k++)
         for (i64 j = 0; j < p.period; j++) {
             sums[j % s->channels] += parts[2 * k * p.period + j];
             sums[s->channels + j % s->channels] += parts[(2 * k + 1) * p.period + j];
         }
+    for (i64 c = 0; c < s->channels; c++) { /* the products were of x - x[row 0] */
+        passed[c] = (float)sums[c];
+        products[c] = (float)(sums[s->channels + c] - (double)(mean[c] - s->x[c]) * sums[c]);
+    }
+    free(sums);
     free(parts);
     free(shift);
     free(a);
     free(b);
 }
 
+/* The gradient of x is passed * p + x * q + r, per channel. */
+typedef struct {
+    const float *p, *q, *r;
+} Terms;
+
 typedef struct {
     float *a, *b, *p, *q, *r;
 } Repeated;
 
-static Repeated repeat_all(const Site *s, const float *pqr, i64 period) {
+static Repeated repeat_all(const Site *s, const Terms *t, i64 period) {
     i64 c = s->channels;
-    return (Repeated){repeated(s->factor, c, period), repeated(s->offset, c, period), repeated(pqr, c, period),
-                      repeated(pqr + c, c, period), repeated(pqr + 2 * c, c, period)};
+    return (Repeated){repeated(s->factor, c, period), repeated(s->offset, c, period), repeated(t->p, c, period),
+                      repeated(t->q, c, period), repeated(t->r, c, period)};
 }
 
 static void free_all(Repeated v) {
@@ -168,7 +185,6 @@ static void free_all(Repeated v) {
     free(v.r);
 }
 
-/* The gradient of x: passed * p + x * q + r, with p, q, r per channel. */
 INLINE float gradient_at(const Site *s, i64 base, i64 j, Repeated v, int bf16) {
     float x = s->x[base + j];
     return passed_gradient(s->g, base + j, x, v.a[j], v.b[j], s->clamp, bf16) * v.p[j] + x * v.q[j] + v.r[j];
@@ -182,9 +198,9 @@ INLINE void gradient_range_part(const Site *s, i64 base, i64 to, Repeated all, f
 }
 
 /* Least and greatest of the gradient of x. */
-EXPORT void cpt_gradient_range(const Site *s, const float *pqr, float *range, int bf16, int threads) {
+EXPORT void cpt_gradient_range(const Site *s, const Terms *terms, float *range, int bf16, int threads) {
     Plan p = plan(s->rows, s->channels);
-    Repeated all = repeat_all(s, pqr, p.period);
+    Repeated all = repeat_all(s, terms, p.period);
     float *pairs = malloc(sizeof(float) * 2 * (size_t)p.chunks);
     PARALLEL
     for (i64 k = 0; k < p.chunks; k++) {
@@ -215,10 +231,10 @@ INLINE void codes_block(const Site *s, i64 base, i64 count, Repeated v, float st
 }
 
 /* The gradient of x, stochastically rounded to integers times `step`. */
-EXPORT void cpt_gradient_codes(const Site *s, const float *pqr, float step, uint32_t seed, void *codes, int bf16,
+EXPORT void cpt_gradient_codes(const Site *s, const Terms *terms, float step, uint32_t seed, void *codes, int bf16,
                                int codes_bf16, int threads) {
     Plan p = plan(s->rows, s->channels);
-    Repeated v = repeat_all(s, pqr, p.period);
+    Repeated v = repeat_all(s, terms, p.period);
     PARALLEL
     for (i64 k = 0; k < p.chunks; k++)
         for (i64 base = k * p.chunk; base < smaller(p.n, (k + 1) * p.chunk); base += p.period) {

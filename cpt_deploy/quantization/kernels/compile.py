@@ -13,7 +13,7 @@ from pathlib import Path
 
 FOLDER = Path(__file__).parent
 OBJECTS = FOLDER / "compiled"
-SOURCES = ("kernels.h", "elements.c", "channels.c")
+SOURCES = ("kernels.h", "elements.c", "channels.c", "parameters.c")
 
 _FLAGS = (
     "-std=gnu11", "-O3", "-fPIC", "-shared", "-fvisibility=hidden",

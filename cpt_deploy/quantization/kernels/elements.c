@@ -45,12 +45,13 @@ EXPORT void cpt_dequantize(const uint8_t *codes, i64 n, Grid grid, float *out, i
 
 /* --- weights: outputs x inputs, a symmetric grid for each output ------------------------------------------------ */
 
-EXPORT void cpt_quantize_weight(const float *w, i64 outputs, i64 inputs, const float *levels, int8_t *codes,
+/* `levels` of output o is levels[o * stride]: one for each, or one for all. */
+EXPORT void cpt_quantize_weight(const float *w, i64 outputs, i64 inputs, const float *levels, i64 stride, int8_t *codes,
                                 float *scales, int threads) {
     PARALLEL
     for (i64 o = 0; o < outputs; o++) {
         const float *row = w + o * inputs;
-        float range[2], most = levels[o];
+        float range[2], most = levels[o * stride];
         range_part(row, 0, inputs, range);
         float scale = (range[1] > -range[0] || range[1] != range[1] ? range[1] : -range[0]) / most;
         scale = scale == 0.0f ? 1.0f : scale;
@@ -61,6 +62,23 @@ EXPORT void cpt_quantize_weight(const float *w, i64 outputs, i64 inputs, const f
             code = code > most ? most : code;
             codes[o * inputs + i] = (int8_t)(int32_t)code;
         }
+    }
+}
+
+INLINE void real_row(const int8_t *restrict row, i64 from, i64 count, float scale, void *restrict out, int bf16) {
+    for (i64 i = 0; i < count; i++) store_rounded(out, from + i, (float)row[i] * scale, bf16);
+}
+
+/* code * (scale * step). */
+EXPORT void cpt_real_weight(const int8_t *codes, i64 outputs, i64 inputs, const float *scales, const float *step,
+                            void *out, int bf16, int threads) {
+    PARALLEL
+    for (i64 o = 0; o < outputs; o++) {
+        const int8_t *row = codes + o * inputs;
+        if (bf16)
+            real_row(row, o * inputs, inputs, scales[o] * *step, out, 1);
+        else
+            real_row(row, o * inputs, inputs, scales[o] * *step, out, 0);
     }
 }
 

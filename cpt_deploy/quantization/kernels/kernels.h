@@ -67,6 +67,16 @@ INLINE void store_integer(void *p, i64 i, float value, int bf16) {
     ((uint16_t *)p)[i] = (uint16_t)(bits >> 16);
 }
 
+/* Store a value; as bfloat16 it is rounded half to even, and a NaN stays one. */
+INLINE void store_rounded(void *p, i64 i, float value, int bf16) {
+    uint32_t bits;
+    memcpy(&bits, &value, 4);
+    if (bf16)
+        ((uint16_t *)p)[i] = value != value ? 0x7FC0 : (uint16_t)((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16);
+    else
+        ((float *)p)[i] = value;
+}
+
 INLINE float noise(uint32_t index, uint32_t seed) {
     int32_t bits = (int32_t)(index * GOLDEN + seed);
     bits = (int32_t)((uint32_t)(bits ^ (bits >> 15)) * MIX_1);

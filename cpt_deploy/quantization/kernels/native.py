@@ -8,7 +8,19 @@ import torch
 from torch import Tensor
 
 from cpt_deploy.quantization.kernels import parameters
-from cpt_deploy.quantization.kernels.interface import Clamp, Grid, Site, Statistics, Terms
+from cpt_deploy.quantization.kernels.interface import (
+    Average,
+    BatchNorm,
+    Clamp,
+    Grid,
+    GridLevels,
+    Normalised,
+    Observed,
+    Site,
+    Statistics,
+    Terms,
+    Unit,
+)
 from cpt_deploy.quantization.kernels.layout import aligned, channels_of, dense
 
 
@@ -27,8 +39,29 @@ class _Site(Structure):
     )  # fmt: skip
 
 
+class _Terms(Structure):
+    _fields_ = (("p", c_void_p), ("q", c_void_p), ("r", c_void_p))
+
+
+class _Average(Structure):
+    _fields_ = (("low", c_void_p), ("high", c_void_p), ("batches", c_void_p), ("momentum", c_float))
+
+
+class _Statistics(Structure):
+    _fields_ = (("mean", c_void_p), ("variance", c_void_p), ("least", c_void_p), ("greatest", c_void_p))
+
+
+class _BatchNorm(Structure):
+    _fields_ = (
+        ("weight", c_void_p), ("bias", c_void_p), ("running_mean", c_void_p), ("running_variance", c_void_p),
+        ("batches", c_void_p), ("momentum", c_float), ("eps", c_float),
+    )  # fmt: skip
+
+
 _P, _N, _I, _F = c_void_p, c_int64, c_int, c_float
-_SITE = ctypes.POINTER(_Site)
+_SITE, _TERMS, _AVERAGE, _STATISTICS, _NORM = (
+    ctypes.POINTER(structure) for structure in (_Site, _Terms, _Average, _Statistics, _BatchNorm)
+)
 
 _ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "range": (_P, _N, _P, _I),
@@ -36,17 +69,22 @@ _ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "requantize": (_P, _N, _Grid, _Grid, _P, _I),
     "centre": (_P, _N, _F, _P, _I, _I),
     "dequantize": (_P, _N, _Grid, _P, _I),
-    "quantize_weight": (_P, _N, _N, _P, _P, _P, _I),
+    "quantize_weight": (_P, _N, _N, _P, _N, _P, _P, _I),
+    "real_weight": (_P, _N, _N, _P, _P, _P, _I, _I),
     "add_range": (_P, _P, _N, _Grid, _Grid, _Clamp, _P, _I),
     "add_quantize": (_P, _P, _N, _Grid, _Grid, _Clamp, _Grid, _P, _P, _I),
     "mask": (_P, _P, _N, _P, _I, _I),
-    "statistics": (_P, _N, _N, _P, _P, _P, _I),
+    "statistics": (_P, _N, _N, _P, _P, _P, _P, _I),
     "affine_quantize": (_P, _N, _N, _P, _P, _Clamp, _Grid, _P, _I),
     "scale_sums": (_P, _N, _N, _P, _P, _P, _P, _I),
-    "gradient_sums": (_SITE, _P, _I, _I),
-    "gradient_range": (_SITE, _P, _P, _I, _I),
-    "gradient_codes": (_SITE, _P, _F, c_uint32, _P, _I, _I, _I),
+    "gradient_sums": (_SITE, _P, _P, _P, _I, _I),
+    "gradient_range": (_SITE, _TERMS, _P, _I, _I),
+    "gradient_codes": (_SITE, _TERMS, _F, c_uint32, _P, _I, _I, _I),
     "round_gradient": (_P, _N, _F, c_uint32, _P, _I),
+    "observe": (_P, _P, _AVERAGE, _P, _P, _F, _I, _P, _I),
+    "gradient_step": (_P, _P, _P, _P, _I),
+    "normalise": (_STATISTICS, _P, _P, _P, _NORM, _Clamp, _N, _N, _P, _P, _I),
+    "normalisation_terms": (_P, _P, _P, _P, _P, _N, _N, _P, _I),
 }
 
 
@@ -58,12 +96,7 @@ class NativeKernels:
         level: Its name: the instruction set.
     """
 
-    observe = staticmethod(parameters.observe)
-    gradient_step = staticmethod(parameters.gradient_step)
-    real_weight = staticmethod(parameters.real_weight)
     scale = staticmethod(parameters.scale)
-    normalise = staticmethod(parameters.normalise)
-    normalisation_terms = staticmethod(parameters.normalisation_terms)
 
     def __init__(self, library: ctypes.CDLL, level: str) -> None:
         self.name = f"native, {level}"
@@ -110,14 +143,20 @@ class NativeKernels:
     def quantize_weight(self, weight: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
         """Return codes and scales."""
         weight, count = dense(weight.detach()), weight.shape[0]
-        codes = torch.empty_like(weight, dtype=torch.int8)
-        scales, most = torch.empty(count), levels.expand(count).contiguous()
-        inputs = weight.numel() // count
+        codes, scales = torch.empty_like(weight, dtype=torch.int8), torch.empty(count)
+        inputs, stride = weight.numel() // count, levels.stride(0) if levels.dim() else 0
         self._call(
             "quantize_weight",
-            weight.data_ptr(), count, inputs, most.data_ptr(), codes.data_ptr(), scales.data_ptr(),
+            weight.data_ptr(), count, inputs, levels.data_ptr(), stride, codes.data_ptr(), scales.data_ptr(),
         )  # fmt: skip
         return codes, scales
+
+    def real_weight(self, codes: Tensor, scales: Tensor, step: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return `codes · (scales · step)`."""
+        out, count = torch.empty_like(codes, dtype=dtype), len(codes)
+        pointers = (tensor.data_ptr() for tensor in (scales, step, out))
+        self._call("real_weight", codes.data_ptr(), count, codes.numel() // count, *pointers, _is_bf16(out))
+        return out
 
     def add_range(self, a: Tensor, b: Tensor, grids: tuple[Grid, Grid], clamp: Clamp) -> tuple[Tensor, Tensor]:
         """Return the range of a clamped sum."""
@@ -150,12 +189,9 @@ class NativeKernels:
     def statistics(self, x: Tensor) -> Statistics:
         """Return statistics of each channel, from sums about its first value."""
         channels, rows = _channels_and_rows(x)
-        sums = torch.empty(2, channels, dtype=torch.float64)
-        ends = torch.empty(2, channels)
-        self._call("statistics", x.data_ptr(), rows, channels, sums.data_ptr(), ends.data_ptr(), ends[1].data_ptr())
-        means = sums / rows
-        variance = (means[1] - means[0].square()).clamp_(min=0.0).float()
-        return Statistics((means[0] + _first_row(x)).float(), variance, ends[0], ends[1])
+        found = torch.empty(4, channels).unbind()
+        self._call("statistics", x.data_ptr(), rows, channels, *(tensor.data_ptr() for tensor in found))
+        return Statistics(*found)
 
     def affine_quantize(self, x: Tensor, factor: Tensor, offset: Tensor, clamp: Clamp, grid: Grid) -> Tensor:
         """Return codes of a clamped affine function."""
@@ -181,23 +217,23 @@ class NativeKernels:
 
     def gradient_sums(self, site: Site, mean: Tensor) -> tuple[Tensor, Tensor]:
         """Return sums for the backward pass of a normalisation."""
-        sums = torch.empty(2, channels_of(site.x), dtype=torch.float64)
-        self._call("gradient_sums", _site(site), sums.data_ptr(), _is_bf16(site.gradient))
-        about_mean = sums[1] - (mean - _first_row(site.x)) * sums[0]
-        return sums[0].float(), about_mean.float()
+        passed, products = torch.empty(2, channels_of(site.x)).unbind()
+        pointers = (tensor.data_ptr() for tensor in (mean, passed, products))
+        self._call("gradient_sums", _site(site), *pointers, _is_bf16(site.gradient))
+        return passed, products
 
     def gradient_range(self, site: Site, terms: Terms) -> tuple[Tensor, Tensor]:
         """Return the range of a site's gradient."""
-        found, packed = torch.empty(2), torch.stack(terms)
-        self._call("gradient_range", _site(site), packed.data_ptr(), found.data_ptr(), _is_bf16(site.gradient))
+        found = torch.empty(2)
+        self._call("gradient_range", _site(site), _terms(terms), found.data_ptr(), _is_bf16(site.gradient))
         return found[0], found[1]
 
     def gradient_codes(self, site: Site, terms: Terms, step: Tensor, seed: Tensor, dtype: torch.dtype) -> Tensor:
         """Return a site's gradient in steps, rounded stochastically."""
-        codes, packed = torch.empty_like(site.gradient, dtype=dtype), torch.stack(terms)
+        codes = torch.empty_like(site.gradient, dtype=dtype)
         types = (_is_bf16(site.gradient), _is_bf16(codes))
         noise = (step.item(), int(seed) & 0xFFFFFFFF)
-        self._call("gradient_codes", _site(site), packed.data_ptr(), *noise, codes.data_ptr(), *types)
+        self._call("gradient_codes", _site(site), _terms(terms), *noise, codes.data_ptr(), *types)
         return codes
 
     def round_gradient(self, gradient: Tensor, step: Tensor, seed: Tensor) -> Tensor:
@@ -207,6 +243,46 @@ class NativeKernels:
         noise = (step.item(), int(seed) & 0xFFFFFFFF)
         self._call("round_gradient", gradient.data_ptr(), gradient.numel(), *noise, out.data_ptr())
         return out
+
+    def observe(self, low: Tensor, high: Tensor, average: Average | None, levels: GridLevels) -> Observed:
+        """Return a range with its grids."""
+        (low, high), out = parameters.whole(low, high), torch.empty(8)
+        pointers = (tensor.data_ptr() for tensor in (low, high))
+        moved = None if average is None else _Average(*(tensor.data_ptr() for tensor in average[:3]), average.momentum)
+        most = (levels.own.data_ptr(), levels.cycle.data_ptr(), levels.least)
+        self._call("observe", *pointers, moved, *most, levels.symmetric, out.data_ptr())
+        bottom, top, *grids = out.unbind()
+        return Observed(bottom, top, Grid(*grids[:3]), Grid(*grids[3:]))
+
+    def gradient_step(self, low: Tensor, high: Tensor, levels: Tensor) -> Tensor:
+        """Return the step of a gradient's grid."""
+        (low, high), step = parameters.whole(low, high), torch.empty(())
+        self._call("gradient_step", *(tensor.data_ptr() for tensor in (low, high, levels, step)))
+        return step
+
+    def normalise(
+        self, statistics: Statistics, unit: Unit, bias: Tensor | None, norm: BatchNorm | None, clamp: Clamp, count: int
+    ) -> tuple[Normalised, tuple[Tensor, Tensor]]:
+        """Return what makes a layer's output of its sums, and that output's range; the BatchNorm tracks the batch."""
+        channels = len(unit.weight)
+        out, ends = torch.empty(5, channels), torch.empty(2)
+        sums = _Statistics(*(tensor.data_ptr() for tensor in statistics))
+        pointers = (*(tensor.data_ptr() for tensor in unit), None if bias is None else bias.data_ptr())
+        followed = _BatchNorm() if norm is None else _BatchNorm(*(tensor.data_ptr() for tensor in norm[:5]), *norm[5:])
+        sizes = (count, channels)
+        self._call("normalise", sums, *pointers, followed, _Clamp(*clamp), *sizes, out.data_ptr(), ends.data_ptr())
+        return Normalised(*out.unbind()), (ends[0], ends[1])
+
+    def normalisation_terms(
+        self, norm: Normalised, passed: Tensor, products: Tensor, count: int
+    ) -> tuple[Terms, Tensor]:
+        """Return the gradient through BatchNorm as a function of the sums, and that of γ."""
+        channels = len(passed)
+        out = torch.empty(3, channels)
+        read = (norm.mean, norm.gain, norm.deviation, passed, products)
+        self._call("normalisation_terms", *(tensor.data_ptr() for tensor in read), count, channels, out.data_ptr())
+        q, r, grad_gamma = out.unbind()
+        return Terms(norm.gain, q, r), grad_gamma
 
 
 def _codes_like(x: Tensor) -> Tensor:
@@ -223,13 +299,13 @@ def _site(site: Site) -> _Site:
     return _Site(*pointers, _Clamp(*site.clamp), rows, channels)
 
 
+def _terms(terms: Terms) -> _Terms:
+    return _Terms(*(tensor.data_ptr() for tensor in terms))
+
+
 def _channels_and_rows(x: Tensor) -> tuple[int, int]:
     channels = channels_of(x)
     return channels, x.numel() // channels
-
-
-def _first_row(x: Tensor) -> Tensor:
-    return x[0, :, 0, 0] if x.dim() == 4 else x[(0,) * (x.dim() - 1)]
 
 
 def _is_bf16(x: Tensor) -> int:

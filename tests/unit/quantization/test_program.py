@@ -302,3 +302,10 @@ def test_copies_and_pickles_leave_the_program_out_and_state_dicts_do_not_know_it
         model(x)
         assert torch.equal(other.get_submodule("network.1").running_mean, before)
         assert torch.isfinite(other(x)).all()
+
+
+def test_a_model_of_another_type_is_left_to_its_modules() -> None:
+    """The kernels read float32, and would take other weights for it."""
+    model = prepare(nn.Sequential(nn.Linear(6, 4)), QuantizationConfig(), (6,)).train().double()
+    with pytest.raises(RuntimeError, match="dtype"):
+        model(torch.randn(2, 6))

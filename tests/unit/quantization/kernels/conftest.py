@@ -56,6 +56,12 @@ def native(request: pytest.FixtureRequest) -> Any:
     return kernels
 
 
+@pytest.fixture
+def in_place(native: Any) -> bool:
+    """Whether what these kernels update is the caller's, not a copy on another device."""
+    return not isinstance(native, OnDevice)
+
+
 def interpreted_or_on_gpu() -> Any:
     """Return Triton's kernels for tensors on the CPU."""
     device = "cpu" if INTERPRETED else "cuda"

@@ -11,8 +11,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
@@ -51,96 +49,13 @@ WIDTH, HEIGHT = torch.tensor(255.0), torch.tensor(7.0)
 
 @pytest.mark.skipif(INTERPRETED, reason="the tests themselves run here")
 def test_all_hold_in_the_interpreter() -> None:
-    files = [__file__, str(Path(__file__).with_name("test_native.py"))]
+    files = [str(Path(__file__).with_name(f"test_{name}.py")) for name in ("triton", "native", "parameters")]
     line = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files]
     done = subprocess.run(
         line, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout
     assert "109 passed" in done.stdout
-
-
-# --- numbers ---------------------------------------------------------------------------------------------------------
-
-
-def equal(found: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> bool:
-    return all(torch.equal(a.nan_to_num(7e7), b.nan_to_num(7e7)) for a, b in zip(found, expected, strict=True))
-
-
-@given(
-    lows=st.lists(st.floats(-(2.0**99), 2.0**99, width=32), min_size=1, max_size=40),
-    extent=st.floats(0, 2.0**99, width=32),
-    bits=st.integers(2, 8),
-    symmetric=st.booleans(),
-    least=st.sampled_from([0.0, 255.0]),
-)
-@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
-def test_a_range_in_parts_has_the_grids_that_torch_gives_it(triton_kernels, lows, extent, bits, symmetric, least):
-    low = torch.tensor(lows)
-    levels = GridLevels(torch.tensor(2.0**bits - 1), HEIGHT, least, symmetric)
-    found, expected = (kernels.observe(low, low + extent, None, levels) for kernels in (triton_kernels, TORCH))
-    for a, b in ((found.own, expected.own), (found.cycle, expected.cycle), (found[:2], expected[:2])):
-        assert equal(a, b)
-    step = triton_kernels.gradient_step(low, low + extent, levels.own)
-    assert torch.equal(step, TORCH.gradient_step(low, low + extent, levels.own))
-
-
-def test_a_part_that_is_not_a_number_shows_in_range_and_step(triton_kernels) -> None:
-    low = torch.zeros(1500)
-    low[1400] = float("nan")
-    found = triton_kernels.observe(low, low + 1, None, GridLevels(WIDTH, HEIGHT, 0.0, False))
-    assert found.low.isnan()
-    assert found.own.scale.isnan()
-    assert triton_kernels.gradient_step(low, low + 1, WIDTH).isnan()
-
-
-def test_a_moving_average_of_ranges_is_that_of_torch(triton_kernels) -> None:
-    if not INTERPRETED:
-        pytest.skip("averages are updated in place, on the device")
-    averages = [Average(torch.tensor(0.0), torch.tensor(0.0), torch.tensor(0), 0.1) for _ in range(2)]
-    for number in range(15):
-        ends = torch.tensor([-1.0 - number % 4]), torch.tensor([2.0 + number % 3])
-        for kernels, average in zip((triton_kernels, TORCH), averages, strict=True):
-            kernels.observe(*ends, average, GridLevels(WIDTH, HEIGHT, 0.0, False))
-    assert averages[0].batches == averages[1].batches == 15
-    assert torch.allclose(torch.stack(averages[0][:2]), torch.stack(averages[1][:2]), rtol=1e-6)
-
-
-@pytest.mark.parametrize("channels", [1, 19, 300])
-@pytest.mark.parametrize("normed", [True, False])
-def test_normalisation_is_that_of_torch(triton_kernels, channels: int, normed: bool) -> None:
-    torch.manual_seed(channels)
-    x = torch.randn(64, channels) * 50 + 10
-    statistics, unit = TORCH.statistics(x), Unit(torch.tensor(0.03), torch.rand(channels) + 0.5)
-    results = []
-    for kernels in (triton_kernels, TORCH):
-        averages = (torch.zeros(channels), unit.weight.clone(), torch.tensor(3))
-        norm = BatchNorm(torch.linspace(-1, 1, channels), unit.weight, *averages, 0.1, 1e-5)
-        bias = torch.linspace(0, 1, channels)
-        result, ends = kernels.normalise(statistics, unit, bias, norm if normed else None, Clamp(low=0.0), 64)
-        results.append((*result, *(torch.stack([ends[0].min(), ends[1].max()]),)))
-        if normed:
-            terms, grad_gamma = kernels.normalisation_terms(result, bias, bias + 1, 64)
-            results[-1] += (*terms, grad_gamma)
-            if INTERPRETED:
-                assert norm.batches == 4
-                results[-1] += (norm.running_mean, norm.running_variance)
-    for a, b in zip(*results, strict=True):
-        assert torch.allclose(a, b, rtol=2e-6, atol=2e-6)
-
-
-def test_weights_and_gradients_are_scaled_as_in_torch(triton_kernels) -> None:
-    codes, scales = torch.randint(-127, 128, (10, 3, 7, 7), dtype=torch.int8), torch.rand(10)
-    step = torch.tensor(1.7e-3)
-    for dtype in (torch.float32, torch.bfloat16):
-        arguments = (codes.contiguous(memory_format=torch.channels_last), scales, step, dtype)
-        found, expected = triton_kernels.real_weight(*arguments), TORCH.real_weight(*arguments)
-        if INTERPRETED and dtype == torch.bfloat16:  # the interpreter cuts bits off where a GPU rounds
-            assert torch.allclose(found, expected, rtol=2**-7)
-        else:
-            assert torch.equal(found, expected)
-        x = torch.randn(5, 77).to(dtype)
-        assert torch.equal(triton_kernels.scale(x, step, WIDTH), TORCH.scale(x.clone(), step, WIDTH))
 
 
 # --- a step of training -----------------------------------------------------------------------------------------------

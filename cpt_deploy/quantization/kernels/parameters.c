@@ -1,0 +1,115 @@
+/* Kernels on a few numbers a tensor or a channel, where torch would need ten operations and more. */
+#include "kernels.h"
+
+INLINE float scale_of(float width) { return width == 0.0f ? 1.0f : width; }
+
+INLINE void store_grid(float low, float high, float levels, int symmetric, float *grid) {
+    float zero_point = (levels + 1.0f) / 2.0f;
+    if (symmetric) {
+        grid[0] = scale_of((high > -low ? high : -low) / (zero_point - 1.0f));
+    } else {
+        grid[0] = scale_of((high - low) / levels);
+        zero_point = clamped(__builtin_rintf(-low / grid[0]), (Clamp){0.0f, levels});
+    }
+    grid[1] = zero_point;
+    grid[2] = levels;
+}
+
+INLINE float moved(float from, float to, float weight) {
+    return weight < 0.5f ? from + weight * (to - from) : to - (to - from) * (1.0f - weight);
+}
+
+/* A moving average of ranges; a new range weighs at least `momentum`, before that all weigh the same. */
+typedef struct {
+    float *low, *high;
+    i64 *batches;
+    float momentum;
+} Average;
+
+/* A range with 0, the edge's own grid and that of cycling layers, 8 values; the average, if there is one, is moved. */
+EXPORT void cpt_observe(const float *low, const float *high, const Average *average, const float *own,
+                        const float *cycle, float least, int symmetric, float *out, int threads) {
+    float bottom = *low > 0.0f ? 0.0f : *low, top = *high < 0.0f ? 0.0f : *high;
+    if (average) {
+        float weight = 1.0f / (float)(++*average->batches);
+        weight = weight < average->momentum ? average->momentum : weight;
+        *average->low = moved(*average->low, bottom, weight);
+        *average->high = moved(*average->high, top, weight);
+    }
+    out[0] = bottom;
+    out[1] = top;
+    store_grid(bottom, top, *own < least ? least : *own, symmetric, out + 2);
+    store_grid(bottom, top, *cycle, symmetric, out + 5);
+}
+
+/* The step of a gradient's grid on a range and 0. */
+EXPORT void cpt_gradient_step(const float *low, const float *high, const float *levels, float *step, int threads) {
+    float bottom = *low > 0.0f ? 0.0f : *low, top = *high < 0.0f ? 0.0f : *high;
+    *step = scale_of((top - bottom) / (*levels - 1.0f));
+}
+
+/* Statistics of a layer's sums, per channel. */
+typedef struct {
+    const float *mean, *variance, *least, *greatest;
+} Statistics;
+
+/* A BatchNorm whose running averages follow the batch; without one, `weight` is null. */
+typedef struct {
+    const float *weight, *bias;
+    float *running_mean, *running_variance;
+    i64 *batches;
+    float momentum, eps;
+} BatchNorm;
+
+/* What makes a layer's output of its sums (factor, offset, mean, gain, deviation: out[5 * channels]), and the range of
+ * that output after the clamp. `input` and `scales` are what a unit of the sums stands for, `constant` the layer's bias
+ * or null. */
+EXPORT void cpt_normalise(const Statistics *sums, const float *input, const float *scales, const float *constant,
+                          const BatchNorm *norm, Clamp clamp, i64 count, i64 channels, float *out, float *range,
+                          int threads) {
+    float *factor = out, *offset = out + channels, *mean = offset + channels, *gain = mean + channels,
+          *deviation = gain + channels;
+    float low = INFINITY, high = -INFINITY, bad = 0.0f;
+    float correction = (float)((double)count / (double)(count > 1 ? count - 1 : 1));
+    if (norm->weight) ++*norm->batches;
+    for (i64 c = 0; c < channels; c++) {
+        float unit = *input * scales[c], shift = constant ? constant[c] : 0.0f;
+        mean[c] = sums->mean[c];
+        if (norm->weight) {
+            float real = mean[c] * unit, variance = sums->variance[c] * (unit * unit);
+            float inverse = 1.0f / sqrtf(variance + norm->eps);
+            norm->running_mean[c] = moved(norm->running_mean[c], real + shift, norm->momentum);
+            norm->running_variance[c] = moved(norm->running_variance[c], variance * correction, norm->momentum);
+            gain[c] = norm->weight[c] * inverse;
+            offset[c] = norm->bias[c] - real * gain[c]; /* the layer's bias is gone with the mean */
+            factor[c] = gain[c] * unit;
+            deviation[c] = inverse * unit;
+        } else {
+            factor[c] = unit;
+            offset[c] = shift;
+            gain[c] = 1.0f;
+            deviation[c] = 0.0f;
+        }
+        float ends[2] = {clamped(sums->least[c] * factor[c] + offset[c], clamp),
+                         clamped(sums->greatest[c] * factor[c] + offset[c], clamp)};
+        for (int i = 0; i < 2; i++) {
+            low = ends[i] < low ? ends[i] : low;
+            high = ends[i] > high ? ends[i] : high;
+            bad = ends[i] != ends[i] ? ends[i] : bad;
+        }
+    }
+    range[0] = low + bad;
+    range[1] = high + bad;
+}
+
+/* The gradient through BatchNorm as a function of the sums: q, r, and the gradient of its weight; out[3 * channels]. */
+EXPORT void cpt_normalisation_terms(const float *mean, const float *gain, const float *deviation, const float *passed,
+                                    const float *products, i64 count, i64 channels, float *out, int threads) {
+    float number = -(float)count;
+    for (i64 c = 0; c < channels; c++) {
+        float grad_weight = products[c] * deviation[c], q = gain[c] * deviation[c] * grad_weight / number;
+        out[c] = q;
+        out[channels + c] = gain[c] * passed[c] / number - q * mean[c];
+        out[2 * channels + c] = grad_weight;
+    }
+}
