@@ -3,6 +3,7 @@
 All draw from torch's global CPU generator, which the loader seeds for each batch.
 """
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +11,6 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torchvision.transforms import v2
 
 from cpt_deploy.errors import UsageError
 from cpt_deploy.registry import Registry, import_object, nearest_names
@@ -76,6 +76,14 @@ def _build(name: str, parameters: Mapping[str, Any], size: tuple[int, int]) -> A
         raise UsageError(f"Expected parameters that fit augmentation {name!r}, but got: {error}") from error
 
 
+@functools.cache
+def _transforms() -> Any:
+    """Return torchvision's transforms, which are imported with the first of them, since that takes long."""
+    from torchvision.transforms import v2
+
+    return v2
+
+
 def _numbers(values: Any) -> Any:
     """Return lists, as YAML gives them, as the tuples that torchvision wants."""
     return tuple(values) if isinstance(values, list) else values
@@ -94,30 +102,41 @@ def _random_crop(size: tuple[int, int], padding: int = 4, fill: int = 0) -> Augm
         windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # a view (N, C, tops, lefts, H, W)
         return windows[torch.arange(len(images)), :, top, left]
 
-    return Augmentation("random_crop", v2.RandomCrop(size, padding=padding, fill=fill), crop)
+    def one(image: Tensor) -> Tensor:
+        varied: Tensor = _transforms().RandomCrop(size, padding=padding, fill=fill)(image)
+        return varied
+
+    return Augmentation("random_crop", one, crop)
 
 
 @augmentations.register("hflip")
 def _hflip(size: tuple[int, int], p: float = 0.5) -> Augmentation:
+    if not 0.0 <= p <= 1.0:
+        raise ValueError(f"p {p}")
+
     def flip(images: Tensor, part: slice, whole: int) -> Tensor:
         flipped = torch.rand(whole)[part] < p
         images = images.clone()
         images[flipped] = images[flipped].flip(-1)
         return images
 
-    return Augmentation("hflip", v2.RandomHorizontalFlip(p), flip)
+    def one(image: Tensor) -> Tensor:
+        varied: Tensor = _transforms().RandomHorizontalFlip(p)(image)
+        return varied
+
+    return Augmentation("hflip", one, flip)
 
 
 @augmentations.register("vflip")
 def _vflip(size: tuple[int, int], p: float = 0.5) -> Augmentation:
-    return Augmentation("vflip", v2.RandomVerticalFlip(p))
+    return Augmentation("vflip", _transforms().RandomVerticalFlip(p))
 
 
 @augmentations.register("random_resized_crop")
 def _random_resized_crop(
     size: tuple[int, int], scale: Sequence[float] = (0.08, 1.0), ratio: Sequence[float] = (3 / 4, 4 / 3)
 ) -> Augmentation:
-    transform = v2.RandomResizedCrop(size, scale=_numbers(scale), ratio=_numbers(ratio), antialias=True)
+    transform = _transforms().RandomResizedCrop(size, scale=_numbers(scale), ratio=_numbers(ratio), antialias=True)
     return Augmentation("random_resized_crop", transform, sizes=True)
 
 
@@ -130,17 +149,18 @@ def _color_jitter(
     hue: float | Sequence[float] = 0.0,
 ) -> Augmentation:
     values = (_numbers(value) for value in (brightness, contrast, saturation, hue))
-    return Augmentation("color_jitter", v2.ColorJitter(*values))
+    return Augmentation("color_jitter", _transforms().ColorJitter(*values))
 
 
 @augmentations.register("grayscale")
 def _grayscale(size: tuple[int, int], p: float = 0.1) -> Augmentation:
-    return Augmentation("grayscale", v2.RandomGrayscale(p))
+    return Augmentation("grayscale", _transforms().RandomGrayscale(p))
 
 
 @augmentations.register("rotation")
 def _rotation(size: tuple[int, int], degrees: float | Sequence[float] = 15.0, fill: int = 0) -> Augmentation:
-    transform = v2.RandomRotation(_numbers(degrees), interpolation=v2.InterpolationMode.BILINEAR, fill=fill)
+    smooth = _transforms().InterpolationMode.BILINEAR
+    transform = _transforms().RandomRotation(_numbers(degrees), interpolation=smooth, fill=fill)
     return Augmentation("rotation", transform)
 
 
@@ -153,12 +173,12 @@ def _affine(
     shear: float | Sequence[float] | None = None,
     fill: int = 0,
 ) -> Augmentation:
-    transform = v2.RandomAffine(
+    transform = _transforms().RandomAffine(
         _numbers(degrees),
         translate=_numbers(translate),
         scale=_numbers(scale),
         shear=_numbers(shear),
-        interpolation=v2.InterpolationMode.BILINEAR,
+        interpolation=_transforms().InterpolationMode.BILINEAR,
         fill=fill,
     )
     return Augmentation("affine", transform)
@@ -166,26 +186,26 @@ def _affine(
 
 @augmentations.register("gaussian_blur")
 def _gaussian_blur(size: tuple[int, int], kernel_size: int = 3, sigma: Sequence[float] = (0.1, 2.0)) -> Augmentation:
-    return Augmentation("gaussian_blur", v2.GaussianBlur(kernel_size, sigma=_numbers(sigma)))
+    return Augmentation("gaussian_blur", _transforms().GaussianBlur(kernel_size, sigma=_numbers(sigma)))
 
 
 @augmentations.register("erasing")
 def _erasing(
     size: tuple[int, int], p: float = 0.25, scale: Sequence[float] = (0.02, 0.33), value: int = 0
 ) -> Augmentation:
-    return Augmentation("erasing", v2.RandomErasing(p, scale=_numbers(scale), value=value))
+    return Augmentation("erasing", _transforms().RandomErasing(p, scale=_numbers(scale), value=value))
 
 
 @augmentations.register("randaugment")
 def _randaugment(size: tuple[int, int], num_ops: int = 2, magnitude: int = 9) -> Augmentation:
-    return Augmentation("randaugment", v2.RandAugment(num_ops, magnitude))
+    return Augmentation("randaugment", _transforms().RandAugment(num_ops, magnitude))
 
 
 @augmentations.register("trivialaugment")
 def _trivialaugment(size: tuple[int, int]) -> Augmentation:
-    return Augmentation("trivialaugment", v2.TrivialAugmentWide())
+    return Augmentation("trivialaugment", _transforms().TrivialAugmentWide())
 
 
 @augmentations.register("autoaugment")
 def _autoaugment(size: tuple[int, int], policy: str = "imagenet") -> Augmentation:
-    return Augmentation("autoaugment", v2.AutoAugment(v2.AutoAugmentPolicy(policy)))
+    return Augmentation("autoaugment", _transforms().AutoAugment(_transforms().AutoAugmentPolicy(policy)))

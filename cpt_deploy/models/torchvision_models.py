@@ -3,7 +3,6 @@
 from typing import Any
 
 import torch
-import torchvision
 from torch import nn
 
 from cpt_deploy.errors import UsageError
@@ -20,6 +19,8 @@ _FIXED: dict[str, dict[str, Any]] = {
 
 def torchvision_names() -> list[str]:
     """Return the names of torchvision's classification models, without the prefix, sorted."""
+    import torchvision  # here and below: it takes long, and the project's own networks need none of it
+
     return sorted(torchvision.models.list_models(module=torchvision.models))
 
 
@@ -38,6 +39,8 @@ def build_torchvision(
     Raises:
         UsageError: If there is no such model, or it does not take the arguments or the input size.
     """
+    import torchvision
+
     known = torchvision_names()
     if name not in known:
         raise UsageError(

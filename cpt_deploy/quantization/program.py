@@ -12,7 +12,6 @@ from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, fx, nn
-from torchvision.ops import StochasticDepth
 
 from cpt_deploy.quantization.edges import EdgeQuantizer, LayerInput
 from cpt_deploy.quantization.kernels import Clamp, Grid
@@ -21,12 +20,15 @@ from cpt_deploy.quantization.layers import QuantizedConv2d, QuantizedLinear
 from cpt_deploy.quantization.precision_state import Role
 from cpt_deploy.quantization.segments import AddSegment, Coded, Engine, decode, encode, requantize
 from cpt_deploy.quantization.synchronized_norm import SynchronizedBatchNorm1d, SynchronizedBatchNorm2d
-from cpt_deploy.quantization.tracing import propagate_shapes
+from cpt_deploy.quantization.tracing import is_torchvision_depth, propagate_shapes
 from cpt_deploy.quantization.vocabulary import Kind, classify, computes
 
 _ADDITIONS = (operator.add, torch.add)
-#: What keeps codes in evaluation, but in training scales what it does not drop.
-_SCALING = (nn.modules.dropout._DropoutNd, StochasticDepth)
+
+
+def _scales(module: nn.Module | None) -> bool:
+    """Return whether a module keeps codes in evaluation, but scales in training what it does not drop."""
+    return isinstance(module, nn.modules.dropout._DropoutNd) or is_torchvision_depth(module)
 
 
 @dataclass(slots=True)
@@ -156,7 +158,7 @@ class _Builder:
             return module.grid
         if isinstance(module, LayerInput):
             return lambda: module.source.grid(module.role)
-        keeps = self.kinds.get(node) is Kind.KEEP and not isinstance(module, _SCALING)
+        keeps = self.kinds.get(node) is Kind.KEEP and not _scales(module)
         sources = [source for source in node.all_input_nodes if source in self.kinds]
         return self._grid_of(sources[0]) if keeps and len(sources) == 1 else None
 

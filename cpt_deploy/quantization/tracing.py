@@ -7,16 +7,21 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
-from torchvision.ops import StochasticDepth
 
 from cpt_deploy.errors import ConversionError
+
+
+def is_torchvision_depth(module: nn.Module | None) -> bool:
+    """Return whether a module is torchvision's StochasticDepth; by name, since torchvision takes long to import."""
+    kind = type(module)
+    return kind.__name__ == "StochasticDepth" and kind.__module__.startswith("torchvision.")
 
 
 class _Tracer(fx.Tracer):
     """Keeps every `torch.nn` module whole, and the few others that are one operation."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, StochasticDepth) or super().is_leaf_module(m, module_qualified_name)
+        return is_torchvision_depth(m) or super().is_leaf_module(m, module_qualified_name)
 
 
 class NoIntegerFormError(ConversionError):

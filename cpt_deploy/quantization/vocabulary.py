@@ -5,12 +5,18 @@ from enum import Enum
 
 import torch
 from torch import fx, nn
-from torchvision.ops import StochasticDepth
 
 from cpt_deploy.quantization.edges import EdgeQuantizer, LayerInput
 from cpt_deploy.quantization.layers import QuantizedLayer, is_quantizable
 from cpt_deploy.quantization.synchronized_norm import SynchronizedBatchNorm1d, SynchronizedBatchNorm2d
-from cpt_deploy.quantization.tracing import ChannelwiseConstant, NoIntegerFormError, describe, is_tensor, shape_of
+from cpt_deploy.quantization.tracing import (
+    ChannelwiseConstant,
+    NoIntegerFormError,
+    describe,
+    is_tensor,
+    is_torchvision_depth,
+    shape_of,
+)
 
 
 class Kind(Enum):
@@ -51,7 +57,6 @@ _MODULE_KINDS: dict[type[nn.Module], Kind] = {
     nn.Dropout: Kind.KEEP,
     nn.Dropout1d: Kind.KEEP,
     nn.Dropout2d: Kind.KEEP,
-    StochasticDepth: Kind.KEEP,
     nn.Flatten: Kind.KEEP,
     EdgeQuantizer: Kind.EDGE,
     LayerInput: Kind.EDGE,
@@ -140,7 +145,7 @@ def _module_kind(node: fx.Node, module: nn.Module) -> Kind | None:
         return Kind.CLAMP if module.min_val == 0 else Kind.TABLE
     if isinstance(module, nn.AdaptiveAvgPool2d):
         return _adaptive_kind(shape_of(node.all_input_nodes[0])[-2:], shape_of(node)[-2:])
-    return _MODULE_KINDS.get(type(module))
+    return Kind.KEEP if is_torchvision_depth(module) else _MODULE_KINDS.get(type(module))
 
 
 def _adaptive_kind(before: tuple[int, ...], after: tuple[int, ...]) -> Kind | None:

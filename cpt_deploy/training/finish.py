@@ -4,10 +4,10 @@ import hashlib
 import json
 import platform
 from dataclasses import asdict, replace
+from importlib.metadata import version
 
 import numpy as np
 import torch
-import torchvision
 from safetensors.torch import save
 
 import cpt_deploy
@@ -166,7 +166,7 @@ def _report(run: Run, result: Final, weights_sha256: str, settle_seconds: float)
             "cpt-deploy": cpt_deploy.__version__,
             "python": platform.python_version(),
             "torch": torch.__version__,
-            "torchvision": torchvision.__version__,
+            "torchvision": version("torchvision"),
             "numpy": np.__version__,
         },
         weights_sha256=weights_sha256,
