@@ -239,7 +239,9 @@ class TrainingLoop:
         self._read_losses()
         progress, at = self.progress, self._position(self.progress.step - 1)
         progress.latest, progress.window = progress.window.means(), Window()
-        row = {**self._place(), "lr": at.lr, "bits": at.bits, "grad_bits": at.grad_bits, **progress.latest}
+        groups = self.objects.group_bits(progress.step - 1, self.total)
+        bits = {"bits": at.bits, "grad_bits": at.grad_bits, "group_bits": groups}
+        row: dict[str, Any] = {**self._place(), "lr": at.lr, **bits, **progress.latest}
         if self.task.unit == "tokens":
             row["perplexity"] = perplexity_of(row["loss"])
         seconds = round(progress.train_seconds + progress.eval_seconds, 3)

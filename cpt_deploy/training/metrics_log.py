@@ -16,6 +16,7 @@ COLUMNS = (
     "lr",
     "bits",  # forward, of the last step
     "grad_bits",
+    "group_bits",  # of groups of layers with bits of their own, forward, in the recipe's order: "group1=4 group2=6"
     "loss",  # mean over the steps since the last row
     "accuracy",  # the same, top-1 on training batches, 0 to 1; of the next token where tokens are predicted
     "perplexity",  # exp of that loss, of language models
@@ -70,17 +71,20 @@ class MetricsLog:
         self._board = _open_board(directory.tensorboard, first_step)
 
     def log(self, row: Mapping[str, Any]) -> None:
-        """Write one row; columns without a value stay empty.
+        """Write one row; columns without a value stay empty, and `group_bits` is told as a mapping.
 
         Raises:
             ValueError: If there is a value for a column that does not exist.
         """
+        groups: Mapping[str, int] = row.get("group_bits") or {}
+        written = {**row, "group_bits": " ".join(f"{name}={bits}" for name, bits in groups.items())}
+        scalars = {tag: row[name] for name, tag in _TAGS.items() if row.get(name) is not None}
+        scalars |= {f"run/bits/{name}": bits for name, bits in groups.items()}
         with disk_errors("metrics", self.path):
-            csv.DictWriter(self._file, COLUMNS, lineterminator="\n").writerow(row)
+            csv.DictWriter(self._file, COLUMNS, lineterminator="\n").writerow(written)
             self._file.flush()
-            for name, tag in _TAGS.items():
-                if self._board is not None and row.get(name) is not None:
-                    self._board.add_scalar(tag, row[name], row["step"])
+            for tag, value in scalars.items() if self._board is not None else ():
+                self._board.add_scalar(tag, value, row["step"])
 
     def close(self) -> None:
         """Flush and close the files."""

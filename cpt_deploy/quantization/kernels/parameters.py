@@ -1,4 +1,4 @@
-"""What is small, a few numbers a tensor or a channel, as torch operations: what backends on a CPU have in common."""
+"""What is small, a few numbers a tensor or a channel, as torch operations; compiled backends have kernels for it."""
 
 import torch
 from torch import Tensor

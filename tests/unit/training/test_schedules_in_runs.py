@@ -10,6 +10,7 @@ from cpt_deploy.freezing import freeze
 from cpt_deploy.recipe import load_recipe
 from cpt_deploy.training import load_run, train
 from cpt_deploy.training.checkpoints import read_checkpoint
+from cpt_deploy.training.metrics_log import read_metrics
 
 # 22 steps; a period is two of them and its threshold is wide, so bits rise early and to the last stage.
 PROGRESSIVE = (
@@ -89,12 +90,14 @@ def test_groups_run_at_bits_of_their_own_and_are_frozen_at_their_bound(tmp_path,
                     "cycles": 2,
                     "groups": [{"match": "groups.1.*", "schedule": "linear", "lower": 4, "upper": 6}],
                 },
-                "train": {"epochs": 1, "batch_size": 128, "settle_batches": 2, "device": "cpu"},
+                "train": {"epochs": 1, "batch_size": 128, "log_every": 1, "settle_batches": 2, "device": "cpu"},
             }
         )
     )
     report = train(load_recipe(path), tmp_path / "run")
 
+    shown = [row["group_bits"] for row in read_metrics(tmp_path / "run" / "metrics.csv") if row["lr"]]
+    assert shown == [f"group1={round(4 + 2 * (2 * step / 11 % 1))}" for step in range(11)]
     run = load_run(tmp_path / "run")
     macs: dict[str, int] = {}
     for layer in run.model.layers():
