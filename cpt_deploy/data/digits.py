@@ -1,6 +1,10 @@
 """scikit-learn's bundled digits: 1,797 real 8x8 images that need no download."""
 
+from importlib.util import find_spec
+from pathlib import Path
+
 import numpy as np
+import numpy.typing as npt
 
 from cpt_deploy.data.images import ArrayImages, Split
 from cpt_deploy.errors import MissingExtraError
@@ -18,16 +22,9 @@ def load_digits(split: Split) -> ArrayImages:
     Raises:
         MissingExtraError: If scikit-learn is not installed.
     """
-    try:
-        from sklearn import datasets
-    except ImportError as error:
-        raise MissingExtraError(
-            "Expected scikit-learn, which holds the digits, but it is not installed",
-            hint="pip install 'cpt-deploy[train]'",
-        ) from error
-    bunch = datasets.load_digits()
-    labels = np.asarray(bunch.target, dtype=np.int64)
-    pixels = np.rint(np.asarray(bunch.images) * (255.0 / 16.0)).astype(np.uint8)
+    table = _table()
+    labels = table[:, -1].astype(np.int64)
+    pixels = np.rint(table[:, :-1].reshape(-1, 8, 8) * (255.0 / 16.0)).astype(np.uint8)
     rank = np.empty_like(labels)
     for label in range(10):
         members = np.flatnonzero(labels == label)
@@ -35,3 +32,21 @@ def load_digits(split: Split) -> ArrayImages:
     chosen = (rank % TEST_EVERY == TEST_EVERY - 1) == (split == "test")
     classes = tuple(str(digit) for digit in range(10))
     return ArrayImages("digits", split, classes, labels[chosen], pixels[chosen])
+
+
+def _table() -> npt.NDArray[np.float64]:
+    """Return the gray values 0..16 of each image and its label, (1797, 65)."""
+    spec = find_spec("sklearn")
+    if spec is None or spec.origin is None:
+        raise MissingExtraError(
+            "Expected scikit-learn, which holds the digits, but it is not installed",
+            hint="pip install 'cpt-deploy[train]'",
+        )
+    # Read here: with scikit-learn comes SciPy, and a short command would wait for them longer than for all else.
+    file = Path(spec.origin).parent / "datasets" / "data" / "digits.csv.gz"
+    if file.is_file():
+        return np.loadtxt(file, delimiter=",")
+    from sklearn.datasets import load_digits as scikit_learns
+
+    bunch = scikit_learns()
+    return np.column_stack([bunch.data, bunch.target])

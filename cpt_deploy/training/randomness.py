@@ -21,7 +21,7 @@ def seeded(seed: int, *, deterministic: bool) -> Iterator[None]:
         deterministic: Whether torch uses deterministic algorithms; an operation that has none warns.
     """
     tensors, state = random_state()
-    flags = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    mode = torch.get_deterministic_debug_mode()
     debugging: Any = torch.utils.deterministic
     benchmark, fill = torch.backends.cudnn.benchmark, debugging.fill_uninitialized_memory
     if deterministic:
@@ -30,14 +30,15 @@ def seeded(seed: int, *, deterministic: bool) -> Iterator[None]:
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
-    torch.use_deterministic_algorithms(deterministic, warn_only=True)
+    # As `use_deterministic_algorithms` does, which loads all of torch's compiler to tell it, too.
+    torch.set_deterministic_debug_mode("warn" if deterministic else "default")
     torch.backends.cudnn.benchmark = not deterministic
     debugging.fill_uninitialized_memory = False  # a debugging aid that costs a pass over all memory
     try:
         yield
     finally:
         restore_random_state(tensors, state)
-        torch.use_deterministic_algorithms(flags[0], warn_only=flags[1])
+        torch.set_deterministic_debug_mode(mode)
         torch.backends.cudnn.benchmark = benchmark
         debugging.fill_uninitialized_memory = fill
 
