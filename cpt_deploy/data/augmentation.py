@@ -91,8 +91,8 @@ def _numbers(values: Any) -> Any:
 
 @augmentations.register("random_crop")
 def _random_crop(size: tuple[int, int], padding: int = 4, fill: int = 0) -> Augmentation:
-    if padding < 0:
-        raise ValueError(f"padding {padding}")
+    if not (isinstance(padding, int) and isinstance(fill, int)) or padding < 0:
+        raise ValueError(f"padding {padding!r} and fill {fill!r}, which are integers, the padding at least 0")
     height, width = size
 
     def crop(images: Tensor, part: slice, whole: int) -> Tensor:

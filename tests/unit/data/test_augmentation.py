@@ -97,6 +97,8 @@ def test_lists_from_a_recipe_are_accepted():
         ("random_crop", {"pading": 2}, "'pading'", "padding"),
         ("random_crop", {"padding": -1}, "fit augmentation 'random_crop'", None),
         ("random_crop", {"padding": "much"}, "fit augmentation 'random_crop'", None),
+        ("random_crop", {"fill": "red"}, "fit augmentation 'random_crop'", None),
+        ("hflip", {"p": 2}, "fit augmentation 'hflip'", None),
         ("color_jitter", {"brightness": -1}, "fit augmentation 'color_jitter'", None),
         ("autoaugment", {"policy": "best"}, "fit augmentation 'autoaugment'", None),
     ],
