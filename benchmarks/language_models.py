@@ -3,7 +3,7 @@
 The settings are those of `ptb-lstm` but for the size and the length of the run, which two CPU cores allow. Runs that
 are finished are taken as they are, unfinished ones go on from their last checkpoint; results are written after each.
 
-    CPT_DATA_DIR=… python benchmarks/language_models.py [--runs runs/language-models] [--steps 2656] [--only cpt-5-8]
+    CPT_DATA_DIR=… python benchmarks/language_models.py [--runs runs/language-models] [--steps 10624] [--only cpt-5-8]
 """
 
 import argparse
@@ -27,8 +27,8 @@ def settings(steps: int, size: int, seed: int) -> list[str]:
         "model.args.dropout=0.2",  # a small network that sees the text a few times underfits
         f"train.steps={steps}",
         "train.eval_batch_size=40",
-        "train.eval_every=null",  # the rate stays as it is: there is no epoch to wait for
-        "train.checkpoint_every=100 steps",
+        "lr.name=cosine",  # to zero within the run: a rate that waits for a plateau would not fall in these few epochs
+        "train.eval_every=1 epoch",
         f"seed={seed}",
         "train.device=cpu",
     ]
@@ -62,7 +62,7 @@ def main() -> None:
     """Train what is not yet trained and write the results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=Path, default=Path("runs/language-models"))
-    parser.add_argument("--steps", type=int, default=2656, help="1,328 are an epoch")
+    parser.add_argument("--steps", type=int, default=10624, help="1,328 are an epoch")
     parser.add_argument("--size", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", choices=list(RECIPES), help="train this one; the other is read if it is finished")
