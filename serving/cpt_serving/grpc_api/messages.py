@@ -3,27 +3,40 @@
 The messages themselves are those that Triton's client is generated with, the protocol's own with every extension.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from tritonclient.grpc import service_pb2
 
-from cpt_deploy.bundle import Bundle
-from cpt_deploy.bundle.runtime import OUTPUT_NAME
-from cpt_serving.oip.answers import output_tensor
-from cpt_serving.oip.datatypes import BYTES, DTYPES, to_binary
-from cpt_serving.oip.inputs import NATIVE
-from cpt_serving.oip.requests import InferRequest, InputTensor, check_tensor, parse_output, parse_timeout
+from cpt_deploy.bundle.opened import OpenedBundle
+from cpt_serving.oip.answers import OutputTensor
+from cpt_serving.oip.datatypes import BYTES, DTYPES, to_binary, to_integers
+from cpt_serving.oip.requests import (
+    InferRequest,
+    InputTensor,
+    parameters_of,
+    parse_outputs,
+    parse_shape,
+    parse_timeout,
+)
 from cpt_serving.web.errors import bad_request
 
-_CONTENTS = {"FP32": "fp32_contents", "FP64": "fp64_contents", "UINT8": "uint_contents", BYTES: "bytes_contents"}
-"""Where the elements of a tensor stand that did not come as bytes."""
+_CONTENTS = {
+    "BOOL": "bool_contents",
+    **dict.fromkeys(("INT8", "INT16", "INT32"), "int_contents"),
+    "INT64": "int64_contents",
+    **dict.fromkeys(("UINT8", "UINT16", "UINT32"), "uint_contents"),
+    "UINT64": "uint64_contents",
+    "FP32": "fp32_contents",
+    "FP64": "fp64_contents",
+    BYTES: "bytes_contents",
+}
+"""Where the elements of a tensor stand that does not come as bytes; those of the datatypes that are missing must."""
 
 
 def parse_message(message: Any) -> InferRequest:
-    """Return a request for inference; its tensor's bytes are a view of the message's.
+    """Return a request for inference; the bytes of its tensors are views of the message's.
 
     Args:
         message: A `ModelInferRequest`.
@@ -31,31 +44,36 @@ def parse_message(message: Any) -> InferRequest:
     Raises:
         RequestError: 400 with what was expected.
     """
-    names = [tensor.name for tensor in message.inputs]
-    shape = list(message.inputs[0].shape) if names else []
-    check_tensor(names, shape)
-    datatype = message.inputs[0].datatype
-    outputs = [{"name": each.name, "parameters": plain(each.parameters)} for each in message.outputs]
+    # Bytes are answered with bytes.
+    binary = bool(message.raw_input_contents)
+    listed = [{"name": each.name, "parameters": plain(each.parameters)} for each in message.outputs]
+    outputs = parse_outputs(listed, binary=binary)
+    if len({output.binary for output in outputs}) > 1:
+        raise bad_request("Expected binary_data to be the same of all outputs, as gRPC has it, but got both")
     return InferRequest(
-        tensor=InputTensor(names[0], datatype, shape, raw=_elements(message, datatype)),
-        # Bytes are answered with bytes.
-        output=parse_output(outputs, binary=bool(message.raw_input_contents)),
+        inputs=_inputs(message),
+        outputs=outputs,
+        binary=binary,
         id=message.id or None,
         timeout_us=parse_timeout(plain(message.parameters).get("timeout")),
     )
 
 
-def infer_message(request: InferRequest, bundle: Bundle, logits: npt.NDArray[np.float32]) -> Any:
-    """Return the `ModelInferResponse` to a request; its id comes back if it has one."""
-    output = output_tensor(logits, request.output, bundle.labels)
-    message = service_pb2.ModelInferResponse(model_name=bundle.name, model_version=bundle.version, id=request.id or "")
-    tensor = message.outputs.add(name=OUTPUT_NAME, datatype=output.datatype, shape=output.values.shape)
-    if request.output.binary:
-        message.raw_output_contents.append(to_binary(output.datatype, output.values))
-    elif output.datatype == BYTES:
-        tensor.contents.bytes_contents.extend(output.values.ravel().tolist())
-    else:
-        tensor.contents.fp32_contents.extend(output.values.ravel().tolist())
+def infer_message(bundle: OpenedBundle, identity: str | None, outputs: Sequence[OutputTensor]) -> Any:
+    """Return the `ModelInferResponse` to a request.
+
+    Args:
+        bundle: Of the model that computed it.
+        identity: The id of the request, which comes back if it has one.
+        outputs: What the client wanted.
+    """
+    message = service_pb2.ModelInferResponse(model_name=bundle.name, model_version=bundle.version, id=identity or "")
+    for output in outputs:
+        tensor = message.outputs.add(name=output.name, datatype=output.datatype, shape=output.values.shape)
+        if output.binary:
+            message.raw_output_contents.append(to_binary(output.datatype, output.values))
+        else:
+            getattr(tensor.contents, _CONTENTS[output.datatype]).extend(output.values.ravel().tolist())
     return message
 
 
@@ -68,28 +86,46 @@ def plain(parameters: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _elements(message: Any, datatype: str) -> memoryview:
-    contents = message.inputs[0].contents
-    given = [field.name for field, _ in contents.ListFields()]
-    if message.raw_input_contents:
-        if given or len(message.raw_input_contents) != 1:
-            raise bad_request(
-                f"Expected one tensor in raw_input_contents or in contents, but got "
-                f"{len(message.raw_input_contents)} in the one and {given or 'none'} in the other"
-            )
-        return memoryview(message.raw_input_contents[0])
+def _inputs(message: Any) -> list[InputTensor]:
+    """Return the tensors; all of them came as bytes, or none."""
+    raw = message.raw_input_contents
+    typed = [tensor.name for tensor in message.inputs if tensor.contents.ListFields()]
+    if raw and (typed or len(raw) != len(message.inputs)):
+        raise bad_request(
+            f"Expected the {len(message.inputs)} tensors in raw_input_contents or in contents, but got "
+            f"{len(raw)} in the one and {typed or 'none'!r:.200} in the other"
+        )
+    return [
+        _input(tensor, memoryview(raw[place]) if raw else _elements(tensor))
+        for place, tensor in enumerate(message.inputs)
+    ]
+
+
+def _input(tensor: Any, raw: memoryview) -> InputTensor:
+    # Only to refuse what is not known here: of an input no parameter changes anything.
+    parameters_of(f"input {tensor.name!r:.100}", {"parameters": plain(tensor.parameters)})
+    return InputTensor(tensor.name, tensor.datatype, parse_shape(tensor.name, list(tensor.shape)), raw=raw)
+
+
+def _elements(tensor: Any) -> memoryview:
+    """Return the bytes of a tensor whose elements stand in its contents."""
+    name, datatype = tensor.name, tensor.datatype
     field = _CONTENTS.get(datatype)
     if field is None:
         raise bad_request(
-            f"Expected contents of the datatypes {', '.join(_CONTENTS)}, or {NATIVE}, FP64, FP16, BF16, UINT8 or BYTES "
-            f"in raw_input_contents, but got {datatype!r:.100}"
+            f"Expected contents of the datatypes {', '.join(_CONTENTS)}, or FP16 or BF16 in raw_input_contents, "
+            f"but got {datatype!r:.100}"
         )
+    given = [field.name for field, _ in tensor.contents.ListFields()]
     if given not in ([], [field]):
         raise bad_request(f"Expected the elements of {datatype} in {field}, but got {given}")
-    elements = getattr(contents, field)
+    elements = getattr(tensor.contents, field)
     if datatype == BYTES:
         return memoryview(to_binary(BYTES, np.array([*elements, None], object)[:-1]))
-    values = np.array(elements, np.uint32 if datatype == "UINT8" else DTYPES[datatype])
-    if datatype == "UINT8" and values.size and values.max() > 255:
-        raise bad_request(f"Expected pixels of 0..255, but got {values.max()}")
+    dtype = DTYPES[datatype]
+    if dtype.kind in "iu" and dtype.itemsize < 8:
+        # Smaller integers stand in fields of 32 bits.
+        values = to_integers(name, datatype, np.array(elements, np.int64))
+    else:
+        values = np.array(elements, dtype)
     return memoryview(to_binary(datatype, values))

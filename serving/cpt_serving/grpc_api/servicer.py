@@ -10,18 +10,19 @@ import grpc
 from google.protobuf.json_format import ParseDict
 from tritonclient.grpc import service_pb2
 
-from cpt_serving.grpc_api.messages import infer_message, parse_message, plain
+from cpt_serving.grpc_api.inference import model_infer
+from cpt_serving.grpc_api.messages import plain
 from cpt_serving.inference.lifecycle import EngineState, ModelEngine
 from cpt_serving.oip import metadata
-from cpt_serving.oip.inputs import is_light, tensor_rows
 from cpt_serving.oip.repository import changed_version
 from cpt_serving.service import Service
-from cpt_serving.web.deadlines import deadline_after
 from cpt_serving.web.errors import RequestError
 
 logger = logging.getLogger(__name__)
 
 SERVICE = "inference.GRPCInferenceService"
+
+_STREAM = "ModelStreamInfer"
 
 _CLIENT_GONE = 499
 
@@ -42,7 +43,7 @@ _CODES = {
 def handlers(service: Service) -> grpc.GenericRpcHandler:
     """Return the calls for a server to answer; those of extensions that are not here are answered as unknown."""
     methods = {name: _unary(service, name, call) for name, call in _CALLS.items()}
-    methods["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(
+    methods[_STREAM] = grpc.stream_stream_rpc_method_handler(
         functools.partial(_stream, service),
         request_deserializer=service_pb2.ModelInferRequest.FromString,
         response_serializer=service_pb2.ModelStreamInferResponse.SerializeToString,
@@ -113,22 +114,6 @@ async def repository_unload(service: Service, request: Any) -> Any:
     return service_pb2.RepositoryModelUnloadResponse()
 
 
-async def model_infer(service: Service, request: Any) -> Any:
-    """Compute the logits, or the classes, of inputs."""
-    arrived = time.monotonic()
-    engine = service.find(request.model_name, request.model_version or None)
-    parsed = parse_message(request)
-    timeouts = [parsed.timeout_us / 1e6] if parsed.timeout_us else []
-    arguments = parsed.tensor, engine.bundle.preprocessing, service.settings
-    rows = tensor_rows(*arguments) if is_light(parsed.tensor) else await engine.decode(tensor_rows, *arguments)
-    prepared = time.monotonic()
-    inference = await engine.infer(rows, deadline=deadline_after(arrived, timeouts, service.settings))
-    computed = time.monotonic()
-    message = infer_message(parsed, engine.bundle, inference.logits)
-    service.statistics.observe(engine.bundle).request_converted(prepared - arrived, time.monotonic() - computed)
-    return message
-
-
 _CALLS: dict[str, Call] = {
     "ServerLive": server_live,
     "ServerReady": server_ready,
@@ -146,23 +131,10 @@ _CALLS: dict[str, Call] = {
 
 def _unary(service: Service, name: str, call: Call) -> Any:
     async def answer(request: Any, context: Any) -> Any:
-        status, started = _CLIENT_GONE, time.perf_counter()
-        service.metrics.request_started()
         try:
-            message = await call(service, request)
-            status = 200
-            return message
+            return await _answered(service, name, call, request)
         except RequestError as error:
-            status = error.status
-            await context.abort(_CODES.get(status, grpc.StatusCode.INTERNAL), error.message)
-        except Exception:
-            # As over HTTP: a bug must cost one request, and tell its client nothing of the server's inside.
-            status = 500
-            logger.exception("%s failed", name)
-            await context.abort(grpc.StatusCode.INTERNAL, "Internal error; the server's log has it")
-        finally:
-            seconds = time.perf_counter() - started
-            service.metrics.request_finished(f"/{SERVICE}/{name}", "gRPC", status, seconds)
+            await context.abort(_CODES.get(error.status, grpc.StatusCode.INTERNAL), error.message)
 
     return grpc.unary_unary_rpc_method_handler(
         answer,
@@ -175,9 +147,36 @@ async def _stream(service: Service, requests: AsyncIterator[Any], _context: Any)
     """Answer the requests of a stream one after the other; one that fails does not end it."""
     async for request in requests:
         try:
-            yield service_pb2.ModelStreamInferResponse(infer_response=await model_infer(service, request))
+            answer = await _answered(service, _STREAM, model_infer, request)
         except RequestError as error:
             yield service_pb2.ModelStreamInferResponse(error_message=error.message)
+        else:
+            yield service_pb2.ModelStreamInferResponse(infer_response=answer)
+
+
+async def _answered(service: Service, name: str, call: Call, request: Any) -> Any:
+    """Return the answer to a request, and count it; those of a stream count one by one.
+
+    Raises:
+        RequestError: With the status that it would end with over HTTP.
+    """
+    status, started = _CLIENT_GONE, time.perf_counter()
+    service.metrics.request_started()
+    try:
+        answer = await call(service, request)
+        status = 200
+        return answer
+    except RequestError as error:
+        status = error.status
+        raise
+    except Exception as error:
+        # As over HTTP: a bug must cost one request, and tell its client nothing of the server's inside.
+        status = 500
+        logger.exception("%s failed", name)
+        raise RequestError(status, "Internal error; the server's log has it") from error
+    finally:
+        seconds = time.perf_counter() - started
+        service.metrics.request_finished(f"/{SERVICE}/{name}", "gRPC", status, seconds)
 
 
 def _find(service: Service, request: Any) -> ModelEngine:

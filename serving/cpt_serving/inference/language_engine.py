@@ -145,6 +145,25 @@ class LanguageEngine(ModelEngine):
         """Run work on a request's content, which can take long, in a thread."""
         return await anyio.to_thread.run_sync(functools.partial(function, *args, **kwargs), limiter=self._decoders)
 
+    async def infer(
+        self, tokens: npt.NDArray[np.int64], state: State, *, deadline: float | None = None
+    ) -> tuple[Logits, State]:
+        """Compute one call for a client that keeps the state itself, in one of the places.
+
+        Args:
+            tokens: int64 (N, T).
+            state: What the call before gave, or the one before the first token.
+            deadline: When the answer is of no use any more, in seconds of `time.monotonic`.
+
+        Raises:
+            RequestError: 400 for more tokens than a text may have, 429 if all places are taken, 503 if the model is not
+                loaded, 504 if the deadline passed.
+        """
+        if tokens.shape[1] > self.longest_prompt:
+            raise bad_request(f"Expected at most {self.longest_prompt} tokens, but got {tokens.shape[1]}")
+        async with self.working():
+            return await self.run(tokens, state, deadline)
+
     async def run(
         self, tokens: npt.NDArray[np.int64], state: State | None, deadline: float | None
     ) -> tuple[Logits, State]:

@@ -1,4 +1,4 @@
-"""Answers to requests for inference: logits or classes, in JSON or as bytes behind it."""
+"""Answers to requests for inference as the protocol writes them over HTTP: JSON, with tensors in it or behind it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,24 +8,25 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
-from cpt_deploy.bundle import Bundle
-from cpt_deploy.bundle.runtime import OUTPUT_NAME
+from cpt_deploy.bundle.opened import OpenedBundle
 from cpt_serving.oip.datatypes import BYTES, to_binary
-from cpt_serving.oip.inputs import NATIVE
-from cpt_serving.oip.requests import InferRequest, RequestedOutput
 
 
 @dataclass(frozen=True, slots=True)
 class OutputTensor:
-    """What answers a request.
+    """A tensor that answers a request.
 
     Args:
-        datatype: FP32 for logits, BYTES for classes.
-        values: float32 (N, K) or `bytes` objects (N, classes).
+        name: Its name.
+        datatype: One of the protocol's.
+        values: An array of a type that fits; `bytes` objects for BYTES.
+        binary: Whether the client wants it as bytes.
     """
 
+    name: str
     datatype: str
     values: npt.NDArray[Any]
+    binary: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +34,7 @@ class Answer:
     """The body of an answer.
 
     Args:
-        body: JSON, and the bytes of the output where the client wanted them.
+        body: JSON, and the bytes of the outputs where the client wanted them.
         json_bytes: How much of it is JSON; `None` means that all is.
     """
 
@@ -41,49 +42,28 @@ class Answer:
     json_bytes: int | None
 
 
-def output_tensor(logits: npt.NDArray[np.float32], wanted: RequestedOutput, labels: Sequence[str]) -> OutputTensor:
-    """Return what the client wants to know of the logits, float32 (N, K)."""
-    if wanted.classes:
-        return OutputTensor(BYTES, classify(logits, labels, wanted.classes))
-    return OutputTensor(NATIVE, logits)
-
-
-def classify(logits: npt.NDArray[np.float32], labels: Sequence[str], classes: int) -> npt.NDArray[np.object_]:
-    """Return each row's best classes as the classification extension writes them, `value:index:label` in UTF-8.
+def render_answer(bundle: OpenedBundle, identity: str | None, outputs: Sequence[OutputTensor]) -> Answer:
+    """Return the answer to a request.
 
     Args:
-        logits: float32 (N, K).
-        labels: The K names.
-        classes: How many; more than there are give all.
-
-    Returns:
-        `bytes` objects (N, classes), best first, of equal ones the first.
+        bundle: Of the model that computed it.
+        identity: The id of the request, which comes back if it has one.
+        outputs: What the client wanted.
     """
-    order = np.argsort(-logits, axis=1, kind="stable")[:, :classes]
-    texts = np.empty(order.shape, object)
-    for row, best in enumerate(order):
-        # The text of a NumPy float32 is the shortest that reads back the same.
-        texts[row] = [f"{logits[row, index]!s}:{index}:{labels[index]}".encode() for index in best]
-    return texts
-
-
-def render_answer(request: InferRequest, bundle: Bundle, logits: npt.NDArray[np.float32]) -> Answer:
-    """Return the answer to a request; its id comes back if it has one."""
-    output = output_tensor(logits, request.output, bundle.labels)
-    described: dict[str, Any] = {
-        "name": OUTPUT_NAME, "datatype": output.datatype, "shape": list(output.values.shape),
-    }  # fmt: skip
+    described: list[dict[str, Any]] = []
+    parts: list[bytes] = []
+    for output in outputs:
+        entry = {"name": output.name, "datatype": output.datatype, "shape": list(output.values.shape)}
+        if output.binary:
+            parts.append(to_binary(output.datatype, output.values))
+            entry["parameters"] = {"binary_data_size": len(parts[-1])}
+        elif output.datatype == BYTES:
+            entry["data"] = [text.decode() for text in output.values.ravel()]
+        else:
+            entry["data"] = np.ascontiguousarray(output.values).reshape(-1)
+        described.append(entry)
     answer: dict[str, Any] = {"model_name": bundle.name, "model_version": bundle.version}
-    if request.id is not None:
-        answer["id"] = request.id
-    answer["outputs"] = [described]
-    if request.output.binary:
-        data = to_binary(output.datatype, output.values)
-        described["parameters"] = {"binary_data_size": len(data)}
-        header = orjson.dumps(answer)
-        return Answer(header + data, len(header))
-    if output.datatype == BYTES:
-        described["data"] = [text.decode() for text in output.values.ravel()]
-    else:
-        described["data"] = np.ascontiguousarray(output.values).reshape(-1)
-    return Answer(orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY), None)
+    if identity is not None:
+        answer["id"] = identity
+    header = orjson.dumps({**answer, "outputs": described}, option=orjson.OPT_SERIALIZE_NUMPY)
+    return Answer(b"".join([header, *parts]), len(header) if parts else None)

@@ -67,6 +67,26 @@ def from_binary(name: str, datatype: str, shape: Sequence[int], raw: memoryview)
     return _widen_bfloat16(values) if datatype == "BF16" else values
 
 
+def to_integers(name: str, datatype: str, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return whole numbers in one of the protocol's types of them.
+
+    Args:
+        name: How an error names the tensor.
+        datatype: One of the protocol's that holds integers.
+        values: Integers of any type.
+
+    Raises:
+        RequestError: 400, if some are beyond the type's range.
+    """
+    limits = np.iinfo(DTYPES[datatype])
+    if values.size and not limits.min <= values.min() <= values.max() <= limits.max:
+        raise bad_request(
+            f"Expected {name!r:.100} to hold integers of {datatype}, {limits.min}..{limits.max}, but got "
+            f"{values.min()}..{values.max()}"
+        )
+    return values.astype(DTYPES[datatype])
+
+
 def to_binary(datatype: str, values: npt.NDArray[Any]) -> bytes:
     """Return the bytes of a tensor.
 

@@ -1,4 +1,4 @@
-"""The protocol's inference and metadata for language models: tokens and state as tensors, in both directions."""
+"""The protocol's inference for language models: tokens and state as tensors, in both directions."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -7,16 +7,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import orjson
 
-from cpt_deploy.bundle.language import BATCH, LOGITS_NAME, PAST, TOKENS_NAME, LanguageBundle, LanguageManifest, State
-from cpt_serving.oip.datatypes import DTYPES, from_binary, to_binary
-from cpt_serving.oip.requests import field, flag, parameters_of, parse_timeout, split_body, typed
-from cpt_serving.settings import ServeSettings
+from cpt_deploy.bundle.language import BATCH, LOGITS_NAME, PAST, TOKENS_NAME, LanguageManifest, State
+from cpt_serving.oip.answers import OutputTensor
+from cpt_serving.oip.datatypes import DTYPES, from_binary, to_integers
+from cpt_serving.oip.requests import InferRequest, InputTensor, RequestedOutput
 from cpt_serving.web.errors import bad_request
 from cpt_serving.web.uploads import to_numbers
-
-Tensors = dict[str, npt.NDArray[Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,21 +23,27 @@ class LanguageRequest:
     Args:
         tokens: int64 (N, T).
         state: What the client brought, or the state before the first token.
-        outputs: Names of the outputs that it wants, each with whether as bytes.
+        outputs: What it wants of the model's outputs.
         id: Comes back in the answer, if there is one.
         timeout_us: Microseconds within which the answer is worth having; 0 states none.
     """
 
     tokens: npt.NDArray[np.int64]
     state: State
-    outputs: Mapping[str, bool]
+    outputs: Sequence[RequestedOutput]
     id: str | None
     timeout_us: int
 
 
 @dataclass(frozen=True, slots=True)
-class _Tensor:
-    """A tensor as the model declares it; dimensions that are text can be of any size."""
+class DeclaredTensor:
+    """A tensor as the model declares it.
+
+    Args:
+        name: Its name.
+        datatype: One of the protocol's.
+        shape: Its dimensions; those that are text can be of any size.
+    """
 
     name: str
     datatype: str
@@ -48,162 +51,100 @@ class _Tensor:
 
     @property
     def dims(self) -> list[int]:
+        """Its dimensions as the protocol has them: -1 stands for any size."""
         return [-1 if isinstance(size, str) else size for size in self.shape]
 
 
-def model_metadata(bundle: LanguageBundle, versions: Sequence[str], platform: str) -> dict[str, Any]:
-    """Return what a model takes and returns; -1 stands for sizes that are not fixed."""
-    described = [
-        [{"name": tensor.name, "datatype": tensor.datatype, "shape": tensor.dims} for tensor in tensors]
-        for tensors in (_inputs(bundle.manifest), _outputs(bundle.manifest))
-    ]
-    return {
-        "name": bundle.name, "versions": list(versions), "platform": platform, "inputs": described[0],
-        "outputs": described[1],
-    }  # fmt: skip
+def declared_inputs(manifest: LanguageManifest) -> list[DeclaredTensor]:
+    """Return what the model takes: tokens and state."""
+    states = [DeclaredTensor(state.input, state.datatype, state.shape) for state in manifest.states]
+    return [DeclaredTensor(TOKENS_NAME, "INT64", (BATCH, "time")), *states]
 
 
-def model_config(bundle: LanguageBundle, settings: ServeSettings) -> dict[str, Any]:
-    """Return a model's configuration in Triton's form; 0 as the batch size says that shapes are given in full."""
-    described = [
-        [{"name": tensor.name, "data_type": f"TYPE_{tensor.datatype}", "dims": tensor.dims} for tensor in tensors]
-        for tensors in (_inputs(bundle.manifest), _outputs(bundle.manifest))
-    ]
-    return {
-        "name": bundle.name,
-        "platform": "onnxruntime_onnx",
-        "backend": "onnxruntime",
-        "max_batch_size": 0,
-        "input": described[0],
-        "output": described[1],
-        "instance_group": [
-            {
-                "name": bundle.name,
-                "kind": "KIND_CPU" if settings.provider == "cpu" else "KIND_GPU",
-                "count": settings.inferences_at_once,
-            }
-        ],
-        "default_model_filename": bundle.onnx_path.name,
-        "parameters": {"sha256": {"string_value": bundle.sha256}, "version": {"string_value": bundle.version}},
-    }
+def declared_outputs(manifest: LanguageManifest) -> list[DeclaredTensor]:
+    """Return what the model gives: logits and the state of the next call."""
+    states = [DeclaredTensor(state.output, state.datatype, state.shape) for state in manifest.states]
+    return [DeclaredTensor(LOGITS_NAME, "FP32", (BATCH, "time", manifest.vocabulary)), *states]
 
 
-def parse_language_request(body: bytes, json_bytes: int | None, bundle: LanguageBundle, rows: int) -> LanguageRequest:
-    """Return a request; states that it does not bring are those before the first token.
+def language_request(request: InferRequest, manifest: LanguageManifest, rows: int) -> LanguageRequest:
+    """Return what a request asks of a language model; states that it does not bring are those before the first token.
+
+    Takes long for long states: call it in a thread.
 
     Args:
-        body: The decompressed body.
-        json_bytes: How many of its bytes are JSON; `None` means that all are.
-        bundle: The model's.
+        request: As the client wrote it.
+        manifest: What the model takes and gives.
         rows: Most sequences that a request may have.
 
     Raises:
         RequestError: 400 with what was expected.
     """
-    content, raw = split_body(body, json_bytes)
-    tensors = _read_inputs(content, raw, bundle.manifest)
+    tensors = _read_inputs(request.inputs, manifest)
     if TOKENS_NAME not in tensors:
         raise bad_request(f"Expected the input {TOKENS_NAME!r}, but got {sorted(tensors)!r:.200}")
     tokens = tensors.pop(TOKENS_NAME)
-    count, vocabulary = len(tokens), bundle.manifest.vocabulary
-    if not tokens.size > 0 or count > rows:
+    if not tokens.size > 0 or len(tokens) > rows:
         raise bad_request(f"Expected {TOKENS_NAME!r} of 1 to {rows} sequences, but got the shape {list(tokens.shape)}")
-    if tokens.min() < 0 or tokens.max() >= vocabulary:
-        raise bad_request(f"Expected tokens in 0..{vocabulary - 1}, but got {tokens.min()}..{tokens.max()}")
-    state = bundle.manifest.initial_state(count) | tensors
-    _check_state(bundle.manifest, state, tokens.shape)
-    parameters = parameters_of("the request", content)
-    identity = content.get("id")
-    return LanguageRequest(
-        tokens=tokens,
-        state=state,
-        outputs=_wanted(content, bundle.manifest, flag("binary_data_output", parameters)),
-        id=None if identity is None else typed("id", identity, str, "text"),
-        timeout_us=parse_timeout(parameters.get("timeout")),
-    )
+    if tokens.min() < 0 or tokens.max() >= manifest.vocabulary:
+        raise bad_request(f"Expected tokens in 0..{manifest.vocabulary - 1}, but got {tokens.min()}..{tokens.max()}")
+    state = manifest.initial_state(len(tokens)) | tensors
+    _check_state(manifest, state, tokens.shape)
+    return LanguageRequest(tokens, state, _wanted(request, manifest), request.id, request.timeout_us)
 
 
-def render_language_answer(
-    request: LanguageRequest, bundle: LanguageBundle, logits: npt.NDArray[np.float32], state: State
-) -> tuple[bytes, int | None]:
-    """Return the body of an answer, and how many of its bytes are JSON, if not all are."""
-    values = {LOGITS_NAME: logits} | {entry.output: state[entry.input] for entry in bundle.manifest.states}
-    declared = {tensor.name: tensor.datatype for tensor in _outputs(bundle.manifest)}
-    described: list[dict[str, Any]] = []
-    parts: list[bytes] = []
-    for name, binary in request.outputs.items():
-        entry: dict[str, Any] = {"name": name, "datatype": declared[name], "shape": list(values[name].shape)}
-        if binary:
-            parts.append(to_binary(declared[name], values[name]))
-            entry["parameters"] = {"binary_data_size": len(parts[-1])}
-        else:
-            entry["data"] = np.ascontiguousarray(values[name]).reshape(-1)
-        described.append(entry)
-    answer: dict[str, Any] = {"model_name": bundle.name, "model_version": bundle.version}
-    if request.id is not None:
-        answer["id"] = request.id
-    header = orjson.dumps({**answer, "outputs": described}, option=orjson.OPT_SERIALIZE_NUMPY)
-    return b"".join([header, *parts]), len(header) if parts else None
+def language_outputs(
+    request: LanguageRequest, manifest: LanguageManifest, logits: npt.NDArray[np.float32], state: State
+) -> list[OutputTensor]:
+    """Return what the client wants of a call's results, in the order in which it asked."""
+    values = {LOGITS_NAME: logits} | {entry.output: state[entry.input] for entry in manifest.states}
+    datatypes = {tensor.name: tensor.datatype for tensor in declared_outputs(manifest)}
+    return [
+        OutputTensor(wanted.name, datatypes[wanted.name], values[wanted.name], wanted.binary)
+        for wanted in request.outputs
+    ]
 
 
-def _inputs(manifest: LanguageManifest) -> list[_Tensor]:
-    states = [_Tensor(state.input, state.datatype, state.shape) for state in manifest.states]
-    return [_Tensor(TOKENS_NAME, "INT64", (BATCH, "time")), *states]
-
-
-def _outputs(manifest: LanguageManifest) -> list[_Tensor]:
-    states = [_Tensor(state.output, state.datatype, state.shape) for state in manifest.states]
-    return [_Tensor(LOGITS_NAME, "FP32", (BATCH, "time", manifest.vocabulary)), *states]
-
-
-def _read_inputs(content: dict[str, Any], raw: memoryview | None, manifest: LanguageManifest) -> Tensors:
-    declared = {tensor.name: tensor for tensor in _inputs(manifest)}
-    tensors: Tensors = {}
-    left = memoryview(b"") if raw is None else raw
-    for entry in field("the request", content, "inputs", list, "a list"):
-        name = field("inputs", entry, "name", str, "text")
-        if name not in declared or name in tensors:
-            raise bad_request(f"Expected each of the inputs {list(declared)} at most once, but got {name!r:.100}")
-        tensors[name], left = _read_tensor(declared[name], entry, left)
-    if left.nbytes:
-        raise bad_request(f"Expected no bytes behind those of the tensors, but got {left.nbytes}")
+def _read_inputs(inputs: Sequence[InputTensor], manifest: LanguageManifest) -> dict[str, npt.NDArray[Any]]:
+    declared = {tensor.name: tensor for tensor in declared_inputs(manifest)}
+    tensors: dict[str, npt.NDArray[Any]] = {}
+    for tensor in inputs:
+        if tensor.name not in declared or tensor.name in tensors:
+            raise bad_request(
+                f"Expected each of the inputs {list(declared)} at most once, but got {tensor.name!r:.100}"
+            )
+        tensors[tensor.name] = _read_tensor(declared[tensor.name], tensor)
     return tensors
 
 
-def _read_tensor(declared: _Tensor, entry: dict[str, Any], left: memoryview) -> tuple[npt.NDArray[Any], memoryview]:
-    """Return a tensor, and the bytes that follow its own."""
-    name = declared.name
-    shape = field("inputs", entry, "shape", list, "a list of sizes")
-    datatype = field("inputs", entry, "datatype", str, "text")
-    fits = len(shape) == len(declared.shape) and all(
-        type(size) is int and size >= 0 and (isinstance(expected, str) or size == expected)
-        for size, expected in zip(shape, declared.shape, strict=False)
+def _read_tensor(declared: DeclaredTensor, tensor: InputTensor) -> npt.NDArray[Any]:
+    fits = len(tensor.shape) == len(declared.shape) and all(
+        isinstance(expected, str) or size == expected
+        for size, expected in zip(tensor.shape, declared.shape, strict=True)
     )
-    if datatype != declared.datatype or not fits:
+    if tensor.datatype != declared.datatype or not fits:
         raise bad_request(
-            f"Expected {name!r} as {declared.datatype} of the shape {declared.dims}, but got {datatype!r:.50} "
-            f"of {shape!r:.100}"
+            f"Expected {declared.name!r} as {declared.datatype} of the shape {declared.dims}, but got "
+            f"{tensor.datatype!r:.50} of {tensor.shape!r:.100}"
         )
-    size = parameters_of(f"input {name!r}", entry).get("binary_data_size")
-    if size is None:
-        return _from_json(name, datatype, shape, entry.get("data")), left
-    if type(size) is not int or not 0 <= size <= left.nbytes:
-        raise bad_request(f"Expected {size!r:.100} bytes of {name!r} after the JSON, but got {left.nbytes}")
-    return from_binary(name, datatype, shape, left[:size]).copy(), left[size:]
+    if tensor.raw is None:
+        return _from_json(tensor)
+    # A copy, as the JSON's length can leave the bytes where no number may stand.
+    return from_binary(tensor.name, tensor.datatype, tensor.shape, tensor.raw).copy()
 
 
-def _from_json(name: str, datatype: str, shape: list[int], data: object) -> npt.NDArray[Any]:
-    dtype = DTYPES[datatype]
-    if math.prod(shape) == 0 and data == []:
-        return np.empty(shape, dtype)
-    array = to_numbers(name, data)
-    if array.size != math.prod(shape):
-        raise bad_request(f"Expected {math.prod(shape)} numbers of {name!r} in data, but got {array.size}")
-    if dtype.kind in "iu":
-        limits = np.iinfo(dtype)
-        if array.dtype.kind == "f" or array.min() < limits.min or array.max() > limits.max:
-            raise bad_request(f"Expected {name!r} to hold integers of {datatype}, but got others")
-    return array.astype(dtype).reshape(shape)
+def _from_json(tensor: InputTensor) -> npt.NDArray[Any]:
+    name, datatype, count = tensor.name, tensor.datatype, math.prod(tensor.shape)
+    if count == 0 and tensor.data == []:
+        return np.empty(tensor.shape, DTYPES[datatype])
+    array = to_numbers(name, tensor.data)
+    if array.size != count:
+        raise bad_request(f"Expected {count} numbers of {name!r} in data, but got {array.size}")
+    if DTYPES[datatype].kind == "f":
+        return array.astype(DTYPES[datatype]).reshape(tensor.shape)
+    if array.dtype.kind == "f":
+        raise bad_request(f"Expected {name!r} to hold integers of {datatype}, but got others")
+    return to_integers(name, datatype, array).reshape(tensor.shape)
 
 
 def _check_state(manifest: LanguageManifest, state: Mapping[str, npt.NDArray[Any]], tokens: tuple[int, ...]) -> None:
@@ -223,15 +164,12 @@ def _check_state(manifest: LanguageManifest, state: Mapping[str, npt.NDArray[Any
         raise bad_request(f"Expected at most {manifest.context} tokens, the model's context, but got {longest}")
 
 
-def _wanted(content: dict[str, Any], manifest: LanguageManifest, binary: bool) -> dict[str, bool]:
-    names = [tensor.name for tensor in _outputs(manifest)]
-    listed = typed("outputs", content.get("outputs") or [], list, "a list")
-    if not listed:
-        return dict.fromkeys(names, binary)
-    wanted: dict[str, bool] = {}
-    for entry in listed:
-        name = field("outputs", entry, "name", str, "text")
-        if name not in names:
-            raise bad_request(f"Expected outputs among {names}, but got {name!r:.100}")
-        wanted[name] = flag("binary_data", parameters_of(f"output {name!r}", entry), default=binary)
-    return wanted
+def _wanted(request: InferRequest, manifest: LanguageManifest) -> list[RequestedOutput]:
+    names = [tensor.name for tensor in declared_outputs(manifest)]
+    if not request.outputs:
+        return [RequestedOutput(name, request.binary) for name in names]
+    wanted = {output.name: output for output in request.outputs}
+    unknown = [name for name in wanted if name not in names]
+    if unknown:
+        raise bad_request(f"Expected outputs among {names}, but got {unknown[0]!r:.100}")
+    return list(wanted.values())

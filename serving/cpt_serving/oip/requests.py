@@ -1,10 +1,9 @@
 """Requests for inference as the protocol writes them over HTTP: JSON, with tensors in it or as bytes behind it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard, TypeVar
 
-from cpt_deploy.bundle.runtime import INPUT_NAME, OUTPUT_NAME
 from cpt_serving.web.errors import bad_request
 from cpt_serving.web.json_bodies import parse_object
 
@@ -35,30 +34,34 @@ class InputTensor:
 
 @dataclass(frozen=True, slots=True)
 class RequestedOutput:
-    """How the client wants the logits.
+    """How the client wants an output.
 
     Args:
+        name: Its name.
         binary: Whether as bytes.
         classes: How many classes of each row, best first, instead of the numbers; 0 asks for the numbers.
     """
 
+    name: str
     binary: bool = False
     classes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class InferRequest:
-    """A request for inference.
+    """A request for inference as the client wrote it, whichever model it is for.
 
     Args:
-        tensor: The input.
-        output: How the answer shall be.
+        inputs: The tensors that it brings.
+        outputs: Those that it wants; none asks for all.
+        binary: Whether all are wanted as bytes, where none is named.
         id: Comes back in the answer, if there is one.
         timeout_us: Microseconds within which the answer is worth having; 0 states none.
     """
 
-    tensor: InputTensor
-    output: RequestedOutput
+    inputs: Sequence[InputTensor]
+    outputs: Sequence[RequestedOutput] = ()
+    binary: bool = False
     id: str | None = None
     timeout_us: int = 0
 
@@ -78,7 +81,7 @@ def header_length(headers: Mapping[str, str]) -> int | None:
 
 
 def parse_request(body: bytes, json_bytes: int | None = None) -> InferRequest:
-    """Return a request; its tensor's bytes are a view of `body`.
+    """Return a request; the bytes of its tensors are views of `body`.
 
     Args:
         body: The decompressed body.
@@ -87,28 +90,17 @@ def parse_request(body: bytes, json_bytes: int | None = None) -> InferRequest:
     Raises:
         RequestError: 400 with what was expected.
     """
-    content, raw = split_body(body, json_bytes)
+    content, raw = _split_body(body, json_bytes)
     parameters = parameters_of("the request", content)
     identity = content.get("id")
+    binary = flag("binary_data_output", parameters)
     return InferRequest(
-        tensor=_parse_tensor(content, raw),
-        output=parse_output(content.get("outputs"), binary=flag("binary_data_output", parameters)),
+        inputs=_parse_inputs(content, raw),
+        outputs=parse_outputs(content.get("outputs"), binary=binary),
+        binary=binary,
         id=None if identity is None else typed("id", identity, str, "text"),
         timeout_us=parse_timeout(parameters.get("timeout")),
     )
-
-
-def split_body(body: bytes, json_bytes: int | None) -> tuple[dict[str, Any], memoryview | None]:
-    """Return the JSON of a body, and a view of the bytes behind it, if it says that there can be some.
-
-    Raises:
-        RequestError: 400, if it is none.
-    """
-    if json_bytes is None:
-        return parse_object(body), None
-    if json_bytes > len(body):
-        raise bad_request(f"Expected {json_bytes} bytes of JSON ({HEADER_LENGTH}), but got a body of {len(body)}")
-    return parse_object(memoryview(body)[:json_bytes]), memoryview(body)[json_bytes:]
 
 
 def parse_timeout(microseconds: object) -> int:
@@ -124,61 +116,79 @@ def parse_timeout(microseconds: object) -> int:
     return microseconds
 
 
-def parse_output(outputs: object, *, binary: bool) -> RequestedOutput:
-    """Return how the client wants the one output that there is.
+def parse_outputs(outputs: object, *, binary: bool) -> list[RequestedOutput]:
+    """Return which outputs the client wants, and how.
 
     Args:
-        outputs: The list of the request, or `None`; an empty one asks for all.
+        outputs: The list of the request, or `None`.
         binary: What holds for outputs that say nothing of their own.
 
     Raises:
-        RequestError: 400, if other outputs are asked for, or in a way that is not known.
+        RequestError: 400, if they are asked for in a way that is not known.
     """
     listed = [] if outputs is None else typed("outputs", outputs, list, "a list")
-    if not listed:
-        return RequestedOutput(binary=binary)
-    names = [field("outputs", output, "name", str, "text") for output in listed]
-    if names != [OUTPUT_NAME]:
-        raise bad_request(f"Expected the output {OUTPUT_NAME!r} once, but got {names!r:.200}")
-    parameters = parameters_of(f"output {OUTPUT_NAME!r}", listed[0])
+    return [_parse_output(entry, binary) for entry in listed]
+
+
+def parse_shape(name: str, shape: list[Any]) -> list[int]:
+    """Return the dimensions of a tensor.
+
+    Raises:
+        RequestError: 400, if they are no sizes.
+    """
+    if not all(_is_count(size) for size in shape):
+        raise bad_request(f"Expected the shape of {name!r:.100} to be a list of sizes, but got {shape!r:.100}")
+    return shape
+
+
+def _split_body(body: bytes, json_bytes: int | None) -> tuple[dict[str, Any], memoryview | None]:
+    """Return the JSON of a body, and a view of the bytes behind it, if it says that there can be some."""
+    if json_bytes is None:
+        return parse_object(body), None
+    if json_bytes > len(body):
+        raise bad_request(f"Expected {json_bytes} bytes of JSON ({HEADER_LENGTH}), but got a body of {len(body)}")
+    return parse_object(memoryview(body)[:json_bytes]), memoryview(body)[json_bytes:]
+
+
+def _parse_inputs(content: dict[str, Any], raw: memoryview | None) -> list[InputTensor]:
+    """Return the tensors; those that came as bytes have theirs one behind the other."""
+    tensors = []
+    for entry in field("the request", content, "inputs", list, "a list"):
+        tensor = _parse_input(entry, raw)
+        if raw is not None and tensor.raw is not None:
+            raw = raw[tensor.raw.nbytes :]
+        tensors.append(tensor)
+    if raw:
+        raise bad_request(f"Expected no bytes after the JSON without binary_data_size, but {raw.nbytes} are left over")
+    return tensors
+
+
+def _parse_input(entry: Any, raw: memoryview | None) -> InputTensor:
+    """Return a tensor, which takes of the bytes what it says that it has."""
+    name = field("inputs", entry, "name", str, "text")
+    shape = parse_shape(name, field("inputs", entry, "shape", list, "a list of sizes"))
+    datatype = field("inputs", entry, "datatype", str, "text")
+    size = parameters_of(f"input {name!r:.100}", entry).get("binary_data_size")
+    if size is None:
+        return InputTensor(name, datatype, shape, data=entry.get("data"))
+    if raw is None:
+        raise bad_request(f"Expected the header {HEADER_LENGTH} beside binary_data_size, but got none")
+    if not _is_count(size) or size > raw.nbytes:
+        raise bad_request(
+            f"Expected {size!r:.100} bytes of {name!r:.100} after the JSON (binary_data_size), but got {raw.nbytes}"
+        )
+    if entry.get("data") is not None:
+        raise bad_request("Expected data or binary_data_size, but got both")
+    return InputTensor(name, datatype, shape, raw=raw[:size])
+
+
+def _parse_output(entry: Any, binary: bool) -> RequestedOutput:
+    name = field("outputs", entry, "name", str, "text")
+    parameters = parameters_of(f"output {name!r:.100}", entry)
     classes = parameters.get("classification", 0)
     if not _is_count(classes):
         raise bad_request(f"Expected classification to be a number of classes, but got {classes!r:.100}")
-    return RequestedOutput(flag("binary_data", parameters, default=binary), classes)
-
-
-def check_tensor(names: list[str], shape: list[Any]) -> None:
-    """Raise unless a request has the one input that there is, with dimensions that can be some.
-
-    Raises:
-        RequestError: 400 with what was expected.
-    """
-    if names != [INPUT_NAME]:
-        raise bad_request(f"Expected exactly the input {INPUT_NAME!r}, but got {names!r:.200}")
-    if not all(_is_count(size) for size in shape):
-        raise bad_request(f"Expected the shape of {INPUT_NAME!r} to be a list of sizes, but got {shape!r:.100}")
-
-
-def _parse_tensor(content: dict[str, Any], raw: memoryview | None) -> InputTensor:
-    inputs = field("the request", content, "inputs", list, "a list")
-    names = [field("inputs", entry, "name", str, "text") for entry in inputs]
-    tensor = inputs[0] if inputs else {}
-    shape = field("inputs", tensor, "shape", list, "a list of sizes") if inputs else []
-    check_tensor(names, shape)
-    datatype = field("inputs", tensor, "datatype", str, "text")
-    parameters = parameters_of(f"input {INPUT_NAME!r}", tensor)
-    size = parameters.get("binary_data_size")
-    if size is None:
-        if raw:
-            raise bad_request(f"Expected no bytes after the JSON without binary_data_size, but got {raw.nbytes}")
-        return InputTensor(INPUT_NAME, datatype, shape, data=tensor.get("data"))
-    if raw is None:
-        raise bad_request(f"Expected the header {HEADER_LENGTH} beside binary_data_size, but got none")
-    if not _is_count(size) or size != raw.nbytes:
-        raise bad_request(f"Expected {size!r:.100} bytes after the JSON (binary_data_size), but got {raw.nbytes}")
-    if tensor.get("data") is not None:
-        raise bad_request("Expected data or binary_data_size, but got both")
-    return InputTensor(INPUT_NAME, datatype, shape, raw=raw)
+    return RequestedOutput(name, flag("binary_data", parameters, default=binary), classes)
 
 
 def field(where: str, entry: object, key: str, kind: type[T], described: str) -> T:

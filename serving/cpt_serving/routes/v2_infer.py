@@ -9,14 +9,16 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from cpt_deploy.bundle import Bundle
+from cpt_deploy.bundle.language import LanguageBundle
 from cpt_serving.inference.engine import Engine
 from cpt_serving.inference.language_engine import LanguageEngine
 from cpt_serving.inference.lifecycle import ModelEngine
 from cpt_serving.oip.answers import Answer, render_answer
+from cpt_serving.oip.classifier import ClassifierRequest, classifier_output, classifier_request
 from cpt_serving.oip.examples import HEADERS, infer_body
 from cpt_serving.oip.inputs import is_light, raw_tensor, tensor_rows
-from cpt_serving.oip.language import parse_language_request, render_language_answer
-from cpt_serving.oip.requests import HEADER_LENGTH, InferRequest, RequestedOutput, header_length, parse_request
+from cpt_serving.oip.language import LanguageRequest, language_outputs, language_request
+from cpt_serving.oip.requests import HEADER_LENGTH, InferRequest, header_length, parse_request
 from cpt_serving.oip.schemas import InferAnswer
 from cpt_serving.routes.direct import DirectRoute
 from cpt_serving.service import Service
@@ -24,7 +26,6 @@ from cpt_serving.settings import ServeSettings
 from cpt_serving.web.bodies import read_body
 from cpt_serving.web.compression import compress, decompress, preferred_coding
 from cpt_serving.web.deadlines import request_deadline
-from cpt_serving.web.errors import bad_request
 from cpt_serving.web.raw_headers import raw_header
 from cpt_serving.web.schemas import ErrorAnswer
 
@@ -87,7 +88,8 @@ async def answer_infer(service: Service, request: Request, engine: ModelEngine) 
     deadline = request_deadline(request, service.settings, timeout_us=parsed.timeout_us)
     inference = await engine.infer(rows, deadline=deadline)
     computed = time.perf_counter()
-    answer = render_answer(parsed, engine.bundle, inference.logits)
+    output = classifier_output(parsed.output, inference.logits, engine.bundle.labels)
+    answer = render_answer(engine.bundle, parsed.id, [output])
     service.statistics.observe(engine.bundle).request_converted(prepared - received, time.perf_counter() - computed)
     return await _respond(answer, request)
 
@@ -97,15 +99,13 @@ async def _answer_language(service: Service, request: Request, engine: LanguageE
     settings = service.settings
     body, json_bytes = await _read(request, engine, settings)
     received = time.perf_counter()
-    parsed = await engine.decode(parse_language_request, body, json_bytes, engine.bundle, settings.max_rows)
-    if parsed.tokens.shape[1] > engine.longest_prompt:
-        raise bad_request(f"Expected at most {engine.longest_prompt} tokens, but got {parsed.tokens.shape[1]}")
+    parsed = await engine.decode(_parse_language, body, json_bytes, engine.bundle, settings)
     prepared = time.perf_counter()
     deadline = request_deadline(request, settings, timeout_us=parsed.timeout_us)
-    async with engine.working():
-        logits, state = await engine.run(parsed.tokens, parsed.state, deadline)
+    logits, state = await engine.infer(parsed.tokens, parsed.state, deadline=deadline)
     computed = time.perf_counter()
-    answer = Answer(*await engine.decode(render_language_answer, parsed, engine.bundle, logits, state))
+    outputs = language_outputs(parsed, engine.bundle.manifest, logits, state)
+    answer = await engine.decode(render_answer, engine.bundle, parsed.id, outputs)
     service.statistics.observe(engine.bundle).request_converted(prepared - received, time.perf_counter() - computed)
     return await _respond(answer, request)
 
@@ -122,14 +122,15 @@ async def _read(request: Request, engine: Engine | LanguageEngine, settings: Ser
 
 async def _parse(
     body: bytes, json_bytes: int | None, engine: Engine, settings: ServeSettings
-) -> tuple[InferRequest, Rows]:
+) -> tuple[ClassifierRequest, Rows]:
     if (len(body) if json_bytes is None else json_bytes) > _INLINE_BYTES:
         return await engine.decode(_parse_all, body, json_bytes, engine.bundle, settings)
     if json_bytes == 0:
         # A raw request has no JSON, and gets all outputs as bytes.
-        parsed = InferRequest(raw_tensor(body, engine.bundle.preprocessing), RequestedOutput(binary=True))
+        given = InferRequest([raw_tensor(body, engine.bundle.preprocessing)], binary=True)
     else:
-        parsed = parse_request(body, json_bytes)
+        given = parse_request(body, json_bytes)
+    parsed = classifier_request(given)
     if is_light(parsed.tensor):
         return parsed, tensor_rows(parsed.tensor, engine.bundle.preprocessing, settings)
     return parsed, await engine.decode(tensor_rows, parsed.tensor, engine.bundle.preprocessing, settings)
@@ -137,9 +138,15 @@ async def _parse(
 
 def _parse_all(
     body: bytes, json_bytes: int | None, bundle: Bundle, settings: ServeSettings
-) -> tuple[InferRequest, Rows]:
-    parsed = parse_request(body, json_bytes)
+) -> tuple[ClassifierRequest, Rows]:
+    parsed = classifier_request(parse_request(body, json_bytes))
     return parsed, tensor_rows(parsed.tensor, bundle.preprocessing, settings)
+
+
+def _parse_language(
+    body: bytes, json_bytes: int | None, bundle: LanguageBundle, settings: ServeSettings
+) -> LanguageRequest:
+    return language_request(parse_request(body, json_bytes), bundle.manifest, settings.max_rows)
 
 
 async def _respond(answer: Answer, request: Request) -> Response:

@@ -225,7 +225,8 @@ def test_contradictory_contents_are_refused(call):
     wrong = {
         "in the one": two,
         "2 in the one": many,
-        "contents of the datatypes": typed_request("INT8", "int_contents", [1], [1, 3, 8, 8]),
+        "contents of the datatypes": typed_request("FP16", "fp32_contents", [1.0], [1, 3, 8, 8]),
+        "the datatype 'INT8'": typed_request("INT8", "int_contents", [1], [1, 3, 8, 8]),
         "elements of FP32 in fp32_contents": typed_request("FP32", "fp64_contents", [1.0], [1, 3, 8, 8]),
         "768 bytes": typed_request("FP32", "fp32_contents", [1.0], [1, 3, 8, 8]),
         "0..255": typed_request("UINT8", "uint_contents", [256] * 192, [1, 8, 8, 3]),
@@ -244,6 +245,7 @@ def test_contradictory_contents_are_refused(call):
 def test_any_message_is_understood_or_refused(shared_bundle, data):
     """Whatever fits the messages' types ends in rows or in a 4xx."""
     from cpt_serving.grpc_api.messages import infer_message, parse_message
+    from cpt_serving.oip.classifier import classifier_output, classifier_request
     from cpt_serving.oip.inputs import tensor_rows
     from cpt_serving.web.errors import RequestError
 
@@ -267,14 +269,13 @@ def test_any_message_is_understood_or_refused(shared_bundle, data):
         setattr(wish.parameters["classification"], kind, value)
     rows = None
     with contextlib.suppress(RequestError):
-        parsed = parse_message(request)
+        parsed = classifier_request(parse_message(request))
         rows = tensor_rows(parsed.tensor, shared_bundle.preprocessing, load_settings(bundle=shared_bundle.path))
     if rows is not None:
         assert rows.dtype == np.float32
         assert rows.shape == (shape[0], 3, 8, 8)
-        assert (
-            infer_message(parsed, shared_bundle, np.zeros((len(rows), 3), np.float32)).outputs[0].shape[0] == shape[0]
-        )
+        output = classifier_output(parsed.output, np.zeros((len(rows), 3), np.float32), shared_bundle.labels)
+        assert infer_message(shared_bundle, parsed.id, [output]).outputs[0].shape[0] == shape[0]
 
 
 INDEPENDENT = """
