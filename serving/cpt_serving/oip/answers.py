@@ -53,7 +53,9 @@ def render_answer(bundle: OpenedBundle, identity: str | None, outputs: Sequence[
     described: list[dict[str, Any]] = []
     parts: list[bytes] = []
     for output in outputs:
-        entry = {"name": output.name, "datatype": output.datatype, "shape": list(output.values.shape)}
+        entry: dict[str, Any] = {
+            "name": output.name, "datatype": output.datatype, "shape": list(output.values.shape),
+        }  # fmt: skip
         if output.binary:
             parts.append(to_binary(output.datatype, output.values))
             entry["parameters"] = {"binary_data_size": len(parts[-1])}

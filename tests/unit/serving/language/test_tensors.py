@@ -3,6 +3,11 @@ import pytest
 import tritonclient.http as triton
 from tritonclient.utils import InferenceServerException
 
+from cpt_deploy.bundle.language import LanguageManifest, StateTensor
+from cpt_serving.oip.language import language_request
+from cpt_serving.oip.requests import InferRequest, InputTensor
+from cpt_serving.web.errors import RequestError
+
 
 @pytest.fixture(scope="module")
 def server(language_bundle, running_server, tmp_path_factory):
@@ -67,3 +72,19 @@ def test_wrong_tensors_are_refused(client, inputs, said):
     with pytest.raises(InferenceServerException) as error:
         client.infer("bigram", [tensor(*entry) for entry in inputs])
     assert said in str(error.value)
+
+
+def test_what_was_read_counts_towards_the_context():
+    states = (StateTensor("past", "present", ("batch", "past"), "INT64"),)
+    manifest = LanguageManifest(8, states, context=4)
+
+    def read(past, tokens):
+        inputs = [
+            InputTensor(name, "INT64", [1, length], raw=memoryview(bytes(8 * length)))
+            for name, length in (("past", past), ("tokens", tokens))
+        ]
+        return language_request(InferRequest(inputs), manifest, 1)
+
+    assert read(3, 1).state["past"].shape == (1, 3)
+    with pytest.raises(RequestError, match="at most 4 tokens, the model's context, but got 5"):
+        read(3, 2)
