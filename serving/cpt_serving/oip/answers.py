@@ -1,4 +1,4 @@
-"""Answers to requests for inference as the protocol writes them over HTTP: JSON, with tensors in it or behind it."""
+"""Answers to requests for inference, and how they are written over HTTP: as JSON, with tensors in it or behind it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Requests for inference as the protocol writes them over HTTP: JSON, with tensors in it or as bytes behind it."""
+"""Requests for inference, and how they are written over HTTP: as JSON, with tensors in it or as bytes behind it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
