@@ -69,6 +69,10 @@ class CyclingModel(nn.Module):
         """
         self.precision.set(weights=forward, activations=forward, gradients=backward, groups=groups)
 
+    def training_module(self) -> nn.Module:
+        """Return what a training step calls, and a distributed run replicates."""
+        return self
+
     def set_step(self, step: int, first_sample: int = 0) -> None:
         """Tell the training step, which seeds the gradients' stochastic rounding.
 

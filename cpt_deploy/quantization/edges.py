@@ -1,5 +1,7 @@
 """Quantizers of activations: each stands on an edge, between what makes a tensor and what reads it."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -103,6 +105,10 @@ class EdgeQuantizer(nn.Module):
 
     def _average(self) -> Average:
         return Average(self.low, self.high, self.batches, 0.0 if self.cumulative else self.momentum)
+
+    def forget(self) -> None:
+        """Have no present range, until the next forward: the empty one, whose least value is above its greatest."""
+        self.current, self._observed = (self.low.new_tensor(math.inf), self.low.new_tensor(-math.inf)), None
 
     def reset(self) -> None:
         """Forget the observed range."""

@@ -7,9 +7,10 @@ unlike `prepare` no graph is traced and no edge beyond the layers' inputs is qua
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Protocol, cast
 
+import torch
 from torch import Tensor, nn
 
 from cpt_deploy.errors import ConversionError, UsageError
@@ -18,6 +19,7 @@ from cpt_deploy.quantization.cycling import CyclingModel, LayerInfo
 from cpt_deploy.quantization.edges import EdgeQuantizer
 from cpt_deploy.quantization.embedding import quantized_embedding
 from cpt_deploy.quantization.layers import QuantizedLinear, quantized_layer
+from cpt_deploy.quantization.noise import mix_into
 from cpt_deploy.quantization.precision_state import PrecisionState, Role
 from cpt_deploy.quantization.recurrent import quantized_lstm
 
@@ -32,13 +34,14 @@ class Score(NamedTuple):
         losses: Negative log-likelihood of each target in nats, float32, of those only that are to be predicted.
         hits: How many of them are the most likely token, 0-dim; with bands, those found without looking into a band.
         targets: How many there are.
-        state: The state after the last token.
+        state: What the next chunk of the text begins with: the state after the last token, nothing if the model
+            carries none.
     """
 
     losses: Tensor
     hits: Tensor
     targets: int
-    state: State
+    state: State | None
 
 
 class LanguageNetwork(Protocol):
@@ -147,7 +150,35 @@ class QuantizedLanguageModel(CyclingModel):
             wanted = targets >= 0
             features, targets = features[wanted], targets[wanted]
         losses, hits = self._language.losses(features, targets)
-        return Score(losses, hits, len(targets), state)
+        return Score(losses, hits, len(targets), state if self.carries_state else None)
+
+    def training_module(self) -> nn.Module:
+        """Return a module whose forward is `score`."""
+        return _Scorer(self)
+
+    def set_step(self, step: int, first_sample: int = 0) -> None:
+        """Tell the training step, see `CyclingModel`.
+
+        Layers see all tokens of a part one after the other, so what tells the noise of the parts apart is the seed.
+        """
+        super().set_step(step)
+        if first_sample:
+            self.precision.seeds.copy_(mix_into(self.precision.seeds, first_sample))
+
+    def rows_of(self, state: State, rows: slice) -> State:
+        """Return the state of some rows of a batch."""
+        axes = zip(state, self._batch_axes(), strict=True)
+        return tuple(tensor.narrow(axis, rows.start, rows.stop - rows.start) for tensor, axis in axes)
+
+    def joined(self, states: Sequence[State]) -> State:
+        """Return the state of a batch, given those of its parts in their order."""
+        parts = zip(*states, strict=True)
+        return tuple(torch.cat(part, axis) for part, axis in zip(parts, self._batch_axes(), strict=True))
+
+    def _batch_axes(self) -> list[int]:
+        """Return along which axis each tensor of the state has the rows: the one that grows with their number."""
+        shapes = zip(*(tuple(tensor.shape for tensor in self.initial_state(rows)) for rows in (1, 2)), strict=True)
+        return [[one == two for one, two in zip(*pair, strict=True)].index(False) for pair in shapes]
 
     def _features(self, tokens: Tensor, state: State | None) -> tuple[Tensor, State]:
         length = tokens.shape[1]
@@ -161,6 +192,18 @@ class QuantizedLanguageModel(CyclingModel):
                     hint="lower data.text.sequence or raise model.args.context",
                 )
         return self._language.features(tokens, state)
+
+
+class _Scorer(nn.Module):
+    """A model whose forward is `score`: data parallelism replicates the forward of a module."""
+
+    def __init__(self, model: QuantizedLanguageModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, tokens: Tensor, targets: Tensor, state: State | None) -> Score:
+        """See `QuantizedLanguageModel.score`."""
+        return self.model.score(tokens, targets, state)
 
 
 def prepare_language_model(network: nn.Module, config: QuantizationConfig) -> QuantizedLanguageModel:

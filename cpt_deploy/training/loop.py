@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cpt_deploy.data import Share
 from cpt_deploy.errors import RunInterruptedError, TrainingDivergedError
 from cpt_deploy.recipe import parse_every
 from cpt_deploy.training.checkpoints import write_checkpoint
@@ -41,7 +40,6 @@ class TrainingLoop:
         task, objects = run.task, run.objects
         self.settings = task.recipe.train
         self.total, self.per_epoch = task.total_steps, task.steps_per_epoch
-        self.share = Share(run.ranks.rank, run.ranks.count)
         self.on_gpu = objects.device.type == "cuda"
         self.autocast = self.settings.amp == "bf16" or (self.settings.amp == "auto" and self.on_gpu)
         self.recorded = recorded_step(run, autocast=self.autocast)
@@ -83,13 +81,14 @@ class TrainingLoop:
 
     def _step(self, batch: Any) -> None:
         objects, progress, now = self.objects, self.progress, self._position(self.progress.step)
-        part = self.share.of(self.task.rows)
+        part = self.ranks.share.of(self.task.rows)
         groups = objects.group_bits(progress.step, self.total)
         objects.model.set_bits(now.bits, now.grad_bits, groups)
         objects.model.set_step(progress.step, part.start)
         set_learning_rate(objects.optimizer, now.lr)
         if self.ranks.count > 1:  # dropout differs between processes, and is the same after resuming
             seed_torch(self.task.recipe.seed, progress.step, self.ranks.rank)
+        self.parts.synchronization.begin()
         replayed = self._replayed(batch)
         loss, correct, samples, whole = replayed or self.task.step(
             self.parts.synchronization.replica, batch, objects.device, autocast=self.autocast
@@ -177,6 +176,7 @@ class TrainingLoop:
         self._read_losses()
         if not all_finite(self.objects.model):
             raise self._diverged(self.progress.step - 1, "a weight that is NaN or infinite")
+        carried = self.task.state(self.objects.model, self.ranks)
         if self.ranks.is_main:
             progress = {**self.progress.state_dict(), "meter": self.objects.meter.state_dict()}
             state = {
@@ -184,9 +184,7 @@ class TrainingLoop:
                 "costs": self.parts.costs.state_dict(),
                 "following": self.parts.following.state_dict(),
             }
-            checkpoint = capture(
-                self.objects.model, self.objects.optimizer, self.objects.averaged, state, self.task.state()
-            )
+            checkpoint = capture(self.objects.model, self.objects.optimizer, self.objects.averaged, state, carried)
             path = self.directory.best if best else self.directory.last
             hint = f"free some space, then: cpt train --resume {self.directory.path}; "
             write_checkpoint(path, checkpoint, hint=hint + "the last good checkpoint is untouched")

@@ -22,7 +22,7 @@ from cpt_deploy.recipe import Recipe
 from cpt_deploy.training.freed_memory import freed_memory_kept
 from cpt_deploy.training.optimizers import set_learning_rate
 from cpt_deploy.training.randomness import seeded
-from cpt_deploy.training.ranks import Ranks, choose_device
+from cpt_deploy.training.ranks import ALONE, choose_device
 from cpt_deploy.training.setup import RunObjects, build_objects
 from cpt_deploy.training.tasks import Task, load_task
 
@@ -153,11 +153,11 @@ def range_test(
         raise UsageError(f"Expected at least 4 steps at each precision, but got {steps}")
     widened = recipe.precision.model_copy(update={"lower": LEAST_BITS, "schedule": "cosine"})
     with seeded(recipe.seed, deterministic=recipe.train.deterministic), freed_memory_kept():
-        device = choose_device(recipe.train.device, Ranks())
+        device = choose_device(recipe.train.device, ALONE)
         task = load_task(recipe.model_copy(update={"precision": widened}), device)
         objects = build_objects(task.build_model(), task.recipe, task.total_steps, device)
         precisions = range(LEAST_BITS, upper + 1)
-        batches = task.stream(range(len(precisions) * steps), Ranks(), pin_memory=False)
+        batches = task.stream(range(len(precisions) * steps), ALONE, pin_memory=False)
         found: int | None = None
         results: list[BitsProgress] = []
         for bits in precisions:
@@ -168,13 +168,13 @@ def range_test(
                     on_step(done + step, len(precisions) * steps, accuracy)
 
             model_before, optimizer_before = copy.deepcopy((objects.model.state_dict(), objects.optimizer.state_dict()))
-            carried_before, own = dict(task.state()), islice(batches, steps)
+            carried_before, own = dict(task.state(objects.model, ALONE)), islice(batches, steps)
             results.append(_train_at(objects, task, bits, own, tell))
             if results[-1].diverged:
                 _check_divergence(results[-1], upper)
                 objects.model.load_state_dict(model_before)
                 objects.optimizer.load_state_dict(optimizer_before)
-                task.restore(carried_before, device)
+                task.restore(carried_before, objects.model, device, ALONE)
                 deque(own, maxlen=0)  # each precision has its own batches, whatever happened before
             if found is None and results[-1].exceeds(threshold):
                 found = bits
@@ -203,11 +203,12 @@ def _train_at(
     recipe, samples = task.recipe, 0
     set_learning_rate(objects.optimizer, recipe.optimizer.lr)
     objects.model.train().set_bits(bits, recipe.precision.grad_upper)
+    module = objects.model.training_module()
     accuracies: list[float] = []
     losses: list[float] = []
     for step, batch in enumerate(batches, start=1):
         objects.model.set_step(bits * 1_000_000 + step)
-        loss, correct, samples, _ = task.step(objects.model, batch, objects.device, autocast=False)
+        loss, correct, samples, _ = task.step(module, batch, objects.device, autocast=False)
         if not bool(torch.isfinite(loss)):
             return BitsProgress(bits, tuple(accuracies), tuple(losses), samples, diverged=True)
         objects.optimizer.zero_grad(set_to_none=True)

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from cpt_deploy.data import Share
 from cpt_deploy.errors import CptError, ProcessLostError, UsageError
 
 T = TypeVar("T")
@@ -39,6 +40,11 @@ class Ranks:
         """Whether this process writes files and speaks."""
         return self.rank == 0
 
+    @property
+    def share(self) -> Share:
+        """This process's part of what all have together."""
+        return Share(self.rank, self.count)
+
     def gather(self, values: Tensor) -> Tensor:
         """Return the values (n,) of all processes as (count, n); every process must call it."""
         if self.count == 1:
@@ -46,6 +52,14 @@ class Ranks:
         gathered = [torch.empty_like(values) for _ in range(self.count)]
         dist.all_gather(gathered, values)
         return torch.stack(gathered)
+
+    def collect(self, value: T) -> list[T]:
+        """Return the values of all processes in their order; every process must call it."""
+        if self.count == 1:
+            return [value]
+        collected: list[Any] = [None] * self.count
+        dist.all_gather_object(collected, value)
+        return collected
 
     def from_main(self, make: Callable[[], T]) -> T:
         """Call a function on the main process only and return its result on all.
@@ -84,14 +98,13 @@ class Ranks:
             error = caught
         if self.count == 1:
             return
-        told: list[Any] = [None] * self.count
-        dist.all_gather_object(told, None if error is None else (error.message, error.hint, error.exit_code))
-        failed = next((rank for rank, entry in enumerate(told) if entry is not None), None)
-        if failed is None:
+        told = self.collect(None if error is None else (error.message, error.hint, error.exit_code))
+        failures = [(rank, entry) for rank, entry in enumerate(told) if entry is not None]
+        if not failures:
             return
         if self.is_main and error is not None:
             raise error
-        message, hint, exit_code = told[failed]
+        failed, (message, hint, exit_code) = failures[0]
         lost = ProcessLostError(f"process {failed}: {message}", hint=hint)
         lost.exit_code = exit_code
         raise lost from error

@@ -54,23 +54,32 @@ class Synchronization:
     def __init__(self, model: CyclingModel, ranks: Ranks, device: torch.device) -> None:
         self.model, self.ranks = model, ranks
         self.edges = [edge for _, edge in model.edges()]
-        self.replica: nn.Module = model
+        #: Whether a process's tokens decide which layers it computes and has gradients for: bands of a softmax.
+        self.partial = any(isinstance(module, nn.AdaptiveLogSoftmaxWithLoss) for module in model.modules())
+        self.replica = model.training_module()
         if ranks.count == 1:
             return
-        assert isinstance(model, QuantizedModel), "others train in one process"
-        synchronize_norms(model.network)
-        model.modules_replaced()
+        if isinstance(model, QuantizedModel):
+            synchronize_norms(model.network)
+            model.modules_replaced()
         for edge in self.edges:
             edge.deferred = True
         replicate: Any = DistributedDataParallel
         known = signature(replicate).parameters
         buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # its older name
         self.replica = replicate(
-            model,
+            self.replica,
+            find_unused_parameters=self.partial,
             device_ids=[device.index] if device.type == "cuda" else None,
             gradient_as_bucket_view=True,
             **{buffers: False},  # statistics and ranges are equal already
         )
+
+    def begin(self) -> None:
+        """Prepare for a forward whose ranges will be exchanged."""
+        if self.ranks.count > 1 and self.partial:
+            for edge in self.edges:
+                edge.forget()
 
     def exchange(self, loss: Tensor, correct: Tensor, signal: int) -> StepTotals:
         """Exchange what this step's forward has found; every process must call it once a step.
@@ -82,14 +91,32 @@ class Synchronization:
         """
         if self.ranks.count == 1:
             return StepTotals(loss, correct, torch.tensor(signal))
+        losses, hits, signals = self._exchange(torch.stack([loss, correct, torch.full_like(loss, signal)]).float())
+        return StepTotals(losses.sum(), hits.sum(), signals.amax())
+
+    def exchange_ranges(self, stop: bool) -> bool:
+        """Exchange the ranges of a forward without a loss; every process must call it.
+
+        Returns:
+            Whether one of them was told to stop.
+        """
+        if self.ranks.count == 1:
+            return stop
+        (stops,) = self._exchange(self.edges[0].low.new_tensor([float(stop)]))
+        return bool(stops.any())
+
+    def _exchange(self, figures: Tensor) -> Tensor:
+        """Let all edges observe their ranges over all processes; return the figures (n,) of each as (n, count)."""
         lows, highs = (torch.stack(ends).float() for ends in zip(*(edge.current for edge in self.edges), strict=True))
-        rest = torch.stack([loss, correct, torch.full_like(loss, signal)]).float()
-        told = self.ranks.gather(torch.cat([lows, highs, rest]))
+        told = self.ranks.gather(torch.cat([lows, highs, figures]))
         count = len(self.edges)
         low, high = told[:, :count].amin(0), told[:, count : 2 * count].amax(0)
-        for edge, least, greatest in zip(self.edges, low, high, strict=True):
-            edge.observe(least, greatest)
-        return StepTotals(told[:, -3].sum(), told[:, -2].sum(), told[:, -1].amax())
+        # What no process has computed keeps its average; to know it takes a read from the device.
+        missed = (low > high).tolist() if self.partial else [False] * count
+        for edge, least, greatest, is_missed in zip(self.edges, low, high, missed, strict=True):
+            if not is_missed:
+                edge.observe(least, greatest)
+        return told[:, 2 * count :].T
 
     def settle(self, inputs: Iterable[Tensor]) -> int:
         """Settle on the batches of all processes, each of which has whole batches of its own.
@@ -103,7 +130,7 @@ class Synchronization:
         Returns:
             The number of batches of all processes.
         """
-        assert isinstance(self.model, QuantizedModel), "others settle by themselves"
+        assert isinstance(self.model, QuantizedModel), "language models settle on parts of batches"
         iterator = iter(inputs)
         first = next(iterator, None)
         batches = iter(()) if first is None else chain([first], iterator)

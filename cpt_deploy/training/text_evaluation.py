@@ -8,6 +8,7 @@ import torch
 
 from cpt_deploy.data.text import Chunk
 from cpt_deploy.quantization import QuantizedLanguageModel
+from cpt_deploy.training.ranks import ALONE, Ranks
 from cpt_deploy.training.reports import Evaluation
 
 
@@ -19,42 +20,50 @@ def evaluate_text(
     device: torch.device,
     step: int = 0,
     stop: Callable[[], bool] = lambda: False,
+    ranks: Ranks = ALONE,
 ) -> Evaluation | None:
     """Evaluate a model at the upper bound, in float32, whatever it trains in.
 
     Args:
         model: The model; its mode and bits are restored afterwards.
-        chunks: From `evaluation_chunks`.
+        chunks: From `evaluation_chunks`; in a distributed run this process's own rows.
         device: Where the model is.
         step: Number of finished steps, for the result.
         stop: Asked before each chunk whether to give up.
+        ranks: The processes that evaluate together, each of which must call this.
 
     Returns:
-        The evaluation, or `None` if `stop` said so.
+        The evaluation of the rows of all processes, or `None` if `stop` said so in one of them.
     """
     began, training = time.perf_counter(), model.training
     loss = torch.zeros((), dtype=torch.float64, device=device)
     hits, count, state = torch.zeros((), dtype=torch.int64, device=device), 0, None
+    stopped = False
     model.eval()
     try:
         with model.upper_bound():
             for chunk in chunks:
-                if stop():
-                    return None
+                stopped = stop()
+                if stopped:
+                    break
                 score = model.score(chunk.tokens.to(device), chunk.targets.to(device), state)
-                state = score.state if model.carries_state else None
+                state = score.state
                 loss += score.losses.double().sum()
                 hits += score.hits
                 count += score.targets
     finally:
         model.train(training)
-    mean = float(loss) / count
+    told = ranks.gather(torch.tensor([float(loss), float(hits), count, stopped], dtype=torch.float64))
+    loss_sum, top1, targets, stopped_in = told.sum(dim=0).tolist()
+    if stopped_in:
+        return None
+    mean = loss_sum / targets
     return Evaluation(
         step=step,
         loss=mean,
-        top1=float(hits) / count,
+        top1=top1 / targets,
         top5=None,
-        images=count,
+        images=int(targets),
         seconds=time.perf_counter() - began,
         perplexity=perplexity_of(mean),
     )

@@ -146,7 +146,7 @@ def _restored(
         return RunProgress(), costs
     with ranks.agreeing():
         state, carried = restore(checkpoint, objects.model, objects.optimizer, objects.averaged)
-    task.restore(carried, objects.device)
+    task.restore(carried, objects.model, objects.device, ranks)
     objects.meter.load_state_dict(state.pop("meter"))
     costs.load_state_dict(state.pop("costs", {}))
     followed = state.pop("following", None)  # checkpoints of earlier versions have none

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from cpt_deploy.bundle.tokenization import Ids
+from cpt_deploy.data.batches import WHOLE, Share
 from cpt_deploy.errors import DataError
 
 IGNORED = -100
@@ -67,7 +68,7 @@ def training_chunk(rows: Ids, length: int, number: int) -> Chunk:
     return Chunk(tokens, targets, position == 0)
 
 
-def evaluation_chunks(ids: Ids, rows: int, length: int, context: int = 0) -> Iterator[Chunk]:
+def evaluation_chunks(ids: Ids, rows: int, length: int, context: int = 0, share: Share = WHOLE) -> Iterator[Chunk]:
     """Yield the whole text in parallel rows; every token but the first is a target once.
 
     Args:
@@ -75,6 +76,7 @@ def evaluation_chunks(ids: Ids, rows: int, length: int, context: int = 0) -> Ite
         rows: Number of rows, fewer if the text is short; each begins with an empty state.
         length: Tokens of a row whose successors a chunk predicts.
         context: Tokens before them that a chunk repeats without predicting anything, for models that carry no state.
+        share: Which of the rows a process of a distributed run has; there may be none.
 
     Raises:
         DataError: If there are fewer than two tokens.
@@ -87,7 +89,8 @@ def evaluation_chunks(ids: Ids, rows: int, length: int, context: int = 0) -> Ite
     padding = rows * each - predicted
     tokens = np.pad(ids[:-1].astype(np.int64), (0, padding)).reshape(rows, each)
     targets = np.pad(ids[1:].astype(np.int64), (0, padding), constant_values=IGNORED).reshape(rows, each)
-    for first in range(0, each, length):
+    tokens, targets = (part[share.of(rows)] for part in (tokens, targets))
+    for first in range(0, each if len(tokens) else 0, length):
         begin, last = max(first - context, 0), min(first + length, each)
         wanted = targets[:, begin:last].copy()
         wanted[:, : first - begin] = IGNORED

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cpt_deploy.data import ArrayImages, Share, eval_loader, training_stream
+from cpt_deploy.data import ArrayImages, eval_loader, training_stream
 from cpt_deploy.errors import UsageError
 from cpt_deploy.quantization import CyclingModel, QuantizedModel
 from cpt_deploy.recipe import Recipe
@@ -107,7 +107,7 @@ class Classification:
             seed=self.recipe.seed,
             batches=steps,
             workers=self.workers,
-            share=_share(ranks),
+            share=ranks.share,
             pin_memory=pin_memory,
         )
 
@@ -123,11 +123,11 @@ class Classification:
         correct = (logits.detach().argmax(1) == y).sum()
         return StepOutcome(self.loss(logits.float(), y), correct, len(y), self.step_samples)
 
-    def state(self) -> Mapping[str, Tensor]:
+    def state(self, model: CyclingModel, ranks: Ranks) -> Mapping[str, Tensor]:
         """Return nothing: batches do not depend on each other."""
         return {}
 
-    def restore(self, state: Mapping[str, Tensor], device: torch.device) -> None:
+    def restore(self, state: Mapping[str, Tensor], model: CyclingModel, device: torch.device, ranks: Ranks) -> None:
         """Restore nothing."""
 
     def evaluate(
@@ -140,7 +140,7 @@ class Classification:
             self.data.preprocessing,
             self.recipe.train.eval_batch_size,
             workers=self.workers,
-            share=_share(ranks),
+            share=ranks.share,
             pin_memory=device.type == "cuda",
         )
         return evaluate(model, batches, classes=self.classes, device=device, step=step, stop=stop, ranks=ranks)
@@ -152,7 +152,7 @@ class Classification:
     def settle(self, synchronization: Synchronization, device: torch.device, stop: Stop, ranks: Ranks) -> None:
         """Settle on training batches of the epochs after the last one; each process takes some of them."""
         batches = settling_inputs(
-            self.recipe, self.data.preprocessing, self.data.train_inputs, workers=self.workers, share=_share(ranks)
+            self.recipe, self.data.preprocessing, self.data.train_inputs, workers=self.workers, share=ranks.share
         )
         wanted = takewhile(lambda _: not stop(), batches)
         synchronization.settle(inputs.to(device, memory_format=torch.channels_last) for inputs in wanted)
@@ -178,7 +178,3 @@ class Classification:
             "classes": train.classes,
             "preprocessing": self.data.preprocessing.to_dict(),
         }
-
-
-def _share(ranks: Ranks) -> Share:
-    return Share(ranks.rank, ranks.count)

@@ -116,17 +116,17 @@ class Task(Protocol):
         """Compute the loss of a batch.
 
         Args:
-            model: What `build_model` made, or what makes a replica of it.
+            model: The `training_module` of what `build_model` made, or what makes a replica of it.
             batch: From `stream`.
             device: Where the model is.
             autocast: Whether float operations compute in bfloat16.
         """
 
-    def state(self) -> Mapping[str, Tensor]:
-        """Return what the next step needs of the one before, for the checkpoint."""
+    def state(self, model: CyclingModel, ranks: Ranks) -> Mapping[str, Tensor]:
+        """Return what the next step needs of the one before, over all processes, each of which must call this."""
 
-    def restore(self, state: Mapping[str, Tensor], device: torch.device) -> None:
-        """Go on from what `state` returned."""
+    def restore(self, state: Mapping[str, Tensor], model: CyclingModel, device: torch.device, ranks: Ranks) -> None:
+        """Go on from what `state` returned, in whatever number of processes."""
 
     def evaluate(
         self, model: CyclingModel, device: torch.device, step: int, stop: Stop, ranks: Ranks

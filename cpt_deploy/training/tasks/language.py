@@ -32,7 +32,7 @@ from cpt_deploy.quantization import (
     observing,
     prepare_language_model,
 )
-from cpt_deploy.quantization.language import State, detached
+from cpt_deploy.quantization.language import Score, State, detached
 from cpt_deploy.recipe import Recipe
 from cpt_deploy.training.files import disk_errors, write_atomically
 from cpt_deploy.training.fine_tuning import Pretrained, refuse_weights
@@ -116,9 +116,12 @@ class LanguageModelling:
         return ids if limit is None else ids[: rows * (limit * self.length + 1)]
 
     def check_processes(self, count: int) -> None:
-        """See `Task`."""
-        if count > 1:
-            raise UsageError(f"Expected one process to train a language model, but got {count}")
+        """Make sure that each process has a row of each batch, see `Task`."""
+        if self.rows < count:
+            raise UsageError(
+                f"Expected batches of at least one row of text for each process, but got {self.rows} for {count}",
+                hint="raise train.batch_size, which is that of all processes together, or start fewer processes",
+            )
 
     def build_model(self) -> QuantizedLanguageModel:
         """See `Task`."""
@@ -152,55 +155,62 @@ class LanguageModelling:
             )
 
     def stream(self, steps: range, ranks: Ranks, *, pin_memory: bool) -> Iterator[Chunk]:
-        """Yield chunks, see `Task`."""
+        """Yield chunks of this process's rows, see `Task`."""
+        rows = self.train_rows[ranks.share.of(self.rows)]
         for number in steps:
-            yield training_chunk(self.train_rows, self.length, number)
+            yield training_chunk(rows, self.length, number)
 
     def step(self, model: nn.Module, batch: Chunk, device: torch.device, *, autocast: bool) -> StepOutcome:
         """See `Task`."""
-        assert isinstance(model, QuantizedLanguageModel)
-        before = None if batch.first or not model.carries_state else self._carried
+        before = None if batch.first else self._carried
         with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
-            score = model.score(batch.tokens.to(device), batch.targets.to(device), before)
-        self._carried = detached(score.state) if model.carries_state else None
-        return StepOutcome(score.losses.float().mean(), score.hits, score.targets, score.targets)
+            score: Score = model(batch.tokens.to(device), batch.targets.to(device), before)
+        self._carried = None if score.state is None else detached(score.state)
+        whole = self.rows * batch.tokens.shape[1]
+        return StepOutcome(score.losses.float().mean(), score.hits, score.targets, whole)
 
-    def state(self) -> Mapping[str, Tensor]:
-        """Return the carried state."""
-        return {str(place): tensor for place, tensor in enumerate(self._carried or ())}
+    def state(self, model: CyclingModel, ranks: Ranks) -> Mapping[str, Tensor]:
+        """Return the carried state of all rows."""
+        assert isinstance(model, QuantizedLanguageModel)
+        if self._carried is None:
+            return {}
+        parts = ranks.collect(tuple(tensor.cpu() for tensor in self._carried))
+        return {str(place): tensor for place, tensor in enumerate(model.joined(parts))}
 
-    def restore(self, state: Mapping[str, Tensor], device: torch.device) -> None:
-        """See `Task`."""
-        self._carried = tuple(state[str(place)].to(device) for place in range(len(state))) or None
+    def restore(self, state: Mapping[str, Tensor], model: CyclingModel, device: torch.device, ranks: Ranks) -> None:
+        """Carry on the state of this process's rows."""
+        assert isinstance(model, QuantizedLanguageModel)
+        whole = tuple(state[str(place)].to(device) for place in range(len(state)))
+        self._carried = model.rows_of(whole, ranks.share.of(self.rows)) if whole else None
 
     def evaluate(
         self, model: CyclingModel, device: torch.device, step: int, stop: Stop, ranks: Ranks
     ) -> Evaluation | None:
         """Evaluate on the validation text, see `Task`."""
-        return self._evaluate("valid", model, device, step, stop)
+        return self._evaluate("valid", model, device, step, stop, ranks)
 
     def is_better(self, evaluation: Evaluation, best: Evaluation) -> bool:
         """Return whether the text is more likely."""
         return evaluation.loss < best.loss
 
     def settle(self, synchronization: Synchronization, device: torch.device, stop: Stop, ranks: Ranks) -> None:
-        """Settle on the first chunks of the training text, with carried state."""
+        """Settle on the first chunks of the training text, with carried state; each process has its rows of them."""
         model = synchronization.model
         assert isinstance(model, QuantizedLanguageModel)
         with torch.no_grad(), model.upper_bound(), observing(model):
             state: State | None = None
-            for number in range(self.recipe.train.settle_batches):
-                if stop():
-                    return
-                chunk = training_chunk(self.train_rows, self.length, number)
+            for chunk in self.stream(range(self.recipe.train.settle_batches), ranks, pin_memory=False):
+                synchronization.begin()
                 _, state = model(chunk.tokens.to(device), None if chunk.first else state)
                 state = state if model.carries_state else None
+                if synchronization.exchange_ranges(stop()):
+                    return
 
     def evaluate_settled(
         self, model: CyclingModel, device: torch.device, step: int, stop: Stop, ranks: Ranks
     ) -> Final | None:
         """Evaluate on test and validation text, see `Task`."""
-        test, valid = (self._evaluate(split, model, device, step, stop) for split in ("test", "valid"))
+        test, valid = (self._evaluate(split, model, device, step, stop, ranks) for split in ("test", "valid"))
         return None if test is None or valid is None else Final(test, valid)
 
     def describe(self) -> dict[str, Any]:
@@ -216,11 +226,12 @@ class LanguageModelling:
         return {"data": data, "classes": (), "preprocessing": {}}
 
     def _evaluate(
-        self, split: TextSplit, model: CyclingModel, device: torch.device, step: int, stop: Stop
+        self, split: TextSplit, model: CyclingModel, device: torch.device, step: int, stop: Stop, ranks: Ranks
     ) -> Evaluation | None:
         assert isinstance(model, QuantizedLanguageModel)
-        chunks = evaluation_chunks(self.ids(split), self.recipe.train.eval_batch_size, self.length, self.context)
-        return evaluate_text(model, chunks, device=device, step=step, stop=stop)
+        rows = self.recipe.train.eval_batch_size
+        chunks = evaluation_chunks(self.ids(split), rows, self.length, self.context, ranks.share)
+        return evaluate_text(model, chunks, device=device, step=step, stop=stop, ranks=ranks)
 
 
 def build_quantized_language_model(recipe: Recipe, vocabulary: int) -> QuantizedLanguageModel:

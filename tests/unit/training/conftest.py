@@ -1,11 +1,16 @@
 import csv
 import json
+import multiprocessing
 import os
+import random
 import signal
+import socket
 import sys
 
 import pytest
+import torch
 
+from cpt_deploy.errors import CptError
 from cpt_deploy.recipe import load_recipe
 from cpt_deploy.training import SilentReporter, train
 
@@ -62,6 +67,47 @@ class Recorder(SilentReporter):
 
     def finished(self, report):
         self.report = report
+
+
+def _in_processes(count, function, *arguments):
+    """Call a function in processes as torchrun would start them, and return their exit codes."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    # Forked from a process that has imported torch and done nothing else: autograd refuses to run in a fork of one that
+    # has used it on another device.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["cpt_deploy.training"])
+    processes = [
+        context.Process(target=_as_rank, args=(rank, count, port, function, arguments)) for rank in range(count)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    return [process.exitcode for process in processes]
+
+
+def _as_rank(rank, count, port, function, arguments):
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(count),
+        "LOCAL_WORLD_SIZE": str(count),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    torch.set_num_threads(1)
+    try:
+        function(rank, *arguments)
+    except CptError as error:
+        os._exit(error.exit_code)
+    os._exit(0)
+
+
+@pytest.fixture(scope="session")
+def in_processes():
+    """Calls a function, with its rank and further arguments, in processes as torchrun would start them."""
+    return _in_processes
 
 
 @pytest.fixture
@@ -138,3 +184,46 @@ def finished(recipe, outcome, tmp_path_factory):
         return known[overrides]
 
     return get
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory):
+    """Text in which each word is one of two that may follow the last one, so that its entropy is 1 bit a word."""
+    folder = tmp_path_factory.mktemp("corpus")
+    source = random.Random(0)
+    words = [f"w{number}" for number in range(8)]
+    for split, lines in (("train", 400), ("valid", 30), ("test", 30)):
+        state, text = 0, []
+        for _ in range(lines):
+            line = []
+            for _ in range(10):
+                state = (2 * state + source.randrange(2)) % 8
+                line.append(words[state])
+            text.append(" ".join(line))
+        (folder / f"{split}.txt").write_text("\n".join(text) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def language(corpus):
+    """Makes a recipe that trains a very small language model for some steps."""
+
+    def make(*overrides):
+        settings = [
+            f"data.name={corpus}",
+            "model.args={embedding: 16, hidden: 16, layers: 2, dropout: 0.1}",
+            "train.steps=40",
+            "train.epochs=null",
+            "data.text.sequence=12",
+            "train.batch_size=8",
+            "train.eval_every=20 steps",
+            "train.checkpoint_every=10 steps",
+            "train.log_every=10",
+            "train.settle_batches=4",
+            "train.device=cpu",
+            "precision.cycles=2",
+            *overrides,
+        ]
+        return load_recipe("ptb-lstm", settings)
+
+    return make

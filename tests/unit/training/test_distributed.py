@@ -1,8 +1,6 @@
 import copy
-import multiprocessing
 import os
 import signal
-import socket
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +12,7 @@ from torch import nn
 from torch.nn import functional
 
 from cpt_deploy.data import eval_loader, load_images
-from cpt_deploy.errors import CptError, UsageError
+from cpt_deploy.errors import UsageError
 from cpt_deploy.quantization import QuantizationConfig, QuantizedModel, prepare, synchronize_norms
 from cpt_deploy.quantization.noise import index_noise
 from cpt_deploy.quantization.products import has_bf16_units
@@ -24,41 +22,6 @@ from cpt_deploy.training.ranks import Ranks, choose_device, joined, launched
 
 EVERY_STEP = ("train.log_every=1",)
 FLOAT = ("precision={lower: 32, upper: 32, schedule: static, grad_lower: 32, grad_upper: 32}",)
-
-
-def in_processes(count, function, *arguments):
-    """Call a function in processes as torchrun would start them, and return their exit codes."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    # Forked from a process that has imported torch and done nothing else: autograd refuses to run in a fork of one that
-    # has used it on another device.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["cpt_deploy.training"])
-    processes = [
-        context.Process(target=_as_rank, args=(rank, count, port, function, arguments)) for rank in range(count)
-    ]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(60)
-    return [process.exitcode for process in processes]
-
-
-def _as_rank(rank, count, port, function, arguments):
-    os.environ |= {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(count),
-        "LOCAL_WORLD_SIZE": str(count),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    }
-    torch.set_num_threads(1)
-    try:
-        function(rank, *arguments)
-    except CptError as error:
-        os._exit(error.exit_code)
-    os._exit(0)
 
 
 def _train(rank, recipe, directory, resume=False, action=None):
@@ -80,7 +43,7 @@ def losses(directory):
     return np.array([float(row["loss"]) for row in read_metrics(directory / "metrics.csv") if row["loss"]])
 
 
-def test_in_float_two_processes_are_one(recipe, tmp_path):
+def test_in_float_two_processes_are_one(in_processes, recipe, tmp_path):
     mine = recipe(*EVERY_STEP, *FLOAT, "train.batch_size=129")  # parts of 64 and 65
 
     assert in_processes(2, _train, mine, tmp_path / "two") == [0, 0]
@@ -92,7 +55,7 @@ def test_in_float_two_processes_are_one(recipe, tmp_path):
         assert torch.allclose(two[name], tensor, rtol=1e-3, atol=1e-4), name
 
 
-def test_quantized_loss_curve_is_that_of_one_process_within_the_bound(recipe, tmp_path):
+def test_quantized_loss_curve_is_that_of_one_process_within_the_bound(in_processes, recipe, tmp_path):
     mine = recipe(*EVERY_STEP)
 
     assert in_processes(2, _train, mine, tmp_path / "two") == [0, 0]
@@ -122,7 +85,7 @@ def _train_and_tell(rank, recipe, directory):
             train(recipe, directory)
 
 
-def test_processes_agree_on_bits_that_follow_the_loss(recipe, tmp_path):
+def test_processes_agree_on_bits_that_follow_the_loss(in_processes, recipe, tmp_path):
     progressive = recipe(
         "train.epochs=1",
         "precision.schedule=progressive",
@@ -138,7 +101,7 @@ def test_processes_agree_on_bits_that_follow_the_loss(recipe, tmp_path):
 
 
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
-def test_run_goes_on_with_another_number_of_processes(recipe, tmp_path, before, after):
+def test_run_goes_on_with_another_number_of_processes(in_processes, recipe, tmp_path, before, after):
     mine = recipe(*EVERY_STEP, *FLOAT)
     train(mine, tmp_path / "whole")
 
@@ -150,14 +113,14 @@ def test_run_goes_on_with_another_number_of_processes(recipe, tmp_path, before, 
     assert np.abs(losses(tmp_path / "parts") - losses(tmp_path / "whole")).max() < 1e-4
 
 
-def test_divergence_ends_all_processes(recipe, tmp_path):
+def test_divergence_ends_all_processes(in_processes, recipe, tmp_path):
     mine = recipe("optimizer.lr=1e30", "lr.name=constant", "lr.warmup_steps=0")
 
     assert in_processes(2, _train, mine, tmp_path / "run") == [1, 1]
     assert (tmp_path / "run" / "curves.png").is_file()
 
 
-def test_mistakes_of_one_process_end_all(recipe, tmp_path):
+def test_mistakes_of_one_process_end_all(in_processes, recipe, tmp_path):
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "file").touch()
 
@@ -195,7 +158,7 @@ def _compare_norms(rank, folder):
     Path(folder, f"passed-{rank}").touch()
 
 
-def test_norm_over_processes_is_the_norm_of_the_whole_batch(tmp_path):
+def test_norm_over_processes_is_the_norm_of_the_whole_batch(in_processes, tmp_path):
     in_processes(2, _compare_norms, tmp_path)
 
     assert {path.name for path in tmp_path.iterdir()} == {"passed-0", "passed-1"}
@@ -243,7 +206,7 @@ def _compare_paths(rank, folder, compute):
 
 
 @pytest.mark.parametrize("compute", ["float32", "bf16"])
-def test_on_codes_a_step_of_two_processes_is_that_of_their_modules_and_that_of_one(tmp_path, compute):
+def test_on_codes_a_step_of_two_processes_is_that_of_their_modules_and_that_of_one(in_processes, tmp_path, compute):
     if compute == "bf16" and not has_bf16_units():
         pytest.skip("this processor has no bfloat16 units")
 

@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import random
 import signal
 
 import pytest
@@ -12,8 +11,6 @@ from cpt_deploy.errors import CheckpointError, RunInterruptedError, UsageError
 from cpt_deploy.precision import relative_cost
 from cpt_deploy.recipe import load_recipe
 from cpt_deploy.training import SilentReporter, load_language_model, load_run, plan_run, range_test, train
-
-STEPS = 40
 
 
 class Stopper(SilentReporter):
@@ -25,49 +22,6 @@ class Stopper(SilentReporter):
     def step(self, progress):
         if progress.step == self.at:
             os.kill(os.getpid(), signal.SIGINT)
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    """Text in which each word is one of two that may follow the last one, so that its entropy is 1 bit a word."""
-    folder = tmp_path_factory.mktemp("corpus")
-    source = random.Random(0)
-    words = [f"w{number}" for number in range(8)]
-    for split, lines in (("train", 400), ("valid", 30), ("test", 30)):
-        state, text = 0, []
-        for _ in range(lines):
-            line = []
-            for _ in range(10):
-                state = (2 * state + source.randrange(2)) % 8
-                line.append(words[state])
-            text.append(" ".join(line))
-        (folder / f"{split}.txt").write_text("\n".join(text) + "\n")
-    return folder
-
-
-@pytest.fixture
-def language(corpus):
-    """Makes a recipe that trains a very small language model for some steps."""
-
-    def make(*overrides):
-        settings = [
-            f"data.name={corpus}",
-            "model.args={embedding: 16, hidden: 16, layers: 2, dropout: 0.1}",
-            f"train.steps={STEPS}",
-            "train.epochs=null",
-            "data.text.sequence=12",
-            "train.batch_size=8",
-            "train.eval_every=20 steps",
-            "train.checkpoint_every=10 steps",
-            "train.log_every=10",
-            "train.settle_batches=4",
-            "train.device=cpu",
-            "precision.cycles=2",
-            *overrides,
-        ]
-        return load_recipe("ptb-lstm", settings)
-
-    return make
 
 
 def test_a_run_learns_and_is_read_back(language, tmp_path, outcome):
