@@ -7,6 +7,8 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
 
+_FEW = 128
+
 
 @dataclass(frozen=True, slots=True)
 class SamplingOptions:
@@ -72,19 +74,32 @@ class Sampler:
 
 
 def candidates(log_probabilities: Floats, options: SamplingOptions) -> tuple[npt.NDArray[np.intp], Floats]:
-    """Return the tokens that may be drawn, best first, and their probabilities, which sum to 1.
+    """Return the tokens that may be drawn and their probabilities, which sum to 1; best first where they are limited.
 
     Args:
         log_probabilities: Of all tokens, float64 (V).
         options: Temperature above 0, and what limits the choice.
     """
-    count = options.top_k or len(log_probabilities)
-    tokens = most_probable(log_probabilities, count)
-    scaled = log_probabilities[tokens] / options.temperature
-    weights = np.exp(scaled - scaled[0])
+    weights = np.exp((log_probabilities - log_probabilities.max()) / options.temperature)
+    if options.top_k:
+        tokens = most_probable(log_probabilities, options.top_k)
+        return _nucleus(tokens, weights[tokens] / weights[tokens].sum(), options.top_p)
     probabilities = weights / weights.sum()
-    if options.top_p < 1:
+    if options.top_p == 1:
+        return np.arange(len(probabilities)), probabilities
+    # Sorting a large vocabulary takes longer than a small model does, and the tokens wanted are mostly few.
+    count = _FEW
+    while True:
+        tokens = most_probable(log_probabilities, count)
+        if count >= len(probabilities) or probabilities[tokens].cumsum()[-1] >= options.top_p:
+            return _nucleus(tokens, probabilities[tokens], options.top_p)
+        count *= 8
+
+
+def _nucleus(tokens: npt.NDArray[np.intp], probabilities: Floats, top_p: float) -> tuple[npt.NDArray[np.intp], Floats]:
+    """Return the first tokens that together have the probability `top_p`, and probabilities that sum to 1."""
+    if top_p < 1:
         # The token with which the sum reaches top_p belongs to them.
-        kept = int(np.searchsorted(probabilities.cumsum(), options.top_p, side="left")) + 1
+        kept = int(np.searchsorted(probabilities.cumsum(), top_p, side="left")) + 1
         tokens, probabilities = tokens[:kept], probabilities[:kept] / probabilities[:kept].sum()
     return tokens, probabilities
