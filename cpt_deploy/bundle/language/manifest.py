@@ -1,6 +1,6 @@
 """What a bundle says of its language model: tensors that carry the state, and the context."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -88,6 +88,18 @@ class LanguageManifest:
     def initial_state(self, batch: int) -> dict[str, npt.NDArray[Any]]:
         """Return the state before the first token, by the names of the inputs."""
         return {state.input: state.initial(batch) for state in self.states}
+
+    def joined(self, states: Sequence[Mapping[str, npt.NDArray[Any]]]) -> dict[str, npt.NDArray[Any]]:
+        """Return the state of the sequences of several calls that have seen equally many tokens, in their order."""
+        return {
+            entry.input: np.concatenate([state[entry.input] for state in states], entry.shape.index(BATCH))
+            for entry in self.states
+        }
+
+    def rows_of(self, state: Mapping[str, npt.NDArray[Any]], rows: slice) -> dict[str, npt.NDArray[Any]]:
+        """Return a copy of the state of some of the sequences."""
+        places = ((entry.input, (slice(None),) * entry.shape.index(BATCH) + (rows,)) for entry in self.states)
+        return {name: state[name][place].copy() for name, place in places}
 
     def past_of(self, state: Mapping[str, npt.NDArray[Any]]) -> int:
         """Return how many tokens a state has seen, by the caches that grow with them; 0 where none does."""

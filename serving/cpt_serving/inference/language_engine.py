@@ -1,4 +1,4 @@
-"""One language model behind the routes: each text a chain of calls, whose turns those of other texts come between."""
+"""One language model behind the routes: each text a chain of calls that take turns with those of other texts."""
 
 import asyncio
 import functools
@@ -12,13 +12,14 @@ import numpy as np
 import numpy.typing as npt
 from anyio import CapacityLimiter
 
-from cpt_deploy.bundle.language import LanguageBundle, LanguageModel, State
+from cpt_deploy.bundle.language import LanguageBundle, State
 from cpt_serving.inference.batching import CANCELLED, DEADLINE, ERROR, QUEUE_FULL
 from cpt_serving.inference.compute import ComputeThreads
 from cpt_serving.inference.generation_observers import GenerationObserver
 from cpt_serving.inference.lifecycle import ModelEngine, unavailable
 from cpt_serving.inference.loading import load_language_model
 from cpt_serving.inference.observers import InferenceObserver
+from cpt_serving.inference.turns import Turns
 from cpt_serving.settings import ServeSettings
 from cpt_serving.web.errors import RequestError, bad_request
 from cpt_serving.web.records import current_record
@@ -62,7 +63,7 @@ class LanguageEngine(ModelEngine):
         self._threads = threads
         self._decoders = decoders
         self._observer = observer
-        self._model: LanguageModel | None = None
+        self._turns: Turns | None = None
         self._active = 0
 
     @property
@@ -87,7 +88,13 @@ class LanguageEngine(ModelEngine):
         Raises:
             CptError: As `load_language_model` says.
         """
-        self._model = load_language_model(self.bundle, self._settings)
+        self._turns = Turns(
+            load_language_model(self.bundle, self._settings),
+            self._threads,
+            self._observer,
+            max_rows=self._settings.max_batch,
+            max_logits=_LOGITS_AT_ONCE,
+        )
         self.loaded()
 
     @asynccontextmanager
@@ -97,7 +104,7 @@ class LanguageEngine(ModelEngine):
         Raises:
             RequestError: 503 if the model is not loaded, 429 if all places are taken.
         """
-        if self._model is None:
+        if self._turns is None:
             raise unavailable(self.status)
         if self._active >= self._settings.generations:
             self._observer.request_failed(QUEUE_FULL, 0.0)
@@ -167,7 +174,7 @@ class LanguageEngine(ModelEngine):
     async def run(
         self, tokens: npt.NDArray[np.int64], state: State | None, deadline: float | None
     ) -> tuple[Logits, State]:
-        """Compute one call of the model, when its turn has come.
+        """Compute one call of the model when its turn has come, together with others of the same shape.
 
         Args:
             tokens: int64 (N, T).
@@ -177,54 +184,14 @@ class LanguageEngine(ModelEngine):
         Raises:
             RequestError: 503 if the model is not loaded, 504 if the deadline passed.
         """
-        model = self._model
-        if model is None:
+        if self._turns is None:
             raise unavailable(self.status)
-
-        def compute() -> tuple[Logits, State, float]:
-            started = time.perf_counter()
-            logits, after = model.run(tokens, state)
-            return logits, after, time.perf_counter() - started
-
         try:
             async with asyncio.timeout(None if deadline is None else max(0.0, deadline - time.monotonic())):
-                logits, after, seconds = await _in_turn(self._threads, compute)
+                return await self._turns.call(tokens, state)
         except TimeoutError as error:
             raise RequestError(504, "Expected an answer before the request's deadline, but it passed") from error
-        self._observer.batch_finished(len(tokens), seconds)
-        return logits, after
 
     def _change(self, by: int) -> None:
         self._active += by
         self.texts.texts_changed(self._active)
-
-
-async def _in_turn(threads: ComputeThreads, function: Callable[[], T]) -> T:
-    """Run a function in one of the compute threads, after those that were offered before it.
-
-    Whoever stops waiting before its turn has come costs nothing.
-    """
-    loop = asyncio.get_running_loop()
-    answer: asyncio.Future[T] = loop.create_future()
-
-    def settle(outcome: T | None, error: Exception | None) -> None:
-        if answer.done():
-            return
-        if error is not None:
-            answer.set_exception(error)
-        else:
-            answer.set_result(outcome)  # type: ignore[arg-type]
-
-    def job() -> None:
-        if answer.cancelled():
-            return
-        try:
-            outcome = function()
-        except Exception as error:
-            # Whatever goes wrong inside of the model belongs to the request that asked for it.
-            loop.call_soon_threadsafe(settle, None, error)
-        else:
-            loop.call_soon_threadsafe(settle, outcome, None)
-
-    threads.offer(job)
-    return await answer

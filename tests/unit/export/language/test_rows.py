@@ -1,0 +1,38 @@
+"""A row of a batch is what it is alone, bit by bit: what lets a server compute texts together."""
+
+import numpy as np
+import pytest
+import torch
+
+from cpt_deploy.bundle.language import LanguageModel
+from cpt_deploy.export.language.kinds import language_manifest, write_language_onnx
+from cpt_deploy.freezing.language import freeze_language_model
+from cpt_deploy.models.language import build_language_model
+from cpt_deploy.quantization import QuantizationConfig, observing, prepare_language_model
+
+MODELS = {
+    "lstm-lm": {"embedding": 48, "hidden": 40, "layers": 2},
+    "transformer-lm": {"features": 48, "heads": 4, "layers": 2, "inner": 96, "context": 64},
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_rows_do_not_depend_on_each_other(name):
+    torch.manual_seed(0)
+    model = prepare_language_model(build_language_model(name, 300, **MODELS[name]), QuantizationConfig())
+    with torch.no_grad(), observing(model):
+        model(torch.randint(0, 300, (4, 30)))
+    frozen = freeze_language_model(model.eval())
+    manifest = language_manifest(frozen)
+    runtime = LanguageModel(write_language_onnx(frozen), manifest)
+    tokens = np.random.default_rng(0).integers(0, 300, (11, 20))
+    _, state = runtime.run(tokens[:, :19])
+    logits, after = runtime.run(tokens[:, 19:], state)
+    joined = manifest.joined([manifest.rows_of(state, slice(start, start + 1)) for start in range(11)])
+    assert all(np.array_equal(joined[key], state[key]) for key in state)
+    for row in range(11):
+        rows = slice(row, row + 1)
+        alone, alone_after = runtime.run(tokens[rows, 19:], manifest.rows_of(state, rows))
+        assert np.array_equal(alone, logits[rows])
+        expected = manifest.rows_of(after, rows)
+        assert all(np.array_equal(alone_after[key], expected[key]) for key in expected)
