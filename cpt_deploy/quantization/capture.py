@@ -105,7 +105,9 @@ def _export(model: nn.Module, example: Tensor, name: str) -> fx.GraphModule:
     except Exception as error:
         raise ConversionError(
             f"Expected a model whose graph can be traced, but capturing {name} failed: {_reason(error)}",
-            hint="control flow that depends on tensor values must go, and the batch size must be free",
+            hint="the result must be a tensor and nothing beside it; of transformers' models: config.use_cache=False"
+            if "not a known type" in str(error)
+            else "control flow that depends on tensor values must go, and the batch size must be free",
         ) from error
     module: fx.GraphModule = program.module(check_guards=False)
     return module
@@ -115,7 +117,7 @@ def _reason(error: Exception) -> str:
     if isinstance(error, GuardOnDataDependentSymNode):
         return "its control flow depends on values of tensors"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+    return lines[0].partition(". ")[0] if lines else type(error).__name__
 
 
 def _graph_module(model: nn.Module, program: fx.GraphModule) -> fx.GraphModule:

@@ -9,28 +9,32 @@ from torch import nn
 def taken_apart(model: nn.Module) -> nn.Module:
     """Return a copy of a model in which such modules are what they compute, one operation a module of torch.
 
-    They are timm's, and their parameters and buffers stay the same: `BatchNormAct2d`, a BatchNorm with dropout and an
-    activation behind it, becomes a Sequential of `norm`, `drop` and `act`; `Linear`, whose weight is cast in scripts,
-    becomes torch's.
+    Of timm, whose parameters and buffers stay the same: `BatchNormAct2d`, a BatchNorm with dropout and an activation
+    behind it, becomes a Sequential of `norm`, `drop` and `act`; `Linear`, whose weight is cast in scripts, becomes
+    torch's. Of transformers: `Conv1D`, GPT-2's Linear, whose weight lies the other way round, becomes torch's Linear.
     """
     model = copy.deepcopy(model)
     for name, module in list(model.named_modules()):
-        if name and isinstance(module, nn.BatchNorm2d) and _is_timms(module, "BatchNormAct2d"):
+        if name and isinstance(module, nn.BatchNorm2d) and _is(module, "timm", "BatchNormAct2d"):
             model.set_submodule(name, _sequential(module))
-        elif name and isinstance(module, nn.Linear) and _is_timms(module, "Linear"):
-            model.set_submodule(name, _linear(module))
+        elif name and isinstance(module, nn.Linear) and _is(module, "timm", "Linear"):
+            model.set_submodule(name, _linear(module.weight, module.bias).train(module.training))
+        elif name and _is(module, "transformers", "Conv1D"):
+            weight = nn.Parameter(module.get_parameter("weight").detach().t().contiguous())
+            model.set_submodule(name, _linear(weight, module.get_parameter("bias")).train(module.training))
     return model
 
 
-def _is_timms(module: nn.Module, name: str) -> bool:
+def _is(module: nn.Module, library: str, name: str) -> bool:
     kind = type(module)
-    return kind.__name__ == name and kind.__module__.partition(".")[0] == "timm"
+    return kind.__name__ == name and kind.__module__.partition(".")[0] == library
 
 
-def _linear(module: nn.Linear) -> nn.Linear:
-    linear = nn.Linear(module.in_features, module.out_features, bias=module.bias is not None, device="meta")
-    linear.weight, linear.bias = module.weight, module.bias
-    return linear.train(module.training)
+def _linear(weight: nn.Parameter, bias: nn.Parameter | None) -> nn.Linear:
+    outputs, inputs = weight.shape
+    linear = nn.Linear(inputs, outputs, bias=bias is not None, device="meta")
+    linear.weight, linear.bias = weight, bias  # type: ignore[assignment]
+    return linear
 
 
 def _sequential(module: nn.BatchNorm2d) -> nn.Sequential:

@@ -8,7 +8,7 @@ import operator
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from operator import attrgetter
-from typing import Any, TypeGuard
+from typing import Any, NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor, fx, nn
@@ -46,6 +46,14 @@ class _Step:
     run: Callable[..., Any]
     inputs: tuple[str, ...]
     finished: list[str] = field(default_factory=list)
+
+
+class _Segment(NamedTuple):
+    """Nodes that are one operation on codes: what runs, which they are but the quantizer at the end, what it reads."""
+
+    run: Callable[..., Coded]
+    inside: list[fx.Node]
+    inputs: list[fx.Node]
 
 
 class TrainingProgram:
@@ -103,7 +111,7 @@ class _Builder:
     def build(self) -> tuple[list[_Step], str, str]:
         nodes = list(self.network.graph.nodes)
         segments = {node: segment for node in nodes if (segment := self._segment(node)) is not None}
-        inside = {inner for segment in segments.values() for inner in segment[1]}
+        inside = {inner for segment in segments.values() for inner in segment.inside}
         given = output = ""
         for node in nodes:
             if node.op == "placeholder":
@@ -112,8 +120,8 @@ class _Builder:
             elif node.op == "output":
                 output = self._real(node.args[0])
             elif node in segments:
-                run, _, inputs = segments[node]
-                self._add(_coded(node), run, *(self._codes(source) for source in inputs))
+                segment = segments[node]
+                self._add(_coded(node), segment.run, *(self._codes(source) for source in segment.inputs))
             elif self.kinds.get(node) is Kind.EDGE:
                 self._quantizer(node)
             elif node not in inside:
@@ -167,8 +175,15 @@ class _Builder:
 
     # --- operations -----------------------------------------------------------------------------------------------
 
-    def _segment(self, edge: fx.Node) -> tuple[Callable[..., Coded], list[fx.Node], list[fx.Node]] | None:
-        """Return the segment that ends with an edge's quantizer: what runs, the nodes within, the nodes it reads."""
+    def _segment(self, edge: fx.Node) -> _Segment | None:
+        """Return the segment that ends with an edge's quantizer, unless its nodes are read by others too.
+
+        A residual sum in float, for one, reads a layer's real output beside the quantizer of the next layer.
+        """
+        segment = self._ending_with(edge)
+        return segment if segment is not None and all(len(node.users) == 1 for node in segment.inside) else None
+
+    def _ending_with(self, edge: fx.Node) -> _Segment | None:
         quantizer = self._module(edge)
         if not isinstance(quantizer, EdgeQuantizer):
             return None
@@ -179,7 +194,7 @@ class _Builder:
             node = node.all_input_nodes[0]
         if node.target in _ADDITIONS and self._are_quantized(node.args) and not node.kwargs:
             add = AddSegment(clamp, quantizer)
-            return (lambda a, b: add(a, b, self.engine)), [*inside, node], list(node.all_input_nodes)
+            return _Segment(lambda a, b: add(a, b, self.engine), [*inside, node], list(node.all_input_nodes))
         if self.kinds.get(node) is Kind.NORM:
             norm = self._module(node)
             if not _is_ordinary(norm):
@@ -190,7 +205,7 @@ class _Builder:
         if not _has_products(layer) or self._grid_of(node.all_input_nodes[0]) is None:
             return None
         whole = LayerSegment(layer, norm, clamp, quantizer)  # type: ignore[arg-type]
-        return (lambda x: whole(x, self.engine)), [*inside, node], list(node.all_input_nodes)
+        return _Segment(lambda x: whole(x, self.engine), [*inside, node], list(node.all_input_nodes))
 
     def _are_quantized(self, nodes: Any) -> bool:
         """Return whether two different nodes, of one shape, are quantizers."""

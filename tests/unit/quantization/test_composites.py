@@ -1,4 +1,4 @@
-"""Modules of timm that are several operations in one: the same numbers when taken apart, and integers in the end."""
+"""Modules of other libraries put as torch's own: the same numbers, and integers in the end."""
 
 import pytest
 import torch
@@ -7,11 +7,14 @@ from torch import nn
 from cpt_deploy.quantization import QuantizationConfig, prepare
 from cpt_deploy.quantization.composites import taken_apart
 
-layers = pytest.importorskip("timm.layers", reason="needs timm: pip install 'cpt-deploy[timm]'")
+
+@pytest.fixture
+def layers():
+    return pytest.importorskip("timm.layers", reason="needs timm: pip install 'cpt-deploy[timm]'")
 
 
 @pytest.fixture
-def network():
+def network(layers):
     torch.manual_seed(0)
     norm = layers.BatchNormAct2d(4, act_layer=nn.ReLU)
     nn.init.uniform_(norm.weight, 0.5, 2.0)
@@ -32,7 +35,7 @@ def test_it_computes_the_same_and_moves_the_same_averages(network, training):
     assert apart[1].norm.weight.requires_grad
 
 
-def test_the_network_itself_stays_as_it_was(network):
+def test_the_network_itself_stays_as_it_was(network, layers):
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     apart = taken_apart(network)
     nn.init.zeros_(apart[1].norm.weight)
@@ -46,7 +49,7 @@ def test_it_becomes_part_of_the_layer_before_it(network):
     assert len(dict(prepared.edges())) == 4  # input, layer with norm and ReLU, mean, logits
 
 
-def test_its_linear_layer_is_one_of_the_prepared_model(network):
+def test_its_linear_layer_is_one_of_the_prepared_model(network, layers):
     network[4] = layers.Linear(4, 2)
     network[4].bias.requires_grad_(requires_grad=False)
     x = torch.randn(5, 3, 8, 8)
@@ -55,3 +58,16 @@ def test_its_linear_layer_is_one_of_the_prepared_model(network):
     assert type(apart[4]) is nn.Linear
     assert not apart[4].bias.requires_grad
     assert [layer.name for layer in prepare(network, QuantizationConfig(), (3, 8, 8)).layers()] == ["0", "4"]
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_gpt2s_linear_layer_is_torchs(training):
+    transformers = pytest.importorskip("transformers.pytorch_utils", reason="needs transformers")
+    torch.manual_seed(0)
+    network = nn.Sequential(transformers.Conv1D(6, 4), nn.ReLU(), nn.Linear(6, 2)).train(training)
+    nn.init.normal_(network[0].bias)
+    apart, x = taken_apart(network), torch.randn(5, 4)
+    torch.testing.assert_close(apart(x), network(x))
+    assert type(apart[0]) is nn.Linear
+    assert apart[0].training is training
+    assert [layer.name for layer in prepare(network, QuantizationConfig(), (4,)).layers()] == ["0", "2"]

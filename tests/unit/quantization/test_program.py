@@ -143,6 +143,33 @@ def test_every_kind_of_operation_runs_and_gives_a_similar_result(path: Compute) 
             assert functional.cosine_similarity(found[name].flatten(), gradient.flatten(), dim=0) > 0.9, name
 
 
+class Residual(nn.Module):
+    """A Linear whose output another Linear and a sum in float read, as an embedding's projection in a Transformer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.project, self.inner, self.norm, self.fc = (
+            nn.Linear(6, 8),
+            nn.Linear(8, 8),
+            nn.LayerNorm(8),
+            nn.Linear(8, 4),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.project(x)
+        return self.fc(self.norm(x + self.inner(x)))
+
+
+def test_a_layer_that_others_read_in_float_gives_what_its_modules_give(path: Compute) -> None:
+    torch.manual_seed(0)
+    coded, modules = both(prepared(Residual(), (6,)), path)
+    x = torch.randn(32, 6)
+    (logits, gradients_of_codes), (expected, gradients_of_modules) = step(coded, x), step(modules, x)
+    assert torch.allclose(logits, expected, atol=0.05)
+    for name, gradient in gradients_of_modules.items():
+        assert (gradients_of_codes[name] - gradient).norm() < 0.1 * gradient.norm(), name
+
+
 @functools.cache
 def draws(compute: Compute, count: int = 150) -> Tensor:
     """Gradients of one weight at 4 bits, with as many seeds of the noise."""
