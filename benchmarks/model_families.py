@@ -128,7 +128,7 @@ def other_networks() -> list[Network]:
         text_network("Roberta", pad_token_id=0, **small),
         text_network("Albert", embedding_size=32, **small),
         text_network("Electra", embedding_size=32, **small),
-        text_network("GPT2", n_embd=64, n_layer=2, n_head=2, pad_token_id=0),
+        text_network("GPT2", n_embd=64, n_layer=2, n_head=2, pad_token_id=0, use_cache=False),
     ]
 
 
