@@ -1,5 +1,6 @@
 """What an export says on the terminal of the bundle that it wrote."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from cpt_cli import formats
@@ -7,6 +8,13 @@ from cpt_cli.output import out
 
 if TYPE_CHECKING:
     from cpt_deploy.bundle import Bundle, GoldenCheck
+    from cpt_deploy.bundle.opened import OpenedBundle
+
+_COSTS = {
+    "divergence": "divergence of the class probabilities in nats on {sensitivity_images:,} training images",
+    "loss_rise": "rise of the loss in nats a token on {sensitivity_tokens:,} tokens of validation text",
+}
+"""What a bundle calls the costs of fewer bits in one layer alone, in words."""
 
 
 def show_export(bundle: "Bundle") -> "GoldenCheck":
@@ -19,13 +27,11 @@ def show_export(bundle: "Bundle") -> "GoldenCheck":
     sizes = files_bytes(bundle)
     facts = bundle.facts
     if "mixed_precision" in facts:
-        _show_mixed_precision(facts["mixed_precision"])
+        show_mixed_precision(facts["mixed_precision"])
     out.fields(
         f"Exported {bundle.name}"
         + (", calibrated only," if bundle.calibrated else "")
-        + f" with weights of {facts['weight_bits']} bits"
-        + (" on average" if "mixed_precision" in facts else "")
-        + f", activations of {facts['activation_bits']}"
+        + weights_in_words(facts)
         + (", symmetric" if "activations" in facts else ""),
         {
             "bundle": formats.path(bundle.path),
@@ -39,9 +45,19 @@ def show_export(bundle: "Bundle") -> "GoldenCheck":
     return check
 
 
-def _show_mixed_precision(chosen: dict[str, Any]) -> None:
-    """Print the bits that each layer got, and what fewer bits in it alone do to the class probabilities."""
-    widths = sorted({int(bits) for layer in chosen["layers"] for bits in layer["divergence"]})
+def weights_in_words(facts: Mapping[str, Any]) -> str:
+    """Return what stands behind the name of an exported model: its bits."""
+    return (
+        f" with weights of {facts['weight_bits']} bits"
+        + (" on average" if "mixed_precision" in facts else "")
+        + f", activations of {facts['activation_bits']}"
+    )
+
+
+def show_mixed_precision(chosen: Mapping[str, Any]) -> None:
+    """Print the bits that each layer got, and what fewer bits in it alone cost."""
+    cost = next(name for name in _COSTS if all(name in layer for layer in chosen["layers"]))
+    widths = sorted({int(bits) for layer in chosen["layers"] for bits in layer[cost]})
     out.table(
         ("layer", "weights", "bits", *(f"at {bits} bits" for bits in widths)),
         [
@@ -49,15 +65,15 @@ def _show_mixed_precision(chosen: dict[str, Any]) -> None:
                 layer["layer"],
                 f"{layer['weights']:,}",
                 layer["bits"],
-                *(f"{layer['divergence'][str(bits)]:.2g}" for bits in widths),
+                *(f"{layer[cost][str(bits)]:.2g}" for bits in widths),
             )
             for layer in chosen["layers"]
         ],
-        title=f"Weights at {formats.share(chosen['size_of_8_bits'], 1)} of their size at 8 bits; divergence of the "
-        f"class probabilities in nats on {chosen['sensitivity_images']} training images",
+        title=f"Weights at {formats.share(chosen['size_of_8_bits'], 1)} of their size at 8 bits; "
+        + _COSTS[cost].format_map(chosen),
     )
 
 
-def files_bytes(bundle: "Bundle") -> dict[str, int]:
+def files_bytes(bundle: "OpenedBundle") -> dict[str, int]:
     """Return the size of each file of a bundle by its name."""
     return {path.name: path.stat().st_size for path in sorted(bundle.path.iterdir())}

@@ -5,15 +5,17 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from cpt_cli.output import out
+from cpt_deploy.errors import ValidationFailedError
 
 if TYPE_CHECKING:
-    from cpt_deploy.quantization import QuantizedModel, WeightBits
+    from cpt_deploy.bundle.opened import OpenedBundle
+    from cpt_deploy.quantization import QuantizedLanguageModel, QuantizedModel, WeightBits
     from cpt_deploy.validation import LayerSaturation, Portability
 
 WITHOUT_VNNI = "on x86 processors without VNNI"
 
 
-def restricted_codes(model: "QuantizedModel", weight_bits: "WeightBits") -> dict[str, Any]:
+def restricted_codes(model: "QuantizedModel | QuantizedLanguageModel", weight_bits: "WeightBits") -> dict[str, Any]:
     """Say which layers of a portable model lose range.
 
     Args:
@@ -33,6 +35,25 @@ def restricted_codes(model: "QuantizedModel", weight_bits: "WeightBits") -> dict
             f"the smallest is ±{min(layer.least_levels for layer in reduced)} instead of ±127"
         )
     return {"portable": True, "reduced_layers": [asdict(layer) for layer in reduced]}
+
+
+def show_portability(bundle: "OpenedBundle") -> dict[str, bool]:
+    """Print of a portable bundle that it cannot saturate, which its codes alone tell.
+
+    Raises:
+        ValidationFailedError: If it can.
+    """
+    from cpt_deploy.validation import bundle_portability, bundle_saturation
+
+    portability = bundle_portability(bundle)
+    if portability is None:
+        return {}
+    layers = bundle_saturation(bundle)
+    line = f"{WITHOUT_VNNI}: {saturation_line(layers, portability)}"
+    if any(layer.possible for layer in layers):
+        raise ValidationFailedError(f"Expected a portable bundle to saturate nowhere, but {line}")
+    out.line(line)
+    return {"saturation_possible": False}
 
 
 def saturation_line(

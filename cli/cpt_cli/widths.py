@@ -1,15 +1,17 @@
 """At which bits a run is exported: checked against those that it trained at, or chosen by layer within a budget."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from cpt_cli.output import out
+from cpt_cli.output import Bar, out
 from cpt_deploy.errors import UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from cpt_deploy.quantization import LayerSensitivity
     from cpt_deploy.training import TrainedLanguageModel, TrainedRun
 
     TrainingInputs = Callable[[TrainedRun], Iterator[Tensor]]
@@ -34,6 +36,16 @@ class Widths:
     activations: int
     name: str
     facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def are(self, bits: int) -> bool:
+        """Return whether weights and activations all have these bits."""
+        return self.weights == bits == self.activations
+
+    def describe(self, upper: int) -> str:
+        """Return them in words; activations at the upper bound go without saying."""
+        weights = f"{self.weights} bits" if isinstance(self.weights, int) else "bits by layer"
+        activations = "" if self.activations == upper else f", activations at {self.activations} bits,"
+        return f"weights at {weights}{activations}"
 
 
 def bits_trained_at(run: "TrainedRun | TrainedLanguageModel") -> list[int]:
@@ -61,53 +73,93 @@ def given_widths(
     return Widths(weights, activations, folder_name(f"{weights}bit", activations, upper))
 
 
+@dataclass(frozen=True)
+class Sensitivity:
+    """What fewer bits do to the layers of a run.
+
+    Args:
+        layers: Of each cycling layer.
+        cost: What the bundle calls their costs.
+        facts: What it says of the samples that they were measured on.
+    """
+
+    layers: "Sequence[LayerSensitivity]"
+    cost: str
+    facts: Mapping[str, Any]
+
+
 def budgeted_widths(
-    run: "TrainedRun", budget: float, activation_bits: int | None, inputs: "TrainingInputs", *, force: bool
+    run: "TrainedRun | TrainedLanguageModel",
+    budget: float,
+    activation_bits: int | None,
+    measure: Callable[[Sequence[int], int], Sensitivity],
+    *,
+    force: bool,
 ) -> Widths:
     """Choose bits for each layer by its measured sensitivity, so that all weights stay within a budget.
 
     Args:
-        run: The run; its model is settled at the activations' bits.
+        run: The run.
         budget: Most size of all weights, as a fraction of their size at 8 bits.
         activation_bits: Bits of the cycling activations; the upper bound if None.
-        inputs: Yields training batches.
+        measure: Measures sensitivity, given the bits to try and those of the activations.
         force: Whether activations may have bits that the run never trained at.
 
     Raises:
         UsageError: If the budget cannot be met with the bits that the run trained at.
     """
-    from cpt_deploy.quantization import allocate_bits, measure_sensitivity
+    from cpt_deploy.quantization import allocate_bits
 
-    model, upper = run.model, min(run.recipe.precision.upper, MOST_BITS)
+    upper = min(run.recipe.precision.upper, MOST_BITS)
     activations = activation_bits or upper
     _check_trained_at(run, activations, force=force)
-    candidates = [bits for bits in bits_trained_at(run) if bits <= MOST_BITS]
-    held = sum(layer.weights for layer in model.layers() if layer.role == "hold")
-    cycling = [layer for layer in model.layers() if layer.role != "hold"]
-    settle_at(run, Widths(upper, activations, ""), inputs)
-    batches = _first_batches(inputs(run))
-    images = sum(len(batch) for batch in batches)
-    with out.bar("measuring sensitivity", len(cycling)) as bar:
-        layers = measure_sensitivity(model, batches, candidates, activation_bits=activations, progress=bar.advance)
-    bits = allocate_bits(layers, budget=budget, held_weights=held, upper=upper)
-    total = sum(layer.weights for layer in model.layers())
-    size = (upper * held + sum(bits[layer.name] * layer.weights for layer in layers)) / (MOST_BITS * total)
+    measured = measure([bits for bits in bits_trained_at(run) if bits <= MOST_BITS], activations)
+    total = sum(layer.weights for layer in run.model.layers())
+    held = total - sum(layer.weights for layer in measured.layers)
+    bits = allocate_bits(measured.layers, budget=budget, held_weights=held, upper=upper)
+    size = (upper * held + sum(bits[layer.name] * layer.weights for layer in measured.layers)) / (MOST_BITS * total)
     facts = {
         "budget": budget,
         "size_of_8_bits": round(size, 4),
-        "sensitivity_images": images,
+        **measured.facts,
         "layers": [
             {
                 "layer": layer.name,
                 "weights": layer.weights,
                 "bits": bits[layer.name],
-                "divergence": {str(candidate): round(value, 8) for candidate, value in layer.divergence.items()},
+                measured.cost: {str(candidate): round(value, 8) for candidate, value in layer.cost.items()},
             }
-            for layer in layers
+            for layer in measured.layers
         ],
     }
     name = folder_name(f"budget{100 * budget:g}", activations, upper)
     return Widths(bits, activations, name, {"mixed_precision": facts})
+
+
+def measure_on_images(
+    run: "TrainedRun", inputs: "TrainingInputs", candidates: Sequence[int], activations: int
+) -> Sensitivity:
+    """Settle a run's model at its upper bound, and measure what fewer bits do to the class probabilities.
+
+    Args:
+        run: The run.
+        inputs: Yields training batches.
+        candidates: Bits to try in each layer.
+        activations: Bits of the cycling activations.
+    """
+    from cpt_deploy.quantization import measure_sensitivity
+
+    settle_at(run, Widths(min(run.recipe.precision.upper, MOST_BITS), activations, ""), inputs)
+    batches = _first_batches(inputs(run))
+    with sensitivity_bar(run) as bar:
+        layers = measure_sensitivity(run.model, batches, candidates, activation_bits=activations, progress=bar.advance)
+    return Sensitivity(layers, "divergence", {"sensitivity_images": sum(len(batch) for batch in batches)})
+
+
+def sensitivity_bar(run: "TrainedRun | TrainedLanguageModel") -> AbstractContextManager[Bar]:
+    """Return a bar of the layers whose sensitivity is measured."""
+    cycling = sum(layer.role != "hold" for layer in run.model.layers())
+    return out.bar("measuring sensitivity", cycling)
 
 
 def settle_at(run: "TrainedRun", widths: Widths, inputs: "TrainingInputs", *, anew: bool = False) -> None:
@@ -122,14 +174,11 @@ def settle_at(run: "TrainedRun", widths: Widths, inputs: "TrainingInputs", *, an
     from cpt_deploy.quantization import settle
 
     upper = run.recipe.precision.upper
-    if not anew and widths.weights == upper and widths.activations == upper:
+    if not anew and widths.are(upper):
         return
     used = settle(run.model, inputs(run), weight_bits=widths.weights, activation_bits=widths.activations)
-    weights = f"{widths.weights} bits" if isinstance(widths.weights, int) else "bits by layer"
-    activations = "" if widths.activations == upper else f", activations at {widths.activations} bits,"
     out.note(
-        f"settled BatchNorm statistics and activation ranges with weights at {weights}{activations} on {used} "
-        "training batches"
+        f"settled BatchNorm statistics and activation ranges with {widths.describe(upper)} on {used} training batches"
     )
 
 

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from cpt_cli import formats
 from cpt_cli.output import out
 from cpt_cli.portability import restricted_codes
-from cpt_cli.widths import budgeted_widths, given_widths, settle_at
+from cpt_cli.widths import budgeted_widths, given_widths, measure_on_images, settle_at
 from cpt_deploy.errors import UsageError
 
 if TYPE_CHECKING:
@@ -93,7 +94,8 @@ def export_run(
     if options.budget is None:
         widths = given_widths(run, options.bits, options.activation_bits, force=options.force)
     else:
-        widths = budgeted_widths(run, options.budget, options.activation_bits, _training_inputs, force=options.force)
+        measure = partial(measure_on_images, run, _training_inputs)
+        widths = budgeted_widths(run, options.budget, options.activation_bits, measure, force=options.force)
     portable_facts = restricted_codes(run.model, widths.weights) if options.portable else {}
     settle_at(run, widths, _training_inputs, anew=options.portable or options.symmetric)
     identity = ModelIdentity(

@@ -98,7 +98,7 @@ def export_bundle(
     if floats is not None:
         opset = max(opset, FLOAT_OPSET)
     all_facts = {
-        "weight_bits": _weight_bits(graph, weight_bits),
+        "weight_bits": mean_bits(weight_bits, {o.source: (o.bits, o.codes.size) for o in graph.weighted()}),
         "activation_bits": activation_bits or max(tensor.bits for tensor in graph.tensors.values()),
         "quantization": CALIBRATED if identity.calibrated else TRAINED,
         **({} if identity.calibrated else {"cycle": [model.config.lower, model.config.upper]}),
@@ -131,17 +131,22 @@ def export_bundle(
     return write_bundle(destination, contents=contents)
 
 
-def _weight_bits(graph: IntegerGraph, weight_bits: WeightBits) -> int | float:
-    """Return the bits of the cycling layers' weights; with bits by layer, the mean over all weights."""
+def mean_bits(weight_bits: WeightBits, layers: Mapping[str, tuple[int, int]]) -> int | float:
+    """Return what a bundle says of the bits of its cycling layers' weights.
+
+    Args:
+        weight_bits: What was asked for.
+        layers: Bits and number of the weights of each layer by its name.
+
+    Returns:
+        The bits; with bits by layer the mean over all weights of those layers.
+    """
     if isinstance(weight_bits, int):
         return weight_bits
-    bits = {operation.source: operation.bits for operation in graph.weighted()}
     if weight_bits is None:
-        return max(bits.values())
-    sizes = {
-        operation.source: operation.codes.size for operation in graph.weighted() if operation.source in weight_bits
-    }
-    return round(sum(bits[name] * size for name, size in sizes.items()) / sum(sizes.values()), 2)
+        return max(bits for bits, _ in layers.values())
+    chosen = [layers[name] for name in layers if name in weight_bits]
+    return round(sum(bits * size for bits, size in chosen) / sum(size for _, size in chosen), 2)
 
 
 def describe_quantization(graph: IntegerGraph) -> dict[str, Any]:

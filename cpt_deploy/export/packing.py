@@ -5,6 +5,9 @@ int8 by operators of their own fuses as if they had been stored as int8. A layer
 codes itself stays in float.
 """
 
+from collections.abc import Iterable
+
+import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
@@ -25,20 +28,39 @@ def smallest_opset(graph: IntegerGraph) -> int:
 
     That is 17 while all weights have 5 bits or more, 21 (INT4) with weights of 3 or 4, 25 (INT2) with weights of 2.
     """
-    fewest = min((operation.bits for operation in graph.weighted()), default=8)
-    return next((opset for bits, opset, _ in _PACKED if fewest <= bits), DEFAULT_OPSET)
+    return packing_opset((operation.bits for operation in graph.weighted()), DEFAULT_OPSET)
+
+
+def packing_opset(bits: Iterable[int], default: int) -> int:
+    """Return the least opset that has the smallest types for codes of so many bits, `default` if int8 is all of them.
+
+    Args:
+        bits: Those of each layer's codes.
+        default: Opset of a file in which nothing is packed.
+    """
+    fewest = min(bits, default=8)
+    return next((opset for most_bits, opset, _ in _PACKED if fewest <= most_bits), default)
+
+
+def packed_type(bits: int, opset: int) -> np.dtype | None:
+    """Return NumPy's name of the smallest type that an opset has for codes, or None if that is int8.
+
+    Args:
+        bits: Bits of the codes: they lie within ±(2^(bits − 1) − 1).
+        opset: ONNX opset of the file.
+    """
+    kind = next((kind for most_bits, least, kind in _PACKED if bits <= most_bits and opset >= least), None)
+    return None if kind is None else helper.tensor_dtype_to_np_dtype(kind)
 
 
 def packed_tensor(name: str, codes: Codes, bits: int, opset: int) -> onnx.TensorProto | None:
-    """Return codes as an initializer of the smallest type that an opset has for them, or None if that is int8.
+    """Return codes as an initializer of their `packed_type`, or None if they have none.
 
     Args:
         name: Name of the initializer.
         codes: Weight codes of any shape, not shifted.
-        bits: Their bits: they lie within ±(2^(bits − 1) − 1).
+        bits: Their bits.
         opset: ONNX opset of the file.
     """
-    for most_bits, least_opset, kind in _PACKED:
-        if bits <= most_bits and opset >= least_opset:
-            return numpy_helper.from_array(codes.astype(helper.tensor_dtype_to_np_dtype(kind)), name)
-    return None
+    kind = packed_type(bits, opset)
+    return None if kind is None else numpy_helper.from_array(codes.astype(kind), name)

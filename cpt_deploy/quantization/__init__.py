@@ -7,7 +7,12 @@ from cpt_deploy.quantization.model import QuantizedModel
 from cpt_deploy.quantization.offsets import round_offsets
 from cpt_deploy.quantization.portability import ReducedLayer, make_portable, reduced_layers
 from cpt_deploy.quantization.prepare import prepare
-from cpt_deploy.quantization.sensitivity import LayerSensitivity, allocate_bits, measure_sensitivity
+from cpt_deploy.quantization.sensitivity import (
+    LayerSensitivity,
+    allocate_bits,
+    measure_loss_sensitivity,
+    measure_sensitivity,
+)
 from cpt_deploy.quantization.settling import estimate, observing, settle
 from cpt_deploy.quantization.symmetric import make_symmetric
 from cpt_deploy.quantization.synchronized_norm import set_synchronized, synchronize_norms
@@ -27,6 +32,7 @@ __all__ = [
     "estimate",
     "make_portable",
     "make_symmetric",
+    "measure_loss_sensitivity",
     "measure_sensitivity",
     "observing",
     "prepare",

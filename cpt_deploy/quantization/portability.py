@@ -6,7 +6,8 @@ import torch
 
 from cpt_deploy.quantization.affine import symmetric_levels
 from cpt_deploy.quantization.cycling import WeightBits
-from cpt_deploy.quantization.layers import QuantizedLayer
+from cpt_deploy.quantization.language import QuantizedLanguageModel
+from cpt_deploy.quantization.layers import QuantizedEmbedding, QuantizedLayer
 from cpt_deploy.quantization.model import QuantizedModel
 from cpt_deploy.quantization.pairs import pair_limit
 
@@ -30,11 +31,12 @@ class ReducedLayer:
     least_levels: int
 
 
-def make_portable(model: QuantizedModel, activation_bits: int | None = None) -> None:
+def make_portable(model: QuantizedModel | QuantizedLanguageModel, activation_bits: int | None = None) -> None:
     """Let no two codes of a layer add up to what saturates 16 bits, in evaluation, settling and freezing alike.
 
     Weights of 8 bits lose range in the channels that need it and are rounded anew, so the model is to be settled
-    afterwards; those of fewer bits keep their codes, which `freeze` then executes at a smaller shift.
+    afterwards; those of fewer bits keep their codes, which `freeze` then executes at a smaller shift, and
+    `freeze_language_model` as they are. Rows of an Embedding are looked up, not multiplied, and keep theirs.
 
     Args:
         model: The model; its parameters do not change.
@@ -46,7 +48,9 @@ def make_portable(model: QuantizedModel, activation_bits: int | None = None) -> 
         layer.pair_limit = pair_limit(bits)
 
 
-def reduced_layers(model: QuantizedModel, weight_bits: WeightBits = None) -> list[ReducedLayer]:
+def reduced_layers(
+    model: QuantizedModel | QuantizedLanguageModel, weight_bits: WeightBits = None
+) -> list[ReducedLayer]:
     """Return the layers in which `make_portable` takes codes away, in the order of the graph.
 
     Args:
@@ -65,6 +69,11 @@ def reduced_layers(model: QuantizedModel, weight_bits: WeightBits = None) -> lis
     return found
 
 
-def _layers(model: QuantizedModel) -> list[tuple[str, QuantizedLayer]]:
+def _layers(model: QuantizedModel | QuantizedLanguageModel) -> list[tuple[str, QuantizedLayer]]:
+    """Return the layers that multiply, with their names."""
     modules = [(info.name, model.network.get_submodule(info.name)) for info in model.layers()]
-    return [(name, module) for name, module in modules if isinstance(module, QuantizedLayer)]
+    return [
+        (name, module)
+        for name, module in modules
+        if isinstance(module, QuantizedLayer) and not isinstance(module, QuantizedEmbedding)
+    ]

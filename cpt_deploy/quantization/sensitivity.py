@@ -1,4 +1,8 @@
-"""Mixed precision: how much each layer suffers from fewer bits, and which bits each gets within a budget of size."""
+"""Mixed precision: how much each layer suffers from fewer bits, and which bits each gets within a budget of size.
+
+A layer alone is brought to fewer bits, and what that costs is measured: of a classifier the divergence of the class
+probabilities, of a language model the rise of the loss, both in nats. The choice of bits is the same for both.
+"""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -9,6 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cpt_deploy.errors import DataError, UsageError
+from cpt_deploy.quantization.cycling import CyclingModel
+from cpt_deploy.quantization.language import QuantizedLanguageModel
 from cpt_deploy.quantization.model import QuantizedModel
 
 #: What a budget is a fraction of: all weights at so many bits.
@@ -22,14 +28,13 @@ class LayerSensitivity:
     Attributes:
         name: Module path of the layer.
         weights: Number of its weights.
-        divergence: By bits, the mean Kullback-Leibler divergence, in nats, of the class probabilities with only this
-            layer at those bits from the probabilities with all layers at the upper bound.
+        cost: By bits, what is lost with only this layer at those bits against all layers at the upper bound, in nats.
         upper: The layer's own upper bound.
     """
 
     name: str
     weights: int
-    divergence: Mapping[int, float]
+    cost: Mapping[int, float]
     upper: int = REFERENCE_BITS
 
 
@@ -53,26 +58,87 @@ def measure_sensitivity(
         progress: Is told the number of layers that are done.
 
     Returns:
-        An entry for each cycling layer, in the order of the graph.
+        An entry for each cycling layer, in the order of the graph. The cost is the mean Kullback-Leibler divergence of
+        the class probabilities from those with all layers at the upper bound.
 
     Raises:
         DataError: If there is no batch.
     """
     if not batches:
         raise DataError("Expected at least one batch to measure sensitivity on, but got none")
-    cycling = [layer for layer in model.layers() if layer.role != "hold"]
-    results = []
     with torch.no_grad(), _batch_statistics(model):
         with model.upper_bound(None, activation_bits):
             reference = [functional.log_softmax(model(batch), dim=1) for batch in batches]
-        for done, layer in enumerate(cycling, start=1):
-            divergence, upper = {}, model.precision.upper_of(layer.role)
-            for bits in (candidate for candidate in candidates if candidate <= upper):
-                with model.upper_bound({layer.name: bits}, activation_bits):
-                    divergence[bits] = _divergence(model, batches, reference)
-            results.append(LayerSensitivity(layer.name, layer.weights, divergence, upper))
-            progress(done)
+        return _measure(model, lambda: _divergence(model, batches, reference), candidates, activation_bits, progress)
+
+
+def measure_loss_sensitivity(
+    model: QuantizedLanguageModel,
+    chunks: Sequence[tuple[Tensor, Tensor, bool]],
+    candidates: Sequence[int],
+    *,
+    activation_bits: int | None = None,
+    progress: Callable[[int], None] = lambda done: None,
+) -> list[LayerSensitivity]:
+    """Measure what single layers at fewer bits do to the loss of a language model.
+
+    Args:
+        model: A trained model, settled at `activation_bits`; it is not changed.
+        chunks: Tokens, those that follow them, int64 (N, T) each, negative where none is to be predicted, and whether
+            the rows begin here; some thousand tokens in all.
+        candidates: Bits to try in each cycling layer.
+        activation_bits: Bits of the cycling activations; None is the upper bound.
+        progress: Is told the number of layers that are done.
+
+    Returns:
+        An entry for each cycling layer, in the order in which they compute. The cost is the rise of the mean negative
+        log-likelihood of a token; noise can make it negative.
+
+    Raises:
+        DataError: If there is no chunk.
+    """
+    if not chunks:
+        raise DataError("Expected at least one chunk of text to measure sensitivity on, but got none")
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            with model.upper_bound(None, activation_bits):
+                reference = _loss(model, chunks)
+            return _measure(model, lambda: _loss(model, chunks) - reference, candidates, activation_bits, progress)
+    finally:
+        model.train(training)
+
+
+def _measure(
+    model: CyclingModel,
+    cost: Callable[[], float],
+    candidates: Sequence[int],
+    activation_bits: int | None,
+    progress: Callable[[int], None],
+) -> list[LayerSensitivity]:
+    """Bring each cycling layer alone to each of the bits up to its upper bound, and return what that costs."""
+    results = []
+    cycling = [layer for layer in model.layers() if layer.role != "hold"]
+    for done, layer in enumerate(cycling, start=1):
+        costs, upper = {}, model.precision.upper_of(layer.role)
+        for bits in (candidate for candidate in candidates if candidate <= upper):
+            with model.upper_bound({layer.name: bits}, activation_bits):
+                costs[bits] = cost()
+        results.append(LayerSensitivity(layer.name, layer.weights, costs, upper))
+        progress(done)
     return results
+
+
+def _loss(model: QuantizedLanguageModel, chunks: Sequence[tuple[Tensor, Tensor, bool]]) -> float:
+    """Return the mean negative log-likelihood of a text at the present bits."""
+    total, count, state = 0.0, 0, None
+    for tokens, targets, first in chunks:
+        score = model.score(tokens, targets, None if first else state)
+        state = score.state if model.carries_state else None
+        total += float(score.losses.double().sum())
+        count += score.targets
+    return total / count
 
 
 def _divergence(model: QuantizedModel, batches: Sequence[Tensor], reference: Sequence[Tensor]) -> float:
@@ -108,8 +174,8 @@ def allocate_bits(
 ) -> dict[str, int]:
     """Choose bits for each layer so that all weights together stay within a budget.
 
-    All layers begin at the upper bound. The step that costs the least divergence for each bit saved is taken, again
-    and again, until the budget is met; what is left of it then goes to where a bit gains the most.
+    All layers begin at the upper bound. The step that costs the least for each bit saved is taken, again and
+    again, until the budget is met; what is left of it then goes to where a bit gains the most.
 
     Args:
         layers: Sensitivity of the layers that may have fewer bits.
@@ -144,16 +210,16 @@ def allocate_bits(
 
 
 def _costs(layer: LayerSensitivity, upper: int) -> dict[int, float]:
-    """Return the divergence by bits without what noise adds: it never falls as the bits do, and is 0 at the bound."""
+    """Return the cost by bits without what noise adds: it never falls as the bits do, and is 0 at the bound."""
     costs, worst = {upper: 0.0}, 0.0
-    for bits in sorted((b for b in layer.divergence if b < upper), reverse=True):
-        worst = max(worst, layer.divergence[bits])
+    for bits in sorted((b for b in layer.cost if b < upper), reverse=True):
+        worst = max(worst, layer.cost[bits])
         costs[bits] = worst
     return costs
 
 
 def _price(cost: Mapping[int, float], size: int, now: int, then: int) -> tuple[float, int]:
-    """Return divergence for each bit that a step saves; of equal ones the step that saves the most comes first."""
+    """Return the cost of each bit that a step saves; of equal ones the step that saves the most comes first."""
     saved = (now - then) * size
     return (cost[then] - cost[now]) / saved, -saved
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 from cpt_deploy.bundle import FORMATS
 from cpt_deploy.validation.constants import ConstantsResult
 from cpt_deploy.validation.report import ValidationReport
+from cpt_deploy.validation.saturation import portability_reasons
 
 
 def judge(report: ValidationReport) -> ValidationReport:
@@ -38,10 +39,7 @@ def _finite_reasons(report: ValidationReport) -> list[str]:
 
 
 def _portability_reasons(report: ValidationReport) -> list[str]:
-    possible = [layer.name for layer in report.saturation if layer.possible]
-    if report.portability is None or not possible:
-        return []
-    return [f"the bundle was exported as portable, but {len(possible)} layers can saturate, first {possible[0]!r}"]
+    return portability_reasons(report.saturation, report.portability)
 
 
 def _drop_reasons(report: ValidationReport) -> list[str]:

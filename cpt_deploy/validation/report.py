@@ -11,7 +11,7 @@ from cpt_deploy.bundle.providers import CPU
 from cpt_deploy.validation.comparison import PairResult, RuntimeResult, TensorResult
 from cpt_deploy.validation.constants import ConstantsResult
 from cpt_deploy.validation.samples import Confusion, LogitPairs
-from cpt_deploy.validation.saturation import LayerSaturation, Portability
+from cpt_deploy.validation.saturation import LayerSaturation, Portability, saturation_entry
 
 
 @dataclass(frozen=True)
@@ -231,13 +231,7 @@ class ValidationReport:
             fields["golden"]["worst_logit"] = None
         if self.float_parts is not None:
             fields["float_parts"]["integer_share_of_macs"] = round(self.float_parts.integer_share, 6)
-        fields["saturation"] = {
-            "possible_without_vnni": self.saturation_possible,
-            "applies_to_this_cpu": None
-            if self.cpu.saturates is None
-            else self.saturation_possible and self.cpu.saturates,
-            "layers": [asdict(layer) | {"possible": layer.possible} for layer in self.saturation],
-        }
+        fields["saturation"] = saturation_entry(self.saturation, self.cpu)
         plain: dict[str, Any] = _json_types(fields)
         return plain
 

@@ -7,14 +7,16 @@ processor and "can" is an upper bound. Depthwise convolutions have kernels of th
 judged alike, to stay on the safe side.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from cpt_deploy.bundle import Bundle
+from cpt_deploy.bundle.language import LanguageBundle
+from cpt_deploy.bundle.opened import OpenedBundle
+from cpt_deploy.bundle.processor import CpuInfo
 from cpt_deploy.errors import BundleError
 
 _INT16 = np.iinfo(np.int16)
@@ -25,7 +27,7 @@ class LayerSaturation:
     """How near a layer comes to the 16-bit limits.
 
     Args:
-        name: Name of the layer's output tensor.
+        name: Name of the layer's output tensor, of a language model's product the layer's own.
         activation_bits: Bits of its input.
         worst_pair: The greatest magnitude that two products can add up to.
         channels: Number of output channels.
@@ -77,7 +79,7 @@ class Portability:
         return sum(layer.reduced_channels for layer in self.reduced)
 
 
-def bundle_portability(bundle: Bundle) -> Portability | None:
+def bundle_portability(bundle: OpenedBundle) -> Portability | None:
     """Return what a bundle gave up if it was exported to be portable, else None.
 
     Raises:
@@ -116,14 +118,16 @@ def layer_saturation(name: str, codes: npt.NDArray[np.int8], activation_bits: in
     )
 
 
-def bundle_saturation(bundle: Bundle) -> tuple[LayerSaturation, ...]:
-    """Judge every layer with weights of a bundle, in the order of the graph.
+def bundle_saturation(bundle: OpenedBundle) -> tuple[LayerSaturation, ...]:
+    """Judge every layer of a bundle that multiplies codes by weights, in the order of the graph.
 
     Raises:
         BundleError: If the bundle's graph does not hold what it should.
     """
     tensors = bundle.load_tensors()
     try:
+        if isinstance(bundle, LanguageBundle):
+            return tuple(_products(bundle.quantization["activations"], tensors))
         return tuple(_graph_layers(bundle.quantization["graph"], tensors))
     except (KeyError, TypeError, IndexError) as error:
         raise BundleError(
@@ -138,6 +142,36 @@ def _graph_layers(graph: dict[str, Any], tensors: dict[str, npt.NDArray[Any]]) -
         if "codes" in operation:
             codes = tensors[operation["codes"]["tensor"]] << np.int8(operation["shift"])
             yield layer_saturation(operation["output"], codes, bits[operation["inputs"][0]])
+
+
+def _products(activations: Sequence[dict[str, Any]], tensors: dict[str, npt.NDArray[Any]]) -> Iterable[LayerSaturation]:
+    """Judge the products of a language model, each by the codes that it reads."""
+    for entry in activations:
+        name = entry["name"].removesuffix(".codes")
+        yield layer_saturation(name, tensors[f"{name}.weight"], int(entry["bits"]))
+
+
+def saturation_entry(layers: Sequence[LayerSaturation], cpu: CpuInfo) -> dict[str, Any]:
+    """Return what validation.json says of saturation, as JSON types.
+
+    Args:
+        layers: The verdicts.
+        cpu: The processor of the validation.
+    """
+    possible = any(layer.possible for layer in layers)
+    return {
+        "possible_without_vnni": possible,
+        "applies_to_this_cpu": None if cpu.saturates is None else possible and cpu.saturates,
+        "layers": [asdict(layer) | {"possible": layer.possible} for layer in layers],
+    }
+
+
+def portability_reasons(layers: Sequence[LayerSaturation], portability: Portability | None) -> list[str]:
+    """Return why a bundle is not portable though it was exported to be; nothing if it is, or was not."""
+    possible = [layer.name for layer in layers if layer.possible]
+    if portability is None or not possible:
+        return []
+    return [f"the bundle was exported as portable, but {len(possible)} layers can saturate, first {possible[0]!r}"]
 
 
 def _two_largest(values: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

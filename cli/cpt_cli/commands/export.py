@@ -185,7 +185,7 @@ def export(  # noqa: PLR0913, PLR0917  the options are its parameters
     """
     from cpt_cli import importing
     from cpt_cli.export_summary import files_bytes, show_export
-    from cpt_cli.language import export_language, is_language_run
+    from cpt_cli.language_export import export_language, is_language_run
     from cpt_cli.workflow import ExportOptions, export_run
     from cpt_deploy.bundle import chosen_formats
 

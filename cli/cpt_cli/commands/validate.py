@@ -9,7 +9,7 @@ import typer
 from cpt_cli import formats
 from cpt_cli.command import SHIP_PANEL, Command, DebugFlag, JsonFlag, ProviderOption, QuietFlag
 from cpt_cli.output import out
-from cpt_cli.portability import WITHOUT_VNNI, saturation_line
+from cpt_cli.portability import WITHOUT_VNNI, saturation_line, show_portability
 from cpt_deploy.errors import MissingExtraError, UsageError, ValidationFailedError
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def validate(  # noqa: PLR0913, PLR0917  the options are its parameters
     The evidence becomes validation.json and a page, validation.html, in the bundle and a table in its model card. The
     exit code is 4 when accuracy dropped too far, an integer differs or model.onnx is not what was exported.
     """
-    from cpt_cli.language import ValidateOptions, validate_language_bundle
+    from cpt_cli.language_validation import ValidateOptions, validate_language_bundle
     from cpt_deploy.bundle.language import LanguageBundle, open_bundle
 
     opened = open_bundle(bundle)
@@ -126,7 +126,7 @@ def _check_golden(bundle: "Bundle", provider: str, *, require_exact: bool) -> No
         f"{'passed' if passed else 'FAILED'}: {check.values - check.mismatches} of {check.values} {check.what} of "
         f"the golden sample are reproduced by onnxruntime, checksums hold{held}"
     )
-    portable = _show_portability(bundle)
+    portable = show_portability(bundle)
     out.result({"passed": passed, "bundle": bundle.path, "golden": check, "constants": constants, **portable})
     if not passed:
         raise ValidationFailedError(
@@ -134,25 +134,6 @@ def _check_golden(bundle: "Bundle", provider: str, *, require_exact: bool) -> No
             hint=f"to find where: cpt validate {formats.path(bundle.path)} --data NAME",
         )
     out.hint(f"cpt validate {formats.path(bundle.path)} --data {bundle.facts.get('dataset', 'NAME')}")
-
-
-def _show_portability(bundle: "Bundle") -> dict[str, bool]:
-    """Print of a portable bundle that it cannot saturate, which its codes alone tell.
-
-    Raises:
-        ValidationFailedError: If it can.
-    """
-    from cpt_deploy.validation import bundle_portability, bundle_saturation
-
-    portability = bundle_portability(bundle)
-    if portability is None:
-        return {}
-    layers = bundle_saturation(bundle)
-    line = f"{WITHOUT_VNNI}: {saturation_line(layers, portability)}"
-    if any(layer.possible for layer in layers):
-        raise ValidationFailedError(f"Expected a portable bundle to saturate nowhere, but {line}")
-    out.line(line)
-    return {"saturation_possible": False}
 
 
 def _validate_on(  # noqa: PLR0913  what the command was given

@@ -14,11 +14,12 @@ from cpt_deploy.bundle.language import (
     LanguageContents,
     write_language_bundle,
 )
+from cpt_deploy.bundle.sessions import PORTABLE_KEY
 from cpt_deploy.bundle.tokenization import Tokenizer
 from cpt_deploy.errors import BundleError
-from cpt_deploy.export.bundle_export import TRAINED, digest
+from cpt_deploy.export.bundle_export import TRAINED, digest, mean_bits
 from cpt_deploy.export.language.golden import golden_tokens
-from cpt_deploy.export.language.graph import OPSET
+from cpt_deploy.export.language.graph import chosen_opset
 from cpt_deploy.export.language.kinds import language_manifest, write_language_onnx
 from cpt_deploy.freezing.language import (
     IntegerLanguageModel,
@@ -59,6 +60,7 @@ def export_language_bundle(
     *,
     weight_bits: WeightBits = None,
     activation_bits: int | None = None,
+    opset: int | None = None,
 ) -> LanguageBundle:
     """Freeze a trained language model and write it as a bundle, all or nothing.
 
@@ -69,10 +71,11 @@ def export_language_bundle(
         golden_text: Tokens of a text, of whose beginning the exact logits are stored for self-checks.
         weight_bits: Bits of the cycling layers' weights, or of single layers by name; None is the upper bound.
         activation_bits: Bits of the cycling activations; None is the upper bound.
+        opset: ONNX opset of model.onnx; None takes the least at which nothing could be smaller (`chosen_opset`).
 
     Raises:
         ConversionError: If the model cannot be frozen.
-        UsageError: If bits are out of range.
+        UsageError: If bits or opset are out of range.
         BundleError: If the tokens do not fit the model, or the bundle cannot be written.
     """
     frozen = freeze_language_model(model, weight_bits=weight_bits, activation_bits=activation_bits)
@@ -80,12 +83,13 @@ def export_language_bundle(
         raise BundleError(
             f"Expected a vocabulary for the model's {frozen.vocabulary} tokens, but got {identity.tokenizer.size}"
         )
+    opset = chosen_opset(frozen, opset)
     facts = {
-        "weight_bits": weight_bits if isinstance(weight_bits, int) else model.precision.upper,
+        "weight_bits": mean_bits(weight_bits, {part.name: (part.bits, part.codes.size) for part in _parts(frozen)}),
         "activation_bits": activation_bits or model.precision.upper,
         "quantization": TRAINED,
         "cycle": [model.config.lower, model.config.upper],
-        "opset": OPSET,
+        "opset": opset,
         **identity.facts,
     }
     metadata = {
@@ -93,8 +97,9 @@ def export_language_bundle(
         "cpt.weight_bits": str(facts["weight_bits"]),
         "cpt.activation_bits": str(facts["activation_bits"]),
         "task": "generate",
+        **({PORTABLE_KEY: "true"} if facts.get("portable") else {}),
     }
-    onnx = write_language_onnx(frozen, metadata=metadata)
+    onnx = write_language_onnx(frozen, opset=opset, metadata=metadata)
     contents = LanguageContents(
         name=identity.name,
         onnx=onnx,
@@ -113,10 +118,10 @@ def export_language_bundle(
 
 def describe_language_quantization(model: IntegerLanguageModel) -> dict[str, Any]:
     """Return what `quantization.json` says of each weight and each input of a product, with a digest of the codes."""
-    parts: list[IntegerTable | IntegerLinear] = [*model.tables(), *model.linears()]
     weights = [
         {
             "layer": part.name,
+            "bits": part.bits,
             "shape": list(part.codes.shape),
             "granularity": "per row" if isinstance(part, IntegerTable) else "per output channel",
             "symmetric": True,
@@ -124,7 +129,7 @@ def describe_language_quantization(model: IntegerLanguageModel) -> dict[str, Any
             "scale_range": [float(part.scales.min()), float(part.scales.max())],
             "codes_sha256": digest(part.codes),
         }
-        for part in parts
+        for part in _parts(model)
     ]
     activations = [
         {
@@ -138,3 +143,8 @@ def describe_language_quantization(model: IntegerLanguageModel) -> dict[str, Any
         for linear in model.linears()
     ]
     return {"method": TRAINED, "weights": weights, "activations": activations, "graph": model.describe()}
+
+
+def _parts(model: IntegerLanguageModel) -> list[IntegerTable | IntegerLinear]:
+    """Return what has weight codes."""
+    return [*model.tables(), *model.linears()]

@@ -2,7 +2,8 @@
 
 A product is QuantizeLinear (below 8 bits with a Clip of the codes), MatMulInteger, and from there on floats. The
 integer operators stand in the graph as they are, so what is computed in integers does not depend on what a runtime
-fuses; weights are int8 (I, O), one scale a column.
+fuses; weights are int8 (I, O), one scale a column. Those of few bits are packed and cast to int8, which onnxruntime
+does once, when it loads the file.
 """
 
 from collections.abc import Sequence
@@ -14,15 +15,41 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from cpt_deploy.errors import UsageError
+from cpt_deploy.export.packing import packed_type, packing_opset
+from cpt_deploy.freezing.language import IntegerLanguageModel
 from cpt_deploy.freezing.language.parts import IntegerLinear, IntegerTable
 
-OPSET, IR_VERSION = 19, 9
+LEAST_OPSET, MOST_OPSET = 19, 25
+
+
+def chosen_opset(model: IntegerLanguageModel, opset: int | None = None) -> int:
+    """Return the opset of a model's file.
+
+    Args:
+        model: The frozen model.
+        opset: What is asked for; None is the least at which no weights could be smaller: 19, with weights of 3 or 4
+            bits 21, with weights of 2 bits 25.
+
+    Raises:
+        UsageError: If the graphs cannot have the opset that is asked for.
+    """
+    if opset is None:
+        return packing_opset((part.bits for part in (*model.tables(), *model.linears())), LEAST_OPSET)
+    if not LEAST_OPSET <= opset <= MOST_OPSET:
+        raise UsageError(f"Expected an opset from {LEAST_OPSET} to {MOST_OPSET} for a language model, but got {opset}")
+    return opset
 
 
 @dataclass
 class GraphBuilder:
-    """Collects nodes and constants."""
+    """Collects nodes and constants.
 
+    Args:
+        opset: ONNX opset of the file.
+    """
+
+    opset: int
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     constants: dict[str, npt.NDArray[Any]] = field(default_factory=dict)
 
@@ -37,9 +64,17 @@ class GraphBuilder:
         self.constants.setdefault(name, value)
         return name
 
+    def codes(self, name: str, part: IntegerTable | IntegerLinear, codes: npt.NDArray[np.int8]) -> str:
+        """Add the weight codes of a part, packed where the opset has a type for their bits, and return them as int8."""
+        packed = packed_type(part.bits, self.opset)
+        if packed is None:
+            return self.constant(name, codes)
+        source = self.constant(f"{name}.packed", codes.astype(packed))
+        return self.add("Cast", [source], name, to=TensorProto.INT8)
+
     def rows(self, table: IntegerTable, tokens: str, output: str) -> str:
         """Look rows up, float32 (..., E), of tokens (...)."""
-        codes = self.constant(f"{table.name}.weight", table.codes)
+        codes = self.codes(f"{table.name}.weight", table, table.codes)
         scales = self.constant(f"{table.name}.weight_scale", table.scales.reshape(-1, 1))
         gathered = self.add("Gather", [codes, tokens], f"{output}.codes", axis=0)
         floats = self.add("Cast", [gathered], f"{output}.unscaled", to=TensorProto.FLOAT)
@@ -59,7 +94,7 @@ class GraphBuilder:
             ]
             codes = self.add("Clip", [codes, *limits], f"{name}.codes")
         # A column is an output channel here; weights of its own memory order keep the file and the trained codes alike.
-        weight = self.constant(f"{name}.weight", np.ascontiguousarray(linear.codes.T))
+        weight = self.codes(f"{name}.weight", linear, np.ascontiguousarray(linear.codes.T))
         sums = self.add("MatMulInteger", [codes, weight, zero], f"{name}.sums")
         floats = self.add("Cast", [sums], f"{name}.unscaled", to=TensorProto.FLOAT)
         factors = self.constant(f"{name}.factors", linear.factors)
@@ -81,10 +116,11 @@ def value(name: str, kind: int, shape: Sequence[int | str | None]) -> onnx.Value
     return helper.make_tensor_value_info(name, kind, list(shape))
 
 
-def serialized(graph: onnx.GraphProto, metadata: dict[str, str]) -> bytes:
+def serialized(graph: onnx.GraphProto, opset: int, metadata: dict[str, str]) -> bytes:
     """Return a model of ONNX' own operators, checked."""
+    opsets = [helper.make_opsetid("", opset)]
     model = helper.make_model(
-        graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION, producer_name="cpt-deploy"
+        graph, opset_imports=opsets, ir_version=helper.find_min_ir_version_for(opsets), producer_name="cpt-deploy"
     )
     helper.set_model_props(model, metadata)
     onnx.checker.check_model(model)

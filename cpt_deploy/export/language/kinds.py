@@ -20,20 +20,24 @@ def language_manifest(model: IntegerLanguageModel) -> LanguageManifest:
     raise _unknown(model)
 
 
-def write_language_onnx(model: IntegerLanguageModel, *, metadata: dict[str, str] | None = None) -> bytes:
+def write_language_onnx(
+    model: IntegerLanguageModel, *, opset: int | None = None, metadata: dict[str, str] | None = None
+) -> bytes:
     """Return a model as a serialized ONNX file.
 
     Args:
         model: The frozen model.
+        opset: ONNX opset, 19 to 25; None is the least at which no weights could be smaller, see `graph.chosen_opset`.
         metadata: Goes into the model's properties.
 
     Raises:
         ConversionError: If it is of no known kind.
+        UsageError: If the opset is out of range.
     """
     if isinstance(model, IntegerLstm):
-        return write_lstm_onnx(model, metadata=metadata)
+        return write_lstm_onnx(model, opset=opset, metadata=metadata)
     if isinstance(model, IntegerTransformer):
-        return write_transformer_onnx(model, metadata=metadata)
+        return write_transformer_onnx(model, opset=opset, metadata=metadata)
     raise _unknown(model)
 
 

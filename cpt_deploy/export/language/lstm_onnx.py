@@ -10,7 +10,7 @@ import onnx
 from onnx import TensorProto
 
 from cpt_deploy.bundle.language import BATCH, LOGITS_NAME, TOKENS_NAME, LanguageManifest, StateTensor
-from cpt_deploy.export.language.graph import GraphBuilder, serialized, value
+from cpt_deploy.export.language.graph import GraphBuilder, chosen_opset, serialized, value
 from cpt_deploy.freezing.language.lstm import IntegerLstm
 from cpt_deploy.freezing.language.parts import IntegerLinear
 
@@ -25,14 +25,18 @@ def lstm_manifest(model: IntegerLstm) -> LanguageManifest:
     )
 
 
-def write_lstm_onnx(model: IntegerLstm, *, metadata: dict[str, str] | None = None) -> bytes:
+def write_lstm_onnx(model: IntegerLstm, *, opset: int | None = None, metadata: dict[str, str] | None = None) -> bytes:
     """Return the model as a serialized ONNX file.
 
     Args:
         model: The frozen model.
+        opset: ONNX opset, see `chosen_opset`.
         metadata: Goes into the model's properties.
+
+    Raises:
+        UsageError: If the opset is out of range.
     """
-    builder = GraphBuilder()
+    builder = GraphBuilder(chosen_opset(model, opset))
     turned = builder.add("Transpose", [TOKENS_NAME], "tokens.by_time", perm=[1, 0])
     x = builder.rows(model.table, turned, "embedding.output")
     ends: dict[str, list[str]] = {name: [] for name in _STATES}
@@ -49,7 +53,7 @@ def write_lstm_onnx(model: IntegerLstm, *, metadata: dict[str, str] | None = Non
     inputs += [value(name, TensorProto.FLOAT, states) for name in _STATES]
     outputs = [value(LOGITS_NAME, TensorProto.FLOAT, ["N", "T", model.vocabulary])]
     outputs += [value(f"{name}_after", TensorProto.FLOAT, states) for name in _STATES]
-    return serialized(builder.graph("lstm", inputs, outputs), metadata or {})
+    return serialized(builder.graph("lstm", inputs, outputs), builder.opset, metadata or {})
 
 
 def _layer(
@@ -66,16 +70,16 @@ def _layer(
     before = [builder.add("Gather", [name, index], f"layers.{number}.{name}", axis=0) for name in _STATES]
     after = [f"layers.{number}.{name}_after" for name in _STATES]
     hidden = f"layers.{number}.hidden"
-    body = _step(number, onward)
+    body = _step(number, onward, builder.opset)
     builder.add("Scan", [*before, projected], [*after, hidden], body=body, num_scan_inputs=1)
     for name, end in zip(_STATES, after, strict=True):
         ends[name].append(end)
     return hidden
 
 
-def _step(number: int, onward: IntegerLinear) -> onnx.GraphProto:
+def _step(number: int, onward: IntegerLinear, opset: int) -> onnx.GraphProto:
     """Return the graph of one step: h, c and what goes in, to h, c, and the hidden state for the layer's output."""
-    step, size = GraphBuilder(), onward.codes.shape[1]
+    step, size = GraphBuilder(opset), onward.codes.shape[1]
     # Names of a body must not hide those around it.
     h, c, inward = (f"step.{number}.{name}" for name in ("h", "c", "inward"))
     product = step.product(onward, h)

@@ -11,7 +11,7 @@ from onnx import TensorProto
 
 from cpt_deploy.bundle.language import BATCH, LOGITS_NAME, PAST, TOKENS_NAME, LanguageManifest, StateTensor
 from cpt_deploy.export.language.ends_onnx import add_embedding, add_head
-from cpt_deploy.export.language.graph import GraphBuilder, serialized, value
+from cpt_deploy.export.language.graph import GraphBuilder, chosen_opset, serialized, value
 from cpt_deploy.freezing.language.blocks import IntegerBlock, Norm
 from cpt_deploy.freezing.language.transformer import POSITIONS, IntegerTransformer
 
@@ -25,14 +25,20 @@ def transformer_manifest(model: IntegerTransformer) -> LanguageManifest:
     return LanguageManifest(model.vocabulary, states, model.context)
 
 
-def write_transformer_onnx(model: IntegerTransformer, *, metadata: dict[str, str] | None = None) -> bytes:
+def write_transformer_onnx(
+    model: IntegerTransformer, *, opset: int | None = None, metadata: dict[str, str] | None = None
+) -> bytes:
     """Return the model as a serialized ONNX file.
 
     Args:
         model: The frozen model.
+        opset: ONNX opset, see `chosen_opset`.
         metadata: Goes into the model's properties.
+
+    Raises:
+        UsageError: If the opset is out of range.
     """
-    builder = GraphBuilder()
+    builder = GraphBuilder(chosen_opset(model, opset))
     positions = _add_places(builder, model)
     factor = builder.constant("embedding.factor", np.array(model.row_factor))
     rows = builder.add("Mul", [add_embedding(builder, model.embedding), factor], "embedding.scaled")
@@ -46,7 +52,7 @@ def write_transformer_onnx(model: IntegerTransformer, *, metadata: dict[str, str
     for name in _caches(model):
         inputs.append(value(name, TensorProto.FLOAT, ["N", model.heads, "past", size]))
         outputs.append(value(_after(name), TensorProto.FLOAT, ["N", model.heads, "total", size]))
-    return serialized(builder.graph(model.kind, inputs, outputs), metadata or {})
+    return serialized(builder.graph(model.kind, inputs, outputs), builder.opset, metadata or {})
 
 
 def _caches(model: IntegerTransformer) -> list[str]:

@@ -68,6 +68,11 @@ class IntegerTable:
     codes: Codes
     scales: Floats
 
+    @property
+    def bits(self) -> int:
+        """Bits of the codes."""
+        return bits_of(self.codes)
+
     def __call__(self, tokens: npt.NDArray[np.int64]) -> Floats:
         """Return rows, float32 (..., E), of tokens (...)."""
         return self.codes[tokens].astype(np.float32) * self.scales[tokens][..., None]
@@ -103,6 +108,11 @@ class IntegerLinear:
     scales: Floats
     bias: Floats | None
     grid: Grid
+
+    @property
+    def bits(self) -> int:
+        """Bits of the codes."""
+        return bits_of(self.codes)
 
     @property
     def factors(self) -> Floats:
@@ -155,6 +165,11 @@ class IntegerLinear:
         name = description["name"]
         grid = Grid(float(description["scale"]), int(description["zero_point"]), int(description["levels"]))
         return cls(name, arrays[f"{name}.weight"], arrays[f"{name}.weight_scale"], arrays.get(f"{name}.bias"), grid)
+
+
+def bits_of(codes: Codes) -> int:
+    """Return the least bits, 2 or more, whose symmetric codes these are: within ±(2^(bits − 1) − 1)."""
+    return max(2, 1 + int(np.abs(codes.astype(np.int16)).max(initial=0)).bit_length())
 
 
 def arrays_of(parts: Iterable[IntegerTable | IntegerLinear]) -> Arrays:

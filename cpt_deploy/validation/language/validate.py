@@ -14,6 +14,14 @@ from cpt_deploy.bundle.processor import read_cpu
 from cpt_deploy.bundle.providers import provider_name
 from cpt_deploy.errors import DataError
 from cpt_deploy.validation.language.measuring import LanguageMeasurements, Step, measure_text, rows_of
+from cpt_deploy.validation.saturation import (
+    LayerSaturation,
+    Portability,
+    bundle_portability,
+    bundle_saturation,
+    portability_reasons,
+    saturation_entry,
+)
 from cpt_deploy.validation.software import software_versions
 
 MAX_RISE = 0.5
@@ -32,10 +40,14 @@ class LanguageReport:
     Args:
         content: As it stands in validation.json.
         results: For the model card.
+        saturation: Each product's distance from 16-bit saturation.
+        portability: What the bundle gave up if it was exported to be portable.
     """
 
     content: dict[str, Any]
     results: list[EvaluationResult]
+    saturation: tuple[LayerSaturation, ...]
+    portability: Portability | None
 
     @property
     def passed(self) -> bool:
@@ -91,6 +103,8 @@ def validate_language(
         reasons.append(f"{mismatching} of {compared} integers differ from the exact executor's")
     if require_exact and not golden.within:
         reasons.append(f"the golden logits differ by {golden.worst:.3g}, more than {bundle.golden.tolerance:.3g}")
+    cpu, saturation, portability = read_cpu(), bundle_saturation(bundle), bundle_portability(bundle)
+    reasons += portability_reasons(saturation, portability)
     content = {
         "kind": "language-model",
         "model_sha256": bundle.sha256,
@@ -107,8 +121,10 @@ def validate_language(
         },
         "worst_logit": found.worst_logit,
         "golden": {**asdict(golden), "tolerance": bundle.golden.tolerance},
+        "saturation": saturation_entry(saturation, cpu),
+        "portability": None if portability is None else asdict(portability),
         "provider": provider_name(provider),
-        "cpu": asdict(read_cpu()),
+        "cpu": asdict(cpu),
         "versions": software_versions(),
         "validated_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
@@ -116,7 +132,7 @@ def validate_language(
         EvaluationResult(entry.perplexity, _TITLES[name], dataset["name"], dataset["split"], "perplexity", entry.tokens)
         for name, entry in found.likelihoods.items()
     ]
-    return LanguageReport(content, results)
+    return LanguageReport(content, results, saturation, portability)
 
 
 def _runtimes(found: LanguageMeasurements) -> list[dict[str, Any]]:

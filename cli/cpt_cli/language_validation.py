@@ -1,0 +1,132 @@
+"""The validation of a language model on a text, or on its golden sample alone."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cpt_cli import formats
+from cpt_cli.output import out
+from cpt_cli.portability import WITHOUT_VNNI, saturation_line, show_portability
+from cpt_cli.workflow import find_run, is_run_of
+from cpt_deploy.errors import UsageError, ValidationFailedError
+
+if TYPE_CHECKING:
+    from cpt_deploy.bundle.language import LanguageBundle
+    from cpt_deploy.validation.language.measuring import Step
+    from cpt_deploy.validation.language.validate import LanguageReport
+
+
+@dataclass(frozen=True)
+class ValidateOptions:
+    """What the validation of a language model can be asked for; see `cpt validate`."""
+
+    data: str | None
+    data_dir: Path | None
+    run: Path | None
+    limit: int | None
+    max_rise: float | None
+    require_exact: bool | None
+    provider: str
+
+
+def validate_language_bundle(bundle: "LanguageBundle", options: ValidateOptions) -> None:
+    """Measure a language model on the test text of a corpus, or on its golden sample, and keep the evidence.
+
+    Raises:
+        ValidationFailedError: If perplexity rose too far or an integer differs.
+        CptError: If the corpus or the run cannot be read.
+    """
+    if options.data is None:
+        _check_golden(bundle, options.provider)
+        return
+    from cpt_deploy.bundle.language import update_language_validation
+    from cpt_deploy.data.text import load_corpus
+    from cpt_deploy.validation.language.validate import MAX_RISE, validate_language
+
+    corpus = load_corpus(options.data, options.data_dir)
+    tokens = bundle.text.tokenizer.encode(corpus.text("test"))
+    tokens = tokens if options.limit is None else tokens[: options.limit + 1]
+    name = options.data if ":" in options.data else Path(options.data).name
+    trained = _trained(bundle, options.run)
+    report = validate_language(
+        bundle,
+        tokens,
+        {"name": name, "split": "test"},
+        trained=trained,
+        max_rise=MAX_RISE if options.max_rise is None else options.max_rise,
+        require_exact=options.provider == "cpu" if options.require_exact is None else options.require_exact,
+        provider=options.provider,
+    )
+    update_language_validation(bundle, report.content, report.results)
+    _show_report(report)
+    out.result({"bundle": bundle.path, **report.content})
+    if not report.passed:
+        raise ValidationFailedError("; ".join(report.reasons), hint="validation.json in the bundle has the details")
+    out.hint(f"cpt serve {formats.path(bundle.path)}")
+
+
+def _trained(bundle: "LanguageBundle", run_dir: Path | None) -> "Step | None":
+    """Return the trained model that a bundle comes from, if it is here."""
+    if run_dir is not None and not is_run_of(run_dir, bundle):
+        raise UsageError(
+            f"Expected the run that {formats.path(bundle.path)} was exported from, but {formats.path(run_dir)} "
+            "has other weights",
+        )
+    found = run_dir or find_run(bundle)
+    if found is None:
+        out.note("the run that the bundle comes from is not here: compared with the integer executor alone")
+        return None
+    import torch
+
+    from cpt_deploy.training import load_language_model
+
+    model = load_language_model(found).model
+    facts = bundle.facts
+    mixed = facts.get("mixed_precision")
+    weights = {layer["layer"]: layer["bits"] for layer in mixed["layers"]} if mixed else facts["weight_bits"]
+
+    def step(tokens: Any, state: Any) -> Any:
+        with torch.no_grad(), model.upper_bound(weights, facts["activation_bits"]):
+            scores, after = model(torch.from_numpy(tokens), state)
+        return scores.numpy(), after
+
+    return step
+
+
+def _check_golden(bundle: "LanguageBundle", provider: str) -> None:
+    from cpt_deploy.bundle.language import LanguageModel
+
+    check = LanguageModel(bundle.onnx_path, bundle.manifest, provider=provider).reproduce_golden(bundle.golden)
+    out.line(
+        f"{'passed' if check.within else 'FAILED'}: the golden logits differ by {check.worst:.2g} at most, "
+        f"{bundle.golden.tolerance:.2g} are allowed; checksums hold"
+    )
+    portable = show_portability(bundle)
+    out.result({"passed": check.within, "bundle": bundle.path, "golden": check, **portable})
+    if not check.within:
+        raise ValidationFailedError(
+            f"Expected the golden logits within {bundle.golden.tolerance:.3g}, but they differ by {check.worst:.3g}"
+        )
+    out.hint(f"cpt validate {formats.path(bundle.path)} --data {bundle.facts.get('dataset', 'NAME')}")
+
+
+def _show_report(report: "LanguageReport") -> None:
+    content = report.content
+    out.table(
+        ("model", "perplexity", "loss", "most probable token"),
+        [
+            (entry["name"], f"{entry['perplexity']:.3f}", f"{entry['loss']:.5f}", formats.share(entry["top1"]))
+            for entry in content["runtimes"]
+        ],
+        title=f"{content['dataset']['samples']:,} tokens of {content['dataset']['name']}",
+    )
+    integers = content["integers"]
+    codes = sum(product["codes"] for product in integers["products"])
+    others = sum(product["other_codes"] for product in integers["products"])
+    out.line(
+        f"{'passed' if report.passed else 'FAILED'}: perplexity {content['perplexity_rise_percent']:+.4f} %, "
+        f"{integers['mismatching']:,} of {integers['compared']:,} integer sums differ given the same codes; on their "
+        f"own way {others:,} of {codes:,} codes differ, logits by {content['worst_logit']:.2g} at most"
+    )
+    here = content["saturation"]["applies_to_this_cpu"]
+    out.line(f"{WITHOUT_VNNI}: {saturation_line(report.saturation, report.portability, saturates_here=here)}")
