@@ -71,7 +71,9 @@ def export_language(run_dir: Path, options: ExportOptions, destination: Path | N
     out.hint(f"cpt validate {formats.path(bundle.path)} --data {bundle.facts['dataset']}")
 
 
-def export_language_run(run_dir: Path, options: ExportOptions, destination: Path | None = None) -> "LanguageBundle":
+def export_language_run(
+    run_dir: Path, options: ExportOptions, destination: Path | None = None, data_dir: Path | None = None
+) -> "LanguageBundle":
     """Freeze the language model of a run and write its bundle; see `export_language`."""
     from cpt_deploy.data.text import load_corpus
     from cpt_deploy.export.language.bundle_export import LanguageIdentity, export_language_bundle
@@ -80,8 +82,8 @@ def export_language_run(run_dir: Path, options: ExportOptions, destination: Path
 
     _check_options(options)
     run = load_language_model(run_dir)
-    data = run.recipe.data
-    corpus = load_corpus(data.name, None if data.root is None else Path(data.root))
+    root = data_dir or run.recipe.data.root
+    corpus = load_corpus(run.recipe.data.name, None if root is None else Path(root))
     if options.portable:
         make_portable(run.model, options.activation_bits)
     if options.budget is None:

@@ -12,6 +12,8 @@ from cpt_deploy.errors import UsageError, ValidationFailedError
 
 if TYPE_CHECKING:
     from cpt_deploy.bundle.language import LanguageBundle
+    from cpt_deploy.bundle.tokenization import Ids, Tokenizer
+    from cpt_deploy.quantization import QuantizedLanguageModel, WeightBits
     from cpt_deploy.validation.language.measuring import Step
     from cpt_deploy.validation.language.validate import LanguageReport
 
@@ -29,6 +31,52 @@ class ValidateOptions:
     provider: str
 
 
+def measure_language_bundle(bundle: "LanguageBundle", data: str, options: ValidateOptions) -> "LanguageReport":
+    """Measure a language model on the test text of a corpus and store the report in its bundle.
+
+    Args:
+        bundle: The bundle.
+        data: Name or path of the corpus.
+        options: What to compare and to judge.
+
+    Raises:
+        UsageError: If the bundle was not exported from the given run.
+        CptError: If the corpus or the run cannot be read.
+    """
+    from cpt_deploy.bundle.language import update_language_validation
+    from cpt_deploy.validation.language.validate import MAX_RISE, validate_language
+
+    report = validate_language(
+        bundle,
+        test_tokens(bundle.text.tokenizer, data, options.data_dir, options.limit),
+        {"name": data if ":" in data else Path(data).name, "split": "test"},
+        trained=_trained(bundle, options.run),
+        max_rise=MAX_RISE if options.max_rise is None else options.max_rise,
+        require_exact=options.provider == "cpu" if options.require_exact is None else options.require_exact,
+        provider=options.provider,
+    )
+    update_language_validation(bundle, report.content, report.results)
+    return report
+
+
+def test_tokens(tokenizer: "Tokenizer", data: str, data_dir: Path | None, limit: int | None) -> "Ids":
+    """Return the tokens of a corpus' test text.
+
+    Args:
+        tokenizer: The model's.
+        data: Name or path of the corpus.
+        data_dir: Folder that holds it.
+        limit: How many tokens are to be predicted; all but the first if None.
+
+    Raises:
+        DataError: If the text cannot be read.
+    """
+    from cpt_deploy.data.text import load_corpus
+
+    tokens = tokenizer.encode(load_corpus(data, data_dir).text("test"))
+    return tokens if limit is None else tokens[: limit + 1]
+
+
 def validate_language_bundle(bundle: "LanguageBundle", options: ValidateOptions) -> None:
     """Measure a language model on the test text of a corpus, or on its golden sample, and keep the evidence.
 
@@ -39,25 +87,7 @@ def validate_language_bundle(bundle: "LanguageBundle", options: ValidateOptions)
     if options.data is None:
         _check_golden(bundle, options.provider)
         return
-    from cpt_deploy.bundle.language import update_language_validation
-    from cpt_deploy.data.text import load_corpus
-    from cpt_deploy.validation.language.validate import MAX_RISE, validate_language
-
-    corpus = load_corpus(options.data, options.data_dir)
-    tokens = bundle.text.tokenizer.encode(corpus.text("test"))
-    tokens = tokens if options.limit is None else tokens[: options.limit + 1]
-    name = options.data if ":" in options.data else Path(options.data).name
-    trained = _trained(bundle, options.run)
-    report = validate_language(
-        bundle,
-        tokens,
-        {"name": name, "split": "test"},
-        trained=trained,
-        max_rise=MAX_RISE if options.max_rise is None else options.max_rise,
-        require_exact=options.provider == "cpu" if options.require_exact is None else options.require_exact,
-        provider=options.provider,
-    )
-    update_language_validation(bundle, report.content, report.results)
+    report = measure_language_bundle(bundle, options.data, options)
     _show_report(report)
     out.result({"bundle": bundle.path, **report.content})
     if not report.passed:
@@ -76,17 +106,22 @@ def _trained(bundle: "LanguageBundle", run_dir: Path | None) -> "Step | None":
     if found is None:
         out.note("the run that the bundle comes from is not here: compared with the integer executor alone")
         return None
-    import torch
-
     from cpt_deploy.training import load_language_model
 
-    model = load_language_model(found).model
     facts = bundle.facts
     mixed = facts.get("mixed_precision")
     weights = {layer["layer"]: layer["bits"] for layer in mixed["layers"]} if mixed else facts["weight_bits"]
+    return trained_step(load_language_model(found).model, weights, facts["activation_bits"])
+
+
+def trained_step(
+    model: "QuantizedLanguageModel", weight_bits: "WeightBits" = None, activation_bits: int | None = None
+) -> "Step":
+    """Return a trained model at its upper bound, or at other bits, as a function of NumPy arrays."""
+    import torch
 
     def step(tokens: Any, state: Any) -> Any:
-        with torch.no_grad(), model.upper_bound(weights, facts["activation_bits"]):
+        with torch.no_grad(), model.upper_bound(weight_bits, activation_bits):
             scores, after = model(torch.from_numpy(tokens), state)
         return scores.numpy(), after
 

@@ -1,4 +1,4 @@
-"""`sweep.png`: accuracy of a run's exports against their size and their latency."""
+"""`sweep.png`: how good a run's exports are against their size and their latency."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ class FamilyMember:
     Args:
         label: What stands beside its point.
         series: Which of the exports it belongs with, in the legend.
-        accuracy: Accuracy in onnxruntime, 0..1.
+        quality: Its place on the y axis, as measured in onnxruntime.
         low: Lower end of its interval.
         high: Upper end.
         kilobytes: Size.
@@ -27,7 +27,7 @@ class FamilyMember:
 
     label: str
     series: str
-    accuracy: float
+    quality: float
     low: float
     high: float
     kilobytes: float
@@ -35,16 +35,25 @@ class FamilyMember:
 
 
 def plot_family(
-    members: Sequence[FamilyMember], destination: Path, *, title: str, size_label: str, trained: float | None = None
+    members: Sequence[FamilyMember],
+    destination: Path,
+    *,
+    title: str,
+    size_label: str,
+    quality_label: str,
+    latency_label: str,
+    trained: float | None = None,
 ) -> None:
-    """Draw accuracy against size and against latency.
+    """Draw quality against size and against latency.
 
     Args:
         members: The exports.
         destination: The PNG file to write.
         title: What stands above.
         size_label: What the size is of.
-        trained: Accuracy of the trained model at its upper bound, as a line.
+        quality_label: What the quality is, with its unit.
+        latency_label: What the latency is of.
+        trained: Quality of the trained model at its upper bound, as a line.
 
     Raises:
         MissingExtraError: If Matplotlib is not installed.
@@ -62,9 +71,9 @@ def plot_family(
     figure.suptitle(title)
     for axes, column in ((size, "kilobytes"), (latency, "milliseconds")):
         _draw(axes, members, column, trained)
-    size.set_ylabel("accuracy in onnxruntime (%), 95 % interval")
+    size.set_ylabel(quality_label)
     size.set_xlabel(f"{size_label} (kB)")
-    latency.set_xlabel("latency (ms), one image, one thread")
+    latency.set_xlabel(f"latency (ms), {latency_label}")
     handles, labels = size.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
     figure.savefig(destination, dpi=120)
@@ -72,15 +81,15 @@ def plot_family(
 
 def _draw(axes: Any, members: Sequence[FamilyMember], column: str, trained: float | None) -> None:
     if trained is not None:
-        axes.axhline(100 * trained, color="#555555", linestyle="--", linewidth=1, label="trained model")
+        axes.axhline(trained, color="#555555", linestyle="--", linewidth=1, label="trained model")
     for index, series in enumerate(dict.fromkeys(member.series for member in members)):
         color, marker = _STYLES[index % len(_STYLES)]
         points = [member for member in members if member.series == series]
         x = [getattr(member, column) for member in points]
-        y = [100 * member.accuracy for member in points]
+        y = [member.quality for member in points]
         errors = [
-            [100 * (member.accuracy - member.low) for member in points],
-            [100 * (member.high - member.accuracy) for member in points],
+            [member.quality - member.low for member in points],
+            [member.high - member.quality for member in points],
         ]
         axes.errorbar(x, y, errors, color=color, marker=marker, linestyle="", capsize=3, linewidth=1, label=series)
         for member, position in zip(points, zip(x, y, strict=True), strict=True):

@@ -66,7 +66,7 @@ class Evidence(BaseModel):
     size_bytes: int
     input: InputFacts
     classes: int
-    weight_bits: int | None
+    weight_bits: int | float | None = Field(description="with bits by layer their mean over all weights")
     activation_bits: int | None
     cycle: tuple[int, int] | None = Field(description="the bits between which training cycled")
     validation: ValidationFacts | None = Field(description="null if `cpt validate` was never run")

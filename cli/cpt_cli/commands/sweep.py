@@ -30,32 +30,38 @@ def sweep(  # noqa: PLR0913, PLR0917  the options are its parameters
         ),
     ] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Folder that holds the data set.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Measure this many test images.", show_default="all")] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(min=1, help="Measure this many test images, or tokens of the test text.", show_default="all"),
+    ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Timed calls of each model.")] = 50,
     force: Annotated[bool, typer.Option("--force", help="Also at bits that the run never trained at.")] = False,
     json_output: JsonFlag = False,
     quiet: QuietFlag = False,
     debug: DebugFlag = False,
 ) -> None:
-    """Export a run at several bits, validate each on all test images, and time all of them in onnxruntime.
+    """Export a run at several bits, validate each on the whole test set, and time all of them in onnxruntime.
 
     Writes RUN/sweep: a bundle for each, sweep.json, sweep.md and sweep.png. What an earlier sweep of the same weights
     has exported and validated is kept; only the times are taken anew.
     """
-    from cpt_cli.sweep import COLUMNS, FOLDER, summary, sweep_run, table_rows
+    from cpt_cli.image_family import ImageFamily
+    from cpt_cli.language_export import is_language_run
+    from cpt_cli.language_family import LanguageFamily
+    from cpt_cli.sweep import FOLDER, sweep_run
 
+    family = (LanguageFamily if is_language_run(run) else ImageFamily)(run, data_dir, limit)
     document = sweep_run(
-        run,
+        family,
         bits=None if bits is None else [_number(word, "--bits") for word in bits.split(",")],
         activation_bits=None
         if act_bits is None
         else [None if word.strip() == SAME else _number(word, "--act-bits") for word in act_bits.split(",")],
-        data_dir=data_dir,
-        limit=limit,
         rounds=rounds,
         force=force,
     )
-    out.table(COLUMNS, table_rows(document), title=summary(document))
+    rows = [family.row(entry, document) for entry in document["exports"]]
+    out.table(family.columns, rows, title=family.summary(document))
     for entry in document["exports"]:
         if entry["mismatching_integers"]:
             out.warning(f"{entry['bundle']}: {entry['mismatching_integers']} integers differ; cpt validate says where")

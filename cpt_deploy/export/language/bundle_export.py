@@ -97,7 +97,7 @@ def export_language_bundle(
         "cpt.weight_bits": str(facts["weight_bits"]),
         "cpt.activation_bits": str(facts["activation_bits"]),
         "task": "generate",
-        **({PORTABLE_KEY: "true"} if facts.get("portable") else {}),
+        **({} if any(linear.can_saturate for linear in frozen.linears()) else {PORTABLE_KEY: "true"}),
     }
     onnx = write_language_onnx(frozen, opset=opset, metadata=metadata)
     contents = LanguageContents(

@@ -6,12 +6,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from cpt_deploy.errors import ConversionError
 from cpt_deploy.quantization.affine import quantize_weight, symmetric_levels
 from cpt_deploy.quantization.edges import EdgeQuantizer
 from cpt_deploy.quantization.language import InputQuantizedLinear
 from cpt_deploy.quantization.layers import QuantizedEmbedding, QuantizedLayer
+from cpt_deploy.quantization.pairs import pair_limit, worst_pair
 
 Floats = npt.NDArray[np.float32]
 Codes = npt.NDArray[np.int8]
@@ -113,6 +115,12 @@ class IntegerLinear:
     def bits(self) -> int:
         """Bits of the codes."""
         return bits_of(self.codes)
+
+    @property
+    def can_saturate(self) -> bool:
+        """Whether two products could exceed 16 bits where a processor without VNNI adds them, see `pairs`."""
+        limit = pair_limit(self.grid.levels.bit_length())
+        return int(worst_pair(torch.from_numpy(self.codes).float()).max()) > limit
 
     @property
     def factors(self) -> Floats:

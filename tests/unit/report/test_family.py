@@ -9,11 +9,12 @@ from cpt_deploy.report import FamilyMember, plot_family
 
 def test_it_draws_a_picture(tmp_path: Path) -> None:
     members = [
-        FamilyMember(f"{bits}", series, 0.9 + bits / 100, 0.85, 0.99, 10.0 * bits, 1.0)
+        FamilyMember(f"{bits}", series, 90 + bits, 85, 99, 10.0 * bits, 1.0)
         for bits in (3, 8)
         for series in ("activations at 8 bits", "activations at the weights' bits")
     ]
-    plot_family(members, tmp_path / "family.png", title="net", size_label="weights", trained=0.95)
+    labels = {"size_label": "weights", "quality_label": "accuracy (%)", "latency_label": "one image"}
+    plot_family(members, tmp_path / "family.png", title="net", **labels, trained=95)
     with Image.open(tmp_path / "family.png") as image:
         assert image.size == (1200, 540)
         assert len(image.convert("RGB").getcolors(1 << 20) or []) > 50

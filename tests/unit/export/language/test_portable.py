@@ -110,10 +110,10 @@ def test_the_trained_model_has_the_reduced_codes_too(kind):
     torch.testing.assert_close(row, expected, atol=2e-3 * float(expected.abs().max()), rtol=0)
 
 
-def exported(model, path, **facts):
+def exported(model, path, bits=None, **facts):
     words = WordTokenizer(["<eos>", "<unk>", *(f"w{number}" for number in range(VOCABULARY - 2))])
     identity = LanguageIdentity("little", "some-lm", words, facts=facts)
-    return export_language_bundle(model, path, identity, tokens(1, 300)[0].numpy())
+    return export_language_bundle(model, path, identity, tokens(1, 300)[0].numpy(), weight_bits=bits)
 
 
 def test_a_portable_bundle_says_so_and_is_valid(kind, tmp_path):
@@ -137,6 +137,7 @@ def test_a_portable_bundle_says_so_and_is_valid(kind, tmp_path):
 
 def test_a_bundle_that_only_claims_to_be_portable_does_not_pass(kind, tmp_path):
     bundle = exported(trained(kind, portable=False), tmp_path / "bundle", portable=True, reduced_layers=[])
+    assert needs_exact_sums(bundle.onnx_path) == may_saturate()
     assert any(layer.possible for layer in bundle_saturation(bundle))
     text = tokens(1, 300)[0].numpy()
     report = validate_language(bundle, text, {"name": "words", "split": "test"}, require_exact=False)
@@ -145,6 +146,17 @@ def test_a_bundle_that_only_claims_to_be_portable_does_not_pass(kind, tmp_path):
     damaged = exported(trained(kind, portable=True), tmp_path / "damaged", portable=True)
     with pytest.raises(BundleError, match="reduced_layers"):
         validate_language(damaged, text, {"name": "words", "split": "test"})
+
+
+def test_a_bundle_of_7_bits_has_fast_kernels_too(kind, tmp_path):
+    model = trained(kind, portable=False)
+    bundle = exported(model, tmp_path / "bundle", bits={layer.name: 7 for layer in model.layers()})
+    assert not needs_exact_sums(bundle.onnx_path)
+    assert not any(layer.possible for layer in bundle_saturation(bundle))
+    text = tokens(1, 300)[0].numpy()
+    report = validate_language(bundle, text, {"name": "words", "split": "test"})
+    assert report.passed, report.reasons
+    assert report.content["integers"]["mismatching"] == 0
 
 
 def test_another_bundle_is_said_to_need_exact_kernels(kind, tmp_path):

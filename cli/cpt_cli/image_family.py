@@ -1,0 +1,124 @@
+"""A sweep of a classifier: accuracy, and latency beside float32."""
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cpt_cli import formats
+from cpt_cli.sweep import Entry, bits_cells, integers_cell
+from cpt_cli.workflow import ExportOptions, export_run, measure_bundle
+
+if TYPE_CHECKING:
+    from cpt_deploy.bundle import Bundle
+    from cpt_deploy.bundle.opened import OpenedBundle
+    from cpt_deploy.training import TrainedRun
+
+FLOAT = "float32"
+
+
+class ImageFamily:
+    """See `sweep.Family`.
+
+    Args:
+        run_dir: The run.
+        data_dir: Folder that holds the data set; the recipe's if None.
+        limit: How many test images; all if None.
+    """
+
+    columns = ("weights", "activations", "accuracy", "95 % interval", "integers that differ",
+               "model.onnx (of float32)", "weights at their bits", "latency", "speed-up over float32")  # fmt: skip
+    quality_label = "accuracy in onnxruntime (%), 95 % interval"
+    latency_label = "one image, one thread"
+
+    def __init__(self, run_dir: Path, data_dir: Path | None, limit: int | None) -> None:
+        self.run_dir, self.data_dir, self.limit = run_dir, data_dir, limit
+
+    @cached_property
+    def run(self) -> "TrainedRun":
+        """See `Family`."""
+        from cpt_deploy.training import load_run
+
+        return load_run(self.run_dir)
+
+    @property
+    def samples(self) -> int:
+        """Test images."""
+        images = int(self.run.report.data["test_images"])
+        return min(self.limit or images, images)
+
+    def open(self, path: Path) -> "Bundle":
+        """See `Family`."""
+        from cpt_deploy.bundle import Bundle
+
+        return Bundle.open(path)
+
+    def export(self, path: Path, options: ExportOptions) -> None:
+        """See `Family`."""
+        export_run(self.run_dir, options, destination=path, data_dir=self.data_dir)
+
+    def validate(self, path: Path) -> None:
+        """See `Family`."""
+        data = self.run.recipe.data
+        measure_bundle(
+            self.open(path),
+            data.name,
+            self.data_dir or (Path(data.root) if data.root else None),
+            run_dir=self.run_dir,
+            limit=self.limit,
+            max_drop=100.0,  # a sweep shows what is lost; it is no gate
+            require_exact=False,
+        )
+
+    def figures(self, bundle: "OpenedBundle") -> dict[str, Any]:
+        """Return accuracy in onnxruntime with its interval, and that of the trained model at its upper bound."""
+        assert bundle.validation is not None
+        runtimes = {runtime["name"]: runtime for runtime in bundle.validation["runtimes"]}
+        return {
+            "accuracy": runtimes["onnxruntime"]["accuracy"],
+            "interval_95": tuple(runtimes["onnxruntime"]["interval_95"]),
+            "trained_accuracy": runtimes["trained"]["accuracy"],
+        }
+
+    def compare(self, bundles: Sequence["OpenedBundle"], rounds: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """Time one image on one thread, also in float32."""
+        from cpt_deploy.export import write_float_onnx
+        from cpt_deploy.validation import compare_latency
+
+        float_file = write_float_onnx(self.run.model)
+        files: dict[str, Path | bytes] = {FLOAT: float_file}
+        latencies = compare_latency(files | {str(b.path): b.onnx_path for b in bundles}, rounds=rounds)
+        reference = {FLOAT: {"onnx_bytes": len(float_file), "milliseconds": latencies[FLOAT].milliseconds}}
+        timed = [latencies[str(bundle.path)] for bundle in bundles]
+        return reference, [{"milliseconds": each.milliseconds, "speedup": each.speedup} for each in timed]
+
+    def summary(self, document: Mapping[str, Any]) -> str:
+        """See `Family`."""
+        dataset, trained = document["dataset"], document["exports"][0]["trained_accuracy"]
+        return (
+            f"{document['run']} on {dataset['samples']:,} images of {dataset['name']} ({dataset['split']}); trained "
+            f"model at its upper bound {formats.share(trained)}; one image on one thread, float32 takes "
+            f"{document[FLOAT]['milliseconds']:.3f} ms"
+        )
+
+    def row(self, entry: Entry, document: Mapping[str, Any]) -> tuple[str, ...]:
+        """See `Family`."""
+        return (
+            *bits_cells(entry),
+            formats.share(entry["accuracy"]),
+            " to ".join(formats.share(bound) for bound in entry["interval_95"]),
+            integers_cell(entry),
+            f"{formats.size(entry['onnx_bytes'])} ({entry['onnx_bytes'] / document[FLOAT]['onnx_bytes']:.3f})",
+            formats.size(entry["weights_bytes"]),
+            f"{entry['milliseconds']:.3f} ms",
+            f"{entry['speedup']:.2f}x",
+        )
+
+    def quality(self, entry: Entry) -> tuple[float, float, float]:
+        """Return accuracy in percent."""
+        low, high = entry["interval_95"]
+        return 100 * entry["accuracy"], 100 * low, 100 * high
+
+    def trained_quality(self, document: Mapping[str, Any]) -> float:
+        """See `Family`."""
+        return 100 * float(document["exports"][0]["trained_accuracy"])
