@@ -26,8 +26,10 @@ class ImageFamily:
         limit: How many test images; all if None.
     """
 
-    columns = ("weights", "activations", "accuracy", "95 % interval", "integers that differ",
-               "model.onnx (of float32)", "weights at their bits", "latency", "speed-up over float32")  # fmt: skip
+    columns: tuple[str, ...] = (
+        "weights", "activations", "accuracy", "95 % interval", "integers that differ", "model.onnx (of float32)",
+        "weights at their bits", "latency", "speed-up over float32",
+    )  # fmt: skip
     quality_label = "accuracy in onnxruntime (%), 95 % interval"
     latency_label = "one image, one thread"
 

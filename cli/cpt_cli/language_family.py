@@ -31,8 +31,10 @@ class LanguageFamily:
         limit: How many tokens of the test text; all if None.
     """
 
-    columns = ("weights", "activations", "perplexity", "integers that differ", "model.onnx", "weights at their bits",
-               "latency")  # fmt: skip
+    columns: tuple[str, ...] = (
+        "weights", "activations", "perplexity", "integers that differ", "model.onnx", "weights at their bits",
+        "latency",
+    )  # fmt: skip
     quality_label = "perplexity in onnxruntime"
     latency_label = "one token, one thread"
 

@@ -71,9 +71,9 @@ def export(  # noqa: PLR0913, PLR0917  the options are its parameters
     opset: Annotated[
         int | None,
         typer.Option(
-            help="ONNX opset, 13 to 25. Weights of 3 and 4 bits are packed two to a byte from 21 on, of 2 bits four "
-            "to a byte from 25 on; else a weight takes a byte.",
-            show_default="17, or the least that packs them",
+            help="ONNX opset, 13 to 25, of language models 19 to 25. Weights of 3 and 4 bits are packed two to a byte "
+            "from 21 on, of 2 bits four to a byte from 25 on; else a weight takes a byte.",
+            show_default="17, of language models 19, or the least that packs them",
         ),
     ] = None,
     format_: Annotated[
@@ -179,7 +179,8 @@ def export(  # noqa: PLR0913, PLR0917  the options are its parameters
     --portable, the activation ranges and BatchNorm statistics are estimated anew on training data first. A bundle of
     the same name is replaced; nothing half-written is ever left.
 
-    A run of a language model is written likewise, with its state as inputs and outputs; at 8 bits or fewer, affine.
+    A run of a language model is written likewise, with its state as inputs and outputs; with affine activations and
+    without further formats. --budget measures sensitivity as the rise of its loss on validation text.
 
     With --from, a float model that was trained elsewhere is quantized by calibration alone.
     """

@@ -21,12 +21,8 @@ from cpt_deploy.export.bundle_export import TRAINED, digest, mean_bits
 from cpt_deploy.export.language.golden import golden_tokens
 from cpt_deploy.export.language.graph import chosen_opset
 from cpt_deploy.export.language.kinds import language_manifest, write_language_onnx
-from cpt_deploy.freezing.language import (
-    IntegerLanguageModel,
-    IntegerLinear,
-    IntegerTable,
-    freeze_language_model,
-)
+from cpt_deploy.freezing.language import IntegerLanguageModel, IntegerTable, freeze_language_model
+from cpt_deploy.freezing.language.model import weighted_parts
 from cpt_deploy.quantization.cycling import WeightBits
 from cpt_deploy.quantization.language import QuantizedLanguageModel
 
@@ -85,7 +81,9 @@ def export_language_bundle(
         )
     opset = chosen_opset(frozen, opset)
     facts = {
-        "weight_bits": mean_bits(weight_bits, {part.name: (part.bits, part.codes.size) for part in _parts(frozen)}),
+        "weight_bits": mean_bits(
+            weight_bits, {part.name: (part.bits, part.codes.size) for part in weighted_parts(frozen)}
+        ),
         "activation_bits": activation_bits or model.precision.upper,
         "quantization": TRAINED,
         "cycle": [model.config.lower, model.config.upper],
@@ -129,7 +127,7 @@ def describe_language_quantization(model: IntegerLanguageModel) -> dict[str, Any
             "scale_range": [float(part.scales.min()), float(part.scales.max())],
             "codes_sha256": digest(part.codes),
         }
-        for part in _parts(model)
+        for part in weighted_parts(model)
     ]
     activations = [
         {
@@ -143,8 +141,3 @@ def describe_language_quantization(model: IntegerLanguageModel) -> dict[str, Any
         for linear in model.linears()
     ]
     return {"method": TRAINED, "weights": weights, "activations": activations, "graph": model.describe()}
-
-
-def _parts(model: IntegerLanguageModel) -> list[IntegerTable | IntegerLinear]:
-    """Return what has weight codes."""
-    return [*model.tables(), *model.linears()]

@@ -17,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from cpt_deploy.errors import UsageError
 from cpt_deploy.export.packing import packed_type, packing_opset
-from cpt_deploy.freezing.language import IntegerLanguageModel
+from cpt_deploy.freezing.language.model import IntegerLanguageModel, weighted_parts
 from cpt_deploy.freezing.language.parts import IntegerLinear, IntegerTable
 
 LEAST_OPSET, MOST_OPSET = 19, 25
@@ -35,7 +35,7 @@ def chosen_opset(model: IntegerLanguageModel, opset: int | None = None) -> int:
         UsageError: If the graphs cannot have the opset that is asked for.
     """
     if opset is None:
-        return packing_opset((part.bits for part in (*model.tables(), *model.linears())), LEAST_OPSET)
+        return packing_opset((part.bits for part in weighted_parts(model)), LEAST_OPSET)
     if not LEAST_OPSET <= opset <= MOST_OPSET:
         raise UsageError(f"Expected an opset from {LEAST_OPSET} to {MOST_OPSET} for a language model, but got {opset}")
     return opset

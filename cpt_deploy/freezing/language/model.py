@@ -63,3 +63,8 @@ class IntegerLanguageModel(Protocol):
         Raises:
             KeyError: If something is missing.
         """
+
+
+def weighted_parts(model: IntegerLanguageModel) -> list[IntegerTable | IntegerLinear]:
+    """Return what has weight codes: tables, then products."""
+    return [*model.tables(), *model.linears()]
