@@ -28,8 +28,6 @@ CALIBRATION_BATCH_SIZE = 32
 ACCURACY = "calibration_accuracy"
 GUESSING = 1.5
 """Accuracy, in multiples of that of guessing, up to which something is probably wrong."""
-_TORCHVISION = "torchvision/"
-_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
@@ -123,7 +121,7 @@ def export_source(source: ImportOptions, options: ExportOptions, *, destination:
     """
     from cpt_deploy.data import load_images
     from cpt_deploy.export import ModelIdentity, export_bundle
-    from cpt_deploy.models.imported import open_source
+    from cpt_deploy.models.imported import WeightsSource, open_source
     from cpt_deploy.quantization import QuantizationConfig, make_portable, make_symmetric, prepare
 
     opened = open_source(source.path, source.model)
@@ -131,6 +129,9 @@ def export_source(source: ImportOptions, options: ExportOptions, *, destination:
     labels = _labels(source.labels, images)
     preprocessing = _preprocessing(opened, images, source)
     network = opened.build(preprocessing.input_shape, len(labels))
+    heads = opened.auxiliary_heads(network) if isinstance(opened, WeightsSource) else ()
+    if heads:
+        out.note(f"{' and '.join(heads)} left out: auxiliary heads, which only help training")
     weights, activations = options.bits or MOST_BITS, options.activation_bits or MOST_BITS
     config = QuantizationConfig(lower=min(weights, activations), upper=MOST_BITS)
     model = prepare(network, config, preprocessing.input_shape).eval()
@@ -195,6 +196,7 @@ def _labels(path: Path | None, images: "ImageSet") -> tuple[str, ...]:
 def _preprocessing(opened: "SourceModel", images: "ImageSet", source: ImportOptions) -> "Preprocessing":
     """Put together how images become inputs: what the user says, then file or model, then the data set."""
     from cpt_deploy.data import default_preprocessing, resolve_preprocessing
+    from cpt_deploy.models.torchvision_models import PREFIX, published_normalization
     from cpt_deploy.recipe import InputSettings
 
     settings, default = dict(source.input), default_preprocessing(images)
@@ -207,8 +209,10 @@ def _preprocessing(opened: "SourceModel", images: "ImageSet", source: ImportOpti
                 f"Expected the {key} that {source.path.name} is made for, {fixed}, but got {settings[key]}"
             )
         settings[key] = fixed
-    if (source.model or "").startswith(_TORCHVISION) and settings.get("channels", default.channels) == 3:
-        settings = {"mean": _IMAGENET_MEAN, "std": _IMAGENET_STD} | settings
+    name = source.model or ""
+    if name.startswith(PREFIX) and settings.get("channels", default.channels) == 3:
+        published = published_normalization(name.removeprefix(PREFIX), {})
+        settings = dict(zip(("mean", "std"), published, strict=True)) | settings
     for key in ("mean", "std"):
         wanted = settings.get("channels", default.channels)
         if key in settings and len(settings[key]) != wanted:

@@ -138,14 +138,24 @@ def show_plan(plan: "TrainPlan") -> None:
             "run": formats.path(plan.run_dir),
         },
     )
+    if plan.pretrained is not None and plan.pretrained.published_input is not None:
+        mean, std = (f"[{','.join(f'{value:g}' for value in values)}]" for values in plan.pretrained.published_input)
+        out.warning(
+            f"the published weights of {recipe.model.name} read images of another normalisation; if they are "
+            f"what {formats.path(Path(plan.pretrained.file))} holds: data.input.mean={mean} data.input.std={std}"
+        )
 
 
 def describe_pretrained(pretrained: "Pretrained") -> str:
     """Return in one line what a run begins with, and what of it is left at its initialisation."""
     taken = f"{pretrained.tensors} tensors of {formats.path(Path(pretrained.file))}, SHA-256 {pretrained.sha256[:12]}…"
     if pretrained.fresh:
-        return f"{taken}; {' and '.join(pretrained.fresh)} fresh: the file's have {pretrained.classes:,} classes"
-    return f"{taken}, the last layer's too"
+        taken += f"; {' and '.join(pretrained.fresh)} fresh: the file's have {pretrained.classes:,} classes"
+    else:
+        taken += ", the last layer's too"
+    if pretrained.left_out:
+        taken += f"; {' and '.join(pretrained.left_out)} left out: auxiliary heads, which only help training"
+    return taken
 
 
 def show_profile(profile: "ProfileReport") -> None:

@@ -1,5 +1,6 @@
 """torchvision's classification models by name, without weights, for any number of channels, classes and input size."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -9,6 +10,12 @@ from cpt_deploy.errors import UsageError
 from cpt_deploy.registry import nearest_names
 
 PREFIX = "torchvision/"
+
+Normalization = tuple[tuple[float, ...], tuple[float, ...]]
+"""Mean and standard deviation per channel, of pixels of 0 to 1."""
+
+_IMAGENET: Normalization = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+_SYMMETRIC: Normalization = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 _FIXED: dict[str, dict[str, Any]] = {
     # Without these the models warn, and return a tuple of logits in training.
@@ -22,6 +29,21 @@ def torchvision_names() -> list[str]:
     import torchvision  # here and below: it takes long, and the project's own networks need none of it
 
     return sorted(torchvision.models.list_models(module=torchvision.models))
+
+
+def published_normalization(name: str, args: Mapping[str, Any]) -> Normalization:
+    """Return the normalisation of the images that the published weights of a model read.
+
+    It is ImageNet's. GoogLeNet and Inception v3 were trained on pixels of -1 to 1, which torchvision computes from
+    ImageNet's normalisation in the network (`transform_input`, on where weights are published). Here the networks have
+    no such operations in float before their first layer, so images are to be normalised to -1 to 1 themselves.
+
+    Args:
+        name: One of `torchvision_names`.
+        args: Further arguments that the model is built with.
+    """
+    untransformed = {**_FIXED.get(name, {}), **args}.get("transform_input") is False
+    return _SYMMETRIC if untransformed else _IMAGENET
 
 
 def build_torchvision(

@@ -1,12 +1,14 @@
 """A run that begins with the weights of a file: which file, that it is still the same, and what of it was taken."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cpt_deploy.bundle import Preprocessing
 from cpt_deploy.errors import DataError, UsageError
+from cpt_deploy.models.auxiliary_heads import split_auxiliary_heads
 from cpt_deploy.models.pretrained import last_layer, load_pretrained, read_pretrained
+from cpt_deploy.models.torchvision_models import PREFIX, Normalization, published_normalization
 from cpt_deploy.quantization import QuantizedModel
 from cpt_deploy.recipe import Recipe
 from cpt_deploy.training.run_directory import RunDirectory
@@ -24,6 +26,9 @@ class Pretrained:
         head: Name of the layer that gives the logits.
         fresh: The tensors of it that stayed at their initialisation, since the file's are for other classes.
         classes: How many classes the file's head has.
+        left_out: Paths of the heads in the file that only help training, which the network is built without.
+        published_input: Normalisation of the images that torchvision's published weights of this model read, if the
+            run's images have another one.
     """
 
     file: str
@@ -32,6 +37,8 @@ class Pretrained:
     head: str | None
     fresh: tuple[str, ...]
     classes: int | None
+    left_out: tuple[str, ...] = ()
+    published_input: Normalization | None = None
 
 
 def resolve_weights(recipe: Recipe) -> Recipe:
@@ -82,6 +89,8 @@ def build_pretrained(recipe: Recipe, classes: int, preprocessing: Preprocessing)
     assert digest is not None
     weights = read_pretrained(Path(path), name)
     network = build_network(recipe, classes, preprocessing)
+    tensors, left_out = split_auxiliary_heads(network, weights.tensors)
+    weights = replace(weights, tensors=tensors)
     head = last_layer(network, preprocessing.input_shape)
     if weights.prepared:
         prepared = prepare_network(network, recipe, preprocessing)
@@ -97,7 +106,18 @@ def build_pretrained(recipe: Recipe, classes: int, preprocessing: Preprocessing)
         head=head,
         fresh=fresh,
         classes=None if known is None else len(known),
+        left_out=left_out,
+        published_input=None if weights.prepared else _other_normalization(recipe, preprocessing),
     )
+
+
+def _other_normalization(recipe: Recipe, preprocessing: Preprocessing) -> Normalization | None:
+    """Return what torchvision's published weights read if a run's images are normalised otherwise."""
+    name = recipe.model.name
+    if not name.startswith(PREFIX) or preprocessing.channels != 3:
+        return None
+    published = published_normalization(name.removeprefix(PREFIX), recipe.model.args)
+    return None if published == (preprocessing.mean, preprocessing.std) else published
 
 
 def refuse_weights(recipe: Recipe) -> None:

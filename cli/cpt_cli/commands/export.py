@@ -158,7 +158,7 @@ def export(  # noqa: PLR0913, PLR0917  the options are its parameters
         typer.Option(
             help="What training subtracted from pixels of 0 to 1, a number a channel, joined by commas.",
             rich_help_panel=IMPORT_PANEL,
-            show_default="the data set's; ImageNet's for models of torchvision",
+            show_default="the data set's; for models of torchvision their published weights'",
         ),
     ] = None,
     std: Annotated[

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from cpt_deploy.errors import DataError, UsageError
+from cpt_deploy.models.auxiliary_heads import split_auxiliary_heads
 from cpt_deploy.models.catalog import build_model
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "ema_state_dict")
@@ -48,7 +49,7 @@ class WeightsSource:
         return cls(model, _state_dict(content, path.name), path.name)
 
     def build(self, input_shape: tuple[int, int, int], classes: int) -> nn.Module:
-        """Build the model and load the weights; see `SourceModel.build`.
+        """Build the model and load the weights, but those of `auxiliary_heads`; see `SourceModel.build`.
 
         Raises:
             UsageError: If the model is unknown or the weights are another model's.
@@ -58,7 +59,7 @@ class WeightsSource:
             self.architecture, num_classes=classes, in_channels=channels, input_size=(height, width)
         ).eval()
         try:
-            model.load_state_dict(self.weights)
+            model.load_state_dict(split_auxiliary_heads(model, self.weights)[0])
         except RuntimeError as error:
             reasons = [line.strip() for line in str(error).splitlines()[1:]] or [str(error)]
             raise UsageError(
@@ -67,6 +68,10 @@ class WeightsSource:
                 hint="the data set decides the number of classes; --channels decides that of the first layer",
             ) from error
         return model
+
+    def auxiliary_heads(self, network: nn.Module) -> tuple[str, ...]:
+        """Return the paths of the heads in the file that only help training, which a network is built without."""
+        return split_auxiliary_heads(network, self.weights)[1]
 
 
 def _read_safetensors(path: Path) -> Any:

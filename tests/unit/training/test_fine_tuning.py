@@ -1,6 +1,7 @@
 """Runs that begin with weights: what the first step has, what the run records, and that a resumed one checks it."""
 
 import hashlib
+import importlib
 import json
 import shutil
 
@@ -167,6 +168,49 @@ def test_a_dry_run_shows_digest_and_fresh_head(file, two_classes, capsys, tmp_pa
     assert document["pretrained"]["sha256"] == digest
     assert document["pretrained"]["fresh"] == ["fc.weight", "fc.bias"]
     assert not (tmp_path / "run").exists()
+
+
+WITH_A_PLACE = """
+from torch import nn
+
+def build(num_classes, head=False):
+    network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, num_classes))
+    network.AuxLogits = nn.Linear(4, num_classes) if head else None
+    return network
+"""
+
+
+@pytest.mark.parametrize("extra", [False, True])
+def test_auxiliary_heads_are_left_out_and_named_and_nothing_else_is(extra, own_module, tmp_path, capsys):
+    own_module("own_with_a_place", WITH_A_PLACE)
+    weights = importlib.import_module("own_with_a_place").build(10, head=True).state_dict()
+    torch.save({**weights, **({"extra.weight": torch.zeros(2)} if extra else {})}, tmp_path / "net.pth")
+    words = ["train", "digits-quickstart", "model={name: own_with_a_place:build}", f"model.weights={tmp_path}/net.pth"]
+    words += ["--smoke", "--out", str(tmp_path / "run")]
+    if extra:
+        assert main(words) == 2
+        assert "1 are not its own: extra.weight" in capsys.readouterr().err
+        return
+    assert main(words) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "4 tensors of" in shown
+    assert "AuxLogits left out: auxiliary heads, which only help training" in shown
+    recorded = json.loads((tmp_path / "run" / "report.json").read_text())["model"]["weights"]
+    assert (recorded["left_out"], recorded["tensors"], recorded["fresh"]) == (["AuxLogits"], 4, [])
+
+
+def test_published_weights_that_read_another_normalisation_are_told_of(own_module, tmp_path, capsys):
+    """squeezenet1_1 stands for all of torchvision's; which normalisation GoogLeNet's read is tested with the model."""
+    network = build_model("torchvision/squeezenet1_1", num_classes=10, in_channels=3, input_size=(32, 32))
+    torch.save(network.state_dict(), tmp_path / "net.pth")
+    words = ["train", "digits-quickstart", "model={name: torchvision/squeezenet1_1}", "data.input.channels=3"]
+    words += ["data.input.size=[32,32]", f"model.weights={tmp_path}/net.pth", "--dry-run"]
+    assert main(words) == 0
+    warned = " ".join(capsys.readouterr().err.split())
+    asked = ["data.input.mean=[0.485,0.456,0.406]", "data.input.std=[0.229,0.224,0.225]"]
+    assert f"of another normalisation; if they are what {tmp_path}/net.pth holds: {' '.join(asked)}" in warned
+    assert main([*words, *asked]) == 0
+    assert "normalisation" not in capsys.readouterr().err
 
 
 def test_weights_of_another_network_are_one_line(file, capsys):
