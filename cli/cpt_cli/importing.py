@@ -135,10 +135,10 @@ def export_source(source: ImportOptions, options: ExportOptions, *, destination:
     weights, activations = options.bits or MOST_BITS, options.activation_bits or MOST_BITS
     config = QuantizationConfig(lower=min(weights, activations), upper=MOST_BITS)
     model = prepare(network, config, preprocessing.input_shape).eval()
-    if options.portable:
-        make_portable(model, activations)
     if options.symmetric:
         make_symmetric(model, activations)
+    if options.portable:
+        make_portable(model, activations)
     portable_facts = restricted_codes(model, weights) if options.portable else {}
     facts = _calibrate(model, network, _batches(images, preprocessing, source.batches), options)
     if facts[ACCURACY] * len(labels) <= GUESSING:

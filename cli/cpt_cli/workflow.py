@@ -87,10 +87,10 @@ def export_run(
     if data_dir is not None:
         data = run.recipe.data.model_copy(update={"root": str(data_dir)})
         run = replace(run, recipe=run.recipe.model_copy(update={"data": data}))
-    if options.portable:
-        make_portable(run.model, options.activation_bits)
     if options.symmetric:
         make_symmetric(run.model, options.activation_bits)
+    if options.portable:
+        make_portable(run.model, options.activation_bits)
     if options.budget is None:
         widths = given_widths(run, options.bits, options.activation_bits, force=options.force)
     else:

@@ -19,8 +19,16 @@ sha256sum --check SHA256SUMS
 
 `model.onnx` runs in any ONNX runtime; `preprocessor_config.json` says how an image becomes its input,
 `quantization.json` what each tensor's integers mean, and `golden.safetensors` holds inputs with what a runtime has to
-reproduce. On x86 processors without VNNI onnxruntime needs the session option `session.x64quantprecision` = `1` for
+reproduce. """
+
+_AFFINE = """\
+On x86 processors without VNNI onnxruntime needs the session option `session.x64quantprecision` = `1` for
 that, unless the model is portable.
+"""
+
+_SYMMETRIC = """\
+On x86 processors onnxruntime needs the session option `session.qdqisint8allowed` = `1` for that, and
+is slow with signed activations, which are there for TensorRT and its like.
 """
 
 
@@ -117,7 +125,7 @@ def render_card(
         *(f"| {cell(key.replace('_', ' '))} | {cell(value)} |" for key, value in facts.items()),
         "",
         *results_section(results),
-        _USE,
+        _USE + (_SYMMETRIC if facts.get("activations") == "symmetric" else _AFFINE),
     ]
     return "\n".join(parts)
 

@@ -10,13 +10,20 @@ from torch import nn
 
 from cpt_deploy.export.onnx_writer import INPUT_NAME, OUTPUT_NAME
 from cpt_deploy.quantization.edges import EdgeQuantizer, LayerInput
-from cpt_deploy.quantization.layers import QuantizedConv1d, QuantizedConv2d, QuantizedLayer, QuantizedLinear
+from cpt_deploy.quantization.layers import (
+    QuantizedConv1d,
+    QuantizedConv2d,
+    QuantizedEmbedding,
+    QuantizedLayer,
+    QuantizedLinear,
+)
 from cpt_deploy.quantization.model import QuantizedModel
 
 _FLOAT: dict[type[QuantizedLayer], type[nn.Module]] = {
     QuantizedConv1d: nn.Conv1d,
     QuantizedConv2d: nn.Conv2d,
     QuantizedLinear: nn.Linear,
+    QuantizedEmbedding: nn.Embedding,
 }
 
 

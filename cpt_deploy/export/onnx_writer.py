@@ -35,6 +35,7 @@ from cpt_deploy.freezing.graph import (
     Slice,
     Transpose,
     WeightedOperation,
+    adds_real_bias,
 )
 from cpt_deploy.quantization.folding import Codes
 
@@ -144,23 +145,23 @@ class _Writer:
     def _emit_product(self, operation: FullyConnected) -> None:
         """Write a layer with a real output: Gemm on rows, and otherwise MatMul, which becomes MatMulIntegerToFloat.
 
-        On rows onnxruntime would join MatMul and Add to a Gemm in float before it looks at quantizers.
+        On rows onnxruntime would join MatMul and Add to a Gemm in float before it looks at quantizers; a Gemm with a
+        bias in float would stay in float, too, so beside signed activations an Add follows it.
         """
-        name, scales = operation.output, operation.scales
-        if len(self.graph.tensors[operation.inputs[0]].shape) == 1:
-            weight = self._weight(operation, operation.codes)
-            self._node("Gemm", [self._real(operation.inputs[0]), weight, self._bias(operation)], name, transB=1)
+        name, source = operation.output, self.graph.tensors[operation.inputs[0]]
+        real, rows = self._real(source.name), len(source.shape) == 1
+        if not adds_real_bias(source):
+            self._node("Gemm", [real, self._weight(operation, operation.codes), self._bias(operation)], name, transB=1)
             return
-        codes = self._constant(f"{name}.weight_codes", np.ascontiguousarray(operation.executed_codes.T))
-        zeros = self._weight_zeros(name, len(scales))
-        parameters = [codes, self._constant(f"{name}.weight_scales", scales), zeros]
-        self._node("DequantizeLinear", parameters, f"{name}.weight", axis=1)
         with_bias = bool(operation.bias.any())
         result = f"{name}.product" if with_bias else name
-        self._node("MatMul", [self._real(operation.inputs[0]), f"{name}.weight"], result)
+        if rows:
+            self._node("Gemm", [real, self._weight(operation, operation.codes)], result, transB=1)
+        else:
+            codes = np.ascontiguousarray(operation.codes.T)
+            self._node("MatMul", [real, self._weight(operation, codes, axis=1)], result)
         if with_bias:
-            source = self.graph.tensors[operation.inputs[0]]
-            bias = operation.bias.astype(np.float32) * (np.float32(source.scale) * scales)
+            bias = operation.bias.astype(np.float32) * (np.float32(source.scale) * operation.scales)
             self._node("Add", [result, self._constant(f"{name}.bias", bias)], name)
 
     def _finished(self, body: onnx.GraphProto, metadata: dict[str, str]) -> bytes:
@@ -286,14 +287,20 @@ class _Writer:
             self._node("DequantizeLinear", [codes, scale, zero_point], f"{codes}.real")
         return f"{codes}.real"
 
-    def _weight(self, operation: WeightedOperation, codes: Codes) -> str:
-        """Return the real values of a layer's codes, which may be rearranged but are not shifted."""
+    def _weight(self, operation: WeightedOperation, codes: Codes, *, axis: int = 0) -> str:
+        """Return the real values of a layer's codes, which may be rearranged but are not shifted.
+
+        Args:
+            operation: The layer.
+            codes: Its codes.
+            axis: Which of their axes is that of the output channels.
+        """
         name = operation.output
         stored = self._executed_codes(operation, codes)
         scales = self._constant(f"{name}.weight_scales", operation.scales)
         # without an explicit zero point Conv fuses but Gemm does not
         zeros = self._weight_zeros(name, len(operation.scales))
-        self._node("DequantizeLinear", [stored, scales, zeros], f"{name}.weight", axis=0)
+        self._node("DequantizeLinear", [stored, scales, zeros], f"{name}.weight", axis=axis)
         return f"{name}.weight"
 
     def _weight_zeros(self, name: str, channels: int) -> str:

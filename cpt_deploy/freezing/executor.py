@@ -33,6 +33,7 @@ from cpt_deploy.freezing.graph import (
     Slice,
     Transpose,
     WeightedOperation,
+    adds_real_bias,
 )
 
 #: float32 holds every integer up to here.
@@ -196,8 +197,8 @@ class _Layer(nn.Module):
             accumulator = arithmetic.convolve(centred, weight, bias, self.operation)
         else:
             accumulator = functional.linear(centred, weight, bias)
-        if self.output is None and len(self.source.shape) == 1:
+        if self.output is None and not adds_real_bias(self.source):
             return accumulator.to(torch.float32) * multiplier
-        if self.output is None:  # the bias of more than rows is added in float, after the product was scaled
+        if self.output is None:
             return (accumulator - bias).to(torch.float32) * multiplier + bias.to(torch.float32) * multiplier
         return arithmetic.requantize(accumulator, multiplier, self.output)

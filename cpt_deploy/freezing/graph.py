@@ -96,6 +96,14 @@ class FullyConnected(WeightedOperation):
     """Product of (..., I) with codes (O, I); the result is real where the output is no quantized tensor."""
 
 
+def adds_real_bias(source: QuantizedTensor) -> bool:
+    """Return whether a layer with a real result adds its bias in float, after its sums were scaled.
+
+    Only on rows of unsigned codes is there a kernel that adds it to the integer sums.
+    """
+    return source.signed or len(source.shape) > 1
+
+
 @dataclass(frozen=True, slots=True)
 class Embed(WeightedOperation):
     """Rows of codes (V, D) at int64 indices of any shape, in real values; there is no bias."""

@@ -36,13 +36,17 @@ def make_portable(model: QuantizedModel | QuantizedLanguageModel, activation_bit
 
     Weights of 8 bits lose range in the channels that need it and are rounded anew, so the model is to be settled
     afterwards; those of fewer bits keep their codes, which `freeze` then executes at a smaller shift, and
-    `freeze_language_model` as they are. Rows of an Embedding are looked up, not multiplied, and keep theirs.
+    `freeze_language_model` as they are. Rows of an Embedding are looked up, not multiplied, and keep theirs. A model
+    that was made symmetric stays as it is: two products with signed activations, at most 128 · 127 each, fit into 16
+    bits.
 
     Args:
         model: The model; its parameters do not change.
         activation_bits: Bits of the cycling activations. Layers read those that hold the upper bound too, so only
             more bits than theirs count; None is theirs, at most 8.
     """
+    if all(edge.symmetric for _, edge in model.edges()):
+        return
     bits = max(min(model.config.upper, _EXECUTED_BITS), activation_bits or 0)
     for _, layer in _layers(model):
         layer.pair_limit = pair_limit(bits)

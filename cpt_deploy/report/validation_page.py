@@ -223,7 +223,7 @@ def _saturation(report: Report) -> str:
         "From the weight codes alone: "
     )
     if not layers:
-        return f"{intro}nothing can saturate in this network, so it runs on the fast kernels everywhere.</p></section>"
+        return f"{intro}nothing can saturate in this network, so it runs on the same kernels everywhere.</p></section>"
     columns = (Column("layer", number=False), Column("activation bits"), Column("worst pair"),
                Column("channels at risk"))  # fmt: skip
     rows = [

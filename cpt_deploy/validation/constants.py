@@ -114,11 +114,13 @@ class _Comparison:
             self.differences.append(ConstantDifference(name, "graph", 1, 1, str(error)))
 
     def _products(self, graph: Mapping[str, Any]) -> None:
-        """Compare layers whose results are real values."""
+        """Compare layers and embeddings whose results are real values."""
         tensors = {tensor["name"]: tensor for tensor in graph["tensors"]}
         for operation in graph["operations"]:
             if operation["type"] == "FullyConnected" and operation["output"] not in tensors:
                 self._guard(operation["output"], partial(self._product, operation, tensors[operation["inputs"][0]]))
+            if operation["type"] == "Embed":
+                self._guard(operation["output"], partial(self._embedding, operation))
 
     def _product(self, operation: Mapping[str, Any], source: Mapping[str, Any]) -> None:
         name, bias = operation["output"], self.arrays[operation["bias"]["tensor"]]
@@ -128,17 +130,31 @@ class _Comparison:
             node, added = self.onnx.node(node.input[0]), self.onnx.constant(node.input[1])
         if node.op_type not in {"Gemm", "MatMul"} or self.onnx.source(node.input[0]) != source["name"]:
             raise UnexpectedStructureError(f"expected a layer that reads {source['name']!r}, but got {node.op_type}")
+        factors = self.arrays[operation["scales"]["tensor"]]
         if node.op_type == "Gemm":
             self._weights(operation, node)
+        else:
+            stored, scales, zeros = self.onnx.dequantized(node.input[1])
+            expected = self.arrays[operation["codes"]["tensor"]] << np.int8(operation["shift"])
+            self._compare(name, "weight codes", expected, stored.T)
+            self._compare(name, "weight scales", factors, scales)
+            self._compare(name, "weight zero points", np.zeros(zeros.shape), zeros)
+        if len(node.input) > 2:  # the bias of a Gemm, beside which nothing is added
             self._bias(operation, node, source)
-            return
-        stored, scales, zeros = self.onnx.dequantized(node.input[1])
-        expected = self.arrays[operation["codes"]["tensor"]] << np.int8(operation["shift"])
-        factors = self.arrays[operation["scales"]["tensor"]]
-        self._compare(name, "weight codes", expected, stored.T)
-        self._compare(name, "weight scales", factors, scales)
-        self._compare(name, "weight zero points", np.zeros(zeros.shape), zeros)
+            bias = np.zeros_like(bias)
         self._compare(name, "bias", bias.astype(np.float32) * (np.float32(source["scale"]) * factors), added)
+
+    def _embedding(self, operation: Mapping[str, Any]) -> None:
+        name, scaled = operation["output"], self.onnx.node(operation["output"])
+        rows = self.onnx.node(self.onnx.node(scaled.input[0]).input[0])
+        factors = self.onnx.node(scaled.input[1])
+        kinds = (scaled.op_type, rows.op_type, factors.op_type)
+        if kinds != ("Mul", "Gather", "Gather"):
+            raise UnexpectedStructureError(f"expected rows times factors, but got {', '.join(kinds)}")
+        expected = self.arrays[operation["codes"]["tensor"]] << np.int8(operation["shift"])
+        self._compare(name, "weight codes", expected, self.onnx.constant(rows.input[0]))
+        scales = self.arrays[operation["scales"]["tensor"]]
+        self._compare(name, "weight scales", scales[:, None], self.onnx.constant(factors.input[0]))
 
     def _float_constants(self, graph: Mapping[str, Any]) -> None:
         """Compare what float operations read, where it stands in the file as it was."""

@@ -4,7 +4,8 @@ There, onnxruntime's kernels multiply unsigned activations by signed weights and
 int16, which saturates silently (`vpmaddubsw`). Which products are adjacent depends on the packing of a kernel; the
 verdict here ignores the order and takes the two worst codes of an output channel, so "cannot" is certain on every such
 processor and "can" is an upper bound. Depthwise convolutions have kernels of their own that do not saturate; they are
-judged alike, to stay on the safe side.
+judged alike, to stay on the safe side. Beside signed activations nothing can saturate: their kernels add in 32 bits,
+and two products of theirs, at most 128 · 127 each, would fit into 16.
 """
 
 from collections.abc import Iterable, Sequence
@@ -96,18 +97,22 @@ def bundle_portability(bundle: OpenedBundle) -> Portability | None:
         ) from error
 
 
-def layer_saturation(name: str, codes: npt.NDArray[np.int8], activation_bits: int) -> LayerSaturation:
+def layer_saturation(
+    name: str, codes: npt.NDArray[np.int8], activation_bits: int, *, signed: bool = False
+) -> LayerSaturation:
     """Bound the sum of any two products of a layer.
 
     Args:
         name: Name of the layer, for the report.
         codes: Weight codes, output channels first: (O, ...).
-        activation_bits: Bits of its unsigned input; codes are 0 to 2^bits - 1.
+        activation_bits: Bits of its input.
+        signed: Whether codes of the input are -2^(bits - 1) to 2^(bits - 1) - 1, and not 0 to 2^bits - 1.
     """
     rows = codes.reshape(len(codes), -1).astype(np.int64)
-    greatest = 2**activation_bits - 1
-    above = greatest * _two_largest(np.maximum(rows, 0))
-    below = greatest * _two_largest(np.maximum(-rows, 0))
+    least = -(2 ** (activation_bits - 1)) if signed else 0
+    greatest = least + 2**activation_bits - 1
+    above = _two_largest(np.maximum(greatest * rows, least * rows))
+    below = _two_largest(np.maximum(-greatest * rows, -least * rows))
     at_risk = (above > _INT16.max) | (below > -int(_INT16.min))
     return LayerSaturation(
         name=name,
@@ -137,11 +142,13 @@ def bundle_saturation(bundle: OpenedBundle) -> tuple[LayerSaturation, ...]:
 
 
 def _graph_layers(graph: dict[str, Any], tensors: dict[str, npt.NDArray[Any]]) -> Iterable[LayerSaturation]:
-    bits = {tensor["name"]: int(tensor["bits"]) for tensor in graph["tensors"]}
+    sources = {tensor["name"]: tensor for tensor in graph["tensors"]}
     for operation in graph["operations"]:
-        if "codes" in operation:
+        if "codes" in operation and operation["type"] != "Embed":  # whose rows are looked up and not multiplied
             codes = tensors[operation["codes"]["tensor"]] << np.int8(operation["shift"])
-            yield layer_saturation(operation["output"], codes, bits[operation["inputs"][0]])
+            source = sources[operation["inputs"][0]]
+            signed = bool(source.get("signed", False))
+            yield layer_saturation(operation["output"], codes, int(source["bits"]), signed=signed)
 
 
 def _products(activations: Sequence[dict[str, Any]], tensors: dict[str, npt.NDArray[Any]]) -> Iterable[LayerSaturation]:

@@ -1,5 +1,6 @@
 """A small quantized network written with onnx.helper, its bundle, and images that fit it."""
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -258,3 +259,26 @@ def images(bundle: Bundle) -> RandomImages:
 @pytest.fixture
 def echo(network: Network) -> Echo:
     return Echo(network.model)
+
+
+@pytest.fixture
+def edited() -> Callable[[Bundle, Path, str], Bundle]:
+    """Copies a bundle with one value of a constant changed."""
+
+    def edit(bundle: Bundle, folder: Path, name: str) -> Bundle:
+        """Return a copy of a bundle in which the first value of a constant is another, with checksums that hold."""
+        folder.mkdir()
+        for file in bundle.path.iterdir():
+            (folder / file.name).write_bytes(file.read_bytes())
+        model = onnx.load(folder / "model.onnx")
+        constant = next(entry for entry in model.graph.initializer if entry.name == name)
+        values = numpy_helper.to_array(constant).copy()
+        values.reshape(-1)[0] += np.ones((), values.dtype) if values.dtype == np.int8 else values.dtype.type(0.5)
+        constant.CopyFrom(numpy_helper.from_array(values, name))
+        onnx.save(model, folder / "model.onnx")
+        sums = folder / "SHA256SUMS"
+        digest = hashlib.sha256((folder / "model.onnx").read_bytes()).hexdigest()
+        sums.write_text(sums.read_text().replace(bundle.sha256, digest))
+        return Bundle.open(folder)
+
+    return edit

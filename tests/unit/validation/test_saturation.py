@@ -17,9 +17,13 @@ from cpt_deploy.validation.saturation import ReducedRange
 WEIGHTS = hnp.arrays(np.int8, st.tuples(st.integers(1, 3), st.integers(1, 6)), elements=st.integers(-128, 127))
 
 
-def saturates(row: np.ndarray, activation_bits: int) -> bool:
+def extreme_codes(activation_bits: int, signed: bool) -> tuple[int, int]:
+    return (-(2 ** (activation_bits - 1)), 2 ** (activation_bits - 1) - 1) if signed else (0, 2**activation_bits - 1)
+
+
+def saturates(row: np.ndarray, activation_bits: int, signed: bool) -> bool:
     """Whether adding any two products in int16 loses something; the sum is extreme at extreme activations."""
-    extremes = (0, 2**activation_bits - 1)
+    extremes = extreme_codes(activation_bits, signed)
     sums = [
         int(row[i]) * x + int(row[j]) * y
         for i, j in itertools.combinations(range(len(row)), 2)
@@ -29,17 +33,17 @@ def saturates(row: np.ndarray, activation_bits: int) -> bool:
     return any(not -32768 <= total <= 32767 for total in sums)
 
 
-@given(codes=WEIGHTS, bits=st.integers(2, 8))
-def test_channels_at_risk_are_those_in_which_some_pair_saturates(codes, bits):
-    got = layer_saturation("layer", codes, bits)
-    assert got.channels_at_risk == sum(saturates(row, bits) for row in codes)
+@given(codes=WEIGHTS, bits=st.integers(2, 8), signed=st.booleans())
+def test_channels_at_risk_are_those_in_which_some_pair_saturates(codes, bits, signed):
+    got = layer_saturation("layer", codes, bits, signed=signed)
+    assert got.channels_at_risk == sum(saturates(row, bits, signed) for row in codes)
     assert got.possible == (got.channels_at_risk > 0)
 
 
-@given(codes=WEIGHTS, bits=st.integers(2, 8), data=st.data())
-def test_no_inputs_exceed_the_worst_pair(codes, bits, data):
-    worst = layer_saturation("layer", codes, bits).worst_pair
-    inputs = data.draw(hnp.arrays(np.int64, codes.shape, elements=st.integers(0, 2**bits - 1)))
+@given(codes=WEIGHTS, bits=st.integers(2, 8), signed=st.booleans(), data=st.data())
+def test_no_inputs_exceed_the_worst_pair(codes, bits, signed, data):
+    worst = layer_saturation("layer", codes, bits, signed=signed).worst_pair
+    inputs = data.draw(hnp.arrays(np.int64, codes.shape, elements=st.integers(*extreme_codes(bits, signed))))
     products = codes.astype(np.int64) * inputs
     for row in products:
         assert all(abs(a + b) <= worst for a, b in itertools.combinations(row.tolist(), 2))
@@ -51,6 +55,11 @@ def test_no_inputs_exceed_the_worst_pair(codes, bits, data):
 )
 def test_the_limit_at_8_bits_is_128_codes_of_one_sign(first, second, bits, possible):
     assert layer_saturation("layer", np.array([[first, second]], np.int8), bits).possible is possible
+
+
+def test_symmetric_weights_never_saturate_beside_signed_activations():
+    assert layer_saturation("layer", np.full((4, 8), -127, np.int8), 8, signed=True).worst_pair == 128 * 254
+    assert not layer_saturation("layer", np.full((4, 8), 127, np.int8), 8, signed=True).possible
 
 
 def test_seven_bit_weights_never_saturate():
