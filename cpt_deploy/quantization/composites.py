@@ -3,7 +3,7 @@
 import copy
 from collections import OrderedDict
 
-from torch import nn
+from torch import Tensor, nn
 
 
 def taken_apart(model: nn.Module) -> nn.Module:
@@ -30,7 +30,7 @@ def _is(module: nn.Module, library: str, name: str) -> bool:
     return kind.__name__ == name and kind.__module__.partition(".")[0] == library
 
 
-def _linear(weight: nn.Parameter, bias: nn.Parameter | None) -> nn.Linear:
+def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
     outputs, inputs = weight.shape
     linear = nn.Linear(inputs, outputs, bias=bias is not None, device="meta")
     linear.weight, linear.bias = weight, bias  # type: ignore[assignment]
