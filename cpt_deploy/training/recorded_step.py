@@ -127,7 +127,7 @@ def gradients_of(run: Run, *, autocast: bool) -> Callable[[Batch], StepOutcome]:
     """Return what computes loss and gradients of a batch in a run."""
 
     def step(batch: Batch) -> StepOutcome:
-        outcome = run.task.step(run.objects.model, batch, run.objects.device, autocast=autocast)
+        outcome = run.task.step(run.synchronization.replica, batch, run.objects.device, autocast=autocast)
         outcome.loss.backward()  # type: ignore[no-untyped-call]
         return outcome
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from cpt_cli.main import main
 from cpt_deploy.bundle import Bundle
 
 MODULE = """
@@ -46,9 +45,9 @@ def test_validation_follows_the_integers_and_says_what_is_in_float(cpt, transfor
     assert "logits (±" in cpt("validate", transformer).stdout
 
 
-def test_a_sweep_measures_each_width_and_times_the_float_network(cpt, transformer):
+def test_a_sweep_measures_each_width_and_times_the_float_network(typed, transformer):
     run = transformer.parent
-    document = json.loads(cpt("sweep", run, "--bits", "8,4", "--rounds", 2, "--limit", 60, "--json").stdout)
+    document = json.loads(typed("sweep", run, "--bits", "8,4", "--rounds", 2, "--limit", 60, "--json").out)
     wide, narrow = document["exports"]
     assert (wide["weight_bits"], narrow["weight_bits"]) == (8, 4)
     assert wide["mismatching_integers"] == narrow["mismatching_integers"] == 0 < narrow["compared_integers"]
@@ -61,25 +60,16 @@ FORMS = {"portable": ["--portable"], "symmetric": ["--activations", "symmetric"]
 
 
 @pytest.mark.parametrize("name", FORMS)
-def test_portable_and_symmetric_bundles_are_exact_and_need_no_other_kernels(
-    transformer, workspace, monkeypatch, capsys, digits, name
-):
-    monkeypatch.syspath_prepend(workspace)
-
-    def typed(*words: object) -> dict[str, object]:
-        code = main([*map(str, words), "--json"])
-        printed = capsys.readouterr()
-        assert code == 0, printed.err
-        return json.loads(printed.out)
-
-    bundle = typed("export", transformer.parent, *FORMS[name])["bundle"]
+def test_portable_and_symmetric_bundles_are_exact_and_need_no_other_kernels(typed, transformer, digits, name):
+    bundle = json.loads(typed("export", transformer.parent, *FORMS[name], "--json").out)["bundle"]
     assert bundle.endswith(f"bundle-8bit-{name}")
-    report = typed("validate", bundle, "--data", "digits", "--require-exact", "--max-drop", 2)
+    words = ("validate", bundle, "--data", "digits", "--require-exact", "--max-drop", 2, "--json")
+    report = json.loads(typed(*words).out)
     assert report["integers"]["mismatching"] == 0 < report["integers"]["compared"]
     assert not report["saturation"]["possible_without_vnni"]
     assert (report["portability"] is not None) == (name == "portable")
     assert "Gemm" not in report["graph"]["float_operators"]
-    assert typed("predict", bundle, digits[0])["results"][0]["predictions"]
+    assert json.loads(typed("predict", bundle, digits[0], "--json").out)["results"][0]["predictions"]
 
 
 def test_it_is_served_and_predicts(start, ready, transformer, digits):

@@ -53,16 +53,15 @@ def test_in_float_three_processes_are_one(in_processes, language, tmp_path, sett
 
     assert np.abs(losses(tmp_path / "three") - losses(tmp_path / "one")).max() < 1e-4
     one, three = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "three"))
-    for name, tensor in one.items():
+    for name, tensor in one.items():  # weights, and the ranges on which the model settled
         assert torch.allclose(three[name], tensor, rtol=1e-3, atol=1e-4), name
     report = load_language_model(tmp_path / "three").report
     assert report.test.perplexity == pytest.approx(alone.test.perplexity, rel=1e-3)
     assert (report.test.images, report.valid.images) == (alone.test.images, alone.valid.images)
 
 
-@pytest.mark.parametrize("settings", [PLAIN, BANDS], ids=["lstm", "bands"])
-def test_quantized_they_are_one_within_rounding(in_processes, language, tmp_path, settings):
-    mine = language(*settings)
+def test_quantized_they_are_one_within_rounding(in_processes, language, tmp_path):
+    mine = language(*PLAIN)
 
     assert in_processes(2, _train, mine, tmp_path / "two") == [0, 0]
     train(mine, tmp_path / "one")
@@ -72,18 +71,17 @@ def test_quantized_they_are_one_within_rounding(in_processes, language, tmp_path
     assert [row["gbitops"] for row in two] == [row["gbitops"] for row in one]
 
 
-@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 3)])
-def test_a_run_goes_on_with_another_number_of_processes(in_processes, language, tmp_path, before, after):
+def test_a_run_goes_on_with_another_number_of_processes(in_processes, language, tmp_path):
     mine = language(*PLAIN, *FLOAT)
     train(mine, tmp_path / "whole")
 
-    assert in_processes(before, _train, mine, tmp_path / "parts", False, Stopper()) == [143] * before
+    assert in_processes(2, _train, mine, tmp_path / "parts", False, Stopper()) == [143, 143]
     carried = read_checkpoint(tmp_path / "parts" / "checkpoints" / "last.safetensors").tensors
     assert {name: tensor.shape for name, tensor in carried.items() if name.startswith("task.")} == {
         "task.0": (2, 8, 16),
         "task.1": (2, 8, 16),
     }
-    assert in_processes(after, _train, mine, tmp_path / "parts", True) == [0] * after
+    assert in_processes(3, _train, mine, tmp_path / "parts", True) == [0, 0, 0]
 
     assert np.abs(losses(tmp_path / "parts") - losses(tmp_path / "whole")).max() < 1e-4
 
@@ -91,20 +89,6 @@ def test_a_run_goes_on_with_another_number_of_processes(in_processes, language, 
 def test_more_processes_than_rows_are_refused(in_processes, language, tmp_path):
     assert in_processes(2, _train, language("train.batch_size=1"), tmp_path / "run") == [2, 2]
     assert not (tmp_path / "run").exists()
-
-
-def test_settling_sees_the_ranges_of_all_rows(in_processes, language, tmp_path):
-    # Nothing is learnt, so that both models settle the same weights; in one process and in three.
-    mine = language(*PLAIN, "optimizer.lr=1e-30", "train.steps=1", "precision.lower=8", "precision.schedule=static")
-
-    assert in_processes(3, _train, mine, tmp_path / "three") == [0, 0, 0]
-    train(mine, tmp_path / "one")
-
-    one, three = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "three"))
-    ranges = [name for name in one if name.endswith((".low", ".high", ".batches"))]
-    assert len(ranges) == 3 * 5
-    for name in ranges:
-        assert torch.allclose(three[name], one[name], rtol=1e-3), name  # a rounding apart
 
 
 @pytest.mark.parametrize(

@@ -184,7 +184,10 @@ def test_every_experiment_with_the_lstm_takes_a_step(name, corpus):
     model = task.build_model()
     model.train().set_bits(recipe.precision.lower, recipe.precision.grad_upper)
     outcome = task.step(
-        model, next(iter(task.stream(range(1), Ranks(), pin_memory=False))), torch.device("cpu"), autocast=False
+        model.training_module(),
+        next(iter(task.stream(range(1), Ranks(), pin_memory=False))),
+        torch.device("cpu"),
+        autocast=False,
     )
     outcome.loss.backward()
     assert float(outcome.loss.detach()) == pytest.approx(math.log(task.classes), abs=0.5)  # untrained: all words alike
@@ -209,7 +212,10 @@ def test_every_experiment_with_the_transformer_takes_a_step(name, corpus):
     model = task.build_model()
     model.train().set_bits(recipe.precision.lower, recipe.precision.grad_upper)
     outcome = task.step(
-        model, next(iter(task.stream(range(1), Ranks(), pin_memory=False))), torch.device("cpu"), autocast=False
+        model.training_module(),
+        next(iter(task.stream(range(1), Ranks(), pin_memory=False))),
+        torch.device("cpu"),
+        autocast=False,
     )
     outcome.loss.backward()
     assert math.isfinite(float(outcome.loss.detach()))
