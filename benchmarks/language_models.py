@@ -54,7 +54,6 @@ def row(name: str, report: dict[str, Any]) -> list[str]:
         f"{report['test']['perplexity']:.2f}",
         f"{report['cost']['gbitops']:,.0f}",
         f"{report['cost']['saving']:.1%}",
-        f"{report['seconds']['training'] / 60:.0f}",
     ]
 
 
@@ -73,7 +72,7 @@ def main() -> None:
         if arguments.only in (None, name) or finished:
             reports[name] = train(name, arguments.runs, arguments)
     info = machine()
-    header = ["precision", "valid perplexity", "test perplexity", "GBitOPs", "saving", "training, minutes"]
+    header = ["precision", "valid perplexity", "test perplexity", "GBitOPs", "saving"]
     first = next(iter(reports.values()))
     table = (
         f"Two-layer LSTM of {arguments.size} on the Penn Treebank, {first['steps']:,} steps ({first['epochs']:.2f} "
