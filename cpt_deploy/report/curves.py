@@ -79,13 +79,17 @@ def _draw_accuracy(axes: Any, rows: list[dict[str, str]]) -> None:
 
 
 def _draw_perplexity(axes: Any, rows: list[dict[str, str]]) -> None:
+    from matplotlib.ticker import LogLocator
+
     axes.plot(*_points(rows, "perplexity"), color=_TRAIN, linewidth=1.2, label="training batches")
     final = _draw_test(axes, rows, "test_perplexity", scale=1.0, name="validation")
     if final is not None:
         axes.annotate(f"{final[1]:.2f}", final, (-8, 8), textcoords="offset points", ha="right")
     axes.set_yscale("log")
+    # Labels at 1, 2 and 5 of each decade; in a range without two of them, at equal distances.
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_formatter("{x:g}")
+    axes.minorticks_off()
     axes.set_ylabel("perplexity")
     axes.legend(loc="best", frameon=False)
 
