@@ -26,9 +26,8 @@ def check_dataset(name: str, root: Path | None) -> None:
     """
     findings = _inspected(name, root)
     classes = dict.fromkeys(label for split in findings.splits for label in split.counts)
-    out.fields(
-        name, {split.split: f"{split.images:,} images, {len(split.counts)} classes" for split in findings.splits}
-    )
+    sizes = {split.split: f"{split.images:,} images, {len(split.counts)} classes" for split in findings.splits}
+    out.fields(name, sizes)
     out.table(
         ("class", *(f"{split.split} images" for split in findings.splits)),
         [(label, *(f"{split.counts.get(label, 0):,}" for split in findings.splits)) for label in classes],
@@ -36,9 +35,9 @@ def check_dataset(name: str, root: Path | None) -> None:
     for split in findings.splits:
         if split.left_out:
             out.note(f"not read as images ({split.split}): {describe_left_out(split.left_out)}")
-        _listed(f"images that cannot be read ({split.split})", [f"{path}: {why}" for path, why in split.bad])
+        _listed(f"{split.split} images that cannot be read", [f"{path}: {why}" for path, why in split.bad])
     _listed(
-        "images with the same pixels in both splits: the accuracy on them is no evidence",
+        "test images with the pixels of a training image, so that the accuracy on them is no evidence",
         [f"{formats.path(Path(trained))} = {formats.path(Path(tested))}" for trained, tested in findings.duplicates],
     )
     out.result(
@@ -86,7 +85,7 @@ def _inspected(name: str, root: Path | None) -> "Findings":
 def _listed(title: str, lines: list[str]) -> None:
     if not lines:
         return
-    out.warning(f"{len(lines):,} {title}")
+    out.warning(f"{title}: {len(lines):,}")
     for line in lines[:_SHOWN]:
         out.line(f"  {line}")
     if len(lines) > _SHOWN:

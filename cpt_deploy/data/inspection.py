@@ -69,7 +69,7 @@ class Findings:
     @property
     def errors(self) -> list[str]:
         """What stops a training, one line each."""
-        lines = [f"{len(findings.bad)} bad images for {findings.split}ing" for findings in self.splits if findings.bad]
+        lines = [f"bad {findings.split} images: {len(findings.bad):,}" for findings in self.splits if findings.bad]
         lines += [
             f"classes without {findings.split} images: {', '.join(findings.empty_classes)}"
             for findings in self.splits

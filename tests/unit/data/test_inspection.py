@@ -108,7 +108,7 @@ def test_bad_images_can_be_left_out(photos):
     assert seen[-1] == (9, 9)
     for path in (photos / "train" / "dog").iterdir():
         path.write_bytes(b"")
-    with pytest.raises(DataError, match="image of class 'dog' in photos .train. that can be read"):
+    with pytest.raises(DataError, match=r"image of class 'dog' in photos .train. that can be read"):
         without_bad(load_images(photos, split="train"))
 
 
