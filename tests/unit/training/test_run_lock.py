@@ -6,16 +6,25 @@ import sys
 import pytest
 
 from cpt_deploy.errors import RunInterruptedError, UsageError
+from cpt_deploy.training import run_lock as run_lock_module
 from cpt_deploy.training import train
 from cpt_deploy.training.run_lock import run_lock
 
+# Processes without our code (and without torch, which takes long to load): the system's own locks.
 HOLDER = """
-import sys, time
-from pathlib import Path
-from cpt_deploy.training.run_lock import run_lock
-with run_lock(Path(sys.argv[1])):
-    print("locked", flush=True)
-    time.sleep(600)
+import fcntl, os, sys, time
+descriptor = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT)
+fcntl.lockf(descriptor, fcntl.LOCK_EX)
+os.write(descriptor, f"process {os.getpid()} on here".encode())
+print("locked", flush=True)
+time.sleep(600)
+"""
+TAKER = """
+import fcntl, os, sys
+try:
+    fcntl.lockf(os.open(sys.argv[1], os.O_RDWR), fcntl.LOCK_EX | fcntl.LOCK_NB)
+except OSError:
+    sys.exit(9)
 """
 
 
@@ -44,7 +53,6 @@ def test_another_process_is_named(tmp_path, holder):
     message = f"no other process to train in .*, but process {process.pid} on "
     with pytest.raises(UsageError, match=message), run_lock(tmp_path / "run.lock"):
         pass
-    assert (tmp_path / "run.lock").read_text().startswith(f"process {process.pid} ")
 
 
 def test_the_lock_of_a_dead_process_is_taken_over(tmp_path, holder):
@@ -63,9 +71,21 @@ def test_a_stale_file_with_the_id_of_a_living_process_is_no_lock(tmp_path):
         pass
 
 
+def test_the_lock_is_seen_by_other_processes_and_ends_with_the_context(tmp_path):
+    lock = tmp_path / "run.lock"
+    with run_lock(lock):
+        assert subprocess.run([sys.executable, "-c", TAKER, str(lock)], check=False).returncode == 9
+        assert lock.read_text().startswith(f"process {os.getpid()} on ")
+    assert not lock.exists()
+    lock.touch()
+    assert subprocess.run([sys.executable, "-c", TAKER, str(lock)], check=False).returncode == 0
+
+
 FORKED = """
-import os, sys, time
+import importlib.util, os, sys, time
 from pathlib import Path
+sys.modules["cpt_deploy.training"] = type(sys)("cpt_deploy.training")  # whose __init__ loads torch
+sys.modules["cpt_deploy.training"].__path__ = [str(Path(sys.argv[2]).parent)]
 from cpt_deploy.training.run_lock import run_lock
 with run_lock(Path(sys.argv[1])):
     child = os.fork()
@@ -80,8 +100,9 @@ with run_lock(Path(sys.argv[1])):
 def test_forked_processes_do_not_keep_the_lock(tmp_path):
     """As loading processes are: the lock ends with the process that took it, however it ends."""
     ended = subprocess.run(
-        [sys.executable, "-c", FORKED, str(tmp_path / "run.lock")], stdout=subprocess.PIPE, text=True, check=False
-    )
+        [sys.executable, "-c", FORKED, str(tmp_path / "run.lock"), run_lock_module.__file__],
+        stdout=subprocess.PIPE, text=True, check=False,
+    )  # fmt: skip
     assert ended.returncode == -signal.SIGKILL
     child = int(ended.stdout)
     try:
