@@ -17,7 +17,7 @@ def health_router(service: Service) -> APIRouter:
     async def ready() -> Readiness:
         """The models are loaded, warmed up and have reproduced their golden samples, and the server is not stopping."""
         service.repository.require_ready()
-        return Readiness()
+        return Readiness(detail=service.repository.problem)
 
     for prefix in ("", "/v2"):
         router.add_api_route(f"{prefix}/health/live", live)
