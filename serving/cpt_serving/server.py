@@ -159,6 +159,8 @@ async def _serve(
             service.certificate.reload()
 
     _handle({signal.SIGTERM: begin, signal.SIGINT: stop, signal.SIGHUP: reload}, early)
+    if server.should_exit:  # by a signal that still was the web server's own
+        stop()
     end = asyncio.create_task(_end(server, serving, service, connections))
     try:
         await serving

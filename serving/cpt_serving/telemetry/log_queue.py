@@ -37,7 +37,7 @@ class QueuedLog(QueueHandler):
         records: queue.Queue[logging.LogRecord] = queue.Queue(most)
         super().__init__(records)
         self._dropped = dropped
-        self._writer = _Writer(descriptor)
+        self._writer = _Writer(descriptor, dropped)
         self._writer.setFormatter(formatter)
         self._listener = _Listener(records, self._writer, gather_s)
         self._listener.start()
@@ -65,8 +65,9 @@ class QueuedLog(QueueHandler):
 class _Writer(logging.Handler):
     """Writes lines to a descriptor; waits for a reader as long as it is not closed."""
 
-    def __init__(self, descriptor: int) -> None:
+    def __init__(self, descriptor: int, dropped: Callable[[], None]) -> None:
         super().__init__()
+        self._dropped = dropped
         self._descriptor = descriptor
         self._poll = select.poll()
         self._poll.register(descriptor, select.POLLOUT)
@@ -91,8 +92,10 @@ class _Writer(logging.Handler):
             while lines and self._writable():
                 lines = lines[os.write(self._descriptor, lines[:_PIECE_BYTES]) :]
         except OSError:
-            # Who read is gone, or the disk is full; there is nobody left to tell.
-            return
+            # Who read is gone, or the disk is full: the count is what tells of it.
+            pass
+        for _ in range(bytes(lines).count(b"\n")):
+            self._dropped()
 
     def close(self) -> None:
         """Wait for a reader a moment longer at most."""

@@ -146,6 +146,7 @@ def test_a_pipe_that_nobody_reads_holds_up_neither_requests_nor_the_end(pipe):
     # The thread holds one, and has taken another at most.
     assert 88 <= len(dropped) <= 90
     log.close()
+    assert len(dropped) == 100
 
 
 def test_lines_come_whole_and_in_order_through_a_pipe_that_is_read_late(pipe):
@@ -162,11 +163,14 @@ def test_lines_come_whole_and_in_order_through_a_pipe_that_is_read_late(pipe):
     assert [int(json.loads(line)["request_id"]) for line in lines] == list(range(2000))
 
 
-def test_a_log_whose_reader_is_gone_costs_no_request(pipe):
+def test_a_log_whose_reader_is_gone_costs_no_request_and_counts_what_it_lost(pipe):
     os.close(pipe[0])
-    log = AccessLog(pipe[1], text_line)
-    log.add({"method": "GET", "client": None}, RequestRecord("a"), "/v2", 200, 0.1)
+    dropped = []
+    log = AccessLog(pipe[1], text_line, dropped=lambda: dropped.append(1))
+    for _ in range(3):
+        log.add({"method": "GET", "client": None}, RequestRecord("a"), "/v2", 200, 0.1)
     log.close()
+    assert len(dropped) == 3
 
 
 def test_a_file_that_cannot_be_opened_is_named(shared_bundle, tmp_path):
