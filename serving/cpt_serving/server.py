@@ -74,7 +74,7 @@ def _prepared(settings: ServeSettings, service: Service) -> tuple[uvicorn.Config
     certificate = service.certificate
     config = uvicorn.Config(
         connections.around_app(cast("ASGIApp", app_of(service))),
-        http="h11",
+        http=settings.http_parser,
         ws="none",
         h11_max_incomplete_event_size=settings.max_head_bytes,
         log_config=None,
