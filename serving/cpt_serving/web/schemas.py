@@ -64,5 +64,5 @@ class Readiness(BaseModel):
 
     live: Literal[True] = True
     ready: Literal[True] = True
-    detail: str = ""
+    detail: str | None = None
     """What an operator should look at, although the server answers."""

@@ -52,17 +52,17 @@ def test_models_that_come_loose_are_served_on_and_watched_again(
     tmp_path, models, shared_bundle, running_server, wait_until, get
 ):
     with running_server(tmp_path, replace(shared_bundle, path=models), watch_s=0.05) as (_, url):
-        wait_until(lambda: get(f"{url}/health/ready").json()["detail"] == "")
+        wait_until(lambda: get(f"{url}/health/ready").json() == {"live": True, "ready": True})
         for make in (lambda: None, models.mkdir):
             models.rename(tmp_path / "away")
             make()
-            wait_until(lambda: "models" in get(f"{url}/health/ready").json()["detail"])
+            wait_until(lambda: "models" in get(f"{url}/health/ready").json().get("detail", ""))
             assert "\ncpt_serve_models_readable 0.0" in get(f"{url}/metrics").text
             assert get(f"{url}/v2/models/colours/ready").status_code == 200
             if models.exists():
                 models.rmdir()
             (tmp_path / "away").rename(models)
-            wait_until(lambda: get(f"{url}/health/ready").json()["detail"] == "")
+            wait_until(lambda: get(f"{url}/health/ready").json() == {"live": True, "ready": True})
         shutil.copytree(shared_bundle.path, models / "colours" / "2")
         wait_until(lambda: get(f"{url}/v2/models/colours").json()["versions"] == ["1", "2"])
         assert 'cpt_serve_background_restarts_total{task="watch-models"} 0.0' in get(f"{url}/metrics").text
