@@ -8,7 +8,7 @@ import http
 import uuid
 from collections.abc import Callable
 from contextvars import ContextVar, copy_context
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import orjson
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -22,26 +22,8 @@ _CLOSE = (b"connection", b"close")
 _current: ContextVar["_Connection | None"] = ContextVar("_current", default=None)
 
 
-class HttpProtocol(Protocol):
+class HttpProtocol(asyncio.Protocol):
     """What is asked of the web server's protocol beside asyncio's interface."""
-
-    def connection_made(self, transport: asyncio.Transport) -> None:
-        """Begin."""
-
-    def data_received(self, data: bytes) -> None:
-        """Parse, and call the app in a task once there is a request."""
-
-    def eof_received(self) -> bool | None:
-        """Note that nothing more comes."""
-
-    def pause_writing(self) -> None:
-        """Wait."""
-
-    def resume_writing(self) -> None:
-        """Go on."""
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """End."""
 
     def shutdown(self) -> None:
         """Close the connection, now or after the answer that is under way."""
@@ -108,11 +90,11 @@ class _Connection(asyncio.Protocol):
     def __init__(self, connections: Connections, inner: HttpProtocol) -> None:
         self.requests = 0
         self._connections = connections
-        self._inner: HttpProtocol | None = inner
+        self._inner = inner
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self._head_begun = False
-        self._half_closed = False
+        self._half_closed = self._refused = False
         # The tasks in which the web server calls the app copy it, and so know their connection.
         self._context = copy_context()
         self._context.run(_current.set, self)
@@ -124,13 +106,11 @@ class _Connection(asyncio.Protocol):
             return
         self._connections.open.add(self)
         self._start(self._connections.head_timeout_s, self._give_up)
-        if self._inner is not None:
-            self._inner.connection_made(self._transport)
+        self._inner.connection_made(self._transport)
 
     def data_received(self, data: bytes) -> None:
-        if self._inner is None:
+        if self._refused:
             self._transport.close()
-            return
         if not self.requests:
             self._head_begun = True
             if self._timer is None:
@@ -138,8 +118,6 @@ class _Connection(asyncio.Protocol):
         self._context.run(self._inner.data_received, data)
 
     def eof_received(self) -> bool | None:
-        if self._inner is None:
-            return None
         if self._transport.get_extra_info("sslcontext") is not None:  # TLS has no half-closed connections
             return self._inner.eof_received()
         self._half_closed = True
@@ -149,18 +127,15 @@ class _Connection(asyncio.Protocol):
         return True
 
     def pause_writing(self) -> None:
-        if self._inner is not None:
-            self._inner.pause_writing()
+        self._inner.pause_writing()
 
     def resume_writing(self) -> None:
-        if self._inner is not None:
-            self._inner.resume_writing()
+        self._inner.resume_writing()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop()
         self._connections.open.discard(self)
-        if self._inner is not None:
-            self._inner.connection_lost(exc)
+        self._inner.connection_lost(exc)
 
     def request_begun(self) -> None:
         """Note that the head of a request is there."""
@@ -178,7 +153,7 @@ class _Connection(asyncio.Protocol):
         self._transport.abort()
 
     def _refuse(self) -> None:
-        self._inner = None
+        self._inner, self._refused = HttpProtocol(), True
         self._connections.refused()
         self._transport.write(_answer(503, "Expected fewer open connections, but there are too many", "Retry-After: 1"))
         # Not closed before the request was read, or the system throws the answer away with it.
