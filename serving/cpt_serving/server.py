@@ -204,7 +204,8 @@ def _handle(handlers: Mapping[signal.Signals, Callable[[], None]], early: Iterab
     loop = asyncio.get_running_loop()
 
     def handle(number: int, _frame: object) -> None:
-        loop.call_soon_threadsafe(handlers[signal.Signals(number)])
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(handlers[signal.Signals(number)])
 
     for number in handlers:
         signal.signal(number, handle)

@@ -9,7 +9,6 @@ import ssl
 import subprocess
 import sys
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -156,7 +155,9 @@ def test_an_idle_stream_of_grpc_does_not_hold_the_end(tmp_path, shared_bundle, r
             ended(process)
 
 
-def test_http_and_grpc_share_one_deadline(tmp_path, shared_bundle, png, running_server, wait_until, get):
+def test_a_model_that_never_comes_back_holds_neither_http_nor_grpc(
+    tmp_path, shared_bundle, png, running_server, wait_until, get
+):
     grpc = pytest.importorskip("grpc")
     from tritonclient.grpc import service_pb2, service_pb2_grpc
 
@@ -172,14 +173,10 @@ def test_http_and_grpc_share_one_deadline(tmp_path, shared_bundle, png, running_
             call = service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer.future(request)
             wait_until(lambda: "cpt_serve_requests_in_flight 3.0" in get(f"{url}/metrics").text)
             process.terminate()
-            began = time.monotonic()
-            # The model never comes back: both are given up at the same time, and the process ends all the same.
-            process.wait(120)
-            took_s = time.monotonic() - began
+            # The model never comes back: both are given up, and the process ends in order all the same.
+            assert process.wait(120) == 0
             assert lost.exception() is not None or lost.result().status_code >= 500
             assert call.exception() is not None
-    # Two waits one after the other would be 6 s and more; the machine may be slow, so the process's own clock decides.
-    assert took_s >= 3 or process.returncode == 0
 
 
 _STUCK_MODEL = """
