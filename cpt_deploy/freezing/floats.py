@@ -14,9 +14,8 @@ from cpt_deploy.freezing.float_calls import encode
 from cpt_deploy.freezing.graph import Constant, Embed, Float, Operation, QuantizedTensor
 from cpt_deploy.quantization.affine import quantize_weight, symmetric_levels
 from cpt_deploy.quantization.attention import ScaledDotProductAttention
-from cpt_deploy.quantization.capture import is_stochastic_depth
 from cpt_deploy.quantization.layers import QuantizedEmbedding
-from cpt_deploy.quantization.tracing import describe
+from cpt_deploy.quantization.tracing import describe, is_stochastic_depth
 from cpt_deploy.quantization.vocabulary import IS_FLOAT
 
 aten = torch.ops.aten

@@ -20,7 +20,7 @@ from cpt_deploy.quantization.layers import QuantizedConv2d, QuantizedLinear
 from cpt_deploy.quantization.precision_state import Role
 from cpt_deploy.quantization.segments import AddSegment, Coded, Engine, decode, encode, requantize
 from cpt_deploy.quantization.synchronized_norm import SynchronizedBatchNorm1d, SynchronizedBatchNorm2d
-from cpt_deploy.quantization.tracing import is_torchvision_depth, propagate_shapes
+from cpt_deploy.quantization.tracing import is_stochastic_depth, propagate_shapes
 from cpt_deploy.quantization.vocabulary import Kind, classify, computes
 
 _ADDITIONS = (operator.add, torch.add)
@@ -28,7 +28,7 @@ _ADDITIONS = (operator.add, torch.add)
 
 def _scales(module: nn.Module | None) -> bool:
     """Return whether a module keeps codes in evaluation, but scales in training what it does not drop."""
-    return isinstance(module, nn.modules.dropout._DropoutNd) or is_torchvision_depth(module)
+    return isinstance(module, nn.modules.dropout._DropoutNd) or is_stochastic_depth(module)
 
 
 @dataclass(slots=True)

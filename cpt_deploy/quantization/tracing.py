@@ -11,21 +11,76 @@ from torch.nn import functional
 from cpt_deploy.errors import ConversionError
 
 
-def is_torchvision_depth(module: nn.Module | None) -> bool:
-    """Return whether a module is torchvision's StochasticDepth; by name, since torchvision takes long to import."""
-    kind = type(module)
-    return kind.__name__ == "StochasticDepth" and kind.__module__.startswith("torchvision.")
+def is_stochastic_depth(module: nn.Module | None) -> bool:
+    """Return whether a module drops whole branches in training and does nothing in evaluation.
+
+    torchvision, timm and transformers each have a class of their own for it.
+    """
+    name = type(module).__name__
+    return name == "StochasticDepth" or name.endswith("DropPath")
 
 
 class _Tracer(fx.Tracer):
-    """Keeps every `torch.nn` module whole, and the few others that are one operation."""
+    """Keeps every `torch.nn` module whole, and the few others that are one operation; hooks are traced around them."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return is_torchvision_depth(m) or super().is_leaf_module(m, module_qualified_name)
+        if "forward" in m.__dict__ and not isinstance(m.forward, _Call):
+            return False
+        return is_stochastic_depth(m) or super().is_leaf_module(m, module_qualified_name)
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        hooks = m._forward_hooks or m._forward_pre_hooks
+        if not hooks or not self.is_leaf_module(m, self.path_of_module(m)):
+            return super().call_module(m, forward, args, kwargs)
+        call = super().call_module
+        m.forward = _Call(lambda *given, **named: call(m, forward, given, named))
+        try:
+            return forward(*args, **kwargs)  # what a module's call does: its hooks around its forward
+        finally:
+            del m.forward
+
+    def trace_called(self, root: nn.Module) -> fx.Graph:
+        """Trace a network as it is when it is called: with hooks on it, and a forward that was put on the instance."""
+        if not (root._forward_hooks or root._forward_pre_hooks or "forward" in root.__dict__):
+            return self.trace(root)
+        kind, own = type(root), root.__dict__.get("forward")
+
+        def forward(self: nn.Module, x: Any) -> Any:
+            return self._call_impl(x)  # type: ignore[no-untyped-call]
+
+        root.forward = root.forward
+        root.__class__ = type(kind.__name__, (kind,), {"forward": forward, "__module__": kind.__module__})
+        try:
+            return self.trace(root)
+        finally:
+            root.__class__ = kind
+            del root.forward
+            if own is not None:
+                root.forward = own
+
+
+class _Call:
+    """A forward that stands for a module's own while its hooks are traced."""
+
+    def __init__(self, call: Callable[..., Any]) -> None:
+        self.call = call
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.call(*args, **kwargs)
 
 
 class NoIntegerFormError(ConversionError):
-    """A model is not integer from end to end; it may be captured with operations in float."""
+    """A model is not integer from end to end; it may be captured with operations in float.
+
+    Args:
+        message: As of every error.
+        hint: The same.
+        reason: What is in the way, as it stands behind "because".
+    """
+
+    def __init__(self, message: str, *, hint: str | None = None, reason: str) -> None:
+        super().__init__(message, hint=hint)
+        self.reason = reason
 
 
 class ChannelwiseConstant(nn.Module):
@@ -41,31 +96,35 @@ class ChannelwiseConstant(nn.Module):
         return x * self.factor + self.offset
 
 
-def trace(model: nn.Module, input_shape: tuple[int, ...]) -> fx.GraphModule:
+def trace(
+    source: nn.Module, model: nn.Module, input_shape: tuple[int, ...], *, training: bool = False
+) -> fx.GraphModule:
     """Trace a model, bring its graph to the vocabulary of `prepare`, and note the shape of each tensor.
 
     Args:
-        model: Any module whose graph `torch.fx` can trace.
+        source: What is traced: any module whose graph `torch.fx` can trace, with its hooks.
+        model: What holds the modules of the graph: a copy without hooks, or the same.
         input_shape: Shape of one input without the batch dimension.
+        training: Whether branches on `self.training` are taken as they are in training.
 
     Returns:
-        A graph module that computes the same as `model`; `node.meta["shape"]` holds shapes for a batch of 2.
+        A graph module; `node.meta["shape"]` holds shapes for a batch of 2.
 
     Raises:
         ConversionError: If the model cannot be traced or does not take such an input.
     """
-    training = model.training
-    model.eval()
+    source.train(training)
     try:
-        graph = _Tracer().trace(model)
+        graph = _Tracer().trace_called(source)
     except Exception as error:
         raise NoIntegerFormError(
             f"Expected a model whose graph can be traced, but tracing {type(model).__name__} failed: {error}",
             hint="control flow that depends on tensor values must go, or into a module of its own",
+            reason=f"its graph cannot be traced: {error}",
         ) from error
     traced = fx.GraphModule(model, graph)
     _check_single_input(traced)
-    _lift_functions(traced)
+    _lift_functions(traced, training=training)
     _make_out_of_place(traced)
     _decompose_gated_activations(traced)
     _remove_no_ops(traced)
@@ -79,7 +138,6 @@ def trace(model: nn.Module, input_shape: tuple[int, ...]) -> fx.GraphModule:
             f"Expected {type(model).__name__} to take an input of shape (N, {', '.join(map(str, input_shape))}), "
             f"but it failed: {cause}"
         ) from error
-    traced.train(training)
     return traced
 
 
@@ -123,8 +181,13 @@ def shape_of(node: fx.Node) -> tuple[int, ...]:
 
 def describe(node: fx.Node, traced: fx.GraphModule) -> str:
     """Return an operation and its place as an error message names them."""
+    if node.op == "placeholder":
+        return "the input"
+    if "lifted" in node.meta:
+        return str(node.meta["lifted"])
     if node.op == "call_module":
-        return f"{type(traced.get_submodule(str(node.target))).__name__} in module {node.target!r}"
+        name = type(traced.get_submodule(str(node.target))).__name__.removeprefix("Quantized")
+        return f"{name} in module {node.target!r}"
     target = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
     stack = node.meta.get("nn_module_stack") or {}
     place = list(stack.values())[-1][0] if stack else ""
@@ -137,7 +200,9 @@ def _check_single_input(traced: fx.GraphModule) -> None:
     for node in unused:
         traced.graph.erase_node(node)
     if len(inputs) - len(unused) != 1:
-        raise NoIntegerFormError(f"Expected a model with one input tensor, but got {len(inputs)}")
+        raise NoIntegerFormError(
+            f"Expected a model with one input tensor, but got {len(inputs)}", reason=f"it has {len(inputs)} inputs"
+        )
 
 
 # --- functions and methods to modules -------------------------------------------------------------------------------
@@ -164,6 +229,11 @@ def _pool(module: type[nn.Module]) -> Callable[[fx.Node], nn.Module]:
 
 def _dropout(node: fx.Node) -> nn.Module:
     return nn.Dropout(float(_argument(node, 1, "p", 0.5)))
+
+
+def _never_drops(node: fx.Node) -> bool:
+    """Return whether a dropout in a graph that was traced in training is off."""
+    return node.target is functional.dropout and _argument(node, 2, "training", True) is False
 
 
 _FUNCTION_MODULES: dict[object, Callable[[fx.Node], nn.Module]] = {
@@ -196,12 +266,12 @@ _FUNCTION_MODULES: dict[object, Callable[[fx.Node], nn.Module]] = {
 }
 
 
-def _lift_functions(traced: fx.GraphModule) -> None:
+def _lift_functions(traced: fx.GraphModule, *, training: bool) -> None:
     """Replace functional forms by the modules that `prepare` knows, each under a name of its own."""
     for node in list(traced.graph.nodes):
         if node.op not in ("call_function", "call_method"):
             continue
-        module = _module_for(node)
+        module = nn.Identity() if training and _never_drops(node) else _module_for(node)
         if module is None:
             continue
         name = f"{node.name}_module"
@@ -211,7 +281,7 @@ def _lift_functions(traced: fx.GraphModule) -> None:
         with traced.graph.inserting_after(node):
             lifted = traced.graph.call_module(name, (_first_tensor(node),))
         lifted.meta.update(node.meta)
-        lifted.meta["in_place"] = _is_in_place(node)
+        lifted.meta["in_place"], lifted.meta["lifted"] = _is_in_place(node), describe(node, traced)
         node.replace_all_uses_with(lifted)
         traced.graph.erase_node(node)
 

@@ -13,8 +13,8 @@ from cpt_deploy.quantization.tracing import (
     ChannelwiseConstant,
     NoIntegerFormError,
     describe,
+    is_stochastic_depth,
     is_tensor,
-    is_torchvision_depth,
     shape_of,
 )
 
@@ -111,6 +111,7 @@ def classify(node: fx.Node, traced: fx.GraphModule) -> Kind:
             f"Expected operations that have an integer form, but got {describe(node, traced)}",
             hint="supported: Conv1d/2d, Linear, BatchNorm, ReLU-like and elementwise activations, pooling, +, *, cat, "
             "reshape, transpose, chunk, Dropout",
+            reason=f"{describe(node, traced)} has no integer form",
         )
     return kind
 
@@ -145,7 +146,7 @@ def _module_kind(node: fx.Node, module: nn.Module) -> Kind | None:
         return Kind.CLAMP if module.min_val == 0 else Kind.TABLE
     if isinstance(module, nn.AdaptiveAvgPool2d):
         return _adaptive_kind(shape_of(node.all_input_nodes[0])[-2:], shape_of(node)[-2:])
-    return Kind.KEEP if is_torchvision_depth(module) else _MODULE_KINDS.get(type(module))
+    return Kind.KEEP if is_stochastic_depth(module) else _MODULE_KINDS.get(type(module))
 
 
 def _adaptive_kind(before: tuple[int, ...], after: tuple[int, ...]) -> Kind | None:
