@@ -13,11 +13,17 @@ from torch import Tensor, fx, nn
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from cpt_deploy.errors import ConversionError
-from cpt_deploy.quantization.aten import aten, is_mutating, make_out_of_place
+from cpt_deploy.quantization.aten import aten, bring_to_known_forms, is_mutating, make_out_of_place
 from cpt_deploy.quantization.attention import ScaledDotProductAttention
-from cpt_deploy.quantization.tracing import describe, is_stochastic_depth, propagate_shapes
+from cpt_deploy.quantization.tracer import is_stochastic_depth
+from cpt_deploy.quantization.tracing import describe, propagate_shapes
 
-_SPATIAL_DROPOUTS = {aten.dropout.default: nn.Dropout, aten.feature_dropout.default: nn.Dropout2d}
+_DROPOUTS: dict[Any, type[nn.Module]] = {
+    aten.dropout.default: nn.Dropout,
+    aten.feature_dropout.default: nn.Dropout2d,
+    aten.alpha_dropout.default: nn.AlphaDropout,
+    aten.feature_alpha_dropout.default: nn.FeatureAlphaDropout,
+}
 
 
 @torch.library.custom_op("cpt_deploy::stochastic_depth", mutates_args=())
@@ -69,6 +75,7 @@ def capture(source: nn.Module, model: nn.Module, input_shape: tuple[int, ...], d
     _fold_constants(traced)
     _lift_training_behaviour(traced, model)
     make_out_of_place(traced)
+    bring_to_known_forms(traced)
     _read_batch_size_once(traced)
     traced.graph.eliminate_dead_code()
     traced.recompile()
@@ -196,9 +203,14 @@ def _lift_training_behaviour(traced: fx.GraphModule, model: nn.Module) -> None:
     for node in list(traced.graph.nodes):
         if node.op != "call_function":
             continue
-        if node.target in _SPATIAL_DROPOUTS:
-            module = _SPATIAL_DROPOUTS[node.target](float(node.args[1]))
+        if node.target in _DROPOUTS and not node.args[2]:  # never on
+            node.replace_all_uses_with(node.args[0])
+            traced.graph.erase_node(node)
+        elif node.target in _DROPOUTS:
+            module = _DROPOUTS[node.target](float(node.args[1]))
             replace_by_module(traced, node, f"{node.name}_module", module, node.args[:1])
+        elif node.target is aten.rrelu.default:
+            replace_by_module(traced, node, f"{node.name}_module", nn.RReLU(*node.args[1:3]), node.args[:1])
         elif node.target is torch.ops.cpt_deploy.stochastic_depth.default:
             name = str(node.args[1])
             replace_by_module(traced, node, name, model.get_submodule(name), node.args[:1])

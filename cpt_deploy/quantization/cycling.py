@@ -9,6 +9,7 @@ from torch import nn
 
 from cpt_deploy.errors import UsageError
 from cpt_deploy.quantization.config import LEAST_BITS, MOST_BITS, QuantizationConfig
+from cpt_deploy.quantization.conversion import Conversion
 from cpt_deploy.quantization.edges import EdgeQuantizer
 from cpt_deploy.quantization.precision_state import PrecisionState, Role
 
@@ -41,12 +42,16 @@ class CyclingModel(nn.Module):
         precision: The current bits.
         config: What it was prepared with.
         layers: Its quantized layers; a layer's index is its place.
+
+    Attributes:
+        conversion: Which way it was converted, and why.
     """
 
     def __init__(self, precision: PrecisionState, config: QuantizationConfig, layers: list[LayerInfo]) -> None:
         super().__init__()
         self.precision = precision
         self.config = config
+        self.conversion = Conversion("integers")
         self._layers = layers
 
     def layers(self) -> list[LayerInfo]:

@@ -127,8 +127,8 @@ class Reference:
         except Exception as error:
             cause = next(iter(str(error).strip().splitlines()), type(error).__name__)
             raise DiffersError(
-                f"Expected the graph of {type(self.given.model).__name__} to compute any batch, but one of {len(batch)} "
-                f"in {run.mode} failed: {cause}",
+                f"Expected the graph of {type(self.given.model).__name__} to compute any batch, "
+                f"but in {run.mode} one of {len(batch)} failed: {cause}",
                 hint="sizes must follow from the input, the batch size above all",
                 reason=f"its graph fails on a batch of {len(batch)}: {cause}",
             ) from error

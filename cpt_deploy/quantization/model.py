@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, fx
 
 from cpt_deploy.quantization.config import QuantizationConfig
-from cpt_deploy.quantization.conversion import Conversion
 from cpt_deploy.quantization.cycling import CyclingModel, LayerInfo
 from cpt_deploy.quantization.edges import EdgeQuantizer
 from cpt_deploy.quantization.kernels import active
@@ -28,7 +27,6 @@ class QuantizedModel(CyclingModel):
         precision: The current bits.
         config: What it was prepared with.
         input_shape: Shape of one input without the batch dimension.
-        conversion: Which way it was converted, and why; set by `prepare`.
         compute: How training steps compute, see `products.Compute`; evaluation is always module by module.
     """
 
@@ -43,7 +41,6 @@ class QuantizedModel(CyclingModel):
         super().__init__(precision, config, layers)
         self.network = network
         self.input_shape = input_shape
-        self.conversion = Conversion("integers")
         self.compute: Compute = "auto"
         self._program: TrainingProgram | None = None
 

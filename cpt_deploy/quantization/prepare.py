@@ -23,7 +23,7 @@ from cpt_deploy.quantization.lifting import lift
 from cpt_deploy.quantization.model import QuantizedModel
 from cpt_deploy.quantization.precision_state import PrecisionState, Role
 from cpt_deploy.quantization.tracing import NoIntegerFormError, describe, is_tensor, shape_of, trace
-from cpt_deploy.quantization.vocabulary import Kind, classify, computes
+from cpt_deploy.quantization.vocabulary import Kind, classify, computes, no_integer_form
 
 #: The logits are read by no layer, so nothing is saved by giving them fewer bits.
 LOGITS_LEAST_BITS = 8
@@ -138,6 +138,8 @@ def _integer_graph(
         if computes(node):
             classify(node, traced)
             _check_features(node, traced)
+        elif "parts" in node.meta:
+            raise no_integer_form(node, traced)
     _check_output(traced)
     return traced
 

@@ -20,7 +20,8 @@ from cpt_deploy.quantization.layers import QuantizedConv2d, QuantizedLinear
 from cpt_deploy.quantization.precision_state import Role
 from cpt_deploy.quantization.segments import AddSegment, Coded, Engine, decode, encode, requantize
 from cpt_deploy.quantization.synchronized_norm import SynchronizedBatchNorm1d, SynchronizedBatchNorm2d
-from cpt_deploy.quantization.tracing import is_stochastic_depth, propagate_shapes
+from cpt_deploy.quantization.tracer import is_stochastic_depth
+from cpt_deploy.quantization.tracing import propagate_shapes
 from cpt_deploy.quantization.vocabulary import Kind, classify, computes
 
 _ADDITIONS = (operator.add, torch.add)

@@ -9,64 +9,8 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 
 from cpt_deploy.errors import ConversionError
-
-
-def is_stochastic_depth(module: nn.Module | None) -> bool:
-    """Return whether a module drops whole branches in training and does nothing in evaluation.
-
-    torchvision, timm and transformers each have a class of their own for it.
-    """
-    name = type(module).__name__
-    return name == "StochasticDepth" or name.endswith("DropPath")
-
-
-class _Tracer(fx.Tracer):
-    """Keeps every `torch.nn` module whole, and the few others that are one operation; hooks are traced around them."""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if "forward" in m.__dict__ and not isinstance(m.forward, _Call):
-            return False
-        return is_stochastic_depth(m) or super().is_leaf_module(m, module_qualified_name)
-
-    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        hooks = m._forward_hooks or m._forward_pre_hooks
-        if not hooks or not self.is_leaf_module(m, self.path_of_module(m)):
-            return super().call_module(m, forward, args, kwargs)
-        call = super().call_module
-        m.forward = _Call(lambda *given, **named: call(m, forward, given, named))
-        try:
-            return forward(*args, **kwargs)  # what a module's call does: its hooks around its forward
-        finally:
-            del m.forward
-
-    def trace_called(self, root: nn.Module) -> fx.Graph:
-        """Trace a network as it is when it is called: with hooks on it, and a forward that was put on the instance."""
-        if not (root._forward_hooks or root._forward_pre_hooks or "forward" in root.__dict__):
-            return self.trace(root)
-        kind, own = type(root), root.__dict__.get("forward")
-
-        def forward(self: nn.Module, x: Any) -> Any:
-            return self._call_impl(x)  # type: ignore[no-untyped-call]
-
-        root.forward = root.forward
-        root.__class__ = type(kind.__name__, (kind,), {"forward": forward, "__module__": kind.__module__})
-        try:
-            return self.trace(root)
-        finally:
-            root.__class__ = kind
-            del root.forward
-            if own is not None:
-                root.forward = own
-
-
-class _Call:
-    """A forward that stands for a module's own while its hooks are traced."""
-
-    def __init__(self, call: Callable[..., Any]) -> None:
-        self.call = call
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.call(*args, **kwargs)
+from cpt_deploy.quantization.arguments import give_by_position, unpack_sequences
+from cpt_deploy.quantization.tracer import Tracer
 
 
 class NoIntegerFormError(ConversionError):
@@ -115,7 +59,7 @@ def trace(
     """
     source.train(training)
     try:
-        graph = _Tracer().trace_called(source)
+        graph = Tracer().trace_called(source)
     except Exception as error:
         raise NoIntegerFormError(
             f"Expected a model whose graph can be traced, but tracing {type(model).__name__} failed: {error}",
@@ -124,6 +68,7 @@ def trace(
         ) from error
     traced = fx.GraphModule(model, graph)
     _check_single_input(traced)
+    give_by_position(traced)
     _lift_functions(traced, training=training)
     _make_out_of_place(traced)
     _decompose_gated_activations(traced)
@@ -132,6 +77,8 @@ def trace(
     traced.recompile()
     try:
         propagate_shapes(traced, input_shape)
+        if unpack_sequences(traced):
+            propagate_shapes(traced, input_shape)
     except Exception as error:
         cause = str(error).strip().splitlines()[0]
         raise ConversionError(
@@ -142,11 +89,14 @@ def trace(
 
 
 class _ShapeRecorder(fx.Interpreter):
-    """Runs a graph and notes the shape of every floating-point tensor."""
+    """Runs a graph and notes the shape of every floating-point tensor, and how many a tuple holds."""
 
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
         n.meta.pop("shape", None)
+        n.meta.pop("parts", None)
+        if isinstance(result, tuple | list) and any(isinstance(part, Tensor) for part in result):
+            n.meta["parts"] = len(result)
         if isinstance(result, Tensor) and result.is_floating_point():
             n.meta["shape"] = tuple(result.shape)
         return result
@@ -250,7 +200,9 @@ _FUNCTION_MODULES: dict[object, Callable[[fx.Node], nn.Module]] = {
     functional.leaky_relu: lambda node: nn.LeakyReLU(_argument(node, 1, "negative_slope", 0.01)),
     functional.elu: lambda node: nn.ELU(_argument(node, 1, "alpha", 1.0)),
     functional.silu: lambda node: nn.SiLU(),
-    functional.softplus: lambda node: nn.Softplus(),
+    functional.softplus: lambda node: nn.Softplus(
+        _argument(node, 1, "beta", 1.0), _argument(node, 2, "threshold", 20.0)
+    ),
     functional.hardswish: lambda node: nn.Hardswish(),
     functional.hardsigmoid: lambda node: nn.Hardsigmoid(),
     functional.sigmoid: lambda node: nn.Sigmoid(),
@@ -305,16 +257,18 @@ def _constant_arithmetic(node: fx.Node) -> nn.Module | None:
     divide = {operator.truediv, torch.div, operator.itruediv, "div", "div_"}
     if node.target not in add | multiply | subtract | divide or len(node.args) != 2 or _reads_a_size(node):
         return None
+    alpha = float(node.kwargs.get("alpha", 1.0))  # type: ignore[arg-type]
     left, right = node.args
     constant = right if isinstance(left, fx.Node) else left
-    if not isinstance(constant, int | float):
+    scales_a_tensor = "alpha" in node.kwargs and constant is left
+    if not isinstance(constant, int | float) or set(node.kwargs) - {"alpha"} or scales_a_tensor:
         return None
     if node.target in add:
-        return ChannelwiseConstant(1.0, float(constant))
+        return ChannelwiseConstant(1.0, alpha * float(constant))
     if node.target in multiply:
         return ChannelwiseConstant(float(constant), 0.0)
     if node.target in subtract:
-        return ChannelwiseConstant(*((1.0, -float(constant)) if constant is right else (-1.0, float(constant))))
+        return ChannelwiseConstant(*((1.0, -alpha * float(constant)) if constant is right else (-1.0, float(constant))))
     return ChannelwiseConstant(1.0 / float(constant), 0.0) if constant is right else None
 
 

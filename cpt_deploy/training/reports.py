@@ -10,6 +10,7 @@ from cpt_deploy.errors import CheckpointError
 from cpt_deploy.recipe import Recipe
 
 if TYPE_CHECKING:
+    from cpt_deploy.quantization.conversion import Conversion
     from cpt_deploy.training.fine_tuning import Pretrained
     from cpt_deploy.training.profiling import ProfileReport
 
@@ -37,6 +38,7 @@ class TrainPlan:
         first_step: 0, or where a resumed run goes on.
         unit: What a sample is, in the plural: "images" or "tokens".
         pretrained: What the model begins with; `None` if it begins fresh.
+        conversion: Which way the network was converted, and why.
         relative_cost: BitOPs of the cycling layers relative to static precision at the upper bound; `None` if the bits
             will follow the loss.
     """
@@ -58,6 +60,7 @@ class TrainPlan:
     workers: int = 0
     unit: str = "images"
     pretrained: "Pretrained | None" = None
+    conversion: "Conversion | None" = None
 
 
 @dataclass(frozen=True)
@@ -122,7 +125,8 @@ class RunReport:
 
     Args:
         name: The recipe's name.
-        model: Name, parameters, MACs, quantized layers by role, and the weights it began with, if any.
+        model: Name, parameters, MACs, quantized layers by role, which way it was converted and why, and the weights it
+            began with, if any.
         data: Name, numbers of images, and digests of the data set where it is in memory.
         classes: Names of the classes; none for text.
         preprocessing: How an image becomes an input, see `Preprocessing.from_dict`; empty for text.

@@ -194,6 +194,7 @@ def _plan(task: Task, objects: RunObjects, run_dir: Path, first_step: int, ranks
         workers=task.workers,
         unit=task.unit,
         pretrained=task.pretrained,
+        conversion=objects.model.conversion,
     )
 
 
