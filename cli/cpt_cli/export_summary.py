@@ -49,10 +49,8 @@ def show_export(bundle: "Bundle") -> "GoldenCheck":
 def _computes_on(facts: Mapping[str, Any]) -> str:
     if "computed_in_float" not in facts:
         return "integers from end to end"
-    return (
-        f"{facts['MACs_on_integers']} of the MACs on integers; in float {facts['computed_in_float']}, since "
-        + (facts["why_in_float"])
-    )
+    share, named, reason = (facts[key] for key in ("MACs_on_integers", "computed_in_float", "why_in_float"))
+    return f"{share} of the MACs on integers; in float {named}, since {reason}"
 
 
 def weights_in_words(facts: Mapping[str, Any]) -> str:

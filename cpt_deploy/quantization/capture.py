@@ -6,6 +6,8 @@ than evaluation (dropout, stochastic depth, BatchNorm) is kept as modules, so th
 """
 
 import operator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -67,7 +69,8 @@ def capture(source: nn.Module, model: nn.Module, input_shape: tuple[int, ...], d
     stochastic = {name: module for name, module in source.named_modules() if is_stochastic_depth(module)}
     for name in stochastic:
         source.set_submodule(name, _StochasticDepthMark(name))
-    program = _export(source, torch.zeros(2, *input_shape, dtype=dtype), type(model).__name__)
+    with _fixed_momentum(source):
+        program = _export(source, torch.zeros(2, *input_shape, dtype=dtype), type(model).__name__)
     for name, module in stochastic.items():
         source.set_submodule(name, module)
     traced = _graph_module(model, program)
@@ -100,6 +103,19 @@ def _export(model: nn.Module, example: Tensor, name: str) -> fx.GraphModule:
         ) from error
     module: fx.GraphModule = program.module(check_guards=False)
     return module
+
+
+@contextmanager
+def _fixed_momentum(model: nn.Module) -> Iterator[None]:
+    """Let BatchNorms that average all batches alike, which count them, have a momentum; as modules they keep none."""
+    counting = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.momentum is None]
+    for norm in counting:
+        norm.momentum = 0.1
+    try:
+        yield
+    finally:
+        for norm in counting:
+            norm.momentum = None
 
 
 def _reason(error: Exception) -> str:

@@ -70,15 +70,25 @@ class TrainingProgram:
         self._builder = _Builder(network)
         self._steps, self._input, self._output = self._builder.build()
         self._modules = list(network.modules())
+        self._names = {module: name for name, module in network.named_modules()}
         followed = (EdgeQuantizer, nn.modules.batchnorm._BatchNorm)
         self._followed = [module for module in self._modules if isinstance(module, followed)]
 
-    def fits(self) -> bool:
-        """Return whether modules are as the program takes them: what follows the batch in training, and no hooks."""
-        return all(module.training for module in self._followed) and not any(
-            module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-            for module in self._modules
-        )
+    def obstacle(self) -> str | None:
+        """Return in words what is not as the program takes it: hooks, or what does not follow the batch in training."""
+        for followed in self._followed:
+            if not followed.training:
+                return f"{self._names[followed]!r} is in evaluation mode"
+        for module in self._modules:
+            for kind, hooks in (
+                ("forward hook", module._forward_hooks),
+                ("forward pre-hook", module._forward_pre_hooks),
+                ("backward hook", module._backward_hooks),
+                ("backward pre-hook", module._backward_pre_hooks),
+            ):
+                if hooks:
+                    return f"there is a {kind} on " + (repr(self._names[module]) if self._names[module] else "network")
+        return None
 
     def __call__(self, x: Tensor, engine: Engine) -> Tensor:
         """Return the logits, float32, of a batch (N, *input_shape)."""
