@@ -5,6 +5,7 @@ attention is then products and a softmax, the class token a parameter that is ex
 than evaluation (dropout, stochastic depth, BatchNorm) is kept as modules, so the graph trains as the model did.
 """
 
+import copy
 import operator
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -233,11 +234,21 @@ def _lift_training_behaviour(traced: fx.GraphModule, model: nn.Module) -> None:
         elif node.target is aten.batch_norm.default:
             statistics: Any = node.args[3]
             name = str(statistics.target).rpartition(".")[0]
-            replace_by_module(traced, node, name, model.get_submodule(name), node.args[:1])
+            replace_by_module(traced, node, name, _norm(model.get_submodule(name)), node.args[:1])
         elif node.target is aten.scaled_dot_product_attention.default:
             _lift_attention(traced, node)
         elif is_mutating(node) and _reads_statistics(node):
             traced.graph.erase_node(node)
+
+
+def _norm(owner: nn.Module) -> nn.Module:
+    """Return a BatchNorm that does nothing beside what torch's does: what a class of its own adds is in the graph."""
+    kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+    kind = next((base for base in type(owner).__mro__ if base in kinds), type(owner))
+    if kind is not type(owner):
+        owner = copy.copy(owner)
+        owner.__class__ = kind
+    return owner
 
 
 def _reads_statistics(node: fx.Node) -> bool:

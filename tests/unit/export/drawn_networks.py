@@ -118,7 +118,7 @@ FUNCTIONS: dict[str, Callable[[float, float], Callable[[Tensor], Tensor]]] = {
     "torch.mul(input=)": lambda a, b: lambda x: torch.mul(input=x, other=a),
     "div(rounding)": lambda a, b: lambda x: torch.div(x, a, rounding_mode="floor"),
     "max_pool2d": lambda a, b: lambda x: functional.max_pool2d(x, 3, stride=1, padding=1),
-    "avg_pool2d": lambda a, b: lambda x: functional.avg_pool2d(x, kernel_size=2, stride=1),
+    "avg_pool2d": lambda a, b: lambda x: functional.avg_pool2d(x, kernel_size=3, stride=1, padding=1),
     "gate": lambda a, b: lambda x: x * functional.adaptive_avg_pool2d(x, 1).sigmoid(),
     "mean": lambda a, b: lambda x: x + x.mean((2, 3), keepdim=True),
     "chunk": lambda a, b: lambda x: torch.cat(x.chunk(2, 1)[::-1], 1),
