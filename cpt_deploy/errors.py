@@ -20,6 +20,10 @@ class CptError(Exception):
         self.hint = hint
 
 
+class CptWarning(UserWarning):
+    """Something that is allowed, and probably not meant."""
+
+
 class UsageError(CptError):
     """An argument, a name or a value that the command cannot take."""
 

@@ -36,6 +36,7 @@ def show_export(bundle: "Bundle") -> "GoldenCheck":
         {
             "bundle": formats.path(bundle.path),
             "model.onnx": f"{formats.size(sizes['model.onnx'])}, sha256 {bundle.sha256[:16]}…",
+            "computes on": _computes_on(facts),
             "in onnxruntime": same if check.reproduced else differs,
             "all files": formats.size(sum(sizes.values())),
         },
@@ -43,6 +44,13 @@ def show_export(bundle: "Bundle") -> "GoldenCheck":
     if not check.reproduced:
         out.warning(f"onnxruntime and the integer executor disagree: {differs}; cpt validate says where")
     return check
+
+
+def _computes_on(facts: Mapping[str, Any]) -> str:
+    if "computed_in_float" not in facts:
+        return "integers from end to end"
+    share, named, reason = (facts[key] for key in ("MACs_on_integers", "computed_in_float", "why_in_float"))
+    return f"{share} of the MACs on integers; in float {named}, since {reason}"
 
 
 def weights_in_words(facts: Mapping[str, Any]) -> str:

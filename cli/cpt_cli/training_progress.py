@@ -129,6 +129,7 @@ def show_plan(plan: "TrainPlan") -> None:
             "model": f"{recipe.model.name}, {parameters} parameters, {macs} MACs per {plan.unit.removesuffix('s')}",
             **({} if plan.pretrained is None else {"weights": describe_pretrained(plan.pretrained)}),
             "quantized layers": _describe_layers(plan),
+            **({} if plan.conversion is None else {"computes on": plan.conversion.in_words}),
             "data": f"{recipe.data.name}, {samples}, {kinds}",
             **({} if not plan.left_out else {"files left out": describe_left_out(plan.left_out)}),
             "steps": f"{plan.total_steps:,} ({epochs:g} epochs of batches of {recipe.train.batch_size})",

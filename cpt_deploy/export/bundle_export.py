@@ -103,7 +103,7 @@ def export_bundle(
         "quantization": CALIBRATED if identity.calibrated else TRAINED,
         **({} if identity.calibrated else {"cycle": [model.config.lower, model.config.upper]}),
         **({"activations": SYMMETRIC} if any(tensor.signed for tensor in graph.tensors.values()) else {}),
-        **({} if floats is None else float_facts(floats)),
+        **({} if floats is None else float_facts(floats, model.conversion.reason)),
         "opset": opset,
         **identity.facts,
     }
@@ -117,7 +117,7 @@ def export_bundle(
         quantization={
             "method": all_facts["quantization"],
             **describe_quantization(graph),
-            **({} if floats is None else {FLOAT_PARTS: describe_floats(floats)}),
+            **({} if floats is None else {FLOAT_PARTS: describe_floats(floats, model.conversion.reason)}),
         },
         labels=identity.labels,
         preprocessing=identity.preprocessing,

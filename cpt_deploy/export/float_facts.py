@@ -10,9 +10,10 @@ _NOTE = (
 )
 
 
-def describe_floats(floats: FloatCosts) -> dict[str, Any]:
-    """Return what `quantization.json` says of them under `float_parts`."""
+def describe_floats(floats: FloatCosts, reason: str | None) -> dict[str, Any]:
+    """Return what `quantization.json` says of them under `float_parts`; the reason is that of the conversion."""
     return {
+        "reason": reason or "",
         "operators": floats.operators,
         "integer_macs": floats.integer_macs,
         "float_macs": floats.float_macs,
@@ -21,10 +22,11 @@ def describe_floats(floats: FloatCosts) -> dict[str, Any]:
     }
 
 
-def float_facts(floats: FloatCosts) -> dict[str, str]:
+def float_facts(floats: FloatCosts, reason: str | None) -> dict[str, str]:
     """Return the lines of `config.json` and the model card."""
     return {
         "computed_in_float": ", ".join(f"{count} {name}" for name, count in floats.operators.items())
         or "movements only",
+        "why_in_float": reason or "",
         "MACs_on_integers": f"{100 * floats.integer_share:.4g} %",
     }

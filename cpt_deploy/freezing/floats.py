@@ -14,8 +14,8 @@ from cpt_deploy.freezing.float_calls import encode
 from cpt_deploy.freezing.graph import Constant, Embed, Float, Operation, QuantizedTensor
 from cpt_deploy.quantization.affine import quantize_weight, symmetric_levels
 from cpt_deploy.quantization.attention import ScaledDotProductAttention
-from cpt_deploy.quantization.capture import is_stochastic_depth
 from cpt_deploy.quantization.layers import QuantizedEmbedding
+from cpt_deploy.quantization.tracer import is_stochastic_depth
 from cpt_deploy.quantization.tracing import describe
 from cpt_deploy.quantization.vocabulary import IS_FLOAT
 
@@ -68,6 +68,9 @@ class FloatLowering:
             arguments = (query, key, value, mask[0] if mask else None, 0.0, module.is_causal)
             options = {name: option for name, option in module.options().items() if name != "is_causal"}
             return [self._call(node, aten.scaled_dot_product_attention.default, arguments, options)]
+        if isinstance(module, nn.RReLU):
+            slope = (module.lower + module.upper) / 2
+            return [self._call(node, aten.leaky_relu.default, (source, slope), {})]
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
             return self._batch_norm(node, module)
         raise ConversionError(f"Expected an operation that can be frozen, but got {describe(node, self.network)}")

@@ -1,5 +1,6 @@
 """ATen operators in a graph: which of them overwrite their argument, and the form of them that does not."""
 
+import math
 from typing import Any
 
 import torch
@@ -8,6 +9,9 @@ from torch import fx
 from cpt_deploy.errors import ConversionError
 
 aten = torch.ops.aten
+
+#: Types of arguments that are a number of either kind.
+_NUMBERS = ("number", "Optional[number]")
 
 #: Operators whose result shares memory with their argument.
 _VIEWS = frozenset(
@@ -65,3 +69,38 @@ def _functional(target: Any) -> Any:
     if not name.endswith("_") or overload is None:
         raise ConversionError(f"Expected operations that make tensors, but {target} overwrites one")
     return overload
+
+
+def bring_to_known_forms(traced: fx.GraphModule) -> None:
+    """Rewrite calls that `torch.onnx` writes wrongly or not at all by others that compute the same.
+
+    Numbers of one call are all floats if one is, and an average with a divisor of its own is one with the size of its
+    window, times a factor.
+    """
+    for node in list(traced.graph.nodes):
+        if not is_aten(node):
+            continue
+        places = [i for i, argument in enumerate(node.target._schema.arguments) if str(argument.type) in _NUMBERS]
+        numbers = [node.args[i] for i in places if i < len(node.args)]
+        if any(isinstance(number, float) for number in numbers):
+            node.args = tuple(
+                float(value) if i in places and type(value) is int else value for i, value in enumerate(node.args)
+            )
+        if node.target is aten.avg_pool2d.default and len(node.args) > 6 and node.args[6] is not None:
+            _divide_by_window(traced, node)
+
+
+def _divide_by_window(traced: fx.GraphModule, node: fx.Node) -> None:
+    x, size, stride, padding, ceil, _, divisor = node.args
+    if ceil:
+        raise ConversionError(
+            "Expected AvgPool2d with a divisor of its own or windows that reach beyond the image, but got both",
+            hint="leave out divisor_override or ceil_mode",
+        )
+    sides: Any = size
+    window = math.prod(sides) if len(sides) == 2 else sides[0] ** 2
+    node.args = (x, size, stride, padding, False, True)
+    with traced.graph.inserting_after(node):
+        scaled = traced.graph.call_function(aten.mul.Tensor, (node, window / divisor))
+    scaled.meta.update(node.meta)
+    node.replace_all_uses_with(scaled, lambda user: user is not scaled)

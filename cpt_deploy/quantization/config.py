@@ -1,6 +1,7 @@
 """What `prepare` needs to know: the bounds of the cycle and how ranges are tracked."""
 
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Literal
 
 from cpt_deploy.errors import UsageError
@@ -13,6 +14,23 @@ MOST_BITS = 32
 MOST_INTEGER_BITS = 8
 #: From here on a tensor is left in float32, whose significand holds no more levels.
 FLOAT_BITS = 24
+
+
+def whole_bits(kind: str, bits: object) -> int:
+    """Return a number of bits that may be set.
+
+    Args:
+        kind: What has them, as the error names it.
+        bits: What was given.
+
+    Raises:
+        UsageError: If it is no whole number from `LEAST_BITS` to `MOST_BITS`.
+    """
+    if type(bits) is bool or not isinstance(bits, Integral) or not LEAST_BITS <= int(bits) <= MOST_BITS:
+        raise UsageError(
+            f"Expected bits of {kind} to be whole numbers from {LEAST_BITS} to {MOST_BITS}, but got {bits!r}"
+        )
+    return int(bits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +72,10 @@ class QuantizationConfig:
     groups: tuple[LayerGroup, ...] = ()
 
     def __post_init__(self) -> None:
+        given: dict[str, object] = {"the lower bound": self.lower, "the upper bound": self.upper}
+        for kind, bits in given.items():
+            if not isinstance(bits, Integral):
+                raise UsageError(f"Expected bits of {kind} to be whole numbers, but got {bits!r}")
         if not LEAST_BITS <= self.lower <= self.upper <= MOST_BITS:
             raise UsageError(
                 f"Expected {LEAST_BITS} <= lower <= upper <= {MOST_BITS} bits, "

@@ -1,14 +1,17 @@
 """What all CPT models share: layers and edges whose bits are one shared state."""
 
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from cpt_deploy.errors import UsageError
-from cpt_deploy.quantization.config import LEAST_BITS, MOST_BITS, QuantizationConfig
+from cpt_deploy.errors import CptWarning, UsageError
+from cpt_deploy.quantization.config import QuantizationConfig, whole_bits
+from cpt_deploy.quantization.conversion import Conversion
 from cpt_deploy.quantization.edges import EdgeQuantizer
 from cpt_deploy.quantization.precision_state import PrecisionState, Role
 
@@ -41,12 +44,18 @@ class CyclingModel(nn.Module):
         precision: The current bits.
         config: What it was prepared with.
         layers: Its quantized layers; a layer's index is its place.
+
+    Attributes:
+        conversion: Which way it was converted, and why.
     """
 
     def __init__(self, precision: PrecisionState, config: QuantizationConfig, layers: list[LayerInfo]) -> None:
         super().__init__()
         self.precision = precision
         self.config = config
+        self.conversion = Conversion("integers")
+        self._last_step: tuple[tuple[int | None, int], int] | None = None
+        self._said = False
         self._layers = layers
 
     def layers(self) -> list[LayerInfo]:
@@ -82,6 +91,30 @@ class CyclingModel(nn.Module):
         """
         self.precision.set_step(step, first_sample)
 
+    def watch_step(self, result: Tensor) -> None:
+        """Have it said, once, when a training step rounds its gradients with the noise of the step before.
+
+        Args:
+            result: What the step computed; its gradient tells that the step is taken.
+        """
+        if result.requires_grad and self.training and not self._said and not torch.compiler.is_compiling():
+            result.register_hook(self._take_step)  # type: ignore[no-untyped-call]
+
+    def _take_step(self, gradient: Tensor) -> None:
+        step = (self.precision.step, self.precision.first_sample)
+        weights = sum(parameter._version for parameter in self.parameters())  # grows with each change of a weight
+        before, self._last_step = self._last_step, (step, weights)
+        if before is None or before[0] != step or before[1] == weights or self._said:
+            return
+        self._said = True
+        if self.precision.quantizes_gradients:
+            warnings.warn(
+                "two training steps have the same number, so the gradients of the second are rounded with the noise "
+                "of the first: call model.set_step(step) before each step",
+                CptWarning,
+                stacklevel=2,
+            )
+
     def layer_bits(self, weight_bits: WeightBits = None) -> dict[str, int]:
         """Return the bits of each layer's weights by the layer's name, in the order of the graph.
 
@@ -91,13 +124,12 @@ class CyclingModel(nn.Module):
         state = self.precision
         uppers = {layer.name: state.upper_of(layer.role) for layer in self._layers}
         if not isinstance(weight_bits, Mapping):
-            given = weight_bits or state.upper
+            given = state.upper if weight_bits is None else whole_bits("weights", weight_bits)
             most = {"cycle": given, **{role: min(given, upper) for role, upper in state.groups.items()}}
             return {layer.name: most.get(layer.role, state.upper) for layer in self._layers}
         names = [layer.name for layer in self._layers]
         for name, bits in weight_bits.items():
-            if not LEAST_BITS <= bits <= MOST_BITS:
-                raise UsageError(f"Expected bits of {name} in [{LEAST_BITS}, {MOST_BITS}], but got {bits}")
+            whole_bits(name, bits)
             if name not in names:
                 near = get_close_matches(name, names, n=1)
                 raise UsageError(

@@ -131,6 +131,7 @@ class QuantizedLanguageModel(CyclingModel):
             UsageError: If the tokens and those before them are more than the model's context.
         """
         features, state = self._features(tokens, state)
+        self.watch_step(features)
         return self._language.log_probabilities(features), state
 
     def score(self, tokens: Tensor, targets: Tensor, state: State | None = None) -> Score:
@@ -145,6 +146,7 @@ class QuantizedLanguageModel(CyclingModel):
             UsageError: If the tokens are more than the model's context.
         """
         features, state = self._features(tokens, state)
+        self.watch_step(features)
         features, targets = features.reshape(-1, features.shape[-1]), targets.reshape(-1)
         if bool((targets < 0).any()):
             wanted = targets >= 0

@@ -1,11 +1,13 @@
 """The CPT model: a traced network whose bits are one shared state."""
 
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
+from cpt_deploy.errors import CptWarning
 from cpt_deploy.quantization.config import QuantizationConfig
 from cpt_deploy.quantization.cycling import CyclingModel, LayerInfo
 from cpt_deploy.quantization.edges import EdgeQuantizer
@@ -43,16 +45,32 @@ class QuantizedModel(CyclingModel):
         self.input_shape = input_shape
         self.compute: Compute = "auto"
         self._program: TrainingProgram | None = None
+        self._obstacles: set[str] = set()
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits at the present bits."""
+        logits: Tensor
         engine = self._engine(x)
         if engine is not None:
             self._program = self._program or TrainingProgram(self.network, self.input_shape)
-            if self._program.fits():
-                return self._program(x, engine)
-        logits: Tensor = self.network(x)
+            obstacle = self._program.obstacle()
+            if obstacle is None:
+                logits = self._program(x, engine)
+                self.watch_step(logits)
+                return logits
+            self._say_slow(obstacle)
+        logits = self.network(x)
+        self.watch_step(logits)
         return logits
+
+    def _say_slow(self, obstacle: str) -> None:
+        if obstacle not in self._obstacles:
+            self._obstacles.add(obstacle)
+            warnings.warn(
+                f"training steps run module by module, not on codes, which is slower: {obstacle}",
+                CptWarning,
+                stacklevel=3,
+            )
 
     def _engine(self, x: Tensor) -> Engine | None:
         """Return what computes a training step on codes, or None where modules compute one by one."""

@@ -6,9 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from cpt_deploy.errors import UsageError
 from cpt_deploy.quantization.affine import symmetric_levels, unsigned_levels
-from cpt_deploy.quantization.config import FLOAT_BITS, LEAST_BITS, MOST_BITS
+from cpt_deploy.quantization.config import FLOAT_BITS, whole_bits
 from cpt_deploy.quantization.noise import mix_into, mix_seed, seed_from_index
 
 Role = str
@@ -56,6 +55,8 @@ class PrecisionState(nn.Module):
         self.upper = upper
         self.groups: dict[Role, int] = dict(groups or {})
         self.seed = seed
+        #: Number of the present training step, which seeds the noise; `None` until it is told.
+        self.step: int | None = None
         #: Position in the whole batch of the first sample that this process has.
         self.first_sample = 0
         self.weight_bits: dict[Role, int] = {**dict.fromkeys(ROLES, upper), **self.groups}
@@ -88,17 +89,11 @@ class PrecisionState(nn.Module):
                 their own upper bound where that is less.
 
         Raises:
-            UsageError: If a number of bits is outside [2, 32].
+            UsageError: If a number of bits is no whole number in [2, 32].
         """
-        given = groups or {}
-        for kind, bits in (
-            ("weights", weights),
-            ("activations", activations),
-            ("gradients", gradients),
-            *given.items(),
-        ):
-            if not LEAST_BITS <= bits <= MOST_BITS:
-                raise UsageError(f"Expected bits of {kind} in [{LEAST_BITS}, {MOST_BITS}], but got {bits}")
+        given = {role: whole_bits(role, bits) for role, bits in (groups or {}).items()}
+        weights, activations = whole_bits("weights", weights), whole_bits("activations", activations)
+        gradients = whole_bits("gradients", gradients)
         self.weight_bits["cycle"] = weights
         self.activation_bits["cycle"] = activations
         for role, upper in self.groups.items():
@@ -145,6 +140,7 @@ class PrecisionState(nn.Module):
 
     def set_step(self, step: int, first_sample: int) -> None:
         """Set the seeds of a step, see `CyclingModel.set_step`."""
+        self.step = step
         self.seeds.copy_(mix_into(self.layer_seeds, step))
         self.first_sample = first_sample
 

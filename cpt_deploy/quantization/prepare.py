@@ -1,26 +1,29 @@
 """From a float model to a CPT model: quantized layers, and a quantizer on every edge of the graph."""
 
-import copy
 import math
+import warnings
 from collections.abc import Iterator
 
 import torch
 from torch import fx, nn
+from torch.nn.parameter import is_lazy
 
-from cpt_deploy.errors import ConversionError
+from cpt_deploy.errors import ConversionError, CptWarning
 from cpt_deploy.quantization.capture import capture
-from cpt_deploy.quantization.composites import taken_apart
 from cpt_deploy.quantization.config import QuantizationConfig
+from cpt_deploy.quantization.conversion import Conversion
 from cpt_deploy.quantization.cycling import LayerInfo
 from cpt_deploy.quantization.edges import EdgeQuantizer, LayerInput
 from cpt_deploy.quantization.entries import has_float_operations, insert_entries
+from cpt_deploy.quantization.equivalence import DiffersError, Reference
 from cpt_deploy.quantization.groups import layer_roles
+from cpt_deploy.quantization.handed_in import HandedIn, same_randomness, untouched
 from cpt_deploy.quantization.layers import QuantizedConv1d, QuantizedConv2d, QuantizedLayer, quantized_layer
 from cpt_deploy.quantization.lifting import lift
 from cpt_deploy.quantization.model import QuantizedModel
 from cpt_deploy.quantization.precision_state import PrecisionState, Role
 from cpt_deploy.quantization.tracing import NoIntegerFormError, describe, is_tensor, shape_of, trace
-from cpt_deploy.quantization.vocabulary import Kind, classify, computes
+from cpt_deploy.quantization.vocabulary import Kind, classify, computes, no_integer_form
 
 #: The logits are read by no layer, so nothing is saved by giving them fewer bits.
 LOGITS_LEAST_BITS = 8
@@ -42,7 +45,10 @@ def prepare(
 
     A model with operations that have no integer form (LayerNorm, softmax, GELU, parameters outside of layers) keeps
     them in float: quantizers then stand at the input of each Linear and around each Conv, and what lies between is
-    computed as the model does it (`has_float_operations`).
+    computed as the model does it (`has_float_operations`). Which of both it is, and why, is `conversion` of the result.
+
+    With its quantizers off, the result is compared with the model as it was handed in, hooks and replaced forwards
+    included, on random batches in training and in evaluation. For that the model's copy runs, and its hooks with it.
 
     Args:
         model: A float model with one input tensor and one output tensor (N, ...); it is copied, not changed.
@@ -54,35 +60,86 @@ def prepare(
         The CPT model, at the upper bound.
 
     Raises:
-        ConversionError: If the model cannot be captured, or products with weights have no integer form; names the
-            operation and the module.
+        ConversionError: If the model cannot be captured, products with weights have no integer form, or no graph
+            computes what the model computes; names the operation and the module.
     """
-    twin = taken_apart(model)
-    traced = _integer_graph(twin, input_shape) if input_dtype.is_floating_point else None
-    if traced is None:
-        traced = lift(capture(twin, input_shape, input_dtype), twin)
+    lazy = next((name for name, parameter in model.named_parameters() if is_lazy(parameter)), None)
+    if lazy is not None:
+        raise ConversionError(
+            f"Expected parameters with values, but {lazy!r} has none yet", hint="run the network once on an input"
+        )
+    given = HandedIn.of(model)
+    with untouched(model), same_randomness(model):
+        reference = Reference.of(given, input_shape, input_dtype)
+        prepared, reason = _first_that_is_the_same(reference, config, input_shape, input_dtype)
+    dropped = given.dropped()
+    if dropped:
+        warnings.warn(
+            f"{', '.join(dropped)} changes nothing that the network computes: the prepared network does not have it",
+            CptWarning,
+            stacklevel=2,
+        )
+    prepared.conversion = Conversion("float parts" if reason else "integers", reason, dropped)
+    prepared.train(model.training)
+    return prepared.to(next((p.device for p in model.parameters()), None))
+
+
+def _first_that_is_the_same(
+    reference: Reference, config: QuantizationConfig, shape: tuple[int, ...], dtype: torch.dtype
+) -> tuple[QuantizedModel, str | None]:
+    """Return the first prepared network that computes what was handed in, and why it is not integer from end to end.
+
+    Branches on `self.training` are traced as in evaluation, then as in training; last come operations in float.
+    """
+    reasons: list[NoIntegerFormError] = []
+    for training in (False, True) if dtype.is_floating_point else ():
+        source, model = reference.given.to_convert()
+        try:
+            prepared = _prepared(_integer_graph(source, model, shape, training=training), config, shape)
+            reference.check(prepared)
+            return prepared, None
+        except NoIntegerFormError as error:
+            reasons.append(error)
+            if not isinstance(error, DiffersError):
+                break  # in training there are no fewer operations
+    source, model = reference.given.to_convert()
+    try:
+        prepared = _prepared(lift(capture(source, model, shape, dtype), model), config, shape)
+        reference.check(prepared)
+    except ConversionError as error:
+        differs = next((reason for reason in reasons if isinstance(reason, DiffersError)), error)
+        raise differs from error
+    return prepared, reasons[0].reason if reasons else "it reads token ids"
+
+
+def _prepared(traced: fx.GraphModule, config: QuantizationConfig, input_shape: tuple[int, ...]) -> QuantizedModel:
+    """Return the model of a graph in the vocabulary: its layers quantized, and its edges."""
     kinds = {node: classify(node, traced) for node in traced.graph.nodes if computes(node)}
     precision = PrecisionState(config.upper, config.seed, {group.name: group.upper for group in config.groups})
     layers = _replace_layers(traced, kinds, precision, config)
     _insert_edges(traced, kinds, precision, config)
     traced.graph.lint()
     traced.recompile()
-    prepared = QuantizedModel(traced, precision, config, input_shape, layers)
-    prepared.train(model.training)
-    return prepared.to(next((p.device for p in model.parameters()), None))
+    device = next((parameter.device for parameter in traced.parameters()), None)
+    return QuantizedModel(traced, precision, config, input_shape, layers).to(device)
 
 
-def _integer_graph(model: nn.Module, input_shape: tuple[int, ...]) -> fx.GraphModule | None:
-    """Return the graph of a model that is integer from end to end, or None if it is not."""
-    try:
-        traced = trace(copy.deepcopy(model), input_shape)
-        _check_parameters(traced)
-        for node in traced.graph.nodes:
-            if computes(node):
-                classify(node, traced)
-                _check_features(node, traced)
-    except NoIntegerFormError:
-        return None
+def _integer_graph(
+    source: nn.Module, model: nn.Module, input_shape: tuple[int, ...], *, training: bool
+) -> fx.GraphModule:
+    """Return the graph of a model that is integer from end to end.
+
+    Raises:
+        NoIntegerFormError: If it is not.
+    """
+    traced = trace(source, model, input_shape, training=training)
+    _check_parameters(traced)
+    for node in traced.graph.nodes:
+        if computes(node):
+            classify(node, traced)
+            _check_features(node, traced)
+        elif "parts" in node.meta:
+            raise no_integer_form(node, traced)
     _check_output(traced)
     return traced
 
@@ -90,13 +147,19 @@ def _integer_graph(model: nn.Module, input_shape: tuple[int, ...]) -> fx.GraphMo
 def _check_parameters(traced: fx.GraphModule) -> None:
     for node in traced.graph.nodes:
         if node.op == "get_attr" and any(is_tensor(user) for user in node.users):
-            raise NoIntegerFormError(f"Expected parameters in layers only, but got the bare parameter {node.target!r}")
+            raise NoIntegerFormError(
+                f"Expected parameters in layers only, but got the bare parameter {node.target!r}",
+                reason=f"the parameter {node.target!r} stands outside of a layer",
+            )
 
 
 def _check_features(node: fx.Node, traced: fx.GraphModule) -> None:
     module = traced.get_submodule(str(node.target)) if node.op == "call_module" else None
     if isinstance(module, nn.Linear) and len(shape_of(node)) != 1:
-        raise NoIntegerFormError(f"Expected Linear layers on (N, features) at {describe(node, traced)}")
+        place = describe(node, traced)
+        raise NoIntegerFormError(
+            f"Expected Linear layers on (N, features) at {place}", reason=f"{place} works on more than (N, features)"
+        )
 
 
 def _check_output(traced: fx.GraphModule) -> None:

@@ -20,7 +20,8 @@ from cpt_deploy.quantization.layers import QuantizedConv2d, QuantizedLinear
 from cpt_deploy.quantization.precision_state import Role
 from cpt_deploy.quantization.segments import AddSegment, Coded, Engine, decode, encode, requantize
 from cpt_deploy.quantization.synchronized_norm import SynchronizedBatchNorm1d, SynchronizedBatchNorm2d
-from cpt_deploy.quantization.tracing import is_torchvision_depth, propagate_shapes
+from cpt_deploy.quantization.tracer import is_stochastic_depth
+from cpt_deploy.quantization.tracing import propagate_shapes
 from cpt_deploy.quantization.vocabulary import Kind, classify, computes
 
 _ADDITIONS = (operator.add, torch.add)
@@ -28,7 +29,7 @@ _ADDITIONS = (operator.add, torch.add)
 
 def _scales(module: nn.Module | None) -> bool:
     """Return whether a module keeps codes in evaluation, but scales in training what it does not drop."""
-    return isinstance(module, nn.modules.dropout._DropoutNd) or is_torchvision_depth(module)
+    return isinstance(module, nn.modules.dropout._DropoutNd) or is_stochastic_depth(module)
 
 
 @dataclass(slots=True)
@@ -69,15 +70,25 @@ class TrainingProgram:
         self._builder = _Builder(network)
         self._steps, self._input, self._output = self._builder.build()
         self._modules = list(network.modules())
+        self._names = {module: name for name, module in network.named_modules()}
         followed = (EdgeQuantizer, nn.modules.batchnorm._BatchNorm)
         self._followed = [module for module in self._modules if isinstance(module, followed)]
 
-    def fits(self) -> bool:
-        """Return whether modules are as the program takes them: what follows the batch in training, and no hooks."""
-        return all(module.training for module in self._followed) and not any(
-            module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-            for module in self._modules
-        )
+    def obstacle(self) -> str | None:
+        """Return in words what is not as the program takes it: hooks, or what does not follow the batch in training."""
+        for followed in self._followed:
+            if not followed.training:
+                return f"{self._names[followed]!r} is in evaluation mode"
+        for module in self._modules:
+            for kind, hooks in (
+                ("forward hook", module._forward_hooks),
+                ("forward pre-hook", module._forward_pre_hooks),
+                ("backward hook", module._backward_hooks),
+                ("backward pre-hook", module._backward_pre_hooks),
+            ):
+                if hooks:
+                    return f"there is a {kind} on " + (repr(self._names[module]) if self._names[module] else "network")
+        return None
 
     def __call__(self, x: Tensor, engine: Engine) -> Tensor:
         """Return the logits, float32, of a batch (N, *input_shape)."""

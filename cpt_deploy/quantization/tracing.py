@@ -9,23 +9,22 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 
 from cpt_deploy.errors import ConversionError
-
-
-def is_torchvision_depth(module: nn.Module | None) -> bool:
-    """Return whether a module is torchvision's StochasticDepth; by name, since torchvision takes long to import."""
-    kind = type(module)
-    return kind.__name__ == "StochasticDepth" and kind.__module__.startswith("torchvision.")
-
-
-class _Tracer(fx.Tracer):
-    """Keeps every `torch.nn` module whole, and the few others that are one operation."""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return is_torchvision_depth(m) or super().is_leaf_module(m, module_qualified_name)
+from cpt_deploy.quantization.arguments import give_by_position, unpack_sequences
+from cpt_deploy.quantization.tracer import Tracer
 
 
 class NoIntegerFormError(ConversionError):
-    """A model is not integer from end to end; it may be captured with operations in float."""
+    """A model is not integer from end to end; it may be captured with operations in float.
+
+    Args:
+        message: As of every error.
+        hint: The same.
+        reason: What is in the way, as it stands behind "because".
+    """
+
+    def __init__(self, message: str, *, hint: str | None = None, reason: str) -> None:
+        super().__init__(message, hint=hint)
+        self.reason = reason
 
 
 class ChannelwiseConstant(nn.Module):
@@ -41,31 +40,36 @@ class ChannelwiseConstant(nn.Module):
         return x * self.factor + self.offset
 
 
-def trace(model: nn.Module, input_shape: tuple[int, ...]) -> fx.GraphModule:
+def trace(
+    source: nn.Module, model: nn.Module, input_shape: tuple[int, ...], *, training: bool = False
+) -> fx.GraphModule:
     """Trace a model, bring its graph to the vocabulary of `prepare`, and note the shape of each tensor.
 
     Args:
-        model: Any module whose graph `torch.fx` can trace.
+        source: What is traced: any module whose graph `torch.fx` can trace, with its hooks.
+        model: What holds the modules of the graph: a copy without hooks, or the same.
         input_shape: Shape of one input without the batch dimension.
+        training: Whether branches on `self.training` are taken as they are in training.
 
     Returns:
-        A graph module that computes the same as `model`; `node.meta["shape"]` holds shapes for a batch of 2.
+        A graph module; `node.meta["shape"]` holds shapes for a batch of 2.
 
     Raises:
         ConversionError: If the model cannot be traced or does not take such an input.
     """
-    training = model.training
-    model.eval()
+    source.train(training)
     try:
-        graph = _Tracer().trace(model)
+        graph = Tracer().trace_called(source)
     except Exception as error:
         raise NoIntegerFormError(
             f"Expected a model whose graph can be traced, but tracing {type(model).__name__} failed: {error}",
             hint="control flow that depends on tensor values must go, or into a module of its own",
+            reason=f"its graph cannot be traced: {error}",
         ) from error
     traced = fx.GraphModule(model, graph)
     _check_single_input(traced)
-    _lift_functions(traced)
+    give_by_position(traced)
+    _lift_functions(traced, training=training)
     _make_out_of_place(traced)
     _decompose_gated_activations(traced)
     _remove_no_ops(traced)
@@ -73,22 +77,26 @@ def trace(model: nn.Module, input_shape: tuple[int, ...]) -> fx.GraphModule:
     traced.recompile()
     try:
         propagate_shapes(traced, input_shape)
+        if unpack_sequences(traced):
+            propagate_shapes(traced, input_shape)
     except Exception as error:
         cause = str(error).strip().splitlines()[0]
         raise ConversionError(
             f"Expected {type(model).__name__} to take an input of shape (N, {', '.join(map(str, input_shape))}), "
             f"but it failed: {cause}"
         ) from error
-    traced.train(training)
     return traced
 
 
 class _ShapeRecorder(fx.Interpreter):
-    """Runs a graph and notes the shape of every floating-point tensor."""
+    """Runs a graph and notes the shape of every floating-point tensor, and how many a tuple holds."""
 
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
         n.meta.pop("shape", None)
+        n.meta.pop("parts", None)
+        if isinstance(result, tuple | list) and any(isinstance(part, Tensor) for part in result):
+            n.meta["parts"] = len(result)
         if isinstance(result, Tensor) and result.is_floating_point():
             n.meta["shape"] = tuple(result.shape)
         return result
@@ -123,8 +131,13 @@ def shape_of(node: fx.Node) -> tuple[int, ...]:
 
 def describe(node: fx.Node, traced: fx.GraphModule) -> str:
     """Return an operation and its place as an error message names them."""
+    if node.op == "placeholder":
+        return "the input"
+    if "lifted" in node.meta:
+        return str(node.meta["lifted"])
     if node.op == "call_module":
-        return f"{type(traced.get_submodule(str(node.target))).__name__} in module {node.target!r}"
+        name = type(traced.get_submodule(str(node.target))).__name__.removeprefix("Quantized")
+        return f"{name} in module {node.target!r}"
     target = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
     stack = node.meta.get("nn_module_stack") or {}
     place = list(stack.values())[-1][0] if stack else ""
@@ -137,7 +150,9 @@ def _check_single_input(traced: fx.GraphModule) -> None:
     for node in unused:
         traced.graph.erase_node(node)
     if len(inputs) - len(unused) != 1:
-        raise NoIntegerFormError(f"Expected a model with one input tensor, but got {len(inputs)}")
+        raise NoIntegerFormError(
+            f"Expected a model with one input tensor, but got {len(inputs)}", reason=f"it has {len(inputs)} inputs"
+        )
 
 
 # --- functions and methods to modules -------------------------------------------------------------------------------
@@ -166,6 +181,11 @@ def _dropout(node: fx.Node) -> nn.Module:
     return nn.Dropout(float(_argument(node, 1, "p", 0.5)))
 
 
+def _never_drops(node: fx.Node) -> bool:
+    """Return whether a dropout in a graph that was traced in training is off."""
+    return node.target is functional.dropout and _argument(node, 2, "training", True) is False
+
+
 _FUNCTION_MODULES: dict[object, Callable[[fx.Node], nn.Module]] = {
     functional.relu: lambda node: nn.ReLU(),
     functional.relu_: lambda node: nn.ReLU(),
@@ -180,7 +200,9 @@ _FUNCTION_MODULES: dict[object, Callable[[fx.Node], nn.Module]] = {
     functional.leaky_relu: lambda node: nn.LeakyReLU(_argument(node, 1, "negative_slope", 0.01)),
     functional.elu: lambda node: nn.ELU(_argument(node, 1, "alpha", 1.0)),
     functional.silu: lambda node: nn.SiLU(),
-    functional.softplus: lambda node: nn.Softplus(),
+    functional.softplus: lambda node: nn.Softplus(
+        _argument(node, 1, "beta", 1.0), _argument(node, 2, "threshold", 20.0)
+    ),
     functional.hardswish: lambda node: nn.Hardswish(),
     functional.hardsigmoid: lambda node: nn.Hardsigmoid(),
     functional.sigmoid: lambda node: nn.Sigmoid(),
@@ -196,12 +218,12 @@ _FUNCTION_MODULES: dict[object, Callable[[fx.Node], nn.Module]] = {
 }
 
 
-def _lift_functions(traced: fx.GraphModule) -> None:
+def _lift_functions(traced: fx.GraphModule, *, training: bool) -> None:
     """Replace functional forms by the modules that `prepare` knows, each under a name of its own."""
     for node in list(traced.graph.nodes):
         if node.op not in ("call_function", "call_method"):
             continue
-        module = _module_for(node)
+        module = nn.Identity() if training and _never_drops(node) else _module_for(node)
         if module is None:
             continue
         name = f"{node.name}_module"
@@ -211,7 +233,7 @@ def _lift_functions(traced: fx.GraphModule) -> None:
         with traced.graph.inserting_after(node):
             lifted = traced.graph.call_module(name, (_first_tensor(node),))
         lifted.meta.update(node.meta)
-        lifted.meta["in_place"] = _is_in_place(node)
+        lifted.meta["in_place"], lifted.meta["lifted"] = _is_in_place(node), describe(node, traced)
         node.replace_all_uses_with(lifted)
         traced.graph.erase_node(node)
 
@@ -235,16 +257,18 @@ def _constant_arithmetic(node: fx.Node) -> nn.Module | None:
     divide = {operator.truediv, torch.div, operator.itruediv, "div", "div_"}
     if node.target not in add | multiply | subtract | divide or len(node.args) != 2 or _reads_a_size(node):
         return None
+    alpha = float(node.kwargs.get("alpha", 1.0))  # type: ignore[arg-type]
     left, right = node.args
     constant = right if isinstance(left, fx.Node) else left
-    if not isinstance(constant, int | float):
+    scales_a_tensor = "alpha" in node.kwargs and constant is left
+    if not isinstance(constant, int | float) or set(node.kwargs) - {"alpha"} or scales_a_tensor:
         return None
     if node.target in add:
-        return ChannelwiseConstant(1.0, float(constant))
+        return ChannelwiseConstant(1.0, alpha * float(constant))
     if node.target in multiply:
         return ChannelwiseConstant(float(constant), 0.0)
     if node.target in subtract:
-        return ChannelwiseConstant(*((1.0, -float(constant)) if constant is right else (-1.0, float(constant))))
+        return ChannelwiseConstant(*((1.0, -alpha * float(constant)) if constant is right else (-1.0, float(constant))))
     return ChannelwiseConstant(1.0 / float(constant), 0.0) if constant is right else None
 
 

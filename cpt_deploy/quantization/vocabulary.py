@@ -9,12 +9,12 @@ from torch import fx, nn
 from cpt_deploy.quantization.edges import EdgeQuantizer, LayerInput
 from cpt_deploy.quantization.layers import QuantizedLayer, is_quantizable
 from cpt_deploy.quantization.synchronized_norm import SynchronizedBatchNorm1d, SynchronizedBatchNorm2d
+from cpt_deploy.quantization.tracer import is_stochastic_depth
 from cpt_deploy.quantization.tracing import (
     ChannelwiseConstant,
     NoIntegerFormError,
     describe,
     is_tensor,
-    is_torchvision_depth,
     shape_of,
 )
 
@@ -95,6 +95,13 @@ _TARGET_KINDS: dict[object, Kind] = {
 }
 
 
+#: Kinds whose operations take nothing by name once `trace` gave it by position: scaled sums, `out=` and types do.
+_PLAIN = (Kind.ADD, Kind.MULTIPLY, Kind.CONCATENATE)
+
+#: Softplus is a straight line from here on in every float32, as ONNX has it everywhere.
+_LEAST_THRESHOLD = 20
+
+
 #: Key of `node.meta` that marks an operation which is computed in float though its kind has an integer form.
 IS_FLOAT = "is_float"
 
@@ -107,12 +114,18 @@ def classify(node: fx.Node, traced: fx.GraphModule) -> Kind:
     """
     kind = _kind(node, traced)
     if kind is None:
-        raise NoIntegerFormError(
-            f"Expected operations that have an integer form, but got {describe(node, traced)}",
-            hint="supported: Conv1d/2d, Linear, BatchNorm, ReLU-like and elementwise activations, pooling, +, *, cat, "
-            "reshape, transpose, chunk, Dropout",
-        )
+        raise no_integer_form(node, traced)
     return kind
+
+
+def no_integer_form(node: fx.Node, traced: fx.GraphModule) -> NoIntegerFormError:
+    """Return the error that names an operation."""
+    return NoIntegerFormError(
+        f"Expected operations that have an integer form, but got {describe(node, traced)}",
+        hint="supported: Conv1d/2d, Linear, BatchNorm, ReLU-like and elementwise activations, pooling, +, *, cat, "
+        "reshape, transpose, chunk, Dropout",
+        reason=f"{describe(node, traced)} has no integer form",
+    )
 
 
 def computes(node: fx.Node) -> bool:
@@ -129,12 +142,13 @@ def _kind(node: fx.Node, traced: fx.GraphModule) -> Kind | None:
         return _module_kind(node, traced.get_submodule(str(node.target)))
     if node.target in _TARGET_KINDS:
         kind = _TARGET_KINDS[node.target]
-        scaled_sum = kind is Kind.ADD and node.kwargs.get("alpha", 1) != 1
-        return None if scaled_sum else kind
+        unknown = kind is Kind.CONCATENATE and isinstance(node.args[0] if node.args else None, fx.Node | None)
+        return None if unknown or (kind in _PLAIN and node.kwargs) else kind
     if node.target is operator.getitem:
-        return Kind.KEEP if node.all_input_nodes[0].target in _SPLITS else None
+        part = node.all_input_nodes[0].target in _SPLITS and isinstance(node.args[1], int)
+        return Kind.KEEP if part else None
     if node.target in ("mean", torch.mean):
-        return Kind.GLOBAL_AVERAGE if _averages_all_positions(node) else None
+        return Kind.GLOBAL_AVERAGE if not node.kwargs and _averages_all_positions(node) else None
     return None
 
 
@@ -143,9 +157,11 @@ def _module_kind(node: fx.Node, module: nn.Module) -> Kind | None:
         return Kind.LAYER
     if isinstance(module, nn.Hardtanh) and not isinstance(module, nn.ReLU6):
         return Kind.CLAMP if module.min_val == 0 else Kind.TABLE
+    if type(module) is nn.Softplus and (module.beta != 1 or module.threshold < _LEAST_THRESHOLD):
+        return None  # ONNX has one Softplus only
     if isinstance(module, nn.AdaptiveAvgPool2d):
         return _adaptive_kind(shape_of(node.all_input_nodes[0])[-2:], shape_of(node)[-2:])
-    return Kind.KEEP if is_torchvision_depth(module) else _MODULE_KINDS.get(type(module))
+    return Kind.KEEP if is_stochastic_depth(module) else _MODULE_KINDS.get(type(module))
 
 
 def _adaptive_kind(before: tuple[int, ...], after: tuple[int, ...]) -> Kind | None:
@@ -158,7 +174,7 @@ def _adaptive_kind(before: tuple[int, ...], after: tuple[int, ...]) -> Kind | No
 
 def _averages_all_positions(node: fx.Node) -> bool:
     shape = node.all_input_nodes[0].meta["shape"]
-    axes = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
+    axes = node.args[1] if len(node.args) > 1 else None
     if len(shape) != 4 or not isinstance(axes, tuple | list):
         return False
     return sorted(int(axis) % 4 for axis in axes) == [2, 3]

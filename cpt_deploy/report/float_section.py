@@ -26,7 +26,7 @@ def float_section(report: Mapping[str, Any]) -> str:
     named = ", ".join(f"{count} {name}" for name, count in floats["operators"].items()) or "only movements of values"
     text = (
         f"<section><h2>What is computed in float</h2>\n<p>{share} of the {_total(floats):,} multiply-accumulates of an "
-        f"image run on integers. In float are: {escape(named)}.</p>"
+        f"image run on integers. In float are: {escape(named)}, since {escape(floats['reason'])}.</p>"
     )
     if floats["own_way"] is None:
         return f"{text}</section>"

@@ -10,6 +10,7 @@ from cpt_deploy.errors import CheckpointError
 from cpt_deploy.recipe import Recipe
 
 if TYPE_CHECKING:
+    from cpt_deploy.quantization.conversion import Conversion
     from cpt_deploy.training.fine_tuning import Pretrained
     from cpt_deploy.training.profiling import ProfileReport
 
@@ -38,6 +39,7 @@ class TrainPlan:
         unit: What a sample is, in the plural: "images" or "tokens".
         pretrained: What the model begins with; `None` if it begins fresh.
         left_out: How many files beside the samples are not used, by their type or the reason.
+        conversion: Which way the network was converted, and why.
         relative_cost: BitOPs of the cycling layers relative to static precision at the upper bound; `None` if the bits
             will follow the loss.
     """
@@ -60,6 +62,7 @@ class TrainPlan:
     unit: str = "images"
     pretrained: "Pretrained | None" = None
     left_out: Mapping[str, int] = field(default_factory=dict)
+    conversion: "Conversion | None" = None
 
 
 @dataclass(frozen=True)
@@ -124,7 +127,8 @@ class RunReport:
 
     Args:
         name: The recipe's name.
-        model: Name, parameters, MACs, quantized layers by role, and the weights it began with, if any.
+        model: Name, parameters, MACs, quantized layers by role, which way it was converted and why, and the weights it
+            began with, if any.
         data: Name, numbers of images, and digests of the data set where it is in memory.
         classes: Names of the classes; none for text.
         preprocessing: How an image becomes an input, see `Preprocessing.from_dict`; empty for text.

@@ -200,6 +200,7 @@ def _plan(task: Task, objects: RunObjects, run_dir: Path, first_step: int, ranks
         unit=task.unit,
         pretrained=task.pretrained,
         left_out=task.left_out,
+        conversion=objects.model.conversion,
     )
 
 

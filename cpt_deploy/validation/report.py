@@ -78,6 +78,7 @@ class FloatFacts:
         operators: How often each of PyTorch's operators computes in float, by name.
         integer_macs: Multiply-accumulates of one input that run on integers.
         float_macs: Those in float.
+        reason: Why the network is not integer from end to end.
         own_way: Codes of the executor, when it computes the floats by itself, against onnxruntime's; these may differ.
             `None` if they were not compared.
     """
@@ -85,6 +86,7 @@ class FloatFacts:
     operators: dict[str, int]
     integer_macs: int
     float_macs: int
+    reason: str
     own_way: tuple[TensorResult, ...] | None
 
     @property

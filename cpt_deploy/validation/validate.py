@@ -154,6 +154,7 @@ def _float_facts(bundle: Bundle, own_way: IntegerComparison | None) -> FloatFact
             {str(name): int(count) for name, count in parts["operators"].items()},
             int(parts["integer_macs"]),
             int(parts["float_macs"]),
+            str(parts["reason"]),
             None if own_way is None else own_way.results(),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -52,6 +52,7 @@ def test_groups_without_bits_follow_the_others_up_to_their_own_bound():
 
 def test_weights_and_inputs_of_a_group_lie_on_its_own_grid():
     model = tiny(SECOND)
+    model.compute = "modules"
     model.train().set_bits(8, 8, {"group1": 2})
     inputs: dict[str, torch.Tensor] = {}
     layer = model.network.get_submodule("groups.1.0.conv1")

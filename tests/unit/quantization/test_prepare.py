@@ -103,6 +103,7 @@ def test_macs_are_those_of_the_published_network() -> None:
 
 def test_cycling_weights_and_activations_take_the_current_bits_and_held_ones_do_not() -> None:
     model = tiny(lower=2, upper=8).train()
+    model.compute = "modules"
     model.set_bits(3, 8)
     values: dict[str, int] = {}
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.ops import StochasticDepth
 
+from cpt_deploy.errors import CptWarning
 from cpt_deploy.models import build_model
 from cpt_deploy.quantization import QuantizationConfig, QuantizedModel, gradients, prepare
 from cpt_deploy.quantization import model as model_module
@@ -308,12 +309,14 @@ def test_hooks_and_frozen_statistics_run_module_by_module(path: Compute) -> None
     model.compute = path
     calls = []
     handle = model.get_submodule("network.1").register_forward_hook(lambda *_: calls.append(1))
-    model(torch.randn(4, 3, 8, 8))
+    with pytest.warns(CptWarning, match="forward hook on '1'"):
+        model(torch.randn(4, 3, 8, 8))
     assert calls
     handle.remove()
     norm = model.get_submodule("network.1").eval()
     before = norm.running_mean.clone()
-    model(torch.randn(4, 3, 8, 8))
+    with pytest.warns(CptWarning, match="'1' is in evaluation mode"):
+        model(torch.randn(4, 3, 8, 8))
     assert torch.equal(norm.running_mean, before)
 
 

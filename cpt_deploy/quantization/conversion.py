@@ -1,0 +1,27 @@
+"""Which way a network was converted, and why."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Path = Literal["integers", "float parts"]
+
+
+@dataclass(frozen=True, slots=True)
+class Conversion:
+    """How a prepared network was made.
+
+    Attributes:
+        path: "integers": every operation has an integer form; "float parts": layers run on integers, what lies between
+            them in float.
+        reason: Why it is not all integers: the first operation without an integer form and its module; `None` if it is.
+        dropped_hooks: Hooks of the network that only looked on; the prepared network does not have them.
+    """
+
+    path: Path
+    reason: str | None = None
+    dropped_hooks: tuple[str, ...] = ()
+
+    @property
+    def in_words(self) -> str:
+        """One line that says it."""
+        return "integers from end to end" if self.reason is None else f"float between the layers: {self.reason}"
