@@ -10,13 +10,14 @@ from torch import fx, nn
 
 from cpt_deploy.bundle.runtime import INPUT_NAME
 from cpt_deploy.errors import ConversionError
-from cpt_deploy.freezing.float_calls import encode
+from cpt_deploy.freezing.float_calls import encode, float_call
+from cpt_deploy.freezing.float_forms import CEILED, average_with_factors, by_own_statistics, needs_factors
 from cpt_deploy.freezing.graph import Constant, Embed, Float, Operation, QuantizedTensor
 from cpt_deploy.quantization.affine import quantize_weight, symmetric_levels
 from cpt_deploy.quantization.attention import ScaledDotProductAttention
-from cpt_deploy.quantization.capture import is_stochastic_depth
 from cpt_deploy.quantization.layers import QuantizedEmbedding
 from cpt_deploy.quantization.tracing import describe
+from cpt_deploy.quantization.training_behaviour import is_normalisation, is_stochastic_depth
 from cpt_deploy.quantization.vocabulary import IS_FLOAT
 
 aten = torch.ops.aten
@@ -57,6 +58,9 @@ class FloatLowering:
             return [self._embed(node, module, bits[str(node.target)])]
         if not node.meta.get(IS_FLOAT):
             return []
+        if module is None and node.target in CEILED and needs_factors(node):
+            self.names[node] = node.name
+            return average_with_factors(node, self.name_of(node.all_input_nodes[0]))
         if module is None:
             return [self._call(node, node.target, node.args, node.kwargs)]
         source = node.all_input_nodes[0]
@@ -68,8 +72,8 @@ class FloatLowering:
             arguments = (query, key, value, mask[0] if mask else None, 0.0, module.is_causal)
             options = {name: option for name, option in module.options().items() if name != "is_causal"}
             return [self._call(node, aten.scaled_dot_product_attention.default, arguments, options)]
-        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
-            return self._batch_norm(node, module)
+        if is_normalisation(module):
+            return self._normalisation(node, module)
         raise ConversionError(f"Expected an operation that can be frozen, but got {describe(node, self.network)}")
 
     def _constant(self, name: str, value: torch.Tensor, node: fx.Node | None = None) -> Constant:
@@ -84,19 +88,29 @@ class FloatLowering:
             tuple(self.name_of(source) for source in inputs), node.name, *encode(target, arguments, options, inputs)
         )
 
-    def _batch_norm(self, node: fx.Node, norm: nn.BatchNorm1d | nn.BatchNorm2d) -> list[Operation]:
-        inverse = torch.rsqrt(norm.running_var + norm.eps)  # type: ignore[operator, arg-type]
-        factor = inverse if norm.weight is None else norm.weight * inverse
-        offset = -norm.running_mean * factor + (0.0 if norm.bias is None else norm.bias)  # type: ignore[operator]
+    def _normalisation(self, node: fx.Node, norm: Any) -> list[Operation]:
+        """Lower a BatchNorm: by its running averages, or by the batch's own where it keeps none."""
         shape = (-1, *[1] * (len(node.meta["shape"]) - 2))
-        names = (f"{node.name}_factor", f"{node.name}_offset", f"{node.name}_scaled")
+        names = {part: f"{node.name}_{part}" for part in ("factor", "offset", "scaled")}
+        source = self.name_of(node.all_input_nodes[0])
         self.names[node] = node.name
-        pair = '[[{"input": 0}, {"input": 1}], {}]'
+        affine = norm.weight is not None
+        if norm.running_mean is None:
+            result = f"{node.name}_normalised" if affine else node.name
+            operations = by_own_statistics(source, result, node.name, norm.eps, len(node.meta["shape"]))
+            if not affine:
+                return operations
+            source, factor, offset = result, norm.weight, norm.bias
+        else:
+            factor = torch.rsqrt(norm.running_var + norm.eps) * (norm.weight if affine else 1.0)
+            offset = -norm.running_mean * factor + (norm.bias if affine else 0.0)
+            operations = []
         return [
-            self._constant(names[0], factor.view(shape)),
-            self._constant(names[1], offset.view(shape)),
-            Float((self.name_of(node.all_input_nodes[0]), names[0]), names[2], "aten.mul.Tensor", pair),
-            Float((names[2], names[1]), node.name, "aten.add.Tensor", pair),
+            *operations,
+            self._constant(names["factor"], factor.view(shape)),
+            self._constant(names["offset"], offset.view(shape)),
+            float_call("aten.mul.Tensor", (source, names["factor"]), names["scaled"]),
+            float_call("aten.add.Tensor", (names["scaled"], names["offset"]), node.name),
         ]
 
     def _embed(self, node: fx.Node, layer: QuantizedEmbedding, bits: int) -> Embed:

@@ -1,15 +1,16 @@
 """From a CPT model to an integer graph: each run of nodes between two quantizers becomes one integer operation."""
 
+import math
 import operator
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from cpt_deploy.bundle.runtime import INPUT_NAME, OUTPUT_NAME
-from cpt_deploy.errors import ConversionError, UsageError
+from cpt_deploy.errors import UsageError
 from cpt_deploy.freezing.convolutions import average, depthwise, fields_of, has_positions, pads_of
 from cpt_deploy.freezing.edge_tensors import edge_tensor
 from cpt_deploy.freezing.floats import FloatLowering
@@ -30,20 +31,23 @@ from cpt_deploy.freezing.graph import (
 from cpt_deploy.freezing.lookup import tabulate
 from cpt_deploy.freezing.movements import KeptTensor, lower_kept
 from cpt_deploy.quantization.config import MOST_INTEGER_BITS
+from cpt_deploy.quantization.constants import ChannelwiseConstant, Constant
 from cpt_deploy.quantization.cycling import WeightBits
 from cpt_deploy.quantization.edges import EdgeQuantizer, LayerInput
 from cpt_deploy.quantization.entries import has_float_operations
 from cpt_deploy.quantization.folding import (
     BIAS_LIMIT,
     FLOAT_BIAS_LIMIT,
+    Floats,
     channelwise,
     fold_layer,
     normalisation,
 )
 from cpt_deploy.quantization.layers import QuantizedConv1d, QuantizedConv2d, QuantizedLayer, QuantizedLinear
 from cpt_deploy.quantization.model import QuantizedModel
+from cpt_deploy.quantization.naming import own_name
 from cpt_deploy.quantization.precision_state import Role
-from cpt_deploy.quantization.tracing import ChannelwiseConstant, describe, propagate_shapes, shape_of
+from cpt_deploy.quantization.tracing import propagate_shapes, shape_of
 from cpt_deploy.quantization.vocabulary import Kind, classify, computes
 
 
@@ -123,7 +127,7 @@ class _Lowering:
                     floats.input, output, tuple(self.operations), self.tensors, floats.real_input, shape
                 )
             if isinstance(module, EdgeQuantizer) and node.all_input_nodes[0] in floats.names:
-                name = str(node.target).removeprefix("edges.") + "_codes"
+                name = own_name(node) + "_codes"
                 bits = max(self._bits_of(module.role), module.least_bits)
                 self._finish(node, edge_tensor(name, module, bits, shape_of(node)))
                 self.operations.append(Quantize((floats.names[node.all_input_nodes[0]],), name))
@@ -152,7 +156,7 @@ class _Lowering:
 
     def _lower_edge(self, node: fx.Node, edge: EdgeQuantizer) -> None:
         chain = self._chain(node.all_input_nodes[0])
-        name = str(node.target).removeprefix("edges.")
+        name = own_name(node)
         bits = self._bits_of(edge.role)
         tensor = edge_tensor(name, edge, max(bits, edge.least_bits), shape_of(node))
         head = chain[0]
@@ -175,7 +179,7 @@ class _Lowering:
         if bits == self.upper:
             self.finished[node] = source
             return
-        name = str(node.target).removeprefix("layer_inputs.") + "_input"
+        name = own_name(node) + "_input"
         tensor = edge_tensor(name, module.source, bits, source.shape)
         operation, tensor = tabulate(nn.Identity(), source, tensor)
         self.operations.append(operation)
@@ -203,7 +207,7 @@ class _Lowering:
         module = self._module(chain[0])
         if kind in (Kind.TABLE, Kind.CLAMP):
             assert module is not None
-            if output.signed or not (isinstance(module, nn.Hardsigmoid) and has_positions(sources[0])):
+            if output.signed or not isinstance(module, nn.Hardsigmoid):
                 return tabulate(module, sources[0], output)
         return self._lower_arithmetic(chain, kind, sources, output), output
 
@@ -264,13 +268,11 @@ class _Lowering:
     def _lower_channelwise(
         self, node: fx.Node, kind: Kind, source: QuantizedTensor, output: QuantizedTensor
     ) -> Operation:
-        module = self._module(node)
-        dimensions = len(source.shape) - 1
+        """Lower what scales and shifts each channel, to a depthwise convolution over positions."""
         if not has_positions(source):
-            raise ConversionError(
-                f"Expected {describe(node, self.network)} on (N, C, L) or (N, C, H, W), but got {source.shape}"
-            )
-        channels = source.shape[0]
+            return self._with_positions(node, kind, source, output)
+        module = self._module(node)
+        dimensions, channels = len(source.shape) - 1, source.shape[0]
         if kind is Kind.AVERAGE:
             assert module is not None
             return average(module, source, output)
@@ -281,9 +283,20 @@ class _Lowering:
             factor, offset = np.full(channels, 1 / 6), np.full(channels, 0.5)
         else:
             assert isinstance(module, ChannelwiseConstant)
-            factor, offset = np.full(channels, module.factor), np.full(channels, module.offset)
+            factor, offset = (_of_channels(value, channels) for value in (module.factor, module.offset))
         folded = channelwise(factor, offset, dimensions, source.scale, _bias_limit(source))
         return depthwise(folded, source, output, str(node.target), (1,) * dimensions, (0,) * 2 * dimensions)
+
+    def _with_positions(
+        self, node: fx.Node, kind: Kind, source: QuantizedTensor, output: QuantizedTensor
+    ) -> Operation:
+        """Lower it on features, or on more than two dimensions of positions, which become one."""
+        shape = (source.shape[0], math.prod(source.shape[1:]), 1)
+        given, made = (replace(t, name=f"{output.name}_{part}", shape=shape) for t, part in ((source, "given"), (output, "made")))
+        self.operations.append(_reshape(source, given))
+        self.operations.append(self._lower_channelwise(node, kind, given, made))
+        self.tensors.update({given.name: given, made.name: made})
+        return _reshape(made, output)
 
     def _lower_global_average(self, names: tuple[str, ...], output: QuantizedTensor) -> Operation:
         if len(output.shape) == 3:
@@ -317,6 +330,12 @@ class _Lowering:
 def _bias_limit(source: QuantizedTensor) -> int:
     """Return the greatest bias code of a layer; beside signed activations biases are stored in float."""
     return FLOAT_BIAS_LIMIT if source.signed else BIAS_LIMIT
+
+
+def _of_channels(value: Constant, channels: int) -> Floats:
+    """Return a constant as float64 (C,)."""
+    array = np.asarray(value.detach().cpu() if isinstance(value, Tensor) else value, dtype=np.float64)
+    return np.broadcast_to(array.reshape(-1), channels)
 
 
 def _reshape(source: QuantizedTensor, output: QuantizedTensor) -> Operation:

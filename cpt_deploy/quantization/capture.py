@@ -15,46 +15,14 @@ from torch import Tensor, fx, nn
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from cpt_deploy.errors import ConversionError
-from cpt_deploy.quantization.aten import aten, is_mutating, make_out_of_place
-from cpt_deploy.quantization.attention import ScaledDotProductAttention
+from cpt_deploy.quantization.aten import aten, make_out_of_place
 from cpt_deploy.quantization.tracing import describe, propagate_shapes
+from cpt_deploy.quantization.training_behaviour import STATISTICS, lift_training_behaviour, marked
 
 #: Batches on which a captured graph must compute what the model does; the second is not the one it was captured with.
 _PROBES = (2, 3)
 #: How far float32 may lie from itself when operators are put together differently, relative to the largest value.
 _TOLERANCE = 1e-3
-
-_SPATIAL_DROPOUTS = {aten.dropout.default: nn.Dropout, aten.feature_dropout.default: nn.Dropout2d}
-
-
-@torch.library.custom_op("cpt_deploy::stochastic_depth", mutates_args=())
-def _stochastic_depth(x: Tensor, name: str) -> Tensor:
-    """Stand for the stochastic depth module of that name, which draws random numbers in training."""
-    return x.clone()
-
-
-@_stochastic_depth.register_fake
-def _(x: Tensor, name: str) -> Tensor:
-    return torch.empty_like(x)
-
-
-class _StochasticDepthMark(nn.Module):
-    def __init__(self, name: str) -> None:
-        super().__init__()
-        self.name = name
-
-    def forward(self, x: Tensor) -> Tensor:
-        result: Tensor = torch.ops.cpt_deploy.stochastic_depth(x, self.name)
-        return result
-
-
-def is_stochastic_depth(module: nn.Module) -> bool:
-    """Return whether a module drops whole branches in training and does nothing in evaluation.
-
-    torchvision, timm and transformers each have a class of their own for it.
-    """
-    name = type(module).__name__
-    return name == "StochasticDepth" or name.endswith("DropPath")
 
 
 def capture(model: nn.Module, input_shape: tuple[int, ...], dtype: torch.dtype) -> fx.GraphModule:
@@ -74,16 +42,12 @@ def capture(model: nn.Module, input_shape: tuple[int, ...], dtype: torch.dtype) 
     """
     training = model.training
     model.train()
-    stochastic = {name: module for name, module in model.named_modules() if is_stochastic_depth(module)}
-    for name in stochastic:
-        model.set_submodule(name, _StochasticDepthMark(name))
-    program = _export(model, torch.zeros(2, *input_shape, dtype=dtype), type(model).__name__)
-    for name, module in stochastic.items():
-        model.set_submodule(name, module)
+    with marked(model):
+        program = _export(model, torch.zeros(2, *input_shape, dtype=dtype), type(model).__name__)
     traced = _graph_module(model, program)
     _take_only_result(traced)
     _fold_constants(traced)
-    _lift_training_behaviour(traced, model)
+    lift_training_behaviour(traced, model)
     make_out_of_place(traced)
     _read_batch_size_once(traced)
     traced.graph.eliminate_dead_code()
@@ -169,7 +133,7 @@ def _fold_constants(traced: fx.GraphModule) -> None:
     for node in list(traced.graph.nodes):
         if node.op == "get_attr":
             value = _attribute(traced, str(node.target))
-            if not isinstance(value, nn.Parameter) and not str(node.target).endswith(_STATISTICS):
+            if not isinstance(value, nn.Parameter) and not str(node.target).endswith(STATISTICS):
                 values[node] = value.clone()
         elif node.op == "call_function" and _is_constant(node, values):
             arguments, options = fx.node.map_arg((node.args, node.kwargs), values.get)
@@ -193,7 +157,6 @@ def _fold_constants(traced: fx.GraphModule) -> None:
             traced.graph.erase_node(node)
 
 
-_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 def _is_constant(node: fx.Node, values: dict[fx.Node, Any]) -> bool:
@@ -204,66 +167,6 @@ def _is_constant(node: fx.Node, values: dict[fx.Node, Any]) -> bool:
         sizes: Any = node.args[1]
         return all(isinstance(size, int) for size in sizes)
     return all(source in values for source in node.all_input_nodes)
-
-
-# --- training ---------------------------------------------------------------
-
-
-def _lift_training_behaviour(traced: fx.GraphModule, model: nn.Module) -> None:
-    """Bring back the model's modules, or make some, for what training does otherwise than evaluation."""
-    for node in list(traced.graph.nodes):
-        if node.op != "call_function":
-            continue
-        if node.target in _SPATIAL_DROPOUTS:
-            module = _SPATIAL_DROPOUTS[node.target](float(node.args[1]))
-            replace_by_module(traced, node, f"{node.name}_module", module, node.args[:1])
-        elif node.target is torch.ops.cpt_deploy.stochastic_depth.default:
-            name = str(node.args[1])
-            replace_by_module(traced, node, name, model.get_submodule(name), node.args[:1])
-        elif node.target is aten.batch_norm.default:
-            statistics: Any = node.args[3]
-            name = str(statistics.target).rpartition(".")[0]
-            replace_by_module(traced, node, name, model.get_submodule(name), node.args[:1])
-        elif node.target is aten.scaled_dot_product_attention.default:
-            _lift_attention(traced, node)
-        elif is_mutating(node) and _reads_statistics(node):
-            traced.graph.erase_node(node)
-
-
-def _reads_statistics(node: fx.Node) -> bool:
-    source: Any = node.args[0]
-    return bool(source.op == "get_attr" and str(source.target).endswith(_STATISTICS))
-
-
-def _lift_attention(traced: fx.GraphModule, node: fx.Node) -> None:
-    values = {argument.name: argument.default_value for argument in node.target._schema.arguments}  # type: ignore[union-attr]
-    values |= dict(zip(values, node.args, strict=False)) | node.kwargs
-    module = ScaledDotProductAttention(
-        float(values["dropout_p"]), bool(values["is_causal"]), values["scale"], bool(values["enable_gqa"])
-    )
-    operands = [values[name] for name in ("query", "key", "value", "attn_mask") if values[name] is not None]
-    replace_by_module(traced, node, f"{node.name}_module", module, tuple(operands))
-
-
-def replace_by_module(
-    traced: fx.GraphModule, node: fx.Node, name: str, module: nn.Module, arguments: tuple[Any, ...]
-) -> fx.Node:
-    """Let a module compute what a node computes, at the node's place."""
-    place(traced, name, module)
-    with traced.graph.inserting_after(node):
-        lifted = traced.graph.call_module(name, arguments)
-    lifted.meta.update(node.meta)
-    node.replace_all_uses_with(lifted)
-    traced.graph.erase_node(node)
-    return lifted
-
-
-def place(traced: fx.GraphModule, name: str, module: nn.Module) -> None:
-    """Put a module at a path of a graph's module, where there may be one that only holds its parameters."""
-    if _has_attribute(traced, name):
-        traced.set_submodule(name, module)
-    else:
-        traced.add_submodule(name, module)
 
 
 # --- clean-up ---------------------------------------------------------------

@@ -81,6 +81,6 @@ class QuantizedModel(CyclingModel):
 
     def edges(self) -> Iterator[tuple[str, EdgeQuantizer]]:
         """Yield name and quantizer of every edge, in the order of the graph."""
-        for name, module in self.network.get_submodule("edges").named_children():
-            assert isinstance(module, EdgeQuantizer)
-            yield name, module
+        for path, module in self.network.named_modules():
+            if isinstance(module, EdgeQuantizer):
+                yield path.rpartition(".")[2], module

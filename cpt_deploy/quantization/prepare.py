@@ -18,6 +18,7 @@ from cpt_deploy.quantization.groups import layer_roles
 from cpt_deploy.quantization.layers import QuantizedConv1d, QuantizedConv2d, QuantizedLayer, quantized_layer
 from cpt_deploy.quantization.lifting import lift
 from cpt_deploy.quantization.model import QuantizedModel
+from cpt_deploy.quantization.naming import add_quantizer
 from cpt_deploy.quantization.precision_state import PrecisionState, Role
 from cpt_deploy.quantization.tracing import NoIntegerFormError, describe, is_tensor, shape_of, trace
 from cpt_deploy.quantization.vocabulary import Kind, classify, computes
@@ -152,8 +153,6 @@ def _macs(node: fx.Node, module: nn.Module) -> int:
 def _insert_edges(
     traced: fx.GraphModule, kinds: dict[fx.Node, Kind], precision: PrecisionState, config: QuantizationConfig
 ) -> None:
-    traced.add_module("edges", nn.ModuleDict())
-    traced.add_module("layer_inputs", nn.ModuleDict())
     chains = list(_chains(traced, kinds))
     if has_float_operations(traced):
         chains = [(head, end) for head, end in chains if _makes_codes(head, traced)]
@@ -164,7 +163,7 @@ def _insert_edges(
         role: Role = (roles.pop() if len(roles) == 1 else None) or "hold"  # held as well where groups share an edge
         is_logits = any(reader.op == "output" for reader, _ in readers)
         edge = EdgeQuantizer(precision, role, config.range_momentum, least_bits=LOGITS_LEAST_BITS if is_logits else 0)
-        node = _insert_after(traced, end, f"edges.{head.name}", edge)
+        node = _insert_after(traced, end, add_quantizer(traced, "edges", head.name, edge))
         kinds[node] = Kind.EDGE
         if role == "hold" and cycling:
             _insert_layer_inputs(traced, [reader for reader, layer in readers if layer in cycling], edge, kinds)
@@ -229,8 +228,7 @@ def _role(traced: fx.GraphModule, layer: fx.Node | None) -> Role | None:
     return module.role if isinstance(module, QuantizedLayer) else None
 
 
-def _insert_after(traced: fx.GraphModule, node: fx.Node, target: str, module: nn.Module) -> fx.Node:
-    traced.add_submodule(target, module)
+def _insert_after(traced: fx.GraphModule, node: fx.Node, target: str) -> fx.Node:
     users = list(node.users)
     with traced.graph.inserting_after(node):
         inserted = traced.graph.call_module(target, (node,))
@@ -247,8 +245,7 @@ def _insert_layer_inputs(
     for layer in layers:
         by_source.setdefault((layer.all_input_nodes[0], _role(traced, layer) or "cycle"), []).append(layer)
     for (source, role), readers in by_source.items():
-        target = f"layer_inputs.{readers[0].name}"
-        traced.add_submodule(target, LayerInput(edge, role))
+        target = add_quantizer(traced, "layer_inputs", readers[0].name, LayerInput(edge, role))
         with traced.graph.inserting_before(readers[0]):
             node = traced.graph.call_module(target, (source,))
         kinds[node] = Kind.EDGE

@@ -9,6 +9,9 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 
 from cpt_deploy.errors import ConversionError
+from cpt_deploy.quantization.constants import clamp, constant_arithmetic, fold_buffers, join_constants
+from cpt_deploy.quantization.naming import free_name
+from cpt_deploy.quantization.sizes import Seen, fold_sizes
 
 
 def is_torchvision_depth(module: nn.Module | None) -> bool:
@@ -26,19 +29,6 @@ class _Tracer(fx.Tracer):
 
 class NoIntegerFormError(ConversionError):
     """A model is not integer from end to end; it may be captured with operations in float."""
-
-
-class ChannelwiseConstant(nn.Module):
-    """`x · factor + offset` with numbers, the form in which arithmetic with constants enters the graph."""
-
-    def __init__(self, factor: float, offset: float) -> None:
-        super().__init__()
-        self.factor = factor
-        self.offset = offset
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Apply to a tensor of any shape."""
-        return x * self.factor + self.offset
 
 
 def trace(model: nn.Module, input_shape: tuple[int, ...]) -> fx.GraphModule:
@@ -65,13 +55,15 @@ def trace(model: nn.Module, input_shape: tuple[int, ...]) -> fx.GraphModule:
         ) from error
     traced = fx.GraphModule(model, graph)
     _check_single_input(traced)
-    _lift_functions(traced)
-    _make_out_of_place(traced)
-    _decompose_gated_activations(traced)
-    _remove_no_ops(traced)
-    traced.graph.eliminate_dead_code()
-    traced.recompile()
+    fold_buffers(traced)
     try:
+        _lift_functions(traced, fold_sizes(traced, input_shape))
+        _make_out_of_place(traced)
+        _decompose_gated_activations(traced)
+        _remove_no_ops(traced)
+        join_constants(traced)
+        traced.graph.eliminate_dead_code()
+        traced.recompile()
         propagate_shapes(traced, input_shape)
     except Exception as error:
         cause = str(error).strip().splitlines()[0]
@@ -152,7 +144,7 @@ def _argument(node: fx.Node, position: int, name: str, default: Any) -> Any:
 def _pool(module: type[nn.Module]) -> Callable[[fx.Node], nn.Module]:
     names = {
         nn.MaxPool2d: ("kernel_size", "stride", "padding", "dilation", "ceil_mode"),
-        nn.AvgPool2d: ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad"),
+        nn.AvgPool2d: ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override"),
     }[module]
 
     def build(node: fx.Node) -> nn.Module:
@@ -180,7 +172,7 @@ _FUNCTION_MODULES: dict[object, Callable[[fx.Node], nn.Module]] = {
     functional.leaky_relu: lambda node: nn.LeakyReLU(_argument(node, 1, "negative_slope", 0.01)),
     functional.elu: lambda node: nn.ELU(_argument(node, 1, "alpha", 1.0)),
     functional.silu: lambda node: nn.SiLU(),
-    functional.softplus: lambda node: nn.Softplus(),
+    functional.softplus: lambda node: nn.Softplus(_argument(node, 1, "beta", 1.0), _argument(node, 2, "threshold", 20.0)),
     functional.hardswish: lambda node: nn.Hardswish(),
     functional.hardsigmoid: lambda node: nn.Hardsigmoid(),
     functional.sigmoid: lambda node: nn.Sigmoid(),
@@ -196,22 +188,22 @@ _FUNCTION_MODULES: dict[object, Callable[[fx.Node], nn.Module]] = {
 }
 
 
-def _lift_functions(traced: fx.GraphModule) -> None:
+def _lift_functions(traced: fx.GraphModule, seen: Seen) -> None:
     """Replace functional forms by the modules that `prepare` knows, each under a name of its own."""
     for node in list(traced.graph.nodes):
         if node.op not in ("call_function", "call_method"):
             continue
-        module = _module_for(node)
-        if module is None:
+        found = _module_for(node, traced, seen)
+        if found is None:
             continue
-        name = f"{node.name}_module"
-        if hasattr(traced, name):  # `x + 3` would become `add_module`, which every module has
-            name = f"{node.name}_function"
+        module, source = found
+        name = free_name(traced, f"{node.name}_module")  # `x + 3` would become `add_module`, which every module has
         traced.add_module(name, module)
         with traced.graph.inserting_after(node):
-            lifted = traced.graph.call_module(name, (_first_tensor(node),))
+            lifted = traced.graph.call_module(name, (source,))
         lifted.meta.update(node.meta)
         lifted.meta["in_place"] = _is_in_place(node)
+        seen.values[lifted] = seen.values[node]
         node.replace_all_uses_with(lifted)
         traced.graph.erase_node(node)
 
@@ -221,44 +213,11 @@ def _first_tensor(node: fx.Node) -> fx.Node:
     return next(value for value in operands if isinstance(value, fx.Node))
 
 
-def _module_for(node: fx.Node) -> nn.Module | None:
+def _module_for(node: fx.Node, traced: fx.GraphModule, seen: Seen) -> tuple[nn.Module, fx.Node] | None:
+    """Return the module that computes what a function or a method does, and the tensor that it reads."""
     if node.target in _FUNCTION_MODULES:
-        return _FUNCTION_MODULES[node.target](node)
-    return _constant_arithmetic(node)
-
-
-def _constant_arithmetic(node: fx.Node) -> nn.Module | None:
-    """Recognise `x + 3`, `x / 6`, `2 * x` and the like on tensors (shape arithmetic works on other operators' ints)."""
-    add = {operator.add, torch.add, operator.iadd, "add", "add_"}
-    multiply = {operator.mul, torch.mul, operator.imul, "mul", "mul_"}
-    subtract = {operator.sub, torch.sub, operator.isub, "sub", "sub_"}
-    divide = {operator.truediv, torch.div, operator.itruediv, "div", "div_"}
-    if node.target not in add | multiply | subtract | divide or len(node.args) != 2 or _reads_a_size(node):
-        return None
-    left, right = node.args
-    constant = right if isinstance(left, fx.Node) else left
-    if not isinstance(constant, int | float):
-        return None
-    if node.target in add:
-        return ChannelwiseConstant(1.0, float(constant))
-    if node.target in multiply:
-        return ChannelwiseConstant(float(constant), 0.0)
-    if node.target in subtract:
-        return ChannelwiseConstant(*((1.0, -float(constant)) if constant is right else (-1.0, float(constant))))
-    return ChannelwiseConstant(1.0 / float(constant), 0.0) if constant is right else None
-
-
-def _reads_a_size(node: fx.Node) -> bool:
-    """Return whether a node is arithmetic on sizes, not on tensors."""
-    for source in node.all_input_nodes:
-        if source.target in ("size", "numel", "dim", len) or (source.target is getattr and source.args[1] == "shape"):
-            return True
-        if source.op == "call_function" and source.target is not getattr and _reads_a_size(source):
-            return source.target in _SIZE_ARITHMETIC
-    return False
-
-
-_SIZE_ARITHMETIC = {operator.getitem, operator.floordiv, operator.mul, operator.add, operator.sub, operator.truediv}
+        return _FUNCTION_MODULES[node.target](node), _first_tensor(node)
+    return constant_arithmetic(node, traced, seen) or clamp(node, traced, seen)
 
 
 # --- in-place operations ------------------------------------------------------------------------------------------
@@ -311,7 +270,7 @@ def _decompose_gated_activations(traced: fx.GraphModule) -> None:
         gate = gates.get(type(traced.get_submodule(str(node.target))))
         if gate is None:
             continue
-        name = f"{node.name}_gate"
+        name = free_name(traced, f"{node.name}_gate")
         traced.add_module(name, gate())
         source = node.all_input_nodes[0]
         with traced.graph.inserting_before(node):
