@@ -27,12 +27,13 @@ def needs_factors(node: fx.Node) -> bool:
     return bool(_arguments(node)["ceil_mode"])
 
 
-def average_with_factors(node: fx.Node, source: str) -> list[Operation]:
+def average_with_factors(node: fx.Node, source: str, output: str) -> list[Operation]:
     """Write average pooling as that of a padded input without cut windows, times a factor for each position.
 
     Args:
         node: A call of `aten.avg_pool1d` to `3d`, with shapes.
         source: Name of its input's real values.
+        output: Name of the result.
     """
     values, dimensions = _arguments(node), CEILED[node.target]
     kernel, padding = (_each(values[name], dimensions) for name in ("kernel_size", "padding"))
@@ -46,13 +47,13 @@ def average_with_factors(node: fx.Node, source: str) -> list[Operation]:
     factor = np.array([np.prod(each) for each in itertools.product(*factors)]).reshape(results)
     if values.get("divisor_override"):
         factor = np.full(results, np.prod(kernel) / values["divisor_override"])
-    padded, averaged, name = (f"{node.name}_{part}" for part in ("padded", "averaged", "factors"))
+    padded, averaged, name = (f"{output}_{part}" for part in ("padded", "averaged", "factors"))
     target = str(node.target)
     return [
         float_call("aten.constant_pad_nd.default", (source,), padded, pads, 0.0),
         float_call(target, (padded,), averaged, kernel, strides),
         Constant((), name, factor.astype(np.float32)),
-        float_call("aten.mul.Tensor", (averaged, name), node.name),
+        float_call("aten.mul.Tensor", (averaged, name), output),
     ]
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import fx, nn
 
-from cpt_deploy.bundle.runtime import INPUT_NAME
+from cpt_deploy.bundle.runtime import INPUT_NAME, OUTPUT_NAME
 from cpt_deploy.errors import ConversionError
 from cpt_deploy.freezing.float_calls import encode, float_call
 from cpt_deploy.freezing.float_forms import CEILED, average_with_factors, by_own_statistics, needs_factors
@@ -21,6 +21,13 @@ from cpt_deploy.quantization.training_behaviour import is_normalisation, is_stoc
 from cpt_deploy.quantization.vocabulary import IS_FLOAT
 
 aten = torch.ops.aten
+
+TOKENS_NAME = "input_ids"
+
+
+def real_name(node: fx.Node) -> str:
+    """Return the name of a node's real values: the node's, which comes from the model, unless an end has that name."""
+    return f"{node.name}_real" if node.name in (INPUT_NAME, OUTPUT_NAME, TOKENS_NAME) else node.name
 
 
 class FloatLowering:
@@ -40,7 +47,7 @@ class FloatLowering:
         self.network, self.finished = network, finished
         self.names: dict[fx.Node, str] = {}
         given = next(iter(network.graph.find_nodes(op="placeholder")))
-        self.input = INPUT_NAME if "shape" in given.meta else "input_ids"
+        self.input = INPUT_NAME if "shape" in given.meta else TOKENS_NAME
         self.names[given] = self.input
         dtype = str(given.meta["dtype"]).removeprefix("torch.")
         self.real_input = (dtype, tuple(int(size) for size in given.meta["val"].shape[1:]))
@@ -52,15 +59,15 @@ class FloatLowering:
     def lower(self, node: fx.Node, bits: Mapping[str, int]) -> list[Operation]:  # noqa: PLR0911
         """Return the operations of a node: none for one that does nothing in evaluation, or ends in a quantizer."""
         if node.op == "get_attr":
-            return [self._constant(node.name, attrgetter(str(node.target))(self.network), node)]
+            return [self._constant(real_name(node), attrgetter(str(node.target))(self.network), node)]
         module = self.network.get_submodule(str(node.target)) if node.op == "call_module" else None
         if isinstance(module, QuantizedEmbedding):
             return [self._embed(node, module, bits[str(node.target)])]
         if not node.meta.get(IS_FLOAT):
             return []
         if module is None and node.target in CEILED and needs_factors(node):
-            self.names[node] = node.name
-            return average_with_factors(node, self.name_of(node.all_input_nodes[0]))
+            self.names[node] = real_name(node)
+            return average_with_factors(node, self.name_of(node.all_input_nodes[0]), self.names[node])
         if module is None:
             return [self._call(node, node.target, node.args, node.kwargs)]
         source = node.all_input_nodes[0]
@@ -83,21 +90,21 @@ class FloatLowering:
 
     def _call(self, node: fx.Node, target: Any, arguments: Any, options: Any) -> Float:
         inputs = list(node.all_input_nodes)
-        self.names[node] = node.name
+        self.names[node] = real_name(node)
         return Float(
-            tuple(self.name_of(source) for source in inputs), node.name, *encode(target, arguments, options, inputs)
+            tuple(self.name_of(source) for source in inputs), real_name(node), *encode(target, arguments, options, inputs)
         )
 
     def _normalisation(self, node: fx.Node, norm: Any) -> list[Operation]:
         """Lower a BatchNorm: by its running averages, or by the batch's own where it keeps none."""
         shape = (-1, *[1] * (len(node.meta["shape"]) - 2))
-        names = {part: f"{node.name}_{part}" for part in ("factor", "offset", "scaled")}
+        names = {part: f"{real_name(node)}_{part}" for part in ("factor", "offset", "scaled")}
         source = self.name_of(node.all_input_nodes[0])
-        self.names[node] = node.name
+        self.names[node] = real_name(node)
         affine = norm.weight is not None
         if norm.running_mean is None:
-            result = f"{node.name}_normalised" if affine else node.name
-            operations = by_own_statistics(source, result, node.name, norm.eps, len(node.meta["shape"]))
+            result = f"{real_name(node)}_normalised" if affine else real_name(node)
+            operations = by_own_statistics(source, result, real_name(node), norm.eps, len(node.meta["shape"]))
             if not affine:
                 return operations
             source, factor, offset = result, norm.weight, norm.bias
@@ -110,17 +117,17 @@ class FloatLowering:
             self._constant(names["factor"], factor.view(shape)),
             self._constant(names["offset"], offset.view(shape)),
             float_call("aten.mul.Tensor", (source, names["factor"]), names["scaled"]),
-            float_call("aten.add.Tensor", (names["scaled"], names["offset"]), node.name),
+            float_call("aten.add.Tensor", (names["scaled"], names["offset"]), real_name(node)),
         ]
 
     def _embed(self, node: fx.Node, layer: QuantizedEmbedding, bits: int) -> Embed:
         levels = torch.tensor(float(symmetric_levels(bits)))
         with torch.no_grad():
             codes, scales = quantize_weight(layer.weight.cpu(), levels)
-        self.names[node] = node.name
+        self.names[node] = real_name(node)
         return Embed(
             (self.name_of(node.all_input_nodes[0]),),
-            node.name,
+            real_name(node),
             codes.to(torch.int8).numpy(),
             0,
             scales.reshape(-1).float().numpy(),

@@ -13,7 +13,7 @@ from cpt_deploy.bundle.runtime import INPUT_NAME, OUTPUT_NAME
 from cpt_deploy.errors import UsageError
 from cpt_deploy.freezing.convolutions import average, depthwise, fields_of, has_positions, pads_of
 from cpt_deploy.freezing.edge_tensors import edge_tensor
-from cpt_deploy.freezing.floats import FloatLowering
+from cpt_deploy.freezing.floats import FloatLowering, real_name
 from cpt_deploy.freezing.graph import (
     Add,
     Concatenate,
@@ -96,6 +96,7 @@ class _Lowering:
         self.parts: dict[fx.Node, KeptTensor] = {}
         self.operations: list[Operation] = []
         self.tensors: dict[str, QuantizedTensor] = {}
+        self.names = {node.name for node in model.network.graph.nodes}
         propagate_shapes(self.network, model.input_shape)
         self.floats = FloatLowering(self.network, self.finished) if has_float_operations(self.network) else None
 
@@ -127,7 +128,7 @@ class _Lowering:
                     floats.input, output, tuple(self.operations), self.tensors, floats.real_input, shape
                 )
             if isinstance(module, EdgeQuantizer) and node.all_input_nodes[0] in floats.names:
-                name = own_name(node) + "_codes"
+                name = self._new_name(f"{own_name(node)}_codes")
                 bits = max(self._bits_of(module.role), module.least_bits)
                 self._finish(node, edge_tensor(name, module, bits, shape_of(node)))
                 self.operations.append(Quantize((floats.names[node.all_input_nodes[0]],), name))
@@ -163,7 +164,7 @@ class _Lowering:
         if head.op != "placeholder":
             sources = tuple(self.finished[source] for source in head.all_input_nodes if source in self.finished)
             clamped = any(classify(part, self.network) is Kind.CLAMP for part in chain[1:])
-            made = replace(tensor, name=f"{name}_unclamped") if tensor.signed and clamped else tensor
+            made = replace(tensor, name=self._new_name(f"{name}_unclamped")) if tensor.signed and clamped else tensor
             operation, made = self._lower_chain(chain, sources, made)
             self.operations.append(operation)
             if tensor.signed and clamped:  # where the least code is not real zero, saturation is no ReLU
@@ -179,7 +180,7 @@ class _Lowering:
         if bits == self.upper:
             self.finished[node] = source
             return
-        name = own_name(node) + "_input"
+        name = self._new_name(f"{own_name(node)}_input")
         tensor = edge_tensor(name, module.source, bits, source.shape)
         operation, tensor = tabulate(nn.Identity(), source, tensor)
         self.operations.append(operation)
@@ -192,6 +193,13 @@ class _Lowering:
     def _finish(self, node: fx.Node, tensor: QuantizedTensor) -> None:
         self.finished[node] = tensor
         self.tensors[tensor.name] = tensor
+
+    def _new_name(self, name: str) -> str:
+        """Return a name that no node and no tensor has."""
+        while name in self.names or name in self.tensors:
+            name += "_"
+        self.names.add(name)
+        return name
 
     def _chain(self, end: fx.Node) -> list[fx.Node]:
         """Return the nodes from the first that reads finished tensors to `end`."""
@@ -252,7 +260,7 @@ class _Lowering:
         folded = fold_layer(layer, norm, bits, source.scale, _bias_limit(source))
         weights: dict[str, Any] = {"bits": bits, **fields_of(folded)}
         ends: dict[str, Any] = {"inputs": (source.name,), "source": str(node.target)}
-        ends["output"] = node.name if output is None else output.name
+        ends["output"] = real_name(node) if output is None else output.name
         if isinstance(layer, QuantizedLinear):
             return FullyConnected(**ends, **weights)
         assert isinstance(layer, QuantizedConv1d | QuantizedConv2d)
@@ -292,7 +300,10 @@ class _Lowering:
     ) -> Operation:
         """Lower it on features, or on more than two dimensions of positions, which become one."""
         shape = (source.shape[0], math.prod(source.shape[1:]), 1)
-        given, made = (replace(t, name=f"{output.name}_{part}", shape=shape) for t, part in ((source, "given"), (output, "made")))
+        given, made = (
+            replace(tensor, name=self._new_name(f"{output.name}_{part}"), shape=shape)
+            for tensor, part in ((source, "given"), (output, "made"))
+        )
         self.operations.append(_reshape(source, given))
         self.operations.append(self._lower_channelwise(node, kind, given, made))
         self.tensors.update({given.name: given, made.name: made})
@@ -302,7 +313,7 @@ class _Lowering:
         if len(output.shape) == 3:
             return GlobalAverage(names, output.name)
         # `x.mean([2, 3])` drops the spatial dimensions; the pooled tensor keeps them and is flattened.
-        pooled = replace(output, name=f"{output.name}_pooled", shape=(*output.shape, 1, 1))
+        pooled = replace(output, name=self._new_name(f"{output.name}_pooled"), shape=(*output.shape, 1, 1))
         self.tensors[pooled.name] = pooled
         self.operations.append(GlobalAverage(names, pooled.name))
         return _reshape(pooled, output)

@@ -1,7 +1,12 @@
-"""Names under which modules are added to a traced network: such as no module of the network has, nor any attribute."""
+"""Names of modules: those that are added to a network clash with none, and a network's own that a graph cannot have.
+
+A `torch.fx.GraphModule` holds the modules of a network beside attributes of its own, and its code names them.
+"""
 
 import keyword
 import operator
+from collections.abc import ItemsView, Iterator, KeysView
+from typing import Any
 
 from torch import fx, nn
 
@@ -49,3 +54,70 @@ def place(traced: fx.GraphModule, name: str, module: nn.Module) -> None:
         traced.add_submodule(name, module)
     else:
         traced.set_submodule(name, module)
+
+
+# --- a network's own names --------------------------------------------------------------------------------------------
+
+
+class _RenamedDict(nn.ModuleDict):
+    """A ModuleDict whose modules are registered under other names than they are asked for by."""
+
+    def __init__(self, modules: dict[str, nn.Module]) -> None:
+        super().__init__()
+        self.by_key = dict(modules)  # a plain dictionary, whose modules are not registered again
+
+    def __getitem__(self, key: str) -> nn.Module:
+        return self.by_key[key]
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.by_key
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.by_key)
+
+    def keys(self) -> KeysView[str]:
+        """Return the names by which modules are asked for."""
+        return self.by_key.keys()
+
+    def items(self) -> ItemsView[str, nn.Module]:
+        """Return these names with the modules."""
+        return self.by_key.items()
+
+
+def rename_clashing(model: nn.Module) -> None:
+    """Register what has a name that no graph can have under another one, in place.
+
+    Such names are Python's keywords, `self`, and at the top those of attributes of a GraphModule, as `graph` or `meta`.
+    The model's own code finds everything under its old name.
+    """
+    graph_module = fx.GraphModule(nn.Module(), fx.Graph())
+    for path, module in list(model.named_modules()):
+        kept: set[str] = set()
+        for store in (module._modules, module._parameters, module._buffers):
+            clashing = [n for n in store if keyword.iskeyword(n) or (not path and _is_taken(graph_module, n))]
+            kept.update(clashing)
+        if not kept:
+            continue
+        if type(module) is nn.ModuleDict:
+            renamed = _RenamedDict(dict(module.items()))
+            renamed._modules, renamed.training = module._modules, module.training
+            model.set_submodule(path, renamed)
+            module = renamed  # noqa: PLW2901
+        for store in (module._modules, module._parameters, module._buffers):
+            _rename(module, store, kept)
+
+
+def _is_taken(graph_module: fx.GraphModule, name: str) -> bool:
+    return name == "self" or (name not in ("training",) and hasattr(graph_module, name))
+
+
+def _rename(module: nn.Module, store: dict[str, Any], names: set[str]) -> None:
+    everything = list(store.items())
+    store.clear()
+    for name, value in everything:
+        new = name
+        while name in names and (new == name or hasattr(module, new) or new in dict(everything)):
+            new += "_"
+        store[new] = value
+        if name in names:
+            module.__dict__[name] = value
