@@ -16,6 +16,7 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from cpt_deploy.errors import ConversionError
 from cpt_deploy.quantization.aten import aten, make_out_of_place
+from cpt_deploy.quantization.signature import only_output
 from cpt_deploy.quantization.tracing import describe, propagate_shapes
 from cpt_deploy.quantization.training_behaviour import STATISTICS, lift_training_behaviour, marked
 
@@ -114,13 +115,7 @@ def _attribute(model: nn.Module, path: str) -> Any:
 
 def _take_only_result(traced: fx.GraphModule) -> None:
     output = next(iter(traced.graph.find_nodes(op="output")))
-    results = [leaf for leaf in torch.utils._pytree.tree_leaves(output.args[0]) if isinstance(leaf, fx.Node)]
-    if len(results) != 1:
-        raise ConversionError(
-            f"Expected a model that returns one tensor of logits, but it returns {len(results)} tensors",
-            hint="switch auxiliary outputs off, or wrap the model so that it returns the logits",
-        )
-    output.args = (results[0],)
+    output.args = (only_output(output.args[0], lambda leaf: isinstance(leaf, fx.Node)),)
     traced.graph._codegen = fx.graph.CodeGen()
 
 

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import fx, nn
@@ -20,11 +20,14 @@ from cpt_deploy.quantization.lifting import lift
 from cpt_deploy.quantization.model import QuantizedModel
 from cpt_deploy.quantization.naming import add_quantizer
 from cpt_deploy.quantization.precision_state import PrecisionState, Role
+from cpt_deploy.quantization.signature import check_inputs, only_output
 from cpt_deploy.quantization.tracing import NoIntegerFormError, describe, is_tensor, shape_of, trace
 from cpt_deploy.quantization.vocabulary import Kind, classify, computes
 
 #: The logits are read by no layer, so nothing is saved by giving them fewer bits.
 LOGITS_LEAST_BITS = 8
+
+Trial = Callable[[QuantizedModel], None]
 
 
 def prepare(
@@ -33,6 +36,7 @@ def prepare(
     input_shape: tuple[int, ...],
     *,
     input_dtype: torch.dtype = torch.float32,
+    trial: Trial | None = None,
 ) -> QuantizedModel:
     """Convert a float model to one that trains with cyclic precision and can be frozen to integers.
 
@@ -50,6 +54,8 @@ def prepare(
         config: Bounds and roles.
         input_shape: Shape of one input without the batch dimension, e.g. (3, 32, 32).
         input_dtype: float32, or int64 for token ids.
+        trial: Raises a ConversionError for a prepared model that cannot be deployed; one that keeps operations in
+            float is tried then. `cpt_deploy.prepare` freezes and writes it.
 
     Returns:
         The CPT model, at the upper bound.
@@ -58,23 +64,45 @@ def prepare(
         ConversionError: If the model cannot be captured, or products with weights have no integer form; names the
             operation and the module.
     """
-    twin = taken_apart(model)
-    traced = _integer_graph(twin, input_shape) if input_dtype.is_floating_point else None
-    if traced is None:
-        traced = lift(capture(twin, input_shape, input_dtype), twin)
+    check_inputs(model)
+    twin, refused = taken_apart(model), None
+    for graph in (_integer_graph, _graph_with_floats):
+        traced = graph(twin, input_shape, input_dtype)
+        if traced is None:
+            continue
+        prepared = _prepared(traced, config, input_shape)
+        prepared.train(model.training)
+        prepared.to(next((p.device for p in model.parameters()), None))
+        try:
+            if trial is not None:
+                trial(prepared)
+        except ConversionError as error:
+            error.__cause__, refused = refused, error
+        else:
+            return prepared
+    assert refused is not None
+    raise refused
+
+
+def _prepared(traced: fx.GraphModule, config: QuantizationConfig, input_shape: tuple[int, ...]) -> QuantizedModel:
+    """Return the model of a graph in the vocabulary: its layers quantized, and its edges."""
     kinds = {node: classify(node, traced) for node in traced.graph.nodes if computes(node)}
     precision = PrecisionState(config.upper, config.seed, {group.name: group.upper for group in config.groups})
     layers = _replace_layers(traced, kinds, precision, config)
     _insert_edges(traced, kinds, precision, config)
     traced.graph.lint()
     traced.recompile()
-    prepared = QuantizedModel(traced, precision, config, input_shape, layers)
-    prepared.train(model.training)
-    return prepared.to(next((p.device for p in model.parameters()), None))
+    return QuantizedModel(traced, precision, config, input_shape, layers)
 
 
-def _integer_graph(model: nn.Module, input_shape: tuple[int, ...]) -> fx.GraphModule | None:
+def _graph_with_floats(model: nn.Module, input_shape: tuple[int, ...], dtype: torch.dtype) -> fx.GraphModule:
+    return lift(capture(model, input_shape, dtype), model)
+
+
+def _integer_graph(model: nn.Module, input_shape: tuple[int, ...], dtype: torch.dtype) -> fx.GraphModule | None:
     """Return the graph of a model that is integer from end to end, or None if it is not."""
+    if not dtype.is_floating_point:
+        return None
     try:
         traced = trace(copy.deepcopy(model), input_shape)
         _check_parameters(traced)
@@ -102,12 +130,9 @@ def _check_features(node: fx.Node, traced: fx.GraphModule) -> None:
 
 def _check_output(traced: fx.GraphModule) -> None:
     output = next(node for node in traced.graph.nodes if node.op == "output")
-    result = output.args[0]
-    if not isinstance(result, fx.Node) or not is_tensor(result):
-        raise ConversionError(
-            "Expected a model that returns one tensor of logits, but it returns something else",
-            hint="switch auxiliary outputs off, or wrap the model so that it returns the logits",
-        )
+    output.args = (only_output(output.args[0], lambda leaf: isinstance(leaf, fx.Node)),)
+    if not is_tensor(output.args[0]):
+        raise NoIntegerFormError("Expected a model that returns floating-point values, but it returns others")
 
 
 # --- layers ---------------------------------------------------------------------------------------------------------

@@ -27,7 +27,8 @@ from cpt_deploy.data import (
 from cpt_deploy.errors import UsageError
 from cpt_deploy.models import build_model
 from cpt_deploy.precision import BitOpsMeter, LayerCost, PrecisionSchedule, share_of_steps
-from cpt_deploy.quantization import CyclingModel, LayerGroup, QuantizationConfig, QuantizedModel, prepare
+from cpt_deploy.preparation import prepare
+from cpt_deploy.quantization import CyclingModel, LayerGroup, QuantizationConfig, QuantizedModel
 from cpt_deploy.recipe import Recipe
 from cpt_deploy.training.optimizers import build_optimizer
 
