@@ -125,7 +125,10 @@ def _compare(graph: "IntegerGraph", file: bytes, x: Tensor) -> None:
     session = open_session(_with_outputs(file, entries, graph) if entries else file, threads=1)
     for batch in (x, x[:1]):
         results = session.run(None, {session.get_inputs()[0].name: batch.numpy()})
-        logits, codes = torch.from_numpy(results[0]), dict(zip(entries, map(torch.from_numpy, results[1:]), strict=True))
+        logits, codes = (
+            torch.from_numpy(results[0]),
+            dict(zip(entries, map(torch.from_numpy, results[1:]), strict=True)),
+        )
         for name, own in executor.entries(batch, codes).items() if entries else ():
             worst = float((own - codes[name].to(own.dtype)).abs().max())
             if worst > _CODES:

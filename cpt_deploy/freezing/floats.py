@@ -92,7 +92,9 @@ class FloatLowering:
         inputs = list(node.all_input_nodes)
         self.names[node] = real_name(node)
         return Float(
-            tuple(self.name_of(source) for source in inputs), real_name(node), *encode(target, arguments, options, inputs)
+            tuple(self.name_of(source) for source in inputs),
+            real_name(node),
+            *encode(target, arguments, options, inputs),
         )
 
     def _normalisation(self, node: fx.Node, norm: Any) -> list[Operation]:

@@ -295,9 +295,7 @@ class _Lowering:
         folded = channelwise(factor, offset, dimensions, source.scale, _bias_limit(source))
         return depthwise(folded, source, output, str(node.target), (1,) * dimensions, (0,) * 2 * dimensions)
 
-    def _with_positions(
-        self, node: fx.Node, kind: Kind, source: QuantizedTensor, output: QuantizedTensor
-    ) -> Operation:
+    def _with_positions(self, node: fx.Node, kind: Kind, source: QuantizedTensor, output: QuantizedTensor) -> Operation:
         """Lower it on features, or on more than two dimensions of positions, which become one."""
         shape = (source.shape[0], math.prod(source.shape[1:]), 1)
         given, made = (

@@ -152,8 +152,6 @@ def _fold_constants(traced: fx.GraphModule) -> None:
             traced.graph.erase_node(node)
 
 
-
-
 def _is_constant(node: fx.Node, values: dict[fx.Node, Any]) -> bool:
     """Return whether a node's value is known: it reads known ones, or only the type of what it reads."""
     if isinstance(node.target, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in node.target.tags:

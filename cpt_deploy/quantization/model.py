@@ -1,11 +1,14 @@
 """The CPT model: a traced network whose bits are one shared state."""
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from cpt_deploy.errors import DataError
 from cpt_deploy.quantization.config import QuantizationConfig
 from cpt_deploy.quantization.cycling import CyclingModel, LayerInfo
 from cpt_deploy.quantization.edges import EdgeQuantizer
@@ -14,6 +17,7 @@ from cpt_deploy.quantization.precision_state import PrecisionState
 from cpt_deploy.quantization.products import Compute, choose_compute
 from cpt_deploy.quantization.program import TrainingProgram
 from cpt_deploy.quantization.segments import Engine
+from cpt_deploy.quantization.tracing import is_tensor, propagate_shapes
 
 #: Codes of more bits fit neither a byte nor the significand of bfloat16.
 CODE_BITS = 8
@@ -43,9 +47,15 @@ class QuantizedModel(CyclingModel):
         self.input_shape = input_shape
         self.compute: Compute = "auto"
         self._program: TrainingProgram | None = None
+        self._normalises_samples: bool | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits at the present bits."""
+        if self.training and not torch.compiler.is_compiling() and len(x) == 1 and self.normalises_samples():
+            raise DataError(
+                "Expected batches of at least 2 samples in training, since a BatchNorm normalises over them, but got 1",
+                hint="leave an incomplete last batch out: DataLoader(..., drop_last=True)",
+            )
         engine = self._engine(x)
         if engine is not None:
             self._program = self._program or TrainingProgram(self.network, self.input_shape)
@@ -53,6 +63,18 @@ class QuantizedModel(CyclingModel):
                 return self._program(x, engine)
         logits: Tensor = self.network(x)
         return logits
+
+    def normalises_samples(self) -> bool:
+        """Return whether a BatchNorm finds one value of each channel in a sample, so that it needs more than one."""
+        if self._normalises_samples is None:
+            propagate_shapes(self.network, self.input_shape)
+            self._normalises_samples = any(
+                isinstance(self.network.get_submodule(str(node.target)), _BatchNorm)
+                and math.prod(node.meta["shape"][2:]) == 1
+                for node in self.network.graph.nodes
+                if node.op == "call_module" and is_tensor(node)
+            )
+        return self._normalises_samples
 
     def _engine(self, x: Tensor) -> Engine | None:
         """Return what computes a training step on codes, or None where modules compute one by one."""

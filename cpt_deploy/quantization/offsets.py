@@ -39,7 +39,7 @@ def round_offsets(model: QuantizedModel) -> None:
         if isinstance(module, QuantizedLayer):
             bits = precision.weight_bits_of(module.index, module.role)
             _round_layer(module, _norm_after(node, network), bits, input_scale)
-        elif has_statistics(module) and not node.meta.get(IS_FLOAT):
+        elif isinstance(module, _NORMS) and has_statistics(module) and not node.meta.get(IS_FLOAT):
             factor, offset = normalisation(module, module.num_features)
             folded = channelwise(factor, offset, 0, input_scale)
             _shift_norm(module, torch.from_numpy(folded.offsets(input_scale) - offset))

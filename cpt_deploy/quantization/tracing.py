@@ -172,7 +172,9 @@ _FUNCTION_MODULES: dict[object, Callable[[fx.Node], nn.Module]] = {
     functional.leaky_relu: lambda node: nn.LeakyReLU(_argument(node, 1, "negative_slope", 0.01)),
     functional.elu: lambda node: nn.ELU(_argument(node, 1, "alpha", 1.0)),
     functional.silu: lambda node: nn.SiLU(),
-    functional.softplus: lambda node: nn.Softplus(_argument(node, 1, "beta", 1.0), _argument(node, 2, "threshold", 20.0)),
+    functional.softplus: lambda node: nn.Softplus(
+        _argument(node, 1, "beta", 1.0), _argument(node, 2, "threshold", 20.0)
+    ),
     functional.hardswish: lambda node: nn.Hardswish(),
     functional.hardsigmoid: lambda node: nn.Hardsigmoid(),
     functional.sigmoid: lambda node: nn.Sigmoid(),

@@ -6,11 +6,11 @@ captured, and stand in the graph as they are: BatchNorm, InstanceNorm with runni
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from cpt_deploy.quantization.aten import aten, is_mutating
@@ -59,6 +59,11 @@ def is_normalisation(module: nn.Module | None) -> bool:
     if isinstance(module, _InstanceNorm):
         return forward is _InstanceNorm.forward and module.running_mean is not None
     return isinstance(module, _BatchNorm) and forward is _BatchNorm.forward
+
+
+def keeps_statistics(module: nn.Module) -> TypeGuard[_NormBase]:
+    """Return whether a module keeps running averages of the batches that it normalises."""
+    return isinstance(module, _NormBase) and module.running_mean is not None
 
 
 def _is_marked(module: nn.Module) -> bool:

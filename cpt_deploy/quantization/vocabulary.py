@@ -143,15 +143,25 @@ def _module_kind(node: fx.Node, module: nn.Module) -> Kind | None:
         return Kind.LAYER
     if isinstance(module, nn.Hardtanh) and not isinstance(module, nn.ReLU6):
         return Kind.CLAMP if module.min_val == 0 else Kind.TABLE
-    if isinstance(module, nn.modules.batchnorm._BatchNorm) and not has_statistics(module):
+    if _is_float_form(node, module):
         return None
-    if isinstance(module, nn.Softplus) and (module.beta, module.threshold) != (1, 20):
-        return None
-    if type(module) is nn.AvgPool2d:
-        return Kind.AVERAGE if has_one_divisor(module, shape_of(node.all_input_nodes[0])) else None
     if isinstance(module, nn.AdaptiveAvgPool2d):
         return _adaptive_kind(shape_of(node.all_input_nodes[0])[-2:], shape_of(node)[-2:])
     return Kind.KEEP if is_torchvision_depth(module) else _MODULE_KINDS.get(type(module))
+
+
+def _is_float_form(node: fx.Node, module: nn.Module) -> bool:
+    """Return whether a module of a kind that has an integer form is set to something that has none."""
+    match module:
+        case nn.modules.batchnorm._BatchNorm():
+            return not has_statistics(module)
+        case nn.Softplus():
+            return (module.beta, module.threshold) != (1, 20)
+        case nn.AvgPool2d():
+            return not has_one_divisor(module, shape_of(node.all_input_nodes[0]))
+        case nn.MaxPool1d() | nn.MaxPool2d():
+            return bool(module.return_indices)
+    return False
 
 
 def has_statistics(norm: nn.Module | None) -> bool:
