@@ -17,7 +17,7 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from cpt_deploy.errors import ConversionError
 from cpt_deploy.quantization.aten import aten, make_out_of_place
 from cpt_deploy.quantization.signature import only_output
-from cpt_deploy.quantization.tracing import describe, propagate_shapes
+from cpt_deploy.quantization.tracing import describe, is_tensor, propagate_shapes
 from cpt_deploy.quantization.training_behaviour import STATISTICS, lift_training_behaviour, marked
 
 #: Batches on which a captured graph must compute what the model does; the second is not the one it was captured with.
@@ -45,8 +45,9 @@ def capture(model: nn.Module, input_shape: tuple[int, ...], dtype: torch.dtype) 
     model.train()
     with marked(model):
         program = _export(model, torch.zeros(2, *input_shape, dtype=dtype), type(model).__name__)
+    structure = program.graph._codegen.pytree_info.out_spec  # type: ignore[attr-defined]
     traced = _graph_module(model, program)
-    _take_only_result(traced)
+    _take_only_result(traced, structure)
     _fold_constants(traced)
     lift_training_behaviour(traced, model)
     make_out_of_place(traced)
@@ -55,6 +56,11 @@ def capture(model: nn.Module, input_shape: tuple[int, ...], dtype: torch.dtype) 
     traced.recompile()
     next(iter(traced.graph.find_nodes(op="placeholder"))).meta["dtype"] = dtype
     propagate_shapes(traced, input_shape)
+    if not is_tensor(next(iter(traced.graph.find_nodes(op="output"))).args[0]):
+        raise ConversionError(
+            "Expected a network that returns floating-point values, but it returns others",
+            hint="leave argmax and comparisons to what reads the results",
+        )
     _check(traced, model, input_shape, dtype)
     traced.train(training)
     return traced
@@ -113,9 +119,10 @@ def _attribute(model: nn.Module, path: str) -> Any:
     return operator.attrgetter(path)(model)
 
 
-def _take_only_result(traced: fx.GraphModule) -> None:
+def _take_only_result(traced: fx.GraphModule, structure: torch.utils._pytree.TreeSpec) -> None:
     output = next(iter(traced.graph.find_nodes(op="output")))
-    output.args = (only_output(output.args[0], lambda leaf: isinstance(leaf, fx.Node)),)
+    result = torch.utils._pytree.tree_unflatten(torch.utils._pytree.tree_leaves(output.args[0]), structure)
+    output.args = (only_output(result, lambda leaf: isinstance(leaf, fx.Node)),)
     traced.graph._codegen = fx.graph.CodeGen()
 
 
