@@ -11,7 +11,7 @@ _PUBLIC = {
     "Bundle": "cpt_deploy.bundle",
     "QuantizationConfig": "cpt_deploy.quantization",
     "freeze": "cpt_deploy.freezing",
-    "prepare": "cpt_deploy.quantization",
+    "prepare": "cpt_deploy.preparation",
     "settle": "cpt_deploy.quantization",
 }
 

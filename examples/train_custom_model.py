@@ -12,11 +12,11 @@ import sys
 import torch
 from torch import nn
 
+from cpt_deploy import QuantizationConfig, prepare, settle
 from cpt_deploy.bundle import OnnxRuntimeModel, Preprocessing, top_k
 from cpt_deploy.data import eval_loader, load_images, train_loader
 from cpt_deploy.export import ModelIdentity, export_bundle
 from cpt_deploy.precision import build_schedule
-from cpt_deploy.quantization import QuantizationConfig, prepare, settle
 
 EPOCHS, BATCH_SIZE = 8, 64
 
@@ -70,7 +70,7 @@ def main(destination: str) -> float:
         print(f"epoch {epoch + 1}/{EPOCHS}  loss {loss.item():.3f}")
 
     # Statistics and ranges were estimated at mixed bits; what is exported are those of the upper bound.
-    settle(model, (images for images, _ in train_loader(train, preprocessing, (), batch_size=64, seed=0, epoch=EPOCHS)))
+    settle(model, train_loader(train, preprocessing, (), batch_size=64, seed=0, epoch=EPOCHS))
     model.eval()
 
     identity = ModelIdentity(

@@ -1,14 +1,13 @@
 """Parts of convolutions, and operations executed as such: BatchNorm alone, constants, average pooling."""
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from torch import nn
 
-from cpt_deploy.errors import ConversionError
 from cpt_deploy.freezing.graph import Convolution, QuantizedTensor
 from cpt_deploy.quantization.folding import FoldedWeights
+from cpt_deploy.quantization.vocabulary import pair
 
 
 def fields_of(folded: FoldedWeights) -> dict[str, Any]:
@@ -56,26 +55,21 @@ def depthwise(
 
 def average(module: nn.Module, source: QuantizedTensor, output: QuantizedTensor) -> Convolution:
     """Write average pooling as a depthwise convolution with all codes 1: its sums are exact integers."""
-    kernel, strides, padding = _average_window(module, source, output)
+    kernel, strides, padding, divisor = _average_window(module, source, output)
     channels = source.shape[0]
     codes = np.ones((channels, 1, *kernel), dtype=np.int8)
-    scales = np.full(channels, 1.0 / float(np.prod(kernel)), dtype=np.float32)
+    scales = np.full(channels, 1.0 / divisor, dtype=np.float32)
     folded = FoldedWeights(codes, 0, scales, np.zeros(channels, dtype=np.int32))
     return depthwise(folded, source, output, type(module).__name__, strides, padding)
 
 
 def _average_window(
     module: nn.Module, source: QuantizedTensor, output: QuantizedTensor
-) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-    if not isinstance(module, nn.AvgPool2d):  # adaptive pooling to a divisor of the input's size
-        kernel = tuple(b // a for b, a in zip(source.shape[1:], output.shape[1:], strict=True))
-        return kernel, kernel, (0, 0, 0, 0)
-    pair: Callable[[Any], tuple[int, ...]] = lambda v: tuple(v) if isinstance(v, tuple | list) else (v, v)  # noqa: E731
-    kernel, strides, padding = pair(module.kernel_size), pair(module.stride), pair(module.padding)
-    cut = any((size + 2 * p - k) % s for size, k, s, p in zip(source.shape[1:], kernel, strides, padding, strict=True))
-    if module.divisor_override or (any(padding) and not module.count_include_pad) or (module.ceil_mode and cut):
-        raise ConversionError(
-            f"Expected AvgPool2d whose windows all have the same divisor, but got {module}",
-            hint="use count_include_pad=True, ceil_mode=False and no divisor_override",
-        )
-    return kernel, strides, padding * 2
+) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], float]:
+    """Return kernel, strides, padding and divisor."""
+    if isinstance(module, nn.AvgPool2d):
+        kernel, strides, padding = pair(module.kernel_size), pair(module.stride), pair(module.padding)
+        return kernel, strides, padding * 2, float(module.divisor_override or np.prod(kernel))
+    # adaptive pooling to a divisor of the input's size
+    kernel = tuple(b // a for b, a in zip(source.shape[1:], output.shape[1:], strict=True))
+    return kernel, kernel, (0, 0, 0, 0), float(np.prod(kernel))

@@ -96,12 +96,31 @@ class IntegerExecutor(nn.Module):
             if name in self.graph.tensors or name in products or name == self.graph.output
         }
 
-    def _run(self, x: Tensor, *, keep: bool = False, given: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+    @torch.no_grad()
+    def entries(self, x: Tensor, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the codes of tensors that are made from real values, each computed from `given` ones before it.
+
+        So they tell what the float operations between two of them make, without what differed earlier.
+        """
+        own: dict[str, Tensor] = {}
+        self._run(x, given=given, own=own)
+        return own
+
+    def _run(
+        self,
+        x: Tensor,
+        *,
+        keep: bool = False,
+        given: Mapping[str, Tensor] | None = None,
+        own: dict[str, Tensor] | None = None,
+    ) -> dict[str, Tensor]:
         source = self.graph.tensors.get(self.graph.input)
         values = {self.graph.input: x.detach() if source is None else arithmetic.quantize(x.detach(), source)}
         last_use = {name: i for i, operation in enumerate(self.graph.operations) for name in operation.inputs}
         for i, operation in enumerate(self.graph.operations):
             if given and isinstance(operation, Quantize) and operation.output in given:
+                if own is not None:
+                    own[operation.output] = self._execute(operation, [values[name] for name in operation.inputs])
                 values[operation.output] = given[operation.output].to(torch.float32)
             else:
                 values[operation.output] = self._execute(operation, [values[name] for name in operation.inputs])

@@ -43,8 +43,25 @@ def encode(target: Any, arguments: Any, options: Any, inputs: Sequence[fx.Node])
             return {kind: str(value).removeprefix("torch.")}
         return value
 
-    named = {key: plain(value) for key, value in options.items()}
-    return name, json.dumps([[plain(value) for value in arguments], named])
+    arguments, named = [plain(value) for value in arguments], {key: plain(value) for key, value in options.items()}
+    return name, json.dumps([_same_scalars(target, arguments), named])
+
+
+def _same_scalars(target: Any, arguments: list[Any]) -> list[Any]:
+    """Return arguments whose scalars are all floats if one is: `torch.onnx` has no form of `clamp(x, -1, 0.5)`."""
+    kinds = [str(argument.type) for argument in target._schema.arguments] if hasattr(target, "_schema") else []
+    scalar = [kind in ("number", "Optional[number]") for kind in kinds[: len(arguments)]]
+    mixed = any(isinstance(value, float) for value, is_scalar in zip(arguments, scalar, strict=False) if is_scalar)
+    return [
+        float(value) if mixed and is_scalar and isinstance(value, int) else value
+        for value, is_scalar in zip(arguments, scalar or [False] * len(arguments), strict=True)
+    ]
+
+
+def float_call(target: str, inputs: tuple[str, ...], output: str, *arguments: Any) -> Float:
+    """Return an operation of ATen on tensors by name, followed by plain arguments."""
+    entries = [{"input": i} for i in range(len(inputs))]
+    return Float(inputs, output, target, json.dumps([[*entries, *arguments], {}]))
 
 
 def call(operation: Float, inputs: Sequence[Any]) -> Any:

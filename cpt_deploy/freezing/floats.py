@@ -8,18 +8,27 @@ import numpy as np
 import torch
 from torch import fx, nn
 
-from cpt_deploy.bundle.runtime import INPUT_NAME
+from cpt_deploy.bundle.runtime import INPUT_NAME, OUTPUT_NAME
 from cpt_deploy.errors import ConversionError
-from cpt_deploy.freezing.float_calls import encode
+from cpt_deploy.freezing.float_calls import encode, float_call
+from cpt_deploy.freezing.float_forms import CEILED, average_with_factors, by_own_statistics, needs_factors
 from cpt_deploy.freezing.graph import Constant, Embed, Float, Operation, QuantizedTensor
 from cpt_deploy.quantization.affine import quantize_weight, symmetric_levels
 from cpt_deploy.quantization.attention import ScaledDotProductAttention
 from cpt_deploy.quantization.layers import QuantizedEmbedding
 from cpt_deploy.quantization.tracer import is_stochastic_depth
 from cpt_deploy.quantization.tracing import describe
+from cpt_deploy.quantization.training_behaviour import is_normalisation
 from cpt_deploy.quantization.vocabulary import IS_FLOAT
 
 aten = torch.ops.aten
+
+TOKENS_NAME = "input_ids"
+
+
+def real_name(node: fx.Node) -> str:
+    """Return the name of a node's real values: the node's, which comes from the model, unless an end has that name."""
+    return f"{node.name}_real" if node.name in (INPUT_NAME, OUTPUT_NAME, TOKENS_NAME) else node.name
 
 
 class FloatLowering:
@@ -39,7 +48,7 @@ class FloatLowering:
         self.network, self.finished = network, finished
         self.names: dict[fx.Node, str] = {}
         given = next(iter(network.graph.find_nodes(op="placeholder")))
-        self.input = INPUT_NAME if "shape" in given.meta else "input_ids"
+        self.input = INPUT_NAME if "shape" in given.meta else TOKENS_NAME
         self.names[given] = self.input
         dtype = str(given.meta["dtype"]).removeprefix("torch.")
         self.real_input = (dtype, tuple(int(size) for size in given.meta["val"].shape[1:]))
@@ -51,12 +60,15 @@ class FloatLowering:
     def lower(self, node: fx.Node, bits: Mapping[str, int]) -> list[Operation]:  # noqa: PLR0911
         """Return the operations of a node: none for one that does nothing in evaluation, or ends in a quantizer."""
         if node.op == "get_attr":
-            return [self._constant(node.name, attrgetter(str(node.target))(self.network), node)]
+            return [self._constant(real_name(node), attrgetter(str(node.target))(self.network), node)]
         module = self.network.get_submodule(str(node.target)) if node.op == "call_module" else None
         if isinstance(module, QuantizedEmbedding):
             return [self._embed(node, module, bits[str(node.target)])]
         if not node.meta.get(IS_FLOAT):
             return []
+        if module is None and node.target in CEILED and needs_factors(node):
+            self.names[node] = real_name(node)
+            return average_with_factors(node, self.name_of(node.all_input_nodes[0]), self.names[node])
         if module is None:
             return [self._call(node, node.target, node.args, node.kwargs)]
         source = node.all_input_nodes[0]
@@ -71,8 +83,8 @@ class FloatLowering:
         if isinstance(module, nn.RReLU):
             slope = (module.lower + module.upper) / 2
             return [self._call(node, aten.leaky_relu.default, (source, slope), {})]
-        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
-            return self._batch_norm(node, module)
+        if is_normalisation(module):
+            return self._normalisation(node, module)
         raise ConversionError(f"Expected an operation that can be frozen, but got {describe(node, self.network)}")
 
     def _constant(self, name: str, value: torch.Tensor, node: fx.Node | None = None) -> Constant:
@@ -82,34 +94,46 @@ class FloatLowering:
 
     def _call(self, node: fx.Node, target: Any, arguments: Any, options: Any) -> Float:
         inputs = list(node.all_input_nodes)
-        self.names[node] = node.name
+        self.names[node] = real_name(node)
         return Float(
-            tuple(self.name_of(source) for source in inputs), node.name, *encode(target, arguments, options, inputs)
+            tuple(self.name_of(source) for source in inputs),
+            real_name(node),
+            *encode(target, arguments, options, inputs),
         )
 
-    def _batch_norm(self, node: fx.Node, norm: nn.BatchNorm1d | nn.BatchNorm2d) -> list[Operation]:
-        inverse = torch.rsqrt(norm.running_var + norm.eps)  # type: ignore[operator, arg-type]
-        factor = inverse if norm.weight is None else norm.weight * inverse
-        offset = -norm.running_mean * factor + (0.0 if norm.bias is None else norm.bias)  # type: ignore[operator]
+    def _normalisation(self, node: fx.Node, norm: Any) -> list[Operation]:
+        """Lower a BatchNorm: by its running averages, or by the batch's own where it keeps none."""
         shape = (-1, *[1] * (len(node.meta["shape"]) - 2))
-        names = (f"{node.name}_factor", f"{node.name}_offset", f"{node.name}_scaled")
-        self.names[node] = node.name
-        pair = '[[{"input": 0}, {"input": 1}], {}]'
+        names = {part: f"{real_name(node)}_{part}" for part in ("factor", "offset", "scaled")}
+        source = self.name_of(node.all_input_nodes[0])
+        self.names[node] = real_name(node)
+        affine = norm.weight is not None
+        if norm.running_mean is None:
+            result = f"{real_name(node)}_normalised" if affine else real_name(node)
+            operations = by_own_statistics(source, result, real_name(node), norm.eps, len(node.meta["shape"]))
+            if not affine:
+                return operations
+            source, factor, offset = result, norm.weight, norm.bias
+        else:
+            factor = torch.rsqrt(norm.running_var + norm.eps) * (norm.weight if affine else 1.0)
+            offset = -norm.running_mean * factor + (norm.bias if affine else 0.0)
+            operations = []
         return [
-            self._constant(names[0], factor.view(shape)),
-            self._constant(names[1], offset.view(shape)),
-            Float((self.name_of(node.all_input_nodes[0]), names[0]), names[2], "aten.mul.Tensor", pair),
-            Float((names[2], names[1]), node.name, "aten.add.Tensor", pair),
+            *operations,
+            self._constant(names["factor"], factor.view(shape)),
+            self._constant(names["offset"], offset.view(shape)),
+            float_call("aten.mul.Tensor", (source, names["factor"]), names["scaled"]),
+            float_call("aten.add.Tensor", (names["scaled"], names["offset"]), real_name(node)),
         ]
 
     def _embed(self, node: fx.Node, layer: QuantizedEmbedding, bits: int) -> Embed:
         levels = torch.tensor(float(symmetric_levels(bits)))
         with torch.no_grad():
             codes, scales = quantize_weight(layer.weight.cpu(), levels)
-        self.names[node] = node.name
+        self.names[node] = real_name(node)
         return Embed(
             (self.name_of(node.all_input_nodes[0]),),
-            node.name,
+            real_name(node),
             codes.to(torch.int8).numpy(),
             0,
             scales.reshape(-1).float().numpy(),

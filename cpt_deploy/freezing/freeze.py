@@ -1,18 +1,19 @@
 """From a CPT model to an integer graph: each run of nodes between two quantizers becomes one integer operation."""
 
+import math
 import operator
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from cpt_deploy.bundle.runtime import INPUT_NAME, OUTPUT_NAME
-from cpt_deploy.errors import ConversionError, UsageError
+from cpt_deploy.errors import UsageError
 from cpt_deploy.freezing.convolutions import average, depthwise, fields_of, has_positions, pads_of
 from cpt_deploy.freezing.edge_tensors import edge_tensor
-from cpt_deploy.freezing.floats import FloatLowering
+from cpt_deploy.freezing.floats import FloatLowering, real_name
 from cpt_deploy.freezing.graph import (
     Add,
     Concatenate,
@@ -30,20 +31,23 @@ from cpt_deploy.freezing.graph import (
 from cpt_deploy.freezing.lookup import tabulate
 from cpt_deploy.freezing.movements import KeptTensor, lower_kept
 from cpt_deploy.quantization.config import MOST_INTEGER_BITS
+from cpt_deploy.quantization.constants import ChannelwiseConstant, Constant
 from cpt_deploy.quantization.cycling import WeightBits
 from cpt_deploy.quantization.edges import EdgeQuantizer, LayerInput
 from cpt_deploy.quantization.entries import has_float_operations
 from cpt_deploy.quantization.folding import (
     BIAS_LIMIT,
     FLOAT_BIAS_LIMIT,
+    Floats,
     channelwise,
     fold_layer,
     normalisation,
 )
 from cpt_deploy.quantization.layers import QuantizedConv1d, QuantizedConv2d, QuantizedLayer, QuantizedLinear
 from cpt_deploy.quantization.model import QuantizedModel
+from cpt_deploy.quantization.naming import own_name
 from cpt_deploy.quantization.precision_state import Role
-from cpt_deploy.quantization.tracing import ChannelwiseConstant, describe, propagate_shapes, shape_of
+from cpt_deploy.quantization.tracing import propagate_shapes, shape_of
 from cpt_deploy.quantization.vocabulary import Kind, classify, computes
 
 
@@ -92,6 +96,7 @@ class _Lowering:
         self.parts: dict[fx.Node, KeptTensor] = {}
         self.operations: list[Operation] = []
         self.tensors: dict[str, QuantizedTensor] = {}
+        self.names = {node.name for node in model.network.graph.nodes}
         propagate_shapes(self.network, model.input_shape)
         self.floats = FloatLowering(self.network, self.finished) if has_float_operations(self.network) else None
 
@@ -123,7 +128,7 @@ class _Lowering:
                     floats.input, output, tuple(self.operations), self.tensors, floats.real_input, shape
                 )
             if isinstance(module, EdgeQuantizer) and node.all_input_nodes[0] in floats.names:
-                name = str(node.target).removeprefix("edges.") + "_codes"
+                name = self._new_name(f"{own_name(node)}_codes")
                 bits = max(self._bits_of(module.role), module.least_bits)
                 self._finish(node, edge_tensor(name, module, bits, shape_of(node)))
                 self.operations.append(Quantize((floats.names[node.all_input_nodes[0]],), name))
@@ -152,14 +157,14 @@ class _Lowering:
 
     def _lower_edge(self, node: fx.Node, edge: EdgeQuantizer) -> None:
         chain = self._chain(node.all_input_nodes[0])
-        name = str(node.target).removeprefix("edges.")
+        name = own_name(node)
         bits = self._bits_of(edge.role)
         tensor = edge_tensor(name, edge, max(bits, edge.least_bits), shape_of(node))
         head = chain[0]
         if head.op != "placeholder":
             sources = tuple(self.finished[source] for source in head.all_input_nodes if source in self.finished)
             clamped = any(classify(part, self.network) is Kind.CLAMP for part in chain[1:])
-            made = replace(tensor, name=f"{name}_unclamped") if tensor.signed and clamped else tensor
+            made = replace(tensor, name=self._new_name(f"{name}_unclamped")) if tensor.signed and clamped else tensor
             operation, made = self._lower_chain(chain, sources, made)
             self.operations.append(operation)
             if tensor.signed and clamped:  # where the least code is not real zero, saturation is no ReLU
@@ -175,7 +180,7 @@ class _Lowering:
         if bits == self.upper:
             self.finished[node] = source
             return
-        name = str(node.target).removeprefix("layer_inputs.") + "_input"
+        name = self._new_name(f"{own_name(node)}_input")
         tensor = edge_tensor(name, module.source, bits, source.shape)
         operation, tensor = tabulate(nn.Identity(), source, tensor)
         self.operations.append(operation)
@@ -188,6 +193,13 @@ class _Lowering:
     def _finish(self, node: fx.Node, tensor: QuantizedTensor) -> None:
         self.finished[node] = tensor
         self.tensors[tensor.name] = tensor
+
+    def _new_name(self, name: str) -> str:
+        """Return a name that no node and no tensor has."""
+        while name in self.names or name in self.tensors:
+            name += "_"
+        self.names.add(name)
+        return name
 
     def _chain(self, end: fx.Node) -> list[fx.Node]:
         """Return the nodes from the first that reads finished tensors to `end`."""
@@ -203,7 +215,7 @@ class _Lowering:
         module = self._module(chain[0])
         if kind in (Kind.TABLE, Kind.CLAMP):
             assert module is not None
-            if output.signed or not (isinstance(module, nn.Hardsigmoid) and has_positions(sources[0])):
+            if output.signed or not isinstance(module, nn.Hardsigmoid):
                 return tabulate(module, sources[0], output)
         return self._lower_arithmetic(chain, kind, sources, output), output
 
@@ -248,7 +260,7 @@ class _Lowering:
         folded = fold_layer(layer, norm, bits, source.scale, _bias_limit(source))
         weights: dict[str, Any] = {"bits": bits, **fields_of(folded)}
         ends: dict[str, Any] = {"inputs": (source.name,), "source": str(node.target)}
-        ends["output"] = node.name if output is None else output.name
+        ends["output"] = real_name(node) if output is None else output.name
         if isinstance(layer, QuantizedLinear):
             return FullyConnected(**ends, **weights)
         assert isinstance(layer, QuantizedConv1d | QuantizedConv2d)
@@ -264,13 +276,11 @@ class _Lowering:
     def _lower_channelwise(
         self, node: fx.Node, kind: Kind, source: QuantizedTensor, output: QuantizedTensor
     ) -> Operation:
-        module = self._module(node)
-        dimensions = len(source.shape) - 1
+        """Lower what scales and shifts each channel, to a depthwise convolution over positions."""
         if not has_positions(source):
-            raise ConversionError(
-                f"Expected {describe(node, self.network)} on (N, C, L) or (N, C, H, W), but got {source.shape}"
-            )
-        channels = source.shape[0]
+            return self._with_positions(node, kind, source, output)
+        module = self._module(node)
+        dimensions, channels = len(source.shape) - 1, source.shape[0]
         if kind is Kind.AVERAGE:
             assert module is not None
             return average(module, source, output)
@@ -281,15 +291,27 @@ class _Lowering:
             factor, offset = np.full(channels, 1 / 6), np.full(channels, 0.5)
         else:
             assert isinstance(module, ChannelwiseConstant)
-            factor, offset = np.full(channels, module.factor), np.full(channels, module.offset)
+            factor, offset = (_of_channels(value, channels) for value in (module.factor, module.offset))
         folded = channelwise(factor, offset, dimensions, source.scale, _bias_limit(source))
         return depthwise(folded, source, output, str(node.target), (1,) * dimensions, (0,) * 2 * dimensions)
+
+    def _with_positions(self, node: fx.Node, kind: Kind, source: QuantizedTensor, output: QuantizedTensor) -> Operation:
+        """Lower it on features, or on more than two dimensions of positions, which become one."""
+        shape = (source.shape[0], math.prod(source.shape[1:]), 1)
+        given, made = (
+            replace(tensor, name=self._new_name(f"{output.name}_{part}"), shape=shape)
+            for tensor, part in ((source, "given"), (output, "made"))
+        )
+        self.operations.append(_reshape(source, given))
+        self.operations.append(self._lower_channelwise(node, kind, given, made))
+        self.tensors.update({given.name: given, made.name: made})
+        return _reshape(made, output)
 
     def _lower_global_average(self, names: tuple[str, ...], output: QuantizedTensor) -> Operation:
         if len(output.shape) == 3:
             return GlobalAverage(names, output.name)
         # `x.mean([2, 3])` drops the spatial dimensions; the pooled tensor keeps them and is flattened.
-        pooled = replace(output, name=f"{output.name}_pooled", shape=(*output.shape, 1, 1))
+        pooled = replace(output, name=self._new_name(f"{output.name}_pooled"), shape=(*output.shape, 1, 1))
         self.tensors[pooled.name] = pooled
         self.operations.append(GlobalAverage(names, pooled.name))
         return _reshape(pooled, output)
@@ -317,6 +339,12 @@ class _Lowering:
 def _bias_limit(source: QuantizedTensor) -> int:
     """Return the greatest bias code of a layer; beside signed activations biases are stored in float."""
     return FLOAT_BIAS_LIMIT if source.signed else BIAS_LIMIT
+
+
+def _of_channels(value: Constant, channels: int) -> Floats:
+    """Return a constant as float64 (C,)."""
+    array = np.asarray(value.detach().cpu() if isinstance(value, Tensor) else value, dtype=np.float64)
+    return np.broadcast_to(array.reshape(-1), channels)
 
 
 def _reshape(source: QuantizedTensor, output: QuantizedTensor) -> Operation:

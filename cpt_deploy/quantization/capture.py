@@ -5,7 +5,6 @@ attention is then products and a softmax, the class token a parameter that is ex
 than evaluation (dropout, stochastic depth, BatchNorm) is kept as modules, so the graph trains as the model did.
 """
 
-import copy
 import operator
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,38 +15,10 @@ from torch import Tensor, fx, nn
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from cpt_deploy.errors import ConversionError
-from cpt_deploy.quantization.aten import aten, bring_to_known_forms, is_mutating, make_out_of_place
-from cpt_deploy.quantization.attention import ScaledDotProductAttention
-from cpt_deploy.quantization.tracer import is_stochastic_depth
-from cpt_deploy.quantization.tracing import describe, propagate_shapes
-
-_DROPOUTS: dict[Any, type[nn.Module]] = {
-    aten.dropout.default: nn.Dropout,
-    aten.feature_dropout.default: nn.Dropout2d,
-    aten.alpha_dropout.default: nn.AlphaDropout,
-    aten.feature_alpha_dropout.default: nn.FeatureAlphaDropout,
-}
-
-
-@torch.library.custom_op("cpt_deploy::stochastic_depth", mutates_args=())
-def _stochastic_depth(x: Tensor, name: str) -> Tensor:
-    """Stand for the stochastic depth module of that name, which draws random numbers in training."""
-    return x.clone()
-
-
-@_stochastic_depth.register_fake
-def _(x: Tensor, name: str) -> Tensor:
-    return torch.empty_like(x)
-
-
-class _StochasticDepthMark(nn.Module):
-    def __init__(self, name: str) -> None:
-        super().__init__()
-        self.name = name
-
-    def forward(self, x: Tensor) -> Tensor:
-        result: Tensor = torch.ops.cpt_deploy.stochastic_depth(x, self.name)
-        return result
+from cpt_deploy.quantization.aten import aten, bring_to_known_forms, make_out_of_place
+from cpt_deploy.quantization.signature import only_output
+from cpt_deploy.quantization.tracing import describe, is_tensor, propagate_shapes
+from cpt_deploy.quantization.training_behaviour import STATISTICS, lift_training_behaviour, marked
 
 
 def capture(source: nn.Module, model: nn.Module, input_shape: tuple[int, ...], dtype: torch.dtype) -> fx.GraphModule:
@@ -67,17 +38,13 @@ def capture(source: nn.Module, model: nn.Module, input_shape: tuple[int, ...], d
         ConversionError: If the model cannot be captured, with the operator and the module.
     """
     source.train()
-    stochastic = {name: module for name, module in source.named_modules() if is_stochastic_depth(module)}
-    for name in stochastic:
-        source.set_submodule(name, _StochasticDepthMark(name))
-    with _fixed_momentum(source):
+    with marked(source), _fixed_momentum(source):
         program = _export(source, torch.zeros(2, *input_shape, dtype=dtype), type(model).__name__)
-    for name, module in stochastic.items():
-        source.set_submodule(name, module)
+    structure = program.graph._codegen.pytree_info.out_spec  # type: ignore[attr-defined]
     traced = _graph_module(model, program)
-    _take_only_result(traced)
+    _take_only_result(traced, structure)
     _fold_constants(traced)
-    _lift_training_behaviour(traced, model)
+    lift_training_behaviour(traced, model)
     make_out_of_place(traced)
     bring_to_known_forms(traced)
     _read_batch_size_once(traced)
@@ -85,6 +52,11 @@ def capture(source: nn.Module, model: nn.Module, input_shape: tuple[int, ...], d
     traced.recompile()
     next(iter(traced.graph.find_nodes(op="placeholder"))).meta["dtype"] = dtype
     propagate_shapes(traced, input_shape)
+    if not is_tensor(next(iter(traced.graph.find_nodes(op="output"))).args[0]):
+        raise ConversionError(
+            "Expected a network that returns floating-point values, but it returns others",
+            hint="leave argmax and comparisons to what reads the results",
+        )
     return traced
 
 
@@ -154,15 +126,10 @@ def _attribute(model: nn.Module, path: str) -> Any:
     return operator.attrgetter(path)(model)
 
 
-def _take_only_result(traced: fx.GraphModule) -> None:
+def _take_only_result(traced: fx.GraphModule, structure: torch.utils._pytree.TreeSpec) -> None:
     output = next(iter(traced.graph.find_nodes(op="output")))
-    results = [leaf for leaf in torch.utils._pytree.tree_leaves(output.args[0]) if isinstance(leaf, fx.Node)]
-    if len(results) != 1:
-        raise ConversionError(
-            f"Expected a model that returns one tensor of logits, but it returns {len(results)} tensors",
-            hint="switch auxiliary outputs off, or wrap the model so that it returns the logits",
-        )
-    output.args = (results[0],)
+    result = torch.utils._pytree.tree_unflatten(torch.utils._pytree.tree_leaves(output.args[0]), structure)
+    output.args = (only_output(result, lambda leaf: isinstance(leaf, fx.Node)),)
     traced.graph._codegen = fx.graph.CodeGen()
 
 
@@ -175,7 +142,7 @@ def _fold_constants(traced: fx.GraphModule) -> None:
     for node in list(traced.graph.nodes):
         if node.op == "get_attr":
             value = _attribute(traced, str(node.target))
-            if not isinstance(value, nn.Parameter) and not str(node.target).endswith(_STATISTICS):
+            if not isinstance(value, nn.Parameter) and not str(node.target).endswith(STATISTICS):
                 values[node] = value.clone()
         elif node.op == "call_function" and _is_constant(node, values):
             arguments, options = fx.node.map_arg((node.args, node.kwargs), values.get)
@@ -199,9 +166,6 @@ def _fold_constants(traced: fx.GraphModule) -> None:
             traced.graph.erase_node(node)
 
 
-_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
-
-
 def _is_constant(node: fx.Node, values: dict[fx.Node, Any]) -> bool:
     """Return whether a node's value is known: it reads known ones, or only the type of what it reads."""
     if isinstance(node.target, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in node.target.tags:
@@ -210,81 +174,6 @@ def _is_constant(node: fx.Node, values: dict[fx.Node, Any]) -> bool:
         sizes: Any = node.args[1]
         return all(isinstance(size, int) for size in sizes)
     return all(source in values for source in node.all_input_nodes)
-
-
-# --- training ---------------------------------------------------------------
-
-
-def _lift_training_behaviour(traced: fx.GraphModule, model: nn.Module) -> None:
-    """Bring back the model's modules, or make some, for what training does otherwise than evaluation."""
-    for node in list(traced.graph.nodes):
-        if node.op != "call_function":
-            continue
-        if node.target in _DROPOUTS and not node.args[2]:  # never on
-            node.replace_all_uses_with(node.args[0])
-            traced.graph.erase_node(node)
-        elif node.target in _DROPOUTS:
-            module = _DROPOUTS[node.target](float(node.args[1]))
-            replace_by_module(traced, node, f"{node.name}_module", module, node.args[:1])
-        elif node.target is aten.rrelu.default:
-            replace_by_module(traced, node, f"{node.name}_module", nn.RReLU(*node.args[1:3]), node.args[:1])
-        elif node.target is torch.ops.cpt_deploy.stochastic_depth.default:
-            name = str(node.args[1])
-            replace_by_module(traced, node, name, model.get_submodule(name), node.args[:1])
-        elif node.target is aten.batch_norm.default:
-            statistics: Any = node.args[3]
-            name = str(statistics.target).rpartition(".")[0]
-            replace_by_module(traced, node, name, _norm(model.get_submodule(name)), node.args[:1])
-        elif node.target is aten.scaled_dot_product_attention.default:
-            _lift_attention(traced, node)
-        elif is_mutating(node) and _reads_statistics(node):
-            traced.graph.erase_node(node)
-
-
-def _norm(owner: nn.Module) -> nn.Module:
-    """Return a BatchNorm that does nothing beside what torch's does: what a class of its own adds is in the graph."""
-    kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-    kind = next((base for base in type(owner).__mro__ if base in kinds), type(owner))
-    if kind is not type(owner):
-        owner = copy.copy(owner)
-        owner.__class__ = kind
-    return owner
-
-
-def _reads_statistics(node: fx.Node) -> bool:
-    source: Any = node.args[0]
-    return bool(source.op == "get_attr" and str(source.target).endswith(_STATISTICS))
-
-
-def _lift_attention(traced: fx.GraphModule, node: fx.Node) -> None:
-    values = {argument.name: argument.default_value for argument in node.target._schema.arguments}  # type: ignore[union-attr]
-    values |= dict(zip(values, node.args, strict=False)) | node.kwargs
-    module = ScaledDotProductAttention(
-        float(values["dropout_p"]), bool(values["is_causal"]), values["scale"], bool(values["enable_gqa"])
-    )
-    operands = [values[name] for name in ("query", "key", "value", "attn_mask") if values[name] is not None]
-    replace_by_module(traced, node, f"{node.name}_module", module, tuple(operands))
-
-
-def replace_by_module(
-    traced: fx.GraphModule, node: fx.Node, name: str, module: nn.Module, arguments: tuple[Any, ...]
-) -> fx.Node:
-    """Let a module compute what a node computes, at the node's place."""
-    place(traced, name, module)
-    with traced.graph.inserting_after(node):
-        lifted = traced.graph.call_module(name, arguments)
-    lifted.meta.update(node.meta)
-    node.replace_all_uses_with(lifted)
-    traced.graph.erase_node(node)
-    return lifted
-
-
-def place(traced: fx.GraphModule, name: str, module: nn.Module) -> None:
-    """Put a module at a path of a graph's module, where there may be one that only holds its parameters."""
-    if _has_attribute(traced, name):
-        traced.set_submodule(name, module)
-    else:
-        traced.add_submodule(name, module)
 
 
 # --- clean-up ---------------------------------------------------------------

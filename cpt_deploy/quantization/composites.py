@@ -5,6 +5,8 @@ from collections import OrderedDict
 
 from torch import Tensor, nn
 
+from cpt_deploy.quantization.naming import rename_clashing
+
 
 def taken_apart(model: nn.Module) -> nn.Module:
     """Return a copy of a model in which such modules are what they compute, one operation a module of torch.
@@ -22,6 +24,7 @@ def taken_apart(model: nn.Module) -> nn.Module:
         elif name and _is(module, "transformers", "Conv1D"):
             weight = nn.Parameter(module.get_parameter("weight").detach().t().contiguous())
             model.set_submodule(name, _linear(weight, module.get_parameter("bias")).train(module.training))
+    rename_clashing(model)
     return model
 
 

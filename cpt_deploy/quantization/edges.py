@@ -115,6 +115,7 @@ class EdgeQuantizer(nn.Module):
         self.batches.zero_()
         self.low.zero_()
         self.high.zero_()
+        self.current, self._observed = (self.low, self.high), None
 
     def extra_repr(self) -> str:
         """Return what `print(model)` shows."""

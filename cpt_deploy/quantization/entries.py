@@ -4,6 +4,7 @@ from torch import fx
 
 from cpt_deploy.quantization.edges import EdgeQuantizer, LayerInput
 from cpt_deploy.quantization.layers import QuantizedEmbedding, QuantizedLayer
+from cpt_deploy.quantization.naming import add_quantizer
 from cpt_deploy.quantization.precision_state import PrecisionState
 from cpt_deploy.quantization.vocabulary import IS_FLOAT, Kind
 
@@ -31,13 +32,14 @@ def insert_entries(
     for source, layers in by_source.items():
         roles = {_layer(node, traced).role for node in layers}
         edge = EdgeQuantizer(precision, roles.pop() if len(roles) == 1 else "hold", momentum)
-        entry = _insert(traced, source, f"edges.{source.name}", edge, layers[0])
+        entry = _insert(traced, source, add_quantizer(traced, "edges", source.name, edge), layers[0])
         kinds[entry] = Kind.EDGE
         for node in layers:
             node.replace_input_with(source, entry)
         for role in sorted(roles - {"hold"}):
             readers = [node for node in layers if _layer(node, traced).role == role]
-            narrowed = _insert(traced, entry, f"layer_inputs.{readers[0].name}", LayerInput(edge, role), readers[0])
+            target = add_quantizer(traced, "layer_inputs", readers[0].name, LayerInput(edge, role))
+            narrowed = _insert(traced, entry, target, readers[0])
             kinds[narrowed] = Kind.EDGE
             for node in readers:
                 node.replace_input_with(entry, narrowed)
@@ -49,9 +51,6 @@ def _layer(node: fx.Node, traced: fx.GraphModule) -> QuantizedLayer:
     return layer
 
 
-def _insert(
-    traced: fx.GraphModule, source: fx.Node, target: str, module: EdgeQuantizer | LayerInput, before: fx.Node
-) -> fx.Node:
-    traced.add_submodule(target, module)
+def _insert(traced: fx.GraphModule, source: fx.Node, target: str, before: fx.Node) -> fx.Node:
     with traced.graph.inserting_before(before):
         return traced.graph.call_module(target, (source,))

@@ -20,6 +20,7 @@ from cpt_deploy.quantization.first_difference import first_difference
 from cpt_deploy.quantization.handed_in import HandedIn, seed_all, untouched
 from cpt_deploy.quantization.model import QuantizedModel
 from cpt_deploy.quantization.precision_state import Bits
+from cpt_deploy.quantization.signature import only_output
 from cpt_deploy.quantization.tracing import NoIntegerFormError
 
 #: Sizes of the batches; values of the second are four times as large, and meet bounds that the first does not.
@@ -90,7 +91,7 @@ class Reference:
     def run(self, model: nn.Module) -> list[Tensor]:
         """Return what the network computes in each of `RUNS`."""
         with varied(model):
-            return [_only_tensor(model, self._result(model, run), run) for run in RUNS]
+            return [_only_tensor(self._result(model, run), run) for run in RUNS]
 
     def _result(self, model: nn.Module, run: Run) -> Any:
         try:
@@ -264,16 +265,16 @@ def _rounded(x: Tensor) -> Tensor:
     return torch.nextafter(x, away.view(x.shape).to(x))
 
 
-def _only_tensor(model: nn.Module, result: Any, run: Run) -> Tensor:
-    leaves = tree_leaves(dict(result) if isinstance(result, dict) else result)
-    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-    if len(tensors) == 1:
-        return tensors[0]
-    found = f"{len(tensors)} tensors" if tensors else f"a {type(result).__name__}"
-    raise ConversionError(
-        f"Expected a model that returns one tensor of logits, but in {run.mode} {type(model).__name__} returns {found}",
-        hint="switch auxiliary outputs off, or wrap the model so that it returns the logits",
-    )
+def _only_tensor(result: Any, run: Run) -> Tensor:
+    try:
+        tensor: Tensor = only_output(dict(result) if isinstance(result, dict) else result, _is_tensor)
+    except ConversionError as error:
+        raise ConversionError(f"{error.message} in {run.mode}", hint=error.hint) from error
+    return tensor
+
+
+def _is_tensor(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor)
 
 
 def _tensor(result: Any) -> Tensor:

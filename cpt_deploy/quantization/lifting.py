@@ -11,10 +11,11 @@ from torch import fx, nn
 
 from cpt_deploy.errors import ConversionError
 from cpt_deploy.quantization.aten import aten
-from cpt_deploy.quantization.capture import replace_by_module
 from cpt_deploy.quantization.layers import is_quantizable
+from cpt_deploy.quantization.naming import free_name
 from cpt_deploy.quantization.tracing import describe
-from cpt_deploy.quantization.vocabulary import IS_FLOAT
+from cpt_deploy.quantization.training_behaviour import replace_by_module
+from cpt_deploy.quantization.vocabulary import IS_FLOAT, has_statistics
 
 _LAYERS: dict[Any, type[nn.Module]] = {
     aten.conv1d.default: nn.Conv1d,
@@ -78,13 +79,17 @@ def _folding(traced: fx.GraphModule, layer: fx.Node) -> list[fx.Node]:
     """Return the BatchNorm and the ReLU that follow a convolution alone; the ReLU becomes a module."""
     found: list[fx.Node] = []
     user = _only_user(layer)
-    if user is not None and user.op == "call_module" and isinstance(_module(user, traced), _NORMS):
+    if user is not None and user.op == "call_module" and _folds(_module(user, traced)):
         found.append(user)
         user = _only_user(user)
     if user is not None and user.target in _CLAMPS and user.args[1:2] in ((), (0,), (0.0,)):
         module = _CLAMPS[user.target](user)
-        found.append(replace_by_module(traced, user, f"{user.name}_module", module, user.args[:1]))
+        found.append(replace_by_module(traced, user, free_name(traced, f"{user.name}_module"), module, user.args[:1]))
     return found
+
+
+def _folds(module: nn.Module) -> bool:
+    return isinstance(module, _NORMS) and has_statistics(module)
 
 
 def _only_user(node: fx.Node) -> fx.Node | None:

@@ -1,13 +1,15 @@
 """The CPT model: a traced network whose bits are one shared state."""
 
+import math
 import warnings
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from cpt_deploy.errors import CptWarning
+from cpt_deploy.errors import CptWarning, DataError
 from cpt_deploy.quantization.config import QuantizationConfig
 from cpt_deploy.quantization.cycling import CyclingModel, LayerInfo
 from cpt_deploy.quantization.edges import EdgeQuantizer
@@ -16,6 +18,7 @@ from cpt_deploy.quantization.precision_state import PrecisionState
 from cpt_deploy.quantization.products import Compute, choose_compute
 from cpt_deploy.quantization.program import TrainingProgram
 from cpt_deploy.quantization.segments import Engine
+from cpt_deploy.quantization.tracing import is_tensor, propagate_shapes
 
 #: Codes of more bits fit neither a byte nor the significand of bfloat16.
 CODE_BITS = 8
@@ -46,9 +49,15 @@ class QuantizedModel(CyclingModel):
         self.compute: Compute = "auto"
         self._program: TrainingProgram | None = None
         self._obstacles: set[str] = set()
+        self._normalises_samples: bool | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits at the present bits."""
+        if self.training and not torch.compiler.is_compiling() and len(x) == 1 and self.normalises_samples():
+            raise DataError(
+                "Expected batches of at least 2 samples in training, since a BatchNorm normalises over them, but got 1",
+                hint="leave an incomplete last batch out: DataLoader(..., drop_last=True)",
+            )
         logits: Tensor
         engine = self._engine(x)
         if engine is not None:
@@ -71,6 +80,18 @@ class QuantizedModel(CyclingModel):
                 CptWarning,
                 stacklevel=3,
             )
+
+    def normalises_samples(self) -> bool:
+        """Return whether a BatchNorm finds one value of each channel in a sample, so that it needs more than one."""
+        if self._normalises_samples is None:
+            propagate_shapes(self.network, self.input_shape)
+            self._normalises_samples = any(
+                isinstance(self.network.get_submodule(str(node.target)), _BatchNorm)
+                and math.prod(node.meta["shape"][2:]) == 1
+                for node in self.network.graph.nodes
+                if node.op == "call_module" and is_tensor(node)
+            )
+        return self._normalises_samples
 
     def _engine(self, x: Tensor) -> Engine | None:
         """Return what computes a training step on codes, or None where modules compute one by one."""
@@ -99,6 +120,6 @@ class QuantizedModel(CyclingModel):
 
     def edges(self) -> Iterator[tuple[str, EdgeQuantizer]]:
         """Yield name and quantizer of every edge, in the order of the graph."""
-        for name, module in self.network.get_submodule("edges").named_children():
-            assert isinstance(module, EdgeQuantizer)
-            yield name, module
+        for path, module in self.network.named_modules():
+            if isinstance(module, EdgeQuantizer):
+                yield path.rpartition(".")[2], module

@@ -13,7 +13,7 @@ from cpt_deploy.quantization.edges import EdgeQuantizer, LayerInput
 from cpt_deploy.quantization.folding import channelwise, fold_layer, normalisation
 from cpt_deploy.quantization.layers import QuantizedLayer
 from cpt_deploy.quantization.model import QuantizedModel
-from cpt_deploy.quantization.vocabulary import IS_FLOAT
+from cpt_deploy.quantization.vocabulary import IS_FLOAT, has_statistics
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 
@@ -39,7 +39,7 @@ def round_offsets(model: QuantizedModel) -> None:
         if isinstance(module, QuantizedLayer):
             bits = precision.weight_bits_of(module.index, module.role)
             _round_layer(module, _norm_after(node, network), bits, input_scale)
-        elif isinstance(module, _NORMS):
+        elif isinstance(module, _NORMS) and has_statistics(module) and not node.meta.get(IS_FLOAT):
             factor, offset = normalisation(module, module.num_features)
             folded = channelwise(factor, offset, 0, input_scale)
             _shift_norm(module, torch.from_numpy(folded.offsets(input_scale) - offset))

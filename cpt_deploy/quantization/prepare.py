@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import fx, nn
@@ -21,12 +21,16 @@ from cpt_deploy.quantization.handed_in import HandedIn, same_randomness, untouch
 from cpt_deploy.quantization.layers import QuantizedConv1d, QuantizedConv2d, QuantizedLayer, quantized_layer
 from cpt_deploy.quantization.lifting import lift
 from cpt_deploy.quantization.model import QuantizedModel
+from cpt_deploy.quantization.naming import add_quantizer
 from cpt_deploy.quantization.precision_state import PrecisionState, Role
+from cpt_deploy.quantization.signature import check_inputs, only_output
 from cpt_deploy.quantization.tracing import NoIntegerFormError, describe, is_tensor, shape_of, trace
 from cpt_deploy.quantization.vocabulary import Kind, classify, computes, no_integer_form
 
 #: The logits are read by no layer, so nothing is saved by giving them fewer bits.
 LOGITS_LEAST_BITS = 8
+
+Trial = Callable[[QuantizedModel], None]
 
 
 def prepare(
@@ -35,6 +39,7 @@ def prepare(
     input_shape: tuple[int, ...],
     *,
     input_dtype: torch.dtype = torch.float32,
+    trial: Trial | None = None,
 ) -> QuantizedModel:
     """Convert a float model to one that trains with cyclic precision and can be frozen to integers.
 
@@ -55,6 +60,8 @@ def prepare(
         config: Bounds and roles.
         input_shape: Shape of one input without the batch dimension, e.g. (3, 32, 32).
         input_dtype: float32, or int64 for token ids.
+        trial: Raises a ConversionError for a prepared model that cannot be deployed; one that keeps operations in
+            float is tried then. `cpt_deploy.prepare` freezes and writes it.
 
     Returns:
         The CPT model, at the upper bound.
@@ -63,6 +70,7 @@ def prepare(
         ConversionError: If the model cannot be captured, products with weights have no integer form, or no graph
             computes what the model computes; names the operation and the module.
     """
+    check_inputs(model)
     lazy = next((name for name, parameter in model.named_parameters() if is_lazy(parameter)), None)
     if lazy is not None:
         raise ConversionError(
@@ -71,7 +79,7 @@ def prepare(
     given = HandedIn.of(model)
     with untouched(model), same_randomness(model):
         reference = Reference.of(given, input_shape, input_dtype)
-        prepared, reason = _first_that_is_the_same(reference, config, input_shape, input_dtype)
+        prepared, reason = _first_that_is_the_same(reference, config, input_shape, input_dtype, trial)
     dropped = given.dropped()
     if dropped:
         warnings.warn(
@@ -85,7 +93,11 @@ def prepare(
 
 
 def _first_that_is_the_same(
-    reference: Reference, config: QuantizationConfig, shape: tuple[int, ...], dtype: torch.dtype
+    reference: Reference,
+    config: QuantizationConfig,
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    trial: Trial | None,
 ) -> tuple[QuantizedModel, str | None]:
     """Return the first prepared network that computes what was handed in, and why it is not integer from end to end.
 
@@ -97,6 +109,7 @@ def _first_that_is_the_same(
         try:
             prepared = _prepared(_integer_graph(source, model, shape, training=training), config, shape)
             reference.check(prepared)
+            _try(prepared, trial)
             return prepared, None
         except NoIntegerFormError as error:
             reasons.append(error)
@@ -106,10 +119,23 @@ def _first_that_is_the_same(
     try:
         prepared = _prepared(lift(capture(source, model, shape, dtype), model), config, shape)
         reference.check(prepared)
+        if trial is not None:
+            trial(prepared)
     except ConversionError as error:
         differs = next((reason for reason in reasons if isinstance(reason, DiffersError)), error)
         raise differs from error
     return prepared, reasons[0].reason if reasons else "it reads token ids"
+
+
+def _try(prepared: QuantizedModel, trial: Trial | None) -> None:
+    """Try a network of integers; what refuses it is the reason to keep operations in float."""
+    try:
+        if trial is not None:
+            trial(prepared)
+    except ConversionError as error:
+        raise NoIntegerFormError(
+            error.message, hint=error.hint, reason=f"as integers it cannot be deployed: {error.message}"
+        ) from error
 
 
 def _prepared(traced: fx.GraphModule, config: QuantizationConfig, input_shape: tuple[int, ...]) -> QuantizedModel:
@@ -164,11 +190,11 @@ def _check_features(node: fx.Node, traced: fx.GraphModule) -> None:
 
 def _check_output(traced: fx.GraphModule) -> None:
     output = next(node for node in traced.graph.nodes if node.op == "output")
-    result = output.args[0]
-    if not isinstance(result, fx.Node) or not is_tensor(result):
-        raise ConversionError(
-            "Expected a model that returns one tensor of logits, but it returns something else",
-            hint="switch auxiliary outputs off, or wrap the model so that it returns the logits",
+    output.args = (only_output(output.args[0], lambda leaf: isinstance(leaf, fx.Node)),)
+    if not is_tensor(output.args[0]):
+        raise NoIntegerFormError(
+            "Expected a model that returns floating-point values, but it returns others",
+            reason="its result is no floating-point tensor",
         )
 
 
@@ -215,8 +241,6 @@ def _macs(node: fx.Node, module: nn.Module) -> int:
 def _insert_edges(
     traced: fx.GraphModule, kinds: dict[fx.Node, Kind], precision: PrecisionState, config: QuantizationConfig
 ) -> None:
-    traced.add_module("edges", nn.ModuleDict())
-    traced.add_module("layer_inputs", nn.ModuleDict())
     chains = list(_chains(traced, kinds))
     if has_float_operations(traced):
         chains = [(head, end) for head, end in chains if _makes_codes(head, traced)]
@@ -227,7 +251,7 @@ def _insert_edges(
         role: Role = (roles.pop() if len(roles) == 1 else None) or "hold"  # held as well where groups share an edge
         is_logits = any(reader.op == "output" for reader, _ in readers)
         edge = EdgeQuantizer(precision, role, config.range_momentum, least_bits=LOGITS_LEAST_BITS if is_logits else 0)
-        node = _insert_after(traced, end, f"edges.{head.name}", edge)
+        node = _insert_after(traced, end, add_quantizer(traced, "edges", head.name, edge))
         kinds[node] = Kind.EDGE
         if role == "hold" and cycling:
             _insert_layer_inputs(traced, [reader for reader, layer in readers if layer in cycling], edge, kinds)
@@ -292,8 +316,7 @@ def _role(traced: fx.GraphModule, layer: fx.Node | None) -> Role | None:
     return module.role if isinstance(module, QuantizedLayer) else None
 
 
-def _insert_after(traced: fx.GraphModule, node: fx.Node, target: str, module: nn.Module) -> fx.Node:
-    traced.add_submodule(target, module)
+def _insert_after(traced: fx.GraphModule, node: fx.Node, target: str) -> fx.Node:
     users = list(node.users)
     with traced.graph.inserting_after(node):
         inserted = traced.graph.call_module(target, (node,))
@@ -310,8 +333,7 @@ def _insert_layer_inputs(
     for layer in layers:
         by_source.setdefault((layer.all_input_nodes[0], _role(traced, layer) or "cycle"), []).append(layer)
     for (source, role), readers in by_source.items():
-        target = f"layer_inputs.{readers[0].name}"
-        traced.add_submodule(target, LayerInput(edge, role))
+        target = add_quantizer(traced, "layer_inputs", readers[0].name, LayerInput(edge, role))
         with traced.graph.inserting_before(readers[0]):
             node = traced.graph.call_module(target, (source,))
         kinds[node] = Kind.EDGE

@@ -1,22 +1,25 @@
 """Re-estimation of BatchNorm statistics and activation ranges at the precision that will be served."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cpt_deploy.errors import DataError
 from cpt_deploy.quantization.cycling import CyclingModel, WeightBits
 from cpt_deploy.quantization.model import QuantizedModel
 from cpt_deploy.quantization.offsets import round_offsets
+from cpt_deploy.quantization.training_behaviour import keeps_statistics
 
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+Batches = Iterable[Tensor | Sequence[Any] | Mapping[str, Any]]
+"""Training inputs, or what a DataLoader yields: (inputs, labels), or a dictionary with the inputs."""
 
 
 def settle(
     model: QuantizedModel,
-    batches: Iterable[Tensor],
+    batches: Batches,
     *,
     weight_bits: WeightBits = None,
     activation_bits: int | None = None,
@@ -30,7 +33,8 @@ def settle(
 
     Args:
         model: The model; its mode and bits are restored afterwards.
-        batches: Training inputs, each (N, *input_shape), on the model's device. Some tens to hundreds are enough.
+        batches: Training inputs, each (N, *input_shape), or a DataLoader of (inputs, labels) or of dictionaries. Some
+            tens to hundreds are enough. A last batch of one is added to the one before it where BatchNorm needs more.
         weight_bits: Bits of the cycling weights, or of single layers by name, if they are to be frozen at other bits
             than the upper bound.
         activation_bits: Bits of the cycling activations, likewise.
@@ -41,7 +45,7 @@ def settle(
         The number of batches used.
 
     Raises:
-        DataError: If there is no batch; the model is then as before.
+        DataError: If there is no batch, or none that the model takes; the model is then as before.
         UsageError: If bits are out of range, or given for a layer that the model does not have.
     """
     with model.upper_bound(weight_bits, activation_bits):
@@ -51,26 +55,83 @@ def settle(
 
 
 @torch.no_grad()
-def estimate(model: QuantizedModel, batches: Iterable[Tensor], *, statistics: bool = True) -> int:
+def estimate(model: QuantizedModel, batches: Batches, *, statistics: bool = True) -> int:
     """Estimate what `settle` does, at the present bits, and leave the offsets as they are.
 
     Raises:
-        DataError: If there is no batch; the model is then as before.
+        DataError: If there is no batch, or none that the model takes; the model is then as before.
     """
-    iterator = iter(batches)
-    first = next(iterator, None)
+    inputs = _inputs(model, batches, at_least=2 if statistics and model.normalises_samples() else 1)
+    first = next(inputs, None)
     if first is None:
         raise DataError("Expected at least one batch to settle on, but got none")
     with observing(model, statistics=statistics):
         model(first)
-        return 1 + sum(1 for batch in iterator if model(batch) is not None)
+        return 1 + sum(1 for batch in inputs if model(batch) is not None)
+
+
+def _inputs(model: QuantizedModel, batches: Batches, at_least: int) -> Iterator[Tensor]:
+    """Yield the inputs of batches on the model's device; those of less than `at_least` samples with the one before."""
+    device = next(model.parameters()).device
+    held: Tensor | None = None
+    for batch in batches:
+        x = input_of(batch, model.input_shape).to(device)
+        if held is not None and min(len(x), len(held)) < at_least:
+            held = torch.cat((held, x))
+            continue
+        if held is not None:
+            yield held
+        held = x
+    if held is not None and len(held) < at_least:
+        raise DataError(
+            f"Expected batches of at least {at_least} samples, since a BatchNorm normalises over them, "
+            f"but got one of {len(held)}"
+        )
+    if held is not None:
+        yield held
+
+
+def input_of(batch: Any, input_shape: tuple[int, ...]) -> Tensor:
+    """Return the inputs of what a DataLoader yields: itself, the first of a sequence, the fitting one of a dictionary.
+
+    Args:
+        batch: What it yields.
+        input_shape: Shape of one input.
+
+    Raises:
+        DataError: If there is none of that shape, or its values are bytes.
+    """
+    if isinstance(batch, Mapping):
+        fitting = [v for v in batch.values() if isinstance(v, Tensor) and tuple(v.shape[1:]) == input_shape]
+        found = fitting[0] if len(fitting) == 1 else None
+    else:
+        found = batch[0] if isinstance(batch, tuple | list) and batch else batch
+    shape = ", ".join(map(str, ("N", *input_shape)))
+    if not isinstance(found, Tensor) or tuple(found.shape[1:]) != input_shape or not len(found):
+        raise DataError(
+            f"Expected batches of inputs ({shape}), but got {_named(batch)}",
+            hint="pass tensors, or a DataLoader whose batches are (inputs, ...) or dictionaries with one such tensor",
+        )
+    if found.dtype == torch.uint8:
+        raise DataError("Expected normalised inputs, but got bytes", hint="convert them as in training: to float32")
+    return found.float() if found.is_floating_point() else found
+
+
+def _named(batch: Any) -> str:
+    if isinstance(batch, Tensor):
+        return f"a tensor {tuple(batch.shape)}"
+    if isinstance(batch, Mapping):
+        return "a dictionary of " + ", ".join(f"{key}: {_named(value)}" for key, value in batch.items())
+    if isinstance(batch, tuple | list):
+        return f"a {type(batch).__name__} of {', '.join(map(_named, batch[:4])) or 'nothing'}"
+    return f"a {type(batch).__name__}"
 
 
 @contextmanager
 def observing(model: CyclingModel, *, statistics: bool = True) -> Iterator[None]:
     """Inside the context BatchNorms and edges average over all batches alike; everything else is in evaluation."""
     modes = {module: module.training for module in model.modules()}
-    norms = [module for module in model.modules() if statistics and isinstance(module, _NORMS)]
+    norms = [module for module in model.modules() if statistics and keeps_statistics(module)]
     momenta = [norm.momentum for norm in norms]
     edges = [edge for _, edge in model.edges()]
     try:

@@ -10,6 +10,9 @@ from torch.nn import functional
 
 from cpt_deploy.errors import ConversionError
 from cpt_deploy.quantization.arguments import give_by_position, unpack_sequences
+from cpt_deploy.quantization.constants import clamp, constant_arithmetic, fold_buffers, join_constants
+from cpt_deploy.quantization.naming import free_name
+from cpt_deploy.quantization.sizes import Seen, fold_sizes
 from cpt_deploy.quantization.tracer import Tracer
 
 
@@ -25,19 +28,6 @@ class NoIntegerFormError(ConversionError):
     def __init__(self, message: str, *, hint: str | None = None, reason: str) -> None:
         super().__init__(message, hint=hint)
         self.reason = reason
-
-
-class ChannelwiseConstant(nn.Module):
-    """`x · factor + offset` with numbers, the form in which arithmetic with constants enters the graph."""
-
-    def __init__(self, factor: float, offset: float) -> None:
-        super().__init__()
-        self.factor = factor
-        self.offset = offset
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Apply to a tensor of any shape."""
-        return x * self.factor + self.offset
 
 
 def trace(
@@ -67,15 +57,18 @@ def trace(
             reason=f"its graph cannot be traced: {error}",
         ) from error
     traced = fx.GraphModule(model, graph)
+    traced.eval()  # shapes are found without changing statistics
     _check_single_input(traced)
+    fold_buffers(traced)
     give_by_position(traced)
-    _lift_functions(traced, training=training)
-    _make_out_of_place(traced)
-    _decompose_gated_activations(traced)
-    _remove_no_ops(traced)
-    traced.graph.eliminate_dead_code()
-    traced.recompile()
     try:
+        _lift_functions(traced, fold_sizes(traced, input_shape), training=training)
+        _make_out_of_place(traced)
+        _decompose_gated_activations(traced)
+        _remove_no_ops(traced)
+        join_constants(traced)
+        traced.graph.eliminate_dead_code()
+        traced.recompile()
         propagate_shapes(traced, input_shape)
         if unpack_sequences(traced):
             propagate_shapes(traced, input_shape)
@@ -167,7 +160,7 @@ def _argument(node: fx.Node, position: int, name: str, default: Any) -> Any:
 def _pool(module: type[nn.Module]) -> Callable[[fx.Node], nn.Module]:
     names = {
         nn.MaxPool2d: ("kernel_size", "stride", "padding", "dilation", "ceil_mode"),
-        nn.AvgPool2d: ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad"),
+        nn.AvgPool2d: ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override"),
     }[module]
 
     def build(node: fx.Node) -> nn.Module:
@@ -218,22 +211,24 @@ _FUNCTION_MODULES: dict[object, Callable[[fx.Node], nn.Module]] = {
 }
 
 
-def _lift_functions(traced: fx.GraphModule, *, training: bool) -> None:
+def _lift_functions(traced: fx.GraphModule, seen: Seen, *, training: bool) -> None:
     """Replace functional forms by the modules that `prepare` knows, each under a name of its own."""
     for node in list(traced.graph.nodes):
         if node.op not in ("call_function", "call_method"):
             continue
-        module = nn.Identity() if training and _never_drops(node) else _module_for(node)
-        if module is None:
+        found = _module_for(node, traced, seen)
+        if training and _never_drops(node):
+            found = nn.Identity(), _first_tensor(node)
+        if found is None:
             continue
-        name = f"{node.name}_module"
-        if hasattr(traced, name):  # `x + 3` would become `add_module`, which every module has
-            name = f"{node.name}_function"
+        module, source = found
+        name = free_name(traced, f"{node.name}_module")  # `x + 3` would become `add_module`, which every module has
         traced.add_module(name, module)
         with traced.graph.inserting_after(node):
-            lifted = traced.graph.call_module(name, (_first_tensor(node),))
+            lifted = traced.graph.call_module(name, (source,))
         lifted.meta.update(node.meta)
         lifted.meta["in_place"], lifted.meta["lifted"] = _is_in_place(node), describe(node, traced)
+        seen.values[lifted] = seen.values[node]
         node.replace_all_uses_with(lifted)
         traced.graph.erase_node(node)
 
@@ -243,46 +238,11 @@ def _first_tensor(node: fx.Node) -> fx.Node:
     return next(value for value in operands if isinstance(value, fx.Node))
 
 
-def _module_for(node: fx.Node) -> nn.Module | None:
+def _module_for(node: fx.Node, traced: fx.GraphModule, seen: Seen) -> tuple[nn.Module, fx.Node] | None:
+    """Return the module that computes what a function or a method does, and the tensor that it reads."""
     if node.target in _FUNCTION_MODULES:
-        return _FUNCTION_MODULES[node.target](node)
-    return _constant_arithmetic(node)
-
-
-def _constant_arithmetic(node: fx.Node) -> nn.Module | None:
-    """Recognise `x + 3`, `x / 6`, `2 * x` and the like on tensors (shape arithmetic works on other operators' ints)."""
-    add = {operator.add, torch.add, operator.iadd, "add", "add_"}
-    multiply = {operator.mul, torch.mul, operator.imul, "mul", "mul_"}
-    subtract = {operator.sub, torch.sub, operator.isub, "sub", "sub_"}
-    divide = {operator.truediv, torch.div, operator.itruediv, "div", "div_"}
-    if node.target not in add | multiply | subtract | divide or len(node.args) != 2 or _reads_a_size(node):
-        return None
-    alpha = float(node.kwargs.get("alpha", 1.0))  # type: ignore[arg-type]
-    left, right = node.args
-    constant = right if isinstance(left, fx.Node) else left
-    scales_a_tensor = "alpha" in node.kwargs and constant is left
-    if not isinstance(constant, int | float) or set(node.kwargs) - {"alpha"} or scales_a_tensor:
-        return None
-    if node.target in add:
-        return ChannelwiseConstant(1.0, alpha * float(constant))
-    if node.target in multiply:
-        return ChannelwiseConstant(float(constant), 0.0)
-    if node.target in subtract:
-        return ChannelwiseConstant(*((1.0, -alpha * float(constant)) if constant is right else (-1.0, float(constant))))
-    return ChannelwiseConstant(1.0 / float(constant), 0.0) if constant is right else None
-
-
-def _reads_a_size(node: fx.Node) -> bool:
-    """Return whether a node is arithmetic on sizes, not on tensors."""
-    for source in node.all_input_nodes:
-        if source.target in ("size", "numel", "dim", len) or (source.target is getattr and source.args[1] == "shape"):
-            return True
-        if source.op == "call_function" and source.target is not getattr and _reads_a_size(source):
-            return source.target in _SIZE_ARITHMETIC
-    return False
-
-
-_SIZE_ARITHMETIC = {operator.getitem, operator.floordiv, operator.mul, operator.add, operator.sub, operator.truediv}
+        return _FUNCTION_MODULES[node.target](node), _first_tensor(node)
+    return constant_arithmetic(node, traced, seen) or clamp(node, traced, seen)
 
 
 # --- in-place operations ------------------------------------------------------------------------------------------
@@ -335,7 +295,7 @@ def _decompose_gated_activations(traced: fx.GraphModule) -> None:
         gate = gates.get(type(traced.get_submodule(str(node.target))))
         if gate is None:
             continue
-        name = f"{node.name}_gate"
+        name = free_name(traced, f"{node.name}_gate")
         traced.add_module(name, gate())
         source = node.all_input_nodes[0]
         with traced.graph.inserting_before(node):

@@ -6,12 +6,12 @@ from enum import Enum
 import torch
 from torch import fx, nn
 
+from cpt_deploy.quantization.constants import ChannelwiseConstant
 from cpt_deploy.quantization.edges import EdgeQuantizer, LayerInput
 from cpt_deploy.quantization.layers import QuantizedLayer, is_quantizable
 from cpt_deploy.quantization.synchronized_norm import SynchronizedBatchNorm1d, SynchronizedBatchNorm2d
 from cpt_deploy.quantization.tracer import is_stochastic_depth
 from cpt_deploy.quantization.tracing import (
-    ChannelwiseConstant,
     NoIntegerFormError,
     describe,
     is_tensor,
@@ -159,9 +159,49 @@ def _module_kind(node: fx.Node, module: nn.Module) -> Kind | None:
         return Kind.CLAMP if module.min_val == 0 else Kind.TABLE
     if type(module) is nn.Softplus and (module.beta != 1 or module.threshold < _LEAST_THRESHOLD):
         return None  # ONNX has one Softplus only
+    if _is_float_form(node, module):
+        return None
     if isinstance(module, nn.AdaptiveAvgPool2d):
         return _adaptive_kind(shape_of(node.all_input_nodes[0])[-2:], shape_of(node)[-2:])
     return Kind.KEEP if is_stochastic_depth(module) else _MODULE_KINDS.get(type(module))
+
+
+def _is_float_form(node: fx.Node, module: nn.Module) -> bool:
+    """Return whether a module of a kind that has an integer form is set to something that has none."""
+    match module:
+        case nn.modules.batchnorm._BatchNorm():
+            return not has_statistics(module)
+        case nn.Softplus():
+            return (module.beta, module.threshold) != (1, 20)
+        case nn.AvgPool2d():
+            return not has_one_divisor(module, shape_of(node.all_input_nodes[0]))
+        case nn.MaxPool1d() | nn.MaxPool2d():
+            return bool(module.return_indices)
+    return False
+
+
+def has_statistics(norm: nn.Module | None) -> bool:
+    """Return whether a BatchNorm normalises by running averages in evaluation, not by the batch's own statistics."""
+    return isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.running_mean is not None
+
+
+def has_one_divisor(pool: nn.AvgPool2d, shape: tuple[int, ...]) -> bool:
+    """Return whether all windows of an average are divided by one number, on inputs of a shape (C, H, W)."""
+    if pool.divisor_override:
+        return not pool.ceil_mode or not _cuts_windows(pool, shape)
+    return not (any(pair(pool.padding)) and not pool.count_include_pad) and not (
+        pool.ceil_mode and _cuts_windows(pool, shape)
+    )
+
+
+def _cuts_windows(pool: nn.AvgPool2d, shape: tuple[int, ...]) -> bool:
+    kernel, strides, padding = pair(pool.kernel_size), pair(pool.stride), pair(pool.padding)
+    return any((size + 2 * p - k) % s for size, k, s, p in zip(shape[-2:], kernel, strides, padding, strict=True))
+
+
+def pair(value: int | tuple[int, ...]) -> tuple[int, ...]:
+    """Return a size of two dimensions that is given as one number or two."""
+    return (value, value) if isinstance(value, int) else tuple(value)
 
 
 def _adaptive_kind(before: tuple[int, ...], after: tuple[int, ...]) -> Kind | None:

@@ -55,7 +55,7 @@ def load_run(run_dir: Path) -> TrainedRun:
     content, digest = _verified_weights(directory, report)
     preprocessing = Preprocessing.from_dict(report.preprocessing)
     with torch.random.fork_rng(devices=[]):
-        model = build_cpt_model(recipe, len(report.classes), preprocessing)
+        model = build_cpt_model(recipe, len(report.classes), preprocessing, trained=True)
     _load_weights(model, content, recipe, directory)
     return TrainedRun(run_dir, recipe, model, report.classes, preprocessing, digest, report)
 

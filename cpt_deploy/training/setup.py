@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
+from cpt_deploy import preparation, quantization
 from cpt_deploy.bundle import Preprocessing
 from cpt_deploy.data import (
     Augmentation,
@@ -26,7 +27,7 @@ from cpt_deploy.data import (
 from cpt_deploy.errors import UsageError
 from cpt_deploy.models import build_model
 from cpt_deploy.precision import BitOpsMeter, LayerCost, PrecisionSchedule, share_of_steps
-from cpt_deploy.quantization import CyclingModel, LayerGroup, QuantizationConfig, QuantizedModel, prepare
+from cpt_deploy.quantization import CyclingModel, LayerGroup, QuantizationConfig, QuantizedModel
 from cpt_deploy.recipe import Recipe
 from cpt_deploy.training.optimizers import build_optimizer
 
@@ -169,13 +170,21 @@ def _memory_to_keep(megabytes: int | None) -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4
 
 
-def build_cpt_model(recipe: Recipe, classes: int, preprocessing: Preprocessing) -> QuantizedModel:
+def build_cpt_model(
+    recipe: Recipe, classes: int, preprocessing: Preprocessing, *, trained: bool = False
+) -> QuantizedModel:
     """Build and prepare the model of a recipe, with fresh weights, on the CPU.
+
+    Args:
+        recipe: The settings.
+        classes: Number of classes.
+        preprocessing: How an image becomes an input.
+        trained: Whether it gets the weights of a run; it was tried out then, before that run.
 
     Raises:
         CptError: If the model is unknown, cannot take these images, or has no quantized form.
     """
-    return prepare_network(build_network(recipe, classes, preprocessing), recipe, preprocessing)
+    return prepare_network(build_network(recipe, classes, preprocessing), recipe, preprocessing, trained=trained)
 
 
 def build_network(recipe: Recipe, classes: int, preprocessing: Preprocessing) -> nn.Module:
@@ -193,7 +202,9 @@ def build_network(recipe: Recipe, classes: int, preprocessing: Preprocessing) ->
     )
 
 
-def prepare_network(network: nn.Module, recipe: Recipe, preprocessing: Preprocessing) -> QuantizedModel:
+def prepare_network(
+    network: nn.Module, recipe: Recipe, preprocessing: Preprocessing, *, trained: bool = False
+) -> QuantizedModel:
     """Prepare the float network of a recipe for training, with its weights.
 
     Raises:
@@ -211,7 +222,8 @@ def prepare_network(network: nn.Module, recipe: Recipe, preprocessing: Preproces
             for number, group in enumerate(precision.groups, start=1)
         ),
     )
-    prepared = prepare(network, config, preprocessing.input_shape)
+    convert = quantization.prepare if trained else preparation.prepare
+    prepared = convert(network, config, preprocessing.input_shape)
     prepared.compute = recipe.train.compute
     return prepared
 

@@ -1,0 +1,164 @@
+"""`prepare`, with a trial: the untrained network is frozen, written and run, before training is paid for."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from cpt_deploy import quantization
+from cpt_deploy.errors import ConversionError
+from cpt_deploy.quantization import QuantizationConfig, QuantizedModel
+from cpt_deploy.quantization.settling import observing
+
+if TYPE_CHECKING:
+    from cpt_deploy.freezing import IntegerGraph
+
+#: Inputs of a trial: a number that neither tracing nor export had for an example.
+_SAMPLES = 3
+#: Codes by which float32 may differ from itself where real values are quantized.
+_CODES = 2
+#: How far the results of executor and onnxruntime may lie from each other, as a part of the largest. Rounding makes
+#: far less, but in a network with random weights it grows from layer to layer.
+_TOLERANCE = 0.25
+
+
+def prepare(
+    model: nn.Module,
+    config: QuantizationConfig,
+    input_shape: tuple[int, ...],
+    *,
+    input_dtype: torch.dtype = torch.float32,
+) -> QuantizedModel:
+    """Convert a float model to one that trains with cyclic precision and can be deployed.
+
+    It is `quantization.prepare`, which says what becomes of the model. Before it is returned, the untrained network
+    is frozen, written to ONNX and run by onnxruntime: what cannot be deployed is so found before training is paid for.
+    Where that fails for a network of integers, it is tried with operations in float.
+
+    Args:
+        model: A float model with one input tensor and one output tensor (N, ...); it is copied, not changed.
+        config: Bounds and roles.
+        input_shape: Shape of one input without the batch dimension, e.g. (3, 32, 32).
+        input_dtype: float32, or int64 for token ids.
+
+    Returns:
+        The CPT model, at the upper bound.
+
+    Raises:
+        ConversionError: If the model cannot be captured, frozen, written or run; names the operation and the module.
+    """
+    return quantization.prepare(model, config, input_shape, input_dtype=input_dtype, trial=try_out)
+
+
+def try_out(model: QuantizedModel) -> None:
+    """Freeze a prepared model in ranges of random inputs, write it, and compare onnxruntime with the executor.
+
+    Args:
+        model: A model that has seen no data; it is as before afterwards, and so is the state of random numbers.
+
+    Raises:
+        ConversionError: If a step fails, or onnxruntime computes something else.
+    """
+    from cpt_deploy.export.onnx_writer import write_onnx  # onnx and its exporter take long to import
+    from cpt_deploy.freezing import freeze
+
+    stage = "run on random inputs"
+    device = next(model.parameters()).device
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        try:
+            with _provisional_ranges(model, device) as x:
+                stage = "frozen to integers"
+                graph = freeze(model)
+                stage = "written to ONNX"
+                file = write_onnx(graph)
+                stage = "run by onnxruntime"
+                _compare(graph, file, x.cpu())
+        except ConversionError:
+            raise
+        except Exception as error:
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+            raise ConversionError(
+                f"Expected a network that can be {stage}, but it failed before training: "
+                f"{type(error).__name__}: {lines[0] if lines else 'no reason was given'}",
+                hint="replace the operation in the model, or take it out of what is converted",
+            ) from error
+
+
+@contextmanager
+def _provisional_ranges(model: QuantizedModel, device: torch.device) -> Iterator[Tensor]:
+    """Inside the context every edge has a range; yields the inputs that it is from."""
+    generator = torch.Generator().manual_seed(0)
+    given = next(node for node in model.network.graph.nodes if node.op == "placeholder")
+    if given.meta.get("dtype", torch.float32).is_floating_point:
+        x = torch.randn(_SAMPLES, *model.input_shape, generator=generator)
+    else:
+        x = torch.randint(0, 2, (_SAMPLES, *model.input_shape), generator=generator)
+    x = x.to(device)
+    edges = [edge for _, edge in model.edges()]
+    try:
+        with torch.no_grad(), observing(model, statistics=False):
+            model(x)
+        for edge in edges:
+            if not bool(torch.isfinite(edge.low) & torch.isfinite(edge.high) & (edge.low < edge.high)):
+                edge.low.fill_(-1.0)  # random inputs of a function that is not defined everywhere, or a dead layer
+                edge.high.fill_(1.0)
+        yield x
+    finally:
+        for edge in edges:
+            edge.reset()
+
+
+def _compare(graph: "IntegerGraph", file: bytes, x: Tensor) -> None:
+    """Run a file on a batch and on one input, and compare with the executor.
+
+    Results are compared loosely, since a code that comes out differently makes others differ behind it. Where real
+    values are quantized they are compared to the code, each from what onnxruntime had before it.
+    """
+    from cpt_deploy.bundle.sessions import open_session
+    from cpt_deploy.freezing import IntegerExecutor
+    from cpt_deploy.freezing.graph import Quantize
+
+    executor = IntegerExecutor(graph)
+    entries = [operation.output for operation in graph.operations if isinstance(operation, Quantize)]
+    session = open_session(_with_outputs(file, entries, graph) if entries else file, threads=1)
+    for batch in (x, x[:1]):
+        results = session.run(None, {session.get_inputs()[0].name: batch.numpy()})
+        logits, codes = (
+            torch.from_numpy(results[0]),
+            dict(zip(entries, map(torch.from_numpy, results[1:]), strict=True)),
+        )
+        for name, own in executor.entries(batch, codes).items() if entries else ():
+            worst = float((own - codes[name].to(own.dtype)).abs().max())
+            if worst > _CODES:
+                raise ConversionError(
+                    f"Expected onnxruntime to compute the float operations before {name!r} as PyTorch does, "
+                    f"but they differ by {worst:.0f} codes",
+                    hint="one of these operations has another meaning in ONNX: write it in other operations",
+                )
+        with torch.no_grad():
+            expected = executor(batch)
+        if logits.shape != expected.shape or not _are_close(logits, expected):
+            raise ConversionError(
+                f"Expected onnxruntime to compute what the frozen network computes, but for {len(batch)} inputs the "
+                f"results of shapes {tuple(logits.shape)} and {tuple(expected.shape)} differ",
+                hint="one of the model's operations has another meaning in ONNX: write it in other operations",
+            )
+
+
+def _are_close(results: Tensor, expected: Tensor) -> bool:
+    both = torch.isfinite(expected) & torch.isfinite(results)
+    largest = float(expected[both].abs().max()) if both.any() else 0.0
+    return not both.any() or float((results - expected)[both].abs().max()) <= _TOLERANCE * largest
+
+
+def _with_outputs(file: bytes, names: list[str], graph: "IntegerGraph") -> bytes:
+    import onnx
+
+    model = onnx.load_model_from_string(file)
+    for name in names:
+        kind = onnx.TensorProto.INT8 if graph.tensors[name].signed else onnx.TensorProto.UINT8
+        model.graph.output.append(onnx.helper.make_tensor_value_info(name, kind, None))
+    serialized: bytes = model.SerializeToString()
+    return serialized

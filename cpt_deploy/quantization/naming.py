@@ -1,0 +1,123 @@
+"""Names of modules: those that are added to a network clash with none, and a network's own that a graph cannot have.
+
+A `torch.fx.GraphModule` holds the modules of a network beside attributes of its own, and its code names them.
+"""
+
+import keyword
+import operator
+from collections.abc import ItemsView, Iterator, KeysView
+from typing import Any
+
+from torch import fx, nn
+
+
+def free_name(owner: nn.Module, name: str) -> str:
+    """Return `name`, or what it takes of underscores behind it to be a name that `owner` can give to a new module."""
+    while hasattr(owner, name) or keyword.iskeyword(name):
+        name += "_"
+    return name
+
+
+def add_quantizer(traced: fx.GraphModule, container: str, name: str, module: nn.Module) -> str:
+    """Add a quantizer to one of the containers that hold a network's quantizers.
+
+    Args:
+        traced: The network.
+        container: "edges" or "layer_inputs"; the network may have modules of these names, beside which the container
+            has another one.
+        name: Name of the node before it, or of the layer that reads it.
+        module: The quantizer.
+
+    Returns:
+        Its path in the network.
+    """
+    containers = traced.meta.setdefault("containers", {})
+    if container not in containers:
+        containers[container] = free_name(traced, container)
+        traced.add_module(containers[container], nn.ModuleDict())
+    holder = traced.get_submodule(containers[container])
+    own = free_name(holder, name)
+    holder.add_module(own, module)
+    return f"{containers[container]}.{own}"
+
+
+def own_name(node: fx.Node) -> str:
+    """Return the name of a quantizer in its container."""
+    return str(node.target).rpartition(".")[2]
+
+
+def place(traced: fx.GraphModule, name: str, module: nn.Module) -> None:
+    """Put a module at a path of a graph's module, where there may be one that only holds its parameters."""
+    try:
+        operator.attrgetter(name)(traced)
+    except AttributeError:
+        traced.add_submodule(name, module)
+    else:
+        traced.set_submodule(name, module)
+
+
+# --- a network's own names --------------------------------------------------------------------------------------------
+
+
+class _RenamedDict(nn.ModuleDict):
+    """A ModuleDict whose modules are registered under other names than they are asked for by."""
+
+    def __init__(self, modules: dict[str, nn.Module]) -> None:
+        super().__init__()
+        self.by_key = dict(modules)  # a plain dictionary, whose modules are not registered again
+
+    def __getitem__(self, key: str) -> nn.Module:
+        return self.by_key[key]
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.by_key
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.by_key)
+
+    def keys(self) -> KeysView[str]:
+        """Return the names by which modules are asked for."""
+        return self.by_key.keys()
+
+    def items(self) -> ItemsView[str, nn.Module]:
+        """Return these names with the modules."""
+        return self.by_key.items()
+
+
+def rename_clashing(model: nn.Module) -> None:
+    """Register what has a name that no graph can have under another one, in place.
+
+    Such names are Python's keywords, `self`, and at the top those of attributes of a GraphModule, as `graph` or `meta`.
+    The model's own code finds everything under its old name.
+    """
+    graph_module = fx.GraphModule(nn.Module(), fx.Graph())
+    for path, module in list(model.named_modules()):
+        kept: set[str] = set()
+        for store in (module._modules, module._parameters, module._buffers):
+            clashing = [n for n in store if keyword.iskeyword(n) or (not path and _is_taken(graph_module, n))]
+            kept.update(clashing)
+        if not kept:
+            continue
+        if type(module) is nn.ModuleDict:
+            renamed = _RenamedDict(dict(module.items()))
+            renamed._modules, renamed.training = module._modules, module.training
+            model.set_submodule(path, renamed)
+            module = renamed  # noqa: PLW2901
+        for store in (module._modules, module._parameters, module._buffers):
+            _rename(module, store, kept)
+
+
+def _is_taken(graph_module: fx.GraphModule, name: str) -> bool:
+    return name == "self" or (name not in ("training",) and hasattr(graph_module, name))
+
+
+def _rename(module: nn.Module, store: dict[str, Any], names: set[str]) -> None:
+    everything = list(store.items())
+    store.clear()
+    for name, value in everything:
+        new = name
+        while name in names and (new == name or hasattr(module, new) or new in dict(everything)):
+            new += "_"
+        store[new] = value
+        if name in names:
+            module.__dict__[name] = value

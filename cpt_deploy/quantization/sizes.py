@@ -1,0 +1,96 @@
+"""What the nodes of a traced graph yield, found without computing: shapes of tensors, and sizes as numbers."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+#: Two sizes of a batch: what is the same in both does not depend on it.
+_BATCHES = (2, 3)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What nodes yield for a batch of two.
+
+    Args:
+        values: By node: the shape of a floating-point tensor (`torch.Size`) in a tuple of one, or the value itself.
+    """
+
+    values: dict[fx.Node, Any]
+
+    def is_tensor(self, node: fx.Node) -> bool:
+        """Return whether a node yields a floating-point tensor."""
+        return isinstance(self.values.get(node), _Shape)
+
+    def shape(self, node: fx.Node) -> tuple[int, ...]:
+        """Return the shape of a node's tensor, the batch dimension included."""
+        shape: tuple[int, ...] = self.values[node].sizes
+        return shape
+
+
+@dataclass(frozen=True, slots=True)
+class _Shape:
+    sizes: tuple[int, ...]
+
+
+class _Observer(fx.Interpreter):
+    def __init__(self, traced: fx.GraphModule) -> None:
+        super().__init__(traced)
+        self.extra_traceback = False
+        self.seen: dict[fx.Node, Any] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        if isinstance(result, Tensor):
+            self.seen[n] = _Shape(tuple(result.shape)) if result.is_floating_point() else None
+        else:
+            self.seen[n] = result
+        return result
+
+
+def fold_sizes(traced: fx.GraphModule, input_shape: tuple[int, ...]) -> Seen:
+    """Put numbers in the place of sizes that do not depend on the batch, and return what nodes yield.
+
+    So `avg_pool2d(x, x.shape[2:])` has a window of known size. Nothing is computed: tensors have shapes only.
+
+    Args:
+        traced: A graph in evaluation mode; what nobody reads any more is left in it.
+        input_shape: Shape of one input without the batch dimension.
+    """
+    first, second = (_observed(traced, (size, *input_shape)) for size in _BATCHES)
+    for node in traced.graph.nodes:
+        if node.op in ("call_function", "call_method") and _is_size(first[node]) and first[node] == second[node]:
+            for user in list(node.users):
+                _replace(user, node, _plain(first[node]))
+    return Seen(first)
+
+
+def _replace(user: fx.Node, node: fx.Node, value: Any) -> None:
+    def known(source: fx.Node) -> Any:
+        return value if source is node else source
+
+    if user.op != "output":
+        user.args, user.kwargs = fx.node.map_arg(user.args, known), fx.node.map_arg(user.kwargs, known)
+
+
+def _plain(value: Any) -> Any:
+    """Return a `torch.Size` as a tuple."""
+    return tuple(_plain(part) for part in value) if isinstance(value, tuple | list) else value
+
+
+def _observed(traced: fx.GraphModule, shape: tuple[int, ...]) -> dict[fx.Node, Any]:
+    device = next((parameter.device for parameter in traced.parameters()), torch.device("cpu"))
+    observer = _Observer(traced)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():
+        observer.run(mode.from_tensor(torch.zeros(shape, device=device)))
+    return observer.seen
+
+
+def _is_size(value: Any) -> bool:
+    """Return whether a value is a number, or a tuple or list of numbers."""
+    if isinstance(value, tuple | list):
+        return bool(value) and all(_is_size(part) for part in value)
+    return isinstance(value, int | float)
