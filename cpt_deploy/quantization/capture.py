@@ -220,7 +220,7 @@ def _lift_training_behaviour(traced: fx.GraphModule, model: nn.Module) -> None:
         elif node.target is torch.ops.cpt_deploy.stochastic_depth.default:
             name = str(node.args[1])
             replace_by_module(traced, node, name, model.get_submodule(name), node.args[:1])
-        elif node.target is aten.batch_norm.default:
+        elif node.target is aten.batch_norm.default and node.args[3] is not None:
             statistics: Any = node.args[3]
             name = str(statistics.target).rpartition(".")[0]
             replace_by_module(traced, node, name, model.get_submodule(name), node.args[:1])

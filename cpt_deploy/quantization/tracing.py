@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
+from torch.nn.utils import parametrize
 
 from cpt_deploy.errors import ConversionError
 
@@ -17,10 +18,13 @@ def is_torchvision_depth(module: nn.Module | None) -> bool:
     return kind.__name__ == "StochasticDepth" and kind.__module__.startswith("torchvision.")
 
 
-class _Tracer(fx.Tracer):
+class NetworkTracer(fx.Tracer):
     """Keeps every `torch.nn` module whole, and the few others that are one operation."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Return whether a call of a module is one operation of the graph."""
+        if not parametrize.type_before_parametrizations(m).__module__.startswith("torch."):
+            return is_torchvision_depth(m)  # a parametrized module of the user's is of a class that torch made
         return is_torchvision_depth(m) or super().is_leaf_module(m, module_qualified_name)
 
 
@@ -57,7 +61,7 @@ def trace(model: nn.Module, input_shape: tuple[int, ...]) -> fx.GraphModule:
     training = model.training
     model.eval()
     try:
-        graph = _Tracer().trace(model)
+        graph = _graph(model, input_shape)
     except Exception as error:
         raise NoIntegerFormError(
             f"Expected a model whose graph can be traced, but tracing {type(model).__name__} failed: {error}",
@@ -81,6 +85,19 @@ def trace(model: nn.Module, input_shape: tuple[int, ...]) -> fx.GraphModule:
         ) from error
     traced.train(training)
     return traced
+
+
+def _graph(model: nn.Module, input_shape: tuple[int, ...]) -> fx.Graph:
+    """Trace a model; where it asks for numbers, with its sizes known."""
+    from cpt_deploy.quantization.known_sizes import SizeTracer
+
+    try:
+        return NetworkTracer().trace(model)
+    except Exception as error:
+        try:
+            return SizeTracer(input_shape).trace(model)
+        except Exception:
+            raise error from None
 
 
 class _ShapeRecorder(fx.Interpreter):

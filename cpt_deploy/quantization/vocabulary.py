@@ -8,6 +8,7 @@ from torch import fx, nn
 
 from cpt_deploy.quantization.edges import EdgeQuantizer, LayerInput
 from cpt_deploy.quantization.layers import QuantizedLayer, is_quantizable
+from cpt_deploy.quantization.padding import Padding
 from cpt_deploy.quantization.synchronized_norm import SynchronizedBatchNorm1d, SynchronizedBatchNorm2d
 from cpt_deploy.quantization.tracing import (
     ChannelwiseConstant,
@@ -109,8 +110,8 @@ def classify(node: fx.Node, traced: fx.GraphModule) -> Kind:
     if kind is None:
         raise NoIntegerFormError(
             f"Expected operations that have an integer form, but got {describe(node, traced)}",
-            hint="supported: Conv1d/2d, Linear, BatchNorm, ReLU-like and elementwise activations, pooling, +, *, cat, "
-            "reshape, transpose, chunk, Dropout",
+            hint="supported: Conv1d/2d, ConvTranspose1d/2d, Linear, BatchNorm, ReLU-like and elementwise "
+            "activations, pooling, padding, +, *, cat, reshape, transpose, chunk, Dropout",
         )
     return kind
 
@@ -145,6 +146,8 @@ def _module_kind(node: fx.Node, module: nn.Module) -> Kind | None:
         return Kind.CLAMP if module.min_val == 0 else Kind.TABLE
     if isinstance(module, nn.AdaptiveAvgPool2d):
         return _adaptive_kind(shape_of(node.all_input_nodes[0])[-2:], shape_of(node)[-2:])
+    if isinstance(module, Padding):  # of the batch there is none
+        return Kind.KEEP if len(module.widths) // 2 < len(node.meta["shape"]) else None
     return Kind.KEEP if is_torchvision_depth(module) else _MODULE_KINDS.get(type(module))
 
 
