@@ -85,9 +85,8 @@ def ordinary_kernel(codes: Codes, axes: Sequence[Axis], groups: int) -> Codes:
     for taps in itertools.product(*(range(len(axis.taps)) for axis in axes)):
         places = [axis.taps[tap] for axis, tap in zip(axes, taps, strict=True)]
         in_block, in_kernel = ([place[i] for place in places] for i in (0, 1))
-        whole[(everything, *in_block, everything, everything, *in_kernel)] = grouped[
-            (everything, everything, everything, *taps)
-        ]
+        tap = grouped[(everything, everything, everything, *taps)]
+        whole[(everything, *in_block, everything, everything, *in_kernel)] = tap
     return whole.reshape(-1, inputs, *kernel)
 
 
