@@ -6,7 +6,7 @@ products read one parameter, their layers share it.
 """
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any, NamedTuple
 
 import torch
@@ -99,15 +99,18 @@ def lift_products(traced: fx.GraphModule) -> list[fx.Node]:
         if product is None:
             continue
         product, last = _with_bias(product, node, traced)
+        parts = [*([] if product.bias is None else [product.bias]), *_sources(product.weight)]
         key = (product.kind, product.weight, product.turned, product.bias, repr(product.options))
         if key not in layers:
-            layers[key] = _place(traced, product)
+            owned = all(user in (*parts, node, last) for part in parts for user in part.users)
+            layers[key] = _place(traced, product, {str(part.target) for part in parts} if owned else set())
         with traced.graph.inserting_after(last):
             call = traced.graph.call_module(layers[key], (product.input,))
         call.meta.update(last.meta)
         last.replace_all_uses_with(call)
-        for done in dict.fromkeys((last, node)):
-            traced.graph.erase_node(done)
+        for done in dict.fromkeys((last, node, *reversed(parts))):
+            if not done.users:
+                traced.graph.erase_node(done)
         calls.append(call)
     traced.graph.eliminate_dead_code()
     return calls
@@ -214,14 +217,20 @@ def _shape(product: _Product, traced: fx.GraphModule) -> tuple[int, ...]:
     return shape[::-1] if product.turned else shape
 
 
-def _place(traced: fx.GraphModule, product: _Product) -> str:
-    """Make the layer of a product, put it into the graph's module and return its path."""
+def _place(traced: fx.GraphModule, product: _Product, own: Set[str]) -> str:
+    """Make the layer of a product, put it into the graph's module and return its path.
+
+    Args:
+        traced: The graph.
+        product: The product.
+        own: What nothing else reads, by name: then the module that holds it may be replaced.
+    """
     weight = product.weight
     if weight.op == "get_attr" and not product.turned:
         original, computation = weight, None
     else:
         original, computation = _computation(product, traced)
-    path = _path(traced, original, product.kind)
+    path = _path(traced, product, original, own)
     layer: Any = _layer(product, _shape(product, traced))
     layer.weight = _parameter(_value(original, traced))
     if product.bias is not None:
@@ -254,18 +263,20 @@ def _layer(product: _Product, shape: tuple[int, ...]) -> nn.Module:
     return kind(*channels, shape[2:], **options)
 
 
-def _path(traced: fx.GraphModule, weight: fx.Node, kind: type[nn.Module]) -> str:
-    """Return where a layer stands: where the module is of which the weight is, if that is such a layer or its kind.
+def _path(traced: fx.GraphModule, product: _Product, weight: fx.Node, own: Set[str]) -> str:
+    """Return where a layer stands: where the module is of which the weight is, if that does nothing else.
 
     Otherwise it is named by its parameter: `attention.in_proj` for `attention.in_proj_weight`.
     """
     owner, _, name = str(weight.target).rpartition(".")
     owner = owner.removesuffix(".parametrizations.weight")
-    called = any(node.target == owner for node in traced.graph.find_nodes(op="call_module"))
     plain = name == "weight" or name.startswith("original")
-    if owner and plain and isinstance(traced.get_submodule(owner), kind) and not called:
-        return owner
-    short = kind.__name__.lower()
+    if owner and plain:
+        read = {str(node.target) for node in traced.graph.nodes if node.op in ("get_attr", "call_module")}
+        inside = {target for target in read if f"{target}.".startswith(f"{owner}.")}
+        if inside <= own:
+            return owner
+    short = product.kind.__name__.lower()
     path = f"{owner}_{short}" if plain else f"{owner}.{name.removesuffix('_weight')}"
     path = path.strip("._")
     if _has(traced, path):
@@ -283,16 +294,22 @@ def _has(traced: fx.GraphModule, path: str) -> bool:
     return True
 
 
+def _sources(node: fx.Node) -> list[fx.Node]:
+    """Return all that a value is computed of and itself, in an order in which it can be computed."""
+    found: dict[fx.Node, None] = {}
+
+    def visit(part: fx.Node) -> None:
+        for source in part.all_input_nodes:
+            visit(source)
+        found[part] = None
+
+    visit(node)
+    return list(found)
+
+
 def _computation(product: _Product, traced: fx.GraphModule) -> tuple[fx.Node, fx.GraphModule]:
     """Return the parameter of which most of a weight is computed, and what computes it of that."""
-    needed: dict[fx.Node, None] = {}
-
-    def visit(node: fx.Node) -> None:
-        for source in node.all_input_nodes:
-            visit(source)
-        needed[node] = None
-
-    visit(product.weight)
+    needed = _sources(product.weight)
     held = [node for node in needed if node.op == "get_attr"]
     values = {node: _value(node, traced) for node in held}
     original = max(held, key=lambda node: (isinstance(values[node], nn.Parameter), values[node].numel()))
