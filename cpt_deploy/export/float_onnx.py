@@ -10,21 +10,8 @@ from torch import nn
 
 from cpt_deploy.export.onnx_writer import INPUT_NAME, OUTPUT_NAME
 from cpt_deploy.quantization.edges import EdgeQuantizer, LayerInput
-from cpt_deploy.quantization.layers import (
-    QuantizedConv1d,
-    QuantizedConv2d,
-    QuantizedEmbedding,
-    QuantizedLayer,
-    QuantizedLinear,
-)
+from cpt_deploy.quantization.layers import QuantizedLayer, without_quantizer
 from cpt_deploy.quantization.model import QuantizedModel
-
-_FLOAT: dict[type[QuantizedLayer], type[nn.Module]] = {
-    QuantizedConv1d: nn.Conv1d,
-    QuantizedConv2d: nn.Conv2d,
-    QuantizedLinear: nn.Linear,
-    QuantizedEmbedding: nn.Embedding,
-}
 
 
 def float_model(model: QuantizedModel) -> nn.Module:
@@ -38,8 +25,7 @@ def float_model(model: QuantizedModel) -> nn.Module:
             node.replace_all_uses_with(node.all_input_nodes[0])
             network.graph.erase_node(node)
         elif isinstance(module, QuantizedLayer):
-            module.__class__ = _FLOAT[type(module)]  # type: ignore[assignment]  # same attributes, plain forward
-            del module.precision
+            network.set_submodule(str(node.target), without_quantizer(module))
     network.graph.lint()
     network.recompile()
     network.delete_all_unused_submodules()

@@ -15,7 +15,7 @@ from cpt_deploy import __version__
 from cpt_deploy.bundle.sessions import PORTABLE_KEY
 from cpt_deploy.errors import UsageError
 from cpt_deploy.export.float_parts import DOMAIN, FLOAT_OPSET, write_skeleton
-from cpt_deploy.export.packing import packed_tensor, smallest_opset
+from cpt_deploy.export.packing import WRAP_OPSET, packed_tensor, smallest_opset
 from cpt_deploy.export.stem import STRIDE, Stem, align_stem
 from cpt_deploy.freezing.graph import (
     Add,
@@ -29,6 +29,7 @@ from cpt_deploy.freezing.graph import (
     MaxPool,
     Multiply,
     Operation,
+    Pad,
     Quantize,
     QuantizedTensor,
     Reshape,
@@ -41,6 +42,8 @@ from cpt_deploy.quantization.folding import Codes
 
 INPUT_NAME = "image"
 OUTPUT_NAME = "logits"
+#: ONNX's names of the ways to pad.
+PAD_MODES = {"constant": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}
 LEAST_OPSET = 13  # per-channel DequantizeLinear
 MOST_OPSET = 25
 
@@ -58,7 +61,7 @@ def write_onnx(graph: IntegerGraph, *, opset: int | None = None, metadata: dict[
         metadata: Entries of the file's metadata_props; int8 activations add one, see `bundle.sessions`.
 
     Raises:
-        UsageError: If the opset is outside 13 to 25.
+        UsageError: If the opset is outside 13 to 25, or has not what the graph needs.
     """
     opset = smallest_opset(graph) if opset is None else opset
     if not LEAST_OPSET <= opset <= MOST_OPSET:
@@ -224,6 +227,9 @@ class _Writer:
             self._emit_weighted(operation, output, result)
             self._quantize(result, output)
             return
+        if isinstance(operation, Pad) and not output.signed:
+            self._pad(operation, operation.inputs[0], output.name)  # between quantizers it would compute in float
+            return
         inputs = [self._real(name) for name in operation.inputs]
         match operation:
             case Add():
@@ -286,6 +292,17 @@ class _Writer:
                 self._node("SpaceToDepth", [name], codes, blocksize=STRIDE)
             self._node("DequantizeLinear", [codes, scale, zero_point], f"{codes}.real")
         return f"{codes}.real"
+
+    def _pad(self, operation: Pad, source: str, result: str) -> None:
+        """Pad codes or, for runtimes that know integers only between quantizers, real values."""
+        tensor = self.graph.tensors[operation.inputs[0]]
+        inputs = [source, self._constant(f"{operation.output}.pads", np.array(operation.pads, dtype=np.int64))]
+        if operation.mode == "circular" and self.opset < WRAP_OPSET:
+            raise UsageError(f"Expected opset {WRAP_OPSET} or more for circular padding, but got {self.opset}")
+        if operation.mode == "constant":
+            real = self._constant("real_zero", np.array(0.0, dtype=np.float32)) if tensor.signed else None
+            inputs.append(real or self._parameters(tensor)[1])
+        self._node("Pad", inputs, result, mode=PAD_MODES[operation.mode])
 
     def _weight(self, operation: WeightedOperation, codes: Codes, *, axis: int = 0) -> str:
         """Return the real values of a layer's codes, which may be rearranged but are not shifted.
@@ -353,6 +370,8 @@ class _Writer:
                     dilations=operation.dilations,
                     ceil_mode=int(operation.ceil),
                 )
+            case Pad():
+                self._pad(operation, source, result)
             case Reshape():
                 shape = self._constant(f"{output.name}.shape", np.array([-1, *output.shape], dtype=np.int64))
                 self._node("Reshape", [source, shape], result)

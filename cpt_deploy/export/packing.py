@@ -11,11 +11,13 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from cpt_deploy.freezing.graph import IntegerGraph
+from cpt_deploy.freezing.graph import IntegerGraph, Pad
 from cpt_deploy.quantization.folding import Codes
 
 #: Opset of a file in which nothing is packed.
 DEFAULT_OPSET = 17
+#: The first opset in which Pad can go around.
+WRAP_OPSET = 19
 #: The first opsets with the types that hold two and four codes in a byte.
 INT4_OPSET, INT2_OPSET = 21, 25
 
@@ -26,9 +28,11 @@ _PACKED = ((2, INT2_OPSET, TensorProto.INT2), (4, INT4_OPSET, TensorProto.INT4))
 def smallest_opset(graph: IntegerGraph) -> int:
     """Return the least opset at which each layer's codes take as few bits as ONNX has a type for.
 
-    That is 17 while all weights have 5 bits or more, 21 (INT4) with weights of 3 or 4, 25 (INT2) with weights of 2.
+    That is 17 while all weights have 5 bits or more (19 with circular padding), 21 (INT4) with weights of 3 or 4, 25
+    (INT2) with weights of 2.
     """
-    return packing_opset((operation.bits for operation in graph.weighted()), DEFAULT_OPSET)
+    circular = any(isinstance(operation, Pad) and operation.mode == "circular" for operation in graph.operations)
+    return packing_opset((operation.bits for operation in graph.weighted()), WRAP_OPSET if circular else DEFAULT_OPSET)
 
 
 def packing_opset(bits: Iterable[int], default: int) -> int:
@@ -39,7 +43,7 @@ def packing_opset(bits: Iterable[int], default: int) -> int:
         default: Opset of a file in which nothing is packed.
     """
     fewest = min(bits, default=8)
-    return next((opset for most_bits, opset, _ in _PACKED if fewest <= most_bits), default)
+    return max(default, next((opset for most_bits, opset, _ in _PACKED if fewest <= most_bits), default))
 
 
 def packed_type(bits: int, opset: int) -> np.dtype | None:

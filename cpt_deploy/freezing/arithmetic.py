@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cpt_deploy.freezing.graph import Convolution, MaxPool, QuantizedTensor
+from cpt_deploy.freezing.graph import Convolution, MaxPool, Pad, QuantizedTensor
 
 
 def quantize(x: Tensor, tensor: QuantizedTensor) -> Tensor:
@@ -79,6 +79,18 @@ def rescale(x: Tensor, source: QuantizedTensor, output: QuantizedTensor) -> Tens
     if (source.scale, source.zero_point, source.bits) == (output.scale, output.zero_point, output.bits):
         return x
     return quantize(dequantize(x, source), output)
+
+
+def pad(x: Tensor, operation: Pad, zero_point: int) -> Tensor:
+    """Return codes with others around them."""
+    dimensions = len(operation.pads) // 2
+    pairs = list(zip(operation.pads[:dimensions], operation.pads[dimensions:], strict=True))
+    while pairs and pairs[0] == (0, 0):
+        pairs.pop(0)
+    widths = [width for pair in reversed(pairs) for width in pair]
+    if operation.mode == "constant":
+        return functional.pad(x, widths, value=float(zero_point))
+    return functional.pad(x, widths, operation.mode)
 
 
 def max_pool(x: Tensor, operation: MaxPool) -> Tensor:

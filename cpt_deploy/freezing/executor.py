@@ -27,6 +27,7 @@ from cpt_deploy.freezing.graph import (
     MaxPool,
     Multiply,
     Operation,
+    Pad,
     Quantize,
     QuantizedTensor,
     Reshape,
@@ -154,15 +155,7 @@ class IntegerExecutor(nn.Module):
             case Lookup():
                 table = self.get_buffer(f"_table_{self._index[operation.output]}").to(x.device)
                 return table[(x - sources[0].least).to(torch.int64)].to(torch.float32)
-            case MaxPool():
-                return arithmetic.max_pool(x, operation)
-            case Reshape():
-                return x.reshape(x.shape[0], *output.shape)
-            case Transpose():
-                return x.permute(operation.permutation)
-            case Slice():
-                return x.narrow(operation.axis, operation.start, operation.end - operation.start)
-        raise AssertionError(f"unknown operation {type(operation).__name__}")
+        return _moved(operation, x, sources[0], output)
 
     def _execute_real(self, operation: Operation, inputs: list[Tensor]) -> Tensor:
         tensors = [self.graph.tensors.get(name) for name in operation.inputs]
@@ -180,6 +173,21 @@ class IntegerExecutor(nn.Module):
                 )
                 return codes[values[0]].to(torch.float32) * scales[values[0]].unsqueeze(-1)
         return arithmetic.quantize(values[0], self.graph.tensors[operation.output])
+
+
+def _moved(operation: Operation, x: Tensor, source: QuantizedTensor, output: QuantizedTensor) -> Tensor:
+    match operation:
+        case MaxPool():
+            return arithmetic.max_pool(x, operation)
+        case Pad():
+            return arithmetic.pad(x, operation, source.zero_point)
+        case Reshape():
+            return x.reshape(x.shape[0], *output.shape)
+        case Transpose():
+            return x.permute(operation.permutation)
+        case Slice():
+            return x.narrow(operation.axis, operation.start, operation.end - operation.start)
+    raise AssertionError(f"unknown operation {type(operation).__name__}")
 
 
 class _Layer(nn.Module):

@@ -129,7 +129,7 @@ class FloatLowering:
     def _embed(self, node: fx.Node, layer: QuantizedEmbedding, bits: int) -> Embed:
         levels = torch.tensor(float(symmetric_levels(bits)))
         with torch.no_grad():
-            codes, scales = quantize_weight(layer.weight.cpu(), levels)
+            codes, scales = quantize_weight(layer.float_weight.cpu(), levels)
         self.names[node] = real_name(node)
         return Embed(
             (self.name_of(node.all_input_nodes[0]),),

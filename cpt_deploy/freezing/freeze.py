@@ -30,6 +30,8 @@ from cpt_deploy.freezing.graph import (
 )
 from cpt_deploy.freezing.lookup import tabulate
 from cpt_deploy.freezing.movements import KeptTensor, lower_kept
+from cpt_deploy.freezing.paddings import with_paddings_inside
+from cpt_deploy.freezing.subpixel import transposed_convolution
 from cpt_deploy.quantization.config import MOST_INTEGER_BITS
 from cpt_deploy.quantization.constants import ChannelwiseConstant, Constant
 from cpt_deploy.quantization.cycling import WeightBits
@@ -43,7 +45,14 @@ from cpt_deploy.quantization.folding import (
     fold_layer,
     normalisation,
 )
-from cpt_deploy.quantization.layers import QuantizedConv1d, QuantizedConv2d, QuantizedLayer, QuantizedLinear
+from cpt_deploy.quantization.layers import (
+    QuantizedConv1d,
+    QuantizedConv2d,
+    QuantizedConvTranspose1d,
+    QuantizedConvTranspose2d,
+    QuantizedLayer,
+    QuantizedLinear,
+)
 from cpt_deploy.quantization.model import QuantizedModel
 from cpt_deploy.quantization.naming import own_name
 from cpt_deploy.quantization.precision_state import Role
@@ -78,7 +87,7 @@ def freeze(
         raise UsageError(
             f"Expected bits of activations between 2 and the upper bound {upper}, but got {activation_bits}"
         )
-    graph = _Lowering(model, weight_bits, activation_bits or upper).run()
+    graph = with_paddings_inside(_Lowering(model, weight_bits, activation_bits or upper).run())
     # the names of nodes come from the model's own code, where nothing forbids those of the float input and output
     return with_names(graph, {name: f"{name}_codes" for name in (INPUT_NAME, OUTPUT_NAME) if name in graph.tensors})
 
@@ -258,6 +267,12 @@ class _Lowering:
         assert isinstance(layer, QuantizedLayer)
         bits = self.layer_bits[str(node.target)]
         folded = fold_layer(layer, norm, bits, source.scale, _bias_limit(source))
+        if isinstance(layer, QuantizedConvTranspose1d | QuantizedConvTranspose2d):
+            assert output is not None
+            *before, last = transposed_convolution(layer, folded, bits, (source, output, str(node.target)))
+            self.operations.extend(operation for operation, _ in before)
+            self.tensors.update({tensor.name: tensor for _, tensor in before})
+            return last[0]
         weights: dict[str, Any] = {"bits": bits, **fields_of(folded)}
         ends: dict[str, Any] = {"inputs": (source.name,), "source": str(node.target)}
         ends["output"] = real_name(node) if output is None else output.name

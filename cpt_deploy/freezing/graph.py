@@ -183,6 +183,19 @@ class MaxPool(Operation):
 
 
 @dataclass(frozen=True, slots=True)
+class Pad(Operation):
+    """Codes around a tensor, those of real zeros or of what it holds.
+
+    Attributes:
+        mode: "constant", "reflect", "replicate" or "circular", as in PyTorch.
+        pads: As in ONNX, the batch dimension included: all begins, then all ends; negative ones cut.
+    """
+
+    mode: str
+    pads: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Reshape(Operation):
     """New shape of the non-batch dimensions, which are those of the output tensor."""
 
@@ -273,8 +286,8 @@ def with_names(graph: IntegerGraph, names: Mapping[str, str]) -> IntegerGraph:
 OPERATIONS: dict[str, type[Operation]] = {
     kind.__name__: kind
     for kind in (
-        Convolution, FullyConnected, Add, Multiply, Concatenate, GlobalAverage, Lookup, MaxPool, Reshape, Transpose,
-        Slice, Embed, Quantize, Constant, Float,
+        Convolution, FullyConnected, Add, Multiply, Concatenate, GlobalAverage, Lookup, MaxPool, Pad, Reshape,
+        Transpose, Slice, Embed, Quantize, Constant, Float,
     )
 }  # fmt: skip
 

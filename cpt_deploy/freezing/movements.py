@@ -7,7 +7,8 @@ import torch
 from torch import fx, nn
 
 from cpt_deploy.errors import ConversionError
-from cpt_deploy.freezing.graph import MaxPool, Operation, QuantizedTensor, Reshape, Slice, Transpose
+from cpt_deploy.freezing.graph import MaxPool, Operation, Pad, QuantizedTensor, Reshape, Slice, Transpose
+from cpt_deploy.quantization.padding import Padding
 from cpt_deploy.quantization.tracing import is_tensor, shape_of
 
 
@@ -52,6 +53,8 @@ def lower_kept(
     output = same_codes(source, node.name, shape_of(node))
     if isinstance(module, nn.MaxPool1d | nn.MaxPool2d):
         return _max_pool(module, source, output), output
+    if isinstance(module, Padding):
+        return _pad(module, source, output), output
     if node.target in ("transpose", torch.transpose, "permute", torch.permute):
         return Transpose((source.name,), output.name, _permutation(node, len(source.shape) + 1)), output
     if output.shape == source.shape:
@@ -88,6 +91,12 @@ def _permutation(node: fx.Node, rank: int) -> tuple[int, ...]:
     if axes[0] != 0:
         raise ConversionError(f"Expected {node.name} to leave the batch dimension first, but it permutes to {axes}")
     return tuple(axes)
+
+
+def _pad(module: Padding, source: QuantizedTensor, output: QuantizedTensor) -> Pad:
+    begins, ends = module.widths[::2][::-1], module.widths[1::2][::-1]
+    before = (0,) * (len(source.shape) + 1 - len(begins))
+    return Pad((source.name,), output.name, module.mode, (*before, *begins, *before, *ends))
 
 
 def _max_pool(module: nn.MaxPool1d | nn.MaxPool2d, source: QuantizedTensor, output: QuantizedTensor) -> MaxPool:

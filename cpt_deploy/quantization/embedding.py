@@ -17,7 +17,7 @@ def quantized_embedding(
 ) -> QuantizedEmbedding:
     """Return the quantized layer for a float one; the table is shared, not copied."""
     layer = QuantizedEmbedding(embedding.num_embeddings, embedding.embedding_dim, device="meta")
-    layer.weight = embedding.weight  # type: ignore[assignment]
+    layer.take_weight(embedding)
     layer.train(embedding.training)
     layer.attach(precision, role, index)
     return layer

@@ -67,15 +67,16 @@ def fold_layer(
     what is left of BatchNorm goes into the bias.
 
     Args:
-        layer: The trained layer, weight (O, ...).
+        layer: The trained layer.
         norm: The BatchNorm that follows it, or None.
         bits: Bits of the weight codes.
         input_scale: Scale of the layer's input.
         bias_limit: Greatest magnitude of a bias code.
     """
     with torch.no_grad():
-        levels = layer.limited_levels(torch.tensor(float(symmetric_levels(bits))))
-        codes, scales = quantize_weight(layer.weight, levels)
+        weight = layer.channel_weight
+        levels = layer.limited_levels(torch.tensor(float(symmetric_levels(bits))), weight)
+        codes, scales = quantize_weight(weight, levels)
     factor, offset = normalisation(norm, codes.shape[0])
     if layer.bias is not None:
         offset = offset + _float64(layer.bias) * factor

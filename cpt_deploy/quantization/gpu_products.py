@@ -26,7 +26,7 @@ def forward(
         weight: Codes of the weight, int8.
         kernels: Backend.
     """
-    with _as_written(codes.device):
+    with as_written(codes.device):
         if not is_matrix_product(layer):
             assert isinstance(layer, nn.Conv2d)
             assert not isinstance(layer.padding, str)
@@ -56,7 +56,7 @@ def is_matrix_product(layer: nn.Conv2d | nn.Linear) -> bool:
     return is_point and layer.groups == 1
 
 
-def _as_written(device: torch.device) -> AbstractContextManager[object]:
+def as_written(device: torch.device) -> AbstractContextManager[object]:
     """Keep autocast from rounding what is exact."""
     kind = device.type
     if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):

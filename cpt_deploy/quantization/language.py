@@ -241,7 +241,7 @@ def prepare_language_model(network: nn.Module, config: QuantizationConfig) -> Qu
             layer = quantized_layer(module, precision, role, index)
             assert isinstance(layer, QuantizedLinear)
             replaced = InputQuantizedLinear(layer, config.range_momentum)
-            layers.append(LayerInfo(f"{name}.layer", layer.weight.numel(), role, layer.weight.numel()))
+            layers.append(LayerInfo(f"{name}.layer", layer.weight_shape.numel(), role, layer.weight_shape.numel()))
         replaced.train(module.training)
         network.set_submodule(name, replaced)
     if not layers:

@@ -31,7 +31,7 @@ class LayerSegment:
     """A layer, its BatchNorm if it has one, its clamp, and the quantizer of what comes out.
 
     Args:
-        layer: QuantizedConv2d or QuantizedLinear.
+        layer: QuantizedConv2d, QuantizedConvTranspose2d or QuantizedLinear.
         norm: BatchNorm over the layer's channels, in training; perhaps one over all processes.
         clamp: A ReLU's bounds.
         edge: The quantizer.
@@ -45,7 +45,7 @@ class LayerSegment:
     def __call__(self, x: Coded, engine: Engine) -> Coded:
         """Return the codes of the layer's normalised, clamped and quantized output."""
         affine = (None, None) if self.norm is None else (self.norm.weight, self.norm.bias)
-        parameters = (self.layer.weight, self.layer.bias, *affine)
+        parameters = (self.layer.channel_weight, self.layer.bias, *affine)
         carrier, codes = _LayerFunction.apply(x.carrier, *parameters, _LayerCall(x, self, engine))
         return Coded(carrier, codes, self.edge.grid())
 
@@ -68,7 +68,7 @@ class _LayerFunction(torch.autograd.Function):
         call: _LayerCall,
     ) -> tuple[Tensor, Tensor]:
         (x, segment, engine), kernels, layer = call, call.engine.kernels, call.segment.layer
-        weight_codes, scales = kernels.quantize_weight(weight, _weight_levels(layer))
+        weight_codes, scales = kernels.quantize_weight(weight, _weight_levels(layer, weight))
         sums = forward_product(layer, x.codes, x.grid, weight_codes, kernels)
         statistics = kernels.statistics(sums)
         unit, own_count = Unit(x.grid.scale, scales), sums.numel() // len(scales)
@@ -161,8 +161,8 @@ def _layer_gradients(
     return grad_input, kernels.scale(grad_weight, x.grid.scale, step), grad_bias
 
 
-def _weight_levels(layer: QuantizedLayer) -> Tensor:
-    return layer.limited_levels(layer.precision.weight_levels_of(layer.index, layer.role))
+def _weight_levels(layer: QuantizedLayer, weight: Tensor) -> Tensor:
+    return layer.limited_levels(layer.precision.weight_levels_of(layer.index, layer.role), weight)
 
 
 def layer_output(layer: QuantizedLayer, x: Coded, engine: Engine) -> Tensor:
@@ -171,7 +171,7 @@ def layer_output(layer: QuantizedLayer, x: Coded, engine: Engine) -> Tensor:
         # kernels take four dimensions for an image; a Linear's are rows of features whatever their number
         rows = Coded(x.carrier.flatten(0, -2), x.codes.flatten(0, -2), x.grid)
         return layer_output(layer, rows, engine).view(*x.codes.shape[:-1], -1)
-    result: Tensor = _OutputFunction.apply(x.carrier, layer.weight, layer.bias, layer, x, engine)
+    result: Tensor = _OutputFunction.apply(x.carrier, layer.channel_weight, layer.bias, layer, x, engine)
     return result
 
 
@@ -186,7 +186,7 @@ class _OutputFunction(torch.autograd.Function):
         x: Coded,
         engine: Engine,
     ) -> Tensor:
-        weight_codes, scales = engine.kernels.quantize_weight(weight, _weight_levels(layer))
+        weight_codes, scales = engine.kernels.quantize_weight(weight, _weight_levels(layer, weight))
         scaling = Scaling(x.grid.scale * scales, torch.zeros_like(scales) if bias is None else bias.detach())
         output = forward_product(layer, x.codes, x.grid, weight_codes, engine.kernels, scaling)
         ctx.save_for_backward(x.codes, weight_codes, scales)

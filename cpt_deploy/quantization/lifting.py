@@ -4,32 +4,24 @@ All else is computed in float, and so is what a Linear layer makes: in a transfo
 the residual stream keeps its precision.
 """
 
-import operator
 from typing import Any
 
 from torch import fx, nn
 
 from cpt_deploy.errors import ConversionError
 from cpt_deploy.quantization.aten import aten
-from cpt_deploy.quantization.layers import is_quantizable
+from cpt_deploy.quantization.functional_layers import lift_products
+from cpt_deploy.quantization.layers import CONVOLUTIONS
 from cpt_deploy.quantization.naming import free_name
 from cpt_deploy.quantization.tracing import describe
 from cpt_deploy.quantization.training_behaviour import replace_by_module
 from cpt_deploy.quantization.vocabulary import IS_FLOAT, has_statistics
 
-_LAYERS: dict[Any, type[nn.Module]] = {
-    aten.conv1d.default: nn.Conv1d,
-    aten.conv2d.default: nn.Conv2d,
-    aten.conv1d.padding: nn.Conv1d,
-    aten.conv2d.padding: nn.Conv2d,
-    aten.linear.default: nn.Linear,
-    aten.embedding.default: nn.Embedding,
-}
-
 #: Products with weights that no layer of ours computes; they would be served in float.
 _OTHER_PRODUCTS = frozenset(
     {
-        "addmm", "mm", "addmv", "mv", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "bilinear",
+        "addmm", "mm", "addmv", "mv", "conv1d", "conv2d", "conv3d",
+        "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "linear", "embedding", "bilinear",
         "lstm", "gru", "rnn_tanh", "rnn_relu", "convolution", "_convolution", "embedding_bag",
     }
 )  # fmt: skip
@@ -55,16 +47,16 @@ def lift(traced: fx.GraphModule, model: nn.Module) -> fx.GraphModule:
     Raises:
         ConversionError: If products with weights would stay in float.
     """
-    on_codes: set[fx.Node] = set()
-    for node in list(traced.graph.nodes):
-        if node.target in _LAYERS:
-            layer = _lift_layer(traced, node, model)
-            on_codes.add(layer)
-            if isinstance(traced.get_submodule(str(layer.target)), nn.Conv1d | nn.Conv2d):
-                on_codes.update(_folding(traced, layer))
-        elif _is_other_product(node):
+    layers = lift_products(traced)
+    on_codes: set[fx.Node] = set(layers)
+    for layer in layers:
+        if isinstance(_module(layer, traced), CONVOLUTIONS):
+            on_codes.update(_folding(traced, layer))
+    for node in traced.graph.nodes:
+        if _is_other_product(node):
             raise ConversionError(
-                f"Expected weights in Conv1d, Conv2d, Linear and Embedding layers, but got {describe(node, traced)}"
+                f"Expected weights in Conv1d/2d, ConvTranspose1d/2d, Linear and Embedding layers, but got "
+                f"{describe(node, traced)}"
             )
     for node in traced.graph.nodes:
         if node not in on_codes and node.op in ("call_module", "call_function"):
@@ -98,44 +90,6 @@ def _only_user(node: fx.Node) -> fx.Node | None:
 
 def _module(node: fx.Node, traced: fx.GraphModule) -> nn.Module:
     return traced.get_submodule(str(node.target))
-
-
-# --- layers ---------------------------------------------------------------
-
-
-def _lift_layer(traced: fx.GraphModule, node: fx.Node, model: nn.Module) -> fx.Node:
-    source, weight = (1, 0) if node.target is aten.embedding.default else (0, 1)
-    parameter: Any = node.args[weight]
-    if parameter.op != "get_attr":
-        raise ConversionError(f"Expected a layer's weight to be a parameter, but {describe(node, traced)} computes it")
-    path, _, name = str(parameter.target).rpartition(".")
-    kind, module = _LAYERS[node.target], model.get_submodule(path)
-    if not (type(module) is kind and name == "weight" and is_quantizable(module)):
-        if name != "weight":
-            path = f"{path}.{name.removesuffix('_weight')}".removeprefix(".")
-        elif not isinstance(module, kind):
-            path = f"{path}_{kind.__name__.lower()}"
-        module = _own_layer(node, kind, parameter, model, traced)
-    return replace_by_module(traced, node, path, module, (node.args[source],))
-
-
-def _own_layer(
-    node: fx.Node, kind: type[nn.Module], weight: fx.Node, model: nn.Module, traced: fx.GraphModule
-) -> nn.Module:
-    """Return a layer for a weight that is not a layer's own, as those of `nn.MultiheadAttention` or tied ones."""
-    value = operator.attrgetter(str(weight.target))(model)
-    bias: Any = node.args[2] if len(node.args) > 2 and kind is not nn.Embedding else None
-    if kind is nn.Linear:
-        module: Any = nn.Linear(value.shape[1], value.shape[0], bias is not None, device="meta")
-    elif kind is nn.Embedding:
-        module = nn.Embedding(value.shape[0], value.shape[1], device="meta")
-    else:
-        raise ConversionError(f"Expected convolutions in modules of their own, but got {describe(node, traced)}")
-    module.weight = value
-    if bias is not None:
-        module.bias = operator.attrgetter(str(bias.target))(model)
-    owned: nn.Module = module
-    return owned
 
 
 def _is_other_product(node: fx.Node) -> bool:

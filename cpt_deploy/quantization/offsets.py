@@ -48,7 +48,7 @@ def round_offsets(model: QuantizedModel) -> None:
 def _round_layer(
     layer: QuantizedLayer, norm: nn.BatchNorm1d | nn.BatchNorm2d | None, bits: int, input_scale: float
 ) -> None:
-    factor, offset = normalisation(norm, layer.weight.shape[0])
+    factor, offset = normalisation(norm, layer.weight_shape[0])
     if layer.bias is not None:
         offset = offset + layer.bias.detach().cpu().double().numpy() * factor
     elif norm is None:

@@ -65,8 +65,9 @@ def reduced_layers(
     with torch.no_grad(), model.upper_bound(weight_bits):
         for name, layer in _layers(model):
             bits = min(layer.precision.weight_bits_of(layer.index, layer.role), _EXECUTED_BITS)
-            full = torch.tensor(float(symmetric_levels(bits)), device=layer.weight.device)
-            levels = layer.limited_levels(full).expand(len(layer.weight))
+            weight = layer.channel_weight
+            full = torch.tensor(float(symmetric_levels(bits)), device=weight.device)
+            levels = layer.limited_levels(full, weight).expand(len(weight))
             reduced = int((levels < full).sum())
             if reduced:
                 found.append(ReducedLayer(name, len(levels), reduced, int(levels.min())))

@@ -16,12 +16,23 @@ from cpt_deploy.quantization.cycling import LayerInfo
 from cpt_deploy.quantization.edges import EdgeQuantizer, LayerInput
 from cpt_deploy.quantization.entries import has_float_operations, insert_entries
 from cpt_deploy.quantization.equivalence import DiffersError, Reference
+from cpt_deploy.quantization.functional_layers import lift_products
 from cpt_deploy.quantization.groups import layer_roles
 from cpt_deploy.quantization.handed_in import HandedIn, same_randomness, untouched
-from cpt_deploy.quantization.layers import QuantizedConv1d, QuantizedConv2d, QuantizedLayer, quantized_layer
+from cpt_deploy.quantization.layers import (
+    CONVOLUTIONS,
+    QuantizedConvTranspose1d,
+    QuantizedConvTranspose2d,
+    QuantizedEmbedding,
+    QuantizedLayer,
+    quantized_layer,
+)
 from cpt_deploy.quantization.lifting import lift
 from cpt_deploy.quantization.model import QuantizedModel
 from cpt_deploy.quantization.naming import add_quantizer
+from cpt_deploy.quantization.output_sizes import fix_output_sizes
+from cpt_deploy.quantization.padding import lift_paddings
+from cpt_deploy.quantization.parametrized import as_parametrizations, check_capturable
 from cpt_deploy.quantization.precision_state import PrecisionState, Role
 from cpt_deploy.quantization.signature import check_inputs, only_output
 from cpt_deploy.quantization.tracing import NoIntegerFormError, describe, is_tensor, shape_of, trace
@@ -76,7 +87,7 @@ def prepare(
         raise ConversionError(
             f"Expected parameters with values, but {lazy!r} has none yet", hint="run the network once on an input"
         )
-    given = HandedIn.of(model)
+    given = HandedIn.of(as_parametrizations(model))
     with untouched(model), same_randomness(model):
         reference = Reference.of(given, input_shape, input_dtype)
         prepared, reason = _first_that_is_the_same(reference, config, input_shape, input_dtype, trial)
@@ -117,6 +128,7 @@ def _first_that_is_the_same(
                 break  # in training there are no fewer operations
     source, model = reference.given.to_convert()
     try:
+        check_capturable(model)
         prepared = _prepared(lift(capture(source, model, shape, dtype), model), config, shape)
         reference.check(prepared)
         if trial is not None:
@@ -159,6 +171,10 @@ def _integer_graph(
         NoIntegerFormError: If it is not.
     """
     traced = trace(source, model, input_shape, training=training)
+    if lift_products(traced):  # the parameters that the layers have now, the network's own module needs no more
+        traced = fx.GraphModule(traced, traced.graph, class_name=type(model).__name__)
+    lift_paddings(traced)
+    fix_output_sizes(traced, input_shape)
     _check_parameters(traced)
     for node in traced.graph.nodes:
         if computes(node):
@@ -215,24 +231,22 @@ def _replace_layers(
         # an Embedding computes no products, which fewer bits would make cheaper
         role: Role = "hold" if isinstance(module, nn.Embedding) else roles[target]
         nodes = [node for node in calls if node.target == target]
-        _check_layer(nodes[0], module, traced)
-        traced.set_submodule(target, quantized_layer(module, precision, role, index))
-        weights = module.get_parameter("weight").numel()
-        infos.append(LayerInfo(target, sum(_macs(node, module) for node in nodes), role, weights))
+        layer = quantized_layer(module, precision, role, index)
+        traced.set_submodule(target, layer)
+        macs = sum(_macs(node, layer) for node in nodes)
+        infos.append(LayerInfo(target, macs, role, layer.weight_shape.numel()))
     return infos
 
 
-def _check_layer(node: fx.Node, module: nn.Module, traced: fx.GraphModule) -> None:
-    if getattr(module, "padding_mode", "zeros") != "zeros":
-        raise ConversionError(f"Expected zero padding, but got {module.padding_mode!r} in {describe(node, traced)}")
-
-
-def _macs(node: fx.Node, module: nn.Module) -> int:
+def _macs(node: fx.Node, layer: QuantizedLayer) -> int:
     """Return multiply-accumulates per sample of one call of a layer."""
-    if isinstance(module, nn.Embedding):
+    if isinstance(layer, QuantizedEmbedding):
         return 0
+    if isinstance(layer, QuantizedConvTranspose1d | QuantizedConvTranspose2d):
+        values = node.all_input_nodes[0].meta["shape"]  # each of them is multiplied by all that its channel has
+        return int(math.prod(values)) // 2 * (layer.weight_shape.numel() // layer.in_channels)
     outputs = int(math.prod(node.meta["shape"])) // 2  # of a batch of 2
-    return outputs * math.prod(module.get_parameter("weight").shape[1:])
+    return outputs * math.prod(layer.weight_shape[1:])
 
 
 # --- edges ----------------------------------------------------------------------------------------------------------
@@ -288,7 +302,7 @@ def _makes_codes(head: fx.Node, traced: fx.GraphModule) -> bool:
 def _is_convolution(node: fx.Node, traced: fx.GraphModule) -> bool:
     if node.op != "call_module":
         return False
-    return isinstance(traced.get_submodule(str(node.target)), QuantizedConv1d | QuantizedConv2d)
+    return isinstance(traced.get_submodule(str(node.target)), CONVOLUTIONS)
 
 
 def _extend(end: fx.Node, kinds: dict[fx.Node, Kind], kind: Kind) -> fx.Node:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from cpt_deploy.errors import UsageError
 from cpt_deploy.quantization import gpu_products, int8_products, linear_products
 from cpt_deploy.quantization.kernels import Grid, Kernels
-from cpt_deploy.quantization.layers import QuantizedConv2d, QuantizedLayer, QuantizedLinear
+from cpt_deploy.quantization.layers import QuantizedConv2d, QuantizedConvTranspose2d, QuantizedLayer, QuantizedLinear
 from cpt_deploy.quantization.strided import seen_pixels, skips_pixels, spread_pixels
 
 Compute = Literal["auto", "float32", "bf16", "modules"]
@@ -94,6 +94,9 @@ def forward_product(
     """
     if isinstance(layer, QuantizedLinear) and int8_products.suits_int8(codes, weight):
         return int8_products.forward(codes, grid, weight, *(scaling or (None, None)))
+    if isinstance(layer, QuantizedConvTranspose2d):
+        sums = _transposed_convolution(layer, codes, grid, weight, kernels)
+        return sums if scaling is None else kernels.scale_sums(sums, None, *scaling)
     if codes.device.type != "cpu":
         assert isinstance(layer, QuantizedConv2d | QuantizedLinear)
         sums = gpu_products.forward(layer, codes, grid.zero_point, weight, kernels)
@@ -139,6 +142,13 @@ def backward_products(
         The input's gradient in real values, and the weight's, float32 or the gradient's type, in units of step times
         input scale.
     """
+    if isinstance(layer, QuantizedConvTranspose2d):
+        x = kernels.centre(codes, grid.zero_point, gradient.dtype)
+        geometry = (layer.stride, layer.padding, layer.dilation, True, layer.output_padding, layer.groups)
+        grad_input, grad_weight, _ = torch.ops.aten.convolution_backward(
+            gradient, x, layer.turned(weight), None, *geometry, [inward, True, False]
+        )
+        return grad_input, layer.turned(grad_weight).contiguous()
     if isinstance(layer, QuantizedConv2d):
         stride, padding, dilation, groups = _geometry(layer)
         skips = skips_pixels(layer, codes.device)
@@ -161,6 +171,19 @@ def backward_products(
     if len(rows) <= linear_products.MOST_ROWS and int8_is_exact():
         return grad_input, linear_products.weight_gradient(rows, x, grid, kernels)
     return grad_input, (rows.t() @ kernels.centre(x, grid.zero_point, gradient.dtype))
+
+
+def _transposed_convolution(
+    layer: QuantizedConvTranspose2d, codes: Tensor, grid: Grid, weight: Tensor, kernels: Kernels
+) -> Tensor:
+    """Return the sums of a transposed convolution in float32; int8 kernels have no such product.
+
+    The ordinary convolution that it is equal to (`freezing.subpixel`) takes longer in int8 than this in float32.
+    """
+    x, kernel = kernels.centre(codes, grid.zero_point, torch.float32), layer.turned(weight.float())
+    geometry = (layer.stride, layer.padding, layer.output_padding, layer.groups, layer.dilation)
+    with gpu_products.as_written(codes.device):
+        return _channels_last(torch.conv_transpose2d(x, kernel, None, *geometry))  # type: ignore[arg-type]
 
 
 def _int8_convolution(

@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 from cpt_deploy.quantization.edges import EdgeQuantizer, LayerInput
 from cpt_deploy.quantization.kernels import Clamp, Grid
 from cpt_deploy.quantization.layer_segments import LayerSegment, layer_output
-from cpt_deploy.quantization.layers import QuantizedConv2d, QuantizedLinear
+from cpt_deploy.quantization.layers import QuantizedConv2d, QuantizedConvTranspose2d, QuantizedLinear
 from cpt_deploy.quantization.precision_state import Role
 from cpt_deploy.quantization.segments import AddSegment, Coded, Engine, decode, encode, requantize
 from cpt_deploy.quantization.synchronized_norm import SynchronizedBatchNorm1d, SynchronizedBatchNorm2d
@@ -292,7 +292,7 @@ def _is_ordinary(norm: nn.Module | None) -> bool:
     return norm.affine and norm.track_running_stats and norm.momentum is not None
 
 
-def _has_products(layer: nn.Module | None) -> TypeGuard[QuantizedConv2d | QuantizedLinear]:
+def _has_products(layer: nn.Module | None) -> TypeGuard[QuantizedConv2d | QuantizedConvTranspose2d | QuantizedLinear]:
     if isinstance(layer, QuantizedConv2d):
         return not isinstance(layer.padding, str)
-    return isinstance(layer, QuantizedLinear)
+    return isinstance(layer, QuantizedConvTranspose2d | QuantizedLinear)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import fx, nn
+from torch.nn.utils import parametrize
 
 
 def is_stochastic_depth(module: nn.Module | None) -> bool:
@@ -22,7 +23,12 @@ class Tracer(fx.Tracer):
         """Return whether a module is one operation: by its class, if the instance computes what its class says."""
         if "forward" in m.__dict__ and not isinstance(m.forward, _StandIn):
             return False
-        return is_stochastic_depth(m) or super().is_leaf_module(m, module_qualified_name)
+        if is_stochastic_depth(m):
+            return True
+        # a parametrized module of the user's is of a class that torch made
+        if not parametrize.type_before_parametrizations(m).__module__.startswith("torch."):
+            return False
+        return super().is_leaf_module(m, module_qualified_name)
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Trace a call of a module."""

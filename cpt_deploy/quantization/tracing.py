@@ -49,7 +49,7 @@ def trace(
     """
     source.train(training)
     try:
-        graph = Tracer().trace_called(source)
+        graph = _graph(source, input_shape)
     except Exception as error:
         raise NoIntegerFormError(
             f"Expected a model whose graph can be traced, but tracing {type(model).__name__} failed: {error}",
@@ -79,6 +79,19 @@ def trace(
             f"but it failed: {cause}"
         ) from error
     return traced
+
+
+def _graph(model: nn.Module, input_shape: tuple[int, ...]) -> fx.Graph:
+    """Trace a model; where it asks for numbers, with its sizes known."""
+    from cpt_deploy.quantization.known_sizes import SizeTracer
+
+    try:
+        return Tracer().trace_called(model)
+    except Exception as error:
+        try:
+            return SizeTracer(input_shape).trace_called(model)
+        except Exception:
+            raise error from None
 
 
 class _ShapeRecorder(fx.Interpreter):

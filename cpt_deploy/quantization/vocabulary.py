@@ -9,6 +9,7 @@ from torch import fx, nn
 from cpt_deploy.quantization.constants import ChannelwiseConstant
 from cpt_deploy.quantization.edges import EdgeQuantizer, LayerInput
 from cpt_deploy.quantization.layers import QuantizedLayer, is_quantizable
+from cpt_deploy.quantization.padding import Padding
 from cpt_deploy.quantization.synchronized_norm import SynchronizedBatchNorm1d, SynchronizedBatchNorm2d
 from cpt_deploy.quantization.tracer import is_stochastic_depth
 from cpt_deploy.quantization.tracing import (
@@ -122,8 +123,8 @@ def no_integer_form(node: fx.Node, traced: fx.GraphModule) -> NoIntegerFormError
     """Return the error that names an operation."""
     return NoIntegerFormError(
         f"Expected operations that have an integer form, but got {describe(node, traced)}",
-        hint="supported: Conv1d/2d, Linear, BatchNorm, ReLU-like and elementwise activations, pooling, +, *, cat, "
-        "reshape, transpose, chunk, Dropout",
+        hint="supported: Conv1d/2d, ConvTranspose1d/2d, Linear, BatchNorm, ReLU-like and elementwise activations, "
+        "pooling, padding, +, *, cat, reshape, transpose, chunk, Dropout",
         reason=f"{describe(node, traced)} has no integer form",
     )
 
@@ -157,12 +158,12 @@ def _module_kind(node: fx.Node, module: nn.Module) -> Kind | None:
         return Kind.LAYER
     if isinstance(module, nn.Hardtanh) and not isinstance(module, nn.ReLU6):
         return Kind.CLAMP if module.min_val == 0 else Kind.TABLE
-    if type(module) is nn.Softplus and (module.beta != 1 or module.threshold < _LEAST_THRESHOLD):
-        return None  # ONNX has one Softplus only
     if _is_float_form(node, module):
         return None
     if isinstance(module, nn.AdaptiveAvgPool2d):
         return _adaptive_kind(shape_of(node.all_input_nodes[0])[-2:], shape_of(node)[-2:])
+    if isinstance(module, Padding):  # of the batch there is none
+        return Kind.KEEP if len(module.widths) // 2 < len(node.meta["shape"]) else None
     return Kind.KEEP if is_stochastic_depth(module) else _MODULE_KINDS.get(type(module))
 
 
@@ -172,7 +173,7 @@ def _is_float_form(node: fx.Node, module: nn.Module) -> bool:
         case nn.modules.batchnorm._BatchNorm():
             return not has_statistics(module)
         case nn.Softplus():
-            return (module.beta, module.threshold) != (1, 20)
+            return module.beta != 1 or module.threshold < _LEAST_THRESHOLD  # ONNX has one Softplus only
         case nn.AvgPool2d():
             return not has_one_divisor(module, shape_of(node.all_input_nodes[0]))
         case nn.MaxPool1d() | nn.MaxPool2d():

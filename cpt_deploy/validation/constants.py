@@ -25,11 +25,13 @@ _KINDS = {
     "Concatenate": ("Concat",),
     "GlobalAverage": ("GlobalAveragePool",),
     "MaxPool": ("MaxPool",),
+    "Pad": ("Pad",),
     "Reshape": ("Reshape", "Flatten"),
     "Transpose": ("Transpose",),
     "Slice": ("Slice",),
 }
-_MOVING = frozenset({"MaxPool", "Reshape", "Transpose", "Slice"})
+_MOVING = frozenset({"MaxPool", "Pad", "Reshape", "Transpose", "Slice"})
+_PAD_MODES = {"constant": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}
 _FULL_RANGES = {False: (0, 255), True: (-128, 127)}
 
 Array = npt.NDArray[Any]
@@ -74,9 +76,11 @@ def compare_constants(bundle: Bundle) -> ConstantsResult:
         BundleError: If model.onnx is no ONNX file, or the bundle's graph does not hold what it should.
         MissingExtraError: If `onnx` is not installed.
     """
-    comparison = _Comparison(ConstantGraph(bundle.onnx_path.read_bytes()), bundle.load_tensors())
     try:
-        comparison.run(bundle.quantization["graph"])
+        graph = bundle.quantization["graph"]
+        names = [tensor["name"] for tensor in graph["tensors"]]
+        comparison = _Comparison(ConstantGraph(bundle.onnx_path.read_bytes(), names), bundle.load_tensors())
+        comparison.run(graph)
     except (KeyError, TypeError, IndexError) as error:
         raise BundleError(
             f"Expected quantization.json of {bundle.path} to describe the integer graph, but got: {error!r}",
@@ -165,10 +169,15 @@ class _Comparison:
                 self._compare(operation["output"], "values", self.arrays[operation["value"]["tensor"]], found)
 
     def _checks(self, tensor: Mapping[str, Any], operation: Any, tensors: Mapping[str, Any]) -> Iterator[Any]:
+        if operation is not None and operation["type"] == "Pad":
+            yield lambda: self._padding(operation, tensor)
+            if not tensor.get("signed", False):  # codes are padded as such, and nothing is quantized
+                yield lambda: self._dequantizers(tensor, tensors)
+                return
         if operation is not None and operation["type"] != "Quantize":
             yield lambda: self._operation(operation, tensors)
         yield lambda: self._quantizer(tensor, None if operation is None else operation["type"])
-        yield lambda: self._dequantizers(tensor)
+        yield lambda: self._dequantizers(tensor, tensors)
 
     def _operation(self, operation: Mapping[str, Any], tensors: Mapping[str, Any]) -> None:
         node, name = self.onnx.producer(operation["output"]), operation["output"]
@@ -226,8 +235,23 @@ class _Comparison:
             self._compare(name, "range of codes", np.array(expected), np.array(found))
         self._parameters(tensor, quantizer)
 
-    def _dequantizers(self, tensor: Mapping[str, Any]) -> None:
+    def _padding(self, operation: Mapping[str, Any], tensor: Mapping[str, Any]) -> None:
+        name, signed = operation["output"], bool(tensor.get("signed", False))
+        node = self.onnx.producer(name) if signed else self.onnx.node(name)
+        if node.op_type != "Pad" or self.onnx.source(node.input[0]) != operation["inputs"][0]:
+            raise UnexpectedStructureError(f"expected Pad of {operation['inputs'][0]!r}, but got {node.op_type}")
+        mode = attributes(node).get("mode", b"constant").decode()
+        if mode != _PAD_MODES[operation["mode"]]:
+            raise UnexpectedStructureError(f"expected {name!r} to be padded as {operation['mode']}, but got {mode}")
+        self._compare(name, "padding", np.array(operation["pads"]), self.onnx.constant(node.input[1]))
+        if mode == "constant":
+            value = self.onnx.constant(node.input[2]) if len(node.input) > 2 else np.zeros(())
+            self._compare(name, "padding value", np.array(0 if signed else tensor["zero_point"]), value)
+
+    def _dequantizers(self, tensor: Mapping[str, Any], tensors: Mapping[str, Any]) -> None:
         for reader in self.onnx.readers(tensor["name"]):
+            if reader.output[0] in tensors:
+                continue  # an operation of the graph
             if reader.op_type == "DequantizeLinear":
                 self._parameters(tensor, reader)
             elif reader.op_type == "Pad":

@@ -1,5 +1,6 @@
 """The constants around each quantized tensor of an ONNX file: what its quantizers and layers are made of."""
 
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -23,13 +24,15 @@ class ConstantGraph:
 
     Args:
         model: The serialized ONNX model.
+        tensors: Names of the integer graph's tensors; other codes are those of one of them, rearranged.
 
     Raises:
         BundleError: If the bytes are no ONNX model.
         MissingExtraError: If `onnx` is not installed.
     """
 
-    def __init__(self, model: bytes) -> None:
+    def __init__(self, model: bytes, tensors: Collection[str] = ()) -> None:
+        self._tensors = frozenset(tensors)
         onnx = require_onnx()
         try:
             graph = onnx.load_from_string(model).graph
@@ -132,7 +135,8 @@ class ConstantGraph:
         """Return the node that rearranges codes before they are dequantized to these real values, or None."""
         node = self._made_by.get(name)
         before = None if node is None else self._made_by.get(node.input[0])
-        return before if before is not None and before.op_type in _MOVERS else None
+        moved = before is not None and before.op_type in _MOVERS and before.output[0] not in self._tensors
+        return before if moved else None
 
     def parameters(self, node: Any) -> Array:
         """Return the parameters of a function: the bounds of a Clip, or alpha and beta."""

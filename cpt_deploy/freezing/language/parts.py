@@ -216,9 +216,9 @@ def frozen_product(name: str, module: object) -> IntegerLinear:
 
 
 def _weight(layer: QuantizedLayer) -> tuple[Codes, Floats]:
-    levels = layer.limited_levels(layer.precision.weight_levels_of(layer.index, layer.role))
+    weight = layer.channel_weight.detach().float()
+    levels = layer.limited_levels(layer.precision.weight_levels_of(layer.index, layer.role), weight)
     if float(levels.max()) > symmetric_levels(8):
         raise ConversionError(f"Expected weights of at most 8 bits, but got codes up to {int(levels.max())}")
-    weight = layer.weight.detach().float()
     codes, scales = quantize_weight(weight, levels)
     return codes.cpu().numpy().astype(np.int8), scales.cpu().float().numpy().reshape(-1).copy()

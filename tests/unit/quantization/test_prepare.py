@@ -229,12 +229,11 @@ class _Pair(_Softmax):
     [
         (_Branch(), (4,), "traced"),
         (_Pair(), (4,), "one tensor"),
-        (nn.Sequential(nn.Conv2d(1, 2, 3), nn.ConvTranspose2d(2, 1, 3)), (1, 8, 8), "conv_transpose2d.*module '1'"),
-        (nn.Sequential(nn.Conv2d(1, 2, 3, padding=1, padding_mode="reflect")), (1, 8, 8), "reflect"),
+        (nn.Sequential(nn.Conv3d(1, 2, 3), nn.ConvTranspose3d(2, 1, 3)), (1, 8, 8, 8), "conv3d.*module '0'"),
         (nn.Sequential(nn.ReLU()), (4,), "at least one"),
         (nn.Sequential(nn.Conv2d(3, 2, 3)), (1, 8, 8), "shape"),
     ],
-    ids=["branch", "pair", "transposed", "reflect", "empty", "channels"],
+    ids=["branch", "pair", "three dimensions", "empty", "channels"],
 )
 def test_what_cannot_be_converted_is_named(network: nn.Module, shape: tuple[int, ...], named: str) -> None:
     with pytest.raises(ConversionError, match=named):

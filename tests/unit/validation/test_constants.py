@@ -16,7 +16,16 @@ from cpt_deploy.bundle import BundleContents, Preprocessing, write_bundle
 from cpt_deploy.errors import BundleError
 from cpt_deploy.export import write_onnx
 from cpt_deploy.export.golden import golden_sample
-from cpt_deploy.freezing.graph import Add, Convolution, FullyConnected, GlobalAverage, IntegerGraph, Reshape, to_dict
+from cpt_deploy.freezing.graph import (
+    Add,
+    Convolution,
+    FullyConnected,
+    GlobalAverage,
+    IntegerGraph,
+    Pad,
+    Reshape,
+    to_dict,
+)
 from cpt_deploy.freezing.graph import QuantizedTensor as Q
 from cpt_deploy.validation import compare_constants, constant_reasons
 
@@ -201,6 +210,43 @@ def test_every_form_of_the_first_layer_is_as_exported_and_one_code_less_is_not(
     changed = edit(bundle, lambda constants, _: constants["a.weight_codes"].CopyFrom(_stored(other)))
     (difference,) = compare_constants(changed).differences
     assert (difference.tensor, difference.part, difference.differing) == ("a", "weight codes", 1)
+
+
+def padded_graph(mode: str) -> IntegerGraph:
+    """The graph of `make_graph` with codes around the first layer's output, which the second no longer pads."""
+    graph = make_graph()
+    first, second, *others = graph.operations
+    inner = graph.tensors["a"]
+    tensors = {name: tensor for name, tensor in graph.tensors.items() if name in ("x", "a")}
+    tensors["padded"] = replace(inner, name="padded", shape=(6, 10, 10))
+    pad = Pad(("a",), "padded", mode, (0, 0, 1, 1, 0, 0, 1, 1))
+    # after the first layer comes the padding; what adds both needs one of the sizes, so it adds the second twice
+    second, total = replace(second, inputs=("padded",), pads=(0,) * 4), replace(others[0], inputs=("b", "b"))
+    operations = (first, pad, second, total, *others[1:])
+    return replace(graph, operations=operations, tensors=tensors | graph.tensors | {"padded": tensors["padded"]})
+
+
+@pytest.mark.parametrize("mode", ["constant", "reflect", "replicate", "circular"])
+def test_padding_is_as_exported_and_any_other_is_found(tmp_path, mode):
+    bundle = write(tmp_path / "bundle", padded_graph(mode))
+    assert compare_constants(bundle).differences == ()
+    wider = edit(bundle, lambda constants, _: _set(constants["padded.pads"], np.array([0, 0, 2, 0, 0, 0, 0, 2])))
+    (difference,) = compare_constants(wider).differences
+    assert (difference.tensor, difference.part, difference.differing) == ("padded", "padding", 4)
+
+
+@pytest.mark.parametrize(("mode", "other"), [("constant", "reflect"), ("reflect", "edge")])
+def test_another_way_to_pad_is_found(tmp_path, mode, other):
+    def change(constants, graph):
+        node = next(node for node in graph.node if node.op_type == "Pad" and node.output[0] == "padded")
+        next(attribute for attribute in node.attribute if attribute.name == "mode").s = other.encode()
+
+    (reason,) = constant_reasons(compare_constants(edit(write(tmp_path / "bundle", padded_graph(mode)), change)))
+    assert "padded" in reason
+
+
+def _set(constant: onnx.TensorProto, value: np.ndarray) -> None:
+    constant.CopyFrom(numpy_helper.from_array(value, constant.name))
 
 
 def _stored(graph: IntegerGraph) -> onnx.TensorProto:
