@@ -86,17 +86,13 @@ def bring_to_known_forms(traced: fx.GraphModule) -> None:
             node.args = tuple(
                 float(value) if i in places and type(value) is int else value for i, value in enumerate(node.args)
             )
-        if node.target is aten.avg_pool2d.default and len(node.args) > 6 and node.args[6] is not None:
+        divided = node.target is aten.avg_pool2d.default and len(node.args) > 6 and node.args[6] is not None
+        if divided and not node.args[4]:  # windows that reach over the end are written out when it is frozen
             _divide_by_window(traced, node)
 
 
 def _divide_by_window(traced: fx.GraphModule, node: fx.Node) -> None:
-    x, size, stride, padding, ceil, _, divisor = node.args
-    if ceil:
-        raise ConversionError(
-            "Expected AvgPool2d with a divisor of its own or windows that reach beyond the image, but got both",
-            hint="leave out divisor_override or ceil_mode",
-        )
+    x, size, stride, padding, _, _, divisor = node.args
     sides: Any = size
     window = math.prod(sides) if len(sides) == 2 else sides[0] ** 2
     node.args = (x, size, stride, padding, False, True)

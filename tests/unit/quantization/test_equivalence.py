@@ -115,7 +115,7 @@ CONVERTED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "hook in place": (lambda: with_hook("conv", in_place), "integers"),
     "hook on the network": (lambda: with_hook("", lambda module, given, result: result.softmax(1)), "float parts"),
     "pre-hook": (lambda: with_hook("bn", lambda module, given: (given[0] * 3,), before=True), "integers"),
-    "forward of a layer": (lambda: with_forward("conv"), "float parts"),
+    "forward of a layer": (lambda: with_forward("conv"), "integers"),
     "forward of an activation": (lambda: with_forward("act"), "integers"),
     "forward of a norm": (lambda: with_forward("bn"), "float parts"),
     "forward of the network": (with_method, "integers"),
@@ -206,7 +206,7 @@ def test_a_network_of_two_results_in_training_is_refused() -> None:
             logits = super().forward(x)
             return (logits, logits) if self.training else logits  # type: ignore[return-value]
 
-    with pytest.raises(ConversionError, match="in training Auxiliary returns 2 tensors"):
+    with pytest.raises(ConversionError, match="a tuple of 2 with 2 tensors in training"):
         prepare(Auxiliary(), QuantizationConfig(), SHAPE)
 
 
