@@ -30,7 +30,7 @@ from cpt_deploy.freezing.float_costs import float_costs
 from cpt_deploy.freezing.graph import FullyConnected, Quantize
 from cpt_deploy.models import build_model
 from cpt_deploy.quantization import QuantizationConfig, QuantizedModel, prepare, settle
-from cpt_deploy.validation.operators import float_operators
+from cpt_deploy.bundle.operators import float_operators
 from cpt_deploy.validation.taps import tap_model
 
 CLASSES = 10

@@ -1,5 +1,6 @@
 """`cpt validate`: the gate between training and serving."""
 
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,7 +15,7 @@ from cpt_deploy.errors import MissingExtraError, UsageError, ValidationFailedErr
 
 if TYPE_CHECKING:
     from cpt_deploy.bundle import Bundle
-    from cpt_deploy.validation import ValidationReport
+    from cpt_deploy.validation import NonInferiority, ValidationReport
     from cpt_deploy.validation.report import FloatFacts
 
 VALIDATION_PAGE = "validation.html"
@@ -43,9 +44,13 @@ def validate(  # noqa: PLR0913, PLR0917  the options are its parameters
         float | None,
         typer.Option(
             help="Most points of accuracy that may be lost from the trained model to onnxruntime.",
-            show_default="0.1, but at least two images, where the run is found",
+            show_default="0.5, where the run is found",
         ),
     ] = None,
+    allow_undecided: Annotated[
+        bool,
+        typer.Option("--allow-undecided", help="Pass where there are too few samples to tell whether more is lost."),
+    ] = False,
     require_exact: Annotated[
         bool | None,
         typer.Option(
@@ -68,8 +73,12 @@ def validate(  # noqa: PLR0913, PLR0917  the options are its parameters
     Where parts of a network compute in float, integers are computed from the codes that onnxruntime had before them.
     Of a language model perplexity is measured on the test text, and --max-drop is percent of it.
 
+    Whether too much accuracy is lost is a test of non-inferiority on paired answers: it passes, fails, or is undecided
+    and says about how many more samples it takes.
+
     The evidence becomes validation.json and a page, validation.html, in the bundle and a table in its model card. The
-    exit code is 4 when accuracy dropped too far, an integer differs or model.onnx is not what was exported.
+    exit code is 4 unless the bundle passed: accuracy dropped too far or that cannot be told, an integer differs, or a
+    file is not what was exported.
     """
     from cpt_cli.language_validation import ValidateOptions, validate_language_bundle
     from cpt_deploy.bundle.language import LanguageBundle, open_bundle
@@ -78,13 +87,15 @@ def validate(  # noqa: PLR0913, PLR0917  the options are its parameters
     if isinstance(opened, LanguageBundle):
         if source is not None or html is not None:
             raise UsageError("Expected no --from and no --html for a language model, but got one")
-        options = ValidateOptions(data, data_dir, run, limit, max_drop, require_exact, provider)
+        options = ValidateOptions(
+            data, data_dir, run, limit, max_drop, require_exact, provider, allow_undecided=allow_undecided
+        )
         validate_language_bundle(opened, options)
         return
     if data is None:
         only_with_data = {
             "--run": run, "--from": source, "--limit": limit, "--max-drop": max_drop, "--data-dir": data_dir,
-            "--html": html,
+            "--html": html, "--allow-undecided": allow_undecided or None,
         }  # fmt: skip
         for option, value in only_with_data.items():
             if value is not None:
@@ -104,6 +115,7 @@ def validate(  # noqa: PLR0913, PLR0917  the options are its parameters
         source=source,
         limit=limit,
         max_drop=max_drop,
+        allow_undecided=allow_undecided,
         require_exact=require_exact,
         provider=provider,
         html=html,
@@ -145,6 +157,7 @@ def _validate_on(  # noqa: PLR0913  what the command was given
     source: Path | None,
     limit: int | None,
     max_drop: float | None,
+    allow_undecided: bool,
     require_exact: bool | None,
     provider: str,
     html: Path | None,
@@ -159,6 +172,7 @@ def _validate_on(  # noqa: PLR0913  what the command was given
         source=source,
         limit=limit,
         max_drop=max_drop,
+        allow_undecided=allow_undecided,
         require_exact=_can_compare_integers(provider) if require_exact is None else require_exact,
         provider=provider,
     )
@@ -170,8 +184,17 @@ def _validate_on(  # noqa: PLR0913  what the command was given
         out.note(f"evidence: {formats.path(bundle.path / VALIDATION_PAGE)}")
     out.result({**report.to_dict(), "bundle": bundle.path})
     if not report.passed:
-        raise ValidationFailedError("; ".join(report.reasons))
+        raise failure(report.reasons, report.undecided)
     out.hint(f"cpt serve {formats.path(bundle.path)}")
+
+
+def failure(reasons: Sequence[str], undecided: Sequence[str]) -> ValidationFailedError:
+    """Return the error of a bundle that did not pass: because of what failed, or else of what is undecided."""
+    if reasons:
+        return ValidationFailedError("; ".join(reasons))
+    return ValidationFailedError(
+        f"Undecided: {'; '.join(undecided)}", hint="measure on more samples, or accept it: --allow-undecided"
+    )
 
 
 def _check_page(html: Path) -> None:
@@ -202,7 +225,7 @@ def show_report(report: "ValidationReport") -> None:
     for note in report.notes:
         out.note(f"note: {note}")
     if out.quiet:
-        out.line("passed" if report.passed else "failed")
+        out.line(report.verdict)
         return
     out.table(
         ("runtime", "accuracy", "95 % interval", "other labels", "worst logit difference"),
@@ -224,6 +247,7 @@ def show_report(report: "ValidationReport") -> None:
     }
     if report.float_parts is not None:
         facts |= _float_lines(report.float_parts)
+    facts |= _logit_lines(report)
     facts |= {
         f"logits of {FORMATS[pair.first].file}": f"{pair.other_logits or 'none'} differ from onnxruntime's"
         for pair in report.comparisons
@@ -238,10 +262,35 @@ def show_report(report: "ValidationReport") -> None:
     if report.graph is not None:
         floats = ", ".join(f"{count} {name}" for name, count in report.graph.float_operators.items())
         facts["operators left in float"] = floats or "none"
-    if report.drop is not None:
-        facts["accuracy lost"] = f"{report.drop:.2f} points from {report.reference} to onnxruntime"
+    if report.non_inferiority is not None:
+        facts["accuracy lost"] = _lost(report, report.non_inferiority)
     facts[WITHOUT_VNNI] = saturation_line(report.saturation, report.portability, saturates_here=report.cpu.saturates)
-    out.fields("passed" if report.passed else "FAILED", facts)
+    out.fields(report.verdict if report.verdict == "passed" else report.verdict.upper(), facts)
+
+
+def _logit_lines(report: "ValidationReport") -> dict[str, str]:
+    """Return what is said of the logits of the executor beside those that are served, and those of the trained model."""
+    lines, served, trained = {}, report.served_logits, report.trained_codes
+    if served is not None:
+        within = "" if served.tolerance is None else f", within {served.tolerance:g} of a sample's greatest"
+        lines["logits served"] = (
+            f"{served.values - served.differing:,} of {served.values:,} are the integer executor's{within}"
+        )
+    if trained is not None:
+        lines["trained model and executor"] = (
+            f"{trained.differing:,} of {trained.values:,} logits differ, by {trained.worst} codes at most"
+        )
+    return lines
+
+
+def _lost(report: "ValidationReport", verdict: "NonInferiority") -> str:
+    from cpt_deploy.validation.gate import interval_in_points, needed_samples
+
+    lost = f"{interval_in_points(verdict)} from {report.reference} to onnxruntime, 95 % interval"
+    if report.gate.max_drop is None:
+        return lost
+    allowed = f"at most {report.gate.max_drop:g} are allowed"
+    return f"{lost}; {allowed}" + (f": {needed_samples(verdict)}" if verdict.state == "undecided" else "")
 
 
 def _float_lines(floats: "FloatFacts") -> dict[str, str]:
@@ -275,7 +324,7 @@ COMMAND = Command(
     panel=SHIP_PANEL,
     examples=(
         "cpt validate runs/digits/bundle-8bit --data digits",
-        "cpt validate my-bundle --data fashion-mnist --run runs/fashion --max-drop 0.1",
+        "cpt validate my-bundle --data fashion-mnist --run runs/fashion --max-drop 1  # points that may be lost",
         "cpt validate my-bundle --data digits --html evidence.html  # the page to show, beside the one in the bundle",
         "cpt validate my-bundle --data digits --provider cuda  # with onnxruntime-gpu",
         "cpt validate my-bundle  # checksums, constants and golden sample only: needs neither data nor torch",

@@ -22,7 +22,7 @@ from cpt_deploy.models import build_model
 from cpt_deploy.quantization import QuantizationConfig, make_symmetric, prepare, settle
 from cpt_deploy.quantization.affine import fake_quantize, symmetric_parameters
 from cpt_deploy.validation import quantized_tensors
-from cpt_deploy.validation.operators import optimized_operators
+from cpt_deploy.bundle.operators import optimized_operators
 
 
 def frozen(

@@ -17,7 +17,7 @@ from cpt_deploy.freezing import IntegerExecutor, freeze
 from cpt_deploy.freezing.float_calls import function_of
 from cpt_deploy.freezing.graph import Embed, FullyConnected, IntegerGraph, Quantize, from_dict, to_dict
 from cpt_deploy.quantization import QuantizationConfig, prepare, settle
-from cpt_deploy.validation.operators import optimized_operators
+from cpt_deploy.bundle.operators import optimized_operators
 
 
 class TokenClassifier(nn.Module):

@@ -138,10 +138,10 @@ def test_what_comes_of_an_entry_that_is_not_given_is_left_out(hybrid):
     inputs = np.random.default_rng(0).normal(size=(2, *SHAPE)).astype(np.float32)
     _, codes = model.run(inputs)
     given = {name: codes[name] for name in model.entries}
-    everything = model.follow(inputs, given)
+    _, everything = model.follow(inputs, given)
     assert len(everything) == 6
     missing = model.entries[2]
-    rest = model.follow(inputs, {name: values for name, values in given.items() if name != missing})
+    _, rest = model.follow(inputs, {name: values for name, values in given.items() if name != missing})
     assert len(rest) == 5
     assert set(rest) < set(everything)
 
