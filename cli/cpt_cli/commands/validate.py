@@ -269,7 +269,7 @@ def show_report(report: "ValidationReport") -> None:
 
 
 def _logit_lines(report: "ValidationReport") -> dict[str, str]:
-    """Return what is said of the logits of the executor beside those that are served, and those of the trained model."""
+    """Return what is said of the executor's logits: beside those that are served, and beside the trained model's."""
     lines, served, trained = {}, report.served_logits, report.trained_codes
     if served is not None:
         within = "" if served.tolerance is None else f", within {served.tolerance:g} of a sample's greatest"
