@@ -25,9 +25,9 @@ _KEY_HINT = (
 _SIGN_HINT = "who holds the key signs it: cpt sign BUNDLE --key KEY"
 _KEY_FILES = ("*.pub", "*.pem")
 _MISMATCHES = (
-    ("{} is not as it was signed", r"Hash mismatch for '([^']*)'"),
-    ("{} was added", r"Extra files found in model '[^']*': ([^\"\]]*)"),
-    ("{} is missing", r"Missing files in model '[^']*': ([^\"\]]*)"),
+    ("{} is not as it was signed", r"Hash mismatch for \\?'([^'\\]*)"),
+    ("{} was added", r"Extra files found in model [^:]*: ([^\"'\]]*)"),
+    ("{} is missing", r"Missing files in model [^:]*: ([^\"'\]]*)"),
 )
 """What the library says of files, in its messages only."""
 

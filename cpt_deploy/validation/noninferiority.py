@@ -24,7 +24,8 @@ MAX_DROP = 0.5
 
 State = Literal["passed", "failed", "undecided"]
 
-_STEPS = 80
+_STEPS = 60
+_COARSE_STEPS = 12
 _NORMAL_FROM = 10_000
 
 
@@ -182,7 +183,7 @@ def _more(state_at: Callable[[float], State], samples: int) -> int | None:
         if enough > 2**20:
             return None
     few = enough / 2
-    for _ in range(_STEPS):
+    for _ in range(_COARSE_STEPS):
         middle = (few + enough) / 2
         few, enough = (middle, enough) if state_at(middle) == "undecided" else (few, middle)
     exact = samples * (enough - 1)

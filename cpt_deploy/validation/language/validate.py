@@ -208,7 +208,7 @@ def finite_numbers(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: finite_numbers(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [finite_numbers(entry) for entry in value]
+        return type(value)(finite_numbers(entry) for entry in value)
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -9,7 +9,8 @@ from cpt_deploy.errors import BundleError, ValidationFailedError
 def report(bundle, **change):
     """What `cpt validate` writes, as far as it is read."""
     return {
-        "model_sha256": bundle.sha256,
+        "content_sha256": bundle.content_sha256,
+        "verdict": "passed",
         "passed": True,
         "reasons": [],
         "dataset": {"name": "digits", "samples": 355},
@@ -40,7 +41,7 @@ def test_missing_evidence_is_refused(bundle):
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ({"model_sha256": "0" * 64}, "of another file"),
+        ({"content_sha256": "0" * 64}, "a file was changed after the validation"),
         ({"passed": False, "reasons": ["accuracy dropped by 3.00 points"]}, "accuracy dropped by 3.00 points"),
         ({"passed": False}, "no reason is given"),
         ({"reasons": ["something"]}, "something"),
@@ -52,7 +53,9 @@ def test_evidence_that_does_not_vouch_for_the_file_is_refused(bundle, change, ex
         require_evidence(update_validation(bundle, report(bundle, **change)))
 
 
-@pytest.mark.parametrize("missing", ["model_sha256", "passed", "reasons", "dataset", "runtimes", "integers"])
+@pytest.mark.parametrize(
+    "missing", ["content_sha256", "verdict", "passed", "reasons", "dataset", "runtimes", "integers"]
+)
 def test_other_content_is_no_evidence(bundle, missing):
     content = report(bundle)
     del content[missing]

@@ -136,6 +136,7 @@ def test_a_failure_comes_first_and_in_full():
     difference = {"tensor": "a", "part": "weight codes", "values": 9, "differing": 1, "detail": "expected 3, but got 4"}
     report = make_report(
         passed=False,
+        verdict="failed",
         reasons=["in tensor 'a', <1> differs"],
         drop_points=1.5,
         constants={"compared": 321, "differences": [difference]},
