@@ -1,8 +1,10 @@
+import hashlib
+import subprocess
 from dataclasses import replace
 
 import pytest
 
-from cpt_deploy.bundle import read_evidence, require_evidence, update_validation
+from cpt_deploy.bundle import Bundle, read_evidence, require_evidence, update_validation
 from cpt_deploy.errors import BundleError, ValidationFailedError
 
 
@@ -29,6 +31,28 @@ def test_evidence_of_the_same_file_is_accepted_and_read(bundle):
     assert (evidence.dataset, evidence.samples, evidence.accuracy) == ("digits", 355, 0.98)
     assert evidence.interval_95 == (0.97, 0.99)
     assert (evidence.compared_integers, evidence.mismatching_integers) == (100, 0)
+
+
+@pytest.mark.parametrize("name", ["labels.txt", "preprocessor_config.json", "config.json", "quantization.json"])
+def test_evidence_holds_only_as_long_as_each_file_that_changes_an_answer(bundle, name):
+    validated = update_validation(bundle, report(bundle), page="<html>")
+    assert validated.content_sha256 == bundle.content_sha256
+    path = validated.path / name
+    path.write_bytes(b"green\nred\nblue\n" if name == "labels.txt" else path.read_bytes() + b" ")
+    digest, sums = hashlib.sha256(path.read_bytes()).hexdigest(), validated.path / "SHA256SUMS"
+    sums.write_text(sums.read_text().replace(validated.digests[name], digest))
+    changed = Bundle.open(validated.path)
+    assert changed.sha256 == bundle.sha256
+    with pytest.raises(ValidationFailedError, match="a file was changed after the validation"):
+        require_evidence(changed)
+
+
+def test_the_digest_of_all_files_is_what_two_commands_of_the_shell_give(bundle):
+    updated = update_validation(bundle, report(bundle), page="<html>")
+    pattern = "  (README.md|validation.json|validation.html)$"
+    command = f"grep -vE '{pattern}' SHA256SUMS | sha256sum"
+    done = subprocess.run(["bash", "-c", command], cwd=updated.path, capture_output=True, text=True, check=True)
+    assert done.stdout.split()[0] == updated.content_sha256
 
 
 def test_missing_evidence_is_refused(bundle):

@@ -101,6 +101,7 @@ def test_evidence_tells_what_was_measured(bundle):
     assert facts.passed
     assert facts.of_this_model
     assert (facts.accuracy.value, facts.accuracy.interval_95, facts.trained_accuracy) == (0.905, (0.89, 0.92), 0.91)
+    assert (facts.verdict, facts.of_this_model) == ("passed", True)
     assert (facts.integers.compared, facts.integers.mismatching, facts.float_operators) == (1000, 0, 2)
     assert (facts.runtime, facts.cpu, facts.dataset.samples) == ("onnxruntime 1.30.0", "a processor", 200)
 
