@@ -11,6 +11,7 @@ import numpy.typing as npt
 from cpt_deploy.bundle.consistency import language_contradictions
 from cpt_deploy.bundle.language import LanguageBundle
 from cpt_deploy.bundle.layout import TOKENIZER_FILE
+from cpt_deploy.errors import ValidationFailedError
 from cpt_deploy.freezing.language import read_integer_model
 from cpt_deploy.validation.gate import needed_samples
 from cpt_deploy.validation.language.measuring import LanguageMeasurements, Step
@@ -56,12 +57,20 @@ def judge_rise(found: LanguageMeasurements, max_rise: float) -> NonInferiority |
     return judge_losses(first, second, tokens, allowed_rise(max_rise))
 
 
+def check_context(bundle: LanguageBundle) -> None:
+    """Raise a `ValidationFailedError` unless a bundle's context is its integer model's: it could not even be run."""
+    context = read_integer_model(bundle.quantization["graph"], bundle.load_tensors()).context
+    if context != bundle.manifest.context:
+        raise ValidationFailedError(
+            f"Expected config.json of {bundle.path} to say the integer model's context of {context}, but got "
+            f"{bundle.manifest.context}",
+            hint="export the bundle again",
+        )
+
+
 def contradiction_reasons(bundle: LanguageBundle, trained: LanguageReference | None) -> list[str]:
     """Say in what the files of a bundle contradict the run or each other, as sentences."""
     found = language_contradictions(bundle)
-    context = read_integer_model(bundle.quantization["graph"], bundle.load_tensors()).context
-    if context != bundle.manifest.context:
-        found.append(f"config.json says a context of {bundle.manifest.context}, but the integer model has {context}")
     own = hashlib.sha256(trained.tokenizer.encode()).hexdigest() if trained is not None else None
     if trained is not None and own != bundle.digests[TOKENIZER_FILE]:
         found.append(f"tokenizer.json is not that of {trained.source}")

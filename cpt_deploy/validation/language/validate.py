@@ -19,6 +19,7 @@ from cpt_deploy.errors import DataError
 from cpt_deploy.validation.gate import operator_reasons
 from cpt_deploy.validation.language.gate import (
     LanguageReference,
+    check_context,
     contradiction_reasons,
     exactness_reasons,
     judge_rise,
@@ -109,6 +110,7 @@ def validate_language(
     Raises:
         DataError: If the text has fewer than two tokens, or tokens beyond the model's vocabulary.
         UsageError: If `max_rise` is negative.
+        ValidationFailedError: If config.json says another context than the integer model has.
     """
     if max_rise is not None:
         check_allowed(max_rise)
@@ -117,6 +119,7 @@ def validate_language(
             f"Expected a text of two tokens or more within the model's {bundle.manifest.vocabulary}, "
             f"but got {len(text)} tokens up to {int(np.max(text, initial=0))}"
         )
+    check_context(bundle)
     rows = rows_of(text, ROWS)
     if trained is None:
         found = measure_text(bundle, rows, provider=provider)

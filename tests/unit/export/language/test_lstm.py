@@ -10,7 +10,7 @@ from cpt_deploy.bundle import Bundle, require_evidence
 from cpt_deploy.bundle.language import LanguageModel, open_bundle, update_language_validation
 from cpt_deploy.bundle.sessions import may_saturate, open_session
 from cpt_deploy.bundle.tokenization import WordTokenizer
-from cpt_deploy.errors import BundleError, ConversionError
+from cpt_deploy.errors import BundleError, ConversionError, ValidationFailedError
 from cpt_deploy.export.language.bundle_export import LanguageIdentity, export_language_bundle
 from cpt_deploy.export.language.lstm_onnx import lstm_manifest, write_lstm_onnx
 from cpt_deploy.freezing.language import IntegerLstm, Trace, freeze_lstm
@@ -230,7 +230,6 @@ EDITS = {
         lambda content: content["cpt"]["language"]["states"][0].update(fill=0.5),
         "first tokens the logits that are served are not the executor's",
     ),
-    "the context": ("config.json", lambda content: content["cpt"]["language"].update(context=9), "a context of 9"),
     "the vocabulary of others": ("config.json", lambda content: content.update(vocab_size=5), "vocab_size"),
     "what was announced": (
         "quantization.json",
@@ -248,6 +247,13 @@ def test_an_edited_file_fails_though_its_checksum_holds(little, edit):
     edited = change(name, what)
     assert any(reason in found for found in reasons_of(edited))
     assert edited.content_sha256 != before
+
+
+def test_another_context_than_the_integer_models_is_refused(little):
+    _, change = little
+    edited = change("config.json", lambda content: content["cpt"]["language"].update(context=9))
+    with pytest.raises(ValidationFailedError, match="context of None, but got 9"):
+        reasons_of(edited)
 
 
 def test_another_tokenizer_than_the_runs_fails_and_perplexities_are_told(little, model):
