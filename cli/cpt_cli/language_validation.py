@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cpt_cli import formats
-from cpt_cli.commands.validate import failure
 from cpt_cli.output import out
 from cpt_cli.portability import WITHOUT_VNNI, saturation_line, show_portability
+from cpt_cli.validation_summary import failure
 from cpt_cli.workflow import find_run, is_run_of
 from cpt_deploy.errors import UsageError, ValidationFailedError
 

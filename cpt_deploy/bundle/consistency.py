@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from cpt_deploy.bundle.bundle import Bundle
+from cpt_deploy.bundle.descriptions import described_ends, described_preprocessing
 from cpt_deploy.bundle.language.bundle import LanguageBundle
 from cpt_deploy.bundle.layout import CONFIG_FILE, INPUTS, LABELS_FILE, PREPROCESSOR_FILE, TOKENIZER_FILE
 from cpt_deploy.bundle.opened import read_json
 from cpt_deploy.bundle.preprocessing import Preprocessing
-from cpt_deploy.bundle.writing import described_ends, described_preprocessing
 
 
 def exported_preprocessing(bundle: Bundle) -> Preprocessing | None:

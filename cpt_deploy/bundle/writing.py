@@ -17,6 +17,7 @@ from cpt_deploy.bundle import layout
 from cpt_deploy.bundle.bundle import Bundle
 from cpt_deploy.bundle.card import CardFields, EvaluationResult, render_card
 from cpt_deploy.bundle.checksums import checksum_lines, read_checksums
+from cpt_deploy.bundle.descriptions import described_ends, described_preprocessing
 from cpt_deploy.bundle.directories import replace_directory, replace_files
 from cpt_deploy.bundle.formats import FORMATS
 from cpt_deploy.bundle.golden import Golden
@@ -209,22 +210,6 @@ def check_replaceable(directory: Path) -> None:
         f"Expected {directory} to be free or a bundle, but it holds {', '.join(foreign[:3] or sorted(found)[:3])}",
         hint="choose another name, or move them",
     )
-
-
-def described_ends(labels: Sequence[str], preprocessing: Preprocessing) -> dict[str, Any]:
-    """Return what config.json says of labels and inputs, in the keys of timm and transformers."""
-    return {
-        "num_classes": len(labels),
-        "label_names": list(labels),
-        "pretrained_cfg": preprocessing.to_timm() | {"num_classes": len(labels)},
-        "id2label": {str(index): label for index, label in enumerate(labels)},
-        "label2id": {label: index for index, label in enumerate(labels)},
-    }
-
-
-def described_preprocessing(preprocessing: Preprocessing) -> dict[str, Any]:
-    """Return the content of preprocessor_config.json: Hugging Face's keys, and this project's own."""
-    return preprocessing.to_huggingface() | {"cpt": preprocessing.to_dict()}
 
 
 def _config(contents: BundleContents) -> dict[str, Any]:

@@ -109,7 +109,7 @@ def _export(directory: Path) -> "Bundle":
 
 
 def _validate(bundle: "Bundle") -> dict[str, Any]:
-    from cpt_cli.commands.validate import failure, show_report
+    from cpt_cli.validation_summary import failure, show_report
     from cpt_cli.workflow import measure_bundle
 
     report = measure_bundle(

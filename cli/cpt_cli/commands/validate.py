@@ -1,6 +1,5 @@
 """`cpt validate`: the gate between training and serving."""
 
-from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,13 +9,12 @@ import typer
 from cpt_cli import formats
 from cpt_cli.command import SHIP_PANEL, Command, DebugFlag, JsonFlag, ProviderOption, QuietFlag
 from cpt_cli.output import out
-from cpt_cli.portability import WITHOUT_VNNI, saturation_line, show_portability
+from cpt_cli.portability import show_portability
+from cpt_cli.validation_summary import failure, rounds_as_the_executor, show_report
 from cpt_deploy.errors import MissingExtraError, UsageError, ValidationFailedError
 
 if TYPE_CHECKING:
     from cpt_deploy.bundle import Bundle
-    from cpt_deploy.validation import NonInferiority, ValidationReport
-    from cpt_deploy.validation.report import FloatFacts
 
 VALIDATION_PAGE = "validation.html"
 
@@ -100,7 +98,7 @@ def validate(  # noqa: PLR0913, PLR0917  the options are its parameters
         for option, value in only_with_data.items():
             if value is not None:
                 raise UsageError(f"Expected --data with {option}, but got none", hint="name the data set to measure on")
-        exact = _rounds_as_the_executor(provider) if require_exact is None else require_exact
+        exact = rounds_as_the_executor(provider) if require_exact is None else require_exact
         _check_golden(opened, provider, require_exact=exact)
         return
     if run is not None and source is not None:
@@ -188,15 +186,6 @@ def _validate_on(  # noqa: PLR0913  what the command was given
     out.hint(f"cpt serve {formats.path(bundle.path)}")
 
 
-def failure(reasons: Sequence[str], undecided: Sequence[str]) -> ValidationFailedError:
-    """Return the error of a bundle that did not pass: because of what failed, or else of what is undecided."""
-    if reasons:
-        return ValidationFailedError("; ".join(reasons))
-    return ValidationFailedError(
-        f"Undecided: {'; '.join(undecided)}", hint="measure on more samples, or accept it: --allow-undecided"
-    )
-
-
 def _check_page(html: Path) -> None:
     """Raise before anything is measured if the page cannot be drawn or written."""
     if find_spec("matplotlib") is None:
@@ -209,113 +198,7 @@ def _check_page(html: Path) -> None:
 
 
 def _can_compare_integers(provider: str) -> bool:
-    return _rounds_as_the_executor(provider) and find_spec("torch") is not None and find_spec("onnx") is not None
-
-
-def _rounds_as_the_executor(provider: str) -> bool:
-    from cpt_deploy.bundle.providers import CPU, provider_name
-
-    return provider_name(provider) == CPU
-
-
-def show_report(report: "ValidationReport") -> None:
-    """Print what was measured, other labels and logits against onnxruntime, and what was not measured."""
-    from cpt_deploy.bundle import FORMATS
-
-    for note in report.notes:
-        out.note(f"note: {note}")
-    if out.quiet:
-        out.line(report.verdict)
-        return
-    out.table(
-        ("runtime", "accuracy", "95 % interval", "other labels", "worst logit difference"),
-        [(report.title(entry.name), *_accuracy_cells(entry.name, report)) for entry in report.runtimes],
-        title=f"{report.bundle} on {report.dataset.samples} images of {report.dataset.name} ({report.dataset.split})",
-    )
-    golden, differing = report.golden, report.first_difference
-    integers = "not compared"
-    if report.tensors is not None:
-        integers = (
-            f"{report.compared_integers - report.mismatching_integers:,} of {report.compared_integers:,} in "
-            f"{len(report.tensors)} tensors are the same"
-        )
-    if report.tensors is not None and report.float_parts is not None:
-        integers += ", each from the codes that onnxruntime had at its entry"
-    facts = {
-        "integers": integers + (f", first difference in {differing.name}" if differing else ""),
-        "golden sample": f"{golden.values - golden.mismatches} of {golden.values} {golden.what} reproduced",
-    }
-    if report.float_parts is not None:
-        facts |= _float_lines(report.float_parts)
-    facts |= _logit_lines(report)
-    facts |= {
-        f"logits of {FORMATS[pair.first].file}": f"{pair.other_logits or 'none'} differ from onnxruntime's"
-        for pair in report.comparisons
-        if pair.first in FORMATS
-    }
-    if not _rounds_as_the_executor(report.provider):
-        facts["onnxruntime on"] = report.provider
-    if report.constants is not None:
-        changed = report.constants.differences
-        compared = f"{report.constants.compared:,} codes, scales, zero points and biases"
-        facts["model.onnx"] = f"differs, first in {changed[0].tensor}" if changed else f"{compared} are as exported"
-    if report.graph is not None:
-        floats = ", ".join(f"{count} {name}" for name, count in report.graph.float_operators.items())
-        facts["operators left in float"] = floats or "none"
-    if report.non_inferiority is not None:
-        facts["accuracy lost"] = _lost(report, report.non_inferiority)
-    facts[WITHOUT_VNNI] = saturation_line(report.saturation, report.portability, saturates_here=report.cpu.saturates)
-    out.fields(report.verdict if report.verdict == "passed" else report.verdict.upper(), facts)
-
-
-def _logit_lines(report: "ValidationReport") -> dict[str, str]:
-    """Return what is said of the executor's logits: beside those that are served, and beside the trained model's."""
-    lines, served, trained = {}, report.served_logits, report.trained_codes
-    if served is not None:
-        within = "" if served.tolerance is None else f", within {served.tolerance:g} of a sample's greatest"
-        lines["logits served"] = (
-            f"{served.values - served.differing:,} of {served.values:,} are the integer executor's{within}"
-        )
-    if trained is not None:
-        lines["trained model and executor"] = (
-            f"{trained.differing:,} of {trained.values:,} logits differ, by {trained.worst} codes at most"
-        )
-    return lines
-
-
-def _lost(report: "ValidationReport", verdict: "NonInferiority") -> str:
-    from cpt_deploy.validation.gate import interval_in_points, needed_samples
-
-    lost = f"{interval_in_points(verdict)} from {report.reference} to onnxruntime, 95 % interval"
-    if report.gate.max_drop is None:
-        return lost
-    allowed = f"at most {report.gate.max_drop:g} are allowed"
-    return f"{lost}; {allowed}" + (f": {needed_samples(verdict)}" if verdict.state == "undecided" else "")
-
-
-def _float_lines(floats: "FloatFacts") -> dict[str, str]:
-    """Return what is said of the parts of a network that compute in float."""
-    lines = {
-        "on integers": f"{formats.share(floats.integer_share)} of the multiply-accumulates",
-        "in float": ", ".join(f"{count} {name}" for name, count in floats.operators.items()) or "movements only",
-    }
-    if floats.other_codes is not None:
-        differing, codes = floats.other_codes
-        lines["executor on its own way"] = f"{differing:,} of {codes:,} codes differ, which is not judged"
-    return lines
-
-
-def _accuracy_cells(name: str, report: "ValidationReport") -> tuple[str, ...]:
-    accuracy = report.runtime(name).accuracy
-    interval = f"{formats.share(accuracy.low)} to {formats.share(accuracy.high)}"
-    pair = next((pair for pair in report.comparisons if (pair.first, pair.second) == (name, "onnxruntime")), None)
-    worst = pair.worst_logit_difference if pair else None
-    return (
-        formats.share(accuracy.value),
-        interval,
-        "" if pair is None else str(pair.other_labels),
-        "" if worst is None else f"{worst:.3g}",
-    )
+    return rounds_as_the_executor(provider) and find_spec("torch") is not None and find_spec("onnx") is not None
 
 
 COMMAND = Command(
