@@ -9,6 +9,7 @@ from fastapi import APIRouter, Path, Query
 from starlette.responses import RedirectResponse, Response
 
 from cpt_serving.evidence import Evidence, evidence_of
+from cpt_serving.inference.errors import ServingError
 from cpt_serving.samples import Samples, drawing_style, list_samples, sample_image, to_png
 from cpt_serving.service import Service
 from cpt_serving.telemetry.stats import Stats, summarize
@@ -38,7 +39,7 @@ def page_router(service: Service) -> APIRouter:
 
     @router.get("/stats")
     async def stats() -> Stats:
-        """Counters since the start, summed over all workers: a short form of `/metrics`."""
+        """Counters since the start: a short form of `/metrics`."""
         return summarize(service.metrics.collect(), clock_s=time.monotonic(), ready=_is_ready(service))
 
     return router
@@ -109,6 +110,6 @@ def only_language(service: Service) -> bool:
 def _is_ready(service: Service) -> bool:
     try:
         service.repository.require_ready()
-    except RequestError:
+    except ServingError:
         return False
     return True
