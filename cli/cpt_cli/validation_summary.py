@@ -88,7 +88,7 @@ def _logit_lines(report: "ValidationReport") -> dict[str, str]:
             f"{served.values - served.differing:,} of {served.values:,} are the integer executor's{within}"
         )
     if trained is not None:
-        lines["trained model and executor"] = (
+        lines[f"{report.reference}, executor"] = (
             f"{trained.differing:,} of {trained.values:,} logits differ, by {trained.worst} codes at most"
         )
     return lines
