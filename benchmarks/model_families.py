@@ -22,6 +22,7 @@ import torch
 from measuring import RESULTS, machine, machine_line, markdown_table, write_results
 from torch import Tensor, nn
 
+from cpt_deploy.bundle.operators import float_operators
 from cpt_deploy.bundle.sessions import open_session
 from cpt_deploy.errors import ConversionError
 from cpt_deploy.export import write_onnx
@@ -30,7 +31,6 @@ from cpt_deploy.freezing.float_costs import float_costs
 from cpt_deploy.freezing.graph import FullyConnected, Quantize
 from cpt_deploy.models import build_model
 from cpt_deploy.quantization import QuantizationConfig, QuantizedModel, prepare, settle
-from cpt_deploy.validation.operators import float_operators
 from cpt_deploy.validation.taps import tap_model
 
 CLASSES = 10

@@ -17,9 +17,9 @@ from measuring import interleaved, machine, machine_line, markdown_table, median
 from model_families import convert, count_differences, image_network
 from numpy.typing import NDArray
 
+from cpt_deploy.bundle.operators import float_operators, optimized_operators
 from cpt_deploy.errors import ConversionError
 from cpt_deploy.export import write_float_onnx
-from cpt_deploy.validation.operators import float_operators, optimized_operators
 
 MODELS = [
     "alexnet", "convnext_tiny", "densenet121", "efficientnet_b0", "efficientnet_v2_s", "googlenet", "inception_v3",

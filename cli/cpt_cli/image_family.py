@@ -68,7 +68,8 @@ class ImageFamily:
             self.data_dir or (Path(data.root) if data.root else None),
             run_dir=self.run_dir,
             limit=self.limit,
-            max_drop=100.0,  # a sweep shows what is lost; it is no gate
+            max_drop=None,
+            no_gate=True,  # a sweep shows what is lost
             require_exact=False,
         )
 

@@ -7,13 +7,16 @@ from typing import TYPE_CHECKING, Any
 from cpt_cli import formats
 from cpt_cli.output import out
 from cpt_cli.portability import WITHOUT_VNNI, saturation_line, show_portability
+from cpt_cli.validation_summary import failure
 from cpt_cli.workflow import find_run, is_run_of
 from cpt_deploy.errors import UsageError, ValidationFailedError
 
 if TYPE_CHECKING:
     from cpt_deploy.bundle.language import LanguageBundle
     from cpt_deploy.bundle.tokenization import Ids, Tokenizer
-    from cpt_deploy.quantization import QuantizedLanguageModel, WeightBits
+    from cpt_deploy.quantization import QuantizedLanguageModel
+    from cpt_deploy.training import TrainedLanguageModel
+    from cpt_deploy.validation.language.gate import LanguageReference
     from cpt_deploy.validation.language.measuring import Step
     from cpt_deploy.validation.language.validate import LanguageReport
 
@@ -29,6 +32,8 @@ class ValidateOptions:
     max_rise: float | None
     require_exact: bool | None
     provider: str
+    allow_undecided: bool = False
+    no_gate: bool = False
 
 
 def measure_language_bundle(bundle: "LanguageBundle", data: str, options: ValidateOptions) -> "LanguageReport":
@@ -44,14 +49,17 @@ def measure_language_bundle(bundle: "LanguageBundle", data: str, options: Valida
         CptError: If the corpus or the run cannot be read.
     """
     from cpt_deploy.bundle.language import update_language_validation
-    from cpt_deploy.validation.language.validate import MAX_RISE, validate_language
+    from cpt_deploy.validation.language.validate import validate_language
+    from cpt_deploy.validation.noninferiority import MAX_DROP
 
+    default = None if options.no_gate else MAX_DROP
     report = validate_language(
         bundle,
         test_tokens(bundle.text.tokenizer, data, options.data_dir, options.limit),
         {"name": data if ":" in data else Path(data).name, "split": "test"},
-        trained=_trained(bundle, options.run),
-        max_rise=MAX_RISE if options.max_rise is None else options.max_rise,
+        trained=_trained(bundle, data, options),
+        max_rise=default if options.max_rise is None else options.max_rise,
+        allow_undecided=options.allow_undecided,
         require_exact=options.provider == "cpu" if options.require_exact is None else options.require_exact,
         provider=options.provider,
     )
@@ -91,12 +99,13 @@ def validate_language_bundle(bundle: "LanguageBundle", options: ValidateOptions)
     _show_report(report)
     out.result({"bundle": bundle.path, **report.content})
     if not report.passed:
-        raise ValidationFailedError("; ".join(report.reasons), hint="validation.json in the bundle has the details")
+        raise failure(report.reasons, report.undecided)
     out.hint(f"cpt serve {formats.path(bundle.path)}")
 
 
-def _trained(bundle: "LanguageBundle", run_dir: Path | None) -> "Step | None":
-    """Return the trained model that a bundle comes from, if it is here."""
+def _trained(bundle: "LanguageBundle", data: str, options: ValidateOptions) -> "LanguageReference | None":
+    """Return the trained model that a bundle comes from with the text as it reads it, if it is here."""
+    run_dir = options.run
     if run_dir is not None and not is_run_of(run_dir, bundle):
         raise UsageError(
             f"Expected the run that {formats.path(bundle.path)} was exported from, but {formats.path(run_dir)} "
@@ -107,21 +116,37 @@ def _trained(bundle: "LanguageBundle", run_dir: Path | None) -> "Step | None":
         out.note("the run that the bundle comes from is not here: compared with the integer executor alone")
         return None
     from cpt_deploy.training import load_language_model
+    from cpt_deploy.training.tasks.language import token_digest
+    from cpt_deploy.validation.language.gate import LanguageReference
 
-    facts = bundle.facts
-    mixed = facts.get("mixed_precision")
-    weights = {layer["layer"]: layer["bits"] for layer in mixed["layers"]} if mixed else facts["weight_bits"]
-    return trained_step(load_language_model(found).model, weights, facts["activation_bits"])
+    run = load_language_model(found)
+    text = test_tokens(run.tokenizer, data, options.data_dir, options.limit)
+    same = token_digest(text) == run.report.data["test_sha256"]
+    recorded = _measured_again(run, text) if same else None
+    return LanguageReference(trained_step(run.model), text, run.tokenizer.to_json(), formats.path(found), recorded)
 
 
-def trained_step(
-    model: "QuantizedLanguageModel", weight_bits: "WeightBits" = None, activation_bits: int | None = None
-) -> "Step":
-    """Return a trained model at its upper bound, or at other bits, as a function of NumPy arrays."""
+def _measured_again(run: "TrainedLanguageModel", text: "Ids") -> tuple[float, float] | None:
+    """Return a run's perplexity of its test text as its report says it, and as the same evaluation gives it here."""
+    import torch
+
+    from cpt_deploy.data.text import evaluation_chunks
+    from cpt_deploy.training.text_evaluation import evaluate_text
+
+    settings = run.recipe.data.text
+    chunks = evaluation_chunks(text, run.recipe.train.eval_batch_size, settings.sequence, settings.context)
+    again = evaluate_text(run.model, chunks, device=torch.device("cpu"))
+    recorded = run.report.test.perplexity
+    assert again is not None
+    return None if recorded is None or again.perplexity is None else (recorded, again.perplexity)
+
+
+def trained_step(model: "QuantizedLanguageModel") -> "Step":
+    """Return a trained model at its upper bound as a function of NumPy arrays."""
     import torch
 
     def step(tokens: Any, state: Any) -> Any:
-        with torch.no_grad(), model.upper_bound(weight_bits, activation_bits):
+        with torch.no_grad(), model.upper_bound():
             scores, after = model(torch.from_numpy(tokens), state)
         return scores.numpy(), after
 
@@ -145,6 +170,19 @@ def _check_golden(bundle: "LanguageBundle", provider: str) -> None:
     out.hint(f"cpt validate {formats.path(bundle.path)} --data {bundle.facts.get('dataset', 'NAME')}")
 
 
+def _rise(report: "LanguageReport") -> str:
+    """Return what is said of perplexity: the rise with its interval and what is allowed."""
+    from cpt_deploy.validation.language.gate import rise_interval
+    from cpt_deploy.validation.noninferiority import NonInferiority
+
+    content, found = report.content, report.content["non_inferiority"]
+    if found is None or None in {found["loss"], found["low"], found["high"]}:
+        return f"perplexity {content['perplexity_rise_percent']} %"
+    limit = content["max_rise_percent"]
+    allowed = "" if limit is None else f" of {limit:g} % allowed"
+    return f"perplexity rose by {rise_interval(NonInferiority(**found))}{allowed}"
+
+
 def _show_report(report: "LanguageReport") -> None:
     content = report.content
     out.table(
@@ -159,7 +197,7 @@ def _show_report(report: "LanguageReport") -> None:
     codes = sum(product["codes"] for product in integers["products"])
     others = sum(product["other_codes"] for product in integers["products"])
     out.line(
-        f"{'passed' if report.passed else 'FAILED'}: perplexity {content['perplexity_rise_percent']:+.4f} %, "
+        f"{report.verdict if report.verdict == 'passed' else report.verdict.upper()}: {_rise(report)}, "
         f"{integers['mismatching']:,} of {integers['compared']:,} integer sums differ given the same codes; on their "
         f"own way {others:,} of {codes:,} codes differ, logits by {content['worst_logit']:.2g} at most"
     )

@@ -5,14 +5,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cpt_cli import formats
-from cpt_deploy.errors import UsageError
+from cpt_deploy.errors import BundleError, UsageError
 
 if TYPE_CHECKING:
     from torch import nn
 
     from cpt_deploy.bundle import Bundle
     from cpt_deploy.quantization import QuantizedModel
-    from cpt_deploy.validation import TrainedModel
+    from cpt_deploy.validation import Reference
 
 SOURCE_FILE, SOURCE_DIGEST, SOURCE_MODEL = "source_file", "source_sha256", "source_model"
 """The facts in a bundle's config.json that name the file it was made from, and the model that weights belong to."""
@@ -61,17 +61,33 @@ def source_network(bundle: "Bundle", path: Path) -> "nn.Module":
     return opened.build(bundle.preprocessing.input_shape, len(bundle.labels))
 
 
-def source_model(bundle: "Bundle", path: Path) -> "TrainedModel":
-    """Return the float model of a calibrated bundle as a function from inputs to logits, both NumPy float32 arrays."""
+def source_reference(bundle: "Bundle", path: Path) -> "Reference":
+    """Return the float model of a calibrated bundle, with the preprocessing and the labels that export was given.
+
+    The file of a float model says nothing of them, so config.json does, where export recorded them.
+
+    Raises:
+        BundleError: If config.json does not.
+        CptError: As `source_network` does.
+    """
     import torch
 
+    from cpt_deploy.bundle.consistency import exported_labels, exported_preprocessing
+    from cpt_deploy.validation import Reference
+
+    preprocessing = exported_preprocessing(bundle)
+    if preprocessing is None:
+        raise BundleError(
+            f"Expected config.json of {formats.path(bundle.path)} to say how images became inputs, but it does not",
+            hint="export the bundle again",
+        )
     network = source_network(bundle, path)
 
     def forward(inputs: Any) -> Any:
         with torch.no_grad():
             return network(torch.from_numpy(inputs)).numpy()
 
-    return forward
+    return Reference(forward, preprocessing, exported_labels(bundle), "config.json, as it was exported")
 
 
 def source_as_prepared(bundle: "Bundle", path: Path) -> "QuantizedModel":

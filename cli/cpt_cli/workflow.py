@@ -22,11 +22,9 @@ if TYPE_CHECKING:
     from cpt_deploy.data import ImageSet
     from cpt_deploy.recipe import Recipe
     from cpt_deploy.training import TrainedRun
-    from cpt_deploy.validation import TrainedModel, ValidationReport
+    from cpt_deploy.validation import Reference, ValidationReport
 
 GOLDEN_IMAGES = 8
-MAX_DROP, MAX_DROP_IMAGES = 0.1, 2
-"""Points of accuracy, or images where they are more, that may be lost between the trained model and onnxruntime."""
 TRAINED_DIGEST = "trained_sha256"
 """The fact in a bundle's config.json that names the trained weights it was made from."""
 
@@ -82,6 +80,7 @@ def export_run(
     from cpt_deploy.export import ModelIdentity, export_bundle
     from cpt_deploy.quantization import make_portable, make_symmetric
     from cpt_deploy.training import load_run
+    from cpt_deploy.validation.reference import TRAINED_TEST
 
     run = load_run(run_dir)
     if data_dir is not None:
@@ -107,6 +106,7 @@ def export_run(
             "dataset": dataset_name(run.recipe),
             TRAINED_DIGEST: run.weights_sha256,
             "trained_accuracy": run.report.test.top1,
+            TRAINED_TEST: {"samples": run.report.test.images, "sha256": run.report.data.get("test_sha256")},
             **widths.facts,
             **portable_facts,
         },
@@ -172,8 +172,8 @@ def is_run_of(run_dir: Path, bundle: "OpenedBundle") -> bool:
         return bundle.facts.get(TRAINED_DIGEST) == hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def trained_model(run_dir: Path) -> "TrainedModel":
-    """Return a run's model at its upper bound as a function from inputs to logits, both NumPy float32 arrays.
+def trained_reference(run_dir: Path) -> "Reference":
+    """Return a run's model at its upper bound, with the run's own preprocessing, classes and accuracy.
 
     Raises:
         CheckpointError: If the run is unfinished or damaged.
@@ -181,19 +181,22 @@ def trained_model(run_dir: Path) -> "TrainedModel":
     import torch
 
     from cpt_deploy.training import load_run
+    from cpt_deploy.validation import RecordedAccuracy, Reference
 
-    model = load_run(run_dir).model
+    run = load_run(run_dir)
 
     def forward(inputs: Any) -> Any:
-        with torch.no_grad(), model.upper_bound():
-            return model(torch.from_numpy(inputs)).numpy()
+        with torch.no_grad(), run.model.upper_bound():
+            return run.model(torch.from_numpy(inputs)).numpy()
 
-    return forward
+    test, digest = run.report.test, run.report.data.get("test_sha256")
+    recorded = RecordedAccuracy(test.top1, test.images, dataset_name(run.recipe), digest)
+    return Reference(forward, run.preprocessing, run.classes, formats.path(run_dir), recorded)
 
 
-def _reference(bundle: "Bundle", run_dir: Path | None, source: Path | None) -> "TrainedModel | None":
+def _reference(bundle: "Bundle", run_dir: Path | None, source: Path | None) -> "Reference | None":
     """Return what a bundle is compared with: the model of its run, or the float model that it was made from."""
-    from cpt_cli.sources import find_source, source_model
+    from cpt_cli.sources import find_source, source_reference
 
     if run_dir is not None and not is_run_of(run_dir, bundle):
         raise UsageError(
@@ -203,9 +206,9 @@ def _reference(bundle: "Bundle", run_dir: Path | None, source: Path | None) -> "
         )
     found = run_dir or find_run(bundle)
     if found is not None and source is None:
-        return trained_model(found)
+        return trained_reference(found)
     file = find_source(bundle, source)
-    return None if file is None else source_model(bundle, file)
+    return None if file is None else source_reference(bundle, file)
 
 
 def measure_bundle(  # noqa: PLR0913  what commands are given
@@ -218,6 +221,8 @@ def measure_bundle(  # noqa: PLR0913  what commands are given
     limit: int | None,
     max_drop: float | None,
     require_exact: bool,
+    allow_undecided: bool = False,
+    no_gate: bool = False,
     provider: str = "cpu",
 ) -> "ValidationReport":
     """Validate a bundle on a data set's test images and store the report in it.
@@ -230,9 +235,10 @@ def measure_bundle(  # noqa: PLR0913  what commands are given
         source: The float model to compare a calibrated bundle with; the one that lies around it, if there is one, if
             None.
         limit: How many images, spread over the set; all if None.
-        max_drop: Most points of accuracy that may be lost; needs a run. If it is None and there is a run, 0.1 points,
-            but at least two images.
+        max_drop: Most points of accuracy that may be lost; needs a run. If it is None and there is a run, 0.5 points.
         require_exact: Whether every integer must agree.
+        allow_undecided: Whether samples that cannot tell the drop from what is allowed pass.
+        no_gate: Whether no drop is judged.
         provider: Execution provider of onnxruntime.
 
     Raises:
@@ -243,18 +249,20 @@ def measure_bundle(  # noqa: PLR0913  what commands are given
     from cpt_deploy.data import load_images
     from cpt_deploy.report import render_validation_page
     from cpt_deploy.validation import validate
+    from cpt_deploy.validation.noninferiority import MAX_DROP
 
     reference = _reference(bundle, run_dir, source)
     images = load_images(data, split="test", root=data_dir)
     samples = min(limit or len(images), len(images))
-    if max_drop is None and reference is not None:
-        max_drop = max(MAX_DROP, 100 * MAX_DROP_IMAGES / samples)
+    if max_drop is None and reference is not None and not no_gate:
+        max_drop = MAX_DROP
     with out.bar("validating", samples) as bar:
         report = validate(
             bundle,
             images,
             trained=reference,
             max_drop=max_drop,
+            allow_undecided=allow_undecided,
             require_exact=require_exact,
             limit=limit,
             provider=provider,

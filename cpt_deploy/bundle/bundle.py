@@ -11,7 +11,6 @@ from cpt_deploy.bundle.layout import (
     GOLDEN_FILE,
     LABELS_FILE,
     LANGUAGE_KIND,
-    ONNX_FILE,
     PREPROCESSOR_FILE,
     QUANTIZATION_FILE,
     REQUIRED_FILES,
@@ -33,7 +32,7 @@ class Bundle(OpenedBundle):
         config: The whole of config.json; facts of this project's own are under "cpt".
         quantization: The whole of quantization.json; the integer graph is under "graph".
         validation: The report of `cpt validate`, if it was run.
-        sha256: Digest of model.onnx, hexadecimal.
+        digests: SHA-256 of each file by its name, hexadecimal.
         labels: Names of the classes, in the order of the logits.
         preprocessing: How an image becomes the model's input.
         golden: Inputs with the codes, or the logits up to a tolerance, that a runtime has to reproduce.
@@ -75,17 +74,24 @@ class Bundle(OpenedBundle):
                 f"Expected as many labels as logits ({golden.logits.shape[1]}) in {directory}, but got {len(labels)}",
                 hint=AGAIN_HINT,
             )
+        preprocessing = _read_preprocessing(directory, digests)
+        if golden.inputs.shape[1:] != preprocessing.input_shape:
+            raise BundleError(
+                f"Expected inputs of shape {golden.inputs.shape[1:]}, as the golden sample has them, from the "
+                f"preprocessing in {directory / PREPROCESSOR_FILE}, but it makes {preprocessing.input_shape}",
+                hint=AGAIN_HINT,
+            )
         return cls(
             path=directory,
             name=own["name"],
             version=own["version"],
             config=config,
             labels=labels,
-            preprocessing=_read_preprocessing(directory, digests),
+            preprocessing=preprocessing,
             quantization=read_json(directory, QUANTIZATION_FILE, digests),
             validation=read_json(directory, VALIDATION_FILE, digests) if VALIDATION_FILE in digests else None,
             golden=golden,
-            sha256=digests[ONNX_FILE],
+            digests=digests,
             formats=tuple(name for name, known in FORMATS.items() if known.file in digests),
         )
 

@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from cpt_deploy.bundle.layout import PENDING_SUMS_FILE, SUMS_FILE
+from cpt_deploy.bundle.layout import EVIDENCE_FILES, PENDING_SUMS_FILE, SUMS_FILE
 from cpt_deploy.errors import BundleError
 
 AGAIN_HINT = "copy the bundle again, or export it again with `cpt export`"
@@ -16,6 +16,19 @@ _LINE = re.compile(r"([0-9a-f]{64}) [ *](.+)")
 def checksum_lines(digests: Mapping[str, str]) -> str:
     """Return the content of SHA256SUMS for hexadecimal digests by file name, sorted by name."""
     return "".join(f"{digest}  {name}\n" for name, digest in sorted(digests.items()))
+
+
+def content_digest(digests: Mapping[str, str]) -> str:
+    """Return one SHA-256 of all files of a bundle but those that `cpt validate` writes, hexadecimal.
+
+    It is that of the lines of SHA256SUMS without those files:
+    `grep -vE '  (README.md|validation.json|validation.html)$' SHA256SUMS | sha256sum`.
+
+    Args:
+        digests: The digests of the files by their names.
+    """
+    lines = checksum_lines({name: digest for name, digest in digests.items() if name not in EVIDENCE_FILES})
+    return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def read_checksums(directory: Path, name: str = SUMS_FILE) -> dict[str, str]:

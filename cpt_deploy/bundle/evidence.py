@@ -1,4 +1,4 @@
-"""The evidence in a bundle: what `cpt validate` found, of which file, and whether that file is the one beside it."""
+"""The evidence in a bundle: what `cpt validate` found, of which files, and whether they are those beside it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +18,8 @@ class Evidence:
     """The findings of a validation that a server acts on and shows.
 
     Args:
-        model_sha256: Digest of the model.onnx that was validated.
+        content_sha256: Digest of all that can change an answer in the bundle that was validated.
+        verdict: "passed", "failed", or "undecided" where the samples could not tell.
         passed: Whether it passed its gate.
         reasons: Why not; empty if it did.
         dataset: Name of the data set.
@@ -39,7 +40,8 @@ class Evidence:
     What was not measured or recorded is `None`.
     """
 
-    model_sha256: str
+    content_sha256: str
+    verdict: str
     passed: bool
     reasons: tuple[str, ...]
     dataset: str
@@ -89,10 +91,10 @@ def require_evidence(bundle: OpenedBundle, provider: str = "cpu") -> Evidence:
             f"Expected {bundle.path} to hold the evidence of a validation, but it has no validation.json",
             hint=_AGAIN_HINT,
         )
-    if evidence.model_sha256 != bundle.sha256:
+    if evidence.content_sha256 != bundle.content_sha256:
         raise ValidationFailedError(
-            f"Expected the evidence in {bundle.path} to be of its model.onnx ({bundle.sha256[:12]}…), "
-            f"but it is of another file ({evidence.model_sha256[:12]}…)",
+            f"Expected the evidence in {bundle.path} to be of its files ({bundle.content_sha256[:12]}…), "
+            f"but it is of others ({evidence.content_sha256[:12]}…): a file was changed after the validation",
             hint=_AGAIN_HINT,
         )
     if evidence.provider != provider_name(provider):
@@ -119,7 +121,8 @@ def _parse(report: dict[str, Any]) -> Evidence:
     if not isinstance(report["passed"], bool):
         raise TypeError(f"passed is {report['passed']!r:.50}")
     return Evidence(
-        model_sha256=str(report["model_sha256"]),
+        content_sha256=str(report["content_sha256"]),
+        verdict=str(report["verdict"]),
         passed=report["passed"],
         reasons=tuple(str(reason) for reason in report["reasons"]),
         dataset=str(dataset["name"]),

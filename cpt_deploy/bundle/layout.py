@@ -22,9 +22,19 @@ VALIDATION_PAGE = "validation.html"
 RECIPE_FILE = "train_recipe.yaml"
 TOKENIZER_FILE = "tokenizer.json"
 CARD_FILE = "README.md"
+SIGNATURE_FILE = "model.sig"
 SUMS_FILE = "SHA256SUMS"
 PENDING_SUMS_FILE = "SHA256SUMS.pending"
 """Stands beside SHA256SUMS only while a bundle is being updated."""
+
+INPUTS = "inputs"
+"""Where config.json, under "cpt", says how images became inputs when the bundle was exported."""
+
+ANNOUNCED = "onnxruntime"
+"""What quantization.json says of the operators that onnxruntime computes in float, as export found them."""
+
+EVIDENCE_FILES = frozenset({VALIDATION_FILE, VALIDATION_PAGE, CARD_FILE})
+"""What `cpt validate` writes: all other files that SHA256SUMS lists can change an answer."""
 
 REQUIRED_FILES = (
     ONNX_FILE,
@@ -45,6 +55,7 @@ OPTIONAL_FILES = (
     VALIDATION_FILE,
     VALIDATION_PAGE,
     RECIPE_FILE,
+    SIGNATURE_FILE,
     SUMS_FILE,
     PENDING_SUMS_FILE,
 )

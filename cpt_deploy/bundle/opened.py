@@ -1,6 +1,7 @@
 """What every kind of bundle has: a directory whose checksums hold, a name, a version, and one model.onnx."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load
 
-from cpt_deploy.bundle.checksums import AGAIN_HINT
+from cpt_deploy.bundle.checksums import AGAIN_HINT, content_digest
 from cpt_deploy.bundle.layout import CONFIG_FILE, FLOAT_PARTS, FORMAT_VERSION, ONNX_FILE, SUMS_FILE, TENSORS_FILE
 from cpt_deploy.errors import BundleError
 
@@ -26,7 +27,7 @@ class OpenedBundle:
         config: The whole of config.json; facts of this project's own are under "cpt".
         quantization: The whole of quantization.json.
         validation: The report of `cpt validate`, if it was run.
-        sha256: Digest of model.onnx, hexadecimal.
+        digests: SHA-256 of each file by its name, hexadecimal, as SHA256SUMS lists and opening verified them.
     """
 
     path: Path
@@ -35,7 +36,17 @@ class OpenedBundle:
     config: dict[str, Any]
     quantization: dict[str, Any]
     validation: dict[str, Any] | None
-    sha256: str
+    digests: Mapping[str, str]
+
+    @property
+    def sha256(self) -> str:
+        """Digest of model.onnx, hexadecimal."""
+        return self.digests[ONNX_FILE]
+
+    @property
+    def content_sha256(self) -> str:
+        """One digest of every file that changes an answer; see `content_digest`."""
+        return content_digest(self.digests)
 
     @property
     def onnx_path(self) -> Path:
@@ -118,13 +129,13 @@ def _check_version(directory: Path, version: object) -> None:
         )
 
 
-def require_listed(directory: Path, name: str, digests: dict[str, str]) -> None:
+def require_listed(directory: Path, name: str, digests: Mapping[str, str]) -> None:
     """Raise unless SHA256SUMS covers the file: an unlisted one could have been put there by anybody."""
     if name not in digests:
         raise BundleError(f"Expected {SUMS_FILE} in {directory} to list {name}, but it does not", hint=AGAIN_HINT)
 
 
-def read_file(directory: Path, name: str, digests: dict[str, str]) -> bytes:
+def read_file(directory: Path, name: str, digests: Mapping[str, str]) -> bytes:
     """Return the content of a file that SHA256SUMS covers.
 
     Raises:
@@ -139,7 +150,7 @@ def read_file(directory: Path, name: str, digests: dict[str, str]) -> bytes:
         ) from error
 
 
-def read_json(directory: Path, name: str, digests: dict[str, str]) -> dict[str, Any]:
+def read_json(directory: Path, name: str, digests: Mapping[str, str]) -> dict[str, Any]:
     """Return the JSON object of a file that SHA256SUMS covers.
 
     Raises:

@@ -17,6 +17,7 @@ from cpt_deploy.bundle import layout
 from cpt_deploy.bundle.bundle import Bundle
 from cpt_deploy.bundle.card import CardFields, EvaluationResult, render_card
 from cpt_deploy.bundle.checksums import checksum_lines, read_checksums
+from cpt_deploy.bundle.descriptions import described_ends, described_preprocessing
 from cpt_deploy.bundle.directories import replace_directory, replace_files
 from cpt_deploy.bundle.formats import FORMATS
 from cpt_deploy.bundle.golden import Golden
@@ -89,9 +90,7 @@ def write_bundle(destination: str | Path, *, contents: BundleContents) -> Bundle
         layout.ONNX_FILE: contents.onnx,
         layout.TENSORS_FILE: tensor_bytes(contents.tensors),
         layout.CONFIG_FILE: json_bytes(config),
-        layout.PREPROCESSOR_FILE: json_bytes(
-            contents.preprocessing.to_huggingface() | {"cpt": contents.preprocessing.to_dict()}
-        ),
+        layout.PREPROCESSOR_FILE: json_bytes(described_preprocessing(contents.preprocessing)),
         layout.LABELS_FILE: "".join(f"{label}\n" for label in contents.labels).encode(),
         layout.QUANTIZATION_FILE: json_bytes({**contents.quantization, "graph": contents.graph}),
         layout.GOLDEN_FILE: contents.golden.to_bytes(),
@@ -142,7 +141,8 @@ def store_validation(
         directory: The bundle.
         report: The report as JSON types.
         card: The new model card; without one it stays as it is.
-        page: The report as HTML; without one, that of an earlier report is removed.
+        page: The report as HTML; without one, that of an earlier report is removed. So is a signature, which does not
+            cover the new report.
 
     Raises:
         BundleError: If the bundle cannot be written; it is unchanged then.
@@ -155,13 +155,14 @@ def store_validation(
     digests = read_checksums(directory) | digests_of(changed)
     if page is None:
         digests.pop(layout.VALIDATION_PAGE, None)
+    left = {layout.SIGNATURE_FILE, *([layout.VALIDATION_PAGE] if page is None else [])}
     sums = checksum_lines(digests).encode()
     with writing(directory):
         # With both lists of checksums in place the bundle can be opened whenever this is cut short.
         replace_files(directory, {layout.PENDING_SUMS_FILE: sums, **changed})
         (directory / layout.PENDING_SUMS_FILE).replace(directory / layout.SUMS_FILE)
-        if page is None:
-            (directory / layout.VALIDATION_PAGE).unlink(missing_ok=True)
+        for name in left:
+            (directory / name).unlink(missing_ok=True)
 
 
 def _check_contents(contents: BundleContents) -> None:
@@ -178,7 +179,7 @@ def _check_contents(contents: BundleContents) -> None:
             f"Expected golden inputs of shape (N, {', '.join(map(str, contents.preprocessing.input_shape))}), "
             f"but got {contents.golden.inputs.shape}"
         )
-    taken = {"format_version", "name", "version", "card"} & set(contents.facts)
+    taken = {"format_version", "name", "version", "card", layout.INPUTS} & set(contents.facts)
     if taken or "graph" in contents.quantization:
         raise ValueError(
             f"Expected facts and quantization without keys of the bundle's own, but got {taken or 'graph'}"
@@ -213,19 +214,16 @@ def check_replaceable(directory: Path) -> None:
 
 def _config(contents: BundleContents) -> dict[str, Any]:
     """Return config.json: the keys of timm, the label maps of transformers and the project's own section."""
-    labels = list(contents.labels)
+    labels = contents.labels
     card = {key: value for key, value in asdict(contents.card).items() if value}
     return {
         "architecture": contents.architecture,
-        "num_classes": len(labels),
-        "label_names": labels,
-        "pretrained_cfg": contents.preprocessing.to_timm() | {"num_classes": len(labels)},
-        "id2label": {str(index): label for index, label in enumerate(labels)},
-        "label2id": {label: index for index, label in enumerate(labels)},
+        **described_ends(labels, contents.preprocessing),
         "cpt": {
             "format_version": layout.FORMAT_VERSION,
             "name": contents.name,
             "version": contents.version,
+            layout.INPUTS: contents.preprocessing.to_dict(),
             **contents.facts,
             "card": card,
         },

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cpt_deploy.bundle import Bundle, BundleContents, CardFields, Preprocessing, write_bundle
-from cpt_deploy.bundle.layout import FLOAT_PARTS
+from cpt_deploy.bundle.layout import ANNOUNCED, FLOAT_PARTS
+from cpt_deploy.bundle.operators import announced_operators
 from cpt_deploy.bundle.sessions import PORTABLE_KEY
 from cpt_deploy.errors import BundleError
 from cpt_deploy.export.float_facts import describe_floats, float_facts
@@ -118,6 +119,7 @@ def export_bundle(
             "method": all_facts["quantization"],
             **describe_quantization(graph),
             **({} if floats is None else {FLOAT_PARTS: describe_floats(floats, model.conversion.reason)}),
+            ANNOUNCED: announced_operators(onnx),
         },
         labels=identity.labels,
         preprocessing=identity.preprocessing,

@@ -47,13 +47,13 @@ def render_validation_page(report: Report, labels: Sequence[str]) -> str:
 
 
 def _head(report: Report) -> str:
-    dataset, passed = report["dataset"], report["passed"]
-    reasons = "".join(f"<li>{escape(reason)}</li>" for reason in report["reasons"])
+    dataset, verdict = report["dataset"], report["verdict"]
+    reasons = "".join(f"<li>{escape(reason)}</li>" for reason in (*report["reasons"], *report["undecided"]))
     return (
         f"<header><h1>Validation of {escape(report['bundle'])}</h1>\n"
         f'<p class="lead">{dataset["samples"]:,} images of {escape(dataset["name"])} ({escape(dataset["split"])}), '
         f"{escape(_moment(report['validated_at']))}</p>\n"
-        f'<div class="verdict {"passed" if passed else "failed"}"><strong>{"Passed" if passed else "Failed"}</strong> '
+        f'<div class="verdict {"passed" if report["passed"] else "failed"}"><strong>{verdict.capitalize()}</strong> '
         f"<span>{escape(_gate(report['gate']))}</span>{f'<ul>{reasons}</ul>' if reasons else ''}</div></header>"
     )
 
@@ -63,11 +63,12 @@ def _moment(iso: str) -> str:
 
 
 def _gate(gate: Mapping[str, Any]) -> str:
-    asked = ["model.onnx as exported", "finite logits"]
+    asked = ["files as exported and trained with", "finite logits"]
     if gate["require_exact"]:
         asked.insert(0, "every integer exact")
     if gate["max_drop"] is not None:
-        asked.insert(0, f"at most {gate['max_drop']:g} points of accuracy lost")
+        undecided = ", or too few samples to tell" if gate["allow_undecided"] else ""
+        asked.insert(0, f"at most {gate['max_drop']:g} points of accuracy lost{undecided}")
     return f"the gate: {', '.join(asked)}"
 
 
@@ -77,7 +78,14 @@ def _glance(report: Report) -> str:
     if report["drop_points"] is not None:
         trained = _percent(_runtime(report, "trained")["accuracy"])
         change = f"{-report['drop_points']:+.2f}".replace("-0.00", "0.00").replace("+0.00", "0.00")
-        tiles.append((f"change from the {reference_name(report)}", f"{change} points", f"{trained} before"))
+        found = report["non_inferiority"]
+        tiles.append(
+            (
+                f"change from the {reference_name(report)}",
+                f"{change} points",
+                f"{trained} before; 95 % interval {-100 * found['high']:.2f} to {-100 * found['low']:.2f} points",
+            )
+        )
     if report["integers"] is not None:
         integers = report["integers"]
         tensors = f"of {integers['compared']:,} in {len(report['tensors'])} tensors"
@@ -123,9 +131,25 @@ def _accuracy(report: Report) -> str:
     return (
         "<section><h2>Accuracy</h2>\n"
         f'<div class="beside">{"".join(pictures)}</div>\n{table("Accuracy in each runtime", columns, rows)}\n'
-        "<p>A small p of McNemar's exact test would mean that the runtime and the served model are not equally "
-        "accurate.</p></section>"
+        f"{_exactness(report)}<p>A small p of McNemar's exact test would mean that the runtime and the served model "
+        "are not equally accurate. The interval of the change is Tango's, of paired answers.</p></section>"
     )
+
+
+def _exactness(report: Report) -> str:
+    """Say how the executor's logits lie to those that are served, and to the trained model's."""
+    served, trained, said = report["served_logits"], report["trained_codes"], ""
+    if served is not None:
+        said += (
+            f"{served['values'] - served['differing']:,} of {served['values']:,} logits that are served are those of "
+            "the integer executor. "
+        )
+    if trained is not None:
+        said += (
+            f"The {escape(reference_name(report))} quantizes in float: {trained['differing']:,} of its "
+            f"{trained['values']:,} logits are nearer to another code, by {trained['worst']} codes at most."
+        )
+    return f"<p>{said}</p>" if said else ""
 
 
 def _integers(report: Report) -> str:
@@ -243,6 +267,7 @@ def _conditions(report: Report) -> str:
         ("data set", f"{escape(dataset['name'])}, {escape(dataset['split'])}: {dataset['samples']:,} of "
                      f"{dataset['size']:,} images<br><code>sha256 {escape(dataset['sha256'])}</code>"),
         ("model.onnx", f"<code>sha256 {escape(report['model_sha256'])}</code>"),
+        ("all files", f"<code>sha256 {escape(report['content_sha256'])}</code>"),
         ("golden sample", f"{golden['values'] - golden['mismatches']:,} of {golden['values']:,} "
                           f"{compared_values(golden.get('tolerance'))} reproduced"),
         ("processor", f"{escape(cpu['model'])}, {escape(cpu['architecture'])}, {cpu['cores']} cores"),

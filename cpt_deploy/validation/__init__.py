@@ -3,14 +3,16 @@
 Loads PyTorch only where a bundle's integer executor or a trained model is asked for.
 """
 
+from cpt_deploy.bundle.operators import float_operators, optimized_operators
 from cpt_deploy.bundle.processor import CpuInfo, read_cpu
 from cpt_deploy.validation.benchmarking import BenchmarkReport, Footprint, Latency, benchmark
 from cpt_deploy.validation.comparison import PairResult, RuntimeResult, TensorResult
 from cpt_deploy.validation.constants import ConstantDifference, ConstantsResult, compare_constants
 from cpt_deploy.validation.gate import constant_reasons
 from cpt_deploy.validation.integer_model import BundledIntegerModel, IntegerModel
-from cpt_deploy.validation.measuring import TrainedModel, ValidationReporter
-from cpt_deploy.validation.operators import float_operators, optimized_operators
+from cpt_deploy.validation.measuring import ValidationReporter
+from cpt_deploy.validation.noninferiority import NonInferiority, judge_losses, judge_pairs, tango_interval
+from cpt_deploy.validation.reference import RecordedAccuracy, Reference, TrainedModel
 from cpt_deploy.validation.report import ValidationReport
 from cpt_deploy.validation.saturation import (
     LayerSaturation,
@@ -37,9 +39,12 @@ __all__ = [
     "LabelledImages",
     "Latency",
     "LayerSaturation",
+    "NonInferiority",
     "PairResult",
     "Portability",
     "Proportion",
+    "RecordedAccuracy",
+    "Reference",
     "RelativeLatency",
     "RuntimeResult",
     "Tap",
@@ -56,6 +61,8 @@ __all__ = [
     "compare_latency",
     "constant_reasons",
     "float_operators",
+    "judge_losses",
+    "judge_pairs",
     "layer_saturation",
     "mcnemar_exact",
     "optimized_operators",
@@ -63,6 +70,7 @@ __all__ = [
     "read_cpu",
     "software_versions",
     "static_quantization",
+    "tango_interval",
     "tap_model",
     "validate",
     "wilson_interval",

@@ -13,8 +13,8 @@ from cpt_deploy.bundle import Bundle, OnnxRuntimeModel
 from cpt_deploy.bundle.processor import CpuInfo, read_cpu
 from cpt_deploy.bundle.providers import CPU, provider_name
 from cpt_deploy.errors import UsageError
-from cpt_deploy.validation.measuring import Inputs
 from cpt_deploy.validation.peak_memory import measure_peak_memory
+from cpt_deploy.validation.reference import Inputs
 from cpt_deploy.validation.software import software_versions
 from cpt_deploy.validation.timing import interleaved, median_ratio
 

@@ -74,6 +74,39 @@ class TensorResult:
     worst_difference: int
 
 
+@dataclass(frozen=True)
+class ServedLogits:
+    """How the logits of the executor and of the session that serves agree, on every sample.
+
+    Args:
+        values: Number of logits compared.
+        differing: How many differ; where parts compute in float, by more than the tolerance.
+        worst: The greatest difference; `None` if one was not finite.
+        tolerance: Most by which one may differ, as a share of the sample's greatest logit; `None` where they have to
+            be the same number. There the executor has the codes that onnxruntime had at each entry.
+    """
+
+    values: int
+    differing: int
+    worst: float | None
+    tolerance: float | None = None
+
+
+@dataclass(frozen=True)
+class TrainedCodes:
+    """By how many codes the logits of fake quantization in float differ from those of the integer executor.
+
+    Args:
+        values: Number of logits.
+        differing: How many are nearer to another code.
+        worst: By how many codes at most.
+    """
+
+    values: int
+    differing: int
+    worst: int
+
+
 class RuntimeComparison:
     """Collects the logits of several runtimes on the same samples.
 
@@ -90,6 +123,7 @@ class RuntimeComparison:
         self._worst: dict[tuple[str, str], float] = dict.fromkeys(self.pairs, 0.0)
         self._other_labels = dict.fromkeys(self.pairs, 0)
         self._other_logits = dict.fromkeys(self.pairs, 0)
+        self.logits = 0
 
     def add(self, logits: Mapping[str, Logits], labels: npt.NDArray[np.int64]) -> None:
         """Add a batch.
@@ -98,6 +132,7 @@ class RuntimeComparison:
             logits: Of every runtime, float32 (N, K).
             labels: The right classes, int64 (N,).
         """
+        self.logits += next(iter(logits.values())).size
         predicted = {name: logits[name].argmax(axis=1) for name in self.names}
         for name in self.names:
             self._right[name].append(predicted[name] == labels)
@@ -136,6 +171,57 @@ class RuntimeComparison:
             p_value=mcnemar_exact(only_first, only_second),
             other_logits=self._other_logits[first, second],
         )
+
+
+class LogitAgreement:
+    """Collects how two runtimes' logits agree up to a tolerance.
+
+    Args:
+        tolerance: Most by which a logit may differ, as a share of its sample's greatest.
+    """
+
+    def __init__(self, tolerance: float) -> None:
+        self.tolerance = tolerance
+        self._values = self._differing = 0
+        self._worst: float | None = 0.0
+
+    def add(self, first: Logits, second: Logits) -> None:
+        """Add a batch of logits, float32 (N, K) each."""
+        difference = np.abs(first.astype(np.float64) - second)
+        greatest = np.abs(second).max(axis=1, keepdims=True).astype(np.float64)
+        self._values += second.size
+        # not within, so that NaN differs
+        self._differing += int((~(difference <= self.tolerance * greatest)).sum())
+        if self._worst is not None:
+            self._worst = max(self._worst, float(difference.max(initial=0.0)))
+            self._worst = self._worst if np.isfinite(self._worst) else None
+
+    def result(self) -> ServedLogits:
+        """Return what was found."""
+        return ServedLogits(self._values, self._differing, self._worst, self.tolerance)
+
+
+class CodeCount:
+    """Collects by how many codes logits differ.
+
+    Args:
+        scale: What a code is worth.
+    """
+
+    def __init__(self, scale: float) -> None:
+        self.scale = scale
+        self._values = self._differing = self._worst = 0
+
+    def add(self, trained: Logits, executor: Logits) -> None:
+        """Add a batch of logits, float32 (N, K) each."""
+        codes = np.rint(np.nan_to_num(np.abs(trained.astype(np.float64) - executor) / self.scale, nan=255, posinf=255))
+        self._values += codes.size
+        self._differing += int(np.count_nonzero(codes))
+        self._worst = max(self._worst, int(codes.max(initial=0)))
+
+    def result(self) -> TrainedCodes:
+        """Return what was found."""
+        return TrainedCodes(self._values, self._differing, self._worst)
 
 
 class IntegerComparison:

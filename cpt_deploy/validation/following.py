@@ -10,9 +10,15 @@ import numpy as np
 import numpy.typing as npt
 
 from cpt_deploy.bundle import OnnxRuntimeModel
-from cpt_deploy.validation.comparison import Codes, IntegerComparison, Logits
+from cpt_deploy.validation.comparison import Codes, IntegerComparison, LogitAgreement, Logits
 from cpt_deploy.validation.integer_model import Follower
 from cpt_deploy.validation.taps import TappedModel
+
+LAST_PLACES = 1e-4
+"""Most by which a logit may differ where the executor has the codes of every entry, as a share of the greatest: what
+comes after the last entry is float, whose last places may differ."""
+A_CODE = 1e-2
+"""Likewise where an entry cannot be looked at: a code may differ by one there."""
 
 
 class FollowedIntegers:
@@ -31,6 +37,8 @@ class FollowedIntegers:
         self.own_way: IntegerComparison | None = None
         self.unmatched: list[str] = []
         self.same_logits = True
+        seen = set(follower.entries) <= {tap.name for tap in tapped.taps}
+        self.logits = LogitAgreement(LAST_PLACES if seen else A_CODE)
 
     def add(self, inputs: npt.NDArray[np.float32], own: Mapping[str, Codes], served: Logits) -> None:
         """Add a batch.
@@ -42,7 +50,8 @@ class FollowedIntegers:
         """
         got = self.session.trace(inputs)
         entries = set(self.follower.entries) & set(got)
-        expected = self.follower.follow(inputs, {name: got[name] for name in entries})
+        logits, expected = self.follower.follow(inputs, {name: got[name] for name in entries})
+        self.logits.add(logits, served)
         if self.comparison is None or self.own_way is None:
             taps = self.tapped.taps
             self.comparison = IntegerComparison([tap for tap in taps if tap.name in expected], self.follower.products)

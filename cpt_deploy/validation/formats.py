@@ -8,7 +8,7 @@ import numpy.typing as npt
 from cpt_deploy.bundle import FORMATS, Bundle
 from cpt_deploy.errors import BundleError, MissingExtraError
 from cpt_deploy.validation.comparison import Logits
-from cpt_deploy.validation.measuring import TrainedModel
+from cpt_deploy.validation.reference import TrainedModel
 
 
 def program_files(bundle: Bundle) -> list[str]:

@@ -3,19 +3,89 @@
 from dataclasses import replace
 
 from cpt_deploy.bundle import FORMATS
+from cpt_deploy.bundle.providers import CPU
 from cpt_deploy.validation.constants import ConstantsResult
+from cpt_deploy.validation.noninferiority import MAX_DROP, NonInferiority, judge_pairs
+from cpt_deploy.validation.reference import differs_from_recorded, recorded_loss
 from cpt_deploy.validation.report import ValidationReport
 from cpt_deploy.validation.saturation import portability_reasons
 
 
 def judge(report: ValidationReport) -> ValidationReport:
-    """Return the report with the reasons for which it does not pass its gate.
+    """Return the report with the reasons for which it does not pass its gate, and what remains undecided.
 
-    Logits that are not finite, constants that are not those of the integer graph, and a portable bundle that can
-    saturate always fail; accuracy and integers fail as far as `report.gate` asks for them.
+    Logits that are not finite, files that contradict each other or the run, constants that are not those of the integer
+    graph, operators in float that were not announced, and a portable bundle that can saturate always fail; accuracy and
+    integers fail as far as `report.gate` asks for them.
     """
-    checks = (_finite_reasons, _constant_reasons, _portability_reasons, _drop_reasons, _exactness_reasons)
-    return replace(report, reasons=tuple(reason for check in checks for reason in check(report)))
+    report = replace(report, non_inferiority=_non_inferiority(report))
+    checks = (
+        _finite_reasons,
+        _contradiction_reasons,
+        _constant_reasons,
+        _operator_reasons,
+        _portability_reasons,
+        _recorded_reasons,
+        _drop_reasons,
+        _exactness_reasons,
+    )
+    reasons = tuple(reason for check in checks for reason in check(report))
+    return replace(report, reasons=reasons, undecided=tuple(_undecided(report)))
+
+
+def _non_inferiority(report: ValidationReport) -> NonInferiority | None:
+    """Judge what was lost from the trained model to onnxruntime, by what is allowed or else by the default."""
+    pair = next((pair for pair in report.comparisons if (pair.first, pair.second) == ("trained", "onnxruntime")), None)
+    if pair is None:
+        return None
+    allowed = MAX_DROP if report.gate.max_drop is None else report.gate.max_drop
+    return judge_pairs(pair.only_first_right, pair.only_second_right, report.dataset.samples, allowed / 100)
+
+
+def _contradiction_reasons(report: ValidationReport) -> list[str]:
+    return list(report.contradictions)
+
+
+def _operator_reasons(report: ValidationReport) -> list[str]:
+    # other providers keep operators in float that the CPU has integer kernels for
+    if report.graph is None or report.provider != CPU:
+        return []
+    return operator_reasons(report.graph.unannounced)
+
+
+def operator_reasons(unannounced: dict[str, int]) -> list[str]:
+    """Say which operators onnxruntime computes in float though export did not announce it."""
+    if not unannounced:
+        return []
+    named = ", ".join(f"{count} {name}" for name, count in unannounced.items())
+    return [f"onnxruntime computes {named} in float, which was not announced at export"]
+
+
+def _recorded_reasons(report: ValidationReport) -> list[str]:
+    """Hold the accuracy that training recorded against the trained model's here, or without it against what is served.
+
+    Without the trained model only a loss that is certain counts: single answers are not known, so that the interval is
+    wide.
+    """
+    recorded = report.recorded
+    if recorded is None:
+        return []
+    if report.drop is not None:
+        measured = report.runtime("trained").accuracy
+        if not differs_from_recorded(recorded, measured):
+            return []
+        return [
+            f"the {report.reference} gets {measured.value:.2%} right here, but {recorded.accuracy:.2%} of the same "
+            f"{recorded.samples:,} samples by its own report"
+        ]
+    served = report.runtime("onnxruntime").accuracy
+    low, high = recorded_loss(recorded, served)
+    if 100 * low <= MAX_DROP:
+        return []
+    return [
+        f"onnxruntime gets {served.value:.2%} right, but the trained model got {recorded.accuracy:.2%} of the same "
+        f"{recorded.samples:,} samples: {100 * low:.2f} to {100 * high:.2f} points were lost"
+    ]
 
 
 def _constant_reasons(report: ValidationReport) -> list[str]:
@@ -43,15 +113,36 @@ def _portability_reasons(report: ValidationReport) -> list[str]:
 
 
 def _drop_reasons(report: ValidationReport) -> list[str]:
-    allowed = report.gate.max_drop
-    # A drop of exactly the limit passes, whatever the last digit of the subtraction says.
-    if allowed is None or report.drop is None or report.drop <= allowed + 1e-9:
+    verdict = report.non_inferiority
+    if report.gate.max_drop is None or verdict is None or verdict.state != "failed":
         return []
     trained, served = (report.runtime(name).accuracy for name in ("trained", "onnxruntime"))
     return [
-        f"accuracy dropped by {report.drop:.2f} points, from {trained.value:.2%} of the {report.reference} to "
-        f"{served.value:.2%} in onnxruntime; at most {allowed:g} are allowed"
+        f"accuracy dropped by {interval_in_points(verdict)}, from {trained.value:.2%} of the {report.reference} to "
+        f"{served.value:.2%} in onnxruntime; at most {report.gate.max_drop:g} are allowed"
     ]
+
+
+def _undecided(report: ValidationReport) -> list[str]:
+    verdict = report.non_inferiority
+    if report.gate.max_drop is None or verdict is None or verdict.state != "undecided":
+        return []
+    return [
+        f"whether accuracy dropped by more than {report.gate.max_drop:g} points cannot be told from "
+        f"{verdict.samples:,} samples: it dropped by {interval_in_points(verdict)}; {needed_samples(verdict)}"
+    ]
+
+
+def interval_in_points(verdict: NonInferiority) -> str:
+    """Return a difference of accuracies with its interval, as "0.14 points (-0.36 to 0.64)"."""
+    return f"{100 * verdict.loss:.2f} points ({100 * verdict.low:.2f} to {100 * verdict.high:.2f})"
+
+
+def needed_samples(verdict: NonInferiority, unit: str = "samples") -> str:
+    """Say how many samples more would decide."""
+    if verdict.more_samples is None:
+        return f"no number of {unit} like these would decide"
+    return f"about {verdict.more_samples:,} more {unit} are needed"
 
 
 def _exactness_reasons(report: ValidationReport) -> list[str]:
@@ -65,6 +156,12 @@ def _exactness_reasons(report: ValidationReport) -> list[str]:
         reasons.append(
             f"{report.mismatching_integers} of {report.compared_integers} integers differ, "
             f"first in {first.name!r}, the result of {first.operator} (by up to {first.worst_difference})"
+        )
+    served = report.served_logits
+    if served is not None and served.differing:
+        reasons.append(
+            f"{served.differing} of {served.values} logits that are served are not the integer executor's"
+            + ("" if served.worst is None else f" (by up to {served.worst:.3g})")
         )
     for pair in report.comparisons:
         # where floats lie between integers, formats are the executor's own way, which is told

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from importlib.util import find_spec
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -39,8 +39,10 @@ class Follower(Protocol):
 
     def follow(
         self, inputs: npt.NDArray[np.float32], entries: Mapping[str, Codes]
-    ) -> Mapping[str, npt.NDArray[np.generic]]:
-        """Return codes of tensors and results of products, by name, computed from the codes at the entries.
+    ) -> tuple[Logits, Mapping[str, npt.NDArray[np.generic]]]:
+        """Return logits, float32 (N, K), and codes of tensors and results of products by name.
+
+        All are computed from the codes at the entries.
 
         Args:
             inputs: Normalised images, float32 (N, C, H, W).
@@ -78,13 +80,23 @@ class BundledIntegerModel:
 
         traced = {name: tensor.numpy() for name, tensor in self._executor.trace(torch.from_numpy(inputs)).items()}
         codes = {name: values for name, values in traced.items() if name in self._graph.tensors}
+        return self._logits(traced), codes
+
+    @property
+    def logit_scale(self) -> float | None:
+        """What a code of the logits is worth; `None` if they are real numbers."""
+        output = self._graph.tensors.get(self._graph.output)
+        return None if output is None else output.scale
+
+    def _logits(self, traced: Mapping[str, npt.NDArray[Any]]) -> Logits:
         output = self._graph.tensors.get(self._graph.output)
         if output is None:
-            return traced[self._graph.output], codes
+            real: Logits = traced[self._graph.output]
+            return real
         # As DequantizeLinear; running the executor a second time for its logits would take as long as the first.
-        centred = codes[output.name].astype(np.float32) - np.float32(output.zero_point)
+        centred = traced[output.name].astype(np.float32) - np.float32(output.zero_point)
         logits: Logits = centred * np.float32(output.scale)
-        return logits, codes
+        return logits
 
     @property
     def entries(self) -> tuple[str, ...]:
@@ -107,15 +119,16 @@ class BundledIntegerModel:
 
     def follow(
         self, inputs: npt.NDArray[np.float32], entries: Mapping[str, Codes]
-    ) -> Mapping[str, npt.NDArray[np.generic]]:
+    ) -> tuple[Logits, Mapping[str, npt.NDArray[np.generic]]]:
         """See `Follower.follow`."""
         import torch
 
         given = {name: torch.from_numpy(codes) for name, codes in entries.items()}
-        traced = self._executor.trace(torch.from_numpy(inputs), given)
+        trace = self._executor.trace(torch.from_numpy(inputs), given)
+        traced = {name: values.numpy() for name, values in trace.items()}
         left_out = self._reached(set(self.entries) - set(entries))
         compared = {*self._graph.tensors, *self.products} - left_out - set(self.entries)
-        return {name: values.numpy() for name, values in traced.items() if name in compared}
+        return self._logits(traced), {name: values for name, values in traced.items() if name in compared}
 
     def _reached(self, entries: set[str]) -> set[str]:
         """Return what integers alone compute from some entries."""

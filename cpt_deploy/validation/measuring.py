@@ -1,6 +1,6 @@
 """Running the same batches through every runtime and collecting what they compute."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -9,17 +9,37 @@ import numpy.typing as npt
 
 from cpt_deploy.bundle import OnnxRuntimeModel
 from cpt_deploy.errors import UsageError
-from cpt_deploy.validation.comparison import Codes, IntegerComparison, Logits, RuntimeComparison
+from cpt_deploy.validation.comparison import (
+    CodeCount,
+    Codes,
+    IntegerComparison,
+    Logits,
+    RuntimeComparison,
+    ServedLogits,
+    TrainedCodes,
+)
 from cpt_deploy.validation.following import FollowedIntegers, inside_notes
 from cpt_deploy.validation.integer_model import Follower, IntegerModel
+from cpt_deploy.validation.reference import Inputs, TrainedModel
 from cpt_deploy.validation.samples import Confusion, ConfusionCount, LogitPairs, LogitSampler
 from cpt_deploy.validation.taps import TappedModel
 
-Inputs = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]
 
-TrainedModel = Callable[[Inputs], Logits]
-"""Maps normalised images, float32 (N, C, H, W), to logits, float32 (N, K)."""
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Some samples.
+
+    Args:
+        inputs: As the bundle preprocesses them, float32 (N, C, H, W).
+        trained_inputs: As the trained model was fed.
+        labels: Their classes, int64 (N,).
+    """
+
+    inputs: Inputs
+    trained_inputs: Inputs
+    labels: Labels
 
 
 class ValidationReporter(Protocol):
@@ -44,6 +64,7 @@ class Subject:
         provider: The execution provider of onnxruntime.
         follower: The integer model of a network with operations in float: it computes its integers from the codes
             that onnxruntime had at each entry, and what it computes on its own way is told apart.
+        logit_scale: What a code of the logits is worth; `None` if they are real numbers or it is not known.
     """
 
     served: OnnxRuntimeModel
@@ -54,6 +75,7 @@ class Subject:
     formats: Mapping[str, TrainedModel] = field(default_factory=dict)
     provider: str = "cpu"
     follower: Follower | None = None
+    logit_scale: float | None = None
 
     def runtimes(self) -> list[str]:
         """Return the names of the runtimes."""
@@ -80,6 +102,8 @@ class Measurement:
         confusion: Labels that onnxruntime gave against the right ones.
         logit_pairs: Some logits of the trained model and of onnxruntime; `None` without a trained model.
         notes: What could not be compared.
+        served_logits: The executor's logits against those of the session that serves; `None` if it did not run.
+        trained_codes: The trained model's logits against the executor's, in codes; `None` if one did not run.
     """
 
     runtimes: RuntimeComparison
@@ -89,11 +113,13 @@ class Measurement:
     logit_pairs: LogitPairs | None
     notes: tuple[str, ...]
     own_way: IntegerComparison | None = None
+    served_logits: ServedLogits | None = None
+    trained_codes: TrainedCodes | None = None
 
 
 def measure(
     subject: Subject,
-    batches: Iterable[tuple[Inputs, Labels]],
+    batches: Iterable[Batch],
     total: int,
     reporter: ValidationReporter | None,
 ) -> Measurement:
@@ -101,7 +127,7 @@ def measure(
 
     Args:
         subject: What to run.
-        batches: Normalised images, float32 (N, C, H, W), with their classes, int64 (N,).
+        batches: The samples.
         total: Number of samples in all batches.
         reporter: Hears of the progress.
 
@@ -112,17 +138,22 @@ def measure(
     inside = _inside(subject)
     confusion = ConfusionCount()
     sampler = LogitSampler("trained", "onnxruntime", total) if subject.trained is not None else None
+    both = subject.trained is not None and subject.executor is not None
+    trained_codes = CodeCount(subject.logit_scale) if both and subject.logit_scale is not None else None
     done = 0
-    for inputs, labels in batches:
+    for batch in batches:
+        inputs, labels = batch.inputs, batch.labels
         served = subject.served.run(inputs)
         logits = {"onnxruntime": served, "onnxruntime-unoptimized": subject.unoptimized.run(inputs)}
         if subject.trained is not None:
-            logits["trained"] = _checked(subject.trained(inputs), served)
+            logits["trained"] = _checked(subject.trained(batch.trained_inputs), served)
         if subject.executor is not None:
             logits["executor"], codes = subject.executor.run(inputs)
             if inside is not None:
                 inside.add(inputs, codes, served)
         logits |= {name: _checked(program(inputs), served) for name, program in subject.formats.items()}
+        if trained_codes is not None:
+            trained_codes.add(logits["trained"], logits["executor"])
         runtimes.add(logits, labels)
         confusion.add(served, labels)
         if sampler is not None:
@@ -138,7 +169,21 @@ def measure(
         logit_pairs=sampler.result() if sampler else None,
         notes=inside.notes() if inside else (),
         own_way=inside.own_way if isinstance(inside, FollowedIntegers) else None,
+        served_logits=_served_logits(subject, runtimes, inside),
+        trained_codes=trained_codes.result() if trained_codes else None,
     )
+
+
+def _served_logits(
+    subject: Subject, runtimes: RuntimeComparison, inside: "_Inside | FollowedIntegers | None"
+) -> ServedLogits | None:
+    if isinstance(inside, FollowedIntegers):
+        return inside.logits.result()
+    # on its own way through floats the executor may come to other codes
+    if subject.executor is None or subject.follower is not None:
+        return None
+    pair = next(pair for pair in runtimes.comparisons() if (pair.first, pair.second) == ("executor", "onnxruntime"))
+    return ServedLogits(runtimes.logits, pair.other_logits, pair.worst_logit_difference)
 
 
 def _inside(subject: Subject) -> "_Inside | FollowedIntegers | None":

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from cpt_deploy.bundle.operators import require_onnx
 from cpt_deploy.errors import BundleError
-from cpt_deploy.validation.operators import require_onnx
 
 _MOVERS = frozenset({"Pad", "SpaceToDepth"})
 _FOLDABLE = frozenset({"BitShift", "Cast", "Constant", "Identity", "Mul", "Reshape", "Unsqueeze"})

@@ -8,8 +8,10 @@ from cpt_deploy.bundle import FORMATS, EvaluationResult
 from cpt_deploy.bundle.golden import compared_values
 from cpt_deploy.bundle.processor import CpuInfo
 from cpt_deploy.bundle.providers import CPU
-from cpt_deploy.validation.comparison import PairResult, RuntimeResult, TensorResult
+from cpt_deploy.validation.comparison import PairResult, RuntimeResult, ServedLogits, TensorResult, TrainedCodes
 from cpt_deploy.validation.constants import ConstantsResult
+from cpt_deploy.validation.noninferiority import NonInferiority
+from cpt_deploy.validation.reference import RecordedAccuracy
 from cpt_deploy.validation.samples import Confusion, LogitPairs
 from cpt_deploy.validation.saturation import LayerSaturation, Portability, saturation_entry
 
@@ -40,10 +42,12 @@ class GraphFacts:
     Args:
         operators: Operators of the optimized graph, by name.
         float_operators: Those that compute in float.
+        unannounced: Those of them that export did not announce.
     """
 
     operators: dict[str, int]
     float_operators: dict[str, int]
+    unannounced: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -107,12 +111,15 @@ class Gate:
     """What a bundle has to fulfil.
 
     Args:
-        max_drop: Most points (hundredths) of accuracy that onnxruntime may lie below the trained model.
+        max_drop: Most points (hundredths) of accuracy that onnxruntime may lie below the trained model; `None` judges
+            no drop.
         require_exact: Whether every compared integer must agree.
+        allow_undecided: Whether a bundle passes too whose drop these samples cannot tell from what is allowed.
     """
 
     max_drop: float | None
     require_exact: bool
+    allow_undecided: bool = False
 
 
 @dataclass(frozen=True)
@@ -122,9 +129,11 @@ class ValidationReport:
     Args:
         bundle: Name of the model.
         model_sha256: Digest of its model.onnx.
+        content_sha256: Digest of every file of it that can change an answer.
         dataset: The samples.
         gate: What was asked for.
-        reasons: Why it did not pass; empty if it did.
+        reasons: Why it failed; empty if it did not.
+        undecided: What these samples cannot tell; empty if all is decided.
         runtimes: Accuracy in each runtime.
         comparisons: Pairs of runtimes on the same samples.
         tensors: Integers of the executor against onnxruntime's, in graph order; `None` if they were not compared.
@@ -145,10 +154,16 @@ class ValidationReport:
         provider: onnxruntime's name of the execution provider that it computed with.
         float_parts: What computes in float; `None` if the network is integer from end to end. With it, `tensors` are
             compared from the codes that onnxruntime had at the entries of the integer parts.
+        contradictions: What the bundle says otherwise than the run, or than another of its own files.
+        recorded: The accuracy of the trained model that is known from training; `None` if these are other samples.
+        non_inferiority: Whether onnxruntime lost less than is allowed; `None` without a trained model.
+        served_logits: The executor's logits against those of the session that serves.
+        trained_codes: By how many codes the trained model's logits differ from the executor's.
     """
 
     bundle: str
     model_sha256: str
+    content_sha256: str
     dataset: DatasetFacts
     gate: Gate
     reasons: tuple[str, ...]
@@ -170,11 +185,22 @@ class ValidationReport:
     reference: str = "trained model"
     provider: str = CPU
     float_parts: FloatFacts | None = None
+    undecided: tuple[str, ...] = ()
+    contradictions: tuple[str, ...] = ()
+    recorded: RecordedAccuracy | None = None
+    non_inferiority: NonInferiority | None = None
+    served_logits: ServedLogits | None = None
+    trained_codes: TrainedCodes | None = None
+
+    @property
+    def verdict(self) -> str:
+        """The verdict: "failed", "undecided" or "passed"."""
+        return "failed" if self.reasons else "undecided" if self.undecided else "passed"
 
     @property
     def passed(self) -> bool:
-        """Whether the bundle passed its gate."""
-        return not self.reasons
+        """Whether the bundle may be served: it passed, or is undecided and that is allowed."""
+        return self.verdict == "passed" or (self.verdict == "undecided" and self.gate.allow_undecided)
 
     @property
     def drop(self) -> float | None:
@@ -218,7 +244,7 @@ class ValidationReport:
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON types: what validation.json holds."""
         fields = asdict(self)
-        fields["passed"] = self.passed
+        fields["passed"], fields["verdict"] = self.passed, self.verdict
         fields["drop_points"] = self.drop
         fields["runtimes"] = [_runtime_entry(runtime) for runtime in self.runtimes]
         fields["integers"] = None

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from cpt_deploy.bundle.operators import require_onnx
 from cpt_deploy.bundle.runtime import INPUT_NAME
-from cpt_deploy.validation.operators import require_onnx
 
 Batch = npt.NDArray[np.float32]
 

@@ -7,8 +7,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
+from cpt_deploy.bundle.operators import optimized_operators, require_onnx
 from cpt_deploy.bundle.providers import keeps_operators
-from cpt_deploy.validation.operators import optimized_operators, require_onnx
 
 _MOVING = frozenset(
     {

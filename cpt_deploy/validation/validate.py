@@ -1,6 +1,6 @@
 """The gate between training and serving: run a bundle on real samples in every runtime, and say whether it passes."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from typing import Literal, Protocol
@@ -10,18 +10,24 @@ import numpy.typing as npt
 from PIL import Image
 
 from cpt_deploy.bundle import Bundle, OnnxRuntimeModel
+from cpt_deploy.bundle.consistency import contradictions, exported_labels
+from cpt_deploy.bundle.layout import ANNOUNCED
+from cpt_deploy.bundle.opened import OpenedBundle
+from cpt_deploy.bundle.operators import float_operators, optimized_operators, unannounced_operators
 from cpt_deploy.bundle.processor import read_cpu
 from cpt_deploy.bundle.providers import keeps_operators, provider_name
+from cpt_deploy.bundle.sessions import PORTABLE_KEY
 from cpt_deploy.errors import BundleError, DataError, UsageError
 from cpt_deploy.validation.comparison import IntegerComparison
 from cpt_deploy.validation.constants import compare_constants
 from cpt_deploy.validation.formats import load_formats, program_files
 from cpt_deploy.validation.gate import judge
 from cpt_deploy.validation.integer_model import BundledIntegerModel, IntegerModel
-from cpt_deploy.validation.measuring import Inputs, Labels, Subject, TrainedModel, ValidationReporter, measure
-from cpt_deploy.validation.operators import float_operators, optimized_operators
+from cpt_deploy.validation.measuring import Batch, Subject, ValidationReporter, measure
+from cpt_deploy.validation.noninferiority import check_allowed
+from cpt_deploy.validation.reference import Reference, recorded_accuracy
 from cpt_deploy.validation.report import DatasetFacts, FloatFacts, Gate, GoldenFacts, GraphFacts, ValidationReport
-from cpt_deploy.validation.saturation import bundle_portability, bundle_saturation
+from cpt_deploy.validation.saturation import LayerSaturation, bundle_portability, bundle_saturation
 from cpt_deploy.validation.software import software_versions
 from cpt_deploy.validation.taps import tap_model
 
@@ -70,9 +76,10 @@ def validate(  # noqa: PLR0913  what is measured, on what, and what it has to fu
     bundle: Bundle,
     images: LabelledImages,
     *,
-    trained: TrainedModel | None = None,
+    trained: Reference | None = None,
     integer_model: ChosenIntegerModel = "bundled",
     max_drop: float | None = None,
+    allow_undecided: bool = False,
     require_exact: bool = False,
     limit: int | None = None,
     provider: str = "cpu",
@@ -80,19 +87,21 @@ def validate(  # noqa: PLR0913  what is measured, on what, and what it has to fu
 ) -> ValidationReport:
     """Measure a bundle on labelled images.
 
-    On the same samples, preprocessed as the bundle says, run: the trained model (if given), the integer executor,
-    onnxruntime as it serves and with its optimizations off, and each further format of the bundle. Compared are
-    accuracies, logits, and every integer of every quantized tensor between the executor and onnxruntime; and, without
-    running anything, the constants of model.onnx with those of the integer graph. Where parts of a network compute in
-    float, the executor computes each stretch of integers from the codes that onnxruntime had at its entry.
+    On the same samples run: the trained model (if given), preprocessed as it was trained; and, preprocessed as the
+    bundle says, the integer executor, onnxruntime as it serves and with its optimizations off, and each further format
+    of the bundle. Compared are accuracies, logits, and every integer of every quantized tensor between the executor and
+    onnxruntime; and, without running anything, the constants of model.onnx with those of the integer graph, and the
+    bundle's files with each other and with the run. Where parts of a network compute in float, the executor computes
+    each stretch of integers from the codes that onnxruntime had at its entry.
 
     Args:
         bundle: The bundle.
         images: The samples, with labels in the order of the bundle's.
-        trained: The trained model at its upper bound.
+        trained: The trained model at its upper bound, with what belongs to it.
         integer_model: What onnxruntime's integers are compared with: the executor on the bundle's own graph, another
             one, or none. If PyTorch or `onnx` is missing, the integers are not compared and a note says so.
-        max_drop: Most points of accuracy that onnxruntime may lie below the trained model.
+        max_drop: Most points of accuracy that onnxruntime may lie below the trained model; see `noninferiority`.
+        allow_undecided: Whether a bundle passes too whose drop these samples cannot tell from what is allowed.
         require_exact: Whether any differing integer fails the bundle, and any differing logit of a further format.
         limit: Measure this many samples, spread evenly over the set; `None` takes all.
         provider: The execution provider of onnxruntime: "cpu", "cuda", "tensorrt", or onnxruntime's name of one.
@@ -109,18 +118,24 @@ def validate(  # noqa: PLR0913  what is measured, on what, and what it has to fu
         DataError: If the data set does not fit the bundle, or an image cannot be read.
         BundleError: If onnxruntime cannot run the bundle, or PyTorch one of its further formats.
     """
-    gate = Gate(max_drop, require_exact)
+    gate = Gate(max_drop, require_exact, allow_undecided)
     _check_arguments(gate, trained, integer_model, limit)
-    notes = _check_classes(bundle, images)
+    notes = _check_classes(bundle, images, exported_labels(bundle) if trained is None else trained.classes)
     indices = _spread(len(images), limit)
     subject, missing = _subject(bundle, trained, integer_model, gate, provider)
-    measured = measure(subject, _batches(bundle, images, indices), len(indices), reporter)
+    measured = measure(subject, _batches(bundle, images, indices, trained), len(indices), reporter)
+    dataset = DatasetFacts(images.name, images.split, images.digest(), len(images), len(indices))
+    recorded = recorded_accuracy(bundle) if trained is None else trained.recorded
+    if recorded is not None and not recorded.is_of(dataset.name, dataset.sha256, dataset.samples):
+        recorded = None
+    saturation = bundle_saturation(bundle)
     check = subject.served.reproduce_golden(bundle.golden)
     return judge(
         ValidationReport(
             bundle=bundle.name,
             model_sha256=bundle.sha256,
-            dataset=DatasetFacts(images.name, images.split, images.digest(), len(images), len(indices)),
+            content_sha256=bundle.content_sha256,
+            dataset=dataset,
             gate=gate,
             reasons=(),
             runtimes=measured.runtimes.runtimes(),
@@ -128,7 +143,7 @@ def validate(  # noqa: PLR0913  what is measured, on what, and what it has to fu
             tensors=None if measured.integers is None else measured.integers.results(),
             golden=GoldenFacts(check.values, check.mismatches, check.worst_codes, check.tolerance, check.worst_logit),
             graph=_graph_facts(bundle, provider),
-            saturation=bundle_saturation(bundle),
+            saturation=saturation,
             cpu=read_cpu(),
             versions=software_versions(),
             validated_at=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -141,8 +156,24 @@ def validate(  # noqa: PLR0913  what is measured, on what, and what it has to fu
             reference="float model" if bundle.calibrated else "trained model",
             provider=provider_name(provider),
             float_parts=_float_facts(bundle, measured.own_way),
+            contradictions=(
+                *([] if trained is None else trained.differences(bundle)),
+                *contradictions(bundle),
+                *file_contradictions(bundle, saturation),
+            ),
+            recorded=recorded,
+            served_logits=measured.served_logits,
+            trained_codes=measured.trained_codes,
         )
     )
+
+
+def file_contradictions(bundle: OpenedBundle, saturation: Sequence[LayerSaturation]) -> list[str]:
+    """Say what model.onnx claims that is not so, as sentences."""
+    possible = sum(layer.possible for layer in saturation)
+    if not possible or PORTABLE_KEY.encode() not in bundle.onnx_path.read_bytes():
+        return []
+    return [f"model.onnx says that no sum can saturate on any processor, but in {possible} layers one can"]
 
 
 def _float_facts(bundle: Bundle, own_way: IntegerComparison | None) -> FloatFacts | None:
@@ -166,7 +197,7 @@ def _float_facts(bundle: Bundle, own_way: IntegerComparison | None) -> FloatFact
 
 def _check_arguments(
     gate: Gate,
-    trained: TrainedModel | None,
+    trained: Reference | None,
     integer_model: ChosenIntegerModel,
     limit: int | None,
 ) -> None:
@@ -175,20 +206,27 @@ def _check_arguments(
             "Expected the trained model, to measure the drop in accuracy against, but got none",
             hint="give the run that the bundle was exported from, or no limit for the drop",
         )
-    if gate.max_drop is not None and not gate.max_drop >= 0:
-        raise UsageError(f"Expected max_drop to be at least 0 points, but got {gate.max_drop}")
+    if gate.max_drop is not None:
+        check_allowed(gate.max_drop)
     if gate.require_exact and integer_model is None:
         raise UsageError("Expected an integer model, to compare the integers with, but got none")
     if limit is not None and limit < 1:
         raise UsageError(f"Expected limit to be at least 1 sample, but got {limit}")
 
 
-def _check_classes(bundle: Bundle, images: LabelledImages) -> list[str]:
-    """Return a note if the names differ, which may be meant: labels can be renamed at export."""
-    classes, labels = list(images.classes), list(bundle.labels)
+def _check_classes(bundle: Bundle, images: LabelledImages, labels: Sequence[str]) -> list[str]:
+    """Return a note if the names differ, which may be meant: labels can be renamed at export.
+
+    Args:
+        bundle: The bundle.
+        images: The samples.
+        labels: Those of the trained model, or those that the bundle was exported with. What is in labels.txt is held
+            against them.
+    """
+    classes, labels = list(images.classes), list(labels)
     if classes == labels:
         return []
-    if len(classes) != len(labels) or sorted(classes) == sorted(labels):
+    if not len(classes) == len(labels) == len(bundle.labels) or sorted(classes) == sorted(labels):
         raise DataError(
             f"Expected the {len(labels)} classes of the bundle in their order ({', '.join(labels[:3])}, ...), "
             f"but {images.name} ({images.split}) has {len(classes)} ({', '.join(classes[:3])}, ...)",
@@ -203,19 +241,24 @@ def _spread(size: int, limit: int | None) -> npt.NDArray[np.int64]:
     return np.arange(count, dtype=np.int64) * size // count
 
 
-def _batches(bundle: Bundle, images: LabelledImages, indices: npt.NDArray[np.int64]) -> Iterator[tuple[Inputs, Labels]]:
+def _batches(
+    bundle: Bundle, images: LabelledImages, indices: npt.NDArray[np.int64], trained: Reference | None
+) -> Iterator[Batch]:
     height, width = bundle.preprocessing.size
     # All tensors of a batch are in memory at once, in the executor as float32.
     batch_size = max(1, min(64, PIXELS_AT_A_TIME // (height * width)))
     for start in range(0, len(indices), batch_size):
         chosen = indices[start : start + batch_size]
-        inputs = np.stack([bundle.preprocessing.apply(images.image(int(index))) for index in chosen])
-        yield inputs, images.labels[chosen]
+        pictures = [images.image(int(index)) for index in chosen]
+        inputs = trained_inputs = np.stack([bundle.preprocessing.apply(picture) for picture in pictures])
+        if trained is not None and trained.preprocessing != bundle.preprocessing:
+            trained_inputs = np.stack([trained.preprocessing.apply(picture) for picture in pictures])
+        yield Batch(inputs, trained_inputs, images.labels[chosen])
 
 
 def _subject(
     bundle: Bundle,
-    trained: TrainedModel | None,
+    trained: Reference | None,
     integer_model: ChosenIntegerModel,
     gate: Gate,
     provider: str,
@@ -238,12 +281,13 @@ def _subject(
     subject = Subject(
         served=OnnxRuntimeModel(bundle.onnx_path, threads=None, provider=provider),
         unoptimized=OnnxRuntimeModel(bundle.onnx_path, threads=None, optimize=False, provider=provider),
-        trained=trained,
+        trained=None if trained is None else trained.model,
         executor=executor,
         tapped=tap_model(bundle.onnx_path.read_bytes(), provider, products) if look_inside else None,
         formats=load_formats(bundle) if with_torch or gate.require_exact else {},
         provider=provider,
         follower=follower,
+        logit_scale=executor.logit_scale if isinstance(executor, BundledIntegerModel) else None,
     )
     return subject, notes
 
@@ -252,4 +296,6 @@ def _graph_facts(bundle: Bundle, provider: str) -> GraphFacts | None:
     if find_spec("onnx") is None or not keeps_operators(provider):
         return None
     model = bundle.onnx_path.read_bytes()
-    return GraphFacts(optimized_operators(model, provider), float_operators(model, provider))
+    floats = float_operators(model, provider)
+    unannounced = unannounced_operators(floats, bundle.quantization.get(ANNOUNCED))
+    return GraphFacts(optimized_operators(model, provider), floats, unannounced)

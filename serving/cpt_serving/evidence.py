@@ -46,7 +46,8 @@ class ValidationFacts(BaseModel):
     """
 
     passed: bool
-    of_this_model: bool = Field(description="whether the report is of this very model.onnx")
+    verdict: str = Field(description="passed, failed, or undecided where the samples could not tell")
+    of_this_model: bool = Field(description="whether the report is of the files of this bundle as they are")
     validated_at: str | None = None
     dataset: MeasuredData | None = None
     accuracy: Accuracy | None = Field(default=None, description="of what is served, in onnxruntime")
@@ -109,7 +110,8 @@ def _validation(bundle: Bundle) -> ValidationFacts | None:
         return None
     return ValidationFacts(
         passed=found.passed,
-        of_this_model=found.model_sha256 == bundle.sha256,
+        verdict=found.verdict,
+        of_this_model=found.content_sha256 == bundle.content_sha256,
         validated_at=found.validated_at,
         dataset=MeasuredData(name=found.dataset, split=found.split, samples=found.samples),
         accuracy=_accuracy(found),

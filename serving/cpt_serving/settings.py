@@ -65,7 +65,10 @@ class ServeSettings(BaseSettings):
     """What the golden sample has to reproduce before the server is ready: every code, the top classes, or nothing."""
 
     require_evidence: bool = False
-    """Whether a bundle is refused unless its validation.json is there, passed, and of its model.onnx."""
+    """Whether a bundle is refused unless its validation.json is there, passed, and of its files as they are."""
+
+    require_signature: Path | None = None
+    """A public key in PEM, or a directory of such: a bundle is refused unless it is signed with one of them."""
 
     generations: int = Field(default=16, ge=1, le=4096)
     """Most texts that a language model works on at once; a request that comes on top is answered 429."""

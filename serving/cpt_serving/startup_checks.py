@@ -3,6 +3,7 @@
 import ipaddress
 import logging
 
+from cpt_deploy.bundle.signatures import public_keys
 from cpt_deploy.errors import UsageError
 from cpt_serving.access.api_keys import read_keys
 from cpt_serving.certificates import Certificate
@@ -17,12 +18,14 @@ def check_settings(settings: ServeSettings) -> None:
     """Raise if a file that the settings name cannot be used, or a package that they need is missing.
 
     Raises:
-        DataError: If the API keys, the certificate, its key or the access log cannot be used.
+        DataError: If the API keys, the keys of signatures, the certificate, its key or the access log cannot be used.
         UsageError: If a key for TLS comes without a certificate.
         MissingExtraError: If tracing is asked for and not installed.
     """
     if settings.api_keys is not None:
         read_keys(settings.api_keys)
+    if settings.require_signature is not None:
+        public_keys(settings.require_signature)
     _check_tls(settings)
     if settings.tracing == "on":
         require_tracing()

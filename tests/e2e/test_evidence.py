@@ -15,7 +15,7 @@ def here(workspace, monkeypatch):
 
 
 def test_validation_leaves_its_page_in_the_bundle_and_where_it_is_asked_for(here, run_dir, bundle_copy, tmp_path):
-    words = ["--data", "digits", "--limit", "50", "--run", str(run_dir)]
+    words = ["--data", "digits", "--limit", "50", "--run", str(run_dir), "--allow-undecided"]
     page = tmp_path / "page.html"
     assert main(["validate", str(bundle_copy), *words, "--html", str(page)]) == 0
     text = page.read_text()
@@ -37,7 +37,17 @@ def test_a_page_that_cannot_be_written_is_refused_before_anything_is_measured(he
 
 def test_without_matplotlib_only_html_needs_it(here, capsys, monkeypatch, run_dir, bundle_copy, tmp_path):
     monkeypatch.setattr("cpt_cli.commands.validate.find_spec", lambda name: None if name == "matplotlib" else name)
-    words = ["validate", str(bundle_copy), "--data", "digits", "--limit", "20", "--run", str(run_dir)]
+    words = [
+        "validate",
+        str(bundle_copy),
+        "--data",
+        "digits",
+        "--limit",
+        "20",
+        "--run",
+        str(run_dir),
+        "--allow-undecided",
+    ]
     assert main([*words, "--html", str(tmp_path / "page.html")]) == 3
     assert "cpt-deploy[train]" in capsys.readouterr().err
     monkeypatch.setattr("cpt_cli.workflow.find_spec", lambda name: None)

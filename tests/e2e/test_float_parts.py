@@ -32,7 +32,7 @@ def transformer(cpt, workspace: Path) -> Path:
 
 
 def test_validation_follows_the_integers_and_says_what_is_in_float(cpt, transformer):
-    report = json.loads(cpt("validate", transformer, "--data", "digits", "--json").stdout)
+    report = json.loads(cpt("validate", transformer, "--data", "digits", "--max-drop", 5, "--json").stdout)
     assert report["passed"]
     assert report["integers"]["mismatching"] == 0
     assert report["integers"]["compared"] > 100_000
@@ -40,6 +40,8 @@ def test_validation_follows_the_integers_and_says_what_is_in_float(cpt, transfor
     assert report["float_parts"]["operators"]["layer_norm"] == 3
     assert 0.5 < report["float_parts"]["integer_share_of_macs"] < 1
     assert report["golden"]["tolerance"] > 0
+    assert report["served_logits"]["differing"] == 0
+    assert report["graph"]["unannounced"] == {}
     assert "What is computed in float" in (transformer / "validation.html").read_text()
     assert "| computed in float |" in (transformer / "README.md").read_text()
     assert "logits (±" in cpt("validate", transformer).stdout
@@ -63,7 +65,7 @@ FORMS = {"portable": ["--portable"], "symmetric": ["--activations", "symmetric"]
 def test_portable_and_symmetric_bundles_are_exact_and_need_no_other_kernels(typed, transformer, digits, name):
     bundle = json.loads(typed("export", transformer.parent, *FORMS[name], "--json").out)["bundle"]
     assert bundle.endswith(f"bundle-8bit-{name}")
-    words = ("validate", bundle, "--data", "digits", "--require-exact", "--max-drop", 2, "--json")
+    words = ("validate", bundle, "--data", "digits", "--require-exact", "--max-drop", 8, "--json")
     report = json.loads(typed(*words).out)
     assert report["integers"]["mismatching"] == 0 < report["integers"]["compared"]
     assert not report["saturation"]["possible_without_vnni"]

@@ -20,7 +20,7 @@ def symmetric(run_dir: Path) -> Path:
 
 
 def test_the_bundle_is_exact_and_says_what_it_is(symmetric, capsys, bundle):
-    assert main(["validate", str(symmetric), "--data", "digits", "--json"]) == 0
+    assert main(["validate", str(symmetric), "--data", "digits", "--max-drop", "4", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["integers"]["mismatching"] == 0
     assert report["integers"]["compared"] > 1_000_000

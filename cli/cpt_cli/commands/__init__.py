@@ -19,10 +19,12 @@ from cpt_cli.commands import (
     schedules,
     serve,
     sharpness,
+    sign,
     sweep,
     train,
     train_grid,
     validate,
+    verify,
 )
 
 COMMANDS: tuple[Command, ...] = (
@@ -36,6 +38,8 @@ COMMANDS: tuple[Command, ...] = (
     export.COMMAND,
     sweep.COMMAND,
     validate.COMMAND,
+    sign.COMMAND,
+    verify.COMMAND,
     benchmark.COMMAND,
     predict.COMMAND,
     generate.COMMAND,

@@ -85,6 +85,14 @@ def serve(  # noqa: PLR0913, PLR0917  the options are its parameters
             rich_help_panel=_MODELS,
         ),
     ] = None,
+    require_signature: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="KEYS",
+            help="Refuse bundles that are not signed with this public key, or one of a folder of them; see cpt sign.",
+            rich_help_panel=_MODELS,
+        ),
+    ] = None,
     watch_s: Annotated[
         float | None,
         typer.Option(
@@ -174,6 +182,7 @@ def serve(  # noqa: PLR0913, PLR0917  the options are its parameters
         timeout_s=timeout_s,
         golden=golden,
         require_evidence=require_evidence,
+        require_signature=require_signature,
         watch_s=watch_s,
         api_keys=api_keys,
         open_metrics=open_metrics,

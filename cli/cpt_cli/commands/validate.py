@@ -9,13 +9,12 @@ import typer
 from cpt_cli import formats
 from cpt_cli.command import SHIP_PANEL, Command, DebugFlag, JsonFlag, ProviderOption, QuietFlag
 from cpt_cli.output import out
-from cpt_cli.portability import WITHOUT_VNNI, saturation_line, show_portability
+from cpt_cli.portability import show_portability
+from cpt_cli.validation_summary import failure, rounds_as_the_executor, show_report
 from cpt_deploy.errors import MissingExtraError, UsageError, ValidationFailedError
 
 if TYPE_CHECKING:
     from cpt_deploy.bundle import Bundle
-    from cpt_deploy.validation import ValidationReport
-    from cpt_deploy.validation.report import FloatFacts
 
 VALIDATION_PAGE = "validation.html"
 
@@ -43,9 +42,13 @@ def validate(  # noqa: PLR0913, PLR0917  the options are its parameters
         float | None,
         typer.Option(
             help="Most points of accuracy that may be lost from the trained model to onnxruntime.",
-            show_default="0.1, but at least two images, where the run is found",
+            show_default="0.5, where the run is found",
         ),
     ] = None,
+    allow_undecided: Annotated[
+        bool,
+        typer.Option("--allow-undecided", help="Pass where there are too few samples to tell whether more is lost."),
+    ] = False,
     require_exact: Annotated[
         bool | None,
         typer.Option(
@@ -68,8 +71,12 @@ def validate(  # noqa: PLR0913, PLR0917  the options are its parameters
     Where parts of a network compute in float, integers are computed from the codes that onnxruntime had before them.
     Of a language model perplexity is measured on the test text, and --max-drop is percent of it.
 
+    Whether too much accuracy is lost is a test of non-inferiority on paired answers: it passes, fails, or is undecided
+    and says about how many more samples it takes.
+
     The evidence becomes validation.json and a page, validation.html, in the bundle and a table in its model card. The
-    exit code is 4 when accuracy dropped too far, an integer differs or model.onnx is not what was exported.
+    exit code is 4 unless the bundle passed: accuracy dropped too far or that cannot be told, an integer differs, or a
+    file is not what was exported.
     """
     from cpt_cli.language_validation import ValidateOptions, validate_language_bundle
     from cpt_deploy.bundle.language import LanguageBundle, open_bundle
@@ -78,18 +85,20 @@ def validate(  # noqa: PLR0913, PLR0917  the options are its parameters
     if isinstance(opened, LanguageBundle):
         if source is not None or html is not None:
             raise UsageError("Expected no --from and no --html for a language model, but got one")
-        options = ValidateOptions(data, data_dir, run, limit, max_drop, require_exact, provider)
+        options = ValidateOptions(
+            data, data_dir, run, limit, max_drop, require_exact, provider, allow_undecided=allow_undecided
+        )
         validate_language_bundle(opened, options)
         return
     if data is None:
         only_with_data = {
             "--run": run, "--from": source, "--limit": limit, "--max-drop": max_drop, "--data-dir": data_dir,
-            "--html": html,
+            "--html": html, "--allow-undecided": allow_undecided or None,
         }  # fmt: skip
         for option, value in only_with_data.items():
             if value is not None:
                 raise UsageError(f"Expected --data with {option}, but got none", hint="name the data set to measure on")
-        exact = _rounds_as_the_executor(provider) if require_exact is None else require_exact
+        exact = rounds_as_the_executor(provider) if require_exact is None else require_exact
         _check_golden(opened, provider, require_exact=exact)
         return
     if run is not None and source is not None:
@@ -104,6 +113,7 @@ def validate(  # noqa: PLR0913, PLR0917  the options are its parameters
         source=source,
         limit=limit,
         max_drop=max_drop,
+        allow_undecided=allow_undecided,
         require_exact=require_exact,
         provider=provider,
         html=html,
@@ -145,6 +155,7 @@ def _validate_on(  # noqa: PLR0913  what the command was given
     source: Path | None,
     limit: int | None,
     max_drop: float | None,
+    allow_undecided: bool,
     require_exact: bool | None,
     provider: str,
     html: Path | None,
@@ -159,6 +170,7 @@ def _validate_on(  # noqa: PLR0913  what the command was given
         source=source,
         limit=limit,
         max_drop=max_drop,
+        allow_undecided=allow_undecided,
         require_exact=_can_compare_integers(provider) if require_exact is None else require_exact,
         provider=provider,
     )
@@ -170,7 +182,7 @@ def _validate_on(  # noqa: PLR0913  what the command was given
         out.note(f"evidence: {formats.path(bundle.path / VALIDATION_PAGE)}")
     out.result({**report.to_dict(), "bundle": bundle.path})
     if not report.passed:
-        raise ValidationFailedError("; ".join(report.reasons))
+        raise failure(report.reasons, report.undecided)
     out.hint(f"cpt serve {formats.path(bundle.path)}")
 
 
@@ -186,88 +198,7 @@ def _check_page(html: Path) -> None:
 
 
 def _can_compare_integers(provider: str) -> bool:
-    return _rounds_as_the_executor(provider) and find_spec("torch") is not None and find_spec("onnx") is not None
-
-
-def _rounds_as_the_executor(provider: str) -> bool:
-    from cpt_deploy.bundle.providers import CPU, provider_name
-
-    return provider_name(provider) == CPU
-
-
-def show_report(report: "ValidationReport") -> None:
-    """Print what was measured, other labels and logits against onnxruntime, and what was not measured."""
-    from cpt_deploy.bundle import FORMATS
-
-    for note in report.notes:
-        out.note(f"note: {note}")
-    if out.quiet:
-        out.line("passed" if report.passed else "failed")
-        return
-    out.table(
-        ("runtime", "accuracy", "95 % interval", "other labels", "worst logit difference"),
-        [(report.title(entry.name), *_accuracy_cells(entry.name, report)) for entry in report.runtimes],
-        title=f"{report.bundle} on {report.dataset.samples} images of {report.dataset.name} ({report.dataset.split})",
-    )
-    golden, differing = report.golden, report.first_difference
-    integers = "not compared"
-    if report.tensors is not None:
-        integers = (
-            f"{report.compared_integers - report.mismatching_integers:,} of {report.compared_integers:,} in "
-            f"{len(report.tensors)} tensors are the same"
-        )
-    if report.tensors is not None and report.float_parts is not None:
-        integers += ", each from the codes that onnxruntime had at its entry"
-    facts = {
-        "integers": integers + (f", first difference in {differing.name}" if differing else ""),
-        "golden sample": f"{golden.values - golden.mismatches} of {golden.values} {golden.what} reproduced",
-    }
-    if report.float_parts is not None:
-        facts |= _float_lines(report.float_parts)
-    facts |= {
-        f"logits of {FORMATS[pair.first].file}": f"{pair.other_logits or 'none'} differ from onnxruntime's"
-        for pair in report.comparisons
-        if pair.first in FORMATS
-    }
-    if not _rounds_as_the_executor(report.provider):
-        facts["onnxruntime on"] = report.provider
-    if report.constants is not None:
-        changed = report.constants.differences
-        compared = f"{report.constants.compared:,} codes, scales, zero points and biases"
-        facts["model.onnx"] = f"differs, first in {changed[0].tensor}" if changed else f"{compared} are as exported"
-    if report.graph is not None:
-        floats = ", ".join(f"{count} {name}" for name, count in report.graph.float_operators.items())
-        facts["operators left in float"] = floats or "none"
-    if report.drop is not None:
-        facts["accuracy lost"] = f"{report.drop:.2f} points from {report.reference} to onnxruntime"
-    facts[WITHOUT_VNNI] = saturation_line(report.saturation, report.portability, saturates_here=report.cpu.saturates)
-    out.fields("passed" if report.passed else "FAILED", facts)
-
-
-def _float_lines(floats: "FloatFacts") -> dict[str, str]:
-    """Return what is said of the parts of a network that compute in float."""
-    lines = {
-        "on integers": f"{formats.share(floats.integer_share)} of the multiply-accumulates",
-        "in float": ", ".join(f"{count} {name}" for name, count in floats.operators.items()) or "movements only",
-        "since": floats.reason,
-    }
-    if floats.other_codes is not None:
-        differing, codes = floats.other_codes
-        lines["executor on its own way"] = f"{differing:,} of {codes:,} codes differ, which is not judged"
-    return lines
-
-
-def _accuracy_cells(name: str, report: "ValidationReport") -> tuple[str, ...]:
-    accuracy = report.runtime(name).accuracy
-    interval = f"{formats.share(accuracy.low)} to {formats.share(accuracy.high)}"
-    pair = next((pair for pair in report.comparisons if (pair.first, pair.second) == (name, "onnxruntime")), None)
-    worst = pair.worst_logit_difference if pair else None
-    return (
-        formats.share(accuracy.value),
-        interval,
-        "" if pair is None else str(pair.other_labels),
-        "" if worst is None else f"{worst:.3g}",
-    )
+    return rounds_as_the_executor(provider) and find_spec("torch") is not None and find_spec("onnx") is not None
 
 
 COMMAND = Command(
@@ -276,7 +207,7 @@ COMMAND = Command(
     panel=SHIP_PANEL,
     examples=(
         "cpt validate runs/digits/bundle-8bit --data digits",
-        "cpt validate my-bundle --data fashion-mnist --run runs/fashion --max-drop 0.1",
+        "cpt validate my-bundle --data fashion-mnist --run runs/fashion --max-drop 1  # points that may be lost",
         "cpt validate my-bundle --data digits --html evidence.html  # the page to show, beside the one in the bundle",
         "cpt validate my-bundle --data digits --provider cuda  # with onnxruntime-gpu",
         "cpt validate my-bundle  # checksums, constants and golden sample only: needs neither data nor torch",

@@ -14,7 +14,6 @@ from cpt_deploy.bundle.layout import (
     GOLDEN_FILE,
     LANGUAGE_FILES,
     LANGUAGE_KIND,
-    ONNX_FILE,
     QUANTIZATION_FILE,
     TOKENIZER_FILE,
     VALIDATION_FILE,
@@ -35,7 +34,7 @@ class LanguageBundle(OpenedBundle):
         config: The whole of config.json; facts of this project's own are under "cpt".
         quantization: The whole of quantization.json.
         validation: The report of `cpt validate`, if it was run.
-        sha256: Digest of model.onnx, hexadecimal.
+        digests: SHA-256 of each file by its name, hexadecimal.
         manifest: Its tensors, its state and its context.
         text: From text to tokens and back.
         golden: Tokens with the logits that a runtime has to reproduce.
@@ -86,7 +85,7 @@ class LanguageBundle(OpenedBundle):
             config=config,
             quantization=read_json(directory, QUANTIZATION_FILE, digests),
             validation=read_json(directory, VALIDATION_FILE, digests) if VALIDATION_FILE in digests else None,
-            sha256=digests[ONNX_FILE],
+            digests=digests,
             manifest=manifest,
             text=text,
             golden=golden,

@@ -1,5 +1,6 @@
 """Writing the bundle of a language model, and adding a validation report to one."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -126,6 +127,7 @@ def _config(contents: LanguageContents) -> dict[str, Any]:
             "version": contents.version,
             **contents.facts,
             "tokens": contents.tokenizer.level,
+            "tokenizer_sha256": hashlib.sha256(contents.tokenizer.to_json().encode()).hexdigest(),
             "language": contents.manifest.to_dict(),
             "card": card,
         },

@@ -14,6 +14,8 @@ from cpt_deploy.bundle.language import (
     LanguageContents,
     write_language_bundle,
 )
+from cpt_deploy.bundle.layout import ANNOUNCED
+from cpt_deploy.bundle.operators import announced_operators
 from cpt_deploy.bundle.sessions import PORTABLE_KEY
 from cpt_deploy.bundle.tokenization import Tokenizer
 from cpt_deploy.errors import BundleError
@@ -105,7 +107,7 @@ def export_language_bundle(
         tokenizer=identity.tokenizer,
         golden=golden_tokens(frozen, onnx, golden_text),
         tensors=frozen.arrays(),
-        quantization=describe_language_quantization(frozen),
+        quantization={**describe_language_quantization(frozen), ANNOUNCED: announced_operators(onnx)},
         architecture=identity.architecture,
         facts=facts,
         recipe=identity.recipe,

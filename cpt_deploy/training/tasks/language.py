@@ -220,7 +220,7 @@ class LanguageModelling:
 
     def describe(self) -> dict[str, Any]:
         """See `Task`."""
-        digests = {f"{split}_sha256": _digest(self.ids(split)) for split in ("train", "valid", "test")}
+        digests = {f"{split}_sha256": token_digest(self.ids(split)) for split in ("train", "valid", "test")}
         sizes = {f"{split}_tokens": len(self.ids(split)) for split in ("train", "valid", "test")}
         vocabulary = {
             "level": self.tokenizer.level,
@@ -274,5 +274,6 @@ def _check_settings(recipe: Recipe) -> None:
         )
 
 
-def _digest(ids: Ids) -> str:
+def token_digest(ids: Ids) -> str:
+    """Return the SHA-256 of tokens, hexadecimal, as report.json says it."""
     return hashlib.sha256(ids.tobytes()).hexdigest()

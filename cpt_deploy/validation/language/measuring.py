@@ -21,6 +21,15 @@ Step = Callable[[Tokens, Any], tuple[npt.NDArray[np.float32], Any]]
 CHUNK = 32
 """Tokens of a row that a call reads."""
 
+BLOCK_CHUNKS = 4
+"""Calls that make a block of a row, whose tokens count as one observation of a loss."""
+
+LAST_PLACES = 1e-4
+"""Most by which a logit may change when inner integers are looked at, as a share of the greatest."""
+
+A_CODE = 1e-2
+"""By how much a code that comes out differently moves logits at most, or else little is left of them, likewise."""
+
 
 @dataclass
 class Likelihood:
@@ -30,11 +39,15 @@ class Likelihood:
         total: Sum of the negative log-likelihoods, in nats.
         tokens: How many were predicted.
         hits: How many of them were the most probable token.
+        rows: The same sum of each call, by row, float64 (N,).
+        lengths: Tokens of a row in each call.
     """
 
     total: float = 0.0
     tokens: int = 0
     hits: int = 0
+    rows: list[npt.NDArray[np.float64]] = field(default_factory=list)
+    lengths: list[int] = field(default_factory=list)
 
     @property
     def loss(self) -> float:
@@ -52,9 +65,19 @@ class Likelihood:
         greatest = scores.max(axis=-1)
         normalizers = greatest + np.log(np.exp(scores - greatest[..., None]).sum(axis=-1))
         chosen = np.take_along_axis(scores, targets[..., None], axis=-1)[..., 0]
-        self.total += float((normalizers - chosen).sum())
+        rows = (normalizers - chosen).sum(axis=1)
+        self.rows.append(rows)
+        self.lengths.append(targets.shape[1])
+        self.total += float(rows.sum())
         self.tokens += targets.size
         self.hits += int((scores.argmax(axis=-1) == targets).sum())
+
+    def blocks(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+        """Return the summed losses of blocks of neighbouring tokens and their numbers of tokens, (B,) each."""
+        sums, lengths = np.stack(self.rows), np.array(self.lengths)
+        starts = np.arange(0, len(sums), BLOCK_CHUNKS)
+        tokens = np.repeat(np.add.reduceat(lengths, starts), sums.shape[1])
+        return np.add.reduceat(sums, starts, axis=0).ravel(), tokens.astype(np.int64)
 
 
 @dataclass
@@ -86,11 +109,24 @@ class LanguageMeasurements:
         likelihoods: By runtime.
         products: The integers.
         worst_logit: The greatest difference between executor and onnxruntime.
+        logits: How many logits were served.
+        changed_logits: How many of them differ beyond their last places where inner integers are looked at, so that
+            what was compared is not what is served.
+        apart: Tokens after which a logit that is served is further from the executor's on its own way than codes that
+            differ by one explain.
+        first_tokens: How many tokens were read with an empty state.
+        first_apart: Those of them after which a logit differs beyond its last places: no code before can have come out
+            differently.
     """
 
     likelihoods: dict[str, Likelihood] = field(default_factory=dict)
     products: list[ProductResult] = field(default_factory=list)
     worst_logit: float = 0.0
+    logits: int = 0
+    changed_logits: int = 0
+    apart: int = 0
+    first_tokens: int = 0
+    first_apart: int = 0
 
 
 def rows_of(text: npt.NDArray[np.integer[Any]], rows: int) -> Tokens:
@@ -123,7 +159,11 @@ def likelihood(step: Step, rows: Tokens, context: int | None = None) -> Likeliho
 
 
 def measure_text(
-    bundle: LanguageBundle, rows: Tokens, trained: Step | None = None, provider: str = "cpu"
+    bundle: LanguageBundle,
+    rows: Tokens,
+    trained: Step | None = None,
+    trained_rows: Tokens | None = None,
+    provider: str = "cpu",
 ) -> LanguageMeasurements:
     """Measure a bundle's model on rows of a text: trained model, integer executor and onnxruntime.
 
@@ -131,6 +171,7 @@ def measure_text(
         bundle: The bundle.
         rows: Tokens, int64 (N, L).
         trained: The trained model, if there is one here.
+        trained_rows: The text as the trained model reads it; `rows` if None.
         provider: Execution provider of onnxruntime.
 
     Raises:
@@ -139,33 +180,46 @@ def measure_text(
     model = read_integer_model(bundle.quantization["graph"], bundle.load_tensors())
     found = LanguageMeasurements()
     if trained is not None:
-        found.likelihoods["trained"] = likelihood(trained, rows, model.context)
-    served = LanguageModel(bundle.onnx_path, bundle.manifest, provider=provider)
-    found.likelihoods["onnxruntime"] = likelihood(served.run, rows, model.context)
-    found.likelihoods["executor"] = _follow(bundle, model, rows, found, provider)
+        found.likelihoods["trained"] = likelihood(
+            trained, rows if trained_rows is None else trained_rows, model.context
+        )
+    _follow(bundle, model, rows, found, provider)
     return found
 
 
 def _follow(
     bundle: LanguageBundle, model: IntegerLanguageModel, rows: Tokens, found: LanguageMeasurements, provider: str
-) -> Likelihood:
-    """Run executor and tapped onnxruntime side by side, and compare what they computed."""
+) -> None:
+    """Run executor, onnxruntime as it serves, and tapped, side by side, and compare what they computed."""
     content, names = tap_products(bundle.onnx_path.read_bytes())
+    served = LanguageModel(bundle.onnx_path, bundle.manifest, provider=provider)
     session = open_session(content, where=str(bundle.onnx_path), provider=provider)
     linears = {linear.name: linear for linear in model.linears()}
     results = {name: ProductResult(name) for name in names}
     outputs = [f"tap:{name}.{kind}" for name in names for kind in ("codes", "sums")]
     states = [entry.output for entry in bundle.manifest.states]
-    executor, state, own = Likelihood(), None, None
+    served_loss, executor_loss = Likelihood(), Likelihood()
+    found.likelihoods |= {"onnxruntime": served_loss, "executor": executor_loss}
+    state, own, serving = None, None, None
     for tokens, targets, fresh in chunks_of(rows, model.context):
         given = bundle.manifest.initial_state(len(tokens)) if fresh or state is None else state
         logits, *values = session.run([LOGITS_NAME, *states, *outputs], {TOKENS_NAME: tokens, **given})
         state = _next_state(bundle, values)
         integers = dict(zip(outputs, values[len(states) :], strict=True))
+        answered, serving = served.run(tokens, None if fresh else serving)
+        served_loss.add(answered, targets)
+        found.logits += answered.size
+        greatest = float(np.abs(answered).max())
+        found.changed_logits += int((~(np.abs(logits - answered) <= LAST_PLACES * greatest)).sum())
         trace = Trace()
         expected, own = model.run(tokens, None if fresh else own, trace)
-        executor.add(expected, targets)
-        found.worst_logit = max(found.worst_logit, float(np.abs(logits - expected).max()))
+        executor_loss.add(expected, targets)
+        distance = np.abs(answered - expected).max(axis=-1)
+        found.apart += int((~(distance <= A_CODE * greatest)).sum())
+        if fresh:
+            found.first_tokens += len(distance)
+            found.first_apart += int((~(distance[:, 0] <= LAST_PLACES * greatest)).sum())
+        found.worst_logit = max(found.worst_logit, float(distance.max()))
         for name, result in results.items():
             codes, sums = integers[f"tap:{name}.codes"], integers[f"tap:{name}.sums"]
             result.compared += sums.size
@@ -175,7 +229,6 @@ def _follow(
             result.other_codes += int((difference > 0).sum())
             result.worst_code = max(result.worst_code, int(difference.max()))
     found.products = list(results.values())
-    return executor
 
 
 def _next_state(bundle: LanguageBundle, values: list[npt.NDArray[Any]]) -> State:

@@ -1,5 +1,6 @@
 """The gate of a language model: perplexity of what is served against what was trained, and exact integers."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -10,10 +11,24 @@ import numpy.typing as npt
 
 from cpt_deploy.bundle import EvaluationResult
 from cpt_deploy.bundle.language import LanguageBundle, LanguageModel
+from cpt_deploy.bundle.layout import ANNOUNCED
+from cpt_deploy.bundle.operators import float_operators, unannounced_operators
 from cpt_deploy.bundle.processor import read_cpu
-from cpt_deploy.bundle.providers import provider_name
+from cpt_deploy.bundle.providers import CPU, keeps_operators, provider_name
 from cpt_deploy.errors import DataError
-from cpt_deploy.validation.language.measuring import LanguageMeasurements, Step, measure_text, rows_of
+from cpt_deploy.validation.gate import operator_reasons
+from cpt_deploy.validation.language.gate import (
+    LanguageReference,
+    check_context,
+    contradiction_reasons,
+    exactness_reasons,
+    judge_rise,
+    recorded_reasons,
+    rise_reasons,
+    undecided_reasons,
+)
+from cpt_deploy.validation.language.measuring import LanguageMeasurements, measure_text, rows_of
+from cpt_deploy.validation.noninferiority import MAX_DROP, check_allowed, rise_in_percent
 from cpt_deploy.validation.saturation import (
     LayerSaturation,
     Portability,
@@ -23,9 +38,7 @@ from cpt_deploy.validation.saturation import (
     saturation_entry,
 )
 from cpt_deploy.validation.software import software_versions
-
-MAX_RISE = 0.5
-"""Percent of perplexity that may be lost between the trained model and onnxruntime."""
+from cpt_deploy.validation.validate import file_contradictions
 
 ROWS = 16
 """Parallel rows of the text; each begins with an empty state."""
@@ -55,9 +68,19 @@ class LanguageReport:
         return bool(self.content["passed"])
 
     @property
+    def verdict(self) -> str:
+        """The verdict: "failed", "undecided" or "passed"."""
+        return str(self.content["verdict"])
+
+    @property
     def reasons(self) -> list[str]:
-        """Why not."""
+        """Why it failed."""
         return list(self.content["reasons"])
+
+    @property
+    def undecided(self) -> list[str]:
+        """What this text cannot tell."""
+        return list(self.content["undecided"])
 
 
 def validate_language(
@@ -65,8 +88,9 @@ def validate_language(
     text: npt.NDArray[np.integer[Any]],
     dataset: Mapping[str, Any],
     *,
-    trained: Step | None = None,
-    max_rise: float = MAX_RISE,
+    trained: LanguageReference | None = None,
+    max_rise: float | None = MAX_DROP,
+    allow_undecided: bool = False,
     require_exact: bool = True,
     provider: str = "cpu",
 ) -> LanguageReport:
@@ -77,49 +101,58 @@ def validate_language(
         text: Its tokens.
         dataset: Name and split of the text, and what else describes it.
         trained: The trained model; without it perplexity is compared with that of the integer executor.
-        max_rise: Percent by which perplexity may rise from there to onnxruntime.
-        require_exact: Whether each integer sum has to be the executor's, given the same codes.
+        max_rise: Percent by which perplexity may rise from there to onnxruntime; `None` judges no rise.
+        allow_undecided: Whether a bundle passes too whose rise this text cannot tell from what is allowed.
+        require_exact: Whether each integer sum has to be the executor's, given the same codes, and the logits that are
+            served those of the session that was looked at.
         provider: Execution provider of onnxruntime.
 
     Raises:
         DataError: If the text has fewer than two tokens, or tokens beyond the model's vocabulary.
+        UsageError: If `max_rise` is negative.
+        ValidationFailedError: If config.json says another context than the integer model has.
     """
+    if max_rise is not None:
+        check_allowed(max_rise)
     if len(text) < 2 or int(np.max(text)) >= bundle.manifest.vocabulary:
         raise DataError(
             f"Expected a text of two tokens or more within the model's {bundle.manifest.vocabulary}, "
             f"but got {len(text)} tokens up to {int(np.max(text, initial=0))}"
         )
+    check_context(bundle)
     rows = rows_of(text, ROWS)
-    found = measure_text(bundle, rows, trained, provider)
+    if trained is None:
+        found = measure_text(bundle, rows, provider=provider)
+    else:
+        found = measure_text(bundle, rows, trained.step, rows_of(trained.text, ROWS), provider)
     golden = LanguageModel(bundle.onnx_path, bundle.manifest, provider=provider).reproduce_golden(bundle.golden)
-    compared = sum(product.compared for product in found.products)
-    mismatching = sum(product.mismatching for product in found.products)
-    base = found.likelihoods.get("trained", found.likelihoods["executor"])
-    rise = (found.likelihoods["onnxruntime"].perplexity / base.perplexity - 1) * 100
-    reasons = []
-    if not rise <= max_rise:
-        reasons.append(f"perplexity rose by {rise:.3f} %, more than {max_rise} %")
-    if require_exact and mismatching:
-        reasons.append(f"{mismatching} of {compared} integers differ from the exact executor's")
+    cpu, saturation, portability = read_cpu(), bundle_saturation(bundle), bundle_portability(bundle)
+    floats = _float_operators(bundle, provider)
+    verdict = judge_rise(found, MAX_DROP if max_rise is None else max_rise)
+    reasons = [
+        *contradiction_reasons(bundle, trained),
+        *file_contradictions(bundle, saturation),
+        *operator_reasons(floats["unannounced"]),
+        *portability_reasons(saturation, portability),
+        *recorded_reasons(trained),
+        *(exactness_reasons(found) if require_exact else []),
+    ]
     if require_exact and not golden.within:
         reasons.append(f"the golden logits differ by {golden.worst:.3g}, more than {bundle.golden.tolerance:.3g}")
-    cpu, saturation, portability = read_cpu(), bundle_saturation(bundle), bundle_portability(bundle)
-    reasons += portability_reasons(saturation, portability)
+    undecided = []
+    if max_rise is not None and verdict is not None:
+        reasons += rise_reasons(verdict, max_rise)
+        undecided = undecided_reasons(verdict, max_rise)
     content = {
         "kind": "language-model",
         "model_sha256": bundle.sha256,
-        "passed": not reasons,
-        "reasons": reasons,
-        "dataset": {**dataset, "samples": base.tokens, "rows": len(rows)},
-        "runtimes": _runtimes(found),
-        "perplexity_rise_percent": rise,
+        "content_sha256": bundle.content_sha256,
+        **_verdict(reasons, undecided, allow_undecided=allow_undecided),
+        "dataset": {**dataset, "samples": found.likelihoods["onnxruntime"].tokens, "rows": len(rows)},
+        **_measured(found),
         "max_rise_percent": max_rise,
-        "integers": {
-            "compared": compared,
-            "mismatching": mismatching,
-            "products": [asdict(product) for product in found.products],
-        },
-        "worst_logit": found.worst_logit,
+        "non_inferiority": None if verdict is None else asdict(verdict),
+        "graph": floats,
         "golden": {**asdict(golden), "tolerance": bundle.golden.tolerance},
         "saturation": saturation_entry(saturation, cpu),
         "portability": None if portability is None else asdict(portability),
@@ -132,7 +165,54 @@ def validate_language(
         EvaluationResult(entry.perplexity, _TITLES[name], dataset["name"], dataset["split"], "perplexity", entry.tokens)
         for name, entry in found.likelihoods.items()
     ]
-    return LanguageReport(content, results, saturation, portability)
+    return LanguageReport(finite_numbers(content), results, saturation, portability)
+
+
+def _float_operators(bundle: LanguageBundle, provider: str) -> dict[str, dict[str, int]]:
+    """Return the operators that compute in float, and those of them that export did not announce."""
+    if not keeps_operators(provider):
+        return {"float_operators": {}, "unannounced": {}}
+    floats = float_operators(bundle.onnx_path.read_bytes(), provider)
+    # other providers keep operators in float that the CPU has integer kernels for
+    judged = floats if provider_name(provider) == CPU else {}
+    return {
+        "float_operators": floats,
+        "unannounced": unannounced_operators(judged, bundle.quantization.get(ANNOUNCED)),
+    }
+
+
+def _verdict(reasons: list[str], undecided: list[str], *, allow_undecided: bool) -> dict[str, Any]:
+    state = "failed" if reasons else "undecided" if undecided else "passed"
+    return {
+        "passed": state == "passed" or (state == "undecided" and allow_undecided),
+        "verdict": state,
+        "reasons": reasons,
+        "undecided": undecided,
+    }
+
+
+def _measured(found: LanguageMeasurements) -> dict[str, Any]:
+    base = found.likelihoods.get("trained", found.likelihoods["executor"])
+    return {
+        "runtimes": _runtimes(found),
+        "perplexity_rise_percent": rise_in_percent(found.likelihoods["onnxruntime"].loss - base.loss),
+        "integers": {
+            "compared": sum(product.compared for product in found.products),
+            "mismatching": sum(product.mismatching for product in found.products),
+            "products": [asdict(product) for product in found.products],
+        },
+        "worst_logit": found.worst_logit,
+        "served_logits": {"values": found.logits, "differing": found.changed_logits, "tokens_apart": found.apart},
+    }
+
+
+def finite_numbers(value: Any) -> Any:
+    """Return JSON types with `None` in place of numbers that JSON does not know."""
+    if isinstance(value, dict):
+        return {key: finite_numbers(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(finite_numbers(entry) for entry in value)
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _runtimes(found: LanguageMeasurements) -> list[dict[str, Any]]:

@@ -41,10 +41,10 @@ function verdict(validation) {
   const [state, text] = !validation
     ? ["unknown", "never validated"]
     : !validation.of_this_model
-      ? ["failed", "the report is of another file"]
+      ? ["failed", "changed after the report"]
       : validation.passed
-        ? ["passed", "validation passed"]
-        : ["failed", "validation failed"];
+        ? ["passed", validation.verdict === "passed" ? "validation passed" : `validation ${validation.verdict}`]
+        : ["failed", `validation ${validation.verdict}`];
   shown.dataset.state = state;
   shown.textContent = text;
 }

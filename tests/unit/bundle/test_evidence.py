@@ -1,15 +1,18 @@
+import hashlib
+import subprocess
 from dataclasses import replace
 
 import pytest
 
-from cpt_deploy.bundle import read_evidence, require_evidence, update_validation
+from cpt_deploy.bundle import Bundle, read_evidence, require_evidence, update_validation
 from cpt_deploy.errors import BundleError, ValidationFailedError
 
 
 def report(bundle, **change):
     """What `cpt validate` writes, as far as it is read."""
     return {
-        "model_sha256": bundle.sha256,
+        "content_sha256": bundle.content_sha256,
+        "verdict": "passed",
         "passed": True,
         "reasons": [],
         "dataset": {"name": "digits", "samples": 355},
@@ -30,6 +33,28 @@ def test_evidence_of_the_same_file_is_accepted_and_read(bundle):
     assert (evidence.compared_integers, evidence.mismatching_integers) == (100, 0)
 
 
+@pytest.mark.parametrize("name", ["labels.txt", "preprocessor_config.json", "config.json", "quantization.json"])
+def test_evidence_holds_only_as_long_as_each_file_that_changes_an_answer(bundle, name):
+    validated = update_validation(bundle, report(bundle), page="<html>")
+    assert validated.content_sha256 == bundle.content_sha256
+    path = validated.path / name
+    path.write_bytes(b"green\nred\nblue\n" if name == "labels.txt" else path.read_bytes() + b" ")
+    digest, sums = hashlib.sha256(path.read_bytes()).hexdigest(), validated.path / "SHA256SUMS"
+    sums.write_text(sums.read_text().replace(validated.digests[name], digest))
+    changed = Bundle.open(validated.path)
+    assert changed.sha256 == bundle.sha256
+    with pytest.raises(ValidationFailedError, match="a file was changed after the validation"):
+        require_evidence(changed)
+
+
+def test_the_digest_of_all_files_is_what_two_commands_of_the_shell_give(bundle):
+    updated = update_validation(bundle, report(bundle), page="<html>")
+    pattern = "  (README.md|validation.json|validation.html)$"
+    command = f"grep -vE '{pattern}' SHA256SUMS | sha256sum"
+    done = subprocess.run(["bash", "-c", command], cwd=updated.path, capture_output=True, text=True, check=True)
+    assert done.stdout.split()[0] == updated.content_sha256
+
+
 def test_missing_evidence_is_refused(bundle):
     assert read_evidence(bundle) is None
     with pytest.raises(ValidationFailedError, match=r"no validation\.json") as caught:
@@ -40,7 +65,7 @@ def test_missing_evidence_is_refused(bundle):
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ({"model_sha256": "0" * 64}, "of another file"),
+        ({"content_sha256": "0" * 64}, "a file was changed after the validation"),
         ({"passed": False, "reasons": ["accuracy dropped by 3.00 points"]}, "accuracy dropped by 3.00 points"),
         ({"passed": False}, "no reason is given"),
         ({"reasons": ["something"]}, "something"),
@@ -52,7 +77,9 @@ def test_evidence_that_does_not_vouch_for_the_file_is_refused(bundle, change, ex
         require_evidence(update_validation(bundle, report(bundle, **change)))
 
 
-@pytest.mark.parametrize("missing", ["model_sha256", "passed", "reasons", "dataset", "runtimes", "integers"])
+@pytest.mark.parametrize(
+    "missing", ["content_sha256", "verdict", "passed", "reasons", "dataset", "runtimes", "integers"]
+)
 def test_other_content_is_no_evidence(bundle, missing):
     content = report(bundle)
     del content[missing]

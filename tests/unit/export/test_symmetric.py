@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.models import get_model
 
+from cpt_deploy.bundle.operators import optimized_operators
 from cpt_deploy.bundle.sessions import open_session
 from cpt_deploy.errors import UsageError
 from cpt_deploy.export import write_onnx
@@ -22,7 +23,6 @@ from cpt_deploy.models import build_model
 from cpt_deploy.quantization import QuantizationConfig, make_symmetric, prepare, settle
 from cpt_deploy.quantization.affine import fake_quantize, symmetric_parameters
 from cpt_deploy.validation import quantized_tensors
-from cpt_deploy.validation.operators import optimized_operators
 
 
 def frozen(

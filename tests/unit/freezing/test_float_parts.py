@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torchvision.models.swin_transformer import SwinTransformer
 from torchvision.models.vision_transformer import VisionTransformer
 
+from cpt_deploy.bundle.operators import optimized_operators
 from cpt_deploy.bundle.sessions import open_session
 from cpt_deploy.errors import ConversionError
 from cpt_deploy.export.onnx_writer import write_onnx
@@ -17,7 +18,6 @@ from cpt_deploy.freezing import IntegerExecutor, freeze
 from cpt_deploy.freezing.float_calls import function_of
 from cpt_deploy.freezing.graph import Embed, FullyConnected, IntegerGraph, Quantize, from_dict, to_dict
 from cpt_deploy.quantization import QuantizationConfig, prepare, settle
-from cpt_deploy.validation.operators import optimized_operators
 
 
 class TokenClassifier(nn.Module):

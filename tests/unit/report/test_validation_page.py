@@ -21,8 +21,14 @@ def make_report(**changes):
     report = {
         "bundle": "net<work>",
         "model_sha256": "f" * 64,
+        "content_sha256": "d" * 64,
+        "verdict": "passed",
+        "undecided": [],
+        "non_inferiority": {"low": -0.01, "high": 0.02},
+        "served_logits": {"values": 300, "differing": 0},
+        "trained_codes": {"values": 300, "differing": 7, "worst": 3},
         "dataset": {"name": "things", "split": "test", "sha256": "e" * 64, "size": 200, "samples": 100},
-        "gate": {"max_drop": 0.5, "require_exact": True},
+        "gate": {"max_drop": 0.5, "require_exact": True, "allow_undecided": False},
         "reasons": [],
         "passed": True,
         "drop_points": 0.0,
@@ -95,6 +101,7 @@ def test_the_page_says_what_the_report_says(page):
     for part in (
         "Validation of net<work>", "Passed", "90.00 %", "85.00 to 94.00 %", "of 2,000 in 2 tensors", "99.9000 %",
         "of 321 in model.onnx", "20.00 %", "CPU & Co", "avx512_vnni", "e" * 64, "f" * 64, "80 of 80", "1 of 1 layers",
+        "d" * 64, "-2.00 to 1.00 points", "300 of 300 logits that are served", "by 3 codes at most",
         "a note", "onnxruntime 1.32.0", "2026-01-02 03:04:05 UTC", "0.25",
     ):  # fmt: skip
         assert part in text
@@ -129,6 +136,7 @@ def test_a_failure_comes_first_and_in_full():
     difference = {"tensor": "a", "part": "weight codes", "values": 9, "differing": 1, "detail": "expected 3, but got 4"}
     report = make_report(
         passed=False,
+        verdict="failed",
         reasons=["in tensor 'a', <1> differs"],
         drop_points=1.5,
         constants={"compared": 321, "differences": [difference]},

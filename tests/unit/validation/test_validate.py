@@ -9,18 +9,21 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from cpt_deploy.bundle import Bundle, OnnxRuntimeModel, update_validation
+from cpt_deploy.bundle import Bundle, OnnxRuntimeModel, Preprocessing, update_validation
 from cpt_deploy.errors import DataError, MissingExtraError, UsageError
-from cpt_deploy.validation import validate
+from cpt_deploy.validation import Reference, validate
+from cpt_deploy.validation.comparison import ServedLogits
+
+NOBODY = Reference(lambda x: x, Preprocessing(1, (8, 8), mean=(0.5,), std=(0.25,)), ("zero", "one", "two"))
 
 
 @pytest.fixture
 def trained(bundle: Bundle):
-    return OnnxRuntimeModel(bundle.onnx_path).run
+    return Reference(OnnxRuntimeModel(bundle.onnx_path).run, bundle.preprocessing, bundle.labels)
 
 
 def test_a_model_that_agrees_everywhere_passes_every_gate(bundle, images, echo, trained):
-    report = validate(bundle, images, trained=trained, integer_model=echo, max_drop=0, require_exact=True)
+    report = validate(bundle, images, trained=trained, integer_model=echo, max_drop=5, require_exact=True)
     assert report.passed
     assert report.reasons == report.notes == ()
     assert [runtime.name for runtime in report.runtimes] == [
@@ -32,6 +35,20 @@ def test_a_model_that_agrees_everywhere_passes_every_gate(bundle, images, echo, 
     assert report.runtime("onnxruntime").accuracy.successes == 150 - 38
     assert report.mismatching_integers == 0
     assert report.golden.mismatches == 0
+    assert report.served_logits == ServedLogits(450, 0, 0.0)
+    # With no answer that differs Tango's interval is that of a share of 0 by Wilson: +- z^2 / (n + z^2).
+    verdict = report.non_inferiority
+    assert (verdict.state, verdict.loss) == ("passed", 0.0)
+    assert verdict.high == -verdict.low == pytest.approx(3.8415 / 153.8415, abs=1e-5)
+
+
+def test_too_few_samples_are_undecided_and_say_how_many_more_it_takes(bundle, images, echo, trained):
+    report = validate(bundle, images, trained=trained, integer_model=echo, max_drop=0.5)
+    assert (report.verdict, report.passed, report.reasons) == ("undecided", False, ())
+    assert "about 620 more samples are needed" in report.undecided[0]  # z^2 / (n + z^2) < 0.005 from 765 on
+    allowed = validate(bundle, images, trained=trained, integer_model=echo, max_drop=0.5, allow_undecided=True)
+    assert (allowed.verdict, allowed.passed) == ("undecided", True)
+    assert allowed.to_dict()["verdict"] == "undecided"
 
 
 def test_every_integer_of_every_edge_is_compared_on_every_sample(bundle, images, echo, network):
@@ -69,7 +86,8 @@ def test_a_drop_in_accuracy_fails_and_is_tested_for_significance(bundle, images,
         logits[np.arange(len(inputs)), images.labels[start : start + len(inputs)]] = 1
         return logits
 
-    report = validate(bundle, images, trained=perfect, integer_model=echo, max_drop=25)
+    reference = Reference(perfect, bundle.preprocessing, bundle.labels)
+    report = validate(bundle, images, trained=reference, integer_model=echo, max_drop=15)
     pair = next(pair for pair in report.comparisons if (pair.first, pair.second) == ("trained", "onnxruntime"))
     assert report.drop == pytest.approx(100 * 38 / 150)
     assert (pair.only_first_right, pair.only_second_right, pair.other_labels) == (38, 0, 38)
@@ -172,8 +190,8 @@ def test_the_report_is_json_and_goes_into_the_bundle(bundle_contents, tmp_path, 
     ("settings", "message"),
     [
         ({"max_drop": 0.1}, "trained model"),
-        ({"max_drop": -1, "trained": lambda x: x}, "max_drop"),
-        ({"max_drop": float("nan"), "trained": lambda x: x}, "max_drop"),
+        ({"max_drop": -1, "trained": NOBODY}, "max_drop"),
+        ({"max_drop": float("nan"), "trained": NOBODY}, "max_drop"),
         ({"require_exact": True, "integer_model": None}, "integer model"),
         ({"limit": 0}, "limit"),
     ],
@@ -185,8 +203,9 @@ def test_requests_that_cannot_be_judged_are_refused(bundle, images, settings, me
 
 
 def test_a_trained_model_with_other_classes_is_refused(bundle, images):
+    ten = Reference(lambda x: np.zeros((len(x), 10), np.float32), bundle.preprocessing, bundle.labels)
     with pytest.raises(UsageError, match=r"\(64, 3\).*\(64, 10\)"):
-        validate(bundle, images, trained=lambda x: np.zeros((len(x), 10), np.float32), integer_model=None)
+        validate(bundle, images, trained=ten, integer_model=None)
 
 
 @pytest.mark.parametrize("classes", [("zero", "one"), ("two", "one", "zero")], ids=["fewer", "reordered"])

@@ -1,3 +1,6 @@
+import hashlib
+import json
+
 import numpy as np
 import onnx
 import pytest
@@ -7,13 +10,14 @@ from cpt_deploy.bundle import Bundle, require_evidence
 from cpt_deploy.bundle.language import LanguageModel, open_bundle, update_language_validation
 from cpt_deploy.bundle.sessions import may_saturate, open_session
 from cpt_deploy.bundle.tokenization import WordTokenizer
-from cpt_deploy.errors import BundleError, ConversionError
+from cpt_deploy.errors import BundleError, ConversionError, ValidationFailedError
 from cpt_deploy.export.language.bundle_export import LanguageIdentity, export_language_bundle
 from cpt_deploy.export.language.lstm_onnx import lstm_manifest, write_lstm_onnx
 from cpt_deploy.freezing.language import IntegerLstm, Trace, freeze_lstm
 from cpt_deploy.models.language.catalog import build_language_model
 from cpt_deploy.quantization import QuantizationConfig, prepare_language_model
 from cpt_deploy.quantization.settling import observing
+from cpt_deploy.validation.language.gate import LanguageReference
 from cpt_deploy.validation.language.measuring import rows_of
 from cpt_deploy.validation.language.taps import tap_products
 from cpt_deploy.validation.language.validate import validate_language
@@ -145,7 +149,9 @@ def test_a_bundle_is_exported_opened_and_validated(model, tmp_path):
             scores, state = model(torch.from_numpy(given), state)
         return scores.numpy(), state
 
-    report = validate_language(bundle, text, {"name": "words", "split": "test"}, trained=trained)
+    report = validate_language(
+        bundle, text, {"name": "words", "split": "test"}, trained=LanguageReference(trained, text, words.to_json())
+    )
     assert report.passed, report.reasons
     runtimes = {entry["name"]: entry for entry in report.content["runtimes"]}
     assert runtimes["onnxruntime"]["perplexity"] == pytest.approx(runtimes["trained"]["perplexity"], rel=2e-3)
@@ -175,3 +181,124 @@ def test_a_wrong_integer_is_found(model, tmp_path):
     report = validate_language(bundle, text, {"name": "words", "split": "test"})
     assert not report.passed
     assert "integers differ" in report.reasons[0]
+
+
+LENGTH = 300
+
+
+@pytest.fixture
+def little(model, tmp_path):
+    """A bundle, and what changes a JSON file of it with checksums that hold."""
+    words = WordTokenizer(["<eos>", "<unk>", *(f"w{number}" for number in range(VOCABULARY - 2))])
+    text = tokens(1, LENGTH)[0].numpy()
+    bundle = export_language_bundle(model, tmp_path / "bundle", LanguageIdentity("little", "lstm-lm", words), text)
+
+    def change(name, edit):
+        path = bundle.path / name
+        content = json.loads(path.read_text())
+        edit(content)
+        path.write_text(json.dumps(content))
+        sums = bundle.path / "SHA256SUMS"
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        lines = [f"{digest}  {name}" if line.endswith(f"  {name}") else line for line in sums.read_text().splitlines()]
+        sums.write_text("\n".join(lines) + "\n")
+        return open_bundle(bundle.path)
+
+    return bundle, change
+
+
+def reasons_of(bundle, **options):
+    text = tokens(1, LENGTH)[0].numpy()
+    return validate_language(bundle, text, {"name": "words", "split": "test"}, **options).reasons
+
+
+def test_what_export_announces_is_what_onnxruntime_computes_in_float(little):
+    bundle, _ = little
+    assert bundle.quantization["onnxruntime"]["float_operators"]["Sigmoid"] == 6  # three gates of two layers, in Scans
+    assert reasons_of(bundle) == []
+
+
+def swap_words(content):
+    vocabulary = content["model"]["vocab"]
+    vocabulary["w1"], vocabulary["w2"] = vocabulary["w2"], vocabulary["w1"]
+
+
+EDITS = {
+    "a word's number": ("tokenizer.json", swap_words, "tokenizer.json is not the one that was exported"),
+    "the first state": (
+        "config.json",
+        lambda content: content["cpt"]["language"]["states"][0].update(fill=0.5),
+        "first tokens the logits that are served are not the executor's",
+    ),
+    "the vocabulary of others": ("config.json", lambda content: content.update(vocab_size=5), "vocab_size"),
+    "what was announced": (
+        "quantization.json",
+        lambda content: content["onnxruntime"]["float_operators"].pop("Tanh"),
+        "computes 4 Tanh in float, which was not announced",
+    ),
+}
+
+
+@pytest.mark.parametrize("edit", EDITS, ids=str)
+def test_an_edited_file_fails_though_its_checksum_holds(little, edit):
+    bundle, change = little
+    before = bundle.content_sha256
+    name, what, reason = EDITS[edit]
+    edited = change(name, what)
+    assert any(reason in found for found in reasons_of(edited))
+    assert edited.content_sha256 != before
+
+
+def test_another_context_than_the_integer_models_is_refused(little):
+    _, change = little
+    edited = change("config.json", lambda content: content["cpt"]["language"].update(context=9))
+    with pytest.raises(ValidationFailedError, match="context of None, but got 9"):
+        reasons_of(edited)
+
+
+def test_another_tokenizer_than_the_runs_fails_and_perplexities_are_told(little, model):
+    bundle, _ = little
+    other = WordTokenizer(["<unk>", "<eos>", *(f"w{number}" for number in range(VOCABULARY - 2))])
+
+    def step(given, state):
+        with torch.no_grad():
+            scores, state = model(torch.from_numpy(given), state)
+        return scores.numpy(), state
+
+    text = tokens(1, LENGTH)[0].numpy()
+    same = LanguageReference(step, text, bundle.text.tokenizer.to_json(), "the run", (30.0, 30.1))
+    assert reasons_of(bundle, trained=same) == []
+    exchanged = LanguageReference(step, text[::-1].copy(), other.to_json(), "the run")
+    assert "tokenizer.json is not that of the run" in reasons_of(bundle, trained=exchanged)
+    worse = LanguageReference(step, text, bundle.text.tokenizer.to_json(), "the run", (30.0, 40.0))
+    assert reasons_of(bundle, trained=worse) == [
+        "the trained model has a perplexity of 40 here, but 30 by its own report"
+    ]
+
+
+def test_what_is_lost_from_a_better_model_is_judged_by_blocks(little, model):
+    bundle, _ = little
+
+    text = tokens(1, LENGTH)[0].numpy()
+    rows = torch.from_numpy(rows_of(text, 16))
+
+    def gain(nats):
+        """A model that likes what comes next better, by adding to its logit."""
+        number = [0]
+
+        def step(given, state):
+            with torch.no_grad():
+                scores, state = model(torch.from_numpy(given), state)
+            scores = torch.log_softmax(scores, -1)
+            start = number[0]
+            number[0] += given.shape[1]
+            targets = rows[:, start + 1 : start + 1 + given.shape[1], None]
+            return scores.scatter_add(-1, targets, torch.full(targets.shape, nats)).numpy(), state
+
+        return step
+
+    tokenizer = bundle.text.tokenizer.to_json()
+    reference = LanguageReference(gain(0.5), text, tokenizer)
+    (reason,) = reasons_of(bundle, trained=reference)
+    assert reason.startswith("perplexity rose by")
+    assert reasons_of(bundle, trained=LanguageReference(gain(0.5), text, tokenizer), max_rise=None) == []

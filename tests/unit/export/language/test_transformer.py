@@ -15,6 +15,7 @@ from cpt_deploy.freezing.language import Trace, freeze_language_model, read_inte
 from cpt_deploy.models.language.catalog import build_language_model
 from cpt_deploy.quantization import QuantizationConfig, prepare_language_model
 from cpt_deploy.quantization.settling import observing
+from cpt_deploy.validation.language.gate import LanguageReference
 from cpt_deploy.validation.language.measuring import chunks_of
 from cpt_deploy.validation.language.taps import tap_products
 from cpt_deploy.validation.language.validate import validate_language
@@ -251,7 +252,9 @@ def test_a_bundle_is_exported_opened_and_validated(tmp_path, args):
             scores, state = model(torch.from_numpy(given), state)
         return scores.numpy(), state
 
-    report = validate_language(bundle, text, {"name": "words", "split": "test"}, trained=step)
+    report = validate_language(
+        bundle, text, {"name": "words", "split": "test"}, trained=LanguageReference(step, text, words.to_json())
+    )
     assert report.passed, report.reasons
     runtimes = {entry["name"]: entry for entry in report.content["runtimes"]}
     # Each stretch of the context is a text of its own, so the trained model can read them side by side.

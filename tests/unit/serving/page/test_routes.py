@@ -78,7 +78,8 @@ def test_evidence_without_a_validation_has_no_figures(client, shared_bundle):
 
 
 REPORT = {
-    "model_sha256": "0" * 64,
+    "content_sha256": "0" * 64,
+    "verdict": "passed",
     "passed": True,
     "reasons": [],
     "validated_at": "2026-01-01T00:00:00+00:00",
@@ -95,11 +96,12 @@ REPORT = {
 
 
 def test_evidence_tells_what_was_measured(bundle):
-    report = {**REPORT, "model_sha256": bundle.sha256}
+    report = {**REPORT, "content_sha256": bundle.content_sha256}
     facts = evidence_of(replace(bundle, validation=json.loads(json.dumps(report)))).validation
     assert facts.passed
     assert facts.of_this_model
     assert (facts.accuracy.value, facts.accuracy.interval_95, facts.trained_accuracy) == (0.905, (0.89, 0.92), 0.91)
+    assert (facts.verdict, facts.of_this_model) == ("passed", True)
     assert (facts.integers.compared, facts.integers.mismatching, facts.float_operators) == (1000, 0, 2)
     assert (facts.runtime, facts.cpu, facts.dataset.samples) == ("onnxruntime 1.30.0", "a processor", 200)
 
@@ -111,7 +113,7 @@ def test_of_bits_by_layer_the_mean_is_told(bundle, bits, told):
 
 
 def test_evidence_of_another_file_says_so(bundle):
-    assert not evidence_of(replace(bundle, validation={**REPORT, "model_sha256": "0" * 64})).validation.of_this_model
+    assert not evidence_of(replace(bundle, validation={**REPORT, "content_sha256": "0" * 64})).validation.of_this_model
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ Needs the `onnx` package.
 
 import tempfile
 from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,14 @@ MOVEMENTS = frozenset(
     }
 )  # fmt: skip
 """Operators that move or convert values without arithmetic; in float they cost little and are not reported."""
+
+_MULTIPLYING = frozenset(
+    {
+        "Attention", "BatchNormalization", "Conv", "ConvTranspose", "GRU", "Gemm", "LSTM", "MatMul",
+        "MultiHeadAttention", "RNN",
+    }
+)  # fmt: skip
+"""Operators in which the weights of layers would be multiplied in float."""
 
 _INTEGER_TO_FLOAT = frozenset(
     {"DequantizeLinear", "DynamicQuantizeLSTM", "DynamicQuantizeMatMul", "MatMulIntegerToFloat"}
@@ -59,9 +68,50 @@ def float_operators(model: bytes, provider: str = "cpu") -> dict[str, int]:
         BundleError: If onnxruntime cannot load the model.
         MissingExtraError: If `onnx` is not installed.
     """
-    optimized = optimize(model, provider)
-    floats = _float_tensors(optimized)
-    return _count(node for node in optimized.graph.node if _computes_in_float(node, floats))
+    onnx = require_onnx()
+    optimized = onnx.shape_inference.infer_shapes(optimize(model, provider))
+    return _count(_in_float(optimized.graph, frozenset()))
+
+
+def announced_operators(model: bytes) -> dict[str, Any]:
+    """Return what export announces in quantization.json: the operators that onnxruntime computes in float.
+
+    Args:
+        model: The serialized ONNX model.
+
+    Raises:
+        BundleError: If onnxruntime cannot load the model.
+        MissingExtraError: If `onnx` is not installed.
+    """
+    import onnxruntime
+
+    return {"version": str(onnxruntime.__version__), "float_operators": float_operators(model)}
+
+
+def unannounced_operators(found: Mapping[str, int], announced: Mapping[str, Any] | None) -> dict[str, int]:
+    """Return by how many the operators in float are more than export announced, by name.
+
+    Names of fused forms count as those of the plain operator. Which operators are fused depends on onnxruntime's
+    version: with another one than at export only those that multiply are counted, which are the same in any.
+
+    Args:
+        found: The operators that compute in float here.
+        announced: What `announced_operators` gave at export; `None` if nothing was announced.
+    """
+    import onnxruntime
+
+    announced = announced or {}
+    known = _plain(announced.get("float_operators", {}))
+    same = announced.get("version") in {None, str(onnxruntime.__version__)}
+    extra = {name: count - known.get(name, 0) for name, count in _plain(found).items()}
+    return {name: count for name, count in extra.items() if count > 0 and (same or name in _MULTIPLYING)}
+
+
+def _plain(operators: Mapping[str, int]) -> Counter[str]:
+    plain: Counter[str] = Counter()
+    for name, count in operators.items():
+        plain[name.removeprefix("Nhwc").removeprefix("Fused")] += int(count)
+    return plain
 
 
 def optimize(model: bytes, provider: str = "cpu") -> Any:
@@ -108,13 +158,23 @@ def require_onnx() -> Any:
     return onnx
 
 
-def _float_tensors(model: Any) -> set[str]:
-    """Return the names of the tensors of floating-point values."""
+def _in_float(graph: Any, outer: frozenset[str]) -> Iterator[Any]:
+    """Yield the nodes of a graph, and of the bodies inside of it, that compute in float."""
+    floats = outer | _float_tensors(graph, outer)
+    for node in graph.node:
+        bodies = [attribute.g for attribute in node.attribute if attribute.HasField("g")]
+        for body in bodies:
+            yield from _in_float(body, floats)
+        if not bodies and _computes_in_float(node, floats):
+            yield node
+
+
+def _float_tensors(graph: Any, outer: frozenset[str]) -> set[str]:
+    """Return the names of the tensors of floating-point values, given those of the graph around this one."""
     onnx = require_onnx()
     kinds = {onnx.TensorProto.DataType.Value(name) for name in _FLOATS}
-    graph = onnx.shape_inference.infer_shapes(model).graph
     types = {value.name: value.type.tensor_type.elem_type for value in [*graph.input, *graph.value_info, *graph.output]}
-    floats = {initializer.name for initializer in graph.initializer if initializer.data_type in kinds}
+    floats = set(outer) | {initializer.name for initializer in graph.initializer if initializer.data_type in kinds}
     floats |= {name for name, kind in types.items() if kind in kinds}
     # ONNX knows nothing of onnxruntime's own operators, nor of what comes after them.
     for node in graph.node:
@@ -133,7 +193,7 @@ def _returns_floats(node: Any, floats: set[str]) -> bool:
     return bool(node.input) and node.input[0] in floats
 
 
-def _computes_in_float(node: Any, floats: set[str]) -> bool:
+def _computes_in_float(node: Any, floats: frozenset[str]) -> bool:
     if node.op_type in MOVEMENTS or node.op_type.startswith(("QLinear", "Dynamic")):
         return False
     # Integer kernels of onnxruntime's own take codes first and scales, which are float, after them.

@@ -1,0 +1,47 @@
+"""`cpt sign`: sign a bundle with a private key."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cpt_cli import formats
+from cpt_cli.command import SHIP_PANEL, Command, DebugFlag, JsonFlag, QuietFlag
+from cpt_cli.output import out
+
+
+def sign(
+    bundle: Annotated[Path, typer.Argument(help="Bundle that cpt export wrote, best after cpt validate.")],
+    key: Annotated[Path, typer.Option(help="Private key in PEM, elliptic curve, without a password.")],
+    json_output: JsonFlag = False,
+    quiet: QuietFlag = False,
+    debug: DebugFlag = False,
+) -> None:
+    """Sign all files of a bundle, its evidence included, so that nobody without the key can change one unnoticed.
+
+    The signature, model.sig, lies in the bundle and is a Sigstore bundle of the OpenSSF's model-signing library. cpt
+    validate writes files and so removes it: validate first, then sign. openssl makes a pair of keys:
+
+    openssl ecparam -name prime256v1 -genkey -noout -out release.key
+
+    openssl ec -in release.key -pubout -out release.pub
+    """
+    from cpt_deploy.bundle.language import open_bundle
+    from cpt_deploy.bundle.signatures import sign_bundle
+
+    opened = open_bundle(bundle)
+    signature = sign_bundle(opened, key)
+    files = len(opened.digests) + 1
+    out.line(f"signed {files} files of {formats.path(bundle)}: {formats.path(signature)}")
+    if opened.validation is None:
+        out.note("it holds no evidence: cpt validate before signing would put it under the signature")
+    out.result({"bundle": bundle, "signature": signature, "files": files, "content_sha256": opened.content_sha256})
+    out.hint(f"cpt verify {formats.path(bundle)} --key PUBLIC_KEY")
+
+
+COMMAND = Command(
+    name="sign",
+    function=sign,
+    panel=SHIP_PANEL,
+    examples=("cpt sign my-bundle --key release.key",),
+)

@@ -1,0 +1,43 @@
+"""`cpt verify`: check the signature of a bundle."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cpt_cli import formats
+from cpt_cli.command import SHIP_PANEL, Command, DebugFlag, JsonFlag, QuietFlag
+from cpt_cli.output import out
+
+
+def verify(
+    bundle: Annotated[Path, typer.Argument(help="Bundle that cpt sign signed.")],
+    key: Annotated[Path, typer.Option(help="Public key in PEM, or a folder of such, one of which has to fit.")],
+    json_output: JsonFlag = False,
+    quiet: QuietFlag = False,
+    debug: DebugFlag = False,
+) -> None:
+    """Check that a bundle is as it was signed: no file changed, added or removed. The exit code is 4 if it is not.
+
+    cpt serve --require-signature does the same whenever it loads a bundle.
+    """
+    from cpt_deploy.bundle.language import open_bundle
+    from cpt_deploy.bundle.signatures import public_keys, require_signature
+
+    keys = public_keys(key)
+    opened = open_bundle(bundle)
+    fitting = require_signature(opened, keys)
+    out.line(f"{formats.path(bundle)} is as it was signed with the key of {formats.path(fitting)}")
+    out.result({"bundle": bundle, "key": fitting, "content_sha256": opened.content_sha256})
+    out.hint(f"cpt serve {formats.path(bundle)} --require-signature {formats.path(key)}")
+
+
+COMMAND = Command(
+    name="verify",
+    function=verify,
+    panel=SHIP_PANEL,
+    examples=(
+        "cpt verify my-bundle --key release.pub",
+        "cpt verify my-bundle --key trusted-keys/  # each .pub or .pem in it",
+    ),
+)

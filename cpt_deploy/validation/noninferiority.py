@@ -1,0 +1,238 @@
+"""Whether what is served is no worse than what was trained, beyond what is allowed: tests of non-inferiority on pairs.
+
+Both answer the same samples. The interval of the difference decides: it passes where the whole interval lies below what
+is allowed, it fails where the whole interval lies above, and otherwise more samples are needed. With intervals of 95 %
+a bundle that loses more than is allowed passes in one of forty validations at most.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import atan2, ceil, cos, exp, inf, isfinite, log, log10, pi, sin, sqrt
+from statistics import NormalDist
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from cpt_deploy.errors import UsageError
+
+CONFIDENCE = 0.95
+"""Of the two-sided intervals."""
+
+MAX_DROP = 0.5
+"""What may be lost unless the user says otherwise: points of accuracy, or percent of perplexity."""
+
+State = Literal["passed", "failed", "undecided"]
+
+_STEPS = 60
+_COARSE_STEPS = 12
+_NORMAL_FROM = 10_000
+
+
+@dataclass(frozen=True)
+class NonInferiority:
+    """The verdict on a paired difference: how much worse the second of two models is on the same samples.
+
+    Args:
+        state: "passed" if less than `allowed` is lost, "failed" if more is, "undecided" if these samples cannot tell.
+        loss: The difference that was observed; negative if the second is better.
+        low: Lower end of its interval.
+        high: Upper end.
+        allowed: The greatest difference that is allowed.
+        samples: Number of independent pairs.
+        more_samples: About how many more would decide, if they turn out like these; `None` if it is decided, or the
+            observed difference is the allowed one, so that no number would.
+    """
+
+    state: State
+    loss: float
+    low: float
+    high: float
+    allowed: float
+    samples: int
+    more_samples: int | None
+
+
+def tango_interval(
+    only_first: float, only_second: float, samples: float, *, confidence: float = CONFIDENCE
+) -> tuple[float, float]:
+    """Return Tango's score interval of the difference of two proportions on the same samples.
+
+    T. Tango, "Equivalence test and confidence interval for the difference in proportions for the paired-sample
+    design", Statistics in Medicine 17 (1998), 891-908. It holds its level where few samples tell the two apart, and
+    has a width where none does, unlike the normal approximation.
+
+    Args:
+        only_first: Samples that only the first gets right; may be a fraction, to ask what more samples would give.
+        only_second: Samples that only the second gets right.
+        samples: All samples, at least one.
+        confidence: Probability that the interval covers the true difference.
+
+    Returns:
+        Lower and upper end of (right by the first - right by the second) / samples, within -1 to 1.
+
+    Raises:
+        ValueError: If an argument is out of range.
+    """
+    if min(only_first, only_second) < 0 or samples < 1 or only_first + only_second > samples:
+        raise ValueError(f"Expected parts of at least one sample, but got {only_first}, {only_second} of {samples}")
+    if not 0 < confidence < 1:
+        raise ValueError(f"Expected confidence to lie between 0 and 1, but got {confidence}")
+    z, observed = NormalDist().inv_cdf(0.5 + confidence / 2), (only_first - only_second) / samples
+
+    def beyond(difference: float) -> bool:
+        """Say whether a true difference above the observed one is rejected."""
+        return -_score(difference, only_first, only_second, samples) > z
+
+    def below(difference: float) -> bool:
+        return _score(difference, only_first, only_second, samples) > z
+
+    return -_boundary(lambda value: below(-value), -observed), _boundary(beyond, observed)
+
+
+def _boundary(rejected: Callable[[float], bool], start: float) -> float:
+    """Return where rejection begins above `start`, by bisection; 1 if it nowhere does."""
+    accepted, refused = start, 1.0
+    for _ in range(_STEPS):
+        middle = (accepted + refused) / 2
+        if rejected(middle):
+            refused = middle
+        else:
+            accepted = middle
+    return refused
+
+
+def _score(difference: float, only_first: float, only_second: float, samples: float) -> float:
+    """Return the score statistic, standard normal if `difference` is the true one (Tango's eq. 6)."""
+    # The most likely share that only the second gets right, given the difference: the root of 2n q^2 + B q + C.
+    b = -only_first - only_second + (2 * samples - only_first + only_second) * difference
+    c = -only_second * difference * (1 - difference)
+    share = (sqrt(max(0.0, b * b - 8 * samples * c)) - b) / (4 * samples)
+    variance = samples * (2 * share + difference * (1 - difference))
+    distance = only_first - only_second - samples * difference
+    if variance <= 0:
+        return 0.0 if distance == 0 else inf if distance > 0 else -inf
+    return distance / sqrt(variance)
+
+
+def judge_pairs(only_first: int, only_second: int, samples: int, allowed: float) -> NonInferiority:
+    """Judge two classifiers on the same samples by Tango's interval.
+
+    Args:
+        only_first: Samples that only the first gets right.
+        only_second: Samples that only the second gets right.
+        samples: All samples.
+        allowed: The greatest share of samples that the second may lose.
+    """
+
+    def interval(times: float) -> tuple[float, float]:
+        return tango_interval(only_first * times, only_second * times, samples * times)
+
+    return _judge((only_first - only_second) / samples, interval, samples, allowed)
+
+
+def judge_losses(
+    first: npt.NDArray[np.float64], second: npt.NDArray[np.float64], tokens: npt.NDArray[np.int64], allowed: float
+) -> NonInferiority:
+    """Judge two language models by the mean difference of their loss, by blocks of neighbouring tokens.
+
+    Losses of neighbouring tokens are not independent, so a block is one observation (the method of batch means; A. Law,
+    "Simulation Modeling and Analysis", section 9.5.3). Blocks may differ in length: the mean is the ratio of two sums,
+    with the variance of a ratio estimate (W. Cochran, "Sampling Techniques", section 2.11) and Student's t.
+
+    Args:
+        first: Summed loss of the first model in each block, nats, float64 (B,).
+        second: Of the second, likewise.
+        tokens: Number of tokens in each block, int64 (B,).
+        allowed: The greatest mean rise in nats a token.
+
+    Returns:
+        The verdict, whose samples are tokens.
+    """
+    differences, total, blocks = second - first, int(tokens.sum()), len(tokens)
+    mean = float(differences.sum()) / total
+    deviations = differences - mean * tokens
+    error = sqrt(blocks / max(1, blocks - 1) * float((deviations**2).sum())) / total
+
+    def interval(times: float) -> tuple[float, float]:
+        freedom = int(times * blocks) - 1
+        half = student_quantile(0.5 + CONFIDENCE / 2, freedom) * error / sqrt(times) if freedom else inf
+        return mean - half, mean + half
+
+    return _judge(mean, interval, total, allowed)
+
+
+def _judge(
+    loss: float, interval: Callable[[float], tuple[float, float]], samples: int, allowed: float
+) -> NonInferiority:
+    def state_at(times: float) -> State:
+        low, high = interval(times)
+        return "passed" if high < allowed else "failed" if low > allowed else "undecided"
+
+    low, high = interval(1.0)
+    state = state_at(1.0)
+    more = _more(state_at, samples) if state == "undecided" else None
+    return NonInferiority(state, loss, low, high, allowed, samples, more)
+
+
+def _more(state_at: Callable[[float], State], samples: int) -> int | None:
+    """Return about how many more samples would decide, if each share stays as it is; two digits are said."""
+    enough = 2.0
+    while state_at(enough) == "undecided":
+        enough *= 2
+        if enough > 2**20:
+            return None
+    few = enough / 2
+    for _ in range(_COARSE_STEPS):
+        middle = (few + enough) / 2
+        few, enough = (middle, enough) if state_at(middle) == "undecided" else (few, middle)
+    exact = samples * (enough - 1)
+    digit = 10.0 ** max(0, ceil(log10(max(exact, 1.0))) - 2)
+    return max(1, int(ceil(exact / digit) * digit))
+
+
+def check_allowed(allowed: float) -> None:
+    """Raise a `UsageError` unless an allowed loss, in points or percent, is a number of at least 0."""
+    if not (isfinite(allowed) and allowed >= 0):
+        raise UsageError(f"Expected max_drop to be at least 0, but got {allowed}")
+
+
+def student_quantile(probability: float, freedom: int) -> float:
+    """Return the quantile of Student's t distribution above its median.
+
+    Args:
+        probability: At least 0.5, below 1.
+        freedom: Degrees of freedom, at least 1.
+    """
+    if freedom >= _NORMAL_FROM:
+        return NormalDist().inv_cdf(probability)
+    below, above = 0.0, 1.0
+    while _student_probability(above, freedom) < probability:
+        below, above = above, 2 * above
+    for _ in range(_STEPS):
+        middle = (below + above) / 2
+        below, above = (middle, above) if _student_probability(middle, freedom) < probability else (below, middle)
+    return above
+
+
+def _student_probability(t: float, freedom: int) -> float:
+    """Return P(T <= t) for t >= 0, by the finite sums of Abramowitz and Stegun, 26.7.3 and 26.7.4."""
+    theta = atan2(t, sqrt(freedom))
+    sine, square = sin(theta), cos(theta) ** 2
+    odd = freedom % 2
+    term, total = (cos(theta), 0.0) if odd else (1.0, 0.0)
+    for step in range(freedom // 2 if not odd else (freedom - 1) // 2):
+        total += term
+        term *= square * ((2 * step + 2) / (2 * step + 3) if odd else (2 * step + 1) / (2 * step + 2))
+    inside = 2 / pi * (theta + sine * total) if odd else sine * total
+    return 0.5 + inside / 2
+
+
+def allowed_rise(percent: float) -> float:
+    """Return the rise of the mean loss, in nats a token, that raises perplexity by so many percent."""
+    return log(1 + percent / 100)
+
+
+def rise_in_percent(nats: float) -> float:
+    """Return by how many percent perplexity rises where the mean loss rises by so many nats a token."""
+    return 100 * (exp(nats) - 1) if nats < 700 else inf
