@@ -214,12 +214,12 @@ def _tail(draw: Draw, net: Drawn, channels: int) -> None:
 
 
 def _peculiar(draw: Draw, net: Drawn) -> None:
-    """Put a hook or another forward on some module of a network, or on the network."""
+    """Put a hook or another forward on some module of a network."""
     where = draw(st.sampled_from(sorted(net.parts)))
-    module = draw(st.sampled_from([net, net.parts[where]]))
+    module = net.parts[where]
     kind = draw(st.sampled_from(["nothing"] * 3 + ["hook", "pre-hook", "in place", "observer", "forward"]))
     number = draw(NUMBERS)
-    net.words.append(f"{kind} {number} on {'network' if module is net else where}")
+    net.words.append(f"{kind} {number} on {where}")
     if kind == "hook":
         module.register_forward_hook(lambda module, given, result: result * number)
     elif kind == "pre-hook":
@@ -242,8 +242,8 @@ def networks(draw: Draw) -> Drawn:
     _conv(draw, net, 3, channels)
     for _ in range(draw(st.integers(0, 4))):
         channels = _block(draw, net, channels)
-    _tail(draw, net, channels)
     _peculiar(draw, net)
+    _tail(draw, net, channels)
     for module in net.modules():
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1.5)
