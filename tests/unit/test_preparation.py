@@ -9,6 +9,8 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -140,6 +142,37 @@ FUNCTIONS: dict[str, Callable[..., Tensor]] = {
 def test_arithmetic_with_constants_and_clamps_are_integers_on_positions_features_and_results(name: str) -> None:
     function = FUNCTIONS[name]
     assert_converts(Network(Call(function, 4), Call(function, 2), Call(function, 2)), floats=False)
+
+
+class Chain(nn.Module):
+    """Functions of `FUNCTIONS` one after the other."""
+
+    def __init__(self, names: list[str], rank: int) -> None:
+        super().__init__()
+        self.calls = nn.Sequential(*(Call(FUNCTIONS[name], rank) for name in names))
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.calls(x)
+        return result
+
+
+@given(st.lists(st.sampled_from(list(FUNCTIONS)), min_size=1, max_size=5), st.booleans(), st.integers(0, 99))
+@settings(max_examples=30)
+def test_any_sequence_of_them_computes_what_it_is_converted_from(
+    names: list[str], on_features: bool, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    part = Chain(names, 2 if on_features else 4)
+    network = (Network(features=part) if on_features else Network(part)).eval()
+    for module in network.modules():
+        if isinstance(module, Call):
+            nn.init.uniform_(module.get_buffer("constants"), -2, 2)
+    x = torch.randn(3, *SHAPE)
+    with torch.no_grad():
+        expected = network(x)
+        model = quantization.prepare(network, QuantizationConfig(lower=32, upper=32), SHAPE)
+        assert not any(node.meta.get("is_float") for node in model.network.graph.nodes)
+        assert torch.allclose(model(x), expected, rtol=1e-3, atol=1e-4 * float(1 + expected.abs().max()))
 
 
 AVERAGES: dict[str, tuple[nn.Module, bool]] = {
