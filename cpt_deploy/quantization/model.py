@@ -18,7 +18,7 @@ from cpt_deploy.quantization.precision_state import PrecisionState
 from cpt_deploy.quantization.products import Compute, choose_compute
 from cpt_deploy.quantization.program import TrainingProgram
 from cpt_deploy.quantization.segments import Engine
-from cpt_deploy.quantization.tracing import is_tensor, propagate_shapes
+from cpt_deploy.quantization.tracing import is_tensor
 
 #: Codes of more bits fit neither a byte nor the significand of bfloat16.
 CODE_BITS = 8
@@ -84,7 +84,6 @@ class QuantizedModel(CyclingModel):
     def normalises_samples(self) -> bool:
         """Return whether a BatchNorm finds one value of each channel in a sample, so that it needs more than one."""
         if self._normalises_samples is None:
-            propagate_shapes(self.network, self.input_shape)
             self._normalises_samples = any(
                 isinstance(self.network.get_submodule(str(node.target)), _BatchNorm)
                 and math.prod(node.meta["shape"][2:]) == 1
