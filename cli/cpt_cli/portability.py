@@ -41,10 +41,13 @@ def show_portability(bundle: "OpenedBundle") -> dict[str, bool]:
     """Print of a portable bundle that it cannot saturate, which its codes alone tell.
 
     Raises:
-        ValidationFailedError: If it can.
+        ValidationFailedError: If it can, or if any bundle's sums could leave int32.
     """
-    from cpt_deploy.validation import bundle_portability, bundle_saturation
+    from cpt_deploy.validation import bundle_accumulators, bundle_portability, bundle_saturation, overflow_reasons
 
+    overflows = overflow_reasons(bundle_accumulators(bundle))
+    if overflows:
+        raise ValidationFailedError("; ".join(overflows))
     portability = bundle_portability(bundle)
     if portability is None:
         return {}

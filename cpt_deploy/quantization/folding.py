@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from cpt_deploy.quantization.affine import quantize_weight, symmetric_levels
 from cpt_deploy.quantization.layers import QuantizedLayer
 from cpt_deploy.quantization.pairs import worst_pair
+from cpt_deploy.quantization.sums import SUM_LIMIT
 
 #: Biases stay well inside int32 so that accumulators cannot overflow.
 BIAS_LIMIT = 2**30
@@ -84,9 +85,11 @@ def fold_layer(
 
 
 def _shift(codes: Tensor, bits: int, limit: int | None) -> int:
-    """Return by how much codes are shifted to fill 8 bits, or as much of it as keeps any two of them in the limit."""
+    """Return by how much codes are shifted to fill 8 bits, or as much of it as keeps pairs and sums in their limits."""
     shift = 8 - bits
-    while limit is not None and shift and float(worst_pair(codes).amax()) * 2**shift > limit:
+    sums = float(codes.double().abs().flatten(1).sum(dim=1).amax())
+    pairs = 0.0 if limit is None else float(worst_pair(codes).amax())
+    while shift and (sums * 2**shift > SUM_LIMIT or (limit is not None and pairs * 2**shift > limit)):
         shift -= 1
     return shift
 

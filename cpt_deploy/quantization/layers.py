@@ -11,6 +11,7 @@ from cpt_deploy.quantization.gradients import with_quantized_gradient
 from cpt_deploy.quantization.pairs import portable_levels
 from cpt_deploy.quantization.precision_state import PrecisionState, Role
 from cpt_deploy.quantization.strided import seen_pixels, skips_pixels
+from cpt_deploy.quantization.sums import can_overflow, summed_levels
 
 
 class QuantizedLayer(nn.Module):
@@ -44,8 +45,10 @@ class QuantizedLayer(nn.Module):
         )
 
     def limited_levels(self, levels: Tensor) -> Tensor:
-        """Return the greatest weight code, 0-dim, or that of each channel, (O,), where a pair limit lowers it."""
-        return levels if self.pair_limit is None else portable_levels(self.weight, levels, self.pair_limit)
+        """Return the greatest weight code, 0-dim, or that of each channel, (O,), where limits of sums lower it."""
+        if self.pair_limit is not None:
+            levels = portable_levels(self.weight, levels, self.pair_limit)
+        return summed_levels(self.weight, levels) if can_overflow(self.weight[0].numel()) else levels
 
     def gradient_seed(self, y: Tensor) -> Tensor:
         """Return the seed of the noise by which the gradient of the layer's output (N, ...) is rounded in this step.

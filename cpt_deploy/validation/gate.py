@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from cpt_deploy.bundle import FORMATS
+from cpt_deploy.validation.accumulators import overflow_reasons
 from cpt_deploy.validation.constants import ConstantsResult
 from cpt_deploy.validation.report import ValidationReport
 from cpt_deploy.validation.saturation import portability_reasons
@@ -11,10 +12,12 @@ from cpt_deploy.validation.saturation import portability_reasons
 def judge(report: ValidationReport) -> ValidationReport:
     """Return the report with the reasons for which it does not pass its gate.
 
-    Logits that are not finite, constants that are not those of the integer graph, and a portable bundle that can
-    saturate always fail; accuracy and integers fail as far as `report.gate` asks for them.
+    Logits that are not finite, constants that are not those of the integer graph, sums that int32 may not hold, and a
+    portable bundle that can saturate always fail; accuracy and integers fail as far as `report.gate` asks for them.
     """
-    checks = (_finite_reasons, _constant_reasons, _portability_reasons, _drop_reasons, _exactness_reasons)
+    checks = (
+        _finite_reasons, _constant_reasons, _overflow_reasons, _portability_reasons, _drop_reasons, _exactness_reasons
+    )  # fmt: skip
     return replace(report, reasons=tuple(reason for check in checks for reason in check(report)))
 
 
@@ -36,6 +39,10 @@ def constant_reasons(constants: ConstantsResult | None) -> list[str]:
 
 def _finite_reasons(report: ValidationReport) -> list[str]:
     return [f"{runtime.name} returned logits that are not finite" for runtime in report.runtimes if not runtime.finite]
+
+
+def _overflow_reasons(report: ValidationReport) -> list[str]:
+    return overflow_reasons(report.accumulators)
 
 
 def _portability_reasons(report: ValidationReport) -> list[str]:

@@ -240,6 +240,9 @@ def show_report(report: "ValidationReport") -> None:
         facts["operators left in float"] = floats or "none"
     if report.drop is not None:
         facts["accuracy lost"] = f"{report.drop:.2f} points from {report.reference} to onnxruntime"
+    largest = max(report.accumulators, key=lambda entry: entry.worst_sum, default=None)
+    if largest is not None:
+        facts["largest possible sum"] = f"{formats.share(largest.share)} of int32, in {largest.name}"
     facts[WITHOUT_VNNI] = saturation_line(report.saturation, report.portability, saturates_here=report.cpu.saturates)
     out.fields("passed" if report.passed else "FAILED", facts)
 

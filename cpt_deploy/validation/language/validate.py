@@ -13,6 +13,7 @@ from cpt_deploy.bundle.language import LanguageBundle, LanguageModel
 from cpt_deploy.bundle.processor import read_cpu
 from cpt_deploy.bundle.providers import provider_name
 from cpt_deploy.errors import DataError
+from cpt_deploy.validation.accumulators import bundle_accumulators, overflow_reasons
 from cpt_deploy.validation.language.measuring import LanguageMeasurements, Step, measure_text, rows_of
 from cpt_deploy.validation.saturation import (
     LayerSaturation,
@@ -104,7 +105,8 @@ def validate_language(
     if require_exact and not golden.within:
         reasons.append(f"the golden logits differ by {golden.worst:.3g}, more than {bundle.golden.tolerance:.3g}")
     cpu, saturation, portability = read_cpu(), bundle_saturation(bundle), bundle_portability(bundle)
-    reasons += portability_reasons(saturation, portability)
+    accumulators = bundle_accumulators(bundle)
+    reasons += [*overflow_reasons(accumulators), *portability_reasons(saturation, portability)]
     content = {
         "kind": "language-model",
         "model_sha256": bundle.sha256,
@@ -122,6 +124,7 @@ def validate_language(
         "worst_logit": found.worst_logit,
         "golden": {**asdict(golden), "tolerance": bundle.golden.tolerance},
         "saturation": saturation_entry(saturation, cpu),
+        "accumulators": [asdict(entry) for entry in accumulators],
         "portability": None if portability is None else asdict(portability),
         "provider": provider_name(provider),
         "cpu": asdict(cpu),
