@@ -1,10 +1,14 @@
-"""The proof that no sum of a frozen network can leave int32, layer by layer, from its codes."""
+"""What sums of a frozen network can do, layer by layer, from its codes: none leaves int32, and which leave int16."""
 
 import math
+
+import torch
 
 from cpt_deploy.errors import ConversionError
 from cpt_deploy.freezing.graph import Embed, GlobalAverage, IntegerGraph, QuantizedTensor, WeightedOperation
 from cpt_deploy.precision.accumulators import INT32_MOST, worst_average_sum, worst_sums
+from cpt_deploy.quantization.folding import Codes
+from cpt_deploy.quantization.pairs import pair_limit, worst_pair
 
 
 def check_accumulators(graph: IntegerGraph) -> None:
@@ -31,6 +35,20 @@ def worst_sum(operation: WeightedOperation, source: QuantizedTensor) -> int:
         zero_point=source.zero_point - source.least,
     )
     return int(sums.max(initial=0))
+
+
+def can_saturate(graph: IntegerGraph) -> bool:
+    """Return whether two products of a layer could exceed 16 bits where a processor without VNNI adds them."""
+    return any(
+        pair_can_saturate(operation.executed_codes, source.bits)
+        for operation in graph.weighted()
+        if not isinstance(operation, Embed) and not (source := graph.tensors[operation.inputs[0]]).signed
+    )
+
+
+def pair_can_saturate(codes: Codes, activation_bits: int) -> bool:
+    """Return whether two products of an output channel of codes (O, ...) could exceed 16 bits, see `pairs`."""
+    return float(worst_pair(torch.from_numpy(codes).float()).amax()) > pair_limit(activation_bits)
 
 
 def check_sum(name: str, worst: int) -> None:

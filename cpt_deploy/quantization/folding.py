@@ -80,7 +80,7 @@ def fold_layer(
     factor, offset = normalisation(norm, codes.shape[0])
     if layer.bias is not None:
         offset = offset + _float64(layer.bias) * factor
-    shift = _shift(codes, bits, layer.pair_limit)
+    shift = _shift(codes, bits, layer.precision.pair_limit)
     return fold(_float64(codes), _float64(scales) / 2**shift, factor, offset, input_scale, bias_limit, shift=shift)
 
 

@@ -20,7 +20,6 @@ class QuantizedLayer(nn.Module):
     Attributes:
         role: "cycle" or "hold" (the upper bound).
         index: Position among the model's layers; seeds the gradient's noise.
-        pair_limit: What two executed codes of one sign may add up to in an output channel; None is no limit.
     """
 
     weight: nn.Parameter
@@ -28,7 +27,6 @@ class QuantizedLayer(nn.Module):
     precision: PrecisionState
     role: Role
     index: int
-    pair_limit: int | None = None
 
     def attach(self, precision: PrecisionState, role: Role, index: int) -> None:
         """Connect the layer to the model's bits."""
@@ -40,15 +38,18 @@ class QuantizedLayer(nn.Module):
         """The weight as the forward pass uses it at the present bits."""
         if not self.precision.quantizes_weights(self.index, self.role):
             return self.weight
-        return fake_quantize_weight(
-            self.weight, self.limited_levels(self.precision.weight_levels_of(self.index, self.role))
-        )
+        levels = self.precision.weight_levels_of(self.index, self.role)
+        limited = self.trained_levels(levels) if self.training else self.limited_levels(levels)
+        return fake_quantize_weight(self.weight, limited)
+
+    def trained_levels(self, levels: Tensor) -> Tensor:
+        """Return the greatest weight code, 0-dim, or that of each channel, (O,), where sums of many inputs lower it."""
+        return summed_levels(self.weight, levels) if can_overflow(self.weight[0].numel()) else levels
 
     def limited_levels(self, levels: Tensor) -> Tensor:
-        """Return the greatest weight code, 0-dim, or that of each channel, (O,), where limits of sums lower it."""
-        if self.pair_limit is not None:
-            levels = portable_levels(self.weight, levels, self.pair_limit)
-        return summed_levels(self.weight, levels) if can_overflow(self.weight[0].numel()) else levels
+        """Return the same for evaluation and freezing, where sums of pairs have a limit too unless it is native."""
+        limit = self.precision.pair_limit
+        return self.trained_levels(levels if limit is None else portable_levels(self.weight, levels, limit))
 
     def gradient_seed(self, y: Tensor) -> Tensor:
         """Return the seed of the noise by which the gradient of the layer's output (N, ...) is rounded in this step.
@@ -96,7 +97,10 @@ class QuantizedLinear(QuantizedLayer, nn.Linear):  # type: ignore[misc]  # torch
 
 
 class QuantizedEmbedding(QuantizedLayer, nn.Embedding):  # type: ignore[misc]  # torch declares the same wider
-    """Embedding of codes: indices of any shape, output (..., D); each row of the table has a scale of its own."""
+    """Embedding of codes: indices of any shape, output (..., D); each row of the table has a scale of its own.
+
+    Rows are looked up, not multiplied, so no limit of sums is theirs.
+    """
 
     bias = None
 
@@ -107,6 +111,10 @@ class QuantizedEmbedding(QuantizedLayer, nn.Embedding):  # type: ignore[misc]  #
             levels = self.precision.weight_levels_of(self.index, self.role)
             rows = fake_quantize_weight(rows.reshape(-1, rows.shape[-1]), levels).view_as(rows)
         return self._with_quantized_gradient(rows)
+
+    def limited_levels(self, levels: Tensor) -> Tensor:
+        """Return the greatest weight code."""
+        return levels
 
 
 def _conv_arguments(conv: Any) -> dict[str, Any]:

@@ -29,8 +29,8 @@ def summed_levels(weight: Tensor, levels: Tensor) -> Tensor:
 
     Args:
         weight: Float32 tensor of shape (O, ...).
-        levels: Greatest code that is allowed otherwise, 0-dim or (O,), float32; from 8 bits up it stays as it is, since
-            more are only trained with.
+        levels: Greatest code that is allowed otherwise, 0-dim or (O,), float32. More than 8 bits are only trained with
+            and stay as they are.
 
     Returns:
         Float32 tensor of shape (O,); 0 where there is no such code.

@@ -6,16 +6,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from cpt_deploy.errors import ConversionError
-from cpt_deploy.freezing.accumulators import check_sum
+from cpt_deploy.freezing.accumulators import check_sum, pair_can_saturate
 from cpt_deploy.precision.accumulators import worst_sums
 from cpt_deploy.quantization.affine import quantize_weight, symmetric_levels
 from cpt_deploy.quantization.edges import EdgeQuantizer
 from cpt_deploy.quantization.language import InputQuantizedLinear
 from cpt_deploy.quantization.layers import QuantizedEmbedding, QuantizedLayer
-from cpt_deploy.quantization.pairs import pair_limit, worst_pair
 
 Floats = npt.NDArray[np.float32]
 Codes = npt.NDArray[np.int8]
@@ -121,8 +119,7 @@ class IntegerLinear:
     @property
     def can_saturate(self) -> bool:
         """Whether two products could exceed 16 bits where a processor without VNNI adds them, see `pairs`."""
-        limit = pair_limit(self.grid.levels.bit_length())
-        return int(worst_pair(torch.from_numpy(self.codes).float()).max()) > limit
+        return pair_can_saturate(self.codes, self.grid.levels.bit_length())
 
     @property
     def factors(self) -> Floats:
