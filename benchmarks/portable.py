@@ -41,13 +41,10 @@ from cpt_deploy.validation import mcnemar_exact
 
 SHORT = ("train.epochs=null", "lr.warmup_steps=20", "train.settle_batches=20")
 SMALL_CIFAR = ("data.name=cifar10-jpeg", "data.input.size=[16,16]")
-SMALL_FASHION = ("data.input.size=[14,14]",)
 MOBILENET = ("model.name=mobilenetv2", "train.batch_size=64", "optimizer.lr=0.05")
 IMAGES = {
     "digits-tiny": ("digits-quickstart", ()),
-    "digits-resnet8": ("digits-quickstart", ("model.name=resnet8", "seed=1")),
     "fashion-resnet8": ("fashion-mnist-resnet20", ("model.name=resnet8", *SHORT, "train.steps=400")),
-    "fashion-resnet20": ("fashion-mnist-resnet20", (*SMALL_FASHION, *SHORT, "train.steps=400")),
     "cifar-resnet8": ("fashion-mnist-resnet20", ("model.name=resnet8", *SMALL_CIFAR, *SHORT, "train.steps=1000")),
     "cifar-mobilenetv2": ("fashion-mnist-resnet20", (*MOBILENET, *SMALL_CIFAR, *SHORT, "train.steps=250")),
 }
