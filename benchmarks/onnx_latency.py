@@ -1,6 +1,7 @@
 """Latency and size in onnxruntime: our integer export, the float32 export, and onnxruntime's own static quantization.
 
-All three hold the same network and run in one interleaved measurement on one thread.
+All hold the same network and run in one interleaved measurement on one thread; the integer export does so in both of
+its forms, portable and native.
 
     python benchmarks/onnx_latency.py [--rounds 40] [--batches 1 8]
 """
@@ -17,7 +18,7 @@ from measuring import interleaved, machine, machine_line, markdown_table, median
 from cpt_deploy.export import write_float_onnx, write_onnx
 from cpt_deploy.freezing import freeze
 from cpt_deploy.models import build_model
-from cpt_deploy.quantization import QuantizationConfig, QuantizedModel, prepare, settle
+from cpt_deploy.quantization import QuantizationConfig, QuantizedModel, make_native, prepare, settle
 from cpt_deploy.validation import static_quantization
 
 NETWORKS = {"resnet20": (3, 32, 32), "torchvision/resnet18": (3, 224, 224), "torchvision/mobilenet_v2": (3, 224, 224)}
@@ -41,18 +42,20 @@ def settled_model(name: str, shape: tuple[int, int, int]) -> QuantizedModel:
 
 
 def files(name: str, shape: tuple[int, int, int]) -> dict[str, bytes]:
-    """Return the three ONNX files of one network with random weights."""
+    """Return the ONNX files of one network with random weights."""
     model = settled_model(name, shape)
-    floats = write_float_onnx(model)
+    floats, portable = write_float_onnx(model), write_onnx(freeze(model))
+    make_native(model)
     return {
-        "cpt-deploy": write_onnx(freeze(model)),
+        "cpt-deploy": portable,
+        "native": write_onnx(freeze(model)),
         "float32": floats,
         "onnxruntime static": static_quantization(floats, [images(8, shape).numpy() for _ in range(4)]),
     }
 
 
 def measure(name: str, shape: tuple[int, int, int], batch: int, rounds: int) -> dict[str, Any]:
-    """Time the three files of one network at one batch size."""
+    """Time the files of one network at one batch size."""
     models = files(name, shape)
     feed = {"image": images(batch, shape).numpy()}
     options = onnxruntime.SessionOptions()
@@ -69,6 +72,7 @@ def measure(name: str, shape: tuple[int, int, int], batch: int, rounds: int) -> 
         "milliseconds": {key: 1e3 * statistics.median(values) for key, values in times.items()},
         "speedup": median_ratio(times["float32"], times["cpt-deploy"]),
         "against_static": median_ratio(times["onnxruntime static"], times["cpt-deploy"]),
+        "against_native": median_ratio(times["native"], times["cpt-deploy"]),
         "bytes": {key: len(data) for key, data in models.items()},
         "bar": BARS[name],
     }
@@ -92,6 +96,7 @@ def main() -> None:
             *(f"{r['milliseconds'][key]:.2f}" for key in ("float32", "onnxruntime static", "cpt-deploy")),
             f"**{r['speedup']:.2f}x** (bar {r['bar']})",
             f"{r['against_static']:.2f}x",
+            f"{r['against_native']:.2f}x",
             f"{r['bytes']['cpt-deploy'] / r['bytes']['float32']:.3f}",
             f"{r['bytes']['onnxruntime static'] / r['bytes']['float32']:.3f}",
         ]
@@ -99,7 +104,7 @@ def main() -> None:
     ]
     header = [
         "network", "batch", "float32 ms", "onnxruntime static ms", "cpt-deploy ms", "speed-up over float32",
-        "over static", "size / float32", "static size / float32",
+        "over static", "over native", "size / float32", "static size / float32",
     ]  # fmt: skip
     info = machine()
     table = (

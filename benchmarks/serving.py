@@ -4,8 +4,7 @@ All run the same integer ONNX file on one thread of one core; wrk sends from ano
 each wait for an answer before they ask again. The servers take turns in short rounds, all but one held still, and the
 figures are medians over the rounds. `HTTP alone` is an empty app under our HTTP server, which bounds what any server
 in Python can reach with requests of few rows. Each peer has a virtual environment of its own, made when it is missing.
-On x86 without VNNI the model is a portable one, the only kind that is both fast and exact there, and the results are
-`serving_without_vnni`.
+On x86 without VNNI the results are `serving_without_vnni`.
 
     python benchmarks/serving.py [--rounds 5] [--seconds 2] [--peers-python build/serving-peers] [--nice -10] [--quick]
 """
@@ -37,7 +36,7 @@ from cpt_deploy.bundle import Bundle, Preprocessing
 from cpt_deploy.bundle.sessions import may_saturate
 from cpt_deploy.export import ModelIdentity, export_bundle
 from cpt_deploy.models import build_model
-from cpt_deploy.quantization import QuantizationConfig, make_portable, prepare, settle
+from cpt_deploy.quantization import QuantizationConfig, prepare, settle
 
 
 @dataclass(frozen=True)
@@ -104,14 +103,12 @@ def make_bundle(case: Case, folder: Path) -> Bundle:
     torch.manual_seed(0)
     network = build_model(case.network, num_classes=case.classes, in_channels=3, input_size=case.shape[1:])
     model = prepare(network, QuantizationConfig(), case.shape)
-    if may_saturate():
-        make_portable(model)
     settle(model, [images(8, case.shape) for _ in range(4)])
     model.eval()
     name = case.network.rpartition("/")[2]
     preprocessing = Preprocessing(3, case.shape[1:], mean=(0.5,) * 3, std=(0.25,) * 3)
     labels = [f"class {i}" for i in range(case.classes)]
-    identity = ModelIdentity(name, case.network, labels, preprocessing, {"portable": may_saturate()})
+    identity = ModelIdentity(name, case.network, labels, preprocessing)
     return export_bundle(model, folder / name, identity, images(4, case.shape))
 
 

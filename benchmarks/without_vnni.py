@@ -1,6 +1,6 @@
-"""What exact integers cost on x86 without VNNI: onnxruntime's fast kernels, its exact ones, and portable models.
+"""What exact integers cost on x86 without VNNI: native models in fast and in exact kernels, and portable ones.
 
-The fast kernels for uint8 times int8 saturate there; `open_session` asks for exact ones unless a model is portable.
+The fast kernels for uint8 times int8 saturate there; `open_session` asks for exact ones if a model is native.
 The networks have random weights, so how many logits the fast kernels get wrong is an example. Runs only there.
 
     python benchmarks/without_vnni.py [--rounds 40]
@@ -17,10 +17,10 @@ from measuring import interleaved, machine, machine_line, markdown_table, median
 from onnx_latency import NETWORKS, images, settled_model
 
 from cpt_deploy.bundle.processor import read_cpu
-from cpt_deploy.bundle.sessions import PORTABLE_KEY, open_session, session_options
+from cpt_deploy.bundle.sessions import open_session, session_options
 from cpt_deploy.export import write_float_onnx, write_onnx
 from cpt_deploy.freezing import IntegerExecutor, IntegerGraph, freeze
-from cpt_deploy.quantization import make_portable
+from cpt_deploy.quantization import make_native
 
 FAST, EXACT, PORTABLE = "fast kernels", "exact kernels", "portable model"
 
@@ -36,15 +36,15 @@ def fast_session(model: bytes) -> Any:
 def measure(name: str, shape: tuple[int, int, int], rounds: int) -> dict[str, Any]:
     """Time one network at batch 1 and compare the logits of a batch with the executor's."""
     model = settled_model(name, shape)
-    floats, graph = write_float_onnx(model), freeze(model)
-    make_portable(model)
-    portable = freeze(model)
+    floats, portable = write_float_onnx(model), freeze(model)
+    make_native(model)
+    graph = freeze(model)
     ordinary = write_onnx(graph)
     sessions = {
         "float32": open_session(floats, rest_between_runs=True),
         FAST: fast_session(ordinary),
         EXACT: open_session(ordinary, rest_between_runs=True),
-        PORTABLE: open_session(write_onnx(portable, metadata={PORTABLE_KEY: "true"}), rest_between_runs=True),
+        PORTABLE: open_session(write_onnx(portable), rest_between_runs=True),
     }
     feed = {"image": images(1, shape).numpy()}
     times = interleaved({key: partial(session.run, None, feed) for key, session in sessions.items()}, rounds=rounds)

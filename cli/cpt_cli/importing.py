@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from cpt_cli import formats
 from cpt_cli.output import out
-from cpt_cli.portability import restricted_codes
+from cpt_cli.portability import note_reduced
 from cpt_cli.sources import SOURCE_DIGEST, SOURCE_FILE, SOURCE_MODEL, source_digest
 from cpt_cli.widths import MOST_BITS, folder_name
 from cpt_cli.workflow import ExportOptions, evenly_chosen_inputs
@@ -122,7 +122,7 @@ def export_source(source: ImportOptions, options: ExportOptions, *, destination:
     from cpt_deploy.data import load_images
     from cpt_deploy.export import ModelIdentity, export_bundle
     from cpt_deploy.models.imported import WeightsSource, open_source
-    from cpt_deploy.quantization import QuantizationConfig, make_portable, make_symmetric, prepare
+    from cpt_deploy.quantization import QuantizationConfig, make_native, make_symmetric, prepare
 
     opened = open_source(source.path, source.model)
     images = load_images(source.data, split="train", root=source.data_dir)
@@ -137,9 +137,9 @@ def export_source(source: ImportOptions, options: ExportOptions, *, destination:
     model = prepare(network, config, preprocessing.input_shape).eval()
     if options.symmetric:
         make_symmetric(model, activations)
-    if options.portable:
-        make_portable(model, activations)
-    portable_facts = restricted_codes(model, weights) if options.portable else {}
+    if options.native:
+        make_native(model)
+    note_reduced(model, weights)
     facts = _calibrate(model, network, _batches(images, preprocessing, source.batches), options)
     if facts[ACCURACY] * len(labels) <= GUESSING:
         out.warning(
@@ -157,7 +157,6 @@ def export_source(source: ImportOptions, options: ExportOptions, *, destination:
             SOURCE_DIGEST: source_digest(source.path),
             **({} if source.model is None else {SOURCE_MODEL: source.model}),
             **facts,
-            **portable_facts,
         },
         calibrated=True,
     )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from cpt_cli import formats
 from cpt_cli.export_summary import files_bytes, show_mixed_precision, weights_in_words
 from cpt_cli.output import out
-from cpt_cli.portability import restricted_codes
+from cpt_cli.portability import note_reduced
 from cpt_cli.widths import MOST_BITS, Sensitivity, Widths, budgeted_widths, given_widths, sensitivity_bar
 from cpt_cli.workflow import TRAINED_DIGEST, ExportOptions, dataset_name, shippable
 from cpt_deploy.errors import UsageError
@@ -77,22 +77,22 @@ def export_language_run(
     """Freeze the language model of a run and write its bundle; see `export_language`."""
     from cpt_deploy.data.text import load_corpus
     from cpt_deploy.export.language.bundle_export import LanguageIdentity, export_language_bundle
-    from cpt_deploy.quantization import make_portable
+    from cpt_deploy.quantization import make_native
     from cpt_deploy.training import load_language_model
 
     _check_options(options)
     run = load_language_model(run_dir)
     root = data_dir or run.recipe.data.root
     corpus = load_corpus(run.recipe.data.name, None if root is None else Path(root))
-    if options.portable:
-        make_portable(run.model, options.activation_bits)
+    if options.native:
+        make_native(run.model)
     if options.budget is None:
         widths = given_widths(run, options.bits, options.activation_bits, force=options.force)
     else:
         measure = partial(_measure_on_text, run, corpus)
         widths = budgeted_widths(run, options.budget, options.activation_bits, measure, force=options.force)
-    portable_facts = restricted_codes(run.model, widths.weights) if options.portable else {}
-    _settle(run, widths, corpus, anew=options.portable)
+    note_reduced(run.model, widths.weights)
+    _settle(run, widths, corpus, anew=options.native)
     identity = LanguageIdentity(
         name=run.recipe.name,
         architecture=run.recipe.model.name,
@@ -102,7 +102,6 @@ def export_language_run(
             TRAINED_DIGEST: run.weights_sha256,
             "trained_perplexity": run.report.test.perplexity,
             **widths.facts,
-            **portable_facts,
         },
         recipe=shippable(run.recipe),
     )

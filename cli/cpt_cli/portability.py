@@ -1,8 +1,7 @@
-"""Portable bundles on the terminal: what an export gives up for them, and what a validation says of them."""
+"""Portable bundles on the terminal: what they give up, and what a validation says of them."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cpt_cli.output import out
 from cpt_deploy.errors import ValidationFailedError
@@ -15,15 +14,12 @@ if TYPE_CHECKING:
 WITHOUT_VNNI = "on x86 processors without VNNI"
 
 
-def restricted_codes(model: "QuantizedModel | QuantizedLanguageModel", weight_bits: "WeightBits") -> dict[str, Any]:
-    """Say which layers of a portable model lose range.
+def note_reduced(model: "QuantizedModel | QuantizedLanguageModel", weight_bits: "WeightBits") -> None:
+    """Say which layers lose range so that no sum of theirs saturates or overflows.
 
     Args:
-        model: The model, made portable.
+        model: The model.
         weight_bits: Bits of the cycling weights that will be exported, or of each layer by name.
-
-    Returns:
-        The facts that the bundle records: `portable` and `reduced_layers`.
     """
     from cpt_deploy.quantization import reduced_layers
 
@@ -31,20 +27,22 @@ def restricted_codes(model: "QuantizedModel | QuantizedLanguageModel", weight_bi
     if reduced:
         channels = sum(layer.reduced_channels for layer in reduced)
         out.note(
-            f"reduced the range of weights in {channels} channels of {len(reduced)} layers, "
-            f"the smallest is ±{min(layer.least_levels for layer in reduced)} instead of ±127"
+            f"weights have a smaller range in {channels} channels of {len(reduced)} layers, so that sums are exact on "
+            f"any processor; the smallest is ±{min(layer.least_levels for layer in reduced)} instead of ±127"
         )
-    return {"portable": True, "reduced_layers": [asdict(layer) for layer in reduced]}
 
 
 def show_portability(bundle: "OpenedBundle") -> dict[str, bool]:
     """Print of a portable bundle that it cannot saturate, which its codes alone tell.
 
     Raises:
-        ValidationFailedError: If it can.
+        ValidationFailedError: If it can, or if any bundle's sums could leave int32.
     """
-    from cpt_deploy.validation import bundle_portability, bundle_saturation
+    from cpt_deploy.validation import bundle_accumulators, bundle_portability, bundle_saturation, overflow_reasons
 
+    overflows = overflow_reasons(bundle_accumulators(bundle))
+    if overflows:
+        raise ValidationFailedError("; ".join(overflows))
     portability = bundle_portability(bundle)
     if portability is None:
         return {}
@@ -71,7 +69,7 @@ def saturation_line(
         here = {True: ", as on this one", False: ", unlike this one", None: ""}[saturates_here]
         return (
             f"{hazard} of {len(layers)} layers need onnxruntime's slower exact kernels{here} "
-            "(cpt export --portable makes a model that does not)"
+            "(exported with --native; without it none would)"
         )
     if portability is None:
         return "nothing can saturate"

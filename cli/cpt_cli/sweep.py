@@ -86,6 +86,7 @@ def sweep_run(
     activation_bits: Sequence[int | None] | None,
     rounds: int,
     force: bool,
+    native: bool = False,
 ) -> dict[str, Any]:
     """Export, validate and time a run at several bits; write table, figures and plot into `RUN/sweep`.
 
@@ -96,6 +97,7 @@ def sweep_run(
             weights; the run's upper bound if None.
         rounds: Timed calls of each model.
         force: Whether to export at bits that the run never trained at.
+        native: Whether weights keep their whole range.
 
     Returns:
         What sweep.json holds.
@@ -115,7 +117,8 @@ def sweep_run(
     with out.bar("sweeping", len(pairs)) as bar:
         for done, (weights, activations) in enumerate(pairs):
             bar.advance(done, detail=f"weights {weights} bits, activations {activations}")
-            bundles.append(_member(family, folder, weights, activations, force=force))
+            options = ExportOptions(bits=weights, activation_bits=activations, force=force, native=native)
+            bundles.append(_member(family, folder, weights, activations, options))
         bar.advance(len(pairs))
     document = _measure(family, pairs, bundles, rounds)
     _write(folder, family, document)
@@ -123,13 +126,13 @@ def sweep_run(
 
 
 def _member(
-    family: Family, folder: Path, weights: int, activations: int, *, force: bool
+    family: Family, folder: Path, weights: int, activations: int, options: ExportOptions
 ) -> tuple["OpenedBundle", bool]:
     """Return a validated bundle, and whether it was there already."""
     from cpt_deploy.validation import software_versions
 
     run = family.run
-    path = folder / folder_name(f"{weights}bit", activations, run.recipe.precision.upper)
+    path = folder / f"{folder_name(f'{weights}bit', activations, run.recipe.precision.upper)}{options.suffix}"
     try:
         bundle = family.open(path)
     except BundleError:
@@ -146,7 +149,7 @@ def _member(
         if same:
             out.note(f"{formats.path(path)} is exported and validated already")
             return bundle, True
-    family.export(path, ExportOptions(bits=weights, activation_bits=activations, force=force))
+    family.export(path, options)
     family.validate(path)
     return family.open(path), False
 

@@ -75,6 +75,9 @@ def show_report(report: "ValidationReport") -> None:
         facts["operators left in float"] = floats or "none"
     if report.non_inferiority is not None:
         facts["accuracy lost"] = _lost(report, report.non_inferiority)
+    largest = max(report.accumulators, key=lambda entry: entry.worst_sum, default=None)
+    if largest is not None:
+        facts["largest possible sum"] = f"{formats.share(largest.share)} of int32, in {largest.name}"
     facts[WITHOUT_VNNI] = saturation_line(report.saturation, report.portability, saturates_here=report.cpu.saturates)
     out.fields(report.verdict if report.verdict == "passed" else report.verdict.upper(), facts)
 
@@ -109,6 +112,7 @@ def _float_lines(floats: "FloatFacts") -> dict[str, str]:
     lines = {
         "on integers": f"{formats.share(floats.integer_share)} of the multiply-accumulates",
         "in float": ", ".join(f"{count} {name}" for name, count in floats.operators.items()) or "movements only",
+        "since": floats.reason,
         "since": floats.reason,
     }
     if floats.other_codes is not None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from cpt_cli import formats
 from cpt_cli.output import out
-from cpt_cli.portability import restricted_codes
+from cpt_cli.portability import note_reduced
 from cpt_cli.widths import budgeted_widths, given_widths, measure_on_images, settle_at
 from cpt_deploy.errors import UsageError
 
@@ -37,7 +37,7 @@ class ExportOptions:
         bits: Bits of the weights; the run's upper bound, at most 8, if None.
         activation_bits: Bits of the cycling activations; the upper bound likewise if None.
         budget: Most size of the weights, as a fraction of that at 8 bits, instead of `bits`: layers get bits each.
-        portable: Whether no integer may saturate on x86 processors without VNNI.
+        native: Whether weights keep their whole range, though pairs of products may saturate on x86 without VNNI.
         symmetric: Whether activations are int8 with a zero point of 0, for TensorRT and its like.
         opset: ONNX opset; the least at which no weights could be smaller if None.
         formats: Further forms of the model, names of `cpt_deploy.bundle.FORMATS`.
@@ -47,7 +47,7 @@ class ExportOptions:
     bits: int | None = None
     activation_bits: int | None = None
     budget: float | None = None
-    portable: bool = False
+    native: bool = False
     symmetric: bool = False
     opset: int | None = None
     formats: Sequence[str] = ()
@@ -56,7 +56,7 @@ class ExportOptions:
     @property
     def suffix(self) -> str:
         """What the name of a bundle's folder ends in, beside the bits."""
-        return ("-portable" if self.portable else "") + ("-symmetric" if self.symmetric else "")
+        return ("-native" if self.native else "") + ("-symmetric" if self.symmetric else "")
 
 
 def export_run(
@@ -78,7 +78,7 @@ def export_run(
     """
     from cpt_deploy.data import recipe_images
     from cpt_deploy.export import ModelIdentity, export_bundle
-    from cpt_deploy.quantization import make_portable, make_symmetric
+    from cpt_deploy.quantization import make_native, make_symmetric
     from cpt_deploy.training import load_run
     from cpt_deploy.validation.reference import TRAINED_TEST
 
@@ -88,15 +88,15 @@ def export_run(
         run = replace(run, recipe=run.recipe.model_copy(update={"data": data}))
     if options.symmetric:
         make_symmetric(run.model, options.activation_bits)
-    if options.portable:
-        make_portable(run.model, options.activation_bits)
+    if options.native:
+        make_native(run.model)
     if options.budget is None:
         widths = given_widths(run, options.bits, options.activation_bits, force=options.force)
     else:
         measure = partial(measure_on_images, run, _training_inputs)
         widths = budgeted_widths(run, options.budget, options.activation_bits, measure, force=options.force)
-    portable_facts = restricted_codes(run.model, widths.weights) if options.portable else {}
-    settle_at(run, widths, _training_inputs, anew=options.portable or options.symmetric)
+    note_reduced(run.model, widths.weights)
+    settle_at(run, widths, _training_inputs, anew=options.native or options.symmetric)
     identity = ModelIdentity(
         name=run.recipe.name,
         architecture=run.recipe.model.name,
@@ -108,7 +108,6 @@ def export_run(
             "trained_accuracy": run.report.test.top1,
             TRAINED_TEST: {"samples": run.report.test.images, "sha256": run.report.data.get("test_sha256")},
             **widths.facts,
-            **portable_facts,
         },
         recipe=shippable(run.recipe),
     )

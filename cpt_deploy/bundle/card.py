@@ -21,9 +21,13 @@ sha256sum --check SHA256SUMS
 `quantization.json` what each tensor's integers mean, and `golden.safetensors` holds inputs with what a runtime has to
 reproduce. """
 
-_AFFINE = """\
+_PORTABLE = """\
+It does so on every processor in onnxruntime's fastest kernels, with any session options.
+"""
+
+_NATIVE = """\
 On x86 processors without VNNI onnxruntime needs the session option `session.x64quantprecision` = `1` for
-that, unless the model is portable.
+that, since the model was exported with `--native`.
 """
 
 _SYMMETRIC = """\
@@ -125,9 +129,16 @@ def render_card(
         *(f"| {cell(key.replace('_', ' '))} | {cell(value)} |" for key, value in facts.items()),
         "",
         *results_section(results),
-        _USE + (_SYMMETRIC if facts.get("activations") == "symmetric" else _AFFINE),
+        _USE + _session_options(facts),
     ]
     return "\n".join(parts)
+
+
+def _session_options(facts: Mapping[str, object]) -> str:
+    """Return what onnxruntime has to be told so that it reproduces the integers."""
+    if facts.get("activations") == "symmetric":
+        return _SYMMETRIC
+    return _PORTABLE if facts.get("portable") else _NATIVE
 
 
 def origin(fields: CardFields) -> str:

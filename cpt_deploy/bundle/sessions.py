@@ -3,8 +3,8 @@
 x86 processors without VNNI multiply uint8 by int8 and add two products each in 16 bits, which saturates silently
 (`vpmaddubsw`). onnxruntime can be told to turn the int8 weights into uint8 ones at load, weight and zero point by 128
 alike, for which it has kernels that add in 32 bits: the same integers, at the price of speed. Where the processor has
-VNNI it would only cost speed, so this is done where it is needed: not for portable models, which cannot saturate, nor
-for those with int8 activations, whose kernels add in 32 bits everywhere.
+VNNI it would only cost speed, so this is done where it is needed: for native models, since portable ones cannot
+saturate, and neither can those with int8 activations, whose kernels add in 32 bits everywhere.
 """
 
 from pathlib import Path

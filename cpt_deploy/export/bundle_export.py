@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,6 @@ from torch import Tensor
 from cpt_deploy.bundle import Bundle, BundleContents, CardFields, Preprocessing, write_bundle
 from cpt_deploy.bundle.layout import ANNOUNCED, FLOAT_PARTS
 from cpt_deploy.bundle.operators import announced_operators
-from cpt_deploy.bundle.sessions import PORTABLE_KEY
 from cpt_deploy.errors import BundleError
 from cpt_deploy.export.float_facts import describe_floats, float_facts
 from cpt_deploy.export.float_parts import FLOAT_OPSET
@@ -21,11 +20,13 @@ from cpt_deploy.export.further_formats import write_formats
 from cpt_deploy.export.golden import golden_sample
 from cpt_deploy.export.onnx_writer import write_onnx
 from cpt_deploy.export.packing import smallest_opset
+from cpt_deploy.freezing.accumulators import can_saturate
 from cpt_deploy.freezing.float_costs import float_costs
 from cpt_deploy.freezing.freeze import freeze
 from cpt_deploy.freezing.graph import IntegerGraph, to_dict
 from cpt_deploy.quantization.cycling import WeightBits
 from cpt_deploy.quantization.model import QuantizedModel
+from cpt_deploy.quantization.portability import reduced_layers
 
 SYMMETRIC = "symmetric"
 TRAINED, CALIBRATED = "trained with cyclic precision", "calibrated only"
@@ -106,6 +107,8 @@ def export_bundle(
         **({"activations": SYMMETRIC} if any(tensor.signed for tensor in graph.tensors.values()) else {}),
         **({} if floats is None else float_facts(floats, model.conversion.reason)),
         "opset": opset,
+        "portable": not can_saturate(graph),
+        "reduced_layers": [asdict(layer) for layer in reduced_layers(model, weight_bits)],
         **identity.facts,
     }
     description, arrays = to_dict(graph)
@@ -193,7 +196,6 @@ def _onnx_metadata(identity: ModelIdentity, facts: Mapping[str, Any]) -> dict[st
         "cpt.weight_bits": str(facts["weight_bits"]),
         "cpt.activation_bits": str(facts["activation_bits"]),
         "task": "classify",
-        **({PORTABLE_KEY: "true"} if facts.get("portable") else {}),
         "names": str(dict(enumerate(identity.labels))),
         "Image.NominalPixelRange": "Normalized_0_1",
     }

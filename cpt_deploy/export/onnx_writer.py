@@ -17,6 +17,7 @@ from cpt_deploy.errors import UsageError
 from cpt_deploy.export.float_parts import DOMAIN, FLOAT_OPSET, write_skeleton
 from cpt_deploy.export.packing import WRAP_OPSET, packed_tensor, smallest_opset
 from cpt_deploy.export.stem import STRIDE, Stem, align_stem
+from cpt_deploy.freezing.accumulators import can_saturate
 from cpt_deploy.freezing.graph import (
     Add,
     Concatenate,
@@ -58,7 +59,7 @@ def write_onnx(graph: IntegerGraph, *, opset: int | None = None, metadata: dict[
         graph: The frozen network.
         opset: ONNX opset, 13 to 25. Up to 20 all weight codes are stored as int8; from 21 on those of at most 4 bits as
             INT4, from 25 on those of 2 bits as INT2. None takes the least opset at which nothing could be smaller.
-        metadata: Entries of the file's metadata_props; int8 activations add one, see `bundle.sessions`.
+        metadata: Entries of the file's metadata_props; where no layer can saturate one is added, see `bundle.sessions`.
 
     Raises:
         UsageError: If the opset is outside 13 to 25, or has not what the graph needs.
@@ -168,7 +169,7 @@ class _Writer:
             self._node("Add", [result, self._constant(f"{name}.bias", bias)], name)
 
     def _finished(self, body: onnx.GraphProto, metadata: dict[str, str]) -> bytes:
-        if any(tensor.signed for tensor in self.graph.tensors.values()):
+        if not can_saturate(self.graph):
             metadata = {**metadata, PORTABLE_KEY: "true"}
         opsets = [helper.make_opsetid("", self.opset)]
         model = helper.make_model(

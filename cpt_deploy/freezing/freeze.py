@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 
 from cpt_deploy.bundle.runtime import INPUT_NAME, OUTPUT_NAME
 from cpt_deploy.errors import UsageError
+from cpt_deploy.freezing.accumulators import check_accumulators
 from cpt_deploy.freezing.convolutions import average, depthwise, fields_of, has_positions, pads_of
 from cpt_deploy.freezing.edge_tensors import edge_tensor
 from cpt_deploy.freezing.floats import FloatLowering, real_name
@@ -76,7 +77,8 @@ def freeze(
 
     Raises:
         UsageError: If the bits are out of range, or given for a layer that the model does not have.
-        ConversionError: If an edge has not seen any data, or an operation cannot be executed in integers.
+        ConversionError: If an edge has not seen any data, an operation cannot be executed in integers, or a sum could
+            leave int32.
     """
     upper = min(model.config.upper, MOST_INTEGER_BITS)
     given = weight_bits.values() if isinstance(weight_bits, Mapping) else [weight_bits or upper]
@@ -88,6 +90,7 @@ def freeze(
             f"Expected bits of activations between 2 and the upper bound {upper}, but got {activation_bits}"
         )
     graph = with_paddings_inside(_Lowering(model, weight_bits, activation_bits or upper).run())
+    check_accumulators(graph)
     # the names of nodes come from the model's own code, where nothing forbids those of the float input and output
     return with_names(graph, {name: f"{name}_codes" for name in (INPUT_NAME, OUTPUT_NAME) if name in graph.tensors})
 

@@ -5,7 +5,7 @@ from cpt_deploy.quantization.cycling import CyclingModel, LayerInfo, WeightBits
 from cpt_deploy.quantization.language import QuantizedLanguageModel, Score, prepare_language_model
 from cpt_deploy.quantization.model import QuantizedModel
 from cpt_deploy.quantization.offsets import round_offsets
-from cpt_deploy.quantization.portability import ReducedLayer, make_portable, reduced_layers
+from cpt_deploy.quantization.portability import ReducedLayer, make_native, reduced_layers
 from cpt_deploy.quantization.prepare import prepare
 from cpt_deploy.quantization.sensitivity import (
     LayerSensitivity,
@@ -30,7 +30,7 @@ __all__ = [
     "WeightBits",
     "allocate_bits",
     "estimate",
-    "make_portable",
+    "make_native",
     "make_symmetric",
     "measure_loss_sensitivity",
     "measure_sensitivity",

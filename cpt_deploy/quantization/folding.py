@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from cpt_deploy.quantization.affine import quantize_weight, symmetric_levels
 from cpt_deploy.quantization.layers import QuantizedLayer
 from cpt_deploy.quantization.pairs import worst_pair
+from cpt_deploy.quantization.sums import SUM_LIMIT
 
 #: Biases stay well inside int32 so that accumulators cannot overflow.
 BIAS_LIMIT = 2**30
@@ -80,14 +81,16 @@ def fold_layer(
     factor, offset = normalisation(norm, codes.shape[0])
     if layer.bias is not None:
         offset = offset + _float64(layer.bias) * factor
-    shift = _shift(codes, bits, layer.pair_limit)
+    shift = _shift(codes, bits, layer.precision.pair_limit)
     return fold(_float64(codes), _float64(scales) / 2**shift, factor, offset, input_scale, bias_limit, shift=shift)
 
 
 def _shift(codes: Tensor, bits: int, limit: int | None) -> int:
-    """Return by how much codes are shifted to fill 8 bits, or as much of it as keeps any two of them in the limit."""
+    """Return by how much codes are shifted to fill 8 bits, or as much of it as keeps pairs and sums in their limits."""
     shift = 8 - bits
-    while limit is not None and shift and float(worst_pair(codes).amax()) * 2**shift > limit:
+    sums = float(codes.double().abs().flatten(1).sum(dim=1).amax())
+    pairs = 0.0 if limit is None else float(worst_pair(codes).amax())
+    while shift and (sums * 2**shift > SUM_LIMIT or (limit is not None and pairs * 2**shift > limit)):
         shift -= 1
     return shift
 

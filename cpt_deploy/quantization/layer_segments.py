@@ -162,7 +162,7 @@ def _layer_gradients(
 
 
 def _weight_levels(layer: QuantizedLayer, weight: Tensor) -> Tensor:
-    return layer.limited_levels(layer.precision.weight_levels_of(layer.index, layer.role), weight)
+    return layer.trained_levels(layer.precision.weight_levels_of(layer.index, layer.role), weight)
 
 
 def layer_output(layer: QuantizedLayer, x: Coded, engine: Engine) -> Tensor:

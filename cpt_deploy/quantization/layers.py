@@ -13,6 +13,7 @@ from cpt_deploy.quantization.gradients import with_quantized_gradient
 from cpt_deploy.quantization.pairs import portable_levels
 from cpt_deploy.quantization.precision_state import PrecisionState, Role
 from cpt_deploy.quantization.strided import seen_pixels, skips_pixels
+from cpt_deploy.quantization.sums import can_overflow, summed_levels
 
 
 class QuantizedLayer(nn.Module):
@@ -24,7 +25,6 @@ class QuantizedLayer(nn.Module):
         weight_shape: Shape of the weight with output channels first, (O, ...).
         role: "cycle" or "hold" (the upper bound).
         index: Position among the model's layers; seeds the gradient's noise.
-        pair_limit: What two executed codes of one sign may add up to in an output channel; None is no limit.
     """
 
     weight: nn.Parameter | None
@@ -34,7 +34,6 @@ class QuantizedLayer(nn.Module):
     precision: PrecisionState
     role: Role
     index: int
-    pair_limit: int | None = None
 
     def attach(self, precision: PrecisionState, role: Role, index: int) -> None:
         """Connect the layer to the model's bits."""
@@ -74,16 +73,22 @@ class QuantizedLayer(nn.Module):
         if not self.precision.quantizes_weights(self.index, self.role):
             return self.float_weight
         weight, levels = self.channel_weight, self.precision.weight_levels_of(self.index, self.role)
-        return self.turned(fake_quantize_weight(weight, self.limited_levels(levels, weight)))
+        limited = self.trained_levels(levels, weight) if self.training else self.limited_levels(levels, weight)
+        return self.turned(fake_quantize_weight(weight, limited))
 
-    def limited_levels(self, levels: Tensor, weight: Tensor) -> Tensor:
-        """Return the greatest weight code, 0-dim, or that of each channel, (O,), where a pair limit lowers it.
+    def trained_levels(self, levels: Tensor, weight: Tensor) -> Tensor:
+        """Return the greatest weight code, 0-dim, or that of each channel, (O,), where sums of many inputs lower it.
 
         Args:
             levels: The code that the bits allow.
             weight: `channel_weight`.
         """
-        return levels if self.pair_limit is None else portable_levels(weight, levels, self.pair_limit)
+        return summed_levels(weight, levels) if can_overflow(weight[0].numel()) else levels
+
+    def limited_levels(self, levels: Tensor, weight: Tensor) -> Tensor:
+        """Return the same for evaluation and freezing, where sums of pairs have a limit too unless it is native."""
+        limit = self.precision.pair_limit
+        return self.trained_levels(levels if limit is None else portable_levels(weight, levels, limit), weight)
 
     def gradient_seed(self, y: Tensor) -> Tensor:
         """Return the seed of the noise by which the gradient of the layer's output (N, ...) is rounded in this step.
@@ -164,7 +169,10 @@ class QuantizedLinear(QuantizedLayer, nn.Linear):  # type: ignore[misc]  # torch
 
 
 class QuantizedEmbedding(QuantizedLayer, nn.Embedding):  # type: ignore[misc]  # torch declares the same wider
-    """Embedding of codes: indices of any shape, output (..., D); each row of the table has a scale of its own."""
+    """Embedding of codes: indices of any shape, output (..., D); each row of the table has a scale of its own.
+
+    Rows are looked up, not multiplied, so no limit of sums is theirs.
+    """
 
     bias = None
 
@@ -175,6 +183,10 @@ class QuantizedEmbedding(QuantizedLayer, nn.Embedding):  # type: ignore[misc]  #
             levels = self.precision.weight_levels_of(self.index, self.role)
             rows = fake_quantize_weight(rows.reshape(-1, rows.shape[-1]), levels).view_as(rows)
         return self._with_quantized_gradient(rows)
+
+    def limited_levels(self, levels: Tensor, weight: Tensor) -> Tensor:
+        """Return the greatest weight code."""
+        return levels
 
 
 #: Layers that slide a kernel over positions; with BatchNorm and ReLU they are one integer operation.

@@ -42,7 +42,8 @@ def portable_levels(weight: Tensor, levels: Tensor, limit: int) -> Tensor:
 
     Args:
         weight: Float32 tensor of shape (O, ...).
-        levels: Greatest code that the bits allow, 0-dim float32.
+        levels: Greatest code that the bits allow, 0-dim float32. More than 8 bits are only trained with and stay as
+            they are.
         limit: What two codes may add up to, see `pair_limit`.
 
     Returns:
@@ -58,7 +59,7 @@ def portable_levels(weight: Tensor, levels: Tensor, limit: int) -> Tensor:
     for side in _two_largest(weight.detach()):
         fits &= torch.round(side.unsqueeze(2) / scales).sum(dim=1) <= limit
     most = torch.where(fits, candidates, torch.full_like(candidates, least)).amax(dim=1)
-    return torch.where(most < _EXECUTED_LEVELS, most.clamp(max=levels), levels)
+    return torch.where((most < levels) & (levels <= _EXECUTED_LEVELS), most, levels)
 
 
 def _two_largest(values: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""A model whose integers cannot saturate on x86 processors without VNNI: its layers' codes keep the limit of a pair."""
+"""Models are portable, so that their integers cannot saturate on x86 processors without VNNI, unless made native."""
 
 from dataclasses import dataclass
 
@@ -9,14 +9,13 @@ from cpt_deploy.quantization.cycling import WeightBits
 from cpt_deploy.quantization.language import QuantizedLanguageModel
 from cpt_deploy.quantization.layers import QuantizedEmbedding, QuantizedLayer
 from cpt_deploy.quantization.model import QuantizedModel
-from cpt_deploy.quantization.pairs import pair_limit
 
 _EXECUTED_BITS = 8
 
 
 @dataclass(frozen=True, slots=True)
 class ReducedLayer:
-    """What portability takes from a layer.
+    """What the limits of sums take from a layer: that of pairs, and in layers of many inputs that of int32.
 
     Attributes:
         layer: Its module path.
@@ -31,31 +30,23 @@ class ReducedLayer:
     least_levels: int
 
 
-def make_portable(model: QuantizedModel | QuantizedLanguageModel, activation_bits: int | None = None) -> None:
-    """Let no two codes of a layer add up to what saturates 16 bits, in evaluation, settling and freezing alike.
+def make_native(model: QuantizedModel | QuantizedLanguageModel) -> None:
+    """Let weights keep their whole range in evaluation, settling and freezing alike; the model is not portable then.
 
-    Weights of 8 bits lose range in the channels that need it and are rounded anew, so the model is to be settled
-    afterwards; those of fewer bits keep their codes, which `freeze` then executes at a smaller shift, and
-    `freeze_language_model` as they are. Rows of an Embedding are looked up, not multiplied, and keep theirs. A model
-    that was made symmetric stays as it is: two products with signed activations, at most 128 · 127 each, fit into 16
-    bits.
+    Otherwise no two codes of a layer add up to what saturates 16 bits: weights of 8 bits have less range in channels
+    that need it, while those of fewer bits keep their codes, which `freeze` then executes at a smaller shift. The model
+    is to be settled afterwards.
 
     Args:
         model: The model; its parameters do not change.
-        activation_bits: Bits of the cycling activations. Layers read those that hold the upper bound too, so only
-            more bits than theirs count; None is theirs, at most 8.
     """
-    if all(edge.symmetric for _, edge in model.edges()):
-        return
-    bits = max(min(model.config.upper, _EXECUTED_BITS), activation_bits or 0)
-    for _, layer in _layers(model):
-        layer.pair_limit = pair_limit(bits)
+    model.precision.native = True
 
 
 def reduced_layers(
     model: QuantizedModel | QuantizedLanguageModel, weight_bits: WeightBits = None
 ) -> list[ReducedLayer]:
-    """Return the layers in which `make_portable` takes codes away, in the order of the graph.
+    """Return the layers that have fewer codes than their bits allow, in the order of the graph.
 
     Args:
         model: The model.

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from cpt_deploy.quantization.affine import symmetric_levels, unsigned_levels
-from cpt_deploy.quantization.config import FLOAT_BITS, whole_bits
+from cpt_deploy.quantization.config import FLOAT_BITS, MOST_INTEGER_BITS, whole_bits
 from cpt_deploy.quantization.noise import mix_into, mix_seed, seed_from_index
+from cpt_deploy.quantization.pairs import pair_limit
 
 Role = str
 """Whose bits a tensor has: "cycle", "hold", or the name of a group of layers with bits of its own."""
@@ -62,6 +63,8 @@ class PrecisionState(nn.Module):
         self.weight_bits: dict[Role, int] = {**dict.fromkeys(ROLES, upper), **self.groups}
         self.activation_bits: dict[Role, int] = dict(self.weight_bits)
         self.gradient_bits = 8
+        #: Whether weights keep their whole range in evaluation and freezing, though pairs of products may saturate.
+        self.native = False
         #: Whether gradients are quantized at all at their present bits.
         self.quantizes_gradients = True
         self._quantizes_weights: dict[Role, bool] = dict.fromkeys(self.weight_bits, True)
@@ -181,6 +184,11 @@ class PrecisionState(nn.Module):
     def quantizes_activations(self, role: Role) -> bool:
         """Return whether activations of a role are quantized at all at their present bits."""
         return self._quantizes_activations[role]
+
+    @property
+    def pair_limit(self) -> int | None:
+        """What two executed weight codes of one sign may add up to in evaluation and freezing; None is no limit."""
+        return None if self.native else pair_limit(min(max(self.activation_bits.values()), MOST_INTEGER_BITS))
 
     @property
     def branches(self) -> tuple[bool, ...]:

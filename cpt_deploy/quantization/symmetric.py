@@ -9,7 +9,8 @@ BITS = 8
 def make_symmetric(model: QuantizedModel, activation_bits: int | None = None) -> None:
     """Let each activation have int8 codes around 0, in evaluation, settling and freezing alike.
 
-    A tensor without negative values then uses half of the codes. The model is to be settled afterwards.
+    A tensor without negative values then uses half of the codes. Weights have their whole range, since products with
+    signed activations cannot saturate. The model is to be settled afterwards.
 
     Args:
         model: The model; its parameters do not change.
@@ -26,3 +27,4 @@ def make_symmetric(model: QuantizedModel, activation_bits: int | None = None) ->
         )
     for _, edge in model.edges():
         edge.symmetric = True
+    model.precision.native = True

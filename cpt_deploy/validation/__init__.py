@@ -5,6 +5,7 @@ Loads PyTorch only where a bundle's integer executor or a trained model is asked
 
 from cpt_deploy.bundle.operators import float_operators, optimized_operators
 from cpt_deploy.bundle.processor import CpuInfo, read_cpu
+from cpt_deploy.validation.accumulators import Accumulator, bundle_accumulators, overflow_reasons
 from cpt_deploy.validation.benchmarking import BenchmarkReport, Footprint, Latency, benchmark
 from cpt_deploy.validation.comparison import PairResult, RuntimeResult, TensorResult
 from cpt_deploy.validation.constants import ConstantDifference, ConstantsResult, compare_constants
@@ -29,6 +30,7 @@ from cpt_deploy.validation.taps import Tap, TappedModel, add_taps, quantized_ten
 from cpt_deploy.validation.validate import LabelledImages, validate
 
 __all__ = [
+    "Accumulator",
     "BenchmarkReport",
     "BundledIntegerModel",
     "ConstantDifference",
@@ -55,6 +57,7 @@ __all__ = [
     "ValidationReporter",
     "add_taps",
     "benchmark",
+    "bundle_accumulators",
     "bundle_portability",
     "bundle_saturation",
     "compare_constants",
@@ -66,6 +69,7 @@ __all__ = [
     "layer_saturation",
     "mcnemar_exact",
     "optimized_operators",
+    "overflow_reasons",
     "quantized_tensors",
     "read_cpu",
     "software_versions",

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from cpt_deploy.bundle import FORMATS
 from cpt_deploy.bundle.providers import CPU
+from cpt_deploy.validation.accumulators import overflow_reasons
 from cpt_deploy.validation.constants import ConstantsResult
 from cpt_deploy.validation.noninferiority import MAX_DROP, NonInferiority, judge_pairs
 from cpt_deploy.validation.reference import differs_from_recorded, recorded_loss
@@ -15,14 +16,15 @@ def judge(report: ValidationReport) -> ValidationReport:
     """Return the report with the reasons for which it does not pass its gate, and what remains undecided.
 
     Logits that are not finite, files that contradict each other or the run, constants that are not those of the integer
-    graph, operators in float that were not announced, and a portable bundle that can saturate always fail; accuracy and
-    integers fail as far as `report.gate` asks for them.
+    graph, sums that int32 may not hold, operators in float that were not announced, and a portable bundle that can
+    saturate always fail; accuracy and integers fail as far as `report.gate` asks for them.
     """
     report = replace(report, non_inferiority=_non_inferiority(report))
     checks = (
         _finite_reasons,
         _contradiction_reasons,
         _constant_reasons,
+        _overflow_reasons,
         _operator_reasons,
         _portability_reasons,
         _recorded_reasons,
@@ -106,6 +108,10 @@ def constant_reasons(constants: ConstantsResult | None) -> list[str]:
 
 def _finite_reasons(report: ValidationReport) -> list[str]:
     return [f"{runtime.name} returned logits that are not finite" for runtime in report.runtimes if not runtime.finite]
+
+
+def _overflow_reasons(report: ValidationReport) -> list[str]:
+    return overflow_reasons(report.accumulators)
 
 
 def _portability_reasons(report: ValidationReport) -> list[str]:

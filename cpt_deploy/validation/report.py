@@ -8,6 +8,7 @@ from cpt_deploy.bundle import FORMATS, EvaluationResult
 from cpt_deploy.bundle.golden import compared_values
 from cpt_deploy.bundle.processor import CpuInfo
 from cpt_deploy.bundle.providers import CPU
+from cpt_deploy.validation.accumulators import Accumulator
 from cpt_deploy.validation.comparison import PairResult, RuntimeResult, ServedLogits, TensorResult, TrainedCodes
 from cpt_deploy.validation.constants import ConstantsResult
 from cpt_deploy.validation.noninferiority import NonInferiority
@@ -145,6 +146,7 @@ class ValidationReport:
         validated_at: When, ISO 8601 in UTC.
         notes: What was not measured, and why.
         portability: What the bundle gave up if it was exported to be portable.
+        accumulators: How near the sums of each layer can come to the ends of int32.
         unoptimized_tensors: Integers of the executor against onnxruntime's with its optimizations off, for
             comparison: what a runtime that does not execute integers makes of the same file.
         constants: model.onnx against the integer graph, constant by constant; `None` without the `onnx` package.
@@ -178,6 +180,7 @@ class ValidationReport:
     validated_at: str
     notes: tuple[str, ...]
     portability: Portability | None = None
+    accumulators: tuple[Accumulator, ...] = ()
     unoptimized_tensors: tuple[TensorResult, ...] | None = None
     constants: ConstantsResult | None = None
     confusion: Confusion | None = None

@@ -145,10 +145,16 @@ def _graph_layers(graph: dict[str, Any], tensors: dict[str, npt.NDArray[Any]]) -
     sources = {tensor["name"]: tensor for tensor in graph["tensors"]}
     for operation in graph["operations"]:
         if "codes" in operation and operation["type"] != "Embed":  # whose rows are looked up and not multiplied
-            codes = tensors[operation["codes"]["tensor"]] << np.int8(operation["shift"])
+            codes = executed_codes(operation, tensors)
             source = sources[operation["inputs"][0]]
             signed = bool(source.get("signed", False))
             yield layer_saturation(operation["output"], codes, int(source["bits"]), signed=signed)
+
+
+def executed_codes(operation: dict[str, Any], tensors: dict[str, npt.NDArray[Any]]) -> npt.NDArray[np.int8]:
+    """Return the codes of an operation of a bundle's graph as they multiply activations."""
+    codes: npt.NDArray[np.int8] = tensors[operation["codes"]["tensor"]] << np.int8(operation["shift"])
+    return codes
 
 
 def _products(activations: Sequence[dict[str, Any]], tensors: dict[str, npt.NDArray[Any]]) -> Iterable[LayerSaturation]:

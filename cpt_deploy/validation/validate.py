@@ -18,6 +18,7 @@ from cpt_deploy.bundle.processor import read_cpu
 from cpt_deploy.bundle.providers import keeps_operators, provider_name
 from cpt_deploy.bundle.sessions import PORTABLE_KEY
 from cpt_deploy.errors import BundleError, DataError, UsageError
+from cpt_deploy.validation.accumulators import bundle_accumulators
 from cpt_deploy.validation.comparison import IntegerComparison
 from cpt_deploy.validation.constants import compare_constants
 from cpt_deploy.validation.formats import load_formats, program_files
@@ -144,6 +145,7 @@ def validate(  # noqa: PLR0913  what is measured, on what, and what it has to fu
             golden=GoldenFacts(check.values, check.mismatches, check.worst_codes, check.tolerance, check.worst_logit),
             graph=_graph_facts(bundle, provider),
             saturation=saturation,
+            accumulators=bundle_accumulators(bundle),
             cpu=read_cpu(),
             versions=software_versions(),
             validated_at=datetime.now(UTC).isoformat(timespec="seconds"),

@@ -58,18 +58,18 @@ def test_a_sweep_measures_each_width_and_times_the_float_network(typed, transfor
     assert report["float_parts"]["operators"]["gelu"] == 1
 
 
-FORMS = {"portable": ["--portable"], "symmetric": ["--activations", "symmetric"]}
+FORMS = {"native": ["--native"], "symmetric": ["--activations", "symmetric"]}
 
 
 @pytest.mark.parametrize("name", FORMS)
-def test_portable_and_symmetric_bundles_are_exact_and_need_no_other_kernels(typed, transformer, digits, name):
+def test_native_and_symmetric_bundles_are_exact_and_only_native_ones_can_saturate(typed, transformer, digits, name):
     bundle = json.loads(typed("export", transformer.parent, *FORMS[name], "--json").out)["bundle"]
     assert bundle.endswith(f"bundle-8bit-{name}")
     words = ("validate", bundle, "--data", "digits", "--require-exact", "--max-drop", 8, "--json")
     report = json.loads(typed(*words).out)
     assert report["integers"]["mismatching"] == 0 < report["integers"]["compared"]
-    assert not report["saturation"]["possible_without_vnni"]
-    assert (report["portability"] is not None) == (name == "portable")
+    assert report["saturation"]["possible_without_vnni"] == (name == "native")
+    assert (report["portability"] is None) == (name == "native")
     assert "Gemm" not in report["graph"]["float_operators"]
     assert json.loads(typed("predict", bundle, digits[0], "--json").out)["results"][0]["predictions"]
 

@@ -55,8 +55,8 @@ def test_a_budget_gives_each_layer_bits_of_its_own(typed, run, workspace):
     assert "budget from 0.6" in typed("export", run, "--budget", 0.1, code=2).err
 
 
-def test_a_portable_export_cannot_saturate(typed, run, workspace):
-    typed("export", run, "--portable", "--opset", 21, "--out", "portable")
+def test_an_export_cannot_saturate(typed, run, workspace):
+    typed("export", run, "--opset", 21, "--out", "portable")
     facts = json.loads((workspace / "portable" / "config.json").read_text())["cpt"]
     assert (facts["portable"], facts["opset"]) == (True, 21)
     assert facts["reduced_layers"]

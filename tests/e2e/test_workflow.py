@@ -134,10 +134,10 @@ def test_the_opset_decides_whether_weights_are_packed(here, capsys, run_dir, tmp
     assert sizes[1] < 0.8 * sizes[0]
 
 
-def test_a_portable_export_cannot_saturate_and_says_what_that_takes(here, capsys, run_dir, tmp_path):
+def test_an_export_cannot_saturate_and_says_what_that_takes_and_a_native_one_can(here, capsys, run_dir, tmp_path):
     portable = str(tmp_path / "portable")
-    assert main(["export", str(run_dir), "--portable", "--out", portable]) == 0
-    assert "reduced the range of weights in" in capsys.readouterr().err
+    assert main(["export", str(run_dir), "--out", portable]) == 0
+    assert "weights have a smaller range in" in capsys.readouterr().err
     assert main(["validate", portable]) == 0
     assert "nothing can saturate (portable: smaller range in" in capsys.readouterr().out
     words = ["--data", "digits", "--run", str(run_dir), "--max-drop", "4", "--json"]
@@ -146,6 +146,14 @@ def test_a_portable_export_cannot_saturate_and_says_what_that_takes(here, capsys
     assert report["integers"]["mismatching"] == 0
     assert report["saturation"]["possible_without_vnni"] is False
     assert {layer["layer"] for layer in report["portability"]["reduced"]} >= {"conv1", "fc"}
+    assert report["drop_points"] == 0.0  # evaluation after training was in the same range already
+    assert main(["export", str(run_dir), "--native"]) == 0
+    assert "smaller range" not in capsys.readouterr().err
+    native = str(run_dir / "bundle-8bit-native")
+    assert main(["validate", native, *words]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["integers"]["mismatching"] == 0
+    assert (report["portability"], report["saturation"]["possible_without_vnni"]) == (None, True)
 
 
 # Bad input

@@ -89,11 +89,12 @@ def export(  # noqa: PLR0913, PLR0917  the options are its parameters
         typer.Option("--list-formats", help="List the formats and exit.", callback=_list_formats, is_eager=True),
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Export at bits that the run never trained at.")] = False,
-    portable: Annotated[
+    native: Annotated[
         bool,
         typer.Option(
-            "--portable",
-            help="Reduce the range of weights where products could saturate on x86 processors without VNNI.",
+            "--native",
+            help="Keep the whole range of 8-bit weights: for processors with VNNI, since others of x86 then need "
+            "slower kernels.",
         ),
     ] = False,
     activations: Annotated[
@@ -176,7 +177,7 @@ def export(  # noqa: PLR0913, PLR0917  the options are its parameters
     """Freeze the trained model of a run to integers and write a bundle: the directory that ships.
 
     Layers and activations that held the upper bound in training keep it. At other bits than the upper bound, and for
-    --portable, the activation ranges and BatchNorm statistics are estimated anew on training data first. A bundle of
+    --native, the activation ranges and BatchNorm statistics are estimated anew on training data first. A bundle of
     the same name is replaced; nothing half-written is ever left.
 
     A run of a language model is written likewise, with its state as inputs and outputs; with affine activations and
@@ -204,7 +205,7 @@ def export(  # noqa: PLR0913, PLR0917  the options are its parameters
         bits=bits,
         activation_bits=act_bits,
         budget=budget,
-        portable=portable,
+        native=native,
         symmetric=activations is Activations.SYMMETRIC,
         opset=opset,
         formats=chosen_formats(format_ or ()),
@@ -258,7 +259,7 @@ COMMAND = Command(
     panel=TRAIN_PANEL,
     examples=(
         "cpt export runs/digits --bits 4 --act-bits 4  # 8 bits without these; activations too, where they cycled",
-        "cpt export runs/digits --budget 0.6 --portable  # bits by layer, 60 % of the 8-bit weights; any x86 processor",
+        "cpt export runs/digits --budget 0.6  # bits by layer, 60 % of the size of 8-bit weights",
         "cpt export --from model.onnx --data photos/  # trained elsewhere, in float: calibration only",
         "cpt export runs/digits --format torchscript,pt2  # for programs that have PyTorch but not onnxruntime",
     ),

@@ -63,7 +63,7 @@ def info(json_output: JsonFlag = False, quiet: QuietFlag = False, debug: DebugFl
 
 _SATURATION = {
     False: "added in 32 bits",
-    True: "added in saturating 16 bits: onnxruntime is told to use slower exact kernels, but for portable models",
+    True: "added in saturating 16 bits: onnxruntime is told to use slower exact kernels for native models",
     None: "unknown",
 }
 

@@ -36,6 +36,9 @@ def sweep(  # noqa: PLR0913, PLR0917  the options are its parameters
     ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Timed calls of each model.")] = 50,
     force: Annotated[bool, typer.Option("--force", help="Also at bits that the run never trained at.")] = False,
+    native: Annotated[
+        bool, typer.Option("--native", help="Keep the whole range of 8-bit weights, as cpt export --native does.")
+    ] = False,
     json_output: JsonFlag = False,
     quiet: QuietFlag = False,
     debug: DebugFlag = False,
@@ -59,6 +62,7 @@ def sweep(  # noqa: PLR0913, PLR0917  the options are its parameters
         else [None if word.strip() == SAME else _number(word, "--act-bits") for word in act_bits.split(",")],
         rounds=rounds,
         force=force,
+        native=native,
     )
     rows = [family.row(entry, document) for entry in document["exports"]]
     out.table(family.columns, rows, title=family.summary(document))

@@ -1,7 +1,7 @@
 """From a trained language model to a bundle: freeze, write ONNX, take the golden sample."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from cpt_deploy.freezing.language import IntegerLanguageModel, IntegerTable, fre
 from cpt_deploy.freezing.language.model import weighted_parts
 from cpt_deploy.quantization.cycling import WeightBits
 from cpt_deploy.quantization.language import QuantizedLanguageModel
+from cpt_deploy.quantization.portability import reduced_layers
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,7 @@ def export_language_bundle(
             f"Expected a vocabulary for the model's {frozen.vocabulary} tokens, but got {identity.tokenizer.size}"
         )
     opset = chosen_opset(frozen, opset)
+    portable = not any(linear.can_saturate for linear in frozen.linears())
     facts = {
         "weight_bits": mean_bits(
             weight_bits, {part.name: (part.bits, part.codes.size) for part in weighted_parts(frozen)}
@@ -90,6 +92,8 @@ def export_language_bundle(
         "quantization": TRAINED,
         "cycle": [model.config.lower, model.config.upper],
         "opset": opset,
+        "portable": portable,
+        "reduced_layers": [asdict(layer) for layer in reduced_layers(model, weight_bits)],
         **identity.facts,
     }
     metadata = {
@@ -97,7 +101,7 @@ def export_language_bundle(
         "cpt.weight_bits": str(facts["weight_bits"]),
         "cpt.activation_bits": str(facts["activation_bits"]),
         "task": "generate",
-        **({} if any(linear.can_saturate for linear in frozen.linears()) else {PORTABLE_KEY: "true"}),
+        **({PORTABLE_KEY: "true"} if portable else {}),
     }
     onnx = write_language_onnx(frozen, opset=opset, metadata=metadata)
     contents = LanguageContents(

@@ -6,14 +6,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from cpt_deploy.errors import ConversionError
+from cpt_deploy.freezing.accumulators import check_sum, pair_can_saturate
+from cpt_deploy.precision.accumulators import worst_sums
 from cpt_deploy.quantization.affine import quantize_weight, symmetric_levels
 from cpt_deploy.quantization.edges import EdgeQuantizer
 from cpt_deploy.quantization.language import InputQuantizedLinear
 from cpt_deploy.quantization.layers import QuantizedEmbedding, QuantizedLayer
-from cpt_deploy.quantization.pairs import pair_limit, worst_pair
 
 Floats = npt.NDArray[np.float32]
 Codes = npt.NDArray[np.int8]
@@ -119,8 +119,7 @@ class IntegerLinear:
     @property
     def can_saturate(self) -> bool:
         """Whether two products could exceed 16 bits where a processor without VNNI adds them, see `pairs`."""
-        limit = pair_limit(self.grid.levels.bit_length())
-        return int(worst_pair(torch.from_numpy(self.codes).float()).max()) > limit
+        return pair_can_saturate(self.codes, self.grid.levels.bit_length())
 
     @property
     def factors(self) -> Floats:
@@ -196,7 +195,8 @@ def frozen_linear(name: str, layer: QuantizedLayer, edge: EdgeQuantizer) -> Inte
     """Return a Linear's codes at the present bits, and the grid of its input in the range that training kept.
 
     Raises:
-        ConversionError: If the input's range was never observed, or has more codes than a byte.
+        ConversionError: If the input's range was never observed or has more codes than a byte, or a sum could leave
+            int32.
     """
     codes, scales = _weight(layer)
     grid = edge.kept_grid()
@@ -205,6 +205,8 @@ def frozen_linear(name: str, layer: QuantizedLayer, edge: EdgeQuantizer) -> Inte
         raise ConversionError(f"Expected activations of at most 8 bits, but {name} has {levels + 1} codes")
     if int(edge.batches) == 0:
         raise ConversionError(f"Expected a model whose ranges were observed, but {name} has seen no batch")
+    sums = worst_sums(codes, levels=levels, zero_point=int(grid.zero_point))
+    check_sum(name, int(sums.max(initial=0)))
     bias = None if layer.bias is None else layer.bias.detach().cpu().float().numpy().copy()
     return IntegerLinear(name, codes, scales, bias, Grid(float(grid.scale), int(grid.zero_point), levels))
 

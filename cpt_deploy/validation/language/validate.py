@@ -16,6 +16,7 @@ from cpt_deploy.bundle.operators import float_operators, unannounced_operators
 from cpt_deploy.bundle.processor import read_cpu
 from cpt_deploy.bundle.providers import CPU, keeps_operators, provider_name
 from cpt_deploy.errors import DataError
+from cpt_deploy.validation.accumulators import bundle_accumulators, overflow_reasons
 from cpt_deploy.validation.gate import operator_reasons
 from cpt_deploy.validation.language.gate import (
     LanguageReference,
@@ -127,12 +128,14 @@ def validate_language(
         found = measure_text(bundle, rows, trained.step, rows_of(trained.text, ROWS), provider)
     golden = LanguageModel(bundle.onnx_path, bundle.manifest, provider=provider).reproduce_golden(bundle.golden)
     cpu, saturation, portability = read_cpu(), bundle_saturation(bundle), bundle_portability(bundle)
+    accumulators = bundle_accumulators(bundle)
     floats = _float_operators(bundle, provider)
     verdict = judge_rise(found, MAX_DROP if max_rise is None else max_rise)
     reasons = [
         *contradiction_reasons(bundle, trained),
         *file_contradictions(bundle, saturation),
         *operator_reasons(floats["unannounced"]),
+        *overflow_reasons(accumulators),
         *portability_reasons(saturation, portability),
         *recorded_reasons(trained),
         *(exactness_reasons(found) if require_exact else []),
@@ -155,6 +158,7 @@ def validate_language(
         "graph": floats,
         "golden": {**asdict(golden), "tolerance": bundle.golden.tolerance},
         "saturation": saturation_entry(saturation, cpu),
+        "accumulators": [asdict(entry) for entry in accumulators],
         "portability": None if portability is None else asdict(portability),
         "provider": provider_name(provider),
         "cpu": asdict(cpu),

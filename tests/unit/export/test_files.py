@@ -13,12 +13,13 @@ from onnx import numpy_helper
 from torch import nn
 
 from cpt_deploy.bundle import OnnxRuntimeModel, Preprocessing
+from cpt_deploy.bundle.sessions import PORTABLE_KEY
 from cpt_deploy.errors import BundleError, UsageError
 from cpt_deploy.export import ModelIdentity, export_bundle, float_model, write_float_onnx, write_onnx
 from cpt_deploy.export.bundle_export import digest
 from cpt_deploy.freezing import IntegerExecutor, freeze, graph_from_bundle
 from cpt_deploy.models import build_model
-from cpt_deploy.quantization import QuantizationConfig, QuantizedModel, prepare, settle
+from cpt_deploy.quantization import QuantizationConfig, QuantizedModel, make_native, prepare, settle
 
 LABELS = tuple(f"class {i}" for i in range(10))
 PREPROCESSING = Preprocessing(channels=3, size=(32, 32), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
@@ -76,7 +77,14 @@ def test_the_file_has_int8_weights_uint8_activations_and_a_free_batch(model: Qua
     assert [dim.dim_param or dim.dim_value for dim in proto.graph.input[0].type.tensor_type.shape.dim] == [
         "N", 3, 32, 32,
     ]  # fmt: skip
-    assert {prop.key: prop.value for prop in proto.metadata_props} == {"task": "classify"}
+    assert {prop.key: prop.value for prop in proto.metadata_props} == {"task": "classify", PORTABLE_KEY: "true"}
+
+
+def test_a_native_file_does_not_say_that_it_is_portable(model: QuantizedModel) -> None:
+    native = copy.deepcopy(model)
+    make_native(native)
+    proto = onnx.load_model_from_string(write_onnx(freeze(native)))
+    assert not proto.metadata_props
 
 
 def test_the_file_is_at_most_0_27_of_float32(model: QuantizedModel) -> None:

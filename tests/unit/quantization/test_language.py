@@ -122,7 +122,10 @@ def test_an_lstm_layer_is_integer_products_and_onnx_gates(tokens):
     x = model.network.embedding(tokens)
     with torch.no_grad():
         found, (h, c) = layer(x, tuple(part[:1] for part in model.initial_state(3)))
-    weights = [quantize_weight(part.weight, torch.tensor(127.0)) for part in (layer.input_layer, layer.hidden_layer)]
+    weights = [
+        quantize_weight(part.weight, part.limited_levels(torch.tensor(127.0)))
+        for part in (layer.input_layer, layer.hidden_layer)
+    ]
     w, r = ((codes * scale[:, None]).detach() for codes, scale in weights)
     order = torch.cat([torch.arange(20) + 20 * gate for gate in (0, 3, 1, 2)])
     bias = torch.cat([layer.input_layer.bias.detach()[order], torch.zeros(80)])

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from torch import nn
 
-from cpt_deploy.quantization import QuantizationConfig, make_portable, prepare, reduced_layers
+from cpt_deploy.quantization import QuantizationConfig, make_native, prepare, reduced_layers
 from cpt_deploy.quantization.affine import quantize_weight
 from cpt_deploy.quantization.pairs import pair_limit, portable_levels, worst_pair
 
@@ -69,23 +69,27 @@ def test_activations_below_8_bits_change_nothing() -> None:
     assert portable_levels(torch.randn(3, 9), FULL, pair_limit(7)) is FULL
 
 
-def test_more_bits_than_8_are_left_where_8_would_not_exceed_the_limit() -> None:
+def test_more_bits_than_8_are_left_alone() -> None:
     weight = torch.tensor([[1.0, 1.0], [1.0, -1.0]])
-    assert portable_levels(weight, torch.tensor(32767.0), 128).tolist() == [64, 32767]
+    assert portable_levels(weight, torch.tensor(32767.0), 128).tolist() == [32767, 32767]
 
 
-def test_the_forward_pass_uses_the_reduced_codes_and_the_report_counts_them() -> None:
+def test_evaluation_uses_the_reduced_codes_unless_native_and_the_report_counts_them() -> None:
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(1, 6, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(6 * 16, 3))
     model = prepare(network, QuantizationConfig(), (1, 4, 4)).eval()
-    assert reduced_layers(model) == []
-    make_portable(model)
     conv = model.network.get_submodule("0")
     levels = portable_levels(conv.weight, FULL, 128)
     codes, scales = quantize_weight(conv.weight, levels)
+    whole, whole_scales = quantize_weight(conv.weight, FULL)
     assert torch.equal(conv.quantized_weight, codes * scales.view(-1, 1, 1, 1))
+    model.train()  # in training weights have their whole range
+    assert torch.equal(conv.quantized_weight, whole * whole_scales.view(-1, 1, 1, 1))
     first, last = reduced_layers(model)
     assert (first.layer, first.channels, last.layer, last.channels) == ("0", 6, "3", 3)
     assert first.reduced_channels == int((levels < 127).sum())
     assert first.least_levels == int(levels.min())
     assert reduced_layers(model, 4) == [first, last]  # both hold the upper bound
+    make_native(model.eval())
+    assert reduced_layers(model) == []
+    assert torch.equal(conv.quantized_weight, whole * whole_scales.view(-1, 1, 1, 1))

@@ -144,7 +144,7 @@ def graph_entry(network: Network) -> dict:
     return {
         "input": "x",
         "output": "y",
-        "tensors": network.quantizers,
+        "tensors": [{**tensor, "shape": [4, 8, 8]} for tensor in network.quantizers],
         "operations": [
             layer("Convolution", "first", "x", "a"),
             layer("Convolution", "second", "a", "b"),

@@ -12,7 +12,7 @@ from cpt_deploy.bundle import Preprocessing
 from cpt_deploy.export import ModelIdentity, export_bundle, write_float_onnx
 from cpt_deploy.quantization import (
     QuantizationConfig,
-    make_portable,
+    make_native,
     make_symmetric,
     prepare,
     reduced_layers,
@@ -25,11 +25,11 @@ LABELS = ("zero", "one", "two")
 SHAPE = (1, 8, 8)
 IDENTITY = ModelIdentity("forms", "test", LABELS, Preprocessing(1, (8, 8), mean=(0.5,), std=(0.25,)))
 FORMS = {
-    "affine": {},
-    "portable": {"portable": True},
+    "portable": {},
+    "native": {"native": True},
     "symmetric": {"symmetric": True},
-    "portable and symmetric": {"portable": True, "symmetric": True},
-    "4 bits, portable": {"portable": True, "weight_bits": 4, "activation_bits": 4},
+    "4 bits": {"weight_bits": 4, "activation_bits": 4},
+    "4 bits, native": {"native": True, "weight_bits": 4, "activation_bits": 4},
     "3 bits, symmetric": {"symmetric": True, "weight_bits": 3},
 }
 LAYERS = ("stem.0", "block.0", "block.3", "attention.in_proj", "attention.out_proj", "mlp.1", "mlp.3", "head")
@@ -61,7 +61,7 @@ class EveryLayer(nn.Module):
         return result
 
 
-def prepared(*, portable=False, symmetric=False, weight_bits=None, activation_bits=None):
+def prepared(*, native=False, symmetric=False, weight_bits=None, activation_bits=None):
     torch.manual_seed(0)
     network = EveryLayer()
     for parameter in network.parameters():
@@ -69,8 +69,8 @@ def prepared(*, portable=False, symmetric=False, weight_bits=None, activation_bi
     model = prepare(network, QuantizationConfig(), SHAPE)
     if symmetric:
         make_symmetric(model, activation_bits)
-    if portable:
-        make_portable(model, activation_bits)
+    if native:
+        make_native(model)
     settle(model, [torch.randn(64, *SHAPE)], weight_bits=weight_bits, activation_bits=activation_bits)
     return model.eval()
 
@@ -81,10 +81,8 @@ def form(request, tmp_path_factory):
     asked = FORMS[request.param]
     bits = {key: asked.get(key) for key in ("weight_bits", "activation_bits")}
     model = prepared(**asked)
-    facts = {"portable": True, "reduced_layers": []} if asked.get("portable") else {}
-    identity = ModelIdentity(IDENTITY.name, "test", LABELS, IDENTITY.preprocessing, facts=facts)
     folder = tmp_path_factory.mktemp("forms") / "bundle"
-    return asked, model, export_bundle(model, folder, identity, torch.randn(4, *SHAPE), **bits)
+    return asked, model, export_bundle(model, folder, IDENTITY, torch.randn(4, *SHAPE), **bits)
 
 
 @pytest.fixture(scope="module")
@@ -149,24 +147,21 @@ def test_what_can_saturate_without_vnni_is_told_and_portable_files_cannot(form, 
     layers = bundle_saturation(bundle)
     assert len(layers) == len(LAYERS)  # all that multiply, not the embedding
     hazard = any(layer.possible for layer in layers)
-    assert hazard == (asked == {})
+    assert hazard == bool(asked.get("native"))  # with weights of 4 bits the first and the last layer hold 8
+    assert bundle.facts["portable"] == (not hazard)
+    assert bool(bundle.facts["reduced_layers"]) == (not asked.get("native") and not asked.get("symmetric"))
     unpacked = list(worst_pairs(bundle.onnx_path))
     assert len(unpacked) >= 2
-    if asked.get("portable") and not asked.get("symmetric"):
-        assert max(unpacked) <= 128  # 255 · 128 fits into int16
-    elif not asked:
-        assert max(unpacked) > 128
+    if not asked.get("symmetric"):
+        assert (max(unpacked) <= 128) == (not hazard)  # 255 · 128 fits into int16
     page = render_validation_page(report.to_dict(), LABELS)
     assert ("nothing can saturate" in page) == (not hazard)
 
 
-def test_the_card_names_the_option_that_onnxruntime_needs(form):
+def test_the_card_names_the_option_that_onnxruntime_needs_if_any(form):
     card = (form[2].path / "README.md").read_text()
-    needed, other = "session.x64quantprecision", "session.qdqisint8allowed"
-    if form[0].get("symmetric"):
-        needed, other = other, needed
-    assert needed in card
-    assert other not in card
+    assert ("session.x64quantprecision" in card) == bool(form[0].get("native"))
+    assert ("session.qdqisint8allowed" in card) == bool(form[0].get("symmetric"))
 
 
 def test_few_bits_are_packed_in_layers_on_tokens_too(form):
@@ -180,8 +175,8 @@ def test_few_bits_are_packed_in_layers_on_tokens_too(form):
 
 
 def test_only_layers_that_multiply_lose_range_and_none_beside_signed_activations():
-    assert tuple(layer.layer for layer in reduced_layers(prepared(portable=True))) == LAYERS
-    assert reduced_layers(prepared(portable=True, symmetric=True)) == []
+    assert tuple(layer.layer for layer in reduced_layers(prepared())) == LAYERS
+    assert reduced_layers(prepared(symmetric=True)) == []
 
 
 @pytest.mark.parametrize("part", ["weight_codes", "weight_scales"])

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from cpt_deploy.validation import (
+    Accumulator,
     CpuInfo,
     PairResult,
     Portability,
@@ -176,3 +177,11 @@ def test_a_portable_bundle_must_not_be_able_to_saturate(largest, passed):
     assert judged.passed is passed
     assert passed or "first 'conv'" in judged.reasons[0]
     assert judge(report(saturation=layers)).passed
+
+
+def test_sums_that_int32_may_not_hold_fail():
+    fits, large = Accumulator("conv", 2**31 - 1), Accumulator("fc", 2**31)
+    assert judge(report(accumulators=(fits,))).passed
+    judged = judge(report(accumulators=(fits, large)))
+    assert not judged.passed
+    assert "'fc' can reach 2,147,483,648" in judged.reasons[0]

@@ -12,7 +12,7 @@ from cpt_deploy.export.language.bundle_export import LanguageIdentity, export_la
 from cpt_deploy.export.language.kinds import language_manifest, write_language_onnx
 from cpt_deploy.freezing.language import freeze_language_model
 from cpt_deploy.models.language.catalog import build_language_model
-from cpt_deploy.quantization import QuantizationConfig, make_portable, prepare_language_model, reduced_layers
+from cpt_deploy.quantization import QuantizationConfig, make_native, prepare_language_model, reduced_layers
 from cpt_deploy.quantization.settling import observing
 from cpt_deploy.validation import bundle_saturation
 from cpt_deploy.validation.language.taps import tap_products
@@ -38,8 +38,8 @@ def trained(kind, *, portable):
         for parameter in network.parameters():
             parameter.mul_(2)
     model = prepare_language_model(network, QuantizationConfig(lower=2, upper=8))
-    if portable:
-        make_portable(model)
+    if not portable:
+        make_native(model)
     with torch.no_grad(), observing(model):
         for seed in range(3):
             model(tokens(4, 20, seed))
@@ -124,7 +124,7 @@ def test_a_portable_bundle_says_so_and_is_valid(kind, tmp_path):
         for entry in reduced_layers(model)
     ]  # fmt: skip
     assert reduced
-    bundle = exported(model, tmp_path / "bundle", portable=True, reduced_layers=reduced)
+    bundle = exported(model, tmp_path / "bundle")
     assert not needs_exact_sums(bundle.onnx_path)
     report = validate_language(bundle, tokens(1, 300)[0].numpy(), {"name": "words", "split": "test"})
     assert report.passed, report.reasons
@@ -143,7 +143,7 @@ def test_a_bundle_that_only_claims_to_be_portable_does_not_pass(kind, tmp_path):
     report = validate_language(bundle, text, {"name": "words", "split": "test"}, require_exact=False)
     assert not report.passed
     assert "can saturate" in report.reasons[-1]
-    damaged = exported(trained(kind, portable=True), tmp_path / "damaged", portable=True)
+    damaged = exported(trained(kind, portable=True), tmp_path / "damaged", reduced_layers=None)
     with pytest.raises(BundleError, match="reduced_layers"):
         validate_language(damaged, text, {"name": "words", "split": "test"})
 

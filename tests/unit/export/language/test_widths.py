@@ -75,9 +75,10 @@ def nodes(graph):
 def test_each_layer_has_the_codes_of_its_bits(model, widths, frozen):
     assert set(parts(frozen)) == set(widths)
     for name, part in parts(frozen).items():
-        weight = model.network.get_submodule(name).weight.detach().numpy()
-        levels = 2 ** (widths[name] - 1) - 1
-        scales = np.abs(weight).max(axis=1, keepdims=True) / np.float32(levels)
+        layer = model.network.get_submodule(name)
+        weight = layer.weight.detach().numpy()
+        levels = layer.limited_levels(torch.tensor(float(2 ** (widths[name] - 1) - 1))).numpy()
+        scales = np.abs(weight).max(axis=1, keepdims=True) / np.atleast_1d(levels)[:, None]
         np.testing.assert_array_equal(part.codes, np.rint(weight / scales))
         assert part.bits == widths[name]
 

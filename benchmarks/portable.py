@@ -1,0 +1,245 @@
+"""What portable weights cost in accuracy: trained networks frozen portable and native, on the same whole test sets.
+
+Each network is settled twice without the limit of pairs, on other training batches, so that the table has beside the
+difference between the two forms what chance alone makes of one of them. Images: accuracy in onnxruntime and McNemar's
+exact test on paired answers. Text: the mean difference of the tokens' losses, with its standard error. Runs that are
+finished are taken as they are.
+
+    CPT_DATA_DIR=… OMP_NUM_THREADS=1 python benchmarks/portable.py [--runs runs/portable]
+"""
+
+import argparse
+import copy
+import math
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from measuring import machine, machine_line, markdown_table, write_results
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cpt_deploy.bundle import OnnxRuntimeModel
+from cpt_deploy.data import ImageSet, eval_loader, load_images
+from cpt_deploy.data.text import evaluation_chunks, load_corpus, training_chunk, training_rows
+from cpt_deploy.export import write_onnx
+from cpt_deploy.freezing import freeze
+from cpt_deploy.quantization import (
+    QuantizedLanguageModel,
+    QuantizedModel,
+    make_native,
+    observing,
+    reduced_layers,
+    settle,
+)
+from cpt_deploy.recipe import load_recipe
+from cpt_deploy.training import TrainedLanguageModel, TrainedRun, load_language_model, load_run, settling_inputs, train
+from cpt_deploy.validation import mcnemar_exact
+
+SHORT = ("train.epochs=null", "lr.warmup_steps=20", "train.settle_batches=20")
+SMALL_CIFAR = ("data.name=cifar10-jpeg", "data.input.size=[16,16]")
+MOBILENET = ("model.name=mobilenetv2", "train.batch_size=64", "optimizer.lr=0.05")
+IMAGES = {
+    "digits-tiny": ("digits-quickstart", ()),
+    "fashion-resnet8": ("fashion-mnist-resnet20", ("model.name=resnet8", *SHORT, "train.steps=400")),
+    "cifar-resnet8": ("fashion-mnist-resnet20", ("model.name=resnet8", *SMALL_CIFAR, *SHORT, "train.steps=1000")),
+    "cifar-mobilenetv2": ("fashion-mnist-resnet20", (*MOBILENET, *SMALL_CIFAR, *SHORT, "train.steps=250")),
+}
+TEXTS = {
+    "shakespeare-transformer": ("tinyshakespeare-transformer", ("train.steps=300",)),
+    "ptb-lstm": (
+        "ptb-lstm",
+        ("model.args.embedding=128", "model.args.hidden=128", "model.args.dropout=0", "train.eval_batch_size=40",
+         "train.epochs=null", "train.steps=500", "lr.name=cosine"),
+    ),
+}  # fmt: skip
+KEPT = ("train.eval_every=null", "train.checkpoint_every=null")
+SETTLE_BATCHES = 40
+TEXT_TOKENS = 40_000
+
+
+def trained(name: str, preset: str, settings: tuple[str, ...], folder: Path) -> Path:
+    """Return the directory of a run, trained now unless it is there."""
+    directory = folder / name
+    if not (directory / "report.json").is_file():
+        print(f"training {name}", file=sys.stderr, flush=True)
+        train(load_recipe(preset, [*settings, *KEPT, f"name={name}"]), directory)
+    return directory
+
+
+def forms(model: Any) -> dict[str, Any]:
+    """Return copies of a model: portable, native, and native to be settled on other batches."""
+    copies = {name: copy.deepcopy(model).eval() for name in ("portable", "native", "native again")}
+    for name in ("native", "native again"):
+        make_native(copies[name])
+    return copies
+
+
+def reduced(model: QuantizedModel | QuantizedLanguageModel) -> dict[str, Any]:
+    """Return in how many channels a portable model has a smaller range, and the mean greatest code there."""
+    layers = reduced_layers(model)
+    return {"channels": sum(layer.reduced_channels for layer in layers), "layers": len(layers)}
+
+
+def images_result(run: TrainedRun, name: str) -> dict[str, Any]:
+    """Measure one network on images in all forms."""
+    recipe = run.recipe.model_copy(
+        update={"train": run.recipe.train.model_copy(update={"settle_batches": 2 * SETTLE_BATCHES})}
+    )
+    batches = list(settling_inputs(recipe, run.preprocessing))
+    half = max(len(batches) // 2, 1)
+    test = load_images(recipe.data.name, split="test", root=None)
+    right: dict[str, NDArray[np.bool_]] = {}
+    models = forms(run.model)
+    for form, model in models.items():
+        settle(model, batches[half:] if form == "native again" else batches[:half])
+        right[form] = answers(model, run, test)
+    return {
+        "network": name,
+        "samples": len(test),
+        "reduced": reduced(models["portable"]),
+        "accuracy": {form: float(found.mean()) for form, found in right.items()},
+        "portable": paired(right["native"], right["portable"]),
+        "chance": paired(right["native"], right["native again"]),
+    }
+
+
+def answers(model: QuantizedModel, run: TrainedRun, test: ImageSet) -> NDArray[np.bool_]:
+    """Return which test images onnxruntime gets right with a model's integers."""
+    served = OnnxRuntimeModel(write_onnx(freeze(model)))
+    found = [
+        served.run(inputs.numpy()).argmax(axis=1) == labels.numpy()
+        for inputs, labels in eval_loader(test, run.preprocessing, 250)
+    ]
+    return np.concatenate(found)
+
+
+def paired(before: NDArray[np.bool_], after: NDArray[np.bool_]) -> dict[str, Any]:
+    """Return the difference in points of accuracy with its 95 % interval, and McNemar's test."""
+    lost, won = int((before & ~after).sum()), int((~before & after).sum())
+    count, difference = len(before), (won - lost) / len(before)
+    deviation = math.sqrt(max((lost + won) / count - difference**2, 0.0) / count)
+    return {
+        "points": 100 * difference,
+        "interval": [100 * (difference + sign * 1.96 * deviation) for sign in (-1, 1)],
+        "lost": lost,
+        "won": won,
+        "p": mcnemar_exact(lost, won),
+    }
+
+
+def text_result(run: TrainedLanguageModel, name: str) -> dict[str, Any]:
+    """Measure one language model in all forms, by its losses at the beginning of the test text."""
+    corpus = load_corpus(run.recipe.data.name, None)
+    ids = run.tokenizer.encode(corpus.text("test"))[:TEXT_TOKENS]
+    rows = training_rows(run.tokenizer.encode(corpus.text("train")), run.recipe.train.batch_size)
+    models, losses = forms(run.model), {}
+    for form, model in models.items():
+        first = SETTLE_BATCHES if form == "native again" else 0
+        settle_text(
+            model, (training_chunk(rows, run.recipe.data.text.sequence, first + i) for i in range(SETTLE_BATCHES))
+        )
+        losses[form] = text_losses(model, run, ids)
+    differences = {key: losses[form] - losses["native"] for key, form in
+                   (("portable", "portable"), ("chance", "native again"))}  # fmt: skip
+    return {
+        "network": name,
+        "samples": len(losses["native"]),
+        "reduced": reduced(models["portable"]),
+        "perplexity": {form: float(np.exp(found.mean())) for form, found in losses.items()},
+        **{
+            key: {"loss": float(d.mean()), "error": float(d.std() / math.sqrt(len(d)))}
+            for key, d in differences.items()
+        },
+    }
+
+
+@torch.no_grad()
+def settle_text(model: QuantizedLanguageModel, chunks: Iterator[Any]) -> None:
+    """Estimate a language model's activation ranges on chunks of training text."""
+    state = None
+    with model.upper_bound(), observing(model):
+        for chunk in chunks:
+            _, state = model(chunk.tokens, None if chunk.first else state)
+            state = state if model.carries_state else None
+
+
+@torch.no_grad()
+def text_losses(model: QuantizedLanguageModel, run: TrainedLanguageModel, ids: Any) -> NDArray[np.float64]:
+    """Return the loss of each token at the upper bound, whose codes are those of the integers."""
+    text, found, state = run.recipe.data.text, [], None
+    with model.upper_bound():
+        for chunk in evaluation_chunks(ids, run.recipe.train.eval_batch_size, text.sequence, text.context):
+            score = model.score(chunk.tokens, chunk.targets, state)
+            state, losses = score.state, score.losses
+            found.append(_flat(losses))
+    return np.concatenate(found)
+
+
+def _flat(losses: Tensor) -> NDArray[np.float64]:
+    array: NDArray[np.float64] = losses.double().flatten().numpy()
+    return array
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """Return a row for each network."""
+    header = ["network", "test", "channels reduced", "native", "portable", "portable against native, 95 % interval",
+              "lost / won", "p", "chance: native settled on other batches"]  # fmt: skip
+    rows = []
+    for r in results:
+        if "accuracy" in r:
+            a, p, c = r["accuracy"], r["portable"], r["chance"]
+            rows.append([
+                r["network"], f"{r['samples']:,} images", str(r["reduced"]["channels"]),
+                f"{100 * a['native']:.2f} %", f"{100 * a['portable']:.2f} %",
+                f"{p['points']:+.2f} points ({p['interval'][0]:+.2f} to {p['interval'][1]:+.2f})",
+                f"{p['lost']} / {p['won']}", f"{p['p']:.2f}", f"{c['points']:+.2f} points, {c['lost']} / {c['won']}",
+            ])  # fmt: skip
+        else:
+            a, p, c = r["perplexity"], r["portable"], r["chance"]
+            low, high = (100 * math.expm1(p["loss"] + sign * 1.96 * p["error"]) for sign in (-1, 1))
+            rows.append([
+                r["network"], f"{r['samples']:,} tokens", str(r["reduced"]["channels"]),
+                f"perplexity {a['native']:.3f}", f"{a['portable']:.3f}",
+                f"{100 * math.expm1(p['loss']):+.3f} % ({low:+.3f} to {high:+.3f})", "", "",
+                f"{100 * math.expm1(c['loss']):+.3f} %",
+            ])  # fmt: skip
+    return markdown_table(header, rows)
+
+
+def main() -> None:
+    """Train and measure all networks and write the results."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=Path, default=Path("runs/portable"))
+    parser.add_argument("--only", nargs="+", help="names of runs, for a trial")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    results = []
+    for name, (preset, settings) in {**IMAGES, **TEXTS}.items():
+        if arguments.only is None or name in arguments.only:
+            directory = trained(name, preset, settings, arguments.runs)
+            results.append(
+                text_result(load_language_model(directory), name)
+                if name in TEXTS
+                else images_result(load_run(directory), name)
+            )
+            print(results[-1], file=sys.stderr, flush=True)
+    lost, won = (sum(r["portable"][key] for r in results if "accuracy" in r) for key in ("lost", "won"))
+    info = machine()
+    text = (
+        "What portable weights cost: the same trained networks frozen portable and native, each settled on the same "
+        f"{SETTLE_BATCHES} training batches, on their whole test sets (`python benchmarks/portable.py`). Of all images "
+        f"together portable models lose {lost} that native ones get right and win {won} (McNemar p = "
+        f"{mcnemar_exact(lost, won):.2f}).\n\n{table(results)}\n\n{machine_line(info)}"
+    )
+    if arguments.only is None:
+        write_results("portable", {"machine": info, "results": results}, text)
+    else:
+        print(text)
+
+
+if __name__ == "__main__":
+    main()
