@@ -231,8 +231,9 @@ def float_bits(prepared: QuantizedModel) -> Iterator[None]:
 
 @contextmanager
 def varied(model: nn.Module) -> Iterator[None]:
-    """Vary parameters whose values are all alike, by what depends on their size alone; restore them afterwards."""
-    alike = [p for p in model.parameters() if p.is_floating_point() and p.numel() and _is_constant(p)]
+    """Vary trained parameters whose values are all alike, by what depends on their size alone; restore them later."""
+    trained = [p for p in model.parameters() if p.requires_grad]  # a buffer that is a weight is none of them
+    alike = [p for p in trained if p.is_floating_point() and p.numel() and _is_constant(p)]
     before = [parameter.detach().clone() for parameter in alike]
     with torch.no_grad():
         for parameter in alike:
