@@ -22,7 +22,7 @@ from cpt_deploy.export.float_onnx import write_float_onnx
 from cpt_deploy.freezing import IntegerExecutor, IntegerGraph, freeze
 from cpt_deploy.freezing.graph import from_dict, to_dict
 from cpt_deploy.freezing.programs import load_program, write_torchscript
-from cpt_deploy.quantization import QuantizationConfig, make_portable, make_symmetric, prepare, settle
+from cpt_deploy.quantization import QuantizationConfig, make_symmetric, prepare, settle
 from cpt_deploy.quantization.entries import has_float_operations
 from cpt_deploy.validation import layer_saturation
 from cpt_deploy.validation.operators import float_operators, optimized_operators
@@ -278,13 +278,11 @@ def test_a_few_steps_on_codes_lower_the_loss(name: str) -> None:
 # --- integers ---------------------------------------------------------------------------------------------------------
 
 
-def frozen(name: str, *, symmetric: bool = False, portable: bool = False, **bits: Any) -> IntegerGraph:
+def frozen(name: str, *, symmetric: bool = False, **bits: Any) -> IntegerGraph:
     network, shape = build(name)
     model = prepare(network, QuantizationConfig(), shape)
     if symmetric:
         make_symmetric(model)
-    if portable:
-        make_portable(model)
     settle(model, [R(4, *shape) for _ in range(2)], **bits)
     return freeze(model, **bits)
 
@@ -327,8 +325,7 @@ def test_signed_activations_are_exact(name: str) -> None:
 
 @every_network
 def test_portable_codes_cannot_saturate(name: str) -> None:
-    graph = frozen(name, portable=True)
-    assert_exact(graph, R(3, *NETWORKS[name][1]))
+    graph = frozen(name)
     verdicts = [layer_saturation(operation.source, operation.executed_codes, 8) for operation in graph.weighted()]
     assert not [verdict.name for verdict in verdicts if verdict.possible]
 
