@@ -7,6 +7,7 @@ times are medians of a process's steps, in processor time with what the system s
 """
 
 import argparse
+import itertools
 import json
 import statistics
 import subprocess
@@ -35,7 +36,10 @@ def language_step(hidden: int) -> Step:
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     tokens, targets = torch.randint(VOCABULARY, (2, ROWS, TOKENS))
 
+    numbers = itertools.count()
+
     def step() -> None:
+        model.set_step(next(numbers))
         losses = model.score(tokens, targets).losses
         optimizer.zero_grad()
         losses.mean().backward()

@@ -4,6 +4,7 @@ python benchmarks/training_distributed.py [--rounds 9]
 """
 
 import argparse
+import itertools
 import os
 import statistics
 import tempfile
@@ -63,7 +64,10 @@ def training_step(compute: str, ranks: Ranks) -> Callable[[], None]:
     synchronization = Synchronization(model, ranks, torch.device("cpu"))
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
 
+    numbers = itertools.count()
+
     def step() -> None:
+        model.set_step(next(numbers))
         loss = functional.cross_entropy(synchronization.replica(x), labels)
         synchronization.exchange(loss.detach(), torch.tensor(0.0), 0)
         optimizer.zero_grad()

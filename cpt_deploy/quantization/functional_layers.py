@@ -145,7 +145,9 @@ def _product(node: fx.Node, traced: fx.GraphModule) -> _Product | None:
     bias = values.pop("bias", None)
     if not isinstance(given, fx.Node) or not isinstance(weight, fx.Node) or not set(values) <= {*names}:
         return None
-    if not _is_of_parameters(weight) or _is_of_parameters(given) or any(_holds_nodes(v) for v in values.values()):
+    if not _is_of_parameters(weight) or any(_holds_nodes(v) for v in values.values()):
+        return None
+    if _is_of_parameters(given) and kind is not nn.Embedding:  # positions that are looked up may be a buffer
         return None
     while turned or kind is nn.Linear:
         inner = _turned(weight, traced)

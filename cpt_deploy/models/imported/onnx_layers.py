@@ -145,6 +145,8 @@ def _of_channels(node: OnnxNode, values: Any, shape: Shape) -> Tensor:
 def _norm(node: OnnxNode, shape: Shape, channels: int, eps: float) -> nn.BatchNorm1d | nn.BatchNorm2d:
     if len(shape) not in {2, 3, 4}:
         raise ConversionError(f"Expected (N, C), (N, C, L) or (N, C, H, W), but got {shape} at {node.describe()}")
+    # PyTorch trains no BatchNorm with an epsilon of 0; this one is lost beside any variance
+    eps = max(eps, torch.finfo(torch.float32).tiny)
     return (nn.BatchNorm2d if len(shape) == 4 else nn.BatchNorm1d)(channels, eps=eps)
 
 

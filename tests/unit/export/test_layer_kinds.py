@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from cpt_deploy.validation.operators import float_operators, optimized_operators
 from onnx import TensorProto, helper
 from torch import Tensor, nn
 from torch.nn import functional
@@ -25,7 +26,6 @@ from cpt_deploy.freezing.programs import load_program, write_torchscript
 from cpt_deploy.quantization import QuantizationConfig, make_symmetric, prepare, settle
 from cpt_deploy.quantization.entries import has_float_operations
 from cpt_deploy.validation import layer_saturation
-from cpt_deploy.validation.operators import float_operators, optimized_operators
 
 Forward = Callable[[Any, Tensor], Tensor]
 IMAGE, ROW, SIGNAL = (3, 12, 12), (6,), (3, 14)

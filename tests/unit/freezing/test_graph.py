@@ -61,7 +61,9 @@ def test_weights_use_the_codes_of_their_bits(model: QuantizedModel, bits: int) -
     for operation in graph.weighted():
         expected = 8 if operation.source in held else bits
         assert operation.bits == expected
-        assert abs(operation.codes.astype(int)).max() == 2 ** (expected - 1) - 1
+        full = 2 ** (expected - 1) - 1
+        least = 64 if expected == 8 else full  # codes of 8 bits leave out what could saturate in pairs
+        assert least <= abs(operation.codes.astype(int)).max() <= full
 
 
 @pytest.mark.parametrize("bits", [1, 9])

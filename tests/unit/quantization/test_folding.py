@@ -31,7 +31,8 @@ def test_folding_keeps_codes_up_to_sign_and_the_function_up_to_the_bias_grid(see
     layer, norm = layer_and_norm(seed)
     input_scale = 0.02
     folded = fold_layer(layer, norm, bits, input_scale)
-    codes, scales = quantize_weight(layer.weight, layer.limited_levels(torch.tensor(float(2 ** (bits - 1) - 1))))
+    levels = layer.limited_levels(torch.tensor(float(2 ** (bits - 1) - 1)), layer.channel_weight)
+    codes, scales = quantize_weight(layer.weight, levels)
     assert np.array_equal(np.abs(folded.codes), np.abs(codes.numpy()))
     x = torch.randint(-100, 100, (2, 3, 5, 5)).double()
     with torch.no_grad():

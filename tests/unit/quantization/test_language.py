@@ -123,7 +123,7 @@ def test_an_lstm_layer_is_integer_products_and_onnx_gates(tokens):
     with torch.no_grad():
         found, (h, c) = layer(x, tuple(part[:1] for part in model.initial_state(3)))
     weights = [
-        quantize_weight(part.weight, part.limited_levels(torch.tensor(127.0)))
+        quantize_weight(part.weight, part.limited_levels(torch.tensor(127.0), part.weight))
         for part in (layer.input_layer, layer.hidden_layer)
     ]
     w, r = ((codes * scale[:, None]).detach() for codes, scale in weights)

@@ -77,7 +77,7 @@ def test_each_layer_has_the_codes_of_its_bits(model, widths, frozen):
     for name, part in parts(frozen).items():
         layer = model.network.get_submodule(name)
         weight = layer.weight.detach().numpy()
-        levels = layer.limited_levels(torch.tensor(float(2 ** (widths[name] - 1) - 1))).numpy()
+        levels = layer.limited_levels(torch.tensor(float(2 ** (widths[name] - 1) - 1)), layer.channel_weight).numpy()
         scales = np.abs(weight).max(axis=1, keepdims=True) / np.atleast_1d(levels)[:, None]
         np.testing.assert_array_equal(part.codes, np.rint(weight / scales))
         assert part.bits == widths[name]

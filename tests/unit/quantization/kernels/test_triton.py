@@ -55,7 +55,7 @@ def test_all_hold_in_the_interpreter() -> None:
         line, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout
-    assert "109 passed" in done.stdout
+    assert "113 passed" in done.stdout
 
 
 # --- a step of training -----------------------------------------------------------------------------------------------
