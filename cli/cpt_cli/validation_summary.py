@@ -113,7 +113,6 @@ def _float_lines(floats: "FloatFacts") -> dict[str, str]:
         "on integers": f"{formats.share(floats.integer_share)} of the multiply-accumulates",
         "in float": ", ".join(f"{count} {name}" for name, count in floats.operators.items()) or "movements only",
         "since": floats.reason,
-        "since": floats.reason,
     }
     if floats.other_codes is not None:
         differing, codes = floats.other_codes

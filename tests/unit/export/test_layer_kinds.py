@@ -11,12 +11,12 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from cpt_deploy.validation.operators import float_operators, optimized_operators
 from onnx import TensorProto, helper
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import parametrizations, prune
 
+from cpt_deploy.bundle.operators import float_operators, optimized_operators
 from cpt_deploy.bundle.sessions import open_session
 from cpt_deploy.export import write_onnx
 from cpt_deploy.export.float_onnx import write_float_onnx
