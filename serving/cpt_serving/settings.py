@@ -88,6 +88,12 @@ class ServeSettings(BaseSettings):
     max_body_bytes: int = Field(default=32 * 1024 * 1024, ge=1)
     """Largest request body."""
 
+    max_json_bytes: int = Field(default=8 * 1024 * 1024, ge=1)
+    """Largest JSON in a request; tensors as bytes and files are bounded by `max_body_bytes`."""
+
+    max_memory_bytes: int = Field(default=128 * 1024 * 1024, ge=1)
+    """Memory for the bodies of all requests under way; what comes on top is answered 503."""
+
     head_timeout_s: float = Field(default=10.0, gt=0, le=3600)
     """Seconds in which the head of a request has to come, from the opening of its connection or its first byte."""
 

@@ -1,46 +1,19 @@
-"""Who may do what: every path needs a key of some scope, but for those that are open to everyone."""
+"""Who may do what: each route says which scope of an API key it needs, and is asked for it once it is found."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
-from starlette.types import ASGIApp, Receive, Send
-from starlette.types import Scope as AsgiScope
+from fastapi import Depends, Request
+from fastapi.routing import APIRoute, RouteContext, iter_route_contexts
+from starlette.routing import BaseRoute
 
 from cpt_serving.access.api_keys import ApiKey, KeyRing, Scope
-from cpt_serving.web.errors import error_response
+from cpt_serving.web.errors import RequestError, bad_request
 from cpt_serving.web.records import RequestRecord
+from cpt_serving.web.shown import near_name, shown
 
-OPEN_PATHS = frozenset(
-    {
-        "/",
-        "/docs",
-        "/openapi.json",
-        "/health/live",
-        "/health/ready",
-        "/v2/health/live",
-        "/v2/health/ready",
-    }
-)
-"""For probes, and pages without content of their own."""
-
-METRICS_PATH = "/metrics"
-ADMIN_PREFIX = "/v2/repository/models/"
-
-_PAGE_PREFIX = "/page/"
 _REALM = 'Bearer realm="cpt-serve"'
-
-
-def required_scope(path: str) -> Scope | None:
-    """Return the scope that a path needs; also one that leads nowhere, so that nothing can be found out by trying.
-
-    Args:
-        path: Path of a request, as routes are looked up by it.
-    """
-    if path in OPEN_PATHS or path.startswith(_PAGE_PREFIX):
-        return None
-    if path.startswith(ADMIN_PREFIX):
-        return Scope.ADMIN
-    return Scope.METRICS if path == METRICS_PATH else Scope.INFER
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,41 +66,94 @@ def missing_scope(key: ApiKey, needed: Scope) -> Refusal | None:
 
 
 class AccessControl:
-    """ASGI middleware inside of `RequestEdge`.
+    """Asks requests for their keys.
 
     Args:
-        app: What it protects.
         keys: The keys; with `None` everything is open but the routes of administrators, which are off.
         open_metrics: Whether the metrics need no key.
     """
 
-    def __init__(self, app: ASGIApp, *, keys: KeyRing | None, open_metrics: bool = False) -> None:
-        self._app = app
+    def __init__(self, keys: KeyRing | None, *, open_metrics: bool = False) -> None:
         self._keys = keys
         self._open_metrics = open_metrics
 
-    async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
-        """Let a request through, or answer it."""
-        if scope["type"] == "http":
-            refusal = self._check(scope)
-            if refusal is not None:
-                headers = {"WWW-Authenticate": refusal.challenge} if refusal.challenge else None
-                request_id = scope.get("state", {}).get("request_id", "")
-                await error_response(request_id, refusal.status, refusal.message, headers)(scope, receive, send)
-                return
-        await self._app(scope, receive, send)
+    def authorize(self, request: Request, needed: Scope | None) -> None:
+        """Return if a request may go on.
 
-    def _check(self, scope: AsgiScope) -> Refusal | None:
-        needed = required_scope(scope["path"])
+        Args:
+            request: The request, of which only the headers are looked at.
+            needed: Scope that it needs; `None` if it is open to everyone.
+
+        Raises:
+            RequestError: 401 without a valid key, 403 with one that is not enough.
+        """
         if needed is Scope.METRICS and self._open_metrics:
-            return None
-        found = check_key(self._keys, needed, presented_key(scope["headers"]))
-        if needed is None or not isinstance(found, ApiKey):
-            return found if isinstance(found, Refusal) else None
-        record = scope.get("state", {}).get("record")
-        if isinstance(record, RequestRecord):
-            record.key = found.name
-        return missing_scope(found, needed)
+            return
+        found = check_key(self._keys, needed, presented_key(request.scope["headers"]))
+        if needed is not None and isinstance(found, ApiKey):
+            record = request.scope["state"].get("record")
+            if isinstance(record, RequestRecord):
+                record.key = found.name
+            found = missing_scope(found, needed)
+        if isinstance(found, Refusal):
+            headers = {"WWW-Authenticate": found.challenge} if found.challenge else None
+            raise RequestError(found.status, found.message, headers)
+
+
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """Stands before a route: asks for a key of a scope, and refuses query parameters that the route does not know.
+
+    Args:
+        needed: The scope; `None` if the route is open to everyone.
+        any_query: Whether the route takes any query, as pages do.
+    """
+
+    needed: Scope | None
+    any_query: bool = False
+
+    async def __call__(self, request: Request) -> None:
+        """Return if a request may go on.
+
+        Raises:
+            RequestError: 401 or 403 as `AccessControl.authorize` says, 400 for an unknown query parameter.
+        """
+        request.app.state.access.authorize(request, self.needed)
+        if request.scope["query_string"] and not self.any_query:
+            _check_query(request)
+
+
+def requires(needed: Scope | None, *, any_query: bool = False) -> Any:
+    """Return the dependency that makes the routes of a router, or one of them, need a scope."""
+    return Depends(Guard(needed, any_query))
+
+
+def guard_of(route: BaseRoute | RouteContext) -> Guard | None:
+    """Return what stands before a route; `None` if nothing does."""
+    dependant = getattr(route, "dependant", None)
+    calls = [] if dependant is None else [each.call for each in dependant.dependencies]
+    calls.append(getattr(route, "endpoint", None))
+    for call in calls:
+        found = call if isinstance(call, Guard) else getattr(call, "guard", None)
+        if isinstance(found, Guard):
+            return found
+    return None
+
+
+def require_guards(routes: Iterable[BaseRoute]) -> None:
+    """Raise a `TypeError` for a route that does not say which scope it needs: nothing is open by oversight."""
+    open_by_oversight = [each.path for each in iter_route_contexts(list(routes)) if guard_of(each) is None]
+    if open_by_oversight:
+        raise TypeError(f"Expected each route to say which scope it needs, but got none of {open_by_oversight}")
+
+
+def _check_query(request: Request) -> None:
+    route = request.scope["route"]
+    known = [field.alias for field in route.dependant.query_params] if isinstance(route, APIRoute) else []
+    unknown = next((name for name in request.query_params if name not in known), None)
+    if unknown is not None:
+        expected = f"the query parameters {', '.join(known)}" if known else "no query parameters"
+        raise bad_request(f"Expected {expected}, but got {shown(unknown)}{near_name(unknown, known)}")
 
 
 def presented_key(headers: Iterable[tuple[bytes, bytes]]) -> bytes | None:

@@ -12,6 +12,7 @@ from cpt_serving.oip.datatypes import BYTES
 from cpt_serving.oip.inputs import NATIVE
 from cpt_serving.oip.requests import InferRequest, InputTensor, RequestedOutput
 from cpt_serving.web.errors import bad_request
+from cpt_serving.web.shown import shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +40,10 @@ def classifier_request(request: InferRequest) -> ClassifierRequest:
     """
     inputs = [tensor.name for tensor in request.inputs]
     if inputs != [INPUT_NAME]:
-        raise bad_request(f"Expected exactly the input {INPUT_NAME!r}, but got {inputs!r:.200}")
+        raise bad_request(f"Expected exactly the input {INPUT_NAME!r}, but got {shown(inputs)}")
     outputs = [output.name for output in request.outputs]
     if outputs not in ([], [OUTPUT_NAME]):
-        raise bad_request(f"Expected the output {OUTPUT_NAME!r} once, but got {outputs!r:.200}")
+        raise bad_request(f"Expected the output {OUTPUT_NAME!r} once, but got {shown(outputs)}")
     output = request.outputs[0] if outputs else RequestedOutput(OUTPUT_NAME, request.binary)
     return ClassifierRequest(request.inputs[0], output, request.id, request.timeout_us)
 

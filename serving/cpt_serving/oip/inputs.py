@@ -12,7 +12,9 @@ from cpt_serving.oip.datatypes import BYTES, from_binary
 from cpt_serving.oip.requests import InputTensor
 from cpt_serving.settings import ServeSettings
 from cpt_serving.web.errors import RequestError, bad_request
-from cpt_serving.web.uploads import EncodedImage, Pixels, Upload, check_rows, decode_base64, to_numbers
+from cpt_serving.web.numbers import to_numbers
+from cpt_serving.web.shown import shown
+from cpt_serving.web.uploads import EncodedImage, Pixels, Upload, check_rows, decode_base64
 
 NATIVE = "FP32"
 """Datatype of the model's own input and output."""
@@ -47,7 +49,7 @@ def tensor_rows(tensor: InputTensor, preprocessing: Preprocessing, settings: Ser
         return to_rows(_files(tensor, settings.max_rows), preprocessing, settings)
     raise bad_request(
         f"Expected {INPUT_NAME!r} as FP32, FP64, FP16 or BF16 (normalised), UINT8 (pixels) or BYTES (image files), "
-        f"but got the datatype {tensor.datatype!r:.100}"
+        f"but got the datatype {shown(tensor.datatype)}"
     )
 
 
@@ -130,14 +132,14 @@ def _json_array(tensor: InputTensor) -> npt.NDArray[np.int64] | npt.NDArray[np.f
 
 def _flat(data: object) -> list[object]:
     if not isinstance(data, list):
-        raise bad_request(f"Expected data to be a list of base64 texts, but got {data!r:.100}")
+        raise bad_request(f"Expected data to be a list of base64 texts, but got {shown(data)}")
     return [item[0] if isinstance(item, list) and len(item) == 1 else item for item in data]
 
 
 def _wrong_shape(tensor: InputTensor, expected: str) -> RequestError:
     return bad_request(
         f"Expected {INPUT_NAME!r} of datatype {tensor.datatype} to have the shape {expected}, "
-        f"but got {tensor.shape!r:.100}"
+        f"but got {shown(tensor.shape)}"
     )
 
 

@@ -13,7 +13,8 @@ from cpt_serving.oip.answers import OutputTensor
 from cpt_serving.oip.datatypes import DTYPES, from_binary, to_integers
 from cpt_serving.oip.requests import InferRequest, InputTensor, RequestedOutput
 from cpt_serving.web.errors import bad_request
-from cpt_serving.web.uploads import to_numbers
+from cpt_serving.web.numbers import to_numbers
+from cpt_serving.web.shown import shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +83,7 @@ def language_request(request: InferRequest, manifest: LanguageManifest, rows: in
     """
     tensors = _read_inputs(request.inputs, manifest)
     if TOKENS_NAME not in tensors:
-        raise bad_request(f"Expected the input {TOKENS_NAME!r}, but got {sorted(tensors)!r:.200}")
+        raise bad_request(f"Expected the input {TOKENS_NAME!r}, but got {shown(sorted(tensors))}")
     tokens = tensors.pop(TOKENS_NAME)
     if not tokens.size > 0 or len(tokens) > rows:
         raise bad_request(f"Expected {TOKENS_NAME!r} of 1 to {rows} sequences, but got the shape {list(tokens.shape)}")
@@ -111,7 +112,7 @@ def _read_inputs(inputs: Sequence[InputTensor], manifest: LanguageManifest) -> d
     for tensor in inputs:
         if tensor.name not in declared or tensor.name in tensors:
             raise bad_request(
-                f"Expected each of the inputs {list(declared)} at most once, but got {tensor.name!r:.100}"
+                f"Expected each of the inputs {list(declared)} at most once, but got {shown(tensor.name)}"
             )
         tensors[tensor.name] = _read_tensor(declared[tensor.name], tensor)
     return tensors
@@ -125,7 +126,7 @@ def _read_tensor(declared: DeclaredTensor, tensor: InputTensor) -> npt.NDArray[A
     if tensor.datatype != declared.datatype or not fits:
         raise bad_request(
             f"Expected {declared.name!r} as {declared.datatype} of the shape {declared.dims}, but got "
-            f"{tensor.datatype!r:.50} of {tensor.shape!r:.100}"
+            f"{shown(tensor.datatype)} of {shown(tensor.shape)}"
         )
     if tensor.raw is None:
         return _from_json(tensor)
@@ -171,5 +172,5 @@ def _wanted(request: InferRequest, manifest: LanguageManifest) -> list[Requested
     wanted = {output.name: output for output in request.outputs}
     unknown = [name for name in wanted if name not in names]
     if unknown:
-        raise bad_request(f"Expected outputs among {names}, but got {unknown[0]!r:.100}")
+        raise bad_request(f"Expected outputs among {names}, but got {shown(unknown[0])}")
     return list(wanted.values())

@@ -10,12 +10,14 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
+from cpt_serving.access.api_keys import Scope
+from cpt_serving.access.control import requires
 from cpt_serving.inference.generation import GenerationRequest, Piece, generate, score
 from cpt_serving.inference.language_engine import LanguageEngine
 from cpt_serving.inference.sampling import SamplingOptions
 from cpt_serving.oip.schemas import inline_schema
 from cpt_serving.service import Service
-from cpt_serving.web.bodies import read_body
+from cpt_serving.settings import ServeSettings
 from cpt_serving.web.deadlines import request_deadline
 from cpt_serving.web.errors import bad_request
 from cpt_serving.web.events import event_response
@@ -27,13 +29,14 @@ from cpt_serving.web.generation_schemas import (
     ScoreBody,
     checked,
 )
-from cpt_serving.web.json_bodies import parse_object
+from cpt_serving.web.json_bodies import CONTROL_BYTES, read_object
 from cpt_serving.web.responses import JsonResponse
 from cpt_serving.web.schemas import ErrorAnswer
 
 _ERRORS = (400, 404, 408, 413, 429, 503, 504)
 _PLACES = ("", "/models/{model}", "/models/{model}/versions/{version}")
 _RANDOM_SEEDS = 2**32
+_BYTES_PER_TOKEN = 32
 EVENTS_TYPE = "text/event-stream"
 
 ModelName = Annotated[str | None, Query(description="which model, where several are served")]
@@ -41,7 +44,7 @@ ModelName = Annotated[str | None, Query(description="which model, where several 
 
 def generate_router(service: Service) -> APIRouter:
     """Return the routes `/generate` and `/score`, and the same under the name of a model."""
-    router = APIRouter(tags=["generate"])
+    router = APIRouter(tags=["generate"], dependencies=[requires(Scope.INFER)])
 
     async def generate_text(request: Request, model: ModelName = None) -> Response:
         """Go on with a text.
@@ -91,6 +94,11 @@ def json_body(model: type[GenerationParameters | ScoreBody], example: dict[str, 
     return {"requestBody": {"required": True, "content": content}}
 
 
+def text_bytes(settings: ServeSettings) -> int:
+    """Return the size of the largest JSON that brings a text of as many tokens as may be."""
+    return CONTROL_BYTES + _BYTES_PER_TOKEN * settings.max_prompt_tokens
+
+
 async def prepare(
     service: Service,
     engine: LanguageEngine,
@@ -122,7 +130,7 @@ async def prepare(
 
 
 async def _generate(service: Service, engine: LanguageEngine, request: Request) -> Response:
-    body = checked(GenerateBody, parse_object(await read_body(request.receive)))
+    body = checked(GenerateBody, await read_object(request, text_bytes(service.settings)))
     wanted = await prepare(service, engine, request, body.prompt, body)
     if body.stream:
         return await event_response(request, _events(engine, wanted, body))
@@ -150,7 +158,7 @@ async def _events(
 
 
 async def _score(service: Service, engine: LanguageEngine, request: Request) -> JsonResponse:
-    body = checked(ScoreBody, parse_object(await read_body(request.receive)))
+    body = checked(ScoreBody, await read_object(request, text_bytes(service.settings)))
     deadline = request_deadline(request, service.settings)
     tokens = await engine.encode(body.text)
     if not tokens:

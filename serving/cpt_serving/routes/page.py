@@ -6,24 +6,23 @@ from collections.abc import Mapping
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Query
-from starlette.responses import RedirectResponse, Response
+from starlette.responses import Response
 
+from cpt_serving.access.api_keys import Scope
+from cpt_serving.access.control import requires
 from cpt_serving.evidence import Evidence, evidence_of
+from cpt_serving.routes.files import FILE_HEADERS, files_router, read_folder
 from cpt_serving.samples import Samples, drawing_style, list_samples, sample_image, to_png
 from cpt_serving.service import Service
 from cpt_serving.telemetry.stats import Stats, summarize
 from cpt_serving.web.errors import RequestError
 from cpt_serving.web.schemas import ErrorAnswer, ServedModel, ServedModels
 
-_MEDIA_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
-
 PAGE_HEADERS: Mapping[str, str] = {
     # Nothing inline, nothing from elsewhere; previews of chosen files are blobs.
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Cache-Control": "no-cache",
+    **FILE_HEADERS,
 }
 
 ModelName = Annotated[str | None, Query(description="which model, where several are served")]
@@ -31,8 +30,15 @@ ModelName = Annotated[str | None, Query(description="which model, where several 
 
 def page_router(service: Service) -> APIRouter:
     """Return the routes of the page: `/`, `/page/...`, `/models`, `/evidence`, `/samples` and `/stats`."""
-    router = APIRouter(tags=["page"])
-    _add_files(router, service)
+    files = read_folder(importlib.resources.files("cpt_serving") / "static")
+    index = files.pop("index.html")
+    pages = APIRouter(dependencies=[requires(None, any_query=True)])
+
+    @pages.get("/", include_in_schema=False)
+    async def page() -> Response:
+        return Response(index, media_type="text/html", headers=dict(PAGE_HEADERS))
+
+    router = APIRouter(tags=["page"], dependencies=[requires(Scope.INFER)])
     _add_model_routes(router, service)
     _add_samples(router, service)
 
@@ -41,29 +47,10 @@ def page_router(service: Service) -> APIRouter:
         """Counters since the start, summed over all workers: a short form of `/metrics`."""
         return summarize(service.metrics.collect(), clock_s=time.monotonic(), ready=_is_ready(service))
 
-    return router
-
-
-def _add_files(router: APIRouter, service: Service) -> None:
-    """Serve the page's few files from memory, so that no request ever reaches a file system."""
-    folder = importlib.resources.files("cpt_serving") / "static"
-    files = {
-        entry.name: (entry.read_bytes(), _MEDIA_TYPES[entry.name[entry.name.rindex(".") :]])
-        for entry in folder.iterdir()
-    }
-
-    async def file(name: str) -> Response:
-        if name not in files:
-            raise RequestError(404, f"Expected a file of the page, but got {name!r:.100}")
-        content, media_type = files[name]
-        return Response(content, media_type=media_type, headers=dict(PAGE_HEADERS))
-
-    async def index() -> Response:
-        # The page classifies images: where none can be, the description of the routes is what people look for.
-        return RedirectResponse("/docs") if only_language(service) else await file("index.html")
-
-    router.add_api_route("/", index, include_in_schema=False)
-    router.add_api_route("/page/{name}", file, include_in_schema=False)
+    everything = APIRouter()
+    for part in (pages, files_router("/page", files), router):
+        everything.include_router(part)
+    return everything
 
 
 def _add_model_routes(router: APIRouter, service: Service) -> None:
@@ -99,11 +86,6 @@ def _add_samples(router: APIRouter, service: Service) -> None:
         if index >= len(bundle.golden.inputs):
             raise RequestError(404, f"Expected a sample below {len(bundle.golden.inputs)}, but got {index}")
         return Response(to_png(sample_image(bundle, index)), media_type="image/png", headers=dict(PAGE_HEADERS))
-
-
-def only_language(service: Service) -> bool:
-    """Return whether a server that has `/docs` serves language models and no classifier."""
-    return service.settings.docs and bool(service.repository.names) and service.repository.example is None
 
 
 def _is_ready(service: Service) -> bool:

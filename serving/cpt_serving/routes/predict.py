@@ -6,6 +6,8 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request
 
 from cpt_deploy.bundle import top_k as most_probable
+from cpt_serving.access.api_keys import Scope
+from cpt_serving.access.control import requires
 from cpt_serving.inference.engine import Engine
 from cpt_serving.inference.examples import predict_body
 from cpt_serving.inference.rows import to_rows
@@ -13,7 +15,7 @@ from cpt_serving.service import Service
 from cpt_serving.web.deadlines import request_deadline
 from cpt_serving.web.responses import JsonResponse
 from cpt_serving.web.schemas import ErrorAnswer, PredictAnswer
-from cpt_serving.web.uploads import read_body
+from cpt_serving.web.uploads import read_content
 
 _ERRORS = (400, 404, 413, 415, 422, 429, 503, 504)
 _PATHS = ("/predict", "/models/{model}/predict", "/models/{model}/versions/{version}/predict")
@@ -24,7 +26,7 @@ ModelName = Annotated[str | None, Query(description="which model, where several 
 
 def predict_router(service: Service) -> APIRouter:
     """Return the route `/predict`, and the same under the name of a model."""
-    router = APIRouter(tags=["predict"])
+    router = APIRouter(tags=["predict"], dependencies=[requires(Scope.INFER)])
 
     async def predict(request: Request, top_k: TopK = None, model: ModelName = None) -> JsonResponse:
         """Classify one or several images.
@@ -56,7 +58,7 @@ async def _answer(service: Service, engine: Engine, request: Request, top_k: int
     bundle, settings = engine.bundle, service.settings
     started = time.perf_counter()
     deadline = request_deadline(request, settings)
-    content = await read_body(request, max_rows=settings.max_rows)
+    content = await read_content(request, settings)
     received = time.perf_counter()
     rows = await engine.decode(to_rows, content, bundle.preprocessing, settings)
     prepared = time.perf_counter()

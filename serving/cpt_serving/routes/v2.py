@@ -4,6 +4,8 @@ from typing import Any
 
 from fastapi import APIRouter
 
+from cpt_serving.access.api_keys import Scope
+from cpt_serving.access.control import requires
 from cpt_serving.oip import metadata
 from cpt_serving.oip.schemas import ModelConfig, ModelMetadata, ModelReadiness, ServerMetadata, StatisticsAnswer
 from cpt_serving.routes.v2_infer import PATHS
@@ -14,7 +16,7 @@ from cpt_serving.web.schemas import ErrorAnswer
 
 def v2_router(service: Service) -> APIRouter:
     """Return the routes of the server and, with and without version, of the models."""
-    router = APIRouter(tags=["Open Inference Protocol v2"])
+    router = APIRouter(tags=["Open Inference Protocol v2"], dependencies=[requires(Scope.INFER)])
     _add_server_routes(router, service)
     _add_model_routes(router, service)
     return router

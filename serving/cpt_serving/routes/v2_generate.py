@@ -7,18 +7,19 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from cpt_serving.access.api_keys import Scope
+from cpt_serving.access.control import requires
 from cpt_serving.inference.generation import GenerationRequest, generate
 from cpt_serving.inference.language_engine import LanguageEngine
 from cpt_serving.oip.requests import parse_timeout
 from cpt_serving.oip.schemas import inline_schema
-from cpt_serving.routes.generate import EVENTS_TYPE, prepare
+from cpt_serving.routes.generate import EVENTS_TYPE, prepare, text_bytes
 from cpt_serving.routes.v2_infer import PATHS
 from cpt_serving.service import Service
-from cpt_serving.web.bodies import read_body
 from cpt_serving.web.errors import bad_request
 from cpt_serving.web.events import event_response
 from cpt_serving.web.generation_schemas import GenerationParameters, TritonGenerateAnswer, TritonGenerateBody, checked
-from cpt_serving.web.json_bodies import parse_object
+from cpt_serving.web.json_bodies import read_object
 from cpt_serving.web.responses import JsonResponse
 from cpt_serving.web.schemas import ErrorAnswer
 
@@ -28,7 +29,7 @@ _OWN_KEYS = ("id", "text_input", "parameters")
 
 def triton_generate_router(service: Service) -> APIRouter:
     """Return `generate` and `generate_stream`, with and without version."""
-    router = APIRouter(tags=["Open Inference Protocol v2"])
+    router = APIRouter(tags=["Open Inference Protocol v2"], dependencies=[requires(Scope.INFER)])
 
     async def whole(request: Request, model: str, version: str | None = None) -> Response:
         """Go on with a text (Triton's generate extension); the answer comes as a whole."""
@@ -81,7 +82,7 @@ async def _read(
         RequestError: 400 with what was expected, 404 without such a model.
     """
     engine = service.find_language(model, version)
-    content = parse_object(await read_body(request.receive))
+    content = await read_object(request, text_bytes(service.settings))
     given = checked(TritonGenerateBody, {key: content[key] for key in _OWN_KEYS if key in content})
     beside = {key: value for key, value in content.items() if key not in _OWN_KEYS}
     values = {**beside, **(given.parameters or {})}

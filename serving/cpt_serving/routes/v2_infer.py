@@ -2,14 +2,18 @@
 
 import time
 
-import anyio.to_thread
 import numpy as np
 import numpy.typing as npt
 from fastapi import APIRouter, Request
 from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import Receive, Send
+from starlette.types import Scope as AsgiScope
 
 from cpt_deploy.bundle import Bundle
 from cpt_deploy.bundle.language import LanguageBundle
+from cpt_serving.access.api_keys import Scope
+from cpt_serving.access.control import Guard, requires
 from cpt_serving.inference.engine import Engine
 from cpt_serving.inference.language_engine import LanguageEngine
 from cpt_serving.inference.lifecycle import ModelEngine
@@ -20,13 +24,10 @@ from cpt_serving.oip.inputs import is_light, raw_tensor, tensor_rows
 from cpt_serving.oip.language import LanguageRequest, language_outputs, language_request
 from cpt_serving.oip.requests import HEADER_LENGTH, InferRequest, header_length, parse_request
 from cpt_serving.oip.schemas import InferAnswer
-from cpt_serving.routes.direct import DirectRoute
 from cpt_serving.service import Service
 from cpt_serving.settings import ServeSettings
-from cpt_serving.web.bodies import read_body
-from cpt_serving.web.compression import compress, decompress, preferred_coding
+from cpt_serving.web.bodies import INLINE_BYTES, read_body, too_large
 from cpt_serving.web.deadlines import request_deadline
-from cpt_serving.web.raw_headers import raw_header
 from cpt_serving.web.schemas import ErrorAnswer
 
 PATHS = ("/v2/models/{model}", "/v2/models/{model}/versions/{version}")
@@ -38,13 +39,11 @@ BINARY_TYPE = "application/octet-stream"
 Rows = npt.NDArray[np.float32]
 
 _ERRORS = (400, 404, 408, 413, 415, 429, 503, 504)
-_INLINE_BYTES = 16 * 1024
-"""More JSON or compressed bytes than these are read in a thread."""
 
 
 def infer_router(service: Service) -> APIRouter:
     """Return the routes that compute, with and without version."""
-    router = APIRouter(tags=["Open Inference Protocol v2"], route_class=DirectRoute)
+    router = APIRouter(tags=["Open Inference Protocol v2"], dependencies=[requires(Scope.INFER)])
 
     async def infer(request: Request, model: str, version: str | None = None) -> Response:
         """Compute the logits, or the classes, of inputs.
@@ -71,6 +70,38 @@ def infer_router(service: Service) -> APIRouter:
     return router
 
 
+class DirectInfer:
+    """The route of `infer` without the framework's dependencies and lists of routes, which cost more than small models.
+
+    An ASGI app for a plain route in front of all others; the route in the router is what `/docs` shows of it.
+
+    Args:
+        service: Whose models are asked.
+        path: Template of the route, as metrics name it.
+    """
+
+    guard = Guard(Scope.INFER)
+
+    def __init__(self, service: Service, path: str) -> None:
+        self._service = service
+        self.path = path
+
+    async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        scope["route"] = self
+        request = Request(scope, receive)
+        await self.guard(request)
+        names = scope["path_params"]
+        engine = self._service.find_any(names["model"], names.get("version"))
+        response = await answer_infer(self._service, request, engine)
+        await response(scope, receive, send)
+
+
+def direct_infer_routes(service: Service) -> list[Route]:
+    """Return the routes that are looked up first."""
+    return [Route(f"{path}/infer", DirectInfer(service, f"{path}/infer"), methods=["POST"]) for path in PATHS]
+
+
 async def answer_infer(service: Service, request: Request, engine: ModelEngine) -> Response:
     """Answer a request for inference with an engine.
 
@@ -81,7 +112,7 @@ async def answer_infer(service: Service, request: Request, engine: ModelEngine) 
         return await _answer_language(service, request, engine)
     if not isinstance(engine, Engine):
         raise TypeError(f"an engine of an unknown kind: {type(engine)}")
-    body, json_bytes = await _read(request, engine, service.settings)
+    body, json_bytes = await _read(request, service.settings)
     received = time.perf_counter()
     parsed, rows = await _parse(body, json_bytes, engine, service.settings)
     prepared = time.perf_counter()
@@ -91,13 +122,13 @@ async def answer_infer(service: Service, request: Request, engine: ModelEngine) 
     output = classifier_output(parsed.output, inference.logits, engine.bundle.labels)
     answer = render_answer(engine.bundle, parsed.id, [output])
     service.statistics.observe(engine.bundle).request_converted(prepared - received, time.perf_counter() - computed)
-    return await _respond(answer, request)
+    return _respond(answer)
 
 
 async def _answer_language(service: Service, request: Request, engine: LanguageEngine) -> Response:
     """Answer one call of a language model: tokens and state in, logits and state out."""
     settings = service.settings
-    body, json_bytes = await _read(request, engine, settings)
+    body, json_bytes = await _read(request, settings)
     received = time.perf_counter()
     parsed = await engine.decode(_parse_language, body, json_bytes, engine.bundle, settings)
     prepared = time.perf_counter()
@@ -107,23 +138,22 @@ async def _answer_language(service: Service, request: Request, engine: LanguageE
     outputs = language_outputs(parsed, engine.bundle.manifest, logits, state)
     answer = await engine.decode(render_answer, engine.bundle, parsed.id, outputs)
     service.statistics.observe(engine.bundle).request_converted(prepared - received, time.perf_counter() - computed)
-    return await _respond(answer, request)
+    return _respond(answer)
 
 
-async def _read(request: Request, engine: Engine | LanguageEngine, settings: ServeSettings) -> tuple[bytes, int | None]:
+async def _read(request: Request, settings: ServeSettings) -> tuple[bytes, int | None]:
     """Return the decompressed body, and how many of its bytes are JSON, if it says that."""
     json_bytes = header_length(request.headers)
-    body = await read_body(request.receive)
-    coding = (raw_header(request.scope, b"content-encoding") or "identity").lower()
-    if coding != "identity":
-        body = await engine.decode(decompress, body, coding, limit=settings.max_body_bytes)
+    body = await read_body(request, settings.max_json_bytes if json_bytes is None else settings.max_body_bytes)
+    if json_bytes is not None and settings.max_json_bytes < json_bytes <= len(body):
+        raise too_large(settings.max_json_bytes, f"{json_bytes} bytes of JSON")
     return body, json_bytes
 
 
 async def _parse(
     body: bytes, json_bytes: int | None, engine: Engine, settings: ServeSettings
 ) -> tuple[ClassifierRequest, Rows]:
-    if (len(body) if json_bytes is None else json_bytes) > _INLINE_BYTES:
+    if (len(body) if json_bytes is None else json_bytes) > INLINE_BYTES:
         return await engine.decode(_parse_all, body, json_bytes, engine.bundle, settings)
     if json_bytes == 0:
         # A raw request has no JSON, and gets all outputs as bytes.
@@ -149,17 +179,7 @@ def _parse_language(
     return language_request(parse_request(body, json_bytes), bundle.manifest, settings.max_rows)
 
 
-async def _respond(answer: Answer, request: Request) -> Response:
-    accepted = raw_header(request.scope, b"accept-encoding") or ""
-    body, headers = answer.body, {}
-    if answer.json_bytes is not None:
-        headers[HEADER_LENGTH] = str(answer.json_bytes)
-    coding = preferred_coding(body, accepted)
-    if coding is not None:
-        if len(body) <= _INLINE_BYTES:
-            body = compress(body, coding)
-        else:
-            # Not among the decoders: those refuse work when the queue is full, and this request is through.
-            body = await anyio.to_thread.run_sync(compress, body, coding)
-        headers |= {"Content-Encoding": coding, "Vary": "Accept-Encoding"}
-    return Response(body, headers=headers, media_type=JSON_TYPE if answer.json_bytes is None else BINARY_TYPE)
+def _respond(answer: Answer) -> Response:
+    if answer.json_bytes is None:
+        return Response(answer.body, media_type=JSON_TYPE)
+    return Response(answer.body, headers={HEADER_LENGTH: str(answer.json_bytes)}, media_type=BINARY_TYPE)

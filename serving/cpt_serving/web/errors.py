@@ -1,6 +1,6 @@
 """Every error leaves the server as `{"error": ..., "request_id": ...}`, with the status that says whose fault it is."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -9,6 +9,7 @@ from starlette.requests import Request
 
 from cpt_deploy.errors import CptError, ImageError, ImageTooLargeError
 from cpt_serving.web.responses import JsonResponse
+from cpt_serving.web.shown import shown
 
 INTERNAL_ERROR = "Internal error; the server's log has it under this id"
 
@@ -60,30 +61,40 @@ def error_answer(request_id: str, error: RequestError | CptError) -> JsonRespons
     return error_response(request_id, status, message)
 
 
-def add_error_handlers(app: FastAPI) -> None:
-    """Make an app answer its errors in the one form, those of the framework included."""
+def add_error_handlers(app: FastAPI, authorize: Callable[[Request], None]) -> None:
+    """Make an app answer its errors in the one form, those of the framework included.
 
-    @app.exception_handler(RequestError)
-    @app.exception_handler(CptError)
-    async def own_error(request: Request, error: RequestError | CptError) -> JsonResponse:
+    Args:
+        app: The app.
+        authorize: Raises a `RequestError` for a client that may not even know which paths lead nowhere.
+    """
+
+    async def own_error(request: Request, error: Exception) -> JsonResponse:
+        if not isinstance(error, RequestError | CptError):
+            raise TypeError(f"an error of an unknown kind: {type(error)}")
         return error_answer(request_id_of(request), error)
 
-    @app.exception_handler(Exception)
-    async def bug(request: Request, _error: Exception) -> JsonResponse:
-        return error_response(request_id_of(request), 500, INTERNAL_ERROR)
-
-    @app.exception_handler(HTTPException)
-    async def http_error(request: Request, error: HTTPException) -> JsonResponse:
+    async def http_error(request: Request, error: Exception) -> JsonResponse:
+        if not isinstance(error, HTTPException):
+            raise TypeError(f"an error of an unknown kind: {type(error)}")
+        try:
+            authorize(request)
+        except RequestError as refusal:
+            return error_answer(request_id_of(request), refusal)
         message = {
-            404: f"Expected a known path, but got {request.url.path}",
-            405: f"Expected another method for {request.url.path}, but got {request.method}",
+            404: f"Expected a known path, but got {shown(request.url.path)}",
+            405: f"Expected another method for {shown(request.url.path)}, but got {request.method}",
         }.get(error.status_code, str(error.detail))
         return error_response(request_id_of(request), error.status_code, message, error.headers)
 
-    @app.exception_handler(RequestValidationError)
-    async def validation_error(request: Request, error: RequestValidationError) -> JsonResponse:
+    async def invalid_parameters(request: Request, error: Exception) -> JsonResponse:
+        found = error.errors() if isinstance(error, RequestValidationError) else []
         problems = "; ".join(
-            f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}, but got {problem.get('input')!r:.100}"
-            for problem in error.errors()
+            f"{'.'.join(map(str, each['loc']))}: {each['msg']}, but got {shown(each.get('input'))}" for each in found
         )
         return error_response(request_id_of(request), 422, f"Expected valid parameters, but got: {problems}")
+
+    for kind in (RequestError, CptError):
+        app.add_exception_handler(kind, own_error)
+    app.add_exception_handler(HTTPException, http_error)
+    app.add_exception_handler(RequestValidationError, invalid_parameters)

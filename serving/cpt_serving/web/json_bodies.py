@@ -1,18 +1,40 @@
-"""Bodies that have to be a JSON object."""
+"""Bodies of JSON: parsed within bounds on depth and number of values, which decide what parsing them costs."""
 
 from typing import Any
 
+import anyio.to_thread
+import numpy as np
 import orjson
+from starlette.requests import Request
 
-from cpt_serving.web.errors import bad_request
+from cpt_serving.web.bodies import INLINE_BYTES, charge, read_body
+from cpt_serving.web.errors import RequestError, bad_request
+
+MAX_DEPTH = 64
+MAX_CONTAINERS = 262_144
+"""Lists and objects of one body. Tensors can be flat, so that no request needs more."""
+
+# Upper bounds of what Python takes: an object with one entry; a float in a list; a list of one-digit integers.
+_CONTAINER_BYTES = 200
+_VALUE_BYTES = 40
+_BYTES_PER_BYTE = 9
+
+CONTROL_BYTES = 16 * 1024
+"""Largest body of a request that is about models rather than about data."""
+
+_STEPS = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[{]}"))
 
 
 def parse_object(text: bytes | memoryview) -> dict[str, Any]:
-    """Return the object that a text of JSON holds.
+    """Return the object that a text of JSON holds. Takes long for a large one: call it in a thread.
 
     Raises:
-        RequestError: 400, if it is none.
+        RequestError: 400 if it is no object or too deeply nested, 413 if it holds too many lists and objects, 503 if
+            there is no memory for its content at present.
     """
+    text = bytes(text)
+    _bound_content(text)
     try:
         content = orjson.loads(text)
     except orjson.JSONDecodeError as error:
@@ -20,3 +42,35 @@ def parse_object(text: bytes | memoryview) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise bad_request(f"Expected a JSON object, but got {type(content).__name__}")
     return content
+
+
+async def read_object(request: Request, max_bytes: int) -> dict[str, Any]:
+    """Return the object that the body of a request holds; an empty body is an empty object.
+
+    Raises:
+        RequestError: As `read_body` and `parse_object` say.
+    """
+    body = await read_body(request, max_bytes)
+    if not body.strip():
+        return {}
+    return parse_object(body) if len(body) <= INLINE_BYTES else await anyio.to_thread.run_sync(parse_object, body)
+
+
+def _bound_content(text: bytes) -> None:
+    """Raise a `RequestError` for a text that would take too much stack or memory, before it is parsed."""
+    opened = text.count(b"[") + text.count(b"{")
+    if opened > MAX_DEPTH and _depth(text) > MAX_DEPTH:
+        raise bad_request(f"Expected JSON of at most {MAX_DEPTH} levels, but got more")
+    if opened > MAX_CONTAINERS:
+        raise RequestError(
+            413, f"Expected JSON of at most {MAX_CONTAINERS} lists and objects, but got {opened} (tensors can be flat)"
+        )
+    charge(min(_VALUE_BYTES * text.count(b","), _BYTES_PER_BYTE * len(text)) + _CONTAINER_BYTES * opened)
+
+
+def _depth(text: bytes) -> int:
+    """Return how deeply lists and objects are nested; of a text that is no JSON, any number."""
+    without_escapes = text.replace(b"\\\\", b"").replace(b'\\"', b"")
+    outside_of_strings = b"".join(without_escapes.split(b'"')[::2])
+    steps = np.frombuffer(outside_of_strings.translate(_STEPS, _NO_BRACKETS), np.int8)
+    return int(np.cumsum(steps, dtype=np.int32).max(initial=0))

@@ -1,4 +1,5 @@
 import base64
+import gzip
 import io
 
 import numpy as np
@@ -145,8 +146,11 @@ def test_other_content_types_are_415_with_what_to_send(client, kind):
     assert "multipart/form-data" in message
 
 
-def test_compressed_bodies_are_415(client):
-    error(client.post("/predict", content=b"x", headers={"content-encoding": "gzip"}), 415)
+def test_bodies_may_be_compressed(client, png):
+    packed = gzip.compress(png("lime"))
+    assert client.post("/predict", content=packed, headers={"content-encoding": "gzip"}).status_code == 200
+    error(client.post("/predict", content=b"x", headers={"content-encoding": "gzip"}), 400)
+    error(client.post("/predict", content=packed, headers={"content-encoding": "br"}), 415)
 
 
 @pytest.mark.parametrize(

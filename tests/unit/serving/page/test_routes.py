@@ -16,6 +16,7 @@ from cpt_serving.telemetry.stats import summarize
 
 def test_the_page_and_its_files_are_served_with_strict_headers(client):
     index = client.get("/")
+    assert PAGE_HEADERS.items() <= {key.title(): value for key, value in index.headers.items()}.items()
     assert index.headers["content-type"] == "text/html; charset=utf-8"
     assert "'unsafe" not in index.headers["content-security-policy"]
     linked = [part.split('"')[0] for part in index.text.split('"page/')[1:]]
@@ -24,7 +25,8 @@ def test_the_page_and_its_files_are_served_with_strict_headers(client):
         response = client.get(f"/page/{name}")
         assert response.status_code == 200
         assert "https://" not in response.text
-        assert PAGE_HEADERS.items() <= {key.title(): value for key, value in response.headers.items()}.items()
+        assert response.headers["x-content-type-options"] == "nosniff"
+        assert response.headers["cache-control"] == "no-cache"
 
 
 @pytest.mark.parametrize("name", ["nothing.js", "..%2fapp.py", "%2e%2e%2fapp.py", "static%00", "app.py"])
@@ -34,7 +36,7 @@ def test_nothing_but_the_pages_files_is_served(client, name):
 
 def test_without_the_page_the_root_leads_to_the_docs(shared_bundle, connect_to):
     with connect_to(shared_bundle, page=False) as client:
-        assert client.get("/", follow_redirects=False).headers["location"] == "/docs"
+        assert client.get("/", follow_redirects=False).headers["location"] == "docs"
         for path in ("/stats", "/evidence", "/samples", "/page/app.js"):
             assert client.get(path).status_code == 404
     with connect_to(shared_bundle, page=False, docs=False) as client:
