@@ -45,7 +45,7 @@ def infer_router(service: Service) -> APIRouter:
     """Return the routes that compute, with and without version."""
     router = APIRouter(tags=["Open Inference Protocol v2"], dependencies=[requires(Scope.INFER)])
 
-    async def infer(request: Request, model: str, version: str | None = None) -> Response:
+    async def infer(request: Request, model: str) -> Response:
         """Compute the logits, or the classes, of inputs.
 
         The input `image` is FP32 N x C x H x W (also FP64, FP16, BF16): normalised, as the model computes with it. As
@@ -53,12 +53,16 @@ def infer_router(service: Service) -> APIRouter:
         Tensors stand in the JSON or follow it as bytes. Parameters: `timeout` in microseconds, `binary_data_output`; of
         the output `binary_data`, and `classification` for the labels of as many classes.
         """
+        return await answer_infer(service, request, service.find_any(model))
+
+    async def infer_by_version(request: Request, model: str, version: str) -> Response:
+        """Compute the same by one version of a model."""
         return await answer_infer(service, request, service.find_any(model, version))
 
-    for path in PATHS:
+    for path, endpoint in zip(PATHS, (infer, infer_by_version), strict=True):
         router.add_api_route(
             f"{path}/infer",
-            infer,
+            endpoint,
             methods=["POST"],
             response_model=InferAnswer,
             responses={

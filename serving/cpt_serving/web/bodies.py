@@ -31,7 +31,7 @@ class BodyBudget:
     """
 
     def __init__(self, limit: int) -> None:
-        self._limit = limit
+        self.limit = limit
         self._taken = 0
         self._lock = threading.Lock()
 
@@ -44,14 +44,12 @@ class BodyBudget:
         """Use some bytes.
 
         Raises:
-            RequestError: 413 if they are more than there can be, 503 if other requests have them at present.
+            RequestError: 503 if other requests have them at present.
         """
         with self._lock:
-            if self._taken + size <= self._limit:
+            if self._taken + size <= self.limit:
                 self._taken += size
                 return
-        if size > self._limit:
-            raise RequestError(413, f"Expected a body that takes at most {self._limit} bytes of memory, but got more")
         raise RequestError(
             503,
             "Expected memory for the body, but other requests have it at present",
@@ -91,10 +89,16 @@ class RequestBody:
         """Take memory until the request is over.
 
         Raises:
-            RequestError: As `BodyBudget.take` says.
+            RequestError: 413 if it is more than there can be, 503 if other requests have it at present.
         """
         if self._released:  # a thread that goes on after its request was cancelled
             return
+        if self._charged + size > self._budget.limit:
+            raise RequestError(
+                413,
+                f"Expected a body that takes at most {self._budget.limit} bytes of memory, but got more",
+                {"Connection": "close"},
+            )
         self._budget.take(size)
         self._charged += size
 
@@ -167,7 +171,7 @@ def charge(size: int) -> None:
     """Take memory for the running request until it is over.
 
     Raises:
-        RequestError: As `BodyBudget.take` says.
+        RequestError: As `RequestBody.charge` says.
     """
     body = current_body.get()
     if body is not None:

@@ -22,8 +22,11 @@ _BYTES_PER_BYTE = 9
 CONTROL_BYTES = 16 * 1024
 """Largest body of a request that is about models rather than about data."""
 
-_STEPS = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")
-_NO_BRACKETS = bytes(set(range(256)) - set(b"[{]}"))
+_PIECE_BYTES = 1024 * 1024
+_QUOTE = ord('"')
+_STEPS = np.zeros(256, np.int8)
+_STEPS[list(b"[{")] = 1
+_STEPS[list(b"]}")] = -1
 
 
 def parse_object(text: bytes | memoryview) -> dict[str, Any]:
@@ -59,18 +62,23 @@ async def read_object(request: Request, max_bytes: int) -> dict[str, Any]:
 def _bound_content(text: bytes) -> None:
     """Raise a `RequestError` for a text that would take too much stack or memory, before it is parsed."""
     opened = text.count(b"[") + text.count(b"{")
-    if opened > MAX_DEPTH and _depth(text) > MAX_DEPTH:
-        raise bad_request(f"Expected JSON of at most {MAX_DEPTH} levels, but got more")
     if opened > MAX_CONTAINERS:
         raise RequestError(
             413, f"Expected JSON of at most {MAX_CONTAINERS} lists and objects, but got {opened} (tensors can be flat)"
         )
+    if opened > MAX_DEPTH and _depth(text) > MAX_DEPTH:
+        raise bad_request(f"Expected JSON of at most {MAX_DEPTH} levels, but got more")
     charge(min(_VALUE_BYTES * text.count(b","), _BYTES_PER_BYTE * len(text)) + _CONTAINER_BYTES * opened)
 
 
 def _depth(text: bytes) -> int:
     """Return how deeply lists and objects are nested; of a text that is no JSON, any number."""
-    without_escapes = text.replace(b"\\\\", b"").replace(b'\\"', b"")
-    outside_of_strings = b"".join(without_escapes.split(b'"')[::2])
-    steps = np.frombuffer(outside_of_strings.translate(_STEPS, _NO_BRACKETS), np.int8)
-    return int(np.cumsum(steps, dtype=np.int32).max(initial=0))
+    text = text.replace(b"\\\\", b"").replace(b'\\"', b"")
+    inside = depth = deepest = 0
+    for start in range(0, len(text), _PIECE_BYTES):
+        piece = np.frombuffer(text, np.uint8, min(_PIECE_BYTES, len(text) - start), start)
+        in_string = (np.cumsum(piece == _QUOTE, dtype=np.uint8) + np.uint8(inside)) & 1  # parity outlives overflow
+        depths = np.cumsum(_STEPS[piece] * (in_string == 0), dtype=np.int32) + depth
+        deepest = max(deepest, int(depths.max()))
+        inside, depth = int(in_string[-1]), int(depths[-1])
+    return deepest
