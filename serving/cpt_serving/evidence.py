@@ -1,11 +1,21 @@
 """What is known of a model before it is served: precision, size, and the report of `cpt validate`."""
 
+from dataclasses import replace
+from typing import Any, Literal
+
 from pydantic import BaseModel, Field
 
 import cpt_deploy
 from cpt_deploy.bundle import Bundle, read_evidence
 from cpt_deploy.bundle import evidence as bundle_evidence
+from cpt_deploy.bundle.checksums import read_checksums
+from cpt_deploy.bundle.language import LanguageBundle
+from cpt_deploy.bundle.layout import VALIDATION_FILE
+from cpt_deploy.bundle.opened import read_json
 from cpt_deploy.errors import BundleError
+
+ModelKind = Literal["image", "text"]
+"""What a model takes, as the page tells its two forms apart."""
 
 
 class InputFacts(BaseModel):
@@ -51,6 +61,8 @@ class ValidationFacts(BaseModel):
     dataset: MeasuredData | None = None
     accuracy: Accuracy | None = Field(default=None, description="of what is served, in onnxruntime")
     trained_accuracy: float | None = Field(default=None, description="of the trained model before freezing")
+    perplexity: float | None = Field(default=None, description="of a language model as served, in onnxruntime")
+    trained_perplexity: float | None = Field(default=None, description="of the trained model before freezing")
     integers: Integers | None = None
     float_operators: int | None = Field(default=None, description="float layers left in onnxruntime's graph")
     runtime: str | None = None
@@ -63,9 +75,12 @@ class Evidence(BaseModel):
     model: str
     version: str
     sha256: str
-    size_bytes: int
-    input: InputFacts
-    classes: int
+    kind: ModelKind
+    size_bytes: int | None
+    input: InputFacts | None = Field(description="null for a language model")
+    classes: int | None = Field(description="null for a language model")
+    vocabulary: int | None = Field(description="tokens that a language model knows, null for others")
+    context: int | None = Field(description="most tokens that a language model looks at, null if nothing limits them")
     weight_bits: int | float | None = Field(description="with bits by layer their mean over all weights")
     activation_bits: int | None
     cycle: tuple[int, int] | None = Field(description="the bits between which training cycled")
@@ -74,22 +89,26 @@ class Evidence(BaseModel):
     docs: bool = Field(description="whether the server has /docs")
 
 
-def evidence_of(bundle: Bundle, *, docs: bool = True) -> Evidence:
-    """Return what is known of a bundle's model.
+def kind_of(bundle: Bundle | LanguageBundle) -> ModelKind:
+    """Return what a bundle's model takes."""
+    return "text" if isinstance(bundle, LanguageBundle) else "image"
+
+
+def evidence_of(bundle: Bundle | LanguageBundle, *, docs: bool = True) -> Evidence:
+    """Return what is known of a bundle's model, with the report of `cpt validate` as it is in its directory now.
 
     Args:
         bundle: The bundle.
         docs: Whether the server that tells it has `/docs`.
     """
-    channels, height, width = bundle.preprocessing.input_shape
     facts = bundle.facts
     return Evidence(
         model=bundle.name,
         version=bundle.version,
         sha256=bundle.sha256,
-        size_bytes=bundle.onnx_path.stat().st_size,
-        input=InputFacts(channels=channels, height=height, width=width),
-        classes=len(bundle.labels),
+        kind=kind_of(bundle),
+        size_bytes=_size(bundle),
+        **_shape(bundle),
         weight_bits=facts.get("weight_bits"),
         activation_bits=facts.get("activation_bits"),
         cycle=facts.get("cycle"),
@@ -99,14 +118,42 @@ def evidence_of(bundle: Bundle, *, docs: bool = True) -> Evidence:
     )
 
 
-def _validation(bundle: Bundle) -> ValidationFacts | None:
-    """Return the report in short; one of another form counts as none, since nothing can be said from it."""
+def _shape(bundle: Bundle | LanguageBundle) -> dict[str, Any]:
+    """Return the facts that models of one kind have and those of the other lack."""
+    if isinstance(bundle, LanguageBundle):
+        manifest = bundle.manifest
+        return {"input": None, "classes": None, "vocabulary": manifest.vocabulary, "context": manifest.context}
+    channels, height, width = bundle.preprocessing.input_shape
+    size = InputFacts(channels=channels, height=height, width=width)
+    return {"input": size, "classes": len(bundle.labels), "vocabulary": None, "context": None}
+
+
+def _size(bundle: Bundle | LanguageBundle) -> int | None:
     try:
-        found = read_evidence(bundle)
+        return bundle.onnx_path.stat().st_size
+    except OSError:  # its directory was taken away while it is served
+        return None
+
+
+def _report(bundle: Bundle | LanguageBundle) -> dict[str, Any] | None:
+    """Return the report that stands in a bundle's directory now; a model is often validated after it was loaded."""
+    try:
+        digests = read_checksums(bundle.path)
+        return read_json(bundle.path, VALIDATION_FILE, digests) if VALIDATION_FILE in digests else None
+    except BundleError:
+        return bundle.validation
+
+
+def _validation(bundle: Bundle | LanguageBundle) -> ValidationFacts | None:
+    """Return the report in short; one of another form counts as none, since nothing can be said from it."""
+    report = _report(bundle)
+    try:
+        found = read_evidence(replace(bundle, validation=report))
     except BundleError:
         return None
-    if found is None:
+    if found is None or report is None:
         return None
+    perplexities = {entry["name"]: entry.get("perplexity") for entry in report["runtimes"]}
     return ValidationFacts(
         passed=found.passed,
         of_this_model=found.model_sha256 == bundle.sha256,
@@ -114,6 +161,8 @@ def _validation(bundle: Bundle) -> ValidationFacts | None:
         dataset=MeasuredData(name=found.dataset, split=found.split, samples=found.samples),
         accuracy=_accuracy(found),
         trained_accuracy=found.trained_accuracy,
+        perplexity=perplexities.get("onnxruntime"),
+        trained_perplexity=perplexities.get("trained"),
         integers=_integers(found),
         float_operators=found.float_operators,
         runtime=None if found.runtime is None else f"onnxruntime {found.runtime}",

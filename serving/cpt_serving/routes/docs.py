@@ -42,7 +42,8 @@ def docs_router(app: FastAPI, *, with_keys: bool) -> APIRouter:
     async def docs() -> Response:
         return Response(page, media_type="text/html", headers=headers)
 
-    async def description(request: Request) -> JsonResponse:
+    # Not on the event loop: the first time takes long.
+    def description(request: Request) -> JsonResponse:
         described = app.openapi()
         if with_keys:
             described = _with_keys(described)

@@ -8,9 +8,10 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Query
 from starlette.responses import Response
 
+from cpt_deploy.errors import CptError
 from cpt_serving.access.api_keys import Scope
 from cpt_serving.access.control import requires
-from cpt_serving.evidence import Evidence, evidence_of
+from cpt_serving.evidence import Evidence, ModelKind, evidence_of, kind_of
 from cpt_serving.routes.files import FILE_HEADERS, files_router, read_folder
 from cpt_serving.samples import Samples, drawing_style, list_samples, sample_image, to_png
 from cpt_serving.service import Service
@@ -56,16 +57,19 @@ def page_router(service: Service) -> APIRouter:
 def _add_model_routes(router: APIRouter, service: Service) -> None:
     @router.get("/models")
     async def models() -> ServedModels:
-        """Names and versions of the served models."""
+        """Names and versions of the served models, and what each takes."""
         repository = service.repository
         return ServedModels(
-            models=[ServedModel(name=name, versions=repository.versions(name)) for name in repository.names]
+            models=[
+                ServedModel(name=name, versions=repository.versions(name), kind=_kind(service, name))
+                for name in repository.names
+            ]
         )
 
     @router.get("/evidence", responses={404: {"model": ErrorAnswer}})
-    async def evidence(model: ModelName = None) -> Evidence:
-        """Who a model is, and what `cpt validate` measured of it."""
-        return evidence_of(service.find(model).bundle, docs=service.settings.docs)
+    def evidence(model: ModelName = None) -> Evidence:
+        """Who a model is, and what `cpt validate` measured of it until now."""
+        return evidence_of(service.find_any(model).bundle, docs=service.settings.docs)
 
 
 def _add_samples(router: APIRouter, service: Service) -> None:
@@ -86,6 +90,13 @@ def _add_samples(router: APIRouter, service: Service) -> None:
         if index >= len(bundle.golden.inputs):
             raise RequestError(404, f"Expected a sample below {len(bundle.golden.inputs)}, but got {index}")
         return Response(to_png(sample_image(bundle, index)), media_type="image/png", headers=dict(PAGE_HEADERS))
+
+
+def _kind(service: Service, name: str) -> ModelKind | None:
+    try:
+        return kind_of(service.find_any(name).bundle)
+    except (RequestError, CptError):
+        return None
 
 
 def _is_ready(service: Service) -> bool:

@@ -9,8 +9,8 @@ from cpt_deploy.bundle import top_k as most_probable
 from cpt_serving.access.api_keys import Scope
 from cpt_serving.access.control import requires
 from cpt_serving.inference.engine import Engine
-from cpt_serving.inference.examples import predict_body
 from cpt_serving.inference.rows import to_rows
+from cpt_serving.routes.examples import predict_body
 from cpt_serving.service import Service
 from cpt_serving.web.deadlines import request_deadline
 from cpt_serving.web.responses import JsonResponse
@@ -49,7 +49,7 @@ def predict_router(service: Service) -> APIRouter:
             methods=["POST"],
             response_model=PredictAnswer,
             responses={status: {"model": ErrorAnswer} for status in _ERRORS},
-            openapi_extra={"requestBody": predict_body(service.repository.example)},
+            openapi_extra={"requestBody": predict_body()},
         )
     return router
 

@@ -1,6 +1,8 @@
 """Inference by the Open Inference Protocol: the path that has to be short."""
 
 import time
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,11 +21,11 @@ from cpt_serving.inference.language_engine import LanguageEngine
 from cpt_serving.inference.lifecycle import ModelEngine
 from cpt_serving.oip.answers import Answer, render_answer
 from cpt_serving.oip.classifier import ClassifierRequest, classifier_output, classifier_request
-from cpt_serving.oip.examples import HEADERS, infer_body
 from cpt_serving.oip.inputs import is_light, raw_tensor, tensor_rows
 from cpt_serving.oip.language import LanguageRequest, language_outputs, language_request
 from cpt_serving.oip.requests import HEADER_LENGTH, InferRequest, header_length, parse_request
 from cpt_serving.oip.schemas import InferAnswer
+from cpt_serving.routes.examples import HEADERS, infer_body
 from cpt_serving.service import Service
 from cpt_serving.settings import ServeSettings
 from cpt_serving.web.bodies import INLINE_BYTES, read_body, too_large
@@ -59,7 +61,8 @@ def infer_router(service: Service) -> APIRouter:
         """Compute the same by one version of a model."""
         return await answer_infer(service, request, service.find_any(model, version))
 
-    for path, endpoint in zip(PATHS, (infer, infer_by_version), strict=True):
+    endpoints: tuple[Callable[..., Any], ...] = (infer, infer_by_version)
+    for path, endpoint in zip(PATHS, endpoints, strict=True):
         router.add_api_route(
             f"{path}/infer",
             endpoint,
@@ -69,7 +72,7 @@ def infer_router(service: Service) -> APIRouter:
                 200: {"content": {BINARY_TYPE: {"schema": {"type": "string", "format": "binary"}}}},
                 **{status: {"model": ErrorAnswer} for status in _ERRORS},
             },
-            openapi_extra={"requestBody": infer_body(service.repository.example), "parameters": HEADERS},
+            openapi_extra={"requestBody": infer_body(service), "parameters": HEADERS},
         )
     return router
 

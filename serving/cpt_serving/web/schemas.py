@@ -45,6 +45,8 @@ class ServedModel(BaseModel):
 
     name: str
     versions: list[str]
+    kind: Literal["image", "text"] | None
+    """What it takes: `/predict` answers for images, `/generate` and `/score` for text; null if it is not loaded."""
 
 
 class ServedModels(BaseModel):

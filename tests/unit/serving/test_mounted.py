@@ -1,13 +1,11 @@
 """The server below a path of another app, behind a prefix, and on Ray Serve: the same answers, and the same keys."""
 
 import socket
-import threading
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager
 from urllib.parse import urlsplit
 
 import httpx2
 import pytest
-import uvicorn
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
@@ -28,21 +26,6 @@ PRIVATE = [
 ]
 OPEN = ["/health/live", "/health/ready", "/v2/health/live", "/", "/docs", "/openapi.json", "/page/app.js"]
 INFER = "/v2/models/colours/infer"
-
-
-@contextmanager
-def listening(app, **options):
-    """The address of an app under uvicorn, in a thread of this process."""
-    listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, **options))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join(20)
-        listener.close()
 
 
 def mounted(app):
@@ -72,7 +55,7 @@ def keys(tmp_path_factory):
 
 
 @pytest.fixture(scope="module", params=["alone", "mounted", "twice mounted", "prefix kept", "prefix removed"])
-def place(request, shared_bundle, keys):
+def place(request, shared_bundle, keys, listen_here):
     """Where the server is, in each of the ways in which it can stand below a path."""
     app = create_app(load_settings(bundle=shared_bundle.path, api_keys=keys[0], concurrency=1, access_log=False))
     below = {"alone": "", "twice mounted": "/outer/cpt", "prefix removed": ""}.get(request.param, "/cpt")
@@ -90,7 +73,7 @@ def place(request, shared_bundle, keys):
     elif request.param == "prefix kept":
         app = with_prefix(app)
     # uvicorn puts back what a proxy has taken away.
-    with listening(app, root_path="/cpt" if request.param == "prefix removed" else "") as url:
+    with listen_here(app, root_path="/cpt" if request.param == "prefix removed" else "") as url:
         yield f"{url}{below}"
 
 
