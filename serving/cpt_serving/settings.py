@@ -98,7 +98,7 @@ class ServeSettings(BaseSettings):
     """Seconds in which the head of a request has to come, from the opening of its connection or its first byte."""
 
     body_timeout_s: float = Field(default=30.0, gt=0, le=3600)
-    """Seconds in which the body has to come, and one more for each 8 KiB of it."""
+    """Seconds in which the body, or 8 KiB of it for each second, has to come."""
 
     keep_alive_s: int = Field(default=5, ge=0, le=3600)
     """Seconds after which a connection without a further request is closed."""

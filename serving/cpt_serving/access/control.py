@@ -16,53 +16,44 @@ from cpt_serving.web.shown import near_name, shown
 _REALM = 'Bearer realm="cpt-serve"'
 
 
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """Why a request may not go on.
-
-    Args:
-        status: 401 without a valid key, 403 with one that is not enough.
-        message: For the client.
-        challenge: Content of `WWW-Authenticate`; empty if no key would help.
-    """
-
-    status: int
-    message: str
-    challenge: str = ""
-
-
-def check_key(keys: KeyRing | None, needed: Scope | None, sent: bytes | None) -> ApiKey | Refusal | None:
-    """Return whose key a request came with, why it is refused, or `None` if it needs no key.
+def find_key(keys: KeyRing | None, needed: Scope | None, sent: bytes | None) -> ApiKey | None:
+    """Return whose key a request came with, or `None` if it needs no key.
 
     Args:
         keys: The keys of the server; with `None` everything is open but what administrators do, which is off.
         needed: Scope that the request needs; `None` if it is open to everyone.
         sent: The key that came with it, if one did.
+
+    Raises:
+        RequestError: 401 without a valid key, 403 if no key would be enough.
     """
     if needed is None or (keys is None and needed is not Scope.ADMIN):
         return None
     if keys is None or (needed is Scope.ADMIN and not keys.has(Scope.ADMIN)):
-        return _NO_ADMINISTRATORS
+        raise RequestError(403, _NO_ADMINISTRATORS)
     if sent is None:
-        return Refusal(
-            401, "Expected an API key, as `Authorization: Bearer KEY` or `X-API-Key: KEY`, but got none", _REALM
-        )
+        expected = "Expected an API key, as `Authorization: Bearer KEY` or `X-API-Key: KEY`, but got none"
+        raise _refusal(401, expected, _REALM)
     key = keys.find(sent)
     if key is None:
-        message = "Expected an API key of this server, but got another one"
-        return Refusal(401, message, f'{_REALM}, error="invalid_token"')
+        raise _refusal(
+            401, "Expected an API key of this server, but got another one", f'{_REALM}, error="invalid_token"'
+        )
     return key
 
 
-def missing_scope(key: ApiKey, needed: Scope) -> Refusal | None:
-    """Return why a key is not enough, if it is not."""
-    if needed in key.scopes:
-        return None
-    return Refusal(
-        403,
-        f"Expected an API key of the scope {needed}, but {key.name} has {', '.join(sorted(key.scopes))}",
-        f'{_REALM}, error="insufficient_scope", scope="{needed}"',
-    )
+def require_scope(key: ApiKey, needed: Scope) -> None:
+    """Raise a `RequestError` of 403 if a key is not enough."""
+    if needed not in key.scopes:
+        raise _refusal(
+            403,
+            f"Expected an API key of the scope {needed}, but {key.name} has {', '.join(sorted(key.scopes))}",
+            f'{_REALM}, error="insufficient_scope", scope="{needed}"',
+        )
+
+
+def _refusal(status: int, message: str, challenge: str) -> RequestError:
+    return RequestError(status, message, {"WWW-Authenticate": challenge})
 
 
 class AccessControl:
@@ -89,15 +80,13 @@ class AccessControl:
         """
         if needed is Scope.METRICS and self._open_metrics:
             return
-        found = check_key(self._keys, needed, presented_key(request.scope["headers"]))
-        if needed is not None and isinstance(found, ApiKey):
-            record = request.scope["state"].get("record")
-            if isinstance(record, RequestRecord):
-                record.key = found.name
-            found = missing_scope(found, needed)
-        if isinstance(found, Refusal):
-            headers = {"WWW-Authenticate": found.challenge} if found.challenge else None
-            raise RequestError(found.status, found.message, headers)
+        key = find_key(self._keys, needed, presented_key(request.scope["headers"]))
+        if key is None or needed is None:
+            return
+        record = request.scope["state"].get("record")
+        if isinstance(record, RequestRecord):
+            record.key = key.name
+        require_scope(key, needed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,8 +162,7 @@ def presented_key(headers: Iterable[tuple[bytes, bytes]]) -> bytes | None:
     return found
 
 
-_NO_ADMINISTRATORS = Refusal(
-    403,
+_NO_ADMINISTRATORS = (
     "Expected a server whose models clients may load and unload, but none of its API keys has the scope admin "
-    "(cpt api-key NAME FILE --scope admin, cpt serve --api-keys FILE)",
+    "(cpt api-key NAME FILE --scope admin, cpt serve --api-keys FILE)"
 )

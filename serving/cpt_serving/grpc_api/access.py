@@ -5,10 +5,11 @@ from typing import Any
 
 import grpc
 
-from cpt_serving.access.api_keys import ApiKey, KeyRing, Scope
-from cpt_serving.access.control import Refusal, check_key, missing_scope, presented_key
+from cpt_serving.access.api_keys import KeyRing, Scope
+from cpt_serving.access.control import find_key, presented_key, require_scope
 from cpt_serving.grpc_api.servicer import SERVICE
 from cpt_serving.telemetry.metrics import Metrics
+from cpt_serving.web.errors import RequestError
 
 _OPEN = frozenset(f"/{SERVICE}/{name}" for name in ("ServerLive", "ServerReady"))
 _ADMIN = frozenset(f"/{SERVICE}/{name}" for name in ("RepositoryModelLoad", "RepositoryModelUnload"))
@@ -41,17 +42,18 @@ class KeyInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         """Return what answers a call: its method, or a refusal."""
         method: str = handler_call_details.method
         metadata = ((name.encode(), _raw(value)) for name, value in handler_call_details.invocation_metadata)
-        needed = required_scope(method)
-        found = check_key(self._keys, needed, presented_key(metadata))
-        if needed is not None and isinstance(found, ApiKey):
-            found = missing_scope(found, needed)
         handler = await continuation(handler_call_details)
-        if not isinstance(found, Refusal):
-            return handler
-        # Methods that are not there share a name in the metrics, so that clients cannot make up endless ones.
-        return self._refuse(method if handler is not None else "unknown", found)
+        try:
+            needed = required_scope(method)
+            key = find_key(self._keys, needed, presented_key(metadata))
+            if key is not None and needed is not None:
+                require_scope(key, needed)
+        except RequestError as refusal:
+            # Methods that are not there share a name in the metrics, so that clients cannot make up endless ones.
+            return self._refuse(method if handler is not None else "unknown", refusal)
+        return handler
 
-    def _refuse(self, method: str, refusal: Refusal) -> Any:
+    def _refuse(self, method: str, refusal: RequestError) -> Any:
         code = grpc.StatusCode.UNAUTHENTICATED if refusal.status == 401 else grpc.StatusCode.PERMISSION_DENIED
 
         async def refuse(_requests: Any, context: Any) -> None:

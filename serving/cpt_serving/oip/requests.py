@@ -11,6 +11,8 @@ from cpt_serving.web.shown import shown
 HEADER_LENGTH = "Inference-Header-Content-Length"
 """Header, of requests and answers, that says how many bytes of JSON come before the bytes of the tensors."""
 
+_RAW_HEADER_LENGTH = HEADER_LENGTH.lower().encode()
+
 T = TypeVar("T")
 
 
@@ -67,16 +69,19 @@ class InferRequest:
     timeout_us: int = 0
 
 
-def header_length(headers: Mapping[str, str]) -> int | None:
+def header_length(headers: Mapping[bytes, bytes]) -> int | None:
     """Return how many bytes of JSON a request says that it has; `None` means all of it.
+
+    Args:
+        headers: The request's, with names in lower case.
 
     Raises:
         RequestError: 400, if that is no number.
     """
-    text = headers.get(HEADER_LENGTH)
+    text = headers.get(_RAW_HEADER_LENGTH)
     if text is None:
         return None
-    if not (text.isascii() and text.isdecimal() and len(text) < 20):
+    if not (text.isdigit() and len(text) < 20):
         raise bad_request(f"Expected {HEADER_LENGTH} to be a number of bytes, but got {shown(text)}")
     return int(text)
 

@@ -150,7 +150,7 @@ async def _answer_language(service: Service, request: Request, engine: LanguageE
 
 async def _read(request: Request, settings: ServeSettings) -> tuple[bytes, int | None]:
     """Return the decompressed body, and how many of its bytes are JSON, if it says that."""
-    json_bytes = header_length(request.headers)
+    json_bytes = header_length(dict(request.scope["headers"]))
     body = await read_body(request, settings.max_json_bytes if json_bytes is None else settings.max_body_bytes)
     if json_bytes is not None and settings.max_json_bytes < json_bytes <= len(body):
         raise too_large(settings.max_json_bytes, f"{json_bytes} bytes of JSON")

@@ -75,8 +75,9 @@ class RequestBody:
         self._receive = receive
         self._budget = budget
         self._timeout_s = timeout_s
-        self._charged = 0
-        self._released = False
+        self._charged = self._seen = self._window_began = 0
+        self._window_ends = 0.0
+        self._released = self._receiving = self._too_slow = self._complete = False
         self._task = asyncio.current_task()
         self._timer: asyncio.TimerHandle | None = None
         self._watcher: asyncio.Task[None] | None = None
@@ -110,34 +111,50 @@ class RequestBody:
             ClientDisconnect: If the client went away before its end.
         """
         chunks: list[bytes] = []
-        seen, window = 0, 0
-        try:
-            async with asyncio.timeout(self._timeout_s) as clock:
-                more = True
-                while more:
-                    message = await self._receive()
-                    if message["type"] == "http.disconnect":
-                        raise ClientDisconnect
-                    chunk, more = message.get("body", b""), message.get("more_body", False)
-                    seen += len(chunk)
-                    window += len(chunk)
-                    if seen > max_bytes:
-                        raise too_large(max_bytes, "more")
-                    self.charge(len(chunk))
-                    chunks.append(chunk)
-                    if window >= LEAST_BYTES_PER_S * self._timeout_s:
-                        window = 0
-                        clock.reschedule(asyncio.get_running_loop().time() + self._timeout_s)
-        except TimeoutError:
-            raise RequestError(
-                408,
-                f"Expected the body within {self._timeout_s:.0f} s, but got {seen} bytes",
-                {"Connection": "close"},
-            ) from None
+        loop = asyncio.get_running_loop()
+        self._window_ends = loop.time() + self._timeout_s
+        # One timer for both: most requests are answered before it is worth a task to see whether their client has left.
+        self._timer = loop.call_later(min(_WATCH_AFTER_S, self._timeout_s), self._look)
+        more = True
+        while more:
+            self._receiving = True
+            try:
+                message = await self._receive()
+            except asyncio.CancelledError:
+                if not self._too_slow or self._task is None or self._task.uncancel() > 0:
+                    raise
+                raise RequestError(
+                    408,
+                    f"Expected the body within {self._timeout_s:.0f} s, but got {self._seen} bytes",
+                    {"Connection": "close"},
+                ) from None
+            finally:
+                self._receiving = False
+            if message["type"] == "http.disconnect":
+                raise ClientDisconnect
+            chunk, more = message.get("body", b""), message.get("more_body", False)
+            self._seen += len(chunk)
+            if self._seen > max_bytes:
+                raise too_large(max_bytes, "more")
+            self.charge(len(chunk))
+            chunks.append(chunk)
+        self._complete = True
         self.completed_at = time.monotonic()
-        # Most requests are answered before it is worth a task of its own to see whether their client has left.
-        self._timer = asyncio.get_running_loop().call_later(_WATCH_AFTER_S, self._watch)
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+    def _look(self) -> None:
+        """End a body that is too slow as soon as it is waited for; once it is complete, watch its client."""
+        if self._complete:
+            self._watcher = asyncio.create_task(self._cancel_when_gone())
+            return
+        loop = asyncio.get_running_loop()
+        if self._seen - self._window_began >= LEAST_BYTES_PER_S * self._timeout_s:
+            self._window_began, self._window_ends = self._seen, loop.time() + self._timeout_s
+        if self._receiving and loop.time() >= self._window_ends and self._task is not None:
+            self._too_slow = True
+            self._task.cancel()
+        else:
+            self._timer = loop.call_later(min(_WATCH_AFTER_S, self._timeout_s), self._look)
 
     def answered(self) -> None:
         """Stop watching: from now on the client may close the connection."""
@@ -151,9 +168,6 @@ class RequestBody:
         self.answered()
         self._released = True
         self._budget.give_back(self._charged)
-
-    def _watch(self) -> None:
-        self._watcher = asyncio.create_task(self._cancel_when_gone())
 
     async def _cancel_when_gone(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
@@ -190,11 +204,12 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
             an unknown `Content-Encoding`, 400 if it does not hold, 503 if there is no memory for the body.
         ClientDisconnect: If the client went away before its end.
     """
-    headers = request.headers
-    declared = headers.get("content-length", "")
-    if declared.isdecimal() and int(declared) > max_bytes:
-        raise too_large(max_bytes, f"{declared} bytes")
-    codings = content_codings(headers.get("content-encoding", ""))
+    headers = dict(request.scope["headers"])
+    declared = headers.get(b"content-length", b"")
+    if declared.isdigit() and int(declared) > max_bytes:
+        raise too_large(max_bytes, f"{declared.decode()} bytes")
+    coding = headers.get(b"content-encoding")
+    codings = content_codings(coding.decode("latin-1")) if coding else []
     found = current_body.get()
     if found is None:
         raise RuntimeError("Expected a request inside of `RequestEdge`")

@@ -15,6 +15,8 @@ CODINGS = ("gzip", "deflate")
 
 _MOST_CODINGS = 3
 _SAME = {"x-gzip": "gzip"}
+_MEMBER = b"\x1f\x8b\x08"
+_MOST_MEMBERS = 4096  # Each costs as much time as some kilobytes, however few it has.
 _WORTHWHILE = 2048
 _WANTED = re.compile(rb"(?:^|,)\s*(?:x-)?gzip\s*(?:;\s*q=(?!0(?:\.0*)?\s*(?:,|$))[^,]*)?(?:,|$)", re.IGNORECASE)
 
@@ -80,6 +82,8 @@ def decompress(body: bytes, codings: list[str], *, limit: int) -> bytes:
 
 def _gunzip(body: bytes, limit: int) -> bytes:
     """Return the content of all members; one byte more than the limit, if there is more."""
+    if body.count(_MEMBER) > _MOST_MEMBERS:
+        raise EOFError(f"it has more than {_MOST_MEMBERS} members")
     with gzip.GzipFile(fileobj=io.BytesIO(body)) as file:
         return file.read(limit + 1)
 

@@ -11,6 +11,7 @@ from cpt_serving.web.errors import bad_request
 from cpt_serving.web.shown import shown
 
 TIMEOUT_HEADER = "X-Request-Timeout-Ms"
+_RAW_TIMEOUT_HEADER = TIMEOUT_HEADER.lower().encode()
 
 
 def request_deadline(request: Request, settings: ServeSettings, *, timeout_us: float | None = None) -> float | None:
@@ -24,10 +25,10 @@ def request_deadline(request: Request, settings: ServeSettings, *, timeout_us: f
     Raises:
         RequestError: 400 if the header `X-Request-Timeout-Ms` is no positive number.
     """
-    given = request.headers.get(TIMEOUT_HEADER)
+    given = dict(request.scope["headers"]).get(_RAW_TIMEOUT_HEADER)
     seconds = [timeout_us / 1e6] if timeout_us else []
     if given is not None:
-        seconds.append(_milliseconds(given) / 1e3)
+        seconds.append(_milliseconds(given.decode("latin-1")) / 1e3)
     arrived: float = request.scope.get("state", {}).get("arrived") or time.monotonic()
     return deadline_after(arrived, seconds, settings)
 

@@ -11,8 +11,11 @@ from cpt_serving.web.bodies import INLINE_BYTES, charge, read_body
 from cpt_serving.web.errors import RequestError, bad_request
 
 MAX_DEPTH = 64
-MAX_CONTAINERS = 262_144
+MAX_CONTAINERS = 131_072
 """Lists and objects of one body. Tensors can be flat, so that no request needs more."""
+
+MAX_VALUES = 1_000_000
+"""Values of one body; more hold all threads up while they are made, and belong into tensors of bytes."""
 
 # Upper bounds of what Python takes: an object with one entry; a float in a list; a list of one-digit integers.
 _CONTAINER_BYTES = 200
@@ -61,14 +64,16 @@ async def read_object(request: Request, max_bytes: int) -> dict[str, Any]:
 
 def _bound_content(text: bytes) -> None:
     """Raise a `RequestError` for a text that would take too much stack or memory, before it is parsed."""
-    opened = text.count(b"[") + text.count(b"{")
+    opened, values = text.count(b"[") + text.count(b"{"), text.count(b",")
+    if values > MAX_VALUES:
+        raise RequestError(413, f"Expected JSON of at most {MAX_VALUES} values, but got {values} (or send bytes)")
     if opened > MAX_CONTAINERS:
         raise RequestError(
             413, f"Expected JSON of at most {MAX_CONTAINERS} lists and objects, but got {opened} (tensors can be flat)"
         )
     if opened > MAX_DEPTH and _depth(text) > MAX_DEPTH:
         raise bad_request(f"Expected JSON of at most {MAX_DEPTH} levels, but got more")
-    charge(min(_VALUE_BYTES * text.count(b","), _BYTES_PER_BYTE * len(text)) + _CONTAINER_BYTES * opened)
+    charge(min(_VALUE_BYTES * values, _BYTES_PER_BYTE * len(text)) + _CONTAINER_BYTES * opened)
 
 
 def _depth(text: bytes) -> int:

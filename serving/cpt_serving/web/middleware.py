@@ -77,7 +77,11 @@ class RequestEdge:
             return
         method = scope["method"]
         trace = None if self._tracer is None else current_trace()
-        record = RequestRecord(_request_id(scope), trace or _continued_trace(scope))
+        headers = dict(scope["headers"])
+        record = RequestRecord(
+            _request_id(headers.get(_RAW_REQUEST_ID_HEADER, b"")),
+            trace or (_continued_trace(scope) if TRACEPARENT in headers else None),
+        )
         state = scope.setdefault("state", {})
         state |= {"request_id": record.request_id, "record": record, "arrived": time.monotonic()}
         body = RequestBody(receive, self._budget, self._body_timeout_s)
@@ -135,23 +139,21 @@ class RequestEdge:
 def _headers(message: Message, record: RequestRecord) -> list[tuple[bytes, bytes]]:
     """Return the headers of an answer with those that every answer has."""
     headers = [*message.get("headers", ()), (_RAW_REQUEST_ID_HEADER, record.request_id.encode())]
-    present = {name for name, _ in headers}
+    present = dict(headers)
     headers += [header for header in SECURITY_HEADERS if header[0] not in present]
     if record.trace is not None:
         headers.append((TRACEPARENT, record.trace.render()))
     return headers
 
 
-def _request_id(scope: Scope) -> str:
+def _request_id(given: bytes) -> str:
     """Return the client's id, if it is one that can stand in logs and headers, else a new one."""
-    given: bytes = next((value for name, value in scope["headers"] if name == _RAW_REQUEST_ID_HEADER), b"")
     return given.decode() if _REQUEST_ID.fullmatch(given) else f"{_ID_PREFIX}{next(_ID_COUNT):012x}"
 
 
 def _continued_trace(scope: Scope) -> TraceContext | None:
     """Return our span of the trace that the client says the request belongs to."""
-    values = [value for name, value in scope["headers"] if name == TRACEPARENT]
-    return continued(values) if values else None
+    return continued([value for name, value in scope["headers"] if name == TRACEPARENT])
 
 
 def _route(scope: Scope) -> str:

@@ -354,4 +354,4 @@ def test_serve_says_what_it_serves_and_how_to_ask(capsys, shared_bundle, tmp_pat
     file.write_text(f"bundle: {shared_bundle.path}\nmax_rows: 5\n")
     _, out, _ = run(capsys, "serve", "--config", file, "--json")
     assert json.loads(out)["models"] == ["colours"]
-    assert heard[2].max_rows == 5
+    assert heard[3].max_rows == 5

@@ -180,18 +180,27 @@ def test_json_has_a_limit_of_its_own(ask):
     assert grown < 32
 
 
-@pytest.mark.parametrize("piece", [b"[],", b"{},", b'{"":0},', b'[""],', b"[[[[[[[[]]]]]]]],"])
+@pytest.mark.parametrize("piece", [b"[],", b"{},", b'{"":0},', b'[""],', b'"ab",'])
 def test_many_lists_and_objects_are_refused_before_they_are_made(ask, piece):
     body = b'{"inputs": [' + piece * (8_000_000 // len(piece)) + b"1]}"
     answer, grown = ask("POST", INFER, content=body, headers=JSON)
     assert answer.status_code == 413
+    assert "values" in answer.json()["error"]
+    assert grown < 24
+
+
+@pytest.mark.parametrize("piece", [b"[],", b"{},", b'{"":0},', b"[[[[[[[[]]]]]]]],"])
+def test_so_are_as_many_as_stay_below_the_number_of_values(ask, piece):
+    body = b'{"inputs": [' + piece * 300_000 + b"1]}"
+    answer, grown = ask("POST", INFER, content=body, headers=JSON)
+    assert answer.status_code == 413
     assert "lists and objects" in answer.json()["error"]
-    assert grown < 64
+    assert grown < 24
 
 
 def test_health_answers_while_large_json_is_read(server):
     _, url = server
-    body = tensor([0.125] * 1_000_000)
+    body = tensor([0.12345] * 900_000)
     assert len(body) < 8 * MIB
     statuses, done = [], threading.Event()
 
@@ -258,6 +267,14 @@ def test_a_body_cannot_hold_its_place_by_dripping(tmp_path, shared_bundle, runni
             # A large part at once buys no time for the rest.
             connection.sendall(head.encode() + bytes(7 * MIB))
             assert answer_of(connection).startswith(b"HTTP/1.1 408")
+
+
+def test_endless_empty_members_of_gzip_are_400(ask):
+    headers = {**JSON, "content-encoding": "gzip"}
+    answer, _ = ask("POST", INFER, content=gzip.compress(b"") * 300_000, headers=headers)
+    assert (answer.status_code, "4096 members" in answer.text) == (400, True)
+    many = gzip.compress(b"") * 4000 + gzip.compress(tensor([0.0] * 192))
+    assert ask("POST", INFER, content=many, headers=headers)[0].status_code == 200
 
 
 def form(parts, boundary="X"):
