@@ -26,6 +26,8 @@ ArrayKind = Literal["pixels", "normalized"]
 
 _PIECE_BYTES = 64 * 1024
 _MOST_FIELDS = 16
+_STANDARD_ALPHABET = bytes.maketrans(b"-_", b"+/")
+_SPACE = b" \t\n\r\v\f"
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,10 +199,10 @@ def decode_base64(name: str, text: object) -> bytes:
         raise bad_request(f"Expected {name} to be base64 text, but got {type(text).__name__}")
     # Data URLs, line breaks, the URL-safe alphabet and missing padding are all common, and none is ambiguous.
     payload = text.rpartition(",")[2] if text.startswith("data:") else text
-    payload = "".join(payload.split()).translate(str.maketrans("-_", "+/")).rstrip("=")
     try:
-        data = binascii.a2b_base64(payload + "=" * (-len(payload) % 4), strict_mode=True)
-    except (binascii.Error, ValueError) as error:
+        characters = payload.encode("ascii").translate(_STANDARD_ALPHABET, _SPACE).rstrip(b"=")
+        data = binascii.a2b_base64(characters + b"=" * (-len(characters) % 4), strict_mode=True)
+    except ValueError as error:  # binascii's too
         raise bad_request(f"Expected {name} to be base64 text, but got: {error}") from error
     if not data:
         raise bad_request(f"Expected {name} to be base64 text, but got an empty one")

@@ -315,6 +315,26 @@ def test_forms_of_many_parts_and_odd_ones_are_refused(ask, parts, status):
     assert grown < 64
 
 
+def test_base64_in_many_pieces_costs_little(ask):
+    for text in ("aa " * 2_000_000, "é" * 1000, "aa\\n" * 1000):
+        answer, grown = ask("POST", "/predict", content=f'{{"image": "{text}"}}'.encode(), headers=JSON)
+        assert answer.status_code == 400
+        assert len(answer.content) < 500
+        assert grown < 64
+
+
+def test_parts_with_many_headers_are_refused(ask):
+    head = b'--X\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n' + b"a:\r\n" * MIB
+    answer, grown = ask(
+        "POST",
+        "/predict",
+        content=head + b"\r\nx\r\n--X--\r\n",
+        headers={"content-type": "multipart/form-data; boundary=X"},
+    )
+    assert answer.status_code == 400
+    assert grown < 64
+
+
 @pytest.mark.parametrize("boundary", ["", '"', "x" * 5000, "\xff"])
 def test_forms_with_odd_boundaries_are_400(ask, boundary):
     headers = {"content-type": f"multipart/form-data; boundary={boundary}".encode("latin-1")}
