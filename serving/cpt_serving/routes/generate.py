@@ -8,6 +8,7 @@ from contextlib import aclosing
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
+from pydantic import BaseModel
 from starlette.responses import Response
 
 from cpt_serving.access.api_keys import Scope
@@ -31,7 +32,7 @@ from cpt_serving.web.generation_schemas import (
 )
 from cpt_serving.web.json_bodies import CONTROL_BYTES, read_object
 from cpt_serving.web.responses import JsonResponse
-from cpt_serving.web.schemas import ErrorAnswer
+from cpt_serving.web.schemas import error_answers
 
 _ERRORS = (400, 404, 408, 413, 429, 503, 504)
 _PLACES = ("", "/models/{model}", "/models/{model}/versions/{version}")
@@ -66,7 +67,7 @@ def generate_router(service: Service) -> APIRouter:
         """Tell the same by the model of a name: its newest version, or the one of the path."""
         return await _score(service, service.find_language(model, version), request)
 
-    errors: dict[int | str, dict[str, Any]] = {status: {"model": ErrorAnswer} for status in _ERRORS}
+    errors = error_answers(*_ERRORS)
     streamed: dict[str, Any] = {"content": {EVENTS_TYPE: {"schema": {"type": "string"}}}}
     for place in _PLACES:
         router.add_api_route(
@@ -88,7 +89,7 @@ def generate_router(service: Service) -> APIRouter:
     return router
 
 
-def json_body(model: type[GenerationParameters | ScoreBody], example: dict[str, Any]) -> dict[str, Any]:
+def json_body(model: type[BaseModel], example: dict[str, Any]) -> dict[str, Any]:
     """Return OpenAPI's description of a body of JSON."""
     content = {"application/json": {"schema": inline_schema(model), "example": example}}
     return {"requestBody": {"required": True, "content": content}}

@@ -14,7 +14,7 @@ from cpt_serving.routes.examples import predict_body
 from cpt_serving.service import Service
 from cpt_serving.web.deadlines import request_deadline
 from cpt_serving.web.responses import JsonResponse
-from cpt_serving.web.schemas import ErrorAnswer, PredictAnswer
+from cpt_serving.web.schemas import PredictAnswer, error_answers
 from cpt_serving.web.uploads import read_content
 
 _ERRORS = (400, 404, 413, 415, 422, 429, 503, 504)
@@ -48,7 +48,7 @@ def predict_router(service: Service) -> APIRouter:
             predict_by if "{model}" in path else predict,
             methods=["POST"],
             response_model=PredictAnswer,
-            responses={status: {"model": ErrorAnswer} for status in _ERRORS},
+            responses=error_answers(*_ERRORS),
             openapi_extra={"requestBody": predict_body()},
         )
     return router

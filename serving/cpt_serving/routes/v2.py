@@ -1,7 +1,5 @@
 """What the Open Inference Protocol tells of the server and its models; its health routes stand with the others."""
 
-from typing import Any
-
 from fastapi import APIRouter
 
 from cpt_serving.access.api_keys import Scope
@@ -11,7 +9,7 @@ from cpt_serving.oip.schemas import ModelConfig, ModelMetadata, ModelReadiness, 
 from cpt_serving.routes.v2_infer import PATHS
 from cpt_serving.service import Service
 from cpt_serving.web.responses import JsonResponse
-from cpt_serving.web.schemas import ErrorAnswer
+from cpt_serving.web.schemas import error_answers
 
 
 def v2_router(service: Service) -> APIRouter:
@@ -59,7 +57,7 @@ def _add_model_routes(router: APIRouter, service: Service) -> None:
         versions = service.repository.versions(model) if version is None else [version]
         return StatisticsAnswer.model_validate(service.statistics.render((model, each) for each in versions))
 
-    errors: dict[int | str, dict[str, Any]] = {code: {"model": ErrorAnswer} for code in (404, 503)}
+    errors = error_answers(404, 503)
     for path in PATHS:
         router.add_api_route(path, model_metadata, responses=errors)
         router.add_api_route(f"{path}/ready", ready, responses=errors)

@@ -12,8 +12,7 @@ from cpt_serving.access.control import requires
 from cpt_serving.inference.generation import GenerationRequest, generate
 from cpt_serving.inference.language_engine import LanguageEngine
 from cpt_serving.oip.requests import parse_timeout
-from cpt_serving.oip.schemas import inline_schema
-from cpt_serving.routes.generate import EVENTS_TYPE, prepare, text_bytes
+from cpt_serving.routes.generate import EVENTS_TYPE, json_body, prepare, text_bytes
 from cpt_serving.routes.v2_infer import PATHS
 from cpt_serving.service import Service
 from cpt_serving.web.errors import bad_request
@@ -21,7 +20,7 @@ from cpt_serving.web.events import event_response
 from cpt_serving.web.generation_schemas import GenerationParameters, TritonGenerateAnswer, TritonGenerateBody, checked
 from cpt_serving.web.json_bodies import read_object
 from cpt_serving.web.responses import JsonResponse
-from cpt_serving.web.schemas import ErrorAnswer
+from cpt_serving.web.schemas import error_answers
 
 _ERRORS = (400, 404, 408, 413, 429, 503, 504)
 _OWN_KEYS = ("id", "text_input", "parameters")
@@ -45,18 +44,9 @@ def triton_generate_router(service: Service) -> APIRouter:
         engine, given, wanted = await _read(service, request, model, version, stream=True)
         return await event_response(request, _events(engine, given, wanted))
 
-    body: dict[str, Any] = {
-        "requestBody": {
-            "required": True,
-            "content": {
-                "application/json": {
-                    "schema": inline_schema(TritonGenerateBody),
-                    "example": {"text_input": "the company said", "parameters": {"max_tokens": 20, "temperature": 0}},
-                }
-            },
-        }
-    }
-    errors: dict[int | str, dict[str, Any]] = {status: {"model": ErrorAnswer} for status in _ERRORS}
+    example = {"text_input": "the company said", "parameters": {"max_tokens": 20, "temperature": 0}}
+    body = json_body(TritonGenerateBody, example)
+    errors = error_answers(*_ERRORS)
     events: dict[int | str, dict[str, Any]] = {200: {"content": {EVENTS_TYPE: {"schema": {"type": "string"}}}}}
     for path in PATHS:
         router.add_api_route(

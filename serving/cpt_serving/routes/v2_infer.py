@@ -30,7 +30,7 @@ from cpt_serving.service import Service
 from cpt_serving.settings import ServeSettings
 from cpt_serving.web.bodies import INLINE_BYTES, read_body, too_large
 from cpt_serving.web.deadlines import request_deadline
-from cpt_serving.web.schemas import ErrorAnswer
+from cpt_serving.web.schemas import error_answers
 
 PATHS = ("/v2/models/{model}", "/v2/models/{model}/versions/{version}")
 """Where a model is, and one version of it."""
@@ -70,7 +70,7 @@ def infer_router(service: Service) -> APIRouter:
             response_model=InferAnswer,
             responses={
                 200: {"content": {BINARY_TYPE: {"schema": {"type": "string", "format": "binary"}}}},
-                **{status: {"model": ErrorAnswer} for status in _ERRORS},
+                **error_answers(*_ERRORS),
             },
             openapi_extra={"requestBody": infer_body(service), "parameters": HEADERS},
         )

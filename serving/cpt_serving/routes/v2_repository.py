@@ -13,7 +13,7 @@ from cpt_serving.oip.schemas import RepositoryChange, RepositoryIndexRequest, Re
 from cpt_serving.service import Service
 from cpt_serving.web.json_bodies import CONTROL_BYTES, read_object
 from cpt_serving.web.responses import JsonResponse
-from cpt_serving.web.schemas import ErrorAnswer
+from cpt_serving.web.schemas import error_answers
 
 
 def repository_router(service: Service) -> APIRouter:
@@ -48,7 +48,7 @@ def repository_router(service: Service) -> APIRouter:
         methods=["POST"],
         dependencies=[requires(Scope.INFER)],
         response_model=list[RepositoryModel],
-        responses=_errors(400, 413),
+        responses=error_answers(400, 413),
         openapi_extra=_body(inline_schema(RepositoryIndexRequest)),
     )
     for name, change in (("load", load), ("unload", unload)):
@@ -58,14 +58,10 @@ def repository_router(service: Service) -> APIRouter:
             methods=["POST"],
             dependencies=[requires(Scope.ADMIN)],
             response_class=Response,
-            responses=_errors(400, 403, 404, 413),
+            responses=error_answers(400, 403, 404, 413),
             openapi_extra=_body(inline_schema(RepositoryChange)),
         )
     return router
-
-
-def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    return {status: {"model": ErrorAnswer} for status in statuses}
 
 
 def _body(schema: dict[str, Any]) -> dict[str, Any]:
