@@ -11,12 +11,13 @@ PYTEST_ARGS ?=
 # On a card: versions of torch that warn of other things are none of these tests' business.
 GPU_TESTS := -m gpu -W default tests/unit/quantization tests/unit/training
 
-.PHONY: help install quickstart test test-gpu race-check lint format docs clean
+.PHONY: help install quickstart test test-gpu race-check sanitize lint format docs clean
 
 help:
 	@echo "make quickstart  train, export, validate, serve and predict on a small data set (two minutes)"
 	@echo "make test        run the tests; PYTEST_ARGS='-k name' chooses among them"
 	@echo "make test-gpu    run the tests that need a CUDA device; make race-check runs kernels under compute-sanitizer"
+	@echo "make sanitize    run the compiled kernels under the address and undefined-behaviour sanitizers"
 	@echo "make lint        ruff, mypy and the import rules"
 	@echo "make format      fix what ruff can fix and format"
 	@echo "make docs        write the pages that are generated from the code"
@@ -45,6 +46,9 @@ test-gpu: $(INSTALLED)
 
 race-check: $(INSTALLED)
 	PYTHON=$(BIN)/python .ci/race-check
+
+sanitize: $(INSTALLED)
+	PYTHON=$(BIN)/python .ci/sanitize-kernels
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

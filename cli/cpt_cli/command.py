@@ -47,7 +47,9 @@ def _set_debug(value: bool) -> bool:
     return value
 
 
-PROVIDER_HELP = "Execution provider of onnxruntime: cpu, cuda, tensorrt, or its own name for one."
+PROVIDER_HELP = (
+    "Execution provider of onnxruntime: cpu, cuda, tensorrt, its own name for one, or NAME=PATH for one in a library."
+)
 ProviderOption = Annotated[str, typer.Option(help=PROVIDER_HELP)]
 JsonFlag = Annotated[
     bool,

@@ -1,6 +1,6 @@
 """What `cpt train` shows while a run goes on: a summary, then a bar on a terminal and elsewhere one line an epoch."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -130,6 +130,7 @@ def show_plan(plan: "TrainPlan") -> None:
             **({} if plan.pretrained is None else {"weights": describe_pretrained(plan.pretrained)}),
             "quantized layers": _describe_layers(plan),
             "data": f"{recipe.data.name}, {samples}, {kinds}",
+            **({} if not plan.left_out else {"files left out": describe_left_out(plan.left_out)}),
             "steps": f"{plan.total_steps:,} ({epochs:g} epochs of batches of {recipe.train.batch_size})",
             "precision": _describe_precision(plan),
             "cost": _describe_cost(plan),
@@ -144,6 +145,11 @@ def show_plan(plan: "TrainPlan") -> None:
             f"the published weights of {recipe.model.name} read images of another normalisation; if they are "
             f"what {formats.path(Path(plan.pretrained.file))} holds: data.input.mean={mean} data.input.std={std}"
         )
+
+
+def describe_left_out(counts: Mapping[str, int]) -> str:
+    """Return in one line how many files are not used, by their type."""
+    return ", ".join(f"{count:,} {kind}" for kind, count in counts.items())
 
 
 def describe_pretrained(pretrained: "Pretrained") -> str:

@@ -78,7 +78,7 @@ def export_run(
         CheckpointError: If the run is unfinished or damaged.
         BundleError: If the bundle cannot be written.
     """
-    from cpt_deploy.data import load_images
+    from cpt_deploy.data import recipe_images
     from cpt_deploy.export import ModelIdentity, export_bundle
     from cpt_deploy.quantization import make_portable, make_symmetric
     from cpt_deploy.training import load_run
@@ -117,7 +117,7 @@ def export_run(
         destination or run_dir / f"{widths.name}{options.suffix}",
         identity,
         evenly_chosen_inputs(
-            load_images(run.recipe.data.name, split="test", root=_root(run.recipe.data.root)), run.preprocessing
+            recipe_images(run.recipe.data.model_copy(update={"limit": None}), "test"), run.preprocessing
         ),
         weight_bits=widths.weights,
         activation_bits=widths.activations,
@@ -153,10 +153,6 @@ def evenly_chosen_inputs(images: "ImageSet", preprocessing: "Preprocessing") -> 
 
     chosen = np.linspace(0, len(images) - 1, min(GOLDEN_IMAGES, len(images))).astype(int)
     return torch.from_numpy(np.stack([preprocessing.apply(images.image(int(index))) for index in chosen]))
-
-
-def _root(root: str | None) -> Path | None:
-    return None if root is None else Path(root)
 
 
 def find_run(bundle: "OpenedBundle") -> Path | None:

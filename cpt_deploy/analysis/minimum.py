@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cpt_deploy.data import FittedImages, load_images
+from cpt_deploy.data import FittedImages, recipe_images
 from cpt_deploy.data.images import Split
 from cpt_deploy.errors import UsageError
 from cpt_deploy.training import Ranks, TrainedRun, choose_device, load_run
@@ -79,7 +79,7 @@ def load_minimum(
 
 def _images_of(run: TrainedRun, split: Split, count: int, seed: int) -> tuple[Tensor, Tensor]:
     settings = run.recipe.data
-    source = load_images(settings.name, split=split, root=None if settings.root is None else Path(settings.root))
+    source = recipe_images(settings.model_copy(update={"limit": None}), split)
     if tuple(source.classes) != run.classes:
         raise UsageError(
             f"Expected {settings.name} with the {len(run.classes)} classes that {run.path} was trained on, "

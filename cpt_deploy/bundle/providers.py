@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import io
+from pathlib import Path
 from typing import Any
 
 from cpt_deploy.errors import MissingExtraError, UsageError
@@ -20,14 +21,15 @@ _INSTALL = {
 
 def provider_name(provider: str) -> str:
     """Return onnxruntime's name of an execution provider: of "cpu", "cuda", "tensorrt", or of one that is its own."""
-    return _SHORT.get(provider, provider)
+    name, _, _library = provider.partition("=")
+    return _SHORT.get(name, name)
 
 
 def provider_names(provider: str) -> list[str]:
     """Return what a session is asked for: a provider, and those that take the operators it does not have.
 
     Args:
-        provider: "cpu", "cuda", "tensorrt", or onnxruntime's name of any provider.
+        provider: "cpu", "cuda", "tensorrt", or onnxruntime's name of any provider that is built into it.
 
     Raises:
         UsageError: If onnxruntime knows no such provider.
@@ -50,6 +52,54 @@ def provider_names(provider: str) -> list[str]:
         _load_libraries(onnxruntime)
     fallbacks = _FALLBACKS.get(name, (CPU,))
     return [name, *(fallback for fallback in fallbacks if fallback in available)]
+
+
+def choose_provider(options: Any, provider: str) -> dict[str, list[str]]:
+    """Return the arguments of a session that choose its provider; one from a library is chosen in its options.
+
+    Args:
+        options: The session's `onnxruntime.SessionOptions`.
+        provider: As for `provider_names`, or NAME=PATH: a provider that the library at the path brings.
+
+    Raises:
+        UsageError: If there is no such provider or library, or the library has no such provider for a device here.
+        MissingExtraError: If the onnxruntime that is installed was built without the provider.
+    """
+    name, is_plugin, library = provider.partition("=")
+    if not is_plugin:
+        return {"providers": provider_names(provider)}
+    options.add_provider_for_devices(_plugin_devices(name, library), {})
+    return {}
+
+
+@functools.cache
+def _plugin_devices(name: str, library: str) -> list[Any]:
+    """Return the devices of an execution provider in a library, which is loaded once in a process."""
+    import onnxruntime
+
+    hint = (
+        f"NAME=PATH, with the name that the provider has in onnxruntime and its shared library; available without one: "
+        f"{', '.join(onnxruntime.get_available_providers())}"
+    )
+    # onnxruntime's exceptions have no common base of their own.
+    try:
+        onnxruntime.register_execution_provider_library(name, str(Path(library).resolve()))
+    except Exception as error:
+        reason = " ".join(str(error).split()).rpartition("FAIL : ")[2]
+        raise UsageError(
+            f"Expected a library with the execution provider {name!r} at {library!r}, but got: {reason}", hint=hint
+        ) from error
+    devices = onnxruntime.get_ep_devices()
+    chosen = [device for device in devices if device.ep_name == name]
+    if not chosen:
+        found = sorted({device.ep_name for device in devices})
+        onnxruntime.unregister_execution_provider_library(name)
+        raise UsageError(
+            f"Expected the library {library} to bring the execution provider {name!r} and a device for it, but with it "
+            f"there are {', '.join(found)}",
+            hint=hint,
+        )
+    return chosen
 
 
 def check_started(session: Any, provider: str) -> None:

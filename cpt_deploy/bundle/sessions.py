@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cpt_deploy.bundle.processor import read_cpu
-from cpt_deploy.bundle.providers import check_started, provider_names
+from cpt_deploy.bundle.providers import check_started, choose_provider
 from cpt_deploy.errors import BundleError, UsageError
 
 PORTABLE_KEY = "cpt.portable"
@@ -37,7 +37,7 @@ def open_session(
         where: How an error names it.
         threads: Threads that one call computes with; `None` takes one per physical core.
         optimize: Whether onnxruntime may fuse the graph to integer operators.
-        provider: "cpu", "cuda", or the name of one of onnxruntime's execution providers.
+        provider: "cpu", "cuda", the name of one of onnxruntime's execution providers, or NAME=PATH of one in a library.
         rest_between_runs: Whether its threads stop at once after a call.
 
     Raises:
@@ -50,15 +50,14 @@ def open_session(
         raise UsageError(f"Expected threads to be at least 1, but got {threads}")
     source: str | bytes = model if isinstance(model, bytes) else str(model)
     where = where or ("the given bytes" if isinstance(model, bytes) else str(model))
-    providers = provider_names(provider)
-
     options = session_options(optimize=optimize, exact_sums=needs_exact_sums(model))
     options.intra_op_num_threads = threads or 0
     if rest_between_runs:
         options.add_session_config_entry("session.force_spinning_stop", "1")
+    chosen = choose_provider(options, provider)
     # onnxruntime's exceptions have no common base of their own.
     try:
-        session = onnxruntime.InferenceSession(source, options, providers=providers)
+        session = onnxruntime.InferenceSession(source, options, **chosen)
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise BundleError(f"Expected onnxruntime to load {where}, but got: {reason}") from error

@@ -5,9 +5,11 @@ from cpt_deploy.data.batches import WHOLE, Share
 from cpt_deploy.data.fitted import FittedImages
 from cpt_deploy.data.images import ArrayImages, CallableImages, FileImages, ImageSet, limited
 from cpt_deploy.data.inputs import default_preprocessing, input_settings, resolve_preprocessing
+from cpt_deploy.data.inspection import Findings, inspect_folder, inspect_images
 from cpt_deploy.data.loaders import batches_per_epoch, eval_loader, train_loader, training_stream
 from cpt_deploy.data.places import cache_folder
-from cpt_deploy.data.registry import DatasetInfo, dataset_info, dataset_names, fetch_dataset, load_images
+from cpt_deploy.data.registry import DatasetInfo, dataset_info, dataset_names, fetch_dataset, image_folder, load_images
+from cpt_deploy.data.selection import recipe_images
 
 __all__ = [
     "WHOLE",
@@ -16,6 +18,7 @@ __all__ = [
     "CallableImages",
     "DatasetInfo",
     "FileImages",
+    "Findings",
     "FittedImages",
     "ImageSet",
     "Share",
@@ -28,9 +31,13 @@ __all__ = [
     "default_preprocessing",
     "eval_loader",
     "fetch_dataset",
+    "image_folder",
     "input_settings",
+    "inspect_folder",
+    "inspect_images",
     "limited",
     "load_images",
+    "recipe_images",
     "resolve_preprocessing",
     "train_loader",
     "training_stream",

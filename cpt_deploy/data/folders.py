@@ -1,5 +1,8 @@
 """Image folders in the ImageNet layout: one folder a class, below `train` and `val` (or `test`)."""
 
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +13,46 @@ from cpt_deploy.errors import DataError
 SUFFIXES = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".avif"}
 CLASS_NAMES = "class_names.tsv"
 
+#: What systems and programs leave in folders; names that begin with a dot are left out as well.
+_LITTER = {"__macosx", "thumbs.db", "desktop.ini"}
+
 _SPLIT_FOLDERS: dict[Split, tuple[str, ...]] = {"train": ("train",), "test": ("val", "test", "valid", "validation")}
 _LAYOUT = "expected layout: ROOT/train/<class>/*.jpg and ROOT/val/<class>/*.jpg"
+
+
+@dataclass(frozen=True)
+class SplitFolder:
+    """What lies in the folder of a split.
+
+    Args:
+        path: The folder.
+        files: The images of each class, sorted; the classes are the folders in it, sorted.
+        left_out: How many other files there are, by their type: ".heic", or "no extension".
+    """
+
+    path: Path
+    files: Mapping[str, tuple[Path, ...]]
+    left_out: Mapping[str, int]
+
+
+def scan_folder(root: Path, split: Split) -> SplitFolder | None:
+    """Return what lies in one split of an image folder, or None if it has no such split.
+
+    Where there is neither split, a folder of class folders is a test set by itself. Hidden files, and what systems
+    leave (`__MACOSX`, `Thumbs.db`), are no data and not counted.
+    """
+    folder = _existing(root, split)
+    if folder is None and split == "test" and _existing(root, "train") is None and _class_folders(root):
+        folder = root
+    if folder is None:
+        return None
+    files: dict[str, tuple[Path, ...]] = {}
+    left_out: Counter[str] = Counter()
+    for name in _class_folders(folder):
+        found = sorted(_visible_files(folder / name))
+        files[name] = tuple(path for path in found if path.suffix.lower() in SUFFIXES)
+        left_out.update(path.suffix.lower() or "no extension" for path in found if path.suffix.lower() not in SUFFIXES)
+    return SplitFolder(folder, files, dict(left_out.most_common()))
 
 
 def load_folder(root: Path, split: Split) -> FileImages:
@@ -23,33 +64,37 @@ def load_folder(root: Path, split: Split) -> FileImages:
     Raises:
         DataError: If the layout is another one, a class has no images, or the splits disagree on the classes.
     """
-    trained, tested = _existing(root, "train"), _existing(root, "test")
-    if trained is None and tested is None and split == "test" and _class_folders(root):
-        trained = tested = root
-    folder = trained if split == "train" else tested
-    if folder is None:
+    found = scan_folder(root, split)
+    if found is None:
         names = " or ".join(_SPLIT_FOLDERS[split])
         raise DataError(f"Expected {split} images in {root}/{names}, but there is no such folder", hint=_LAYOUT)
-    classes = _class_folders(trained or folder)
-    found = _class_folders(folder)
-    if not found:
-        raise DataError(f"Expected a folder a class in {folder}, but found none", hint=_LAYOUT)
-    if set(found) - set(classes):
-        extra = ", ".join(sorted(set(found) - set(classes))[:5])
-        raise DataError(f"Expected the classes of {trained} in {folder}, but got others as well: {extra}")
+    trained = _existing(root, "train")
+    classes = _class_folders(trained or found.path)
+    if not found.files:
+        raise DataError(f"Expected a folder a class in {found.path}, but found none", hint=_LAYOUT)
+    if set(found.files) - set(classes):
+        extra = ", ".join(sorted(set(found.files) - set(classes))[:5])
+        raise DataError(
+            f"Expected the classes of {trained} in {found.path}, but got others as well: {extra}", hint=_check(root)
+        )
     paths: list[Path] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
-        files = sorted(path for path in (folder / name).rglob("*") if path.suffix.lower() in SUFFIXES)
+        files = found.files.get(name, ())
         if not files:
             raise DataError(
-                f"Expected images of class {name!r} in {folder / name}, but found none",
-                hint=f"files that count as images: {', '.join(sorted(SUFFIXES))}",
+                f"Expected images of class {name!r} in {found.path / name}, but found none",
+                hint=f"files that count as images: {', '.join(sorted(SUFFIXES))}; {_check(root)}",
             )
         paths += files
         labels += [label] * len(files)
     readable = _readable_names(root, classes)
-    return FileImages(root.resolve().name, split, readable, np.asarray(labels, dtype=np.int64), tuple(paths))
+    labelled = np.asarray(labels, dtype=np.int64)
+    return FileImages(root.resolve().name, split, readable, labelled, tuple(paths), left_out=found.left_out)
+
+
+def _check(root: Path) -> str:
+    return f"cpt datasets check {root} lists all that is wrong"
 
 
 def _existing(root: Path, split: Split) -> Path | None:
@@ -57,7 +102,24 @@ def _existing(root: Path, split: Split) -> Path | None:
 
 
 def _class_folders(folder: Path) -> list[str]:
-    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not _is_hidden(entry))
+
+
+def _visible_files(folder: Path) -> Iterator[Path]:
+    """Yield the files in a folder and below it, but for hidden ones and those in hidden folders."""
+    if not folder.is_dir():
+        return
+    for entry in folder.iterdir():
+        if _is_hidden(entry):
+            continue
+        if entry.is_dir():
+            yield from _visible_files(entry)
+        else:
+            yield entry
+
+
+def _is_hidden(path: Path) -> bool:
+    return path.name.startswith(".") or path.name.lower() in _LITTER
 
 
 def _readable_names(root: Path, classes: list[str]) -> tuple[str, ...]:

@@ -2,8 +2,8 @@
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -124,9 +124,13 @@ class FileImages(ImageSet):
 
     Args:
         paths: One a label.
+        left_out: How many files beside them are not read as images, by their type.
+        skipped: Files that cannot be decoded and were taken out, see `without_bad`.
     """
 
     paths: tuple[Path, ...]
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    skipped: tuple[Path, ...] = ()
 
     def image(self, index: int) -> Image.Image:
         """Decode one file; see `ImageSet.image`."""

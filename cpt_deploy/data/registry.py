@@ -94,13 +94,33 @@ def load_images(name_or_path: str | Path, *, split: Split, root: Path | None = N
     if ":" in name:
         return load_custom(name, split, root)
     path = _find_path(name, root)
-    for known in dataset_names():
-        if any((path / layout).is_dir() for layout in _LAYOUTS.get(known, ())):
-            info = datasets.get(known)
-            return info.load(info, split, [path])
+    known = _known_layout(path)
+    if known is not None:
+        return known.load(known, split, [path])
     if path.is_file() or is_archive_folder(path):
         return load_archives(path, split)
     return load_folder(path, split)
+
+
+def image_folder(name: str, root: Path | None = None) -> Path | None:
+    """Return the folder of image files that `load_images` would read, or None if the data are of another kind.
+
+    Raises:
+        UsageError: If the name is unknown.
+        DataError: If there is nothing at the path.
+    """
+    if name in datasets or ":" in name:
+        return None
+    path = _find_path(name, root)
+    is_other = path.is_file() or is_archive_folder(path) or _known_layout(path) is not None
+    return None if is_other else path
+
+
+def _known_layout(path: Path) -> DatasetInfo | None:
+    for known in dataset_names():
+        if any((path / layout).is_dir() for layout in _LAYOUTS.get(known, ())):
+            return datasets.get(known)
+    return None
 
 
 def fetch_dataset(name: str, root: Path | None = None) -> Path:

@@ -95,7 +95,8 @@ class DataSettings(Settings):
     (null: none on a CPU, which they would share with the model, and up to eight of the idle cores beside a GPU). Images
     that have to be decoded are kept in memory after the first time if all of them take at most `cache_mb` megabytes
     (null: a quarter of the machine's memory; 0: never). Neither changes the result. `limit` is the number of images of
-    each split that are used, spread evenly over it, or of chunks of text, from its beginning (null: all).
+    each split that are used, spread evenly over it, or of chunks of text, from its beginning (null: all). `skip_bad`
+    decodes all image files first and trains without those that cannot be read, where one would otherwise stop the run.
     """
 
     name: str = "digits"
@@ -107,6 +108,7 @@ class DataSettings(Settings):
     workers: Annotated[int, Field(ge=0, le=256)] | None = None
     cache_mb: Annotated[int, Field(ge=0)] | None = None
     limit: Count | None = None
+    skip_bad: bool = False
 
 
 class OptimizerSettings(Settings):

@@ -62,11 +62,13 @@ class RunGroup:
 
     Args:
         label: The settings in which groups differ.
-        runs: The runs, by seed.
+        runs: The runs, one a seed, by seed.
+        repeated: Further runs of a seed that `runs` has; they count for nothing.
     """
 
     label: str
     runs: tuple[FinishedRun, ...]
+    repeated: tuple[FinishedRun, ...] = ()
 
     @property
     def measure(self) -> Measure:
@@ -124,7 +126,8 @@ def read_finished_run(run_dir: Path) -> FinishedRun:
 def group_runs(runs: Iterable[FinishedRun]) -> list[RunGroup]:
     """Group runs that differ by their seed alone, in the order in which they are given.
 
-    A label has the settings that are not the same in all groups, by their last name where that says it.
+    The same settings and seed give the same run, so of several only the first counts. A label has the settings that are
+    not the same in all groups, by their last name where that says it.
 
     Raises:
         UsageError: If some classify images and others are language models.
@@ -143,10 +146,15 @@ def group_runs(runs: Iterable[FinishedRun]) -> list[RunGroup]:
         key = tuple(sorted((name, value) for name, value in settings.items() if name not in _IMMATERIAL))
         members.setdefault(key, []).append(run)
     differing = _differing([dict(key) for key in members])
-    return [
-        RunGroup(_label(dict(key), differing, group[0]), tuple(sorted(group, key=lambda run: run.seed)))
-        for key, group in members.items()
-    ]
+    return [_group(_label(dict(key), differing, group[0]), group) for key, group in members.items()]
+
+
+def _group(label: str, members: Sequence[FinishedRun]) -> RunGroup:
+    by_seed: dict[int, FinishedRun] = {}
+    for run in members:
+        by_seed.setdefault(run.seed, run)
+    repeated = tuple(run for run in members if by_seed[run.seed] is not run)
+    return RunGroup(label, tuple(by_seed[seed] for seed in sorted(by_seed)), repeated)
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:

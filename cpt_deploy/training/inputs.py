@@ -1,7 +1,6 @@
 """The batches of a run: those that it trains on, and those that its model is settled on afterwards."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 from torch import Tensor
 
@@ -13,8 +12,7 @@ from cpt_deploy.data import (
     Share,
     batches_per_epoch,
     build_augmentations,
-    limited,
-    load_images,
+    recipe_images,
     training_stream,
 )
 from cpt_deploy.recipe import Recipe
@@ -41,8 +39,7 @@ def settling_inputs(
         DataError: If the data set or an image cannot be read.
     """
     if images is None:
-        root = None if recipe.data.root is None else Path(recipe.data.root)
-        images = limited(load_images(recipe.data.name, split="train", root=root), recipe.data.limit)
+        images = recipe_images(recipe.data, "train")
     fitted = images if isinstance(images, FittedImages) else FittedImages(images, preprocessing)
     per_epoch = batches_per_epoch(len(fitted.source), recipe.train.batch_size)
     first = -(-recipe.train.total_steps(per_epoch) // per_epoch) * per_epoch

@@ -37,6 +37,7 @@ class TrainPlan:
         first_step: 0, or where a resumed run goes on.
         unit: What a sample is, in the plural: "images" or "tokens".
         pretrained: What the model begins with; `None` if it begins fresh.
+        left_out: How many files beside the samples are not used, by their type or the reason.
         relative_cost: BitOPs of the cycling layers relative to static precision at the upper bound; `None` if the bits
             will follow the loss.
     """
@@ -58,6 +59,7 @@ class TrainPlan:
     workers: int = 0
     unit: str = "images"
     pretrained: "Pretrained | None" = None
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

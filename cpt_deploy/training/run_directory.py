@@ -64,6 +64,11 @@ class RunDirectory:
         return self.path / "trace.json.gz"
 
     @property
+    def lock(self) -> Path:
+        """There while a process trains in the directory."""
+        return self.path / "run.lock"
+
+    @property
     def last(self) -> Path:
         """The checkpoint to resume from."""
         return self.path / "checkpoints" / "last.safetensors"
@@ -73,20 +78,31 @@ class RunDirectory:
         """The checkpoint with the best evaluation so far."""
         return self.path / "checkpoints" / "best.safetensors"
 
-    def begin(self, recipe: Recipe) -> None:
-        """Create the directory and write the recipe into it.
+    def create(self) -> None:
+        """Create the directory, or accept an empty one.
 
         Raises:
-            UsageError: If the directory has something in it already.
+            UsageError: If it has something in it already; a lock alone is that of a run which begins or died beginning.
             DataError: If it cannot be created.
         """
         with disk_errors("the run", self.path):
-            if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            if self.path.exists() and (not self.path.is_dir() or set(self.path.iterdir()) - {self.lock}):
                 raise UsageError(
                     f"Expected a new directory for the run, but {self.path} exists and is not empty",
                     hint=f"go on with it: cpt train --resume {self.path}; or name another directory",
                 )
-            self.last.parent.mkdir(parents=True, exist_ok=True)
+            self.path.mkdir(parents=True, exist_ok=True)
+
+    def begin(self, recipe: Recipe) -> None:
+        """Write the recipe into the directory, whose lock the process holds.
+
+        Raises:
+            UsageError: If the directory has something in it already.
+            DataError: If it cannot be written.
+        """
+        self.create()
+        with disk_errors("the run", self.path):
+            self.last.parent.mkdir(exist_ok=True)
         save_recipe(recipe, self.recipe)
 
     def check_resumable(self, recipe: Recipe) -> None:

@@ -20,8 +20,7 @@ from cpt_deploy.data import (
     dataset_names,
     default_preprocessing,
     input_settings,
-    limited,
-    load_images,
+    recipe_images,
     resolve_preprocessing,
 )
 from cpt_deploy.errors import UsageError
@@ -130,7 +129,8 @@ def load_data(recipe: Recipe, device: torch.device, processes: int = 1) -> RunDa
     if name not in dataset_names() and ":" not in name and Path(name).exists():
         name = str(Path(name).resolve())  # a run is read again from other working directories
     root = None if settings.root is None else Path(settings.root).expanduser().resolve()
-    train, test = (limited(load_images(name, split=split, root=root), settings.limit) for split in ("train", "test"))
+    settings = settings.model_copy(update={"name": name, "root": None if root is None else str(root)})
+    train, test = recipe_images(settings, "train"), recipe_images(settings, "test")
     if train.classes != test.classes:
         raise UsageError(
             f"Expected the same classes in both splits of {name}, "
@@ -139,9 +139,7 @@ def load_data(recipe: Recipe, device: torch.device, processes: int = 1) -> RunDa
     preprocessing = resolve_preprocessing(settings.input, default_preprocessing(train))
     steps = [(step.name, step.parameters) for step in settings.augment]
     augment = tuple(build_augmentations(steps, preprocessing.size))
-    resolved = settings.model_copy(
-        update={"name": name, "root": None if root is None else str(root), "input": input_settings(preprocessing)}
-    )
+    resolved = settings.model_copy(update={"input": input_settings(preprocessing)})
     budget = _memory_to_keep(settings.cache_mb) // processes
     train_inputs = FittedImages(train, preprocessing, 0 if any(step.sizes for step in augment) else budget)
     test_inputs = FittedImages(test, preprocessing, budget - (train_inputs.bytes_kept if train_inputs.is_kept else 0))

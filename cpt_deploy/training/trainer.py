@@ -1,6 +1,6 @@
 """A whole run: data, model, loop, finish. Prints nothing; a reporter is told what happens."""
 
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 
 from cpt_deploy.errors import ProcessLostError, RunInterruptedError, TrainingDivergedError
@@ -20,6 +20,7 @@ from cpt_deploy.training.ranks import Ranks, choose_device, is_lost_connection, 
 from cpt_deploy.training.reports import RunReport, SilentReporter, TrainPlan, TrainReporter
 from cpt_deploy.training.run import Run
 from cpt_deploy.training.run_directory import RunDirectory
+from cpt_deploy.training.run_lock import run_lock
 from cpt_deploy.training.run_state import restore
 from cpt_deploy.training.setup import RunObjects, build_objects
 from cpt_deploy.training.step_costs import StepCosts
@@ -51,7 +52,7 @@ def train(
         The report, which is in `report.json` too.
 
     Raises:
-        UsageError: If a setting does not fit, or the directory is in use.
+        UsageError: If a setting does not fit, or another process trains in the directory.
         DataError: If the data set, a checkpoint or the disk is at fault.
         TrainingDivergedError: If the loss becomes NaN or infinite.
         RunInterruptedError: After SIGINT or SIGTERM; the state is saved.
@@ -62,6 +63,7 @@ def train(
         Interruption() as interruption,
         freed_memory_kept(),
         joined(recipe.train.device) as (ranks, device),
+        ExitStack() as lock,
     ):
         if not ranks.is_main or reporter is None:
             reporter = SilentReporter()
@@ -69,13 +71,13 @@ def train(
         with ranks.agreeing():
             task = load_task(recipe, device, ranks.per_machine)
             task.check_processes(ranks.count)
-        finished = ranks.from_main(lambda: _finished_before(directory, task)) if resume else None
+        finished = ranks.from_main(lambda: _reentered(directory, task, lock)) if resume else None
         if finished is not None:
             return finished
         with ranks.agreeing():
             objects = build_objects(task.build_model(), task.recipe, task.total_steps, device)
         if not resume:
-            ranks.from_main(lambda: _begin(directory, task))
+            ranks.from_main(lambda: _begin(directory, task, lock))
         following = LossFollowing(
             objects.schedules, parse_every(task.recipe.precision.progressive.every).steps(task.steps_per_epoch)
         )
@@ -121,14 +123,17 @@ def _carried_out(run: Run, profile_steps: int) -> RunReport:
         ) from error
 
 
-def _begin(directory: RunDirectory, task: Task) -> None:
+def _begin(directory: RunDirectory, task: Task, lock: ExitStack) -> None:
+    directory.create()
+    lock.enter_context(run_lock(directory.lock))
     directory.begin(task.recipe)
     task.begin(directory)
 
 
-def _finished_before(directory: RunDirectory, task: Task) -> RunReport | None:
-    """Make sure that a run can be gone on with; return its report if it is finished."""
+def _reentered(directory: RunDirectory, task: Task, lock: ExitStack) -> RunReport | None:
+    """Make sure that a run can be gone on with, and take its lock; return its report if it is finished."""
     directory.check_resumable(task.recipe)
+    lock.enter_context(run_lock(directory.lock))
     task.check(directory)
     return RunReport.read(directory.report) if directory.report.is_file() else None
 
@@ -194,6 +199,7 @@ def _plan(task: Task, objects: RunObjects, run_dir: Path, first_step: int, ranks
         workers=task.workers,
         unit=task.unit,
         pretrained=task.pretrained,
+        left_out=task.left_out,
     )
 
 

@@ -48,8 +48,6 @@ def build(arguments: dict[str, Any]) -> Application:
 
 def _check(settings: ServeSettings) -> None:
     """Raise a `UsageError` for settings that have no meaning in a replica."""
-    if settings.workers != 1:
-        raise UsageError(f"Expected workers to be 1, but got {settings.workers}", hint="set replicas instead")
     if settings.grpc_port is not None:
         raise UsageError(
             f"Expected no grpc_port, but got {settings.grpc_port}", hint="Ray's proxy routes HTTP to the replicas"

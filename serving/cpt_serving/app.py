@@ -1,9 +1,7 @@
 """The FastAPI app: the models and the routes around them."""
 
-import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
-from pathlib import Path
 
 import anyio.to_thread
 from fastapi import FastAPI
@@ -14,15 +12,16 @@ from starlette.responses import RedirectResponse
 import cpt_deploy
 from cpt_serving.access.api_keys import KeyRing, Scope
 from cpt_serving.access.control import AccessControl, require_guards, requires
+from cpt_serving.certificates import Certificate
 from cpt_serving.lifespan import running
 from cpt_serving.oip.statistics import StatisticsRegistry
 from cpt_serving.repository.model_repository import ModelRepository
-from cpt_serving.repository.orders import ORDERS_VARIABLE, OrderBook
 from cpt_serving.routes import ROUTERS, page_router
 from cpt_serving.routes.docs import docs_router
 from cpt_serving.routes.v2_infer import direct_infer_routes
 from cpt_serving.service import Service
 from cpt_serving.settings import ServeSettings, load_settings
+from cpt_serving.shutdown import Shutdown, finished
 from cpt_serving.telemetry.access_log import AccessLog, open_access_log
 from cpt_serving.telemetry.metrics import Metrics
 from cpt_serving.telemetry.tracing import close_tracing, open_tracing, telemetry_of
@@ -31,6 +30,8 @@ from cpt_serving.web.compression import AnswerCompression
 from cpt_serving.web.errors import add_error_handlers
 from cpt_serving.web.middleware import RequestEdge
 
+_EXPORT_S = 1.0
+"""What the end has beyond its deadline to export spans."""
 _CORS_REQUEST_HEADERS = (
     "Authorization",
     "Content-Type",
@@ -61,12 +62,14 @@ def create_service(settings: ServeSettings) -> Service:
 
     Raises:
         BundleError: If there is nothing to serve, or the one bundle cannot be opened.
+        DataError: If the certificate cannot be used.
     """
     metrics, statistics = Metrics(), StatisticsRegistry()
-    shared = os.environ.get(ORDERS_VARIABLE)
-    orders = OrderBook(Path(shared)) if shared else None
-    repository = ModelRepository(settings, [metrics.observe, statistics.observe], orders, metrics.observe_texts)
-    return Service(settings, repository, metrics, statistics)
+    repository = ModelRepository(settings, [metrics.observe, statistics.observe], metrics.observe_texts)
+    metrics.show_models(lambda: (engine.bundle for engine in repository.served), lambda: not repository.problem)
+    shutdown = Shutdown(settings.drain_s, settings.shutdown_s, repository.begin_shutdown)
+    certificate = None if settings.tls_cert is None else Certificate(settings.tls_cert, settings.tls_key)
+    return Service(settings, repository, metrics, statistics, shutdown, certificate)
 
 
 def app_of(service: Service, *, tracer_provider: TracerProvider | None = None) -> FastAPI:
@@ -82,7 +85,7 @@ def app_of(service: Service, *, tracer_provider: TracerProvider | None = None) -
     """
     settings = service.settings
     names = service.repository.names
-    access_log = open_access_log(settings)
+    access_log = open_access_log(settings, service.metrics.access_line_dropped)
     keys = None if settings.api_keys is None else KeyRing(settings.api_keys)
     provider = tracer_provider or open_tracing(settings)
     access = AccessControl(keys, open_metrics=settings.open_metrics)
@@ -160,6 +163,6 @@ def _lifespan(
         finally:
             if access_log is not None:
                 await anyio.to_thread.run_sync(access_log.close)
-            await anyio.to_thread.run_sync(close_tracing, provider)
+            await finished(lambda: close_tracing(provider), service.shutdown.remaining_s + _EXPORT_S)
 
     return lifespan

@@ -1,37 +1,36 @@
-"""Running the app under uvicorn: the port, the workers, and the way to a clean end."""
+"""Running the app under uvicorn: the port, the signals, and the way to a clean end."""
 
+import asyncio
+import gc
 import os
 import signal
 import socket
-import tempfile
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
+from typing import cast
 
 import uvicorn
-from prometheus_client.multiprocess import mark_process_dead
-from uvicorn.supervisors import Multiprocess
-from uvicorn.supervisors.multiprocess import SIGNALS
+from starlette.types import ASGIApp
 
 from cpt_deploy.errors import UsageError
 from cpt_serving.app import app_of, create_service
 from cpt_serving.grpc_api import require_grpc
-from cpt_serving.repository.orders import ORDERS_VARIABLE
 from cpt_serving.service import Service
 from cpt_serving.settings import ServeSettings
 from cpt_serving.startup_checks import check_settings, warn_if_exposed
-from cpt_serving.telemetry.metrics import MULTIPROCESS_VARIABLE
-from cpt_serving.telemetry.server_log import log_config
-from cpt_serving.web.connections import TimedConfig
-
-APP_PATH = "cpt_serving.app:create_app"
+from cpt_serving.telemetry.server_log import logging_to_stderr
+from cpt_serving.web.connections import Connections, HttpProtocol
 
 _UNACKNOWLEDGED_MS = 30_000
+_NUMBERS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_POLL_S, _GOODBYE_S = 0.1, 0.5
+_SPARE_S = 4.0
+"""What the end may take beyond its deadline, for what only has to be given back."""
 
 
 def run(settings: ServeSettings, *, on_listening: Callable[[str], None] | None = None) -> None:
-    """Serve until SIGTERM or SIGINT; both end in order, and this function returns.
+    """Serve until SIGTERM or SIGINT; both end in order, and this function returns. SIGHUP looks at all files again.
 
     The models are loaded and checked before anything listens, so that what is wrong with them is one error here.
 
@@ -52,66 +51,49 @@ def run(settings: ServeSettings, *, on_listening: Callable[[str], None] | None =
         _listen(settings.host, settings.grpc_port).close()
     service = create_service(settings)
     service.repository.load_now()
-    with _listen(settings.host, settings.port) as listener, _prepared(settings, service, listener) as serve:
+    with (
+        _listen(settings.host, settings.port) as listener,
+        logging_to_stderr(settings, service.metrics.server_line_dropped),
+        _kept_signals() as early,
+    ):
         if on_listening is not None:
             on_listening(_address(settings, listener))
         warn_if_exposed(settings, listener.getsockname()[0])
-        serve()
+        config, connections = _prepared(settings, service)
+        with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
+            runner.run(_serve(uvicorn.Server(config), listener, service, connections, early))
 
 
-def _config(settings: ServeSettings, app: str | Callable[[], object]) -> uvicorn.Config:
-    return TimedConfig(
+def _prepared(settings: ServeSettings, service: Service) -> tuple[uvicorn.Config, Connections]:
+    """Return the configuration of the web server, its app made, and what holds its connections."""
+    connections = Connections(
+        limit=settings.max_connections,
         head_timeout_s=settings.head_timeout_s,
-        max_head_bytes=settings.max_head_bytes,
-        app=app,
-        factory=True,
-        workers=settings.workers,
-        log_config=log_config(settings),
-        log_level=settings.log_level,
+        refused=service.metrics.connection_refused,
+    )
+    certificate = service.certificate
+    config = uvicorn.Config(
+        connections.around_app(cast("ASGIApp", app_of(service))),
+        http=settings.http_parser,
+        ws="none",
+        h11_max_incomplete_event_size=settings.max_head_bytes,
+        log_config=None,
         access_log=False,  # The app writes its own.
         timeout_keep_alive=settings.keep_alive_s,
         timeout_graceful_shutdown=settings.shutdown_s,
         server_header=False,
         proxy_headers=bool(settings.trusted_proxies),
         forwarded_allow_ips=settings.trusted_proxies or None,
-        ssl_certfile=settings.tls_cert,
-        ssl_keyfile=settings.tls_key,
+        ssl_context_factory=None if certificate is None else lambda _config, _default: certificate.context,
     )
-
-
-@contextmanager
-def _prepared(settings: ServeSettings, service: Service, listener: socket.socket) -> Iterator[Callable[[], None]]:
-    """Give what serves until the end; SIGTERM and SIGINT end it in order from now on, even before it is called."""
-    if settings.workers > 1:
-        with _workers(settings, listener) as workers:
-            yield workers.run
-    else:
-        server = uvicorn.Server(_config(settings, lambda: app_of(service)))
-        with _quiet_end(server):
-            yield lambda: server.run(sockets=[listener])
-
-
-@contextmanager
-def _workers(settings: ServeSettings, listener: socket.socket) -> "Iterator[_Workers]":
-    """Give several processes on one socket; one that dies is replaced. They get their settings by environment."""
-    with tempfile.TemporaryDirectory(prefix="cpt-serve-") as shared:
-        metrics, orders = Path(shared, "metrics"), Path(shared, "orders")
-        metrics.mkdir()
-        orders.mkdir()
-        variables = {MULTIPROCESS_VARIABLE: str(metrics), ORDERS_VARIABLE: str(orders)}
-        with _environment({**settings.to_environment(), **variables}), _handlers_restored(SIGNALS):
-            yield _Workers(_config(settings, APP_PATH), sockets=[listener])
-
-
-class _Workers(Multiprocess):
-    """uvicorn's worker processes; what a dead one had under way no longer counts."""
-
-    def keep_subprocess_alive(self) -> None:
-        """Replace the workers that died."""
-        before = {process.pid for process in self.processes}
-        super().keep_subprocess_alive()
-        for dead in before - {process.pid for process in self.processes}:
-            mark_process_dead(dead)  # type: ignore[no-untyped-call]
+    config.load()
+    parser = cast("Callable[..., HttpProtocol]", config.http_protocol_class)
+    # A function that makes a protocol does as well as a class of it.
+    config.http_protocol_class = cast("type[asyncio.Protocol]", connections.around(parser))
+    # Spare the garbage collector all that is there before the first request: it stays.
+    gc.collect()
+    gc.freeze()
+    return config, connections
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -134,7 +116,6 @@ def _listen(host: str, port: int) -> socket.socket:
         listener.bind(address)
         # Two sockets can be bound to one port as long as neither listens; this finds the other server.
         listener.listen(2048)
-        listener.set_inheritable(True)
     except OSError as error:
         listener.close()
         raise UsageError(
@@ -150,48 +131,83 @@ def _address(settings: ServeSettings, listener: socket.socket) -> str:
     return f"{'http' if settings.tls_cert is None else 'https'}://{shown}:{listener.getsockname()[1]}"
 
 
-@contextmanager
-def _quiet_end(server: uvicorn.Server) -> Iterator[None]:
-    """Let SIGTERM and SIGINT end the server without ending the process by signal.
+async def _serve(
+    server: uvicorn.Server, listener: socket.socket, service: Service, connections: Connections, early: list[int]
+) -> None:
+    """Serve until the end that a signal asks for."""
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    while not server.started and not serving.done():
+        await asyncio.sleep(_POLL_S / 10)
+    shutdown, settings = service.shutdown, service.settings
+    # Whatever holds the end, native code or a thread, does not hold the process.
+    watchdog = threading.Timer(settings.drain_s + settings.shutdown_s + _SPARE_S, os._exit, (1,))
+    watchdog.daemon = True
 
-    uvicorn finishes its work and then raises the signal again, for the handlers that were there before it; one that
-    comes before it has begun must not be lost either.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
+    def begin() -> None:
+        connections.draining = True
+        if not shutdown.draining:
+            watchdog.start()
+        shutdown.begin()
 
-    def end(_number: int, _frame: object) -> None:
-        server.should_exit = True
+    def stop() -> None:
+        begin()
+        shutdown.stop()
 
-    numbers = (signal.SIGTERM, signal.SIGINT)
-    with _handlers_restored(numbers):
-        for number in numbers:
-            signal.signal(number, end)
-        yield
+    def reload() -> None:
+        service.repository.look_again()
+        if service.certificate is not None:
+            service.certificate.reload()
 
-
-@contextmanager
-def _handlers_restored(numbers: Iterable[signal.Signals]) -> Iterator[None]:
-    """Put the handlers of signals back afterwards."""
-    previous = {number: signal.getsignal(number) for number in numbers}
+    _handle({signal.SIGTERM: begin, signal.SIGINT: stop, signal.SIGHUP: reload}, early)
+    if server.should_exit:  # by a signal that still was the web server's own
+        stop()
+    end = asyncio.create_task(_end(server, serving, service, connections))
     try:
-        yield
+        await serving
+    finally:
+        end.cancel()
+        watchdog.cancel()
+
+
+async def _end(
+    server: uvicorn.Server, serving: "asyncio.Task[None]", service: Service, connections: Connections
+) -> None:
+    """Stop the web server when it is time, and cut what it would wait for without need."""
+    await service.shutdown.stopping()
+    server.should_exit = True
+    # By then it has said goodbye to idle clients, which under TLS would have to answer that.
+    await asyncio.sleep(_GOODBYE_S)
+    while not serving.done():
+        connections.cut(all_of_them=service.shutdown.remaining_s == 0)
+        await asyncio.sleep(_POLL_S)
+
+
+@contextmanager
+def _kept_signals() -> Iterator[list[int]]:
+    """Keep signals that come before or after they can be handled, instead of ending the process by them."""
+    kept: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield kept
+        return
+    previous = {number: signal.signal(number, lambda number, _frame: kept.append(number)) for number in _NUMBERS}
+    try:
+        yield kept
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
 
 
-@contextmanager
-def _environment(values: dict[str, str]) -> Iterator[None]:
-    """Set environment variables for a while."""
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+def _handle(handlers: Mapping[signal.Signals, Callable[[], None]], early: Iterable[int]) -> None:
+    """Handle signals on the event loop from now on, those that came before too."""
+    if threading.current_thread() is not threading.main_thread():
+        return
+    loop = asyncio.get_running_loop()
+
+    def handle(number: int, _frame: object) -> None:
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(handlers[signal.Signals(number)])
+
+    for number in handlers:
+        signal.signal(number, handle)
+    for kept in early:
+        handle(kept, None)

@@ -2,12 +2,14 @@
 
 from dataclasses import dataclass
 
+from cpt_serving.certificates import Certificate
 from cpt_serving.inference.engine import Engine
 from cpt_serving.inference.language_engine import LanguageEngine
 from cpt_serving.inference.lifecycle import ModelEngine
 from cpt_serving.oip.statistics import StatisticsRegistry
 from cpt_serving.repository.model_repository import ModelRepository
 from cpt_serving.settings import ServeSettings
+from cpt_serving.shutdown import Shutdown
 from cpt_serving.telemetry.metrics import Metrics
 from cpt_serving.web.errors import bad_request
 
@@ -20,6 +22,8 @@ class Service:
     repository: ModelRepository
     metrics: Metrics
     statistics: StatisticsRegistry
+    shutdown: Shutdown
+    certificate: Certificate | None
 
     def find_any(self, model: str | None, version: str | None = None) -> ModelEngine:
         """Return the engine of a model of any kind.

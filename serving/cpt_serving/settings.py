@@ -40,14 +40,11 @@ class ServeSettings(BaseSettings):
     grpc_port: int | None = Field(default=None, ge=1, le=65535)
     """Port for the Open Inference Protocol over gRPC; without it there is none."""
 
-    workers: int = Field(default=1, ge=1, le=256)
-    """Processes that share the port, each with the model in memory."""
-
     threads: int = Field(default=1, ge=1, le=1024)
     """Threads that one inference computes with."""
 
     concurrency: int | None = Field(default=None, ge=1, le=1024)
-    """Inferences that a worker runs at once; by default the cores that `workers` and `threads` leave."""
+    """Inferences that run at once; by default the cores divided by `threads`."""
 
     max_batch: int = Field(default=16, ge=1, le=65536)
     """Most rows that are computed together; 1 computes each request on its own."""
@@ -56,7 +53,7 @@ class ServeSettings(BaseSettings):
     """Milliseconds that a request waits for company while another batch is being computed."""
 
     queue_rows: int = Field(default=1024, ge=1)
-    """Most rows of a model that wait in a worker; a request that comes on top is answered 429."""
+    """Most rows of a model that wait; a request that comes on top is answered 429."""
 
     timeout_s: float | None = Field(default=None, gt=0, le=3600)
     """Deadline of requests that state none; by default they have none."""
@@ -71,7 +68,7 @@ class ServeSettings(BaseSettings):
     """Whether a bundle is refused unless its validation.json is there, passed, and of its model.onnx."""
 
     generations: int = Field(default=16, ge=1, le=4096)
-    """Most texts that a language model works on at once in a worker; a request that comes on top is answered 429."""
+    """Most texts that a language model works on at once; a request that comes on top is answered 429."""
 
     max_new_tokens: int = Field(default=1024, ge=1)
     """Most tokens that one request may have generated."""
@@ -99,6 +96,9 @@ class ServeSettings(BaseSettings):
 
     body_timeout_s: float = Field(default=30.0, gt=0, le=3600)
     """Seconds in which the body, or 8 KiB of it for each second, has to come."""
+
+    max_connections: int = Field(default=1024, ge=1)
+    """Most connections that are open at once; who comes on top is answered 503."""
 
     keep_alive_s: int = Field(default=5, ge=0, le=3600)
     """Seconds after which a connection without a further request is closed."""
@@ -154,7 +154,10 @@ class ServeSettings(BaseSettings):
     trusted_proxies: str = ""
     """Addresses of proxies whose `X-Forwarded-For` and `-Proto` are believed, with commas between; * for all."""
 
-    max_head_bytes: int = Field(default=64 * 1024, ge=1024)
+    http_parser: Literal["h11", "httptools"] = "h11"
+    """What reads HTTP: h11, or httptools, which is faster and has no bounds for heads and trailers: behind a proxy."""
+
+    max_head_bytes: int = Field(default=16 * 1024, ge=1024)
     """Largest head of a request: its first line and its headers."""
 
     tls_cert: Path | None = None
@@ -168,7 +171,7 @@ class ServeSettings(BaseSettings):
         """`concurrency`, or what the cores that this process may use allow for."""
         if self.concurrency is not None:
             return self.concurrency
-        return max(1, available_cores() // (self.workers * self.threads))
+        return max(1, available_cores() // self.threads)
 
     @classmethod
     def settings_customise_sources(
@@ -184,11 +187,6 @@ class ServeSettings(BaseSettings):
         if given is None:
             return init_settings, env_settings
         return init_settings, env_settings, YamlConfigSettingsSource(settings_cls, yaml_file=_readable(Path(given)))
-
-    def to_environment(self) -> dict[str, str]:
-        """Return the environment variables from which a worker process reads the same settings."""
-        values = {"bundle": self.bundle.resolve(), **self.model_dump(exclude={"bundle", "config"}, exclude_none=True)}
-        return {f"{ENV_PREFIX}{name.upper()}": str(value) for name, value in values.items()}
 
 
 def load_settings(**values: Any) -> ServeSettings:

@@ -2,11 +2,10 @@
 
 import ipaddress
 import logging
-import os
-import ssl
 
-from cpt_deploy.errors import DataError, UsageError
+from cpt_deploy.errors import UsageError
 from cpt_serving.access.api_keys import read_keys
+from cpt_serving.certificates import Certificate
 from cpt_serving.settings import ServeSettings
 from cpt_serving.telemetry.access_log import open_access_log
 from cpt_serving.telemetry.tracing import require_tracing
@@ -48,25 +47,7 @@ def warn_if_exposed(settings: ServeSettings, address: str) -> None:
 
 
 def _check_tls(settings: ServeSettings) -> None:
-    if settings.tls_cert is None:
-        if settings.tls_key is not None:
-            raise UsageError(f"Expected a certificate for the key {settings.tls_key}, but got none", hint="--tls-cert")
-        return
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    try:
-        context.load_cert_chain(settings.tls_cert, settings.tls_key, password=_no_password)
-    except OSError as error:
-        if isinstance(error, ssl.SSLError):
-            reason = "they are no matching pair in PEM"
-        else:
-            reason = os.strerror(error.errno) if error.errno else str(error)
-        files = settings.tls_cert if settings.tls_key is None else f"{settings.tls_cert} and {settings.tls_key}"
-        raise DataError(f"Expected a certificate and its key in {files}, but got: {reason}") from error
-    except ValueError as error:
-        raise DataError(
-            f"Expected a private key without a password, but that of {settings.tls_cert} has one"
-        ) from error
-
-
-def _no_password() -> str:
-    raise ValueError
+    if settings.tls_cert is not None:
+        Certificate(settings.tls_cert, settings.tls_key)
+    elif settings.tls_key is not None:
+        raise UsageError(f"Expected a certificate for the key {settings.tls_key}, but got none", hint="--tls-cert")

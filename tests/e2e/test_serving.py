@@ -32,7 +32,7 @@ def test_a_row_has_the_same_bits_whatever_batch_it_rides_in(bundle, threads):
             inferences = await asyncio.gather(*(engine.infer(part) for part in parts))
             assert np.concatenate([inference.logits for inference in inferences]).tobytes() == alone.tobytes()
             sizes |= {inference.batch_rows for inference in inferences}
-        await repository.close()
+        repository.close()
         # Otherwise nothing was batched, and nothing tested.
         assert len(sizes) > 5
 

@@ -41,8 +41,10 @@ def benchmark(  # noqa: PLR0913, PLR0917  the options are its parameters
     All of them take turns in one run. The two others need the trained run and PyTorch; without them only the bundle
     is measured. Memory is measured in a process of its own for each file, at the largest batch.
     """
+    from onnxruntime import SessionOptions
+
     from cpt_deploy.bundle import Bundle
-    from cpt_deploy.bundle.providers import provider_names
+    from cpt_deploy.bundle.providers import choose_provider
     from cpt_deploy.validation import benchmark as measure
 
     batches, counts = number_list("--batch", batch), number_list("--threads", threads)
@@ -51,7 +53,7 @@ def benchmark(  # noqa: PLR0913, PLR0917  the options are its parameters
 
         check_plot_path(plot)
     opened = Bundle.open(bundle)
-    provider_names(provider)  # raises before the float network is made
+    choose_provider(SessionOptions(), provider)  # raises before the float network is made
     others = _others(opened, run)
     with out.bar("timing", len(batches) * len(counts)) as bar:
         report = measure(

@@ -58,6 +58,8 @@ def compare(
 def show_groups(groups: "list[RunGroup]") -> list[dict[str, Any]]:
     """Print a table with a line for each group, and return its figures as JSON types."""
     entries = [_entry(group, groups[0]) for group in groups]
+    for run in (run for group in groups for run in group.repeated):
+        out.warning(f"{formats.path(run.path)} has the settings and the seed of another run: it is not counted")
     accuracy = groups[0].measure == "accuracy"
     figure, difference = ("accuracy", "against the first, points") if accuracy else ("perplexity", "against the first")
     out.table(
@@ -72,6 +74,7 @@ def _entry(group: "RunGroup", reference: "RunGroup") -> dict[str, Any]:
     return {
         "label": group.label,
         "runs": [run.path for run in group.runs],
+        "not_counted": [run.path for run in group.repeated],
         "seeds": [run.seed for run in group.runs],
         "measure": group.measure,
         "accuracies" if group.measure == "accuracy" else "perplexities": list(group.figures),

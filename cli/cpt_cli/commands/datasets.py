@@ -8,16 +8,27 @@ import typer
 
 from cpt_cli import formats
 from cpt_cli.command import LOOK_PANEL, Command, DebugFlag, JsonFlag, QuietFlag
+from cpt_cli.dataset_check import check_dataset
 from cpt_cli.output import out
 from cpt_deploy.errors import CptError, UsageError
 
 
 def datasets(
-    pattern: Annotated[str, typer.Argument(help="Shell pattern of names.")] = "*",
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Shell pattern of names; or check and a folder or name, whose images are then all decoded.",
+            metavar="[PATTERN] | check NAME_OR_PATH",
+            show_default=False,
+        ),
+    ] = None,
     fetch: Annotated[
         str | None, typer.Option(help="Download this data set; nothing is ever downloaded otherwise.", metavar="NAME")
     ] = None,
-    root: Annotated[Path | None, typer.Option(help="Where --fetch puts it.", show_default="the user's cache")] = None,
+    root: Annotated[
+        Path | None,
+        typer.Option(help="Where --fetch puts it, or where check finds it.", show_default="the user's cache"),
+    ] = None,
     json_output: JsonFlag = False,
     quiet: QuietFlag = False,
     debug: DebugFlag = False,
@@ -27,7 +38,20 @@ def datasets(
     They are looked for in data.root of the recipe, in $CPT_DATA_DIR/NAME and in the user's cache. Any folder with
     train/CLASS/*.jpg and val/CLASS/*.jpg, any .npz file, and any text file or folder of train, valid and test text can
     be named by its path instead; your own data set by its import path, data.name=package.module:factory.
+
+    `cpt datasets check` decodes all images of one and lists what is wrong before a training finds out: images that
+    cannot be read, files that are not read as images, classes that are empty or in one split only, and images that are
+    in both splits. It exits with 5 if something stops a training.
     """
+    pattern, *rest = words or ["*"]
+    if pattern == "check" or rest:
+        if pattern != "check" or len(rest) != 1 or fetch is not None:
+            raise UsageError(
+                f"Expected a pattern of names, or check and one folder or name, but got {' '.join(words or [])!r}",
+                hint="cpt datasets check photos/",
+            )
+        check_dataset(rest[0], root)
+        return
     from cpt_deploy.data import dataset_names, fetch_dataset
     from cpt_deploy.data.text import corpora
     from cpt_deploy.registry import nearest_names
@@ -113,5 +137,6 @@ COMMAND = Command(
         "cpt datasets fashion-mnist  # is it here, and how to get it",
         "cpt datasets 'wikitext*' --json  # texts of language models",
         "cpt datasets --fetch cifar10",
+        "cpt datasets check photos/  # bad images, empty classes, the same image in both splits",
     ),
 )

@@ -36,9 +36,6 @@ def serve(  # noqa: PLR0913, PLR0917  the options are its parameters
     config: Annotated[
         Path | None, typer.Option(help="YAML file with any of the settings; options and variables go before it.")
     ] = None,
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Processes, each with the models in memory.", show_default="1")
-    ] = None,
     threads: Annotated[
         int | None, typer.Option(min=1, help="Threads that one inference computes with.", show_default="1")
     ] = None,
@@ -170,7 +167,6 @@ def serve(  # noqa: PLR0913, PLR0917  the options are its parameters
         host=host,
         port=port,
         grpc_port=grpc_port,
-        workers=workers,
         threads=threads,
         provider=provider,
         max_batch=max_batch,
@@ -211,8 +207,7 @@ def serve(  # noqa: PLR0913, PLR0917  the options are its parameters
                 "keys": "none: everybody who reaches the address may ask"
                 if settings.api_keys is None
                 else formats.path(settings.api_keys),
-                "workers": f"{settings.workers}; inferences at once in each: {settings.inferences_at_once}, "
-                f"threads of one: {settings.threads}",
+                "at once": f"{settings.inferences_at_once} inferences of {settings.threads} threads each",
             },
         )
         if out.quiet:
@@ -222,7 +217,6 @@ def serve(  # noqa: PLR0913, PLR0917  the options are its parameters
                 "url": url,
                 "bundle": settings.bundle,
                 "models": models,
-                "workers": settings.workers,
                 "threads": settings.threads,
             }
         )
@@ -245,7 +239,7 @@ COMMAND = Command(
         "cpt serve runs/digits/bundle-8bit",
         "cpt serve models/ --watch 5 --require-evidence  # models/NAME/VERSION/, new versions take over while it runs",
         "cpt serve my-bundle --grpc-port 8001  # the Open Inference Protocol over gRPC too",
-        "cpt serve my-bundle --host 0.0.0.0 --workers 4 --api-keys keys.txt --tls-cert cert.pem --tls-key key.pem",
+        "cpt serve my-bundle --host 0.0.0.0 --api-keys keys.txt --tls-cert cert.pem --tls-key key.pem",
         "cpt serve --config serve.yaml",
     ),
 )

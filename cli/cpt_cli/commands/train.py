@@ -176,6 +176,7 @@ def _show_dry_run(recipe: "Recipe", directory: Path) -> None:
             "steps_per_epoch": plan.steps_per_epoch,
             "relative_cost": plan.relative_cost,
             "pretrained": plan.pretrained,
+            "left_out": plan.left_out,
             "recipe": plan.recipe.model_dump(mode="json"),
         }
     )

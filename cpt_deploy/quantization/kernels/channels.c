@@ -5,9 +5,10 @@
 
 static i64 period_of(i64 channels) { return channels * ((LEAST_PERIOD + channels - 1) / channels); }
 
+/* Values per channel over a period, or null without memory. */
 static float *repeated(const float *values, i64 channels, i64 period) {
-    float *result = malloc(sizeof(float) * (size_t)period);
-    for (i64 i = 0; i < period; i++) result[i] = values[i % channels];
+    float *result = floats(period);
+    for (i64 i = 0; result && i < period; i++) result[i] = values[i % channels];
     return result;
 }
 
@@ -36,12 +37,15 @@ static void statistics_block(const float *restrict x, const float *restrict shif
 }
 
 /* Per channel: mean, variance, least and greatest of x, from sums of x - x[row 0] and of its square in double. */
-EXPORT void cpt_statistics(const float *x, i64 rows, i64 channels, float *mean, float *variance, float *least,
+EXPORT Status cpt_statistics(const float *x, i64 rows, i64 channels, float *mean, float *variance, float *least,
                            float *greatest, int threads) {
+    if (rows == 0 || channels == 0) return EMPTY;
     Plan p = plan(rows, channels);
     double *sums = calloc((size_t)(2 * channels), sizeof(double));
     float *shift = repeated(x, channels, p.period);
-    float *parts = malloc(sizeof(float) * 4 * (size_t)(p.period * p.chunks));
+    float *parts = floats(4 * p.period * p.chunks);
+    Status status = sums && shift && parts ? OK : OUT_OF_MEMORY;
+    if (status != OK) goto done;
     PARALLEL
     for (i64 k = 0; k < p.chunks; k++) {
         float *sum = parts + 4 * k * p.period, *square = sum + p.period, *low = square + p.period,
@@ -68,16 +72,21 @@ EXPORT void cpt_statistics(const float *x, i64 rows, i64 channels, float *mean, 
         mean[c] = (float)(about + x[c]);
         variance[c] = square < 0.0 ? 0.0f : (float)square;
     }
+done:
     free(sums);
     free(parts);
     free(shift);
+    return status;
 }
 
 /* Codes of clamp(x * factor + offset), factor and offset per channel. */
-EXPORT void cpt_affine_quantize(const float *x, i64 rows, i64 channels, const float *factor, const float *offset,
+EXPORT Status cpt_affine_quantize(const float *x, i64 rows, i64 channels, const float *factor, const float *offset,
                                 Clamp clamp, Grid grid, uint8_t *codes, int threads) {
+    if (rows == 0 || channels == 0) return OK;
     Plan p = plan(rows, channels);
     float *a = repeated(factor, channels, p.period), *b = repeated(offset, channels, p.period);
+    Status status = a && b ? OK : OUT_OF_MEMORY;
+    if (status != OK) goto done;
     PARALLEL
     for (i64 k = 0; k < p.chunks; k++)
         for (i64 base = k * p.chunk; base < smaller(p.n, (k + 1) * p.chunk); base += p.period) {
@@ -86,17 +95,20 @@ EXPORT void cpt_affine_quantize(const float *x, i64 rows, i64 channels, const fl
             uint8_t *out = codes + base;
             for (i64 j = 0; j < count; j++) out[j] = code_of(clamped(block[j] * a[j] + b[j], clamp), grid);
         }
+done:
     free(a);
     free(b);
+    return status;
 }
 
 /* (x + shift) * factor + offset, per channel, of 32-bit sums. */
-EXPORT void cpt_scale_sums(const int32_t *x, i64 rows, i64 channels, const int32_t *shift, const float *factor,
+EXPORT Status cpt_scale_sums(const int32_t *x, i64 rows, i64 channels, const int32_t *shift, const float *factor,
                            const float *offset, float *out, int threads) {
     PARALLEL
     for (i64 r = 0; r < rows; r++)
         for (i64 c = 0; c < channels; c++)
             out[r * channels + c] = (float)(x[r * channels + c] + shift[c]) * factor[c] + offset[c];
+    return OK;
 }
 
 /* What the backward kernels read: the gradient g of clamp(x * factor + offset), and x. */
@@ -130,12 +142,15 @@ INLINE void sums_part(const Site *s, i64 from, i64 end, i64 period, const float 
  *
  * In here and below the types are constants within the parallel loop: to compilers that is a function of its own, and a
  * loop that asks for the types at each element is not vectorised. */
-EXPORT void cpt_gradient_sums(const Site *s, const float *mean, float *passed, float *products, int bf16, int threads) {
+EXPORT Status cpt_gradient_sums(const Site *s, const float *mean, float *passed, float *products, int bf16, int threads) {
+    if (s->rows == 0 || s->channels == 0) return EMPTY;
     Plan p = plan(s->rows, s->channels);
     double *sums = calloc((size_t)(2 * s->channels), sizeof(double));
     float *a = repeated(s->factor, s->channels, p.period), *b = repeated(s->offset, s->channels, p.period);
     float *shift = repeated(s->x, s->channels, p.period);
-    float *parts = malloc(sizeof(float) * 2 * (size_t)(p.period * p.chunks));
+    float *parts = floats(2 * p.period * p.chunks);
+    Status status = sums && a && b && shift && parts ? OK : OUT_OF_MEMORY;
+    if (status != OK) goto done;
     PARALLEL
     for (i64 k = 0; k < p.chunks; k++) {
         float *sum = parts + 2 * k * p.period, *product = sum + p.period;
@@ -155,11 +170,13 @@ EXPORT void cpt_gradient_sums(const Site *s, const float *mean, float *passed, f
         passed[c] = (float)sums[c];
         products[c] = (float)(sums[s->channels + c] - (double)(mean[c] - s->x[c]) * sums[c]);
     }
+done:
     free(sums);
     free(parts);
     free(shift);
     free(a);
     free(b);
+    return status;
 }
 
 /* The gradient of x is passed * p + x * q + r, per channel. */
@@ -176,6 +193,8 @@ static Repeated repeat_all(const Site *s, const Terms *t, i64 period) {
     return (Repeated){repeated(s->factor, c, period), repeated(s->offset, c, period), repeated(t->p, c, period),
                       repeated(t->q, c, period), repeated(t->r, c, period)};
 }
+
+static int all_there(Repeated v) { return v.a && v.b && v.p && v.q && v.r; }
 
 static void free_all(Repeated v) {
     free(v.a);
@@ -198,10 +217,13 @@ INLINE void gradient_range_part(const Site *s, i64 base, i64 to, Repeated all, f
 }
 
 /* Least and greatest of the gradient of x. */
-EXPORT void cpt_gradient_range(const Site *s, const Terms *terms, float *range, int bf16, int threads) {
+EXPORT Status cpt_gradient_range(const Site *s, const Terms *terms, float *range, int bf16, int threads) {
+    if (s->rows == 0 || s->channels == 0) return EMPTY;
     Plan p = plan(s->rows, s->channels);
     Repeated all = repeat_all(s, terms, p.period);
-    float *pairs = malloc(sizeof(float) * 2 * (size_t)p.chunks);
+    float *pairs = floats(2 * p.chunks);
+    Status status = pairs && all_there(all) ? OK : OUT_OF_MEMORY;
+    if (status != OK) goto done;
     PARALLEL
     for (i64 k = 0; k < p.chunks; k++) {
         float *pair = pairs + 2 * k;
@@ -218,8 +240,10 @@ EXPORT void cpt_gradient_range(const Site *s, const Terms *terms, float *range, 
         }
     }
     merge(pairs, p.chunks, range);
+done:
     free(pairs);
     free_all(all);
+    return status;
 }
 
 INLINE void codes_block(const Site *s, i64 base, i64 count, Repeated v, float step, uint32_t seed,
@@ -231,10 +255,13 @@ INLINE void codes_block(const Site *s, i64 base, i64 count, Repeated v, float st
 }
 
 /* The gradient of x, stochastically rounded to integers times `step`. */
-EXPORT void cpt_gradient_codes(const Site *s, const Terms *terms, float step, uint32_t seed, void *codes, int bf16,
+EXPORT Status cpt_gradient_codes(const Site *s, const Terms *terms, float step, uint32_t seed, void *codes, int bf16,
                                int codes_bf16, int threads) {
+    if (s->rows == 0 || s->channels == 0) return OK;
     Plan p = plan(s->rows, s->channels);
     Repeated v = repeat_all(s, terms, p.period);
+    Status status = all_there(v) ? OK : OUT_OF_MEMORY;
+    if (status != OK) goto done;
     PARALLEL
     for (i64 k = 0; k < p.chunks; k++)
         for (i64 base = k * p.chunk; base < smaller(p.n, (k + 1) * p.chunk); base += p.period) {
@@ -246,5 +273,7 @@ EXPORT void cpt_gradient_codes(const Site *s, const Terms *terms, float step, ui
             else
                 codes_block(s, base, count, v, step, seed, codes, 0, 0);
         }
+done:
     free_all(v);
+    return status;
 }

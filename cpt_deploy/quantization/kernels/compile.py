@@ -12,7 +12,8 @@ import sys
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
-OBJECTS = FOLDER / "compiled"
+#: Where the objects are; another folder holds, say, those that a sanitizer watches.
+OBJECTS = Path(os.environ.get("CPT_KERNEL_OBJECTS") or FOLDER / "compiled")
 SOURCES = ("kernels.h", "elements.c", "channels.c", "parameters.c")
 
 _FLAGS = (
@@ -51,7 +52,7 @@ def compile_kernels() -> dict[str, str]:
     Returns:
         By object, an empty string, or why it could not be compiled.
     """
-    OBJECTS.mkdir(exist_ok=True)
+    OBJECTS.mkdir(parents=True, exist_ok=True)
     compiler = shlex.split(os.environ.get("CC", "cc"))
     return {level: _compile(compiler, level, flags) for level, flags in levels().items()}
 
@@ -78,4 +79,4 @@ def _compile(compiler: list[str], level: str, flags: tuple[str, ...]) -> str:
 
 if __name__ == "__main__":
     failures = {level: why for level, why in compile_kernels().items() if why}
-    sys.exit("\n".join(f"{level}: {why}" for level, why in failures.items()))
+    sys.exit("\n".join(f"{level}: {why}" for level, why in failures.items()) or 0)

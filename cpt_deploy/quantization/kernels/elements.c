@@ -8,27 +8,32 @@ static void range_part(const float *x, i64 from, i64 to, float *result) {
 }
 
 /* range[0], range[1]: least and greatest of x; NaN if one of x is. */
-EXPORT void cpt_range(const float *x, i64 n, float *range, int threads) {
+EXPORT Status cpt_range(const float *x, i64 n, float *range, int threads) {
+    if (n == 0) return EMPTY;
     i64 chunks = (n + CHUNK - 1) / CHUNK;
-    float *pairs = malloc(sizeof(float) * 2 * (size_t)chunks);
+    float *pairs = floats(2 * chunks);
+    if (!pairs) return OUT_OF_MEMORY;
     PARALLEL
     for (i64 k = 0; k < chunks; k++) range_part(x, k * CHUNK, smaller(n, (k + 1) * CHUNK), pairs + 2 * k);
     merge(pairs, chunks, range);
     free(pairs);
+    return OK;
 }
 
-EXPORT void cpt_quantize(const float *x, i64 n, Grid grid, uint8_t *codes, int threads) {
+EXPORT Status cpt_quantize(const float *x, i64 n, Grid grid, uint8_t *codes, int threads) {
     PARALLEL
     for (i64 i = 0; i < n; i++) codes[i] = code_of(x[i], grid);
+    return OK;
 }
 
-EXPORT void cpt_requantize(const uint8_t *x, i64 n, Grid from, Grid to, uint8_t *codes, int threads) {
+EXPORT Status cpt_requantize(const uint8_t *x, i64 n, Grid from, Grid to, uint8_t *codes, int threads) {
     PARALLEL
     for (i64 i = 0; i < n; i++) codes[i] = code_of(real_of(x[i], from), to);
+    return OK;
 }
 
 /* code - zero_point, which bfloat16 holds exactly. */
-EXPORT void cpt_centre(const uint8_t *codes, i64 n, float zero_point, void *out, int bf16, int threads) {
+EXPORT Status cpt_centre(const uint8_t *codes, i64 n, float zero_point, void *out, int bf16, int threads) {
     if (bf16) {
         PARALLEL
         for (i64 i = 0; i < n; i++) store_integer(out, i, (float)codes[i] - zero_point, 1);
@@ -36,18 +41,21 @@ EXPORT void cpt_centre(const uint8_t *codes, i64 n, float zero_point, void *out,
         PARALLEL
         for (i64 i = 0; i < n; i++) store_integer(out, i, (float)codes[i] - zero_point, 0);
     }
+    return OK;
 }
 
-EXPORT void cpt_dequantize(const uint8_t *codes, i64 n, Grid grid, float *out, int threads) {
+EXPORT Status cpt_dequantize(const uint8_t *codes, i64 n, Grid grid, float *out, int threads) {
     PARALLEL
     for (i64 i = 0; i < n; i++) out[i] = real_of(codes[i], grid);
+    return OK;
 }
 
 /* --- weights: outputs x inputs, a symmetric grid for each output ------------------------------------------------ */
 
 /* `levels` of output o is levels[o * stride]: one for each, or one for all. */
-EXPORT void cpt_quantize_weight(const float *w, i64 outputs, i64 inputs, const float *levels, i64 stride, int8_t *codes,
+EXPORT Status cpt_quantize_weight(const float *w, i64 outputs, i64 inputs, const float *levels, i64 stride, int8_t *codes,
                                 float *scales, int threads) {
+    if (outputs == 0 || inputs == 0) return EMPTY;
     PARALLEL
     for (i64 o = 0; o < outputs; o++) {
         const float *row = w + o * inputs;
@@ -63,6 +71,7 @@ EXPORT void cpt_quantize_weight(const float *w, i64 outputs, i64 inputs, const f
             codes[o * inputs + i] = (int8_t)(int32_t)code;
         }
     }
+    return OK;
 }
 
 INLINE void real_row(const int8_t *restrict row, i64 from, i64 count, float scale, void *restrict out, int bf16) {
@@ -70,7 +79,7 @@ INLINE void real_row(const int8_t *restrict row, i64 from, i64 count, float scal
 }
 
 /* code * (scale * step). */
-EXPORT void cpt_real_weight(const int8_t *codes, i64 outputs, i64 inputs, const float *scales, const float *step,
+EXPORT Status cpt_real_weight(const int8_t *codes, i64 outputs, i64 inputs, const float *scales, const float *step,
                             void *out, int bf16, int threads) {
     PARALLEL
     for (i64 o = 0; o < outputs; o++) {
@@ -80,6 +89,7 @@ EXPORT void cpt_real_weight(const int8_t *codes, i64 outputs, i64 inputs, const 
         else
             real_row(row, o * inputs, inputs, scales[o] * *step, out, 0);
     }
+    return OK;
 }
 
 /* --- sums of two quantized tensors, clamped ----------------------------------------------------------------------- */
@@ -91,19 +101,22 @@ static void add_range_part(const uint8_t *a, const uint8_t *b, Grid ga, Grid gb,
 #undef VALUE
 }
 
-EXPORT void cpt_add_range(const uint8_t *a, const uint8_t *b, i64 n, Grid ga, Grid gb, Clamp clamp, float *range,
+EXPORT Status cpt_add_range(const uint8_t *a, const uint8_t *b, i64 n, Grid ga, Grid gb, Clamp clamp, float *range,
                           int threads) {
+    if (n == 0) return EMPTY;
     i64 chunks = (n + CHUNK - 1) / CHUNK;
-    float *pairs = malloc(sizeof(float) * 2 * (size_t)chunks);
+    float *pairs = floats(2 * chunks);
+    if (!pairs) return OUT_OF_MEMORY;
     PARALLEL
     for (i64 k = 0; k < chunks; k++)
         add_range_part(a, b, ga, gb, clamp, k * CHUNK, smaller(n, (k + 1) * CHUNK), pairs + 2 * k);
     merge(pairs, chunks, range);
     free(pairs);
+    return OK;
 }
 
 /* Codes of the sum, and a bit for each element that the clamp left alone: bit i % 8 of passed[i / 8]. */
-EXPORT void cpt_add_quantize(const uint8_t *a, const uint8_t *b, i64 n, Grid ga, Grid gb, Clamp clamp, Grid grid,
+EXPORT Status cpt_add_quantize(const uint8_t *a, const uint8_t *b, i64 n, Grid ga, Grid gb, Clamp clamp, Grid grid,
                              uint8_t *codes, uint8_t *passed, int threads) {
     i64 chunks = (n + CHUNK - 1) / CHUNK;
     PARALLEL
@@ -122,6 +135,7 @@ EXPORT void cpt_add_quantize(const uint8_t *a, const uint8_t *b, i64 n, Grid ga,
             passed[from / 8 + j] = (uint8_t)((eight * 0x0102040810204080ull) >> 56);
         }
     }
+    return OK;
 }
 
 INLINE void mask_part(const void *restrict g, const uint8_t *restrict inside, i64 from, i64 count, void *restrict out,
@@ -134,7 +148,7 @@ INLINE void mask_part(const void *restrict g, const uint8_t *restrict inside, i6
 }
 
 /* The gradient where the clamp left the value alone, else 0. */
-EXPORT void cpt_mask(const void *g, const uint8_t *passed, i64 n, void *out, int bf16, int threads) {
+EXPORT Status cpt_mask(const void *g, const uint8_t *passed, i64 n, void *out, int bf16, int threads) {
     i64 chunks = (n + CHUNK - 1) / CHUNK;
     PARALLEL
     for (i64 k = 0; k < chunks; k++) {
@@ -149,14 +163,16 @@ EXPORT void cpt_mask(const void *g, const uint8_t *passed, i64 n, void *out, int
         else
             mask_part(g, inside, from, count, out, 0);
     }
+    return OK;
 }
 
 /* --- without a layer: one tensor's gradient ---------------------------------------------------------------------- */
 
 /* floor(g / step + noise) * step. */
-EXPORT void cpt_round_gradient(const float *g, i64 n, float step, uint32_t seed, float *out, int threads) {
+EXPORT Status cpt_round_gradient(const float *g, i64 n, float step, uint32_t seed, float *out, int threads) {
     PARALLEL
     for (i64 i = 0; i < n; i++) out[i] = __builtin_floorf(noise((uint32_t)i, seed) + g[i] / step) * step;
+    return OK;
 }
 
 /* --- which object fits the processor ------------------------------------------------------------------------------- */

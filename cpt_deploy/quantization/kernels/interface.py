@@ -163,6 +163,10 @@ class Kernels(Protocol):
     tensors (low, high), 0-dim, or (parts,) of which the least and the greatest count; NaN if a value is NaN. What
     changes from step to step is on the device: a seed is a 0-dim int64 tensor, its low 32 bits count. Everything but
     sums, averages and what is normalised by them is equal in all backends, bit for bit.
+
+    Raises:
+        ValueError: By each function that has no value for an empty tensor (ranges, statistics, scales) and gets one.
+        MemoryError: By each compiled function that needs memory of its own and gets none.
     """
 
     @property

@@ -6,6 +6,7 @@
  * parameters are repeated to a period of some hundred elements, so that inner loops are long whatever the channels.
  * Arithmetic is in float32, one rounding an operation (-ffp-contract=off), and so equal to that of torch, bit for bit.
  * Work is cut into chunks that do not depend on the number of threads, and so are the results.
+ * What has no value for an empty tensor (a range, statistics) returns EMPTY and writes nothing.
  */
 #include <math.h>
 #include <stdint.h>
@@ -20,6 +21,9 @@
 #define MIX_2 0x297A2D39u
 
 typedef int64_t i64;
+
+/* What every kernel returns; `native.py` raises for all but OK. */
+typedef enum { OK = 0, OUT_OF_MEMORY = 1, EMPTY = 2 } Status;
 
 /* What clamps a tensor: z becomes min(max(z, low), high). */
 typedef struct {
@@ -117,7 +121,10 @@ INLINE float noise(uint32_t index, uint32_t seed) {
     result[0] = low[0] + bad[0];                                                                                       \
     result[1] = high[0] + bad[0];
 
-/* The range over chunks, each of which writes a pair. */
+/* Memory for `count` floats, or null; a kernel that gets null returns OUT_OF_MEMORY. */
+INLINE float *floats(i64 count) { return malloc(sizeof(float) * (size_t)count); }
+
+/* The range over chunks, at least one, each of which writes a pair. */
 INLINE void merge(const float *pairs, i64 chunks, float *range) {
     float low = pairs[0], high = pairs[1];
     for (i64 k = 1; k < chunks; k++) {

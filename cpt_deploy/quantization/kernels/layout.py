@@ -16,6 +16,16 @@ def aligned(x: Tensor, other: Tensor) -> Tensor:
     return x if x.stride() == other.stride() else torch.empty_like(other, dtype=x.dtype).copy_(x)
 
 
+def check_not_empty(kernel: str, x: Tensor) -> None:
+    """Raise for a kernel that has no value for an empty tensor: a range, statistics, scales.
+
+    Raises:
+        ValueError: If the tensor has no elements.
+    """
+    if x.numel() == 0:
+        raise ValueError(f"Expected at least one element in the kernel {kernel!r}, but got shape {tuple(x.shape)}")
+
+
 def rows_of(x: Tensor) -> Tensor:
     """Return (N, C, H, W) in channels-last memory, or (..., C), as a view (rows, C)."""
     return (x.permute(0, 2, 3, 1) if x.dim() == 4 else x).reshape(-1, channels_of(x))

@@ -88,12 +88,20 @@ _ARGUMENTS: dict[str, tuple[Any, ...]] = {
 }
 
 
+#: What a kernel returns, as `Status` in kernels.h.
+_OK, _OUT_OF_MEMORY, _EMPTY = 0, 1, 2
+
+
 class NativeKernels:
     """Each kernel as one call of a shared object, on as many threads as torch uses.
 
     Args:
         library: The shared object.
         level: Its name: the instruction set.
+
+    Raises:
+        ValueError: By each kernel that has no value for an empty tensor (a range, statistics) and gets one.
+        MemoryError: By each kernel that needs memory of its own and gets none.
     """
 
     scale = staticmethod(parameters.scale)
@@ -103,11 +111,16 @@ class NativeKernels:
         self._functions = {}
         for name, arguments in _ARGUMENTS.items():
             function = library[f"cpt_{name}"]
-            function.argtypes, function.restype = arguments, None
+            function.argtypes, function.restype = arguments, c_int
             self._functions[name] = function
 
     def _call(self, function: str, *arguments: Any) -> None:
-        self._functions[function](*arguments, torch.get_num_threads())
+        status = self._functions[function](*arguments, torch.get_num_threads())
+        if status == _EMPTY:
+            raise ValueError(f"Expected at least one element in the kernel {function!r}, but got none")
+        if status == _OUT_OF_MEMORY:
+            raise MemoryError(f"Expected memory for the sums of the kernel {function!r}, but there is none left")
+        assert status == _OK, (function, status)
 
     def range(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the least and greatest value."""
@@ -144,7 +157,7 @@ class NativeKernels:
         """Return codes and scales."""
         weight, count = dense(weight.detach()), weight.shape[0]
         codes, scales = torch.empty_like(weight, dtype=torch.int8), torch.empty(count)
-        inputs, stride = weight.numel() // count, levels.stride(0) if levels.dim() else 0
+        inputs, stride = weight[0].numel() if count else 0, levels.stride(0) if levels.dim() else 0
         self._call(
             "quantize_weight",
             weight.data_ptr(), count, inputs, levels.data_ptr(), stride, codes.data_ptr(), scales.data_ptr(),
@@ -155,7 +168,8 @@ class NativeKernels:
         """Return `codes · (scales · step)`."""
         out, count = torch.empty_like(codes, dtype=dtype), len(codes)
         pointers = (tensor.data_ptr() for tensor in (scales, step, out))
-        self._call("real_weight", codes.data_ptr(), count, codes.numel() // count, *pointers, _is_bf16(out))
+        inputs = codes[0].numel() if count else 0
+        self._call("real_weight", codes.data_ptr(), count, inputs, *pointers, _is_bf16(out))
         return out
 
     def add_range(self, a: Tensor, b: Tensor, grids: tuple[Grid, Grid], clamp: Clamp) -> tuple[Tensor, Tensor]:
@@ -305,7 +319,7 @@ def _terms(terms: Terms) -> _Terms:
 
 def _channels_and_rows(x: Tensor) -> tuple[int, int]:
     channels = channels_of(x)
-    return channels, x.numel() // channels
+    return channels, x.numel() // channels if channels else 0
 
 
 def _is_bf16(x: Tensor) -> int:

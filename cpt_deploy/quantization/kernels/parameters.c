@@ -27,7 +27,7 @@ typedef struct {
 } Average;
 
 /* A range with 0, the edge's own grid and that of cycling layers, 8 values; the average, if there is one, is moved. */
-EXPORT void cpt_observe(const float *low, const float *high, const Average *average, const float *own,
+EXPORT Status cpt_observe(const float *low, const float *high, const Average *average, const float *own,
                         const float *cycle, float least, int symmetric, float *out, int threads) {
     float bottom = *low > 0.0f ? 0.0f : *low, top = *high < 0.0f ? 0.0f : *high;
     if (average) {
@@ -40,12 +40,14 @@ EXPORT void cpt_observe(const float *low, const float *high, const Average *aver
     out[1] = top;
     store_grid(bottom, top, *own < least ? least : *own, symmetric, out + 2);
     store_grid(bottom, top, *cycle, symmetric, out + 5);
+    return OK;
 }
 
 /* The step of a gradient's grid on a range and 0. */
-EXPORT void cpt_gradient_step(const float *low, const float *high, const float *levels, float *step, int threads) {
+EXPORT Status cpt_gradient_step(const float *low, const float *high, const float *levels, float *step, int threads) {
     float bottom = *low > 0.0f ? 0.0f : *low, top = *high < 0.0f ? 0.0f : *high;
     *step = scale_of((top - bottom) / (*levels - 1.0f));
+    return OK;
 }
 
 /* Statistics of a layer's sums, per channel. */
@@ -64,9 +66,10 @@ typedef struct {
 /* What makes a layer's output of its sums (factor, offset, mean, gain, deviation: out[5 * channels]), and the range of
  * that output after the clamp. `input` and `scales` are what a unit of the sums stands for, `constant` the layer's bias
  * or null. */
-EXPORT void cpt_normalise(const Statistics *sums, const float *input, const float *scales, const float *constant,
+EXPORT Status cpt_normalise(const Statistics *sums, const float *input, const float *scales, const float *constant,
                           const BatchNorm *norm, Clamp clamp, i64 count, i64 channels, float *out, float *range,
                           int threads) {
+    if (channels == 0) return EMPTY;
     float *factor = out, *offset = out + channels, *mean = offset + channels, *gain = mean + channels,
           *deviation = gain + channels;
     float low = INFINITY, high = -INFINITY, bad = 0.0f;
@@ -100,10 +103,11 @@ EXPORT void cpt_normalise(const Statistics *sums, const float *input, const floa
     }
     range[0] = low + bad;
     range[1] = high + bad;
+    return OK;
 }
 
 /* The gradient through BatchNorm as a function of the sums: q, r, and the gradient of its weight; out[3 * channels]. */
-EXPORT void cpt_normalisation_terms(const float *mean, const float *gain, const float *deviation, const float *passed,
+EXPORT Status cpt_normalisation_terms(const float *mean, const float *gain, const float *deviation, const float *passed,
                                     const float *products, i64 count, i64 channels, float *out, int threads) {
     float number = -(float)count;
     for (i64 c = 0; c < channels; c++) {
@@ -112,4 +116,5 @@ EXPORT void cpt_normalisation_terms(const float *mean, const float *gain, const 
         out[channels + c] = gain[c] * passed[c] / number - q * mean[c];
         out[2 * channels + c] = grad_weight;
     }
+    return OK;
 }

@@ -6,7 +6,7 @@ from torch import Tensor
 from cpt_deploy.quantization import affine
 from cpt_deploy.quantization.kernels import parameters
 from cpt_deploy.quantization.kernels.interface import Clamp, Grid, Site, Statistics, Terms
-from cpt_deploy.quantization.kernels.layout import flat, rows_of
+from cpt_deploy.quantization.kernels.layout import check_not_empty, flat, rows_of
 from cpt_deploy.quantization.noise import index_noise
 
 
@@ -23,6 +23,7 @@ class TorchKernels:
 
     def range(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the least and greatest value."""
+        check_not_empty("range", x)
         low, high = torch.aminmax(affine.in_memory_order(x))
         return low, high
 
@@ -44,6 +45,7 @@ class TorchKernels:
 
     def quantize_weight(self, weight: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
         """Return codes and scales."""
+        check_not_empty("quantize_weight", weight)
         codes, scales = affine.quantize_weight(weight, levels)
         return codes.to(torch.int8), scales
 
@@ -73,6 +75,7 @@ class TorchKernels:
 
     def statistics(self, x: Tensor) -> Statistics:
         """Return statistics of each channel."""
+        check_not_empty("statistics", x)
         rows = rows_of(x)
         variance, mean = torch.var_mean(rows, dim=0, correction=0)
         low, high = torch.aminmax(rows, dim=0)
@@ -90,6 +93,7 @@ class TorchKernels:
 
     def gradient_sums(self, site: Site, mean: Tensor) -> tuple[Tensor, Tensor]:
         """Return sums for the backward pass of a normalisation."""
+        check_not_empty("gradient_sums", site.x)
         passed = rows_of(_passed(site))
         return passed.sum(dim=0), (passed * (rows_of(site.x) - mean)).sum(dim=0)
 

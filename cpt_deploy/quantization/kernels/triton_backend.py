@@ -25,7 +25,7 @@ from cpt_deploy.quantization.kernels.interface import (
     Terms,
     Unit,
 )
-from cpt_deploy.quantization.kernels.layout import aligned, channels_of, dense
+from cpt_deploy.quantization.kernels.layout import aligned, channels_of, check_not_empty, dense
 
 #: Elements of one program where channels do not matter, of a tile where they do, and of one that merges parts.
 _BLOCK, _TILE, _MERGED = 4096, 2048, 1024
@@ -41,6 +41,7 @@ class TritonKernels:
 
     def range(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the range in parts."""
+        check_not_empty("range", x)
         x = dense(x)
         count = _parts(x.numel())
         parts = x.new_empty(2, count)
@@ -78,6 +79,7 @@ class TritonKernels:
 
     def quantize_weight(self, weight: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
         """Return codes and scales."""
+        check_not_empty("quantize_weight", weight)
         weight, count = dense(weight.detach()), weight.shape[0]
         codes, scales = torch.empty_like(weight, dtype=torch.int8), weight.new_empty(count)
         inputs, stride = weight.numel() // count, levels.stride(0) if levels.dim() else 0
@@ -95,6 +97,7 @@ class TritonKernels:
 
     def add_range(self, a: Tensor, b: Tensor, grids: tuple[Grid, Grid], clamp: Clamp) -> tuple[Tensor, Tensor]:
         """Return the range of a clamped sum, in parts."""
+        check_not_empty("add_range", a)
         b, count = aligned(b, a), _parts(a.numel())
         parts = grids[0].scale.new_empty(2, count)
         launch(
@@ -125,6 +128,7 @@ class TritonKernels:
 
     def statistics(self, x: Tensor) -> Statistics:
         """Return statistics of each channel, from sums about its first value."""
+        check_not_empty("statistics", x)
         tiles = _Tiles(x)
         parts, out = x.new_empty(tiles.parts, 4, tiles.channels), x.new_empty(4, tiles.channels)
         launch(channels_.statistics_kernel, tiles.in_parts, x, parts, *tiles.shape, tiles.parts, **tiles.sizes)
@@ -167,6 +171,7 @@ class TritonKernels:
 
     def gradient_sums(self, site: Site, mean: Tensor) -> tuple[Tensor, Tensor]:
         """Return sums for the backward pass of a normalisation."""
+        check_not_empty("gradient_sums", site.x)
         tiles = _Tiles(site.x)
         parts, out = site.x.new_empty(tiles.parts, 2, tiles.channels), site.x.new_empty(2, tiles.channels)
         launch(
@@ -193,6 +198,7 @@ class TritonKernels:
 
     def gradient_range(self, site: Site, terms: Terms) -> tuple[Tensor, Tensor]:
         """Return the range of a site's gradient, in parts."""
+        check_not_empty("gradient_range", site.x)
         tiles = _Tiles(site.x)
         parts = site.x.new_empty(2, tiles.parts * tiles.across)
         launch(

@@ -1,5 +1,6 @@
 """Classification of images."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from itertools import takewhile
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cpt_deploy.data import ArrayImages, eval_loader, training_stream
+from cpt_deploy.data import ArrayImages, FileImages, eval_loader, training_stream
 from cpt_deploy.errors import UsageError
 from cpt_deploy.quantization import CyclingModel, QuantizedModel
 from cpt_deploy.recipe import Recipe
@@ -76,6 +77,15 @@ class Classification:
     def samples(self) -> tuple[int, int]:
         """Number of images."""
         return len(self.data.train), len(self.data.test)
+
+    @property
+    def left_out(self) -> Mapping[str, int]:
+        """Files of both splits that are not read as images, and those that cannot be read, see `Task`."""
+        counts: Counter[str] = Counter()
+        for images in (self.data.train, self.data.test):
+            if isinstance(images, FileImages):
+                counts.update({**images.left_out, **({"unreadable": len(images.skipped)} if images.skipped else {})})
+        return dict(counts.most_common())
 
     def check_processes(self, count: int) -> None:
         """Make sure that each process has an image of each batch, see `Task`."""
@@ -172,6 +182,7 @@ class Classification:
                 "name": self.recipe.data.name,
                 "train_images": len(train),
                 "test_images": len(test),
+                "left_out": self.left_out,
                 "train_sha256": train.digest() if isinstance(train, ArrayImages) else None,
                 "test_sha256": test.digest() if isinstance(test, ArrayImages) else None,
             },

@@ -89,6 +89,10 @@ class Task(Protocol):
     def samples(self) -> tuple[int, int]:
         """Number of samples to train and to test on."""
 
+    @property
+    def left_out(self) -> Mapping[str, int]:
+        """How many files beside the samples are not used, by their type or the reason."""
+
     def check_processes(self, count: int) -> None:
         """Make sure that so many processes can train together.
 

@@ -101,6 +101,11 @@ class LanguageModelling:
         """Number of tokens."""
         return len(self.train), len(self.ids("test"))
 
+    @property
+    def left_out(self) -> Mapping[str, int]:
+        """No files: a corpus is read whole."""
+        return {}
+
     def ids(self, split: TextSplit) -> Ids:
         """Return the tokens of a split."""
         if split == "train":

@@ -1,53 +1,70 @@
 """Running the gRPC form of the protocol beside the web server, on a port of its own and the same event loop."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 import grpc
 
 from cpt_serving.access.api_keys import KeyRing
+from cpt_serving.certificates import Certificate
 from cpt_serving.grpc_api.access import KeyInterceptor
 from cpt_serving.grpc_api.servicer import handlers
 from cpt_serving.service import Service
-from cpt_serving.settings import ServeSettings
 
 
 @asynccontextmanager
 async def running_grpc(service: Service, port: int, keys: KeyRing | None) -> AsyncIterator[None]:
-    """Answer gRPC calls while the context is open; calls under way are finished when it ends.
+    """Answer gRPC calls while the context is open; once the server stops, calls under way are finished.
 
     Args:
         service: What answers.
-        port: Where; workers share it.
+        port: Where.
         keys: The API keys, if calls need one.
     """
-    settings = service.settings
+    settings, shutdown = service.settings, service.shutdown
     server = grpc.aio.server(
         interceptors=[KeyInterceptor(keys, service.metrics)],
         options=[
             ("grpc.max_receive_message_length", settings.max_body_bytes),
             ("grpc.max_send_message_length", -1),
-            ("grpc.so_reuseport", int(settings.workers > 1)),
+            ("grpc.so_reuseport", 0),
         ],
     )
     server.add_generic_rpc_handlers((handlers(service),))
     address = f"{_bracketed(settings.host)}:{port}"
-    if settings.tls_cert is None:
+    if service.certificate is None:
         server.add_insecure_port(address)
     else:
-        server.add_secure_port(address, _credentials(settings, settings.tls_cert))
+        server.add_secure_port(address, _credentials(service.certificate))
     await server.start()
+
+    async def stop() -> None:
+        await shutdown.stopping()
+        await server.stop(shutdown.remaining_s)
+
+    # Not at the end of the context: by then the web server has used the time that both have together.
+    stopping = asyncio.create_task(stop())
     try:
         yield
     finally:
-        await server.stop(settings.shutdown_s)
+        shutdown.stop()
+        await stopping
 
 
-def _credentials(settings: ServeSettings, certificate: Path) -> grpc.ServerCredentials:
-    """Return the certificate that the web server shows too."""
-    key = settings.tls_key or certificate
-    return grpc.ssl_server_credentials([(key.read_bytes(), certificate.read_bytes())])
+def _credentials(certificate: Certificate) -> grpc.ServerCredentials:
+    """Return the certificate that the web server shows too, with each handshake the one of the moment."""
+    shown = certificate.version
+
+    def current() -> grpc.ServerCertificateConfiguration | None:
+        nonlocal shown
+        if shown == certificate.version:
+            return None
+        shown = certificate.version
+        return grpc.ssl_server_certificate_configuration([certificate.pem()])
+
+    initial = grpc.ssl_server_certificate_configuration([certificate.pem()])
+    return grpc.dynamic_ssl_server_credentials(initial, current)
 
 
 def _bracketed(host: str) -> str:

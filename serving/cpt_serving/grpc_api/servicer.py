@@ -1,5 +1,6 @@
 """The calls of the protocol over gRPC, each as thin as its HTTP route, and how errors leave them."""
 
+import asyncio
 import functools
 import logging
 import time
@@ -12,11 +13,12 @@ from tritonclient.grpc import service_pb2
 
 from cpt_serving.grpc_api.inference import model_infer
 from cpt_serving.grpc_api.messages import plain
+from cpt_serving.inference.errors import ServingError
 from cpt_serving.inference.lifecycle import EngineState, ModelEngine
 from cpt_serving.oip import metadata
 from cpt_serving.oip.repository import changed_version
 from cpt_serving.service import Service
-from cpt_serving.web.errors import RequestError
+from cpt_serving.web.errors import RequestError, request_error
 
 logger = logging.getLogger(__name__)
 
@@ -144,14 +146,28 @@ def _unary(service: Service, name: str, call: Call) -> Any:
 
 
 async def _stream(service: Service, requests: AsyncIterator[Any], _context: Any) -> AsyncIterator[Any]:
-    """Answer the requests of a stream one after the other; one that fails does not end it."""
-    async for request in requests:
-        try:
-            answer = await _answered(service, _STREAM, model_infer, request)
-        except RequestError as error:
-            yield service_pb2.ModelStreamInferResponse(error_message=error.message)
-        else:
-            yield service_pb2.ModelStreamInferResponse(infer_response=answer)
+    """Answer the requests of a stream one after the other; one that fails does not end it, the server's end does."""
+    stopping = asyncio.ensure_future(service.shutdown.stopping())
+    try:
+        while (request := await _next(requests, stopping)) is not None:
+            try:
+                answer = await _answered(service, _STREAM, model_infer, request)
+            except RequestError as error:
+                yield service_pb2.ModelStreamInferResponse(error_message=error.message)
+            else:
+                yield service_pb2.ModelStreamInferResponse(infer_response=answer)
+    finally:
+        stopping.cancel()
+
+
+async def _next(requests: AsyncIterator[Any], stopping: "asyncio.Future[None]") -> Any:
+    """Return the next request of a stream, or `None` if none comes any more or the server stops before it."""
+    coming = asyncio.ensure_future(anext(requests, None))
+    await asyncio.wait([coming, stopping], return_when=asyncio.FIRST_COMPLETED)
+    if coming.done():
+        return coming.result()
+    coming.cancel()
+    return None
 
 
 async def _answered(service: Service, name: str, call: Call, request: Any) -> Any:
@@ -169,6 +185,10 @@ async def _answered(service: Service, name: str, call: Call, request: Any) -> An
     except RequestError as error:
         status = error.status
         raise
+    except ServingError as error:
+        refusal = request_error(error)
+        status = refusal.status
+        raise refusal from error
     except Exception as error:
         # As over HTTP: a bug must cost one request, and tell its client nothing of the server's inside.
         status = 500
@@ -186,6 +206,6 @@ def _find(service: Service, request: Any) -> ModelEngine:
 def _holds(requirement: Callable[[], None]) -> bool:
     try:
         requirement()
-    except RequestError:
+    except (RequestError, ServingError):
         return False
     return True

@@ -9,7 +9,7 @@ import anyio.to_thread
 from cpt_deploy.bundle import Bundle
 from cpt_deploy.bundle.language import LanguageBundle
 from cpt_deploy.errors import CptError
-from cpt_serving.web.errors import RequestError
+from cpt_serving.inference.errors import NotReadyError, not_ready
 
 logger = logging.getLogger(__name__)
 
@@ -96,6 +96,6 @@ class ModelEngine(ABC):
             raise unavailable(self.status)
 
 
-def unavailable(reason: str) -> RequestError:
-    """Return the 503 for a model that cannot be asked now."""
-    return RequestError(503, f"Expected a model that is ready, but {reason}", {"Retry-After": "1"})
+def unavailable(reason: str) -> NotReadyError:
+    """Return the error of a model that cannot be asked now."""
+    return not_ready(reason)

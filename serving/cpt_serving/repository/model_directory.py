@@ -58,8 +58,17 @@ def find_models(path: Path) -> list[ModelLocation]:
     version can be copied under one and then renamed.
 
     Raises:
-        BundleError: If there is no directory at the path.
+        BundleError: If there is no directory at the path, or something in it cannot be read.
     """
+    try:
+        return _find(path)
+    except OSError as error:
+        raise BundleError(
+            f"Expected to read the directory {path}, but got: {error.strerror or error} ({error.filename})"
+        ) from error
+
+
+def _find(path: Path) -> list[ModelLocation]:
     if not path.is_dir():
         found = "it is a file" if path.exists() else "there is nothing"
         raise BundleError(
@@ -89,11 +98,7 @@ def version_order(version: str) -> tuple[bool, tuple[tuple[int, str], ...]]:
 
 
 def _directories(path: Path) -> Iterator[Path]:
-    try:
-        entries = sorted(path.iterdir())
-    except OSError as error:
-        raise BundleError(f"Expected to read the directory {path}, but got: {error.strerror or error}") from error
-    return (entry for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+    return (entry for entry in sorted(path.iterdir()) if entry.is_dir() and not entry.name.startswith("."))
 
 
 def _fingerprint(path: Path) -> Fingerprint:

@@ -15,15 +15,14 @@ from cpt_deploy.errors import BundleError, CptError
 from cpt_serving.cores import available_cores
 from cpt_serving.inference.compute import ComputeThreads
 from cpt_serving.inference.engine import Engine
+from cpt_serving.inference.errors import InvalidRequestError, ModelNotFoundError, not_ready
 from cpt_serving.inference.generation_observers import TextObserverFactory, unobserved
 from cpt_serving.inference.language_engine import LanguageEngine
-from cpt_serving.inference.lifecycle import EngineState, ModelEngine, unavailable
+from cpt_serving.inference.lifecycle import EngineState, ModelEngine
 from cpt_serving.inference.observers import ObserverFactory, Observers
 from cpt_serving.repository.model_directory import ModelLocation, find_models
 from cpt_serving.repository.model_table import Entry, Key, ModelStatus, ModelTable
-from cpt_serving.repository.orders import Order, OrderBook
 from cpt_serving.settings import ServeSettings
-from cpt_serving.web.errors import RequestError, bad_request
 
 __all__ = ["ModelRepository", "ModelStatus"]
 
@@ -39,7 +38,6 @@ class ModelRepository:
     Args:
         settings: The path, and how models are run.
         observe: What makes the observers of each model version.
-        orders: What the workers of a server tell each other; `None` if this process is alone.
         observe_texts: What makes the observer of a language model's texts.
 
     Raises:
@@ -50,30 +48,25 @@ class ModelRepository:
         self,
         settings: ServeSettings,
         observe: Sequence[ObserverFactory] = (),
-        orders: OrderBook | None = None,
         observe_texts: TextObserverFactory = unobserved,
     ) -> None:
         self._settings = settings
         self._observe = tuple(observe)
         self._observe_texts = observe_texts
-        self._orders = orders
         self._threads = ComputeThreads(settings.inferences_at_once)
         self._decoders = CapacityLimiter(available_cores())
         self._table = ModelTable()
         self._changing = asyncio.Lock()
         self._stopping = False
+        self._look_again = asyncio.Event()
+        self.problem = ""
+        """Why the last look at the path changed nothing; what was loaded is served all the same."""
         locations = find_models(settings.bundle)
         if not locations and not settings.watch_s:
             # Nothing will ever come: the error says what the directory is instead.
             open_bundle(settings.bundle)
         for location in locations:
             self._add(location)
-        for order in orders.so_far() if orders is not None else ():
-            for key in self._table.keys_of(order.name, order.version):
-                self._table[key].wanted = order.action == "load"
-        for entry in self._table.values():
-            if not entry.wanted:
-                entry.engine, entry.reason = None, _BY_REQUEST
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -85,7 +78,8 @@ class ModelRepository:
         """The engine that is asked when a request names no model: the newest version, if there is one model only.
 
         Raises:
-            RequestError: 400 if several models are served, 503 if none is.
+            InvalidRequestError: If several models are served.
+            NotReadyError: If none is.
         """
         return self.find(self._table.only_name())
 
@@ -106,7 +100,8 @@ class ModelRepository:
             version: Its version; `None` is the newest that is ready, else the newest.
 
         Raises:
-            RequestError: 404 if there is no such model or it was unloaded, 503 if it could not be opened.
+            ModelNotFoundError: If there is no such model, or it was unloaded.
+            NotReadyError: If it could not be opened.
         """
         return self._table.find(name, version)
 
@@ -114,10 +109,15 @@ class ModelRepository:
         """Return the state of every model and version, sorted by name and version."""
         return self._table.index()
 
+    @property
+    def served(self) -> list[ModelEngine]:
+        """The engines that answer and are not on their way out."""
+        return self._table.served
+
     def require_ready(self) -> None:
-        """Raise a 503 unless traffic should come here: the models are ready and the server is not stopping."""
+        """Raise a `NotReadyError` unless traffic should come: the models are ready and the server is not stopping."""
         if self._stopping:
-            raise unavailable("the server is shutting down")
+            raise not_ready("the server is shutting down")
         self._table.require_ready()
 
     def begin_shutdown(self) -> None:
@@ -151,51 +151,82 @@ class ModelRepository:
                 if entry.engine is not None and entry.engine.state is EngineState.LOADING:
                     await entry.engine.load()
 
-    async def close(self) -> None:
-        """End the compute threads once they have done what they were given."""
-        await anyio.to_thread.run_sync(self._threads.close)
+    def close(self) -> None:
+        """End the compute threads once they have done what they were given, and wait for that."""
+        self._threads.close()
 
     async def load(self, name: str, version: str | None = None) -> None:
         """Load a model, or load it again if its files have changed; what serves goes on until then.
 
-        With several workers this returns once all of them have done it.
-
         Args:
             name: Its name.
             version: One version; `None` stands for all of them.
 
         Raises:
-            RequestError: 404 if there is no such model, 400 if it cannot be loaded.
+            ModelNotFoundError: If there is no such model.
+            InvalidRequestError: If it cannot be loaded.
         """
-        await self._carry_out(Order("load", name, version))
+        async with self._changing:
+            found = await self._look()
+            keys = [key for key in found if key[0] == name and version in (None, key[1])]
+            if not keys:
+                raise ModelNotFoundError(f"Expected a model in the repository, but got {_spelled(name, version)}")
+            failures = []
+            for key in keys:
+                if key in self._table:
+                    self._table[key].wanted = True
+                if reason := await self._bring_up(key, found[key]):
+                    failures.append(f"version {key[1]}: {reason}")
+        if failures:
+            raise InvalidRequestError(f"Expected {name} to load, but got: {'; '.join(failures)}")
 
     async def unload(self, name: str, version: str | None = None) -> None:
         """Take a model out of service; returns once its requests are answered. Watching does not bring it back.
 
-        With several workers this returns once all of them have done it.
-
         Args:
             name: Its name.
             version: One version; `None` stands for all of them.
 
         Raises:
-            RequestError: 404 if there is no such model.
+            ModelNotFoundError: If there is no such model.
         """
-        await self._carry_out(Order("unload", name, version))
+        async with self._changing:
+            keys = self._table.keys_of(name, version)
+            if not keys:
+                raise ModelNotFoundError(f"Expected a served model, but got {_spelled(name, version)}")
+            for key in keys:
+                self._table[key].wanted = False
+                await self._take_down(self._table[key], _BY_REQUEST)
 
-    async def follow_orders(self) -> None:
-        """Do what other workers were asked to do; returns never."""
-        if self._orders is not None:
-            await self._orders.follow(self._carry_out_here)
+    def look_again(self) -> None:
+        """Have `watch` look at the path now."""
+        self._look_again.set()
+
+    async def watch(self) -> None:
+        """Look at the path as often as the settings say, and when asked to; returns never."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._settings.watch_s or None):
+                    await self._look_again.wait()
+            self._look_again.clear()
+            await self.refresh()
 
     async def refresh(self) -> None:
         """Look at the path again: load what is new or changed, and drop what is gone.
 
-        Raises:
-            BundleError: If there is nothing at the path any more; what is loaded goes on.
+        A path that cannot be read, or holds no model any more, is no order to drop all of them: a volume may have come
+        loose. What is loaded goes on, and `problem` says so.
         """
         async with self._changing:
-            found = await self._look()
+            try:
+                found = await self._look()
+            except CptError as error:
+                self._note(error.message)
+                return
+            if not found and self._table:
+                self._note(f"Expected models at {self._settings.bundle}, but there are none any more")
+                return
+            self._note("")
             for key, location in found.items():
                 entry = self._table.get(key)
                 if entry is None or (entry.wanted and entry.location.fingerprint != location.fingerprint):
@@ -204,40 +235,13 @@ class ModelRepository:
                 logger.info("%s version %s is gone from %s", *key, self._settings.bundle)
                 await self._take_down(self._table.pop(key), "its directory is gone")
 
-    async def _carry_out(self, order: Order) -> None:
-        if self._orders is None:
-            await self._carry_out_here(order)
-        else:
-            await self._orders.carry_out(order)
-
-    async def _carry_out_here(self, order: Order) -> None:
-        async with self._changing:
-            if order.action == "load":
-                await self._load(order)
-            else:
-                await self._unload(order)
-
-    async def _load(self, order: Order) -> None:
-        found = await self._look()
-        keys = [key for key in found if key[0] == order.name and order.version in (None, key[1])]
-        if not keys:
-            raise RequestError(404, f"Expected a model in the repository, but got {order.what}")
-        failures = []
-        for key in keys:
-            if key in self._table:
-                self._table[key].wanted = True
-            if reason := await self._bring_up(key, found[key]):
-                failures.append(f"version {key[1]}: {reason}")
-        if failures:
-            raise bad_request(f"Expected {order.name} to load, but got: {'; '.join(failures)}")
-
-    async def _unload(self, order: Order) -> None:
-        keys = self._table.keys_of(order.name, order.version)
-        if not keys:
-            raise RequestError(404, f"Expected a served model, but got {order.what}")
-        for key in keys:
-            self._table[key].wanted = False
-            await self._take_down(self._table[key], _BY_REQUEST)
+    def _note(self, problem: str) -> None:
+        """Note whether the path could be looked at; the log has it once."""
+        if problem and problem != self.problem:
+            logger.error("%s; what is loaded is served all the same", problem)
+        elif self.problem and not problem:
+            logger.info("the models at %s are there again", self._settings.bundle)
+        self.problem = problem
 
     async def _look(self) -> dict[Key, ModelLocation]:
         """Return what the path holds now, by name and version."""
@@ -311,3 +315,7 @@ class ModelRepository:
             async with asyncio.timeout(self._settings.shutdown_s):
                 while engine.pending:
                     await asyncio.sleep(_DRAIN_POLL_S)
+
+
+def _spelled(name: str, version: str | None) -> str:
+    return f"{name!r:.100}" if version is None else f"version {version!r:.50} of {name!r:.100}"

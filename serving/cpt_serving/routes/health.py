@@ -18,9 +18,11 @@ def health_router(service: Service) -> APIRouter:
     async def ready() -> Readiness:
         """The models are loaded, warmed up and have reproduced their golden samples, and the server is not stopping."""
         service.repository.require_ready()
-        return Readiness()
+        return Readiness(detail=service.repository.problem or None)
 
     for prefix in ("", "/v2"):
         router.add_api_route(f"{prefix}/health/live", live)
-        router.add_api_route(f"{prefix}/health/ready", ready, responses={503: {"model": ErrorAnswer}})
+        router.add_api_route(
+            f"{prefix}/health/ready", ready, response_model_exclude_none=True, responses={503: {"model": ErrorAnswer}}
+        )
     return router

@@ -8,10 +8,10 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Query
 from starlette.responses import Response
 
-from cpt_deploy.errors import CptError
 from cpt_serving.access.api_keys import Scope
 from cpt_serving.access.control import requires
 from cpt_serving.evidence import Evidence, ModelKind, evidence_of, kind_of
+from cpt_serving.inference.errors import ServingError
 from cpt_serving.routes.files import FILE_HEADERS, files_router, read_folder
 from cpt_serving.samples import Samples, drawing_style, list_samples, sample_image, to_png
 from cpt_serving.service import Service
@@ -45,7 +45,7 @@ def page_router(service: Service) -> APIRouter:
 
     @router.get("/stats")
     async def stats() -> Stats:
-        """Counters since the start, summed over all workers: a short form of `/metrics`."""
+        """Counters since the start: a short form of `/metrics`."""
         return summarize(service.metrics.collect(), clock_s=time.monotonic(), ready=_is_ready(service))
 
     everything = APIRouter()
@@ -95,13 +95,13 @@ def _add_samples(router: APIRouter, service: Service) -> None:
 def _kind(service: Service, name: str) -> ModelKind | None:
     try:
         return kind_of(service.find_any(name).bundle)
-    except (RequestError, CptError):
+    except ServingError:
         return None
 
 
 def _is_ready(service: Service) -> bool:
     try:
         service.repository.require_ready()
-    except RequestError:
+    except ServingError:
         return False
     return True

@@ -1,12 +1,9 @@
 """The access log: a line for each request, written by a thread of its own, so that requests do not wait for it."""
 
-import functools
 import logging
 import os
-import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,18 +13,14 @@ import orjson
 
 from cpt_deploy.errors import DataError
 from cpt_serving.settings import ServeSettings
+from cpt_serving.telemetry.log_queue import QueuedLog
 from cpt_serving.web.records import RequestRecord
-
-logger = logging.getLogger(__name__)
 
 QUIET_ROUTES = frozenset({"/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready", "/metrics", "/stats"})
 """Asked again and again by machines; left out unless they are asked for."""
 
 _STDOUT = 1
-_MOST_WAITING = 65_536
 _WRITE_EVERY_S = 0.05
-_ATOMIC_BYTES = 4096
-"""Up to this many bytes, workers that write to one pipe do not mix their lines."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,92 +50,63 @@ Format = Callable[[AccessEntry], bytes]
 
 
 class AccessLog:
-    """Takes entries on the event loop and writes them in a thread; when that falls far behind, entries are dropped.
+    """The log of answered requests.
 
     Args:
-        write: Takes some lines.
+        descriptor: The file that lines are written to.
         form: Makes the line of an entry.
         everything: Whether health and metrics are logged too.
-        release: Called when nothing is written any more.
+        dropped: Called for each request that is left out, as writing is too slow.
     """
 
     def __init__(
         self,
-        write: Callable[[bytes], object],
+        descriptor: int,
         form: Format,
         *,
         everything: bool = False,
-        release: Callable[[], object] | None = None,
+        dropped: Callable[[], None] = lambda: None,
     ) -> None:
-        self._write = write
-        self._release = release
-        self._form = form
+        self._descriptor = descriptor
         self._quiet = frozenset() if everything else QUIET_ROUTES
-        self._waiting: deque[AccessEntry] = deque()
-        self._dropped = 0
-        self._wake = threading.Event()
-        self._closing = False
-        self._thread: threading.Thread | None = None
+        self._log = QueuedLog(descriptor, _Form(form), gather_s=_WRITE_EVERY_S, dropped=dropped)
 
     def add(self, scope: Any, record: RequestRecord, route: str, status: int, duration_s: float) -> None:
         """Note an answered request."""
         if route in self._quiet:
             return
-        if len(self._waiting) >= _MOST_WAITING:
-            self._dropped += 1
-            return
-        client = scope.get("client")
-        self._waiting.append(
-            AccessEntry(time.time(), record, scope["method"], route, status, duration_s, client[0] if client else "")
+        client = scope["client"][0] if scope.get("client") else ""
+        self._log.enqueue(
+            _Answered(AccessEntry(time.time(), record, scope["method"], route, status, duration_s, client))
         )
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._work, name="access-log", daemon=True)
-            self._thread.start()
-        if not self._wake.is_set():
-            self._wake.set()
 
     def close(self) -> None:
         """Write what is waiting, and end."""
-        self._closing = True
-        if self._thread is not None:
-            self._wake.set()
-            self._thread.join()
-        self._write_waiting()
-        if self._dropped:
-            logger.error("the access log left out %d requests: writing was too slow", self._dropped)
-        if self._release is not None:
-            self._release()
+        self._log.close()
+        if self._descriptor != _STDOUT:
+            os.close(self._descriptor)
 
-    def _work(self) -> None:
-        while not self._closing:
-            self._wake.wait()
-            if not self._closing:
-                time.sleep(_WRITE_EVERY_S)
-            self._wake.clear()
-            self._write_waiting()
 
-    def _write_waiting(self) -> None:
-        try:
-            for chunk in self._chunks():
-                self._write(chunk)
-        except OSError as error:
-            logger.error("the access log cannot be written: %s", error.strerror or error)
+class _Answered(logging.LogRecord):
+    """An answered request on its way to the file."""
 
-    def _chunks(self) -> Iterator[bytes]:
-        chunk = b""
-        while self._waiting:
-            line = self._form(self._waiting.popleft())
-            if chunk and len(chunk) + len(line) > _ATOMIC_BYTES:
-                yield chunk
-                chunk = b""
-            chunk += line
-        if chunk:
-            yield chunk
+    def __init__(self, entry: AccessEntry) -> None:
+        super().__init__(__name__, logging.INFO, "", 0, "", None, None)
+        self.entry = entry
+
+
+class _Form(logging.Formatter):
+    def __init__(self, form: Format) -> None:
+        super().__init__()
+        self._form = form
+
+    def format(self, record: logging.LogRecord) -> str:
+        return self._form(record.entry).decode() if isinstance(record, _Answered) else super().format(record)
 
 
 def json_line(entry: AccessEntry) -> bytes:
     """Return an entry as one line of JSON; what does not apply is left out."""
-    return orjson.dumps(_fields(entry), option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_UTC_Z)
+    return orjson.dumps(_fields(entry), option=orjson.OPT_UTC_Z)
 
 
 def text_line(entry: AccessEntry) -> bytes:
@@ -162,7 +126,7 @@ def text_line(entry: AccessEntry) -> bytes:
         parts.append(f"rows={record.rows}")
     if record.key:
         parts.append(f"key={record.key}")
-    return (" ".join([*parts, f"id={record.request_id}"]) + "\n").encode()
+    return " ".join([*parts, f"id={record.request_id}"]).encode()
 
 
 def _fields(entry: AccessEntry) -> dict[str, Any]:
@@ -193,8 +157,12 @@ def _fields(entry: AccessEntry) -> dict[str, Any]:
     return fields
 
 
-def open_access_log(settings: ServeSettings) -> AccessLog | None:
+def open_access_log(settings: ServeSettings, dropped: Callable[[], None] = lambda: None) -> AccessLog | None:
     """Return the log that the settings ask for, if they ask for one.
+
+    Args:
+        settings: Whether, where and how.
+        dropped: Called for each request that is left out.
 
     Raises:
         DataError: If its file cannot be opened.
@@ -205,12 +173,8 @@ def open_access_log(settings: ServeSettings) -> AccessLog | None:
     as_text = settings.log_format == "text" or (
         settings.log_format == "auto" and target == _STDOUT and os.isatty(_STDOUT)
     )
-    return AccessLog(
-        functools.partial(_write_all, target),
-        text_line if as_text else json_line,
-        everything=settings.access_log_health,
-        release=None if target == _STDOUT else functools.partial(os.close, target),
-    )
+    form = text_line if as_text else json_line
+    return AccessLog(target, form, everything=settings.access_log_health, dropped=dropped)
 
 
 def _open(path: Path) -> int:
@@ -218,8 +182,3 @@ def _open(path: Path) -> int:
         return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o640)
     except OSError as error:
         raise DataError(f"Expected to write the access log to {path}, but got: {error.strerror or error}") from error
-
-
-def _write_all(target: int, lines: bytes) -> None:
-    while lines:
-        lines = lines[os.write(target, lines) :]

@@ -45,7 +45,6 @@ class GenerationMetrics:
             "Texts that are generated or scored",
             _MODEL,
             registry=registry,
-            multiprocess_mode="livesum",
         )
 
     def observe(self, model: str, version: str) -> "ModelGenerationMetrics":

@@ -1,10 +1,10 @@
-"""Prometheus metrics of the server; with several workers they are summed over all of them."""
+"""Prometheus metrics of the server."""
 
-import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
-from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.metrics_core import GaugeMetricFamily
+from prometheus_client.registry import Collector
 
 from cpt_deploy.bundle.language import LanguageBundle
 from cpt_deploy.bundle.opened import OpenedBundle
@@ -14,8 +14,8 @@ from cpt_serving.inference.observers import InferenceObserver
 from cpt_serving.telemetry.generation_metrics import GenerationMetrics
 from cpt_serving.telemetry.triton_metrics import render_triton_metrics
 
-MULTIPROCESS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
-"""Names the directory through which workers share their metrics."""
+WATCH_MODELS, WATCH_CERTIFICATE = "watch-models", "watch-certificate"
+"""The background tasks of a server."""
 
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -83,13 +83,47 @@ class Metrics:
             registry=self._registry,
         )
         self._generation = GenerationMetrics(self._registry)
-        self._info = Gauge(
-            "cpt_serve_model_info",
-            "Always 1; its labels say which model is served",
-            (*_MODEL, "sha256", "format_version"),
+        self._background_restarts = Counter(
+            "cpt_serve_background_restarts",
+            "Background tasks that ended and began again",
+            ("task",),
             registry=self._registry,
-            multiprocess_mode="max",
         )
+        for task in (WATCH_MODELS, WATCH_CERTIFICATE):
+            self._background_restarts.labels(task)
+        self._dropped_lines = Counter(
+            "cpt_serve_log_lines_dropped", "Lines left out, as writing was too slow", ("log",), registry=self._registry
+        )
+        for log in ("access", "server"):
+            self._dropped_lines.labels(log)
+        self._refused = Counter(
+            "cpt_serve_connections_refused", "Connections refused, as too many were open", registry=self._registry
+        )
+
+    def show_models(self, served: Callable[[], Iterable[OpenedBundle]], looked: Callable[[], bool]) -> None:
+        """Show which models are served.
+
+        Args:
+            served: Returns the bundles that are served now.
+            looked: Returns whether the last look at the models could be taken.
+        """
+        self._registry.register(_ServedModels(served, looked))
+
+    def background_restarted(self, task: str) -> None:
+        """Count a background task that ended."""
+        self._background_restarts.labels(task).inc()
+
+    def access_line_dropped(self) -> None:
+        """Count an answered request that the access log left out."""
+        self._dropped_lines.labels("access").inc()
+
+    def server_line_dropped(self) -> None:
+        """Count a line that the server's log left out."""
+        self._dropped_lines.labels("server").inc()
+
+    def connection_refused(self) -> None:
+        """Count a connection that was one too many."""
+        self._refused.inc()
 
     def observe_texts(self, bundle: LanguageBundle) -> GenerationObserver:
         """Return what counts the texts of a language model."""
@@ -124,25 +158,15 @@ class Metrics:
 
     def observe(self, bundle: OpenedBundle) -> InferenceObserver:
         """Return what counts the inferences of a model version."""
-        self._info.labels(bundle.name, bundle.version, bundle.sha256, str(bundle.facts["format_version"])).set(1)
         return ModelMetrics(self, bundle.name, bundle.version)
 
     def render(self) -> bytes:
         """Return all metrics in Prometheus' text format."""
-        registry = self._shared_registry()
-        return generate_latest(registry) + render_triton_metrics(registry.collect())
+        return generate_latest(self._registry) + render_triton_metrics(self._registry.collect())
 
     def collect(self) -> Iterable[Metric]:
         """Return all metrics as objects."""
-        return self._shared_registry().collect()
-
-    def _shared_registry(self) -> CollectorRegistry:
-        """Return the registry, or with several workers one that sums over all of them."""
-        if MULTIPROCESS_VARIABLE not in os.environ:
-            return self._registry
-        shared = CollectorRegistry()
-        MultiProcessCollector(shared)  # type: ignore[no-untyped-call]
-        return shared
+        return self._registry.collect()
 
     def _histogram(
         self, name: str, documentation: str, labels: tuple[str, ...], buckets: tuple[float, ...] = _SECONDS
@@ -150,7 +174,30 @@ class Metrics:
         return Histogram(name, documentation, labels, buckets=buckets, registry=self._registry)
 
     def _gauge(self, name: str, documentation: str, labels: tuple[str, ...]) -> Gauge:
-        return Gauge(name, documentation, labels, registry=self._registry, multiprocess_mode="livesum")
+        return Gauge(name, documentation, labels, registry=self._registry)
+
+
+class _ServedModels(Collector):
+    """Which models are served at the moment that Prometheus asks."""
+
+    def __init__(self, served: Callable[[], Iterable[OpenedBundle]], looked: Callable[[], bool]) -> None:
+        self._served = served
+        self._looked = looked
+
+    def collect(self) -> Iterable[Metric]:
+        info = GaugeMetricFamily(
+            "cpt_serve_model_info",
+            "1 for each model that is served; its labels say which",
+            labels=(*_MODEL, "sha256", "format_version"),
+        )
+        for bundle in self._served():
+            info.add_metric((bundle.name, bundle.version, bundle.sha256, str(bundle.facts["format_version"])), 1)
+        yield info
+        yield GaugeMetricFamily(
+            "cpt_serve_models_readable",
+            "Whether the models were there at the last look; if not, those that were loaded are served on",
+            value=float(self._looked()),
+        )
 
 
 class ModelMetrics:

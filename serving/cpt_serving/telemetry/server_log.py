@@ -2,12 +2,18 @@
 
 import logging
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
 import orjson
+from uvicorn.logging import DefaultFormatter
 
 from cpt_serving.settings import ServeSettings
+from cpt_serving.telemetry.log_queue import QueuedLog
+
+_STDERR = 2
 
 
 class JsonFormatter(logging.Formatter):
@@ -26,21 +32,26 @@ class JsonFormatter(logging.Formatter):
         return orjson.dumps(fields, option=orjson.OPT_UTC_Z, default=str).decode()
 
 
-def log_config(settings: ServeSettings) -> dict[str, Any]:
-    """Return the configuration of `logging` that uvicorn applies, in each of its processes."""
+@contextmanager
+def logging_to_stderr(settings: ServeSettings, dropped: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Write what the server and uvicorn say to stderr while the context is open.
+
+    Args:
+        settings: How, and from which severity on.
+        dropped: Called for each line that is left out, as nobody reads them.
+    """
     as_json = settings.log_format == "json" or (settings.log_format == "auto" and not sys.stderr.isatty())
-    level = settings.log_level.upper()
-    return {
-        "version": 1,
-        "disable_existing_loggers": False,
-        "formatters": {
-            "default": {"()": "cpt_serving.telemetry.server_log.JsonFormatter"}
-            if as_json
-            else {"()": "uvicorn.logging.DefaultFormatter", "fmt": "%(levelprefix)s %(message)s"}
-        },
-        "handlers": {"default": {"class": "logging.StreamHandler", "formatter": "default"}},
-        "loggers": {
-            "uvicorn": {"handlers": ["default"], "level": level, "propagate": False},
-            "cpt_serving": {"handlers": ["default"], "level": level, "propagate": False},
-        },
-    }
+    formatter = JsonFormatter() if as_json else DefaultFormatter("%(levelprefix)s %(message)s")
+    handler = QueuedLog(_STDERR, formatter, dropped=dropped)
+    loggers = [logging.getLogger(name) for name in ("uvicorn", "cpt_serving")]
+    for logger in loggers:
+        logger.setLevel(settings.log_level.upper())
+        logger.addHandler(handler)
+        logger.propagate = False
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeHandler(handler)
+            logger.propagate = True
+        handler.close()

@@ -8,8 +8,24 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from cpt_deploy.errors import CptError, ImageError, ImageTooLargeError
+from cpt_serving.inference.errors import (
+    DeadlineExceededError,
+    InvalidRequestError,
+    ModelNotFoundError,
+    NotReadyError,
+    QueueFullError,
+    ServingError,
+)
 from cpt_serving.web.responses import JsonResponse
 from cpt_serving.web.shown import shown
+
+_STATUSES: Mapping[type[ServingError], int] = {
+    InvalidRequestError: 400,
+    ModelNotFoundError: 404,
+    QueueFullError: 429,
+    NotReadyError: 503,
+    DeadlineExceededError: 504,
+}
 
 INTERNAL_ERROR = "Internal error; the server's log has it under this id"
 
@@ -35,6 +51,12 @@ def bad_request(message: str) -> RequestError:
     return RequestError(400, message)
 
 
+def request_error(error: ServingError) -> RequestError:
+    """Return what a request ends with that the engine or the repository could not answer."""
+    headers = {} if error.retry_after_s is None else {"Retry-After": str(error.retry_after_s)}
+    return RequestError(_STATUSES[type(error)], error.message, headers)
+
+
 def error_response(
     request_id: str, status: int, message: str, headers: Mapping[str, str] | None = None
 ) -> JsonResponse:
@@ -54,6 +76,8 @@ def image_error_status(error: ImageError) -> int:
 
 def error_answer(request_id: str, error: RequestError | CptError) -> JsonResponse:
     """Return the answer to a request that ended in one of this project's errors."""
+    if isinstance(error, ServingError):
+        error = request_error(error)
     if isinstance(error, RequestError):
         return error_response(request_id, error.status, error.message, error.headers)
     status = image_error_status(error) if isinstance(error, ImageError) else 500

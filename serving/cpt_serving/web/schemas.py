@@ -71,3 +71,5 @@ class Readiness(BaseModel):
 
     live: Literal[True] = True
     ready: Literal[True] = True
+    detail: str | None = None
+    """What an operator should look at, although the server answers."""

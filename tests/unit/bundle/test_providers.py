@@ -4,7 +4,10 @@ A stand-in takes the place of an onnxruntime with GPU providers: it computes on 
 for.
 """
 
+import ctypes.util
 import json
+import platform
+import re
 
 import onnxruntime
 import pytest
@@ -13,7 +16,7 @@ from hypothesis import strategies as st
 
 from cpt_cli.main import main
 from cpt_deploy.bundle import OnnxRuntimeModel, providers, require_evidence, update_validation
-from cpt_deploy.bundle.providers import provider_name, provider_names
+from cpt_deploy.bundle.providers import choose_provider, provider_name, provider_names
 from cpt_deploy.errors import MissingExtraError, UsageError, ValidationFailedError
 
 CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
@@ -65,7 +68,7 @@ def test_fallbacks_that_are_not_there_are_left_out(gpu, monkeypatch):
 @given(st.text(max_size=20).filter(lambda name: provider_name(name) not in onnxruntime.get_all_providers()))
 def test_a_provider_that_onnxruntime_does_not_know_is_a_usage_error(name):
     with pytest.raises(UsageError, match="execution provider") as caught:
-        provider_names(name)
+        choose_provider(onnxruntime.SessionOptions(), name)
     assert CPU in str(caught.value.hint)
 
 
@@ -86,6 +89,62 @@ def test_a_provider_that_does_not_start_is_not_replaced_in_silence(shared_bundle
     monkeypatch.setattr(GpuSession, "get_providers", lambda self: [CPU])
     with pytest.raises(MissingExtraError, match=f"went on with {CPU}"):
         OnnxRuntimeModel(shared_bundle.onnx_path, provider="cuda")
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [(None, "No such file"), (b"no library", "too short|invalid ELF|wrong ELF"), (b"", "too short|invalid ELF")],
+    ids=["missing", "text", "empty"],
+)
+def test_a_library_that_cannot_be_loaded_is_one_line(capsys, shared_bundle, tmp_path, content, expected):
+    library = tmp_path / "libplugin.so"
+    if content is not None:
+        library.write_bytes(content)
+    for command in ("validate", "serve"):
+        words = [command, str(shared_bundle.path), "--provider", f"MyProvider={library}"]
+        assert main([*words, "--port", "0"] if command == "serve" else words) == 2
+        error = capsys.readouterr().err.splitlines()
+        assert re.search(rf"Expected a library with the execution provider 'MyProvider' at .*({expected})", error[0])
+        assert len(error) == 2
+        assert "NAME=PATH" in error[1]
+
+
+def test_a_library_of_something_else_says_what_it_lacks():
+    library = ctypes.util.find_library("m")
+    if library is None:
+        pytest.skip("no library to be found")
+    options = onnxruntime.SessionOptions()
+    with pytest.raises(UsageError, match=r"CreateEpFactories|cannot open"):
+        choose_provider(options, f"MyProvider=/lib/{platform.machine()}-linux-gnu/{library}")
+
+
+@pytest.fixture
+def plugin(monkeypatch):
+    """An onnxruntime into which libraries are loaded that bring nothing new; the value lists them."""
+    loaded = []
+    monkeypatch.setattr(onnxruntime, "register_execution_provider_library", lambda *library: loaded.append(library))
+    monkeypatch.setattr(onnxruntime, "unregister_execution_provider_library", lambda name: loaded.pop())
+    providers._plugin_devices.cache_clear()
+    yield loaded
+    providers._plugin_devices.cache_clear()
+
+
+def test_a_provider_from_a_library_is_chosen_by_its_devices(plugin, shared_bundle, reference_codes, tmp_path):
+    # onnxruntime's own provider for the processor, which has a device as those of libraries have.
+    provider = f"{CPU}={tmp_path / 'libplugin.so'}"
+    golden = shared_bundle.golden
+    for _ in range(2):
+        model = OnnxRuntimeModel(shared_bundle.onnx_path, provider=provider)
+        assert model.reproduce_golden(golden).reproduced
+    assert plugin == [(CPU, str(tmp_path / "libplugin.so"))]
+    assert provider_name(provider) == CPU
+
+
+def test_a_library_without_the_provider_says_what_there_is(plugin, tmp_path):
+    for _ in range(2):
+        with pytest.raises(UsageError, match=f"'MyProvider' and a device for it, but with it there are {CPU}"):
+            choose_provider(onnxruntime.SessionOptions(), f"MyProvider={tmp_path / 'libplugin.so'}")
+    assert plugin == []
 
 
 @pytest.mark.parametrize(

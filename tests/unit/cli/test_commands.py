@@ -146,10 +146,10 @@ def test_validate_without_data_takes_no_options_about_it(capsys, shared_bundle, 
 
 
 def test_serve_refuses_settings_out_of_range(capsys, shared_bundle, monkeypatch):
-    monkeypatch.setenv("CPT_SERVE_WORKERS", "none")
+    monkeypatch.setenv("CPT_SERVE_THREADS", "none")
     code, _, err = run(capsys, "serve", shared_bundle.path)
     assert code == 2
-    assert "workers" in err[0]
+    assert "threads" in err[0]
 
 
 def test_train_splits_its_words():

@@ -113,3 +113,10 @@ def test_a_profile_is_a_table_of_parts(capsys):
     assert "75.0%" in printed
     assert "aten::convolution 70.00" in printed
     assert "runs/x/trace.json.gz" in printed
+
+
+def test_the_plan_says_how_many_files_are_left_out(capsys):
+    show_plan(replace(plan(), left_out={".heic": 1200, "unreadable": 2}))
+    assert "files left out    1,200 .heic, 2 unreadable" in capsys.readouterr().out
+    show_plan(plan())
+    assert "left out" not in capsys.readouterr().out

@@ -12,6 +12,7 @@ from typing import Any
 
 import httpx2
 import pytest
+import trustme
 import uvicorn
 from PIL import Image
 from starlette.testclient import TestClient
@@ -135,6 +136,18 @@ def get():
 def wait_until():
     """Waits for a condition."""
     return poll_until
+
+
+@pytest.fixture(scope="session")
+def tls(tmp_path_factory):
+    """An authority of the test's own, and a certificate of it for this machine: authority, certificate, key."""
+    folder = tmp_path_factory.mktemp("tls")
+    authority = trustme.CA()
+    certificate = authority.issue_cert("127.0.0.1")
+    authority.cert_pem.write_to_path(folder / "authority.pem")
+    certificate.cert_chain_pems[0].write_to_path(folder / "cert.pem")
+    certificate.private_key_pem.write_to_path(folder / "key.pem")
+    return folder / "authority.pem", folder / "cert.pem", folder / "key.pem"
 
 
 @contextmanager

@@ -1,7 +1,8 @@
+import contextlib
 import json
+import logging
+import os
 import re
-import threading
-from types import SimpleNamespace
 
 import httpx2
 import pytest
@@ -9,8 +10,8 @@ import pytest
 from cpt_deploy.errors import DataError
 from cpt_serving import create_app, load_settings
 from cpt_serving.access.api_keys import add_key
-from cpt_serving.telemetry import access_log
 from cpt_serving.telemetry.access_log import AccessLog, json_line, text_line
+from cpt_serving.telemetry.log_queue import QueuedLog
 from cpt_serving.web.records import RequestRecord
 
 SCOPE = {"method": "GET", "client": ("10.0.0.7", 4711)}
@@ -122,55 +123,54 @@ def test_traceparent_comes_back_with_our_span_and_only_if_it_is_valid(client):
     assert "traceparent" not in client.get("/v2", headers={"traceparent": TRACEPARENT[:-3]}).headers
 
 
-def test_writing_does_not_hold_up_requests_and_bounds_what_waits(monkeypatch, caplog):
-    monkeypatch.setattr(access_log, "_MOST_WAITING", 10)
-    written, writing, go_on = [], threading.Event(), threading.Event()
-
-    def write(lines):
-        writing.set()
-        assert go_on.wait(60)
-        written.append(lines)
-
-    log = AccessLog(write, json_line)
-    log.add(SCOPE, RequestRecord("first"), "/v2", 200, 0.1)
-    assert writing.wait(60)
-    for number in range(30):
-        log.add(SCOPE, RequestRecord(str(number)), "/v2", 200, 0.1)
-    go_on.set()
-    with caplog.at_level("ERROR", "cpt_serving"):
-        log.close()
-    ids = [json.loads(line)["request_id"] for line in b"".join(written).splitlines()]
-    assert ids == ["first", *map(str, range(10))]
-    assert "left out 20 requests" in caplog.text
+@pytest.fixture
+def pipe():
+    """A pipe that nobody reads, full but for a few bytes: both ends."""
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(write, b"x" * 4096)
+    os.set_blocking(write, True)
+    yield read, write
+    for end in (read, write):
+        with contextlib.suppress(OSError):
+            os.close(end)
 
 
-def test_what_waits_is_written_at_the_end_in_whole_lines(monkeypatch):
-    written = []
-    log = AccessLog(written.append, json_line)
-    for number in range(200):
-        log.add(SCOPE, RequestRecord(f"{number:060}"), "/v2", 200, 0.1)
+def test_a_pipe_that_nobody_reads_holds_up_neither_requests_nor_the_end(pipe):
+    dropped = []
+    log = QueuedLog(pipe[1], logging.Formatter("%(message)s"), most=10, dropped=lambda: dropped.append(1))
+    for number in range(100):
+        log.handle(logging.makeLogRecord({"msg": f"line {number}"}))
+    # The thread holds one, and has taken another at most.
+    assert 88 <= len(dropped) <= 90
     log.close()
-    assert all(lines.endswith(b"\n") and len(lines) <= 4096 for lines in written)
-    assert [int(json.loads(line)["request_id"]) for line in b"".join(written).splitlines()] == list(range(200))
+    assert len(dropped) == 100
 
 
-def test_a_log_that_cannot_be_written_costs_no_request(caplog):
-    def broken(lines):
-        raise BrokenPipeError(32, "Broken pipe")
+def test_lines_come_whole_and_in_order_through_a_pipe_that_is_read_late(pipe):
+    log = AccessLog(pipe[1], json_line)
+    for number in range(2000):
+        log.add(SCOPE, RequestRecord(f"{number:060}"), "/v2", 200, 0.1)
+    os.set_blocking(pipe[0], False)
+    found = b""
+    while found.count(b"\n") < 2000:
+        with contextlib.suppress(BlockingIOError):
+            found += os.read(pipe[0], 1 << 20)
+    log.close()
+    lines = found.lstrip(b"x").splitlines()
+    assert [int(json.loads(line)["request_id"]) for line in lines] == list(range(2000))
 
-    log = AccessLog(broken, text_line)
-    log.add({"method": "GET", "client": None}, RequestRecord("a"), "/v2", 200, 0.1)
-    with caplog.at_level("ERROR", "cpt_serving"):
-        log.close()
-    assert "cannot be written: Broken pipe" in caplog.text
 
-
-def test_lines_of_a_slow_pipe_are_written_whole(monkeypatch):
-    taken = []
-    few = SimpleNamespace(write=lambda target, data: taken.append(data[:3]) or len(data[:3]))
-    monkeypatch.setattr(access_log, "os", few)
-    access_log._write_all(1, b"0123456789")
-    assert b"".join(taken) == b"0123456789"
+def test_a_log_whose_reader_is_gone_costs_no_request_and_counts_what_it_lost(pipe):
+    os.close(pipe[0])
+    dropped = []
+    log = AccessLog(pipe[1], text_line, dropped=lambda: dropped.append(1))
+    for _ in range(3):
+        log.add({"method": "GET", "client": None}, RequestRecord("a"), "/v2", 200, 0.1)
+    log.close()
+    assert len(dropped) == 3
 
 
 def test_a_file_that_cannot_be_opened_is_named(shared_bundle, tmp_path):

@@ -3,13 +3,13 @@ from pathlib import Path
 import pytest
 
 from cpt_deploy.errors import UsageError
-from cpt_serving import ServeSettings, load_settings
+from cpt_serving import load_settings
 from cpt_serving.cores import available_cores
 
 
 def test_defaults_are_safe():
     settings = load_settings(bundle="bundle")
-    assert (settings.host, settings.port, settings.workers) == ("127.0.0.1", 8000, 1)
+    assert (settings.host, settings.port) == ("127.0.0.1", 8000)
     assert settings.golden == "exact"
 
 
@@ -22,29 +22,16 @@ def test_arguments_go_before_the_environment_and_none_counts_as_not_given(monkey
 
 def test_all_problems_are_in_one_line():
     with pytest.raises(UsageError) as caught:
-        load_settings(port=70000, workers=0, colour="red")
+        load_settings(port=70000, threads=0, colour="red")
     assert "\n" not in caught.value.message
-    for name in ("bundle", "port", "workers", "colour"):
+    for name in ("bundle", "port", "threads", "colour"):
         assert name in caught.value.message
-
-
-def test_a_worker_reads_the_same_settings_from_its_environment(monkeypatch, tmp_path):
-    settings = load_settings(
-        bundle=tmp_path, port=1, threads=2, golden="labels", drain_s=0.25, docs=False, log_level="error"
-    )
-    for name, value in settings.to_environment().items():
-        monkeypatch.setenv(name, value)
-    assert load_settings() == settings
-
-
-def test_paths_of_workers_do_not_depend_on_where_they_start():
-    assert Path(ServeSettings(bundle=Path("bundle")).to_environment()["CPT_SERVE_BUNDLE"]).is_absolute()
 
 
 def test_concurrency_follows_the_cores_that_are_left():
     cores = available_cores()
     assert load_settings(bundle="b").inferences_at_once == cores
-    assert load_settings(bundle="b", workers=2, threads=cores).inferences_at_once == 1
+    assert load_settings(bundle="b", threads=2 * cores).inferences_at_once == 1
     assert load_settings(bundle="b", concurrency=7).inferences_at_once == 7
 
 
@@ -57,10 +44,6 @@ def test_a_yaml_file_goes_behind_arguments_and_environment(monkeypatch, tmp_path
     assert settings.require_evidence
     monkeypatch.setenv("CPT_SERVE_CONFIG", str(file))
     assert load_settings().max_batch == 3
-    for name, value in settings.to_environment().items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.delenv("CPT_SERVE_CONFIG")
-    assert load_settings().model_dump(exclude={"config", "bundle"}) == settings.model_dump(exclude={"config", "bundle"})
 
 
 @pytest.mark.parametrize(

@@ -73,3 +73,17 @@ def test_the_command_writes_table_and_picture(runs, tmp_path, capsys):
 def test_files_that_cannot_be_written_are_one_line(runs, tmp_path, capsys, option):
     assert main(["compare", str(runs / "cpt0"), option, str(tmp_path / "missing" / "file.png")]) in (2, 5)
     assert "Expected" in capsys.readouterr().err
+
+
+def test_the_same_recipe_and_seed_count_once(runs, tmp_path, capsys):
+    copy = tmp_path / "copy"
+    shutil.copytree(runs / "cpt0", copy)
+    (tmp_path / "link").symlink_to(runs / "cpt0")
+    names = [str(path) for path in (runs / "cpt0", copy, f"{runs / 'cpt0'}/", tmp_path / "link", runs / "cpt1")]
+
+    assert main(["compare", *names, "--json"]) == 0
+    shown = capsys.readouterr()
+    (group,) = json.loads(shown.out)["groups"]
+    assert (group["seeds"], len(group["accuracies"])) == ([0, 1], 2)
+    assert group["not_counted"] == [str(copy), str(tmp_path / "link")]
+    assert shown.err.count("is not counted") == 2

@@ -4,6 +4,8 @@ So are Triton's, in its interpreter, where `test_triton.py` runs this file, or o
 """
 
 import os
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from cpt_deploy.quantization.affine import affine_parameters, including_zero
-from cpt_deploy.quantization.kernels import Clamp, Grid, Kernels, Site, Terms
+from cpt_deploy.quantization.kernels import Clamp, Grid, Kernels, Site, Terms, load_native
+from cpt_deploy.quantization.kernels import compile as compilation
 from cpt_deploy.quantization.kernels.native import NativeKernels
 from cpt_deploy.quantization.kernels.parameters import gradient_step, whole
 from cpt_deploy.quantization.kernels.reference import TorchKernels
@@ -196,3 +199,67 @@ def test_results_do_not_depend_on_the_number_of_threads(native: Kernels) -> None
         assert all(torch.equal(a, b) for a, b in zip(single, results(), strict=True))
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("shape", [(0,), (0, 5), (0, 5, 3, 3)], ids=str)
+def test_an_empty_tensor_has_codes_but_no_range_and_no_statistics(native: Kernels, shape: tuple[int, ...]) -> None:
+    x, one = torch.empty(shape), torch.ones(())
+    codes, grid = torch.empty(shape, dtype=torch.uint8), Grid(one, one, levels(8))
+    site = Site(x, x, torch.ones(5), torch.ones(5), Clamp())
+    for kernels in (native, TORCH):
+        with pytest.raises(ValueError, match="at least one element"):
+            kernels.range(x)
+        with pytest.raises(ValueError, match="at least one element"):
+            kernels.add_range(codes, codes, (grid, grid), Clamp())
+        if len(shape) > 1:
+            with pytest.raises(ValueError, match="at least one element"):
+                kernels.statistics(x)
+            with pytest.raises(ValueError, match="at least one element"):
+                kernels.gradient_sums(site, torch.ones(5))
+            with pytest.raises(ValueError, match="at least one element"):
+                kernels.gradient_range(site, Terms(*torch.ones(3, 5)))
+            with pytest.raises(ValueError, match="at least one element"):
+                kernels.quantize_weight(x, levels(8))
+    assert TORCH.quantize(x, grid).shape == shape
+
+
+@pytest.mark.parametrize("shape", [(0,), (0, 5)], ids=str)
+def test_compiled_kernels_leave_an_empty_tensor_as_it_is(native: Kernels, shape: tuple[int, ...]) -> None:
+    if not isinstance(native, NativeKernels):
+        pytest.skip("a matter of the CPU")
+    x, one = torch.empty(shape), torch.ones(())
+    grid, terms = Grid(one, one, levels(8)), Terms(*torch.ones(3, 5))
+    codes = native.quantize(x, grid)
+    assert codes.shape == native.dequantize(native.requantize(codes, grid, grid), grid).shape == shape
+    assert native.round_gradient(x, one, torch.tensor(1)).shape == shape
+    if len(shape) > 1:
+        assert native.affine_quantize(x, torch.ones(5), torch.ones(5), Clamp(), grid).shape == shape
+        site = Site(x, x, torch.ones(5), torch.ones(5), Clamp())
+        assert native.gradient_codes(site, terms, one, torch.tensor(1), torch.float32).shape == shape
+
+
+def test_a_kernel_without_memory_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernels compiled with an allocator that never has memory."""
+    allocator = tmp_path / "allocator.h"
+    allocator.write_text("#include <stdlib.h>\n#define malloc(size) NULL\n#define calloc(count, size) NULL\n")
+    monkeypatch.setattr(compilation, "OBJECTS", tmp_path / "compiled")
+    monkeypatch.setenv("CC", f"{os.environ.get('CC', 'cc')} -include {allocator}")
+    if why := compilation.compile_kernels()["generic"]:
+        pytest.skip(f"no compiled kernels: {why}")
+    kernels = load_native("generic")
+    assert isinstance(kernels, NativeKernels)
+    x, one = tensor((2, 5, 3, 3)), torch.ones(())
+    grid, site = grid_of(x), Site(x, x, torch.ones(5), torch.ones(5), Clamp())
+    codes = kernels.quantize(x, grid)  # needs none of its own
+    calls: list[Callable[[], object]] = [
+        lambda: kernels.range(x),
+        lambda: kernels.add_range(codes, codes, (grid, grid), Clamp()),
+        lambda: kernels.statistics(x),
+        lambda: kernels.affine_quantize(x, torch.ones(5), torch.ones(5), Clamp(), grid),
+        lambda: kernels.gradient_sums(site, torch.ones(5)),
+        lambda: kernels.gradient_range(site, Terms(*torch.ones(3, 5))),
+        lambda: kernels.gradient_codes(site, Terms(*torch.ones(3, 5)), one, torch.tensor(1), torch.float32),
+    ]
+    for call in calls:
+        with pytest.raises(MemoryError, match="Expected memory"):
+            call()

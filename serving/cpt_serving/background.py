@@ -1,0 +1,51 @@
+"""Tasks that run as long as the server does: one that ends is logged, counted, and begun again."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+
+logger = logging.getLogger(__name__)
+
+_FIRST_WAIT_S, _LONGEST_WAIT_S = 0.1, 30.0
+
+
+class Background:
+    """The background tasks of a server.
+
+    Args:
+        restarted: Called with the name of a task that ended and is about to begin again.
+    """
+
+    def __init__(self, restarted: Callable[[str], None]) -> None:
+        self._restarted = restarted
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def start(self, name: str, run: Callable[[], Awaitable[None]]) -> None:
+        """Keep something running.
+
+        Args:
+            name: What it is called in the log and the metrics.
+            run: Runs for ever; called again when it ends all the same.
+        """
+        self._tasks.append(asyncio.create_task(self._keep(name, run), name=name))
+
+    async def close(self) -> None:
+        """End all of them."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _keep(self, name: str, run: Callable[[], Awaitable[None]]) -> None:
+        wait_s = _FIRST_WAIT_S
+        while True:
+            began = time.monotonic()
+            try:
+                await run()
+                logger.error("the background task %s ended; it begins again in %.1f s", name, wait_s)
+            except Exception:
+                logger.exception("the background task %s failed; it begins again in %.1f s", name, wait_s)
+            self._restarted(name)
+            await asyncio.sleep(wait_s)
+            # What ran for long has recovered in between.
+            wait_s = _FIRST_WAIT_S if time.monotonic() - began > _LONGEST_WAIT_S else min(2 * wait_s, _LONGEST_WAIT_S)
