@@ -107,9 +107,12 @@ def _damaged(error: Exception) -> ImageError:
 def decoding_bytes(image: Image.Image) -> int:
     """Return an upper bound of the memory in which an opened image file is decoded, from its head."""
     stored = 1 if image.mode in {"1", "L", "P"} else 4
-    # Beside the pixels as stored: the reduced or turned ones, and what codecs keep of the whole image.
-    kept = 4 + _CODEC_BYTES.get(image.format or "", 0) + (6 if "progressive" in image.info else 0)
-    return image.width * image.height * (stored + kept)
+    gray = image.mode in {"1", "L", "LA", "La", "F"} or image.mode.startswith("I")
+    reduced = 0 if image.mode in {"L", "RGB"} and "transparency" not in image.info else 1 if gray else 4
+    # Only JPEG's head is sure to say how the image is turned; turning takes a second copy.
+    turned = 0 if image.format == "JPEG" and _turn(image) is None else stored
+    codec = _CODEC_BYTES.get(image.format or "", 0) + (6 if "progressive" in image.info else 0)
+    return image.width * image.height * (stored + max(reduced, turned) + codec)
 
 
 def read_image(path: Path, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -183,13 +186,17 @@ def _formats() -> list[str]:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """Apply the EXIF orientation; an unreadable EXIF block counts as upright, since the pixels are fine."""
+    method = _turn(image)
+    return image if method is None else image.transpose(method)
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """Return what makes an image upright by its EXIF; an unreadable block counts as upright: the pixels are fine."""
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     except (SyntaxError, ValueError, TypeError, KeyError, EOFError, OSError):
-        return image
-    method = _UPRIGHT.get(orientation)
-    return image if method is None else image.transpose(method)
+        return None
+    return _UPRIGHT.get(orientation)
 
 
 def _scale_gray(image: Image.Image) -> Image.Image:

@@ -20,13 +20,11 @@ _SUPPORT = {Image.Resampling.BILINEAR: 1, Image.Resampling.BICUBIC: 2}
 """How many pixels, of the larger of the two grids, a filter reaches to either side."""
 
 
-def scale_window(
-    image: Image.Image, size: tuple[int, int], window: Window, resample: Image.Resampling
-) -> Image.Image:
+def scale_window(image: Image.Image, size: tuple[int, int], window: Window, resample: Image.Resampling) -> Image.Image:
     """Scale an image and keep a window of the result.
 
-    Beyond proportions of 4 to 1 pixels can differ by one level from those of a scaling of the whole, as Pillow takes the
-    place of a window in single precision; the nearest pixel, where two are equally near, can be the other one.
+    Beyond proportions of 4 to 1 pixels can differ by one level from those of a scaling of the whole, as Pillow takes
+    the place of a window in single precision; the nearest pixel, where two are equally near, can be the other one.
 
     Args:
         image: Of mode "L" or "RGB".

@@ -3,9 +3,11 @@
 from pydantic import BaseModel, Field
 
 import cpt_deploy
-from cpt_deploy.bundle import Bundle, read_evidence
 from cpt_deploy.bundle import evidence as bundle_evidence
+from cpt_deploy.bundle import read_evidence
+from cpt_deploy.bundle.opened import OpenedBundle
 from cpt_deploy.errors import BundleError
+from cpt_serving.adapters import Adapter
 
 
 class InputFacts(BaseModel):
@@ -64,8 +66,8 @@ class Evidence(BaseModel):
     version: str
     sha256: str
     size_bytes: int
-    input: InputFacts
-    classes: int
+    input: InputFacts | None = Field(default=None, description="of images")
+    classes: int | None = None
     weight_bits: int | float | None = Field(description="with bits by layer their mean over all weights")
     activation_bits: int | None
     cycle: tuple[int, int] | None = Field(description="the bits between which training cycled")
@@ -74,32 +76,31 @@ class Evidence(BaseModel):
     docs: bool = Field(description="whether the server has /docs")
 
 
-def evidence_of(bundle: Bundle, *, docs: bool = True) -> Evidence:
-    """Return what is known of a bundle's model.
+def evidence_of(adapter: Adapter, *, docs: bool = True) -> Evidence:
+    """Return what is known of a model.
 
     Args:
-        bundle: The bundle.
+        adapter: The model's.
         docs: Whether the server that tells it has `/docs`.
     """
-    channels, height, width = bundle.preprocessing.input_shape
+    bundle = adapter.bundle
     facts = bundle.facts
     return Evidence(
         model=bundle.name,
         version=bundle.version,
         sha256=bundle.sha256,
         size_bytes=bundle.onnx_path.stat().st_size,
-        input=InputFacts(channels=channels, height=height, width=width),
-        classes=len(bundle.labels),
         weight_bits=facts.get("weight_bits"),
         activation_bits=facts.get("activation_bits"),
         cycle=facts.get("cycle"),
         validation=_validation(bundle),
         server_version=cpt_deploy.__version__,
         docs=docs,
+        **adapter.evidence(),
     )
 
 
-def _validation(bundle: Bundle) -> ValidationFacts | None:
+def _validation(bundle: OpenedBundle) -> ValidationFacts | None:
     """Return the report in short; one of another form counts as none, since nothing can be said from it."""
     try:
         found = read_evidence(bundle)

@@ -7,23 +7,20 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import anyio.to_thread
-from anyio import CapacityLimiter
 
-from cpt_deploy.bundle import Bundle
-from cpt_deploy.bundle.language import LanguageBundle, open_bundle
+from cpt_deploy.bundle.language import open_bundle
 from cpt_deploy.errors import BundleError, CptError
+from cpt_serving.adapters import Adapter, Generates, Predicts, adapter_of
 from cpt_serving.cores import available_cores
-from cpt_serving.inference.compute import ComputeThreads
-from cpt_serving.inference.engine import Engine
-from cpt_serving.inference.generation_observers import TextObserverFactory, unobserved
-from cpt_serving.inference.language_engine import LanguageEngine
-from cpt_serving.inference.lifecycle import EngineState, ModelEngine, unavailable
-from cpt_serving.inference.observers import ObserverFactory, Observers
+from cpt_serving.inference.engine import Engine, EngineState
+from cpt_serving.inference.errors import InvalidRequestError, ModelNotFoundError, not_ready
+from cpt_serving.inference.memory import MemoryBudget
+from cpt_serving.inference.observers import ObserverFactory, Observers, TextObserverFactory
+from cpt_serving.inference.threads import Threads
 from cpt_serving.repository.model_directory import ModelLocation, find_models
 from cpt_serving.repository.model_table import Entry, Key, ModelStatus, ModelTable
 from cpt_serving.repository.orders import Order, OrderBook
 from cpt_serving.settings import ServeSettings
-from cpt_serving.web.errors import RequestError, bad_request
 
 __all__ = ["ModelRepository", "ModelStatus"]
 
@@ -51,14 +48,15 @@ class ModelRepository:
         settings: ServeSettings,
         observe: Sequence[ObserverFactory] = (),
         orders: OrderBook | None = None,
-        observe_texts: TextObserverFactory = unobserved,
+        observe_texts: TextObserverFactory | None = None,
     ) -> None:
         self._settings = settings
         self._observe = tuple(observe)
         self._observe_texts = observe_texts
         self._orders = orders
-        self._threads = ComputeThreads(settings.inferences_at_once)
-        self._decoders = CapacityLimiter(available_cores())
+        self._threads = Threads(settings.inferences_at_once, "compute")
+        self._decoders = Threads(available_cores(), "decode")
+        self._memory = MemoryBudget(settings.decode_bytes)
         self._table = ModelTable()
         self._changing = asyncio.Lock()
         self._stopping = False
@@ -81,24 +79,25 @@ class ModelRepository:
         return self._table.names
 
     @property
-    def default(self) -> ModelEngine:
+    def default(self) -> Engine[Adapter]:
         """The engine that is asked when a request names no model: the newest version, if there is one model only.
 
         Raises:
-            RequestError: 400 if several models are served, 503 if none is.
+            InvalidRequestError: If several models are served.
+            NotReadyError: If none is.
         """
         return self.find(self._table.only_name())
 
     @property
-    def example(self) -> Bundle | None:
-        """The bundle of a classifier, from which the documentation's examples can be made."""
-        return self._table.example
+    def predicting(self) -> Predicts | None:
+        """The adapter of a model that answers `/predict`, from which examples can be made."""
+        return self._table.predicting
 
     def versions(self, name: str) -> list[str]:
         """Return the versions of a model, oldest first; empty if there is no such model."""
         return self._table.versions(name)
 
-    def find(self, name: str, version: str | None = None) -> ModelEngine:
+    def find(self, name: str, version: str | None = None) -> Engine[Adapter]:
         """Return the engine of a model.
 
         Args:
@@ -106,7 +105,8 @@ class ModelRepository:
             version: Its version; `None` is the newest that is ready, else the newest.
 
         Raises:
-            RequestError: 404 if there is no such model or it was unloaded, 503 if it could not be opened.
+            ModelNotFoundError: If there is no such model or it was unloaded.
+            NotReadyError: If it could not be opened.
         """
         return self._table.find(name, version)
 
@@ -115,9 +115,9 @@ class ModelRepository:
         return self._table.index()
 
     def require_ready(self) -> None:
-        """Raise a 503 unless traffic should come here: the models are ready and the server is not stopping."""
+        """Raise a NotReadyError unless traffic should come here: the models are ready, and nothing is stopping."""
         if self._stopping:
-            raise unavailable("the server is shutting down")
+            raise not_ready("the server is shutting down")
         self._table.require_ready()
 
     def begin_shutdown(self) -> None:
@@ -152,7 +152,8 @@ class ModelRepository:
                     await entry.engine.load()
 
     async def close(self) -> None:
-        """End the compute threads once they have done what they were given."""
+        """End the threads once they have done what they were given."""
+        await anyio.to_thread.run_sync(self._decoders.close)
         await anyio.to_thread.run_sync(self._threads.close)
 
     async def load(self, name: str, version: str | None = None) -> None:
@@ -165,7 +166,8 @@ class ModelRepository:
             version: One version; `None` stands for all of them.
 
         Raises:
-            RequestError: 404 if there is no such model, 400 if it cannot be loaded.
+            ModelNotFoundError: If there is no such model.
+            InvalidRequestError: If it cannot be loaded.
         """
         await self._carry_out(Order("load", name, version))
 
@@ -179,7 +181,7 @@ class ModelRepository:
             version: One version; `None` stands for all of them.
 
         Raises:
-            RequestError: 404 if there is no such model.
+            ModelNotFoundError: If there is no such model.
         """
         await self._carry_out(Order("unload", name, version))
 
@@ -221,7 +223,7 @@ class ModelRepository:
         found = await self._look()
         keys = [key for key in found if key[0] == order.name and order.version in (None, key[1])]
         if not keys:
-            raise RequestError(404, f"Expected a model in the repository, but got {order.what}")
+            raise ModelNotFoundError(f"Expected a model in the repository, but got {order.what}")
         failures = []
         for key in keys:
             if key in self._table:
@@ -229,12 +231,12 @@ class ModelRepository:
             if reason := await self._bring_up(key, found[key]):
                 failures.append(f"version {key[1]}: {reason}")
         if failures:
-            raise bad_request(f"Expected {order.name} to load, but got: {'; '.join(failures)}")
+            raise InvalidRequestError(f"Expected {order.name} to load, but got: {'; '.join(failures)}")
 
     async def _unload(self, order: Order) -> None:
         keys = self._table.keys_of(order.name, order.version)
         if not keys:
-            raise RequestError(404, f"Expected a served model, but got {order.what}")
+            raise ModelNotFoundError(f"Expected a served model, but got {order.what}")
         for key in keys:
             self._table[key].wanted = False
             await self._take_down(self._table[key], _BY_REQUEST)
@@ -263,13 +265,13 @@ class ModelRepository:
         else:
             self._table[engine.bundle.name, engine.bundle.version] = Entry(location, engine, initial=True)
 
-    def _open(self, location: ModelLocation) -> Engine | LanguageEngine:
+    def _open(self, location: ModelLocation) -> Engine[Adapter]:
         bundle = location.open()
         observer = Observers([make(bundle) for make in self._observe])
-        if isinstance(bundle, LanguageBundle):
-            texts = self._observe_texts(bundle)
-            return LanguageEngine(bundle, self._settings, self._threads, self._decoders, observer, texts)
-        return Engine(bundle, self._settings, self._threads, self._decoders, observer)
+        adapter = adapter_of(bundle, self._settings, self._memory)
+        tells = self._observe_texts is not None and isinstance(adapter, Generates)
+        texts = self._observe_texts(bundle) if self._observe_texts is not None and tells else None
+        return Engine(adapter, self._settings, self._threads, self._decoders, observer, texts)
 
     async def _bring_up(self, key: Key, location: ModelLocation) -> str:
         """Load a version beside the one that serves, and let it take over; return why not, if it could not."""
@@ -304,7 +306,7 @@ class ModelRepository:
             await self._drain(engine, reason)
             entry.engine = None
 
-    async def _drain(self, engine: ModelEngine, reason: str) -> None:
+    async def _drain(self, engine: Engine[Adapter], reason: str) -> None:
         """Wait until an engine that nobody finds any more has answered those that found it."""
         engine.retire(reason)
         with contextlib.suppress(TimeoutError):

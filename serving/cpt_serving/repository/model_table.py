@@ -3,10 +3,10 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from cpt_deploy.bundle import Bundle
-from cpt_serving.inference.lifecycle import EngineState, ModelEngine, unavailable
+from cpt_serving.adapters import Adapter, Predicts
+from cpt_serving.inference.engine import Engine, EngineState
+from cpt_serving.inference.errors import InvalidRequestError, ModelNotFoundError, not_ready
 from cpt_serving.repository.model_directory import ModelLocation, version_order
-from cpt_serving.web.errors import RequestError, bad_request
 
 Key = tuple[str, str]
 """Name and version."""
@@ -42,7 +42,7 @@ class Entry:
     """
 
     location: ModelLocation
-    engine: ModelEngine | None
+    engine: Engine[Adapter] | None
     reason: str = ""
     wanted: bool = True
     initial: bool = False
@@ -62,10 +62,10 @@ class ModelTable(dict[Key, Entry]):
         return tuple(sorted({name for name, _ in self}))
 
     @property
-    def example(self) -> Bundle | None:
-        """The bundle of a classifier, from which the documentation's examples can be made."""
-        bundles = (entry.engine.bundle for entry in self.values() if entry.engine is not None)
-        return next((bundle for bundle in bundles if isinstance(bundle, Bundle)), None)
+    def predicting(self) -> Predicts | None:
+        """The adapter of a model that answers `/predict`."""
+        adapters = (entry.engine.model for entry in self.values() if entry.engine is not None)
+        return next((adapter for adapter in adapters if isinstance(adapter, Predicts)), None)
 
     def versions(self, name: str) -> list[str]:
         """Return the versions of a model, oldest first; empty if there is no such model."""
@@ -81,46 +81,47 @@ class ModelTable(dict[Key, Entry]):
         """Return the name of the only model.
 
         Raises:
-            RequestError: 400 if there are several models, 503 if there is none.
+            InvalidRequestError: If there are several models.
+            NotReadyError: If there is none.
         """
         if not self:
-            raise unavailable("there is none yet")
+            raise not_ready("there is none yet")
         if len(self.names) > 1:
-            raise bad_request(
+            raise InvalidRequestError(
                 f"Expected the name of a model, as several are served ({_spelled(self.names)}): "
                 "/models/{name}/predict or ?model=name"
             )
         return self.names[0]
 
-    def find(self, name: str, version: str | None) -> ModelEngine:
+    def find(self, name: str, version: str | None) -> Engine[Adapter]:
         """Return the engine of a model; see `ModelRepository.find`."""
         asked = None if version is None else self.get((name, version))
         if asked is not None and asked.wanted and asked.engine is not None:
             return asked.engine
         versions = self.versions(name)
         if not versions:
-            raise RequestError(404, f"Expected a served model ({_spelled(self.names)}), but got {name!r:.100}")
+            raise ModelNotFoundError(f"Expected a served model ({_spelled(self.names)}), but got {name!r:.100}")
         if version is None:
             version = next((each for each in reversed(versions) if self[name, each].ready), versions[-1])
         elif version not in versions:
-            raise RequestError(
-                404, f"Expected a served version of {name} ({_spelled(versions)}), but got {version!r:.100}"
+            raise ModelNotFoundError(
+                f"Expected a served version of {name} ({_spelled(versions)}), but got {version!r:.100}"
             )
         entry = self[name, version]
         if not entry.wanted:
-            raise RequestError(404, f"Expected a loaded model, but version {version} of {name} was unloaded")
+            raise ModelNotFoundError(f"Expected a loaded model, but version {version} of {name} was unloaded")
         if entry.engine is None:
-            raise unavailable(f"version {version} of {name} is not loaded: {entry.reason}")
+            raise not_ready(f"version {version} of {name} is not loaded: {entry.reason}")
         return entry.engine
 
     def require_ready(self) -> None:
-        """Raise a 503 unless a model is ready, and each that the server started with and still has."""
+        """Raise a NotReadyError unless a model is ready, and each that the server started with and still has."""
         if not self:
-            raise unavailable("there is none yet")
+            raise not_ready("there is none yet")
         for name in sorted({name for (name, _), entry in self.items() if entry.initial and entry.wanted}):
             self.find(name, None).require_ready()
         if not any(entry.ready for entry in self.values()):
-            raise unavailable("none is loaded")
+            raise not_ready("none is loaded")
 
     def index(self) -> list[ModelStatus]:
         """Return the state of every model and version, sorted by name and version."""

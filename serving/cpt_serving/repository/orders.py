@@ -16,14 +16,20 @@ from typing import Literal
 import anyio.to_thread
 import orjson
 
-from cpt_serving.web.errors import RequestError
+from cpt_deploy.errors import CptError
+from cpt_serving.inference.errors import (
+    DeadlineExceededError,
+    InvalidRequestError,
+    ModelNotFoundError,
+    ServingError,
+)
 
 ORDERS_VARIABLE = "CPT_SERVING_ORDERS_DIR"
 """Names the directory to the worker processes."""
 
 _POLL_S = 0.1
 _PATIENCE_S = 120.0
-_FAILED_UNEXPECTEDLY = 500
+_ERRORS = {kind.__name__: kind for kind in (InvalidRequestError, ModelNotFoundError)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +77,8 @@ class OrderBook:
         """Have every worker carry out an order; `follow` has to run in each of them.
 
         Raises:
-            RequestError: The first failure that a worker reports, or a 504 if one does not answer.
+            CptError: The first failure that a worker reports.
+            DeadlineExceededError: If one does not answer.
         """
         number = await anyio.to_thread.run_sync(self._publish, order)
         try:
@@ -79,26 +86,26 @@ class OrderBook:
                 while self._missing(number):
                     await asyncio.sleep(_POLL_S)
         except TimeoutError as error:
-            raise RequestError(
-                504, f"Expected all workers to {order.action} {order.name}, but one does not answer"
+            raise DeadlineExceededError(
+                f"Expected all workers to {order.action} {order.name}, but one does not answer"
             ) from error
         for answer in sorted(self._directory.glob(f"{number}.*")):
             content = orjson.loads(answer.read_bytes())
             if content is not None:
-                raise RequestError(content["status"], content["message"])
+                raise _ERRORS.get(content["kind"], CptError)(content["message"])
 
     async def follow(self, do: Callable[[Order], Awaitable[None]]) -> None:
         """Carry out orders as they come, in their order; returns never."""
         while True:
             for order in self._read():
-                answer: dict[str, int | str] | None = None
+                answer: dict[str, str] | None = None
                 try:
                     await do(order)
-                except RequestError as error:
-                    answer = {"status": error.status, "message": error.message}
+                except ServingError as error:
+                    answer = {"kind": type(error).__name__, "message": error.message}
                 except Exception as error:
                     # The worker that waits for the answer has to hear of a bug too, and this loop has to go on.
-                    answer = {"status": _FAILED_UNEXPECTEDLY, "message": f"Internal error: {type(error).__name__}"}
+                    answer = {"kind": "", "message": f"Internal error: {type(error).__name__}"}
                 self._answer(answer)
             await asyncio.sleep(_POLL_S)
 

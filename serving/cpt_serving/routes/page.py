@@ -9,7 +9,8 @@ from fastapi import APIRouter, Path, Query
 from starlette.responses import RedirectResponse, Response
 
 from cpt_serving.evidence import Evidence, evidence_of
-from cpt_serving.samples import Samples, drawing_style, list_samples, sample_image, to_png
+from cpt_serving.inference.errors import NotReadyError
+from cpt_serving.samples import Samples
 from cpt_serving.service import Service
 from cpt_serving.telemetry.stats import Stats, summarize
 from cpt_serving.web.errors import RequestError
@@ -78,15 +79,14 @@ def _add_model_routes(router: APIRouter, service: Service) -> None:
     @router.get("/evidence", responses={404: {"model": ErrorAnswer}})
     async def evidence(model: ModelName = None) -> Evidence:
         """Who a model is, and what `cpt validate` measured of it."""
-        return evidence_of(service.find(model).bundle, docs=service.settings.docs)
+        return evidence_of(service.find(model).model, docs=service.settings.docs)
 
 
 def _add_samples(router: APIRouter, service: Service) -> None:
     @router.get("/samples", responses={404: {"model": ErrorAnswer}})
     async def samples(model: ModelName = None) -> Samples:
         """The inputs of a bundle's golden sample with their classes, and how a drawing resembles them."""
-        bundle = service.find(model).bundle
-        return Samples(samples=list_samples(bundle), drawing=drawing_style(bundle))
+        return service.find_predicting(model).model.samples()
 
     @router.get(
         "/samples/{index}.png",
@@ -95,20 +95,21 @@ def _add_samples(router: APIRouter, service: Service) -> None:
     )
     async def sample(index: Annotated[int, Path(ge=0)], model: ModelName = None) -> Response:
         """A golden input as an image of the model's input size."""
-        bundle = service.find(model).bundle
-        if index >= len(bundle.golden.inputs):
-            raise RequestError(404, f"Expected a sample below {len(bundle.golden.inputs)}, but got {index}")
-        return Response(to_png(sample_image(bundle, index)), media_type="image/png", headers=dict(PAGE_HEADERS))
+        try:
+            image = service.find_predicting(model).model.sample_png(index)
+        except IndexError as error:
+            raise RequestError(404, f"Expected the number of a sample, but got {index}") from error
+        return Response(image, media_type="image/png", headers=dict(PAGE_HEADERS))
 
 
 def only_language(service: Service) -> bool:
     """Return whether a server that has `/docs` serves language models and no classifier."""
-    return service.settings.docs and bool(service.repository.names) and service.repository.example is None
+    return service.settings.docs and bool(service.repository.names) and service.repository.predicting is None
 
 
 def _is_ready(service: Service) -> bool:
     try:
         service.repository.require_ready()
-    except RequestError:
+    except NotReadyError:
         return False
     return True

@@ -56,7 +56,7 @@ class InferShortcut:
         scope["route"] = _ROUTE if version is None else _ROUTE_OF_VERSION
         request = Request(scope, receive)
         try:
-            response = await answer_infer(self._service, request, self._service.find_any(model, version))
+            response = await answer_infer(self._service, request, self._service.find(model, version))
         except (RequestError, CptError) as error:
             response = error_answer(request_id_of(request), error)
         await response(scope, receive, send)

@@ -1,28 +1,18 @@
 """Inference by the Open Inference Protocol: the path that has to be short."""
 
-import time
-
 import anyio.to_thread
-import numpy as np
-import numpy.typing as npt
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from cpt_deploy.bundle import Bundle
-from cpt_deploy.bundle.language import LanguageBundle
+from cpt_serving.adapters import Adapter
+from cpt_serving.answering import InferCall, infer
 from cpt_serving.inference.engine import Engine
-from cpt_serving.inference.language_engine import LanguageEngine
-from cpt_serving.inference.lifecycle import ModelEngine
 from cpt_serving.oip.answers import Answer, render_answer
-from cpt_serving.oip.classifier import ClassifierRequest, classifier_output, classifier_request
-from cpt_serving.oip.examples import HEADERS, infer_body
-from cpt_serving.oip.inputs import is_light, raw_tensor, tensor_rows
-from cpt_serving.oip.language import LanguageRequest, language_outputs, language_request
 from cpt_serving.oip.requests import HEADER_LENGTH, InferRequest, header_length, parse_request
 from cpt_serving.oip.schemas import InferAnswer
+from cpt_serving.routes.body_descriptions import HEADERS, infer_body
 from cpt_serving.routes.direct import DirectRoute
 from cpt_serving.service import Service
-from cpt_serving.settings import ServeSettings
 from cpt_serving.web.bodies import read_body
 from cpt_serving.web.compression import compress, decompress, preferred_coding
 from cpt_serving.web.deadlines import request_deadline
@@ -35,8 +25,6 @@ PATHS = ("/v2/models/{model}", "/v2/models/{model}/versions/{version}")
 JSON_TYPE = "application/json"
 BINARY_TYPE = "application/octet-stream"
 
-Rows = npt.NDArray[np.float32]
-
 _ERRORS = (400, 404, 408, 413, 415, 429, 503, 504)
 _INLINE_BYTES = 16 * 1024
 """More JSON or compressed bytes than these are read in a thread."""
@@ -46,7 +34,7 @@ def infer_router(service: Service) -> APIRouter:
     """Return the routes that compute, with and without version."""
     router = APIRouter(tags=["Open Inference Protocol v2"], route_class=DirectRoute)
 
-    async def infer(request: Request, model: str, version: str | None = None) -> Response:
+    async def infer_route(request: Request, model: str, version: str | None = None) -> Response:
         """Compute the logits, or the classes, of inputs.
 
         The input `image` is FP32 N x C x H x W (also FP64, FP16, BF16): normalised, as the model computes with it. As
@@ -54,99 +42,48 @@ def infer_router(service: Service) -> APIRouter:
         Tensors stand in the JSON or follow it as bytes. Parameters: `timeout` in microseconds, `binary_data_output`; of
         the output `binary_data`, and `classification` for the labels of as many classes.
         """
-        return await answer_infer(service, request, service.find_any(model, version))
+        return await answer_infer(service, request, service.find(model, version))
 
     for path in PATHS:
         router.add_api_route(
             f"{path}/infer",
-            infer,
+            infer_route,
+            name="infer",
             methods=["POST"],
             response_model=InferAnswer,
             responses={
                 200: {"content": {BINARY_TYPE: {"schema": {"type": "string", "format": "binary"}}}},
                 **{status: {"model": ErrorAnswer} for status in _ERRORS},
             },
-            openapi_extra={"requestBody": infer_body(service.repository.example), "parameters": HEADERS},
+            openapi_extra={"requestBody": infer_body(service.repository.predicting), "parameters": HEADERS},
         )
     return router
 
 
-async def answer_infer(service: Service, request: Request, engine: ModelEngine) -> Response:
+async def answer_infer(service: Service, request: Request, engine: Engine[Adapter]) -> Response:
     """Answer a request for inference with an engine.
 
     Raises:
         RequestError: If it cannot be answered as asked.
+        ServingError: If the queue is full, the model is not loaded, or the deadline passed.
     """
-    if isinstance(engine, LanguageEngine):
-        return await _answer_language(service, request, engine)
-    if not isinstance(engine, Engine):
-        raise TypeError(f"an engine of an unknown kind: {type(engine)}")
-    body, json_bytes = await _read(request, engine, service.settings)
-    received = time.perf_counter()
-    parsed, rows = await _parse(body, json_bytes, engine, service.settings)
-    prepared = time.perf_counter()
-    deadline = request_deadline(request, service.settings, timeout_us=parsed.timeout_us)
-    inference = await engine.infer(rows, deadline=deadline)
-    computed = time.perf_counter()
-    output = classifier_output(parsed.output, inference.logits, engine.bundle.labels)
-    answer = render_answer(engine.bundle, parsed.id, [output])
-    service.statistics.observe(engine.bundle).request_converted(prepared - received, time.perf_counter() - computed)
-    return await _respond(answer, request)
-
-
-async def _answer_language(service: Service, request: Request, engine: LanguageEngine) -> Response:
-    """Answer one call of a language model: tokens and state in, logits and state out."""
-    settings = service.settings
-    body, json_bytes = await _read(request, engine, settings)
-    received = time.perf_counter()
-    parsed = await engine.decode(_parse_language, body, json_bytes, engine.bundle, settings)
-    prepared = time.perf_counter()
-    deadline = request_deadline(request, settings, timeout_us=parsed.timeout_us)
-    logits, state = await engine.infer(parsed.tokens, parsed.state, deadline=deadline)
-    computed = time.perf_counter()
-    outputs = language_outputs(parsed, engine.bundle.manifest, logits, state)
-    answer = await engine.decode(render_answer, engine.bundle, parsed.id, outputs)
-    service.statistics.observe(engine.bundle).request_converted(prepared - received, time.perf_counter() - computed)
-    return await _respond(answer, request)
-
-
-async def _read(request: Request, engine: Engine | LanguageEngine, settings: ServeSettings) -> tuple[bytes, int | None]:
-    """Return the decompressed body, and how many of its bytes are JSON, if it says that."""
     json_bytes = header_length(request.headers)
     body = await read_body(request.receive)
     coding = (raw_header(request.scope, b"content-encoding") or "identity").lower()
-    if coding != "identity":
-        body = await engine.decode(decompress, body, coding, limit=settings.max_body_bytes)
-    return body, json_bytes
 
+    def parse() -> InferRequest:
+        limit = service.settings.max_body_bytes
+        plain = body if coding == "identity" else decompress(body, coding, limit=limit)
+        if json_bytes == 0:
+            # A raw request has no JSON, and gets all outputs as bytes.
+            return InferRequest([engine.model.raw_input(plain)], binary=True)
+        return parse_request(plain, json_bytes)
 
-async def _parse(
-    body: bytes, json_bytes: int | None, engine: Engine, settings: ServeSettings
-) -> tuple[ClassifierRequest, Rows]:
-    if (len(body) if json_bytes is None else json_bytes) > _INLINE_BYTES:
-        return await engine.decode(_parse_all, body, json_bytes, engine.bundle, settings)
-    if json_bytes == 0:
-        # A raw request has no JSON, and gets all outputs as bytes.
-        given = InferRequest([raw_tensor(body, engine.bundle.preprocessing)], binary=True)
-    else:
-        given = parse_request(body, json_bytes)
-    parsed = classifier_request(given)
-    if is_light(parsed.tensor):
-        return parsed, tensor_rows(parsed.tensor, engine.bundle.preprocessing, settings)
-    return parsed, await engine.decode(tensor_rows, parsed.tensor, engine.bundle.preprocessing, settings)
+    def deadline(timeout_us: int) -> float | None:
+        return request_deadline(request, service.settings, timeout_us=timeout_us)
 
-
-def _parse_all(
-    body: bytes, json_bytes: int | None, bundle: Bundle, settings: ServeSettings
-) -> tuple[ClassifierRequest, Rows]:
-    parsed = classifier_request(parse_request(body, json_bytes))
-    return parsed, tensor_rows(parsed.tensor, bundle.preprocessing, settings)
-
-
-def _parse_language(
-    body: bytes, json_bytes: int | None, bundle: LanguageBundle, settings: ServeSettings
-) -> LanguageRequest:
-    return language_request(parse_request(body, json_bytes), bundle.manifest, settings.max_rows)
+    heavy = coding != "identity" or (len(body) if json_bytes is None else json_bytes) > _INLINE_BYTES
+    return await _respond(await infer(service, engine, InferCall(parse, heavy, deadline, render_answer)), request)
 
 
 async def _respond(answer: Answer, request: Request) -> Response:

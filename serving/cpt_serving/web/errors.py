@@ -8,7 +8,23 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from cpt_deploy.errors import CptError, ImageError, ImageTooLargeError
+from cpt_serving.inference.errors import (
+    DeadlineExceededError,
+    InvalidRequestError,
+    ModelNotFoundError,
+    NotReadyError,
+    QueueFullError,
+    ServingError,
+)
 from cpt_serving.web.responses import JsonResponse
+
+_STATUSES: Mapping[type[CptError], int] = {
+    InvalidRequestError: 400,
+    ModelNotFoundError: 404,
+    QueueFullError: 429,
+    NotReadyError: 503,
+    DeadlineExceededError: 504,
+}
 
 INTERNAL_ERROR = "Internal error; the server's log has it under this id"
 
@@ -51,13 +67,20 @@ def image_error_status(error: ImageError) -> int:
     return 413 if isinstance(error, ImageTooLargeError) else 400
 
 
+def as_request_error(error: RequestError | CptError) -> RequestError:
+    """Return what one of this project's errors means to the client: a status, a message and headers."""
+    if isinstance(error, RequestError):
+        return error
+    status = image_error_status(error) if isinstance(error, ImageError) else _STATUSES.get(type(error), 500)
+    message = f"{error.message} ({error.hint})" if error.hint else error.message
+    retry_after_s = error.retry_after_s if isinstance(error, ServingError) else None
+    return RequestError(status, message, {} if retry_after_s is None else {"Retry-After": str(retry_after_s)})
+
+
 def error_answer(request_id: str, error: RequestError | CptError) -> JsonResponse:
     """Return the answer to a request that ended in one of this project's errors."""
-    if isinstance(error, RequestError):
-        return error_response(request_id, error.status, error.message, error.headers)
-    status = image_error_status(error) if isinstance(error, ImageError) else 500
-    message = f"{error.message} ({error.hint})" if error.hint else error.message
-    return error_response(request_id, status, message)
+    meant = as_request_error(error)
+    return error_response(request_id, meant.status, meant.message, meant.headers)
 
 
 def add_error_handlers(app: FastAPI) -> None:
