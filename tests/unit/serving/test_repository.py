@@ -12,12 +12,17 @@ from hypothesis import strategies as st
 from cpt_deploy.bundle import write_bundle
 from cpt_deploy.errors import BundleError, ValidationFailedError
 from cpt_serving import load_settings
+from cpt_serving.inference.errors import InvalidRequestError, ModelNotFoundError, NotReadyError, ServingError
 from cpt_serving.repository.model_directory import find_models, version_order
 from cpt_serving.repository.model_repository import ModelRepository
 from cpt_serving.repository.orders import OrderBook
-from cpt_serving.web.errors import RequestError
 
 ROWS = np.zeros((1, 3, 8, 8), np.float32)
+
+
+async def infer(engine):
+    with engine.admit() as admission:
+        return await admission.compute({"image": ROWS})
 
 
 @pytest.fixture
@@ -92,9 +97,8 @@ def test_a_directory_is_served_under_the_names_of_its_directories(models):
             assert repository.find("one").bundle.version == "10"
             assert repository.find("one", "9").bundle.version == "9"
             assert repository.find("three").bundle.version == "1"
-            with pytest.raises(RequestError, match="one, three, two") as caught:
+            with pytest.raises(InvalidRequestError, match="one, three, two"):
                 _ = repository.default
-            assert caught.value.status == 400
 
     asyncio.run(scenario())
 
@@ -107,10 +111,9 @@ def test_names_are_looked_up_and_never_become_paths(models, name, version):
     async def scenario():
         async with started(models(one=["1"])) as repository:
             for ask in (repository.find, repository.load, repository.unload):
-                with pytest.raises(RequestError) as caught:  # noqa: PT012  two of the three are to be awaited
+                with pytest.raises(ModelNotFoundError):  # noqa: PT012  two of the three are to be awaited
                     asked = ask(name, version)
                     await asked
-                assert caught.value.status == 404
 
     asyncio.run(scenario())
 
@@ -124,13 +127,12 @@ def test_unloading_is_remembered_until_loading(models):
             assert states(repository) == {("one", "1"): "READY", ("one", "2"): "UNAVAILABLE"}
             assert "by request" in repository.index()[1].reason
             assert repository.find("one").bundle.version == "1"
-            with pytest.raises(RequestError, match="unloaded") as caught:
+            with pytest.raises(ModelNotFoundError, match="unloaded"):
                 repository.find("one", "2")
-            assert caught.value.status == 404
             await repository.refresh()
             assert states(repository)["one", "2"] == "UNAVAILABLE"
             await repository.unload("one")
-            with pytest.raises(RequestError, match="none is loaded"):
+            with pytest.raises(ServingError, match="none is loaded"):
                 repository.require_ready()
             await repository.load("one")
             assert set(states(repository).values()) == {"READY"}
@@ -156,7 +158,7 @@ def test_new_versions_take_over_and_removed_ones_go(models, shared_bundle):
             await repository.refresh()
             assert repository.versions("one") == ["2"]
             # Whoever found it before it went is answered all the same.
-            assert (await old.infer(ROWS)).logits.shape == (1, 3)
+            assert (await infer(old)).outputs["logits"].shape == (1, 3)
 
     asyncio.run(scenario())
 
@@ -194,9 +196,8 @@ def test_a_broken_update_leaves_what_serves(models, bundle_contents):
             assert states(repository) == {("one", "1"): "READY"}
             assert "labels.txt" in repository.index()[0].reason
             repository.require_ready()
-            with pytest.raises(RequestError, match=r"labels\.txt") as caught:
+            with pytest.raises(InvalidRequestError, match=r"labels\.txt"):
                 await repository.load("one")
-            assert caught.value.status == 400
             (place / "labels.txt").write_text(labels)
             await repository.refresh()
             assert repository.index()[0].reason == ""
@@ -217,9 +218,8 @@ def test_a_version_that_arrives_in_parts_is_tried_again_and_readiness_stays(mode
                 ("new", "1"): "UNAVAILABLE", ("one", "1"): "READY", ("one", "2"): "UNAVAILABLE",
             }  # fmt: skip
             assert repository.find("one").bundle.version == "1"
-            with pytest.raises(RequestError, match=r"model\.onnx.*missing") as caught:
+            with pytest.raises(NotReadyError, match=r"model\.onnx.*missing"):
                 repository.find("new")
-            assert caught.value.status == 503
             repository.require_ready()
             for name in ("one/2", "new/1"):
                 shutil.copy(shared_bundle.onnx_path, path / name)
@@ -243,7 +243,7 @@ def test_a_directory_starts_with_what_is_sound_and_says_what_is_not(models):
     (path / "two" / "1" / "labels.txt").unlink()
     repository = ModelRepository(load_settings(bundle=path))
     repository.load_now()
-    with pytest.raises(RequestError, match=r"labels\.txt"):
+    with pytest.raises(ServingError, match=r"labels\.txt"):
         repository.require_ready()
     shutil.rmtree(path / "one" / "1")
     with pytest.raises(BundleError):
@@ -259,9 +259,8 @@ def test_a_directory_without_models_waits_for_the_first(models, shared_bundle):
     async def scenario():
         async with started(path, watch_s=3600) as repository:
             for ask in (repository.require_ready, lambda: repository.default):
-                with pytest.raises(RequestError, match="there is none yet") as caught:
+                with pytest.raises(NotReadyError, match="there is none yet"):
                     ask()
-                assert caught.value.status == 503
             shutil.copytree(shared_bundle.path, path / "one" / "1")
             await repository.refresh()
             repository.require_ready()
@@ -292,9 +291,14 @@ def test_an_unloaded_model_gives_its_memory_back(models):
     async def scenario():
         async with started(models(one=["1"])) as repository:
             engine = weakref.ref(repository.find("one"))
-            await engine().infer(ROWS)
+            await infer(engine())
             await repository.unload("one")
-            gc.collect()
+            for _ in range(500):
+                # The thread that computed may still be on its way out.
+                gc.collect()
+                if engine() is None:
+                    break
+                await asyncio.sleep(0.01)
             assert engine() is None
 
     asyncio.run(scenario())
@@ -331,9 +335,8 @@ def test_workers_load_and_unload_together_and_one_that_starts_later_knows(models
         followers.append(asyncio.create_task(late.follow_orders()))
         await workers[1].load("one")
         assert [worker.find("one").bundle.version for worker in (*workers, late)] == ["2", "2", "2"]
-        with pytest.raises(RequestError) as caught:
+        with pytest.raises(ModelNotFoundError):
             await late.load("two")
-        assert caught.value.status == 404
         for follower in followers:
             follower.cancel()
         await asyncio.gather(*followers, return_exceptions=True)

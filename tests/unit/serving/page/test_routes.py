@@ -8,7 +8,10 @@ from PIL import Image
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
 from cpt_deploy.bundle import write_bundle
+from cpt_serving import load_settings
+from cpt_serving.adapters import adapter_of
 from cpt_serving.evidence import evidence_of
+from cpt_serving.inference.memory import MemoryBudget
 from cpt_serving.routes.page import PAGE_HEADERS
 from cpt_serving.samples import drawing_style
 from cpt_serving.telemetry.stats import summarize
@@ -94,9 +97,13 @@ REPORT = {
 }
 
 
+def told_of(bundle):
+    return evidence_of(adapter_of(bundle, load_settings(bundle=bundle.path), MemoryBudget(1)))
+
+
 def test_evidence_tells_what_was_measured(bundle):
     report = {**REPORT, "model_sha256": bundle.sha256}
-    facts = evidence_of(replace(bundle, validation=json.loads(json.dumps(report)))).validation
+    facts = told_of(replace(bundle, validation=json.loads(json.dumps(report)))).validation
     assert facts.passed
     assert facts.of_this_model
     assert (facts.accuracy.value, facts.accuracy.interval_95, facts.trained_accuracy) == (0.905, (0.89, 0.92), 0.91)
@@ -107,11 +114,11 @@ def test_evidence_tells_what_was_measured(bundle):
 @pytest.mark.parametrize(("bits", "told"), [(5.53, "5.53"), (8, "8")])
 def test_of_bits_by_layer_the_mean_is_told(bundle, bits, told):
     mixed = replace(bundle, config={**bundle.config, "cpt": {**bundle.facts, "weight_bits": bits}})
-    assert json.dumps(evidence_of(mixed).model_dump(mode="json")["weight_bits"]) == told
+    assert json.dumps(told_of(mixed).model_dump(mode="json")["weight_bits"]) == told
 
 
 def test_evidence_of_another_file_says_so(bundle):
-    assert not evidence_of(replace(bundle, validation={**REPORT, "model_sha256": "0" * 64})).validation.of_this_model
+    assert not told_of(replace(bundle, validation={**REPORT, "model_sha256": "0" * 64})).validation.of_this_model
 
 
 @pytest.mark.parametrize(
@@ -124,7 +131,7 @@ def test_evidence_of_another_file_says_so(bundle):
     ids=str,
 )
 def test_parts_that_were_not_measured_are_null(bundle, change, nulls):
-    facts = evidence_of(replace(bundle, validation={**REPORT, **change})).validation
+    facts = told_of(replace(bundle, validation={**REPORT, **change})).validation
     assert facts.passed
     assert [getattr(facts, name) for name in nulls] == [None] * len(nulls)
     assert facts.dataset.samples == 200
@@ -132,7 +139,7 @@ def test_parts_that_were_not_measured_are_null(bundle, change, nulls):
 
 @pytest.mark.parametrize("change", [{"passed": None}, {"integers": {"compared": "many"}}], ids=str)
 def test_a_report_of_another_form_counts_as_none(bundle, change):
-    assert evidence_of(replace(bundle, validation={**REPORT, **change})).validation is None
+    assert told_of(replace(bundle, validation={**REPORT, **change})).validation is None
 
 
 def test_stats_add_up_what_prometheus_counts(client, png):
