@@ -112,7 +112,7 @@ def decoding_bytes(image: Image.Image) -> int:
     # Only JPEG's head is sure to say how the image is turned; turning takes a second copy.
     turned = 0 if image.format == "JPEG" and _turn(image) is None else stored
     codec = _CODEC_BYTES.get(image.format or "", 0) + (6 if "progressive" in image.info else 0)
-    return image.width * image.height * (stored + max(reduced, turned) + codec)
+    return image.width * image.height * (stored + reduced + turned + codec)
 
 
 def read_image(path: Path, *, max_pixels: int = MAX_PIXELS) -> Image.Image:

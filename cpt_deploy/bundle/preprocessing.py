@@ -95,7 +95,9 @@ class Preprocessing:
             ImageError: If a Pillow image is of a mode that cannot be reduced to 8 bits.
         """
         source = to_eight_bit(image) if isinstance(image, Image.Image) else _from_array(image)
-        source = source.convert("L" if self.channels == 1 else "RGB")
+        mode = "L" if self.channels == 1 else "RGB"
+        if source.mode != mode:
+            source = source.convert(mode)
         width, height = self._scaled_size(*source.size)
         # As torchvision's CenterCrop: Python's round, so half a pixel goes to the even side.
         top, left = round((height - self.size[0]) / 2), round((width - self.size[1]) / 2)

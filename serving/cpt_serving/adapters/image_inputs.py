@@ -119,7 +119,10 @@ class ImageReader:
                     else f"Expected {image.format} of at most {most} pixels, but got {image.width} x {image.height}"
                 )
             with self._memory.holding(size, work):
-                return self._preprocessing.apply(pixels_of(image)), left
+                try:
+                    return self._preprocessing.apply(pixels_of(image)), left
+                finally:
+                    image.close()  # its memory is free before others may take as much
 
 
 def is_light(tensor: InputTensor) -> bool:
