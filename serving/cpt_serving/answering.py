@@ -2,8 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from cpt_deploy.bundle.opened import OpenedBundle
 from cpt_serving.adapters import Adapter
@@ -20,8 +19,7 @@ _INLINE_BYTES = 64 * 1024
 """Larger outputs are written in a thread."""
 
 
-@dataclass(frozen=True, slots=True)
-class InferCall(Generic[T]):
+class InferCall(NamedTuple, Generic[T]):
     """A request for inference as a transport brings it.
 
     Args:
@@ -63,10 +61,11 @@ async def infer(service: Service, engine: Engine[Adapter], call: InferCall[T]) -
     computed = time.perf_counter()
     outputs = inference.outputs
 
-    def write(_: Work | None) -> T:
-        return call.render(engine.bundle, request.id, adapter.encode(request, outputs))
-
-    large = sum(values.nbytes for values in outputs.values()) > _INLINE_BYTES
-    answer = await engine.decoders.run(write) if large else write(None)
+    if sum([values.nbytes for values in outputs.values()]) > _INLINE_BYTES:
+        answer = await engine.decoders.run(
+            lambda _: call.render(engine.bundle, request.id, adapter.encode(request, outputs))
+        )
+    else:
+        answer = call.render(engine.bundle, request.id, adapter.encode(request, outputs))
     service.statistics.observe(engine.bundle).request_converted(prepared - started, time.perf_counter() - computed)
     return answer

@@ -82,8 +82,11 @@ class Adapter(ABC):
 
     def declared_rows(self, request: InferRequest) -> int:
         """Return how many rows a request says that it brings, at least 1; `decode` checks it."""
-        sizes = [tensor.shape[0] for tensor in request.inputs if tensor.shape]
-        return min(max(sizes, default=1), self.settings.max_rows) or 1
+        rows = 1
+        for tensor in request.inputs:
+            if tensor.shape and tensor.shape[0] > rows:
+                rows = tensor.shape[0]
+        return rows if rows == 1 else min(rows, self.settings.max_rows)
 
     def is_light(self, request: InferRequest) -> bool:
         """Return whether `decode` takes no longer than it takes to hand work to a thread.

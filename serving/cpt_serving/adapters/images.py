@@ -80,8 +80,11 @@ class ImageClassification(Predicts):
         if len(requests) == 1:
             return [{OUTPUT_NAME: self._model.run(requests[0][INPUT_NAME])}]
         logits = self._model.run(np.concatenate([request[INPUT_NAME] for request in requests]))
-        ends = np.cumsum([len(request[INPUT_NAME]) for request in requests])
-        return [{OUTPUT_NAME: part} for part in np.split(logits, ends[:-1])]
+        outputs, end = [], 0
+        for request in requests:
+            start, end = end, end + len(request[INPUT_NAME])
+            outputs.append({OUTPUT_NAME: logits[start:end]})
+        return outputs
 
     def is_light(self, request: InferRequest) -> bool:
         """See `Adapter`."""
@@ -163,16 +166,20 @@ class ImageClassification(Predicts):
         return to_png(image)
 
     def _tensor(self, request: InferRequest) -> InputTensor:
-        names = [tensor.name for tensor in request.inputs]
-        if names != [INPUT_NAME]:
+        inputs = request.inputs
+        if len(inputs) != 1 or inputs[0].name != INPUT_NAME:
+            names = [tensor.name for tensor in inputs]
             raise bad_request(f"Expected exactly the input {INPUT_NAME!r}, but got {names!r:.200}")
-        return request.inputs[0]
+        return inputs[0]
 
     def _output(self, request: InferRequest) -> RequestedOutput:
-        names = [output.name for output in request.outputs]
-        if names not in ([], [OUTPUT_NAME]):
+        outputs = request.outputs
+        if not outputs:
+            return RequestedOutput(OUTPUT_NAME, request.binary)
+        if len(outputs) != 1 or outputs[0].name != OUTPUT_NAME:
+            names = [output.name for output in outputs]
             raise bad_request(f"Expected the output {OUTPUT_NAME!r} once, but got {names!r:.200}")
-        return request.outputs[0] if names else RequestedOutput(OUTPUT_NAME, request.binary)
+        return outputs[0]
 
 
 def classify(logits: npt.NDArray[np.float32], labels: Sequence[str], classes: int) -> npt.NDArray[np.object_]:

@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from cpt_serving.inference.errors import deadline_passed
 from cpt_serving.inference.model import Model, Tensors
@@ -26,8 +27,7 @@ Clock = Callable[[], float]
 _SMOOTHING = 0.1
 
 
-@dataclass(frozen=True, slots=True)
-class Inference:
+class Inference(NamedTuple):
     """The outputs of a request and what they took.
 
     Args:
@@ -86,7 +86,8 @@ class Batcher:
         self._max_batch, self._max_delay_s = max_batch, max_delay_s
         self._changed, self._clock = changed, clock
         self._lock = threading.Lock()
-        self._waiting: dict[_Request, None] = {}
+        self.waiting: dict[_Request, None] = {}
+        """Requests whose computation has not begun, in the order of their arrival."""
         self._running = 0
         self._held: asyncio.TimerHandle | None = None
         self.waiting_rows = 0
@@ -95,11 +96,6 @@ class Batcher:
         """Requests that have not been answered yet."""
         self.seconds_per_row = 0.0
         """What a row took lately."""
-
-    @property
-    def waiting(self) -> int:
-        """Requests whose computation has not begun."""
-        return len(self._waiting)
 
     async def submit(self, inputs: Tensors, deadline: float | None = None) -> Inference:
         """Compute the rows of one request, together and in their order. Who leaves before their turn costs nothing.
@@ -119,7 +115,7 @@ class Batcher:
             inputs, model.rows(inputs), model.batch_key(inputs), now, deadline, loop, loop.create_future()
         )
         with self._lock:
-            self._waiting[request] = None
+            self.waiting[request] = None
             self.waiting_rows += request.rows
         timer = None if deadline is None else loop.call_later(deadline - now, self._expire, request)
         self._changed()
@@ -172,7 +168,7 @@ class Batcher:
             now = self._clock()
             late: list[_Request] = []
             room = 0
-            for request in self._waiting:
+            for request in self.waiting:
                 if request.deadline is not None and now >= request.deadline:
                     late.append(request)  # the timer on the event loop answers it
                 elif not batch:
@@ -184,10 +180,10 @@ class Batcher:
                         break
                     batch.append(request)
             for request in (*batch, *late):
-                del self._waiting[request]
+                del self.waiting[request]
                 self.waiting_rows -= request.rows
             self._running += bool(batch)
-            held_together = bool(self._max_delay_s and self._waiting)
+            held_together = bool(self._max_delay_s and self.waiting)
         if held_together:
             # Requests that were held back were offered with one job; what did not fit needs another.
             self._threads.offer(self._run_next)
@@ -223,7 +219,7 @@ class Batcher:
     def _drop(self, request: _Request) -> None:
         """Take a request out of the queue, if it is still there, so that nothing is computed for it."""
         with self._lock:
-            if request in self._waiting:
-                del self._waiting[request]
+            if request in self.waiting:
+                del self.waiting[request]
                 self.waiting_rows -= request.rows
         self._changed()

@@ -97,8 +97,7 @@ class Engine(Generic[M_co]):
         self._loaded = False
         # Rows of large inputs fill the queue earlier.
         self._most_rows = max(1, min(settings.queue_rows, settings.queue_bytes // model.row_bytes))
-        self._prepared: dict[Admission, None] = {}
-        self._prepared_rows = 0
+        self._prepared = self._prepared_rows = 0
         self._active_texts = 0
         self.batcher = Batcher(
             model,
@@ -117,7 +116,7 @@ class Engine(Generic[M_co]):
     @property
     def pending(self) -> int:
         """Requests that were admitted and are not answered yet."""
-        return len(self._prepared) + self.batcher.pending + self._active_texts
+        return self._prepared + self.batcher.pending + self._active_texts
 
     @property
     def status(self) -> str:
@@ -207,16 +206,15 @@ class Engine(Generic[M_co]):
         Raises:
             QueueFullError: If there is no room for so many.
         """
-        others = self.batcher.waiting_rows + self._prepared_rows - admission.rows
-        # A request that is larger than the queue has its turn when nothing else waits.
-        if rows > admission.rows and others and others + rows > self._most_rows:
-            raise self._queue_full(others)
-        self._prepared_rows += rows - admission.rows
+        held = admission.rows
+        if rows > held:
+            others = self.batcher.waiting_rows + self._prepared_rows - held
+            # A request that is larger than the queue has its turn when nothing else waits.
+            if others and others + rows > self._most_rows:
+                raise self._queue_full(others)
+        self._prepared_rows += rows - held
+        self._prepared += (rows > 0) - (held > 0)
         admission.rows = rows
-        if rows:
-            self._prepared[admission] = None
-        else:
-            self._prepared.pop(admission, None)
 
     def _queue_full(self, waiting: int) -> QueueFullError:
         seconds = math.ceil(waiting * self.batcher.seconds_per_row / self._threads.count)
@@ -227,7 +225,7 @@ class Engine(Generic[M_co]):
 
     def _tell_queue(self) -> None:
         batcher = self.batcher
-        self.observer.queue_changed(batcher.waiting_rows + self._prepared_rows, batcher.waiting + len(self._prepared))
+        self.observer.queue_changed(batcher.waiting_rows + self._prepared_rows, len(batcher.waiting) + self._prepared)
 
     def _change_texts(self, by: int) -> None:
         self._active_texts += by
@@ -241,6 +239,8 @@ class Admission:
         engine: Whose.
         deadline: When its answer is of no use any more, in seconds of `time.monotonic`.
     """
+
+    __slots__ = ("_arrived", "_computing", "_engine", "_finished", "deadline", "rows")
 
     def __init__(self, engine: Engine[Model], deadline: float | None) -> None:
         self._engine = engine
@@ -283,7 +283,8 @@ class Admission:
         Raises:
             QueueFullError: If there is no room for so many.
         """
-        self._engine.hold(self, rows)
+        if rows != self.rows:
+            self._engine.hold(self, rows)
 
     async def prepare(self, function: Callable[[Work], T]) -> T:
         """Return what a function returns that reads what the request brings, which can take long: in a thread.
@@ -302,7 +303,7 @@ class Admission:
             DeadlineExceededError: If the deadline passes before.
         """
         engine = self._engine
-        engine.hold(self, engine.model.rows(inputs))
+        self.claim(engine.model.rows(inputs))
         engine.hold(self, 0)
         self._computing = True
         inference = await engine.batcher.submit(inputs, self.deadline)
