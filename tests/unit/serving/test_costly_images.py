@@ -114,7 +114,7 @@ def test_a_small_image_keeps_its_deadline_behind_large_ones_and_who_leaves_frees
     server, png, wait_until, get
 ):
     _, url = server
-    large = gray_png(8000, 8000)  # 64 megapixels, a third of a second or so each
+    large = gray_png(6000, 6000)  # 36 megapixels, an eighth of a second or so each
     body = {"images": [base64.b64encode(large).decode()] * 8}
     with ThreadPoolExecutor(6) as pool, Liveness(url) as liveness:
         heavy = [pool.submit(post, url, 20_000, json=body) for _ in range(4)]
@@ -135,7 +135,7 @@ def test_a_small_image_keeps_its_deadline_behind_large_ones_and_who_leaves_frees
 
 
 def test_waiting_for_a_decoder_is_bounded_by_the_queue(tmp_path, photographs, running_server, wait_until, get):
-    large = {"images": [base64.b64encode(gray_png(8000, 8000)).decode()] * 8}
+    large = {"images": [base64.b64encode(gray_png(6000, 6000)).decode()] * 8}
     with running_server(tmp_path, photographs, concurrency=1, queue_rows=16) as (_, url):
         wait_until(lambda: get(f"{url}/health/ready").status_code == 200)
         with ThreadPoolExecutor(8) as pool:
