@@ -26,7 +26,9 @@ def check_dataset(name: str, root: Path | None) -> None:
     """
     findings = _inspected(name, root)
     classes = dict.fromkeys(label for split in findings.splits for label in split.counts)
-    sizes = {split.split: f"{split.images:,} images, {len(split.counts)} classes" for split in findings.splits}
+    sizes: dict[str, object] = {
+        split.split: f"{split.images:,} images, {len(split.counts)} classes" for split in findings.splits
+    }
     out.fields(name, sizes)
     out.table(
         ("class", *(f"{split.split} images" for split in findings.splits)),

@@ -1,21 +1,18 @@
 """What is known of a model before it is served: precision, size, and the report of `cpt validate`."""
 
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel, Field
 
 import cpt_deploy
-from cpt_deploy.bundle import Bundle, read_evidence
 from cpt_deploy.bundle import evidence as bundle_evidence
+from cpt_deploy.bundle import read_evidence
 from cpt_deploy.bundle.checksums import read_checksums
-from cpt_deploy.bundle.language import LanguageBundle
 from cpt_deploy.bundle.layout import VALIDATION_FILE
-from cpt_deploy.bundle.opened import read_json
+from cpt_deploy.bundle.opened import OpenedBundle, read_json
 from cpt_deploy.errors import BundleError
-
-ModelKind = Literal["image", "text"]
-"""What a model takes, as the page tells its two forms apart."""
+from cpt_serving.adapters import Adapter, ModelKind
 
 
 class InputFacts(BaseModel):
@@ -77,10 +74,12 @@ class Evidence(BaseModel):
     sha256: str
     kind: ModelKind
     size_bytes: int | None
-    input: InputFacts | None = Field(description="null for a language model")
-    classes: int | None = Field(description="null for a language model")
-    vocabulary: int | None = Field(description="tokens that a language model knows, null for others")
-    context: int | None = Field(description="most tokens that a language model looks at, null if nothing limits them")
+    input: InputFacts | None = Field(default=None, description="null for a language model")
+    classes: int | None = Field(default=None, description="null for a language model")
+    vocabulary: int | None = Field(default=None, description="tokens that a language model knows, null for others")
+    context: int | None = Field(
+        default=None, description="most tokens that a language model looks at, null if nothing limits them"
+    )
     weight_bits: int | float | None = Field(description="with bits by layer their mean over all weights")
     activation_bits: int | None
     cycle: tuple[int, int] | None = Field(description="the bits between which training cycled")
@@ -89,53 +88,39 @@ class Evidence(BaseModel):
     docs: bool = Field(description="whether the server has /docs")
 
 
-def kind_of(bundle: Bundle | LanguageBundle) -> ModelKind:
-    """Return what a bundle's model takes."""
-    return "text" if isinstance(bundle, LanguageBundle) else "image"
-
-
-def evidence_of(bundle: Bundle | LanguageBundle, *, docs: bool = True) -> Evidence:
-    """Return what is known of a bundle's model, with the report of `cpt validate` as it is in its directory now.
+def evidence_of(adapter: Adapter, *, docs: bool = True) -> Evidence:
+    """Return what is known of a model, with the report of `cpt validate` as it is in its directory now.
 
     Args:
-        bundle: The bundle.
+        adapter: The model's.
         docs: Whether the server that tells it has `/docs`.
     """
+    bundle = adapter.bundle
     facts = bundle.facts
     return Evidence(
         model=bundle.name,
         version=bundle.version,
         sha256=bundle.sha256,
-        kind=kind_of(bundle),
+        kind=adapter.kind,
         size_bytes=_size(bundle),
-        **_shape(bundle),
         weight_bits=facts.get("weight_bits"),
         activation_bits=facts.get("activation_bits"),
         cycle=facts.get("cycle"),
         validation=_validation(bundle),
         server_version=cpt_deploy.__version__,
         docs=docs,
+        **adapter.evidence(),
     )
 
 
-def _shape(bundle: Bundle | LanguageBundle) -> dict[str, Any]:
-    """Return the facts that models of one kind have and those of the other lack."""
-    if isinstance(bundle, LanguageBundle):
-        manifest = bundle.manifest
-        return {"input": None, "classes": None, "vocabulary": manifest.vocabulary, "context": manifest.context}
-    channels, height, width = bundle.preprocessing.input_shape
-    size = InputFacts(channels=channels, height=height, width=width)
-    return {"input": size, "classes": len(bundle.labels), "vocabulary": None, "context": None}
-
-
-def _size(bundle: Bundle | LanguageBundle) -> int | None:
+def _size(bundle: OpenedBundle) -> int | None:
     try:
         return bundle.onnx_path.stat().st_size
     except OSError:  # its directory was taken away while it is served
         return None
 
 
-def _report(bundle: Bundle | LanguageBundle) -> dict[str, Any] | None:
+def _report(bundle: OpenedBundle) -> dict[str, Any] | None:
     """Return the report that stands in a bundle's directory now; a model is often validated after it was loaded."""
     try:
         digests = read_checksums(bundle.path)
@@ -144,7 +129,7 @@ def _report(bundle: Bundle | LanguageBundle) -> dict[str, Any] | None:
         return bundle.validation
 
 
-def _validation(bundle: Bundle | LanguageBundle) -> ValidationFacts | None:
+def _validation(bundle: OpenedBundle) -> ValidationFacts | None:
     """Return the report in short; one of another form counts as none, since nothing can be said from it."""
     report = _report(bundle)
     try:

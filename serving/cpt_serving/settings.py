@@ -55,6 +55,9 @@ class ServeSettings(BaseSettings):
     queue_rows: int = Field(default=1024, ge=1)
     """Most rows of a model that wait; a request that comes on top is answered 429."""
 
+    queue_bytes: int = Field(default=160 * 1024 * 1024, ge=1)
+    """Most bytes that the rows of a model take which wait; of large inputs fewer wait than `queue_rows`."""
+
     timeout_s: float | None = Field(default=None, gt=0, le=3600)
     """Deadline of requests that state none; by default they have none."""
 
@@ -110,7 +113,10 @@ class ServeSettings(BaseSettings):
     """Most pixels (width x height) that one image may declare."""
 
     max_request_pixels: int = Field(default=8 * MAX_PIXELS, ge=1)
-    """Most pixels that the images of one request may declare together."""
+    """Most pixels that are made of the images of one request, decoded and scaled."""
+
+    decode_bytes: int = Field(default=192 * 1024 * 1024, ge=1)
+    """Most bytes in which images are decoded at once; one that needs more is refused, others wait for their turn."""
 
     drain_s: float = Field(default=1.0, ge=0, le=3600)
     """Seconds from SIGTERM, when readiness fails, until the port is closed; what routes traffic needs to notice."""

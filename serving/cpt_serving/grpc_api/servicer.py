@@ -11,14 +11,16 @@ import grpc
 from google.protobuf.json_format import ParseDict
 from tritonclient.grpc import service_pb2
 
+from cpt_deploy.errors import CptError
+from cpt_serving.adapters import Adapter
 from cpt_serving.grpc_api.inference import model_infer
 from cpt_serving.grpc_api.messages import plain
+from cpt_serving.inference.engine import Engine, EngineState
 from cpt_serving.inference.errors import ServingError
-from cpt_serving.inference.lifecycle import EngineState, ModelEngine
 from cpt_serving.oip import metadata
 from cpt_serving.oip.repository import changed_version
 from cpt_serving.service import Service
-from cpt_serving.web.errors import RequestError, request_error
+from cpt_serving.web.errors import RequestError, as_request_error
 
 logger = logging.getLogger(__name__)
 
@@ -75,14 +77,14 @@ async def server_metadata(_service: Service, _request: Any) -> Any:
 
 async def model_metadata(service: Service, request: Any) -> Any:
     """What a model takes and returns."""
-    bundle = _find(service, request).bundle
-    facts = metadata.model_metadata(bundle, service.repository.versions(bundle.name))
+    adapter = _find(service, request).model
+    facts = metadata.model_metadata(adapter, service.repository.versions(adapter.bundle.name))
     return ParseDict(facts, service_pb2.ModelMetadataResponse())
 
 
 async def model_config(service: Service, request: Any) -> Any:
     """A model's configuration in Triton's form."""
-    config = metadata.model_config(_find(service, request).bundle, service.settings)
+    config = metadata.model_config(_find(service, request).model)
     return ParseDict({"config": config}, service_pb2.ModelConfigResponse())
 
 
@@ -136,7 +138,10 @@ def _unary(service: Service, name: str, call: Call) -> Any:
         try:
             return await _answered(service, name, call, request)
         except RequestError as error:
-            await context.abort(_CODES.get(error.status, grpc.StatusCode.INTERNAL), error.message)
+            after_s = error.headers.get("Retry-After")
+            # What gRPC's retry policies know as the time to wait.
+            trailing = () if after_s is None else (("grpc-retry-pushback-ms", f"{after_s}000"),)
+            await context.abort(_CODES.get(error.status, grpc.StatusCode.INTERNAL), error.message, trailing)
 
     return grpc.unary_unary_rpc_method_handler(
         answer,
@@ -182,13 +187,10 @@ async def _answered(service: Service, name: str, call: Call, request: Any) -> An
         answer = await call(service, request)
         status = 200
         return answer
-    except RequestError as error:
-        status = error.status
-        raise
-    except ServingError as error:
-        refusal = request_error(error)
-        status = refusal.status
-        raise refusal from error
+    except (RequestError, CptError) as error:
+        meant = as_request_error(error)
+        status = meant.status
+        raise meant from error
     except Exception as error:
         # As over HTTP: a bug must cost one request, and tell its client nothing of the server's inside.
         status = 500
@@ -199,13 +201,13 @@ async def _answered(service: Service, name: str, call: Call, request: Any) -> An
         service.metrics.request_finished(f"/{SERVICE}/{name}", "gRPC", status, seconds)
 
 
-def _find(service: Service, request: Any) -> ModelEngine:
+def _find(service: Service, request: Any) -> Engine[Adapter]:
     return service.repository.find(request.name, request.version or None)
 
 
 def _holds(requirement: Callable[[], None]) -> bool:
     try:
         requirement()
-    except (RequestError, ServingError):
+    except ServingError:
         return False
     return True

@@ -5,15 +5,10 @@ from typing import Any
 
 from PIL import Image
 
-from cpt_deploy.bundle import Bundle
-from cpt_deploy.bundle.runtime import INPUT_NAME
-from cpt_serving.oip.inputs import NATIVE
 from cpt_serving.oip.requests import HEADER_LENGTH
 from cpt_serving.oip.schemas import InferRequest, inline_schema
 from cpt_serving.samples import to_png
 from cpt_serving.service import Service
-
-_LARGEST_INPUT = 1024
 
 HEADERS: list[dict[str, Any]] = [
     {
@@ -37,15 +32,13 @@ HEADERS: list[dict[str, Any]] = [
 def infer_body(service: Service) -> dict[str, Any]:
     """Return the OpenAPI description of the body that `infer` takes.
 
-    The example is a row of zeros of a model's input, where it is small and nobody needs a key to know its shape.
+    It has an example where nobody needs a key to know what the model takes.
     """
     content: dict[str, Any] = {"schema": inline_schema(InferRequest)}
-    bundle: Bundle | None = None if service.settings.api_keys is not None else service.repository.example
-    if bundle is not None and bundle.golden.inputs[0].size <= _LARGEST_INPUT:
-        shape, zeros = [1, *bundle.preprocessing.input_shape], [0.0] * bundle.golden.inputs[0].size
-        content["example"] = {
-            "id": "1", "inputs": [{"name": INPUT_NAME, "shape": shape, "datatype": NATIVE, "data": zeros}],
-        }  # fmt: skip
+    adapter = None if service.settings.api_keys is not None else service.repository.predicting
+    example = None if adapter is None else adapter.infer_example()
+    if example is not None:
+        content["example"] = example
     binary = {"schema": {"type": "string", "format": "binary"}}
     return {"required": True, "content": {"application/json": content, "application/octet-stream": binary}}
 

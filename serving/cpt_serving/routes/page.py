@@ -10,10 +10,11 @@ from starlette.responses import Response
 
 from cpt_serving.access.api_keys import Scope
 from cpt_serving.access.control import requires
-from cpt_serving.evidence import Evidence, ModelKind, evidence_of, kind_of
-from cpt_serving.inference.errors import ServingError
+from cpt_serving.adapters import ModelKind
+from cpt_serving.evidence import Evidence, evidence_of
+from cpt_serving.inference.errors import NotReadyError, ServingError
 from cpt_serving.routes.files import FILE_HEADERS, files_router, read_folder
-from cpt_serving.samples import Samples, drawing_style, list_samples, sample_image, to_png
+from cpt_serving.samples import Samples
 from cpt_serving.service import Service
 from cpt_serving.telemetry.stats import Stats, summarize
 from cpt_serving.web.errors import RequestError
@@ -69,15 +70,14 @@ def _add_model_routes(router: APIRouter, service: Service) -> None:
     @router.get("/evidence", responses={404: {"model": ErrorAnswer}})
     def evidence(model: ModelName = None) -> Evidence:
         """Who a model is, and what `cpt validate` measured of it until now."""
-        return evidence_of(service.find_any(model).bundle, docs=service.settings.docs)
+        return evidence_of(service.find(model).model, docs=service.settings.docs)
 
 
 def _add_samples(router: APIRouter, service: Service) -> None:
     @router.get("/samples", responses={404: {"model": ErrorAnswer}})
     async def samples(model: ModelName = None) -> Samples:
         """The inputs of a bundle's golden sample with their classes, and how a drawing resembles them."""
-        bundle = service.find(model).bundle
-        return Samples(samples=list_samples(bundle), drawing=drawing_style(bundle))
+        return service.find_predicting(model).model.samples()
 
     @router.get(
         "/samples/{index}.png",
@@ -86,15 +86,16 @@ def _add_samples(router: APIRouter, service: Service) -> None:
     )
     async def sample(index: Annotated[int, Path(ge=0)], model: ModelName = None) -> Response:
         """A golden input as an image of the model's input size."""
-        bundle = service.find(model).bundle
-        if index >= len(bundle.golden.inputs):
-            raise RequestError(404, f"Expected a sample below {len(bundle.golden.inputs)}, but got {index}")
-        return Response(to_png(sample_image(bundle, index)), media_type="image/png", headers=dict(PAGE_HEADERS))
+        try:
+            image = service.find_predicting(model).model.sample_png(index)
+        except IndexError as error:
+            raise RequestError(404, f"Expected the number of a sample, but got {index}") from error
+        return Response(image, media_type="image/png", headers=dict(PAGE_HEADERS))
 
 
 def _kind(service: Service, name: str) -> ModelKind | None:
     try:
-        return kind_of(service.find_any(name).bundle)
+        return service.find(name).model.kind
     except ServingError:
         return None
 
@@ -102,6 +103,6 @@ def _kind(service: Service, name: str) -> ModelKind | None:
 def _is_ready(service: Service) -> bool:
     try:
         service.repository.require_ready()
-    except ServingError:
+    except NotReadyError:
         return False
     return True

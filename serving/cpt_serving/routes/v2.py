@@ -39,21 +39,21 @@ def _add_server_routes(router: APIRouter, service: Service) -> None:
 def _add_model_routes(router: APIRouter, service: Service) -> None:
     async def model_metadata(model: str, version: str | None = None) -> ModelMetadata:
         """What a model takes and returns."""
-        bundle = service.find_any(model, version).bundle
-        return ModelMetadata.model_validate(metadata.model_metadata(bundle, service.repository.versions(model)))
+        adapter = service.find(model, version).model
+        return ModelMetadata.model_validate(metadata.model_metadata(adapter, service.repository.versions(model)))
 
     async def ready(model: str, version: str | None = None) -> ModelReadiness:
         """Whether a model can be asked."""
-        service.find_any(model, version).require_ready()
+        service.find(model, version).require_ready()
         return ModelReadiness(name=model)
 
     async def config(model: str, version: str | None = None) -> JsonResponse:
         """A model's configuration in Triton's form."""
-        return JsonResponse(metadata.model_config(service.find_any(model, version).bundle, service.settings))
+        return JsonResponse(metadata.model_config(service.find(model, version).model))
 
     async def statistics(model: str, version: str | None = None) -> StatisticsAnswer:
         """How many requests a model had, and how long each part of them took."""
-        service.find_any(model, version)
+        service.find(model, version)
         versions = service.repository.versions(model) if version is None else [version]
         return StatisticsAnswer.model_validate(service.statistics.render((model, each) for each in versions))
 

@@ -9,8 +9,9 @@ from starlette.responses import Response
 
 from cpt_serving.access.api_keys import Scope
 from cpt_serving.access.control import requires
+from cpt_serving.adapters import Generates
+from cpt_serving.inference.engine import Engine
 from cpt_serving.inference.generation import GenerationRequest, generate
-from cpt_serving.inference.language_engine import LanguageEngine
 from cpt_serving.oip.requests import parse_timeout
 from cpt_serving.routes.generate import EVENTS_TYPE, json_body, prepare, text_bytes
 from cpt_serving.routes.v2_infer import PATHS
@@ -65,13 +66,13 @@ def triton_generate_router(service: Service) -> APIRouter:
 
 async def _read(
     service: Service, request: Request, model: str, version: str | None, *, stream: bool
-) -> tuple[LanguageEngine, TritonGenerateBody, GenerationRequest]:
+) -> tuple[Engine[Generates], TritonGenerateBody, GenerationRequest]:
     """Return who answers, the request, and what it asks for.
 
     Raises:
         RequestError: 400 with what was expected, 404 without such a model.
     """
-    engine = service.find_language(model, version)
+    engine = service.find_generating(model, version)
     content = await read_object(request, text_bytes(service.settings))
     given = checked(TritonGenerateBody, {key: content[key] for key in _OWN_KEYS if key in content})
     beside = {key: value for key, value in content.items() if key not in _OWN_KEYS}
@@ -84,14 +85,14 @@ async def _read(
 
 
 async def _events(
-    engine: LanguageEngine, given: TritonGenerateBody, wanted: GenerationRequest
+    engine: Engine[Generates], given: TritonGenerateBody, wanted: GenerationRequest
 ) -> AsyncIterator[dict[str, Any]]:
     async with aclosing(generate(engine, wanted)) as pieces:
         async for piece in pieces:
             yield _answer(engine, given, piece.text)
 
 
-def _answer(engine: LanguageEngine, given: TritonGenerateBody, text: str) -> dict[str, Any]:
+def _answer(engine: Engine[Generates], given: TritonGenerateBody, text: str) -> dict[str, Any]:
     answer: dict[str, Any] = {} if given.id is None else {"id": given.id}
     return answer | {
         "model_name": engine.bundle.name, "model_version": engine.bundle.version, "text_output": text,

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from prometheus_client import Metric, generate_latest
 from prometheus_client.registry import Collector
 
-from cpt_serving.inference.batching import CANCELLED, DEADLINE, ERROR, QUEUE_FULL
+from cpt_serving.inference.observers import CANCELLED, DEADLINE, ERROR, QUEUE_FULL
 
 _MICROSECONDS = 1e6
 

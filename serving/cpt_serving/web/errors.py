@@ -19,7 +19,7 @@ from cpt_serving.inference.errors import (
 from cpt_serving.web.responses import JsonResponse
 from cpt_serving.web.shown import shown
 
-_STATUSES: Mapping[type[ServingError], int] = {
+_STATUSES: Mapping[type[CptError], int] = {
     InvalidRequestError: 400,
     ModelNotFoundError: 404,
     QueueFullError: 429,
@@ -51,12 +51,6 @@ def bad_request(message: str) -> RequestError:
     return RequestError(400, message)
 
 
-def request_error(error: ServingError) -> RequestError:
-    """Return what a request ends with that the engine or the repository could not answer."""
-    headers = {} if error.retry_after_s is None else {"Retry-After": str(error.retry_after_s)}
-    return RequestError(_STATUSES[type(error)], error.message, headers)
-
-
 def error_response(
     request_id: str, status: int, message: str, headers: Mapping[str, str] | None = None
 ) -> JsonResponse:
@@ -74,15 +68,20 @@ def image_error_status(error: ImageError) -> int:
     return 413 if isinstance(error, ImageTooLargeError) else 400
 
 
+def as_request_error(error: RequestError | CptError) -> RequestError:
+    """Return what one of this project's errors means to the client: a status, a message and headers."""
+    if isinstance(error, RequestError):
+        return error
+    status = image_error_status(error) if isinstance(error, ImageError) else _STATUSES.get(type(error), 500)
+    message = f"{error.message} ({error.hint})" if error.hint else error.message
+    retry_after_s = error.retry_after_s if isinstance(error, ServingError) else None
+    return RequestError(status, message, {} if retry_after_s is None else {"Retry-After": str(retry_after_s)})
+
+
 def error_answer(request_id: str, error: RequestError | CptError) -> JsonResponse:
     """Return the answer to a request that ended in one of this project's errors."""
-    if isinstance(error, ServingError):
-        error = request_error(error)
-    if isinstance(error, RequestError):
-        return error_response(request_id, error.status, error.message, error.headers)
-    status = image_error_status(error) if isinstance(error, ImageError) else 500
-    message = f"{error.message} ({error.hint})" if error.hint else error.message
-    return error_response(request_id, status, message)
+    meant = as_request_error(error)
+    return error_response(request_id, meant.status, meant.message, meant.headers)
 
 
 def add_error_handlers(app: FastAPI, authorize: Callable[[Request], None]) -> None:

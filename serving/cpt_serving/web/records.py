@@ -1,8 +1,10 @@
 """What is known of the request under way: collected where it becomes known, for the log, the metrics and the trace."""
 
+import time
 from contextvars import ContextVar
 from dataclasses import dataclass
 
+from cpt_deploy.bundle.opened import OpenedBundle
 from cpt_serving.inference.batching import Inference
 from cpt_serving.telemetry.trace_context import TraceContext
 
@@ -36,3 +38,18 @@ class RequestRecord:
 
 current_record: ContextVar[RequestRecord | None] = ContextVar("current_record", default=None)
 """The request that the running task answers; `None` outside of requests."""
+
+
+def note_model(bundle: OpenedBundle, rows: int = 0) -> None:
+    """Note which model the running request is for."""
+    record = current_record.get()
+    if record is not None:
+        record.model, record.version, record.rows = bundle.name, bundle.version, rows
+
+
+def note_inference(inference: Inference) -> None:
+    """Note what came of the running request's rows, as soon as it is known."""
+    record = current_record.get()
+    if record is not None:
+        record.inference, record.rows = inference, inference.rows
+        record.asked_at, record.computed_at = inference.asked_at, time.monotonic()

@@ -5,7 +5,7 @@ import math
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from cpt_serving.inference.batching import FAILURES
+from cpt_serving.inference.observers import FAILURES
 from cpt_serving.telemetry.metrics import Metrics
 
 MODEL = {"model": "colours", "version": "1"}

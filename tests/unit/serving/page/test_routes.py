@@ -10,8 +10,11 @@ from PIL import Image
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
 from cpt_deploy.bundle import update_validation, write_bundle
+from cpt_serving import load_settings
 from cpt_serving.access.api_keys import add_key
+from cpt_serving.adapters import adapter_of
 from cpt_serving.evidence import evidence_of
+from cpt_serving.inference.memory import MemoryBudget
 from cpt_serving.routes.page import PAGE_HEADERS
 from cpt_serving.samples import drawing_style
 from cpt_serving.telemetry.stats import summarize
@@ -99,9 +102,13 @@ REPORT = {
 }
 
 
+def told_of(bundle):
+    return evidence_of(adapter_of(bundle, load_settings(bundle=bundle.path), MemoryBudget(1)))
+
+
 def test_evidence_tells_what_was_measured(bundle):
     report = {**REPORT, "model_sha256": bundle.sha256}
-    facts = evidence_of(update_validation(bundle, report)).validation
+    facts = told_of(update_validation(bundle, report)).validation
     assert facts.passed
     assert facts.of_this_model
     assert (facts.accuracy.value, facts.accuracy.interval_95, facts.trained_accuracy) == (0.905, (0.89, 0.92), 0.91)
@@ -112,11 +119,11 @@ def test_evidence_tells_what_was_measured(bundle):
 @pytest.mark.parametrize(("bits", "told"), [(5.53, "5.53"), (8, "8")])
 def test_of_bits_by_layer_the_mean_is_told(bundle, bits, told):
     mixed = replace(bundle, config={**bundle.config, "cpt": {**bundle.facts, "weight_bits": bits}})
-    assert json.dumps(evidence_of(mixed).model_dump(mode="json")["weight_bits"]) == told
+    assert json.dumps(told_of(mixed).model_dump(mode="json")["weight_bits"]) == told
 
 
 def test_evidence_of_another_file_says_so(bundle):
-    assert not evidence_of(update_validation(bundle, {**REPORT, "model_sha256": "0" * 64})).validation.of_this_model
+    assert not told_of(update_validation(bundle, {**REPORT, "model_sha256": "0" * 64})).validation.of_this_model
 
 
 @pytest.mark.parametrize(
@@ -129,7 +136,7 @@ def test_evidence_of_another_file_says_so(bundle):
     ids=str,
 )
 def test_parts_that_were_not_measured_are_null(bundle, change, nulls):
-    facts = evidence_of(update_validation(bundle, {**REPORT, **change})).validation
+    facts = told_of(update_validation(bundle, {**REPORT, **change})).validation
     assert facts.passed
     assert [getattr(facts, name) for name in nulls] == [None] * len(nulls)
     assert facts.dataset.samples == 200
@@ -137,7 +144,7 @@ def test_parts_that_were_not_measured_are_null(bundle, change, nulls):
 
 @pytest.mark.parametrize("change", [{"passed": None}, {"integers": {"compared": "many"}}], ids=str)
 def test_a_report_of_another_form_counts_as_none(bundle, change):
-    assert evidence_of(update_validation(bundle, {**REPORT, **change})).validation is None
+    assert told_of(update_validation(bundle, {**REPORT, **change})).validation is None
 
 
 def test_evidence_is_what_it_is_now(bundle, connect_to):
