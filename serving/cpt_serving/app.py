@@ -41,7 +41,7 @@ _CORS_REQUEST_HEADERS = (
     "X-Request-Id",
     "X-Request-Timeout-Ms",
 )
-_CORS_ANSWER_HEADERS = ("Inference-Header-Content-Length", "Retry-After", "Traceparent", "X-Request-Id")
+_CORS_ANSWER_HEADERS = ("Inference-Header-Content-Length", "Retry-After", "X-Request-Id")
 
 
 def create_app(settings: ServeSettings | None = None) -> FastAPI:

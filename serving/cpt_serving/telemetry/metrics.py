@@ -12,7 +12,6 @@ from cpt_serving.inference.batching import FAILURES
 from cpt_serving.inference.generation_observers import GenerationObserver
 from cpt_serving.inference.observers import InferenceObserver
 from cpt_serving.telemetry.generation_metrics import GenerationMetrics
-from cpt_serving.telemetry.triton_metrics import render_triton_metrics
 
 WATCH_MODELS, WATCH_CERTIFICATE = "watch-models", "watch-certificate"
 """The background tasks of a server."""
@@ -162,7 +161,7 @@ class Metrics:
 
     def render(self) -> bytes:
         """Return all metrics in Prometheus' text format."""
-        return generate_latest(self._registry) + render_triton_metrics(self._registry.collect())
+        return generate_latest(self._registry)
 
     def collect(self) -> Iterable[Metric]:
         """Return all metrics as objects."""

@@ -13,7 +13,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cpt_serving.telemetry.access_log import AccessLog
 from cpt_serving.telemetry.metrics import Metrics
-from cpt_serving.telemetry.trace_context import TRACEPARENT, TraceContext, continued
 from cpt_serving.telemetry.tracing import current_trace, trace_inference
 from cpt_serving.web.bodies import BodyReceiver
 from cpt_serving.web.errors import INTERNAL_ERROR, error_response
@@ -70,8 +69,7 @@ class RequestEdge:
             return
         request_id = _request_id(scope)
         state = scope.setdefault("state", {})
-        trace = None if self._tracer is None else current_trace()
-        record = RequestRecord(request_id, trace or _continued_trace(scope))
+        record = RequestRecord(request_id, None if self._tracer is None else current_trace())
         state["request_id"] = request_id
         state["record"] = record
         state["arrived"] = time.monotonic()
@@ -130,8 +128,6 @@ def _headers(message: Message, record: RequestRecord) -> list[tuple[bytes, bytes
     """Return the headers of an answer with those that every answer has."""
     headers = [*message.get("headers", ()), (_RAW_REQUEST_ID_HEADER, record.request_id.encode())]
     headers += missing_security_headers(headers)
-    if record.trace is not None:
-        headers.append((TRACEPARENT, record.trace.render()))
     return headers
 
 
@@ -139,12 +135,6 @@ def _request_id(scope: Scope) -> str:
     """Return the client's id, if it is one that can stand in logs and headers, else a new one."""
     given = raw_header(scope, _RAW_REQUEST_ID_HEADER)
     return given if given and _REQUEST_ID.fullmatch(given) else f"{_ID_PREFIX}{next(_ID_COUNT):012x}"
-
-
-def _continued_trace(scope: Scope) -> TraceContext | None:
-    """Return our span of the trace that the client says the request belongs to."""
-    values = [value for name, value in scope["headers"] if name == TRACEPARENT]
-    return continued(values) if values else None
 
 
 def _route(scope: Scope) -> str:

@@ -3,8 +3,9 @@
 from contextvars import ContextVar
 from dataclasses import dataclass
 
+from opentelemetry.trace import SpanContext
+
 from cpt_serving.inference.batching import Inference
-from cpt_serving.telemetry.trace_context import TraceContext
 
 
 @dataclass(slots=True)
@@ -13,7 +14,7 @@ class RequestRecord:
 
     Args:
         request_id: Its id, the client's or a new one.
-        trace: The server's span of the trace that it belongs to, if it belongs to one.
+        trace: The server's span of it, if it is traced.
         key: Name of the API key that it came with.
         model: Name of the model that it asked for, once it asked.
         version: Version of the model.
@@ -24,7 +25,7 @@ class RequestRecord:
     """
 
     request_id: str
-    trace: TraceContext | None = None
+    trace: SpanContext | None = None
     key: str = ""
     model: str = ""
     version: str = ""
