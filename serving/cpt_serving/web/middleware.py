@@ -1,11 +1,8 @@
 """What surrounds every request: id and trace, limits on its body, metrics, log, and an answer whatever happens."""
 
 import asyncio
-import itertools
 import logging
-import re
 import time
-import uuid
 
 from opentelemetry.trace import Tracer
 from starlette.requests import ClientDisconnect
@@ -17,7 +14,7 @@ from cpt_serving.telemetry.tracing import current_trace, trace_inference
 from cpt_serving.web.bodies import BodyReceiver
 from cpt_serving.web.errors import INTERNAL_ERROR, error_response
 from cpt_serving.web.raw_headers import raw_header
-from cpt_serving.web.records import RequestRecord, current_record
+from cpt_serving.web.records import RequestRecord, current_record, given_or_new_id
 from cpt_serving.web.security_headers import missing_security_headers
 
 logger = logging.getLogger(__name__)
@@ -25,10 +22,6 @@ logger = logging.getLogger(__name__)
 REQUEST_ID_HEADER = "X-Request-Id"
 _RAW_REQUEST_ID_HEADER = REQUEST_ID_HEADER.lower().encode()
 
-_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
-# Workers are processes of their own, so random bytes once and a count are as unique as random bytes for each request.
-_ID_PREFIX = uuid.uuid4().hex[:20]
-_ID_COUNT = itertools.count()
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _CLIENT_GONE = 499
 
@@ -67,7 +60,7 @@ class RequestEdge:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request_id = _request_id(scope)
+        request_id = given_or_new_id((raw_header(scope, _RAW_REQUEST_ID_HEADER) or "").encode())
         state = scope.setdefault("state", {})
         record = RequestRecord(request_id, None if self._tracer is None else current_trace())
         state["request_id"] = request_id
@@ -129,12 +122,6 @@ def _headers(message: Message, record: RequestRecord) -> list[tuple[bytes, bytes
     headers = [*message.get("headers", ()), (_RAW_REQUEST_ID_HEADER, record.request_id.encode())]
     headers += missing_security_headers(headers)
     return headers
-
-
-def _request_id(scope: Scope) -> str:
-    """Return the client's id, if it is one that can stand in logs and headers, else a new one."""
-    given = raw_header(scope, _RAW_REQUEST_ID_HEADER)
-    return given if given and _REQUEST_ID.fullmatch(given) else f"{_ID_PREFIX}{next(_ID_COUNT):012x}"
 
 
 def _route(scope: Scope) -> str:

@@ -1,11 +1,19 @@
 """What is known of the request under way: collected where it becomes known, for the log, the metrics and the trace."""
 
+import itertools
+import re
+import uuid
 from contextvars import ContextVar
 from dataclasses import dataclass
 
 from opentelemetry.trace import SpanContext
 
 from cpt_serving.inference.batching import Inference
+
+_REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
+# Processes have random bytes of their own, so that those and a count are as unique as random bytes for each request.
+_ID_PREFIX = uuid.uuid4().hex[:20]
+_ID_COUNT = itertools.count()
 
 
 @dataclass(slots=True)
@@ -37,3 +45,8 @@ class RequestRecord:
 
 current_record: ContextVar[RequestRecord | None] = ContextVar("current_record", default=None)
 """The request that the running task answers; `None` outside of requests."""
+
+
+def given_or_new_id(given: bytes) -> str:
+    """Return the client's id of a request, if it is one that can stand in logs and headers, else a new one."""
+    return given.decode() if _REQUEST_ID.fullmatch(given) else f"{_ID_PREFIX}{next(_ID_COUNT):012x}"
