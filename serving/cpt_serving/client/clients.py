@@ -1,5 +1,6 @@
 """The clients. There is one definition, for asyncio; the blocking client runs it on an event loop in a thread."""
 
+import functools
 import json
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -62,7 +63,6 @@ class AsyncPredictClient:
         transport: httpx2.AsyncBaseTransport | None = None,
     ) -> None:
         self._url = address_of(url)
-        self._timeout_s, self._attempts = timeout_s, attempts
         self._client = httpx2.AsyncClient(
             base_url=self._url,
             headers=headers,
@@ -70,6 +70,7 @@ class AsyncPredictClient:
             trust_env=not is_loopback(self._url.host),
             transport=transport,
         )
+        self._ask = functools.partial(ask, self._client, timeout_s=timeout_s, attempts=attempts)
 
     async def __aenter__(self) -> Self:
         return self
@@ -93,7 +94,7 @@ class AsyncPredictClient:
         """
         query = {"top_k": top_k} if model is None else {"top_k": top_k, "model": model}
         body = {"params": query, "files": [("file", _part(index, image)) for index, image in enumerate(images)]}
-        response = await self._ask("/predict", body, _IMAGE_ERRORS)
+        response = await self._ask("/predict", body, kinds=_IMAGE_ERRORS)
         try:
             content = response.json()
             predictions = [[Prediction(**entry) for entry in image] for image in content["predictions"]]
@@ -121,7 +122,7 @@ class AsyncPredictClient:
         """
         query = {} if model is None else {"model": model}
         body = {"params": query, "json": {**parameters, "prompt": prompt, "stream": True}}
-        response = await self._ask("/generate", body, _TEXT_ERRORS, stream=True)
+        response = await self._ask("/generate", body, kinds=_TEXT_ERRORS, stream=True)
         finished = False
         try:
             async for line in response.aiter_lines():
@@ -135,13 +136,6 @@ class AsyncPredictClient:
             await response.aclose()
         if not finished:
             raise DataError("Expected the end of the text, but the server broke off")
-
-    async def _ask(
-        self, path: str, body: Mapping[str, Any], kinds: Mapping[int, type[CptError]], *, stream: bool = False
-    ) -> httpx2.Response:
-        return await ask(
-            self._client, path, body, timeout_s=self._timeout_s, attempts=self._attempts, kinds=kinds, stream=stream
-        )
 
 
 class PredictClient:
