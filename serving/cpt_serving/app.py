@@ -41,7 +41,7 @@ _CORS_REQUEST_HEADERS = (
     "X-Request-Id",
     "X-Request-Timeout-Ms",
 )
-_CORS_ANSWER_HEADERS = ("Inference-Header-Content-Length", "Retry-After", "Traceparent", "X-Request-Id")
+_CORS_ANSWER_HEADERS = ("Inference-Header-Content-Length", "Retry-After", "X-Request-Id")
 
 
 def create_app(settings: ServeSettings | None = None) -> FastAPI:
@@ -144,12 +144,12 @@ async def _to_docs() -> RedirectResponse:
     return RedirectResponse("docs")
 
 
-def _grpc(service: Service, keys: KeyRing | None) -> AbstractAsyncContextManager[None]:
+def _grpc(service: Service, keys: KeyRing | None, access_log: AccessLog | None) -> AbstractAsyncContextManager[None]:
     if service.settings.grpc_port is None:
         return nullcontext()
     from cpt_serving.grpc_api.server import running_grpc
 
-    return running_grpc(service, service.settings.grpc_port, keys)
+    return running_grpc(service, service.settings.grpc_port, keys, access_log)
 
 
 def _lifespan(
@@ -158,7 +158,7 @@ def _lifespan(
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         try:
-            async with running(service), _grpc(service, keys):
+            async with running(service), _grpc(service, keys, access_log):
                 yield
         finally:
             if access_log is not None:

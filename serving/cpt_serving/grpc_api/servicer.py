@@ -1,9 +1,6 @@
-"""The calls of the protocol over gRPC, each as thin as its HTTP route, and how errors leave them."""
+"""The calls of the protocol over gRPC, each as thin as its HTTP route, and which they are."""
 
-import asyncio
 import functools
-import logging
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -11,8 +8,8 @@ import grpc
 from google.protobuf.json_format import ParseDict
 from tritonclient.grpc import service_pb2
 
-from cpt_deploy.errors import CptError
 from cpt_serving.adapters import Adapter
+from cpt_serving.grpc_api.calls import Calls, abort, until_the_end
 from cpt_serving.grpc_api.inference import model_infer
 from cpt_serving.grpc_api.messages import plain
 from cpt_serving.inference.engine import Engine, EngineState
@@ -20,35 +17,20 @@ from cpt_serving.inference.errors import ServingError
 from cpt_serving.oip import metadata
 from cpt_serving.oip.repository import changed_version
 from cpt_serving.service import Service
-from cpt_serving.web.errors import RequestError, as_request_error
-
-logger = logging.getLogger(__name__)
+from cpt_serving.web.errors import RequestError
 
 SERVICE = "inference.GRPCInferenceService"
 
 _STREAM = "ModelStreamInfer"
 
-_CLIENT_GONE = 499
-
 Call = Callable[[Service, Any], Awaitable[Any]]
 
-_CODES = {
-    400: grpc.StatusCode.INVALID_ARGUMENT,
-    403: grpc.StatusCode.PERMISSION_DENIED,
-    404: grpc.StatusCode.NOT_FOUND,
-    413: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    429: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    503: grpc.StatusCode.UNAVAILABLE,
-    504: grpc.StatusCode.DEADLINE_EXCEEDED,
-}
-"""gRPC's codes for the statuses that requests end with over HTTP."""
 
-
-def handlers(service: Service) -> grpc.GenericRpcHandler:
+def handlers(service: Service, calls: Calls) -> grpc.GenericRpcHandler:
     """Return the calls for a server to answer; those of extensions that are not here are answered as unknown."""
-    methods = {name: _unary(service, name, call) for name, call in _CALLS.items()}
+    methods = {name: _unary(service, calls, name, call) for name, call in _CALLS.items()}
     methods[_STREAM] = grpc.stream_stream_rpc_method_handler(
-        functools.partial(_stream, service),
+        functools.partial(_stream, service, calls),
         request_deserializer=service_pb2.ModelInferRequest.FromString,
         response_serializer=service_pb2.ModelStreamInferResponse.SerializeToString,
     )
@@ -133,15 +115,13 @@ _CALLS: dict[str, Call] = {
 }
 
 
-def _unary(service: Service, name: str, call: Call) -> Any:
+def _unary(service: Service, calls: Calls, name: str, call: Call) -> Any:
     async def answer(request: Any, context: Any) -> Any:
         try:
-            return await _answered(service, name, call, request)
+            with calls.under_way(f"/{SERVICE}/{name}", context):
+                return await call(service, request)
         except RequestError as error:
-            after_s = error.headers.get("Retry-After")
-            # What gRPC's retry policies know as the time to wait.
-            trailing = () if after_s is None else (("grpc-retry-pushback-ms", f"{after_s}000"),)
-            await context.abort(_CODES.get(error.status, grpc.StatusCode.INTERNAL), error.message, trailing)
+            await abort(context, error)
 
     return grpc.unary_unary_rpc_method_handler(
         answer,
@@ -150,55 +130,16 @@ def _unary(service: Service, name: str, call: Call) -> Any:
     )
 
 
-async def _stream(service: Service, requests: AsyncIterator[Any], _context: Any) -> AsyncIterator[Any]:
+async def _stream(service: Service, calls: Calls, requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
     """Answer the requests of a stream one after the other; one that fails does not end it, the server's end does."""
-    stopping = asyncio.ensure_future(service.shutdown.stopping())
-    try:
-        while (request := await _next(requests, stopping)) is not None:
-            try:
-                answer = await _answered(service, _STREAM, model_infer, request)
-            except RequestError as error:
-                yield service_pb2.ModelStreamInferResponse(error_message=error.message)
-            else:
-                yield service_pb2.ModelStreamInferResponse(infer_response=answer)
-    finally:
-        stopping.cancel()
-
-
-async def _next(requests: AsyncIterator[Any], stopping: "asyncio.Future[None]") -> Any:
-    """Return the next request of a stream, or `None` if none comes any more or the server stops before it."""
-    coming = asyncio.ensure_future(anext(requests, None))
-    await asyncio.wait([coming, stopping], return_when=asyncio.FIRST_COMPLETED)
-    if coming.done():
-        return coming.result()
-    coming.cancel()
-    return None
-
-
-async def _answered(service: Service, name: str, call: Call, request: Any) -> Any:
-    """Return the answer to a request, and count it; those of a stream count one by one.
-
-    Raises:
-        RequestError: With the status that it would end with over HTTP.
-    """
-    status, started = _CLIENT_GONE, time.perf_counter()
-    service.metrics.request_started()
-    try:
-        answer = await call(service, request)
-        status = 200
-        return answer
-    except (RequestError, CptError) as error:
-        meant = as_request_error(error)
-        status = meant.status
-        raise meant from error
-    except Exception as error:
-        # As over HTTP: a bug must cost one request, and tell its client nothing of the server's inside.
-        status = 500
-        logger.exception("%s failed", name)
-        raise RequestError(status, "Internal error; the server's log has it") from error
-    finally:
-        seconds = time.perf_counter() - started
-        service.metrics.request_finished(f"/{SERVICE}/{name}", "gRPC", status, seconds)
+    async for request in until_the_end(requests, service.shutdown):
+        try:
+            with calls.under_way(f"/{SERVICE}/{_STREAM}", context, identity=request.id):
+                answer = await model_infer(service, request)
+        except RequestError as error:
+            yield service_pb2.ModelStreamInferResponse(error_message=error.message)
+        else:
+            yield service_pb2.ModelStreamInferResponse(infer_response=answer)
 
 
 def _find(service: Service, request: Any) -> Engine[Adapter]:

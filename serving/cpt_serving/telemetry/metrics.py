@@ -9,7 +9,6 @@ from prometheus_client.registry import Collector
 from cpt_deploy.bundle.opened import OpenedBundle
 from cpt_serving.inference.observers import FAILURES, GenerationObserver, InferenceObserver
 from cpt_serving.telemetry.generation_metrics import GenerationMetrics
-from cpt_serving.telemetry.triton_metrics import render_triton_metrics
 
 WATCH_MODELS, WATCH_CERTIFICATE = "watch-models", "watch-certificate"
 """The background tasks of a server."""
@@ -161,7 +160,7 @@ class Metrics:
 
     def render(self) -> bytes:
         """Return all metrics in Prometheus' text format."""
-        return generate_latest(self._registry) + render_triton_metrics(self._registry.collect())
+        return generate_latest(self._registry)
 
     def collect(self) -> Iterable[Metric]:
         """Return all metrics as objects."""

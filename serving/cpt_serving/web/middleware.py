@@ -1,11 +1,8 @@
 """What surrounds every request: id and trace, limits on its body, metrics, log, and an answer whatever happens."""
 
 import asyncio
-import itertools
 import logging
-import re
 import time
-import uuid
 
 from opentelemetry.trace import Tracer
 from starlette.requests import ClientDisconnect
@@ -13,11 +10,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cpt_serving.telemetry.access_log import AccessLog
 from cpt_serving.telemetry.metrics import Metrics
-from cpt_serving.telemetry.trace_context import TRACEPARENT, TraceContext, continued
 from cpt_serving.telemetry.tracing import current_trace, trace_inference
 from cpt_serving.web.bodies import BodyBudget, RequestBody, current_body
 from cpt_serving.web.errors import INTERNAL_ERROR, error_response
-from cpt_serving.web.records import RequestRecord, current_record
+from cpt_serving.web.records import RequestRecord, current_record, given_or_new_id
 
 logger = logging.getLogger(__name__)
 
@@ -31,10 +27,6 @@ SECURITY_HEADERS: tuple[tuple[bytes, bytes], ...] = (
 """What browsers are told about answers that say nothing of their own: run nothing in them, frame them nowhere."""
 
 _RAW_REQUEST_ID_HEADER = REQUEST_ID_HEADER.lower().encode()
-_REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
-# Processes have random bytes of their own, so that those and a count are as unique as random bytes for each request.
-_ID_PREFIX = uuid.uuid4().hex[:20]
-_ID_COUNT = itertools.count()
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _CLIENT_GONE = 499
 
@@ -76,11 +68,9 @@ class RequestEdge:
             await self._app(scope, receive, send)
             return
         method = scope["method"]
-        trace = None if self._tracer is None else current_trace()
-        headers = dict(scope["headers"])
         record = RequestRecord(
-            _request_id(headers.get(_RAW_REQUEST_ID_HEADER, b"")),
-            trace or (_continued_trace(scope) if TRACEPARENT in headers else None),
+            given_or_new_id(dict(scope["headers"]).get(_RAW_REQUEST_ID_HEADER, b"")),
+            None if self._tracer is None else current_trace(),
         )
         state = scope.setdefault("state", {})
         state |= {"request_id": record.request_id, "record": record, "arrived": time.monotonic()}
@@ -141,19 +131,7 @@ def _headers(message: Message, record: RequestRecord) -> list[tuple[bytes, bytes
     headers = [*message.get("headers", ()), (_RAW_REQUEST_ID_HEADER, record.request_id.encode())]
     present = dict(headers)
     headers += [header for header in SECURITY_HEADERS if header[0] not in present]
-    if record.trace is not None:
-        headers.append((TRACEPARENT, record.trace.render()))
     return headers
-
-
-def _request_id(given: bytes) -> str:
-    """Return the client's id, if it is one that can stand in logs and headers, else a new one."""
-    return given.decode() if _REQUEST_ID.fullmatch(given) else f"{_ID_PREFIX}{next(_ID_COUNT):012x}"
-
-
-def _continued_trace(scope: Scope) -> TraceContext | None:
-    """Return our span of the trace that the client says the request belongs to."""
-    return continued([value for name, value in scope["headers"] if name == TRACEPARENT])
 
 
 def _route(scope: Scope) -> str:

@@ -163,7 +163,7 @@ def test_repository_and_statistics(client):
             "1000000",
         ),
         (lambda client: client.load_model(MODEL), "PERMISSION_DENIED", "none of its API keys has the scope admin"),
-        (lambda client: client.get_trace_settings(), "UNIMPLEMENTED", "Method not found"),
+        (lambda client: client.get_trace_settings(), "UNIMPLEMENTED", "Expected a known method"),
     ],
 )
 def test_errors_have_their_codes(client, call, code, message):
