@@ -55,7 +55,7 @@ class ServeSettings(BaseSettings):
     queue_rows: int = Field(default=1024, ge=1)
     """Most rows of a model that wait; a request that comes on top is answered 429."""
 
-    queue_bytes: int = Field(default=160 * 1024 * 1024, ge=1)
+    queue_bytes: int = Field(default=64 * 1024 * 1024, ge=1)
     """Most bytes that the rows of a model take which wait; of large inputs fewer wait than `queue_rows`."""
 
     timeout_s: float | None = Field(default=None, gt=0, le=3600)

@@ -151,10 +151,10 @@ def test_several_models_are_chosen_from_a_list(browser, two_models_url, png):
         assert page.inner_text("#model") == "colours"
         page.select_option("#models", "strokes")
         expect_model(page, "strokes")
-        assert page.is_visible("#modes")
+        page.wait_for_selector("#modes", state="visible")
         page.select_option("#models", "colours")
         expect_model(page, "colours")
-        assert not page.is_visible("#modes")
+        page.wait_for_selector("#modes", state="hidden")
         upload(page, "red.png", png("red"))
         expect_label(page, "red")
 
