@@ -69,7 +69,9 @@ def create_service(settings: ServeSettings) -> Service:
     metrics.show_models(lambda: (engine.bundle for engine in repository.served), lambda: not repository.problem)
     shutdown = Shutdown(settings.drain_s, settings.shutdown_s, repository.begin_shutdown)
     certificate = None if settings.tls_cert is None else Certificate(settings.tls_cert, settings.tls_key)
-    return Service(settings, repository, metrics, statistics, shutdown, certificate)
+    return Service(
+        settings, repository, metrics, statistics, shutdown, certificate, BodyBudget(settings.max_memory_bytes)
+    )
 
 
 def app_of(service: Service, *, tracer_provider: TracerProvider | None = None) -> FastAPI:
@@ -132,7 +134,7 @@ def _add_middleware(
         )
     app.add_middleware(
         RequestEdge,
-        budget=BodyBudget(settings.max_memory_bytes),
+        budget=service.memory,
         body_timeout_s=settings.body_timeout_s,
         metrics=service.metrics,
         access_log=access_log,

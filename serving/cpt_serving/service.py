@@ -12,6 +12,7 @@ from cpt_serving.repository.model_repository import ModelRepository
 from cpt_serving.settings import ServeSettings
 from cpt_serving.shutdown import Shutdown
 from cpt_serving.telemetry.metrics import Metrics
+from cpt_serving.web.bodies import BodyBudget
 
 A = TypeVar("A", bound=Adapter)
 
@@ -26,6 +27,8 @@ class Service:
     statistics: StatisticsRegistry
     shutdown: Shutdown
     certificate: Certificate | None
+    memory: BodyBudget
+    """For the bodies and messages of all requests under way."""
 
     def find(self, model: str | None, version: str | None = None) -> Engine[Adapter]:
         """Return the engine of a model.

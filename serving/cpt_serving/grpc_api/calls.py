@@ -49,25 +49,24 @@ class Calls:
         self._access_log = access_log
 
     @contextmanager
-    def under_way(self, method: str, context: Any, *, identity: str = "", stream: bool = False) -> Iterator[None]:
+    def under_way(self, method: str, context: Any, *, stream: bool = False) -> Iterator[RequestRecord]:
         """Count and log what is in the context as one call: a whole one, or one message of a stream.
 
         Args:
             method: Full name of the method, `/SERVICE/NAME`.
             context: Of the call.
-            identity: What the message says its id is; else it is that of the call.
             stream: Whether clients end it by leaving.
 
         Raises:
             RequestError: With the status that it would end with over HTTP.
         """
         call = current_record.get() or RequestRecord(given_or_new_id(b""))
-        record = RequestRecord(given_or_new_id(identity.encode()) if identity else call.request_id, key=call.key)
+        record = RequestRecord(call.request_id, key=call.key)
         current_record.set(record)
         status, started = 200 if stream else _CLIENT_GONE, time.perf_counter()
         self._metrics.request_started()
         try:
-            yield
+            yield record
             status = 200
         except (RequestError, CptError) as error:
             meant = as_request_error(error)

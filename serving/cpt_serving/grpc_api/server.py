@@ -38,6 +38,7 @@ async def running_grpc(
             ("grpc.max_send_message_length", -1),
             ("grpc.so_reuseport", 0),
         ],
+        maximum_concurrent_rpcs=settings.max_connections,
     )
     server.add_generic_rpc_handlers((handlers(service, calls), Health(service, calls, (SERVICE,)).handlers()))
     add_ServerReflectionServicer_to_server(Reflection((SERVICE,), calls, shutdown), server)

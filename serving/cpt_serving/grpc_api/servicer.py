@@ -9,6 +9,7 @@ from google.protobuf.json_format import ParseDict
 from tritonclient.grpc import service_pb2
 
 from cpt_serving.adapters import Adapter
+from cpt_serving.grpc_api.arriving import parsed
 from cpt_serving.grpc_api.calls import Calls, abort, until_the_end
 from cpt_serving.grpc_api.inference import model_infer
 from cpt_serving.grpc_api.messages import plain
@@ -18,6 +19,7 @@ from cpt_serving.oip import metadata
 from cpt_serving.oip.repository import changed_version
 from cpt_serving.service import Service
 from cpt_serving.web.errors import RequestError
+from cpt_serving.web.records import given_or_new_id
 
 SERVICE = "inference.GRPCInferenceService"
 
@@ -31,7 +33,6 @@ def handlers(service: Service, calls: Calls) -> grpc.GenericRpcHandler:
     methods = {name: _unary(service, calls, name, call) for name, call in _CALLS.items()}
     methods[_STREAM] = grpc.stream_stream_rpc_method_handler(
         functools.partial(_stream, service, calls),
-        request_deserializer=service_pb2.ModelInferRequest.FromString,
         response_serializer=service_pb2.ModelStreamInferResponse.SerializeToString,
     )
     return grpc.method_handlers_generic_handler(SERVICE, methods)
@@ -116,26 +117,31 @@ _CALLS: dict[str, Call] = {
 
 
 def _unary(service: Service, calls: Calls, name: str, call: Call) -> Any:
-    async def answer(request: Any, context: Any) -> Any:
+    kind = getattr(service_pb2, f"{name}Request")
+
+    async def answer(data: bytes, context: Any) -> Any:
         try:
             with calls.under_way(f"/{SERVICE}/{name}", context):
-                return await call(service, request)
+                async with parsed(service, kind, data) as request:
+                    return await call(service, request)
         except RequestError as error:
             await abort(context, error)
 
     return grpc.unary_unary_rpc_method_handler(
         answer,
-        request_deserializer=getattr(service_pb2, f"{name}Request").FromString,
         response_serializer=getattr(service_pb2, f"{name}Response").SerializeToString,
     )
 
 
 async def _stream(service: Service, calls: Calls, requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
     """Answer the requests of a stream one after the other; one that fails does not end it, the server's end does."""
-    async for request in until_the_end(requests, service.shutdown):
+    async for data in until_the_end(requests, service.shutdown):
         try:
-            with calls.under_way(f"/{SERVICE}/{_STREAM}", context, identity=request.id):
-                answer = await model_infer(service, request)
+            with calls.under_way(f"/{SERVICE}/{_STREAM}", context) as record:
+                async with parsed(service, service_pb2.ModelInferRequest, data) as request:
+                    if request.id:
+                        record.request_id = given_or_new_id(request.id.encode())
+                    answer = await model_infer(service, request)
         except RequestError as error:
             yield service_pb2.ModelStreamInferResponse(error_message=error.message)
         else:
