@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -77,10 +77,7 @@ def remote_text(url: str, prompt: str, options: TextOptions, headers: dict[str, 
         UsageError: If the address is none, or the server does not take the request.
         DataError: If it cannot be reached.
     """
-    from cpt_serving.client.generating import stream_text
+    from cpt_serving.client import PredictClient
 
-    body = {
-        "prompt": prompt, "max_tokens": options.max_tokens, "temperature": options.temperature,
-        "top_k": options.top_k, "top_p": options.top_p, "seed": options.seed, "stop": list(options.stop),
-    }  # fmt: skip
-    return stream_text(url, body, headers=headers)
+    with PredictClient(url, headers=headers) as client:
+        yield from client.generate(prompt, **asdict(options))

@@ -19,6 +19,12 @@ IMAGE_FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", 
 
 _BACKGROUND = 255
 
+_AT_ONCE = 1 << 20
+"""Pixels that are reduced to 8 bits at once."""
+
+_CODEC_BYTES = {"AVIF": 12, "JPEG2000": 16, "TIFF": 4, "WEBP": 8}
+"""Bytes that a codec keeps of each pixel, beside the decoded one."""
+
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -47,14 +53,19 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
         ImageError: If the bytes are no image, or a truncated or damaged one.
         ImageTooLargeError: If the image declares more than `max_pixels`.
     """
+    with open_image(data, max_pixels=max_pixels) as image:
+        return pixels_of(image)
+
+
+def open_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Read the head of an image file: its size and mode are known, its pixels are not decoded before `pixels_of`.
+
+    Raises:
+        ImageError: If the bytes are no image, or one whose head is damaged.
+        ImageTooLargeError: If the image declares more than `max_pixels`.
+    """
     try:
-        with Image.open(io.BytesIO(data), formats=_formats()) as image:
-            if image.width * image.height > max_pixels:
-                raise _too_large(max_pixels, f"{image.width} x {image.height}")
-            image.load()
-            return to_eight_bit(_upright(image))
-    except ImageError:
-        raise
+        image = Image.open(io.BytesIO(data), formats=_formats())
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise _too_large(max_pixels, "far more") from error
     except UnidentifiedImageError as error:
@@ -62,11 +73,46 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
             f"Expected an image file, but got {len(data)} bytes that are none",
             hint=f"supported formats: {', '.join(IMAGE_FORMATS)}",
         ) from error
+    except Exception as error:
+        raise _damaged(error) from error
+    if image.width * image.height > max_pixels:
+        raise _too_large(max_pixels, f"{image.width} x {image.height}")
+    return image
+
+
+def pixels_of(image: Image.Image) -> Image.Image:
+    """Decode an opened image file, as `decode_image` says.
+
+    Raises:
+        ImageError: If it is truncated or damaged.
+    """
+    try:
+        image.load()
+        return to_eight_bit(_upright(image))
+    except ImageError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise _too_large(MAX_PIXELS, "far more") from error
+    except Exception as error:
+        raise _damaged(error) from error
+
+
+def _damaged(error: Exception) -> ImageError:
     # Pillow's plugins raise whatever their parsing of hostile bytes runs into (struct.error, IndexError, ...);
     # all of it means the same here.
-    except Exception as error:
-        reason = str(error).rstrip(".") or type(error).__name__
-        raise ImageError(f"Expected a complete image, but got a damaged one: {reason}") from error
+    reason = str(error).rstrip(".") or type(error).__name__
+    return ImageError(f"Expected a complete image, but got a damaged one: {reason}")
+
+
+def decoding_bytes(image: Image.Image) -> int:
+    """Return an upper bound of the memory in which an opened image file is decoded, from its head."""
+    stored = 1 if image.mode in {"1", "L", "P"} else 4
+    gray = image.mode in {"1", "L", "LA", "La", "F"} or image.mode.startswith("I")
+    reduced = 0 if image.mode in {"L", "RGB"} and "transparency" not in image.info else 1 if gray else 4
+    # Only JPEG's head is sure to say how the image is turned; turning takes a second copy.
+    turned = 0 if image.format == "JPEG" and _turn(image) is None else stored
+    codec = _CODEC_BYTES.get(image.format or "", 0) + (6 if "progressive" in image.info else 0)
+    return image.width * image.height * (stored + reduced + turned + codec)
 
 
 def read_image(path: Path, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -97,6 +143,20 @@ def to_eight_bit(image: Image.Image) -> Image.Image:
     """
     if image.mode in {"L", "RGB"} and "transparency" not in image.info:
         return image
+    rows = max(1, _AT_ONCE // image.width)
+    if image.height <= rows:
+        return _reduced(image)
+    # In strips, so that what a reduction needs in between is small, and other threads get their turn.
+    whole: Image.Image | None = None
+    for top in range(0, image.height, rows):
+        strip = _reduced(image.crop((0, top, image.width, min(top + rows, image.height))))
+        whole = whole or Image.new(strip.mode, image.size)
+        whole.paste(strip, (0, top))
+    assert whole is not None, "an image has a row"
+    return whole
+
+
+def _reduced(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
         return _scale_gray(image)
     if image.has_transparency_data:
@@ -126,13 +186,17 @@ def _formats() -> list[str]:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """Apply the EXIF orientation; an unreadable EXIF block counts as upright, since the pixels are fine."""
+    method = _turn(image)
+    return image if method is None else image.transpose(method)
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """Return what makes an image upright by its EXIF; an unreadable block counts as upright: the pixels are fine."""
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     except (SyntaxError, ValueError, TypeError, KeyError, EOFError, OSError):
-        return image
-    method = _UPRIGHT.get(orientation)
-    return image if method is None else image.transpose(method)
+        return None
+    return _UPRIGHT.get(orientation)
 
 
 def _scale_gray(image: Image.Image) -> Image.Image:

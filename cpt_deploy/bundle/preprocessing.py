@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from cpt_deploy.bundle.images import MAX_PIXELS, to_eight_bit
-from cpt_deploy.errors import ImageTooLargeError
+from cpt_deploy.bundle.images import to_eight_bit
+from cpt_deploy.bundle.resizing import scale_window, scaled_pixels
 
 Interpolation = Literal["bilinear", "bicubic", "nearest"]
 
@@ -93,23 +93,21 @@ class Preprocessing:
 
         Raises:
             ImageError: If a Pillow image is of a mode that cannot be reduced to 8 bits.
-            ImageTooLargeError: If the image is so narrow that scaling its shorter side would make it enormous.
         """
         source = to_eight_bit(image) if isinstance(image, Image.Image) else _from_array(image)
-        source = source.convert("L" if self.channels == 1 else "RGB")
+        mode = "L" if self.channels == 1 else "RGB"
+        if source.mode != mode:
+            source = source.convert(mode)
         width, height = self._scaled_size(*source.size)
-        if width * height > MAX_PIXELS:
-            raise ImageTooLargeError(
-                f"Expected an image of ordinary proportions, but got {source.width} x {source.height}, "
-                f"which would be scaled to {width} x {height}",
-                hint="crop the image first",
-            )
-        if source.size != (width, height):
-            source = source.resize((width, height), _RESAMPLING[self.interpolation])
         # As torchvision's CenterCrop: Python's round, so half a pixel goes to the even side.
         top, left = round((height - self.size[0]) / 2), round((width - self.size[1]) / 2)
-        pixels = np.asarray(source)[top : top + self.size[0], left : left + self.size[1]]
+        window = left, top, left + self.size[1], top + self.size[0]
+        pixels = np.asarray(scale_window(source, (width, height), window, _RESAMPLING[self.interpolation]))
         return np.array(pixels.reshape(*self.size, self.channels))
+
+    def scaled_pixels(self, width: int, height: int) -> int:
+        """Return how many pixels `fit` makes of an image of a width and a height, apart from decoding it."""
+        return scaled_pixels(self._scaled_size(width, height), self.size)
 
     def normalize(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """Normalise pixels: `(pixels / 255 - mean) / std`, computed in float64 and rounded once.

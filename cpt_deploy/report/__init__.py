@@ -5,7 +5,6 @@ from cpt_deploy.report.comparison_plot import ComparedGroup, Measure, plot_compa
 from cpt_deploy.report.curves import plot_curves
 from cpt_deploy.report.family import FamilyMember, plot_family
 from cpt_deploy.report.landscape_plot import LandscapePanel, plot_landscapes
-from cpt_deploy.report.load_plot import plot_load
 from cpt_deploy.report.range_plot import plot_range_test
 from cpt_deploy.report.schedule_plot import DrawnSchedule, plot_schedules
 from cpt_deploy.report.seed_curves import SeedBand, SeedCurves, plot_seed_curves
@@ -25,7 +24,6 @@ __all__ = [
     "plot_curves",
     "plot_family",
     "plot_landscapes",
-    "plot_load",
     "plot_range_test",
     "plot_schedules",
     "plot_seed_curves",

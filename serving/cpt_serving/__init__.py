@@ -5,14 +5,13 @@ import importlib
 _PUBLIC = {
     "AsyncPredictClient": "cpt_serving.client",
     "PredictClient": "cpt_serving.client",
-    "Retries": "cpt_serving.client",
     "ServeSettings": "cpt_serving.settings",
     "create_app": "cpt_serving.app",
     "load_settings": "cpt_serving.settings",
     "run": "cpt_serving.server",
 }
 
-__all__ = ["AsyncPredictClient", "PredictClient", "Retries", "ServeSettings", "create_app", "load_settings", "run"]
+__all__ = ["AsyncPredictClient", "PredictClient", "ServeSettings", "create_app", "load_settings", "run"]
 
 
 def __getattr__(name: str) -> object:

@@ -10,26 +10,26 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import RedirectResponse
 
 import cpt_deploy
-from cpt_serving.access.api_keys import KeyRing
-from cpt_serving.access.control import AccessControl
+from cpt_serving.access.api_keys import KeyRing, Scope
+from cpt_serving.access.control import AccessControl, require_guards, requires
 from cpt_serving.certificates import Certificate
 from cpt_serving.lifespan import running
 from cpt_serving.oip.statistics import StatisticsRegistry
 from cpt_serving.repository.model_repository import ModelRepository
 from cpt_serving.routes import ROUTERS, page_router
-from cpt_serving.routes.docs import describe_keys, docs_router
-from cpt_serving.routes.shortcut import InferShortcut
+from cpt_serving.routes.docs import docs_router
+from cpt_serving.routes.v2_infer import direct_infer_routes
 from cpt_serving.service import Service
 from cpt_serving.settings import ServeSettings, load_settings
 from cpt_serving.shutdown import Shutdown, finished
 from cpt_serving.telemetry.access_log import AccessLog, open_access_log
 from cpt_serving.telemetry.metrics import Metrics
 from cpt_serving.telemetry.tracing import close_tracing, open_tracing, telemetry_of
+from cpt_serving.web.bodies import BodyBudget
+from cpt_serving.web.compression import AnswerCompression
 from cpt_serving.web.errors import add_error_handlers
 from cpt_serving.web.middleware import RequestEdge
-from cpt_serving.web.serving_app import ServingApp
 
-_OPENAPI_URL = "/openapi.json"
 _EXPORT_S = 1.0
 """What the end has beyond its deadline to export spans."""
 _CORS_REQUEST_HEADERS = (
@@ -41,7 +41,7 @@ _CORS_REQUEST_HEADERS = (
     "X-Request-Id",
     "X-Request-Timeout-Ms",
 )
-_CORS_ANSWER_HEADERS = ("Inference-Header-Content-Length", "Retry-After", "Traceparent", "X-Request-Id")
+_CORS_ANSWER_HEADERS = ("Inference-Header-Content-Length", "Retry-After", "X-Request-Id")
 
 
 def create_app(settings: ServeSettings | None = None) -> FastAPI:
@@ -69,7 +69,9 @@ def create_service(settings: ServeSettings) -> Service:
     metrics.show_models(lambda: (engine.bundle for engine in repository.served), lambda: not repository.problem)
     shutdown = Shutdown(settings.drain_s, settings.shutdown_s, repository.begin_shutdown)
     certificate = None if settings.tls_cert is None else Certificate(settings.tls_cert, settings.tls_key)
-    return Service(settings, repository, metrics, statistics, shutdown, certificate)
+    return Service(
+        settings, repository, metrics, statistics, shutdown, certificate, BodyBudget(settings.max_memory_bytes)
+    )
 
 
 def app_of(service: Service, *, tracer_provider: TracerProvider | None = None) -> FastAPI:
@@ -88,47 +90,40 @@ def app_of(service: Service, *, tracer_provider: TracerProvider | None = None) -
     access_log = open_access_log(settings, service.metrics.access_line_dropped)
     keys = None if settings.api_keys is None else KeyRing(settings.api_keys)
     provider = tracer_provider or open_tracing(settings)
-    # The framework's spans have to stand around our layers, so that what those do and answer belongs to the trace.
-    kind = ServingApp if provider is None else FastAPI
-    app = kind(
-        title=names[0] if len(names) == 1 else "cpt-deploy",
+    access = AccessControl(keys, open_metrics=settings.open_metrics)
+    app = FastAPI(
+        title=names[0] if len(names) == 1 and keys is None else "cpt-deploy",
         summary="Integer networks trained with Cyclic Precision Training, served by cpt-deploy.",
         version=cpt_deploy.__version__,
         docs_url=None,
-        openapi_url=_OPENAPI_URL if settings.docs else None,
+        openapi_url=None,
         redoc_url=None,
         redirect_slashes=False,
         lifespan=_lifespan(service, keys, access_log, provider),
         telemetry=telemetry_of(provider),
     )
-    app.state.service = service
-    _add_middleware(app, service, keys, access_log, provider)
-    add_error_handlers(app)
+    app.state.service, app.state.access = service, access
+    _add_middleware(app, service, access_log, provider)
+    add_error_handlers(app, lambda request: access.authorize(request, Scope.INFER))
+    app.router.routes.extend(direct_infer_routes(service))
     for make_router in ROUTERS:
         app.include_router(make_router(service))
     if settings.docs:
-        app.include_router(docs_router(app.title, _OPENAPI_URL))
-        if keys is not None:
-            describe_keys(app)
+        app.include_router(docs_router(app, with_keys=keys is not None))
     if settings.page:
         app.include_router(page_router(service))
     elif settings.docs:
-        app.add_api_route("/", _to_docs, include_in_schema=False)
+        app.add_api_route("/", _to_docs, include_in_schema=False, dependencies=[requires(None, any_query=True)])
+    require_guards(app.routes)
     return app
 
 
 def _add_middleware(
-    app: FastAPI,
-    service: Service,
-    keys: KeyRing | None,
-    access_log: AccessLog | None,
-    provider: TracerProvider | None,
+    app: FastAPI, service: Service, access_log: AccessLog | None, provider: TracerProvider | None
 ) -> None:
-    """Put around the routes, from the inside out: the shortcut, keys, other origins, and the edge of every request."""
+    """Put around the routes, from the inside out: compression, other origins, and the edge of every request."""
     settings = service.settings
-    if provider is None:  # the framework names its spans by its routes
-        app.add_middleware(InferShortcut, service=service)
-    app.add_middleware(AccessControl, keys=keys, open_metrics=settings.open_metrics)
+    app.add_middleware(AnswerCompression)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -139,7 +134,7 @@ def _add_middleware(
         )
     app.add_middleware(
         RequestEdge,
-        max_body_bytes=settings.max_body_bytes,
+        budget=service.memory,
         body_timeout_s=settings.body_timeout_s,
         metrics=service.metrics,
         access_log=access_log,
@@ -148,15 +143,15 @@ def _add_middleware(
 
 
 async def _to_docs() -> RedirectResponse:
-    return RedirectResponse("/docs")
+    return RedirectResponse("docs")
 
 
-def _grpc(service: Service, keys: KeyRing | None) -> AbstractAsyncContextManager[None]:
+def _grpc(service: Service, keys: KeyRing | None, access_log: AccessLog | None) -> AbstractAsyncContextManager[None]:
     if service.settings.grpc_port is None:
         return nullcontext()
     from cpt_serving.grpc_api.server import running_grpc
 
-    return running_grpc(service, service.settings.grpc_port, keys)
+    return running_grpc(service, service.settings.grpc_port, keys, access_log)
 
 
 def _lifespan(
@@ -165,7 +160,7 @@ def _lifespan(
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         try:
-            async with running(service), _grpc(service, keys):
+            async with running(service), _grpc(service, keys, access_log):
                 yield
         finally:
             if access_log is not None:

@@ -1,11 +1,18 @@
 """What is known of a model before it is served: precision, size, and the report of `cpt validate`."""
 
+from dataclasses import replace
+from typing import Any
+
 from pydantic import BaseModel, Field
 
 import cpt_deploy
-from cpt_deploy.bundle import Bundle, read_evidence
 from cpt_deploy.bundle import evidence as bundle_evidence
+from cpt_deploy.bundle import read_evidence
+from cpt_deploy.bundle.checksums import read_checksums
+from cpt_deploy.bundle.layout import VALIDATION_FILE
+from cpt_deploy.bundle.opened import OpenedBundle, read_json
 from cpt_deploy.errors import BundleError
+from cpt_serving.adapters import Adapter, ModelKind
 
 
 class InputFacts(BaseModel):
@@ -52,6 +59,8 @@ class ValidationFacts(BaseModel):
     dataset: MeasuredData | None = None
     accuracy: Accuracy | None = Field(default=None, description="of what is served, in onnxruntime")
     trained_accuracy: float | None = Field(default=None, description="of the trained model before freezing")
+    perplexity: float | None = Field(default=None, description="of a language model as served, in onnxruntime")
+    trained_perplexity: float | None = Field(default=None, description="of the trained model before freezing")
     integers: Integers | None = None
     float_operators: int | None = Field(default=None, description="float layers left in onnxruntime's graph")
     runtime: str | None = None
@@ -64,9 +73,14 @@ class Evidence(BaseModel):
     model: str
     version: str
     sha256: str
-    size_bytes: int
-    input: InputFacts
-    classes: int
+    kind: ModelKind
+    size_bytes: int | None
+    input: InputFacts | None = Field(default=None, description="null for a language model")
+    classes: int | None = Field(default=None, description="null for a language model")
+    vocabulary: int | None = Field(default=None, description="tokens that a language model knows, null for others")
+    context: int | None = Field(
+        default=None, description="most tokens that a language model looks at, null if nothing limits them"
+    )
     weight_bits: int | float | None = Field(description="with bits by layer their mean over all weights")
     activation_bits: int | None
     cycle: tuple[int, int] | None = Field(description="the bits between which training cycled")
@@ -75,39 +89,57 @@ class Evidence(BaseModel):
     docs: bool = Field(description="whether the server has /docs")
 
 
-def evidence_of(bundle: Bundle, *, docs: bool = True) -> Evidence:
-    """Return what is known of a bundle's model.
+def evidence_of(adapter: Adapter, *, docs: bool = True) -> Evidence:
+    """Return what is known of a model, with the report of `cpt validate` as it is in its directory now.
 
     Args:
-        bundle: The bundle.
+        adapter: The model's.
         docs: Whether the server that tells it has `/docs`.
     """
-    channels, height, width = bundle.preprocessing.input_shape
+    bundle = adapter.bundle
     facts = bundle.facts
     return Evidence(
         model=bundle.name,
         version=bundle.version,
         sha256=bundle.sha256,
-        size_bytes=bundle.onnx_path.stat().st_size,
-        input=InputFacts(channels=channels, height=height, width=width),
-        classes=len(bundle.labels),
+        kind=adapter.kind,
+        size_bytes=_size(bundle),
         weight_bits=facts.get("weight_bits"),
         activation_bits=facts.get("activation_bits"),
         cycle=facts.get("cycle"),
         validation=_validation(bundle),
         server_version=cpt_deploy.__version__,
         docs=docs,
+        **adapter.evidence(),
     )
 
 
-def _validation(bundle: Bundle) -> ValidationFacts | None:
-    """Return the report in short; one of another form counts as none, since nothing can be said from it."""
+def _size(bundle: OpenedBundle) -> int | None:
     try:
-        found = read_evidence(bundle)
+        return bundle.onnx_path.stat().st_size
+    except OSError:  # its directory was taken away while it is served
+        return None
+
+
+def _report(bundle: OpenedBundle) -> dict[str, Any] | None:
+    """Return the report that stands in a bundle's directory now; a model is often validated after it was loaded."""
+    try:
+        digests = read_checksums(bundle.path)
+        return read_json(bundle.path, VALIDATION_FILE, digests) if VALIDATION_FILE in digests else None
+    except BundleError:
+        return bundle.validation
+
+
+def _validation(bundle: OpenedBundle) -> ValidationFacts | None:
+    """Return the report in short; one of another form counts as none, since nothing can be said from it."""
+    report = _report(bundle)
+    try:
+        found = read_evidence(replace(bundle, validation=report))
     except BundleError:
         return None
-    if found is None:
+    if found is None or report is None:
         return None
+    perplexities = {entry["name"]: entry.get("perplexity") for entry in report["runtimes"]}
     return ValidationFacts(
         passed=found.passed,
         verdict=found.verdict,
@@ -116,6 +148,8 @@ def _validation(bundle: Bundle) -> ValidationFacts | None:
         dataset=MeasuredData(name=found.dataset, split=found.split, samples=found.samples),
         accuracy=_accuracy(found),
         trained_accuracy=found.trained_accuracy,
+        perplexity=perplexities.get("onnxruntime"),
+        trained_perplexity=perplexities.get("trained"),
         integers=_integers(found),
         float_operators=found.float_operators,
         runtime=None if found.runtime is None else f"onnxruntime {found.runtime}",

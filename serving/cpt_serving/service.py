@@ -1,17 +1,20 @@
 """What the routes stand on: the served models, the settings, the metrics and the statistics."""
 
 from dataclasses import dataclass
+from typing import TypeVar, cast
 
+from cpt_serving.adapters import Adapter, Generates, Predicts
 from cpt_serving.certificates import Certificate
 from cpt_serving.inference.engine import Engine
-from cpt_serving.inference.language_engine import LanguageEngine
-from cpt_serving.inference.lifecycle import ModelEngine
+from cpt_serving.inference.errors import InvalidRequestError
 from cpt_serving.oip.statistics import StatisticsRegistry
 from cpt_serving.repository.model_repository import ModelRepository
 from cpt_serving.settings import ServeSettings
 from cpt_serving.shutdown import Shutdown
 from cpt_serving.telemetry.metrics import Metrics
-from cpt_serving.web.errors import bad_request
+from cpt_serving.web.bodies import BodyBudget
+
+A = TypeVar("A", bound=Adapter)
 
 
 @dataclass(frozen=True)
@@ -24,42 +27,47 @@ class Service:
     statistics: StatisticsRegistry
     shutdown: Shutdown
     certificate: Certificate | None
+    memory: BodyBudget
+    """For the bodies and messages of all requests under way."""
 
-    def find_any(self, model: str | None, version: str | None = None) -> ModelEngine:
-        """Return the engine of a model of any kind.
+    def find(self, model: str | None, version: str | None = None) -> Engine[Adapter]:
+        """Return the engine of a model.
 
         Args:
             model: Its name; `None` is the only one that is served.
             version: Its version; `None` is the newest.
 
         Raises:
-            RequestError: 400 if a name is needed, 404 if there is no such model, 503 if it could not be opened.
+            InvalidRequestError: If a name is needed.
+            ModelNotFoundError: If there is no such model.
+            NotReadyError: If it could not be opened.
         """
         if model is None and version is None:
             return self.repository.default
         return self.repository.find(model or self.repository.default.bundle.name, version)
 
-    def find(self, model: str | None, version: str | None = None) -> Engine:
-        """Return the engine of an image classifier.
+    def find_predicting(self, model: str | None, version: str | None = None) -> Engine[Predicts]:
+        """Return the engine of a model that answers `/predict`.
 
         Raises:
-            RequestError: As `find_any` says, and 400 if the model is no classifier.
+            ServingError: As `find` says, and an InvalidRequestError if the model cannot.
         """
-        engine = self.find_any(model, version)
-        if isinstance(engine, Engine):
-            return engine
-        raise bad_request(
-            f"Expected an image classifier, but {engine.bundle.name} is a language model: "
-            "/generate, /score and /v2/models/{name}/infer answer for it"
+        return _able(self.find(model, version), Predicts)  # type: ignore[type-abstract]
+
+    def find_generating(self, model: str | None, version: str | None = None) -> Engine[Generates]:
+        """Return the engine of a model that answers `/generate` and `/score`.
+
+        Raises:
+            ServingError: As `find` says, and an InvalidRequestError if the model cannot.
+        """
+        return _able(self.find(model, version), Generates)  # type: ignore[type-abstract]
+
+
+def _able(engine: Engine[Adapter], able: type[A]) -> Engine[A]:
+    """Return an engine as that of a model with an ability."""
+    if not isinstance(engine.model, able):
+        raise InvalidRequestError(
+            f"Expected a model that {able.ability}, but {engine.bundle.name} {engine.model.ability} "
+            "(and /v2/models/{name}/infer)"
         )
-
-    def find_language(self, model: str | None, version: str | None = None) -> LanguageEngine:
-        """Return the engine of a language model.
-
-        Raises:
-            RequestError: As `find_any` says, and 400 if the model is no language model.
-        """
-        engine = self.find_any(model, version)
-        if isinstance(engine, LanguageEngine):
-            return engine
-        raise bad_request(f"Expected a language model, but {engine.bundle.name} is an image classifier: /predict")
+    return cast("Engine[A]", engine)

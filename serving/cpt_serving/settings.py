@@ -55,6 +55,9 @@ class ServeSettings(BaseSettings):
     queue_rows: int = Field(default=1024, ge=1)
     """Most rows of a model that wait; a request that comes on top is answered 429."""
 
+    queue_bytes: int = Field(default=64 * 1024 * 1024, ge=1)
+    """Most bytes that the rows of a model take which wait; of large inputs fewer wait than `queue_rows`."""
+
     timeout_s: float | None = Field(default=None, gt=0, le=3600)
     """Deadline of requests that state none; by default they have none."""
 
@@ -88,11 +91,17 @@ class ServeSettings(BaseSettings):
     max_body_bytes: int = Field(default=32 * 1024 * 1024, ge=1)
     """Largest request body."""
 
+    max_json_bytes: int = Field(default=8 * 1024 * 1024, ge=1)
+    """Largest JSON in a request; tensors as bytes and files are bounded by `max_body_bytes`."""
+
+    max_memory_bytes: int = Field(default=128 * 1024 * 1024, ge=1)
+    """Memory for the bodies of all requests under way; what comes on top is answered 503."""
+
     head_timeout_s: float = Field(default=10.0, gt=0, le=3600)
     """Seconds in which the head of a request has to come, from the opening of its connection or its first byte."""
 
     body_timeout_s: float = Field(default=30.0, gt=0, le=3600)
-    """Seconds in which the body has to come, and one more for each 8 KiB of it."""
+    """Seconds in which the body, or 8 KiB of it for each second, has to come."""
 
     max_connections: int = Field(default=1024, ge=1)
     """Most connections that are open at once; who comes on top is answered 503."""
@@ -107,7 +116,10 @@ class ServeSettings(BaseSettings):
     """Most pixels (width x height) that one image may declare."""
 
     max_request_pixels: int = Field(default=8 * MAX_PIXELS, ge=1)
-    """Most pixels that the images of one request may declare together."""
+    """Most pixels that are made of the images of one request, decoded and scaled."""
+
+    decode_bytes: int = Field(default=192 * 1024 * 1024, ge=1)
+    """Most bytes in which images are decoded at once; one that needs more is refused, others wait for their turn."""
 
     drain_s: float = Field(default=1.0, ge=0, le=3600)
     """Seconds from SIGTERM, when readiness fails, until the port is closed; what routes traffic needs to notice."""

@@ -6,7 +6,7 @@ import random
 import httpx2
 import pytest
 
-from cpt_serving.client.generating import stream_text
+from cpt_serving import PredictClient
 
 
 @pytest.fixture(scope="module")
@@ -101,8 +101,9 @@ def test_the_server_gives_the_text_that_the_command_gives(cpt, bundle, server):
     there = json.loads(cpt("generate", "--url", server, "the company", *options).stdout)
     assert here["text"] == there["text"]
     assert here["usage"] == there["usage"] == {"prompt_tokens": 2, "generated_tokens": 12}
-    body = {"prompt": "the company", "max_tokens": 12, "seed": 5}
-    assert "".join(event["text"] for event in stream_text(server, body)) == here["text"]
+    with PredictClient(server) as client:
+        events = list(client.generate("the company", max_tokens=12, seed=5))
+    assert "".join(event["text"] for event in events) == here["text"]
 
 
 def test_the_server_scores_text(server):

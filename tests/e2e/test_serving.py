@@ -29,8 +29,10 @@ def test_a_row_has_the_same_bits_whatever_batch_it_rides_in(bundle, threads):
         for _ in range(20):
             cuts = np.sort(random.choice(np.arange(1, 96), size=random.integers(1, 40), replace=False))
             parts = np.split(rows, cuts)
-            inferences = await asyncio.gather(*(engine.infer(part) for part in parts))
-            assert np.concatenate([inference.logits for inference in inferences]).tobytes() == alone.tobytes()
+            inferences = await asyncio.gather(*(engine.batcher.submit({"image": part}) for part in parts))
+            assert (
+                np.concatenate([inference.outputs["logits"] for inference in inferences]).tobytes() == alone.tobytes()
+            )
             sizes |= {inference.batch_rows for inference in inferences}
         repository.close()
         # Otherwise nothing was batched, and nothing tested.

@@ -6,7 +6,7 @@ import httpx2
 import numpy as np
 import pytest
 
-from cpt_serving.client.generating import stream_text
+from cpt_serving import PredictClient
 
 CONTEXT = 32
 VERSES = ("shall i compare thee to a summer day", "thou art more lovely and more temperate", "rough winds do shake")
@@ -52,8 +52,9 @@ def test_the_server_gives_the_text_that_the_command_gives_up_to_the_context(cpt,
     # The last token of a text takes no place in the context.
     assert here["usage"] == there["usage"] == {"prompt_tokens": 7, "generated_tokens": CONTEXT - 7 + 1}
     assert here["finish_reason"] == "length"
-    body = {"prompt": "shall i", "max_tokens": 100, "seed": 5}
-    assert "".join(event["text"] for event in stream_text(server, body)) == here["text"]
+    with PredictClient(server) as client:
+        events = list(client.generate("shall i", max_tokens=100, seed=5))
+    assert "".join(event["text"] for event in events) == here["text"]
     too_long = cpt("generate", bundle, "a" * (CONTEXT + 1), code=2).stderr
     assert f"at most {CONTEXT} tokens" in too_long
 

@@ -163,6 +163,7 @@ def serve(  # noqa: PLR0913, PLR0917  the options are its parameters
     Checksums and golden samples are checked before anything listens. Every setting can also be given by an environment
     variable, CPT_SERVE_PORT=9000, CPT_SERVE_MAX_BODY_BYTES, ..., or in a YAML file; docs/serving.md lists them.
     """
+    from cpt_deploy.bundle.language import is_language
     from cpt_serving.repository.model_directory import find_models
     from cpt_serving.server import run
     from cpt_serving.settings import load_settings
@@ -197,8 +198,11 @@ def serve(  # noqa: PLR0913, PLR0917  the options are its parameters
     )
 
     def announce(url: str) -> None:
-        models = sorted({location.address()[0] for location in find_models(settings.bundle)})
-        path = "/predict" if len(models) == 1 else f"/models/{models[0] if models else 'NAME'}/predict"
+        locations = {location.address()[0]: location for location in find_models(settings.bundle)}
+        models = sorted(locations)
+        first = models[0] if models else "NAME"
+        place = url if len(models) == 1 else f"{url}/models/{first}"
+        takes_text = first in locations and is_language(locations[first].path)
         out.fields(
             f"Serving {formats.path(settings.bundle)}",
             {
@@ -206,7 +210,7 @@ def serve(  # noqa: PLR0913, PLR0917  the options are its parameters
                 **({} if settings.grpc_port is None else {"gRPC": f"{settings.host}:{settings.grpc_port}"}),
                 "models": ", ".join(models) or "none yet",
                 "page": f"{url}/" if settings.page else "off",
-                "try it": _curl(settings, f"{url}{path}"),
+                "try it": _curl(settings, place, takes_text=takes_text),
                 "docs": f"{url}/docs" if settings.docs else "off",
                 "ready": f"{url}/health/ready",
                 "keys": "none: everybody who reaches the address may ask"
@@ -229,10 +233,11 @@ def serve(  # noqa: PLR0913, PLR0917  the options are its parameters
     run(settings, on_listening=announce)
 
 
-def _curl(settings: "ServeSettings", address: str) -> str:
+def _curl(settings: "ServeSettings", place: str, *, takes_text: bool) -> str:
     key = "" if settings.api_keys is None else "-H 'X-API-Key: …' "
     trust = "" if settings.tls_cert is None else f"--cacert {settings.tls_cert} "
-    return f"curl {trust}{key}-F file=@image.png {address}"
+    asked = """-d '{"prompt": "The"}' """ + f"{place}/generate" if takes_text else f"-F file=@image.png {place}/predict"
+    return f"curl {trust}{key}{asked}"
 
 
 COMMAND = Command(

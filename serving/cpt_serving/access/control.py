@@ -1,133 +1,148 @@
-"""Who may do what: every path needs a key of some scope, but for those that are open to everyone."""
+"""Who may do what: each route says which scope of an API key it needs, and is asked for it once it is found."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
-from starlette.types import ASGIApp, Receive, Send
-from starlette.types import Scope as AsgiScope
+from fastapi import Depends, Request
+from fastapi.routing import APIRoute, RouteContext, iter_route_contexts
+from starlette.routing import BaseRoute
 
 from cpt_serving.access.api_keys import ApiKey, KeyRing, Scope
-from cpt_serving.web.errors import error_response
+from cpt_serving.web.errors import RequestError, bad_request
 from cpt_serving.web.records import RequestRecord
+from cpt_serving.web.shown import near_name, shown
 
-OPEN_PATHS = frozenset(
-    {
-        "/",
-        "/docs",
-        "/openapi.json",
-        "/health/live",
-        "/health/ready",
-        "/v2/health/live",
-        "/v2/health/ready",
-    }
-)
-"""For probes, and pages without content of their own."""
-
-METRICS_PATH = "/metrics"
-ADMIN_PREFIX = "/v2/repository/models/"
-
-_PAGE_PREFIX = "/page/"
 _REALM = 'Bearer realm="cpt-serve"'
 
 
-def required_scope(path: str) -> Scope | None:
-    """Return the scope that a path needs; also one that leads nowhere, so that nothing can be found out by trying.
-
-    Args:
-        path: Path of a request, as routes are looked up by it.
-    """
-    if path in OPEN_PATHS or path.startswith(_PAGE_PREFIX):
-        return None
-    if path.startswith(ADMIN_PREFIX):
-        return Scope.ADMIN
-    return Scope.METRICS if path == METRICS_PATH else Scope.INFER
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """Why a request may not go on.
-
-    Args:
-        status: 401 without a valid key, 403 with one that is not enough.
-        message: For the client.
-        challenge: Content of `WWW-Authenticate`; empty if no key would help.
-    """
-
-    status: int
-    message: str
-    challenge: str = ""
-
-
-def check_key(keys: KeyRing | None, needed: Scope | None, sent: bytes | None) -> ApiKey | Refusal | None:
-    """Return whose key a request came with, why it is refused, or `None` if it needs no key.
+def find_key(keys: KeyRing | None, needed: Scope | None, sent: bytes | None) -> ApiKey | None:
+    """Return whose key a request came with, or `None` if it needs no key.
 
     Args:
         keys: The keys of the server; with `None` everything is open but what administrators do, which is off.
         needed: Scope that the request needs; `None` if it is open to everyone.
         sent: The key that came with it, if one did.
+
+    Raises:
+        RequestError: 401 without a valid key, 403 if no key would be enough.
     """
     if needed is None or (keys is None and needed is not Scope.ADMIN):
         return None
     if keys is None or (needed is Scope.ADMIN and not keys.has(Scope.ADMIN)):
-        return _NO_ADMINISTRATORS
+        raise RequestError(403, _NO_ADMINISTRATORS)
     if sent is None:
-        return Refusal(
-            401, "Expected an API key, as `Authorization: Bearer KEY` or `X-API-Key: KEY`, but got none", _REALM
-        )
+        expected = "Expected an API key, as `Authorization: Bearer KEY` or `X-API-Key: KEY`, but got none"
+        raise _refusal(401, expected, _REALM)
     key = keys.find(sent)
     if key is None:
-        message = "Expected an API key of this server, but got another one"
-        return Refusal(401, message, f'{_REALM}, error="invalid_token"')
+        raise _refusal(
+            401, "Expected an API key of this server, but got another one", f'{_REALM}, error="invalid_token"'
+        )
     return key
 
 
-def missing_scope(key: ApiKey, needed: Scope) -> Refusal | None:
-    """Return why a key is not enough, if it is not."""
-    if needed in key.scopes:
-        return None
-    return Refusal(
-        403,
-        f"Expected an API key of the scope {needed}, but {key.name} has {', '.join(sorted(key.scopes))}",
-        f'{_REALM}, error="insufficient_scope", scope="{needed}"',
-    )
+def require_scope(key: ApiKey, needed: Scope) -> None:
+    """Raise a `RequestError` of 403 if a key is not enough."""
+    if needed not in key.scopes:
+        raise _refusal(
+            403,
+            f"Expected an API key of the scope {needed}, but {key.name} has {', '.join(sorted(key.scopes))}",
+            f'{_REALM}, error="insufficient_scope", scope="{needed}"',
+        )
+
+
+def _refusal(status: int, message: str, challenge: str) -> RequestError:
+    return RequestError(status, message, {"WWW-Authenticate": challenge})
 
 
 class AccessControl:
-    """ASGI middleware inside of `RequestEdge`.
+    """Asks requests for their keys.
 
     Args:
-        app: What it protects.
         keys: The keys; with `None` everything is open but the routes of administrators, which are off.
         open_metrics: Whether the metrics need no key.
     """
 
-    def __init__(self, app: ASGIApp, *, keys: KeyRing | None, open_metrics: bool = False) -> None:
-        self._app = app
+    def __init__(self, keys: KeyRing | None, *, open_metrics: bool = False) -> None:
         self._keys = keys
         self._open_metrics = open_metrics
 
-    async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
-        """Let a request through, or answer it."""
-        if scope["type"] == "http":
-            refusal = self._check(scope)
-            if refusal is not None:
-                headers = {"WWW-Authenticate": refusal.challenge} if refusal.challenge else None
-                request_id = scope.get("state", {}).get("request_id", "")
-                await error_response(request_id, refusal.status, refusal.message, headers)(scope, receive, send)
-                return
-        await self._app(scope, receive, send)
+    def authorize(self, request: Request, needed: Scope | None) -> None:
+        """Return if a request may go on.
 
-    def _check(self, scope: AsgiScope) -> Refusal | None:
-        needed = required_scope(scope["path"])
+        Args:
+            request: The request, of which only the headers are looked at.
+            needed: Scope that it needs; `None` if it is open to everyone.
+
+        Raises:
+            RequestError: 401 without a valid key, 403 with one that is not enough.
+        """
         if needed is Scope.METRICS and self._open_metrics:
-            return None
-        found = check_key(self._keys, needed, presented_key(scope["headers"]))
-        if needed is None or not isinstance(found, ApiKey):
-            return found if isinstance(found, Refusal) else None
-        record = scope.get("state", {}).get("record")
+            return
+        key = find_key(self._keys, needed, presented_key(request.scope["headers"]))
+        if key is None or needed is None:
+            return
+        record = request.scope["state"].get("record")
         if isinstance(record, RequestRecord):
-            record.key = found.name
-        return missing_scope(found, needed)
+            record.key = key.name
+        require_scope(key, needed)
+
+
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """Stands before a route: asks for a key of a scope, and refuses query parameters that the route does not know.
+
+    Args:
+        needed: The scope; `None` if the route is open to everyone.
+        any_query: Whether the route takes any query, as pages do.
+    """
+
+    needed: Scope | None
+    any_query: bool = False
+
+    async def __call__(self, request: Request) -> None:
+        """Return if a request may go on.
+
+        Raises:
+            RequestError: 401 or 403 as `AccessControl.authorize` says, 400 for an unknown query parameter.
+        """
+        request.app.state.access.authorize(request, self.needed)
+        if request.scope["query_string"] and not self.any_query:
+            _check_query(request)
+
+
+def requires(needed: Scope | None, *, any_query: bool = False) -> Any:
+    """Return the dependency that makes the routes of a router, or one of them, need a scope."""
+    return Depends(Guard(needed, any_query))
+
+
+def guard_of(route: BaseRoute | RouteContext) -> Guard | None:
+    """Return what stands before a route; `None` if nothing does."""
+    dependant = getattr(route, "dependant", None)
+    calls = [] if dependant is None else [each.call for each in dependant.dependencies]
+    calls.append(getattr(route, "endpoint", None))
+    for call in calls:
+        found = call if isinstance(call, Guard) else getattr(call, "guard", None)
+        if isinstance(found, Guard):
+            return found
+    return None
+
+
+def require_guards(routes: Iterable[BaseRoute]) -> None:
+    """Raise a `TypeError` for a route that does not say which scope it needs: nothing is open by oversight."""
+    open_by_oversight = [each.path for each in iter_route_contexts(list(routes)) if guard_of(each) is None]
+    if open_by_oversight:
+        raise TypeError(f"Expected each route to say which scope it needs, but got none of {open_by_oversight}")
+
+
+def _check_query(request: Request) -> None:
+    route = request.scope["route"]
+    known = [field.alias for field in route.dependant.query_params] if isinstance(route, APIRoute) else []
+    unknown = next((name for name in request.query_params if name not in known), None)
+    if unknown is not None:
+        expected = f"the query parameters {', '.join(known)}" if known else "no query parameters"
+        raise bad_request(f"Expected {expected}, but got {shown(unknown)}{near_name(unknown, known)}")
 
 
 def presented_key(headers: Iterable[tuple[bytes, bytes]]) -> bytes | None:
@@ -147,8 +162,7 @@ def presented_key(headers: Iterable[tuple[bytes, bytes]]) -> bytes | None:
     return found
 
 
-_NO_ADMINISTRATORS = Refusal(
-    403,
+_NO_ADMINISTRATORS = (
     "Expected a server whose models clients may load and unload, but none of its API keys has the scope admin "
-    "(cpt api-key NAME FILE --scope admin, cpt serve --api-keys FILE)",
+    "(cpt api-key NAME FILE --scope admin, cpt serve --api-keys FILE)"
 )

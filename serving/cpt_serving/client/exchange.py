@@ -1,128 +1,103 @@
-"""When to send, when to wait and when to give up: the part that the two clients share, without any input or output."""
+"""One request, brought to its answer: when to send, when to wait, when to give up, and what a refusal means."""
 
 import datetime
 import email.utils
+import ipaddress
 import random
-from collections.abc import Callable, Generator
-from dataclasses import dataclass
-from typing import TypeVar
+from asyncio import sleep
+from collections.abc import Mapping
+from time import monotonic
+from typing import Any
 
 import httpx2
 
-from cpt_deploy.errors import CptError, DataError
-from cpt_serving.client.answers import refusal
-from cpt_serving.client.calls import Call
-
-T = TypeVar("T")
-
-BUSY = frozenset({429, 503})
-"""Statuses that say: not now."""
+from cpt_deploy.errors import CptError, DataError, UsageError
 
 TIMEOUT_HEADER = "X-Request-Timeout-Ms"
 """Tells the server when the answer is of no use any more, so that it drops the work."""
 
-_SPREAD = 0.25
+_BUSY = frozenset({429, 503})
+_CONNECT_WITHIN_S = 10.0
 
 
-@dataclass(frozen=True, slots=True)
-class Retries:
-    """How patient a client is with a busy server.
-
-    Args:
-        attempts: How often a request is sent at most.
-        first_s: Seconds before the second attempt where the server names none; doubled with each further one.
-        longest_s: Most seconds before an attempt. A server that asks for more is not asked again.
-
-    Raises:
-        ValueError: If a number is out of range.
-    """
-
-    attempts: int = 5
-    first_s: float = 0.1
-    longest_s: float = 10.0
-
-    def __post_init__(self) -> None:
-        if self.attempts < 1 or not 0 <= self.first_s <= self.longest_s:
-            raise ValueError(f"Expected 1 attempt or more and 0 <= first_s <= longest_s, but got {self}")
-
-    def pause_s(self, attempt: int, asked_s: float | None, generator: random.Random) -> float | None:
-        """Return how long to wait before trying again, or `None` to give up.
-
-        Pauses are spread at random, so that clients that were refused together do not come back together.
-
-        Args:
-            attempt: How many attempts were made.
-            asked_s: Seconds that the server asked for, if it did.
-            generator: Where chance comes from.
-        """
-        if attempt >= self.attempts or (asked_s is not None and asked_s > self.longest_s):
-            return None
-        if asked_s is not None:
-            return asked_s * (1 + _SPREAD * generator.random())
-        longest = min(self.longest_s, self.first_s * 2.0 ** (attempt - 1))
-        return longest * generator.uniform(0.5, 1.0)
+_FIRST_PAUSE_S = 0.1
+"""Seconds before the second attempt where the server names none; doubled with each further one."""
 
 
-@dataclass(frozen=True, slots=True)
-class Send:
-    """Ask for one attempt within a time; its response, or its `httpx2.HTTPError`, is wanted."""
-
-    timeout_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class Wait:
-    """Ask for a pause."""
-
-    seconds: float
-
-
-Exchange = Generator[Send | Wait, httpx2.Response | httpx2.HTTPError | None, T]
-
-
-def exchange(
-    call: Call[T],
-    url: httpx2.URL,
+async def ask(
+    client: httpx2.AsyncClient,
+    path: str,
+    body: Mapping[str, Any],
     *,
     timeout_s: float,
-    retries: Retries,
-    clock: Callable[[], float],
-    generator: random.Random,
-) -> Exchange[T]:
-    """Bring a call to its answer; what it yields has to be done, and the response to be sent in.
+    attempts: int,
+    kinds: Mapping[int, type[CptError]],
+    stream: bool = False,
+) -> httpx2.Response:
+    """Return the good answer to a POST request, after as many attempts as it takes.
 
     Args:
-        call: The request.
-        url: The server's address, for messages.
-        timeout_s: Seconds for all attempts and pauses together.
-        retries: How patient to be.
-        clock: A monotonic time in seconds.
-        generator: Spreads the pauses.
+        client: The connections.
+        path: Path of the request.
+        body: What `httpx2` takes as a request's body and query.
+        timeout_s: Seconds for all attempts and pauses together. The server hears of it, but for a stream, where it is
+            the time to the head and then to each line.
+        attempts: How often a busy server is asked at most.
+        kinds: The errors of statuses that have one of their own.
+        stream: Whether to return as soon as the head of the answer is there.
 
     Raises:
         DataError: If the server cannot be reached or does not answer in time.
-        CptError: If it refuses or fails, by `call.kinds`, or its answer is of another form.
+        CptError: If it refuses or fails, by `kinds`.
     """
-    deadline = clock() + timeout_s
-    attempt = 0
+    url, deadline, attempt = client.base_url, monotonic() + timeout_s, 0
     while True:
-        attempt += 1
-        outcome = yield Send(max(deadline - clock(), 0.001))
-        assert outcome is not None
-        if isinstance(outcome, httpx2.Response):
-            if outcome.status_code in call.accepted:
-                return _parsed(call, url, outcome)
-            failure: CptError = refusal(url, outcome, call.kinds)
-            busy = call.patient and outcome.status_code in BUSY
-            asked_s = retry_after_s(outcome.headers.get("Retry-After"))
-        else:
-            failure = _unreachable(url, outcome)
+        attempt, left_s, asked_s = attempt + 1, max(deadline - monotonic(), 0.001), None
+        headers = {} if stream else {TIMEOUT_HEADER: f"{left_s * 1e3:.0f}"}
+        timeout = httpx2.Timeout(left_s, connect=min(left_s, _CONNECT_WITHIN_S))
+        request = client.build_request("POST", path, headers=headers, timeout=timeout, **body)
+        try:
+            response = await client.send(request, stream=stream)
+            if response.status_code == 200:
+                return response
+            await response.aread()
+        except httpx2.HTTPError as error:
+            failure: CptError = unreachable(url, error)
             # A connection that the server closed just when it was used again; asking twice does no harm.
-            busy, asked_s = call.patient and isinstance(outcome, httpx2.RemoteProtocolError), None
-        pause_s = retries.pause_s(attempt, asked_s, generator) if busy else None
-        if pause_s is None or clock() + pause_s >= deadline:
+            busy = isinstance(error, httpx2.RemoteProtocolError)
+        else:
+            failure, busy = _refusal(url, response, kinds), response.status_code in _BUSY
+            asked_s = retry_after_s(response.headers.get("Retry-After"))
+        # Spread at random, so that clients that were refused together do not come back together.
+        spread = random.uniform(1.0, 1.25)
+        pause_s = spread * (_FIRST_PAUSE_S * 2 ** (attempt - 1) if asked_s is None else asked_s)
+        if not busy or attempt >= attempts or monotonic() + pause_s >= deadline:
             raise failure
-        yield Wait(pause_s)
+        await sleep(pause_s)
+
+
+def address_of(url: str) -> httpx2.URL:
+    """Return the address of a server; `http://` may be left out, and `/predict` may stand at its end.
+
+    Raises:
+        UsageError: If it is none.
+    """
+    try:
+        parsed = httpx2.URL(url if "://" in url else f"http://{url}")
+    except httpx2.InvalidURL as error:
+        raise UsageError(f"Expected the address of a server, but got {url!r}: {error}") from error
+    if parsed.scheme not in {"http", "https"} or not parsed.host:
+        raise UsageError(f"Expected an address like http://127.0.0.1:8000, but got {url!r}")
+    path = parsed.path.rstrip("/").removesuffix("/predict")
+    return parsed.copy_with(path=path or "/", query=None, fragment=None)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host is this machine; a proxy of the environment could not reach it."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def retry_after_s(text: str | None) -> float | None:
@@ -139,17 +114,19 @@ def retry_after_s(text: str | None) -> float | None:
         return None
 
 
-def _parsed(call: Call[T], url: httpx2.URL, response: httpx2.Response) -> T:
-    try:
-        return call.parse(response)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CptError(f"Expected a prediction from {url}, but got another answer: {error}") from error
-
-
-def _unreachable(url: httpx2.URL, error: httpx2.HTTPError) -> DataError:
+def unreachable(url: httpx2.URL, error: httpx2.HTTPError) -> DataError:
+    """Return the error that a failure of the network is."""
     if isinstance(error, httpx2.TimeoutException):
         return DataError(f"Expected an answer from {url}, but it did not come in time")
-    return DataError(
-        f"Expected a server at {url}, but got: {str(error) or type(error).__name__}",
-        hint="`cpt serve BUNDLE` starts one",
-    )
+    said = str(error) or type(error).__name__
+    return DataError(f"Expected a server at {url}, but got: {said}", hint="`cpt serve BUNDLE` starts one")
+
+
+def _refusal(url: httpx2.URL, response: httpx2.Response, kinds: Mapping[int, type[CptError]]) -> CptError:
+    try:
+        message = str(response.json()["error"])
+    except (ValueError, KeyError, TypeError):
+        said = f"Expected a prediction from {url}, but got status {response.status_code}"
+        return CptError(said, hint="is it a server of `cpt serve`?")
+    known: dict[int, type[CptError]] = {404: UsageError, 504: DataError, **kinds}
+    return known.get(response.status_code, CptError)(f"{url} answered {response.status_code}: {message}")

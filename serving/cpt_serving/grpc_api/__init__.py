@@ -10,6 +10,8 @@ def require_grpc() -> None:
         MissingExtraError: With what to install.
     """
     try:
+        import grpc_health.v1  # noqa: F401
+        import grpc_reflection.v1alpha  # noqa: F401
         from tritonclient.grpc import service_pb2  # noqa: F401
     except (ImportError, RuntimeError) as error:
         raise MissingExtraError(

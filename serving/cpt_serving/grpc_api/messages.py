@@ -21,6 +21,7 @@ from cpt_serving.oip.requests import (
     parse_timeout,
 )
 from cpt_serving.web.errors import bad_request
+from cpt_serving.web.shown import shown
 
 _CONTENTS = {
     "BOOL": "bool_contents",
@@ -93,7 +94,7 @@ def _inputs(message: Any) -> list[InputTensor]:
     if raw and (typed or len(raw) != len(message.inputs)):
         raise bad_request(
             f"Expected the {len(message.inputs)} tensors in raw_input_contents or in contents, but got "
-            f"{len(raw)} in the one and {typed or 'none'!r:.200} in the other"
+            f"{len(raw)} in the one and {shown(typed or 'none')} in the other"
         )
     return [
         _input(tensor, memoryview(raw[place]) if raw else _elements(tensor))
@@ -103,7 +104,7 @@ def _inputs(message: Any) -> list[InputTensor]:
 
 def _input(tensor: Any, raw: memoryview) -> InputTensor:
     # Only to refuse what is not known here: of an input no parameter changes anything.
-    parameters_of(f"input {tensor.name!r:.100}", {"parameters": plain(tensor.parameters)})
+    parameters_of(f"input {shown(tensor.name)}", {"parameters": plain(tensor.parameters)})
     return InputTensor(tensor.name, tensor.datatype, parse_shape(tensor.name, list(tensor.shape)), raw=raw)
 
 
@@ -114,7 +115,7 @@ def _elements(tensor: Any) -> memoryview:
     if field is None:
         raise bad_request(
             f"Expected contents of the datatypes {', '.join(_CONTENTS)}, or FP16 or BF16 in raw_input_contents, "
-            f"but got {datatype!r:.100}"
+            f"but got {shown(datatype)}"
         )
     given = [field.name for field, _ in tensor.contents.ListFields()]
     if given not in ([], [field]):

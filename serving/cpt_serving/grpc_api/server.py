@@ -5,33 +5,43 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import grpc
+from grpc_reflection.v1alpha.reflection_pb2_grpc import add_ServerReflectionServicer_to_server
 
 from cpt_serving.access.api_keys import KeyRing
 from cpt_serving.certificates import Certificate
 from cpt_serving.grpc_api.access import KeyInterceptor
-from cpt_serving.grpc_api.servicer import handlers
+from cpt_serving.grpc_api.calls import Calls
+from cpt_serving.grpc_api.servicer import SERVICE, handlers
+from cpt_serving.grpc_api.standard import Health, Reflection
 from cpt_serving.service import Service
+from cpt_serving.telemetry.access_log import AccessLog
 
 
 @asynccontextmanager
-async def running_grpc(service: Service, port: int, keys: KeyRing | None) -> AsyncIterator[None]:
+async def running_grpc(
+    service: Service, port: int, keys: KeyRing | None, access_log: AccessLog | None
+) -> AsyncIterator[None]:
     """Answer gRPC calls while the context is open; once the server stops, calls under way are finished.
 
     Args:
         service: What answers.
         port: Where.
         keys: The API keys, if calls need one.
+        access_log: Where calls are logged, if they are.
     """
     settings, shutdown = service.settings, service.shutdown
+    calls = Calls(service.metrics, access_log)
     server = grpc.aio.server(
-        interceptors=[KeyInterceptor(keys, service.metrics)],
+        interceptors=[KeyInterceptor(keys, calls)],
         options=[
             ("grpc.max_receive_message_length", settings.max_body_bytes),
             ("grpc.max_send_message_length", -1),
             ("grpc.so_reuseport", 0),
         ],
+        maximum_concurrent_rpcs=settings.max_connections,
     )
-    server.add_generic_rpc_handlers((handlers(service),))
+    server.add_generic_rpc_handlers((handlers(service, calls), Health(service, calls, (SERVICE,)).handlers()))
+    add_ServerReflectionServicer_to_server(Reflection((SERVICE,), calls, shutdown), server)
     address = f"{_bracketed(settings.host)}:{port}"
     if service.certificate is None:
         server.add_insecure_port(address)

@@ -1,9 +1,6 @@
-"""The calls of the protocol over gRPC, each as thin as its HTTP route, and how errors leave them."""
+"""The calls of the protocol over gRPC, each as thin as its HTTP route, and which they are."""
 
-import asyncio
 import functools
-import logging
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -11,43 +8,31 @@ import grpc
 from google.protobuf.json_format import ParseDict
 from tritonclient.grpc import service_pb2
 
+from cpt_serving.adapters import Adapter
+from cpt_serving.grpc_api.arriving import parsed
+from cpt_serving.grpc_api.calls import Calls, abort, until_the_end
 from cpt_serving.grpc_api.inference import model_infer
 from cpt_serving.grpc_api.messages import plain
+from cpt_serving.inference.engine import Engine, EngineState
 from cpt_serving.inference.errors import ServingError
-from cpt_serving.inference.lifecycle import EngineState, ModelEngine
 from cpt_serving.oip import metadata
 from cpt_serving.oip.repository import changed_version
 from cpt_serving.service import Service
-from cpt_serving.web.errors import RequestError, request_error
-
-logger = logging.getLogger(__name__)
+from cpt_serving.web.errors import RequestError
+from cpt_serving.web.records import given_or_new_id
 
 SERVICE = "inference.GRPCInferenceService"
 
 _STREAM = "ModelStreamInfer"
 
-_CLIENT_GONE = 499
-
 Call = Callable[[Service, Any], Awaitable[Any]]
 
-_CODES = {
-    400: grpc.StatusCode.INVALID_ARGUMENT,
-    403: grpc.StatusCode.PERMISSION_DENIED,
-    404: grpc.StatusCode.NOT_FOUND,
-    413: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    429: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    503: grpc.StatusCode.UNAVAILABLE,
-    504: grpc.StatusCode.DEADLINE_EXCEEDED,
-}
-"""gRPC's codes for the statuses that requests end with over HTTP."""
 
-
-def handlers(service: Service) -> grpc.GenericRpcHandler:
+def handlers(service: Service, calls: Calls) -> grpc.GenericRpcHandler:
     """Return the calls for a server to answer; those of extensions that are not here are answered as unknown."""
-    methods = {name: _unary(service, name, call) for name, call in _CALLS.items()}
+    methods = {name: _unary(service, calls, name, call) for name, call in _CALLS.items()}
     methods[_STREAM] = grpc.stream_stream_rpc_method_handler(
-        functools.partial(_stream, service),
-        request_deserializer=service_pb2.ModelInferRequest.FromString,
+        functools.partial(_stream, service, calls),
         response_serializer=service_pb2.ModelStreamInferResponse.SerializeToString,
     )
     return grpc.method_handlers_generic_handler(SERVICE, methods)
@@ -75,14 +60,14 @@ async def server_metadata(_service: Service, _request: Any) -> Any:
 
 async def model_metadata(service: Service, request: Any) -> Any:
     """What a model takes and returns."""
-    bundle = _find(service, request).bundle
-    facts = metadata.model_metadata(bundle, service.repository.versions(bundle.name))
+    adapter = _find(service, request).model
+    facts = metadata.model_metadata(adapter, service.repository.versions(adapter.bundle.name))
     return ParseDict(facts, service_pb2.ModelMetadataResponse())
 
 
 async def model_config(service: Service, request: Any) -> Any:
     """A model's configuration in Triton's form."""
-    config = metadata.model_config(_find(service, request).bundle, service.settings)
+    config = metadata.model_config(_find(service, request).model)
     return ParseDict({"config": config}, service_pb2.ModelConfigResponse())
 
 
@@ -131,81 +116,45 @@ _CALLS: dict[str, Call] = {
 }
 
 
-def _unary(service: Service, name: str, call: Call) -> Any:
-    async def answer(request: Any, context: Any) -> Any:
+def _unary(service: Service, calls: Calls, name: str, call: Call) -> Any:
+    kind = getattr(service_pb2, f"{name}Request")
+
+    async def answer(data: bytes, context: Any) -> Any:
         try:
-            return await _answered(service, name, call, request)
+            with calls.under_way(f"/{SERVICE}/{name}", context):
+                async with parsed(service, kind, data) as request:
+                    return await call(service, request)
         except RequestError as error:
-            await context.abort(_CODES.get(error.status, grpc.StatusCode.INTERNAL), error.message)
+            await abort(context, error)
 
     return grpc.unary_unary_rpc_method_handler(
         answer,
-        request_deserializer=getattr(service_pb2, f"{name}Request").FromString,
         response_serializer=getattr(service_pb2, f"{name}Response").SerializeToString,
     )
 
 
-async def _stream(service: Service, requests: AsyncIterator[Any], _context: Any) -> AsyncIterator[Any]:
+async def _stream(service: Service, calls: Calls, requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
     """Answer the requests of a stream one after the other; one that fails does not end it, the server's end does."""
-    stopping = asyncio.ensure_future(service.shutdown.stopping())
-    try:
-        while (request := await _next(requests, stopping)) is not None:
-            try:
-                answer = await _answered(service, _STREAM, model_infer, request)
-            except RequestError as error:
-                yield service_pb2.ModelStreamInferResponse(error_message=error.message)
-            else:
-                yield service_pb2.ModelStreamInferResponse(infer_response=answer)
-    finally:
-        stopping.cancel()
+    async for data in until_the_end(requests, service.shutdown):
+        try:
+            with calls.under_way(f"/{SERVICE}/{_STREAM}", context) as record:
+                async with parsed(service, service_pb2.ModelInferRequest, data) as request:
+                    if request.id:
+                        record.request_id = given_or_new_id(request.id.encode())
+                    answer = await model_infer(service, request)
+        except RequestError as error:
+            yield service_pb2.ModelStreamInferResponse(error_message=error.message)
+        else:
+            yield service_pb2.ModelStreamInferResponse(infer_response=answer)
 
 
-async def _next(requests: AsyncIterator[Any], stopping: "asyncio.Future[None]") -> Any:
-    """Return the next request of a stream, or `None` if none comes any more or the server stops before it."""
-    coming = asyncio.ensure_future(anext(requests, None))
-    await asyncio.wait([coming, stopping], return_when=asyncio.FIRST_COMPLETED)
-    if coming.done():
-        return coming.result()
-    coming.cancel()
-    return None
-
-
-async def _answered(service: Service, name: str, call: Call, request: Any) -> Any:
-    """Return the answer to a request, and count it; those of a stream count one by one.
-
-    Raises:
-        RequestError: With the status that it would end with over HTTP.
-    """
-    status, started = _CLIENT_GONE, time.perf_counter()
-    service.metrics.request_started()
-    try:
-        answer = await call(service, request)
-        status = 200
-        return answer
-    except RequestError as error:
-        status = error.status
-        raise
-    except ServingError as error:
-        refusal = request_error(error)
-        status = refusal.status
-        raise refusal from error
-    except Exception as error:
-        # As over HTTP: a bug must cost one request, and tell its client nothing of the server's inside.
-        status = 500
-        logger.exception("%s failed", name)
-        raise RequestError(status, "Internal error; the server's log has it") from error
-    finally:
-        seconds = time.perf_counter() - started
-        service.metrics.request_finished(f"/{SERVICE}/{name}", "gRPC", status, seconds)
-
-
-def _find(service: Service, request: Any) -> ModelEngine:
+def _find(service: Service, request: Any) -> Engine[Adapter]:
     return service.repository.find(request.name, request.version or None)
 
 
 def _holds(requirement: Callable[[], None]) -> bool:
     try:
         requirement()
-    except (RequestError, ServingError):
+    except ServingError:
         return False
     return True

@@ -1,104 +1,327 @@
-"""One model version behind the routes: loaded beside the event loop, checked before it is ready, run in batches."""
+"""One model version behind the routes: loaded beside the event loop, and asked through one admission control.
 
-import functools
+A request is admitted when it arrives, waits for a thread that reads what it brings, then for one that computes. Its
+rows count in one queue all that time, and its deadline, and whether its client is still there, hold all that time.
+"""
+
+import asyncio
+import enum
+import logging
+import math
 import time
-from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Generic, TypeVar
 
 import anyio.to_thread
-import numpy as np
-import numpy.typing as npt
-from anyio import CapacityLimiter
 
-from cpt_deploy.bundle import Bundle
-from cpt_serving.inference.batching import Batcher, BatchLimits, Inference
-from cpt_serving.inference.compute import ComputeThreads
-from cpt_serving.inference.lifecycle import EngineState, ModelEngine, unavailable
-from cpt_serving.inference.loading import load_model
-from cpt_serving.inference.observers import InferenceObserver
+from cpt_deploy.bundle.opened import OpenedBundle
+from cpt_deploy.errors import CptError
+from cpt_serving.inference.batching import Batcher, Inference
+from cpt_serving.inference.errors import (
+    DeadlineExceededError,
+    QueueFullError,
+    ServingError,
+    deadline_passed,
+    not_ready,
+)
+from cpt_serving.inference.model import Model, Tensors
+from cpt_serving.inference.observers import (
+    CANCELLED,
+    DEADLINE,
+    ERROR,
+    QUEUE_FULL,
+    GenerationObserver,
+    InferenceObserver,
+    SilentTexts,
+)
+from cpt_serving.inference.threads import Threads, Work
 from cpt_serving.settings import ServeSettings
-from cpt_serving.web.records import current_record
 
-__all__ = ["Engine", "EngineState", "Inference", "unavailable"]
+logger = logging.getLogger(__name__)
 
-P = ParamSpec("P")
+M_co = TypeVar("M_co", bound=Model, covariant=True)
 T = TypeVar("T")
 
 
-class Engine(ModelEngine):
-    """One version of an image classifier in onnxruntime, for use from the event loop.
+class EngineState(enum.StrEnum):
+    """Where a model version is in its life, in the words of the repository extension."""
+
+    LOADING = "LOADING"
+    READY = "READY"
+    UNLOADING = "UNLOADING"
+    UNAVAILABLE = "UNAVAILABLE"
+
+
+_MEANING = {
+    EngineState.LOADING: "the model is being loaded",
+    EngineState.READY: "ready",
+    EngineState.UNLOADING: "the model is being unloaded",
+    EngineState.UNAVAILABLE: "the model is not loaded",
+}
+
+
+class Engine(Generic[M_co]):
+    """One model version, for use from the event loop.
+
+    An engine that is no longer in the repository still answers the requests that found it there: it lives, model and
+    all, as long as one of them holds it.
 
     Args:
-        bundle: The bundle that it serves.
-        settings: Threads, batching and checks.
-        threads: Where inferences run, shared by the models of the process.
+        model: What it computes with.
+        settings: Batching and limits.
+        threads: Where it computes, shared by the models of the process.
         decoders: Where the contents of requests are read, shared likewise.
-        observer: Is told about inferences.
+        observer: Is told about requests and batches.
+        texts: Is told about texts, where the model generates any.
     """
-
-    bundle: Bundle
 
     def __init__(
         self,
-        bundle: Bundle,
+        model: M_co,
         settings: ServeSettings,
-        threads: ComputeThreads,
-        decoders: CapacityLimiter,
+        threads: Threads,
+        decoders: Threads,
         observer: InferenceObserver,
+        texts: GenerationObserver | None = None,
     ) -> None:
-        super().__init__(bundle)
+        self.model = model
+        self.decoders = decoders
+        self.observer = observer
+        self.texts: GenerationObserver = texts or SilentTexts()
+        self.state = EngineState.LOADING
+        self.reason = ""
         self._settings = settings
         self._threads = threads
-        self._decoders = decoders
-        self._observer = observer
-        self._batcher: Batcher | None = None
+        self._loaded = False
+        # Rows of large inputs fill the queue earlier.
+        self._most_rows = max(1, min(settings.queue_rows, settings.queue_bytes // model.row_bytes))
+        self._prepared = self._prepared_rows = 0
+        self._active_texts = 0
+        self.batcher = Batcher(
+            model,
+            threads,
+            observer,
+            max_batch=settings.max_batch,
+            max_delay_s=settings.max_delay_ms / 1e3,
+            changed=self._tell_queue,
+        )
+
+    @property
+    def bundle(self) -> OpenedBundle:
+        """The bundle that it serves."""
+        return self.model.bundle
 
     @property
     def pending(self) -> int:
-        """Requests that wait or are being computed."""
-        return 0 if self._batcher is None else self._batcher.pending
+        """Requests that were admitted and are not answered yet."""
+        return self._prepared + self.batcher.pending + self._active_texts
+
+    @property
+    def status(self) -> str:
+        """Why the engine is in its state, in words."""
+        return f"{_MEANING[self.state]}: {self.reason}" if self.reason else _MEANING[self.state]
 
     def load_now(self) -> None:
         """Load the model; takes as long as that takes.
 
         Raises:
-            CptError: As `load_model` says.
+            CptError: If it cannot be loaded, or gives something else than at export.
         """
-        limits = BatchLimits(self._settings.max_batch, self._settings.max_delay_ms / 1e3, self._settings.queue_rows)
-        model = load_model(self.bundle, self._settings)
-        self._batcher = Batcher(model.run, self._threads, limits, self._observer)
-        self.loaded()
+        self.model.load()
+        self._loaded = True
+        if self.state is EngineState.LOADING:
+            self.state = EngineState.READY
 
-    async def infer(self, rows: npt.NDArray[np.float32], *, deadline: float | None = None) -> Inference:
-        """Compute the logits of the rows of one request, together and in their order.
+    async def load(self) -> None:
+        """Load the model beside the event loop; whether that succeeded is `state` afterwards."""
+        try:
+            await anyio.to_thread.run_sync(self.load_now)
+        except CptError as error:
+            self.fail(error.message)
+        except Exception as error:
+            logger.exception("loading %s failed", self.bundle.path)
+            self.fail(f"{type(error).__name__}")
+
+    def fail(self, reason: str) -> None:
+        """Note why the model could not be loaded."""
+        self.state = EngineState.UNAVAILABLE
+        self.reason = f"it could not be loaded: {reason}"
+        logger.error("%s version %s: %s", self.bundle.name, self.bundle.version, self.status)
+
+    def retire(self, reason: str) -> None:
+        """Fail readiness from now on; requests are still answered."""
+        self.state = EngineState.UNLOADING
+        self.reason = reason
+
+    def require_ready(self) -> None:
+        """Raise a NotReadyError unless new traffic should come here."""
+        if self.state is not EngineState.READY:
+            raise not_ready(self.status)
+
+    def admit(self, deadline: float | None = None) -> "Admission":
+        """Return the place of a request that is going to be computed, to be entered with `with`.
 
         Args:
-            rows: Normalised inputs, float32 (N, C, H, W).
-            deadline: When the answer is of no use any more, in seconds of `time.monotonic`.
+            deadline: When its answer is of no use any more, in seconds of `time.monotonic`.
+        """
+        return Admission(self, deadline)
+
+    @contextmanager
+    def admit_text(self) -> Iterator[None]:
+        """Take one of the places of texts that are worked on at once, and tell the observers how that ended.
 
         Raises:
-            RequestError: 429 if the queue is full, 503 if the model is not loaded, 504 if the deadline passed.
+            NotReadyError: If the model is not loaded.
+            QueueFullError: If all places are taken.
         """
-        if self._batcher is None:
-            raise unavailable(self.status)
-        record = current_record.get()
-        if record is None:
-            return await self._batcher.submit(rows, deadline)
-        record.model, record.version, record.rows = self.bundle.name, self.bundle.version, len(rows)
-        record.asked_at = time.monotonic()
-        record.inference = inference = await self._batcher.submit(rows, deadline)
-        record.computed_at = time.monotonic()
+        self.require_loaded()
+        most = self._settings.generations
+        if self._active_texts >= most:
+            self.observer.request_failed(QUEUE_FULL, 0.0)
+            raise QueueFullError(
+                f"Expected room for the text, but {self._active_texts} of at most {most} are under way", retry_after_s=1
+            )
+        started = time.monotonic()
+        self._change_texts(+1)
+        try:
+            yield
+        except BaseException as error:
+            self.observer.request_failed(failure_of(error) or ERROR, time.monotonic() - started)
+            raise
+        else:
+            self.observer.request_finished(1, 0.0, time.monotonic() - started)
+        finally:
+            self._change_texts(-1)
+
+    def require_loaded(self) -> None:
+        """Raise a NotReadyError unless the model is there."""
+        if not self._loaded:
+            raise not_ready(self.status)
+
+    def hold(self, admission: "Admission", rows: int) -> None:
+        """Count an admitted request in the queue with another number of rows; 0 takes it out.
+
+        Raises:
+            QueueFullError: If there is no room for so many.
+        """
+        held = admission.rows
+        if rows > held:
+            others = self.batcher.waiting_rows + self._prepared_rows - held
+            # A request that is larger than the queue has its turn when nothing else waits.
+            if others and others + rows > self._most_rows:
+                raise self._queue_full(others)
+        self._prepared_rows += rows - held
+        self._prepared += (rows > 0) - (held > 0)
+        admission.rows = rows
+
+    def _queue_full(self, waiting: int) -> QueueFullError:
+        seconds = math.ceil(waiting * self.batcher.seconds_per_row / self._threads.count)
+        return QueueFullError(
+            f"Expected room for the request in the queue of {self._most_rows} rows, but {waiting} are waiting",
+            retry_after_s=max(1, seconds),
+        )
+
+    def _tell_queue(self) -> None:
+        batcher = self.batcher
+        self.observer.queue_changed(batcher.waiting_rows + self._prepared_rows, len(batcher.waiting) + self._prepared)
+
+    def _change_texts(self, by: int) -> None:
+        self._active_texts += by
+        self.texts.texts_changed(self._active_texts)
+
+
+class Admission:
+    """A request in the queue of an engine, from its arrival to its outputs.
+
+    Args:
+        engine: Whose.
+        deadline: When its answer is of no use any more, in seconds of `time.monotonic`.
+    """
+
+    __slots__ = ("_arrived", "_computing", "_engine", "_finished", "deadline", "rows")
+
+    def __init__(self, engine: Engine[Model], deadline: float | None) -> None:
+        self._engine = engine
+        self._arrived = time.monotonic()
+        self._computing = self._finished = False
+        self.deadline = deadline
+        self.rows = 0
+        """How many it counts for in the queue, apart from those that have been handed on to be computed."""
+
+    def __enter__(self) -> "Admission":
+        """Enter the queue, as one row as long as nobody knows how many there are.
+
+        Raises:
+            NotReadyError: If the model is not loaded.
+            DeadlineExceededError: If the deadline has passed already.
+            QueueFullError: If the queue is full.
+        """
+        self._engine.require_loaded()
+        try:
+            if self.deadline is not None and self._arrived >= self.deadline:
+                raise deadline_passed()
+            self._engine.hold(self, 1)
+        except ServingError as error:
+            self._tell(error)
+            raise
+        return self
+
+    def __exit__(
+        self, _kind: type[BaseException] | None, error: BaseException | None, _traceback: TracebackType | None
+    ) -> None:
+        """Leave the queue, and tell the observer what became of the request."""
+        if self.rows:
+            self._engine.hold(self, 0)
+        if error is not None and not self._finished:
+            self._tell(error)
+
+    def claim(self, rows: int) -> None:
+        """Say how many rows there are, once that is known.
+
+        Raises:
+            QueueFullError: If there is no room for so many.
+        """
+        if rows != self.rows:
+            self._engine.hold(self, rows)
+
+    async def prepare(self, function: Callable[[Work], T]) -> T:
+        """Return what a function returns that reads what the request brings, which can take long: in a thread.
+
+        Raises:
+            DeadlineExceededError: If the deadline passes before.
+        """
+        self._engine._tell_queue()
+        return await self._engine.decoders.run(function, self.deadline)
+
+    async def compute(self, inputs: Tensors) -> Inference:
+        """Compute the outputs, when their turn has come.
+
+        Raises:
+            QueueFullError: If there are more rows than were claimed, and no room for them.
+            DeadlineExceededError: If the deadline passes before.
+        """
+        engine = self._engine
+        self.claim(engine.model.rows(inputs))
+        engine.hold(self, 0)
+        self._computing = True
+        inference = await engine.batcher.submit(inputs, self.deadline)
+        self._computing, self._finished = False, True
+        engine.observer.request_finished(inference.rows, inference.queue_ms / 1e3, inference.inference_ms / 1e3)
         return inference
 
-    async def decode(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run work on a request's content, which can take long, in a thread.
+    def _tell(self, error: BaseException) -> None:
+        """Tell the observer why there are no outputs; what is wrong with the request itself is no failure."""
+        reason = failure_of(error) or (ERROR if self._computing else None)
+        if reason is not None:
+            self._engine.observer.request_failed(reason, time.monotonic() - self._arrived)
 
-        Raises:
-            RequestError: 429 if the queue is full: nothing is decoded for a request that would be refused then.
-        """
-        record = current_record.get()
-        if record is not None:
-            record.model, record.version = self.bundle.name, self.bundle.version
-        if self._batcher is not None:
-            self._batcher.require_room()
-        return await anyio.to_thread.run_sync(functools.partial(function, *args, **kwargs), limiter=self._decoders)
+
+def failure_of(error: BaseException) -> str | None:
+    """Return why a request has no outputs, in the words of the metrics; `None` if it was no failure of ours."""
+    if isinstance(error, QueueFullError):
+        return QUEUE_FULL
+    if isinstance(error, DeadlineExceededError):
+        return DEADLINE
+    return CANCELLED if isinstance(error, asyncio.CancelledError | GeneratorExit) else None

@@ -7,8 +7,9 @@ from typing import Literal
 
 import numpy as np
 
-from cpt_deploy.bundle.language import END, State
-from cpt_serving.inference.language_engine import LanguageEngine
+from cpt_deploy.bundle.language import END, LOGITS_NAME
+from cpt_serving.inference.engine import Engine
+from cpt_serving.inference.model import Tensors, TextModel
 from cpt_serving.inference.sampling import Floats, Sampler, SamplingOptions, log_softmax, most_probable
 from cpt_serving.inference.stopping import StopMatcher
 
@@ -70,29 +71,31 @@ class Piece:
     finish: FinishReason | None = None
 
 
-async def generate(engine: LanguageEngine, request: GenerationRequest) -> AsyncGenerator[Piece]:
+async def generate(engine: Engine[TextModel], request: GenerationRequest) -> AsyncGenerator[Piece]:
     """Generate one token after the other; who stops listening stops the generation.
 
     Raises:
-        RequestError: 429 if the server is busy, 503 if the model is not loaded, 504 if the deadline passed.
+        QueueFullError: If too many texts are under way.
+        NotReadyError: If the model is not loaded.
+        DeadlineExceededError: If the deadline passed.
     """
-    async with engine.working():
+    with engine.admit_text():
         prompt = list(request.prompt)
-        log_probabilities, state = await _read(engine, prompt, request.deadline)
+        log_probabilities, outputs = await _read(engine, prompt, request.deadline)
         sampler, stop = Sampler(request.sampling), StopMatcher(request.stops)
-        decode = engine.bundle.text.decoder(prompt)
-        limit = _limit(engine, request)
+        decode = engine.model.text.decoder(prompt)
+        limit = _limit(engine.model, request)
         times: list[float] = []
         for count in range(1, limit + 1):
             token = sampler.draw(log_probabilities)
-            scored = scored_token(engine, token, log_probabilities, request.top)
+            scored = scored_token(engine.model, token, log_probabilities, request.top)
             _tell(engine, times, request.arrived)
             text = stop.add(decode(token))
             finish: FinishReason | None = "stop" if stop.stopped else "length" if count == limit else None
             if finish is None:
                 yield Piece(text, scored)
-                logits, state = await engine.run(np.array([[token]], np.int64), state, request.deadline)
-                log_probabilities = log_softmax(logits[0, -1])
+                outputs = await _call(engine, [token], outputs, request.deadline)
+                log_probabilities = log_softmax(outputs[LOGITS_NAME][0, -1])
                 continue
             if finish == "length":
                 text += stop.add(decode(END)) + stop.rest()
@@ -102,28 +105,31 @@ async def generate(engine: LanguageEngine, request: GenerationRequest) -> AsyncG
 
 
 async def score(
-    engine: LanguageEngine, tokens: Sequence[int], *, top: int = 0, deadline: float | None = None
+    engine: Engine[TextModel], tokens: Sequence[int], *, top: int = 0, deadline: float | None = None
 ) -> list[ScoredToken]:
     """Return each token of a text with its probability after those before it; the first has none.
 
     Raises:
-        RequestError: 429 if the server is busy, 503 if the model is not loaded, 504 if the deadline passed.
+        QueueFullError: If too many texts are under way.
+        NotReadyError: If the model is not loaded.
+        DeadlineExceededError: If the deadline passed.
     """
-    scored = [ScoredToken(tokens[0], engine.bundle.text.token_text(tokens[0]), None)]
-    async with engine.working():
-        state: State | None = None
-        for start in range(0, len(tokens) - 1, engine.chunk):
-            part = list(tokens[start : min(start + engine.chunk, len(tokens) - 1)])
-            logits, state = await engine.run(np.array([part], np.int64), state, deadline)
+    model = engine.model
+    scored = [ScoredToken(tokens[0], model.text.token_text(tokens[0]), None)]
+    with engine.admit_text():
+        outputs: Tensors | None = None
+        for start in range(0, len(tokens) - 1, model.chunk):
+            part = tokens[start : min(start + model.chunk, len(tokens) - 1)]
+            outputs = await _call(engine, part, outputs, deadline)
             engine.texts.text_read(len(part))
-            for offset, row in enumerate(log_softmax(logits[0])):
-                scored.append(scored_token(engine, tokens[start + offset + 1], row, top))
+            for offset, row in enumerate(log_softmax(outputs[LOGITS_NAME][0])):
+                scored.append(scored_token(model, tokens[start + offset + 1], row, top))
     return scored
 
 
-def scored_token(engine: LanguageEngine, token: int, log_probabilities: Floats, top: int) -> ScoredToken:
+def scored_token(model: TextModel, token: int, log_probabilities: Floats, top: int) -> ScoredToken:
     """Return a token with its probability and the most probable ones in its place."""
-    name = engine.bundle.text.token_text
+    name = model.text.token_text
     best = most_probable(log_probabilities, top) if top else ()
     return ScoredToken(
         token,
@@ -133,23 +139,31 @@ def scored_token(engine: LanguageEngine, token: int, log_probabilities: Floats, 
     )
 
 
-async def _read(engine: LanguageEngine, prompt: Sequence[int], deadline: float | None) -> tuple[Floats, State]:
-    state: State | None = None
-    for start in range(0, len(prompt), engine.chunk):
-        part = np.array([prompt[start : start + engine.chunk]], np.int64)
-        logits, state = await engine.run(part, state, deadline)
-        engine.texts.text_read(part.size)
-    assert state is not None, "a prompt has a token"
-    return log_softmax(logits[0, -1]), state
+async def _read(engine: Engine[TextModel], prompt: Sequence[int], deadline: float | None) -> tuple[Floats, Tensors]:
+    outputs: Tensors | None = None
+    for start in range(0, len(prompt), engine.model.chunk):
+        part = prompt[start : start + engine.model.chunk]
+        outputs = await _call(engine, part, outputs, deadline)
+        engine.texts.text_read(len(part))
+    assert outputs is not None, "a prompt has a token"
+    return log_softmax(outputs[LOGITS_NAME][0, -1]), outputs
 
 
-def _limit(engine: LanguageEngine, request: GenerationRequest) -> int:
+async def _call(
+    engine: Engine[TextModel], tokens: Sequence[int], outputs: Tensors | None, deadline: float | None
+) -> Tensors:
+    """Return the outputs of a further call of a text, which takes turns with the calls of others."""
+    inputs = engine.model.inputs_of(np.array([tokens], np.int64), outputs)
+    return (await engine.batcher.submit(inputs, deadline)).outputs
+
+
+def _limit(model: TextModel, request: GenerationRequest) -> int:
     """Return how many tokens can be generated: the last one needs no place of its own in the context."""
-    context = engine.bundle.manifest.context
+    context = model.manifest.context
     return request.max_tokens if context is None else min(request.max_tokens, context - len(request.prompt) + 1)
 
 
-def _tell(engine: LanguageEngine, times: list[float], arrived: float) -> None:
+def _tell(engine: Engine[TextModel], times: list[float], arrived: float) -> None:
     """Tell the observer of a further token."""
     now = time.monotonic()
     if times:

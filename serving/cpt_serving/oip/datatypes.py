@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cpt_serving.web.errors import bad_request
+from cpt_serving.web.shown import shown
 
 DTYPES: dict[str, np.dtype[Any]] = {
     "BOOL": np.dtype(np.bool_),
@@ -53,10 +54,10 @@ def from_binary(name: str, datatype: str, shape: Sequence[int], raw: memoryview)
         return _split_elements(name, raw, count).reshape(shape)
     dtype = DTYPES.get(datatype)
     if dtype is None:
-        raise bad_request(f"Expected a datatype of the protocol, but got {datatype!r:.100}")
+        raise bad_request(f"Expected a datatype of the protocol, but got {shown(datatype)}")
     if raw.nbytes != count * dtype.itemsize:
         raise bad_request(
-            f"Expected {name!r:.100} of datatype {datatype} and shape {_shown(shape)} to have "
+            f"Expected {shown(name)} of datatype {datatype} and shape {_shown(shape)} to have "
             f"{count * dtype.itemsize} bytes, but got {raw.nbytes}"
         )
     if datatype == "BOOL":
@@ -81,7 +82,7 @@ def to_integers(name: str, datatype: str, values: npt.NDArray[Any]) -> npt.NDArr
     limits = np.iinfo(DTYPES[datatype])
     if values.size and not limits.min <= values.min() <= values.max() <= limits.max:
         raise bad_request(
-            f"Expected {name!r:.100} to hold integers of {datatype}, {limits.min}..{limits.max}, but got "
+            f"Expected {shown(name)} to hold integers of {datatype}, {limits.min}..{limits.max}, but got "
             f"{values.min()}..{values.max()}"
         )
     return values.astype(DTYPES[datatype])
@@ -105,23 +106,23 @@ def _split_elements(name: str, raw: memoryview, count: int) -> npt.NDArray[np.ob
     """Return the elements of a BYTES tensor; each comes as its length, uint32, and its bytes."""
     # Every element has at least its length, so the bytes bound what is allocated for a shape that lies.
     if count * _LENGTH.size > raw.nbytes:
-        raise bad_request(f"Expected {name!r:.100} to hold {count} elements, but got only {raw.nbytes} bytes")
+        raise bad_request(f"Expected {shown(name)} to hold {count} elements, but got only {raw.nbytes} bytes")
     elements = np.empty(count, object)
     position = 0
     for index in range(count):
         start = position + _LENGTH.size
         if start > raw.nbytes:
-            raise bad_request(f"Expected {name!r:.100} to hold {count} elements, but its bytes end after {index}")
+            raise bad_request(f"Expected {shown(name)} to hold {count} elements, but its bytes end after {index}")
         (length,) = _LENGTH.unpack_from(raw, position)
         position = start + length
         if position > raw.nbytes:
             raise bad_request(
-                f"Expected element {index} of {name!r:.100} to have {length} bytes, but {raw.nbytes - start} follow"
+                f"Expected element {index} of {shown(name)} to have {length} bytes, but {raw.nbytes - start} follow"
             )
         elements[index] = bytes(raw[start:position])
     if position != raw.nbytes:
         raise bad_request(
-            f"Expected {name!r:.100} to hold {count} elements, but {raw.nbytes - position} bytes are left over"
+            f"Expected {shown(name)} to hold {count} elements, but {raw.nbytes - position} bytes are left over"
         )
     return elements
 
@@ -140,4 +141,4 @@ def _narrow_to_bfloat16(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint1
 
 
 def _shown(shape: Sequence[int]) -> str:
-    return f"{list(shape)!r:.100}"
+    return f"{shown(list(shape))}"

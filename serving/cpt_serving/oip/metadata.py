@@ -1,16 +1,11 @@
 """What the protocol tells of the server and its models apart from inference."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import cpt_deploy
-from cpt_deploy.bundle import Bundle
-from cpt_deploy.bundle.language import LanguageBundle
-from cpt_deploy.bundle.layout import LABELS_FILE
+from cpt_deploy.bundle.opened import OpenedBundle
 from cpt_deploy.bundle.providers import CPU, provider_name
-from cpt_deploy.bundle.runtime import INPUT_NAME, OUTPUT_NAME
-from cpt_serving.oip.inputs import NATIVE
-from cpt_serving.oip.language import declared_inputs, declared_outputs
 from cpt_serving.settings import ServeSettings
 
 SERVER_NAME = "cpt-deploy"
@@ -25,25 +20,37 @@ EXTENSIONS = (
 )
 
 
+class Describable(Protocol):
+    """What is asked of a model's adapter here."""
+
+    bundle: OpenedBundle
+    settings: ServeSettings
+
+    def metadata(self) -> dict[str, Any]:
+        """Return inputs and outputs as the protocol's metadata has them."""
+
+    def config(self) -> dict[str, Any]:
+        """Return them as Triton's model configuration has them."""
+
+
 def server_metadata() -> dict[str, Any]:
     """Return who serves, and which extensions of the protocol it knows."""
     return {"name": SERVER_NAME, "version": cpt_deploy.__version__, "extensions": list(EXTENSIONS)}
 
 
-def model_metadata(bundle: Bundle | LanguageBundle, versions: Sequence[str]) -> dict[str, Any]:
+def model_metadata(model: Describable, versions: Sequence[str]) -> dict[str, Any]:
     """Return what a model takes and returns; -1 stands for any size."""
-    tensors = _text_tensors(bundle) if isinstance(bundle, LanguageBundle) else _image_tensors(bundle)
-    return {"name": bundle.name, "versions": list(versions), "platform": PLATFORM, **tensors}
+    return {"name": model.bundle.name, "versions": list(versions), "platform": PLATFORM, **model.metadata()}
 
 
-def model_config(bundle: Bundle | LanguageBundle, settings: ServeSettings) -> dict[str, Any]:
+def model_config(model: Describable) -> dict[str, Any]:
     """Return a model's configuration in Triton's form."""
-    tensors = _text_config(bundle) if isinstance(bundle, LanguageBundle) else _image_config(bundle, settings.max_rows)
+    bundle, settings = model.bundle, model.settings
     return {
         "name": bundle.name,
         "platform": "onnxruntime_onnx",
         "backend": "onnxruntime",
-        **tensors,
+        **model.config(),
         "instance_group": [
             {
                 "name": bundle.name,
@@ -57,50 +64,3 @@ def model_config(bundle: Bundle | LanguageBundle, settings: ServeSettings) -> di
             "version": {"string_value": bundle.version},
         },
     }
-
-
-def _image_tensors(bundle: Bundle) -> dict[str, Any]:
-    return {
-        "inputs": [{"name": INPUT_NAME, "datatype": NATIVE, "shape": [-1, *bundle.preprocessing.input_shape]}],
-        "outputs": [{"name": OUTPUT_NAME, "datatype": NATIVE, "shape": [-1, len(bundle.labels)]}],
-    }
-
-
-def _image_config(bundle: Bundle, max_rows: int) -> dict[str, Any]:
-    """Shapes are without the number of rows there."""
-    return {
-        "max_batch_size": max_rows,
-        "input": [
-            {
-                "name": INPUT_NAME,
-                "data_type": f"TYPE_{NATIVE}",
-                "format": "FORMAT_NCHW",
-                "dims": list(bundle.preprocessing.input_shape),
-            }
-        ],
-        "output": [
-            {
-                "name": OUTPUT_NAME,
-                "data_type": f"TYPE_{NATIVE}",
-                "dims": [len(bundle.labels)],
-                "label_filename": LABELS_FILE,
-            }
-        ],
-    }
-
-
-def _text_tensors(bundle: LanguageBundle) -> dict[str, Any]:
-    inputs, outputs = (
-        [{"name": tensor.name, "datatype": tensor.datatype, "shape": tensor.dims} for tensor in tensors]
-        for tensors in (declared_inputs(bundle.manifest), declared_outputs(bundle.manifest))
-    )
-    return {"inputs": inputs, "outputs": outputs}
-
-
-def _text_config(bundle: LanguageBundle) -> dict[str, Any]:
-    """0 as the batch size says that shapes are given in full."""
-    inputs, outputs = (
-        [{"name": tensor.name, "data_type": f"TYPE_{tensor.datatype}", "dims": tensor.dims} for tensor in tensors]
-        for tensors in (declared_inputs(bundle.manifest), declared_outputs(bundle.manifest))
-    )
-    return {"max_batch_size": 0, "input": inputs, "output": outputs}

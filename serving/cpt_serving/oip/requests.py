@@ -6,9 +6,12 @@ from typing import Any, TypeGuard, TypeVar
 
 from cpt_serving.web.errors import bad_request
 from cpt_serving.web.json_bodies import parse_object
+from cpt_serving.web.shown import shown
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 """Header, of requests and answers, that says how many bytes of JSON come before the bytes of the tensors."""
+
+_RAW_HEADER_LENGTH = HEADER_LENGTH.lower().encode()
 
 T = TypeVar("T")
 
@@ -66,17 +69,20 @@ class InferRequest:
     timeout_us: int = 0
 
 
-def header_length(headers: Mapping[str, str]) -> int | None:
+def header_length(headers: Mapping[bytes, bytes]) -> int | None:
     """Return how many bytes of JSON a request says that it has; `None` means all of it.
+
+    Args:
+        headers: The request's, with names in lower case.
 
     Raises:
         RequestError: 400, if that is no number.
     """
-    text = headers.get(HEADER_LENGTH)
+    text = headers.get(_RAW_HEADER_LENGTH)
     if text is None:
         return None
-    if not (text.isascii() and text.isdecimal() and len(text) < 20):
-        raise bad_request(f"Expected {HEADER_LENGTH} to be a number of bytes, but got {text!r:.100}")
+    if not (text.isdigit() and len(text) < 20):
+        raise bad_request(f"Expected {HEADER_LENGTH} to be a number of bytes, but got {shown(text)}")
     return int(text)
 
 
@@ -112,7 +118,7 @@ def parse_timeout(microseconds: object) -> int:
     if microseconds is None:
         return 0
     if not _is_count(microseconds):
-        raise bad_request(f"Expected timeout to be a number of microseconds, but got {microseconds!r:.100}")
+        raise bad_request(f"Expected timeout to be a number of microseconds, but got {shown(microseconds)}")
     return microseconds
 
 
@@ -137,7 +143,7 @@ def parse_shape(name: str, shape: list[Any]) -> list[int]:
         RequestError: 400, if they are no sizes.
     """
     if not all(_is_count(size) for size in shape):
-        raise bad_request(f"Expected the shape of {name!r:.100} to be a list of sizes, but got {shape!r:.100}")
+        raise bad_request(f"Expected the shape of {shown(name)} to be a list of sizes, but got {shown(shape)}")
     return shape
 
 
@@ -168,14 +174,14 @@ def _parse_input(entry: Any, raw: memoryview | None) -> InputTensor:
     name = field("inputs", entry, "name", str, "text")
     shape = parse_shape(name, field("inputs", entry, "shape", list, "a list of sizes"))
     datatype = field("inputs", entry, "datatype", str, "text")
-    size = parameters_of(f"input {name!r:.100}", entry).get("binary_data_size")
+    size = parameters_of(f"input {shown(name)}", entry).get("binary_data_size")
     if size is None:
         return InputTensor(name, datatype, shape, data=entry.get("data"))
     if raw is None:
         raise bad_request(f"Expected the header {HEADER_LENGTH} beside binary_data_size, but got none")
     if not _is_count(size) or size > raw.nbytes:
         raise bad_request(
-            f"Expected {size!r:.100} bytes of {name!r:.100} after the JSON (binary_data_size), but got {raw.nbytes}"
+            f"Expected {shown(size)} bytes of {shown(name)} after the JSON (binary_data_size), but got {raw.nbytes}"
         )
     if entry.get("data") is not None:
         raise bad_request("Expected data or binary_data_size, but got both")
@@ -184,10 +190,10 @@ def _parse_input(entry: Any, raw: memoryview | None) -> InputTensor:
 
 def _parse_output(entry: Any, binary: bool) -> RequestedOutput:
     name = field("outputs", entry, "name", str, "text")
-    parameters = parameters_of(f"output {name!r:.100}", entry)
+    parameters = parameters_of(f"output {shown(name)}", entry)
     classes = parameters.get("classification", 0)
     if not _is_count(classes):
-        raise bad_request(f"Expected classification to be a number of classes, but got {classes!r:.100}")
+        raise bad_request(f"Expected classification to be a number of classes, but got {shown(classes)}")
     return RequestedOutput(name, flag("binary_data", parameters, default=binary), classes)
 
 
@@ -199,7 +205,7 @@ def field(where: str, entry: object, key: str, kind: type[T], described: str) ->
     """
     fields = typed(f"each of {where}" if where != "the request" else where, entry, dict, "an object")
     if key not in fields:
-        raise bad_request(f"Expected {key} in {where}, but got {sorted(fields)!r:.200}")
+        raise bad_request(f"Expected {key} in {where}, but got {shown(sorted(fields))}")
     return typed(key, fields[key], kind, described)
 
 
@@ -210,7 +216,7 @@ def typed(name: str, value: object, kind: type[T], described: str) -> T:
         RequestError: 400, if it is not.
     """
     if not isinstance(value, kind):
-        raise bad_request(f"Expected {name} to be {described}, but got {value!r:.100}")
+        raise bad_request(f"Expected {name} to be {described}, but got {shown(value)}")
     return value
 
 

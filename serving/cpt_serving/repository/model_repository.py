@@ -7,19 +7,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import anyio.to_thread
-from anyio import CapacityLimiter
 
-from cpt_deploy.bundle import Bundle
-from cpt_deploy.bundle.language import LanguageBundle, open_bundle
+from cpt_deploy.bundle.language import open_bundle
 from cpt_deploy.errors import BundleError, CptError
+from cpt_serving.adapters import Adapter, Generates, Predicts, adapter_of
 from cpt_serving.cores import available_cores
-from cpt_serving.inference.compute import ComputeThreads
-from cpt_serving.inference.engine import Engine
+from cpt_serving.inference.engine import Engine, EngineState
 from cpt_serving.inference.errors import InvalidRequestError, ModelNotFoundError, not_ready
-from cpt_serving.inference.generation_observers import TextObserverFactory, unobserved
-from cpt_serving.inference.language_engine import LanguageEngine
-from cpt_serving.inference.lifecycle import EngineState, ModelEngine
-from cpt_serving.inference.observers import ObserverFactory, Observers
+from cpt_serving.inference.memory import MemoryBudget
+from cpt_serving.inference.observers import ObserverFactory, Observers, TextObserverFactory
+from cpt_serving.inference.threads import Threads
 from cpt_serving.repository.model_directory import ModelLocation, find_models
 from cpt_serving.repository.model_table import Entry, Key, ModelStatus, ModelTable
 from cpt_serving.settings import ServeSettings
@@ -48,13 +45,14 @@ class ModelRepository:
         self,
         settings: ServeSettings,
         observe: Sequence[ObserverFactory] = (),
-        observe_texts: TextObserverFactory = unobserved,
+        observe_texts: TextObserverFactory | None = None,
     ) -> None:
         self._settings = settings
         self._observe = tuple(observe)
         self._observe_texts = observe_texts
-        self._threads = ComputeThreads(settings.inferences_at_once)
-        self._decoders = CapacityLimiter(available_cores())
+        self._threads = Threads(settings.inferences_at_once, "compute")
+        self._decoders = Threads(available_cores(), "decode")
+        self._memory = MemoryBudget(settings.decode_bytes)
         self._table = ModelTable()
         self._changing = asyncio.Lock()
         self._stopping = False
@@ -74,7 +72,7 @@ class ModelRepository:
         return self._table.names
 
     @property
-    def default(self) -> ModelEngine:
+    def default(self) -> Engine[Adapter]:
         """The engine that is asked when a request names no model: the newest version, if there is one model only.
 
         Raises:
@@ -84,15 +82,15 @@ class ModelRepository:
         return self.find(self._table.only_name())
 
     @property
-    def example(self) -> Bundle | None:
-        """The bundle of a classifier, from which the documentation's examples can be made."""
-        return self._table.example
+    def predicting(self) -> Predicts | None:
+        """The adapter of a model that answers `/predict`, from which examples can be made."""
+        return self._table.predicting
 
     def versions(self, name: str) -> list[str]:
         """Return the versions of a model, oldest first; empty if there is no such model."""
         return self._table.versions(name)
 
-    def find(self, name: str, version: str | None = None) -> ModelEngine:
+    def find(self, name: str, version: str | None = None) -> Engine[Adapter]:
         """Return the engine of a model.
 
         Args:
@@ -110,7 +108,7 @@ class ModelRepository:
         return self._table.index()
 
     @property
-    def served(self) -> list[ModelEngine]:
+    def served(self) -> list[Engine[Adapter]]:
         """The engines that answer and are not on their way out."""
         return self._table.served
 
@@ -152,7 +150,8 @@ class ModelRepository:
                     await entry.engine.load()
 
     def close(self) -> None:
-        """End the compute threads once they have done what they were given, and wait for that."""
+        """End the threads once they have done what they were given, and wait for that."""
+        self._decoders.close()
         self._threads.close()
 
     async def load(self, name: str, version: str | None = None) -> None:
@@ -267,13 +266,13 @@ class ModelRepository:
         else:
             self._table[engine.bundle.name, engine.bundle.version] = Entry(location, engine, initial=True)
 
-    def _open(self, location: ModelLocation) -> Engine | LanguageEngine:
+    def _open(self, location: ModelLocation) -> Engine[Adapter]:
         bundle = location.open()
         observer = Observers([make(bundle) for make in self._observe])
-        if isinstance(bundle, LanguageBundle):
-            texts = self._observe_texts(bundle)
-            return LanguageEngine(bundle, self._settings, self._threads, self._decoders, observer, texts)
-        return Engine(bundle, self._settings, self._threads, self._decoders, observer)
+        adapter = adapter_of(bundle, self._settings, self._memory)
+        tells = self._observe_texts is not None and isinstance(adapter, Generates)
+        texts = self._observe_texts(bundle) if self._observe_texts is not None and tells else None
+        return Engine(adapter, self._settings, self._threads, self._decoders, observer, texts)
 
     async def _bring_up(self, key: Key, location: ModelLocation) -> str:
         """Load a version beside the one that serves, and let it take over; return why not, if it could not."""
@@ -308,7 +307,7 @@ class ModelRepository:
             await self._drain(engine, reason)
             entry.engine = None
 
-    async def _drain(self, engine: ModelEngine, reason: str) -> None:
+    async def _drain(self, engine: Engine[Adapter], reason: str) -> None:
         """Wait until an engine that nobody finds any more has answered those that found it."""
         engine.retire(reason)
         with contextlib.suppress(TimeoutError):

@@ -3,9 +3,9 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from cpt_deploy.bundle import Bundle
+from cpt_serving.adapters import Adapter, Predicts
+from cpt_serving.inference.engine import Engine, EngineState
 from cpt_serving.inference.errors import InvalidRequestError, ModelNotFoundError, not_ready
-from cpt_serving.inference.lifecycle import EngineState, ModelEngine
 from cpt_serving.repository.model_directory import ModelLocation, version_order
 
 Key = tuple[str, str]
@@ -42,7 +42,7 @@ class Entry:
     """
 
     location: ModelLocation
-    engine: ModelEngine | None
+    engine: Engine[Adapter] | None
     reason: str = ""
     wanted: bool = True
     initial: bool = False
@@ -62,13 +62,13 @@ class ModelTable(dict[Key, Entry]):
         return tuple(sorted({name for name, _ in self}))
 
     @property
-    def example(self) -> Bundle | None:
-        """The bundle of a classifier, from which the documentation's examples can be made."""
-        bundles = (entry.engine.bundle for entry in self.values() if entry.engine is not None)
-        return next((bundle for bundle in bundles if isinstance(bundle, Bundle)), None)
+    def predicting(self) -> Predicts | None:
+        """The adapter of a model that answers `/predict`."""
+        adapters = (entry.engine.model for entry in self.values() if entry.engine is not None)
+        return next((adapter for adapter in adapters if isinstance(adapter, Predicts)), None)
 
     @property
-    def served(self) -> list[ModelEngine]:
+    def served(self) -> list[Engine[Adapter]]:
         """What answers, and is not on its way out."""
         return [entry.engine for entry in self.values() if entry.engine is not None and entry.ready]
 
@@ -98,7 +98,7 @@ class ModelTable(dict[Key, Entry]):
             )
         return self.names[0]
 
-    def find(self, name: str, version: str | None) -> ModelEngine:
+    def find(self, name: str, version: str | None) -> Engine[Adapter]:
         """Return the engine of a model; see `ModelRepository.find`."""
         asked = None if version is None else self.get((name, version))
         if asked is not None and asked.wanted and asked.engine is not None:

@@ -1,55 +1,75 @@
-"""`/docs`, the interactive description, with a policy that lets its own script run and no other."""
+"""`/docs`, the interactive description, from files of this machine, and `/openapi.json`, which it shows."""
 
 import base64
 import hashlib
+import importlib.resources
 import re
 from typing import Any
 
-from fastapi import APIRouter, FastAPI
+from fastapi import APIRouter, FastAPI, Request
 from fastapi.openapi.docs import get_swagger_ui_html
 from starlette.responses import Response
 
-_CDN = "https://cdn.jsdelivr.net"
+from cpt_serving.access.control import requires
+from cpt_serving.routes.files import FILE_HEADERS, files_router
+from cpt_serving.web.responses import JsonResponse
+
+# The package is a copy of Swagger UI beside an app that we have no use for.
+_FILES = importlib.resources.files("fastapi_offline") / "static"
+_NAMES = ("swagger-ui-bundle.js", "swagger-ui.css", "favicon.png")
 
 
-def docs_router(title: str, openapi_url: str) -> APIRouter:
-    """Return the route of the page.
+def docs_router(app: FastAPI, *, with_keys: bool) -> APIRouter:
+    """Return the routes of the page, of its files and of the description.
 
     Args:
-        title: What the page is called.
-        openapi_url: Where it finds the description.
+        app: The app that is described.
+        with_keys: Whether its routes need a key, so that the page and generated clients ask for it.
     """
-    router = APIRouter()
-    page = bytes(get_swagger_ui_html(openapi_url=openapi_url, title=title).body)
-    headers = {"Content-Security-Policy": _policy(page)}
+    router = APIRouter(dependencies=[requires(None, any_query=True)])
+    script, style, icon = (f"docs/{name}" for name in _NAMES)
+    page = bytes(
+        get_swagger_ui_html(
+            openapi_url="openapi.json",
+            title=app.title,
+            swagger_js_url=script,
+            swagger_css_url=style,
+            swagger_favicon_url=icon,
+        ).body
+    )
+    headers = {**FILE_HEADERS, "Content-Security-Policy": _policy(page)}
 
     async def docs() -> Response:
         return Response(page, media_type="text/html", headers=headers)
 
+    # Not on the event loop: the first time takes long.
+    def description(request: Request) -> JsonResponse:
+        described = app.openapi()
+        if with_keys:
+            described = _with_keys(described)
+        root = request.scope.get("root_path", "").rstrip("/")
+        return JsonResponse({**described, "servers": [{"url": root}]} if root else described)
+
     router.add_api_route("/docs", docs, include_in_schema=False)
+    router.add_api_route("/openapi.json", description, include_in_schema=False)
+    router.include_router(files_router("/docs", {name: (_FILES / name).read_bytes() for name in _NAMES}))
     return router
 
 
-def describe_keys(app: FastAPI) -> None:
-    """Say in an app's description that requests need a key, so that `/docs` and generated clients ask for it."""
-    describe = app.openapi
-
-    def with_keys() -> dict[str, Any]:
-        description = describe()
-        schemes = description.setdefault("components", {}).setdefault("securitySchemes", {})
-        schemes["bearer"] = {"type": "http", "scheme": "bearer"}
-        schemes["header"] = {"type": "apiKey", "in": "header", "name": "X-API-Key"}
-        description["security"] = [{"bearer": []}, {"header": []}]
-        return description
-
-    app.openapi = with_keys  # type: ignore[method-assign]
+def _with_keys(described: dict[str, Any]) -> dict[str, Any]:
+    schemes = {
+        "bearer": {"type": "http", "scheme": "bearer"},
+        "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+    }
+    components = {**described.get("components", {}), "securitySchemes": schemes}
+    return {**described, "components": components, "security": [{name: []} for name in schemes]}
 
 
 def _policy(page: bytes) -> str:
-    """Return a policy with the hashes of the scripts that stand in the page; its style and the rest come by CDN."""
+    """Return a policy with the hashes of the scripts that stand in the page; all else comes from this server."""
     inline = re.findall(rb"<script>(.*?)</script>", page, flags=re.DOTALL)
     hashes = " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(script).digest()).decode()}'" for script in inline)
     return (
-        f"default-src 'none'; script-src {_CDN} {hashes}; style-src {_CDN} 'unsafe-inline'; "
-        "img-src 'self' data: https://fastapi.tiangolo.com; connect-src 'self'; base-uri 'none'; frame-ancestors 'none'"
+        f"default-src 'none'; script-src 'self' {hashes}; style-src 'self'; img-src 'self' data:; "
+        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )

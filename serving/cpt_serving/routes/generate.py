@@ -8,14 +8,18 @@ from contextlib import aclosing
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
+from pydantic import BaseModel
 from starlette.responses import Response
 
+from cpt_serving.access.api_keys import Scope
+from cpt_serving.access.control import requires
+from cpt_serving.adapters import Generates
+from cpt_serving.inference.engine import Engine
 from cpt_serving.inference.generation import GenerationRequest, Piece, generate, score
-from cpt_serving.inference.language_engine import LanguageEngine
 from cpt_serving.inference.sampling import SamplingOptions
 from cpt_serving.oip.schemas import inline_schema
 from cpt_serving.service import Service
-from cpt_serving.web.bodies import read_body
+from cpt_serving.settings import ServeSettings
 from cpt_serving.web.deadlines import request_deadline
 from cpt_serving.web.errors import bad_request
 from cpt_serving.web.events import event_response
@@ -27,13 +31,15 @@ from cpt_serving.web.generation_schemas import (
     ScoreBody,
     checked,
 )
-from cpt_serving.web.json_bodies import parse_object
+from cpt_serving.web.json_bodies import CONTROL_BYTES, read_object
+from cpt_serving.web.records import note_model
 from cpt_serving.web.responses import JsonResponse
-from cpt_serving.web.schemas import ErrorAnswer
+from cpt_serving.web.schemas import error_answers
 
 _ERRORS = (400, 404, 408, 413, 429, 503, 504)
 _PLACES = ("", "/models/{model}", "/models/{model}/versions/{version}")
 _RANDOM_SEEDS = 2**32
+_BYTES_PER_TOKEN = 32
 EVENTS_TYPE = "text/event-stream"
 
 ModelName = Annotated[str | None, Query(description="which model, where several are served")]
@@ -41,7 +47,7 @@ ModelName = Annotated[str | None, Query(description="which model, where several 
 
 def generate_router(service: Service) -> APIRouter:
     """Return the routes `/generate` and `/score`, and the same under the name of a model."""
-    router = APIRouter(tags=["generate"])
+    router = APIRouter(tags=["generate"], dependencies=[requires(Scope.INFER)])
 
     async def generate_text(request: Request, model: ModelName = None) -> Response:
         """Go on with a text.
@@ -49,21 +55,21 @@ def generate_router(service: Service) -> APIRouter:
         With `stream` the answer is a stream of server-sent events: one for each token, with what of the text is
         complete with it, and in the last one what the answer has besides. A client that leaves ends the generation.
         """
-        return await _generate(service, service.find_language(model), request)
+        return await _generate(service, service.find_generating(model), request)
 
     async def generate_by(request: Request, model: str, version: str | None = None) -> Response:
         """Go on with a text by the model of a name: its newest version, or the one of the path."""
-        return await _generate(service, service.find_language(model, version), request)
+        return await _generate(service, service.find_generating(model, version), request)
 
     async def score_text(request: Request, model: ModelName = None) -> JsonResponse:
         """Tell how probable each token of a text is after those before it, and the text's perplexity."""
-        return await _score(service, service.find_language(model), request)
+        return await _score(service, service.find_generating(model), request)
 
     async def score_by(request: Request, model: str, version: str | None = None) -> JsonResponse:
         """Tell the same by the model of a name: its newest version, or the one of the path."""
-        return await _score(service, service.find_language(model, version), request)
+        return await _score(service, service.find_generating(model, version), request)
 
-    errors: dict[int | str, dict[str, Any]] = {status: {"model": ErrorAnswer} for status in _ERRORS}
+    errors = error_answers(*_ERRORS)
     streamed: dict[str, Any] = {"content": {EVENTS_TYPE: {"schema": {"type": "string"}}}}
     for place in _PLACES:
         router.add_api_route(
@@ -85,15 +91,20 @@ def generate_router(service: Service) -> APIRouter:
     return router
 
 
-def json_body(model: type[GenerationParameters | ScoreBody], example: dict[str, Any]) -> dict[str, Any]:
+def json_body(model: type[BaseModel], example: dict[str, Any]) -> dict[str, Any]:
     """Return OpenAPI's description of a body of JSON."""
     content = {"application/json": {"schema": inline_schema(model), "example": example}}
     return {"requestBody": {"required": True, "content": content}}
 
 
+def text_bytes(settings: ServeSettings) -> int:
+    """Return the size of the largest JSON that brings a text of as many tokens as may be."""
+    return CONTROL_BYTES + _BYTES_PER_TOKEN * settings.max_prompt_tokens
+
+
 async def prepare(
     service: Service,
-    engine: LanguageEngine,
+    engine: Engine[Generates],
     request: Request,
     prompt: str,
     parameters: GenerationParameters,
@@ -108,7 +119,8 @@ async def prepare(
     limit = service.settings.max_new_tokens
     if parameters.max_tokens > limit:
         raise bad_request(f"Expected max_tokens of at most {limit}, but got {parameters.max_tokens}")
-    tokens = await engine.encode(prompt) or list(engine.bundle.text.start)
+    deadline = request_deadline(request, service.settings, timeout_us=timeout_us)
+    tokens = await _tokens(engine, prompt, deadline) or list(engine.model.text.start)
     seed = secrets.randbelow(_RANDOM_SEEDS) if parameters.seed is None else parameters.seed
     return GenerationRequest(
         prompt=tokens,
@@ -117,12 +129,18 @@ async def prepare(
         stops=parameters.stops(),
         top=parameters.logprobs or 0,
         arrived=request.scope.get("state", {}).get("arrived") or time.monotonic(),
-        deadline=request_deadline(request, service.settings, timeout_us=timeout_us),
+        deadline=deadline,
     )
 
 
-async def _generate(service: Service, engine: LanguageEngine, request: Request) -> Response:
-    body = checked(GenerateBody, parse_object(await read_body(request.receive)))
+async def _tokens(engine: Engine[Generates], text: str, deadline: float | None) -> list[int]:
+    note_model(engine.bundle, rows=1)
+    with engine.admit(deadline) as admission:
+        return await admission.prepare(lambda _: engine.model.tokens_of(text))
+
+
+async def _generate(service: Service, engine: Engine[Generates], request: Request) -> Response:
+    body = checked(GenerateBody, await read_object(request, text_bytes(service.settings)))
     wanted = await prepare(service, engine, request, body.prompt, body)
     if body.stream:
         return await event_response(request, _events(engine, wanted, body))
@@ -137,7 +155,7 @@ async def _generate(service: Service, engine: LanguageEngine, request: Request) 
 
 
 async def _events(
-    engine: LanguageEngine, wanted: GenerationRequest, body: GenerateBody
+    engine: Engine[Generates], wanted: GenerationRequest, body: GenerateBody
 ) -> AsyncIterator[dict[str, Any]]:
     collected = _Collected(wanted)
     async with aclosing(generate(engine, wanted)) as pieces:
@@ -149,10 +167,10 @@ async def _events(
             yield event if piece.finish is None else {**_model(engine), **event, **collected.summary()}
 
 
-async def _score(service: Service, engine: LanguageEngine, request: Request) -> JsonResponse:
-    body = checked(ScoreBody, parse_object(await read_body(request.receive)))
+async def _score(service: Service, engine: Engine[Generates], request: Request) -> JsonResponse:
+    body = checked(ScoreBody, await read_object(request, text_bytes(service.settings)))
     deadline = request_deadline(request, service.settings)
-    tokens = await engine.encode(body.text)
+    tokens = await _tokens(engine, body.text, deadline)
     if not tokens:
         raise bad_request("Expected a text of one token or more, but got an empty one")
     scored = await score(engine, tokens, top=body.logprobs, deadline=deadline)
@@ -168,7 +186,7 @@ async def _score(service: Service, engine: LanguageEngine, request: Request) -> 
     )
 
 
-def _model(engine: LanguageEngine) -> dict[str, str]:
+def _model(engine: Engine[Generates]) -> dict[str, str]:
     return {"model": engine.bundle.name, "version": engine.bundle.version}
 
 

@@ -2,13 +2,14 @@
 
 from fastapi import APIRouter
 
+from cpt_serving.access.control import requires
 from cpt_serving.service import Service
 from cpt_serving.web.schemas import ErrorAnswer, Liveness, Readiness
 
 
 def health_router(service: Service) -> APIRouter:
     """Return the routes `/health/live` and `/health/ready`, under `/v2` too."""
-    router = APIRouter(tags=["health"])
+    router = APIRouter(tags=["health"], dependencies=[requires(None)])
 
     async def live() -> Liveness:
         """The process answers."""

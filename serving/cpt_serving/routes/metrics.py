@@ -4,12 +4,14 @@ from fastapi import APIRouter
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import PlainTextResponse, Response
 
+from cpt_serving.access.api_keys import Scope
+from cpt_serving.access.control import requires
 from cpt_serving.service import Service
 
 
 def metrics_router(service: Service) -> APIRouter:
     """Return the route `/metrics`."""
-    router = APIRouter(tags=["metrics"])
+    router = APIRouter(tags=["metrics"], dependencies=[requires(Scope.METRICS)])
 
     @router.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:

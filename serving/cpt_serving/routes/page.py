@@ -6,25 +6,25 @@ from collections.abc import Mapping
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Query
-from starlette.responses import RedirectResponse, Response
+from starlette.responses import Response
 
+from cpt_serving.access.api_keys import Scope
+from cpt_serving.access.control import requires
+from cpt_serving.adapters import ModelKind
 from cpt_serving.evidence import Evidence, evidence_of
-from cpt_serving.inference.errors import ServingError
-from cpt_serving.samples import Samples, drawing_style, list_samples, sample_image, to_png
+from cpt_serving.inference.errors import NotReadyError, ServingError
+from cpt_serving.routes.files import FILE_HEADERS, files_router, read_folder
+from cpt_serving.samples import Samples
 from cpt_serving.service import Service
 from cpt_serving.telemetry.stats import Stats, summarize
 from cpt_serving.web.errors import RequestError
 from cpt_serving.web.schemas import ErrorAnswer, ServedModel, ServedModels
 
-_MEDIA_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
-
 PAGE_HEADERS: Mapping[str, str] = {
     # Nothing inline, nothing from elsewhere; previews of chosen files are blobs.
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Cache-Control": "no-cache",
+    **FILE_HEADERS,
 }
 
 ModelName = Annotated[str | None, Query(description="which model, where several are served")]
@@ -32,8 +32,15 @@ ModelName = Annotated[str | None, Query(description="which model, where several 
 
 def page_router(service: Service) -> APIRouter:
     """Return the routes of the page: `/`, `/page/...`, `/models`, `/evidence`, `/samples` and `/stats`."""
-    router = APIRouter(tags=["page"])
-    _add_files(router, service)
+    files = read_folder(importlib.resources.files("cpt_serving") / "static")
+    index = files.pop("index.html")
+    pages = APIRouter(dependencies=[requires(None, any_query=True)])
+
+    @pages.get("/", include_in_schema=False)
+    async def page() -> Response:
+        return Response(index, media_type="text/html", headers=dict(PAGE_HEADERS))
+
+    router = APIRouter(tags=["page"], dependencies=[requires(Scope.INFER)])
     _add_model_routes(router, service)
     _add_samples(router, service)
 
@@ -42,52 +49,35 @@ def page_router(service: Service) -> APIRouter:
         """Counters since the start: a short form of `/metrics`."""
         return summarize(service.metrics.collect(), clock_s=time.monotonic(), ready=_is_ready(service))
 
-    return router
-
-
-def _add_files(router: APIRouter, service: Service) -> None:
-    """Serve the page's few files from memory, so that no request ever reaches a file system."""
-    folder = importlib.resources.files("cpt_serving") / "static"
-    files = {
-        entry.name: (entry.read_bytes(), _MEDIA_TYPES[entry.name[entry.name.rindex(".") :]])
-        for entry in folder.iterdir()
-    }
-
-    async def file(name: str) -> Response:
-        if name not in files:
-            raise RequestError(404, f"Expected a file of the page, but got {name!r:.100}")
-        content, media_type = files[name]
-        return Response(content, media_type=media_type, headers=dict(PAGE_HEADERS))
-
-    async def index() -> Response:
-        # The page classifies images: where none can be, the description of the routes is what people look for.
-        return RedirectResponse("/docs") if only_language(service) else await file("index.html")
-
-    router.add_api_route("/", index, include_in_schema=False)
-    router.add_api_route("/page/{name}", file, include_in_schema=False)
+    everything = APIRouter()
+    for part in (pages, files_router("/page", files), router):
+        everything.include_router(part)
+    return everything
 
 
 def _add_model_routes(router: APIRouter, service: Service) -> None:
     @router.get("/models")
     async def models() -> ServedModels:
-        """Names and versions of the served models."""
+        """Names and versions of the served models, and what each takes."""
         repository = service.repository
         return ServedModels(
-            models=[ServedModel(name=name, versions=repository.versions(name)) for name in repository.names]
+            models=[
+                ServedModel(name=name, versions=repository.versions(name), kind=_kind(service, name))
+                for name in repository.names
+            ]
         )
 
     @router.get("/evidence", responses={404: {"model": ErrorAnswer}})
-    async def evidence(model: ModelName = None) -> Evidence:
-        """Who a model is, and what `cpt validate` measured of it."""
-        return evidence_of(service.find(model).bundle, docs=service.settings.docs)
+    def evidence(model: ModelName = None) -> Evidence:
+        """Who a model is, and what `cpt validate` measured of it until now."""
+        return evidence_of(service.find(model).model, docs=service.settings.docs)
 
 
 def _add_samples(router: APIRouter, service: Service) -> None:
     @router.get("/samples", responses={404: {"model": ErrorAnswer}})
     async def samples(model: ModelName = None) -> Samples:
         """The inputs of a bundle's golden sample with their classes, and how a drawing resembles them."""
-        bundle = service.find(model).bundle
-        return Samples(samples=list_samples(bundle), drawing=drawing_style(bundle))
+        return service.find_predicting(model).model.samples()
 
     @router.get(
         "/samples/{index}.png",
@@ -96,20 +86,23 @@ def _add_samples(router: APIRouter, service: Service) -> None:
     )
     async def sample(index: Annotated[int, Path(ge=0)], model: ModelName = None) -> Response:
         """A golden input as an image of the model's input size."""
-        bundle = service.find(model).bundle
-        if index >= len(bundle.golden.inputs):
-            raise RequestError(404, f"Expected a sample below {len(bundle.golden.inputs)}, but got {index}")
-        return Response(to_png(sample_image(bundle, index)), media_type="image/png", headers=dict(PAGE_HEADERS))
+        try:
+            image = service.find_predicting(model).model.sample_png(index)
+        except IndexError as error:
+            raise RequestError(404, f"Expected the number of a sample, but got {index}") from error
+        return Response(image, media_type="image/png", headers=dict(PAGE_HEADERS))
 
 
-def only_language(service: Service) -> bool:
-    """Return whether a server that has `/docs` serves language models and no classifier."""
-    return service.settings.docs and bool(service.repository.names) and service.repository.example is None
+def _kind(service: Service, name: str) -> ModelKind | None:
+    try:
+        return service.find(name).model.kind
+    except ServingError:
+        return None
 
 
 def _is_ready(service: Service) -> bool:
     try:
         service.repository.require_ready()
-    except ServingError:
+    except NotReadyError:
         return False
     return True

@@ -1,19 +1,22 @@
 """`/predict`: images in, labelled predictions out."""
 
+import functools
 import time
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
 
-from cpt_deploy.bundle import top_k as most_probable
+from cpt_serving.access.api_keys import Scope
+from cpt_serving.access.control import requires
+from cpt_serving.adapters import Predicts
 from cpt_serving.inference.engine import Engine
-from cpt_serving.inference.examples import predict_body
-from cpt_serving.inference.rows import to_rows
+from cpt_serving.routes.examples import predict_body
 from cpt_serving.service import Service
 from cpt_serving.web.deadlines import request_deadline
+from cpt_serving.web.records import note_inference, note_model
 from cpt_serving.web.responses import JsonResponse
-from cpt_serving.web.schemas import ErrorAnswer, PredictAnswer
-from cpt_serving.web.uploads import read_body
+from cpt_serving.web.schemas import PredictAnswer, error_answers
+from cpt_serving.web.uploads import parse_json, read_content
 
 _ERRORS = (400, 404, 413, 415, 422, 429, 503, 504)
 _PATHS = ("/predict", "/models/{model}/predict", "/models/{model}/versions/{version}/predict")
@@ -24,7 +27,7 @@ ModelName = Annotated[str | None, Query(description="which model, where several 
 
 def predict_router(service: Service) -> APIRouter:
     """Return the route `/predict`, and the same under the name of a model."""
-    router = APIRouter(tags=["predict"])
+    router = APIRouter(tags=["predict"], dependencies=[requires(Scope.INFER)])
 
     async def predict(request: Request, top_k: TopK = None, model: ModelName = None) -> JsonResponse:
         """Classify one or several images.
@@ -34,11 +37,11 @@ def predict_router(service: Service) -> APIRouter:
         transparency on white. Arrays of integers are pixels 0..255, H x W x C, of any size; arrays with fractions
         are the model's normalised input, C x H x W.
         """
-        return await _answer(service, service.find(model), request, top_k)
+        return await _answer(service, service.find_predicting(model), request, top_k)
 
     async def predict_by(request: Request, model: str, version: str | None = None, top_k: TopK = None) -> JsonResponse:
         """Classify one or several images by the model of a name: its newest version, or the one of the path."""
-        return await _answer(service, service.find(model, version), request, top_k)
+        return await _answer(service, service.find_predicting(model, version), request, top_k)
 
     for path in _PATHS:
         router.add_api_route(
@@ -46,22 +49,31 @@ def predict_router(service: Service) -> APIRouter:
             predict_by if "{model}" in path else predict,
             methods=["POST"],
             response_model=PredictAnswer,
-            responses={status: {"model": ErrorAnswer} for status in _ERRORS},
-            openapi_extra={"requestBody": predict_body(service.repository.example)},
+            responses=error_answers(*_ERRORS),
+            openapi_extra={"requestBody": predict_body()},
         )
     return router
 
 
-async def _answer(service: Service, engine: Engine, request: Request, top_k: int | None) -> JsonResponse:
-    bundle, settings = engine.bundle, service.settings
+async def _answer(service: Service, engine: Engine[Predicts], request: Request, top_k: int | None) -> JsonResponse:
+    bundle, adapter, settings = engine.bundle, engine.model, service.settings
     started = time.perf_counter()
     deadline = request_deadline(request, settings)
-    content = await read_body(request, max_rows=settings.max_rows)
+    content = await read_content(request, settings)
     received = time.perf_counter()
-    rows = await engine.decode(to_rows, content, bundle.preprocessing, settings)
-    prepared = time.perf_counter()
-    inference = await engine.infer(rows, deadline=deadline)
-    predictions = most_probable(inference.logits, bundle.labels, top_k or settings.top_k)
+    note_model(bundle)
+    with engine.admit(deadline) as admission:
+        if isinstance(content, bytes):
+            parse = functools.partial(parse_json, content, max_rows=settings.max_rows)
+            uploads = await admission.prepare(lambda _: parse())
+        else:
+            uploads = list(content)
+        admission.claim(len(uploads))
+        inputs = await admission.prepare(lambda work: adapter.read(uploads, work))
+        prepared = time.perf_counter()
+        inference = await admission.compute(inputs)
+    note_inference(inference)
+    predictions = adapter.predictions(inference.outputs, top_k or settings.top_k)
     timings = {
         "preprocess_ms": (prepared - received) * 1e3,
         "queue_ms": inference.queue_ms,

@@ -1,20 +1,20 @@
 """What the Open Inference Protocol tells of the server and its models; its health routes stand with the others."""
 
-from typing import Any
-
 from fastapi import APIRouter
 
+from cpt_serving.access.api_keys import Scope
+from cpt_serving.access.control import requires
 from cpt_serving.oip import metadata
 from cpt_serving.oip.schemas import ModelConfig, ModelMetadata, ModelReadiness, ServerMetadata, StatisticsAnswer
 from cpt_serving.routes.v2_infer import PATHS
 from cpt_serving.service import Service
 from cpt_serving.web.responses import JsonResponse
-from cpt_serving.web.schemas import ErrorAnswer
+from cpt_serving.web.schemas import error_answers
 
 
 def v2_router(service: Service) -> APIRouter:
     """Return the routes of the server and, with and without version, of the models."""
-    router = APIRouter(tags=["Open Inference Protocol v2"])
+    router = APIRouter(tags=["Open Inference Protocol v2"], dependencies=[requires(Scope.INFER)])
     _add_server_routes(router, service)
     _add_model_routes(router, service)
     return router
@@ -39,25 +39,25 @@ def _add_server_routes(router: APIRouter, service: Service) -> None:
 def _add_model_routes(router: APIRouter, service: Service) -> None:
     async def model_metadata(model: str, version: str | None = None) -> ModelMetadata:
         """What a model takes and returns."""
-        bundle = service.find_any(model, version).bundle
-        return ModelMetadata.model_validate(metadata.model_metadata(bundle, service.repository.versions(model)))
+        adapter = service.find(model, version).model
+        return ModelMetadata.model_validate(metadata.model_metadata(adapter, service.repository.versions(model)))
 
     async def ready(model: str, version: str | None = None) -> ModelReadiness:
         """Whether a model can be asked."""
-        service.find_any(model, version).require_ready()
+        service.find(model, version).require_ready()
         return ModelReadiness(name=model)
 
     async def config(model: str, version: str | None = None) -> JsonResponse:
         """A model's configuration in Triton's form."""
-        return JsonResponse(metadata.model_config(service.find_any(model, version).bundle, service.settings))
+        return JsonResponse(metadata.model_config(service.find(model, version).model))
 
     async def statistics(model: str, version: str | None = None) -> StatisticsAnswer:
         """How many requests a model had, and how long each part of them took."""
-        service.find_any(model, version)
+        service.find(model, version)
         versions = service.repository.versions(model) if version is None else [version]
         return StatisticsAnswer.model_validate(service.statistics.render((model, each) for each in versions))
 
-    errors: dict[int | str, dict[str, Any]] = {code: {"model": ErrorAnswer} for code in (404, 503)}
+    errors = error_answers(404, 503)
     for path in PATHS:
         router.add_api_route(path, model_metadata, responses=errors)
         router.add_api_route(f"{path}/ready", ready, responses=errors)

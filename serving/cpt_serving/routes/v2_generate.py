@@ -7,20 +7,21 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from cpt_serving.access.api_keys import Scope
+from cpt_serving.access.control import requires
+from cpt_serving.adapters import Generates
+from cpt_serving.inference.engine import Engine
 from cpt_serving.inference.generation import GenerationRequest, generate
-from cpt_serving.inference.language_engine import LanguageEngine
 from cpt_serving.oip.requests import parse_timeout
-from cpt_serving.oip.schemas import inline_schema
-from cpt_serving.routes.generate import EVENTS_TYPE, prepare
+from cpt_serving.routes.generate import EVENTS_TYPE, json_body, prepare, text_bytes
 from cpt_serving.routes.v2_infer import PATHS
 from cpt_serving.service import Service
-from cpt_serving.web.bodies import read_body
 from cpt_serving.web.errors import bad_request
 from cpt_serving.web.events import event_response
 from cpt_serving.web.generation_schemas import GenerationParameters, TritonGenerateAnswer, TritonGenerateBody, checked
-from cpt_serving.web.json_bodies import parse_object
+from cpt_serving.web.json_bodies import read_object
 from cpt_serving.web.responses import JsonResponse
-from cpt_serving.web.schemas import ErrorAnswer
+from cpt_serving.web.schemas import error_answers
 
 _ERRORS = (400, 404, 408, 413, 429, 503, 504)
 _OWN_KEYS = ("id", "text_input", "parameters")
@@ -28,7 +29,7 @@ _OWN_KEYS = ("id", "text_input", "parameters")
 
 def triton_generate_router(service: Service) -> APIRouter:
     """Return `generate` and `generate_stream`, with and without version."""
-    router = APIRouter(tags=["Open Inference Protocol v2"])
+    router = APIRouter(tags=["Open Inference Protocol v2"], dependencies=[requires(Scope.INFER)])
 
     async def whole(request: Request, model: str, version: str | None = None) -> Response:
         """Go on with a text (Triton's generate extension); the answer comes as a whole."""
@@ -44,18 +45,9 @@ def triton_generate_router(service: Service) -> APIRouter:
         engine, given, wanted = await _read(service, request, model, version, stream=True)
         return await event_response(request, _events(engine, given, wanted))
 
-    body: dict[str, Any] = {
-        "requestBody": {
-            "required": True,
-            "content": {
-                "application/json": {
-                    "schema": inline_schema(TritonGenerateBody),
-                    "example": {"text_input": "the company said", "parameters": {"max_tokens": 20, "temperature": 0}},
-                }
-            },
-        }
-    }
-    errors: dict[int | str, dict[str, Any]] = {status: {"model": ErrorAnswer} for status in _ERRORS}
+    example = {"text_input": "the company said", "parameters": {"max_tokens": 20, "temperature": 0}}
+    body = json_body(TritonGenerateBody, example)
+    errors = error_answers(*_ERRORS)
     events: dict[int | str, dict[str, Any]] = {200: {"content": {EVENTS_TYPE: {"schema": {"type": "string"}}}}}
     for path in PATHS:
         router.add_api_route(
@@ -74,14 +66,14 @@ def triton_generate_router(service: Service) -> APIRouter:
 
 async def _read(
     service: Service, request: Request, model: str, version: str | None, *, stream: bool
-) -> tuple[LanguageEngine, TritonGenerateBody, GenerationRequest]:
+) -> tuple[Engine[Generates], TritonGenerateBody, GenerationRequest]:
     """Return who answers, the request, and what it asks for.
 
     Raises:
         RequestError: 400 with what was expected, 404 without such a model.
     """
-    engine = service.find_language(model, version)
-    content = parse_object(await read_body(request.receive))
+    engine = service.find_generating(model, version)
+    content = await read_object(request, text_bytes(service.settings))
     given = checked(TritonGenerateBody, {key: content[key] for key in _OWN_KEYS if key in content})
     beside = {key: value for key, value in content.items() if key not in _OWN_KEYS}
     values = {**beside, **(given.parameters or {})}
@@ -93,14 +85,14 @@ async def _read(
 
 
 async def _events(
-    engine: LanguageEngine, given: TritonGenerateBody, wanted: GenerationRequest
+    engine: Engine[Generates], given: TritonGenerateBody, wanted: GenerationRequest
 ) -> AsyncIterator[dict[str, Any]]:
     async with aclosing(generate(engine, wanted)) as pieces:
         async for piece in pieces:
             yield _answer(engine, given, piece.text)
 
 
-def _answer(engine: LanguageEngine, given: TritonGenerateBody, text: str) -> dict[str, Any]:
+def _answer(engine: Engine[Generates], given: TritonGenerateBody, text: str) -> dict[str, Any]:
     answer: dict[str, Any] = {} if given.id is None else {"id": given.id}
     return answer | {
         "model_name": engine.bundle.name, "model_version": engine.bundle.version, "text_output": text,

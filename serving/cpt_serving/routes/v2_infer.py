@@ -1,33 +1,28 @@
 """Inference by the Open Inference Protocol: the path that has to be short."""
 
-import time
+from collections.abc import Callable
+from typing import Any
 
-import anyio.to_thread
-import numpy as np
-import numpy.typing as npt
 from fastapi import APIRouter, Request
 from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import Receive, Send
+from starlette.types import Scope as AsgiScope
 
-from cpt_deploy.bundle import Bundle
-from cpt_deploy.bundle.language import LanguageBundle
+from cpt_serving.access.api_keys import Scope
+from cpt_serving.access.control import Guard, requires
+from cpt_serving.adapters import Adapter
+from cpt_serving.answering import InferCall, infer
 from cpt_serving.inference.engine import Engine
-from cpt_serving.inference.language_engine import LanguageEngine
-from cpt_serving.inference.lifecycle import ModelEngine
 from cpt_serving.oip.answers import Answer, render_answer
-from cpt_serving.oip.classifier import ClassifierRequest, classifier_output, classifier_request
-from cpt_serving.oip.examples import HEADERS, infer_body
-from cpt_serving.oip.inputs import is_light, raw_tensor, tensor_rows
-from cpt_serving.oip.language import LanguageRequest, language_outputs, language_request
 from cpt_serving.oip.requests import HEADER_LENGTH, InferRequest, header_length, parse_request
 from cpt_serving.oip.schemas import InferAnswer
-from cpt_serving.routes.direct import DirectRoute
+from cpt_serving.routes.examples import HEADERS, infer_body
 from cpt_serving.service import Service
 from cpt_serving.settings import ServeSettings
-from cpt_serving.web.bodies import read_body
-from cpt_serving.web.compression import compress, decompress, preferred_coding
+from cpt_serving.web.bodies import INLINE_BYTES, read_body, too_large
 from cpt_serving.web.deadlines import request_deadline
-from cpt_serving.web.raw_headers import raw_header
-from cpt_serving.web.schemas import ErrorAnswer
+from cpt_serving.web.schemas import error_answers
 
 PATHS = ("/v2/models/{model}", "/v2/models/{model}/versions/{version}")
 """Where a model is, and one version of it."""
@@ -35,18 +30,14 @@ PATHS = ("/v2/models/{model}", "/v2/models/{model}/versions/{version}")
 JSON_TYPE = "application/json"
 BINARY_TYPE = "application/octet-stream"
 
-Rows = npt.NDArray[np.float32]
-
 _ERRORS = (400, 404, 408, 413, 415, 429, 503, 504)
-_INLINE_BYTES = 16 * 1024
-"""More JSON or compressed bytes than these are read in a thread."""
 
 
 def infer_router(service: Service) -> APIRouter:
     """Return the routes that compute, with and without version."""
-    router = APIRouter(tags=["Open Inference Protocol v2"], route_class=DirectRoute)
+    router = APIRouter(tags=["Open Inference Protocol v2"], dependencies=[requires(Scope.INFER)])
 
-    async def infer(request: Request, model: str, version: str | None = None) -> Response:
+    async def infer_newest(request: Request, model: str) -> Response:
         """Compute the logits, or the classes, of inputs.
 
         The input `image` is FP32 N x C x H x W (also FP64, FP16, BF16): normalised, as the model computes with it. As
@@ -54,112 +45,92 @@ def infer_router(service: Service) -> APIRouter:
         Tensors stand in the JSON or follow it as bytes. Parameters: `timeout` in microseconds, `binary_data_output`; of
         the output `binary_data`, and `classification` for the labels of as many classes.
         """
-        return await answer_infer(service, request, service.find_any(model, version))
+        return await answer_infer(service, request, service.find(model))
 
-    for path in PATHS:
+    async def infer_by_version(request: Request, model: str, version: str) -> Response:
+        """Compute the same by one version of a model."""
+        return await answer_infer(service, request, service.find(model, version))
+
+    endpoints: tuple[Callable[..., Any], ...] = (infer_newest, infer_by_version)
+    for path, endpoint in zip(PATHS, endpoints, strict=True):
         router.add_api_route(
             f"{path}/infer",
-            infer,
+            endpoint,
             methods=["POST"],
             response_model=InferAnswer,
             responses={
                 200: {"content": {BINARY_TYPE: {"schema": {"type": "string", "format": "binary"}}}},
-                **{status: {"model": ErrorAnswer} for status in _ERRORS},
+                **error_answers(*_ERRORS),
             },
-            openapi_extra={"requestBody": infer_body(service.repository.example), "parameters": HEADERS},
+            openapi_extra={"requestBody": infer_body(service), "parameters": HEADERS},
         )
     return router
 
 
-async def answer_infer(service: Service, request: Request, engine: ModelEngine) -> Response:
+class DirectInfer:
+    """The route of `infer` without the framework's dependencies and lists of routes, which cost more than small models.
+
+    An ASGI app for a plain route in front of all others; the route in the router is what `/docs` shows of it.
+
+    Args:
+        service: Whose models are asked.
+        path: Template of the route, as metrics name it.
+    """
+
+    guard = Guard(Scope.INFER)
+
+    def __init__(self, service: Service, path: str) -> None:
+        self._service = service
+        self.path = path
+
+    async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        scope["route"] = self
+        request = Request(scope, receive)
+        await self.guard(request)
+        names = scope["path_params"]
+        engine = self._service.find(names["model"], names.get("version"))
+        response = await answer_infer(self._service, request, engine)
+        await response(scope, receive, send)
+
+
+def direct_infer_routes(service: Service) -> list[Route]:
+    """Return the routes that are looked up first."""
+    return [Route(f"{path}/infer", DirectInfer(service, f"{path}/infer"), methods=["POST"]) for path in PATHS]
+
+
+async def answer_infer(service: Service, request: Request, engine: Engine[Adapter]) -> Response:
     """Answer a request for inference with an engine.
 
     Raises:
         RequestError: If it cannot be answered as asked.
+        ServingError: If the queue is full, the model is not loaded, or the deadline passed.
     """
-    if isinstance(engine, LanguageEngine):
-        return await _answer_language(service, request, engine)
-    if not isinstance(engine, Engine):
-        raise TypeError(f"an engine of an unknown kind: {type(engine)}")
-    body, json_bytes = await _read(request, engine, service.settings)
-    received = time.perf_counter()
-    parsed, rows = await _parse(body, json_bytes, engine, service.settings)
-    prepared = time.perf_counter()
-    deadline = request_deadline(request, service.settings, timeout_us=parsed.timeout_us)
-    inference = await engine.infer(rows, deadline=deadline)
-    computed = time.perf_counter()
-    output = classifier_output(parsed.output, inference.logits, engine.bundle.labels)
-    answer = render_answer(engine.bundle, parsed.id, [output])
-    service.statistics.observe(engine.bundle).request_converted(prepared - received, time.perf_counter() - computed)
-    return await _respond(answer, request)
+    body, json_bytes = await _read(request, service.settings)
+
+    def parse() -> InferRequest:
+        if json_bytes == 0:
+            # A raw request has no JSON, and gets all outputs as bytes.
+            return InferRequest([engine.model.raw_input(body)], binary=True)
+        return parse_request(body, json_bytes)
+
+    def deadline(timeout_us: int) -> float | None:
+        return request_deadline(request, service.settings, timeout_us=timeout_us)
+
+    heavy = (len(body) if json_bytes is None else json_bytes) > INLINE_BYTES
+    return _respond(await infer(service, engine, InferCall(parse, heavy, deadline, render_answer)))
 
 
-async def _answer_language(service: Service, request: Request, engine: LanguageEngine) -> Response:
-    """Answer one call of a language model: tokens and state in, logits and state out."""
-    settings = service.settings
-    body, json_bytes = await _read(request, engine, settings)
-    received = time.perf_counter()
-    parsed = await engine.decode(_parse_language, body, json_bytes, engine.bundle, settings)
-    prepared = time.perf_counter()
-    deadline = request_deadline(request, settings, timeout_us=parsed.timeout_us)
-    logits, state = await engine.infer(parsed.tokens, parsed.state, deadline=deadline)
-    computed = time.perf_counter()
-    outputs = language_outputs(parsed, engine.bundle.manifest, logits, state)
-    answer = await engine.decode(render_answer, engine.bundle, parsed.id, outputs)
-    service.statistics.observe(engine.bundle).request_converted(prepared - received, time.perf_counter() - computed)
-    return await _respond(answer, request)
-
-
-async def _read(request: Request, engine: Engine | LanguageEngine, settings: ServeSettings) -> tuple[bytes, int | None]:
+async def _read(request: Request, settings: ServeSettings) -> tuple[bytes, int | None]:
     """Return the decompressed body, and how many of its bytes are JSON, if it says that."""
-    json_bytes = header_length(request.headers)
-    body = await read_body(request.receive)
-    coding = (raw_header(request.scope, b"content-encoding") or "identity").lower()
-    if coding != "identity":
-        body = await engine.decode(decompress, body, coding, limit=settings.max_body_bytes)
+    json_bytes = header_length(dict(request.scope["headers"]))
+    body = await read_body(request, settings.max_json_bytes if json_bytes is None else settings.max_body_bytes)
+    if json_bytes is not None and settings.max_json_bytes < json_bytes <= len(body):
+        raise too_large(settings.max_json_bytes, f"{json_bytes} bytes of JSON")
     return body, json_bytes
 
 
-async def _parse(
-    body: bytes, json_bytes: int | None, engine: Engine, settings: ServeSettings
-) -> tuple[ClassifierRequest, Rows]:
-    if (len(body) if json_bytes is None else json_bytes) > _INLINE_BYTES:
-        return await engine.decode(_parse_all, body, json_bytes, engine.bundle, settings)
-    if json_bytes == 0:
-        # A raw request has no JSON, and gets all outputs as bytes.
-        given = InferRequest([raw_tensor(body, engine.bundle.preprocessing)], binary=True)
-    else:
-        given = parse_request(body, json_bytes)
-    parsed = classifier_request(given)
-    if is_light(parsed.tensor):
-        return parsed, tensor_rows(parsed.tensor, engine.bundle.preprocessing, settings)
-    return parsed, await engine.decode(tensor_rows, parsed.tensor, engine.bundle.preprocessing, settings)
-
-
-def _parse_all(
-    body: bytes, json_bytes: int | None, bundle: Bundle, settings: ServeSettings
-) -> tuple[ClassifierRequest, Rows]:
-    parsed = classifier_request(parse_request(body, json_bytes))
-    return parsed, tensor_rows(parsed.tensor, bundle.preprocessing, settings)
-
-
-def _parse_language(
-    body: bytes, json_bytes: int | None, bundle: LanguageBundle, settings: ServeSettings
-) -> LanguageRequest:
-    return language_request(parse_request(body, json_bytes), bundle.manifest, settings.max_rows)
-
-
-async def _respond(answer: Answer, request: Request) -> Response:
-    accepted = raw_header(request.scope, b"accept-encoding") or ""
-    body, headers = answer.body, {}
-    if answer.json_bytes is not None:
-        headers[HEADER_LENGTH] = str(answer.json_bytes)
-    coding = preferred_coding(body, accepted)
-    if coding is not None:
-        if len(body) <= _INLINE_BYTES:
-            body = compress(body, coding)
-        else:
-            # Not among the decoders: those refuse work when the queue is full, and this request is through.
-            body = await anyio.to_thread.run_sync(compress, body, coding)
-        headers |= {"Content-Encoding": coding, "Vary": "Accept-Encoding"}
-    return Response(body, headers=headers, media_type=JSON_TYPE if answer.json_bytes is None else BINARY_TYPE)
+def _respond(answer: Answer) -> Response:
+    if answer.json_bytes is None:
+        return Response(answer.body, media_type=JSON_TYPE)
+    return Response(answer.body, headers={HEADER_LENGTH: str(answer.json_bytes)}, media_type=BINARY_TYPE)

@@ -5,23 +5,25 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from cpt_serving.access.api_keys import Scope
+from cpt_serving.access.control import requires
 from cpt_serving.inference.engine import EngineState
 from cpt_serving.oip.repository import parse_change, parse_index
 from cpt_serving.oip.schemas import RepositoryChange, RepositoryIndexRequest, RepositoryModel, inline_schema
-from cpt_serving.routes.direct import DirectRoute
 from cpt_serving.service import Service
+from cpt_serving.web.json_bodies import CONTROL_BYTES, read_object
 from cpt_serving.web.responses import JsonResponse
-from cpt_serving.web.schemas import ErrorAnswer
+from cpt_serving.web.schemas import error_answers
 
 
 def repository_router(service: Service) -> APIRouter:
     """Return the routes of the repository."""
     # Clients of the protocol send JSON without a Content-Type, or nothing at all.
-    router = APIRouter(prefix="/v2/repository", tags=["Open Inference Protocol v2"], route_class=DirectRoute)
+    router = APIRouter(prefix="/v2/repository", tags=["Open Inference Protocol v2"])
 
     async def index(request: Request) -> JsonResponse:
         """The state of every model and version, or of those that are ready."""
-        only_ready = parse_index(await request.body())
+        only_ready = parse_index(await read_object(request, CONTROL_BYTES))
         return JsonResponse(
             [
                 {"name": each.name, "version": each.version, "state": each.state.value, "reason": each.reason}
@@ -32,20 +34,21 @@ def repository_router(service: Service) -> APIRouter:
 
     async def load(request: Request, model: str) -> Response:
         """Load a model, or load it again if its files changed; needs an API key of the scope `admin`."""
-        await service.repository.load(model, parse_change(await request.body()))
+        await service.repository.load(model, parse_change(await read_object(request, CONTROL_BYTES)))
         return Response()
 
     async def unload(request: Request, model: str) -> Response:
         """Take a model out of service once its requests are answered; needs an API key of the scope `admin`."""
-        await service.repository.unload(model, parse_change(await request.body()))
+        await service.repository.unload(model, parse_change(await read_object(request, CONTROL_BYTES)))
         return Response()
 
     router.add_api_route(
         "/index",
         index,
         methods=["POST"],
+        dependencies=[requires(Scope.INFER)],
         response_model=list[RepositoryModel],
-        responses=_errors(400),
+        responses=error_answers(400, 413),
         openapi_extra=_body(inline_schema(RepositoryIndexRequest)),
     )
     for name, change in (("load", load), ("unload", unload)):
@@ -53,15 +56,12 @@ def repository_router(service: Service) -> APIRouter:
             f"/models/{{model}}/{name}",
             change,
             methods=["POST"],
+            dependencies=[requires(Scope.ADMIN)],
             response_class=Response,
-            responses=_errors(400, 403, 404),
+            responses=error_answers(400, 403, 404, 413),
             openapi_extra=_body(inline_schema(RepositoryChange)),
         )
     return router
-
-
-def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    return {status: {"model": ErrorAnswer} for status in statuses}
 
 
 def _body(schema: dict[str, Any]) -> dict[str, Any]:

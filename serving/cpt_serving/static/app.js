@@ -1,4 +1,4 @@
-// The page: images come in by choosing, dropping, pasting, drawing, or from the bundle's samples.
+// The page: images come in by choosing, dropping, pasting, drawing, or from the bundle's samples; text is typed.
 
 import { createSketchpad } from "./drawing.js";
 import { byId, make } from "./dom.js";
@@ -6,10 +6,12 @@ import { showEvidence } from "./evidence.js";
 import { watch } from "./live.js";
 import { classify, clearPrediction, showProblem } from "./prediction.js";
 import { fetchBlob, fetchJson, useKey } from "./requests.js";
+import { clearText, listenForText } from "./text.js";
 
 const SMALL = 96;
 
 let model = "";
+let takesText = false;
 
 /** Return a path with the chosen model in its query. */
 const ofModel = (path) => `${path}?model=${encodeURIComponent(model)}`;
@@ -33,6 +35,7 @@ function preview(image, name) {
 }
 
 function take(image, name) {
+  if (takesText) return undefined;
   setMode("image");
   preview(image, name);
   return classify(image, name, model);
@@ -105,9 +108,15 @@ function offerDrawing(style) {
 async function choose(name) {
   model = name;
   clearPrediction();
+  clearText();
   try {
-    const [facts, offered] = await Promise.all([fetchJson(ofModel("evidence")), fetchJson(ofModel("samples"))]);
+    const facts = await fetchJson(ofModel("evidence"));
+    takesText = facts.kind === "text";
+    byId("try-text").hidden = !takesText;
+    byId("try-image").hidden = takesText;
     showEvidence(facts);
+    if (takesText) return;
+    const offered = await fetchJson(ofModel("samples"));
     offerSamples(offered.samples);
     offerDrawing(offered.drawing);
   } catch (error) {
@@ -149,6 +158,7 @@ function listenForKey() {
 async function start() {
   listenForKey();
   listenForFiles();
+  listenForText(() => model);
   byId("models").addEventListener("change", (event) => choose(event.target.value));
   watch();
   byId("clear").addEventListener("click", pad.clear);

@@ -2,7 +2,7 @@
 
 const SVG = "http://www.w3.org/2000/svg";
 const HEIGHT = 120;
-const LEFT = 46;
+const LEFT = 54;
 const BOTTOM = 22;
 const TOP = 8;
 

@@ -11,7 +11,12 @@ function figure(value, name, note) {
   );
 }
 
-function accuracy(validation) {
+function accuracy(validation, kind) {
+  if (kind === "text") {
+    if (!validation?.perplexity) return figure("–", "Perplexity", "not measured: cpt validate measures it");
+    const trained = validation.trained_perplexity;
+    return figure(validation.perplexity.toFixed(2), "Perplexity as served", trained ? `${trained.toFixed(2)} before export` : "");
+  }
   if (!validation?.accuracy) return figure("–", "Accuracy", "not measured: cpt validate measures it");
   const { value, interval_95: [low, high] } = validation.accuracy;
   const range = `95 % interval ${percent(low, 2)} to ${percent(high, 2)}`;
@@ -33,7 +38,7 @@ function precision(facts) {
 
 function size(facts) {
   const integer = facts.validation?.float_operators === 0 ? "no float layer left in the graph" : "model.onnx";
-  return figure(bytes(facts.size_bytes), "Size", integer);
+  return figure(facts.size_bytes === null ? "–" : bytes(facts.size_bytes), "Size", integer);
 }
 
 function verdict(validation) {
@@ -49,21 +54,24 @@ function verdict(validation) {
   shown.textContent = text;
 }
 
+function shape({ kind, input, classes, vocabulary, context }) {
+  if (kind === "text") return `text, ${count(vocabulary)} tokens${context ? `, context ${count(context)}` : ""}`;
+  return `${input.width} × ${input.height} ${input.channels === 1 ? "grey" : "colour"} → ${count(classes)} classes`;
+}
+
 /** Show the answer of /evidence. */
 export function showEvidence(facts) {
-  const { channels, height, width } = facts.input;
   document.title = `${facts.model} · cpt-deploy`;
   byId("model").textContent = facts.model;
-  byId("model-facts").textContent =
-    `version ${facts.version} · ${width} × ${height} ${channels === 1 ? "grey" : "colour"} → ${count(facts.classes)} classes`;
+  byId("model-facts").textContent = `version ${facts.version} · ${shape(facts)}`;
   byId("server").textContent = `cpt-deploy ${facts.server_version}`;
   byId("docs-link").hidden = !facts.docs;
   const { validation } = facts;
   verdict(validation);
-  byId("figures").replaceChildren(accuracy(validation), exactness(validation), precision(facts), size(facts));
+  byId("figures").replaceChildren(accuracy(validation, facts.kind), exactness(validation), precision(facts), size(facts));
   const data = validation?.dataset;
   describe(byId("details"), [
-    ["Measured on", data && `${data.name}, ${count(data.samples)} ${data.split ?? ""} images`],
+    ["Measured on", data && `${data.name}, ${count(data.samples)} ${data.split ?? ""} ${facts.kind === "text" ? "tokens" : "images"}`],
     ["Before export", validation?.trained_accuracy && `${percent(validation.trained_accuracy, 2)} in training precision`],
     ["Runtime", validation?.runtime],
     ["Processor", validation?.cpu],

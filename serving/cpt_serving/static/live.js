@@ -42,6 +42,9 @@ function difference(before, now) {
   return { rate: (now.requests - before.requests) / seconds, p50: inMilliseconds(0.5), p99: inMilliseconds(0.99) };
 }
 
+/** Milliseconds, and seconds from one on: the axis has little room. */
+const axisTime = (value) => (value < 1000 ? `${significant(value)} ms` : `${significant(value / 1000)} s`);
+
 function show(stats) {
   const last = points[points.length - 1];
   byId("rate").textContent = last ? significant(last.rate) : "–";
@@ -58,13 +61,13 @@ function show(stats) {
   });
   drawLines(byId("latency-chart"), [series("p50"), series("p99")], {
     label: `Latency over the last minute, p50 ${byId("p50").textContent}, p99 ${byId("p99").textContent}`,
-    format: (value) => `${significant(value)} ms`,
+    format: axisTime,
   });
   describe(byId("totals"), [
     ["Since the start", count(stats.requests)],
     ["Refused or failed", count(stats.refused)],
-    ["Images", count(stats.rows)],
-    ["Images in one computation", stats.inferences ? significant(stats.rows / stats.inferences) : null],
+    ["Rows computed", count(stats.rows)],
+    ["Rows in one computation", stats.inferences ? significant(stats.rows / stats.inferences) : null],
     ["Under way", count(Math.max(0, stats.in_flight - 1))],
   ]);
 }

@@ -48,3 +48,17 @@ export async function fetchJson(path, options = {}) {
 export async function fetchBlob(path) {
   return (await fetchAnswer(path, {})).blob();
 }
+
+/** Yield the contents of server-sent events as they come. */
+export async function* fetchEvents(path, options) {
+  const response = await fetchAnswer(path, options);
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  let waiting = "";
+  for (;;) {
+    const { done, value } = await reader.read();
+    if (done) return;
+    const lines = (waiting + value).split("\n\n");
+    waiting = lines.pop();
+    for (const line of lines) if (line.startsWith("data: ")) yield JSON.parse(line.slice(6));
+  }
+}

@@ -2,51 +2,28 @@
 
 import logging
 import os
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import orjson
+from opentelemetry.trace import format_span_id, format_trace_id
 
 from cpt_deploy.errors import DataError
 from cpt_serving.settings import ServeSettings
 from cpt_serving.telemetry.log_queue import QueuedLog
 from cpt_serving.web.records import RequestRecord
 
-QUIET_ROUTES = frozenset({"/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready", "/metrics", "/stats"})
+QUIET_ROUTES = frozenset({
+    "/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready", "/metrics", "/stats",
+    "/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch",
+    "/inference.GRPCInferenceService/ServerLive", "/inference.GRPCInferenceService/ServerReady",
+})  # fmt: skip
 """Asked again and again by machines; left out unless they are asked for."""
 
 _STDOUT = 1
 _WRITE_EVERY_S = 0.05
-
-
-@dataclass(frozen=True, slots=True)
-class AccessEntry:
-    """An answered request.
-
-    Args:
-        time: When it was answered, in seconds since 1970.
-        record: What became known of it.
-        method: Its method.
-        route: Template of its route.
-        status: Status of its answer.
-        duration_s: Seconds from its head to the end of its answer.
-        client: Address that it came from.
-    """
-
-    time: float
-    record: RequestRecord
-    method: str
-    route: str
-    status: int
-    duration_s: float
-    client: str
-
-
-Format = Callable[[AccessEntry], bytes]
 
 
 class AccessLog:
@@ -54,7 +31,7 @@ class AccessLog:
 
     Args:
         descriptor: The file that lines are written to.
-        form: Makes the line of an entry.
+        formatter: Makes the line of a request, whose fields are the message of its record.
         everything: Whether health and metrics are logged too.
         dropped: Called for each request that is left out, as writing is too slow.
     """
@@ -62,23 +39,50 @@ class AccessLog:
     def __init__(
         self,
         descriptor: int,
-        form: Format,
+        formatter: logging.Formatter,
         *,
         everything: bool = False,
         dropped: Callable[[], None] = lambda: None,
     ) -> None:
         self._descriptor = descriptor
         self._quiet = frozenset() if everything else QUIET_ROUTES
-        self._log = QueuedLog(descriptor, _Form(form), gather_s=_WRITE_EVERY_S, dropped=dropped)
+        self._log = QueuedLog(descriptor, formatter, gather_s=_WRITE_EVERY_S, dropped=dropped)
 
-    def add(self, scope: Any, record: RequestRecord, route: str, status: int, duration_s: float) -> None:
-        """Note an answered request."""
+    def add(self, scope: Mapping[str, Any], record: RequestRecord, route: str, status: int, duration_s: float) -> None:
+        """Note an answered request.
+
+        Args:
+            scope: Its ASGI scope, of which the method and the client count.
+            record: What became known of it.
+            route: Template of its route.
+            status: Status of its answer.
+            duration_s: Seconds from its head to the end of its answer.
+        """
         if route in self._quiet:
             return
-        client = scope["client"][0] if scope.get("client") else ""
-        self._log.enqueue(
-            _Answered(AccessEntry(time.time(), record, scope["method"], route, status, duration_s, client))
-        )
+        fields: dict[str, Any] = {
+            "time": datetime.now(UTC),
+            "request_id": record.request_id,
+            "method": scope["method"],
+            "route": route,
+            "status": status,
+            "duration_ms": round(duration_s * 1e3, 3),
+            "client": scope["client"][0] if scope.get("client") else "",
+        }
+        if record.key:
+            fields["key"] = record.key
+        if record.model:
+            fields |= {"model": record.model, "version": record.version}
+        if record.rows:
+            fields["rows"] = record.rows
+        if (inference := record.inference) is not None:
+            fields["queue_ms"] = round(inference.queue_ms, 3)
+            fields["inference_ms"] = round(inference.inference_ms, 3)
+            fields["batch_rows"] = inference.batch_rows
+        if record.trace is not None:
+            fields["trace_id"] = format_trace_id(record.trace.trace_id)
+            fields["span_id"] = format_span_id(record.trace.span_id)
+        self._log.enqueue(logging.makeLogRecord({"msg": fields}))
 
     def close(self) -> None:
         """Write what is waiting, and end."""
@@ -87,74 +91,26 @@ class AccessLog:
             os.close(self._descriptor)
 
 
-class _Answered(logging.LogRecord):
-    """An answered request on its way to the file."""
-
-    def __init__(self, entry: AccessEntry) -> None:
-        super().__init__(__name__, logging.INFO, "", 0, "", None, None)
-        self.entry = entry
-
-
-class _Form(logging.Formatter):
-    def __init__(self, form: Format) -> None:
-        super().__init__()
-        self._form = form
+class JsonLine(logging.Formatter):
+    """A request as one line of JSON; what does not apply is left out."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return self._form(record.entry).decode() if isinstance(record, _Answered) else super().format(record)
+        """Return the line."""
+        return orjson.dumps(record.msg, option=orjson.OPT_UTC_Z).decode()
 
 
-def json_line(entry: AccessEntry) -> bytes:
-    """Return an entry as one line of JSON; what does not apply is left out."""
-    return orjson.dumps(_fields(entry), option=orjson.OPT_UTC_Z)
+class TextLine(logging.Formatter):
+    """A request as one line for people."""
 
-
-def text_line(entry: AccessEntry) -> bytes:
-    """Return an entry as one line for people."""
-    record = entry.record
-    parts = [
-        f"{datetime.fromtimestamp(entry.time, UTC):%Y-%m-%dT%H:%M:%S}Z",
-        entry.client or "-",
-        entry.method,
-        entry.route,
-        str(entry.status),
-        f"{entry.duration_s * 1e3:.1f}ms",
-    ]
-    if record.model:
-        parts.append(f"{record.model}/{record.version}")
-    if record.rows:
-        parts.append(f"rows={record.rows}")
-    if record.key:
-        parts.append(f"key={record.key}")
-    return " ".join([*parts, f"id={record.request_id}"]).encode()
-
-
-def _fields(entry: AccessEntry) -> dict[str, Any]:
-    record, inference = entry.record, entry.record.inference
-    fields: dict[str, Any] = {
-        "time": datetime.fromtimestamp(entry.time, UTC),
-        "request_id": record.request_id,
-        "method": entry.method,
-        "route": entry.route,
-        "status": entry.status,
-        "duration_ms": round(entry.duration_s * 1e3, 3),
-        "client": entry.client,
-    }
-    if record.key:
-        fields["key"] = record.key
-    if record.model:
-        fields |= {"model": record.model, "version": record.version}
-    if record.rows:
-        fields["rows"] = record.rows
-    if inference is not None:
-        fields |= {
-            "queue_ms": round(inference.queue_ms, 3),
-            "inference_ms": round(inference.inference_ms, 3),
-            "batch_rows": inference.batch_rows,
-        }
-    if record.trace is not None:
-        fields |= {"trace_id": record.trace.trace_id, "span_id": record.trace.span_id}
-    return fields
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line."""
+        fields: Any = record.msg
+        parts = [f"{fields['time']:%Y-%m-%dT%H:%M:%S}Z", fields["client"] or "-", fields["method"], fields["route"]]
+        parts += [str(fields["status"]), f"{fields['duration_ms']:.1f}ms"]
+        if "model" in fields:
+            parts.append(f"{fields['model']}/{fields['version']}")
+        parts += [f"{name}={fields[name]}" for name in ("rows", "key") if name in fields]
+        return " ".join([*parts, f"id={fields['request_id']}"])
 
 
 def open_access_log(settings: ServeSettings, dropped: Callable[[], None] = lambda: None) -> AccessLog | None:
@@ -170,11 +126,10 @@ def open_access_log(settings: ServeSettings, dropped: Callable[[], None] = lambd
     if not settings.access_log:
         return None
     target = _STDOUT if settings.access_log_file is None else _open(settings.access_log_file)
-    as_text = settings.log_format == "text" or (
-        settings.log_format == "auto" and target == _STDOUT and os.isatty(_STDOUT)
-    )
-    form = text_line if as_text else json_line
-    return AccessLog(target, form, everything=settings.access_log_health, dropped=dropped)
+    read_by_people = target == _STDOUT and os.isatty(_STDOUT)
+    as_text = settings.log_format == "text" or (settings.log_format == "auto" and read_by_people)
+    formatter = TextLine() if as_text else JsonLine()
+    return AccessLog(target, formatter, everything=settings.access_log_health, dropped=dropped)
 
 
 def _open(path: Path) -> int:

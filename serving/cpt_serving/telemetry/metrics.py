@@ -6,13 +6,9 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metr
 from prometheus_client.metrics_core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from cpt_deploy.bundle.language import LanguageBundle
 from cpt_deploy.bundle.opened import OpenedBundle
-from cpt_serving.inference.batching import FAILURES
-from cpt_serving.inference.generation_observers import GenerationObserver
-from cpt_serving.inference.observers import InferenceObserver
+from cpt_serving.inference.observers import FAILURES, GenerationObserver, InferenceObserver
 from cpt_serving.telemetry.generation_metrics import GenerationMetrics
-from cpt_serving.telemetry.triton_metrics import render_triton_metrics
 
 WATCH_MODELS, WATCH_CERTIFICATE = "watch-models", "watch-certificate"
 """The background tasks of a server."""
@@ -69,8 +65,10 @@ class Metrics:
         self._conversions: dict[tuple[str, str], tuple[Histogram, Histogram]] = {}
         self.batch_rows = self._histogram("cpt_serve_batch_rows", "Images computed together", _MODEL, _ROWS)
         self.rows = Counter("cpt_serve_rows", "Images computed", _MODEL, registry=self._registry)
-        self.queued_rows = self._gauge("cpt_serve_queued_rows", "Images that wait for their turn", _MODEL)
-        self.queued_requests = self._gauge("cpt_serve_queued_requests", "Requests that wait for their turn", _MODEL)
+        self.queued_rows = self._gauge("cpt_serve_queued_rows", "Rows that are read or wait for their turn", _MODEL)
+        self.queued_requests = self._gauge(
+            "cpt_serve_queued_requests", "Requests that are read or wait for their turn", _MODEL
+        )
         self._rejections = Counter(
             "cpt_serve_rejections", "Requests answered with an error, by reason", ("reason",), registry=self._registry
         )
@@ -125,7 +123,7 @@ class Metrics:
         """Count a connection that was one too many."""
         self._refused.inc()
 
-    def observe_texts(self, bundle: LanguageBundle) -> GenerationObserver:
+    def observe_texts(self, bundle: OpenedBundle) -> GenerationObserver:
         """Return what counts the texts of a language model."""
         return self._generation.observe(bundle.name, bundle.version)
 
@@ -162,7 +160,7 @@ class Metrics:
 
     def render(self) -> bytes:
         """Return all metrics in Prometheus' text format."""
-        return generate_latest(self._registry) + render_triton_metrics(self._registry.collect())
+        return generate_latest(self._registry)
 
     def collect(self) -> Iterable[Metric]:
         """Return all metrics as objects."""

@@ -7,7 +7,7 @@ from prometheus_client import Metric
 from prometheus_client.samples import Sample
 from pydantic import BaseModel, Field
 
-PREDICTING_ROUTES = ("/predict", "/infer")
+PREDICTING_ROUTES = ("/predict", "/infer", "/generate", "/generate_stream", "/score")
 """How the routes end that compute something; the others would only blur the figures."""
 
 

@@ -17,7 +17,6 @@ import cpt_deploy
 from cpt_deploy.errors import MissingExtraError
 from cpt_serving.settings import ServeSettings
 from cpt_serving.telemetry.access_log import QUIET_ROUTES
-from cpt_serving.telemetry.trace_context import TraceContext
 from cpt_serving.web.records import RequestRecord
 
 logger = logging.getLogger(__name__)
@@ -89,12 +88,10 @@ def _is_quiet(scope: Scope) -> bool:
     return scope.get("path") in QUIET_ROUTES
 
 
-def current_trace() -> TraceContext | None:
-    """Return the span of the running request."""
+def current_trace() -> trace.SpanContext | None:
+    """Return the span of the running request; there is none of those that are not traced."""
     context = trace.get_current_span().get_span_context()
-    if not context.is_valid:
-        return None
-    return TraceContext(f"{context.trace_id:032x}", f"{context.span_id:016x}", context.trace_flags.sampled)
+    return context if context.is_valid else None
 
 
 def trace_inference(tracer: trace.Tracer, record: RequestRecord) -> None:

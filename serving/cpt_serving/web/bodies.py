@@ -1,84 +1,160 @@
 """Receiving a request's body: not more than allowed, not slower than allowed, and not for a client that has gone."""
 
 import asyncio
+import threading
 import time
+from contextvars import ContextVar
 
-from starlette.requests import ClientDisconnect
-from starlette.types import Message, Receive, Scope
+import anyio.to_thread
+from anyio import CapacityLimiter
+from anyio.lowlevel import RunVar
+from starlette.requests import ClientDisconnect, Request
+from starlette.types import Receive
 
+from cpt_serving.web.compression import content_codings, decompress
 from cpt_serving.web.errors import RequestError
-from cpt_serving.web.raw_headers import raw_header
 
 LEAST_BYTES_PER_S = 8192
-"""A body may take longer than its timeout by the time that it needs at this rate."""
+"""Each `timeout_s` has to bring so many bytes for each of its seconds, or the end of the body."""
+
+INLINE_BYTES = 16 * 1024
+"""More bytes than these are decompressed, parsed or compressed in a thread."""
 
 _WATCH_AFTER_S = 0.1
-_LOOK_AGAIN_S = 0.05
 
 
-class BodyReceiver:
-    """What an app receives a request through, in place of the server's own `receive`.
+class BodyBudget:
+    """Memory for the bodies of all requests under way, and for what their JSON becomes.
 
     Args:
-        scope: The request.
-        receive: The server's.
-        max_bytes: Largest body that is read.
-        timeout_s: Seconds in which the body has to come, apart from its size.
+        limit: Bytes.
     """
 
-    def __init__(self, scope: Scope, receive: Receive, *, max_bytes: int, timeout_s: float) -> None:
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._taken = 0
+        self._lock = threading.Lock()
+
+    @property
+    def taken(self) -> int:
+        """Bytes that are in use."""
+        return self._taken
+
+    def take(self, size: int) -> None:
+        """Use some bytes.
+
+        Raises:
+            RequestError: 503 if other requests have them at present.
+        """
+        with self._lock:
+            if self._taken + size <= self.limit:
+                self._taken += size
+                return
+        raise RequestError(
+            503,
+            "Expected memory for the body, but other requests have it at present",
+            {"Retry-After": "1", "Connection": "close"},
+        )
+
+    def give_back(self, size: int) -> None:
+        """Use some bytes no more."""
+        with self._lock:
+            self._taken -= size
+
+
+class RequestBody:
+    """The body of one request, and whether its client is still there.
+
+    Args:
+        receive: The server's.
+        budget: What its memory is taken from.
+        timeout_s: Seconds in which the body, or a part of it that is large enough, has to come.
+    """
+
+    def __init__(self, receive: Receive, budget: BodyBudget, timeout_s: float) -> None:
         self._receive = receive
-        self._max_bytes = max_bytes
-        self._declared = raw_header(scope, b"content-length") or ""
-        self._started = time.monotonic()
+        self._budget = budget
         self._timeout_s = timeout_s
-        self._seen = 0
-        self._complete = False
-        self._receiving = self._too_slow = False
-        self._loop = asyncio.get_running_loop()
+        self._charged = self._seen = self._window_began = 0
+        self._window_ends = 0.0
+        self._released = self._receiving = self._too_slow = self._complete = False
         self._task = asyncio.current_task()
         self._timer: asyncio.TimerHandle | None = None
         self._watcher: asyncio.Task[None] | None = None
-        self.completed_at = self._started
+        self.completed_at = time.monotonic()
         """When the last byte had come, in seconds of `time.monotonic`."""
         self.client_gone = False
         """Whether the request was cancelled because its client closed the connection."""
 
-    async def __call__(self) -> Message:
-        """Return the next part of the body.
+    def charge(self, size: int) -> None:
+        """Take memory until the request is over.
 
         Raises:
-            RequestError: 413 by the declared size at once and else while it arrives, 408 if it comes too slowly.
+            RequestError: 413 if it is more than there can be, 503 if other requests have it at present.
         """
-        if self._declared.isdecimal() and int(self._declared) > self._max_bytes:
-            raise _too_large(self._max_bytes, f"{self._declared} bytes")
-        if self._complete:
-            return await self._receive()
-        if self._timer is None:
-            self._check_pace()
-        self._receiving = True
-        try:
-            message = await self._receive()
-        except asyncio.CancelledError:
-            if not self._too_slow or self._task is None or self._task.uncancel() > 0:
-                raise
+        if self._released:  # a thread that goes on after its request was cancelled
+            return
+        if self._charged + size > self._budget.limit:
             raise RequestError(
-                408,
-                f"Expected the body within {self._allowed_s:.0f} s, but got {self._seen} bytes",
+                413,
+                f"Expected a body that takes at most {self._budget.limit} bytes of memory, but got more",
                 {"Connection": "close"},
-            ) from None
-        finally:
-            self._receiving = False
-        self._seen += len(message.get("body", b""))
-        if self._seen > self._max_bytes:
-            raise _too_large(self._max_bytes, "more")
-        if not message.get("more_body", False):
-            self._complete = True
-            self.completed_at = time.monotonic()
-            self.answered()
-            # Most requests are answered before it is worth a task of its own to see whether their client has left.
-            self._timer = self._loop.call_later(_WATCH_AFTER_S, self._watch)
-        return message
+            )
+        self._budget.take(size)
+        self._charged += size
+
+    async def read(self, max_bytes: int) -> bytes:
+        """Return the body as it came.
+
+        Raises:
+            RequestError: 408 if it comes too slowly, 413 if it is larger, 503 if there is no memory for it.
+            ClientDisconnect: If the client went away before its end.
+        """
+        chunks: list[bytes] = []
+        loop = asyncio.get_running_loop()
+        self._window_ends = loop.time() + self._timeout_s
+        # One timer for both: most requests are answered before it is worth a task to see whether their client has left.
+        self._timer = loop.call_later(min(_WATCH_AFTER_S, self._timeout_s), self._look)
+        more = True
+        while more:
+            self._receiving = True
+            try:
+                message = await self._receive()
+            except asyncio.CancelledError:
+                if not self._too_slow or self._task is None or self._task.uncancel() > 0:
+                    raise
+                raise RequestError(
+                    408,
+                    f"Expected the body within {self._timeout_s:.0f} s, but got {self._seen} bytes",
+                    {"Connection": "close"},
+                ) from None
+            finally:
+                self._receiving = False
+            if message["type"] == "http.disconnect":
+                raise ClientDisconnect
+            chunk, more = message.get("body", b""), message.get("more_body", False)
+            self._seen += len(chunk)
+            if self._seen > max_bytes:
+                raise too_large(max_bytes, "more")
+            self.charge(len(chunk))
+            chunks.append(chunk)
+        self._complete = True
+        self.completed_at = time.monotonic()
+        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+    def _look(self) -> None:
+        """End a body that is too slow as soon as it is waited for; once it is complete, watch its client."""
+        if self._complete:
+            self._watcher = asyncio.create_task(self._cancel_when_gone())
+            return
+        loop = asyncio.get_running_loop()
+        if self._seen - self._window_began >= LEAST_BYTES_PER_S * self._timeout_s:
+            self._window_began, self._window_ends = self._seen, loop.time() + self._timeout_s
+        if self._receiving and loop.time() >= self._window_ends and self._task is not None:
+            self._too_slow = True
+            self._task.cancel()
+        else:
+            self._timer = loop.call_later(min(_WATCH_AFTER_S, self._timeout_s), self._look)
 
     def answered(self) -> None:
         """Stop watching: from now on the client may close the connection."""
@@ -87,22 +163,11 @@ class BodyReceiver:
         if self._watcher is not None:
             self._watcher.cancel()
 
-    @property
-    def _allowed_s(self) -> float:
-        return self._timeout_s + self._seen / LEAST_BYTES_PER_S
-
-    def _check_pace(self) -> None:
-        """Look again when the body would be late; if it is, end the request as soon as it waits for the body."""
-        self._timer = None
-        left = self._started + self._allowed_s - time.monotonic()
-        if left > 0 or not self._receiving:
-            self._timer = self._loop.call_later(max(left, _LOOK_AGAIN_S), self._check_pace)
-        elif self._task is not None:
-            self._too_slow = True
-            self._task.cancel()
-
-    def _watch(self) -> None:
-        self._watcher = asyncio.create_task(self._cancel_when_gone())
+    def release(self) -> None:
+        """Give the memory back."""
+        self.answered()
+        self._released = True
+        self._budget.give_back(self._charged)
 
     async def _cancel_when_gone(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
@@ -112,21 +177,67 @@ class BodyReceiver:
             self._task.cancel()
 
 
-def _too_large(limit: int, found: str) -> RequestError:
-    return RequestError(413, f"Expected a body of at most {limit} bytes, but got {found}", {"Connection": "close"})
+current_body: ContextVar[RequestBody | None] = ContextVar("current_body", default=None)
+"""The body of the request that the running task or thread answers; `None` outside of requests."""
 
 
-async def read_body(receive: Receive) -> bytes:
-    """Return the whole body of a request.
+def charge(size: int) -> None:
+    """Take memory for the running request until it is over.
 
     Raises:
+        RequestError: As `RequestBody.charge` says.
+    """
+    body = current_body.get()
+    if body is not None:
+        body.charge(size)
+
+
+async def read_body(request: Request, max_bytes: int) -> bytes:
+    """Return the whole body of a request, decompressed.
+
+    Args:
+        request: The request.
+        max_bytes: Largest body, as it comes and decompressed.
+
+    Raises:
+        RequestError: 413 by the declared size at once and else while it arrives, 408 if it comes too slowly, 415 for
+            an unknown `Content-Encoding`, 400 if it does not hold, 503 if there is no memory for the body.
         ClientDisconnect: If the client went away before its end.
     """
-    chunks: list[bytes] = []
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ClientDisconnect
-        chunks.append(message.get("body", b""))
-        if not message.get("more_body", False):
-            return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+    headers = dict(request.scope["headers"])
+    declared = headers.get(b"content-length", b"")
+    if declared.isdigit() and int(declared) > max_bytes:
+        raise too_large(max_bytes, f"{declared.decode()} bytes")
+    coding = headers.get(b"content-encoding")
+    codings = content_codings(coding.decode("latin-1")) if coding else []
+    found = current_body.get()
+    if found is None:
+        raise RuntimeError("Expected a request inside of `RequestEdge`")
+    body = await found.read(max_bytes)
+    if codings:
+        # Few at once, since how much memory the content takes is known only afterwards.
+        body = await anyio.to_thread.run_sync(_decompress, body, codings, max_bytes, limiter=_decompressors())
+        found.charge(len(body))
+    return body
+
+
+def _decompress(body: bytes, codings: list[str], limit: int) -> bytes:
+    return decompress(body, codings, limit=limit)
+
+
+def _decompressors() -> CapacityLimiter:
+    try:
+        return _limiter.get()
+    except LookupError:
+        limiter = CapacityLimiter(_DECOMPRESSED_AT_ONCE)
+        _limiter.set(limiter)
+        return limiter
+
+
+_DECOMPRESSED_AT_ONCE = 2
+_limiter: RunVar[CapacityLimiter] = RunVar("decompressors")
+
+
+def too_large(limit: int, found: str) -> RequestError:
+    """Return the error of a body above its limit."""
+    return RequestError(413, f"Expected a body of at most {limit} bytes, but got {found}", {"Connection": "close"})

@@ -1,81 +1,96 @@
-"""Compressed bodies of requests and answers: gzip, and deflate in zlib's format as HTTP means it."""
+"""Compressed bodies: of requests gzip, and deflate in zlib's format as HTTP means it; of answers gzip."""
 
+import gzip
+import io
+import re
 import zlib
-from collections.abc import Mapping
+
+from starlette.middleware.gzip import GZipMiddleware
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from cpt_serving.web.errors import RequestError, bad_request
+from cpt_serving.web.shown import shown
 
-CODINGS: Mapping[str, int] = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
-"""Content codings and zlib's `wbits` for each."""
+CODINGS = ("gzip", "deflate")
 
+_MOST_CODINGS = 3
+_SAME = {"x-gzip": "gzip"}
+_MEMBER = b"\x1f\x8b\x08"
+_MOST_MEMBERS = 4096  # Each costs as much time as some kilobytes, however few it has.
 _WORTHWHILE = 2048
-"""Compressing shorter answers takes longer than a packet more; clients ask for it without thinking of that."""
-_FAST = 1
+_WANTED = re.compile(rb"(?:^|,)\s*(?:x-)?gzip\s*(?:;\s*q=(?!0(?:\.0*)?\s*(?:,|$))[^,]*)?(?:,|$)", re.IGNORECASE)
 
 
-def decompress(body: bytes, coding: str, *, limit: int) -> bytes:
+class AnswerCompression(GZipMiddleware):
+    """Starlette's compression, for clients that ask for it: `gzip;q=0` says that one does not.
+
+    Answers below 2 KiB stay as they are: compressing them takes longer than a packet more.
+
+    Args:
+        app: What answers.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        super().__init__(app, _WORTHWHILE, compresslevel=1)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
+        wanted = scope["type"] == "http" and any(
+            name == b"accept-encoding" and _WANTED.search(value) for name, value in scope["headers"]
+        )
+        await (super().__call__ if wanted else self.app)(scope, receive, send)
+
+
+def content_codings(header: str) -> list[str]:
+    """Return the codings of a `Content-Encoding`, the one that was applied last first.
+
+    Raises:
+        RequestError: 415 for one that is not known, or for very many.
+    """
+    names = [_SAME.get(name, name) for entry in header.lower().split(",") if (name := entry.strip())]
+    codings = [name for name in reversed(names) if name != "identity"]
+    if len(codings) > _MOST_CODINGS or not set(codings) <= set(CODINGS):
+        raise RequestError(
+            415,
+            f"Expected a Content-Encoding of {' or '.join(CODINGS)}, but got {shown(header)}",
+            {"Accept-Encoding": ", ".join(CODINGS)},
+        )
+    return codings
+
+
+def decompress(body: bytes, codings: list[str], *, limit: int) -> bytes:
     """Return the content of a compressed body. Takes long for large ones: call it in a thread.
 
     Args:
         body: The body as it came.
-        coding: Its `Content-Encoding`.
+        codings: What `content_codings` returned.
         limit: Largest content, in bytes.
 
     Raises:
-        RequestError: 415 for another coding, 400 for a damaged body, 413 for a content larger than `limit`; no more
-            than that is ever decompressed.
+        RequestError: 400 for a damaged body, 413 for a content larger than `limit`; no more than that is ever
+            decompressed.
     """
-    wbits = CODINGS.get(coding.strip().lower())
-    if wbits is None:
-        raise RequestError(
-            415,
-            f"Expected a Content-Encoding of {' or '.join(CODINGS)}, but got {coding!r:.100}",
-            {"Accept-Encoding": ", ".join(CODINGS)},
-        )
-    stream = zlib.decompressobj(wbits)
-    try:
-        # One byte more than allowed tells a content of exactly the limit from a longer one.
-        content = stream.decompress(body, limit + 1)
-    except zlib.error as error:
-        raise bad_request(f"Expected a body compressed with {coding}, but got: {error}") from error
-    if len(content) > limit:
-        raise RequestError(413, f"Expected a body of at most {limit} bytes decompressed, but got more")
-    if not stream.eof:
-        raise bad_request(f"Expected a body compressed with {coding}, but it ends too early")
-    if stream.unused_data:
-        raise bad_request(f"Expected a body compressed with {coding}, but bytes follow its end")
+    for coding in codings:
+        try:
+            body = _gunzip(body, limit) if coding == "gzip" else _inflate(body, limit)
+        except (zlib.error, OSError, EOFError) as error:
+            raise bad_request(f"Expected a body compressed with {coding}, but got: {error}") from error
+        if len(body) > limit:
+            raise RequestError(413, f"Expected a body of at most {limit} bytes decompressed, but got more")
+    return body
+
+
+def _gunzip(body: bytes, limit: int) -> bytes:
+    """Return the content of all members; one byte more than the limit, if there is more."""
+    if body.count(_MEMBER) > _MOST_MEMBERS:
+        raise EOFError(f"it has more than {_MOST_MEMBERS} members")
+    with gzip.GzipFile(fileobj=io.BytesIO(body)) as file:
+        return file.read(limit + 1)
+
+
+def _inflate(body: bytes, limit: int) -> bytes:
+    stream = zlib.decompressobj()
+    content = stream.decompress(body, limit + 1)
+    if len(content) <= limit and (not stream.eof or stream.unused_data):
+        raise EOFError("it ends too early, or bytes follow its end")
     return content
-
-
-def compress(body: bytes, coding: str) -> bytes:
-    """Return a body in one of `CODINGS`."""
-    stream = zlib.compressobj(_FAST, zlib.DEFLATED, CODINGS[coding])
-    return stream.compress(body) + stream.flush()
-
-
-def preferred_coding(body: bytes, accepted: str) -> str | None:
-    """Return how an answer should be compressed, or `None` if it should not be.
-
-    Args:
-        body: The answer.
-        accepted: The request's `Accept-Encoding`; of what the client likes equally, gzip comes first.
-    """
-    if len(body) < _WORTHWHILE or not accepted:
-        return None
-    weights: dict[str, float] = {}
-    for entry in accepted.lower().split(","):
-        name, _, parameters = entry.partition(";")
-        weights[name.strip()] = _weight(parameters)
-    best = max(CODINGS, key=lambda coding: weights.get(coding, 0.0))
-    weight = weights.get(best, 0.0)
-    return best if weight > 0 and weight >= weights.get("identity", 0.0) else None
-
-
-def _weight(parameters: str) -> float:
-    name, _, value = parameters.partition("=")
-    if name.strip() != "q":
-        return 1.0
-    try:
-        return float(value)
-    except ValueError:
-        return 0.0

@@ -8,7 +8,7 @@ from starlette.requests import Request
 
 from cpt_serving.settings import ServeSettings
 from cpt_serving.web.errors import bad_request
-from cpt_serving.web.raw_headers import raw_header
+from cpt_serving.web.shown import shown
 
 TIMEOUT_HEADER = "X-Request-Timeout-Ms"
 _RAW_TIMEOUT_HEADER = TIMEOUT_HEADER.lower().encode()
@@ -25,10 +25,10 @@ def request_deadline(request: Request, settings: ServeSettings, *, timeout_us: f
     Raises:
         RequestError: 400 if the header `X-Request-Timeout-Ms` is no positive number.
     """
-    given = raw_header(request.scope, _RAW_TIMEOUT_HEADER)
+    given = dict(request.scope["headers"]).get(_RAW_TIMEOUT_HEADER)
     seconds = [timeout_us / 1e6] if timeout_us else []
     if given is not None:
-        seconds.append(_milliseconds(given) / 1e3)
+        seconds.append(_milliseconds(given.decode("latin-1")) / 1e3)
     arrived: float = request.scope.get("state", {}).get("arrived") or time.monotonic()
     return deadline_after(arrived, seconds, settings)
 
@@ -51,5 +51,5 @@ def _milliseconds(text: str) -> float:
     except ValueError:
         value = math.nan
     if not 0 < value < math.inf:
-        raise bad_request(f"Expected {TIMEOUT_HEADER} to be a positive number of milliseconds, but got {text!r:.50}")
+        raise bad_request(f"Expected {TIMEOUT_HEADER} to be a positive number of milliseconds, but got {shown(text)}")
     return value

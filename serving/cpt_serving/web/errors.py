@@ -1,6 +1,6 @@
 """Every error leaves the server as `{"error": ..., "request_id": ...}`, with the status that says whose fault it is."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -17,8 +17,9 @@ from cpt_serving.inference.errors import (
     ServingError,
 )
 from cpt_serving.web.responses import JsonResponse
+from cpt_serving.web.shown import shown
 
-_STATUSES: Mapping[type[ServingError], int] = {
+_STATUSES: Mapping[type[CptError], int] = {
     InvalidRequestError: 400,
     ModelNotFoundError: 404,
     QueueFullError: 429,
@@ -50,12 +51,6 @@ def bad_request(message: str) -> RequestError:
     return RequestError(400, message)
 
 
-def request_error(error: ServingError) -> RequestError:
-    """Return what a request ends with that the engine or the repository could not answer."""
-    headers = {} if error.retry_after_s is None else {"Retry-After": str(error.retry_after_s)}
-    return RequestError(_STATUSES[type(error)], error.message, headers)
-
-
 def error_response(
     request_id: str, status: int, message: str, headers: Mapping[str, str] | None = None
 ) -> JsonResponse:
@@ -73,41 +68,56 @@ def image_error_status(error: ImageError) -> int:
     return 413 if isinstance(error, ImageTooLargeError) else 400
 
 
+def as_request_error(error: RequestError | CptError) -> RequestError:
+    """Return what one of this project's errors means to the client: a status, a message and headers."""
+    if isinstance(error, RequestError):
+        return error
+    status = image_error_status(error) if isinstance(error, ImageError) else _STATUSES.get(type(error), 500)
+    message = f"{error.message} ({error.hint})" if error.hint else error.message
+    retry_after_s = error.retry_after_s if isinstance(error, ServingError) else None
+    return RequestError(status, message, {} if retry_after_s is None else {"Retry-After": str(retry_after_s)})
+
+
 def error_answer(request_id: str, error: RequestError | CptError) -> JsonResponse:
     """Return the answer to a request that ended in one of this project's errors."""
-    if isinstance(error, ServingError):
-        error = request_error(error)
-    if isinstance(error, RequestError):
-        return error_response(request_id, error.status, error.message, error.headers)
-    status = image_error_status(error) if isinstance(error, ImageError) else 500
-    message = f"{error.message} ({error.hint})" if error.hint else error.message
-    return error_response(request_id, status, message)
+    meant = as_request_error(error)
+    return error_response(request_id, meant.status, meant.message, meant.headers)
 
 
-def add_error_handlers(app: FastAPI) -> None:
-    """Make an app answer its errors in the one form, those of the framework included."""
+def add_error_handlers(app: FastAPI, authorize: Callable[[Request], None]) -> None:
+    """Make an app answer its errors in the one form, those of the framework included.
 
-    @app.exception_handler(RequestError)
-    @app.exception_handler(CptError)
-    async def own_error(request: Request, error: RequestError | CptError) -> JsonResponse:
+    Args:
+        app: The app.
+        authorize: Raises a `RequestError` for a client that may not even know which paths lead nowhere.
+    """
+
+    async def own_error(request: Request, error: Exception) -> JsonResponse:
+        if not isinstance(error, RequestError | CptError):
+            raise TypeError(f"an error of an unknown kind: {type(error)}")
         return error_answer(request_id_of(request), error)
 
-    @app.exception_handler(Exception)
-    async def bug(request: Request, _error: Exception) -> JsonResponse:
-        return error_response(request_id_of(request), 500, INTERNAL_ERROR)
-
-    @app.exception_handler(HTTPException)
-    async def http_error(request: Request, error: HTTPException) -> JsonResponse:
+    async def http_error(request: Request, error: Exception) -> JsonResponse:
+        if not isinstance(error, HTTPException):
+            raise TypeError(f"an error of an unknown kind: {type(error)}")
+        try:
+            authorize(request)
+        except RequestError as refusal:
+            return error_answer(request_id_of(request), refusal)
         message = {
-            404: f"Expected a known path, but got {request.url.path}",
-            405: f"Expected another method for {request.url.path}, but got {request.method}",
+            404: f"Expected a known path, but got {shown(request.url.path)}",
+            405: f"Expected another method for {shown(request.url.path)}, but got {request.method}",
         }.get(error.status_code, str(error.detail))
         return error_response(request_id_of(request), error.status_code, message, error.headers)
 
-    @app.exception_handler(RequestValidationError)
-    async def validation_error(request: Request, error: RequestValidationError) -> JsonResponse:
+    async def invalid_parameters(request: Request, error: Exception) -> JsonResponse:
+        found = error.errors() if isinstance(error, RequestValidationError) else []
         problems = "; ".join(
-            f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}, but got {problem.get('input')!r:.100}"
-            for problem in error.errors()
+            f"{'.'.join(map(str, each['loc']))}: {each['msg']}, but got {shown(each.get('input'))}" for each in found
         )
         return error_response(request_id_of(request), 422, f"Expected valid parameters, but got: {problems}")
+
+    for kind in (RequestError, CptError):
+        app.add_exception_handler(kind, own_error)
+    app.add_exception_handler(HTTPException, http_error)
+    app.add_exception_handler(RequestValidationError, invalid_parameters)

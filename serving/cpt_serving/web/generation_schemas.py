@@ -1,16 +1,18 @@
 """The shapes of requests for text and of their answers, as they are checked and as `/docs` shows them."""
 
-import difflib
 from collections.abc import Mapping
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cpt_serving.web.errors import bad_request
+from cpt_serving.web.shown import near_name, shown
 
 MOST_STOPS = 16
 MOST_LOGPROBS = 20
 LARGEST_SEED = 2**63 - 1
+
+_MOST_PROBLEMS = 4
 
 B = TypeVar("B", bound=BaseModel)
 
@@ -25,7 +27,9 @@ class GenerationParameters(BaseModel):
     top_k: int = Field(default=0, ge=0, description="draw from so many of the most probable tokens; 0: from all")
     top_p: float = Field(default=1.0, gt=0, le=1, description="draw from the fewest tokens of this probability")
     seed: int | None = Field(default=None, ge=0, le=LARGEST_SEED, description="the same seed gives the same text")
-    stop: str | list[str] | None = Field(default=None, description="strings before the first of which the text ends")
+    stop: str | Annotated[list[str], Field(fail_fast=True)] | None = Field(
+        default=None, description="strings before the first of which the text ends"
+    )
     logprobs: int | None = Field(
         default=None, ge=0, le=MOST_LOGPROBS, description="probabilities of each token, and of so many others there"
     )
@@ -39,7 +43,7 @@ class GenerationParameters(BaseModel):
         """
         stops = [self.stop] if isinstance(self.stop, str) else self.stop or []
         if len(stops) > MOST_STOPS or not all(stops):
-            raise bad_request(f"Expected at most {MOST_STOPS} strings in stop, none empty, but got {stops!r:.100}")
+            raise bad_request(f"Expected at most {MOST_STOPS} strings in stop, none empty, but got {shown(stops)}")
         return stops
 
 
@@ -139,13 +143,14 @@ def checked(model: type[B], content: Mapping[str, Any]) -> B:
     try:
         return model.model_validate(content)
     except ValidationError as error:
-        problems = "; ".join(_problem(model, dict(entry)) for entry in error.errors())
+        problems = "; ".join(_problem(model, dict(entry)) for entry in error.errors()[:_MOST_PROBLEMS])
         raise bad_request(f"Expected a request as /docs describes it, but got: {problems}") from error
 
 
 def _problem(model: type[BaseModel], entry: dict[str, Any]) -> str:
     where = ".".join(map(str, entry["loc"]))
     if entry["type"] != "extra_forbidden":
-        return f"{where}: {entry['msg']}" + ("" if entry["type"] == "missing" else f", not {entry['input']!r:.60}")
-    near = difflib.get_close_matches(where, list(model.model_fields), n=1)
-    return f"{where!r:.60}, which there is not" + (f" (did you mean {near[0]}?)" if near else "")
+        return f"{where[:100]}: {entry['msg']}" + (
+            "" if entry["type"] == "missing" else f", not {shown(entry['input'])}"
+        )
+    return f"{shown(where)}, which there is not{near_name(where, model.model_fields)}"

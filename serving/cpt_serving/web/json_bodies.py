@@ -1,18 +1,46 @@
-"""Bodies that have to be a JSON object."""
+"""Bodies of JSON: parsed within bounds on depth and number of values, which decide what parsing them costs."""
 
 from typing import Any
 
+import anyio.to_thread
+import numpy as np
 import orjson
+from starlette.requests import Request
 
-from cpt_serving.web.errors import bad_request
+from cpt_serving.web.bodies import INLINE_BYTES, charge, read_body
+from cpt_serving.web.errors import RequestError, bad_request
+
+MAX_DEPTH = 64
+MAX_CONTAINERS = 131_072
+"""Lists and objects of one body. Tensors can be flat, so that no request needs more."""
+
+MAX_VALUES = 1_000_000
+"""Values of one body; more hold all threads up while they are made, and belong into tensors of bytes."""
+
+# Upper bounds of what Python takes: an object with one entry; a float in a list; a list of one-digit integers.
+_CONTAINER_BYTES = 200
+_VALUE_BYTES = 40
+_BYTES_PER_BYTE = 9
+
+CONTROL_BYTES = 16 * 1024
+"""Largest body of a request that is about models rather than about data."""
+
+_PIECE_BYTES = 1024 * 1024
+_QUOTE = ord('"')
+_STEPS = np.zeros(256, np.int8)
+_STEPS[list(b"[{")] = 1
+_STEPS[list(b"]}")] = -1
 
 
 def parse_object(text: bytes | memoryview) -> dict[str, Any]:
-    """Return the object that a text of JSON holds.
+    """Return the object that a text of JSON holds. Takes long for a large one: call it in a thread.
 
     Raises:
-        RequestError: 400, if it is none.
+        RequestError: 400 if it is no object or too deeply nested, 413 if it holds too many lists and objects, 503 if
+            there is no memory for its content at present.
     """
+    text = bytes(text)
+    _bound_content(text)
     try:
         content = orjson.loads(text)
     except orjson.JSONDecodeError as error:
@@ -20,3 +48,42 @@ def parse_object(text: bytes | memoryview) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise bad_request(f"Expected a JSON object, but got {type(content).__name__}")
     return content
+
+
+async def read_object(request: Request, max_bytes: int) -> dict[str, Any]:
+    """Return the object that the body of a request holds; an empty body is an empty object.
+
+    Raises:
+        RequestError: As `read_body` and `parse_object` say.
+    """
+    body = await read_body(request, max_bytes)
+    if not body.strip():
+        return {}
+    return parse_object(body) if len(body) <= INLINE_BYTES else await anyio.to_thread.run_sync(parse_object, body)
+
+
+def _bound_content(text: bytes) -> None:
+    """Raise a `RequestError` for a text that would take too much stack or memory, before it is parsed."""
+    opened, values = text.count(b"[") + text.count(b"{"), text.count(b",")
+    if values > MAX_VALUES:
+        raise RequestError(413, f"Expected JSON of at most {MAX_VALUES} values, but got {values} (or send bytes)")
+    if opened > MAX_CONTAINERS:
+        raise RequestError(
+            413, f"Expected JSON of at most {MAX_CONTAINERS} lists and objects, but got {opened} (tensors can be flat)"
+        )
+    if opened > MAX_DEPTH and _depth(text) > MAX_DEPTH:
+        raise bad_request(f"Expected JSON of at most {MAX_DEPTH} levels, but got more")
+    charge(min(_VALUE_BYTES * values, _BYTES_PER_BYTE * len(text)) + _CONTAINER_BYTES * opened)
+
+
+def _depth(text: bytes) -> int:
+    """Return how deeply lists and objects are nested; of a text that is no JSON, any number."""
+    text = text.replace(b"\\\\", b"").replace(b'\\"', b"")
+    inside = depth = deepest = 0
+    for start in range(0, len(text), _PIECE_BYTES):
+        piece = np.frombuffer(text, np.uint8, min(_PIECE_BYTES, len(text) - start), start)
+        in_string = (np.cumsum(piece == _QUOTE, dtype=np.uint8) + np.uint8(inside)) & 1  # parity outlives overflow
+        depths = np.cumsum(_STEPS[piece] * (in_string == 0), dtype=np.int32) + depth
+        deepest = max(deepest, int(depths.max()))
+        inside, depth = int(in_string[-1]), int(depths[-1])
+    return deepest

@@ -1,11 +1,8 @@
 """What surrounds every request: id and trace, limits on its body, metrics, log, and an answer whatever happens."""
 
 import asyncio
-import itertools
 import logging
-import re
 import time
-import uuid
 
 from opentelemetry.trace import Tracer
 from starlette.requests import ClientDisconnect
@@ -13,23 +10,23 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cpt_serving.telemetry.access_log import AccessLog
 from cpt_serving.telemetry.metrics import Metrics
-from cpt_serving.telemetry.trace_context import TRACEPARENT, TraceContext, continued
 from cpt_serving.telemetry.tracing import current_trace, trace_inference
-from cpt_serving.web.bodies import BodyReceiver
+from cpt_serving.web.bodies import BodyBudget, RequestBody, current_body
 from cpt_serving.web.errors import INTERNAL_ERROR, error_response
-from cpt_serving.web.raw_headers import raw_header
-from cpt_serving.web.records import RequestRecord, current_record
-from cpt_serving.web.security_headers import missing_security_headers
+from cpt_serving.web.records import RequestRecord, current_record, given_or_new_id
 
 logger = logging.getLogger(__name__)
 
 REQUEST_ID_HEADER = "X-Request-Id"
-_RAW_REQUEST_ID_HEADER = REQUEST_ID_HEADER.lower().encode()
 
-_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
-# Workers are processes of their own, so random bytes once and a count are as unique as random bytes for each request.
-_ID_PREFIX = uuid.uuid4().hex[:20]
-_ID_COUNT = itertools.count()
+SECURITY_HEADERS: tuple[tuple[bytes, bytes], ...] = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+)
+"""What browsers are told about answers that say nothing of their own: run nothing in them, frame them nowhere."""
+
+_RAW_REQUEST_ID_HEADER = REQUEST_ID_HEADER.lower().encode()
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _CLIENT_GONE = 499
 
@@ -37,10 +34,12 @@ _CLIENT_GONE = 499
 class RequestEdge:
     """ASGI middleware that stands around all that answers requests.
 
+    HEAD is GET without the body of the answer, on every path.
+
     Args:
         app: What it surrounds.
-        max_body_bytes: Largest body that is read.
-        body_timeout_s: Seconds in which a body has to come, apart from its size.
+        budget: Memory for bodies.
+        body_timeout_s: Seconds in which a body, or a part of it that is large enough, has to come.
         metrics: Where requests are counted.
         access_log: Where they are logged, if they are.
         tracer: Makes spans, if requests are traced.
@@ -50,14 +49,14 @@ class RequestEdge:
         self,
         app: ASGIApp,
         *,
-        max_body_bytes: int,
+        budget: BodyBudget,
         body_timeout_s: float,
         metrics: Metrics,
         access_log: AccessLog | None = None,
         tracer: Tracer | None = None,
     ) -> None:
         self._app = app
-        self._max_body_bytes = max_body_bytes
+        self._budget = budget
         self._body_timeout_s = body_timeout_s
         self._metrics = metrics
         self._access_log = access_log
@@ -68,18 +67,19 @@ class RequestEdge:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request_id = _request_id(scope)
+        method = scope["method"]
+        record = RequestRecord(
+            given_or_new_id(dict(scope["headers"]).get(_RAW_REQUEST_ID_HEADER, b"")),
+            None if self._tracer is None else current_trace(),
+        )
         state = scope.setdefault("state", {})
-        trace = None if self._tracer is None else current_trace()
-        record = RequestRecord(request_id, trace or _continued_trace(scope))
-        state["request_id"] = request_id
-        state["record"] = record
-        state["arrived"] = time.monotonic()
+        state |= {"request_id": record.request_id, "record": record, "arrived": time.monotonic()}
+        body = RequestBody(receive, self._budget, self._body_timeout_s)
         current_record.set(record)
+        current_body.set(body)
         status = 0
-        body = BodyReceiver(scope, receive, max_bytes=self._max_body_bytes, timeout_s=self._body_timeout_s)
 
-        async def send_with_id(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
@@ -87,16 +87,19 @@ class RequestEdge:
                 message["headers"] = _headers(message, record)
                 if record.inference is not None:
                     self._computed(record, body.completed_at)
+            elif method == "HEAD":
+                message = {**message, "body": b""}
             await send(message)
 
+        inner = {**scope, "method": "GET"} if method == "HEAD" else scope
         started = time.perf_counter()
         self._metrics.request_started()
         try:
-            await self._app(scope, body, send_with_id)
+            await self._app(inner, receive, send_with_headers)
         except ClientDisconnect:
             status = _CLIENT_GONE
         except asyncio.CancelledError:
-            # Only what this middleware has cancelled ends here; the server's own cancellation goes on.
+            # Only what the watch over the client has cancelled ends here; the server's own cancellation goes on.
             task = asyncio.current_task()
             if not body.client_gone or task is None:
                 raise
@@ -104,16 +107,13 @@ class RequestEdge:
             status = _CLIENT_GONE
         except Exception:
             # The last line of defence: a bug must cost one request, not the connection or the process.
-            logger.exception("request %s failed", request_id)
+            logger.exception("request %s failed", record.request_id)
             if status == 0:
-                response = error_response(request_id, 500, INTERNAL_ERROR)
-                await response(scope, receive, send_with_id)
+                await error_response(record.request_id, 500, INTERNAL_ERROR)(inner, receive, send_with_headers)
         finally:
-            body.answered()
-            route, seconds = _route(scope), time.perf_counter() - started
-            self._metrics.request_finished(
-                route, scope["method"] if scope["method"] in _METHODS else "other", status, seconds
-            )
+            body.release()
+            route, seconds = _route(inner), time.perf_counter() - started
+            self._metrics.request_finished(route, method if method in _METHODS else "other", status, seconds)
             if self._access_log is not None:
                 self._access_log.add(scope, record, route, status, seconds)
 
@@ -129,22 +129,9 @@ class RequestEdge:
 def _headers(message: Message, record: RequestRecord) -> list[tuple[bytes, bytes]]:
     """Return the headers of an answer with those that every answer has."""
     headers = [*message.get("headers", ()), (_RAW_REQUEST_ID_HEADER, record.request_id.encode())]
-    headers += missing_security_headers(headers)
-    if record.trace is not None:
-        headers.append((TRACEPARENT, record.trace.render()))
+    present = dict(headers)
+    headers += [header for header in SECURITY_HEADERS if header[0] not in present]
     return headers
-
-
-def _request_id(scope: Scope) -> str:
-    """Return the client's id, if it is one that can stand in logs and headers, else a new one."""
-    given = raw_header(scope, _RAW_REQUEST_ID_HEADER)
-    return given if given and _REQUEST_ID.fullmatch(given) else f"{_ID_PREFIX}{next(_ID_COUNT):012x}"
-
-
-def _continued_trace(scope: Scope) -> TraceContext | None:
-    """Return our span of the trace that the client says the request belongs to."""
-    values = [value for name, value in scope["headers"] if name == TRACEPARENT]
-    return continued(values) if values else None
 
 
 def _route(scope: Scope) -> str:

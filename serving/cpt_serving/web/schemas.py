@@ -1,6 +1,6 @@
 """The shapes of requests and answers, as `/docs` shows them."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel
 
@@ -10,6 +10,11 @@ class ErrorAnswer(BaseModel):
 
     error: str
     request_id: str
+
+
+def error_answers(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Return OpenAPI's description of the errors that a route answers."""
+    return {status: {"model": ErrorAnswer} for status in statuses}
 
 
 class ClassProbability(BaseModel):
@@ -45,6 +50,8 @@ class ServedModel(BaseModel):
 
     name: str
     versions: list[str]
+    kind: Literal["image", "text"] | None
+    """What it takes: `/predict` answers for images, `/generate` and `/score` for text; null if it is not loaded."""
 
 
 class ServedModels(BaseModel):

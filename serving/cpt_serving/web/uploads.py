@@ -1,21 +1,33 @@
 """From the body of a `/predict` request to its images: multipart files, a raw image, or JSON with base64 or arrays."""
 
+import asyncio
 import binascii
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from starlette.datastructures import UploadFile
+from starlette.datastructures import FormData, UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
+from cpt_serving.settings import ServeSettings
+from cpt_serving.web.bodies import charge, read_body, too_large
 from cpt_serving.web.errors import RequestError, bad_request
 from cpt_serving.web.json_bodies import parse_object
+from cpt_serving.web.numbers import to_numbers
+from cpt_serving.web.shown import near_name, shown
 
 FILE_FIELDS = ("file", "files", "image", "images", "data")
 JSON_KEYS = ("image", "images", "instances")
 
 ArrayKind = Literal["pixels", "normalized"]
+
+_PIECE_BYTES = 64 * 1024
+_MOST_FIELDS = 16
+_STANDARD_ALPHABET = bytes.maketrans(b"-_", b"+/")
+_SPACE = b" \t\n\r\v\f"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,31 +57,35 @@ class NormalizedInput:
 Upload = EncodedImage | Pixels | NormalizedInput
 
 
-async def read_body(request: Request, *, max_rows: int) -> list[EncodedImage] | bytes:
+async def read_content(request: Request, settings: ServeSettings) -> list[EncodedImage] | bytes:
     """Read a request's body: the files in it, or the bytes of its JSON.
 
     Raises:
-        RequestError: 415 for a content type that says neither, 400 for a body that holds no image.
+        RequestError: 415 for a content type that says neither, 400 for a body that holds no image, 413 for one that is
+            too large; and as `read_body` says.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if request.headers.get("content-encoding", "identity").lower() != "identity":
-        raise RequestError(415, "Expected a body without Content-Encoding, but got a compressed one")
+    is_json = kind == "application/json" or kind.endswith("+json")
+    is_image = kind in {"", "application/octet-stream"} or kind.startswith("image/")
+    if not (is_json or is_image or kind == "multipart/form-data"):
+        raise RequestError(
+            415,
+            "Expected a body of type multipart/form-data, image/*, application/octet-stream or application/json, "
+            f"but got {shown(kind)} "
+            "(with curl: -F file=@image.png, or --data-binary @image.png -H 'Content-Type: image/png')",
+        )
+    body = await read_body(request, settings.max_json_bytes if is_json else settings.max_body_bytes)
     if kind == "multipart/form-data":
-        return await _read_form(request, max_rows)
-    body = await request.body()
-    if kind in {"", "application/octet-stream"} or kind.startswith("image/"):
-        if not body:
-            raise bad_request("Expected an image, but got an empty body")
-        if kind == "" and body.lstrip()[:1] == b"{":
-            return body
-        return [EncodedImage("the image", body)]
-    if kind == "application/json" or kind.endswith("+json"):
+        return await _read_form(request, body, settings.max_rows)
+    if is_json:
         return body
-    raise RequestError(
-        415,
-        "Expected a body of type multipart/form-data, image/*, application/octet-stream or application/json, "
-        f"but got {kind!r} (with curl: -F file=@image.png, or --data-binary @image.png -H 'Content-Type: image/png')",
-    )
+    if not body:
+        raise bad_request("Expected an image, but got an empty body")
+    if kind == "" and body.lstrip()[:1] == b"{":
+        if len(body) > settings.max_json_bytes:
+            raise too_large(settings.max_json_bytes, "more")
+        return body
+    return [EncodedImage("the image", body)]
 
 
 def parse_json(body: bytes, *, max_rows: int) -> list[Upload]:
@@ -89,38 +105,22 @@ def parse_json(body: bytes, *, max_rows: int) -> list[Upload]:
     present = [key for key in JSON_KEYS if key in content]
     if unknown or len(present) != 1:
         raise bad_request(
-            f'Expected one of the keys "image", "images" and "instances", but got {unknown or present or "none"}'
+            f'Expected one of the keys "image", "images" and "instances", but got {shown(unknown or present or "none")}'
+            + "".join(near_name(name, (*JSON_KEYS, "kind")) for name in unknown[:1])
         )
     kind = content.get("kind")
     # A tuple, not a set: what JSON brings may have no hash.
     if kind not in (None, "pixels", "normalized"):
-        raise bad_request(f'Expected kind to be "pixels" or "normalized", but got {kind!r:.100}')
+        raise bad_request(f'Expected kind to be "pixels" or "normalized", but got {shown(kind)}')
     key = present[0]
     items = [content[key]] if key == "image" else content[key]
     if not isinstance(items, list) or not items:
-        raise bad_request(f"Expected {key} to be a list of one or more, but got {items!r:.100}")
+        raise bad_request(f"Expected {key} to be a list of one or more, but got {shown(items)}")
     check_rows(len(items), max_rows)
     names = ["the image"] if len(items) == 1 else [f"{key}[{index}]" for index in range(len(items))]
     if key == "instances":
         return [_instance(name, item, kind) for name, item in zip(names, items, strict=True)]
     return [EncodedImage(name, decode_base64(name, item)) for name, item in zip(names, items, strict=True)]
-
-
-def to_numbers(name: str, value: object) -> npt.NDArray[Any]:
-    """Return nested lists of numbers as an array of integers or floats.
-
-    Raises:
-        RequestError: 400, if they are ragged or hold anything else than finite numbers.
-    """
-    try:
-        array = np.asarray(value)
-    except (ValueError, TypeError, OverflowError) as error:
-        raise bad_request(f"Expected {name} to be a rectangular array of numbers, but got: {error}") from error
-    if array.dtype.kind not in "iuf" or array.ndim == 0 or array.size == 0:
-        raise bad_request(f"Expected {name} to be an array of numbers, but got {value!r:.100}")
-    if array.dtype.kind == "f" and not (np.abs(array) <= np.finfo(np.float32).max).all():
-        raise bad_request(f"Expected {name} to hold numbers of float32's range, but got others")
-    return array
 
 
 def check_rows(rows: int, max_rows: int) -> None:
@@ -129,21 +129,44 @@ def check_rows(rows: int, max_rows: int) -> None:
         raise RequestError(413, f"Expected at most {max_rows} images in one request, but got {rows}")
 
 
-async def _read_form(request: Request, max_rows: int) -> list[EncodedImage]:
-    # One file and one field more than allowed, so that the answer is the one below and not the parser's.
-    async with request.form(max_files=max_rows + 1, max_fields=100) as form:
-        files = [(field, part) for field, part in form.multi_items() if isinstance(part, UploadFile)]
-        fields = {field for field, _ in form.multi_items()}
-        if not files or not fields <= set(FILE_FIELDS) or len(files) != len(form.multi_items()):
-            raise bad_request(
-                f"Expected one or more files under the names {', '.join(FILE_FIELDS)}, "
-                f"but got {sorted(fields) or 'none'} (with curl: -F file=@image.png)"
-            )
-        check_rows(len(files), max_rows)
-        return [
-            EncodedImage(_upload_name(index, part, len(files)), await part.read())
-            for index, (_, part) in enumerate(files)
-        ]
+class _FormInMemory(MultiPartParser):
+    """Starlette's parser without temporary files: the body is in memory anyway, and there may be no writable disk."""
+
+    spool_max_size = 0  # of `SpooledTemporaryFile`: never
+
+
+async def _read_form(request: Request, body: bytes, max_rows: int) -> list[EncodedImage]:
+    charge(len(body))
+
+    async def pieces() -> AsyncGenerator[bytes, None]:
+        for start in range(0, len(body), _PIECE_BYTES):
+            yield body[start : start + _PIECE_BYTES]
+            await asyncio.sleep(0)  # other requests, health above all, have their turn
+
+    # One file more than allowed, so that the answer is the one below and not the parser's.
+    parser = _FormInMemory(request.headers, pieces(), max_files=max_rows + 1, max_fields=_MOST_FIELDS)
+    try:
+        form = await parser.parse()
+    except MultiPartException as error:
+        raise bad_request(f"Expected a form with files, but got: {error.message}") from error
+    try:
+        return await _files_of(form, max_rows)
+    finally:
+        await form.close()
+
+
+async def _files_of(form: FormData, max_rows: int) -> list[EncodedImage]:
+    items = form.multi_items()
+    files = [part for _, part in items if isinstance(part, UploadFile)]
+    fields = {field for field, _ in items}
+    if not files or not fields <= set(FILE_FIELDS) or len(files) != len(items):
+        raise bad_request(
+            f"Expected one or more files under the names {', '.join(FILE_FIELDS)}, "
+            f"but got {shown(sorted(fields) or 'none')} (with curl: -F file=@image.png)"
+        )
+    check_rows(len(files), max_rows)
+    names = [_upload_name(index, part, len(files)) for index, part in enumerate(files)]
+    return [EncodedImage(name, await part.read()) for name, part in zip(names, files, strict=True)]
 
 
 def _upload_name(index: int, part: UploadFile, count: int) -> str:
@@ -154,7 +177,9 @@ def _upload_name(index: int, part: UploadFile, count: int) -> str:
 def _instance(name: str, item: object, kind: ArrayKind | None) -> Upload:
     if isinstance(item, dict):
         if set(item) != {"b64"}:
-            raise bad_request(f'Expected {name} to be an array or {{"b64": ...}}, but got the keys {sorted(item)}')
+            raise bad_request(
+                f'Expected {name} to be an array or {{"b64": ...}}, but got the keys {shown(sorted(item))}'
+            )
         return EncodedImage(name, decode_base64(name, item["b64"]))
     array = to_numbers(name, item)
     if kind == "normalized" or (kind is None and array.dtype.kind == "f"):
@@ -174,10 +199,10 @@ def decode_base64(name: str, text: object) -> bytes:
         raise bad_request(f"Expected {name} to be base64 text, but got {type(text).__name__}")
     # Data URLs, line breaks, the URL-safe alphabet and missing padding are all common, and none is ambiguous.
     payload = text.rpartition(",")[2] if text.startswith("data:") else text
-    payload = "".join(payload.split()).translate(str.maketrans("-_", "+/")).rstrip("=")
     try:
-        data = binascii.a2b_base64(payload + "=" * (-len(payload) % 4), strict_mode=True)
-    except (binascii.Error, ValueError) as error:
+        characters = payload.encode("ascii").translate(_STANDARD_ALPHABET, _SPACE).rstrip(b"=")
+        data = binascii.a2b_base64(characters + b"=" * (-len(characters) % 4), strict_mode=True)
+    except ValueError as error:  # binascii's too
         raise bad_request(f"Expected {name} to be base64 text, but got: {error}") from error
     if not data:
         raise bad_request(f"Expected {name} to be base64 text, but got an empty one")

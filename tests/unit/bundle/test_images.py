@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from cpt_deploy.bundle import decode_image, read_image
+from cpt_deploy.bundle import decode_image, images, read_image
 from cpt_deploy.bundle.images import to_eight_bit
 from cpt_deploy.errors import DataError, ImageError, ImageTooLargeError
 
@@ -206,3 +206,21 @@ def test_read_image_names_the_file(tmp_path: Path):
         read_image(tmp_path / "note.png")
     with pytest.raises(DataError, match="No such file"):
         read_image(tmp_path / "missing.png")
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "CMYK", "1", "I;16", "F"])
+@pytest.mark.parametrize("transparent", [False, True])
+def test_modes_are_reduced_in_strips_as_at_once(monkeypatch, mode, transparent):
+    values = np.random.default_rng(0).integers(0, 256, (70, 37, 4), np.uint8)
+    image = {
+        "P": lambda: Image.fromarray(values[..., :3]).quantize(64),
+        "I;16": lambda: Image.fromarray(values[..., 0].astype(np.uint16) * 255),
+        "F": lambda: Image.fromarray(values[..., 0].astype(np.float32) / 255),
+    }.get(mode, lambda: Image.fromarray(values).convert(mode))()
+    if transparent and mode == "P":
+        image.info["transparency"] = 3
+    whole = to_eight_bit(image)
+    monkeypatch.setattr(images, "_AT_ONCE", 37 * 4)
+    strips = to_eight_bit(image)
+    assert strips.mode == whole.mode
+    assert np.array_equal(np.asarray(strips), np.asarray(whole))

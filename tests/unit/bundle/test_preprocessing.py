@@ -2,13 +2,12 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image
 
 from cpt_deploy.bundle import Preprocessing, decode_image
-from cpt_deploy.errors import ImageTooLargeError
 
 IMAGENET = Preprocessing(
     3, (224, 224), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), resize=256, interpolation="bilinear"
@@ -84,9 +83,43 @@ def test_without_resize_the_proportions_are_kept():
     assert DIGITS.fit(wide).min() > 200
 
 
-def test_extreme_proportions_are_refused_before_allocation():
-    with pytest.raises(ImageTooLargeError, match="ordinary proportions"):
-        IMAGENET.fit(Image.new("L", (500_000, 1)))
+@settings(max_examples=60)
+@given(
+    st.integers(1, 40),
+    st.floats(4.1, 120),
+    st.booleans(),
+    st.integers(8, 80),
+    st.sampled_from(["bilinear", "bicubic"]),
+    st.integers(0, 2**32 - 1),
+)
+def test_long_images_are_scaled_where_the_crop_is_as_pillow_scales_the_whole(short, ratio, tall, side, filter, seed):
+    sides = (short, int(short * ratio) + 1)
+    height, width = reversed(sides) if tall else sides
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+    crop = max(1, side * 7 // 8)
+    scaled = (side, side * height // width) if tall else (side * width // height, side)
+    whole = Image.fromarray(pixels).resize(scaled, Image.Resampling[filter.upper()])
+    left, top = round((scaled[0] - crop) / 2), round((scaled[1] - crop) / 2)
+    expected = np.asarray(whole)[top : top + crop, left : left + crop].astype(int)
+    preprocessing = Preprocessing(3, (crop, crop), (0.5,) * 3, (0.5,) * 3, resize=side, interpolation=filter)
+    difference = np.abs(preprocessing.fit(pixels) - expected)
+    assert difference.max() <= 1
+    assert np.count_nonzero(difference) <= 0.02 * difference.size + 3
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "nearest"])
+@pytest.mark.parametrize("size", [(1, 4_000_000), (4_000_000, 1), (3, 900_001)], ids=str)
+def test_a_strip_of_millions_of_pixels_needs_no_memory_for_its_scaled_form(size, interpolation):
+    resource = pytest.importorskip("resource")
+    preprocessing = Preprocessing(3, (224, 224), IMAGENET.mean, IMAGENET.std, resize=256, interpolation=interpolation)
+    # A ramp along the strip, steep in the middle: 224 / 256 of a pixel around the centre is what is left of it.
+    line = np.arange(max(size), dtype=np.int64) - max(size) // 2
+    pixels = np.broadcast_to(np.clip(line * 20 + 128, 0, 255).astype(np.uint8), (min(size), max(size)))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    made = preprocessing.fit(np.ascontiguousarray(pixels if size[0] < size[1] else pixels.T))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 * 1024  # KiB; 256 rows alone are GBs
+    assert 100 <= made.min() <= made.max() <= 160
+    assert preprocessing.scaled_pixels(size[1], size[0]) <= 256 * 256
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,9 @@ def test_the_server_runs_as_nobody_in_particular_with_what_the_settings_know(mon
     settings = load_settings()
     assert (settings.host, settings.bundle) == ("0.0.0.0", Path("/models"))
     assert f"EXPOSE {settings.port}\n" in stage
-    assert "/health/ready" in stage
+    assert re.search(
+        r"^HEALTHCHECK .*\\\n +CMD ", stage, re.MULTILINE
+    )  # run in tests/unit/serving/test_health_check.py
     assert f"COPY . {settings.bundle}/" in (DOCKER / "bundle.Dockerfile").read_text(encoding="utf-8")
 
 
@@ -55,7 +57,7 @@ def test_compose_gives_the_server_time_to_end_and_scrapes_its_port():
     services = yaml.safe_load((DOCKER / "compose.yaml").read_text(encoding="utf-8"))["services"]
     server = services["server"]
     settings = load_settings(bundle="/models")
-    assert int(server["stop_grace_period"].removesuffix("s")) > settings.drain_s + settings.shutdown_s
+    assert int(server["stop_grace_period"].removesuffix("s")) >= settings.drain_s + settings.shutdown_s + 5
     assert server["read_only"]
     assert server["environment"]["CPT_SERVE_CONCURRENCY"] == str(server["cpus"])
     assert (ROOT / "deploy" / "docker" / server["build"]["context"]).resolve() == ROOT

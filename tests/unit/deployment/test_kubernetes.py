@@ -92,7 +92,8 @@ def test_probes_ask_routes_of_the_server_on_its_port(pod, shared_bundle):
 
 def test_a_pod_has_time_to_end_in_order(pod):
     specification, container, settings = pod
-    assert specification["terminationGracePeriodSeconds"] > settings.drain_s + settings.shutdown_s
+    # Beyond its deadline it still exports spans, for a second, and writes two logs, for a second each.
+    assert specification["terminationGracePeriodSeconds"] >= settings.drain_s + settings.shutdown_s + 5
     probe = container["readinessProbe"]
     assert settings.drain_s > probe["periodSeconds"] * probe["failureThreshold"] + probe["timeoutSeconds"]
 
@@ -105,6 +106,24 @@ def test_a_pod_has_no_rights_that_it_does_not_need(pod):
     assert not rights["allowPrivilegeEscalation"]
     assert rights["capabilities"] == {"drop": ["ALL"]}
     assert not specification["automountServiceAccountToken"]
+
+
+def test_a_pod_has_a_place_for_temporary_files_that_does_not_count_as_memory(pod):
+    specification, container, _ = pod
+    assert container["securityContext"]["readOnlyRootFilesystem"]
+    (name,) = [mount["name"] for mount in container["volumeMounts"] if mount["mountPath"] == "/tmp"]
+    (volume,) = [volume for volume in specification["volumes"] if volume["name"] == name]
+    assert "medium" not in volume["emptyDir"]
+
+
+def test_a_pods_memory_holds_what_the_server_may_take(pod):
+    _, container, settings = pod
+    bounds = sum(getattr(settings, name, 0) for name in ("max_memory_bytes", "queue_bytes", "decode_bytes"))
+    # With a small model, and the largest body of a request beside it: docs/deployment.md has what was measured.
+    resident = 128 * 2**20
+    limit = container["resources"]["limits"]["memory"]
+    assert limit.endswith("Mi")
+    assert max(bounds, settings.max_body_bytes) + resident <= int(limit.removesuffix("Mi")) * 2**20
 
 
 def test_no_service_of_the_cluster_turns_into_a_setting(pod):

@@ -1,14 +1,19 @@
 import io
 import os
+import shutil
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import httpx2
 import pytest
 import trustme
+import uvicorn
 from PIL import Image
 from starlette.testclient import TestClient
 
@@ -143,3 +148,54 @@ def tls(tmp_path_factory):
     certificate.cert_chain_pems[0].write_to_path(folder / "cert.pem")
     certificate.private_key_pem.write_to_path(folder / "key.pem")
     return folder / "authority.pem", folder / "cert.pem", folder / "key.pem"
+
+
+@contextmanager
+def serving(path, **settings) -> Iterator[str]:
+    """The address of a server in a thread of this process."""
+    with listening(create_app(load_settings(bundle=path, **settings))) as url:
+        yield url
+
+
+@contextmanager
+def listening(app, **options) -> Iterator[str]:
+    """The address of an app under uvicorn, in a thread of this process."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, **options))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(20)
+        listener.close()
+
+
+@pytest.fixture(scope="session")
+def serve_here():
+    """Serves in a thread of this process: `with serve_here(path, ...) as url`."""
+    return serving
+
+
+@pytest.fixture(scope="session")
+def listen_here():
+    """Runs an app under uvicorn in a thread of this process: `with listen_here(app, ...) as url`."""
+    return listening
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Headless Chromium, Debian's or whatever the machine has."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install 'cpt-deploy[dev]'")
+    if CHROMIUM is None:
+        pytest.skip("needs Chromium: apt-get install chromium")
+    # Not for longer than a module: while it runs no other test can call `asyncio.run`.
+    with sync_api.sync_playwright() as playwright:
+        # A sandbox needs privileges that containers lack; the pages are our own.
+        launched = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield launched
+        launched.close()

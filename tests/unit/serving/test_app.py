@@ -11,8 +11,9 @@ from starlette.testclient import TestClient
 from cpt_deploy.bundle import Bundle, write_bundle
 from cpt_deploy.errors import BundleError, UsageError
 from cpt_serving import create_app, load_settings
+from cpt_serving.adapters import adapter_of
 from cpt_serving.inference.engine import EngineState
-from cpt_serving.inference.loading import load_model
+from cpt_serving.inference.memory import MemoryBudget
 
 
 def metric(client, name, **labels):
@@ -125,13 +126,13 @@ def test_framework_errors_have_the_one_form(client, method, path, status):
 def test_a_bug_is_a_500_without_details_and_the_next_request_works(shared_bundle, connect_to, png, caplog):
     with connect_to(shared_bundle) as client:
         engine = client.app.state.service.find("colours")
-        original, engine.infer = engine.infer, None
+        original, engine.batcher.submit = engine.batcher.submit, None
         response = client.post("/predict", content=png(), headers={"X-Request-Id": "me"})
         assert response.status_code == 500
         assert response.json()["request_id"] == "me"
         assert "NoneType" not in response.text
         assert "request me failed" in caplog.text
-        engine.infer = original
+        engine.batcher.submit = original
         assert client.post("/predict", content=png()).status_code == 200
         assert metric(client, "cpt_serve_requests_total", route="/predict", status="500") == 1
 
@@ -185,9 +186,10 @@ def test_requests_at_once_get_their_own_answers(client, png):
     assert found == ["red", "green", "blue"] * 10
 
 
-def test_load_model_checks_the_provider(shared_bundle):
+def test_loading_checks_the_provider(shared_bundle):
+    settings = load_settings(bundle=shared_bundle.path, provider="abacus")
     with pytest.raises(UsageError, match="execution provider"):
-        load_model(shared_bundle, load_settings(bundle=shared_bundle.path, provider="abacus"))
+        adapter_of(shared_bundle, settings, MemoryBudget(1 << 20)).load()
 
 
 def test_serving_loads_no_torch(shared_bundle: Bundle):

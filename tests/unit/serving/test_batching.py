@@ -1,8 +1,10 @@
-"""The batcher with a model that waits for the test: nothing here depends on how long anything takes."""
+"""The queue of an engine with a model that waits for the test: nothing here depends on how long anything takes."""
 
 import asyncio
 import threading
-from contextlib import asynccontextmanager
+import time
+from contextlib import asynccontextmanager, suppress
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,17 +12,48 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cpt_deploy.bundle import OnnxRuntimeModel
-from cpt_serving.inference.batching import Batcher, BatchLimits
-from cpt_serving.inference.compute import ComputeThreads
-from cpt_serving.web.errors import RequestError
+from cpt_serving import load_settings
+from cpt_serving.inference.engine import Engine
+from cpt_serving.inference.errors import DeadlineExceededError, QueueFullError
+from cpt_serving.inference.memory import MemoryBudget
+from cpt_serving.inference.observers import InferenceObserver
+from cpt_serving.inference.threads import AbandonedError, Threads, Work
 
-HOURS = 10_000.0
+HOURS = 9.0
 
 
-class GatedModel:
+class RowModel:
+    """A model of rows, with what an engine asks of any."""
+
+    bundle = SimpleNamespace(name="rows", version="1", path="nowhere")
+    row_bytes = 4
+
+    def __init__(self, compute=None):
+        self.compute = compute or self
+
+    def load(self):
+        """Nothing has to be loaded."""
+
+    def rows(self, inputs):
+        return len(inputs["x"])
+
+    def batch_key(self, inputs):
+        return inputs["x"].shape[2:]
+
+    def largest_batch(self, inputs):
+        return self.max_batch
+
+    def run(self, requests):
+        made = self.compute(np.concatenate([request["x"] for request in requests]))
+        ends = np.cumsum([len(request["x"]) for request in requests])
+        return [{"y": part} for part in np.split(made, ends[:-1])]
+
+
+class GatedModel(RowModel):
     """Doubles its rows; each call is noted, and waits until the test lets it pass."""
 
     def __init__(self):
+        super().__init__()
         self.calls = []
         self._entered = threading.Semaphore(0)
         self._gate = threading.Semaphore(0)
@@ -39,7 +72,7 @@ class GatedModel:
         self._gate.release(calls)
 
 
-class Recorder:
+class Recorder(InferenceObserver):
     def __init__(self):
         self.finished, self.batches, self.failed, self.queued = [], [], [], []
 
@@ -65,18 +98,36 @@ def rows(*values):
 
 
 @asynccontextmanager
-async def batcher(model, *, slots=1, max_batch=4, max_delay_s=0.0, queue_rows=100):
-    threads, recorder = ComputeThreads(slots), Recorder()
-    limits = BatchLimits(max_batch, max_delay_s, queue_rows)
+async def batcher(model, *, slots=1, max_batch=4, max_delay_s=0.0, queue_rows=100, recorder=None, **more):
+    """An engine whose queue is tested, and what it tells."""
+    model = model if isinstance(model, RowModel) else RowModel(model)
+    model.max_batch = max_batch
+    recorder = recorder or Recorder()
+    settings = load_settings(
+        bundle="nowhere", max_batch=max_batch, max_delay_ms=max_delay_s * 1e3, queue_rows=queue_rows, **more
+    )
+    threads, decoders = Threads(slots, "compute"), Threads(1, "decode")
+    engine = Engine(model, settings, threads, decoders, recorder)
+    engine.load_now()
     try:
-        yield Batcher(model, threads, limits, recorder), recorder
+        yield engine, recorder
     finally:
+        await asyncio.to_thread(decoders.close)
         await asyncio.to_thread(threads.close)
 
 
-def submit(queue, *values, deadline=None):
+async def infer(engine, values, deadline=None, read=None):
+    """Ask as routes do: enter the queue, have the content read if that takes long, and compute."""
+    with engine.admit(deadline) as admission:
+        if read is not None:
+            admission.claim(len(values))
+            values = await admission.prepare(lambda work: read(work, values))
+        return await admission.compute({"x": values})
+
+
+def submit(engine, *values, deadline=None, read=None):
     """Start a request; it has been queued when this returns control to the loop once."""
-    return asyncio.ensure_future(queue.submit(rows(*values), deadline))
+    return asyncio.ensure_future(infer(engine, rows(*values), deadline, read))
 
 
 async def settle():
@@ -86,7 +137,7 @@ async def settle():
 
 
 def answers(inferences):
-    return [inference.logits.ravel().tolist() for inference in inferences]
+    return [inference.outputs["y"].ravel().tolist() for inference in inferences]
 
 
 def test_a_lone_request_runs_at_once_even_with_a_delay():
@@ -180,19 +231,15 @@ def test_a_full_queue_is_429_and_the_others_go_on():
             await model.entered()
             requests += [submit(queue, 1), submit(queue, 2, 3)]
             await settle()
-            with pytest.raises(RequestError, match="queue of 3 rows, but 3 are waiting") as caught:
-                await queue.submit(rows(4))
-            assert caught.value.status == 429
-            assert int(caught.value.headers["Retry-After"]) >= 1
-            with pytest.raises(RequestError, match="3 are waiting"):
-                queue.require_room()
+            with pytest.raises(QueueFullError, match="queue of 3 rows, but 3 are waiting") as caught:
+                await infer(queue, rows(4))
+            assert caught.value.retry_after_s >= 1
             model.let_pass(2)
             await asyncio.gather(*requests)
-            queue.require_room()
-            assert (recorder.failed, recorder.finished) == (["queue_full"] * 2, [1, 1, 2])
+            assert (recorder.failed, recorder.finished) == (["queue_full"], [1, 1, 2])
             # What could never wait, being larger than the queue, runs when the queue is empty.
             model.let_pass()
-            assert len((await queue.submit(rows(*range(9)))).logits) == 9
+            assert len((await infer(queue, rows(*range(9)))).outputs["y"]) == 9
 
     asyncio.run(scenario())
 
@@ -205,14 +252,13 @@ def test_a_deadline_that_passes_is_504_and_its_rows_are_not_computed():
             await model.entered()
             now = asyncio.get_running_loop().time()
             late, other = submit(queue, 1, deadline=now + 0.01), submit(queue, 2, deadline=now + HOURS)
-            with pytest.raises(RequestError, match="deadline") as caught:
+            with pytest.raises(DeadlineExceededError, match="deadline"):
                 await late
-            assert caught.value.status == 504
             model.let_pass(2)
             assert answers(await asyncio.gather(first, other)) == [[0], [4]]
             assert model.calls == [[0], [2]]
-            with pytest.raises(RequestError):
-                await queue.submit(rows(5), now - 1)
+            with pytest.raises(DeadlineExceededError):
+                await infer(queue, rows(5), now - 1)
             assert recorder.failed == ["deadline", "deadline"]
 
     asyncio.run(scenario())
@@ -235,10 +281,10 @@ def test_a_deadline_that_passes_during_the_computation_is_504_too():
             loop.call_later = start_timer
             ((expire, arguments),) = timers
             expire(*arguments)
-            with pytest.raises(RequestError, match="deadline"):
+            with pytest.raises(DeadlineExceededError, match="deadline"):
                 await late
             model.let_pass(2)
-            assert answers([await queue.submit(rows(1))]) == [[2]]
+            assert answers([await infer(queue, rows(1))]) == [[2]]
             assert recorder.finished == [1]
 
     asyncio.run(scenario())
@@ -274,8 +320,8 @@ def test_a_failing_model_fails_its_own_batch_only():
 
         async with batcher(model) as (queue, recorder):
             with pytest.raises(ValueError, match="negative"):
-                await queue.submit(rows(-1))
-            assert answers([await queue.submit(rows(1))]) == [[2]]
+                await infer(queue, rows(-1))
+            assert answers([await infer(queue, rows(1))]) == [[2]]
             assert (recorder.failed, recorder.batches) == (["error"], [1])
 
     asyncio.run(scenario())
@@ -287,26 +333,157 @@ def test_an_observer_that_fails_leaves_no_request_without_an_answer():
             raise ValueError("a bug")
 
     async def scenario():
-        model, threads, heard = GatedModel(), ComputeThreads(1), []
+        model, heard = GatedModel(), []
         asyncio.get_running_loop().set_exception_handler(lambda _loop, context: heard.append(context["exception"]))
-        queue = Batcher(model, threads, BatchLimits(4, 0.0, 100), Broken())
-        requests = [submit(queue, value) for value in range(3)]
-        model.let_pass(3)
-        assert answers(await asyncio.gather(*requests)) == [[0], [2], [4]]
-        assert heard
-        assert all(isinstance(error, ValueError) for error in heard)
-        await asyncio.to_thread(threads.close)
+        async with batcher(model, recorder=Broken()) as (queue, _):
+            requests = [submit(queue, value) for value in range(3)]
+            model.let_pass(3)
+            assert answers(await asyncio.gather(*requests)) == [[0], [2], [4]]
+            assert heard
+            assert all(isinstance(error, ValueError) for error in heard)
 
     asyncio.run(scenario())
 
 
 def test_threads_outlive_a_job_that_fails(caplog):
-    threads, done = ComputeThreads(1), threading.Event()
+    threads, done = Threads(1, "compute"), threading.Event()
     threads.offer(lambda: 1 // 0)
     threads.offer(done.set)
     assert done.wait(60)
     threads.close()
-    assert "a job of the compute threads failed" in caplog.text
+    assert "a job of the thread compute-0 failed" in caplog.text
+
+
+def test_who_waits_for_company_holds_no_thread_that_others_could_use():
+    async def scenario():
+        model, other = GatedModel(), GatedModel()
+        async with batcher(model, slots=2, max_delay_s=HOURS) as (queue, _):
+            other.max_batch = 4
+            neighbour = Engine(other, load_settings(bundle="nowhere"), queue._threads, queue.decoders, Recorder())
+            neighbour.load_now()
+            requests = [submit(queue, 0)]
+            await model.entered()
+            requests.append(submit(queue, 1))
+            await settle()
+            requests.append(submit(neighbour, 5))
+            await other.entered()
+            assert (model.calls, other.calls) == ([[0]], [[5]])
+            other.let_pass()
+            model.let_pass(2)
+            await asyncio.gather(*requests)
+
+    asyncio.run(scenario())
+
+
+class Gate:
+    """Reading a request's content, which waits until the test lets it pass."""
+
+    def __init__(self):
+        self.works = []
+        self._entered, self._gate = threading.Semaphore(0), threading.Semaphore(0)
+
+    def __call__(self, work, values):
+        self.works.append(work)
+        self._entered.release()
+        assert self._gate.acquire(timeout=60)
+        work.check()
+        return values
+
+    async def entered(self):
+        assert await asyncio.to_thread(self._entered.acquire, timeout=60)
+
+    def let_pass(self, count=1):
+        self._gate.release(count)
+
+
+def test_requests_that_wait_for_a_decoder_or_are_decoded_count_in_the_queue():
+    async def scenario():
+        model, gate = GatedModel(), Gate()
+        model.let_pass(9)
+        async with batcher(model, queue_rows=4) as (queue, recorder):
+            requests = [submit(queue, 1, 2, read=gate), submit(queue, 3, read=gate), submit(queue, 4, read=gate)]
+            await gate.entered()
+            assert (recorder.queued[-1], queue.pending) == (4, 3)
+            with pytest.raises(QueueFullError, match="queue of 4 rows, but 4 are waiting"):
+                await infer(queue, rows(5), read=gate)
+            gate.let_pass(3)
+            assert answers(await asyncio.gather(*requests)) == [[2, 4], [6], [8]]
+            assert (recorder.queued[-1], queue.pending, recorder.failed) == (0, 0, ["queue_full"])
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("place", ["waiting for a decoder", "being decoded"])
+@pytest.mark.parametrize("end", ["deadline", "cancelled"])
+def test_a_request_ends_where_it_is_and_frees_its_place(place, end):
+    async def scenario():
+        model, gate = GatedModel(), Gate()
+        model.let_pass(9)
+        async with batcher(model, queue_rows=2) as (queue, recorder):
+            deadline = asyncio.get_running_loop().time() + (0.05 if end == "deadline" else HOURS)
+            ahead = [submit(queue, 0, read=gate)] if place == "waiting for a decoder" else []
+            if ahead:
+                await gate.entered()
+            ends = submit(queue, 1, deadline=deadline, read=gate)
+            await settle()
+            if not ahead:
+                await gate.entered()
+            if end == "cancelled":
+                ends.cancel()
+            # Its decoder, or the one before it, is still at work when the answer comes.
+            with pytest.raises(DeadlineExceededError if end == "deadline" else asyncio.CancelledError):
+                await ends
+            assert (recorder.failed, queue.pending) == ([end], len(ahead))
+            after = submit(queue, 2, read=gate)
+            gate.let_pass(3)
+            assert answers(await asyncio.gather(*ahead, after)) == [*([[0]] * len(ahead)), [4]]
+            # What nobody waits for is not read, or was told to stop.
+            assert len(gate.works) == 2
+            assert sorted(value for call in model.calls for value in call) == ([0, 2] if ahead else [2])
+
+    asyncio.run(scenario())
+
+
+def test_a_queue_of_large_rows_is_shorter():
+    async def scenario():
+        model = GatedModel()
+        async with batcher(model, queue_rows=100, queue_bytes=8) as (queue, _):
+            requests = [submit(queue, 0)]
+            await model.entered()
+            requests += [submit(queue, 1), submit(queue, 2)]
+            await settle()
+            with pytest.raises(QueueFullError, match="queue of 2 rows"):
+                await infer(queue, rows(3))
+            model.let_pass(3)
+            await asyncio.gather(*requests)
+
+    asyncio.run(scenario())
+
+
+def test_memory_is_given_in_order_and_not_to_those_who_left():
+    budget, taken, give_back = MemoryBudget(10), [], threading.Event()
+
+    def hold(name, size, work):
+        with suppress(AbandonedError), budget.holding(size, work):
+            taken.append(name)
+            assert give_back.wait(60)
+
+    works = {name: Work() for name in "abcd"}
+    threads = []
+    for name, size in (("a", 8), ("b", 8), ("c", 8), ("d", 2)):
+        threads.append(threading.Thread(target=hold, args=(name, size, works[name])))
+        threads[-1].start()
+        while len(budget._line) + len(taken) < len(threads):
+            time.sleep(0.001)
+    # There would be room for d, but others came before.
+    assert taken == ["a"]
+    works["b"].abandoned = True
+    threads[1].join(60)
+    assert taken == ["a"]
+    give_back.set()
+    for thread in threads:
+        thread.join(60)
+    assert taken == ["a", "c", "d"]
 
 
 arrivals = st.lists(
@@ -340,7 +517,7 @@ def test_every_request_gets_the_bits_that_its_rows_have_alone(
             requests = []
             for part, (_, pauses, fate) in zip(parts, arriving, strict=True):
                 deadline = 0.0 if fate == "late" else None
-                requests.append(asyncio.ensure_future(queue.submit(part, deadline)))
+                requests.append(asyncio.ensure_future(infer(queue, part, deadline)))
                 for _ in range(pauses):
                     await asyncio.sleep(0)
                 if fate == "cancel":
@@ -352,14 +529,14 @@ def test_every_request_gets_the_bits_that_its_rows_have_alone(
             return results
 
     for result, part, (_, _, fate) in zip(asyncio.run(scenario()), parts, arriving, strict=True):
-        if isinstance(result, RequestError):
-            assert result.status == (504 if fate == "late" else 429)
+        if isinstance(result, DeadlineExceededError | QueueFullError):
+            assert isinstance(result, DeadlineExceededError) == (fate == "late")
         elif isinstance(result, BaseException):
             assert isinstance(result, asyncio.CancelledError)
             assert fate == "cancel"
         else:
             alone = np.concatenate([model.run(row[None]) for row in part])
-            assert result.logits.tobytes() == alone.tobytes()
+            assert result.outputs["y"].tobytes() == alone.tobytes()
             assert result.batch_rows >= len(part)
 
 

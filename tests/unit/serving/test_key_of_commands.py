@@ -1,4 +1,4 @@
-"""`cpt predict --url` and `cpt load-test` against a server that wants API keys."""
+"""`cpt predict --url` against a server that wants API keys."""
 
 import json
 
@@ -32,13 +32,6 @@ def test_predict_brings_the_key(guarded, given, tmp_path, png, capsys):
     assert main(["predict", "--url", guarded[0], str(tmp_path / "lime.png"), "--json", *given]) == 0
     (result,) = json.loads(capsys.readouterr().out)["results"]
     assert result["predictions"][0]["label"] == "green"
-
-
-def test_a_load_test_brings_the_key(guarded, given, capsys):
-    words = ["load-test", guarded[0], "--clients", "1", "--requests", "3", "--warm-up", "0", "--json", *given]
-    assert main(words) == 0
-    (level,) = json.loads(capsys.readouterr().out)["levels"]
-    assert (level["requests"], level["errors"]) == (3, {})
 
 
 def test_without_one_the_server_says_what_is_missing(guarded, tmp_path, png, capsys):

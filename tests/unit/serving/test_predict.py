@@ -1,4 +1,5 @@
 import base64
+import gzip
 import io
 
 import numpy as np
@@ -145,8 +146,11 @@ def test_other_content_types_are_415_with_what_to_send(client, kind):
     assert "multipart/form-data" in message
 
 
-def test_compressed_bodies_are_415(client):
-    error(client.post("/predict", content=b"x", headers={"content-encoding": "gzip"}), 415)
+def test_bodies_may_be_compressed(client, png):
+    packed = gzip.compress(png("lime"))
+    assert client.post("/predict", content=packed, headers={"content-encoding": "gzip"}).status_code == 200
+    error(client.post("/predict", content=b"x", headers={"content-encoding": "gzip"}), 400)
+    error(client.post("/predict", content=packed, headers={"content-encoding": "br"}), 415)
 
 
 @pytest.mark.parametrize(
@@ -210,7 +214,7 @@ def test_the_bad_one_of_several_images_is_named(client, png):
 
 
 def test_limits_are_413(shared_bundle, connect_to, png):
-    limits = {"max_body_bytes": 20_000, "max_rows": 2, "max_pixels": 100, "max_request_pixels": 150}
+    limits = {"max_body_bytes": 20_000, "max_rows": 2, "max_pixels": 100, "max_request_pixels": 250}
     with connect_to(shared_bundle, **limits) as small:
         assert "20000 bytes" in error(small.post("/predict", content=b"x" * 20_001), 413)
         assert "20000 bytes" in error(small.post("/predict", content=iter([b"x" * 15_000] * 2)), 413)
@@ -218,7 +222,11 @@ def test_limits_are_413(shared_bundle, connect_to, png):
         assert "at most 2 images" in error(small.post("/predict", json={"images": ["aGVsbG8="] * 3}), 413)
         assert "11 x 10" in error(small.post("/predict", files={"file": png(size=(11, 10))}), 413)
         assert labels(small.post("/predict", files={"file": png(size=(10, 10))})) == ["red"]
-        error(small.post("/predict", files=[("file", png(size=(10, 10)))] * 2), 413)
+        # 100 pixels are decoded, and 8 x 8 of them made.
+        assert "250 pixels" in error(small.post("/predict", files=[("file", png(size=(10, 10)))] * 2), 413)
+        # Without decoding only those count that are made: 8 x 32, as scaling keeps the proportions.
+        wide = np.zeros((1, 4, 3), np.uint8).tolist()
+        assert "250 pixels" in error(small.post("/predict", json={"instances": [wide]}), 413)
 
 
 def test_a_decompression_bomb_of_few_bytes_is_413(client):

@@ -1,9 +1,13 @@
 """Against a real server and a real client: streams, clients that leave, and more of them than there are places."""
 
+import asyncio
 import time
+from contextlib import aclosing
 
 import httpx2
 import pytest
+
+from cpt_serving import AsyncPredictClient, PredictClient
 
 LONG = {"prompt": "the", "max_tokens": 1_000_000, "temperature": 5.0, "stream": True}
 
@@ -62,3 +66,20 @@ def test_a_deadline_ends_a_stream_with_an_event(client):
         assert response.status_code == 200
         last = [line for line in response.iter_lines() if line][-1]
     assert '"error":"Expected an answer before the request\'s deadline' in last
+
+
+def test_our_own_client_ends_a_text_that_it_does_not_want_any_more(client, server):
+    parameters = {name: value for name, value in LONG.items() if name not in {"prompt", "stream"}}
+    with PredictClient(server) as ours:
+        events = ours.generate("the", **parameters)
+        assert "text" in next(events)
+        assert under_way(client) == 1
+        events.close()
+        poll(lambda: under_way(client) == 0)
+
+    async def ask():
+        async with AsyncPredictClient(server) as ours, aclosing(ours.generate("the", **parameters)) as events:
+            return await anext(events)
+
+    assert "text" in asyncio.run(ask())
+    poll(lambda: under_way(client) == 0)

@@ -21,6 +21,8 @@ import grpc  # noqa: E402
 from tritonclient.grpc import service_pb2  # noqa: E402
 from tritonclient.utils import InferenceServerException  # noqa: E402
 
+from cpt_serving import load_settings  # noqa: E402
+
 MODEL = "bigram"
 NAMES = ("logits", "seen_after", "present")
 TOKENS = [2, 3, 4, 5, 0, 2, 3]
@@ -273,7 +275,7 @@ def test_contradictory_messages_are_refused(call):
         assert said in caught.value.details()
 
 
-def test_limits_of_time_and_places(client, addresses, get, wait_until):
+def test_limits_of_time_and_of_texts(client, addresses, get, wait_until):
     url = addresses[1]
     with pytest.raises(InferenceServerException) as caught:
         client.infer(MODEL, tensors(triton, tokens=ONE), timeout=1)
@@ -285,9 +287,9 @@ def test_limits_of_time_and_places(client, addresses, get, wait_until):
     ):
         lines = response.iter_lines()
         assert next(lines).startswith("data: {")
-        with pytest.raises(InferenceServerException, match="1 of at most 1 are under way") as caught:
-            client.infer(MODEL, tensors(triton, tokens=ONE))
-    assert caught.value.status() == "StatusCode.RESOURCE_EXHAUSTED"
+        assert other.post(f"/models/{MODEL}/generate", json=endless).status_code == 429
+        # A single call is no text: it takes turns with the calls of those that are under way.
+        assert client.infer(MODEL, tensors(triton, tokens=ONE)).as_numpy("logits").shape == (1, 1, 8)
     # A text that its client left ends a moment later.
     wait_until(lambda: 'cpt_serve_texts_in_flight{model="bigram",version="1"} 0.0' in get(f"{url}/metrics").text)
 
@@ -347,11 +349,14 @@ def test_an_independent_client(addresses):
 @given(data=st.data())
 def test_any_message_is_understood_or_refused(language_bundle, data):
     """Whatever fits the messages' types ends in tokens and a state that the model takes, or in a 4xx."""
+    from cpt_serving.adapters import adapter_of
     from cpt_serving.grpc_api.messages import infer_message, parse_message
-    from cpt_serving.oip.language import language_outputs, language_request
+    from cpt_serving.inference.memory import MemoryBudget
+    from cpt_serving.inference.threads import Work
     from cpt_serving.web.errors import RequestError
 
-    manifest = language_bundle.manifest
+    settings = load_settings(bundle=language_bundle.path, max_rows=4)
+    adapter = adapter_of(language_bundle, settings, MemoryBudget(1 << 20))
     request = service_pb2.ModelInferRequest(model_name=MODEL)
     datatypes = st.sampled_from(["INT64", "FP32", "INT32", "UINT8", "FP16", "BYTES", "BOOL", "X"])
     shapes = st.sampled_from([[1, 2], [1, 0], [1, 8], [2, 1]]) | st.lists(st.integers(-1, 3), max_size=3)
@@ -368,22 +373,24 @@ def test_any_message_is_understood_or_refused(language_bundle, data):
         request.raw_input_contents.extend(data.draw(st.lists(lengths, min_size=1, max_size=3)))
     for name in data.draw(st.lists(st.sampled_from([*NAMES, "other"]), max_size=3)):
         request.outputs.add(name=name)
-    parsed = None
+    inputs = None
     with contextlib.suppress(RequestError):
-        parsed = language_request(parse_message(request), manifest, 4)
-    if parsed is not None:
-        assert parsed.tokens.dtype == np.int64
-        logits, state = np.zeros((*parsed.tokens.shape, 8), np.float32), parsed.state
-        assert {name: value.dtype for name, value in state.items()} == {"seen": np.float32, "past": np.int64}
-        answer = infer_message(language_bundle, None, language_outputs(parsed, manifest, logits, state))
+        parsed = parse_message(request)
+        inputs = adapter.decode(parsed, Work())
+    if inputs is not None:
+        types = {"tokens": np.int64, "seen": np.float32, "past": np.int64}
+        assert {name: value.dtype for name, value in inputs.items()} == types
+        logits = np.zeros((*inputs["tokens"].shape, 8), np.float32)
+        outputs = {"logits": logits, "seen_after": inputs["seen"], "present": inputs["past"]}
+        answer = infer_message(language_bundle, None, adapter.encode(parsed, outputs))
         wanted = list(dict.fromkeys(output.name for output in request.outputs)) or list(NAMES)
         assert [tensor.name for tensor in answer.outputs] == wanted
 
 
 def test_a_bug_costs_one_request_of_a_stream_and_tells_nothing(language_bundle, connect_to, monkeypatch):
-    from cpt_serving.inference.language_engine import LanguageEngine
+    from cpt_serving.adapters.text import TextGeneration
 
-    async def fails(*_arguments):
+    def fails(*_arguments):
         raise RuntimeError("a secret")
 
     answers = queue.Queue()
@@ -394,7 +401,7 @@ def test_a_bug_costs_one_request_of_a_stream_and_tells_nothing(language_bundle, 
     ):
         client.start_stream(lambda result, error: answers.put((result, error)))
         with monkeypatch.context() as patched:
-            patched.setattr(LanguageEngine, "run", fails)
+            patched.setattr(TextGeneration, "run", fails)
             client.async_stream_infer(MODEL, tensors(triton, tokens=ONE))
             assert str(answers.get(timeout=30)[1]) == "Internal error; the server's log has it"
             with pytest.raises(InferenceServerException, match="Internal error; the server's log has it") as caught:

@@ -1,10 +1,15 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import tritonclient.http as triton
 from tritonclient.utils import InferenceServerException
 
 from cpt_deploy.bundle.language import LanguageManifest, StateTensor
-from cpt_serving.oip.language import language_request
+from cpt_serving import load_settings
+from cpt_serving.adapters import adapter_of
+from cpt_serving.inference.memory import MemoryBudget
+from cpt_serving.inference.threads import Work
 from cpt_serving.oip.requests import InferRequest, InputTensor
 from cpt_serving.web.errors import RequestError
 
@@ -74,17 +79,31 @@ def test_wrong_tensors_are_refused(client, inputs, said):
     assert said in str(error.value)
 
 
-def test_what_was_read_counts_towards_the_context():
+def test_what_was_read_counts_towards_the_context(language_bundle):
     states = (StateTensor("past", "present", ("batch", "past"), "INT64"),)
-    manifest = LanguageManifest(8, states, context=4)
+    bundle = replace(language_bundle, manifest=LanguageManifest(8, states, context=4))
+    adapter = adapter_of(bundle, load_settings(bundle=bundle.path), MemoryBudget(1))
 
     def read(past, tokens):
         inputs = [
             InputTensor(name, "INT64", [1, length], raw=memoryview(bytes(8 * length)))
             for name, length in (("past", past), ("tokens", tokens))
         ]
-        return language_request(InferRequest(inputs), manifest, 1)
+        return adapter.decode(InferRequest(inputs), Work())
 
-    assert read(3, 1).state["past"].shape == (1, 3)
+    assert read(3, 1)["past"].shape == (1, 3)
     with pytest.raises(RequestError, match="at most 4 tokens, the model's context, but got 5"):
         read(3, 2)
+
+
+def test_more_logits_than_the_queue_may_hold_are_refused_before_they_are_made(language_bundle):
+    adapter = adapter_of(language_bundle, load_settings(bundle=language_bundle.path, queue_bytes=1024), MemoryBudget(1))
+
+    def read(rows, length):
+        raw = memoryview(bytes(8 * rows * length))
+        return adapter.decode(InferRequest([InputTensor("tokens", "INT64", [rows, length], raw=raw)]), Work())
+
+    assert read(4, 8)["tokens"].shape == (4, 8)
+    with pytest.raises(RequestError, match="at most 32 tokens") as caught:
+        read(3, 11)
+    assert caught.value.status == 413

@@ -7,9 +7,12 @@ import numpy as np
 import pytest
 
 from cpt_deploy.bundle.language import LanguageModel
-from cpt_serving.inference.compute import ComputeThreads
+from cpt_serving import load_settings
+from cpt_serving.adapters import adapter_of, text
+from cpt_serving.inference.batching import Batcher
+from cpt_serving.inference.memory import MemoryBudget
 from cpt_serving.inference.observers import InferenceObserver
-from cpt_serving.inference.turns import Turns
+from cpt_serving.inference.threads import Threads
 
 
 class Recorder(InferenceObserver):
@@ -25,14 +28,24 @@ def model(language_bundle):
     return LanguageModel(language_bundle.onnx_path, language_bundle.manifest)
 
 
-def together(model, calls, *, leave=(), max_rows=16, max_logits=1000):
+@pytest.fixture
+def adapter(language_bundle):
+    def make(**settings):
+        made = adapter_of(language_bundle, load_settings(bundle=language_bundle.path, **settings), MemoryBudget(1))
+        made.load()
+        return made
+
+    return make
+
+
+def together(adapter, calls, *, leave=()):
     """Have calls wait behind a job until all of them are there; return their outcomes, and the rows of each batch."""
-    observer, threads, began = Recorder(), ComputeThreads(1), threading.Event()
-    turns = Turns(model, threads, observer, max_rows=max_rows, max_logits=max_logits)
+    observer, threads, began = Recorder(), Threads(1, "compute"), threading.Event()
+    batcher = Batcher(adapter, threads, observer, max_batch=16)
 
     async def run():
         threads.offer(began.wait)
-        waiting = [asyncio.ensure_future(turns.call(*call)) for call in calls]
+        waiting = [asyncio.ensure_future(batcher.submit(call)) for call in calls]
         await asyncio.sleep(0)
         for number in leave:
             waiting[number].cancel()
@@ -51,59 +64,70 @@ def tokens(*rows):
     return np.array(rows, np.int64)
 
 
+def call(adapter, model, given, before=None):
+    """The inputs of a call that reads tokens, after others."""
+    if before is None:
+        return adapter.inputs_of(given, None)
+    _, state = model.run(before)
+    return {"tokens": given, **state}
+
+
 def assert_as_alone(model, calls, outcomes):
-    for (given, state), (logits, after) in zip(calls, outcomes, strict=True):
-        expected, state_after = model.run(given, state)
-        assert np.array_equal(logits, expected)
-        assert after.keys() == state_after.keys()
-        assert all(np.array_equal(after[name], state_after[name]) for name in after)
+    for inputs, outcome in zip(calls, outcomes, strict=True):
+        state = {name: value for name, value in inputs.items() if name != "tokens"}
+        logits, after = model.run(inputs["tokens"], state)
+        expected = {"logits": logits, "seen_after": after["seen"], "present": after["past"]}
+        assert outcome.outputs.keys() == expected.keys()
+        assert all(np.array_equal(outcome.outputs[name], value) for name, value in expected.items())
 
 
-def test_calls_of_one_shape_are_one_batch(model):
-    _, short = model.run(tokens([2, 3]))
-    _, other = model.run(tokens([5, 6]))
-    _, longer = model.run(tokens([2, 3, 4]))
-    _, two = model.run(tokens([2, 3], [4, 2]))
+def test_calls_of_one_shape_are_one_batch(model, adapter):
+    made = adapter()
     calls = [
-        (tokens([4]), short),
-        (tokens([5]), longer),
-        (tokens([7]), other),
-        (tokens([6, 7]), short),  # reads more at once
-        (tokens([0]), longer),
-        (tokens([3], [6]), two),
-        (tokens([2]), None),
+        call(made, model, tokens([4]), tokens([2, 3])),
+        call(made, model, tokens([5]), tokens([2, 3, 4])),
+        call(made, model, tokens([7]), tokens([5, 6])),
+        call(made, model, tokens([6, 7]), tokens([2, 3])),  # reads more at once
+        call(made, model, tokens([0]), tokens([2, 3, 4])),
+        call(made, model, tokens([3], [6]), tokens([2, 3], [4, 2])),
+        call(made, model, tokens([2])),
     ]
-    outcomes, rows = together(model, calls)
+    outcomes, rows = together(made, calls)
     assert rows == [4, 2, 1, 1]  # the oldest first, with all of its shape
     assert_as_alone(model, calls, outcomes)
 
 
-@pytest.mark.parametrize(("limits", "rows"), [({"max_rows": 2}, [2, 2, 1]), ({"max_logits": 24}, [3, 2])])
-def test_limits_hold(model, limits, rows):
-    calls = [(tokens([number]), None) for number in range(2, 7)]
-    outcomes, found = together(model, calls, **limits)
-    assert found == rows
+@pytest.mark.parametrize(("rows", "logits", "found"), [(2, 1000, [2, 2, 1]), (16, 24, [3, 2])])
+def test_limits_hold(model, adapter, monkeypatch, rows, logits, found):
+    monkeypatch.setattr(text, "_LOGITS_AT_ONCE", logits)
+    made = adapter(max_batch=rows)
+    calls = [call(made, model, tokens([number])) for number in range(2, 7)]
+    outcomes, batches = together(made, calls)
+    assert batches == found
     assert_as_alone(model, calls, outcomes)
 
 
-def test_more_than_a_limit_goes_alone(model):
-    calls = [(tokens([2]), None), (tokens([2], [3], [4]), None), (tokens([5]), None)]
-    outcomes, rows = together(model, calls, max_rows=2)
-    assert rows == [2, 3]
+def test_more_than_a_limit_goes_alone_and_is_not_overtaken(model, adapter):
+    made = adapter(max_batch=2)
+    calls = [call(made, model, given) for given in (tokens([2]), tokens([2], [3], [4]), tokens([5]))]
+    outcomes, rows = together(made, calls)
+    assert rows == [1, 3, 1]
     assert_as_alone(model, calls, outcomes)
 
 
-def test_who_leaves_costs_nothing(model):
-    calls = [(tokens([number]), None) for number in range(2, 6)]
-    outcomes, rows = together(model, calls, leave=(0, 2))
+def test_who_leaves_costs_nothing(model, adapter):
+    made = adapter()
+    calls = [call(made, model, tokens([number])) for number in range(2, 6)]
+    outcomes, rows = together(made, calls, leave=(0, 2))
     assert rows == [2]
     assert [isinstance(outcome, asyncio.CancelledError) for outcome in outcomes] == [True, False, True, False]
     assert_as_alone(model, [calls[1], calls[3]], [outcomes[1], outcomes[3]])
 
 
-def test_an_error_belongs_to_those_who_asked(model):
-    calls = [(tokens([8]), None), (tokens([2, 3]), None)]  # the first is beyond the vocabulary
-    outcomes, rows = together(model, calls)
+def test_an_error_belongs_to_those_who_asked(model, adapter):
+    made = adapter()
+    calls = [call(made, model, tokens([8])), call(made, model, tokens([2, 3]))]  # the first is beyond the vocabulary
+    outcomes, rows = together(made, calls)
     assert isinstance(outcomes[0], ValueError)
     assert rows == [1]
     assert_as_alone(model, calls[1:], outcomes[1:])

@@ -163,7 +163,7 @@ def test_repository_and_statistics(client):
             "1000000",
         ),
         (lambda client: client.load_model(MODEL), "PERMISSION_DENIED", "none of its API keys has the scope admin"),
-        (lambda client: client.get_trace_settings(), "UNIMPLEMENTED", "Method not found"),
+        (lambda client: client.get_trace_settings(), "UNIMPLEMENTED", "Expected a known method"),
     ],
 )
 def test_errors_have_their_codes(client, call, code, message):
@@ -244,9 +244,10 @@ def test_contradictory_contents_are_refused(call):
 @given(data=st.data())
 def test_any_message_is_understood_or_refused(shared_bundle, data):
     """Whatever fits the messages' types ends in rows or in a 4xx."""
+    from cpt_serving.adapters import adapter_of
     from cpt_serving.grpc_api.messages import infer_message, parse_message
-    from cpt_serving.oip.classifier import classifier_output, classifier_request
-    from cpt_serving.oip.inputs import tensor_rows
+    from cpt_serving.inference.memory import MemoryBudget
+    from cpt_serving.inference.threads import Work
     from cpt_serving.web.errors import RequestError
 
     datatype = data.draw(st.sampled_from(["FP32", "FP64", "FP16", "BF16", "UINT8", "BYTES", "INT8", "BOOL", "", "X"]))
@@ -268,14 +269,17 @@ def test_any_message_is_understood_or_refused(shared_bundle, data):
         )
         setattr(wish.parameters["classification"], kind, value)
     rows = None
+    adapter = adapter_of(shared_bundle, load_settings(bundle=shared_bundle.path), MemoryBudget(1 << 20))
     with contextlib.suppress(RequestError):
-        parsed = classifier_request(parse_message(request))
-        rows = tensor_rows(parsed.tensor, shared_bundle.preprocessing, load_settings(bundle=shared_bundle.path))
+        parsed = parse_message(request)
+        assert 1 <= adapter.declared_rows(parsed) <= 256
+        rows = adapter.decode(parsed, Work())["image"]
     if rows is not None:
         assert rows.dtype == np.float32
         assert rows.shape == (shape[0], 3, 8, 8)
-        output = classifier_output(parsed.output, np.zeros((len(rows), 3), np.float32), shared_bundle.labels)
-        assert infer_message(shared_bundle, parsed.id, [output]).outputs[0].shape[0] == shape[0]
+        assert adapter.declared_rows(parsed) == adapter.rows({"image": rows})
+        outputs = adapter.encode(parsed, {"logits": np.zeros((len(rows), 3), np.float32)})
+        assert infer_message(shared_bundle, parsed.id, outputs).outputs[0].shape[0] == shape[0]
 
 
 INDEPENDENT = """

@@ -1,20 +1,13 @@
 import shutil
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
-import uvicorn
 
 from cpt_deploy.bundle import Bundle, GoldenSample, Preprocessing, write_bundle
-from cpt_serving import create_app, load_settings
 from cpt_serving.access.api_keys import add_key
-from cpt_serving.server import _listen
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 def stroke_images():
@@ -87,61 +80,31 @@ def grey_onnx() -> Callable[..., Any]:
     return make
 
 
-@contextmanager
-def serving(path, **settings) -> Iterator[str]:
-    """The address of a server in a thread of this process."""
-    app = create_app(load_settings(bundle=path, **settings))
-    listener = _listen("127.0.0.1", 0)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join(20)
-        listener.close()
-
-
 @pytest.fixture(scope="session")
-def colours_url(shared_bundle) -> Iterator[str]:
-    with serving(shared_bundle.path) as url:
+def colours_url(shared_bundle, serve_here) -> Iterator[str]:
+    with serve_here(shared_bundle.path) as url:
         yield url
 
 
 @pytest.fixture(scope="session")
-def strokes_url(grey_bundle) -> Iterator[str]:
-    with serving(grey_bundle.path) as url:
+def strokes_url(grey_bundle, serve_here) -> Iterator[str]:
+    with serve_here(grey_bundle.path) as url:
         yield url
 
 
 @pytest.fixture(scope="session")
-def two_models_url(shared_bundle, grey_bundle, tmp_path_factory) -> Iterator[str]:
+def two_models_url(shared_bundle, grey_bundle, tmp_path_factory, serve_here) -> Iterator[str]:
     directory = tmp_path_factory.mktemp("models")
     for name, bundle in (("colours", shared_bundle), ("strokes", grey_bundle)):
         shutil.copytree(bundle.path, directory / name / "1")
-    with serving(directory) as url:
+    with serve_here(directory) as url:
         yield url
 
 
 @pytest.fixture(scope="session")
-def guarded_url(grey_bundle, tmp_path_factory) -> Iterator[tuple[str, str]]:
+def guarded_url(grey_bundle, tmp_path_factory, serve_here) -> Iterator[tuple[str, str]]:
     """The address of a server that wants API keys, and one of them."""
     file = tmp_path_factory.mktemp("keys") / "keys.txt"
     key = add_key(file, "visitor", ["infer"])
-    with serving(grey_bundle.path, api_keys=file) as url:
+    with serve_here(grey_bundle.path, api_keys=file) as url:
         yield url, key
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """Headless Chromium, Debian's or whatever the machine has."""
-    sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install 'cpt-deploy[dev]'")
-    if CHROMIUM is None:
-        pytest.skip("needs Chromium: apt-get install chromium")
-    # Not for longer than a module: while it runs no other test can call `asyncio.run`.
-    with sync_api.sync_playwright() as playwright:
-        # A sandbox needs privileges that containers lack; the pages are our own.
-        launched = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield launched
-        launched.close()

@@ -87,22 +87,22 @@ def test_dropped_and_pasted_images_are_classified(browser, colours_url, png):
 def test_a_text_file_is_a_message_and_the_next_image_works(browser, colours_url, png):
     with opened(browser, colours_url, errors=["status of 400"]) as page:
         upload(page, "notes.txt", b"no image at all")
-        page.wait_for_selector("[role=alert] .problem")
-        message = page.inner_text("[role=alert]")
+        page.wait_for_selector("#problem .problem")
+        message = page.inner_text("#problem")
         assert "Expected an image" in message
         assert "notes.txt" in message
         assert not page.is_visible("#prediction")
         upload(page, "red.png", png("red"))
         expect_label(page, "red")
-        assert page.inner_text("[role=alert]") == ""
+        assert page.inner_text("#problem") == ""
 
 
 def test_a_server_that_has_gone_is_a_message(browser, colours_url, png):
     with opened(browser, colours_url, errors=["ERR_INTERNET_DISCONNECTED"]) as page:
         page.context.set_offline(True)
         upload(page, "red.png", png("red"))
-        page.wait_for_selector("[role=alert] .problem")
-        assert "cannot be reached" in page.inner_text("[role=alert]")
+        page.wait_for_selector("#problem .problem")
+        assert "cannot be reached" in page.inner_text("#problem")
         page.wait_for_selector("[data-state=lost]")
 
 
@@ -151,10 +151,10 @@ def test_several_models_are_chosen_from_a_list(browser, two_models_url, png):
         assert page.inner_text("#model") == "colours"
         page.select_option("#models", "strokes")
         expect_model(page, "strokes")
-        assert page.is_visible("#modes")
+        page.wait_for_selector("#modes", state="visible")
         page.select_option("#models", "colours")
         expect_model(page, "colours")
-        assert not page.is_visible("#modes")
+        page.wait_for_selector("#modes", state="hidden")
         upload(page, "red.png", png("red"))
         expect_label(page, "red")
 
@@ -168,6 +168,25 @@ def test_the_charts_count_requests(browser, colours_url, png):
         )
         page.wait_for_selector("#rate-chart svg :is(path, circle)")
         assert "Requests per second" in page.get_attribute("#rate-chart svg", "aria-label")
+
+
+def test_the_labels_of_the_axes_stand_inside_of_their_charts(browser, colours_url):
+    draw = """async () => {
+        const { drawLines } = await import("./page/charts.js");
+        const chart = document.getElementById("latency-chart");
+        const outside = [];
+        for (const top of [1, 100, 1000, 5000, 10000, 100000]) {
+            const format = (value) => value < 1000 ? `${value} ms` : `${value / 1000} s`;
+            drawLines(chart, [[0, top]], { label: "", format });
+            const { left } = chart.getBoundingClientRect();
+            for (const text of chart.querySelectorAll("text")) {
+                if (text.getBoundingClientRect().left < left) outside.push(text.textContent);
+            }
+        }
+        return outside;
+    }"""
+    with opened(browser, colours_url) as page:
+        assert page.evaluate(draw) == []
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

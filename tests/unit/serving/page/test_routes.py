@@ -1,5 +1,7 @@
 import io
 import json
+import re
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -7,8 +9,12 @@ import pytest
 from PIL import Image
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
-from cpt_deploy.bundle import write_bundle
+from cpt_deploy.bundle import update_validation, write_bundle
+from cpt_serving import load_settings
+from cpt_serving.access.api_keys import add_key
+from cpt_serving.adapters import adapter_of
 from cpt_serving.evidence import evidence_of
+from cpt_serving.inference.memory import MemoryBudget
 from cpt_serving.routes.page import PAGE_HEADERS
 from cpt_serving.samples import drawing_style
 from cpt_serving.telemetry.stats import summarize
@@ -16,6 +22,7 @@ from cpt_serving.telemetry.stats import summarize
 
 def test_the_page_and_its_files_are_served_with_strict_headers(client):
     index = client.get("/")
+    assert PAGE_HEADERS.items() <= {key.title(): value for key, value in index.headers.items()}.items()
     assert index.headers["content-type"] == "text/html; charset=utf-8"
     assert "'unsafe" not in index.headers["content-security-policy"]
     linked = [part.split('"')[0] for part in index.text.split('"page/')[1:]]
@@ -24,7 +31,8 @@ def test_the_page_and_its_files_are_served_with_strict_headers(client):
         response = client.get(f"/page/{name}")
         assert response.status_code == 200
         assert "https://" not in response.text
-        assert PAGE_HEADERS.items() <= {key.title(): value for key, value in response.headers.items()}.items()
+        assert response.headers["x-content-type-options"] == "nosniff"
+        assert response.headers["cache-control"] == "no-cache"
 
 
 @pytest.mark.parametrize("name", ["nothing.js", "..%2fapp.py", "%2e%2e%2fapp.py", "static%00", "app.py"])
@@ -34,7 +42,7 @@ def test_nothing_but_the_pages_files_is_served(client, name):
 
 def test_without_the_page_the_root_leads_to_the_docs(shared_bundle, connect_to):
     with connect_to(shared_bundle, page=False) as client:
-        assert client.get("/", follow_redirects=False).headers["location"] == "/docs"
+        assert client.get("/", follow_redirects=False).headers["location"] == "docs"
         for path in ("/stats", "/evidence", "/samples", "/page/app.js"):
             assert client.get(path).status_code == 404
     with connect_to(shared_bundle, page=False, docs=False) as client:
@@ -60,7 +68,7 @@ def test_samples_are_the_golden_inputs(client, shared_bundle):
 def test_an_unknown_model_has_neither_evidence_nor_samples(client):
     for path in ("/evidence", "/samples", "/samples/0.png"):
         assert client.get(path, params={"model": "other"}).status_code == 404
-    assert client.get("/models").json() == {"models": [{"name": "colours", "versions": ["1"]}]}
+    assert client.get("/models").json() == {"models": [{"name": "colours", "versions": ["1"], "kind": "image"}]}
 
 
 def test_small_grey_samples_say_how_to_draw(grey_bundle, bundle):
@@ -95,9 +103,13 @@ REPORT = {
 }
 
 
+def told_of(bundle):
+    return evidence_of(adapter_of(bundle, load_settings(bundle=bundle.path), MemoryBudget(1)))
+
+
 def test_evidence_tells_what_was_measured(bundle):
     report = {**REPORT, "content_sha256": bundle.content_sha256}
-    facts = evidence_of(replace(bundle, validation=json.loads(json.dumps(report)))).validation
+    facts = told_of(update_validation(bundle, report)).validation
     assert facts.passed
     assert facts.of_this_model
     assert (facts.accuracy.value, facts.accuracy.interval_95, facts.trained_accuracy) == (0.905, (0.89, 0.92), 0.91)
@@ -109,11 +121,12 @@ def test_evidence_tells_what_was_measured(bundle):
 @pytest.mark.parametrize(("bits", "told"), [(5.53, "5.53"), (8, "8")])
 def test_of_bits_by_layer_the_mean_is_told(bundle, bits, told):
     mixed = replace(bundle, config={**bundle.config, "cpt": {**bundle.facts, "weight_bits": bits}})
-    assert json.dumps(evidence_of(mixed).model_dump(mode="json")["weight_bits"]) == told
+    assert json.dumps(told_of(mixed).model_dump(mode="json")["weight_bits"]) == told
 
 
 def test_evidence_of_another_file_says_so(bundle):
-    assert not evidence_of(replace(bundle, validation={**REPORT, "content_sha256": "0" * 64})).validation.of_this_model
+    changed = {**REPORT, "content_sha256": "0" * 64}
+    assert not told_of(update_validation(bundle, changed)).validation.of_this_model
 
 
 @pytest.mark.parametrize(
@@ -126,7 +139,7 @@ def test_evidence_of_another_file_says_so(bundle):
     ids=str,
 )
 def test_parts_that_were_not_measured_are_null(bundle, change, nulls):
-    facts = evidence_of(replace(bundle, validation={**REPORT, **change})).validation
+    facts = told_of(update_validation(bundle, {**REPORT, **change})).validation
     assert facts.passed
     assert [getattr(facts, name) for name in nulls] == [None] * len(nulls)
     assert facts.dataset.samples == 200
@@ -134,7 +147,35 @@ def test_parts_that_were_not_measured_are_null(bundle, change, nulls):
 
 @pytest.mark.parametrize("change", [{"passed": None}, {"integers": {"compared": "many"}}], ids=str)
 def test_a_report_of_another_form_counts_as_none(bundle, change):
-    assert evidence_of(replace(bundle, validation={**REPORT, **change})).validation is None
+    assert told_of(update_validation(bundle, {**REPORT, **change})).validation is None
+
+
+def test_evidence_is_what_it_is_now(bundle, connect_to):
+    with connect_to(bundle) as client:
+        assert client.get("/evidence").json()["validation"] is None
+        update_validation(bundle, {**REPORT, "model_sha256": bundle.sha256})
+        found = client.get("/evidence").json()["validation"]
+        assert (found["passed"], found["of_this_model"], found["accuracy"]["value"]) == (True, True, 0.905)
+        shutil.rmtree(bundle.path)
+        assert client.get("/evidence").json()["size_bytes"] is None
+
+
+def test_the_description_shows_nothing_of_a_bundle(shared_bundle, connect_to, tmp_path, png):
+    add_key(tmp_path / "keys.txt", "shop", ["infer"])
+    with connect_to(shared_bundle, api_keys=tmp_path / "keys.txt") as guarded:
+        text = guarded.get("/openapi.json").text
+        assert "colours" not in text
+        assert "[1,3,8,8]" not in text
+    with connect_to(shared_bundle) as client:
+        described = client.get("/openapi.json").json()
+        golden = {f"{value:.4f}" for value in shared_bundle.golden.inputs.ravel()}
+        assert not golden & set(re.findall(r"-?\d\.\d{4}", json.dumps(described)))
+        # The examples work as they stand.
+        body = described["paths"]["/v2/models/{model}/infer"]["post"]["requestBody"]["content"]["application/json"]
+        assert client.post("/v2/models/colours/infer", json=body["example"]).status_code == 200
+        bodies = described["paths"]["/predict"]["post"]["requestBody"]["content"]["application/json"]["examples"]
+        for name, example in bodies.items():
+            assert (client.post("/predict", json=example["value"]).status_code == 200) or name == "pixels"
 
 
 def test_stats_add_up_what_prometheus_counts(client, png):

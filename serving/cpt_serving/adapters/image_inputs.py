@@ -1,0 +1,238 @@
+"""From what a request brings to the rows that an image model computes: normalised inputs, pixels, or image files.
+
+How much memory a file takes to decode stands in its head, and how many pixels are made of it follows from its size:
+both are compared with the limits before anything is decoded.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from cpt_deploy.bundle import Preprocessing
+from cpt_deploy.bundle.images import decoding_bytes, open_image, pixels_of
+from cpt_deploy.bundle.runtime import INPUT_NAME
+from cpt_deploy.errors import ImageError, ImageTooLargeError
+from cpt_serving.inference.memory import MemoryBudget
+from cpt_serving.inference.threads import Work
+from cpt_serving.oip.datatypes import BYTES, from_binary
+from cpt_serving.oip.requests import InputTensor
+from cpt_serving.settings import ServeSettings
+from cpt_serving.web.errors import RequestError, bad_request, image_error_status
+from cpt_serving.web.numbers import to_numbers
+from cpt_serving.web.shown import shown
+from cpt_serving.web.uploads import EncodedImage, NormalizedInput, Pixels, Upload, check_rows, decode_base64
+
+NATIVE = "FP32"
+"""Datatype of an image model's own input and output."""
+
+Rows = npt.NDArray[np.float32]
+
+_LIGHT_BYTES = 1 << 20
+_FLOATS = frozenset({NATIVE, "FP64", "FP16", "BF16"})
+_ONLY_BINARY = frozenset({"FP16", "BF16"})
+_UNYIELDING = {"JPEG2000": 1 << 21}
+"""Most pixels of formats whose decoder lets no other thread run; so many take it about a tenth of a second."""
+
+
+class ImageReader:
+    """Turns contents of requests into rows. All but light work belongs into a thread.
+
+    Args:
+        preprocessing: The bundle's.
+        settings: The limits.
+        memory: What decoding may take at once.
+    """
+
+    def __init__(self, preprocessing: Preprocessing, settings: ServeSettings, memory: MemoryBudget) -> None:
+        self._preprocessing = preprocessing
+        self._settings = settings
+        self._memory = memory
+
+    def read_tensor(self, tensor: InputTensor, work: Work) -> Rows:
+        """Return the rows of a tensor, float32 (N, C, H, W); those that came as FP32 bytes are a view of them.
+
+        Floats are normalised inputs, (N, C, H, W); UINT8 are pixels 0..255, (N, H, W, C) or (N, H, W), of any size;
+        BYTES are image files, (N) or (N, 1), in JSON as base64. Takes long unless `is_light`.
+
+        Raises:
+            RequestError: 400 with what was expected, or 413 for more rows or pixels than the settings allow.
+            AbandonedError: If nobody waits for them any more.
+        """
+        if tensor.datatype in _FLOATS:
+            return _normalised(tensor, self._preprocessing.input_shape, self._settings.max_rows)
+        if tensor.datatype == "UINT8":
+            return self.read(_pixels(tensor, self._settings.max_rows), work)
+        if tensor.datatype == BYTES:
+            return self.read(_files(tensor, self._settings.max_rows), work)
+        raise bad_request(
+            f"Expected {INPUT_NAME!r} as FP32, FP64, FP16 or BF16 (normalised), UINT8 (pixels) or BYTES (image files), "
+            f"but got the datatype {shown(tensor.datatype)}"
+        )
+
+    def read(self, uploads: Sequence[Upload], work: Work) -> Rows:
+        """Return the rows of uploads, float32 (N, C, H, W), in their order.
+
+        Raises:
+            RequestError: 400 or 413; the message names the upload.
+            AbandonedError: If nobody waits for them any more.
+        """
+        preprocessing, left = self._preprocessing, self._settings.max_request_pixels
+        rows = np.empty((len(uploads), *preprocessing.input_shape), np.float32)
+        for index, upload in enumerate(uploads):
+            work.check()
+            try:
+                if isinstance(upload, NormalizedInput):
+                    rows[index] = _one_normalised(upload, preprocessing)
+                elif isinstance(upload, EncodedImage):
+                    rows[index], left = self._decode(upload.data, left, work)
+                else:
+                    if upload.values.ndim >= 2:
+                        left -= preprocessing.scaled_pixels(upload.values.shape[1], upload.values.shape[0])
+                    _require_pixels(left, self._settings)
+                    rows[index] = preprocessing.apply(upload.values)
+            except ImageError as error:
+                raise RequestError(image_error_status(error), f"{error.message}, in {upload.name}") from error
+            except ValueError as error:
+                raise bad_request(f"{error}, in {upload.name} (arrays of integers only are taken as pixels)") from error
+        return rows
+
+    def _decode(self, data: bytes, left: int, work: Work) -> tuple[Rows, int]:
+        """Return a row, float32 (C, H, W), and how many pixels are left for the rest of the request."""
+        with open_image(data, max_pixels=self._settings.max_pixels) as image:
+            left -= image.width * image.height + self._preprocessing.scaled_pixels(*image.size)
+            _require_pixels(left, self._settings)
+            size = decoding_bytes(image)
+            most = _UNYIELDING.get(image.format or "", image.width * image.height)
+            if size > self._memory.limit or image.width * image.height > most:
+                raise ImageTooLargeError(
+                    f"Expected an image that is decoded in at most {self._memory.limit} bytes, but {image.format} "
+                    f"{image.mode} of {image.width} x {image.height} takes {size}"
+                    if size > self._memory.limit
+                    else f"Expected {image.format} of at most {most} pixels, but got {image.width} x {image.height}"
+                )
+            with self._memory.holding(size, work):
+                try:
+                    return self._preprocessing.apply(pixels_of(image)), left
+                finally:
+                    image.close()  # its memory is free before others may take as much
+
+
+def is_light(tensor: InputTensor) -> bool:
+    """Return whether `read_tensor` takes no longer than it takes to hand work to a thread.
+
+    Of what stands in JSON that holds only if the JSON is short.
+    """
+    return tensor.datatype == NATIVE and (tensor.raw is None or tensor.raw.nbytes <= _LIGHT_BYTES)
+
+
+def raw_tensor(body: bytes, preprocessing: Preprocessing) -> InputTensor:
+    """Return the tensor of a raw request: FP32 and nothing else; how many rows follows from the size.
+
+    Raises:
+        RequestError: 400, if the body is no multiple of a row.
+    """
+    row_bytes = 4 * math.prod(preprocessing.input_shape)
+    count, rest = divmod(len(body), row_bytes)
+    if rest or not count:
+        raise bad_request(
+            f"Expected a body of {row_bytes} bytes for each row of FP32 {list(preprocessing.input_shape)}, "
+            f"but got {len(body)}"
+        )
+    return InputTensor(INPUT_NAME, NATIVE, [count, *preprocessing.input_shape], raw=memoryview(body))
+
+
+def _normalised(tensor: InputTensor, expected: tuple[int, int, int], max_rows: int) -> npt.NDArray[np.float32]:
+    if len(tensor.shape) != 4 or tuple(tensor.shape[1:]) != expected or tensor.shape[0] < 1:
+        raise _wrong_shape(tensor, f"[N, {', '.join(map(str, expected))}]")
+    check_rows(tensor.shape[0], max_rows)
+    if tensor.raw is None:
+        if tensor.datatype in _ONLY_BINARY:
+            raise bad_request(f"Expected FP32 or FP64 in JSON, but got {tensor.datatype}, which comes only as bytes")
+        return _json_array(tensor).astype(np.float32)
+    values = from_binary(tensor.name, tensor.datatype, tensor.shape, tensor.raw)
+    if tensor.datatype == NATIVE:
+        # A copy only if the JSON's length leaves the bytes where no float may stand.
+        rows = values if values.flags.aligned else values.copy()
+    else:
+        with np.errstate(over="ignore"):
+            rows = np.require(values, np.float32, ["C_CONTIGUOUS", "ALIGNED"])
+    if not np.isfinite(rows).all():
+        raise bad_request(f"Expected {INPUT_NAME!r} to hold finite numbers of float32's range, but got others")
+    return rows
+
+
+def _pixels(tensor: InputTensor, max_rows: int) -> list[Upload]:
+    shape = tensor.shape
+    if len(shape) not in {3, 4} or (len(shape) == 4 and shape[3] not in {1, 3}) or 0 in shape:
+        raise _wrong_shape(tensor, "[N, height, width] or [N, height, width, 1 or 3]")
+    check_rows(shape[0], max_rows)
+    if tensor.raw is not None:
+        values = from_binary(tensor.name, tensor.datatype, shape, tensor.raw)
+    else:
+        values = _json_array(tensor)
+        if values.dtype.kind == "f" or values.min() < 0 or values.max() > 255:
+            raise bad_request(
+                f"Expected the pixels of {INPUT_NAME!r} to be integers 0..255, but got {values.min()}..{values.max()}"
+            )
+        values = values.astype(np.uint8)
+    return [Pixels(_row_name(index, shape[0]), image) for index, image in enumerate(values)]
+
+
+def _files(tensor: InputTensor, max_rows: int) -> list[Upload]:
+    shape = tensor.shape
+    if len(shape) not in {1, 2} or shape[1:] not in ([], [1]) or shape[0] < 1:
+        raise _wrong_shape(tensor, "[N] or [N, 1]")
+    count = shape[0]
+    check_rows(count, max_rows)
+    names = [_row_name(index, count) for index in range(count)]
+    if tensor.raw is not None:
+        files = from_binary(tensor.name, BYTES, shape, tensor.raw).ravel().tolist()
+    else:
+        texts = _flat(tensor.data)
+        if len(texts) != count:
+            raise bad_request(f"Expected {count} base64 texts in data, but got {len(texts)}")
+        files = [decode_base64(name, text) for name, text in zip(names, texts, strict=True)]
+    return [EncodedImage(name, file) for name, file in zip(names, files, strict=True)]
+
+
+def _json_array(tensor: InputTensor) -> npt.NDArray[np.int64] | npt.NDArray[np.float64]:
+    array = to_numbers("data", tensor.data)
+    if array.size != math.prod(tensor.shape) or (array.ndim > 1 and list(array.shape) != tensor.shape):
+        raise bad_request(f"Expected data of the shape {tensor.shape}, flat or nested, but got {list(array.shape)}")
+    return array.reshape(tensor.shape)
+
+
+def _flat(data: object) -> list[object]:
+    if not isinstance(data, list):
+        raise bad_request(f"Expected data to be a list of base64 texts, but got {shown(data)}")
+    return [item[0] if isinstance(item, list) and len(item) == 1 else item for item in data]
+
+
+def _wrong_shape(tensor: InputTensor, expected: str) -> RequestError:
+    return bad_request(
+        f"Expected {INPUT_NAME!r} of datatype {tensor.datatype} to have the shape {expected}, "
+        f"but got {shown(tensor.shape)}"
+    )
+
+
+def _row_name(index: int, count: int) -> str:
+    return f"row {index + 1} of {count}"
+
+
+def _one_normalised(upload: NormalizedInput, preprocessing: Preprocessing) -> Rows:
+    if upload.values.shape != preprocessing.input_shape:
+        raise bad_request(
+            f"Expected a normalised array of shape (C, H, W) = {preprocessing.input_shape}, "
+            f"but got {upload.values.shape}, in {upload.name} (pixels are integers 0..255 in the order (H, W, C))"
+        )
+    return upload.values
+
+
+def _require_pixels(left: int, settings: ServeSettings) -> None:
+    if left < 0:
+        raise ImageTooLargeError(
+            f"Expected images of which at most {settings.max_request_pixels} pixels are made, decoded and scaled, "
+            "but got more"
+        )

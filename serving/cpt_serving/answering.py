@@ -1,0 +1,71 @@
+"""Inference by the Open Inference Protocol, whichever kind of model and over whichever transport."""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Generic, NamedTuple, TypeVar
+
+from cpt_deploy.bundle.opened import OpenedBundle
+from cpt_serving.adapters import Adapter
+from cpt_serving.inference.engine import Engine
+from cpt_serving.inference.threads import Work
+from cpt_serving.oip.answers import OutputTensor
+from cpt_serving.oip.requests import InferRequest
+from cpt_serving.service import Service
+from cpt_serving.web.records import note_inference, note_model
+
+T = TypeVar("T")
+
+_INLINE_BYTES = 64 * 1024
+"""Larger outputs are written in a thread."""
+
+
+class InferCall(NamedTuple, Generic[T]):
+    """A request for inference as a transport brings it.
+
+    Args:
+        parse: Reads it.
+        heavy: Whether that takes longer than handing it to a thread, or what it reads may.
+        deadline: Returns when its answer is of no use any more, from the microseconds that it states itself; 0 states
+            none.
+        render: Writes the answer, from the bundle, the request's id and the outputs that the client wants.
+    """
+
+    parse: Callable[[], InferRequest]
+    heavy: bool
+    deadline: Callable[[int], float | None]
+    render: Callable[[OpenedBundle, str | None, Sequence[OutputTensor]], T]
+
+
+async def infer(service: Service, engine: Engine[Adapter], call: InferCall[T]) -> T:
+    """Answer a request for inference.
+
+    Raises:
+        RequestError: If it cannot be answered as asked.
+        ServingError: If the queue is full, the model is not loaded, or the deadline passed.
+    """
+    started = time.perf_counter()
+    adapter = engine.model
+    note_model(engine.bundle)
+    with engine.admit(call.deadline(0)) as admission:
+        request = await admission.prepare(lambda _: call.parse()) if call.heavy else call.parse()
+        if request.timeout_us:
+            admission.deadline = call.deadline(request.timeout_us)
+        admission.claim(adapter.declared_rows(request))
+        if not call.heavy and adapter.is_light(request):
+            inputs = adapter.decode(request, Work())
+        else:
+            inputs = await admission.prepare(lambda work: adapter.decode(request, work))
+        prepared = time.perf_counter()
+        inference = await admission.compute(inputs)
+    note_inference(inference)
+    computed = time.perf_counter()
+    outputs = inference.outputs
+
+    if sum([values.nbytes for values in outputs.values()]) > _INLINE_BYTES:
+        answer = await engine.decoders.run(
+            lambda _: call.render(engine.bundle, request.id, adapter.encode(request, outputs))
+        )
+    else:
+        answer = call.render(engine.bundle, request.id, adapter.encode(request, outputs))
+    service.statistics.observe(engine.bundle).request_converted(prepared - started, time.perf_counter() - computed)
+    return answer

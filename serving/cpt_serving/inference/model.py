@@ -1,0 +1,69 @@
+"""What the engine knows of a model: tensors in and out, and which requests can be computed together."""
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from cpt_deploy.bundle.language import LanguageManifest
+from cpt_deploy.bundle.language.text import TextCodec
+from cpt_deploy.bundle.opened import OpenedBundle
+
+Tensors = Mapping[str, npt.NDArray[Any]]
+"""Arrays by the names of the model's inputs or outputs."""
+
+
+class Model(Protocol):
+    """One model version of any kind. `run` is called from several threads at once, the rest from any one."""
+
+    @property
+    def bundle(self) -> OpenedBundle:
+        """Where it comes from."""
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes that a row takes while it waits, about."""
+
+    def load(self) -> None:
+        """Load it, warm it up and check that it gives what it gave at export; takes as long as that takes.
+
+        Raises:
+            CptError: If it cannot be loaded or gives something else.
+        """
+
+    def rows(self, inputs: Tensors) -> int:
+        """Return how many rows a request's inputs have."""
+
+    def batch_key(self, inputs: Tensors) -> Hashable:
+        """Return what requests must have in common to be computed together."""
+
+    def largest_batch(self, inputs: Tensors) -> int:
+        """Return how many rows like these may be computed together."""
+
+    def run(self, requests: Sequence[Tensors]) -> Sequence[Tensors]:
+        """Compute requests of one key together, and return the outputs of each in their order."""
+
+
+class TextModel(Model, Protocol):
+    """A model that goes on with a text: tokens and state in, logits and state out."""
+
+    @property
+    def manifest(self) -> LanguageManifest:
+        """What its tensors are."""
+
+    @property
+    def text(self) -> TextCodec:
+        """From text to tokens and back."""
+
+    @property
+    def chunk(self) -> int:
+        """How many tokens of a text one call reads."""
+
+    def inputs_of(self, tokens: npt.NDArray[np.int64], outputs: Tensors | None) -> Tensors:
+        """Return the inputs of a call.
+
+        Args:
+            tokens: int64 (N, T).
+            outputs: What the call before gave; `None` at the beginning.
+        """

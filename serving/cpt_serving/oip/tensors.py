@@ -1,0 +1,107 @@
+"""Tensors as a model declares them: what its metadata says, how they are read from requests and written to answers."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cpt_serving.oip.answers import OutputTensor
+from cpt_serving.oip.datatypes import DTYPES, from_binary, to_integers
+from cpt_serving.oip.requests import InferRequest, InputTensor, RequestedOutput
+from cpt_serving.web.errors import bad_request
+from cpt_serving.web.numbers import to_numbers
+from cpt_serving.web.shown import shown
+
+
+@dataclass(frozen=True, slots=True)
+class DeclaredTensor:
+    """A tensor as the model declares it.
+
+    Args:
+        name: Its name.
+        datatype: One of the protocol's.
+        shape: Its dimensions; those that are text can be of any size.
+    """
+
+    name: str
+    datatype: str
+    shape: tuple[int | str, ...]
+
+    @property
+    def dims(self) -> list[int]:
+        """Its dimensions as the protocol has them: -1 stands for any size."""
+        return [-1 if isinstance(size, str) else size for size in self.shape]
+
+
+def read_tensors(inputs: Sequence[InputTensor], declared: Sequence[DeclaredTensor]) -> dict[str, npt.NDArray[Any]]:
+    """Return the arrays of a request's tensors by their names; those that are not sent are not there.
+
+    Takes long for tensors in JSON: call it in a thread.
+
+    Raises:
+        RequestError: 400 for a tensor that the model does not declare, or as another.
+    """
+    known = {tensor.name: tensor for tensor in declared}
+    tensors: dict[str, npt.NDArray[Any]] = {}
+    for tensor in inputs:
+        if tensor.name not in known or tensor.name in tensors:
+            raise bad_request(f"Expected each of the inputs {list(known)} at most once, but got {shown(tensor.name)}")
+        tensors[tensor.name] = _read_tensor(known[tensor.name], tensor)
+    return tensors
+
+
+def wanted_outputs(request: InferRequest, declared: Sequence[DeclaredTensor]) -> list[RequestedOutput]:
+    """Return which outputs a client wants and how, each once; all of them if it says nothing.
+
+    Raises:
+        RequestError: 400 for an output that the model does not declare.
+    """
+    names = [tensor.name for tensor in declared]
+    if not request.outputs:
+        return [RequestedOutput(name, request.binary) for name in names]
+    wanted = {output.name: output for output in request.outputs}
+    unknown = [name for name in wanted if name not in names]
+    if unknown:
+        raise bad_request(f"Expected outputs among {names}, but got {shown(unknown[0])}")
+    return list(wanted.values())
+
+
+def output_tensors(
+    wanted: Sequence[RequestedOutput], declared: Sequence[DeclaredTensor], values: Mapping[str, npt.NDArray[Any]]
+) -> list[OutputTensor]:
+    """Return what a client wants of a model's outputs, in the order in which it asked."""
+    datatypes = {tensor.name: tensor.datatype for tensor in declared}
+    return [OutputTensor(each.name, datatypes[each.name], values[each.name], each.binary) for each in wanted]
+
+
+def _read_tensor(declared: DeclaredTensor, tensor: InputTensor) -> npt.NDArray[Any]:
+    fits = len(tensor.shape) == len(declared.shape) and all(
+        isinstance(expected, str) or size == expected
+        for size, expected in zip(tensor.shape, declared.shape, strict=True)
+    )
+    if tensor.datatype != declared.datatype or not fits:
+        raise bad_request(
+            f"Expected {declared.name!r} as {declared.datatype} of the shape {declared.dims}, but got "
+            f"{shown(tensor.datatype)} of {shown(tensor.shape)}"
+        )
+    if tensor.raw is None:
+        return _from_json(tensor)
+    # A copy, as the JSON's length can leave the bytes where no number may stand.
+    return from_binary(tensor.name, tensor.datatype, tensor.shape, tensor.raw).copy()
+
+
+def _from_json(tensor: InputTensor) -> npt.NDArray[Any]:
+    name, datatype, count = tensor.name, tensor.datatype, math.prod(tensor.shape)
+    if count == 0 and tensor.data == []:
+        return np.empty(tensor.shape, DTYPES[datatype])
+    array = to_numbers(name, tensor.data)
+    if array.size != count:
+        raise bad_request(f"Expected {count} numbers of {name!r} in data, but got {array.size}")
+    if DTYPES[datatype].kind == "f":
+        return array.astype(DTYPES[datatype]).reshape(tensor.shape)
+    if array.dtype.kind == "f":
+        raise bad_request(f"Expected {name!r} to hold integers of {datatype}, but got others")
+    return to_integers(name, datatype, array).reshape(tensor.shape)
