@@ -34,7 +34,7 @@ from cpt_deploy.quantization.output_sizes import fix_output_sizes
 from cpt_deploy.quantization.padding import lift_paddings
 from cpt_deploy.quantization.parametrized import as_parametrizations, check_capturable
 from cpt_deploy.quantization.precision_state import PrecisionState, Role
-from cpt_deploy.quantization.signature import check_inputs, only_output
+from cpt_deploy.quantization.signature import check_inputs, only_output, unwrapped
 from cpt_deploy.quantization.tracing import NoIntegerFormError, describe, is_tensor, shape_of, trace
 from cpt_deploy.quantization.vocabulary import Kind, classify, computes, no_integer_form
 
@@ -81,6 +81,7 @@ def prepare(
         ConversionError: If the model cannot be captured, products with weights have no integer form, or no graph
             computes what the model computes; names the operation and the module.
     """
+    model = unwrapped(model)
     check_inputs(model)
     lazy = next((name for name, parameter in model.named_parameters() if is_lazy(parameter)), None)
     if lazy is not None:
@@ -180,7 +181,7 @@ def _integer_graph(
         if computes(node):
             classify(node, traced)
             _check_features(node, traced)
-        elif "parts" in node.meta:
+        elif "parts" in node.meta or ("other" in node.meta and node.op.startswith("call")):  # a mask, positions
             raise no_integer_form(node, traced)
     _check_output(traced)
     return traced

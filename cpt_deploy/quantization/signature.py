@@ -10,6 +10,17 @@ from torch.utils import _pytree
 from cpt_deploy.errors import ConversionError
 
 
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return what `torch.compile`, DataParallel or DistributedDataParallel were given: it computes the same."""
+    while True:
+        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            model = model.module
+        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
+            model = inner
+        else:
+            return model
+
+
 def check_inputs(model: nn.Module) -> None:
     """Make sure that a network can be called with one tensor.
 

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils import prune
 
 from cpt_deploy import preparation, quantization
 from cpt_deploy.bundle.sessions import open_session
@@ -258,6 +259,98 @@ class Twice(nn.Module):
 @pytest.mark.parametrize("activation", [nn.ReLU(), nn.SiLU(), nn.GELU()])
 def test_modules_that_are_used_twice_convert(activation: nn.Module) -> None:
     assert_converts(Twice(activation), floats=isinstance(activation, nn.GELU))
+
+
+class ComputedBias(nn.Module):
+    """A product whose weight and bias are computed of parameters, as at equal learning rates."""
+
+    def __init__(self, product: Callable[..., Tensor], *shape: int) -> None:
+        super().__init__()
+        self.product, self.w, self.b = product, nn.Parameter(torch.randn(shape)), nn.Parameter(torch.randn(FEATURES))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.product(x, 0.3 * self.w, bias=0.5 * self.b)
+
+
+def pruned_bias(layer: nn.Module) -> nn.Module:
+    return prune.l1_unstructured(layer, "bias", 0.5)  # type: ignore[no-any-return]
+
+
+COMPUTED_BIASES: dict[str, Callable[[], Network]] = {
+    "linear": lambda: Network(features=ComputedBias(functional.linear, FEATURES, FEATURES)),
+    "conv2d": lambda: Network(ComputedBias(functional.conv2d, FEATURES, FEATURES, 3, 3)),
+    "conv_transpose2d": lambda: Network(ComputedBias(functional.conv_transpose2d, FEATURES, FEATURES, 2, 2)),
+    "pruned": lambda: Network(
+        pruned_bias(nn.Conv2d(FEATURES, FEATURES, 3)), pruned_bias(nn.Linear(FEATURES, FEATURES))
+    ),
+}
+
+
+@pytest.mark.parametrize("name", COMPUTED_BIASES)
+def test_a_bias_that_is_computed_is_added_in_float_and_learns_as_before(name: str) -> None:
+    torch.manual_seed(0)
+    network = COMPUTED_BIASES[name]()
+    assert_converts(network, floats=True)
+    model = quantization.prepare(network, QuantizationConfig(lower=32, upper=32), SHAPE)
+    model.set_bits(32, 32)
+    x, sizes = torch.randn(4, *SHAPE), []
+    for one in (network.train(), model.train()):
+        (one(x) * torch.arange(FEATURES)).sum().backward()
+        sizes.append(sorted(float(p.grad.norm()) for p in one.parameters() if p.grad is not None))
+    assert len(sizes[0]) == len(sizes[1]) == sum(1 for _ in network.parameters())
+    assert np.allclose(*sizes, rtol=1e-3, atol=1e-3)
+
+
+READS: dict[str, Callable[[nn.BatchNorm2d, Tensor], Tensor]] = {
+    "parameter": lambda norm, x: norm(x) * norm.weight.abs().mean(),
+    "buffer": lambda norm, x: norm(x) / (norm.running_var + 1).sqrt().view(-1, 1, 1),  # type: ignore[operator]
+    "attribute": lambda norm, x: functional.gelu(norm(x)) / norm.num_features,
+    "functional": lambda norm, x: functional.batch_norm(
+        x, norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.training
+    ),
+}
+
+
+@pytest.mark.parametrize("name", READS)
+def test_a_batchnorm_can_be_read_by_other_operations(name: str) -> None:
+    class Reader(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm2d(FEATURES)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return READS[name](self.norm, x)
+
+    assert_converts(Network(Reader()), floats=True)
+
+
+MASKS: dict[str, Callable[..., Tensor]] = {
+    "product": lambda x, c: x * (x > 0.2),
+    "sum": lambda x, c: x + (x > 0.2),
+    "division": lambda x, c: x / (x.ge(0.2) + 1),
+    "masked_fill": lambda x, c: x.masked_fill(x < 0.1, 0.0),
+    "where": lambda x, c: torch.where(x > 0.5, x, 0.1 * x),
+    "steps": lambda x, c: (x > 0.2).float(),
+    "positions": lambda x, c: x + x.argmax(1, keepdim=True),
+}
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_tensors_of_other_types_are_no_numbers_known_before(name: str) -> None:
+    """A product with a mask was once frozen as a square."""
+    assert_converts(Network(Call(MASKS[name], 4)), floats=True)
+
+
+WRAPPERS: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "compile": lambda network: torch.compile(network, backend="eager"),  # type: ignore[return-value]
+    "data parallel": nn.DataParallel,
+    "average": torch.optim.swa_utils.AveragedModel,
+}
+
+
+@pytest.mark.parametrize("name", WRAPPERS)
+def test_what_wraps_a_network_is_seen_through(name: str) -> None:
+    assert_converts(WRAPPERS[name](Network(nn.GELU())), floats=True)
 
 
 # --- names ------------------------------------------------------------------------------------------------------------
