@@ -17,7 +17,7 @@ from torch.nn.utils import prune
 
 from cpt_deploy import preparation, quantization
 from cpt_deploy.bundle.sessions import open_session
-from cpt_deploy.errors import ConversionError, DataError
+from cpt_deploy.errors import ConversionError, DataError, UsageError
 from cpt_deploy.export.onnx_writer import write_onnx
 from cpt_deploy.freezing import IntegerExecutor, freeze
 from cpt_deploy.freezing.graph import IntegerGraph, Quantize
@@ -485,7 +485,52 @@ def test_several_inputs_are_refused_by_name() -> None:
     assert "wrap it" in str(error.value.hint)
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda network: network.double(), "'first.0.weight' is in torch.float64"),
+        (lambda network: network.to("meta"), "'first.0.weight' has none"),
+        (lambda network: network.head.bias.data.fill_(float("nan")), "'head.bias' has NaN"),
+    ],
+)
+def test_parameters_that_are_no_numbers_in_float32_are_refused_by_name(
+    change: Callable[[Network], Any], said: str
+) -> None:
+    network = Network()
+    change(network)
+    with pytest.raises(ConversionError, match=said):
+        prepared(network)
+
+
+def test_a_prepared_model_is_not_prepared_again() -> None:
+    with pytest.raises(ConversionError, match="prepared already"):
+        prepared(nn.Sequential(prepared(Network())))
+
+
+@pytest.mark.parametrize("shape", [8, "3", (3, 8.0, 8), (3, -1, 8), ()])
+def test_a_shape_is_positive_whole_numbers(shape: Any) -> None:
+    with pytest.raises(UsageError, match="shape of one input"):
+        prepared(Network(), shape)
+
+
+def test_a_shape_may_be_a_list_or_a_size() -> None:
+    for shape in (list(SHAPE), torch.Size(SHAPE)):
+        assert settle(quantization.prepare(Network(), QuantizationConfig(), shape), [torch.randn(2, *SHAPE)]) == 1  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("step", [1.5, None, "1", True])
+def test_steps_are_whole_numbers(step: Any) -> None:
+    with pytest.raises(UsageError, match="number of a training step"):
+        quantization.prepare(Network(), QuantizationConfig(), SHAPE).set_step(step)
+
+
 # --- batches ----------------------------------------------------------------------------------------------------------
+
+
+def test_an_empty_batch_is_refused_in_training() -> None:
+    model = quantization.prepare(Network(), QuantizationConfig(), SHAPE).train()
+    with pytest.raises(DataError, match="at least 1 sample"):
+        model(torch.zeros(0, *SHAPE))
 
 
 def test_settling_takes_what_a_dataloader_yields() -> None:
@@ -511,6 +556,7 @@ def test_settling_takes_what_a_dataloader_yields() -> None:
         ((torch.arange(4), torch.zeros(4, *SHAPE)), "tuple of a tensor"),
         ({"a": torch.zeros(4, *SHAPE), "b": torch.zeros(4, *SHAPE)}, "dictionary of a: a tensor"),
         (["image.png"], "list of a str"),
+        (torch.full((4, *SHAPE), float("nan")), "finite inputs"),
         (torch.zeros(4, *SHAPE, dtype=torch.uint8), "bytes"),
         (torch.zeros(1, *SHAPE), "at least 2 samples"),
     ],
