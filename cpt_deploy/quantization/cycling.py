@@ -93,7 +93,8 @@ class CyclingModel(nn.Module):
         Raises:
             UsageError: If it is no whole number.
         """
-        if isinstance(step, bool) or not isinstance(step, Integral):
+        given: object = step
+        if isinstance(given, bool) or not isinstance(given, Integral):
             raise UsageError(f"Expected the number of a training step, but got {step!r}")
         self.precision.set_step(int(step), first_sample)
 
