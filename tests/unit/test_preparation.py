@@ -327,6 +327,7 @@ def test_a_batchnorm_can_be_read_by_other_operations(name: str) -> None:
 MASKS: dict[str, Callable[..., Tensor]] = {
     "product": lambda x, c: x * (x > 0.2),
     "sum": lambda x, c: x + (x > 0.2),
+    "a bool": lambda x, c: x * True,
     "division": lambda x, c: x / (x.ge(0.2) + 1),
     "masked_fill": lambda x, c: x.masked_fill(x < 0.1, 0.0),
     "where": lambda x, c: torch.where(x > 0.5, x, 0.1 * x),
