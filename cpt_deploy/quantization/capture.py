@@ -5,6 +5,7 @@ attention is then products and a softmax, the class token a parameter that is ex
 than evaluation (dropout, stochastic depth, BatchNorm) is kept as modules, so the graph trains as the model did.
 """
 
+import inspect
 import operator
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -62,10 +63,14 @@ def capture(source: nn.Module, model: nn.Module, input_shape: tuple[int, ...], d
 
 def _export(model: nn.Module, example: Tensor, name: str) -> fx.GraphModule:
     device = next((parameter.device for parameter in model.parameters()), None)
+    batch: Any = {0: torch.export.Dim("batch", min=1)}
+    first = next(iter(inspect.signature(model.forward).parameters.values()))
     try:
         with torch.no_grad():
             program = torch.export.export(
-                model, (example.to(device),), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},)
+                model,
+                (example.to(device),),
+                dynamic_shapes=((batch,) if first.kind is first.VAR_POSITIONAL else batch,),
             )
     except Exception as error:
         raise ConversionError(

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
+from numbers import Integral
 
 import torch
 from torch import Tensor, nn
@@ -88,8 +89,14 @@ class CyclingModel(nn.Module):
         Args:
             step: Its number.
             first_sample: Where in the whole batch the part begins that this process has; 0 if it has all of it.
+
+        Raises:
+            UsageError: If it is no whole number.
         """
-        self.precision.set_step(step, first_sample)
+        given: object = step
+        if isinstance(given, bool) or not isinstance(given, Integral):
+            raise UsageError(f"Expected the number of a training step, but got {step!r}")
+        self.precision.set_step(int(step), first_sample)
 
     def watch_step(self, result: Tensor) -> None:
         """Have it said, once, when a training step rounds its gradients with the noise of the step before.

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
+from torch._ops import OpOverload
 from torch.nn import functional
 from torch.nn.utils import parametrize
 
@@ -94,6 +95,7 @@ def lift_products(traced: fx.GraphModule) -> list[fx.Node]:
     calls: list[fx.Node] = []
     layers: dict[tuple[Any, ...], str] = {}
     _expose_parametrizations(traced)
+    _split_computed_biases(traced)
     for node in list(traced.graph.nodes):
         product = _product(node, traced)
         if product is None:
@@ -129,6 +131,27 @@ def _expose_parametrizations(traced: fx.GraphModule) -> None:
                 values = (traced.graph.call_module(f"{node.target}.{i}", values),)
         node.replace_all_uses_with(values[0])
         traced.graph.erase_node(node)
+
+
+def _split_computed_biases(traced: fx.GraphModule) -> None:
+    """Write a captured product whose bias is computed of parameters (scaled, masked) as one without, and a sum."""
+    for node in list(traced.graph.nodes):
+        kind, names = _PRODUCTS.get(node.target, (nn.Module, ()))
+        if not isinstance(node.target, OpOverload) or names[1:3] != ("weight", "bias"):
+            continue
+        bias = node.args[2] if len(node.args) > 2 else node.kwargs.get("bias")
+        if not isinstance(bias, fx.Node) or bias.op == "get_attr" or not _is_of_parameters(bias):
+            continue
+        node.args = (*node.args[:2], None, *node.args[3:])
+        node.kwargs = {name: value for name, value in node.kwargs.items() if name != "bias"}
+        positions = 0 if kind is nn.Linear else node.meta["val"].dim() - 2
+        with traced.graph.inserting_after(node):
+            total = traced.graph.call_function(aten.add.Tensor, (node, bias))
+        node.replace_all_uses_with(total, delete_user_cb=lambda user, total=total: user is not total)
+        total.meta.update(node.meta)
+        if positions:
+            with traced.graph.inserting_before(total):
+                total.args = (node, traced.graph.call_function(aten.view.default, (bias, [-1, *[1] * positions])))
 
 
 # --- recognition ------------------------------------------------------------------------------------------------------

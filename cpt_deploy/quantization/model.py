@@ -53,6 +53,8 @@ class QuantizedModel(CyclingModel):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits at the present bits."""
+        if self.training and not len(x):
+            raise DataError("Expected batches of at least 1 sample in training, but got none")
         if self.training and not torch.compiler.is_compiling() and len(x) == 1 and self.normalises_samples():
             raise DataError(
                 "Expected batches of at least 2 samples in training, since a BatchNorm normalises over them, but got 1",

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 
 import torch
 from torch import fx, nn
-from torch.nn.parameter import is_lazy
 
 from cpt_deploy.errors import ConversionError, CptWarning
 from cpt_deploy.quantization.capture import capture
@@ -34,7 +33,7 @@ from cpt_deploy.quantization.output_sizes import fix_output_sizes
 from cpt_deploy.quantization.padding import lift_paddings
 from cpt_deploy.quantization.parametrized import as_parametrizations, check_capturable
 from cpt_deploy.quantization.precision_state import PrecisionState, Role
-from cpt_deploy.quantization.signature import check_inputs, only_output
+from cpt_deploy.quantization.signature import check_inputs, check_parameters, check_shape, only_output, unwrapped
 from cpt_deploy.quantization.tracing import NoIntegerFormError, describe, is_tensor, shape_of, trace
 from cpt_deploy.quantization.vocabulary import Kind, classify, computes, no_integer_form
 
@@ -81,11 +80,12 @@ def prepare(
         ConversionError: If the model cannot be captured, products with weights have no integer form, or no graph
             computes what the model computes; names the operation and the module.
     """
+    model, input_shape = unwrapped(model), check_shape(input_shape)
     check_inputs(model)
-    lazy = next((name for name, parameter in model.named_parameters() if is_lazy(parameter)), None)
-    if lazy is not None:
+    check_parameters(model)
+    if any(isinstance(module, QuantizedModel) for module in model.modules()):
         raise ConversionError(
-            f"Expected parameters with values, but {lazy!r} has none yet", hint="run the network once on an input"
+            "Expected a float model, but this one is prepared already", hint="prepare the float model"
         )
     given = HandedIn.of(as_parametrizations(model))
     with untouched(model), same_randomness(model):
@@ -180,7 +180,7 @@ def _integer_graph(
         if computes(node):
             classify(node, traced)
             _check_features(node, traced)
-        elif "parts" in node.meta:
+        elif "parts" in node.meta or ("other" in node.meta and node.op.startswith("call")):  # a mask, positions
             raise no_integer_form(node, traced)
     _check_output(traced)
     return traced

@@ -99,7 +99,7 @@ def input_of(batch: Any, input_shape: tuple[int, ...]) -> Tensor:
         input_shape: Shape of one input.
 
     Raises:
-        DataError: If there is none of that shape, or its values are bytes.
+        DataError: If there is none of that shape, or its values are bytes or not finite.
     """
     if isinstance(batch, Mapping):
         fitting = [v for v in batch.values() if isinstance(v, Tensor) and tuple(v.shape[1:]) == input_shape]
@@ -114,6 +114,8 @@ def input_of(batch: Any, input_shape: tuple[int, ...]) -> Tensor:
         )
     if found.dtype == torch.uint8:
         raise DataError("Expected normalised inputs, but got bytes", hint="convert them as in training: to float32")
+    if found.is_floating_point() and not bool(found.isfinite().all()):
+        raise DataError("Expected finite inputs, but a batch has values that are not", hint="look at how they are read")
     return found.float() if found.is_floating_point() else found
 
 

@@ -1,13 +1,64 @@
 """What a network takes and returns: one tensor each, or it is refused with what to do."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 from torch.utils import _pytree
 
-from cpt_deploy.errors import ConversionError
+from cpt_deploy.errors import ConversionError, UsageError
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return what `torch.compile`, DataParallel or DistributedDataParallel were given: it computes the same."""
+    while True:
+        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            model = model.module
+        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
+            model = inner
+        else:
+            return model
+
+
+def check_shape(shape: Any) -> tuple[int, ...]:
+    """Return the shape of one input as a tuple.
+
+    Raises:
+        UsageError: If it is no sequence of positive whole numbers.
+    """
+    sizes = tuple(shape) if isinstance(shape, Sequence) and not isinstance(shape, str) else ()
+    if not sizes or not all(isinstance(size, int) and size > 0 for size in sizes):
+        raise UsageError(
+            f"Expected the shape of one input, such as (3, 32, 32), but got {shape!r}",
+            hint="leave the batch dimension out",
+        )
+    return sizes
+
+
+def check_parameters(model: nn.Module) -> None:
+    """Make sure that a network has parameters in float32 that are numbers.
+
+    Raises:
+        ConversionError: If one has no values, another type or NaN; names it.
+    """
+    for name, parameter in model.named_parameters():
+        if is_lazy(parameter) or parameter.is_meta:
+            raise ConversionError(
+                f"Expected parameters with values, but {name!r} has none yet",
+                hint="load them, or run the network once on an input",
+            )
+        if parameter.is_floating_point() and parameter.dtype != torch.float32:
+            raise ConversionError(
+                f"Expected parameters in float32, but {name!r} is in {parameter.dtype}",
+                hint="prepare(model.float(), …)",
+            )
+        if bool(parameter.isnan().any()):
+            raise ConversionError(
+                f"Expected parameters that are numbers, but {name!r} has NaN", hint="load a sound checkpoint"
+            )
 
 
 def check_inputs(model: nn.Module) -> None:

@@ -45,7 +45,7 @@ def trace(
         A graph module; `node.meta["shape"]` holds shapes for a batch of 2.
 
     Raises:
-        ConversionError: If the model cannot be traced or does not take such an input.
+        NoIntegerFormError: If the model cannot be traced, or its graph does not take such an input.
     """
     source.train(training)
     try:
@@ -73,10 +73,11 @@ def trace(
         if unpack_sequences(traced):
             propagate_shapes(traced, input_shape)
     except Exception as error:
-        cause = str(error).strip().splitlines()[0]
-        raise ConversionError(
+        cause = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise NoIntegerFormError(
             f"Expected {type(model).__name__} to take an input of shape (N, {', '.join(map(str, input_shape))}), "
-            f"but it failed: {cause}"
+            f"but it failed: {cause}",
+            reason=f"its graph fails: {cause}",
         ) from error
     return traced
 
@@ -95,16 +96,19 @@ def _graph(model: nn.Module, input_shape: tuple[int, ...]) -> fx.Graph:
 
 
 class _ShapeRecorder(fx.Interpreter):
-    """Runs a graph and notes the shape of every floating-point tensor, and how many a tuple holds."""
+    """Runs a graph and notes the shape of every floating-point tensor, how many a tuple holds, and what is another."""
 
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
         n.meta.pop("shape", None)
         n.meta.pop("parts", None)
+        n.meta.pop("other", None)
         if isinstance(result, tuple | list) and any(isinstance(part, Tensor) for part in result):
             n.meta["parts"] = len(result)
         if isinstance(result, Tensor) and result.is_floating_point():
             n.meta["shape"] = tuple(result.shape)
+        elif isinstance(result, Tensor):
+            n.meta["other"] = result.dtype
         return result
 
 

@@ -42,12 +42,22 @@ def _(x: Tensor, name: str) -> Tensor:
 
 
 class _Mark(nn.Module):
-    def __init__(self, name: str) -> None:
+    """Stands in the place of a module, and has what others read of it: parameters, buffers, attributes."""
+
+    def __init__(self, name: str, module: nn.Module) -> None:
         super().__init__()
-        self.name = name
+        self._mark_of = name
+        self._parameters, self._buffers = module._parameters, module._buffers
+        self.__dict__["_marked"] = module  # no submodule, so that names stay as they are
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self.__dict__["_marked"], name)
 
     def forward(self, x: Tensor) -> Tensor:
-        result: Tensor = torch.ops.cpt_deploy.mark(x, self.name)
+        result: Tensor = torch.ops.cpt_deploy.mark(x, self._mark_of)
         return result
 
 
@@ -76,7 +86,7 @@ def _is_marked(module: nn.Module) -> bool:
 def marked(model: nn.Module) -> Iterator[None]:
     """Inside the context marks stand in the place of modules that training and evaluation compute differently."""
     found = [(name, part) for name, part in model.named_modules(remove_duplicate=False) if name and _is_marked(part)]
-    marks = {part: _Mark(name) for name, part in reversed(found)}  # one that has two names is called by the first
+    marks = {part: _Mark(name, part) for name, part in reversed(found)}  # one that has two names is called by the first
     try:
         for name, module in found:
             model.set_submodule(name, marks[module])

@@ -136,6 +136,11 @@ def computes(node: fx.Node) -> bool:
     return is_tensor(node) or node.target in _SPLITS
 
 
+def _reads_two_tensors(node: fx.Node) -> bool:
+    """Return whether a sum or a product has no operand that is a mask or a number that `join_constants` left."""
+    return len(node.args) == 2 and all(isinstance(operand, fx.Node) and is_tensor(operand) for operand in node.args)
+
+
 def _kind(node: fx.Node, traced: fx.GraphModule) -> Kind | None:
     if node.meta.get(IS_FLOAT) or isinstance(node.target, torch._ops.OpOverload):
         return Kind.FLOAT
@@ -144,7 +149,8 @@ def _kind(node: fx.Node, traced: fx.GraphModule) -> Kind | None:
     if node.target in _TARGET_KINDS:
         kind = _TARGET_KINDS[node.target]
         unknown = kind is Kind.CONCATENATE and isinstance(node.args[0] if node.args else None, fx.Node | None)
-        return None if unknown or (kind in _PLAIN and node.kwargs) else kind
+        alone = kind in (Kind.ADD, Kind.MULTIPLY) and not _reads_two_tensors(node)
+        return None if unknown or alone or (kind in _PLAIN and node.kwargs) else kind
     if node.target is operator.getitem:
         part = node.all_input_nodes[0].target in _SPLITS and isinstance(node.args[1], int)
         return Kind.KEEP if part else None

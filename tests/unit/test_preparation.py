@@ -13,10 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils import prune
 
 from cpt_deploy import preparation, quantization
 from cpt_deploy.bundle.sessions import open_session
-from cpt_deploy.errors import ConversionError, DataError
+from cpt_deploy.errors import ConversionError, DataError, UsageError
 from cpt_deploy.export.onnx_writer import write_onnx
 from cpt_deploy.freezing import IntegerExecutor, freeze
 from cpt_deploy.freezing.graph import IntegerGraph, Quantize
@@ -260,6 +261,99 @@ def test_modules_that_are_used_twice_convert(activation: nn.Module) -> None:
     assert_converts(Twice(activation), floats=isinstance(activation, nn.GELU))
 
 
+class ComputedBias(nn.Module):
+    """A product whose weight and bias are computed of parameters, as at equal learning rates."""
+
+    def __init__(self, product: Callable[..., Tensor], *shape: int) -> None:
+        super().__init__()
+        self.product, self.w, self.b = product, nn.Parameter(torch.randn(shape)), nn.Parameter(torch.randn(FEATURES))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.product(x, 0.3 * self.w, bias=0.5 * self.b)
+
+
+def pruned_bias(layer: nn.Module) -> nn.Module:
+    return prune.l1_unstructured(layer, "bias", 0.5)  # type: ignore[no-any-return]
+
+
+COMPUTED_BIASES: dict[str, Callable[[], Network]] = {
+    "linear": lambda: Network(features=ComputedBias(functional.linear, FEATURES, FEATURES)),
+    "conv2d": lambda: Network(ComputedBias(functional.conv2d, FEATURES, FEATURES, 3, 3)),
+    "conv_transpose2d": lambda: Network(ComputedBias(functional.conv_transpose2d, FEATURES, FEATURES, 2, 2)),
+    "pruned": lambda: Network(
+        pruned_bias(nn.Conv2d(FEATURES, FEATURES, 3)), pruned_bias(nn.Linear(FEATURES, FEATURES))
+    ),
+}
+
+
+@pytest.mark.parametrize("name", COMPUTED_BIASES)
+def test_a_bias_that_is_computed_is_added_in_float_and_learns_as_before(name: str) -> None:
+    torch.manual_seed(0)
+    network = COMPUTED_BIASES[name]()
+    assert_converts(network, floats=True)
+    model = quantization.prepare(network, QuantizationConfig(lower=32, upper=32), SHAPE)
+    model.set_bits(32, 32)
+    x, sizes = torch.randn(4, *SHAPE), []
+    for one in (network.train(), model.train()):
+        (one(x) * torch.arange(FEATURES)).sum().backward()
+        sizes.append(sorted(float(p.grad.norm()) for p in one.parameters() if p.grad is not None))
+    assert len(sizes[0]) == len(sizes[1]) == sum(1 for _ in network.parameters())
+    assert np.allclose(*sizes, rtol=1e-3, atol=1e-3)
+
+
+READS: dict[str, Callable[[nn.BatchNorm2d, Tensor], Tensor]] = {
+    "parameter": lambda norm, x: norm(x) * norm.weight.abs().mean(),
+    "buffer": lambda norm, x: norm(x) / (norm.running_var + 1).sqrt().view(-1, 1, 1),  # type: ignore[operator]
+    "attribute": lambda norm, x: functional.gelu(norm(x)) / norm.num_features,
+    "functional": lambda norm, x: functional.batch_norm(
+        x, norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.training
+    ),
+}
+
+
+@pytest.mark.parametrize("name", READS)
+def test_a_batchnorm_can_be_read_by_other_operations(name: str) -> None:
+    class Reader(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm2d(FEATURES)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return READS[name](self.norm, x)
+
+    assert_converts(Network(Reader()), floats=True)
+
+
+MASKS: dict[str, Callable[..., Tensor]] = {
+    "product": lambda x, c: x * (x > 0.2),
+    "sum": lambda x, c: x + (x > 0.2),
+    "a bool": lambda x, c: x * True,
+    "division": lambda x, c: x / (x.ge(0.2) + 1),
+    "masked_fill": lambda x, c: x.masked_fill(x < 0.1, 0.0),
+    "where": lambda x, c: torch.where(x > 0.5, x, 0.1 * x),
+    "steps": lambda x, c: (x > 0.2).float(),
+    "positions": lambda x, c: x + x.argmax(1, keepdim=True),
+}
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_tensors_of_other_types_are_no_numbers_known_before(name: str) -> None:
+    """A product with a mask was once frozen as a square."""
+    assert_converts(Network(Call(MASKS[name], 4)), floats=True)
+
+
+WRAPPERS: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "compile": lambda network: torch.compile(network, backend="eager"),  # type: ignore[return-value]
+    "data parallel": nn.DataParallel,
+    "average": torch.optim.swa_utils.AveragedModel,
+}
+
+
+@pytest.mark.parametrize("name", WRAPPERS)
+def test_what_wraps_a_network_is_seen_through(name: str) -> None:
+    assert_converts(WRAPPERS[name](Network(nn.GELU())), floats=True)
+
+
 # --- names ------------------------------------------------------------------------------------------------------------
 
 
@@ -392,7 +486,52 @@ def test_several_inputs_are_refused_by_name() -> None:
     assert "wrap it" in str(error.value.hint)
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda network: network.double(), "'first.0.weight' is in torch.float64"),
+        (lambda network: network.to("meta"), "'first.0.weight' has none"),
+        (lambda network: network.head.bias.data.fill_(float("nan")), "'head.bias' has NaN"),
+    ],
+)
+def test_parameters_that_are_no_numbers_in_float32_are_refused_by_name(
+    change: Callable[[Network], Any], said: str
+) -> None:
+    network = Network()
+    change(network)
+    with pytest.raises(ConversionError, match=said):
+        prepared(network)
+
+
+def test_a_prepared_model_is_not_prepared_again() -> None:
+    with pytest.raises(ConversionError, match="prepared already"):
+        prepared(nn.Sequential(prepared(Network())))
+
+
+@pytest.mark.parametrize("shape", [8, "3", (3, 8.0, 8), (3, -1, 8), ()])
+def test_a_shape_is_positive_whole_numbers(shape: Any) -> None:
+    with pytest.raises(UsageError, match="shape of one input"):
+        prepared(Network(), shape)
+
+
+def test_a_shape_may_be_a_list_or_a_size() -> None:
+    for shape in (list(SHAPE), torch.Size(SHAPE)):
+        assert settle(quantization.prepare(Network(), QuantizationConfig(), shape), [torch.randn(2, *SHAPE)]) == 1  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("step", [1.5, None, "1", True])
+def test_steps_are_whole_numbers(step: Any) -> None:
+    with pytest.raises(UsageError, match="number of a training step"):
+        quantization.prepare(Network(), QuantizationConfig(), SHAPE).set_step(step)
+
+
 # --- batches ----------------------------------------------------------------------------------------------------------
+
+
+def test_an_empty_batch_is_refused_in_training() -> None:
+    model = quantization.prepare(Network(), QuantizationConfig(), SHAPE).train()
+    with pytest.raises(DataError, match="at least 1 sample"):
+        model(torch.zeros(0, *SHAPE))
 
 
 def test_settling_takes_what_a_dataloader_yields() -> None:
@@ -418,6 +557,7 @@ def test_settling_takes_what_a_dataloader_yields() -> None:
         ((torch.arange(4), torch.zeros(4, *SHAPE)), "tuple of a tensor"),
         ({"a": torch.zeros(4, *SHAPE), "b": torch.zeros(4, *SHAPE)}, "dictionary of a: a tensor"),
         (["image.png"], "list of a str"),
+        (torch.full((4, *SHAPE), float("nan")), "finite inputs"),
         (torch.zeros(4, *SHAPE, dtype=torch.uint8), "bytes"),
         (torch.zeros(1, *SHAPE), "at least 2 samples"),
     ],
