@@ -11,7 +11,7 @@ from typing import Any
 
 from cpt_deploy.bundle.providers import check_started, provider_names
 from cpt_deploy.bundle.sessions import needs_exact_sums, session_options
-from cpt_deploy.errors import BundleError, MissingExtraError
+from cpt_deploy.errors import BundleError, DataError, MissingExtraError
 
 _FLOATS = ("FLOAT", "FLOAT16", "DOUBLE", "BFLOAT16")
 
@@ -123,6 +123,7 @@ def optimize(model: bytes, provider: str = "cpu") -> Any:
 
     Raises:
         BundleError: If onnxruntime cannot load the model.
+        DataError: If there is no room for its temporary file.
         MissingExtraError: If `onnx` is not installed.
     """
     import onnxruntime
@@ -138,6 +139,11 @@ def optimize(model: bytes, provider: str = "cpu") -> Any:
             session = onnxruntime.InferenceSession(model, options, providers=providers)
         except Exception as error:
             reason = str(error).partition("\n")[0]
+            if "serialization failed" in reason:
+                raise DataError(
+                    f"Expected room for a temporary file of onnxruntime in {directory}, but it cannot be written",
+                    hint="make room there, or name another folder in TMPDIR",
+                ) from error
             raise BundleError(f"Expected a model that onnxruntime can load, but got: {reason}") from error
         check_started(session, provider)
         return onnx.load(path)

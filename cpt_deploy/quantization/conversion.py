@@ -1,7 +1,7 @@
 """Which way a network was converted, and why."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 Path = Literal["integers", "float parts"]
 
@@ -20,6 +20,10 @@ class Conversion:
     path: Path
     reason: str | None = None
     dropped_hooks: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as JSON types."""
+        return {"path": self.path, "reason": self.reason, "dropped_hooks": list(self.dropped_hooks)}
 
     @property
     def in_words(self) -> str:

@@ -135,7 +135,7 @@ def _report(run: Run, result: Final, weights_sha256: str, settle_seconds: float)
             "parameters": objects.parameters,
             "macs": sum(layer.macs for layer in objects.model.layers()),
             "layers": objects.layers_by_role,
-            "conversion": asdict(objects.model.conversion),
+            "conversion": objects.model.conversion.to_dict(),
             **({} if task.pretrained is None else {"weights": asdict(task.pretrained)}),
         },
         task=task.name,

@@ -1,0 +1,89 @@
+"""What `prepare` costs: the comparison with the network that was handed in, and the trial of what is deployed.
+
+python benchmarks/preparing.py [--rounds 3]
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from measuring import machine, machine_line, markdown_table, write_results
+from torch import nn
+
+from cpt_deploy.models import build_model
+from cpt_deploy.preparation import try_out
+from cpt_deploy.quantization import QuantizationConfig, QuantizedModel, prepare
+from cpt_deploy.quantization.equivalence import Reference
+from cpt_deploy.quantization.handed_in import HandedIn, same_randomness, untouched
+
+NETWORKS = {
+    "resnet20": (3, 32, 32),
+    "torchvision/resnet18": (3, 224, 224),
+    "torchvision/mobilenet_v2": (3, 224, 224),
+    "torchvision/efficientnet_b0": (3, 224, 224),
+    "torchvision/vit_b_32": (3, 224, 224),
+}
+WHOLE, COMPARISON, TRIAL = "conversion and comparison", "comparison", "trial"
+
+
+def seconds(function: Callable[[], object]) -> float:
+    """Return the time of one call."""
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def compare(network: nn.Module, prepared: QuantizedModel, shape: tuple[int, ...]) -> None:
+    """Do what `prepare` does to compare a network with what it became."""
+    with untouched(network), same_randomness(network):
+        Reference.of(HandedIn.of(network), shape, torch.float32).check(prepared)
+
+
+def measure(name: str, shape: tuple[int, int, int], rounds: int) -> dict[str, Any]:
+    """Time the parts of preparing one network, in turns."""
+    torch.manual_seed(0)
+    network = build_model(name, num_classes=1000, in_channels=shape[0], input_size=shape[1:])
+    config = QuantizationConfig()
+    prepared = prepare(network, config, shape)
+    parts: dict[str, Callable[[], object]] = {
+        WHOLE: lambda: prepare(network, config, shape),
+        COMPARISON: lambda: compare(network, prepared, shape),
+        TRIAL: lambda: try_out(prepared),
+    }
+    times: dict[str, list[float]] = {part: [] for part in parts}
+    for _ in range(rounds):
+        for part, function in parts.items():
+            times[part].append(seconds(function))
+    return {
+        "network": name,
+        "path": prepared.conversion.path,
+        "seconds": {part: statistics.median(values) for part, values in times.items()},
+    }
+
+
+def main() -> None:
+    """Measure all networks and write the results."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    results = [measure(name, NETWORKS[name], arguments.rounds) for name in arguments.networks]
+    rows = [
+        [entry["network"], entry["path"], *(f"{entry['seconds'][part]:.2f}" for part in (WHOLE, COMPARISON, TRIAL))]
+        for entry in results
+    ]
+    header = ["network", "becomes", "conversion and comparison, s", "of it the comparison, s", "the trial beside it, s"]
+    info = machine()
+    table = (
+        "What `prepare` takes, one thread, medians (`python benchmarks/preparing.py`)\n\n"
+        f"{markdown_table(header, rows)}\n\n{machine_line(info)}"
+    )
+    write_results("preparing", {"machine": info, "results": results}, table)
+
+
+if __name__ == "__main__":
+    main()
