@@ -1,5 +1,6 @@
 """Re-estimation of BatchNorm statistics and activation ranges at the precision that will be served."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -61,13 +62,30 @@ def estimate(model: QuantizedModel, batches: Batches, *, statistics: bool = True
     Raises:
         DataError: If there is no batch, or none that the model takes; the model is then as before.
     """
-    inputs = _inputs(model, batches, at_least=2 if statistics and model.normalises_samples() else 1)
-    first = next(inputs, None)
+    inputs: Iterable[Tensor] = _inputs(model, batches, at_least=2 if statistics and model.normalises_samples() else 1)
+    if statistics and _shares_norms(model):
+        # A BatchNorm that is called twice has one average of two distributions. What it then makes of each is another
+        # range than that of values normalised batch by batch, so ranges are taken again.
+        inputs = list(inputs)
+        _observe(model, inputs, statistics=True)
+        statistics = False
+    return _observe(model, inputs, statistics=statistics)
+
+
+def _observe(model: QuantizedModel, inputs: Iterable[Tensor], *, statistics: bool) -> int:
+    remaining = iter(inputs)
+    first = next(remaining, None)
     if first is None:
         raise DataError("Expected at least one batch to settle on, but got none")
     with observing(model, statistics=statistics):
         model(first)
-        return 1 + sum(1 for batch in inputs if model(batch) is not None)
+        return 1 + sum(1 for batch in remaining if model(batch) is not None)
+
+
+def _shares_norms(model: QuantizedModel) -> bool:
+    """Return whether a BatchNorm that keeps statistics is called more than once in a forward pass."""
+    called = Counter(str(node.target) for node in model.network.graph.find_nodes(op="call_module"))
+    return any(count > 1 and keeps_statistics(model.network.get_submodule(name)) for name, count in called.items())
 
 
 def _inputs(model: QuantizedModel, batches: Batches, at_least: int) -> Iterator[Tensor]:

@@ -99,3 +99,29 @@ def test_statistics_of_a_float_model_stay_as_they_are_if_asked() -> None:
     settle(model, [5 + torch.randn(8, 1, 4, 4)], statistics=False)
     assert torch.equal(norm.running_mean, before)
     assert all(int(edge.batches) == 1 for _, edge in model.edges())
+
+
+def test_a_batch_norm_that_is_called_twice_clips_nothing():
+    """Its statistics are those of both inputs together, and ranges are those that come of them."""
+
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Conv2d(2, 4, 3), nn.Conv2d(2, 4, 3)
+            self.norm, self.head = nn.BatchNorm2d(4), nn.Linear(4, 3)
+
+        def forward(self, x):
+            left, right = self.norm(self.first(x)), self.norm(20 * self.second(x) + 100)
+            return self.head(torch.relu(left + 2 * right).mean((2, 3)))
+
+    torch.manual_seed(0)
+    network = Twice()
+    model = prepare(network, QuantizationConfig(), (2, 8, 8))
+    batches = [torch.randn(16, 2, 8, 8) for _ in range(8)]
+    assert settle(model, iter(batches)) == 8
+    settled = model.network.get_submodule("norm")
+    network.norm.load_state_dict({**network.norm.state_dict(), "running_mean": settled.running_mean,
+                                  "running_var": settled.running_var})  # fmt: skip
+    with torch.no_grad():
+        expected, got = network.eval()(batches[0]), model.eval()(batches[0])
+    assert float((got - expected).abs().max()) < 0.02 * float(expected.abs().max())
