@@ -95,6 +95,7 @@ def test_the_description_is_shown_without_internet(page, url):
 
 REPORT = {
     "model_sha256": "0" * 64,
+    "verdict": "passed",
     "passed": True,
     "reasons": [],
     "validated_at": "2026-01-01T00:00:00+00:00",
@@ -114,7 +115,7 @@ def test_a_language_model_has_evidence_and_no_samples(tmp_path, language_bundle,
         evidence = client.get("/evidence").json()
         assert (evidence["kind"], evidence["vocabulary"], evidence["input"]) == ("text", 8, None)
         assert evidence["validation"] is None
-        update_language_validation(copied, {**REPORT, "model_sha256": copied.sha256})
+        update_language_validation(copied, {**REPORT, "content_sha256": copied.content_sha256})
         found = client.get("/evidence").json()["validation"]
         assert (found["perplexity"], found["trained_perplexity"], found["accuracy"]) == (9.75, 9.5, None)
         assert found["of_this_model"]

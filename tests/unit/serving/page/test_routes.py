@@ -153,7 +153,7 @@ def test_a_report_of_another_form_counts_as_none(bundle, change):
 def test_evidence_is_what_it_is_now(bundle, connect_to):
     with connect_to(bundle) as client:
         assert client.get("/evidence").json()["validation"] is None
-        update_validation(bundle, {**REPORT, "model_sha256": bundle.sha256})
+        update_validation(bundle, {**REPORT, "content_sha256": bundle.content_sha256})
         found = client.get("/evidence").json()["validation"]
         assert (found["passed"], found["of_this_model"], found["accuracy"]["value"]) == (True, True, 0.905)
         shutil.rmtree(bundle.path)
