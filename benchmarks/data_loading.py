@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from cpt_deploy.data import FittedImages, build_augmentations, load_images, training_stream
 from cpt_deploy.recipe import load_recipe
-from cpt_deploy.training.setup import build_cpt_model, build_objects, load_data
+from cpt_deploy.training.loop.setup import build_cpt_model, build_objects, load_data
 
 CPU = torch.device("cpu")
 CROP, FLIP = ("random_crop", {"padding": 4}), ("hflip", {})

@@ -20,14 +20,14 @@ from measuring import machine, machine_line, markdown_table, write_results
 from torch import Tensor, nn
 
 from cpt_deploy.bundle import OnnxRuntimeModel, Preprocessing
-from cpt_deploy.bundle.processor import VNNI_FLAGS
+from cpt_deploy.bundle.runtime.cpu import VNNI_FLAGS
 from cpt_deploy.data import ImageSet, eval_loader, load_images
 from cpt_deploy.export import write_onnx
-from cpt_deploy.freezing import IntegerExecutor, IntegerGraph, freeze
+from cpt_deploy.integer import IntegerExecutor, IntegerGraph, freeze
 from cpt_deploy.models import build_model
 from cpt_deploy.quantization import QuantizationConfig, QuantizedModel, prepare, settle
-from cpt_deploy.validation.statistics import mcnemar_exact
-from cpt_deploy.validation.taps import tap_model
+from cpt_deploy.validation.accuracy.statistics import mcnemar_exact
+from cpt_deploy.validation.integers.intermediate_outputs import tap_model
 
 NETWORKS = [
     "resnet20", "resnet38", "mobilenetv2", "torchvision/resnet18", "torchvision/resnet34", "torchvision/resnet50",

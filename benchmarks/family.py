@@ -23,7 +23,7 @@ from training_grid import CYCLES, EPOCHS, LOWER, MODEL, UPPER, trained_run
 from cpt_deploy.bundle import OnnxRuntimeModel
 from cpt_deploy.data import ImageSet, eval_loader, load_images
 from cpt_deploy.export import write_onnx
-from cpt_deploy.freezing import freeze
+from cpt_deploy.integer import freeze
 from cpt_deploy.quantization import settle
 from cpt_deploy.training import TrainedRun, load_run, settling_inputs
 

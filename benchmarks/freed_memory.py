@@ -23,7 +23,7 @@ from training_steps import Step, training_step
 from cpt_deploy.models import build_model
 from cpt_deploy.models.language import build_language_model
 from cpt_deploy.quantization import QuantizationConfig, prepare, prepare_language_model
-from cpt_deploy.training.freed_memory import freed_memory_kept
+from cpt_deploy.training.loop.allocator_settings import freed_memory_kept
 
 VOCABULARY, ROWS, TOKENS = 10_000, 20, 35
 PLAIN, KEPT = "as the system has it", "kept"

@@ -12,8 +12,8 @@ from measuring import interleaved, markdown_table
 from torch import Tensor
 from training_steps import Step, synchronized_clock
 
-from cpt_deploy.quantization import int8_products
 from cpt_deploy.quantization.kernels import Clamp, Grid, Kernels, Site, Terms
+from cpt_deploy.quantization.training_step import int8_products
 
 REPEATS = 10
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import cpt_deploy
 from cpt_deploy.validation import read_cpu, software_versions
-from cpt_deploy.validation.timing import interleaved, median_ratio
+from cpt_deploy.validation.performance.timing import interleaved, median_ratio
 
 __all__ = ["interleaved", "machine", "machine_line", "markdown_table", "median_ratio", "write_results"]
 

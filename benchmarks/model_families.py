@@ -22,16 +22,16 @@ import torch
 from measuring import RESULTS, machine, machine_line, markdown_table, write_results
 from torch import Tensor, nn
 
-from cpt_deploy.bundle.operators import float_operators
-from cpt_deploy.bundle.sessions import open_session
+from cpt_deploy.bundle.runtime.operators import float_operators
+from cpt_deploy.bundle.runtime.sessions import open_session
 from cpt_deploy.errors import ConversionError
 from cpt_deploy.export import write_onnx
-from cpt_deploy.freezing import IntegerExecutor, IntegerGraph, freeze
-from cpt_deploy.freezing.float_costs import float_costs
-from cpt_deploy.freezing.graph import FullyConnected, Quantize
+from cpt_deploy.integer import IntegerExecutor, IntegerGraph, freeze
+from cpt_deploy.integer.float_costs import float_costs
+from cpt_deploy.integer.graph import FullyConnected, Quantize
 from cpt_deploy.models import build_model
 from cpt_deploy.quantization import QuantizationConfig, QuantizedModel, prepare, settle
-from cpt_deploy.validation.taps import tap_model
+from cpt_deploy.validation.integers.intermediate_outputs import tap_model
 
 CLASSES = 10
 TOKENS, LENGTH = 100, 16

@@ -16,7 +16,7 @@ import torch
 from measuring import interleaved, machine, machine_line, markdown_table, median_ratio, write_results
 
 from cpt_deploy.export import write_float_onnx, write_onnx
-from cpt_deploy.freezing import freeze
+from cpt_deploy.integer import freeze
 from cpt_deploy.models import build_model
 from cpt_deploy.quantization import QuantizationConfig, QuantizedModel, make_native, prepare, settle
 from cpt_deploy.validation import static_quantization

@@ -16,7 +16,7 @@ from measuring import interleaved, machine, machine_line, markdown_table, median
 from onnx_latency import NETWORKS, images, settled_model
 
 from cpt_deploy.export import smallest_opset, write_float_onnx, write_onnx
-from cpt_deploy.freezing import freeze
+from cpt_deploy.integer import freeze
 
 BITS = (8, 6, 4, 3, 2)
 

@@ -26,7 +26,7 @@ from cpt_deploy.bundle import OnnxRuntimeModel
 from cpt_deploy.data import ImageSet, eval_loader, load_images
 from cpt_deploy.data.text import evaluation_chunks, load_corpus, training_chunk, training_rows
 from cpt_deploy.export import write_onnx
-from cpt_deploy.freezing import freeze
+from cpt_deploy.integer import freeze
 from cpt_deploy.quantization import (
     QuantizedLanguageModel,
     QuantizedModel,

@@ -33,7 +33,7 @@ from serving_systems import PEERS, Rows, System
 from serving_table import serving_table
 
 from cpt_deploy.bundle import Bundle, Preprocessing
-from cpt_deploy.bundle.sessions import may_saturate
+from cpt_deploy.bundle.runtime.sessions import may_saturate
 from cpt_deploy.export import ModelIdentity, export_bundle
 from cpt_deploy.models import build_model
 from cpt_deploy.quantization import QuantizationConfig, prepare, settle

@@ -23,9 +23,9 @@ from onnx import helper, numpy_helper
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from cpt_deploy.bundle.language import LanguageModel
-from cpt_deploy.bundle.sessions import open_session, session_options
+from cpt_deploy.bundle.runtime.sessions import open_session, session_options
 from cpt_deploy.export.language.kinds import language_manifest, write_language_onnx
-from cpt_deploy.freezing.language import IntegerLanguageModel, IntegerTransformer, freeze_language_model
+from cpt_deploy.integer.language import IntegerLanguageModel, IntegerTransformer, freeze_language_model
 from cpt_deploy.models.language import TransformerLanguageModel
 from cpt_deploy.quantization import QuantizationConfig, observing, prepare_language_model
 

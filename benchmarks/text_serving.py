@@ -26,7 +26,7 @@ from load_generation import PreparedRequest
 from measuring import machine, machine_line, markdown_table, write_results
 from server_processes import RunningServer, ServerCommand, only_awake, running, set_niceness
 
-from cpt_deploy.bundle.tokenization import WordTokenizer
+from cpt_deploy.bundle.processors.tokenization import WordTokenizer
 from cpt_deploy.export.language.bundle_export import LanguageIdentity, export_language_bundle
 from cpt_deploy.models.language import build_language_model
 from cpt_deploy.quantization import QuantizationConfig, observing, prepare_language_model

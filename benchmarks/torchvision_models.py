@@ -17,7 +17,7 @@ from measuring import interleaved, machine, machine_line, markdown_table, median
 from model_families import convert, count_differences, image_network
 from numpy.typing import NDArray
 
-from cpt_deploy.bundle.operators import float_operators, optimized_operators
+from cpt_deploy.bundle.runtime.operators import float_operators, optimized_operators
 from cpt_deploy.errors import ConversionError
 from cpt_deploy.export import write_float_onnx
 

@@ -23,7 +23,7 @@ from training_variants import TransformerBlock, fake_quantized, like_the_authors
 
 from cpt_deploy.models import build_model
 from cpt_deploy.quantization import QuantizationConfig, prepare
-from cpt_deploy.quantization.products import has_bf16_units
+from cpt_deploy.quantization.training_step.products import has_bf16_units
 
 BASE = "float32 channels-last"
 BITS = 6

@@ -24,10 +24,11 @@ from torch.nn import functional
 from cpt_deploy.models import build_model
 from cpt_deploy.quantization import QuantizationConfig, prepare
 from cpt_deploy.recipe import load_recipe
-from cpt_deploy.training import setup, train
-from cpt_deploy.training.metrics_log import read_metrics
-from cpt_deploy.training.ranks import Ranks, joined, launched
-from cpt_deploy.training.synchronization import Synchronization
+from cpt_deploy.training import train
+from cpt_deploy.training.distributed.process_group import Ranks, joined, launched
+from cpt_deploy.training.distributed.synchronization import Synchronization
+from cpt_deploy.training.loop import setup
+from cpt_deploy.training.run_directory.metrics_log import read_metrics
 
 BATCH, BITS = 128, 6
 BASE = "cpt-deploy modules"

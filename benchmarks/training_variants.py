@@ -12,13 +12,13 @@ from torch.ao.quantization import (
 )
 from torch.nn import functional
 
-from cpt_deploy.quantization.edges import EdgeQuantizer
 from cpt_deploy.quantization.kernels import active, kernels_on
-from cpt_deploy.quantization.layer_segments import layer_output
-from cpt_deploy.quantization.layers import QuantizedLinear, quantized_layer
-from cpt_deploy.quantization.precision_state import PrecisionState
-from cpt_deploy.quantization.products import choose_compute, has_bf16_units
-from cpt_deploy.quantization.segments import Coded, Engine, encode
+from cpt_deploy.quantization.modules.activation_quantizer import EdgeQuantizer
+from cpt_deploy.quantization.modules.layers import QuantizedLinear, quantized_layer
+from cpt_deploy.quantization.state.precision_state import PrecisionState
+from cpt_deploy.quantization.training_step.fused_layers import layer_output
+from cpt_deploy.quantization.training_step.fused_operations import Coded, Engine, encode
+from cpt_deploy.quantization.training_step.products import choose_compute, has_bf16_units
 
 LAYERS = (nn.Conv2d, nn.Linear)
 

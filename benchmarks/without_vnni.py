@@ -16,10 +16,10 @@ import onnxruntime
 from measuring import interleaved, machine, machine_line, markdown_table, median_ratio, write_results
 from onnx_latency import NETWORKS, images, settled_model
 
-from cpt_deploy.bundle.processor import read_cpu
-from cpt_deploy.bundle.sessions import open_session, session_options
+from cpt_deploy.bundle.runtime.cpu import read_cpu
+from cpt_deploy.bundle.runtime.sessions import open_session, session_options
 from cpt_deploy.export import write_float_onnx, write_onnx
-from cpt_deploy.freezing import IntegerExecutor, IntegerGraph, freeze
+from cpt_deploy.integer import IntegerExecutor, IntegerGraph, freeze
 from cpt_deploy.quantization import make_native
 
 FAST, EXACT, PORTABLE = "fast kernels", "exact kernels", "portable model"

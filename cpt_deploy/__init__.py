@@ -10,7 +10,7 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "Bundle": "cpt_deploy.bundle",
     "QuantizationConfig": "cpt_deploy.quantization",
-    "freeze": "cpt_deploy.freezing",
+    "freeze": "cpt_deploy.integer",
     "prepare": "cpt_deploy.preparation",
     "settle": "cpt_deploy.quantization",
 }

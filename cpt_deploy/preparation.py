@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from cpt_deploy import quantization
 from cpt_deploy.errors import ConversionError
 from cpt_deploy.quantization import QuantizationConfig, QuantizedModel
-from cpt_deploy.quantization.settling import observing
+from cpt_deploy.quantization.calibration.calibrate import observing
 
 if TYPE_CHECKING:
-    from cpt_deploy.freezing import IntegerGraph
+    from cpt_deploy.integer import IntegerGraph
 
 #: Inputs of a trial: a number that neither tracing nor export had for an example.
 _SAMPLES = 3
@@ -61,8 +61,8 @@ def try_out(model: QuantizedModel) -> None:
     Raises:
         ConversionError: If a step fails, or onnxruntime computes something else.
     """
-    from cpt_deploy.export.onnx_writer import write_onnx  # onnx and its exporter take long to import
-    from cpt_deploy.freezing import freeze
+    from cpt_deploy.integer import freeze
+    from cpt_deploy.onnx_graph.writer import write_onnx  # onnx and its exporter take long to import
 
     stage = "run on random inputs"
     device = next(model.parameters()).device
@@ -116,9 +116,9 @@ def _compare(graph: "IntegerGraph", file: bytes, x: Tensor) -> None:
     Results are compared loosely, since a code that comes out differently makes others differ behind it. Where real
     values are quantized they are compared to the code, each from what onnxruntime had before it.
     """
-    from cpt_deploy.bundle.sessions import open_session
-    from cpt_deploy.freezing import IntegerExecutor
-    from cpt_deploy.freezing.graph import Quantize
+    from cpt_deploy.bundle.runtime.sessions import open_session
+    from cpt_deploy.integer import IntegerExecutor
+    from cpt_deploy.integer.graph import Quantize
 
     executor = IntegerExecutor(graph)
     entries = [operation.output for operation in graph.operations if isinstance(operation, Quantize)]

@@ -97,7 +97,7 @@ class LanguageFamily:
     def compare(self, bundles: Sequence["OpenedBundle"], rounds: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """Time one token after some on one thread, and measure the trained model at its upper bound."""
         from cpt_deploy.validation.language.measuring import likelihood
-        from cpt_deploy.validation.timing import interleaved
+        from cpt_deploy.validation.performance.timing import interleaved
 
         trained = likelihood(trained_step(self.run.model), self._rows, self.run.model.context)
         calls = {str(bundle.path): _next_token(self.open(bundle.path)) for bundle in bundles}

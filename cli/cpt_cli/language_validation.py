@@ -13,7 +13,7 @@ from cpt_deploy.errors import UsageError, ValidationFailedError
 
 if TYPE_CHECKING:
     from cpt_deploy.bundle.language import LanguageBundle
-    from cpt_deploy.bundle.tokenization import Ids, Tokenizer
+    from cpt_deploy.bundle.processors.tokenization import Ids, Tokenizer
     from cpt_deploy.quantization import QuantizedLanguageModel
     from cpt_deploy.training import TrainedLanguageModel
     from cpt_deploy.validation.language.gate import LanguageReference
@@ -49,8 +49,8 @@ def measure_language_bundle(bundle: "LanguageBundle", data: str, options: Valida
         CptError: If the corpus or the run cannot be read.
     """
     from cpt_deploy.bundle.language import update_language_validation
+    from cpt_deploy.validation.accuracy.noninferiority import MAX_DROP
     from cpt_deploy.validation.language.validate import validate_language
-    from cpt_deploy.validation.noninferiority import MAX_DROP
 
     default = None if options.no_gate else MAX_DROP
     report = validate_language(
@@ -172,8 +172,8 @@ def _check_golden(bundle: "LanguageBundle", provider: str) -> None:
 
 def _rise(report: "LanguageReport") -> str:
     """Return what is said of perplexity: the rise with its interval and what is allowed."""
+    from cpt_deploy.validation.accuracy.noninferiority import NonInferiority
     from cpt_deploy.validation.language.gate import rise_interval
-    from cpt_deploy.validation.noninferiority import NonInferiority
 
     content, found = report.content, report.content["non_inferiority"]
     if found is None or None in {found["loss"], found["low"], found["high"]}:

@@ -72,7 +72,7 @@ def source_reference(bundle: "Bundle", path: Path) -> "Reference":
     """
     import torch
 
-    from cpt_deploy.bundle.consistency import exported_labels, exported_preprocessing
+    from cpt_deploy.bundle.integrity.consistency import exported_labels, exported_preprocessing
     from cpt_deploy.validation import Reference
 
     preprocessing = exported_preprocessing(bundle)

@@ -24,7 +24,7 @@ def failure(reasons: Sequence[str], undecided: Sequence[str]) -> ValidationFaile
 
 def rounds_as_the_executor(provider: str) -> bool:
     """Return whether an execution provider gives the executor's integers: the CPU does."""
-    from cpt_deploy.bundle.providers import CPU, provider_name
+    from cpt_deploy.bundle.runtime.providers import CPU, provider_name
 
     return provider_name(provider) == CPU
 

@@ -80,7 +80,7 @@ def export_run(
     from cpt_deploy.export import ModelIdentity, export_bundle
     from cpt_deploy.quantization import make_native, make_symmetric
     from cpt_deploy.training import load_run
-    from cpt_deploy.validation.reference import TRAINED_TEST
+    from cpt_deploy.validation.accuracy.reference import TRAINED_TEST
 
     run = load_run(run_dir)
     if data_dir is not None:
@@ -248,7 +248,7 @@ def measure_bundle(  # noqa: PLR0913  what commands are given
     from cpt_deploy.data import load_images
     from cpt_deploy.report import render_validation_page
     from cpt_deploy.validation import validate
-    from cpt_deploy.validation.noninferiority import MAX_DROP
+    from cpt_deploy.validation.accuracy.noninferiority import MAX_DROP
 
     reference = _reference(bundle, run_dir, source)
     images = load_images(data, split="test", root=data_dir)

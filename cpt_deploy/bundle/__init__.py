@@ -2,14 +2,14 @@
 
 from cpt_deploy.bundle.bundle import Bundle
 from cpt_deploy.bundle.card import CardFields, EvaluationResult
-from cpt_deploy.bundle.evidence import Evidence, read_evidence, require_evidence
 from cpt_deploy.bundle.formats import FORMATS, ModelFormat, chosen_formats
 from cpt_deploy.bundle.golden import Golden, GoldenCheck, GoldenLogits, GoldenSample, compare_golden, read_golden
-from cpt_deploy.bundle.images import MAX_PIXELS, decode_image, read_image
+from cpt_deploy.bundle.integrity.evidence import Evidence, read_evidence, require_evidence
 from cpt_deploy.bundle.layout import FORMAT_VERSION
-from cpt_deploy.bundle.postprocessing import Prediction, softmax, top_k
-from cpt_deploy.bundle.preprocessing import Preprocessing
-from cpt_deploy.bundle.runtime import OnnxRuntimeModel
+from cpt_deploy.bundle.processors.images import MAX_PIXELS, decode_image, read_image
+from cpt_deploy.bundle.processors.postprocessing import Prediction, softmax, top_k
+from cpt_deploy.bundle.processors.preprocessing import Preprocessing
+from cpt_deploy.bundle.runtime.model import OnnxRuntimeModel
 from cpt_deploy.bundle.writing import BundleContents, update_validation, write_bundle
 
 __all__ = [

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from cpt_deploy.bundle.checksums import AGAIN_HINT, read_checksums, verify_checksums
 from cpt_deploy.bundle.formats import FORMATS
 from cpt_deploy.bundle.golden import Golden, read_golden
+from cpt_deploy.bundle.integrity.checksums import AGAIN_HINT, read_checksums, verify_checksums
 from cpt_deploy.bundle.layout import (
     CONFIG_FILE,
     GOLDEN_FILE,
@@ -17,7 +17,7 @@ from cpt_deploy.bundle.layout import (
     VALIDATION_FILE,
 )
 from cpt_deploy.bundle.opened import OpenedBundle, check_directory, own_section, read_file, read_json, require_listed
-from cpt_deploy.bundle.preprocessing import Preprocessing
+from cpt_deploy.bundle.processors.preprocessing import Preprocessing
 from cpt_deploy.errors import BundleError
 
 

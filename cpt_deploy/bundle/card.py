@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from cpt_deploy.bundle.preprocessing import Preprocessing
+from cpt_deploy.bundle.processors.preprocessing import Preprocessing
 
 _USE = """\
 ## Use

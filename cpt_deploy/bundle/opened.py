@@ -11,7 +11,7 @@ import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load
 
-from cpt_deploy.bundle.checksums import AGAIN_HINT, content_digest
+from cpt_deploy.bundle.integrity.checksums import AGAIN_HINT, content_digest
 from cpt_deploy.bundle.layout import CONFIG_FILE, FLOAT_PARTS, FORMAT_VERSION, ONNX_FILE, SUMS_FILE, TENSORS_FILE
 from cpt_deploy.errors import BundleError
 

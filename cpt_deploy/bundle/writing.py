@@ -16,12 +16,12 @@ from safetensors.numpy import save
 from cpt_deploy.bundle import layout
 from cpt_deploy.bundle.bundle import Bundle
 from cpt_deploy.bundle.card import CardFields, EvaluationResult, render_card
-from cpt_deploy.bundle.checksums import checksum_lines, read_checksums
-from cpt_deploy.bundle.descriptions import described_ends, described_preprocessing
-from cpt_deploy.bundle.directories import replace_directory, replace_files
 from cpt_deploy.bundle.formats import FORMATS
 from cpt_deploy.bundle.golden import Golden
-from cpt_deploy.bundle.preprocessing import Preprocessing
+from cpt_deploy.bundle.integrity.checksums import checksum_lines, read_checksums
+from cpt_deploy.bundle.integrity.directories import replace_directory, replace_files
+from cpt_deploy.bundle.processors.descriptions import described_ends, described_preprocessing
+from cpt_deploy.bundle.processors.preprocessing import Preprocessing
 from cpt_deploy.errors import BundleError
 
 _NUMBERS = re.compile(r"\[\n\s+((?:[-+.\deE]+,\n\s+)*[-+.\deE]+)\n\s*\]")

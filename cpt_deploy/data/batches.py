@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from cpt_deploy.bundle.images import to_eight_bit
+from cpt_deploy.bundle.processors.images import to_eight_bit
 from cpt_deploy.data.augmentation import Augmentation
 from cpt_deploy.data.fitted import FittedImages
 from cpt_deploy.data.images import Pixels

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from cpt_deploy.bundle.images import read_image
+from cpt_deploy.bundle.processors.images import read_image
 from cpt_deploy.errors import DataError
 
 Split = Literal["train", "test"]

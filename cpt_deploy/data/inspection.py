@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from cpt_deploy.data.folders import scan_folder
 from cpt_deploy.data.images import FileImages, ImageSet, Split
+from cpt_deploy.data.sources.folders import scan_folder
 from cpt_deploy.errors import DataError
 
 Progress = Callable[[int, int], None]

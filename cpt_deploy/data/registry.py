@@ -5,14 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cpt_deploy.bundle import Preprocessing
-from cpt_deploy.data.archives import is_archive_folder, load_archives
-from cpt_deploy.data.cifar import load_cifar
-from cpt_deploy.data.custom import load_custom
-from cpt_deploy.data.digits import load_digits
-from cpt_deploy.data.folders import load_folder
 from cpt_deploy.data.images import ImageSet, Split
-from cpt_deploy.data.mnist import load_mnist
 from cpt_deploy.data.places import DATA_DIR_VARIABLE, cache_folder, candidate_folders
+from cpt_deploy.data.sources.archives import is_archive_folder, load_archives
+from cpt_deploy.data.sources.cifar import load_cifar
+from cpt_deploy.data.sources.custom import load_custom
+from cpt_deploy.data.sources.digits import load_digits
+from cpt_deploy.data.sources.folders import load_folder
+from cpt_deploy.data.sources.mnist import load_mnist
 from cpt_deploy.errors import DataError, UsageError
 from cpt_deploy.registry import Registry, nearest_names
 

@@ -1,9 +1,9 @@
 """An integer model as files: ONNX with quantizers on every edge, and the bundle that ships."""
 
 from cpt_deploy.export.bundle_export import ModelIdentity, export_bundle
-from cpt_deploy.export.float_onnx import float_model, write_float_onnx
-from cpt_deploy.export.onnx_writer import write_onnx
-from cpt_deploy.export.packing import DEFAULT_OPSET, smallest_opset
+from cpt_deploy.onnx_graph.float_network import float_model, write_float_onnx
+from cpt_deploy.onnx_graph.packing import DEFAULT_OPSET, smallest_opset
+from cpt_deploy.onnx_graph.writer import write_onnx
 
 __all__ = [
     "DEFAULT_OPSET",

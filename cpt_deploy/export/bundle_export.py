@@ -12,21 +12,21 @@ from torch import Tensor
 
 from cpt_deploy.bundle import Bundle, BundleContents, CardFields, Preprocessing, write_bundle
 from cpt_deploy.bundle.layout import ANNOUNCED, FLOAT_PARTS
-from cpt_deploy.bundle.operators import announced_operators
+from cpt_deploy.bundle.runtime.operators import announced_operators
 from cpt_deploy.errors import BundleError
 from cpt_deploy.export.float_facts import describe_floats, float_facts
-from cpt_deploy.export.float_parts import FLOAT_OPSET
 from cpt_deploy.export.further_formats import write_formats
 from cpt_deploy.export.golden import golden_sample
-from cpt_deploy.export.onnx_writer import write_onnx
-from cpt_deploy.export.packing import smallest_opset
-from cpt_deploy.freezing.accumulators import can_saturate
-from cpt_deploy.freezing.float_costs import float_costs
-from cpt_deploy.freezing.freeze import freeze
-from cpt_deploy.freezing.graph import IntegerGraph, to_dict
-from cpt_deploy.quantization.cycling import WeightBits
+from cpt_deploy.integer.accumulators import can_saturate
+from cpt_deploy.integer.float_costs import float_costs
+from cpt_deploy.integer.graph import IntegerGraph, to_dict
+from cpt_deploy.integer.lowering.freeze import freeze
+from cpt_deploy.onnx_graph.float_parts import FLOAT_OPSET
+from cpt_deploy.onnx_graph.packing import smallest_opset
+from cpt_deploy.onnx_graph.writer import write_onnx
 from cpt_deploy.quantization.model import QuantizedModel
-from cpt_deploy.quantization.portability import reduced_layers
+from cpt_deploy.quantization.state.portability import reduced_layers
+from cpt_deploy.quantization.state.scheduled_model import WeightBits
 
 SYMMETRIC = "symmetric"
 TRAINED, CALIBRATED = "trained with cyclic precision", "calibrated only"

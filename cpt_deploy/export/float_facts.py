@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from cpt_deploy.freezing.float_costs import FloatCosts
+from cpt_deploy.integer.float_costs import FloatCosts
 
 _NOTE = (
     "The layers under weights run on integers. The operators here run in float32 between them: their inputs are "

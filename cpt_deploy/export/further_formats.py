@@ -7,9 +7,9 @@ from torch import Tensor
 
 from cpt_deploy.bundle import FORMATS
 from cpt_deploy.errors import ConversionError
-from cpt_deploy.freezing.executor import IntegerExecutor
-from cpt_deploy.freezing.graph import IntegerGraph
-from cpt_deploy.freezing.programs import WRITERS, load_program
+from cpt_deploy.export.programs import WRITERS, load_program
+from cpt_deploy.integer.executor import IntegerExecutor
+from cpt_deploy.integer.graph import IntegerGraph
 
 
 def write_formats(graph: IntegerGraph, formats: Sequence[str], inputs: Tensor) -> dict[str, bytes]:

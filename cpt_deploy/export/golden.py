@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from cpt_deploy.bundle import Golden, GoldenLogits, GoldenSample, OnnxRuntimeModel
-from cpt_deploy.freezing.executor import IntegerExecutor
-from cpt_deploy.freezing.graph import IntegerGraph
+from cpt_deploy.integer.executor import IntegerExecutor
+from cpt_deploy.integer.graph import IntegerGraph
 
 _TOLERATED = 10.0
 """By how much more than at export the golden logits may differ elsewhere."""

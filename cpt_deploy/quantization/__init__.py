@@ -1,21 +1,21 @@
 """How tensors become integers while training: affine functions, layers, edges and `prepare(model)`."""
 
-from cpt_deploy.quantization.config import LayerGroup, QuantizationConfig
-from cpt_deploy.quantization.cycling import CyclingModel, LayerInfo, WeightBits
-from cpt_deploy.quantization.language import QuantizedLanguageModel, Score, prepare_language_model
-from cpt_deploy.quantization.model import QuantizedModel
-from cpt_deploy.quantization.offsets import round_offsets
-from cpt_deploy.quantization.portability import ReducedLayer, make_native, reduced_layers
-from cpt_deploy.quantization.prepare import prepare
-from cpt_deploy.quantization.sensitivity import (
+from cpt_deploy.quantization.calibration.bias_rounding import round_offsets
+from cpt_deploy.quantization.calibration.bit_allocation import (
     LayerSensitivity,
     allocate_bits,
     measure_loss_sensitivity,
     measure_sensitivity,
 )
-from cpt_deploy.quantization.settling import estimate, observing, settle
-from cpt_deploy.quantization.symmetric import make_symmetric
-from cpt_deploy.quantization.synchronized_norm import set_synchronized, synchronize_norms
+from cpt_deploy.quantization.calibration.calibrate import estimate, observing, settle
+from cpt_deploy.quantization.graph.prepare import prepare
+from cpt_deploy.quantization.language import QuantizedLanguageModel, Score, prepare_language_model
+from cpt_deploy.quantization.model import QuantizedModel
+from cpt_deploy.quantization.modules.synchronized_norm import set_synchronized, synchronize_norms
+from cpt_deploy.quantization.state.config import LayerGroup, QuantizationConfig
+from cpt_deploy.quantization.state.portability import ReducedLayer, make_native, reduced_layers
+from cpt_deploy.quantization.state.scheduled_model import CyclingModel, LayerInfo, WeightBits
+from cpt_deploy.quantization.state.symmetric import make_symmetric
 
 __all__ = [
     "CyclingModel",

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from cpt_deploy.errors import ConversionError, UsageError
-from cpt_deploy.quantization.config import QuantizationConfig
-from cpt_deploy.quantization.cycling import CyclingModel, LayerInfo
-from cpt_deploy.quantization.edges import EdgeQuantizer
-from cpt_deploy.quantization.embedding import quantized_embedding
-from cpt_deploy.quantization.layers import QuantizedLinear, quantized_layer
-from cpt_deploy.quantization.noise import mix_into
-from cpt_deploy.quantization.precision_state import PrecisionState, Role
-from cpt_deploy.quantization.recurrent import quantized_lstm
+from cpt_deploy.quantization.modules.activation_quantizer import EdgeQuantizer
+from cpt_deploy.quantization.modules.embedding import quantized_embedding
+from cpt_deploy.quantization.modules.layers import QuantizedLinear, quantized_layer
+from cpt_deploy.quantization.modules.recurrent import quantized_lstm
+from cpt_deploy.quantization.numerics.stochastic_rounding import mix_into
+from cpt_deploy.quantization.state.config import QuantizationConfig
+from cpt_deploy.quantization.state.precision_state import PrecisionState, Role
+from cpt_deploy.quantization.state.scheduled_model import CyclingModel, LayerInfo
 
 State = tuple[Tensor, ...]
 """What a network remembers of the tokens before; the batch is axis 1 in an LSTM's, axis 0 in a Transformer's."""

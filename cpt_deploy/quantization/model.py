@@ -10,15 +10,15 @@ from torch import Tensor, fx
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from cpt_deploy.errors import CptWarning, DataError
-from cpt_deploy.quantization.config import QuantizationConfig
-from cpt_deploy.quantization.cycling import CyclingModel, LayerInfo
-from cpt_deploy.quantization.edges import EdgeQuantizer
+from cpt_deploy.quantization.graph.capture.tracing import is_tensor
 from cpt_deploy.quantization.kernels import active
-from cpt_deploy.quantization.precision_state import PrecisionState
-from cpt_deploy.quantization.products import Compute, choose_compute
-from cpt_deploy.quantization.program import TrainingProgram
-from cpt_deploy.quantization.segments import Engine
-from cpt_deploy.quantization.tracing import is_tensor
+from cpt_deploy.quantization.modules.activation_quantizer import EdgeQuantizer
+from cpt_deploy.quantization.state.config import QuantizationConfig
+from cpt_deploy.quantization.state.precision_state import PrecisionState
+from cpt_deploy.quantization.state.scheduled_model import CyclingModel, LayerInfo
+from cpt_deploy.quantization.training_step.fused_operations import Engine
+from cpt_deploy.quantization.training_step.fused_step import TrainingProgram
+from cpt_deploy.quantization.training_step.products import Compute, choose_compute
 
 #: Codes of more bits fit neither a byte nor the significand of bfloat16.
 CODE_BITS = 8

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cpt_deploy.bundle.golden import compared_values
-from cpt_deploy.bundle.providers import CPU
+from cpt_deploy.bundle.runtime.providers import CPU
 from cpt_deploy.report.float_section import FOLLOWED, float_section
 from cpt_deploy.report.html import Column, escape, facts, figure, page, table
 from cpt_deploy.report.validation_plots import (

@@ -1,15 +1,23 @@
 """Training runs: from a recipe to a run directory, resumable at any step, and back from the directory to a model."""
 
-from cpt_deploy.training.compared import FinishedRun, RunGroup, group_runs, read_finished_run
+from cpt_deploy.training.distributed.process_group import Ranks, choose_device
 from cpt_deploy.training.evaluation import evaluate
-from cpt_deploy.training.files import disk_errors, write_atomically
+from cpt_deploy.training.experiments.compared import FinishedRun, RunGroup, group_runs, read_finished_run
+from cpt_deploy.training.experiments.range_test import (
+    DEFAULT_STEPS,
+    DEFAULT_THRESHOLD,
+    BitsProgress,
+    RangeTest,
+    range_test,
+)
+from cpt_deploy.training.experiments.seed_curves import seed_curves
+from cpt_deploy.training.experiments.trials import TrialOutcome, TrialQueue, TrialState, TrialStatus
 from cpt_deploy.training.fine_tuning import Pretrained
-from cpt_deploy.training.inputs import settling_inputs
-from cpt_deploy.training.interruption import Interruption
-from cpt_deploy.training.profiling import ProfileReport
-from cpt_deploy.training.range_test import DEFAULT_STEPS, DEFAULT_THRESHOLD, BitsProgress, RangeTest, range_test
-from cpt_deploy.training.ranks import Ranks, choose_device
-from cpt_deploy.training.reports import (
+from cpt_deploy.training.loop.inputs import settling_inputs
+from cpt_deploy.training.loop.interruption import Interruption
+from cpt_deploy.training.loop.trainer import plan_run, train
+from cpt_deploy.training.reporting.profiling import ProfileReport
+from cpt_deploy.training.reporting.reports import (
     Evaluation,
     RunReport,
     SilentReporter,
@@ -17,11 +25,9 @@ from cpt_deploy.training.reports import (
     TrainPlan,
     TrainReporter,
 )
-from cpt_deploy.training.run_directory import RunDirectory
-from cpt_deploy.training.saved_runs import TrainedLanguageModel, TrainedRun, load_language_model, load_run
-from cpt_deploy.training.seed_curves import seed_curves
-from cpt_deploy.training.trainer import plan_run, train
-from cpt_deploy.training.trials import TrialOutcome, TrialQueue, TrialState, TrialStatus
+from cpt_deploy.training.run_directory.files import disk_errors, write_atomically
+from cpt_deploy.training.run_directory.run_directory import RunDirectory
+from cpt_deploy.training.run_directory.saved_runs import TrainedLanguageModel, TrainedRun, load_language_model, load_run
 
 __all__ = [
     "DEFAULT_STEPS",

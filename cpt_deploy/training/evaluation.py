@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from cpt_deploy.quantization import QuantizedModel
-from cpt_deploy.training.ranks import ALONE, Ranks
-from cpt_deploy.training.reports import Evaluation
+from cpt_deploy.training.distributed.process_group import ALONE, Ranks
+from cpt_deploy.training.reporting.reports import Evaluation
 
 MANY_CLASSES = 5
 """Top-5 accuracy says something only with more classes than this."""

@@ -11,8 +11,8 @@ from cpt_deploy.models.pretrained import last_layer, load_pretrained, read_pretr
 from cpt_deploy.models.torchvision_models import PREFIX, Normalization, published_normalization
 from cpt_deploy.quantization import QuantizedModel
 from cpt_deploy.recipe import Recipe
-from cpt_deploy.training.run_directory import RunDirectory
-from cpt_deploy.training.setup import build_network, prepare_network
+from cpt_deploy.training.loop.setup import build_network, prepare_network
+from cpt_deploy.training.run_directory.run_directory import RunDirectory
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ import torch
 
 from cpt_deploy.data.text import Chunk
 from cpt_deploy.quantization import QuantizedLanguageModel
-from cpt_deploy.training.ranks import ALONE, Ranks
-from cpt_deploy.training.reports import Evaluation
+from cpt_deploy.training.distributed.process_group import ALONE, Ranks
+from cpt_deploy.training.reporting.reports import Evaluation
 
 
 @torch.no_grad()

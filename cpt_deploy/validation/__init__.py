@@ -3,30 +3,30 @@
 Loads PyTorch only where a bundle's integer executor or a trained model is asked for.
 """
 
-from cpt_deploy.bundle.operators import float_operators, optimized_operators
-from cpt_deploy.bundle.processor import CpuInfo, read_cpu
-from cpt_deploy.validation.accumulators import Accumulator, bundle_accumulators, overflow_reasons
-from cpt_deploy.validation.benchmarking import BenchmarkReport, Footprint, Latency, benchmark
+from cpt_deploy.bundle.runtime.cpu import CpuInfo, read_cpu
+from cpt_deploy.bundle.runtime.operators import float_operators, optimized_operators
+from cpt_deploy.validation.accuracy.noninferiority import NonInferiority, judge_losses, judge_pairs, tango_interval
+from cpt_deploy.validation.accuracy.reference import RecordedAccuracy, Reference, TrainedModel
+from cpt_deploy.validation.accuracy.statistics import Proportion, mcnemar_exact, wilson_interval
 from cpt_deploy.validation.comparison import PairResult, RuntimeResult, TensorResult
-from cpt_deploy.validation.constants import ConstantDifference, ConstantsResult, compare_constants
 from cpt_deploy.validation.gate import constant_reasons
-from cpt_deploy.validation.integer_model import BundledIntegerModel, IntegerModel
-from cpt_deploy.validation.measuring import ValidationReporter
-from cpt_deploy.validation.noninferiority import NonInferiority, judge_losses, judge_pairs, tango_interval
-from cpt_deploy.validation.reference import RecordedAccuracy, Reference, TrainedModel
-from cpt_deploy.validation.report import ValidationReport
-from cpt_deploy.validation.saturation import (
+from cpt_deploy.validation.integers.accumulators import Accumulator, bundle_accumulators, overflow_reasons
+from cpt_deploy.validation.integers.integer_model import BundledIntegerModel, IntegerModel
+from cpt_deploy.validation.integers.intermediate_outputs import Tap, TappedModel, add_taps, quantized_tensors, tap_model
+from cpt_deploy.validation.integers.saturation import (
     LayerSaturation,
     Portability,
     bundle_portability,
     bundle_saturation,
     layer_saturation,
 )
-from cpt_deploy.validation.side_by_side import RelativeLatency, compare_latency
-from cpt_deploy.validation.software import software_versions
-from cpt_deploy.validation.static_quantization import static_quantization
-from cpt_deploy.validation.statistics import Proportion, mcnemar_exact, wilson_interval
-from cpt_deploy.validation.taps import Tap, TappedModel, add_taps, quantized_tensors, tap_model
+from cpt_deploy.validation.measuring import ValidationReporter
+from cpt_deploy.validation.onnx.constants import ConstantDifference, ConstantsResult, compare_constants
+from cpt_deploy.validation.performance.benchmarking import BenchmarkReport, Footprint, Latency, benchmark
+from cpt_deploy.validation.performance.side_by_side import RelativeLatency, compare_latency
+from cpt_deploy.validation.performance.software import software_versions
+from cpt_deploy.validation.performance.static_quantization import static_quantization
+from cpt_deploy.validation.report import ValidationReport
 from cpt_deploy.validation.validate import LabelledImages, validate
 
 __all__ = [

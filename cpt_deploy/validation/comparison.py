@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from cpt_deploy.validation.statistics import Proportion, mcnemar_exact, wilson_interval
-from cpt_deploy.validation.taps import Tap
+from cpt_deploy.validation.accuracy.statistics import Proportion, mcnemar_exact, wilson_interval
+from cpt_deploy.validation.integers.intermediate_outputs import Tap
 
 Logits = npt.NDArray[np.float32]
 Codes = npt.NDArray[np.uint8] | npt.NDArray[np.int8]

@@ -3,13 +3,13 @@
 from dataclasses import replace
 
 from cpt_deploy.bundle import FORMATS
-from cpt_deploy.bundle.providers import CPU
-from cpt_deploy.validation.accumulators import overflow_reasons
-from cpt_deploy.validation.constants import ConstantsResult
-from cpt_deploy.validation.noninferiority import MAX_DROP, NonInferiority, judge_pairs
-from cpt_deploy.validation.reference import differs_from_recorded, recorded_loss
+from cpt_deploy.bundle.runtime.providers import CPU
+from cpt_deploy.validation.accuracy.noninferiority import MAX_DROP, NonInferiority, judge_pairs
+from cpt_deploy.validation.accuracy.reference import differs_from_recorded, recorded_loss
+from cpt_deploy.validation.integers.accumulators import overflow_reasons
+from cpt_deploy.validation.integers.saturation import portability_reasons
+from cpt_deploy.validation.onnx.constants import ConstantsResult
 from cpt_deploy.validation.report import ValidationReport
-from cpt_deploy.validation.saturation import portability_reasons
 
 
 def judge(report: ValidationReport) -> ValidationReport:

@@ -9,6 +9,8 @@ import numpy.typing as npt
 
 from cpt_deploy.bundle import OnnxRuntimeModel
 from cpt_deploy.errors import UsageError
+from cpt_deploy.validation.accuracy.reference import Inputs, TrainedModel
+from cpt_deploy.validation.accuracy.samples import Confusion, ConfusionCount, LogitPairs, LogitSampler
 from cpt_deploy.validation.comparison import (
     CodeCount,
     Codes,
@@ -18,11 +20,9 @@ from cpt_deploy.validation.comparison import (
     ServedLogits,
     TrainedCodes,
 )
-from cpt_deploy.validation.following import FollowedIntegers, inside_notes
-from cpt_deploy.validation.integer_model import Follower, IntegerModel
-from cpt_deploy.validation.reference import Inputs, TrainedModel
-from cpt_deploy.validation.samples import Confusion, ConfusionCount, LogitPairs, LogitSampler
-from cpt_deploy.validation.taps import TappedModel
+from cpt_deploy.validation.integers.integer_model import Follower, IntegerModel
+from cpt_deploy.validation.integers.intermediate_outputs import TappedModel
+from cpt_deploy.validation.integers.replay import FollowedIntegers, inside_notes
 
 Labels = npt.NDArray[np.int64]
 

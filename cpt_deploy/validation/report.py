@@ -6,15 +6,15 @@ from typing import Any
 
 from cpt_deploy.bundle import FORMATS, EvaluationResult
 from cpt_deploy.bundle.golden import compared_values
-from cpt_deploy.bundle.processor import CpuInfo
-from cpt_deploy.bundle.providers import CPU
-from cpt_deploy.validation.accumulators import Accumulator
+from cpt_deploy.bundle.runtime.cpu import CpuInfo
+from cpt_deploy.bundle.runtime.providers import CPU
+from cpt_deploy.validation.accuracy.noninferiority import NonInferiority
+from cpt_deploy.validation.accuracy.reference import RecordedAccuracy
+from cpt_deploy.validation.accuracy.samples import Confusion, LogitPairs
 from cpt_deploy.validation.comparison import PairResult, RuntimeResult, ServedLogits, TensorResult, TrainedCodes
-from cpt_deploy.validation.constants import ConstantsResult
-from cpt_deploy.validation.noninferiority import NonInferiority
-from cpt_deploy.validation.reference import RecordedAccuracy
-from cpt_deploy.validation.samples import Confusion, LogitPairs
-from cpt_deploy.validation.saturation import LayerSaturation, Portability, saturation_entry
+from cpt_deploy.validation.integers.accumulators import Accumulator
+from cpt_deploy.validation.integers.saturation import LayerSaturation, Portability, saturation_entry
+from cpt_deploy.validation.onnx.constants import ConstantsResult
 
 
 @dataclass(frozen=True)

@@ -10,27 +10,27 @@ import numpy.typing as npt
 from PIL import Image
 
 from cpt_deploy.bundle import Bundle, OnnxRuntimeModel
-from cpt_deploy.bundle.consistency import contradictions, exported_labels
+from cpt_deploy.bundle.integrity.consistency import contradictions, exported_labels
 from cpt_deploy.bundle.layout import ANNOUNCED
 from cpt_deploy.bundle.opened import OpenedBundle
-from cpt_deploy.bundle.operators import float_operators, optimized_operators, unannounced_operators
-from cpt_deploy.bundle.processor import read_cpu
-from cpt_deploy.bundle.providers import keeps_operators, provider_name
-from cpt_deploy.bundle.sessions import PORTABLE_KEY
+from cpt_deploy.bundle.runtime.cpu import read_cpu
+from cpt_deploy.bundle.runtime.operators import float_operators, optimized_operators, unannounced_operators
+from cpt_deploy.bundle.runtime.providers import keeps_operators, provider_name
+from cpt_deploy.bundle.runtime.sessions import PORTABLE_KEY
 from cpt_deploy.errors import BundleError, DataError, UsageError
-from cpt_deploy.validation.accumulators import bundle_accumulators
+from cpt_deploy.validation.accuracy.noninferiority import check_allowed
+from cpt_deploy.validation.accuracy.reference import Reference, recorded_accuracy
 from cpt_deploy.validation.comparison import IntegerComparison
-from cpt_deploy.validation.constants import compare_constants
-from cpt_deploy.validation.formats import load_formats, program_files
 from cpt_deploy.validation.gate import judge
-from cpt_deploy.validation.integer_model import BundledIntegerModel, IntegerModel
+from cpt_deploy.validation.integers.accumulators import bundle_accumulators
+from cpt_deploy.validation.integers.integer_model import BundledIntegerModel, IntegerModel
+from cpt_deploy.validation.integers.intermediate_outputs import tap_model
+from cpt_deploy.validation.integers.saturation import LayerSaturation, bundle_portability, bundle_saturation
 from cpt_deploy.validation.measuring import Batch, Subject, ValidationReporter, measure
-from cpt_deploy.validation.noninferiority import check_allowed
-from cpt_deploy.validation.reference import Reference, recorded_accuracy
+from cpt_deploy.validation.onnx.constants import compare_constants
+from cpt_deploy.validation.onnx.formats import load_formats, program_files
+from cpt_deploy.validation.performance.software import software_versions
 from cpt_deploy.validation.report import DatasetFacts, FloatFacts, Gate, GoldenFacts, GraphFacts, ValidationReport
-from cpt_deploy.validation.saturation import LayerSaturation, bundle_portability, bundle_saturation
-from cpt_deploy.validation.software import software_versions
-from cpt_deploy.validation.taps import tap_model
 
 ChosenIntegerModel = IntegerModel | Literal["bundled"] | None
 """An integer model, the executor on the bundle's own graph, or none."""

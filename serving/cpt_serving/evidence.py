@@ -6,9 +6,9 @@ from typing import Any
 from pydantic import BaseModel, Field
 
 import cpt_deploy
-from cpt_deploy.bundle import evidence as bundle_evidence
 from cpt_deploy.bundle import read_evidence
-from cpt_deploy.bundle.checksums import read_checksums
+from cpt_deploy.bundle.integrity import evidence as bundle_evidence
+from cpt_deploy.bundle.integrity.checksums import read_checksums
 from cpt_deploy.bundle.layout import VALIDATION_FILE
 from cpt_deploy.bundle.opened import OpenedBundle, read_json
 from cpt_deploy.errors import BundleError

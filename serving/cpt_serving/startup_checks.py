@@ -3,7 +3,7 @@
 import ipaddress
 import logging
 
-from cpt_deploy.bundle.signatures import public_keys
+from cpt_deploy.bundle.integrity.signatures import public_keys
 from cpt_deploy.errors import UsageError
 from cpt_serving.access.api_keys import read_keys
 from cpt_serving.certificates import Certificate

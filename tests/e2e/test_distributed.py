@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cpt_deploy.training.checkpoints import read_checkpoint
+from cpt_deploy.training.run_directory.checkpoints import read_checkpoint
 
 CPT = Path(sys.executable).with_name("cpt")
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python")

@@ -11,7 +11,7 @@ from PIL import Image
 
 from cpt_cli.main import main
 from cpt_deploy.export import write_float_onnx
-from cpt_deploy.export.float_onnx import float_model
+from cpt_deploy.onnx_graph.float_network import float_model
 from cpt_deploy.training import load_run
 
 

@@ -16,11 +16,11 @@ from torch.nn import functional
 from torch.nn.utils import prune
 
 from cpt_deploy import preparation, quantization
-from cpt_deploy.bundle.sessions import open_session
+from cpt_deploy.bundle.runtime.sessions import open_session
 from cpt_deploy.errors import ConversionError, DataError, UsageError
-from cpt_deploy.export.onnx_writer import write_onnx
-from cpt_deploy.freezing import IntegerExecutor, freeze
-from cpt_deploy.freezing.graph import IntegerGraph, Quantize
+from cpt_deploy.integer import IntegerExecutor, freeze
+from cpt_deploy.integer.graph import IntegerGraph, Quantize
+from cpt_deploy.onnx_graph.writer import write_onnx
 from cpt_deploy.quantization import QuantizationConfig, QuantizedModel, settle
 
 SHAPE = (3, 8, 8)
@@ -423,7 +423,7 @@ def test_a_network_of_integers_that_cannot_be_deployed_is_tried_with_operations_
 
 def test_a_function_that_onnxruntime_computes_otherwise_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """As `avg_pool2d` with windows that are cut, whose divisors onnxruntime takes from elsewhere."""
-    monkeypatch.setattr("cpt_deploy.freezing.floats.needs_factors", lambda node: False)
+    monkeypatch.setattr("cpt_deploy.integer.lowering.float_parts.needs_factors", lambda node: False)
     with pytest.raises(ConversionError, match="differ by"):
         prepared(Network(nn.AvgPool2d(3, 2, ceil_mode=True)))
 

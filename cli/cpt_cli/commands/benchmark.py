@@ -44,7 +44,7 @@ def benchmark(  # noqa: PLR0913, PLR0917  the options are its parameters
     from onnxruntime import SessionOptions
 
     from cpt_deploy.bundle import Bundle
-    from cpt_deploy.bundle.providers import choose_provider
+    from cpt_deploy.bundle.runtime.providers import choose_provider
     from cpt_deploy.validation import benchmark as measure
 
     batches, counts = number_list("--batch", batch), number_list("--threads", threads)
@@ -107,7 +107,7 @@ def _others(bundle: "Bundle", run: Path | None) -> dict[str, bytes]:
 
 
 def _show(report: "BenchmarkReport") -> None:
-    from cpt_deploy.validation.benchmarking import BUNDLE
+    from cpt_deploy.validation.performance.benchmarking import BUNDLE
 
     compared = len(report.footprints) > 1
     columns = ["threads", "batch", "model", "p50 ms", "p90 ms", "p99 ms", "images/s"]

@@ -78,8 +78,8 @@ def _training_device() -> dict[str, Any] | None:
     import torch
 
     from cpt_deploy.quantization.kernels import active
-    from cpt_deploy.quantization.linear_products import trial_of
-    from cpt_deploy.quantization.products import choose_compute, int8_is_exact
+    from cpt_deploy.quantization.training_step.linear_products import trial_of
+    from cpt_deploy.quantization.training_step.products import choose_compute, int8_is_exact
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     chosen = active(device)

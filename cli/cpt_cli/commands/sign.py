@@ -26,8 +26,8 @@ def sign(
 
     openssl ec -in release.key -pubout -out release.pub
     """
+    from cpt_deploy.bundle.integrity.signatures import sign_bundle
     from cpt_deploy.bundle.language import open_bundle
-    from cpt_deploy.bundle.signatures import sign_bundle
 
     opened = open_bundle(bundle)
     signature = sign_bundle(opened, key)

@@ -21,8 +21,8 @@ def verify(
 
     cpt serve --require-signature does the same whenever it loads a bundle.
     """
+    from cpt_deploy.bundle.integrity.signatures import public_keys, require_signature
     from cpt_deploy.bundle.language import open_bundle
-    from cpt_deploy.bundle.signatures import public_keys, require_signature
 
     keys = public_keys(key)
     opened = open_bundle(bundle)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from cpt_deploy.bundle.bundle import Bundle
-from cpt_deploy.bundle.checksums import AGAIN_HINT, read_checksums, verify_checksums
+from cpt_deploy.bundle.integrity.checksums import AGAIN_HINT, read_checksums, verify_checksums
 from cpt_deploy.bundle.language.golden import GoldenText
 from cpt_deploy.bundle.language.manifest import LanguageManifest
 from cpt_deploy.bundle.language.text import TextCodec
@@ -19,7 +19,7 @@ from cpt_deploy.bundle.layout import (
     VALIDATION_FILE,
 )
 from cpt_deploy.bundle.opened import OpenedBundle, check_directory, own_section, read_file, read_json, require_listed
-from cpt_deploy.bundle.tokenization import read_tokenizer
+from cpt_deploy.bundle.processors.tokenization import read_tokenizer
 from cpt_deploy.errors import BundleError, DataError
 
 

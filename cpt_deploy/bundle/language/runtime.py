@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from cpt_deploy.bundle.language.golden import GoldenText, GoldenTextCheck, compare_golden_text
 from cpt_deploy.bundle.language.manifest import LOGITS_NAME, TOKENS_NAME, LanguageManifest
-from cpt_deploy.bundle.sessions import open_session
+from cpt_deploy.bundle.runtime.sessions import open_session
 from cpt_deploy.errors import BundleError
 
 State = Mapping[str, npt.NDArray[Any]]

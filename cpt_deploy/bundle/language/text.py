@@ -4,7 +4,7 @@ import codecs
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from cpt_deploy.bundle.tokenization import BpeTokenizer, ByteTokenizer, Tokenizer, WordTokenizer
+from cpt_deploy.bundle.processors.tokenization import BpeTokenizer, ByteTokenizer, Tokenizer, WordTokenizer
 
 Decoder = Callable[[int], str]
 """Takes token after token and gives the text that is complete with it; with `END` what is left at the end."""

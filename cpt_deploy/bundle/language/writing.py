@@ -14,7 +14,7 @@ from cpt_deploy.bundle.language.bundle import LanguageBundle
 from cpt_deploy.bundle.language.card import render_language_card
 from cpt_deploy.bundle.language.golden import GoldenText
 from cpt_deploy.bundle.language.manifest import LanguageManifest
-from cpt_deploy.bundle.tokenization import Tokenizer
+from cpt_deploy.bundle.processors.tokenization import Tokenizer
 from cpt_deploy.bundle.writing import (
     card_facts,
     check_names,

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cpt_deploy.bundle.tokenization import Ids
+from cpt_deploy.bundle.processors.tokenization import Ids
 from cpt_deploy.data.batches import WHOLE, Share
 from cpt_deploy.errors import DataError
 

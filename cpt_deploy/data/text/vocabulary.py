@@ -3,7 +3,15 @@
 from collections import Counter
 from typing import Literal
 
-from cpt_deploy.bundle.tokenization import END, UNKNOWN, ByteTokenizer, Tokenizer, WordTokenizer, split_words, train_bpe
+from cpt_deploy.bundle.processors.tokenization import (
+    END,
+    UNKNOWN,
+    ByteTokenizer,
+    Tokenizer,
+    WordTokenizer,
+    split_words,
+    train_bpe,
+)
 from cpt_deploy.errors import UsageError
 
 Level = Literal["word", "byte", "bpe"]

@@ -15,19 +15,19 @@ from cpt_deploy.bundle.language import (
     write_language_bundle,
 )
 from cpt_deploy.bundle.layout import ANNOUNCED
-from cpt_deploy.bundle.operators import announced_operators
-from cpt_deploy.bundle.sessions import PORTABLE_KEY
-from cpt_deploy.bundle.tokenization import Tokenizer
+from cpt_deploy.bundle.processors.tokenization import Tokenizer
+from cpt_deploy.bundle.runtime.operators import announced_operators
+from cpt_deploy.bundle.runtime.sessions import PORTABLE_KEY
 from cpt_deploy.errors import BundleError
 from cpt_deploy.export.bundle_export import TRAINED, digest, mean_bits
 from cpt_deploy.export.language.golden import golden_tokens
 from cpt_deploy.export.language.graph import chosen_opset
 from cpt_deploy.export.language.kinds import language_manifest, write_language_onnx
-from cpt_deploy.freezing.language import IntegerLanguageModel, IntegerTable, freeze_language_model
-from cpt_deploy.freezing.language.model import weighted_parts
-from cpt_deploy.quantization.cycling import WeightBits
+from cpt_deploy.integer.language import IntegerLanguageModel, IntegerTable, freeze_language_model
+from cpt_deploy.integer.language.model import weighted_parts
 from cpt_deploy.quantization.language import QuantizedLanguageModel
-from cpt_deploy.quantization.portability import reduced_layers
+from cpt_deploy.quantization.state.portability import reduced_layers
+from cpt_deploy.quantization.state.scheduled_model import WeightBits
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,11 @@
-"""A Transformer's embedding and head as ONNX, plain or in bands: see `freezing.language.ends`."""
+"""A Transformer's embedding and head as ONNX, plain or in bands: see `integer.language.ends`."""
 
 import numpy as np
 
 from cpt_deploy.bundle.language import LOGITS_NAME, TOKENS_NAME
 from cpt_deploy.export.language.graph import GraphBuilder
-from cpt_deploy.freezing.language.ends import IntegerEmbedding, IntegerHead
-from cpt_deploy.freezing.language.parts import IntegerLinear, IntegerTable
+from cpt_deploy.integer.language.ends import IntegerEmbedding, IntegerHead
+from cpt_deploy.integer.language.parts import IntegerLinear, IntegerTable
 
 
 def add_embedding(builder: GraphBuilder, embedding: IntegerEmbedding) -> str:

@@ -8,7 +8,7 @@ import numpy.typing as npt
 from cpt_deploy.bundle.language import GoldenText, LanguageModel
 from cpt_deploy.errors import BundleError
 from cpt_deploy.export.language.kinds import language_manifest
-from cpt_deploy.freezing.language import IntegerLanguageModel, read_integer_model
+from cpt_deploy.integer.language import IntegerLanguageModel, read_integer_model
 
 GOLDEN_ROWS, GOLDEN_TOKENS = 4, 16
 

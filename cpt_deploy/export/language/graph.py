@@ -16,9 +16,9 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from cpt_deploy.errors import UsageError
-from cpt_deploy.export.packing import packed_type, packing_opset
-from cpt_deploy.freezing.language.model import IntegerLanguageModel, weighted_parts
-from cpt_deploy.freezing.language.parts import IntegerLinear, IntegerTable
+from cpt_deploy.integer.language.model import IntegerLanguageModel, weighted_parts
+from cpt_deploy.integer.language.parts import IntegerLinear, IntegerTable
+from cpt_deploy.onnx_graph.packing import packed_type, packing_opset
 
 LEAST_OPSET, MOST_OPSET = 19, 25
 

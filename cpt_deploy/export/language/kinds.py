@@ -4,7 +4,7 @@ from cpt_deploy.bundle.language import LanguageManifest
 from cpt_deploy.errors import ConversionError
 from cpt_deploy.export.language.lstm_onnx import lstm_manifest, write_lstm_onnx
 from cpt_deploy.export.language.transformer_onnx import transformer_manifest, write_transformer_onnx
-from cpt_deploy.freezing.language import IntegerLanguageModel, IntegerLstm, IntegerTransformer
+from cpt_deploy.integer.language import IntegerLanguageModel, IntegerLstm, IntegerTransformer
 
 
 def language_manifest(model: IntegerLanguageModel) -> LanguageManifest:

@@ -2,7 +2,7 @@
 
 Inputs: `tokens`, int64 (N, T); `h` and `c`, float32 (layers, N, H). Outputs: `logits`, float32 (N, T, V), `h_after` and
 `c_after`. onnxruntime has no LSTM with static integers (its DynamicQuantizeLSTM takes the range of each call anew), so
-the cell is written out, in the operations of `quantization.recurrent`.
+the cell is written out, in the operations of `quantization.modules.recurrent`.
 """
 
 import numpy as np
@@ -11,8 +11,8 @@ from onnx import TensorProto
 
 from cpt_deploy.bundle.language import BATCH, LOGITS_NAME, TOKENS_NAME, LanguageManifest, StateTensor
 from cpt_deploy.export.language.graph import GraphBuilder, chosen_opset, serialized, value
-from cpt_deploy.freezing.language.lstm import IntegerLstm
-from cpt_deploy.freezing.language.parts import IntegerLinear
+from cpt_deploy.integer.language.lstm import IntegerLstm
+from cpt_deploy.integer.language.parts import IntegerLinear
 
 _STATES = ("h", "c")
 

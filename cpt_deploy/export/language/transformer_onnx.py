@@ -12,8 +12,8 @@ from onnx import TensorProto
 from cpt_deploy.bundle.language import BATCH, LOGITS_NAME, PAST, TOKENS_NAME, LanguageManifest, StateTensor
 from cpt_deploy.export.language.ends_onnx import add_embedding, add_head
 from cpt_deploy.export.language.graph import GraphBuilder, chosen_opset, serialized, value
-from cpt_deploy.freezing.language.blocks import IntegerBlock, Norm
-from cpt_deploy.freezing.language.transformer import POSITIONS, IntegerTransformer
+from cpt_deploy.integer.language.blocks import IntegerBlock, Norm
+from cpt_deploy.integer.language.transformer import POSITIONS, IntegerTransformer
 
 _MASK = "mask"
 

@@ -2,7 +2,7 @@
 
 The state is (h, c), float32 (layers, N, hidden) each, so that ONNX can have the two as inputs and outputs. Dropout is
 on what goes from layer to layer, never on what goes from step to step. `prepare_language_model` quantizes it; for the
-arithmetic see `cpt_deploy.quantization.recurrent` and `.embedding`.
+arithmetic see `cpt_deploy.quantization.modules.recurrent` and `.embedding`.
 """
 
 import torch

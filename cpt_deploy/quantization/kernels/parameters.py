@@ -3,7 +3,6 @@
 import torch
 from torch import Tensor
 
-from cpt_deploy.quantization import affine
 from cpt_deploy.quantization.kernels.interface import (
     Average,
     BatchNorm,
@@ -16,6 +15,7 @@ from cpt_deploy.quantization.kernels.interface import (
     Terms,
     Unit,
 )
+from cpt_deploy.quantization.numerics import affine
 
 
 def whole(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor
 
-from cpt_deploy.quantization import affine
 from cpt_deploy.quantization.kernels import parameters
 from cpt_deploy.quantization.kernels.interface import Clamp, Grid, Site, Statistics, Terms
 from cpt_deploy.quantization.kernels.layout import check_not_empty, flat, rows_of
-from cpt_deploy.quantization.noise import index_noise
+from cpt_deploy.quantization.numerics import affine
+from cpt_deploy.quantization.numerics.stochastic_rounding import index_noise
 
 
 class TorchKernels:

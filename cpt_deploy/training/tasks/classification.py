@@ -12,14 +12,14 @@ from cpt_deploy.data import ArrayImages, FileImages, eval_loader, training_strea
 from cpt_deploy.errors import UsageError
 from cpt_deploy.quantization import CyclingModel, QuantizedModel
 from cpt_deploy.recipe import Recipe
+from cpt_deploy.training.distributed.process_group import Ranks
+from cpt_deploy.training.distributed.synchronization import Synchronization
 from cpt_deploy.training.evaluation import evaluate
 from cpt_deploy.training.fine_tuning import Pretrained, build_pretrained
-from cpt_deploy.training.inputs import settling_inputs
-from cpt_deploy.training.ranks import Ranks
-from cpt_deploy.training.reports import Evaluation
-from cpt_deploy.training.run_directory import RunDirectory
-from cpt_deploy.training.setup import RunData, build_cpt_model
-from cpt_deploy.training.synchronization import Synchronization
+from cpt_deploy.training.loop.inputs import settling_inputs
+from cpt_deploy.training.loop.setup import RunData, build_cpt_model
+from cpt_deploy.training.reporting.reports import Evaluation
+from cpt_deploy.training.run_directory.run_directory import RunDirectory
 from cpt_deploy.training.tasks.interface import Final, StepOutcome, Stop
 
 

@@ -8,11 +8,11 @@ from torch import Tensor, nn
 
 from cpt_deploy.quantization import CyclingModel
 from cpt_deploy.recipe import Recipe
+from cpt_deploy.training.distributed.process_group import Ranks
+from cpt_deploy.training.distributed.synchronization import Synchronization
 from cpt_deploy.training.fine_tuning import Pretrained
-from cpt_deploy.training.ranks import Ranks
-from cpt_deploy.training.reports import Evaluation
-from cpt_deploy.training.run_directory import RunDirectory
-from cpt_deploy.training.synchronization import Synchronization
+from cpt_deploy.training.reporting.reports import Evaluation
+from cpt_deploy.training.run_directory.run_directory import RunDirectory
 
 Stop = Callable[[], bool]
 """Asked before each batch of an evaluation or of settling whether to give up."""

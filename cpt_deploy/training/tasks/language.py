@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cpt_deploy.bundle.tokenization import Ids, Tokenizer
+from cpt_deploy.bundle.processors.tokenization import Ids, Tokenizer
 from cpt_deploy.data.text import (
     Chunk,
     Corpus,
@@ -34,12 +34,12 @@ from cpt_deploy.quantization import (
 )
 from cpt_deploy.quantization.language import Score, State, detached
 from cpt_deploy.recipe import Recipe
-from cpt_deploy.training.files import disk_errors, write_atomically
+from cpt_deploy.training.distributed.process_group import Ranks
+from cpt_deploy.training.distributed.synchronization import Synchronization
 from cpt_deploy.training.fine_tuning import Pretrained, refuse_weights
-from cpt_deploy.training.ranks import Ranks
-from cpt_deploy.training.reports import Evaluation
-from cpt_deploy.training.run_directory import RunDirectory
-from cpt_deploy.training.synchronization import Synchronization
+from cpt_deploy.training.reporting.reports import Evaluation
+from cpt_deploy.training.run_directory.files import disk_errors, write_atomically
+from cpt_deploy.training.run_directory.run_directory import RunDirectory
 from cpt_deploy.training.tasks.interface import Final, StepOutcome, Stop
 from cpt_deploy.training.text_evaluation import evaluate_text
 

@@ -7,7 +7,7 @@ import torch
 from cpt_deploy.data.text import Corpus, build_tokenizer, corpora, is_corpus, load_corpus
 from cpt_deploy.recipe import Recipe
 from cpt_deploy.training.fine_tuning import resolve_weights
-from cpt_deploy.training.setup import load_data
+from cpt_deploy.training.loop.setup import load_data
 from cpt_deploy.training.tasks.classification import Classification
 from cpt_deploy.training.tasks.interface import Task
 from cpt_deploy.training.tasks.language import LanguageModelling

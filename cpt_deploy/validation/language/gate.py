@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cpt_deploy.bundle.consistency import language_contradictions
+from cpt_deploy.bundle.integrity.consistency import language_contradictions
 from cpt_deploy.bundle.language import LanguageBundle
 from cpt_deploy.bundle.layout import TOKENIZER_FILE
 from cpt_deploy.errors import ValidationFailedError
-from cpt_deploy.freezing.language import read_integer_model
+from cpt_deploy.integer.language import read_integer_model
+from cpt_deploy.validation.accuracy.noninferiority import NonInferiority, allowed_rise, judge_losses, rise_in_percent
 from cpt_deploy.validation.gate import needed_samples
 from cpt_deploy.validation.language.measuring import LanguageMeasurements, Step
-from cpt_deploy.validation.noninferiority import NonInferiority, allowed_rise, judge_losses, rise_in_percent
 
 RECORDED_RISE = 0.5
 """Percent by which the trained model's perplexity may differ from its report: another device sums in another order."""

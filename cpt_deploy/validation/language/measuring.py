@@ -10,8 +10,8 @@ import numpy.typing as npt
 
 from cpt_deploy.bundle.language import TOKENS_NAME, LanguageBundle, LanguageModel, State
 from cpt_deploy.bundle.language.manifest import LOGITS_NAME
-from cpt_deploy.bundle.sessions import open_session
-from cpt_deploy.freezing.language import IntegerLanguageModel, Trace, read_integer_model
+from cpt_deploy.bundle.runtime.sessions import open_session
+from cpt_deploy.integer.language import IntegerLanguageModel, Trace, read_integer_model
 from cpt_deploy.validation.language.taps import tap_products
 
 Tokens = npt.NDArray[np.int64]

@@ -12,12 +12,21 @@ import numpy.typing as npt
 from cpt_deploy.bundle import EvaluationResult
 from cpt_deploy.bundle.language import LanguageBundle, LanguageModel
 from cpt_deploy.bundle.layout import ANNOUNCED
-from cpt_deploy.bundle.operators import float_operators, unannounced_operators
-from cpt_deploy.bundle.processor import read_cpu
-from cpt_deploy.bundle.providers import CPU, keeps_operators, provider_name
+from cpt_deploy.bundle.runtime.cpu import read_cpu
+from cpt_deploy.bundle.runtime.operators import float_operators, unannounced_operators
+from cpt_deploy.bundle.runtime.providers import CPU, keeps_operators, provider_name
 from cpt_deploy.errors import DataError
-from cpt_deploy.validation.accumulators import bundle_accumulators, overflow_reasons
+from cpt_deploy.validation.accuracy.noninferiority import MAX_DROP, check_allowed, rise_in_percent
 from cpt_deploy.validation.gate import operator_reasons
+from cpt_deploy.validation.integers.accumulators import bundle_accumulators, overflow_reasons
+from cpt_deploy.validation.integers.saturation import (
+    LayerSaturation,
+    Portability,
+    bundle_portability,
+    bundle_saturation,
+    portability_reasons,
+    saturation_entry,
+)
 from cpt_deploy.validation.language.gate import (
     LanguageReference,
     check_context,
@@ -29,16 +38,7 @@ from cpt_deploy.validation.language.gate import (
     undecided_reasons,
 )
 from cpt_deploy.validation.language.measuring import LanguageMeasurements, measure_text, rows_of
-from cpt_deploy.validation.noninferiority import MAX_DROP, check_allowed, rise_in_percent
-from cpt_deploy.validation.saturation import (
-    LayerSaturation,
-    Portability,
-    bundle_portability,
-    bundle_saturation,
-    portability_reasons,
-    saturation_entry,
-)
-from cpt_deploy.validation.software import software_versions
+from cpt_deploy.validation.performance.software import software_versions
 from cpt_deploy.validation.validate import file_contradictions
 
 ROWS = 16

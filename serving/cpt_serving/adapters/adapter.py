@@ -15,10 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from cpt_deploy.bundle import read_evidence, require_evidence
+from cpt_deploy.bundle.integrity.signatures import public_keys, require_signature
 from cpt_deploy.bundle.language import LanguageManifest
 from cpt_deploy.bundle.language.text import TextCodec
 from cpt_deploy.bundle.opened import OpenedBundle
-from cpt_deploy.bundle.signatures import public_keys, require_signature
 from cpt_deploy.errors import BundleError
 from cpt_serving.inference.memory import MemoryBudget
 from cpt_serving.inference.model import Tensors

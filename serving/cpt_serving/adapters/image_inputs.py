@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from cpt_deploy.bundle import Preprocessing
-from cpt_deploy.bundle.images import decoding_bytes, open_image, pixels_of
-from cpt_deploy.bundle.runtime import INPUT_NAME
+from cpt_deploy.bundle.processors.images import decoding_bytes, open_image, pixels_of
+from cpt_deploy.bundle.runtime.model import INPUT_NAME
 from cpt_deploy.errors import ImageError, ImageTooLargeError
 from cpt_serving.inference.memory import MemoryBudget
 from cpt_serving.inference.threads import Work

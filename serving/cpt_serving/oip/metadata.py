@@ -5,7 +5,7 @@ from typing import Any, Protocol
 
 import cpt_deploy
 from cpt_deploy.bundle.opened import OpenedBundle
-from cpt_deploy.bundle.providers import CPU, provider_name
+from cpt_deploy.bundle.runtime.providers import CPU, provider_name
 from cpt_serving.settings import ServeSettings
 
 SERVER_NAME = "cpt-deploy"

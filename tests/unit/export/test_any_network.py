@@ -14,10 +14,10 @@ from torch import Tensor
 
 from cpt_deploy.errors import ConversionError, CptWarning
 from cpt_deploy.export import write_onnx
-from cpt_deploy.freezing import freeze
+from cpt_deploy.integer import freeze
 from cpt_deploy.quantization import QuantizationConfig, QuantizedModel, prepare, settle
-from cpt_deploy.quantization.equivalence import float_bits
-from cpt_deploy.quantization.precision_state import Bits
+from cpt_deploy.quantization.graph.equivalence import float_bits
+from cpt_deploy.quantization.state.precision_state import Bits
 from tests.unit.export.drawn_networks import SIDE, Drawn, networks
 
 SHAPE = (3, SIDE, SIDE)

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.models import get_model
 
-from cpt_deploy.bundle.operators import float_operators, optimized_operators
-from cpt_deploy.bundle.sessions import open_session
+from cpt_deploy.bundle.runtime.operators import float_operators, optimized_operators
+from cpt_deploy.bundle.runtime.sessions import open_session
 from cpt_deploy.export import write_onnx
-from cpt_deploy.freezing import IntegerExecutor, IntegerGraph, freeze
-from cpt_deploy.freezing.programs import load_program, write_torchscript
+from cpt_deploy.export.programs import load_program, write_torchscript
+from cpt_deploy.integer import IntegerExecutor, IntegerGraph, freeze
 from cpt_deploy.models import build_model
 from cpt_deploy.quantization import LayerGroup, QuantizationConfig, WeightBits, prepare, settle
 

@@ -13,11 +13,11 @@ from onnx import numpy_helper
 from torch import nn
 
 from cpt_deploy.bundle import OnnxRuntimeModel, Preprocessing
-from cpt_deploy.bundle.sessions import PORTABLE_KEY
+from cpt_deploy.bundle.runtime.sessions import PORTABLE_KEY
 from cpt_deploy.errors import BundleError, UsageError
 from cpt_deploy.export import ModelIdentity, export_bundle, float_model, write_float_onnx, write_onnx
 from cpt_deploy.export.bundle_export import digest
-from cpt_deploy.freezing import IntegerExecutor, freeze, graph_from_bundle
+from cpt_deploy.integer import IntegerExecutor, freeze, graph_from_bundle
 from cpt_deploy.models import build_model
 from cpt_deploy.quantization import QuantizationConfig, QuantizedModel, make_native, prepare, settle
 

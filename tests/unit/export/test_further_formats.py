@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from cpt_deploy.bundle import FORMATS, Bundle, OnnxRuntimeModel, Preprocessing, chosen_formats
-from cpt_deploy.bundle.checksums import checksum_lines, read_checksums, verify_checksums
+from cpt_deploy.bundle.integrity.checksums import checksum_lines, read_checksums, verify_checksums
 from cpt_deploy.errors import BundleError, ConversionError, UsageError
 from cpt_deploy.export import ModelIdentity, export_bundle, further_formats
-from cpt_deploy.freezing import freeze
-from cpt_deploy.freezing.programs import WRITERS, load_program
+from cpt_deploy.export.programs import WRITERS, load_program
+from cpt_deploy.integer import freeze
 from cpt_deploy.models import build_model
 from cpt_deploy.quantization import QuantizationConfig, QuantizedModel, prepare, settle
 from cpt_deploy.validation import validate

@@ -16,15 +16,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import parametrizations, prune
 
-from cpt_deploy.bundle.operators import float_operators, optimized_operators
-from cpt_deploy.bundle.sessions import open_session
+from cpt_deploy.bundle.runtime.operators import float_operators, optimized_operators
+from cpt_deploy.bundle.runtime.sessions import open_session
 from cpt_deploy.export import write_onnx
-from cpt_deploy.export.float_onnx import write_float_onnx
-from cpt_deploy.freezing import IntegerExecutor, IntegerGraph, freeze
-from cpt_deploy.freezing.graph import from_dict, to_dict
-from cpt_deploy.freezing.programs import load_program, write_torchscript
+from cpt_deploy.export.programs import load_program, write_torchscript
+from cpt_deploy.integer import IntegerExecutor, IntegerGraph, freeze
+from cpt_deploy.integer.graph import from_dict, to_dict
+from cpt_deploy.onnx_graph.float_network import write_float_onnx
 from cpt_deploy.quantization import QuantizationConfig, make_symmetric, prepare, settle
-from cpt_deploy.quantization.entries import has_float_operations
+from cpt_deploy.quantization.graph.entries import has_float_operations
 from cpt_deploy.validation import layer_saturation
 
 Forward = Callable[[Any, Tensor], Tensor]

@@ -18,7 +18,7 @@ from torchvision.models import get_model
 
 from cpt_deploy.bundle import OnnxRuntimeModel
 from cpt_deploy.export import write_onnx
-from cpt_deploy.freezing import IntegerExecutor, IntegerGraph, freeze
+from cpt_deploy.integer import IntegerExecutor, IntegerGraph, freeze
 from cpt_deploy.models import build_model
 from cpt_deploy.quantization import QuantizationConfig, QuantizedModel, make_native, prepare, settle
 from cpt_deploy.validation import layer_saturation, optimized_operators, tap_model

@@ -13,15 +13,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.models import get_model
 
-from cpt_deploy.bundle.operators import optimized_operators
-from cpt_deploy.bundle.sessions import open_session
+from cpt_deploy.bundle.runtime.operators import optimized_operators
+from cpt_deploy.bundle.runtime.sessions import open_session
 from cpt_deploy.errors import UsageError
 from cpt_deploy.export import write_onnx
-from cpt_deploy.freezing import IntegerExecutor, IntegerGraph, freeze
-from cpt_deploy.freezing.graph import from_dict, to_dict
+from cpt_deploy.integer import IntegerExecutor, IntegerGraph, freeze
+from cpt_deploy.integer.graph import from_dict, to_dict
 from cpt_deploy.models import build_model
 from cpt_deploy.quantization import QuantizationConfig, make_symmetric, prepare, settle
-from cpt_deploy.quantization.affine import fake_quantize, symmetric_parameters
+from cpt_deploy.quantization.numerics.affine import fake_quantize, symmetric_parameters
 from cpt_deploy.validation import quantized_tensors
 
 

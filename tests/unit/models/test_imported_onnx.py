@@ -14,10 +14,10 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 from torchvision.models import get_model
 
-from cpt_deploy.bundle.sessions import open_session
+from cpt_deploy.bundle.runtime.sessions import open_session
 from cpt_deploy.errors import ConversionError, DataError, UsageError
 from cpt_deploy.export import write_float_onnx, write_onnx
-from cpt_deploy.freezing import IntegerExecutor, freeze
+from cpt_deploy.integer import IntegerExecutor, freeze
 from cpt_deploy.models import build_model
 from cpt_deploy.models.imported import OnnxSource, open_source
 from cpt_deploy.quantization import QuantizationConfig, prepare, settle

@@ -11,10 +11,11 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
-from cpt_deploy.quantization import QuantizationConfig, QuantizedModel, gpu_products, prepare
+from cpt_deploy.quantization import QuantizationConfig, QuantizedModel, prepare
 from cpt_deploy.quantization.kernels import Kernels
 from cpt_deploy.quantization.kernels.reference import TorchKernels
-from cpt_deploy.quantization.segments import Engine
+from cpt_deploy.quantization.training_step import gpu_products
+from cpt_deploy.quantization.training_step.fused_operations import Engine
 
 triton_backend = pytest.importorskip("cpt_deploy.quantization.kernels.triton_backend")
 

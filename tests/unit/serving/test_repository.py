@@ -288,7 +288,7 @@ def test_with_a_required_signature_only_what_is_signed_with_a_key_is_loaded(mode
     from cryptography.hazmat.primitives.asymmetric import ec
 
     from cpt_deploy.bundle import Bundle
-    from cpt_deploy.bundle.signatures import sign_bundle
+    from cpt_deploy.bundle.integrity.signatures import sign_bundle
 
     keys = tmp_path / "keys"
     keys.mkdir()

@@ -14,11 +14,11 @@ from torch.nn import functional
 from cpt_deploy.data import eval_loader, load_images
 from cpt_deploy.errors import UsageError
 from cpt_deploy.quantization import QuantizationConfig, QuantizedModel, prepare, synchronize_norms
-from cpt_deploy.quantization.noise import index_noise
-from cpt_deploy.quantization.products import has_bf16_units
+from cpt_deploy.quantization.numerics.stochastic_rounding import index_noise
+from cpt_deploy.quantization.training_step.products import has_bf16_units
 from cpt_deploy.training import SilentReporter, evaluate, load_run, train
-from cpt_deploy.training.metrics_log import read_metrics
-from cpt_deploy.training.ranks import Ranks, choose_device, joined, launched
+from cpt_deploy.training.distributed.process_group import Ranks, choose_device, joined, launched
+from cpt_deploy.training.run_directory.metrics_log import read_metrics
 
 EVERY_STEP = ("train.log_every=1",)
 FLOAT = ("precision={lower: 32, upper: 32, schedule: static, grad_lower: 32, grad_upper: 32}",)

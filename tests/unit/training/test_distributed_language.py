@@ -13,8 +13,8 @@ from cpt_deploy.data.text import evaluation_chunks
 from cpt_deploy.models.language import build_language_model
 from cpt_deploy.quantization import QuantizationConfig, prepare_language_model
 from cpt_deploy.training import SilentReporter, load_language_model, train
-from cpt_deploy.training.checkpoints import read_checkpoint
-from cpt_deploy.training.metrics_log import read_metrics
+from cpt_deploy.training.run_directory.checkpoints import read_checkpoint
+from cpt_deploy.training.run_directory.metrics_log import read_metrics
 
 # Without dropout, whose random numbers are each process's own; in float32, without the noise of rounding.
 SHORT = ("train.steps=14", "train.eval_every=14 steps", "train.log_every=1", "optimizer.lr=1.0")

@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 
 from cpt_cli.main import main
 from cpt_deploy.errors import DataError, RecipeError, RunInterruptedError, UsageError
-from cpt_deploy.export.float_onnx import float_model
 from cpt_deploy.models import build_model
+from cpt_deploy.onnx_graph.float_network import float_model
 from cpt_deploy.recipe import load_recipe
 from cpt_deploy.training import group_runs, load_run, plan_run, read_finished_run, train
 from cpt_deploy.training.tasks import load_task

@@ -6,11 +6,11 @@ import json
 import pytest
 
 from cpt_deploy.errors import RunInterruptedError, UsageError
-from cpt_deploy.freezing import freeze
+from cpt_deploy.integer import freeze
 from cpt_deploy.recipe import load_recipe
 from cpt_deploy.training import load_run, train
-from cpt_deploy.training.checkpoints import read_checkpoint
-from cpt_deploy.training.metrics_log import read_metrics
+from cpt_deploy.training.run_directory.checkpoints import read_checkpoint
+from cpt_deploy.training.run_directory.metrics_log import read_metrics
 
 # 22 steps; a period is two of them and its threshold is wide, so bits rise early and to the last stage.
 PROGRESSIVE = (

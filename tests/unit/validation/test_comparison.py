@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cpt_deploy.validation.comparison import IntegerComparison, RuntimeComparison
-from cpt_deploy.validation.taps import Tap
+from cpt_deploy.validation.integers.intermediate_outputs import Tap
 
 
 @given(seed=st.integers(0, 1000), cuts=st.lists(st.integers(0, 60), max_size=4).map(sorted))

@@ -16,8 +16,8 @@ from cpt_deploy.quantization import QuantizationConfig, QuantizedModel, prepare,
 from cpt_deploy.report import render_validation_page
 from cpt_deploy.validation import Reference, compare_constants, validate
 from cpt_deploy.validation.comparison import IntegerComparison
-from cpt_deploy.validation.integer_model import BundledIntegerModel
-from cpt_deploy.validation.taps import Tap, tap_model
+from cpt_deploy.validation.integers.integer_model import BundledIntegerModel
+from cpt_deploy.validation.integers.intermediate_outputs import Tap, tap_model
 
 LABELS = ("zero", "one", "two")
 SHAPE = (1, 8, 8)

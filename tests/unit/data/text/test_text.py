@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cpt_deploy.bundle.tokenization import ByteTokenizer, WordTokenizer, read_tokenizer
+from cpt_deploy.bundle.processors.tokenization import ByteTokenizer, WordTokenizer, read_tokenizer
 from cpt_deploy.data.text import (
     build_tokenizer,
     corpora,

@@ -8,15 +8,15 @@ import torch
 
 from cpt_deploy.bundle import Bundle, require_evidence
 from cpt_deploy.bundle.language import LanguageModel, open_bundle, update_language_validation
-from cpt_deploy.bundle.sessions import may_saturate, open_session
-from cpt_deploy.bundle.tokenization import WordTokenizer
+from cpt_deploy.bundle.processors.tokenization import WordTokenizer
+from cpt_deploy.bundle.runtime.sessions import may_saturate, open_session
 from cpt_deploy.errors import BundleError, ConversionError, ValidationFailedError
 from cpt_deploy.export.language.bundle_export import LanguageIdentity, export_language_bundle
 from cpt_deploy.export.language.lstm_onnx import lstm_manifest, write_lstm_onnx
-from cpt_deploy.freezing.language import IntegerLstm, Trace, freeze_lstm
+from cpt_deploy.integer.language import IntegerLstm, Trace, freeze_lstm
 from cpt_deploy.models.language.catalog import build_language_model
 from cpt_deploy.quantization import QuantizationConfig, prepare_language_model
-from cpt_deploy.quantization.settling import observing
+from cpt_deploy.quantization.calibration.calibrate import observing
 from cpt_deploy.validation.language.gate import LanguageReference
 from cpt_deploy.validation.language.measuring import rows_of
 from cpt_deploy.validation.language.taps import tap_products

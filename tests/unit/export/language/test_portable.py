@@ -5,15 +5,15 @@ import onnxruntime
 import pytest
 import torch
 
-from cpt_deploy.bundle.sessions import may_saturate, needs_exact_sums, session_options
-from cpt_deploy.bundle.tokenization import WordTokenizer
+from cpt_deploy.bundle.processors.tokenization import WordTokenizer
+from cpt_deploy.bundle.runtime.sessions import may_saturate, needs_exact_sums, session_options
 from cpt_deploy.errors import BundleError
 from cpt_deploy.export.language.bundle_export import LanguageIdentity, export_language_bundle
 from cpt_deploy.export.language.kinds import language_manifest, write_language_onnx
-from cpt_deploy.freezing.language import freeze_language_model
+from cpt_deploy.integer.language import freeze_language_model
 from cpt_deploy.models.language.catalog import build_language_model
 from cpt_deploy.quantization import QuantizationConfig, make_native, prepare_language_model, reduced_layers
-from cpt_deploy.quantization.settling import observing
+from cpt_deploy.quantization.calibration.calibrate import observing
 from cpt_deploy.validation import bundle_saturation
 from cpt_deploy.validation.language.taps import tap_products
 from cpt_deploy.validation.language.validate import validate_language

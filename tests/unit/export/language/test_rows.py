@@ -6,7 +6,7 @@ import torch
 
 from cpt_deploy.bundle.language import LanguageModel
 from cpt_deploy.export.language.kinds import language_manifest, write_language_onnx
-from cpt_deploy.freezing.language import freeze_language_model
+from cpt_deploy.integer.language import freeze_language_model
 from cpt_deploy.models.language import build_language_model
 from cpt_deploy.quantization import QuantizationConfig, observing, prepare_language_model
 

@@ -6,15 +6,15 @@ import torch
 from onnx.reference import ReferenceEvaluator
 
 from cpt_deploy.bundle.language import LanguageModel, open_bundle
-from cpt_deploy.bundle.sessions import open_session, session_options
-from cpt_deploy.bundle.tokenization import ByteTokenizer, WordTokenizer
+from cpt_deploy.bundle.processors.tokenization import ByteTokenizer, WordTokenizer
+from cpt_deploy.bundle.runtime.sessions import open_session, session_options
 from cpt_deploy.errors import BundleError, ConversionError, UsageError
 from cpt_deploy.export.language.bundle_export import LanguageIdentity, export_language_bundle
 from cpt_deploy.export.language.kinds import language_manifest, write_language_onnx
-from cpt_deploy.freezing.language import Trace, freeze_language_model, read_integer_model
+from cpt_deploy.integer.language import Trace, freeze_language_model, read_integer_model
 from cpt_deploy.models.language.catalog import build_language_model
 from cpt_deploy.quantization import QuantizationConfig, prepare_language_model
-from cpt_deploy.quantization.settling import observing
+from cpt_deploy.quantization.calibration.calibrate import observing
 from cpt_deploy.validation.language.gate import LanguageReference
 from cpt_deploy.validation.language.measuring import chunks_of
 from cpt_deploy.validation.language.taps import tap_products

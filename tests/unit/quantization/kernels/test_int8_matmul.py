@@ -14,11 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from cpt_deploy.quantization import int8_products, products
 from cpt_deploy.quantization.kernels import Grid
 from cpt_deploy.quantization.kernels.reference import TorchKernels
-from cpt_deploy.quantization.layers import quantized_layer
-from cpt_deploy.quantization.precision_state import PrecisionState
+from cpt_deploy.quantization.modules.layers import quantized_layer
+from cpt_deploy.quantization.state.precision_state import PrecisionState
+from cpt_deploy.quantization.training_step import int8_products, products
 
 triton = pytest.importorskip("triton")
 

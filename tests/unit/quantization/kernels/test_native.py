@@ -13,12 +13,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cpt_deploy.quantization.affine import affine_parameters, including_zero
 from cpt_deploy.quantization.kernels import Clamp, Grid, Kernels, Site, Terms, load_native
 from cpt_deploy.quantization.kernels import compile as compilation
 from cpt_deploy.quantization.kernels.native import NativeKernels
 from cpt_deploy.quantization.kernels.parameters import gradient_step, whole
 from cpt_deploy.quantization.kernels.reference import TorchKernels
+from cpt_deploy.quantization.numerics.affine import affine_parameters, including_zero
 
 TORCH = TorchKernels()
 CLAMPS = [Clamp(), Clamp(low=0.0), Clamp(0.0, 1.5)]

@@ -17,7 +17,7 @@ from cpt_deploy.bundle.language import (
     StateTensor,
     write_language_bundle,
 )
-from cpt_deploy.bundle.tokenization import Tokenizer, WordTokenizer
+from cpt_deploy.bundle.processors.tokenization import Tokenizer, WordTokenizer
 
 WORDS = ("<eos>", "<unk>", "the", "company", "said", "it", "was", "new")
 CYCLE = (2, 3, 4, 5, 6, 7, 0)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy.special import log_softmax
 
-from cpt_deploy.bundle.tokenization import ByteTokenizer, train_bpe
+from cpt_deploy.bundle.processors.tokenization import ByteTokenizer, train_bpe
 
 GREEDY = {"prompt": "the company", "max_tokens": 6, "temperature": 0}
 

@@ -1,0 +1,156 @@
+"""A bundle's model in onnxruntime: the session, its threads and providers, and the check against the golden sample."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cpt_deploy.bundle.golden import Golden, GoldenCheck, compare_golden
+from cpt_deploy.bundle.runtime.sessions import open_session
+from cpt_deploy.errors import BundleError, MissingExtraError
+
+INPUT_NAME = "image"
+OUTPUT_NAME = "logits"
+
+
+class OnnxRuntimeModel:
+    """An exported classifier in onnxruntime. `run` may be called from several threads at once.
+
+    Args:
+        model: Path of an ONNX file, or its bytes.
+        threads: Threads that one call computes with; `None` takes one per physical core.
+        optimize: Whether onnxruntime may fuse the graph to integer operators, which is where the speed is.
+        provider: "cpu", "cuda", "tensorrt", or the name of one of onnxruntime's execution providers.
+        taps: Whether `trace` shall return the integers inside of the network too (needs the `onnx` package).
+        rest_between_runs: Whether its threads stop at once after a call instead of waiting busily for the next one,
+            so that several models can be timed in turns.
+
+    Raises:
+        BundleError: If the file is no model that onnxruntime can load, or not one with the input "image" and the
+            output "logits".
+        UsageError: If there is no such provider or `threads` is less than 1.
+        MissingExtraError: If the installed onnxruntime lacks the provider or cannot start it, or `taps` are asked for
+            and `onnx` is not installed.
+    """
+
+    def __init__(
+        self,
+        model: Path | bytes,
+        *,
+        threads: int | None = 1,
+        optimize: bool = True,
+        provider: str = "cpu",
+        taps: bool = False,
+        rest_between_runs: bool = False,
+    ) -> None:
+        where = "the given bytes" if isinstance(model, bytes) else str(model)
+        self._session: Any = open_session(
+            _with_taps(model if isinstance(model, bytes) else str(model)) if taps else model,
+            where=where,
+            threads=threads,
+            optimize=optimize,
+            provider=provider,
+            rest_between_runs=rest_between_runs,
+        )
+        self.input_shape: tuple[int, int, int] = _checked_input_shape(self._session, where)
+        self.tap_names: tuple[str, ...] = tuple(
+            output.name for output in self._session.get_outputs() if output.name != OUTPUT_NAME
+        )
+
+    @property
+    def providers(self) -> list[str]:
+        """The execution providers in use, most important first."""
+        providers: list[str] = self._session.get_providers()
+        return providers
+
+    def run(self, inputs: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Compute the logits of a batch.
+
+        Args:
+            inputs: Normalised images, float32 (N, C, H, W).
+
+        Returns:
+            Logits, float32 (N, K).
+
+        Raises:
+            ValueError: If the dtype or the shape is another.
+        """
+        logits: npt.NDArray[np.float32] = self._session.run([OUTPUT_NAME], {INPUT_NAME: self._checked(inputs)})[0]
+        return logits
+
+    def trace(self, inputs: npt.NDArray[np.float32]) -> dict[str, npt.NDArray[Any]]:
+        """Compute a batch and return the logits and every tapped tensor of codes by its name in the ONNX graph.
+
+        Args:
+            inputs: As for `run`.
+
+        Raises:
+            ValueError: If the dtype or the shape is another.
+        """
+        names = [OUTPUT_NAME, *self.tap_names]
+        return dict(zip(names, self._session.run(names, {INPUT_NAME: self._checked(inputs)}), strict=True))
+
+    def reproduce_golden(self, golden: Golden) -> GoldenCheck:
+        """Compute a golden sample and compare; `GoldenCheck.reproduced` says whether all agrees.
+
+        Raises:
+            BundleError: If the sample is of another model.
+        """
+        try:
+            return compare_golden(golden, self.run(golden.inputs))
+        except ValueError as error:
+            raise BundleError(f"Expected the golden sample to fit the model, but got: {error}") from error
+
+    def _checked(self, inputs: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        if inputs.dtype != np.float32 or inputs.ndim != 4 or inputs.shape[1:] != self.input_shape:
+            raise ValueError(
+                f"Expected inputs to be float32 (N, {', '.join(map(str, self.input_shape))}), "
+                f"but got {inputs.dtype} {inputs.shape}"
+            )
+        return inputs
+
+
+def _checked_input_shape(session: Any, where: str) -> tuple[int, int, int]:
+    """Return (C, H, W) of a session's input, after checking that it has the input and the output of a bundle."""
+    inputs, outputs = session.get_inputs(), [output.name for output in session.get_outputs()]
+    if [tensor.name for tensor in inputs] != [INPUT_NAME] or OUTPUT_NAME not in outputs:
+        raise BundleError(
+            f"Expected a model with the input {INPUT_NAME!r} and the output {OUTPUT_NAME!r}, but {where} has "
+            f"{[tensor.name for tensor in inputs]} and {outputs[:5]}"
+        )
+    kind, shape = inputs[0].type, inputs[0].shape
+    if kind != "tensor(float)" or len(shape) != 4 or not all(isinstance(size, int) for size in shape[1:]):
+        raise BundleError(f"Expected a float32 input of a fixed (C, H, W), but {where} takes {kind} {shape}")
+    channels, height, width = shape[1:]
+    return channels, height, width
+
+
+def _with_taps(source: str | bytes) -> bytes:
+    """Return the model with the integer tensor of every activation edge as a further output.
+
+    onnxruntime still fuses everything: the integers between two operators are there in the fused graph too.
+    """
+    try:
+        import onnx
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(
+            "Expected the package onnx, but it is not installed", hint="pip install 'cpt-deploy[train]'"
+        ) from error
+    try:
+        model = onnx.load_from_string(source) if isinstance(source, bytes) else onnx.load(source)
+    except Exception as error:  # protobuf's DecodeError, or whatever else the bytes run into
+        raise BundleError(f"Expected an ONNX model, but got: {error}") from error
+    types = {entry.name: entry.data_type for entry in model.graph.initializer}
+    clipped = {node.input[0]: node.output[0] for node in model.graph.node if node.op_type == "Clip"}
+    present = {output.name for output in model.graph.output}
+    for node in list(model.graph.node):
+        if node.op_type != "QuantizeLinear":
+            continue
+        # Below 8 bits the codes are what a Clip in the integer domain leaves of them.
+        name = clipped.get(node.output[0], node.output[0])
+        if name not in present:
+            present.add(name)
+            model.graph.output.append(onnx.helper.make_tensor_value_info(name, types[node.input[2]], None))
+    serialized: bytes = model.SerializeToString()
+    return serialized

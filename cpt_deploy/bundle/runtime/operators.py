@@ -1,0 +1,211 @@
+"""What onnxruntime makes of a model: the operators of its optimized graph, and those of them that compute in float.
+
+Needs the `onnx` package.
+"""
+
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from cpt_deploy.bundle.runtime.providers import check_started, provider_names
+from cpt_deploy.bundle.runtime.sessions import needs_exact_sums, session_options
+from cpt_deploy.errors import BundleError, DataError, MissingExtraError
+
+_FLOATS = ("FLOAT", "FLOAT16", "DOUBLE", "BFLOAT16")
+
+MOVEMENTS = frozenset(
+    {
+        "Cast", "Concat", "DepthToSpace", "DequantizeLinear", "Expand", "Flatten", "Gather", "Identity", "Pad",
+        "QuantizeLinear", "ReorderInput", "ReorderOutput", "Reshape", "Shape", "Slice", "SpaceToDepth", "Split",
+        "Squeeze", "Transpose", "Unsqueeze",
+    }
+)  # fmt: skip
+"""Operators that move or convert values without arithmetic; in float they cost little and are not reported."""
+
+_MULTIPLYING = frozenset(
+    {
+        "Attention", "BatchNormalization", "Conv", "ConvTranspose", "GRU", "Gemm", "LSTM", "MatMul",
+        "MultiHeadAttention", "RNN",
+    }
+)  # fmt: skip
+"""Operators in which the weights of layers would be multiplied in float."""
+
+_INTEGER_TO_FLOAT = frozenset(
+    {"DequantizeLinear", "DynamicQuantizeLSTM", "DynamicQuantizeMatMul", "MatMulIntegerToFloat"}
+)
+
+_INPUTS_OF_QUANTIZED_QGEMM = 9
+"""With a zero point of the output as the ninth input a QGemm returns codes, and floats without."""
+
+
+def optimized_operators(model: bytes, provider: str = "cpu") -> dict[str, int]:
+    """Return how often each operator occurs in onnxruntime's optimized graph, by name.
+
+    Args:
+        model: The serialized ONNX model.
+        provider: The execution provider that the graph is for, one that `keeps_operators`.
+
+    Raises:
+        BundleError: If onnxruntime cannot load the model.
+        MissingExtraError: If `onnx` is not installed.
+    """
+    return _count(optimize(model, provider).graph.node)
+
+
+def float_operators(model: bytes, provider: str = "cpu") -> dict[str, int]:
+    """Return those operators of the optimized graph that compute with floating-point values, by name.
+
+    Quantizers, dequantizers and mere movements of values are not among them, nor are integer kernels whose scales
+    or results are in float (QLinearConv, QGemm, MatMulIntegerToFloat, ...).
+
+    Args:
+        model: The serialized ONNX model.
+        provider: The execution provider that the graph is for, one that `keeps_operators`.
+
+    Raises:
+        BundleError: If onnxruntime cannot load the model.
+        MissingExtraError: If `onnx` is not installed.
+    """
+    onnx = require_onnx()
+    optimized = onnx.shape_inference.infer_shapes(optimize(model, provider))
+    return _count(_in_float(optimized.graph, frozenset()))
+
+
+def announced_operators(model: bytes) -> dict[str, Any]:
+    """Return what export announces in quantization.json: the operators that onnxruntime computes in float.
+
+    Args:
+        model: The serialized ONNX model.
+
+    Raises:
+        BundleError: If onnxruntime cannot load the model.
+        MissingExtraError: If `onnx` is not installed.
+    """
+    import onnxruntime
+
+    return {"version": str(onnxruntime.__version__), "float_operators": float_operators(model)}
+
+
+def unannounced_operators(found: Mapping[str, int], announced: Mapping[str, Any] | None) -> dict[str, int]:
+    """Return by how many the operators in float are more than export announced, by name.
+
+    Names of fused forms count as those of the plain operator. Which operators are fused depends on onnxruntime's
+    version: with another one than at export only those that multiply are counted, which are the same in any.
+
+    Args:
+        found: The operators that compute in float here.
+        announced: What `announced_operators` gave at export; `None` if nothing was announced.
+    """
+    import onnxruntime
+
+    announced = announced or {}
+    known = _plain(announced.get("float_operators", {}))
+    same = announced.get("version") in {None, str(onnxruntime.__version__)}
+    extra = {name: count - known.get(name, 0) for name, count in _plain(found).items()}
+    return {name: count for name, count in extra.items() if count > 0 and (same or name in _MULTIPLYING)}
+
+
+def _plain(operators: Mapping[str, int]) -> Counter[str]:
+    plain: Counter[str] = Counter()
+    for name, count in operators.items():
+        plain[name.removeprefix("Nhwc").removeprefix("Fused")] += int(count)
+    return plain
+
+
+def optimize(model: bytes, provider: str = "cpu") -> Any:
+    """Return the graph that onnxruntime executes on this machine, as an `onnx.ModelProto`.
+
+    Args:
+        model: The serialized ONNX model.
+        provider: The execution provider that the graph is for, one that `keeps_operators`.
+
+    Raises:
+        BundleError: If onnxruntime cannot load the model.
+        DataError: If there is no room for its temporary file.
+        MissingExtraError: If `onnx` is not installed.
+    """
+    import onnxruntime
+
+    onnx, providers = require_onnx(), provider_names(provider)
+    with tempfile.TemporaryDirectory(prefix="cpt-optimized-") as directory:
+        path = Path(directory) / "optimized.onnx"
+        options = session_options(exact_sums=needs_exact_sums(model))
+        options.optimized_model_filepath = str(path)
+        options.intra_op_num_threads = 1
+        # onnxruntime's exceptions have no common base of their own.
+        try:
+            session = onnxruntime.InferenceSession(model, options, providers=providers)
+        except Exception as error:
+            reason = str(error).partition("\n")[0]
+            if "serialization failed" in reason:
+                raise DataError(
+                    f"Expected room for a temporary file of onnxruntime in {directory}, but it cannot be written",
+                    hint="make room there, or name another folder in TMPDIR",
+                ) from error
+            raise BundleError(f"Expected a model that onnxruntime can load, but got: {reason}") from error
+        check_started(session, provider)
+        return onnx.load(path)
+
+
+def require_onnx() -> Any:
+    """Import and return `onnx`.
+
+    Raises:
+        MissingExtraError: If it is not installed.
+    """
+    try:
+        import onnx
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(
+            "Expected the package onnx, but it is not installed", hint="pip install 'cpt-deploy[train]'"
+        ) from error
+    return onnx
+
+
+def _in_float(graph: Any, outer: frozenset[str]) -> Iterator[Any]:
+    """Yield the nodes of a graph, and of the bodies inside of it, that compute in float."""
+    floats = outer | _float_tensors(graph, outer)
+    for node in graph.node:
+        bodies = [attribute.g for attribute in node.attribute if attribute.HasField("g")]
+        for body in bodies:
+            yield from _in_float(body, floats)
+        if not bodies and _computes_in_float(node, floats):
+            yield node
+
+
+def _float_tensors(graph: Any, outer: frozenset[str]) -> set[str]:
+    """Return the names of the tensors of floating-point values, given those of the graph around this one."""
+    onnx = require_onnx()
+    kinds = {onnx.TensorProto.DataType.Value(name) for name in _FLOATS}
+    types = {value.name: value.type.tensor_type.elem_type for value in [*graph.input, *graph.value_info, *graph.output]}
+    floats = set(outer) | {initializer.name for initializer in graph.initializer if initializer.data_type in kinds}
+    floats |= {name for name, kind in types.items() if kind in kinds}
+    # ONNX knows nothing of onnxruntime's own operators, nor of what comes after them.
+    for node in graph.node:
+        if _returns_floats(node, floats):
+            floats |= {name for name in node.output if types.get(name, 0) == 0}
+    return floats
+
+
+def _returns_floats(node: Any, floats: set[str]) -> bool:
+    if node.op_type == "QGemm":
+        return len(node.input) < _INPUTS_OF_QUANTIZED_QGEMM or not node.input[_INPUTS_OF_QUANTIZED_QGEMM - 1]
+    if node.op_type in _INTEGER_TO_FLOAT:
+        return True
+    if node.op_type == "QuantizeLinear" or node.op_type.startswith("QLinear"):
+        return False
+    return bool(node.input) and node.input[0] in floats
+
+
+def _computes_in_float(node: Any, floats: frozenset[str]) -> bool:
+    if node.op_type in MOVEMENTS or node.op_type.startswith(("QLinear", "Dynamic")):
+        return False
+    # Integer kernels of onnxruntime's own take codes first and scales, which are float, after them.
+    inputs = node.input[:1] if node.domain.startswith("com.microsoft") else node.input
+    return any(name in floats for name in inputs)
+
+
+def _count(nodes: Any) -> dict[str, int]:
+    return dict(sorted(Counter(node.op_type for node in nodes).items()))

@@ -1,0 +1,110 @@
+"""The exact executor as a file that runs with PyTorch alone: TorchScript, and a program of `torch.export`.
+
+Both hold the int8 weights and compute as `IntegerExecutor` does on the CPU. PyTorch has deprecated `torch.jit`; its
+warnings are about this module's choice, not the user's, and are kept back.
+"""
+
+import io
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor, fx
+
+from cpt_deploy.integer.executor import IntegerExecutor
+from cpt_deploy.integer.graph import IntegerGraph
+
+Program = Callable[[Tensor], Tensor]
+"""Maps normalised inputs, float32 (N, C, H, W) on the CPU, to logits, float32 (N, K), for any N from 1 on."""
+
+
+def write_torchscript(graph: IntegerGraph) -> bytes:
+    """Return the TorchScript file of a graph's executor; `torch.jit.load(file)(inputs)` runs it.
+
+    Raises:
+        RuntimeError: If PyTorch cannot trace the executor.
+    """
+    buffer = io.BytesIO()
+    with _quiet():
+        # traced without gradients, and not checked by PyTorch: the caller compares integers
+        script = torch.jit.trace(  # type: ignore[no-untyped-call]
+            IntegerExecutor(graph).eval(), _example(graph), check_trace=False
+        )
+        torch.jit.save(script, buffer)
+    return _without_debug_records(buffer.getvalue())
+
+
+def write_pt2(graph: IntegerGraph) -> bytes:
+    """Return the `torch.export` program of a graph's executor; `torch.export.load(file).module()(inputs)` runs it.
+
+    Raises:
+        RuntimeError: If PyTorch cannot export the executor.
+    """
+    buffer = io.BytesIO()
+    with _quiet():
+        program = torch.export.export(
+            IntegerExecutor(graph).eval(), (_example(graph),), dynamic_shapes=({0: torch.export.Dim("N", min=1)},)
+        )
+        for module in program.graph_module.modules():
+            for node in module.graph.nodes if isinstance(module, fx.GraphModule) else ():
+                node.meta.pop("stack_trace", None)  # lines of this project's files
+        torch.export.save(program, buffer)
+    return buffer.getvalue()
+
+
+WRITERS: dict[str, Callable[[IntegerGraph], bytes]] = {"torchscript": write_torchscript, "pt2": write_pt2}
+"""What writes each format, by its name."""
+
+
+def load_program(kind: str, source: Path | bytes) -> Program:
+    """Load a file that one of `WRITERS` wrote.
+
+    Args:
+        kind: "torchscript" or "pt2".
+        source: The file or its content. Load only what you trust: PyTorch does not promise that reading a program
+            runs no code of its author.
+
+    Raises:
+        RuntimeError: If PyTorch cannot read it.
+    """
+    file = io.BytesIO(source if isinstance(source, bytes) else source.read_bytes())
+    if not zipfile.is_zipfile(file):
+        raise RuntimeError("not an archive as PyTorch writes it")  # torch.export would log a traceback of its own
+    file.seek(0)
+    with _quiet():
+        module: Program = (
+            torch.jit.load(file)  # type: ignore[no-untyped-call]
+            if kind == "torchscript"
+            else torch.export.load(file).module()
+        )
+
+    def run(x: Tensor) -> Tensor:
+        with torch.no_grad(), _quiet():
+            return module(x)
+
+    return run
+
+
+def _example(graph: IntegerGraph) -> Tensor:
+    """Return two inputs of zeros that take the memory of one number, since a program carries its example."""
+    return torch.zeros(1).expand(2, *graph.input_shape)
+
+
+def _without_debug_records(archive: bytes) -> bytes:
+    """Leave out what maps TorchScript to lines of the files it was traced from, with their paths on this machine."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(archive)) as full, zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as lean:
+        for record in full.infolist():
+            if not record.filename.endswith(".debug_pkl"):
+                lean.writestr(zipfile.ZipInfo(record.filename), full.read(record))
+    return buffer.getvalue()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

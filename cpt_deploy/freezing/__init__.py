@@ -1,8 +1,0 @@
-"""A trained CPT model as an integer model, and the exact execution of it."""
-
-from cpt_deploy.freezing.executor import IntegerExecutor
-from cpt_deploy.freezing.freeze import freeze
-from cpt_deploy.freezing.graph import IntegerGraph, QuantizedTensor
-from cpt_deploy.freezing.stored import graph_from_bundle
-
-__all__ = ["IntegerExecutor", "IntegerGraph", "QuantizedTensor", "freeze", "graph_from_bundle"]

@@ -1,0 +1,65 @@
+"""What sums of a frozen network can do, layer by layer, from its codes: none leaves int32, and which leave int16."""
+
+import math
+
+import torch
+
+from cpt_deploy.errors import ConversionError
+from cpt_deploy.integer.graph import Embed, GlobalAverage, IntegerGraph, QuantizedTensor, WeightedOperation
+from cpt_deploy.precision.accumulators import INT32_MOST, worst_average_sum, worst_sums
+from cpt_deploy.quantization.numerics.folding import Codes
+from cpt_deploy.quantization.numerics.saturation import pair_limit, worst_pair
+
+
+def check_accumulators(graph: IntegerGraph) -> None:
+    """Raise unless every sum of the graph fits into int32, in any order of summation.
+
+    Raises:
+        ConversionError: Otherwise; names the first layer whose sums do not.
+    """
+    for operation in graph.operations:
+        if isinstance(operation, WeightedOperation) and not isinstance(operation, Embed):
+            check_sum(operation.source, worst_sum(operation, graph.tensors[operation.inputs[0]]))
+        elif isinstance(operation, GlobalAverage):
+            source = graph.tensors[operation.inputs[0]]
+            positions = math.prod(source.shape[1:])
+            check_sum(operation.output, worst_average_sum(positions, levels=source.levels - source.least))
+
+
+def worst_sum(operation: WeightedOperation, source: QuantizedTensor) -> int:
+    """Return the greatest magnitude that a partial sum of a layer can have."""
+    sums = worst_sums(
+        operation.executed_codes,
+        operation.bias,
+        levels=source.levels - source.least,
+        zero_point=source.zero_point - source.least,
+    )
+    return int(sums.max(initial=0))
+
+
+def can_saturate(graph: IntegerGraph) -> bool:
+    """Return whether two products of a layer could exceed 16 bits where a processor without VNNI adds them."""
+    return any(
+        pair_can_saturate(operation.executed_codes, source.bits)
+        for operation in graph.weighted()
+        if not isinstance(operation, Embed) and not (source := graph.tensors[operation.inputs[0]]).signed
+    )
+
+
+def pair_can_saturate(codes: Codes, activation_bits: int) -> bool:
+    """Return whether two products of an output channel of codes (O, ...) could exceed 16 bits, see `pairs`."""
+    return float(worst_pair(torch.from_numpy(codes).float()).amax()) > pair_limit(activation_bits)
+
+
+def check_sum(name: str, worst: int) -> None:
+    """Raise unless a layer's worst sum fits into int32.
+
+    Raises:
+        ConversionError: If it does not.
+    """
+    if worst > INT32_MOST:
+        raise ConversionError(
+            f"Expected the sums of {name} to fit into int32, but from its weights and its bias they can reach "
+            f"{worst:,}, {worst / INT32_MOST:.2f} times as much",
+            hint="let several layers have a part of its inputs each, and add their results",
+        )

@@ -1,0 +1,231 @@
+"""Executes an integer graph in PyTorch, in the arithmetic of onnxruntime's integer kernels: same codes, bit for bit.
+
+Codes are carried in float32. A float32 convolution of integers is exact while every partial sum stays below 2^24;
+where a layer could exceed that, float64 takes its place.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from cpt_deploy.integer import arithmetic
+from cpt_deploy.integer.float_calls import call, float_constants
+from cpt_deploy.integer.graph import (
+    Add,
+    Concatenate,
+    Constant,
+    Convolution,
+    Embed,
+    Float,
+    FullyConnected,
+    GlobalAverage,
+    IntegerGraph,
+    Lookup,
+    MaxPool,
+    Multiply,
+    Operation,
+    Pad,
+    Quantize,
+    QuantizedTensor,
+    Reshape,
+    Slice,
+    Transpose,
+    WeightedOperation,
+    adds_real_bias,
+)
+
+#: float32 holds every integer up to here.
+EXACT_FLOAT32 = 2**24
+
+
+def fits_float32(operation: WeightedOperation, source: QuantizedTensor) -> bool:
+    """Return whether no partial sum of a layer can leave the integers that float32 holds."""
+    reach = max(source.zero_point - source.least, source.levels - source.zero_point)
+    sums = np.abs(operation.executed_codes.astype(np.int64)).reshape(len(operation.codes), -1).sum(axis=1)
+    worst = sums * reach + np.abs(operation.bias.astype(np.int64))
+    return bool(worst.max(initial=0) < EXACT_FLOAT32)
+
+
+class IntegerExecutor(nn.Module):
+    """Runs a frozen graph.
+
+    The module can be traced and exported: its weights are int8 buffers, its biases int32, and nothing in `forward`
+    depends on the values or on the size of the batch.
+
+    Args:
+        graph: What `freeze` made.
+    """
+
+    def __init__(self, graph: IntegerGraph) -> None:
+        super().__init__()
+        self.graph = graph
+        products = [operation for operation in graph.weighted() if not isinstance(operation, Embed)]
+        self._layers = nn.ModuleList(_Layer(operation, graph) for operation in products)
+        self._index = {operation.output: i for i, operation in enumerate(products)}
+        for i, (key, values) in enumerate(float_constants(graph).items()):
+            self.register_buffer(f"_constant_{i}", values)
+            self._index[key] = i
+        for i, operation in enumerate(o for o in graph.operations if isinstance(o, Lookup)):
+            self.register_buffer(f"_table_{i}", torch.from_numpy(operation.table.copy()))
+            self._index[operation.output] = i
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits of normalised inputs: float32 (N, C, H, W) → float32 (N, classes)."""
+        output, result = self.graph.tensors.get(self.graph.output), self._run(x)[self.graph.output]
+        return result if output is None else arithmetic.dequantize(result, output)
+
+    @torch.no_grad()
+    def trace(self, x: Tensor, given: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """Return the codes of every tensor of the graph, uint8 or int8, by name, in the order they are made in.
+
+        Args:
+            x: Normalised inputs.
+            given: Codes of tensors that are made from real values, by name, to be read instead of the executor's own:
+                with those of another runtime the integers in between have to be the same in both.
+
+        Returns:
+            The codes; and the real values of layers whose output is not quantized, and of the graph's.
+        """
+        products = {o.output for o in self.graph.operations if isinstance(o, FullyConnected | Embed)}
+        signed = {name for name, tensor in self.graph.tensors.items() if tensor.signed}
+        return {
+            name: codes.to(torch.int8 if name in signed else torch.uint8) if name in self.graph.tensors else codes
+            for name, codes in self._run(x, keep=True, given=given or {}).items()
+            if name in self.graph.tensors or name in products or name == self.graph.output
+        }
+
+    @torch.no_grad()
+    def entries(self, x: Tensor, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the codes of tensors that are made from real values, each computed from `given` ones before it.
+
+        So they tell what the float operations between two of them make, without what differed earlier.
+        """
+        own: dict[str, Tensor] = {}
+        self._run(x, given=given, own=own)
+        return own
+
+    def _run(
+        self,
+        x: Tensor,
+        *,
+        keep: bool = False,
+        given: Mapping[str, Tensor] | None = None,
+        own: dict[str, Tensor] | None = None,
+    ) -> dict[str, Tensor]:
+        source = self.graph.tensors.get(self.graph.input)
+        values = {self.graph.input: x.detach() if source is None else arithmetic.quantize(x.detach(), source)}
+        last_use = {name: i for i, operation in enumerate(self.graph.operations) for name in operation.inputs}
+        for i, operation in enumerate(self.graph.operations):
+            if given and isinstance(operation, Quantize) and operation.output in given:
+                if own is not None:
+                    own[operation.output] = self._execute(operation, [values[name] for name in operation.inputs])
+                values[operation.output] = given[operation.output].to(torch.float32)
+            else:
+                values[operation.output] = self._execute(operation, [values[name] for name in operation.inputs])
+            if not keep:
+                for name in set(operation.inputs):
+                    if last_use[name] == i and name != self.graph.output:
+                        del values[name]
+        return values
+
+    def _execute(self, operation: Operation, inputs: list[Tensor]) -> Tensor:  # noqa: PLR0911
+        if isinstance(operation, Constant | Float | Embed | Quantize):
+            return self._execute_real(operation, inputs)
+        x, sources = inputs[0], [self.graph.tensors[name] for name in operation.inputs]
+        if operation.output not in self.graph.tensors:
+            product: Tensor = self._layers[self._index[operation.output]](x)
+            return product
+        output = self.graph.tensors[operation.output]
+        match operation:
+            case Convolution() | FullyConnected():
+                result: Tensor = self._layers[self._index[operation.output]](x)
+                return result
+            case Add():
+                return arithmetic.add(inputs, sources, output)
+            case Multiply():
+                return arithmetic.multiply(inputs, sources, output)
+            case GlobalAverage():
+                return arithmetic.global_average(x, sources[0], output)
+            case Concatenate():
+                parts = [arithmetic.rescale(part, source, output) for part, source in zip(inputs, sources, strict=True)]
+                return torch.cat(parts, dim=operation.axis)
+            case Lookup():
+                table = self.get_buffer(f"_table_{self._index[operation.output]}").to(x.device)
+                return table[(x - sources[0].least).to(torch.int64)].to(torch.float32)
+        return _moved(operation, x, sources[0], output)
+
+    def _execute_real(self, operation: Operation, inputs: list[Tensor]) -> Tensor:
+        tensors = [self.graph.tensors.get(name) for name in operation.inputs]
+        values = [v if t is None else arithmetic.dequantize(v, t) for v, t in zip(inputs, tensors, strict=True)]
+        match operation:
+            case Constant():
+                return self.get_buffer(f"_constant_{self._index[operation.output]}")
+            case Float():
+                result: Tensor = call(operation, values)
+                return result
+            case Embed():
+                codes, scales = (
+                    self.get_buffer(f"_constant_{self._index[f'{operation.output}.{part}']}")
+                    for part in ("codes", "scales")
+                )
+                return codes[values[0]].to(torch.float32) * scales[values[0]].unsqueeze(-1)
+        return arithmetic.quantize(values[0], self.graph.tensors[operation.output])
+
+
+def _moved(operation: Operation, x: Tensor, source: QuantizedTensor, output: QuantizedTensor) -> Tensor:
+    match operation:
+        case MaxPool():
+            return arithmetic.max_pool(x, operation)
+        case Pad():
+            return arithmetic.pad(x, operation, source.zero_point)
+        case Reshape():
+            return x.reshape(x.shape[0], *output.shape)
+        case Transpose():
+            return x.permute(operation.permutation)
+        case Slice():
+            return x.narrow(operation.axis, operation.start, operation.end - operation.start)
+    raise AssertionError(f"unknown operation {type(operation).__name__}")
+
+
+class _Layer(nn.Module):
+    """A convolution or a fully connected layer on codes, (N, ...) → (N, ...), with int8 weights.
+
+    `y = rint(clamp(f32(acc) · m)) + z_y` with `m = f32(f32(s_x·s_w) / s_y)`; acc is exact and includes the bias.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    multiplier: Tensor
+
+    def __init__(self, operation: WeightedOperation, graph: IntegerGraph) -> None:
+        super().__init__()
+        self.operation = operation
+        self.source, self.output = graph.tensors[operation.inputs[0]], graph.tensors.get(operation.output)
+        self.dtype = torch.float32 if fits_float32(operation, self.source) else torch.float64
+        # f32(f32(s_x · s_w) / s_y), in this order; one for each output channel, at all positions
+        multiplier = np.float32(self.source.scale) * operation.scales
+        if self.output is not None:
+            multiplier = multiplier / np.float32(self.output.scale)
+        per_channel = (-1, *([1] * (operation.codes.ndim - 2)))
+        self.register_buffer("weight", torch.from_numpy(operation.executed_codes.copy()))
+        self.register_buffer("bias", torch.from_numpy(operation.bias.astype(np.int32)))
+        self.register_buffer("multiplier", torch.from_numpy(multiplier.astype(np.float32).reshape(per_channel)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        dtype, weight, bias, multiplier = self.dtype, self.weight, self.bias, self.multiplier
+        if x.device.type != "cpu":
+            dtype = torch.float64  # other devices may convolve in TF32 or by Winograd, which are not exact
+            weight, bias, multiplier = (tensor.to(x.device) for tensor in (weight, bias, multiplier))
+        centred, weight, bias = (x - self.source.zero_point).to(dtype), weight.to(dtype), bias.to(dtype)
+        if isinstance(self.operation, Convolution):
+            accumulator = arithmetic.convolve(centred, weight, bias, self.operation)
+        else:
+            accumulator = functional.linear(centred, weight, bias)
+        if self.output is None and not adds_real_bias(self.source):
+            return accumulator.to(torch.float32) * multiplier
+        if self.output is None:
+            return (accumulator - bias).to(torch.float32) * multiplier + bias.to(torch.float32) * multiplier
+        return arithmetic.requantize(accumulator, multiplier, self.output)

@@ -1,0 +1,116 @@
+"""Float operations of a frozen graph as data, and back: which PyTorch operator with which arguments."""
+
+import json
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from cpt_deploy.errors import ConversionError
+from cpt_deploy.integer.graph import Constant, Embed, Float, IntegerGraph
+
+#: What sizes are computed with, and parts taken by.
+_FUNCTIONS: dict[str, Callable[..., Any]] = {
+    f"operator.{function.__name__}": function
+    for function in (operator.add, operator.sub, operator.mul, operator.floordiv, operator.getitem)
+}
+#: Operators of ATen that do something else than compute.
+_FORBIDDEN = frozenset({"from_file", "save", "set_data", "resize"})
+
+
+def encode(target: Any, arguments: Any, options: Any, inputs: Sequence[fx.Node]) -> tuple[str, str]:
+    """Return name and arguments of a call as `Float` holds them.
+
+    Raises:
+        ConversionError: If the operation is not among those that a graph can hold.
+    """
+    if isinstance(target, torch._ops.OpOverload) and target.namespace == "aten":
+        name = str(target)
+    else:
+        name = f"operator.{getattr(target, '__name__', target)}"
+    if name.startswith("operator.") and name not in _FUNCTIONS:
+        raise ConversionError(f"Expected operators of ATen in float parts, but got {target}")
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, fx.Node):
+            return {"input": inputs.index(value)}
+        if isinstance(value, tuple | list):
+            return [plain(part) for part in value]
+        if isinstance(value, torch.dtype | torch.device | torch.layout | torch.memory_format):
+            kind = type(value).__name__
+            return {kind: str(value).removeprefix("torch.")}
+        return value
+
+    arguments, named = [plain(value) for value in arguments], {key: plain(value) for key, value in options.items()}
+    return name, json.dumps([_same_scalars(target, arguments), named])
+
+
+def _same_scalars(target: Any, arguments: list[Any]) -> list[Any]:
+    """Return arguments whose scalars are all floats if one is: `torch.onnx` has no form of `clamp(x, -1, 0.5)`."""
+    kinds = [str(argument.type) for argument in target._schema.arguments] if hasattr(target, "_schema") else []
+    scalar = [kind in ("number", "Optional[number]") for kind in kinds[: len(arguments)]]
+    mixed = any(isinstance(value, float) for value, is_scalar in zip(arguments, scalar, strict=False) if is_scalar)
+    return [
+        float(value) if mixed and is_scalar and isinstance(value, int) else value
+        for value, is_scalar in zip(arguments, scalar or [False] * len(arguments), strict=True)
+    ]
+
+
+def float_call(target: str, inputs: tuple[str, ...], output: str, *arguments: Any) -> Float:
+    """Return an operation of ATen on tensors by name, followed by plain arguments."""
+    entries = [{"input": i} for i in range(len(inputs))]
+    return Float(inputs, output, target, json.dumps([[*entries, *arguments], {}]))
+
+
+def call(operation: Float, inputs: Sequence[Any]) -> Any:
+    """Execute a float operation.
+
+    Raises:
+        ConversionError: If it names no operator that computes.
+    """
+    arguments, options = json.loads(operation.arguments)
+
+    def value(entry: Any) -> Any:
+        if isinstance(entry, list):
+            return [value(part) for part in entry]
+        if isinstance(entry, dict):
+            (kind, content), *_ = entry.items()
+            if kind == "input":
+                return inputs[content]
+            return torch.device("cpu") if kind == "device" else getattr(torch, content)
+        return entry
+
+    return function_of(operation.target)(
+        *(value(entry) for entry in arguments), **{key: value(entry) for key, entry in options.items()}
+    )
+
+
+def function_of(target: str) -> Callable[..., Any]:
+    """Return the function that a float operation names.
+
+    Raises:
+        ConversionError: If it is none that computes.
+    """
+    if target in _FUNCTIONS:
+        return _FUNCTIONS[target]
+    namespace, _, rest = target.partition(".")
+    name, _, overload = rest.partition(".")
+    found = getattr(getattr(torch.ops.aten, name, None), overload, None) if namespace == "aten" else None
+    if found is None or name in _FORBIDDEN or found._schema.is_mutable:
+        raise ConversionError(f"Expected an operator that computes, but got {target!r}")
+    result: Callable[..., Any] = found
+    return result
+
+
+def float_constants(graph: IntegerGraph) -> dict[str, Tensor]:
+    """Return the tensors that float operations and embeddings read, by name."""
+    found: dict[str, Tensor] = {}
+    for operation in graph.operations:
+        if isinstance(operation, Constant):
+            found[operation.output] = torch.from_numpy(operation.value.copy())
+        elif isinstance(operation, Embed):
+            found[f"{operation.output}.codes"] = torch.from_numpy(operation.codes.copy())
+            found[f"{operation.output}.scales"] = torch.from_numpy(operation.scales.copy())
+    return found

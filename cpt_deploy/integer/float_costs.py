@@ -1,0 +1,64 @@
+"""How much of a frozen graph is computed in float: which operators, and what share of the multiply-accumulates."""
+
+from collections import Counter
+from dataclasses import dataclass
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from cpt_deploy.integer.executor import IntegerExecutor
+from cpt_deploy.integer.graph import Float, IntegerGraph
+
+_MOVING = frozenset(
+    {
+        "alias", "cat", "chunk", "clone", "contiguous", "detach", "expand", "expand_as", "flatten", "flip", "index",
+        "narrow", "pad", "permute", "repeat", "reshape", "reshape_as", "roll", "select", "slice", "split",
+        "split_with_sizes", "squeeze", "stack", "sym_size", "to", "transpose", "unbind", "unflatten", "unsqueeze",
+        "view",
+    }
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class FloatCosts:
+    """What of a network is computed in float.
+
+    Args:
+        operators: How often each of PyTorch's operators computes in float, by name; mere movements of values do not
+            count.
+        integer_macs: Multiply-accumulates of one input in the layers, which run on integers.
+        float_macs: Those in float, of attention for example.
+    """
+
+    operators: dict[str, int]
+    integer_macs: int
+    float_macs: int
+
+    @property
+    def integer_share(self) -> float:
+        """Share of the multiply-accumulates that run on integers, 0 to 1."""
+        return self.integer_macs / max(1, self.integer_macs + self.float_macs)
+
+
+def float_costs(graph: IntegerGraph) -> FloatCosts:
+    """Return what a graph computes in float; its executor runs once, on zeros."""
+    executor = IntegerExecutor(graph).eval()
+    example = torch.zeros(1, *graph.input_shape, dtype=getattr(torch, (graph.real_input or ("float32",))[0]))
+    # attention counts only as the two products that it is in PyTorch's plain form
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+        executor(example)
+    layers = {f"{type(executor).__name__}._layers.{i}" for i in range(len(graph.weighted()))}
+    operations = {name: sum(counts.values()) for name, counts in counter.get_flop_counts().items()}
+    integer = sum(operations.get(name, 0) for name in layers)
+    return FloatCosts(float_operators(graph), integer // 2, (operations.get("Global", 0) - integer) // 2)
+
+
+def float_operators(graph: IntegerGraph) -> dict[str, int]:
+    """Return how often each of PyTorch's operators computes in float, by name, the most frequent first."""
+    names = [
+        operation.target.split(".")[1]
+        for operation in graph.operations
+        if isinstance(operation, Float) and operation.target.startswith("aten.")
+    ]
+    return dict(Counter(name for name in names if name not in _MOVING).most_common())

@@ -1,0 +1,355 @@
+"""The integer model: tensors of codes and the operations between them, as plain data (NumPy only)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cpt_deploy.quantization.numerics.folding import Biases, Codes, Scales
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizedTensor:
+    """An activation: `x = (code − zero_point) · scale`, codes from 0, or from −2^(bits−1) if signed.
+
+    Attributes:
+        name: Unique in the graph; also the name of the uint8 or int8 tensor in the ONNX file.
+        scale: Real step of one code; a value that float32 holds exactly.
+        zero_point: Code of real zero.
+        bits: 2 to 8.
+        shape: Shape without the batch dimension.
+        signed: Whether codes are signed; the zero point is 0 then.
+    """
+
+    name: str
+    scale: float
+    zero_point: int
+    bits: int
+    shape: tuple[int, ...]
+    signed: bool = False
+
+    @property
+    def least(self) -> int:
+        """The least code."""
+        return -(2 ** (self.bits - 1)) if self.signed else 0
+
+    @property
+    def levels(self) -> int:
+        """The greatest code."""
+        return self.least + int(2**self.bits - 1)
+
+    @property
+    def dtype(self) -> type[np.int8 | np.uint8]:
+        """The type that holds the codes."""
+        return np.int8 if self.signed else np.uint8
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One step of an integer graph: reads tensors by name, makes one tensor."""
+
+    inputs: tuple[str, ...]
+    output: str
+
+
+@dataclass(frozen=True, slots=True)
+class WeightedOperation(Operation):
+    """An operation with weights; BatchNorm is folded into scales and bias.
+
+    Attributes:
+        codes: Weight codes as trained, int8, output channels first.
+        shift: The codes are executed times 2^shift, so that they fill 8 bits. Products and sums are multiplied by a
+            power of two, which changes nothing, but the bias gets a grid that much finer.
+        scales: Real step of one executed code of each output channel, float32 (O,).
+        bias: int32 (O,) at scale `input scale · scales`.
+        bits: Bits of the weight codes.
+        source: Module path in the trained model.
+    """
+
+    codes: Codes
+    shift: int
+    scales: Scales
+    bias: Biases
+    bits: int
+    source: str
+
+    @property
+    def executed_codes(self) -> Codes:
+        """The codes that multiply activations, `codes · 2^shift`, int8."""
+        return self.codes << np.int8(self.shift)
+
+
+@dataclass(frozen=True, slots=True)
+class Convolution(WeightedOperation):
+    """Convolution of any number of spatial dimensions; `pads` as in ONNX: all begins, then all ends."""
+
+    strides: tuple[int, ...]
+    pads: tuple[int, ...]
+    dilations: tuple[int, ...]
+    groups: int
+
+
+@dataclass(frozen=True, slots=True)
+class FullyConnected(WeightedOperation):
+    """Product of (..., I) with codes (O, I); the result is real where the output is no quantized tensor."""
+
+
+def adds_real_bias(source: QuantizedTensor) -> bool:
+    """Return whether a layer with a real result adds its bias in float, after its sums were scaled.
+
+    Only on rows of unsigned codes is there a kernel that adds it to the integer sums.
+    """
+    return source.signed or len(source.shape) > 1
+
+
+@dataclass(frozen=True, slots=True)
+class Embed(WeightedOperation):
+    """Rows of codes (V, D) at int64 indices of any shape, in real values; there is no bias."""
+
+
+@dataclass(frozen=True, slots=True)
+class Quantize(Operation):
+    """Real values to codes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Constant(Operation):
+    """A tensor of real values, integers or truth values that float operations read."""
+
+    value: NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Float(Operation):
+    """An operation on real values, as PyTorch's operator computes it; quantized inputs are dequantized.
+
+    Attributes:
+        target: "aten.softmax.int", or "operator.mul" on sizes.
+        arguments: JSON of the positional and the named arguments; `{"input": i}` is `inputs[i]`.
+    """
+
+    target: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True)
+class Add(Operation):
+    """Sum of two tensors of one shape; a ReLU after it is the output's zero point of 0."""
+
+
+@dataclass(frozen=True, slots=True)
+class Multiply(Operation):
+    """Product of two tensors that broadcast."""
+
+
+@dataclass(frozen=True, slots=True)
+class Concatenate(Operation):
+    """Concatenation along an axis (counted with the batch dimension)."""
+
+    axis: int
+
+
+@dataclass(frozen=True, slots=True)
+class GlobalAverage(Operation):
+    """Mean over all spatial positions, (N, C, H, W) → (N, C, 1, 1)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lookup(Operation):
+    """A function of one code, as a table of 2^8 output codes.
+
+    Attributes:
+        function: The real function, as an ONNX operator.
+        parameters: Its parameters, in the operator's order.
+        table: uint8 or int8 (256,), for codes from the least one on.
+    """
+
+    function: str
+    parameters: tuple[float, ...]
+    table: NDArray[np.uint8 | np.int8]
+
+
+@dataclass(frozen=True, slots=True)
+class MaxPool(Operation):
+    """Maximum over windows; padding never wins. `pads` as in ONNX."""
+
+    kernel: tuple[int, ...]
+    strides: tuple[int, ...]
+    pads: tuple[int, ...]
+    dilations: tuple[int, ...]
+    ceil: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Pad(Operation):
+    """Codes around a tensor, those of real zeros or of what it holds.
+
+    Attributes:
+        mode: "constant", "reflect", "replicate" or "circular", as in PyTorch.
+        pads: As in ONNX, the batch dimension included: all begins, then all ends; negative ones cut.
+    """
+
+    mode: str
+    pads: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Reshape(Operation):
+    """New shape of the non-batch dimensions, which are those of the output tensor."""
+
+
+@dataclass(frozen=True, slots=True)
+class Transpose(Operation):
+    """Permutation of all dimensions, the batch dimension included and first."""
+
+    permutation: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Slice(Operation):
+    """A range of one axis (counted with the batch dimension)."""
+
+    axis: int
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class IntegerGraph:
+    """A frozen network.
+
+    Attributes:
+        input: The quantized input; the float input is quantized into it.
+        output: Name of the tensor whose real values are the logits.
+        operations: In an order in which they can run.
+        tensors: All tensors by name, the input first, in the order in which they are made.
+        real_input: Type and shape without the batch dimension of an input that is not quantized as a whole; its name is
+            `input` then.
+        real_output: Shape, without the batch dimension, of an output that is not quantized.
+    """
+
+    input: str
+    output: str
+    operations: tuple[Operation, ...]
+    tensors: dict[str, QuantizedTensor] = field(default_factory=dict)
+    real_input: tuple[str, tuple[int, ...]] | None = None
+    real_output: tuple[int, ...] | None = None
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one input without the batch dimension."""
+        return self.tensors[self.input].shape if self.real_input is None else self.real_input[1]
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """Shape of the output without the batch dimension."""
+        return self.tensors[self.output].shape if self.real_output is None else self.real_output
+
+    @property
+    def has_float_operations(self) -> bool:
+        """Whether some operations compute in float."""
+        return any(isinstance(operation, Float) for operation in self.operations)
+
+    def weighted(self) -> list[WeightedOperation]:
+        """Return the operations that have weights, in order."""
+        return [operation for operation in self.operations if isinstance(operation, WeightedOperation)]
+
+
+def with_names(graph: IntegerGraph, names: Mapping[str, str]) -> IntegerGraph:
+    """Return a graph in which some tensors have other names.
+
+    Args:
+        graph: The graph.
+        names: New names by old ones.
+    """
+    operations = tuple(
+        replace(
+            operation,
+            inputs=tuple(names.get(name, name) for name in operation.inputs),
+            output=names.get(operation.output, operation.output),
+        )
+        for operation in graph.operations
+    )
+    tensors = [replace(tensor, name=names.get(tensor.name, tensor.name)) for tensor in graph.tensors.values()]
+    return IntegerGraph(
+        names.get(graph.input, graph.input),
+        names.get(graph.output, graph.output),
+        operations,
+        {tensor.name: tensor for tensor in tensors},
+        graph.real_input,
+        graph.real_output,
+    )
+
+
+OPERATIONS: dict[str, type[Operation]] = {
+    kind.__name__: kind
+    for kind in (
+        Convolution, FullyConnected, Add, Multiply, Concatenate, GlobalAverage, Lookup, MaxPool, Pad, Reshape,
+        Transpose, Slice, Embed, Quantize, Constant, Float,
+    )
+}  # fmt: skip
+
+
+def to_dict(graph: IntegerGraph) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    """Split a graph into what JSON holds and its arrays; `from_dict` puts it together again.
+
+    Returns:
+        A dictionary of JSON values, in which arrays stand as `{"tensor": name}`, and the arrays by name.
+    """
+    arrays: dict[str, NDArray[Any]] = {}
+    operations = []
+    for operation in graph.operations:
+        entry: dict[str, Any] = {"type": type(operation).__name__}
+        for name in operation.__dataclass_fields__:
+            value = getattr(operation, name)
+            if isinstance(value, np.ndarray):
+                key = f"{operation.output}.{name}"
+                arrays[key] = value
+                value = {"tensor": key}
+            entry[name] = value
+        operations.append(entry)
+    tensors = [
+        {"name": t.name, "scale": t.scale, "zero_point": t.zero_point, "bits": t.bits, "shape": list(t.shape)}
+        | ({"signed": True} if t.signed else {})
+        for t in graph.tensors.values()
+    ]
+    real = {"real_input": graph.real_input, "real_output": graph.real_output}
+    data = {"input": graph.input, "output": graph.output, "tensors": tensors, "operations": operations}
+    return data | {name: value for name, value in real.items() if value is not None}, arrays
+
+
+def from_dict(data: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> IntegerGraph:
+    """Rebuild a graph from `to_dict`'s two parts.
+
+    Raises:
+        KeyError: If a part is missing.
+    """
+    operations = []
+    for entry in data["operations"]:
+        values: dict[str, Any] = {}
+        for name, value in entry.items():
+            if name == "type":
+                continue
+            if isinstance(value, dict):
+                values[name] = arrays[value["tensor"]]
+            else:
+                values[name] = tuple(value) if isinstance(value, list) else value
+        operations.append(OPERATIONS[entry["type"]](**values))
+    tensors = {
+        t["name"]: QuantizedTensor(
+            t["name"], t["scale"], t["zero_point"], t["bits"], tuple(t["shape"]), t.get("signed", False)
+        )
+        for t in data["tensors"]
+    }
+    real = data.get("real_input")
+    output = data.get("real_output")
+    return IntegerGraph(
+        data["input"],
+        data["output"],
+        tuple(operations),
+        tensors,
+        None if real is None else (real[0], tuple(real[1])),
+        None if output is None else tuple(output),
+    )

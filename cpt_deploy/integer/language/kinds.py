@@ -1,0 +1,59 @@
+"""Which integer model belongs to which network, and to which description."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy.typing as npt
+
+from cpt_deploy.errors import BundleError, ConversionError
+from cpt_deploy.integer.language.lstm import IntegerLstm, freeze_lstm
+from cpt_deploy.integer.language.model import IntegerLanguageModel
+from cpt_deploy.integer.language.transformer import IntegerTransformer, freeze_transformer
+from cpt_deploy.models.language import LstmLanguageModel, TransformerLanguageModel
+from cpt_deploy.quantization.language import QuantizedLanguageModel
+from cpt_deploy.quantization.state.scheduled_model import WeightBits
+
+_FREEZERS: dict[type, Callable[..., IntegerLanguageModel]] = {
+    LstmLanguageModel: freeze_lstm,
+    TransformerLanguageModel: freeze_transformer,
+}
+_KINDS: dict[str, type[IntegerLanguageModel]] = {kind.kind: kind for kind in (IntegerLstm, IntegerTransformer)}
+
+
+def freeze_language_model(
+    model: QuantizedLanguageModel, *, weight_bits: WeightBits = None, activation_bits: int | None = None
+) -> IntegerLanguageModel:
+    """Return the integers of a trained language model.
+
+    Args:
+        model: The model, settled at the bits to be exported.
+        weight_bits: Bits of the cycling layers' weights, or of single layers by name; None is the upper bound.
+        activation_bits: Bits of the cycling activations; None is the upper bound.
+
+    Raises:
+        ConversionError: If its network has no integer form, its bits are more than 8, or a layer's input was never
+            observed.
+        UsageError: If bits are out of range.
+    """
+    for network, freeze in _FREEZERS.items():
+        if isinstance(model.network, network):
+            return freeze(model, weight_bits=weight_bits, activation_bits=activation_bits)
+    raise ConversionError(
+        f"Expected a language model that has an integer form, but got {type(model.network).__name__}",
+        hint="those that have one are " + ", ".join(network.__name__ for network in _FREEZERS),
+    )
+
+
+def read_integer_model(description: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) -> IntegerLanguageModel:
+    """Read what a model's `describe` and `arrays` gave.
+
+    Raises:
+        BundleError: If it describes no model of a known kind, or a tensor is missing.
+    """
+    try:
+        return _KINDS[description["type"]].from_arrays(description, arrays)
+    except KeyError as error:
+        raise BundleError(
+            f"Expected the description of a language model of the kinds {', '.join(_KINDS)} with all of its tensors, "
+            f"but got none of {error}"
+        ) from error

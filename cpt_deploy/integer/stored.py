@@ -1,0 +1,20 @@
+"""The integer graph that a bundle carries beside its ONNX file, read back for checking one against the other."""
+
+from cpt_deploy.bundle import Bundle
+from cpt_deploy.errors import BundleError
+from cpt_deploy.integer.graph import IntegerGraph, from_dict
+
+
+def graph_from_bundle(bundle: Bundle) -> IntegerGraph:
+    """Rebuild the integer graph from `quantization.json` and `model.safetensors`; `model.onnx` is not read.
+
+    Raises:
+        BundleError: If the two files do not describe a graph.
+    """
+    try:
+        return from_dict(bundle.quantization["graph"], bundle.load_tensors())
+    except (KeyError, TypeError, ValueError) as error:
+        raise BundleError(
+            f"Expected {bundle.path} to hold an integer graph, but it is incomplete: {error!r}",
+            hint="export the bundle again",
+        ) from error

@@ -1,0 +1,58 @@
+"""The same network in float32, as the reference that size and latency are compared with."""
+
+import copy
+import tempfile
+import warnings
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from cpt_deploy.onnx_graph.writer import INPUT_NAME, OUTPUT_NAME
+from cpt_deploy.quantization.model import QuantizedModel
+from cpt_deploy.quantization.modules.activation_quantizer import EdgeQuantizer, LayerInput
+from cpt_deploy.quantization.modules.layers import QuantizedLayer, without_quantizer
+
+
+def float_model(model: QuantizedModel) -> nn.Module:
+    """Return the network of a CPT model without any quantizer, in evaluation mode; parameters are copied."""
+    network = copy.deepcopy(model.network)
+    for node in list(network.graph.nodes):
+        if node.op != "call_module":
+            continue
+        module = network.get_submodule(str(node.target))
+        if isinstance(module, EdgeQuantizer | LayerInput):
+            node.replace_all_uses_with(node.all_input_nodes[0])
+            network.graph.erase_node(node)
+        elif isinstance(module, QuantizedLayer):
+            network.set_submodule(str(node.target), without_quantizer(module))
+    network.graph.lint()
+    network.recompile()
+    network.delete_all_unused_submodules()
+    return network.eval()
+
+
+def write_float_onnx(model: QuantizedModel, *, opset: int = 18) -> bytes:
+    """Return the float32 ONNX file of a CPT model's network, with a free batch dimension.
+
+    Args:
+        model: The trained model.
+        opset: ONNX opset; PyTorch's exporter writes 18 and later.
+    """
+    network = float_model(model).cpu()
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's own deprecations are not the user's concern
+        program = torch.onnx.export(
+            network,
+            (torch.zeros(2, *model.input_shape),),
+            dynamo=True,
+            opset_version=opset,
+            input_names=[INPUT_NAME],
+            output_names=[OUTPUT_NAME],
+            dynamic_shapes=({0: torch.export.Dim("N", min=1)},),
+            verbose=False,
+        )
+        assert program is not None
+        path = Path(folder) / "float.onnx"
+        program.save(path)
+        return path.read_bytes()

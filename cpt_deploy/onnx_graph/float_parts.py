@@ -1,0 +1,131 @@
+"""The float operations of a frozen graph as ONNX, written by `torch.onnx`; the integer ones stand in it by name.
+
+The whole graph is exported once, with one symbol for the batch size, so that shapes agree everywhere. In place of each
+integer operation there is an operator `StandIn`, which the writer of integer graphs replaces.
+"""
+
+import functools
+import logging
+import warnings
+from typing import Any
+
+import onnx
+import torch
+from onnxscript import values as onnx_values
+from torch import Tensor, nn
+
+from cpt_deploy.errors import ConversionError
+from cpt_deploy.integer.float_calls import call
+from cpt_deploy.integer.graph import Constant, Embed, Float, FullyConnected, IntegerGraph, Operation, Quantize
+
+DOMAIN = "cpt_deploy"
+#: `torch.onnx` writes LayerNormalization and what attention needs from here on.
+FLOAT_OPSET = 18
+
+
+@torch.library.custom_op("cpt_deploy::stand_in", mutates_args=())
+def _stand_in(inputs: list[Tensor], key: str, keep: int, tail: list[int]) -> Tensor:
+    """Stand for the operation that makes `key`: `keep` leading sizes of its input, then those of `tail`."""
+    return inputs[0].new_zeros([*inputs[0].shape[:keep], *tail], dtype=torch.float32)
+
+
+@_stand_in.register_fake
+def _(inputs: list[Tensor], key: str, keep: int, tail: list[int]) -> Tensor:
+    return inputs[0].new_empty([*inputs[0].shape[:keep], *tail], dtype=torch.float32)
+
+
+class _Skeleton(nn.Module):
+    def __init__(self, graph: IntegerGraph) -> None:
+        super().__init__()
+        self.graph = graph
+        constants = [operation for operation in graph.operations if isinstance(operation, Constant)]
+        self.index = {operation.output: f"constant_{i}" for i, operation in enumerate(constants)}
+        for operation in constants:
+            self.register_buffer(self.index[operation.output], torch.from_numpy(operation.value.copy()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        values: dict[str, Any] = {self.graph.input: x}
+        for operation in self.graph.operations:
+            inputs = [values[name] for name in operation.inputs]
+            values[operation.output] = self._run(operation, inputs)
+        result: Tensor = values[self.graph.output]
+        return result
+
+    def _run(self, operation: Operation, inputs: list[Any]) -> Any:
+        match operation:
+            case Constant():
+                return self.get_buffer(self.index[operation.output])
+            case Float():
+                return call(operation, inputs)
+            case Quantize():
+                keep, tail = inputs[0].dim(), []
+            case FullyConnected() if operation.output not in self.graph.tensors:
+                keep, tail = inputs[0].dim() - 1, [len(operation.codes)]
+            case Embed():
+                keep, tail = inputs[0].dim(), [operation.codes.shape[1]]
+            case _:
+                keep, tail = 1, list(self.graph.tensors[operation.output].shape)
+        return torch.ops.cpt_deploy.stand_in(inputs, operation.output, keep, tail)
+
+
+@functools.cache
+def _stand_in_operator() -> Any:
+    kind = onnx.defs.OpSchema
+    variadic = kind.FormalParameterOption.Variadic
+    onnx.defs.register_schema(
+        kind(
+            "StandIn",
+            DOMAIN,
+            1,
+            inputs=[kind.FormalParameter("inputs", "T", param_option=variadic)],
+            outputs=[kind.FormalParameter("output", "R")],
+            type_constraints=[("T", ["tensor(float)", "tensor(int64)"], ""), ("R", ["tensor(float)"], "")],
+            attributes=[kind.Attribute("key", kind.AttrType.STRING, "")],
+        )
+    )
+    return onnx_values.Opset(DOMAIN, 1)
+
+
+def write_skeleton(graph: IntegerGraph, opset: int) -> onnx.ModelProto:
+    """Return the ONNX form of a graph with a `StandIn` (attribute `key`: the output's name) for each integer operation.
+
+    Args:
+        graph: A frozen graph with float operations.
+        opset: ONNX opset, at least `FLOAT_OPSET`.
+
+    Raises:
+        ConversionError: If `torch.onnx` has no form for a float operation.
+    """
+    operators = _stand_in_operator()
+
+    def stand_in(inputs: Any, key: str, keep: int, tail: Any) -> Any:
+        return operators.StandIn(*inputs, key=key)
+
+    assert graph.real_input is not None
+    example = torch.zeros(2, *graph.input_shape, dtype=getattr(torch, graph.real_input[0]))
+    level = logging.getLogger("torch.onnx").level
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")  # of deprecations within the exporter
+            program = torch.export.export(
+                _Skeleton(graph).eval(), (example,), dynamic_shapes=({0: torch.export.Dim("N", min=1)},)
+            )
+            exported = torch.onnx.export(
+                program,
+                dynamo=True,
+                opset_version=opset,
+                verbose=False,
+                input_names=[graph.input],
+                custom_translation_table={torch.ops.cpt_deploy.stand_in.default: stand_in},
+            )
+    except torch.onnx.errors.OnnxExporterError as error:
+        cause = str(error.__cause__ or error).strip().partition("\n")[0]
+        raise ConversionError(
+            f"Expected float operations that torch.onnx can write, but got: {cause}",
+            hint="replace the operation in the model, or put it outside of what is exported",
+        ) from error
+    finally:
+        logging.getLogger("torch.onnx").setLevel(level)
+    assert exported is not None
+    return exported.model_proto

@@ -1,0 +1,241 @@
+"""Mixed precision: how much each layer suffers from fewer bits, and which bits each gets within a budget of size.
+
+A layer alone is brought to fewer bits, and what that costs is measured: of a classifier the divergence of the class
+probabilities, of a language model the rise of the loss, both in nats. The choice of bits is the same for both.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from cpt_deploy.errors import DataError, UsageError
+from cpt_deploy.quantization.language import QuantizedLanguageModel
+from cpt_deploy.quantization.model import QuantizedModel
+from cpt_deploy.quantization.state.scheduled_model import CyclingModel
+
+#: What a budget is a fraction of: all weights at so many bits.
+REFERENCE_BITS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class LayerSensitivity:
+    """What a layer's weights cost and gain at fewer bits.
+
+    Attributes:
+        name: Module path of the layer.
+        weights: Number of its weights.
+        cost: By bits, what is lost with only this layer at those bits against all layers at the upper bound, in nats.
+        upper: The layer's own upper bound.
+    """
+
+    name: str
+    weights: int
+    cost: Mapping[int, float]
+    upper: int = REFERENCE_BITS
+
+
+def measure_sensitivity(
+    model: QuantizedModel,
+    batches: Sequence[Tensor],
+    candidates: Sequence[int],
+    *,
+    activation_bits: int | None = None,
+    progress: Callable[[int], None] = lambda done: None,
+) -> list[LayerSensitivity]:
+    """Measure what single layers at fewer bits do to the class probabilities.
+
+    BatchNorm uses each batch's own statistics meanwhile, as settling at those bits would give it new ones.
+
+    Args:
+        model: A trained model, settled at `activation_bits`; it is not changed.
+        batches: Training inputs, each (N, *input_shape) with N > 1; a few hundred in all.
+        candidates: Bits to try in each cycling layer.
+        activation_bits: Bits of the cycling activations; None is the upper bound.
+        progress: Is told the number of layers that are done.
+
+    Returns:
+        An entry for each cycling layer, in the order of the graph. The cost is the mean Kullback-Leibler divergence of
+        the class probabilities from those with all layers at the upper bound.
+
+    Raises:
+        DataError: If there is no batch.
+    """
+    if not batches:
+        raise DataError("Expected at least one batch to measure sensitivity on, but got none")
+    with torch.no_grad(), _batch_statistics(model):
+        with model.upper_bound(None, activation_bits):
+            reference = [functional.log_softmax(model(batch), dim=1) for batch in batches]
+        return _measure(model, lambda: _divergence(model, batches, reference), candidates, activation_bits, progress)
+
+
+def measure_loss_sensitivity(
+    model: QuantizedLanguageModel,
+    chunks: Sequence[tuple[Tensor, Tensor, bool]],
+    candidates: Sequence[int],
+    *,
+    activation_bits: int | None = None,
+    progress: Callable[[int], None] = lambda done: None,
+) -> list[LayerSensitivity]:
+    """Measure what single layers at fewer bits do to the loss of a language model.
+
+    Args:
+        model: A trained model, settled at `activation_bits`; it is not changed.
+        chunks: Tokens, those that follow them, int64 (N, T) each, negative where none is to be predicted, and whether
+            the rows begin here; some thousand tokens in all.
+        candidates: Bits to try in each cycling layer.
+        activation_bits: Bits of the cycling activations; None is the upper bound.
+        progress: Is told the number of layers that are done.
+
+    Returns:
+        An entry for each cycling layer, in the order in which they compute. The cost is the rise of the mean negative
+        log-likelihood of a token; noise can make it negative.
+
+    Raises:
+        DataError: If there is no chunk.
+    """
+    if not chunks:
+        raise DataError("Expected at least one chunk of text to measure sensitivity on, but got none")
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            with model.upper_bound(None, activation_bits):
+                reference = _loss(model, chunks)
+            return _measure(model, lambda: _loss(model, chunks) - reference, candidates, activation_bits, progress)
+    finally:
+        model.train(training)
+
+
+def _measure(
+    model: CyclingModel,
+    cost: Callable[[], float],
+    candidates: Sequence[int],
+    activation_bits: int | None,
+    progress: Callable[[int], None],
+) -> list[LayerSensitivity]:
+    """Bring each cycling layer alone to each of the bits up to its upper bound, and return what that costs."""
+    results = []
+    cycling = [layer for layer in model.layers() if layer.role != "hold"]
+    for done, layer in enumerate(cycling, start=1):
+        costs, upper = {}, model.precision.upper_of(layer.role)
+        for bits in (candidate for candidate in candidates if candidate <= upper):
+            with model.upper_bound({layer.name: bits}, activation_bits):
+                costs[bits] = cost()
+        results.append(LayerSensitivity(layer.name, layer.weights, costs, upper))
+        progress(done)
+    return results
+
+
+def _loss(model: QuantizedLanguageModel, chunks: Sequence[tuple[Tensor, Tensor, bool]]) -> float:
+    """Return the mean negative log-likelihood of a text at the present bits."""
+    total, count, state = 0.0, 0, None
+    for tokens, targets, first in chunks:
+        score = model.score(tokens, targets, None if first else state)
+        state = score.state if model.carries_state else None
+        total += float(score.losses.double().sum())
+        count += score.targets
+    return total / count
+
+
+def _divergence(model: QuantizedModel, batches: Sequence[Tensor], reference: Sequence[Tensor]) -> float:
+    total = sum(
+        float(functional.kl_div(functional.log_softmax(model(batch), dim=1), log, reduction="sum", log_target=True))
+        for batch, log in zip(batches, reference, strict=True)
+    )
+    return total / sum(len(batch) for batch in batches)
+
+
+@contextmanager
+def _batch_statistics(model: QuantizedModel) -> Iterator[None]:
+    """Inside the context BatchNorms normalise by the batch and keep what they have; all else is in evaluation."""
+    modes = {module: module.training for module in model.modules()}
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)]
+    kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    try:
+        model.eval()
+        for norm in norms:
+            norm.train()
+            norm.momentum = 0.0
+            norm.num_batches_tracked = None if norm.num_batches_tracked is None else norm.num_batches_tracked.clone()
+        yield
+    finally:
+        for norm, (momentum, count) in zip(norms, kept, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, count
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def allocate_bits(
+    layers: Sequence[LayerSensitivity], *, budget: float, held_weights: int, upper: int = REFERENCE_BITS
+) -> dict[str, int]:
+    """Choose bits for each layer so that all weights together stay within a budget.
+
+    All layers begin at the upper bound. The step that costs the least for each bit saved is taken, again and
+    again, until the budget is met; what is left of it then goes to where a bit gains the most.
+
+    Args:
+        layers: Sensitivity of the layers that may have fewer bits.
+        budget: Most size of all weights, as a fraction of their size at 8 bits, in (0, 1].
+        held_weights: Number of weights in the other layers, which keep the upper bound.
+        upper: Bits of the upper bound.
+
+    Returns:
+        Bits by layer name.
+
+    Raises:
+        UsageError: If the budget is out of range or cannot be met.
+    """
+    tops = {layer.name: min(upper, layer.upper) for layer in layers}
+    costs = {layer.name: _costs(layer, tops[layer.name]) for layer in layers}
+    sizes = {layer.name: layer.weights for layer in layers}
+    whole = REFERENCE_BITS * (held_weights + sum(sizes.values()))
+    room = budget * whole - upper * held_weights
+    least = {name: min(cost) for name, cost in costs.items()}
+    if not 0 < budget <= 1 or sum(least[name] * sizes[name] for name in sizes) > room:
+        reachable = (upper * held_weights + sum(least[name] * sizes[name] for name in sizes)) / whole
+        raise UsageError(
+            f"Expected a budget from {reachable:.3f} to 1 of the weights' size at 8 bits, but got {budget:g}",
+            hint="the first and the last layer keep the upper bound, and no layer goes below the bits it trained at",
+        )
+    bits = dict(tops)
+    while sum(bits[name] * sizes[name] for name in sizes) > room:
+        steps = [(name, b) for name in sizes for b in costs[name] if b < bits[name]]
+        name, bits_then = min(steps, key=lambda step: _price(costs[step[0]], sizes[step[0]], bits[step[0]], step[1]))
+        bits[name] = bits_then
+    return _spend_rest(bits, costs, sizes, room)
+
+
+def _costs(layer: LayerSensitivity, upper: int) -> dict[int, float]:
+    """Return the cost by bits without what noise adds: it never falls as the bits do, and is 0 at the bound."""
+    costs, worst = {upper: 0.0}, 0.0
+    for bits in sorted((b for b in layer.cost if b < upper), reverse=True):
+        worst = max(worst, layer.cost[bits])
+        costs[bits] = worst
+    return costs
+
+
+def _price(cost: Mapping[int, float], size: int, now: int, then: int) -> tuple[float, int]:
+    """Return the cost of each bit that a step saves; of equal ones the step that saves the most comes first."""
+    saved = (now - then) * size
+    return (cost[then] - cost[now]) / saved, -saved
+
+
+def _spend_rest(
+    bits: dict[str, int], costs: Mapping[str, Mapping[int, float]], sizes: Mapping[str, int], room: float
+) -> dict[str, int]:
+    while True:
+        left = room - sum(bits[name] * sizes[name] for name in sizes)
+        steps = [
+            (name, b)
+            for name in sizes
+            for b in costs[name]
+            if b > bits[name] and (b - bits[name]) * sizes[name] <= left and costs[name][b] < costs[name][bits[name]]
+        ]
+        if not steps:
+            return bits
+        name, bits_then = max(steps, key=lambda step: _price(costs[step[0]], sizes[step[0]], step[1], bits[step[0]])[0])
+        bits[name] = bits_then

@@ -1,0 +1,197 @@
+"""From models that are not integer from end to end to a graph of ATen operators.
+
+`torch.export` runs a model on tensors without values and writes down every operator, with the batch size as a symbol:
+attention is then products and a softmax, the class token a parameter that is expanded. What training does otherwise
+than evaluation (dropout, stochastic depth, BatchNorm) is kept as modules, so the graph trains as the model did.
+"""
+
+import inspect
+import operator
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+
+from cpt_deploy.errors import ConversionError
+from cpt_deploy.quantization.graph.capture.aten import aten, bring_to_known_forms, make_out_of_place
+from cpt_deploy.quantization.graph.capture.tracing import describe, is_tensor, propagate_shapes
+from cpt_deploy.quantization.graph.capture.training_behaviour import STATISTICS, lift_training_behaviour, marked
+from cpt_deploy.quantization.graph.signature import only_output
+
+
+def capture(source: nn.Module, model: nn.Module, input_shape: tuple[int, ...], dtype: torch.dtype) -> fx.GraphModule:
+    """Capture a model as a graph of ATen operators and of modules for what training does otherwise than evaluation.
+
+    Args:
+        source: What is captured, with its hooks.
+        model: What the graph shares its parameters with: a copy without hooks, or the same.
+        input_shape: Shape of one input without the batch dimension.
+        dtype: Type of the input: float32, or int64 for token ids.
+
+    Returns:
+        A graph that computes what the model does, for any batch size; `node.meta["val"]` holds symbolic shapes and
+        `node.meta["shape"]` those of a batch of two.
+
+    Raises:
+        ConversionError: If the model cannot be captured, with the operator and the module.
+    """
+    source.train()
+    with marked(source), _fixed_momentum(source):
+        program = _export(source, torch.zeros(2, *input_shape, dtype=dtype), type(model).__name__)
+    structure = program.graph._codegen.pytree_info.out_spec  # type: ignore[attr-defined]
+    traced = _graph_module(model, program)
+    _take_only_result(traced, structure)
+    _fold_constants(traced)
+    lift_training_behaviour(traced, model)
+    make_out_of_place(traced)
+    bring_to_known_forms(traced)
+    _read_batch_size_once(traced)
+    traced.graph.eliminate_dead_code()
+    traced.recompile()
+    next(iter(traced.graph.find_nodes(op="placeholder"))).meta["dtype"] = dtype
+    propagate_shapes(traced, input_shape)
+    if not is_tensor(next(iter(traced.graph.find_nodes(op="output"))).args[0]):
+        raise ConversionError(
+            "Expected a network that returns floating-point values, but it returns others",
+            hint="leave argmax and comparisons to what reads the results",
+        )
+    return traced
+
+
+def _export(model: nn.Module, example: Tensor, name: str) -> fx.GraphModule:
+    device = next((parameter.device for parameter in model.parameters()), None)
+    batch: Any = {0: torch.export.Dim("batch", min=1)}
+    first = next(iter(inspect.signature(model.forward).parameters.values()))
+    try:
+        with torch.no_grad():
+            program = torch.export.export(
+                model,
+                (example.to(device),),
+                dynamic_shapes=((batch,) if first.kind is first.VAR_POSITIONAL else batch,),
+            )
+    except Exception as error:
+        raise ConversionError(
+            f"Expected a model whose graph can be traced, but capturing {name} failed: {_reason(error)}",
+            hint="the result must be a tensor and nothing beside it; of transformers' models: config.use_cache=False"
+            if "not a known type" in str(error)
+            else "control flow that depends on tensor values must go, and the batch size must be free",
+        ) from error
+    module: fx.GraphModule = program.module(check_guards=False)
+    return module
+
+
+@contextmanager
+def _fixed_momentum(model: nn.Module) -> Iterator[None]:
+    """Let BatchNorms that average all batches alike, which count them, have a momentum; as modules they keep none."""
+    counting = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.momentum is None]
+    for norm in counting:
+        norm.momentum = 0.1
+    try:
+        yield
+    finally:
+        for norm in counting:
+            norm.momentum = None
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, GuardOnDataDependentSymNode):
+        return "its control flow depends on values of tensors"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0].partition(". ")[0] if lines else type(error).__name__
+
+
+def _graph_module(model: nn.Module, program: fx.GraphModule) -> fx.GraphModule:
+    """Put a captured graph on the model's own parameters, under their names."""
+    for node in list(program.graph.nodes):
+        if node.op == "get_attr" and not _has_attribute(model, str(node.target)):
+            model.register_buffer(str(node.target).replace(".", "_"), _attribute(program, str(node.target)))
+            node.target = str(node.target).replace(".", "_")
+        elif isinstance(node.target, torch._ops.HigherOrderOperator):
+            raise ConversionError(f"Expected a graph of operators, but got {describe(node, program)}")
+        elif "assert" in str(node.target) or "sym_constrain" in str(node.target) or node.op == "call_module":
+            node.replace_all_uses_with(None)
+            program.graph.erase_node(node)
+    graph = fx.Graph()
+    graph.output(graph.graph_copy(program.graph, {}))
+    return fx.GraphModule(model, graph, class_name=type(model).__name__)
+
+
+def _has_attribute(model: nn.Module, path: str) -> bool:
+    try:
+        _attribute(model, path)
+    except AttributeError:
+        return False
+    return True
+
+
+def _attribute(model: nn.Module, path: str) -> Any:
+    return operator.attrgetter(path)(model)
+
+
+def _take_only_result(traced: fx.GraphModule, structure: torch.utils._pytree.TreeSpec) -> None:
+    output = next(iter(traced.graph.find_nodes(op="output")))
+    result = torch.utils._pytree.tree_unflatten(torch.utils._pytree.tree_leaves(output.args[0]), structure)
+    output.args = (only_output(result, lambda leaf: isinstance(leaf, fx.Node)),)
+    traced.graph._codegen = fx.graph.CodeGen()
+
+
+# --- what does not depend on the input ---------------------------------------------------------------
+
+
+def _fold_constants(traced: fx.GraphModule) -> None:
+    """Compute once what depends on neither input nor parameters: masks of windows, positions."""
+    values: dict[fx.Node, Any] = {}
+    for node in list(traced.graph.nodes):
+        if node.op == "get_attr":
+            value = _attribute(traced, str(node.target))
+            if not isinstance(value, nn.Parameter) and not str(node.target).endswith(STATISTICS):
+                values[node] = value.clone()
+        elif node.op == "call_function" and _is_constant(node, values):
+            arguments, options = fx.node.map_arg((node.args, node.kwargs), values.get)
+            if node.target is aten.new_zeros.default and not isinstance(arguments[0], Tensor):
+                arguments, options = (arguments[1],), {"dtype": torch.float32, **options}
+                values[node] = torch.zeros(*arguments, **options)
+            else:
+                values[node] = node.target(*arguments, **options)
+    for node, value in values.items():
+        used = [user for user in node.users if user not in values]
+        if node.op == "call_function" and used and isinstance(value, Tensor):
+            name = f"constant_{node.name}"
+            traced.register_buffer(name, value.clone())
+            with traced.graph.inserting_before(node):
+                constant = traced.graph.get_attr(name)
+            constant.meta.update(node.meta)
+            for user in used:
+                user.replace_input_with(node, constant)
+    for node in reversed(values):
+        if not node.users and node.op == "call_function":
+            traced.graph.erase_node(node)
+
+
+def _is_constant(node: fx.Node, values: dict[fx.Node, Any]) -> bool:
+    """Return whether a node's value is known: it reads known ones, or only the type of what it reads."""
+    if isinstance(node.target, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in node.target.tags:
+        return False
+    if node.target is aten.new_zeros.default:
+        sizes: Any = node.args[1]
+        return all(isinstance(size, int) for size in sizes)
+    return all(source in values for source in node.all_input_nodes)
+
+
+# --- clean-up ---------------------------------------------------------------
+
+
+def _read_batch_size_once(traced: fx.GraphModule) -> None:
+    """Let all that need the batch size read the input's, whose values they then do not depend on."""
+    given = next(iter(traced.graph.find_nodes(op="placeholder")))
+    batch = given.meta["val"].shape[0]
+    nodes = [node for node in traced.graph.nodes if node.target is aten.sym_size.int and node.meta["val"] == batch]
+    with traced.graph.inserting_after(given):
+        size = traced.graph.call_function(aten.sym_size.int, (given, 0))
+    size.meta["val"] = batch
+    for node in nodes:
+        node.replace_all_uses_with(size)
+        traced.graph.erase_node(node)

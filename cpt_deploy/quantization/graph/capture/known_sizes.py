@@ -1,0 +1,101 @@
+"""Tracing with sizes as numbers, for networks that compute with them in Python.
+
+`math.ceil(x.shape[2] / stride)` and `max(padding, 0)`, as in the "same" padding of TensorFlow, need numbers, which a
+traced tensor does not have. Here it has them: of every tensor that the input determines, all sizes but that of the
+batch. They are found when they are asked for, on tensors that have shapes and no values.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_map
+
+from cpt_deploy.quantization.graph.capture.tracer import Tracer
+
+
+class SizeTracer(Tracer):
+    """A tracer whose tensors know their sizes.
+
+    Args:
+        input_shape: Shape of one input without the batch dimension.
+    """
+
+    def __init__(self, input_shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self._input_shape = input_shape
+        self._mode = FakeTensorMode(allow_non_fake_inputs=True)
+        self._examples: dict[fx.Node, Any] = {}
+        self._evaluates = False
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        """Return what stands for a value while tracing."""
+        return _SizedProxy(node, self)
+
+    def call_module(self, m: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Trace a call of a module, or compute it while sizes are looked for."""
+        return forward(*args, **kwargs) if self._evaluates else super().call_module(m, forward, args, kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        """Return an attribute of a module: a parameter is traced, but not while sizes are looked for."""
+        return attr_val if self._evaluates else super().getattr(attr, attr_val, parameter_proxy_cache)
+
+    def sizes(self, proxy: fx.Proxy) -> tuple[Any, ...] | None:
+        """Return the sizes of a tensor, that of the batch as a traced number; None of what is no tensor."""
+        self._evaluates = True
+        try:
+            with self._mode, torch.no_grad():
+                example = self._example(proxy.node)
+        finally:
+            self._evaluates = False
+        if not isinstance(example, Tensor):
+            return None
+        known = tuple(int(size) for size in example.shape)
+        if not known or not self._is_of_input(proxy.node):
+            return known
+        return self.create_proxy("call_method", "size", (proxy, 0), {}), *known[1:]
+
+    def _is_of_input(self, node: fx.Node) -> bool:
+        return node.op == "placeholder" or any(self._is_of_input(source) for source in node.all_input_nodes)
+
+    def _example(self, node: fx.Node) -> Any:
+        if node not in self._examples:
+            self._examples[node] = self._computed(node)
+        return self._examples[node]
+
+    def _computed(self, node: fx.Node) -> Any:
+        if node.op == "placeholder":
+            return torch.empty(2, *self._input_shape)
+        if node.op == "get_attr":
+            value: Any = self.root
+            for part in str(node.target).split("."):
+                value = getattr(value, part)
+            return value
+        args, kwargs = (
+            tree_map(lambda value: self._example(value) if isinstance(value, fx.Node) else value, given)
+            for given in (node.args, node.kwargs)
+        )
+        if node.op == "call_module":
+            return self.root.get_submodule(str(node.target)).forward(*args, **kwargs)
+        function: Any = getattr(args[0], str(node.target)) if node.op == "call_method" else node.target
+        return function(*(args[1:] if node.op == "call_method" else args), **kwargs)
+
+
+class _SizedProxy(fx.Proxy):
+    tracer: SizeTracer
+
+    @property
+    def shape(self) -> Any:
+        sizes = self.tracer.sizes(self)
+        return fx.proxy.Attribute(self, "shape") if sizes is None else sizes
+
+    def size(self, dim: int | None = None) -> Any:
+        sizes = self.tracer.sizes(self)
+        if sizes is None:
+            return self.tracer.create_proxy("call_method", "size", (self,) if dim is None else (self, dim), {})
+        return sizes if dim is None else sizes[dim]
+
+    def dim(self) -> Any:
+        sizes = self.tracer.sizes(self)
+        return self.tracer.create_proxy("call_method", "dim", (self,), {}) if sizes is None else len(sizes)

@@ -1,0 +1,50 @@
+"""`output_size=` of transposed convolutions as the output padding that it comes to."""
+
+from torch import fx, nn
+from torch.nn.utils import parametrize
+
+from cpt_deploy.quantization.graph.capture.composites import like
+from cpt_deploy.quantization.graph.capture.tracing import NoIntegerFormError, describe, propagate_shapes
+
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d)
+
+
+def fix_output_sizes(traced: fx.GraphModule, input_shape: tuple[int, ...]) -> None:
+    """Note all shapes anew, and let transposed convolutions that were told a size have it of themselves.
+
+    Raises:
+        NoIntegerFormError: If calls of one layer are told sizes that it cannot have of one output padding.
+    """
+    propagate_shapes(traced, input_shape)
+    paddings: dict[str, tuple[int, ...]] = {}
+    for node in traced.graph.find_nodes(op="call_module"):
+        target, module = str(node.target), traced.get_submodule(str(node.target))
+        if parametrize.type_before_parametrizations(module) not in _TRANSPOSED:
+            continue
+        assert isinstance(module, _TRANSPOSED)
+        told = len(node.args) > 1 or bool(node.kwargs)
+        padding = _output_padding(node, module) if told else tuple(module.output_padding)
+        if paddings.setdefault(target, padding) != padding:
+            raise NoIntegerFormError(
+                f"Expected one output size of each layer, but got several at {describe(node, traced)}",
+                hint="give each size a layer of its own",
+                reason=f"{describe(node, traced)} is told several output sizes",
+            )
+        if told:
+            node.args, node.kwargs = (node.all_input_nodes[0],), {}
+    for target, padding in paddings.items():
+        fixed = like(traced.get_submodule(target))
+        fixed.output_padding = padding  # type: ignore[assignment]
+        traced.set_submodule(target, fixed)
+    traced.graph.eliminate_dead_code()
+    traced.recompile()
+
+
+def _output_padding(node: fx.Node, layer: nn.ConvTranspose1d | nn.ConvTranspose2d) -> tuple[int, ...]:
+    """Return what is missing at the end of each axis to the size that the layer made when shapes were noted."""
+    sizes, made = node.all_input_nodes[0].meta["shape"][2:], node.meta["shape"][2:]
+    kernel = (layer.kernel_size, layer.stride, layer.padding, layer.dilation)
+    return tuple(
+        int(size) - ((int(given) - 1) * stride - 2 * padding + dilation * (taps - 1) + 1)
+        for size, given, taps, stride, padding, dilation in zip(made, sizes, *kernel, strict=True)
+    )

@@ -1,0 +1,332 @@
+"""From any traceable model to a graph in a small vocabulary: modules compute; functions add, multiply and reshape."""
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional
+
+from cpt_deploy.errors import ConversionError
+from cpt_deploy.quantization.graph.capture.arguments import give_by_position, unpack_sequences
+from cpt_deploy.quantization.graph.capture.constants import clamp, constant_arithmetic, fold_buffers, join_constants
+from cpt_deploy.quantization.graph.capture.sizes import Seen, fold_sizes
+from cpt_deploy.quantization.graph.capture.tracer import Tracer
+from cpt_deploy.quantization.graph.naming import free_name
+
+
+class NoIntegerFormError(ConversionError):
+    """A model is not integer from end to end; it may be captured with operations in float.
+
+    Args:
+        message: As of every error.
+        hint: The same.
+        reason: What is in the way, as it stands behind "because".
+    """
+
+    def __init__(self, message: str, *, hint: str | None = None, reason: str) -> None:
+        super().__init__(message, hint=hint)
+        self.reason = reason
+
+
+def trace(
+    source: nn.Module, model: nn.Module, input_shape: tuple[int, ...], *, training: bool = False
+) -> fx.GraphModule:
+    """Trace a model, bring its graph to the vocabulary of `prepare`, and note the shape of each tensor.
+
+    Args:
+        source: What is traced: any module whose graph `torch.fx` can trace, with its hooks.
+        model: What holds the modules of the graph: a copy without hooks, or the same.
+        input_shape: Shape of one input without the batch dimension.
+        training: Whether branches on `self.training` are taken as they are in training.
+
+    Returns:
+        A graph module; `node.meta["shape"]` holds shapes for a batch of 2.
+
+    Raises:
+        NoIntegerFormError: If the model cannot be traced, or its graph does not take such an input.
+    """
+    source.train(training)
+    try:
+        graph = _graph(source, input_shape)
+    except Exception as error:
+        raise NoIntegerFormError(
+            f"Expected a model whose graph can be traced, but tracing {type(model).__name__} failed: {error}",
+            hint="control flow that depends on tensor values must go, or into a module of its own",
+            reason=f"its graph cannot be traced: {error}",
+        ) from error
+    traced = fx.GraphModule(model, graph)
+    traced.eval()  # shapes are found without changing statistics
+    _check_single_input(traced)
+    fold_buffers(traced)
+    give_by_position(traced)
+    try:
+        _lift_functions(traced, fold_sizes(traced, input_shape), training=training)
+        _make_out_of_place(traced)
+        _decompose_gated_activations(traced)
+        _remove_no_ops(traced)
+        join_constants(traced)
+        traced.graph.eliminate_dead_code()
+        traced.recompile()
+        propagate_shapes(traced, input_shape)
+        if unpack_sequences(traced):
+            propagate_shapes(traced, input_shape)
+    except Exception as error:
+        cause = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise NoIntegerFormError(
+            f"Expected {type(model).__name__} to take an input of shape (N, {', '.join(map(str, input_shape))}), "
+            f"but it failed: {cause}",
+            reason=f"its graph fails: {cause}",
+        ) from error
+    return traced
+
+
+def _graph(model: nn.Module, input_shape: tuple[int, ...]) -> fx.Graph:
+    """Trace a model; where it asks for numbers, with its sizes known."""
+    from cpt_deploy.quantization.graph.capture.known_sizes import SizeTracer
+
+    try:
+        return Tracer().trace_called(model)
+    except Exception as error:
+        try:
+            return SizeTracer(input_shape).trace_called(model)
+        except Exception:
+            raise error from None
+
+
+class _ShapeRecorder(fx.Interpreter):
+    """Runs a graph and notes the shape of every floating-point tensor, how many a tuple holds, and what is another."""
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        n.meta.pop("shape", None)
+        n.meta.pop("parts", None)
+        n.meta.pop("other", None)
+        if isinstance(result, tuple | list) and any(isinstance(part, Tensor) for part in result):
+            n.meta["parts"] = len(result)
+        if isinstance(result, Tensor) and result.is_floating_point():
+            n.meta["shape"] = tuple(result.shape)
+        elif isinstance(result, Tensor):
+            n.meta["other"] = result.dtype
+        return result
+
+
+def propagate_shapes(traced: fx.GraphModule, input_shape: tuple[int, ...]) -> None:
+    """Run a graph on a batch of two zeros, in evaluation mode, and note in `node.meta["shape"]` what comes out.
+
+    The zeros are float32, or of the type that the input's `meta["dtype"]` says.
+    """
+    modes = {module: module.training for module in traced.modules()}
+    traced.eval()
+    device = next((p.device for p in traced.parameters()), torch.device("cpu"))
+    given = next(node for node in traced.graph.nodes if node.op == "placeholder")
+    with torch.no_grad():
+        recorder = _ShapeRecorder(traced)
+        recorder.extra_traceback = False
+        recorder.run(torch.zeros(2, *input_shape, dtype=given.meta.get("dtype", torch.float32), device=device))
+    for module, mode in modes.items():
+        module.training = mode
+
+
+def is_tensor(node: fx.Node) -> bool:
+    """Return whether a node of a traced graph yields one floating-point tensor."""
+    return "shape" in node.meta
+
+
+def shape_of(node: fx.Node) -> tuple[int, ...]:
+    """Return the shape of a node's tensor without the batch dimension."""
+    return tuple(int(size) for size in node.meta["shape"][1:])
+
+
+def describe(node: fx.Node, traced: fx.GraphModule) -> str:
+    """Return an operation and its place as an error message names them."""
+    if node.op == "placeholder":
+        return "the input"
+    if "lifted" in node.meta:
+        return str(node.meta["lifted"])
+    if node.op == "call_module":
+        name = type(traced.get_submodule(str(node.target))).__name__.removeprefix("Quantized")
+        return f"{name} in module {node.target!r}"
+    target = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
+    stack = node.meta.get("nn_module_stack") or {}
+    place = list(stack.values())[-1][0] if stack else ""
+    return f"operation {target!r} in " + (f"module {place!r}" if place else "the model's own forward")
+
+
+def _check_single_input(traced: fx.GraphModule) -> None:
+    inputs = [node for node in traced.graph.nodes if node.op == "placeholder"]
+    unused = [node for node in inputs[1:] if not node.users]
+    for node in unused:
+        traced.graph.erase_node(node)
+    if len(inputs) - len(unused) != 1:
+        raise NoIntegerFormError(
+            f"Expected a model with one input tensor, but got {len(inputs)}", reason=f"it has {len(inputs)} inputs"
+        )
+
+
+# --- functions and methods to modules -------------------------------------------------------------------------------
+
+
+def _argument(node: fx.Node, position: int, name: str, default: Any) -> Any:
+    if name in node.kwargs:
+        return node.kwargs[name]
+    return node.args[position] if len(node.args) > position else default
+
+
+def _pool(module: type[nn.Module]) -> Callable[[fx.Node], nn.Module]:
+    names = {
+        nn.MaxPool2d: ("kernel_size", "stride", "padding", "dilation", "ceil_mode"),
+        nn.AvgPool2d: ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override"),
+    }[module]
+
+    def build(node: fx.Node) -> nn.Module:
+        values = {name: _argument(node, i + 1, name, None) for i, name in enumerate(names)}
+        return module(**{name: value for name, value in values.items() if value is not None})
+
+    return build
+
+
+def _dropout(node: fx.Node) -> nn.Module:
+    return nn.Dropout(float(_argument(node, 1, "p", 0.5)))
+
+
+def _never_drops(node: fx.Node) -> bool:
+    """Return whether a dropout in a graph that was traced in training is off."""
+    return node.target is functional.dropout and _argument(node, 2, "training", True) is False
+
+
+_FUNCTION_MODULES: dict[object, Callable[[fx.Node], nn.Module]] = {
+    functional.relu: lambda node: nn.ReLU(),
+    functional.relu_: lambda node: nn.ReLU(),
+    torch.relu: lambda node: nn.ReLU(),
+    torch.relu_: lambda node: nn.ReLU(),
+    "relu": lambda node: nn.ReLU(),
+    "relu_": lambda node: nn.ReLU(),
+    functional.relu6: lambda node: nn.ReLU6(),
+    functional.hardtanh: lambda node: nn.Hardtanh(
+        _argument(node, 1, "min_val", -1.0), _argument(node, 2, "max_val", 1.0)
+    ),
+    functional.leaky_relu: lambda node: nn.LeakyReLU(_argument(node, 1, "negative_slope", 0.01)),
+    functional.elu: lambda node: nn.ELU(_argument(node, 1, "alpha", 1.0)),
+    functional.silu: lambda node: nn.SiLU(),
+    functional.softplus: lambda node: nn.Softplus(
+        _argument(node, 1, "beta", 1.0), _argument(node, 2, "threshold", 20.0)
+    ),
+    functional.hardswish: lambda node: nn.Hardswish(),
+    functional.hardsigmoid: lambda node: nn.Hardsigmoid(),
+    functional.sigmoid: lambda node: nn.Sigmoid(),
+    torch.sigmoid: lambda node: nn.Sigmoid(),
+    "sigmoid": lambda node: nn.Sigmoid(),
+    functional.tanh: lambda node: nn.Tanh(),
+    torch.tanh: lambda node: nn.Tanh(),
+    "tanh": lambda node: nn.Tanh(),
+    functional.dropout: _dropout,
+    functional.max_pool2d: _pool(nn.MaxPool2d),
+    functional.avg_pool2d: _pool(nn.AvgPool2d),
+    functional.adaptive_avg_pool2d: lambda node: nn.AdaptiveAvgPool2d(_argument(node, 1, "output_size", 1)),
+}
+
+
+def _lift_functions(traced: fx.GraphModule, seen: Seen, *, training: bool) -> None:
+    """Replace functional forms by the modules that `prepare` knows, each under a name of its own."""
+    for node in list(traced.graph.nodes):
+        if node.op not in ("call_function", "call_method"):
+            continue
+        found = _module_for(node, traced, seen)
+        if training and _never_drops(node):
+            found = nn.Identity(), _first_tensor(node)
+        if found is None:
+            continue
+        module, source = found
+        name = free_name(traced, f"{node.name}_module")  # `x + 3` would become `add_module`, which every module has
+        traced.add_module(name, module)
+        with traced.graph.inserting_after(node):
+            lifted = traced.graph.call_module(name, (source,))
+        lifted.meta.update(node.meta)
+        lifted.meta["in_place"], lifted.meta["lifted"] = _is_in_place(node), describe(node, traced)
+        seen.values[lifted] = seen.values[node]
+        node.replace_all_uses_with(lifted)
+        traced.graph.erase_node(node)
+
+
+def _first_tensor(node: fx.Node) -> fx.Node:
+    operands = [*node.args, *node.kwargs.values()]
+    return next(value for value in operands if isinstance(value, fx.Node))
+
+
+def _module_for(node: fx.Node, traced: fx.GraphModule, seen: Seen) -> tuple[nn.Module, fx.Node] | None:
+    """Return the module that computes what a function or a method does, and the tensor that it reads."""
+    if node.target in _FUNCTION_MODULES:
+        return _FUNCTION_MODULES[node.target](node), _first_tensor(node)
+    return constant_arithmetic(node, traced, seen) or clamp(node, traced, seen)
+
+
+# --- in-place operations ------------------------------------------------------------------------------------------
+
+
+_IN_PLACE_FUNCTIONS: dict[object, object] = {operator.iadd: operator.add, operator.imul: operator.mul}
+_IN_PLACE_METHODS = {"add_": torch.add, "mul_": torch.mul}
+
+
+def _is_in_place(node: fx.Node) -> bool:
+    if node.kwargs.get("inplace") is True:
+        return True
+    if node.op == "call_method":
+        return str(node.target).endswith("_") and not str(node.target).endswith("__")
+    return node.target in _IN_PLACE_FUNCTIONS or node.target in (torch.relu_, functional.relu_)
+
+
+def _make_out_of_place(traced: fx.GraphModule) -> None:
+    """Rewrite in-place operations; what read the overwritten tensor afterwards reads the result."""
+    order = {node: i for i, node in enumerate(traced.graph.nodes)}
+    for node in list(traced.graph.nodes):
+        in_place = bool(node.meta.get("in_place")) or _is_in_place(node)
+        if node.op == "call_module":
+            module = traced.get_submodule(str(node.target))
+            in_place = in_place or bool(getattr(module, "inplace", False))
+        if not in_place or not node.all_input_nodes:
+            continue
+        source = node.all_input_nodes[0]
+        for user in list(source.users):
+            if order.get(user, -1) > order.get(node, len(order)):
+                user.replace_input_with(source, node)
+        if node.target in _IN_PLACE_FUNCTIONS:
+            node.target = _IN_PLACE_FUNCTIONS[node.target]
+        elif node.op == "call_method" and node.target in _IN_PLACE_METHODS:
+            node.op, node.target = "call_function", _IN_PLACE_METHODS[str(node.target)]
+    for module in traced.modules():
+        if getattr(module, "inplace", False) is True:
+            module.inplace = False  # type: ignore[assignment]
+
+
+# --- decompositions and clean-up ------------------------------------------------------------------------------------
+
+
+def _decompose_gated_activations(traced: fx.GraphModule) -> None:
+    """Write SiLU as `x · sigmoid(x)` and Hardswish as `x · hardsigmoid(x)`: each part has an integer form."""
+    gates = {nn.SiLU: nn.Sigmoid, nn.Hardswish: nn.Hardsigmoid}
+    for node in list(traced.graph.nodes):
+        if node.op != "call_module":
+            continue
+        gate = gates.get(type(traced.get_submodule(str(node.target))))
+        if gate is None:
+            continue
+        name = free_name(traced, f"{node.name}_gate")
+        traced.add_module(name, gate())
+        source = node.all_input_nodes[0]
+        with traced.graph.inserting_before(node):
+            gated = traced.graph.call_module(name, (source,))
+            product = traced.graph.call_function(operator.mul, (source, gated))
+        gated.meta.update(node.meta)
+        product.meta.update(node.meta)
+        node.replace_all_uses_with(product)
+        traced.graph.erase_node(node)
+
+
+def _remove_no_ops(traced: fx.GraphModule) -> None:
+    for node in list(traced.graph.nodes):
+        identity = node.op == "call_module" and isinstance(traced.get_submodule(str(node.target)), nn.Identity)
+        if identity or (node.op == "call_method" and node.target == "float"):
+            node.replace_all_uses_with(node.all_input_nodes[0])
+            traced.graph.erase_node(node)

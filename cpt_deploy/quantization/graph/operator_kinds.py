@@ -1,0 +1,227 @@
+"""The operations that have an integer form, and how a node of a traced graph is recognised as one of them."""
+
+import operator
+from enum import Enum
+
+import torch
+from torch import fx, nn
+
+from cpt_deploy.quantization.graph.capture.constants import ChannelwiseConstant
+from cpt_deploy.quantization.graph.capture.padding import Padding
+from cpt_deploy.quantization.graph.capture.tracer import is_stochastic_depth
+from cpt_deploy.quantization.graph.capture.tracing import (
+    NoIntegerFormError,
+    describe,
+    is_tensor,
+    shape_of,
+)
+from cpt_deploy.quantization.modules.activation_quantizer import EdgeQuantizer, LayerInput
+from cpt_deploy.quantization.modules.layers import QuantizedLayer, is_quantizable
+from cpt_deploy.quantization.modules.synchronized_norm import SynchronizedBatchNorm1d, SynchronizedBatchNorm2d
+
+
+class Kind(Enum):
+    """What a node does, as far as integers are concerned."""
+
+    LAYER = "a layer with weights"
+    NORM = "batch normalisation"
+    CLAMP = "a ReLU or ReLU6: saturation, if it follows what it clamps"
+    TABLE = "a function of one code: 256 entries"
+    CONSTANT = "multiplication by and addition of numbers"
+    ADD = "sum of two tensors"
+    MULTIPLY = "product of two tensors"
+    CONCATENATE = "concatenation of channels"
+    AVERAGE = "average pooling"
+    GLOBAL_AVERAGE = "mean over all positions"
+    KEEP = "codes are moved, selected or left alone: same scale before and after"
+    EDGE = "a quantizer"
+    FLOAT = "computed in float: between quantizers, or where no integer form would gain anything"
+
+
+_MODULE_KINDS: dict[type[nn.Module], Kind] = {
+    nn.BatchNorm1d: Kind.NORM,
+    nn.BatchNorm2d: Kind.NORM,
+    SynchronizedBatchNorm1d: Kind.NORM,
+    SynchronizedBatchNorm2d: Kind.NORM,
+    nn.ReLU: Kind.CLAMP,
+    nn.ReLU6: Kind.CLAMP,
+    nn.Sigmoid: Kind.TABLE,
+    nn.Hardsigmoid: Kind.TABLE,
+    nn.Tanh: Kind.TABLE,
+    nn.LeakyReLU: Kind.TABLE,
+    nn.ELU: Kind.TABLE,
+    nn.Softplus: Kind.TABLE,
+    ChannelwiseConstant: Kind.CONSTANT,
+    nn.AvgPool2d: Kind.AVERAGE,
+    nn.MaxPool1d: Kind.KEEP,
+    nn.MaxPool2d: Kind.KEEP,
+    nn.Dropout: Kind.KEEP,
+    nn.Dropout1d: Kind.KEEP,
+    nn.Dropout2d: Kind.KEEP,
+    nn.Flatten: Kind.KEEP,
+    EdgeQuantizer: Kind.EDGE,
+    LayerInput: Kind.EDGE,
+}
+
+_SPLITS = ("chunk", "split", torch.chunk, torch.split)
+
+_TARGET_KINDS: dict[object, Kind] = {
+    operator.add: Kind.ADD,
+    torch.add: Kind.ADD,
+    "add": Kind.ADD,
+    operator.mul: Kind.MULTIPLY,
+    torch.mul: Kind.MULTIPLY,
+    "mul": Kind.MULTIPLY,
+    torch.cat: Kind.CONCATENATE,
+    torch.concat: Kind.CONCATENATE,
+    torch.flatten: Kind.KEEP,
+    "flatten": Kind.KEEP,
+    "contiguous": Kind.KEEP,
+    "clone": Kind.KEEP,
+    "view": Kind.KEEP,
+    "reshape": Kind.KEEP,
+    torch.reshape: Kind.KEEP,
+    "transpose": Kind.KEEP,
+    torch.transpose: Kind.KEEP,
+    "permute": Kind.KEEP,
+    torch.permute: Kind.KEEP,
+    "squeeze": Kind.KEEP,
+    torch.squeeze: Kind.KEEP,
+    "unsqueeze": Kind.KEEP,
+    torch.unsqueeze: Kind.KEEP,
+    "chunk": Kind.KEEP,
+    torch.chunk: Kind.KEEP,
+    "split": Kind.KEEP,
+    torch.split: Kind.KEEP,
+}
+
+
+#: Kinds whose operations take nothing by name once `trace` gave it by position: scaled sums, `out=` and types do.
+_PLAIN = (Kind.ADD, Kind.MULTIPLY, Kind.CONCATENATE)
+
+#: Softplus is a straight line from here on in every float32, as ONNX has it everywhere.
+_LEAST_THRESHOLD = 20
+
+
+#: Key of `node.meta` that marks an operation which is computed in float though its kind has an integer form.
+IS_FLOAT = "is_float"
+
+
+def classify(node: fx.Node, traced: fx.GraphModule) -> Kind:
+    """Return what a tensor-valued node does.
+
+    Raises:
+        ConversionError: If the operation has no integer form; names the operation and the module it stands in.
+    """
+    kind = _kind(node, traced)
+    if kind is None:
+        raise no_integer_form(node, traced)
+    return kind
+
+
+def no_integer_form(node: fx.Node, traced: fx.GraphModule) -> NoIntegerFormError:
+    """Return the error that names an operation."""
+    return NoIntegerFormError(
+        f"Expected operations that have an integer form, but got {describe(node, traced)}",
+        hint="supported: Conv1d/2d, ConvTranspose1d/2d, Linear, BatchNorm, ReLU-like and elementwise activations, "
+        "pooling, padding, +, *, cat, reshape, transpose, chunk, Dropout",
+        reason=f"{describe(node, traced)} has no integer form",
+    )
+
+
+def computes(node: fx.Node) -> bool:
+    """Return whether a node works on tensors: it yields one, or splits one (the rest is arithmetic on sizes)."""
+    if node.op not in ("call_module", "call_function", "call_method"):
+        return False
+    return is_tensor(node) or node.target in _SPLITS
+
+
+def _reads_two_tensors(node: fx.Node) -> bool:
+    """Return whether a sum or a product has no operand that is a mask or a number that `join_constants` left."""
+    return len(node.args) == 2 and all(isinstance(operand, fx.Node) and is_tensor(operand) for operand in node.args)
+
+
+def _kind(node: fx.Node, traced: fx.GraphModule) -> Kind | None:
+    if node.meta.get(IS_FLOAT) or isinstance(node.target, torch._ops.OpOverload):
+        return Kind.FLOAT
+    if node.op == "call_module":
+        return _module_kind(node, traced.get_submodule(str(node.target)))
+    if node.target in _TARGET_KINDS:
+        kind = _TARGET_KINDS[node.target]
+        unknown = kind is Kind.CONCATENATE and isinstance(node.args[0] if node.args else None, fx.Node | None)
+        alone = kind in (Kind.ADD, Kind.MULTIPLY) and not _reads_two_tensors(node)
+        return None if unknown or alone or (kind in _PLAIN and node.kwargs) else kind
+    if node.target is operator.getitem:
+        part = node.all_input_nodes[0].target in _SPLITS and isinstance(node.args[1], int)
+        return Kind.KEEP if part else None
+    if node.target in ("mean", torch.mean):
+        return Kind.GLOBAL_AVERAGE if not node.kwargs and _averages_all_positions(node) else None
+    return None
+
+
+def _module_kind(node: fx.Node, module: nn.Module) -> Kind | None:
+    if isinstance(module, QuantizedLayer) or is_quantizable(module):
+        return Kind.LAYER
+    if isinstance(module, nn.Hardtanh) and not isinstance(module, nn.ReLU6):
+        return Kind.CLAMP if module.min_val == 0 else Kind.TABLE
+    if _is_float_form(node, module):
+        return None
+    if isinstance(module, nn.AdaptiveAvgPool2d):
+        return _adaptive_kind(shape_of(node.all_input_nodes[0])[-2:], shape_of(node)[-2:])
+    if isinstance(module, Padding):  # of the batch there is none
+        return Kind.KEEP if len(module.widths) // 2 < len(node.meta["shape"]) else None
+    return Kind.KEEP if is_stochastic_depth(module) else _MODULE_KINDS.get(type(module))
+
+
+def _is_float_form(node: fx.Node, module: nn.Module) -> bool:
+    """Return whether a module of a kind that has an integer form is set to something that has none."""
+    match module:
+        case nn.modules.batchnorm._BatchNorm():
+            return not has_statistics(module)
+        case nn.Softplus():
+            return module.beta != 1 or module.threshold < _LEAST_THRESHOLD  # ONNX has one Softplus only
+        case nn.AvgPool2d():
+            return not has_one_divisor(module, shape_of(node.all_input_nodes[0]))
+        case nn.MaxPool1d() | nn.MaxPool2d():
+            return bool(module.return_indices)
+    return False
+
+
+def has_statistics(norm: nn.Module | None) -> bool:
+    """Return whether a BatchNorm normalises by running averages in evaluation, not by the batch's own statistics."""
+    return isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.running_mean is not None
+
+
+def has_one_divisor(pool: nn.AvgPool2d, shape: tuple[int, ...]) -> bool:
+    """Return whether all windows of an average are divided by one number, on inputs of a shape (C, H, W)."""
+    if pool.divisor_override:
+        return not pool.ceil_mode or not _cuts_windows(pool, shape)
+    return not (any(pair(pool.padding)) and not pool.count_include_pad) and not (
+        pool.ceil_mode and _cuts_windows(pool, shape)
+    )
+
+
+def _cuts_windows(pool: nn.AvgPool2d, shape: tuple[int, ...]) -> bool:
+    kernel, strides, padding = pair(pool.kernel_size), pair(pool.stride), pair(pool.padding)
+    return any((size + 2 * p - k) % s for size, k, s, p in zip(shape[-2:], kernel, strides, padding, strict=True))
+
+
+def pair(value: int | tuple[int, ...]) -> tuple[int, ...]:
+    """Return a size of two dimensions that is given as one number or two."""
+    return (value, value) if isinstance(value, int) else tuple(value)
+
+
+def _adaptive_kind(before: tuple[int, ...], after: tuple[int, ...]) -> Kind | None:
+    if after == (1, 1):
+        return Kind.GLOBAL_AVERAGE
+    if before == after:
+        return Kind.KEEP
+    return Kind.AVERAGE if all(b % a == 0 for b, a in zip(before, after, strict=True)) else None
+
+
+def _averages_all_positions(node: fx.Node) -> bool:
+    shape = node.all_input_nodes[0].meta["shape"]
+    axes = node.args[1] if len(node.args) > 1 else None
+    if len(shape) != 4 or not isinstance(axes, tuple | list):
+        return False
+    return sorted(int(axis) % 4 for axis in axes) == [2, 3]

@@ -1,0 +1,355 @@
+"""From a float model to a CPT model: quantized layers, and a quantizer on every edge of the graph."""
+
+import math
+import warnings
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import fx, nn
+
+from cpt_deploy.errors import ConversionError, CptWarning
+from cpt_deploy.quantization.graph.capture.exported import capture
+from cpt_deploy.quantization.graph.capture.functional_layers import lift_products
+from cpt_deploy.quantization.graph.capture.output_sizes import fix_output_sizes
+from cpt_deploy.quantization.graph.capture.padding import lift_paddings
+from cpt_deploy.quantization.graph.capture.parametrized import as_parametrizations, check_capturable
+from cpt_deploy.quantization.graph.capture.tracing import NoIntegerFormError, describe, is_tensor, shape_of, trace
+from cpt_deploy.quantization.graph.conversion import Conversion
+from cpt_deploy.quantization.graph.entries import has_float_operations, insert_entries
+from cpt_deploy.quantization.graph.equivalence import DiffersError, Reference
+from cpt_deploy.quantization.graph.handed_in import HandedIn, same_randomness, untouched
+from cpt_deploy.quantization.graph.lifting import lift
+from cpt_deploy.quantization.graph.naming import add_quantizer
+from cpt_deploy.quantization.graph.operator_kinds import Kind, classify, computes, no_integer_form
+from cpt_deploy.quantization.graph.signature import check_inputs, check_parameters, check_shape, only_output, unwrapped
+from cpt_deploy.quantization.model import QuantizedModel
+from cpt_deploy.quantization.modules.activation_quantizer import EdgeQuantizer, LayerInput
+from cpt_deploy.quantization.modules.layers import (
+    CONVOLUTIONS,
+    QuantizedConvTranspose1d,
+    QuantizedConvTranspose2d,
+    QuantizedEmbedding,
+    QuantizedLayer,
+    quantized_layer,
+)
+from cpt_deploy.quantization.state.config import QuantizationConfig
+from cpt_deploy.quantization.state.groups import layer_roles
+from cpt_deploy.quantization.state.precision_state import PrecisionState, Role
+from cpt_deploy.quantization.state.scheduled_model import LayerInfo
+
+#: The logits are read by no layer, so nothing is saved by giving them fewer bits.
+LOGITS_LEAST_BITS = 8
+
+Trial = Callable[[QuantizedModel], None]
+
+
+def prepare(
+    model: nn.Module,
+    config: QuantizationConfig,
+    input_shape: tuple[int, ...],
+    *,
+    input_dtype: torch.dtype = torch.float32,
+    trial: Trial | None = None,
+) -> QuantizedModel:
+    """Convert a float model to one that trains with cyclic precision and can be frozen to integers.
+
+    Every Conv, Linear and Embedding gets a quantized weight and a quantized output gradient. Every edge that integer
+    execution needs gets a quantizer: after each layer (with its BatchNorm and ReLU, which fuse into it), sum, product,
+    concatenation and average, at the input and at the logits. Edges that only cycling layers read follow the
+    schedule; all others hold the upper bound, so the residual stream is never cut to the lower bound.
+
+    A model with operations that have no integer form (LayerNorm, softmax, GELU, parameters outside of layers) keeps
+    them in float: quantizers then stand at the input of each Linear and around each Conv, and what lies between is
+    computed as the model does it (`has_float_operations`). Which of both it is, and why, is `conversion` of the result.
+
+    With its quantizers off, the result is compared with the model as it was handed in, hooks and replaced forwards
+    included, on random batches in training and in evaluation. For that the model's copy runs, and its hooks with it.
+
+    Args:
+        model: A float model with one input tensor and one output tensor (N, ...); it is copied, not changed.
+        config: Bounds and roles.
+        input_shape: Shape of one input without the batch dimension, e.g. (3, 32, 32).
+        input_dtype: float32, or int64 for token ids.
+        trial: Raises a ConversionError for a prepared model that cannot be deployed; one that keeps operations in
+            float is tried then. `cpt_deploy.prepare` freezes and writes it.
+
+    Returns:
+        The CPT model, at the upper bound.
+
+    Raises:
+        ConversionError: If the model cannot be captured, products with weights have no integer form, or no graph
+            computes what the model computes; names the operation and the module.
+    """
+    model, input_shape = unwrapped(model), check_shape(input_shape)
+    check_inputs(model)
+    check_parameters(model)
+    if any(isinstance(module, QuantizedModel) for module in model.modules()):
+        raise ConversionError(
+            "Expected a float model, but this one is prepared already", hint="prepare the float model"
+        )
+    given = HandedIn.of(as_parametrizations(model))
+    with untouched(model), same_randomness(model):
+        reference = Reference.of(given, input_shape, input_dtype)
+        prepared, reason = _first_that_is_the_same(reference, config, input_shape, input_dtype, trial)
+    dropped = given.dropped()
+    if dropped:
+        warnings.warn(
+            f"{', '.join(dropped)} changes nothing that the network computes: the prepared network does not have it",
+            CptWarning,
+            stacklevel=2,
+        )
+    prepared.conversion = Conversion("float parts" if reason else "integers", reason, dropped)
+    prepared.train(model.training)
+    return prepared.to(next((p.device for p in model.parameters()), None))
+
+
+def _first_that_is_the_same(
+    reference: Reference,
+    config: QuantizationConfig,
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    trial: Trial | None,
+) -> tuple[QuantizedModel, str | None]:
+    """Return the first prepared network that computes what was handed in, and why it is not integer from end to end.
+
+    Branches on `self.training` are traced as in evaluation, then as in training; last come operations in float.
+    """
+    reasons: list[NoIntegerFormError] = []
+    for training in (False, True) if dtype.is_floating_point else ():
+        source, model = reference.given.to_convert()
+        try:
+            prepared = _prepared(_integer_graph(source, model, shape, training=training), config, shape)
+            reference.check(prepared)
+            _try(prepared, trial)
+            return prepared, None
+        except NoIntegerFormError as error:
+            reasons.append(error)
+            if not isinstance(error, DiffersError):
+                break  # in training there are no fewer operations
+    source, model = reference.given.to_convert()
+    try:
+        check_capturable(model)
+        prepared = _prepared(lift(capture(source, model, shape, dtype), model), config, shape)
+        reference.check(prepared)
+        if trial is not None:
+            trial(prepared)
+    except ConversionError as error:
+        differs = next((reason for reason in reasons if isinstance(reason, DiffersError)), error)
+        raise differs from error
+    return prepared, reasons[0].reason if reasons else "it reads token ids"
+
+
+def _try(prepared: QuantizedModel, trial: Trial | None) -> None:
+    """Try a network of integers; what refuses it is the reason to keep operations in float."""
+    try:
+        if trial is not None:
+            trial(prepared)
+    except ConversionError as error:
+        raise NoIntegerFormError(
+            error.message, hint=error.hint, reason=f"as integers it cannot be deployed: {error.message}"
+        ) from error
+
+
+def _prepared(traced: fx.GraphModule, config: QuantizationConfig, input_shape: tuple[int, ...]) -> QuantizedModel:
+    """Return the model of a graph in the vocabulary: its layers quantized, and its edges."""
+    kinds = {node: classify(node, traced) for node in traced.graph.nodes if computes(node)}
+    precision = PrecisionState(config.upper, config.seed, {group.name: group.upper for group in config.groups})
+    layers = _replace_layers(traced, kinds, precision, config)
+    _insert_edges(traced, kinds, precision, config)
+    traced.graph.lint()
+    traced.recompile()
+    device = next((parameter.device for parameter in traced.parameters()), None)
+    return QuantizedModel(traced, precision, config, input_shape, layers).to(device)
+
+
+def _integer_graph(
+    source: nn.Module, model: nn.Module, input_shape: tuple[int, ...], *, training: bool
+) -> fx.GraphModule:
+    """Return the graph of a model that is integer from end to end.
+
+    Raises:
+        NoIntegerFormError: If it is not.
+    """
+    traced = trace(source, model, input_shape, training=training)
+    if lift_products(traced):  # the parameters that the layers have now, the network's own module needs no more
+        traced = fx.GraphModule(traced, traced.graph, class_name=type(model).__name__)
+    lift_paddings(traced)
+    fix_output_sizes(traced, input_shape)
+    _check_parameters(traced)
+    for node in traced.graph.nodes:
+        if computes(node):
+            classify(node, traced)
+            _check_features(node, traced)
+        elif "parts" in node.meta or ("other" in node.meta and node.op.startswith("call")):  # a mask, positions
+            raise no_integer_form(node, traced)
+    _check_output(traced)
+    return traced
+
+
+def _check_parameters(traced: fx.GraphModule) -> None:
+    for node in traced.graph.nodes:
+        if node.op == "get_attr" and any(is_tensor(user) for user in node.users):
+            raise NoIntegerFormError(
+                f"Expected parameters in layers only, but got the bare parameter {node.target!r}",
+                reason=f"the parameter {node.target!r} stands outside of a layer",
+            )
+
+
+def _check_features(node: fx.Node, traced: fx.GraphModule) -> None:
+    module = traced.get_submodule(str(node.target)) if node.op == "call_module" else None
+    if isinstance(module, nn.Linear) and len(shape_of(node)) != 1:
+        place = describe(node, traced)
+        raise NoIntegerFormError(
+            f"Expected Linear layers on (N, features) at {place}", reason=f"{place} works on more than (N, features)"
+        )
+
+
+def _check_output(traced: fx.GraphModule) -> None:
+    output = next(node for node in traced.graph.nodes if node.op == "output")
+    output.args = (only_output(output.args[0], lambda leaf: isinstance(leaf, fx.Node)),)
+    if not is_tensor(output.args[0]):
+        raise NoIntegerFormError(
+            "Expected a model that returns floating-point values, but it returns others",
+            reason="its result is no floating-point tensor",
+        )
+
+
+# --- layers ---------------------------------------------------------------------------------------------------------
+
+
+def _replace_layers(
+    traced: fx.GraphModule, kinds: dict[fx.Node, Kind], precision: PrecisionState, config: QuantizationConfig
+) -> list[LayerInfo]:
+    calls = [node for node, kind in kinds.items() if kind is Kind.LAYER]
+    if not calls:
+        raise ConversionError("Expected a model with at least one Conv or Linear layer, but got none")
+    targets = list(dict.fromkeys(str(node.target) for node in calls))
+    roles = layer_roles(targets, config)
+    infos: list[LayerInfo] = []
+    for index, target in enumerate(targets):
+        module = traced.get_submodule(target)
+        # an Embedding computes no products, which fewer bits would make cheaper
+        role: Role = "hold" if isinstance(module, nn.Embedding) else roles[target]
+        nodes = [node for node in calls if node.target == target]
+        layer = quantized_layer(module, precision, role, index)
+        traced.set_submodule(target, layer)
+        macs = sum(_macs(node, layer) for node in nodes)
+        infos.append(LayerInfo(target, macs, role, layer.weight_shape.numel()))
+    return infos
+
+
+def _macs(node: fx.Node, layer: QuantizedLayer) -> int:
+    """Return multiply-accumulates per sample of one call of a layer."""
+    if isinstance(layer, QuantizedEmbedding):
+        return 0
+    if isinstance(layer, QuantizedConvTranspose1d | QuantizedConvTranspose2d):
+        values = node.all_input_nodes[0].meta["shape"]  # each of them is multiplied by all that its channel has
+        return int(math.prod(values)) // 2 * (layer.weight_shape.numel() // layer.in_channels)
+    outputs = int(math.prod(node.meta["shape"])) // 2  # of a batch of 2
+    return outputs * math.prod(layer.weight_shape[1:])
+
+
+# --- edges ----------------------------------------------------------------------------------------------------------
+
+
+def _insert_edges(
+    traced: fx.GraphModule, kinds: dict[fx.Node, Kind], precision: PrecisionState, config: QuantizationConfig
+) -> None:
+    chains = list(_chains(traced, kinds))
+    if has_float_operations(traced):
+        chains = [(head, end) for head, end in chains if _makes_codes(head, traced)]
+    for head, end in chains:
+        readers = list(_readers(end, kinds))
+        roles = {_role(traced, layer) for _, layer in readers}
+        cycling = [layer for _, layer in readers if _role(traced, layer) not in (None, "hold")]
+        role: Role = (roles.pop() if len(roles) == 1 else None) or "hold"  # held as well where groups share an edge
+        is_logits = any(reader.op == "output" for reader, _ in readers)
+        edge = EdgeQuantizer(precision, role, config.range_momentum, least_bits=LOGITS_LEAST_BITS if is_logits else 0)
+        node = _insert_after(traced, end, add_quantizer(traced, "edges", head.name, edge))
+        kinds[node] = Kind.EDGE
+        if role == "hold" and cycling:
+            _insert_layer_inputs(traced, [reader for reader, layer in readers if layer in cycling], edge, kinds)
+    if has_float_operations(traced):
+        insert_entries(traced, kinds, precision, config.range_momentum)
+
+
+def _chains(traced: fx.GraphModule, kinds: dict[fx.Node, Kind]) -> Iterator[tuple[fx.Node, fx.Node]]:
+    """Yield (first, last) node of each run of nodes that is one integer operation: compute, BatchNorm, clamp."""
+    taken: set[fx.Node] = set()
+    for node in list(traced.graph.nodes):
+        if node in taken or (node.op != "placeholder" and kinds.get(node, Kind.KEEP) in (Kind.KEEP, Kind.FLOAT)):
+            continue
+        end = node
+        if kinds.get(node) is Kind.LAYER:
+            end = _extend(end, kinds, Kind.NORM)
+        if kinds.get(node) in (Kind.LAYER, Kind.NORM, Kind.ADD, Kind.MULTIPLY, Kind.CONSTANT):
+            end = _extend(end, kinds, Kind.CLAMP)
+        current = node
+        while current is not end:
+            current = next(iter(current.users))
+            taken.add(current)
+        yield node, end
+
+
+def _makes_codes(head: fx.Node, traced: fx.GraphModule) -> bool:
+    """Return whether the result of a chain lies on codes beside float operations: convolutions, and what they read."""
+    if head.op == "placeholder":
+        readers = [user for user in head.users if is_tensor(user)]
+        return is_tensor(head) and all(_is_convolution(user, traced) for user in readers)
+    return _is_convolution(head, traced)
+
+
+def _is_convolution(node: fx.Node, traced: fx.GraphModule) -> bool:
+    if node.op != "call_module":
+        return False
+    return isinstance(traced.get_submodule(str(node.target)), CONVOLUTIONS)
+
+
+def _extend(end: fx.Node, kinds: dict[fx.Node, Kind], kind: Kind) -> fx.Node:
+    users = list(end.users)
+    return users[0] if len(users) == 1 and kinds.get(users[0]) is kind else end
+
+
+def _readers(node: fx.Node, kinds: dict[fx.Node, Kind]) -> Iterator[tuple[fx.Node, fx.Node | None]]:
+    """Yield what reads a tensor, looking through operations that keep codes: (reader, reader if it is a layer)."""
+    for user in node.users:
+        if user.op == "output":
+            yield user, None
+        elif user not in kinds:
+            continue  # arithmetic on sizes
+        elif kinds[user] is Kind.KEEP:
+            yield from _readers(user, kinds)
+        else:
+            yield user, user if kinds[user] is Kind.LAYER else None
+
+
+def _role(traced: fx.GraphModule, layer: fx.Node | None) -> Role | None:
+    if layer is None:
+        return None
+    module = traced.get_submodule(str(layer.target))
+    return module.role if isinstance(module, QuantizedLayer) else None
+
+
+def _insert_after(traced: fx.GraphModule, node: fx.Node, target: str) -> fx.Node:
+    users = list(node.users)
+    with traced.graph.inserting_after(node):
+        inserted = traced.graph.call_module(target, (node,))
+    for user in users:
+        user.replace_input_with(node, inserted)
+    return inserted
+
+
+def _insert_layer_inputs(
+    traced: fx.GraphModule, layers: list[fx.Node], edge: EdgeQuantizer, kinds: dict[fx.Node, Kind]
+) -> None:
+    """Bring what layers read from a held edge to their bits; those of one role that read the same tensor share it."""
+    by_source: dict[tuple[fx.Node, Role], list[fx.Node]] = {}
+    for layer in layers:
+        by_source.setdefault((layer.all_input_nodes[0], _role(traced, layer) or "cycle"), []).append(layer)
+    for (source, role), readers in by_source.items():
+        target = add_quantizer(traced, "layer_inputs", readers[0].name, LayerInput(edge, role))
+        with traced.graph.inserting_before(readers[0]):
+            node = traced.graph.call_module(target, (source,))
+        kinds[node] = Kind.EDGE
+        for reader in readers:
+            reader.replace_input_with(source, node)

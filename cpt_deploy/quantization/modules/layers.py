@@ -1,0 +1,258 @@
+"""Layers with quantized weights and gradients; their inputs are quantized by the edges of the graph."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.utils import parametrize
+
+from cpt_deploy.quantization.modules.strided import seen_pixels, skips_pixels
+from cpt_deploy.quantization.numerics.accumulator_range import can_overflow, summed_levels
+from cpt_deploy.quantization.numerics.affine import fake_quantize_weight
+from cpt_deploy.quantization.numerics.gradients import with_quantized_gradient
+from cpt_deploy.quantization.numerics.saturation import portable_levels
+from cpt_deploy.quantization.state.precision_state import PrecisionState, Role
+
+
+class QuantizedLayer(nn.Module):
+    """What Conv and Linear share: a weight on a symmetric per-channel grid and a quantized output gradient.
+
+    Attributes:
+        weight: The parameter, in torch's layout; None where the weight is computed of others.
+        weight_of: What computes the weight, in torch's layout, of parameters of its own; None where it is a parameter.
+        weight_shape: Shape of the weight with output channels first, (O, ...).
+        role: "cycle" or "hold" (the upper bound).
+        index: Position among the model's layers; seeds the gradient's noise.
+    """
+
+    weight: nn.Parameter | None
+    weight_of: nn.Module | None
+    weight_shape: torch.Size
+    bias: nn.Parameter | None
+    precision: PrecisionState
+    role: Role
+    index: int
+
+    def attach(self, precision: PrecisionState, role: Role, index: int) -> None:
+        """Connect the layer to the model's bits."""
+        self.precision, self.role, self.index = precision, role, index
+        precision.add_layer(index)
+
+    def take_weight(self, module: nn.Module) -> None:
+        """Share the weight of a float layer, or what computes it, in the place of the own one of the same shape."""
+        assert self.weight is not None
+        self.weight_shape = self.turned(self.weight).shape
+        if parametrize.is_parametrized(module):
+            self.weight, self.weight_of = None, module.get_submodule("parametrizations.weight")
+        else:
+            self.weight, self.weight_of = module.get_parameter("weight"), None
+
+    @property
+    def float_weight(self) -> Tensor:
+        """The weight in torch's layout, before it is quantized; a gradient finds its way to the parameters."""
+        if self.weight_of is None:
+            assert self.weight is not None
+            return self.weight
+        computed: Tensor = self.weight_of()
+        return computed
+
+    @property
+    def channel_weight(self) -> Tensor:
+        """The same with output channels first, (O, ...)."""
+        return self.turned(self.float_weight)
+
+    def turned(self, weight: Tensor) -> Tensor:
+        """Bring a weight from torch's layout to the one with output channels first, or back."""
+        return weight
+
+    @property
+    def quantized_weight(self) -> Tensor:
+        """The weight in torch's layout as the forward pass uses it at the present bits."""
+        if not self.precision.quantizes_weights(self.index, self.role):
+            return self.float_weight
+        weight, levels = self.channel_weight, self.precision.weight_levels_of(self.index, self.role)
+        limited = self.trained_levels(levels, weight) if self.training else self.limited_levels(levels, weight)
+        return self.turned(fake_quantize_weight(weight, limited))
+
+    def trained_levels(self, levels: Tensor, weight: Tensor) -> Tensor:
+        """Return the greatest weight code, 0-dim, or that of each channel, (O,), where sums of many inputs lower it.
+
+        Args:
+            levels: The code that the bits allow.
+            weight: `channel_weight`.
+        """
+        return summed_levels(weight, levels) if can_overflow(weight[0].numel()) else levels
+
+    def limited_levels(self, levels: Tensor, weight: Tensor) -> Tensor:
+        """Return the same for evaluation and freezing, where sums of pairs have a limit too unless it is native."""
+        limit = self.precision.pair_limit
+        return self.trained_levels(levels if limit is None else portable_levels(weight, levels, limit), weight)
+
+    def gradient_seed(self, y: Tensor) -> Tensor:
+        """Return the seed of the noise by which the gradient of the layer's output (N, ...) is rounded in this step.
+
+        A process that has a part of the batch rounds it with the noise of the whole.
+        """
+        return self.precision.seed_of(self.index, y.numel() // len(y))
+
+    def _with_quantized_gradient(self, y: Tensor) -> Tensor:
+        if not (self.training and self.precision.quantizes_gradients):
+            return y
+        return with_quantized_gradient(y, self.precision.gradient_levels, self.gradient_seed(y))
+
+
+class QuantizedConv1d(QuantizedLayer, nn.Conv1d):  # type: ignore[misc]  # torch declares the same attributes wider
+    """Conv1d on codes: input (N, C, L), output (N, O, L'); any stride, padding, dilation and groups."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve with the quantized weight."""
+        if skips_pixels(self, x.device):
+            y = functional.conv1d(seen_pixels(x, self), self.quantized_weight, self.bias, groups=self.groups)
+        else:
+            y = self._conv_forward(x, self.quantized_weight, self.bias)
+        return self._with_quantized_gradient(y)
+
+
+class QuantizedConv2d(QuantizedLayer, nn.Conv2d):  # type: ignore[misc]  # torch declares the same attributes wider
+    """Conv2d on codes: input (N, C, H, W), output (N, O, H', W'); any stride, padding, dilation and groups."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve with the quantized weight."""
+        if skips_pixels(self, x.device):
+            y = functional.conv2d(seen_pixels(x, self), self.quantized_weight, self.bias, groups=self.groups)
+        else:
+            y = self._conv_forward(x, self.quantized_weight, self.bias)
+        return self._with_quantized_gradient(y)
+
+
+class _TransposedConvolution(QuantizedLayer):
+    """What transposed convolutions share: torch keeps their weight as (I, O / groups, ...)."""
+
+    groups: int
+
+    def turned(self, weight: Tensor) -> Tensor:
+        """Change (I, O/g, ...) to (O, I/g, ...) or back, which is the same movement; a view where there is one."""
+        if self.groups == 1:
+            return weight.transpose(0, 1)
+        grouped = weight.reshape(self.groups, -1, *weight.shape[1:])
+        return grouped.transpose(1, 2).flatten(0, 1)
+
+
+class QuantizedConvTranspose1d(_TransposedConvolution, nn.ConvTranspose1d):  # type: ignore[misc]
+    """ConvTranspose1d on codes: input (N, C, L), output (N, O, L'); any geometry that torch's has."""
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]  # the output's size is no argument any more
+        """Convolve with the quantized weight."""
+        geometry = (self.stride, self.padding, self.output_padding, self.groups, self.dilation)
+        y = functional.conv_transpose1d(x, self.quantized_weight, self.bias, *geometry)  # type: ignore[arg-type]
+        return self._with_quantized_gradient(y)
+
+
+class QuantizedConvTranspose2d(_TransposedConvolution, nn.ConvTranspose2d):  # type: ignore[misc]
+    """ConvTranspose2d on codes: input (N, C, H, W), output (N, O, H', W'); any geometry that torch's has."""
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]  # the output's size is no argument any more
+        """Convolve with the quantized weight."""
+        geometry = (self.stride, self.padding, self.output_padding, self.groups, self.dilation)
+        y = functional.conv_transpose2d(x, self.quantized_weight, self.bias, *geometry)  # type: ignore[arg-type]
+        return self._with_quantized_gradient(y)
+
+
+class QuantizedLinear(QuantizedLayer, nn.Linear):  # type: ignore[misc]  # torch declares the same attributes wider
+    """Linear on codes: input (..., I), output (..., O)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Multiply by the quantized weight."""
+        return self._with_quantized_gradient(functional.linear(x, self.quantized_weight, self.bias))
+
+
+class QuantizedEmbedding(QuantizedLayer, nn.Embedding):  # type: ignore[misc]  # torch declares the same wider
+    """Embedding of codes: indices of any shape, output (..., D); each row of the table has a scale of its own.
+
+    Rows are looked up, not multiplied, so no limit of sums is theirs.
+    """
+
+    bias = None
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the quantized rows; only those that are read are quantized."""
+        rows = super().forward(input)
+        if self.precision.quantizes_weights(self.index, self.role):
+            levels = self.precision.weight_levels_of(self.index, self.role)
+            rows = fake_quantize_weight(rows.reshape(-1, rows.shape[-1]), levels).view_as(rows)
+        return self._with_quantized_gradient(rows)
+
+    def limited_levels(self, levels: Tensor, weight: Tensor) -> Tensor:
+        """Return the greatest weight code."""
+        return levels
+
+
+#: Layers that slide a kernel over positions; with BatchNorm and ReLU they are one integer operation.
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose1d, nn.ConvTranspose2d)
+
+
+def _conv_arguments(conv: Any) -> dict[str, Any]:
+    names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
+    return {name: getattr(conv, name) for name in names}
+
+
+def _transposed_arguments(conv: Any) -> dict[str, Any]:
+    return {**_conv_arguments(conv), "output_padding": conv.output_padding}
+
+
+def _linear_arguments(linear: nn.Linear) -> dict[str, Any]:
+    return {"in_features": linear.in_features, "out_features": linear.out_features}
+
+
+def _embedding_arguments(embedding: nn.Embedding) -> dict[str, Any]:
+    return {
+        "num_embeddings": embedding.num_embeddings,
+        "embedding_dim": embedding.embedding_dim,
+        "padding_idx": embedding.padding_idx,
+    }
+
+
+_QUANTIZED: dict[type[nn.Module], tuple[type[QuantizedLayer], Callable[[Any], dict[str, Any]]]] = {
+    nn.Conv1d: (QuantizedConv1d, _conv_arguments),
+    nn.Conv2d: (QuantizedConv2d, _conv_arguments),
+    nn.ConvTranspose1d: (QuantizedConvTranspose1d, _transposed_arguments),
+    nn.ConvTranspose2d: (QuantizedConvTranspose2d, _transposed_arguments),
+    nn.Linear: (QuantizedLinear, _linear_arguments),
+    nn.Embedding: (QuantizedEmbedding, _embedding_arguments),
+}
+
+
+def is_quantizable(module: nn.Module) -> bool:
+    """Return whether a module has a quantized layer: exactly torch's own, no subclasses.
+
+    Its weight may be computed by parametrizations; of anything else it may not.
+    """
+    computed = set(module.parametrizations) if parametrize.is_parametrized(module) else set()  # type: ignore[arg-type]
+    return parametrize.type_before_parametrizations(module) in _QUANTIZED and computed <= {"weight"}
+
+
+def quantized_layer(module: nn.Module, precision: PrecisionState, role: Role, index: int) -> QuantizedLayer:
+    """Return the quantized layer for a float one; the parameters are shared, not copied."""
+    layer_type, arguments = _QUANTIZED[parametrize.type_before_parametrizations(module)]
+    bias = {} if layer_type is QuantizedEmbedding else {"bias": module.bias is not None}
+    layer = layer_type(**arguments(module), **bias, device="meta")
+    layer.take_weight(module)
+    if bias:
+        layer.bias = module.bias  # type: ignore[assignment]
+    layer.train(module.training)
+    layer.attach(precision, role, index)
+    return layer
+
+
+def without_quantizer(layer: QuantizedLayer) -> nn.Module:
+    """Return the float layer of a quantized one, with the weight that it has now as a parameter."""
+    kind, arguments = next((kind, entry[1]) for kind, entry in _QUANTIZED.items() if isinstance(layer, entry[0]))
+    bias = {} if kind is nn.Embedding else {"bias": layer.bias is not None}
+    plain = kind(**arguments(layer), **bias, device="meta")
+    own = layer.weight
+    plain.weight = nn.Parameter(layer.float_weight.detach()) if own is None else own
+    if bias:
+        plain.bias = layer.bias  # type: ignore[assignment]
+    return plain.train(layer.training)

@@ -1,0 +1,69 @@
+"""Sums of two weight codes, which x86 processors without VNNI bound: there `vpmaddubsw` adds products in 16 bits.
+
+It multiplies unsigned activations by signed weights and adds each two adjacent products, saturating silently. No two
+products of an output channel can leave int16 if its two largest codes of one sign add up to at most `pair_limit`.
+"""
+
+import torch
+from torch import Tensor
+
+from cpt_deploy.quantization.numerics.affine import channel_scales, symmetric_levels, unsigned_levels
+
+_INT16_MOST = 2**15 - 1
+_EXECUTED_LEVELS = symmetric_levels(8)
+
+
+def pair_limit(activation_bits: int) -> int:
+    """Return what two codes of one sign may add up to: 128 for activations of 8 bits.
+
+    From 7 bits down no two codes of 8 bits exceed it.
+    """
+    return _INT16_MOST // unsigned_levels(activation_bits)
+
+
+def worst_pair(codes: Tensor) -> Tensor:
+    """Return the greatest sum of two codes of one sign in each output channel, a missing code counting 0.
+
+    Args:
+        codes: Float32 tensor of integers of shape (O, ...).
+
+    Returns:
+        Float32 tensor of shape (O,).
+    """
+    return torch.stack([side.sum(dim=1) for side in _two_largest(codes)]).amax(dim=0)
+
+
+def portable_levels(weight: Tensor, levels: Tensor, limit: int) -> Tensor:
+    """Return the greatest code of each output channel at which no two codes of one sign exceed a limit.
+
+    A smaller range is needed only beside 8-bit codes, and there only in channels with two large weights of one sign.
+    It is the largest that keeps the limit: a channel with one large weight loses little, and half of the limit always
+    does.
+
+    Args:
+        weight: Float32 tensor of shape (O, ...).
+        levels: Greatest code that the bits allow, 0-dim float32. More than 8 bits are only trained with and stay as
+            they are.
+        limit: What two codes may add up to, see `pair_limit`.
+
+    Returns:
+        Float32 tensor of shape (O,), or `levels` itself if the limit is out of reach.
+    """
+    least, levels = limit // 2, levels.to(weight.device)
+    if least >= _EXECUTED_LEVELS:
+        return levels
+    candidates = torch.arange(least, _EXECUTED_LEVELS + 1, dtype=weight.dtype, device=weight.device)
+    # Rounding keeps the order, so the two largest weights of a sign have the two largest codes.
+    scales = channel_scales(weight, torch.ones_like(levels)).view(-1, 1, 1) / candidates
+    fits = torch.ones(len(weight), len(candidates), dtype=torch.bool, device=weight.device)
+    for side in _two_largest(weight.detach()):
+        fits &= torch.round(side.unsqueeze(2) / scales).sum(dim=1) <= limit
+    most = torch.where(fits, candidates, torch.full_like(candidates, least)).amax(dim=1)
+    return torch.where((most < levels) & (levels <= _EXECUTED_LEVELS), most, levels)
+
+
+def _two_largest(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the magnitudes of the two largest positive and of the two largest negative entries, each (O, 1 or 2)."""
+    flat = values.flatten(1)
+    count = min(2, flat.shape[1])
+    return flat.topk(count, dim=1).values.clamp(min=0), (-flat).topk(count, dim=1).values.clamp(min=0)

@@ -1,0 +1,51 @@
+"""Which layers cycle, hold the upper bound, or belong to a group with bits of its own."""
+
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+
+from cpt_deploy.errors import UsageError
+from cpt_deploy.quantization.state.config import QuantizationConfig
+from cpt_deploy.quantization.state.precision_state import Role
+from cpt_deploy.registry import nearest_names
+
+
+def layer_roles(names: Sequence[str], config: QuantizationConfig) -> dict[str, Role]:
+    """Return the role of each layer.
+
+    The first and the last layer hold the upper bound where the configuration says so, whatever groups match them; each
+    other layer belongs to the first group that matches its name, or cycles with the rest.
+
+    Args:
+        names: The layers, in the order of the graph.
+        config: Groups and ends.
+
+    Raises:
+        UsageError: If a group gets no layer; the hint has the nearest names.
+    """
+    held = {names[0], names[-1]} if config.ends == "hold" else set()
+    roles: dict[str, Role] = {}
+    for name in names:
+        matching = (group.name for group in config.groups if fnmatchcase(name, group.match))
+        roles[name] = "hold" if name in held else next(matching, "cycle")
+    for group in config.groups:
+        if group.name not in roles.values():
+            raise _empty(group.match, [name for name in names if fnmatchcase(name, group.match)], names, held)
+    return roles
+
+
+def _empty(pattern: str, matched: Sequence[str], names: Sequence[str], held: set[str]) -> UsageError:
+    if not matched:
+        return UsageError(
+            f"Expected a pattern that matches layers of the model, but got {pattern!r}",
+            hint=nearest_names(pattern, list(names)),
+        )
+    listed = ", ".join(matched[:3])
+    if set(matched) <= held:
+        return UsageError(
+            f"Expected layers that cycle, but {pattern!r} matches only {listed}, which holds the upper bound",
+            hint="precision.ends=cycle lets the first and the last layer cycle too",
+        )
+    return UsageError(
+        f"Expected each group to have layers, but those of {pattern!r} ({listed}, …) belong to earlier groups",
+        hint="a layer belongs to the first group that matches it",
+    )

@@ -1,0 +1,203 @@
+"""The current bits of a model: one object that every quantizer of the model reads."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from cpt_deploy.quantization.numerics.affine import symmetric_levels, unsigned_levels
+from cpt_deploy.quantization.numerics.saturation import pair_limit
+from cpt_deploy.quantization.numerics.stochastic_rounding import mix_into, mix_seed, seed_from_index
+from cpt_deploy.quantization.state.config import FLOAT_BITS, MOST_INTEGER_BITS, whole_bits
+
+Role = str
+"""Whose bits a tensor has: "cycle", "hold", or the name of a group of layers with bits of its own."""
+
+ROLES: tuple[Role, ...] = ("cycle", "hold")
+"""The roles that every model has."""
+
+
+class Bits(NamedTuple):
+    """The bits of a model at a moment.
+
+    Attributes:
+        weights: Of weights, by role.
+        activations: Of activations, by role.
+        gradients: Of gradients.
+        own_weights: Of layers with bits of their own, by the layer's index.
+    """
+
+    weights: Mapping[Role, int]
+    activations: Mapping[Role, int]
+    gradients: int
+    own_weights: Mapping[int, int]
+
+
+class PrecisionState(nn.Module):
+    """Bits of weights, activations and gradients, as numbers of levels on the model's device.
+
+    Tensors with role "cycle" follow the schedule; those with role "hold" stay at the upper bound; those of a group
+    follow the group's own schedule. Levels and seeds are tensors on the device, so kernels and compiled graphs see new
+    data, not new code, when bits and steps change.
+
+    Args:
+        upper: Bits of the upper bound.
+        seed: Seed of the gradients' noise.
+        groups: Upper bound of each group of layers, at most `upper`.
+    """
+
+    gradient_levels: Tensor
+    seeds: Tensor
+    layer_seeds: Tensor
+
+    def __init__(self, upper: int, seed: int, groups: Mapping[Role, int] | None = None) -> None:
+        super().__init__()
+        self.upper = upper
+        self.groups: dict[Role, int] = dict(groups or {})
+        self.seed = seed
+        #: Number of the present training step, which seeds the noise; `None` until it is told.
+        self.step: int | None = None
+        #: Position in the whole batch of the first sample that this process has.
+        self.first_sample = 0
+        self.weight_bits: dict[Role, int] = {**dict.fromkeys(ROLES, upper), **self.groups}
+        self.activation_bits: dict[Role, int] = dict(self.weight_bits)
+        self.gradient_bits = 8
+        #: Whether weights keep their whole range in evaluation and freezing, though pairs of products may saturate.
+        self.native = False
+        #: Whether gradients are quantized at all at their present bits.
+        self.quantizes_gradients = True
+        self._quantizes_weights: dict[Role, bool] = dict.fromkeys(self.weight_bits, True)
+        self._quantizes_activations: dict[Role, bool] = dict.fromkeys(self.weight_bits, True)
+        #: Layers whose weights have bits of their own, by the layer's index: mixed precision, after training.
+        self.own_weight_bits: dict[int, int] = {}
+        for role in self.weight_bits:
+            self.register_buffer(f"weight_levels_{role}", torch.tensor(0.0), persistent=False)
+            self.register_buffer(f"activation_levels_{role}", torch.tensor(0.0), persistent=False)
+        self.register_buffer("gradient_levels", torch.tensor(0.0), persistent=False)
+        self._filled: dict[str, int] = {}
+        # Of the noise of each layer's gradients: for the run, and of the present step.
+        self.register_buffer("layer_seeds", torch.zeros(0, dtype=torch.int64), persistent=False)
+        self.register_buffer("seeds", torch.zeros(0, dtype=torch.int64), persistent=False)
+        self.set(weights=upper, activations=upper, gradients=self.gradient_bits)
+
+    def set(self, *, weights: int, activations: int, gradients: int, groups: Mapping[Role, int] | None = None) -> None:
+        """Set the bits of everything that cycles.
+
+        Args:
+            weights: Bits of weights.
+            activations: Bits of activations.
+            gradients: Bits of gradients.
+            groups: Bits of the groups' weights and activations. Groups that are left out have those of the others, or
+                their own upper bound where that is less.
+
+        Raises:
+            UsageError: If a number of bits is no whole number in [2, 32].
+        """
+        given = {role: whole_bits(role, bits) for role, bits in (groups or {}).items()}
+        weights, activations = whole_bits("weights", weights), whole_bits("activations", activations)
+        gradients = whole_bits("gradients", gradients)
+        self.weight_bits["cycle"] = weights
+        self.activation_bits["cycle"] = activations
+        for role, upper in self.groups.items():
+            self.weight_bits[role] = given.get(role, min(weights, upper))
+            self.activation_bits[role] = given.get(role, min(activations, upper))
+        self.gradient_bits = gradients
+        self._fill_levels()
+
+    def _fill_levels(self) -> None:
+        for role in self.weight_bits:
+            self._fill(f"weight_levels_{role}", symmetric_levels(self.weight_bits[role]))
+            self._fill(f"activation_levels_{role}", unsigned_levels(self.activation_bits[role]))
+            self._quantizes_weights[role] = self.weight_bits[role] < FLOAT_BITS
+            self._quantizes_activations[role] = self.activation_bits[role] < FLOAT_BITS
+        self._fill("gradient_levels", unsigned_levels(self.gradient_bits))
+        self.quantizes_gradients = self.gradient_bits < FLOAT_BITS
+
+    def _fill(self, name: str, levels: int) -> None:
+        """Set levels on the device, if they change."""
+        if self._filled.get(name) != levels:
+            self.get_buffer(name).fill_(float(levels))
+            self._filled[name] = levels
+
+    def bits(self) -> Bits:
+        """Return all present bits, for `restore`."""
+        return Bits(dict(self.weight_bits), dict(self.activation_bits), self.gradient_bits, self.own_weight_bits)
+
+    def restore(self, bits: Bits) -> None:
+        """Set all bits to those that `bits` returned."""
+        self.weight_bits, self.activation_bits = dict(bits.weights), dict(bits.activations)
+        self.gradient_bits, self.own_weight_bits = bits.gradients, dict(bits.own_weights)
+        self._fill_levels()
+
+    def upper_of(self, role: Role) -> int:
+        """Return the upper bound of a role."""
+        return self.groups.get(role, self.upper)
+
+    def add_layer(self, index: int) -> None:
+        """Make room for the seed of a layer."""
+        known = len(self.layer_seeds)
+        added = [mix_seed(self.seed, number) for number in range(known, index + 1)]
+        self.layer_seeds = torch.cat([self.layer_seeds, self.layer_seeds.new_tensor(added)])
+        self.seeds = mix_into(self.layer_seeds, 0)
+
+    def set_step(self, step: int, first_sample: int) -> None:
+        """Set the seeds of a step, see `CyclingModel.set_step`."""
+        self.step = step
+        self.seeds.copy_(mix_into(self.layer_seeds, step))
+        self.first_sample = first_sample
+
+    def seed_of(self, index: int, sample: int) -> Tensor:
+        """Return the seed of a layer's gradient in this step, 0-dim int64; its low 32 bits count.
+
+        Args:
+            index: The layer's index.
+            sample: Values of the gradient in one sample.
+        """
+        seed = self.seeds[index]
+        return seed_from_index(seed, self.first_sample * sample) if self.first_sample else seed
+
+    def weight_levels(self, role: Role) -> Tensor:
+        """Return the greatest weight code of a role, 0-dim float32."""
+        return self.get_buffer(f"weight_levels_{role}")
+
+    def activation_levels(self, role: Role) -> Tensor:
+        """Return the greatest activation code of a role, 0-dim float32."""
+        return self.get_buffer(f"activation_levels_{role}")
+
+    def weight_levels_of(self, index: int, role: Role) -> Tensor:
+        """Return the greatest weight code of a layer, which may have bits of its own, 0-dim float32."""
+        levels = self.weight_levels(role)
+        if index not in self.own_weight_bits:
+            return levels
+        return torch.full_like(levels, float(symmetric_levels(self.own_weight_bits[index])))
+
+    def weight_bits_of(self, index: int, role: Role) -> int:
+        """Return the bits of a layer's weights, which may be its own."""
+        return self.own_weight_bits.get(index, self.weight_bits[role])
+
+    def quantizes_weights(self, index: int, role: Role) -> bool:
+        """Return whether the weights of a layer are quantized at all at their present bits."""
+        own = self.own_weight_bits.get(index)
+        return self._quantizes_weights[role] if own is None else own < FLOAT_BITS
+
+    def quantizes_activations(self, role: Role) -> bool:
+        """Return whether activations of a role are quantized at all at their present bits."""
+        return self._quantizes_activations[role]
+
+    @property
+    def pair_limit(self) -> int | None:
+        """What two executed weight codes of one sign may add up to in evaluation and freezing; None is no limit."""
+        return None if self.native else pair_limit(min(max(self.activation_bits.values()), MOST_INTEGER_BITS))
+
+    @property
+    def branches(self) -> tuple[bool, ...]:
+        """What at the present bits is quantized at all, on which depends which operations a step has."""
+        quantized = (*self._quantizes_weights.values(), *self._quantizes_activations.values())
+        return (*quantized, self.quantizes_gradients, *(bits < FLOAT_BITS for bits in self.own_weight_bits.values()))
+
+    @property
+    def most_bits(self) -> int:
+        """The most bits that anything has at present."""
+        own = self.own_weight_bits.values()
+        return max(*self.weight_bits.values(), *self.activation_bits.values(), self.gradient_bits, *own)

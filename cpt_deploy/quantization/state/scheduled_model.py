@@ -1,0 +1,173 @@
+"""What all CPT models share: layers and edges whose bits are one shared state."""
+
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from difflib import get_close_matches
+from numbers import Integral
+
+import torch
+from torch import Tensor, nn
+
+from cpt_deploy.errors import CptWarning, UsageError
+from cpt_deploy.quantization.graph.conversion import Conversion
+from cpt_deploy.quantization.modules.activation_quantizer import EdgeQuantizer
+from cpt_deploy.quantization.state.config import QuantizationConfig, whole_bits
+from cpt_deploy.quantization.state.precision_state import PrecisionState, Role
+
+WeightBits = int | Mapping[str, int] | None
+"""Bits of the cycling layers' weights; or bits by layer name, where a layer not named has the upper bound; or None for
+the upper bound everywhere."""
+
+
+@dataclass(frozen=True, slots=True)
+class LayerInfo:
+    """One quantized layer of a model.
+
+    Attributes:
+        name: Its module path.
+        macs: Multiply-accumulates per sample in forward.
+        role: "cycle", "hold" (the upper bound), or the name of its group.
+        weights: Number of weights, without the bias.
+    """
+
+    name: str
+    macs: int
+    role: Role
+    weights: int
+
+
+class CyclingModel(nn.Module):
+    """A model whose bits cycle.
+
+    Args:
+        precision: The current bits.
+        config: What it was prepared with.
+        layers: Its quantized layers; a layer's index is its place.
+
+    Attributes:
+        conversion: Which way it was converted, and why.
+    """
+
+    def __init__(self, precision: PrecisionState, config: QuantizationConfig, layers: list[LayerInfo]) -> None:
+        super().__init__()
+        self.precision = precision
+        self.config = config
+        self.conversion = Conversion("integers")
+        self._last_step: tuple[tuple[int | None, int], int] | None = None
+        self._said = False
+        self._layers = layers
+
+    def layers(self) -> list[LayerInfo]:
+        """Return the quantized layers in the order in which they compute."""
+        return list(self._layers)
+
+    def edges(self) -> Iterator[tuple[str, EdgeQuantizer]]:
+        """Yield name and quantizer of every edge, in the order of the modules."""
+        for name, module in self.named_modules():
+            if isinstance(module, EdgeQuantizer):
+                yield name, module
+
+    def set_bits(self, forward: int, backward: int, groups: Mapping[Role, int] | None = None) -> None:
+        """Set the bits of all cycling weights and activations, and of the gradients.
+
+        Args:
+            forward: Bits of weights and activations.
+            backward: Bits of gradients.
+            groups: Those of groups; one that is left out has `forward`, or its upper bound where that is less.
+        """
+        self.precision.set(weights=forward, activations=forward, gradients=backward, groups=groups)
+
+    def training_module(self) -> nn.Module:
+        """Return what a training step calls, and a distributed run replicates."""
+        return self
+
+    def set_step(self, step: int, first_sample: int = 0) -> None:
+        """Tell the training step, which seeds the gradients' stochastic rounding.
+
+        Args:
+            step: Its number.
+            first_sample: Where in the whole batch the part begins that this process has; 0 if it has all of it.
+
+        Raises:
+            UsageError: If it is no whole number.
+        """
+        given: object = step
+        if isinstance(given, bool) or not isinstance(given, Integral):
+            raise UsageError(f"Expected the number of a training step, but got {step!r}")
+        self.precision.set_step(int(step), first_sample)
+
+    def watch_step(self, result: Tensor) -> None:
+        """Have it said, once, when a training step rounds its gradients with the noise of the step before.
+
+        Args:
+            result: What the step computed; its gradient tells that the step is taken.
+        """
+        if result.requires_grad and self.training and not self._said and not torch.compiler.is_compiling():
+            result.register_hook(self._take_step)  # type: ignore[no-untyped-call]
+
+    def _take_step(self, gradient: Tensor) -> None:
+        step = (self.precision.step, self.precision.first_sample)
+        weights = sum(parameter._version for parameter in self.parameters())  # grows with each change of a weight
+        before, self._last_step = self._last_step, (step, weights)
+        if before is None or before[0] != step or before[1] == weights or self._said:
+            return
+        self._said = True
+        if self.precision.quantizes_gradients:
+            warnings.warn(
+                "two training steps have the same number, so the gradients of the second are rounded with the noise "
+                "of the first: call model.set_step(step) before each step",
+                CptWarning,
+                stacklevel=2,
+            )
+
+    def layer_bits(self, weight_bits: WeightBits = None) -> dict[str, int]:
+        """Return the bits of each layer's weights by the layer's name, in the order of the graph.
+
+        Raises:
+            UsageError: If bits are out of range, or given for a layer that the model does not have.
+        """
+        state = self.precision
+        uppers = {layer.name: state.upper_of(layer.role) for layer in self._layers}
+        if not isinstance(weight_bits, Mapping):
+            given = state.upper if weight_bits is None else whole_bits("weights", weight_bits)
+            most = {"cycle": given, **{role: min(given, upper) for role, upper in state.groups.items()}}
+            return {layer.name: most.get(layer.role, state.upper) for layer in self._layers}
+        names = [layer.name for layer in self._layers]
+        for name, bits in weight_bits.items():
+            whole_bits(name, bits)
+            if name not in names:
+                near = get_close_matches(name, names, n=1)
+                raise UsageError(
+                    f"Expected bits for layers of the model, but got some for {name!r}",
+                    hint=f"did you mean {near[0]}?" if near else "the layers are " + ", ".join(names),
+                )
+        return {name: weight_bits.get(name, uppers[name]) for name in names}
+
+    @contextmanager
+    def upper_bound(self, weight_bits: WeightBits = None, activation_bits: int | None = None) -> Iterator[None]:
+        """Run at the upper bound, or at the bits that are given; the bits before are restored afterwards.
+
+        Args:
+            weight_bits: Bits of the cycling weights, or of single layers by name, instead of the upper bound's.
+            activation_bits: Bits of the cycling activations instead of the upper bound's.
+
+        Raises:
+            UsageError: If bits are out of range, or given for a layer that the model does not have.
+        """
+        state = self.precision
+        before, own = state.bits(), dict[int, int]()
+        if isinstance(weight_bits, Mapping):
+            own = dict(enumerate(self.layer_bits(weight_bits).values()))  # a layer's index is its place
+            weight_bits = None
+        state.set(
+            weights=weight_bits or state.upper,
+            activations=activation_bits or state.upper,
+            gradients=state.gradient_bits,
+        )
+        state.own_weight_bits = own
+        try:
+            yield
+        finally:
+            state.restore(before)

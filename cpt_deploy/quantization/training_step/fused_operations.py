@@ -1,0 +1,135 @@
+"""Training steps on codes: what is one integer operation in the frozen network is one operation of autograd here.
+
+A segment takes codes and gives codes: a layer with its BatchNorm and ReLU, a sum with its ReLU, or a quantizer alone.
+It computes the same as its modules do one by one, and keeps one byte an input and the layer's sums for backward, from
+which the ReLU's mask follows.
+"""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from cpt_deploy.quantization.kernels import Clamp, Grid, Kernels
+from cpt_deploy.quantization.modules.activation_quantizer import EdgeQuantizer
+
+
+class Coded(NamedTuple):
+    """A quantized tensor between two segments.
+
+    Args:
+        carrier: Stands for the real tensor in autograd: of its shape, without memory, in the gradients' type.
+        codes: uint8.
+        grid: What the codes stand for.
+    """
+
+    carrier: Tensor
+    codes: Tensor
+    grid: Grid
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """What segments compute with.
+
+    Args:
+        kernels: Backend.
+        gradient_dtype: Type of gradients between segments, and of backward products.
+        replayable: Whether the same operations run at all bits, so that a recorded step serves them all.
+    """
+
+    kernels: Kernels
+    gradient_dtype: torch.dtype
+    replayable: bool = False
+
+
+def encode(x: Tensor, grid: Grid, engine: Engine) -> Coded:
+    """Quantize a tensor, in float32; the gradient passes straight through."""
+    carrier, codes = _Encode.apply(x.float(), grid, engine)
+    return Coded(carrier, codes, grid)
+
+
+def decode(x: Coded, engine: Engine) -> Tensor:
+    """Return the float32 tensor that codes stand for; the gradient passes through."""
+    result: Tensor = _Decode.apply(x.carrier, x, engine)
+    return result
+
+
+def requantize(x: Coded, grid: Grid, engine: Engine) -> Coded:
+    """Bring codes to another grid; the gradient passes straight through."""
+    return Coded(x.carrier, engine.kernels.requantize(x.codes, x.grid, grid), grid)
+
+
+def carrier_of(codes: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return what stands for a quantized tensor in autograd: its shape, and no memory."""
+    return torch.empty((), dtype=dtype, device=codes.device).expand(codes.shape)
+
+
+class _Encode(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, grid: Grid, engine: Engine) -> tuple[Tensor, Tensor]:
+        codes = engine.kernels.quantize(x, grid)
+        ctx.mark_non_differentiable(codes)
+        ctx.set_materialize_grads(False)  # codes have no gradient, not one of zeros
+        return carrier_of(codes, engine.gradient_dtype), codes
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor, _: None) -> tuple[Tensor, None, None]:
+        return gradient.float(), None, None
+
+
+class _Decode(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, carrier: Tensor, x: Coded, engine: Engine) -> Tensor:
+        ctx.dtype = engine.gradient_dtype
+        return engine.kernels.dequantize(x.codes, x.grid)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return gradient.to(ctx.dtype), None, None
+
+
+# --- a sum --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class AddSegment:
+    """A sum of two quantized tensors of one shape, its clamp, and the quantizer of what comes out."""
+
+    clamp: Clamp
+    edge: EdgeQuantizer
+
+    def __call__(self, a: Coded, b: Coded, engine: Engine) -> Coded:
+        """Return the codes of the clamped and quantized sum."""
+        carrier, codes = _AddFunction.apply(a.carrier, b.carrier, a, b, self, engine)
+        return Coded(carrier, codes, self.edge.grid())
+
+
+class _AddFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, carrier_a: Tensor, carrier_b: Tensor, a: Coded, b: Coded, segment: AddSegment, engine: Engine
+    ) -> tuple[Tensor, Tensor]:
+        kernels, grids = engine.kernels, (a.grid, b.grid)
+        segment.edge.take(*kernels.add_range(a.codes, b.codes, grids, segment.clamp), kernels)
+        codes, passed = kernels.add_quantize(a.codes, b.codes, grids, segment.clamp, segment.edge.grid())
+        ctx.mark_non_differentiable(codes)
+        ctx.set_materialize_grads(False)  # codes have no gradient, not one of zeros
+        ctx.kernels, ctx.clamps = kernels, segment.clamp != Clamp()
+        ctx.layout = codes.stride()
+        if ctx.clamps:
+            ctx.save_for_backward(passed)
+        return carrier_of(codes, engine.gradient_dtype), codes
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor, _: None) -> tuple[Tensor | None, ...]:
+        if ctx.clamps:
+            ordered = torch.empty_strided(gradient.shape, ctx.layout, dtype=gradient.dtype, device=gradient.device)
+            ordered = gradient if gradient.stride() == ctx.layout else ordered.copy_(gradient)
+            gradient = ctx.kernels.mask(ordered, *ctx.saved_tensors)
+        return gradient, gradient, None, None, None, None

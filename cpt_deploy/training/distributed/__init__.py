@@ -1,0 +1,1 @@
+"""Training in several processes: who they are, and what they tell each other in a step."""

@@ -1,0 +1,168 @@
+"""What a step of a distributed run exchanges, so that all processes train one model on one batch.
+
+Gradients are averaged by DistributedDataParallel and BatchNorm uses the statistics of all processes. One small
+all-gather a step, after forward, carries the rest: each edge's range, loss and hits, and a signal that came.
+"""
+
+from collections.abc import Iterable
+from inspect import signature
+from itertools import chain
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from cpt_deploy.quantization import (
+    CyclingModel,
+    QuantizedModel,
+    estimate,
+    round_offsets,
+    set_synchronized,
+    settle,
+    synchronize_norms,
+)
+from cpt_deploy.training.distributed.process_group import Ranks
+
+
+class StepTotals(NamedTuple):
+    """A step's figures over all processes, 0-dim each.
+
+    Args:
+        loss: Mean loss of the whole batch.
+        correct: How many of its samples were classified right.
+        signal: The greatest number of a signal that a process got, or 0.
+    """
+
+    loss: Tensor
+    correct: Tensor
+    signal: Tensor
+
+
+class Synchronization:
+    """Makes one model of the copies of all processes; alone, it leaves the model as it is.
+
+    Within a step each process quantizes a tensor in the range of its own part of the batch, which clips nothing. The
+    ranges that are kept, and that evaluation, settling and freezing use, are those of the whole batch everywhere.
+
+    Args:
+        model: This process's copy, which gets the weights and buffers of the main process.
+        ranks: This process among the others.
+        device: Where the model is.
+    """
+
+    def __init__(self, model: CyclingModel, ranks: Ranks, device: torch.device) -> None:
+        self.model, self.ranks = model, ranks
+        self.edges = [edge for _, edge in model.edges()]
+        #: Whether a process's tokens decide which layers it computes and has gradients for: bands of a softmax.
+        self.partial = any(isinstance(module, nn.AdaptiveLogSoftmaxWithLoss) for module in model.modules())
+        self.replica = model.training_module()
+        if ranks.count == 1:
+            return
+        if isinstance(model, QuantizedModel):
+            synchronize_norms(model.network)
+            model.modules_replaced()
+        for edge in self.edges:
+            edge.deferred = True
+        replicate: Any = DistributedDataParallel
+        known = signature(replicate).parameters
+        buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # its older name
+        self.replica = replicate(
+            self.replica,
+            find_unused_parameters=self.partial,
+            device_ids=[device.index] if device.type == "cuda" else None,
+            gradient_as_bucket_view=True,
+            **{buffers: False},  # statistics and ranges are equal already
+        )
+
+    def begin(self) -> None:
+        """Prepare for a forward whose ranges will be exchanged."""
+        if self.ranks.count > 1 and self.partial:
+            for edge in self.edges:
+                edge.forget()
+
+    def exchange(self, loss: Tensor, correct: Tensor, signal: int) -> StepTotals:
+        """Exchange what this step's forward has found; every process must call it once a step.
+
+        Args:
+            loss: This process's share of the whole batch's mean loss, 0-dim.
+            correct: Its hits, 0-dim.
+            signal: Number of the signal that it got, or 0.
+        """
+        if self.ranks.count == 1:
+            return StepTotals(loss, correct, torch.tensor(signal))
+        losses, hits, signals = self._exchange(torch.stack([loss, correct, torch.full_like(loss, signal)]).float())
+        return StepTotals(losses.sum(), hits.sum(), signals.amax())
+
+    def exchange_ranges(self, stop: bool) -> bool:
+        """Exchange the ranges of a forward without a loss; every process must call it.
+
+        Returns:
+            Whether one of them was told to stop.
+        """
+        if self.ranks.count == 1:
+            return stop
+        (stops,) = self._exchange(self.edges[0].low.new_tensor([float(stop)]))
+        return bool(stops.any())
+
+    def _exchange(self, figures: Tensor) -> Tensor:
+        """Let all edges observe their ranges over all processes; return the figures (n,) of each as (n, count)."""
+        lows, highs = (torch.stack(ends).float() for ends in zip(*(edge.current for edge in self.edges), strict=True))
+        told = self.ranks.gather(torch.cat([lows, highs, figures]))
+        count = len(self.edges)
+        low, high = told[:, :count].amin(0), told[:, count : 2 * count].amax(0)
+        # What no process has computed keeps its average; to know it takes a read from the device.
+        missed = (low > high).tolist() if self.partial else [False] * count
+        for edge, least, greatest, is_missed in zip(self.edges, low, high, missed, strict=True):
+            if not is_missed:
+                edge.observe(least, greatest)
+        return told[:, 2 * count :].T
+
+    def settle(self, inputs: Iterable[Tensor]) -> int:
+        """Settle on the batches of all processes, each of which has whole batches of its own.
+
+        Every average that settling takes is over batches, so the average of the processes' averages, weighted by
+        their numbers of batches, is that of a single process up to rounding.
+
+        Args:
+            inputs: This process's batches; there may be none.
+
+        Returns:
+            The number of batches of all processes.
+        """
+        assert isinstance(self.model, QuantizedModel), "language models settle on parts of batches"
+        iterator = iter(inputs)
+        first = next(iterator, None)
+        batches = iter(()) if first is None else chain([first], iterator)
+        if self.ranks.count == 1:
+            return settle(self.model, batches)
+        set_synchronized(self.model, False)
+        for edge in self.edges:
+            edge.deferred = False
+        with self.model.upper_bound():
+            used = 0 if first is None else estimate(self.model, batches)
+            total = self._average(used)
+            round_offsets(self.model)  # in the common ranges, so that all processes round alike
+        return total
+
+    def _average(self, used: int) -> int:
+        """Average what all processes have estimated, each on `used` batches; return how many that were together."""
+        statistics, counts = self._statistics()
+        own = torch.cat([tensor.reshape(-1).double() for tensor in statistics])
+        weighted = self.ranks.gather(torch.cat([own * used, own.new_full((1,), used)])).sum(0)
+        total = round(float(weighted[-1]))
+        average = weighted[:-1] / max(total, 1)
+        for tensor in statistics:
+            tensor.copy_(average[: tensor.numel()].view_as(tensor))
+            average = average[tensor.numel() :]
+        for count in counts:
+            count.fill_(total)
+        return total
+
+    def _statistics(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Return the buffers that settling estimates, and those that count its batches."""
+        norms = [m for m in self.model.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
+        buffers = [tensor for norm in norms for tensor in (norm.running_mean, norm.running_var) if tensor is not None]
+        buffers += [tensor for edge in self.edges for tensor in (edge.low, edge.high)]
+        counts = [norm.num_batches_tracked for norm in norms if norm.num_batches_tracked is not None]
+        return buffers, counts + [edge.batches for edge in self.edges]

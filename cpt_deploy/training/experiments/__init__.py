@@ -1,0 +1,1 @@
+"""More than one run: grids of trials, comparison of finished runs, curves over seeds, the range test."""

@@ -1,0 +1,186 @@
+"""Finished runs beside each other: those that differ by their seed alone form a group."""
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cpt_deploy.errors import CheckpointError, UsageError
+from cpt_deploy.recipe import Recipe, load_recipe
+from cpt_deploy.report import Measure
+from cpt_deploy.training.reporting.reports import RunReport
+from cpt_deploy.training.run_directory.run_directory import RunDirectory
+
+#: Settings that change neither what is computed nor what it costs.
+_IMMATERIAL = (
+    "seed",
+    "name",
+    "model.weights",  # which have their digest
+    "data.root",
+    "data.workers",
+    "train.device",
+    "train.log_every",
+    "train.checkpoint_every",
+)
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """One run.
+
+    Args:
+        path: Its directory.
+        recipe: Its settings.
+        report: Its report.
+    """
+
+    path: Path
+    recipe: Recipe
+    report: RunReport
+
+    @property
+    def seed(self) -> int:
+        """The seed of the run."""
+        return self.recipe.seed
+
+    @property
+    def measure(self) -> Measure:
+        """What the run is judged by."""
+        return "accuracy" if self.report.test.perplexity is None else "perplexity"
+
+    @property
+    def figure(self) -> float:
+        """That of the settled model: accuracy on the test images, 0 to 1, or perplexity of the test text."""
+        test = self.report.test
+        return test.top1 if test.perplexity is None else test.perplexity
+
+
+@dataclass(frozen=True)
+class RunGroup:
+    """Runs of the same settings with different seeds.
+
+    Args:
+        label: The settings in which groups differ.
+        runs: The runs, one a seed, by seed.
+        repeated: Further runs of a seed that `runs` has; they count for nothing.
+    """
+
+    label: str
+    runs: tuple[FinishedRun, ...]
+    repeated: tuple[FinishedRun, ...] = ()
+
+    @property
+    def measure(self) -> Measure:
+        """What the runs are judged by."""
+        return self.runs[0].measure
+
+    @property
+    def figures(self) -> tuple[float, ...]:
+        """Accuracy of each run, 0 to 1, or its perplexity."""
+        return tuple(run.figure for run in self.runs)
+
+    @property
+    def mean(self) -> float:
+        """Mean of the figures."""
+        return statistics.fmean(self.figures)
+
+    @property
+    def deviation(self) -> float | None:
+        """Sample standard deviation of the figures over the seeds; `None` with one run."""
+        return statistics.stdev(self.figures) if len(self.runs) > 1 else None
+
+    @property
+    def gbitops(self) -> float:
+        """Mean cost of a run in 10^9 BitOPs."""
+        return statistics.fmean(run.report.cost["gbitops"] for run in self.runs)
+
+    @property
+    def seconds(self) -> float:
+        """Mean time of a run in training."""
+        return statistics.fmean(run.report.seconds["training"] for run in self.runs)
+
+    def paired_differences(self, other: "RunGroup") -> tuple[float, ...]:
+        """Return each figure minus that of another group's run with the same seed, for the seeds that both have."""
+        theirs = {run.seed: run.figure for run in other.runs}
+        return tuple(run.figure - theirs[run.seed] for run in self.runs if run.seed in theirs)
+
+
+def read_finished_run(run_dir: Path) -> FinishedRun:
+    """Read settings and report of a finished run.
+
+    Raises:
+        CheckpointError: If there is no run, or it is not finished.
+    """
+    directory = RunDirectory(run_dir)
+    recipe_path = directory.path / "recipe.yaml"
+    if not recipe_path.is_file() or not directory.report.is_file():
+        what = "an unfinished run" if recipe_path.is_file() else "no run"
+        raise CheckpointError(
+            f"Expected a finished run in {run_dir}, but got {what}",
+            hint=f"cpt train --resume {run_dir} finishes it" if recipe_path.is_file() else None,
+        )
+    return FinishedRun(run_dir, load_recipe(recipe_path), RunReport.read(directory.report))
+
+
+def group_runs(runs: Iterable[FinishedRun]) -> list[RunGroup]:
+    """Group runs that differ by their seed alone, in the order in which they are given.
+
+    The same settings and seed give the same run, so of several only the first counts. A label has the settings that are
+    not the same in all groups, by their last name where that says it.
+
+    Raises:
+        UsageError: If some classify images and others are language models.
+    """
+    runs = list(runs)
+    if len({run.measure for run in runs}) > 1:
+        examples = {run.measure: run.path for run in reversed(runs)}
+        raise UsageError(
+            "Expected runs that are judged by the same figure, but got accuracy of images "
+            f"({examples['accuracy']}) and perplexity of text ({examples['perplexity']})",
+            hint="compare classifiers and language models each by themselves",
+        )
+    members: dict[tuple[tuple[str, str], ...], list[FinishedRun]] = {}
+    for run in runs:
+        settings = dict(_flat(run.recipe.model_dump(mode="json")))
+        key = tuple(sorted((name, value) for name, value in settings.items() if name not in _IMMATERIAL))
+        members.setdefault(key, []).append(run)
+    differing = _differing([dict(key) for key in members])
+    return [_group(_label(dict(key), differing, group[0]), group) for key, group in members.items()]
+
+
+def _group(label: str, members: Sequence[FinishedRun]) -> RunGroup:
+    by_seed: dict[int, FinishedRun] = {}
+    for run in members:
+        by_seed.setdefault(run.seed, run)
+    repeated = tuple(run for run in members if by_seed[run.seed] is not run)
+    return RunGroup(label, tuple(by_seed[seed] for seed in sorted(by_seed)), repeated)
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", str(value)
+
+
+def _differing(settings: Sequence[Mapping[str, str]]) -> list[str]:
+    names = dict.fromkeys(name for entry in settings for name in entry)
+    return [name for name in names if len({entry.get(name) for entry in settings}) > 1]
+
+
+def _label(settings: Mapping[str, str], differing: Sequence[str], run: FinishedRun) -> str:
+    if not differing:
+        return run.recipe.name
+    last_names = [name.rpartition(".")[2] for name in differing]
+    shown = [
+        f"{last if last_names.count(last) == 1 else name} {_value(name, settings[name])}"
+        for name, last in zip(differing, last_names, strict=True)
+        if settings.get(name) not in (None, "None")
+    ]
+    return ", ".join(shown) or run.recipe.name  # a group may lack all that the others have, such as weights
+
+
+def _value(name: str, value: str) -> str:
+    return f"{value[:12]}…" if name.endswith("_sha256") else value

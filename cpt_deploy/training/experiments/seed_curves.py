@@ -1,0 +1,68 @@
+"""What a group of runs did over its steps: the mean and the spread of its seeds, from their logs."""
+
+import statistics
+from collections.abc import Sequence
+
+from cpt_deploy.errors import CptError, DataError
+from cpt_deploy.precision import AdaptiveSchedule
+from cpt_deploy.report import SeedBand, SeedCurves
+from cpt_deploy.training.experiments.compared import FinishedRun, RunGroup
+from cpt_deploy.training.run_directory.metrics_log import read_metrics
+from cpt_deploy.training.run_directory.run_directory import RunDirectory
+
+Rows = list[dict[str, str]]
+
+
+def seed_curves(group: RunGroup) -> SeedCurves:
+    """Read the logs of a group's runs.
+
+    Runs may log at different intervals; a band has the steps that all of them have.
+
+    Raises:
+        DataError: If a log is missing or damaged.
+    """
+    logs = [_rows(run) for run in group.runs]
+    bit_steps, bits = _bits(group.runs[0], logs[0])
+    return SeedCurves(
+        group.label,
+        seed_band(logs, "loss"),
+        seed_band(logs, group.measure),
+        seed_band([[row for row in rows if not row["settled"]] for rows in logs], f"test_{group.measure}"),
+        bit_steps,
+        bits,
+        group.measure,
+    )
+
+
+def seed_band(logs: Sequence[Rows], column: str) -> SeedBand:
+    """Return mean and sample standard deviation of a column over several logs, at the steps that all have."""
+    values = [{int(row["step"]): float(row[column]) for row in rows if row[column]} for rows in logs]
+    steps = sorted(set(values[0]).intersection(*values[1:]))
+    means = [statistics.fmean(log[step] for log in values) for step in steps]
+    if len(logs) == 1:
+        return SeedBand(steps, means, None)
+    return SeedBand(steps, means, [statistics.stdev(log[step] for log in values) for step in steps])
+
+
+def _rows(run: FinishedRun) -> Rows:
+    path = RunDirectory(run.path).metrics
+    try:
+        return read_metrics(path)
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"Expected the log of a run at {path}, but got: {error}") from error
+
+
+def _bits(run: FinishedRun, rows: Rows) -> tuple[list[int], list[int]]:
+    """Return steps and forward bits: of every step by the recipe's schedule.
+
+    Those of logged steps if the schedule follows the losses or is gone.
+    """
+    steps = run.report.steps
+    try:
+        schedule = run.recipe.precision.forward_schedule()
+    except CptError:  # one of the user's own, which need not be here any more
+        schedule = None
+    if schedule is not None and not isinstance(schedule, AdaptiveSchedule):
+        return list(range(steps)), [schedule.bits_at(step, steps) for step in range(steps)]
+    logged = [(int(row["step"]), int(row["bits"])) for row in rows if row["bits"]]
+    return [step for step, _ in logged], [bits for _, bits in logged]

@@ -1,0 +1,1 @@
+"""One run from its first step to its last: data, model, optimizer, the loop, and the end."""

@@ -1,0 +1,139 @@
+"""A step recorded once and replayed: forward and backward of all layers as one CUDA graph.
+
+Bits, seeds, ranges and statistics are tensors on the device and a step reads nothing back, so one recording serves the
+whole run. What a recording cannot follow is computed as ever: another batch size (the last one of an epoch), and bits
+at which something is not quantized at all.
+"""
+
+from collections.abc import Callable, Hashable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from cpt_deploy.errors import UsageError
+from cpt_deploy.training.loop.run import Run
+from cpt_deploy.training.tasks import StepOutcome
+
+Batch = tuple[Tensor, ...]
+Replay = Callable[[], StepOutcome]
+
+WARMUP_STEPS = 3
+"""Steps computed as ever before one is recorded: libraries choose their kernels and allocate in them."""
+
+
+def record_cuda_graph(step: Callable[[], StepOutcome]) -> Replay:
+    """Record forward and backward of a step, without computing it, and return what computes it.
+
+    The loss and the count that a replay returns are copies; gradients are left where the recording has them.
+    """
+    graph = torch.cuda.CUDAGraph()
+    # Only this thread is held to what a recording allows: others pin the memory of the next batches meanwhile.
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        outcome = step()
+
+    def replay() -> StepOutcome:
+        graph.replay()
+        return outcome._replace(loss=outcome.loss.detach().clone(), correct=outcome.correct.clone())
+
+    return replay
+
+
+class RecordedStep:
+    """Computes steps from a recording, which it makes once it has seen enough of them.
+
+    Args:
+        step: Computes loss and gradients of a batch on the device; gradients that are `None` before it are new tensors.
+        parameters: What has gradients.
+        device: Where batches go.
+        record: Records a step.
+    """
+
+    def __init__(
+        self,
+        step: Callable[[Batch], StepOutcome],
+        parameters: Sequence[nn.Parameter],
+        device: torch.device,
+        record: Callable[[Callable[[], StepOutcome]], Replay] = record_cuda_graph,
+    ) -> None:
+        self.step, self.parameters, self.device, self.record = step, parameters, device, record
+        self.warmup = WARMUP_STEPS
+        self.key: Hashable = None
+        self.inputs: Batch = ()
+        self.replay: Replay | None = None
+        self.gradients: list[Tensor | None] = []
+
+    def __call__(self, batch: Batch, branches: Hashable) -> StepOutcome | None:
+        """Compute loss and gradients of a batch, or return `None` if it has to be computed as ever.
+
+        Args:
+            batch: Tensors of a batch; images become channels-last.
+            branches: What decides which operations a step has, beside the shapes.
+        """
+        key = (branches, *((tensor.shape, tensor.dtype) for tensor in batch))
+        if self.replay is None:
+            if self.warmup:
+                self.warmup -= 1
+                self.key = key
+                return None
+            if key != self.key:
+                return None
+            self._record(batch)
+        elif key != self.key:
+            return None
+        for place, tensor in zip(self.inputs, batch, strict=True):
+            place.copy_(tensor, non_blocking=True)
+        assert self.replay is not None
+        outcome = self.replay()
+        self._hand_over_gradients()
+        return outcome
+
+    def _record(self, batch: Batch) -> None:
+        self.inputs = tuple(_room_for(tensor, self.device) for tensor in batch)
+        for parameter in self.parameters:
+            parameter.grad = None
+        self.replay = self.record(lambda: self.step(self.inputs))
+        self.gradients = [parameter.grad for parameter in self.parameters]
+
+    def _hand_over_gradients(self) -> None:
+        """Let parameters have the recording's gradients, which a step in between may have replaced."""
+        for parameter, gradient in zip(self.parameters, self.gradients, strict=True):
+            parameter.grad = gradient
+
+
+def recorded_step(run: Run, *, autocast: bool) -> RecordedStep | None:
+    """Return what records the steps of a run, if its recipe asks for it.
+
+    Args:
+        run: The run.
+        autocast: Whether float operations compute in bfloat16.
+
+    Raises:
+        UsageError: If the run is not on a GPU, is one of several processes, or does not classify images.
+    """
+    task, objects = run.task, run.objects
+    if not task.recipe.train.cuda_graph:
+        return None
+    if objects.device.type != "cuda" or run.ranks.count > 1 or task.name != "classification":
+        what = f"{task.name} on {objects.device.type} in {run.ranks.count} process{'es' * (run.ranks.count > 1)}"
+        raise UsageError(
+            f"Expected train.cuda_graph for classification on cuda in one process, but got {what}",
+            hint="leave train.cuda_graph at false",
+        )
+    parameters = [parameter for parameter in objects.model.parameters() if parameter.requires_grad]
+    return RecordedStep(gradients_of(run, autocast=autocast), parameters, objects.device)
+
+
+def gradients_of(run: Run, *, autocast: bool) -> Callable[[Batch], StepOutcome]:
+    """Return what computes loss and gradients of a batch in a run."""
+
+    def step(batch: Batch) -> StepOutcome:
+        outcome = run.task.step(run.synchronization.replica, batch, run.objects.device, autocast=autocast)
+        outcome.loss.backward()  # type: ignore[no-untyped-call]
+        return outcome
+
+    return step
+
+
+def _room_for(tensor: Tensor, device: torch.device) -> Tensor:
+    order = torch.channels_last if tensor.dim() == 4 else torch.contiguous_format
+    return torch.empty(tensor.shape, dtype=tensor.dtype, device=device, memory_format=order)

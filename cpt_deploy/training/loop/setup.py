@@ -1,0 +1,264 @@
+"""From a recipe to the objects of a run: images, model, optimizer, schedules, cost meter."""
+
+import os
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+from cpt_deploy import preparation, quantization
+from cpt_deploy.bundle import Preprocessing
+from cpt_deploy.data import (
+    Augmentation,
+    FittedImages,
+    ImageSet,
+    batches_per_epoch,
+    build_augmentations,
+    dataset_names,
+    default_preprocessing,
+    input_settings,
+    recipe_images,
+    resolve_preprocessing,
+)
+from cpt_deploy.errors import UsageError
+from cpt_deploy.models import build_model
+from cpt_deploy.precision import BitOpsMeter, LayerCost, PrecisionSchedule, share_of_steps
+from cpt_deploy.quantization import CyclingModel, LayerGroup, QuantizationConfig, QuantizedModel
+from cpt_deploy.recipe import Recipe
+from cpt_deploy.training.loop.optimizers import build_optimizer
+
+MOST_WORKERS = 8
+"""Loading processes that are started unasked."""
+
+
+@dataclass(frozen=True)
+class RunData:
+    """What a run learns from.
+
+    Args:
+        recipe: The settings, with everything resolved that the data decides.
+        train: Training images.
+        test: Test images.
+        preprocessing: How an image becomes an input.
+        augment: Augmentations in their order.
+        train_inputs: Training images at the size of the input, kept in memory where the budget allows it.
+        test_inputs: Test images likewise.
+        workers: Loading processes.
+    """
+
+    recipe: Recipe
+    train: ImageSet
+    test: ImageSet
+    preprocessing: Preprocessing
+    augment: tuple[Augmentation, ...]
+    train_inputs: FittedImages
+    test_inputs: FittedImages
+    workers: int
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches of an epoch."""
+        return batches_per_epoch(len(self.train), self.recipe.train.batch_size)
+
+    @property
+    def total_steps(self) -> int:
+        """Length of the run."""
+        return self.recipe.train.total_steps(self.steps_per_epoch)
+
+
+@dataclass(frozen=True)
+class RunObjects:
+    """What a run changes.
+
+    Args:
+        device: Where the model is.
+        model: The CPT model in training.
+        optimizer: Its optimizer.
+        averaged: The running average of the weights, if the recipe wants one.
+        forward: Schedule of weights and activations.
+        backward: Schedule of gradients.
+        meter: BitOPs so far.
+        groups: Schedules of groups of layers, by the groups' names in the model.
+    """
+
+    device: torch.device
+    model: CyclingModel
+    optimizer: torch.optim.Optimizer
+    averaged: AveragedModel | None
+    forward: PrecisionSchedule
+    backward: PrecisionSchedule
+    meter: BitOpsMeter
+    groups: Mapping[str, PrecisionSchedule] = field(default_factory=dict)
+
+    @property
+    def schedules(self) -> list[PrecisionSchedule]:
+        """All schedules of the run."""
+        return [self.forward, self.backward, *self.groups.values()]
+
+    def group_bits(self, step: int, total_steps: int) -> dict[str, int]:
+        """Return the forward bits of each group at a step."""
+        return {name: schedule.bits_at(step, total_steps) for name, schedule in self.groups.items()}
+
+    @property
+    def parameters(self) -> int:
+        """Number of trainable parameters."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+    @property
+    def layers_by_role(self) -> dict[str, int]:
+        """Number of quantized layers by role."""
+        return dict(Counter(layer.role for layer in self.model.layers()))
+
+
+def load_data(recipe: Recipe, device: torch.device, processes: int = 1) -> RunData:
+    """Open the data set and resolve what the recipe leaves to it.
+
+    Args:
+        recipe: The settings.
+        device: Where the model will be.
+        processes: How many processes of the run share this machine's cores and memory.
+
+    Raises:
+        CptError: If the data set is unknown, missing or damaged, or settings do not fit it.
+    """
+    settings = recipe.data
+    name = settings.name
+    if name not in dataset_names() and ":" not in name and Path(name).exists():
+        name = str(Path(name).resolve())  # a run is read again from other working directories
+    root = None if settings.root is None else Path(settings.root).expanduser().resolve()
+    settings = settings.model_copy(update={"name": name, "root": None if root is None else str(root)})
+    train, test = recipe_images(settings, "train"), recipe_images(settings, "test")
+    if train.classes != test.classes:
+        raise UsageError(
+            f"Expected the same classes in both splits of {name}, "
+            f"but got {len(train.classes)} and {len(test.classes)} that differ"
+        )
+    preprocessing = resolve_preprocessing(settings.input, default_preprocessing(train))
+    steps = [(step.name, step.parameters) for step in settings.augment]
+    augment = tuple(build_augmentations(steps, preprocessing.size))
+    resolved = settings.model_copy(update={"input": input_settings(preprocessing)})
+    budget = _memory_to_keep(settings.cache_mb) // processes
+    train_inputs = FittedImages(train, preprocessing, 0 if any(step.sizes for step in augment) else budget)
+    test_inputs = FittedImages(test, preprocessing, budget - (train_inputs.bytes_kept if train_inputs.is_kept else 0))
+    return RunData(
+        recipe.model_copy(update={"data": resolved}),
+        train,
+        test,
+        preprocessing,
+        augment,
+        train_inputs,
+        test_inputs,
+        _loading_processes(device, processes) if settings.workers is None else settings.workers,
+    )
+
+
+def _loading_processes(device: torch.device, processes: int) -> int:
+    """Return how many loading processes to start when nothing is said."""
+    if device.type != "cuda":
+        return 0
+    return min((os.cpu_count() or 1) // processes, MOST_WORKERS)
+
+
+def _memory_to_keep(megabytes: int | None) -> int:
+    """Return how many bytes of decoded images may be kept; a quarter of the machine's memory if nothing is said."""
+    if megabytes is not None:
+        return megabytes * 10**6
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4
+
+
+def build_cpt_model(
+    recipe: Recipe, classes: int, preprocessing: Preprocessing, *, trained: bool = False
+) -> QuantizedModel:
+    """Build and prepare the model of a recipe, with fresh weights, on the CPU.
+
+    Args:
+        recipe: The settings.
+        classes: Number of classes.
+        preprocessing: How an image becomes an input.
+        trained: Whether it gets the weights of a run; it was tried out then, before that run.
+
+    Raises:
+        CptError: If the model is unknown, cannot take these images, or has no quantized form.
+    """
+    return prepare_network(build_network(recipe, classes, preprocessing), recipe, preprocessing, trained=trained)
+
+
+def build_network(recipe: Recipe, classes: int, preprocessing: Preprocessing) -> nn.Module:
+    """Build the float network of a recipe, with fresh weights, on the CPU.
+
+    Raises:
+        CptError: If the model is unknown or cannot take these images.
+    """
+    return build_model(
+        recipe.model.name,
+        num_classes=classes,
+        in_channels=preprocessing.channels,
+        input_size=preprocessing.size,
+        **recipe.model.args,
+    )
+
+
+def prepare_network(
+    network: nn.Module, recipe: Recipe, preprocessing: Preprocessing, *, trained: bool = False
+) -> QuantizedModel:
+    """Prepare the float network of a recipe for training, with its weights.
+
+    Raises:
+        CptError: If it has no quantized form.
+    """
+    precision = recipe.precision
+    config = QuantizationConfig(
+        lower=precision.lower,
+        upper=precision.upper,
+        ends=precision.ends,
+        range_momentum=precision.range_momentum,
+        seed=recipe.seed,
+        groups=tuple(
+            LayerGroup(f"group{number}", group.match, precision.bounds_of(group)[1])
+            for number, group in enumerate(precision.groups, start=1)
+        ),
+    )
+    convert = quantization.prepare if trained else preparation.prepare
+    prepared = convert(network, config, preprocessing.input_shape)
+    prepared.compute = recipe.train.compute
+    return prepared
+
+
+def build_objects(model: CyclingModel, recipe: Recipe, total_steps: int, device: torch.device) -> RunObjects:
+    """Build optimizer, schedules and meter of a run around its model.
+
+    Args:
+        model: The model.
+        recipe: The settings.
+        total_steps: Length of the run.
+        device: Where the model is to be.
+
+    Raises:
+        CptError: If something that the recipe names does not exist or does not fit.
+    """
+    model = model.to(device)
+    model = model.to(memory_format=torch.channels_last)  # the faster layout of convolutions
+    optimizer = build_optimizer(model, recipe.optimizer)
+    averaged = AveragedModel(model) if recipe.train.swa.enabled else None
+    forward, backward = recipe.precision.forward_schedule(), recipe.precision.backward_schedule()
+    _check_bits(forward, recipe.precision.lower, recipe.precision.upper, total_steps)
+    _check_bits(backward, recipe.precision.grad_lower, recipe.precision.grad_upper, total_steps)
+    groups = recipe.precision.group_schedules()
+    for settings, schedule in zip(recipe.precision.groups, groups.values(), strict=True):
+        _check_bits(schedule, *recipe.precision.bounds_of(settings), total_steps)
+    costs = [LayerCost(layer.name, layer.macs, layer.role) for layer in model.layers()]
+    meter = BitOpsMeter(costs, recipe.precision.upper, model.precision.groups)
+    return RunObjects(device, model, optimizer, averaged, forward, backward, meter, groups)
+
+
+def _check_bits(schedule: PrecisionSchedule, lower: int, upper: int, total_steps: int) -> None:
+    """Make sure that a schedule, which may be the user's own, stays within the bounds of the recipe."""
+    bits = share_of_steps(schedule, total_steps)
+    if min(bits) < lower or max(bits) > upper:
+        raise UsageError(
+            f"Expected a precision schedule within {lower}..{upper} bits, but got {min(bits)}..{max(bits)}"
+        )

@@ -1,0 +1,213 @@
+"""A whole run: data, model, loop, finish. Prints nothing; a reporter is told what happens."""
+
+from contextlib import ExitStack, nullcontext
+from pathlib import Path
+
+from cpt_deploy.errors import ProcessLostError, RunInterruptedError, TrainingDivergedError
+from cpt_deploy.precision import AdaptiveSchedule, BitOpsMeter
+from cpt_deploy.recipe import Recipe, parse_every
+from cpt_deploy.training.distributed.process_group import Ranks, choose_device, is_lost_connection, joined, launched
+from cpt_deploy.training.distributed.synchronization import Synchronization
+from cpt_deploy.training.loop.allocator_settings import freed_memory_kept
+from cpt_deploy.training.loop.finish import draw_curves, finish
+from cpt_deploy.training.loop.interruption import Interruption
+from cpt_deploy.training.loop.loop import TrainingLoop
+from cpt_deploy.training.loop.loss_following import LossFollowing
+from cpt_deploy.training.loop.progress import RunProgress
+from cpt_deploy.training.loop.randomness import seeded
+from cpt_deploy.training.loop.run import Run
+from cpt_deploy.training.loop.setup import RunObjects, build_objects
+from cpt_deploy.training.reporting.profiling import StepProfiler
+from cpt_deploy.training.reporting.reports import RunReport, SilentReporter, TrainPlan, TrainReporter
+from cpt_deploy.training.reporting.step_costs import StepCosts
+from cpt_deploy.training.run_directory.checkpoints import Checkpoint, read_checkpoint
+from cpt_deploy.training.run_directory.metrics_log import MetricsLog, NoLog
+from cpt_deploy.training.run_directory.run_directory import RunDirectory
+from cpt_deploy.training.run_directory.run_lock import run_lock
+from cpt_deploy.training.run_directory.run_state import restore
+from cpt_deploy.training.tasks import Task, load_task
+
+
+def train(
+    recipe: Recipe,
+    run_dir: Path,
+    *,
+    resume: bool = False,
+    reporter: TrainReporter | None = None,
+    profile_steps: int = 0,
+) -> RunReport:
+    """Train a model with cyclic precision and leave everything in a run directory.
+
+    The same recipe gives the same result, and a resumed run the same as an uninterrupted one. Started by torchrun, all
+    processes train one model together; the first one writes the files and is the only one whose reporter is told.
+
+    Args:
+        recipe: All settings; `train.batch_size` is that of all processes together.
+        run_dir: The directory of the run; new or empty, unless the run is resumed.
+        resume: Go on from the last checkpoint (from the start if there is none); a finished run is left alone.
+        reporter: Who is told about the run; nobody by default.
+        profile_steps: How many steps to profile at the beginning; the trace is written into the directory.
+
+    Returns:
+        The report, which is in `report.json` too.
+
+    Raises:
+        UsageError: If a setting does not fit, or another process trains in the directory.
+        DataError: If the data set, a checkpoint or the disk is at fault.
+        TrainingDivergedError: If the loss becomes NaN or infinite.
+        RunInterruptedError: After SIGINT or SIGTERM; the state is saved.
+        ProcessLostError: If another process of a distributed run failed.
+    """
+    with (
+        seeded(recipe.seed, deterministic=recipe.train.deterministic),
+        Interruption() as interruption,
+        freed_memory_kept(),
+        joined(recipe.train.device) as (ranks, device),
+        ExitStack() as lock,
+    ):
+        if not ranks.is_main or reporter is None:
+            reporter = SilentReporter()
+        directory = RunDirectory(ranks.from_main(lambda: run_dir))
+        with ranks.agreeing():
+            task = load_task(recipe, device, ranks.per_machine)
+            task.check_processes(ranks.count)
+        finished = ranks.from_main(lambda: _reentered(directory, task, lock)) if resume else None
+        if finished is not None:
+            return finished
+        with ranks.agreeing():
+            objects = build_objects(task.build_model(), task.recipe, task.total_steps, device)
+        if not resume:
+            ranks.from_main(lambda: _begin(directory, task, lock))
+        following = LossFollowing(
+            objects.schedules, parse_every(task.recipe.precision.progressive.every).steps(task.steps_per_epoch)
+        )
+        progress, costs = _restored(objects, task, following, directory, ranks, resume=resume)
+        reporter.start(_plan(task, objects, directory.path, progress.step, ranks))
+        log = _open_log(directory, progress, ranks)
+        synchronization = Synchronization(objects.model, ranks, device)
+        run = Run(
+            task, objects, directory, progress, log, reporter, interruption, ranks, synchronization, costs, following
+        )
+        try:
+            report = _carried_out(run, profile_steps)
+        finally:
+            log.close()
+    reporter.finished(report)
+    return report
+
+
+def _carried_out(run: Run, profile_steps: int) -> RunReport:
+    profiling = None
+    if profile_steps and run.ranks.is_main:
+        on_gpu = run.objects.device.type == "cuda"
+        profiling = StepProfiler(run.objects.model, profile_steps, run.directory.trace, on_gpu=on_gpu)
+    try:
+        with profiling or nullcontext():
+            TrainingLoop(run, profiling).run()
+        if profiling is not None and profiling.report is not None:
+            run.reporter.profiled(profiling.report)
+        return finish(run)
+    except (RunInterruptedError, TrainingDivergedError):
+        draw_curves(run)
+        run.ranks.wait()  # torchrun ends all processes when one ends, so the main one must be ready
+        raise
+    except RuntimeError as error:
+        if not is_lost_connection(error):
+            raise
+        last = run.directory.last
+        kept = f"the last good checkpoint is {last}" if last.is_file() else "there is no checkpoint yet"
+        raise ProcessLostError(
+            f"Expected all {run.ranks.count} processes to go on, but the connection to one was lost after step "
+            f"{run.progress.step} of {run.task.total_steps}; {kept}",
+            hint=f"go on with any number of processes: cpt train --resume {run.directory.path}",
+        ) from error
+
+
+def _begin(directory: RunDirectory, task: Task, lock: ExitStack) -> None:
+    directory.create()
+    lock.enter_context(run_lock(directory.lock))
+    directory.begin(task.recipe)
+    task.begin(directory)
+
+
+def _reentered(directory: RunDirectory, task: Task, lock: ExitStack) -> RunReport | None:
+    """Make sure that a run can be gone on with, and take its lock; return its report if it is finished."""
+    directory.check_resumable(task.recipe)
+    lock.enter_context(run_lock(directory.lock))
+    task.check(directory)
+    return RunReport.read(directory.report) if directory.report.is_file() else None
+
+
+def _restored(
+    objects: RunObjects, task: Task, following: LossFollowing, directory: RunDirectory, ranks: Ranks, *, resume: bool
+) -> tuple[RunProgress, StepCosts]:
+    """Bring all processes to the last checkpoint, which only the main one reads; to the start if there is none."""
+
+    def read() -> Checkpoint | None:
+        return read_checkpoint(directory.last) if resume and directory.last.is_file() else None
+
+    costs, checkpoint = StepCosts(objects.device), ranks.from_main(read)
+    if checkpoint is None:
+        return RunProgress(), costs
+    with ranks.agreeing():
+        state, carried = restore(checkpoint, objects.model, objects.optimizer, objects.averaged)
+    task.restore(carried, objects.model, objects.device, ranks)
+    objects.meter.load_state_dict(state.pop("meter"))
+    costs.load_state_dict(state.pop("costs", {}))
+    followed = state.pop("following", None)  # checkpoints of earlier versions have none
+    if followed is not None:
+        following.load_state_dict(followed)
+    return RunProgress.from_state_dict(state), costs
+
+
+def _open_log(directory: RunDirectory, progress: RunProgress, ranks: Ranks) -> MetricsLog | NoLog:
+    if not ranks.is_main:
+        return NoLog()
+    return MetricsLog(directory, progress.step, after_evaluation=progress.evaluated_step == progress.step)
+
+
+def plan_run(recipe: Recipe, run_dir: Path) -> TrainPlan:
+    """Return what a run would do, without writing anything.
+
+    Raises:
+        CptError: If data, model or settings do not fit; what `train` would say.
+    """
+    ranks = launched()
+    device = choose_device(recipe.train.device, ranks)
+    task = load_task(recipe, device, ranks.per_machine)
+    objects = build_objects(task.build_model(), task.recipe, task.total_steps, device)
+    return _plan(task, objects, run_dir, 0, ranks)
+
+
+def _plan(task: Task, objects: RunObjects, run_dir: Path, first_step: int, ranks: Ranks) -> TrainPlan:
+    layers = objects.model.layers()
+    return TrainPlan(
+        run_dir=run_dir,
+        recipe=task.recipe,
+        device=str(objects.device),
+        parameters=objects.parameters,
+        macs=sum(layer.macs for layer in layers),
+        layers=objects.layers_by_role,
+        train_images=task.samples[0],
+        test_images=task.samples[1],
+        classes=task.classes,
+        steps_per_epoch=task.steps_per_epoch,
+        total_steps=task.total_steps,
+        first_step=first_step,
+        relative_cost=_relative_cost(objects, task.total_steps),
+        processes=ranks.count,
+        workers=task.workers,
+        unit=task.unit,
+        pretrained=task.pretrained,
+        left_out=task.left_out,
+        conversion=objects.model.conversion,
+    )
+
+
+def _relative_cost(objects: RunObjects, total_steps: int) -> float | None:
+    """Return the BitOPs of the cycling layers relative to static ones; `None` where they will follow the loss."""
+    if any(isinstance(schedule, AdaptiveSchedule) for schedule in objects.schedules):
+        return None
+    cycling = [layer for layer in objects.meter.layers if layer.role not in ("hold", "float")]
+    meter = BitOpsMeter(cycling, objects.meter.upper, objects.meter.groups)
+    return 1.0 - meter.add_run(objects.forward, objects.backward, total_steps, 1, objects.groups).saving

@@ -1,0 +1,168 @@
+"""Where the time of a step goes: torch.profiler over some steps, its operators in a few groups, and a trace."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from torch.profiler import ProfilerActivity, profile, record_function, schedule
+
+from cpt_deploy.quantization import CyclingModel
+from cpt_deploy.quantization.modules.activation_quantizer import EdgeQuantizer, LayerInput
+from cpt_deploy.training.run_directory.files import disk_errors
+
+SKIPPED_STEPS = 2
+"""Steps before the profiled ones, in which memory is allocated and the profiler itself warms up."""
+ACTIVATIONS = "quantization of activations"
+
+# The first entry that an operator's name, or that of the operators around it, contains decides its group.
+FUSED = "BatchNorm, ReLU and quantization in one"
+_GROUPS = (
+    ("Optimizer.", "optimizer"),
+    (ACTIVATIONS, ACTIVATIONS),
+    ("FakeQuantizeAffine", ACTIVATIONS),
+    ("QuantizeWeight", "quantization of weights"),
+    ("QuantizeGradient", "quantization of gradients"),
+    ("all_reduce", "communication"),
+    ("allreduce", "communication"),
+    ("all_gather", "communication"),
+    ("allgather", "communication"),
+    # The compiled kernels are no events of their own: what they take is what their functions take beside the products.
+    ("_LayerFunction", FUSED),
+    ("_AddFunction", FUSED),
+    ("_OutputFunction", FUSED),
+    ("_Encode", ACTIVATIONS),
+    ("_Decode", ACTIVATIONS),
+    ("batch_norm", "BatchNorm"),
+    ("BatchNorm", "BatchNorm"),
+    ("_Normalise", "BatchNorm"),
+    ("convolution", "convolution and linear layers"),
+    ("Convolution", "convolution and linear layers"),
+    ("aten::conv", "convolution and linear layers"),
+    ("addmm", "convolution and linear layers"),
+    ("Addmm", "convolution and linear layers"),
+    ("aten::linear", "convolution and linear layers"),
+    ("aten::mm", "convolution and linear layers"),
+    ("_int_mm", "convolution and linear layers"),
+)
+TOP_OPERATORS = 3
+DATA, OTHER, BETWEEN = "data", "other operators", "between operators (Python)"
+
+
+@dataclass(frozen=True)
+class ProfileReport:
+    """Where the time of a step went.
+
+    Args:
+        steps: How many steps were profiled.
+        step_seconds: Mean wall-clock time of a step, which is longer than without the profiler.
+        seconds: By group, mean seconds of a step, descending. On a GPU its time; elsewhere that of the CPU.
+        operators: By group, the operators that took most of it, with mean seconds of a step.
+        trace: The file for chrome://tracing or https://ui.perfetto.dev.
+    """
+
+    steps: int
+    step_seconds: float
+    seconds: dict[str, float]
+    operators: dict[str, list[tuple[str, float]]]
+    trace: Path
+
+
+class StepProfiler:
+    """Profiles some steps of a run; use it as a context and call `step` after each step.
+
+    Args:
+        model: The model, whose edges are labelled meanwhile.
+        steps: How many steps.
+        trace: Where the trace goes.
+        on_gpu: Whether the GPU's time counts.
+    """
+
+    def __init__(self, model: CyclingModel, steps: int, trace: Path, *, on_gpu: bool) -> None:
+        self.report: ProfileReport | None = None
+        self._steps, self._trace, self._on_gpu = steps, trace, on_gpu
+        self._model = model
+        self._stack = ExitStack()
+        activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
+        plan = schedule(wait=0, warmup=SKIPPED_STEPS, active=steps, repeat=1)
+        self._profile = profile(activities=activities, schedule=plan, on_trace_ready=self._finished)
+
+    def __enter__(self) -> "StepProfiler":
+        for module in self._model.modules():
+            if isinstance(module, EdgeQuantizer | LayerInput):
+                _label(module, ACTIVATIONS, self._stack)
+        self._stack.enter_context(self._profile)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+    @property
+    def is_on(self) -> bool:
+        """Whether steps take longer now, since they are looked into or will be."""
+        return self.report is None
+
+    def step(self) -> None:
+        """Tell that a step has ended; after the last profiled one nothing is recorded any more."""
+        if self.report is None:
+            self._profile.step()
+
+    def _finished(self, finished: Any) -> None:
+        with disk_errors("the trace", self._trace):
+            finished.export_chrome_trace(str(self._trace))
+        self.report = _summarised(finished.events(), self._steps, self._trace, on_gpu=self._on_gpu)
+
+
+def _label(module: nn.Module, name: str, stack: ExitStack) -> None:
+    """Let the profiler see a module's forward under a name until the stack is closed."""
+    forward = module.forward
+
+    def labelled(*inputs: Any) -> Any:
+        with record_function(name):
+            return forward(*inputs)
+
+    # Not by hooks: with hooks on its modules a network does not train on codes.
+    module.forward = labelled
+    stack.callback(delattr, module, "forward")
+
+
+def _summarised(events: Sequence[Any], steps: int, trace: Path, *, on_gpu: bool) -> ProfileReport:
+    seconds: dict[str, float] = defaultdict(float)
+    operators: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
+    wall = 0.0
+    for event in events:
+        if event.device_type.name != "CPU":
+            continue  # a GPU's kernels count where they were launched
+        if event.name.startswith("ProfilerStep"):
+            wall += event.cpu_time_total / 1e6
+            continue
+        own = (event.self_device_time_total if on_gpu else event.self_cpu_time_total) / 1e6
+        group = _group(event)
+        seconds[group] += own
+        operators[group][event.name] += own
+    seconds[BETWEEN] = max(wall - sum(seconds.values()), 0.0)
+    most = {
+        group: [(name, own / steps) for name, own in _descending(owned)[:TOP_OPERATORS]]
+        for group, owned in operators.items()
+    }
+    means = {group: own / steps for group, own in _descending(seconds) if own > 0}
+    return ProfileReport(steps, wall / steps, means, most, trace)
+
+
+def _descending(seconds: Mapping[str, float]) -> list[tuple[str, float]]:
+    return sorted(seconds.items(), key=lambda entry: entry[1], reverse=True)
+
+
+def _group(event: Any) -> str:
+    """Return the group of an operator: its own, or else that of the nearest operator around it that has one."""
+    while event is not None:
+        if event.name == DATA:
+            return DATA
+        for part, group in _GROUPS:
+            if part in event.name:
+                return group
+        event = event.cpu_parent
+    return OTHER

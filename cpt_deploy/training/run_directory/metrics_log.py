@@ -1,0 +1,143 @@
+"""The log of a run: `metrics.csv`, and TensorBoard events where TensorBoard is installed."""
+
+import csv
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cpt_deploy.training.reporting.reports import Evaluation
+from cpt_deploy.training.run_directory.files import disk_errors, write_atomically
+from cpt_deploy.training.run_directory.run_directory import RunDirectory
+
+COLUMNS = (
+    "step",  # finished steps
+    "epoch",  # finished epochs, as a fraction
+    "lr",
+    "bits",  # forward, of the last step
+    "grad_bits",
+    "group_bits",  # of groups of layers with bits of their own, forward, in the recipe's order: "group1=4 group2=6"
+    "loss",  # mean over the steps since the last row
+    "accuracy",  # the same, top-1 on training batches, 0 to 1; of the next token where tokens are predicted
+    "perplexity",  # exp of that loss, of language models
+    "gbitops",  # so far
+    "images_per_s",  # tokens, of language models
+    "data_share",  # share of the time since the last row spent waiting for batches
+    "step_ms",  # median time of a step at `bits` so far, without waiting for its batch
+    "memory_mb",  # peak of memory in steps at `bits` so far: allocated on a GPU, of the whole process on a CPU
+    "seconds",  # since the run began, without interruptions
+    "test_loss",  # at the upper bound; only in rows of evaluations: on test images, or on validation text
+    "test_accuracy",
+    "test_top5",
+    "test_perplexity",
+    "settled",  # 1 in the row of the final evaluation
+)
+
+_TAGS = {
+    "loss": "train/loss",
+    "accuracy": "train/accuracy",
+    "lr": "run/lr",
+    "bits": "run/bits",
+    "grad_bits": "run/grad_bits",
+    "gbitops": "run/gbitops",
+    "images_per_s": "run/images_per_s",
+    "data_share": "run/data_share",
+    "step_ms": "run/step_ms",
+    "test_loss": "test/loss",
+    "test_accuracy": "test/accuracy",
+    "test_top5": "test/top5",
+    "perplexity": "train/perplexity",
+    "test_perplexity": "test/perplexity",
+}
+
+
+class MetricsLog:
+    """Appends rows; a resumed run first drops the rows after its checkpoint.
+
+    Args:
+        directory: The run's directory.
+        first_step: Number of finished steps that the run goes on from, 0 for a new run.
+        after_evaluation: Whether the evaluation of that step is in the checkpoint; if not, its row is dropped too.
+
+    Raises:
+        DataError: If the log cannot be written; so do the methods.
+    """
+
+    def __init__(self, directory: RunDirectory, first_step: int, *, after_evaluation: bool) -> None:
+        self.path = directory.metrics
+        with disk_errors("metrics", self.path):
+            write_atomically(self.path, _kept_rows(self.path, first_step, after_evaluation=after_evaluation).encode())
+            self._file = self.path.open("a", newline="", encoding="utf-8")
+        self._board = _open_board(directory.tensorboard, first_step)
+
+    def log(self, row: Mapping[str, Any]) -> None:
+        """Write one row; columns without a value stay empty, and `group_bits` is told as a mapping.
+
+        Raises:
+            ValueError: If there is a value for a column that does not exist.
+        """
+        groups: Mapping[str, int] = row.get("group_bits") or {}
+        written = {**row, "group_bits": " ".join(f"{name}={bits}" for name, bits in groups.items())}
+        scalars = {tag: row[name] for name, tag in _TAGS.items() if row.get(name) is not None}
+        scalars |= {f"run/bits/{name}": bits for name, bits in groups.items()}
+        with disk_errors("metrics", self.path):
+            csv.DictWriter(self._file, COLUMNS, lineterminator="\n").writerow(written)
+            self._file.flush()
+            for tag, value in scalars.items() if self._board is not None else ():
+                self._board.add_scalar(tag, value, row["step"])
+
+    def close(self) -> None:
+        """Flush and close the files."""
+        with disk_errors("metrics", self.path):
+            self._file.close()
+            if self._board is not None:
+                self._board.close()
+
+
+class NoLog:
+    """The log of a process that writes no files."""
+
+    def log(self, row: Mapping[str, Any]) -> None:
+        """Write nothing."""
+
+    def close(self) -> None:
+        """Close nothing."""
+
+
+def read_metrics(path: Path) -> list[dict[str, str]]:
+    """Return the rows of a metrics file, without a last one that was cut off while being written."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return [row for row in csv.DictReader(file) if None not in row.values() and None not in row]
+
+
+def evaluation_columns(evaluation: Evaluation) -> dict[str, float | None]:
+    """Return an evaluation as columns of `metrics.csv`."""
+    return {
+        "test_loss": evaluation.loss,
+        "test_accuracy": evaluation.top1,
+        "test_top5": evaluation.top5,
+        "test_perplexity": evaluation.perplexity,
+        "settled": 1 if evaluation.settled else None,
+    }
+
+
+def _kept_rows(path: Path, first_step: int, *, after_evaluation: bool) -> str:
+    rows = read_metrics(path) if path.is_file() else []
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n", extrasaction="ignore")
+    writer.writeheader()
+    for row in rows:
+        is_evaluation = row["test_loss"] != ""
+        late = is_evaluation and int(row["step"]) == first_step and (row["settled"] != "" or not after_evaluation)
+        if int(row["step"]) <= first_step and not late:
+            writer.writerow(row)
+    return text.getvalue()
+
+
+def _open_board(path: Path, first_step: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    with disk_errors("TensorBoard events", path):
+        return SummaryWriter(str(path), purge_step=first_step + 1 if first_step else None)

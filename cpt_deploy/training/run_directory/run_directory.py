@@ -1,0 +1,136 @@
+"""The directory of a run: what it holds and under which names, and whether a run may begin or go on in it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cpt_deploy.bundle.processors.tokenization import FILE_NAME
+from cpt_deploy.errors import CheckpointError, UsageError
+from cpt_deploy.recipe import Recipe, load_recipe, save_recipe
+from cpt_deploy.training.run_directory.files import disk_errors
+
+_MAY_CHANGE = {("model", "weights"), ("data", "root"), ("data", "workers"), ("data", "cache_mb"), ("train", "device")}
+"""Settings that a resumed run may have otherwise, since they do not change the result: weights have their digest."""
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """The files of a run.
+
+    Args:
+        path: The directory.
+    """
+
+    path: Path
+
+    @property
+    def recipe(self) -> Path:
+        """All settings as resolved."""
+        return self.path / "recipe.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        """A row a log step and a row an evaluation."""
+        return self.path / "metrics.csv"
+
+    @property
+    def tensorboard(self) -> Path:
+        """TensorBoard's event files."""
+        return self.path / "tensorboard"
+
+    @property
+    def curves(self) -> Path:
+        """Loss, accuracy and bits over the steps."""
+        return self.path / "curves.png"
+
+    @property
+    def weights(self) -> Path:
+        """The settled model at its upper bound."""
+        return self.path / "model.safetensors"
+
+    @property
+    def report(self) -> Path:
+        """The result; a run that has it is finished."""
+        return self.path / "report.json"
+
+    @property
+    def tokenizer(self) -> Path:
+        """The vocabulary of a language model."""
+        return self.path / FILE_NAME
+
+    @property
+    def trace(self) -> Path:
+        """Where the time of the profiled steps went, for a trace viewer."""
+        return self.path / "trace.json.gz"
+
+    @property
+    def lock(self) -> Path:
+        """There while a process trains in the directory."""
+        return self.path / "run.lock"
+
+    @property
+    def last(self) -> Path:
+        """The checkpoint to resume from."""
+        return self.path / "checkpoints" / "last.safetensors"
+
+    @property
+    def best(self) -> Path:
+        """The checkpoint with the best evaluation so far."""
+        return self.path / "checkpoints" / "best.safetensors"
+
+    def create(self) -> None:
+        """Create the directory, or accept an empty one.
+
+        Raises:
+            UsageError: If it has something in it already; a lock alone is that of a run which begins or died beginning.
+            DataError: If it cannot be created.
+        """
+        with disk_errors("the run", self.path):
+            if self.path.exists() and (not self.path.is_dir() or set(self.path.iterdir()) - {self.lock}):
+                raise UsageError(
+                    f"Expected a new directory for the run, but {self.path} exists and is not empty",
+                    hint=f"go on with it: cpt train --resume {self.path}; or name another directory",
+                )
+            self.path.mkdir(parents=True, exist_ok=True)
+
+    def begin(self, recipe: Recipe) -> None:
+        """Write the recipe into the directory, whose lock the process holds.
+
+        Raises:
+            UsageError: If the directory has something in it already.
+            DataError: If it cannot be written.
+        """
+        self.create()
+        with disk_errors("the run", self.path):
+            self.last.parent.mkdir(exist_ok=True)
+        save_recipe(recipe, self.recipe)
+
+    def check_resumable(self, recipe: Recipe) -> None:
+        """Make sure that the run of this directory is the run of a recipe.
+
+        Raises:
+            CheckpointError: If there is no run in the directory.
+            UsageError: If settings differ that change the result; all are listed.
+        """
+        if not self.recipe.is_file():
+            raise CheckpointError(
+                f"Expected a run to resume in {self.path}, but it has no recipe.yaml",
+                hint="begin it without resuming",
+            )
+        begun = load_recipe(self.recipe).model_dump(mode="json")
+        differences = list(_differences(begun, recipe.model_dump(mode="json"), ()))
+        if differences:
+            raise UsageError(
+                f"Expected the settings that the run in {self.path} began with, but these differ: "
+                + "; ".join(differences),
+                hint="begin a new run to change them",
+            )
+
+
+def _differences(begun: Any, given: Any, key: tuple[str, ...]) -> list[str]:
+    if key in _MAY_CHANGE or begun == given:
+        return []
+    if isinstance(begun, dict) and isinstance(given, dict):
+        names = dict.fromkeys([*begun, *given])
+        return [line for name in names for line in _differences(begun.get(name), given.get(name), (*key, name))]
+    return [f"{'.'.join(key)} was {begun!r}, is {given!r}"]

@@ -1,0 +1,144 @@
+"""Reads a finished run back: the settled model and everything that export and validation need with it."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load
+
+from cpt_deploy.bundle import Preprocessing
+from cpt_deploy.bundle.processors.tokenization import Tokenizer, read_tokenizer
+from cpt_deploy.errors import CheckpointError, UsageError
+from cpt_deploy.quantization import CyclingModel, QuantizedLanguageModel, QuantizedModel
+from cpt_deploy.recipe import Recipe, load_recipe
+from cpt_deploy.training.loop.setup import build_cpt_model
+from cpt_deploy.training.reporting.reports import RunReport
+from cpt_deploy.training.run_directory.run_directory import RunDirectory
+from cpt_deploy.training.tasks.language import build_quantized_language_model
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A finished run.
+
+    Args:
+        path: Its directory.
+        recipe: All settings as resolved.
+        model: The settled model at its upper bound, in evaluation mode, on the CPU.
+        classes: Names of the classes.
+        preprocessing: How an image becomes an input.
+        weights_sha256: SHA-256 of `model.safetensors`.
+        report: What `report.json` holds.
+    """
+
+    path: Path
+    recipe: Recipe
+    model: QuantizedModel
+    classes: tuple[str, ...]
+    preprocessing: Preprocessing
+    weights_sha256: str
+    report: RunReport
+
+
+def load_run(run_dir: Path) -> TrainedRun:
+    """Load a finished run; its files are verified against the report first.
+
+    Raises:
+        CheckpointError: If the run is missing, unfinished, or damaged.
+        CptError: If its model cannot be built here, for example since the user's own module is missing.
+    """
+    directory, recipe, report = _read_run(run_dir)
+    if report.task != "classification":
+        raise UsageError(f"Expected a run that classifies images in {run_dir}, but got one of a {report.task}")
+    content, digest = _verified_weights(directory, report)
+    preprocessing = Preprocessing.from_dict(report.preprocessing)
+    with torch.random.fork_rng(devices=[]):
+        model = build_cpt_model(recipe, len(report.classes), preprocessing, trained=True)
+    _load_weights(model, content, recipe, directory)
+    return TrainedRun(run_dir, recipe, model, report.classes, preprocessing, digest, report)
+
+
+@dataclass(frozen=True)
+class TrainedLanguageModel:
+    """A finished run of a language model.
+
+    Args:
+        path: Its directory.
+        recipe: All settings as resolved.
+        model: The settled model at its upper bound, in evaluation mode, on the CPU.
+        tokenizer: Its vocabulary.
+        weights_sha256: SHA-256 of `model.safetensors`.
+        report: What `report.json` holds.
+    """
+
+    path: Path
+    recipe: Recipe
+    model: QuantizedLanguageModel
+    tokenizer: Tokenizer
+    weights_sha256: str
+    report: RunReport
+
+
+def load_language_model(run_dir: Path) -> TrainedLanguageModel:
+    """Load a finished run of a language model; its files are verified against the report first.
+
+    Raises:
+        CheckpointError: If the run is missing, unfinished, or damaged, or its vocabulary is not the one it began with.
+        UsageError: If the run is one of images.
+    """
+    directory, recipe, report = _read_run(run_dir)
+    if report.task != "language-model":
+        raise UsageError(f"Expected a run of a language model in {run_dir}, but got one of {report.task}")
+    content, digest = _verified_weights(directory, report)
+    tokenizer = read_tokenizer(directory.tokenizer)
+    known = report.data["vocabulary"]
+    digest_of_words = hashlib.sha256(directory.tokenizer.read_bytes()).hexdigest()
+    if tokenizer.size != known["size"] or digest_of_words != known["sha256"]:
+        raise CheckpointError(
+            f"Expected the vocabulary of {known['size']} tokens that the model was trained with at "
+            f"{directory.tokenizer}, but got another one, of {tokenizer.size} tokens",
+            hint="copy the run's own tokenizer.json back",
+        )
+    with torch.random.fork_rng(devices=[]):
+        model = build_quantized_language_model(recipe, tokenizer.size)
+    _load_weights(model, content, recipe, directory)
+    return TrainedLanguageModel(run_dir, recipe, model, tokenizer, digest, report)
+
+
+def _read_run(run_dir: Path) -> tuple[RunDirectory, Recipe, RunReport]:
+    directory = RunDirectory(run_dir)
+    if not directory.recipe.is_file():
+        raise CheckpointError(
+            f"Expected a run in {run_dir}, but it has no recipe.yaml",
+            hint="runs are the directories that cpt train writes",
+        )
+    return directory, load_recipe(directory.recipe), RunReport.read(directory.report)
+
+
+def _verified_weights(directory: RunDirectory, report: RunReport) -> tuple[bytes, str]:
+    try:
+        content = directory.weights.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"Expected weights at {directory.weights}, but got: {error.strerror}") from error
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != report.weights_sha256:
+        raise CheckpointError(
+            f"Expected {directory.weights} to agree with the SHA-256 in report.json, but it does not: it is damaged",
+            hint=f"delete {directory.report} and resume the run; its last checkpoint gives the weights again",
+        )
+    return content, digest
+
+
+def _load_weights(model: CyclingModel, content: bytes, recipe: Recipe, directory: RunDirectory) -> None:
+    """Load the settled weights and bring the model into evaluation at its upper bound."""
+    try:
+        model.load_state_dict(load(content))
+    except (RuntimeError, SafetensorError) as error:
+        raise CheckpointError(
+            f"Expected the weights of model {recipe.model.name!r} in {directory.weights}, "
+            f"but got: {str(error).splitlines()[0]}"
+        ) from error
+    model.eval()
+    model.set_bits(recipe.precision.upper, recipe.precision.grad_upper)

@@ -1,0 +1,141 @@
+"""The integer model that a bundle was exported from, executed: what onnxruntime's integers are compared with."""
+
+from collections.abc import Mapping
+from importlib.util import find_spec
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from cpt_deploy.bundle import Bundle
+from cpt_deploy.errors import MissingExtraError
+from cpt_deploy.validation.comparison import Codes, Logits
+
+
+class IntegerModel(Protocol):
+    """Executes a frozen model and shows the integers inside."""
+
+    def run(self, inputs: npt.NDArray[np.float32]) -> tuple[Logits, Mapping[str, Codes]]:
+        """Return the logits, float32 (N, K), and the codes of each quantized tensor by its name in the ONNX graph.
+
+        Args:
+            inputs: Normalised images, float32 (N, C, H, W).
+        """
+        ...
+
+
+class Follower(Protocol):
+    """An integer model with operations in float, which follows the integers of a runtime from each entry on."""
+
+    @property
+    def entries(self) -> tuple[str, ...]:
+        """The tensors that are quantized from real values: where integers begin."""
+        ...
+
+    @property
+    def products(self) -> Mapping[str, float]:
+        """The layers whose results are real numbers: what one unit of their integer sums is worth at least."""
+        ...
+
+    def follow(
+        self, inputs: npt.NDArray[np.float32], entries: Mapping[str, Codes]
+    ) -> tuple[Logits, Mapping[str, npt.NDArray[np.generic]]]:
+        """Return logits, float32 (N, K), and codes of tensors and results of products by name.
+
+        All are computed from the codes at the entries.
+
+        Args:
+            inputs: Normalised images, float32 (N, C, H, W).
+            entries: Codes of entries. What integers compute from an entry that is not given is left out.
+        """
+        ...
+
+
+class BundledIntegerModel:
+    """The integer executor on the graph that a bundle holds (needs PyTorch).
+
+    Args:
+        bundle: The bundle.
+
+    Raises:
+        MissingExtraError: If PyTorch is not installed.
+        BundleError: If the bundle's graph is damaged.
+    """
+
+    def __init__(self, bundle: Bundle) -> None:
+        if find_spec("torch") is None:
+            raise MissingExtraError(
+                "Expected PyTorch for the integer executor, but it is not installed",
+                hint="pip install 'cpt-deploy[train]', or validate without the executor",
+            )
+        # Everything else here works without PyTorch and shall not load it.
+        from cpt_deploy.integer import IntegerExecutor, graph_from_bundle
+
+        self._graph = graph_from_bundle(bundle)
+        self._executor = IntegerExecutor(self._graph)
+
+    def run(self, inputs: npt.NDArray[np.float32]) -> tuple[Logits, Mapping[str, Codes]]:
+        """Execute a batch; see `IntegerModel.run`."""
+        import torch
+
+        traced = {name: tensor.numpy() for name, tensor in self._executor.trace(torch.from_numpy(inputs)).items()}
+        codes = {name: values for name, values in traced.items() if name in self._graph.tensors}
+        return self._logits(traced), codes
+
+    @property
+    def logit_scale(self) -> float | None:
+        """What a code of the logits is worth; `None` if they are real numbers."""
+        output = self._graph.tensors.get(self._graph.output)
+        return None if output is None else output.scale
+
+    def _logits(self, traced: Mapping[str, npt.NDArray[Any]]) -> Logits:
+        output = self._graph.tensors.get(self._graph.output)
+        if output is None:
+            real: Logits = traced[self._graph.output]
+            return real
+        # As DequantizeLinear; running the executor a second time for its logits would take as long as the first.
+        centred = traced[output.name].astype(np.float32) - np.float32(output.zero_point)
+        logits: Logits = centred * np.float32(output.scale)
+        return logits
+
+    @property
+    def entries(self) -> tuple[str, ...]:
+        """See `Follower.entries`."""
+        from cpt_deploy.integer.graph import Quantize
+
+        return tuple(operation.output for operation in self._graph.operations if isinstance(operation, Quantize))
+
+    @property
+    def products(self) -> Mapping[str, float]:
+        """See `Follower.products`."""
+        from cpt_deploy.integer.graph import FullyConnected
+
+        tensors = self._graph.tensors
+        return {
+            operation.output: float(operation.scales.min()) * tensors[operation.inputs[0]].scale
+            for operation in self._graph.operations
+            if isinstance(operation, FullyConnected) and operation.output not in tensors
+        }
+
+    def follow(
+        self, inputs: npt.NDArray[np.float32], entries: Mapping[str, Codes]
+    ) -> tuple[Logits, Mapping[str, npt.NDArray[np.generic]]]:
+        """See `Follower.follow`."""
+        import torch
+
+        given = {name: torch.from_numpy(codes) for name, codes in entries.items()}
+        trace = self._executor.trace(torch.from_numpy(inputs), given)
+        traced = {name: values.numpy() for name, values in trace.items()}
+        left_out = self._reached(set(self.entries) - set(entries))
+        compared = {*self._graph.tensors, *self.products} - left_out - set(self.entries)
+        return self._logits(traced), {name: values for name, values in traced.items() if name in compared}
+
+    def _reached(self, entries: set[str]) -> set[str]:
+        """Return what integers alone compute from some entries."""
+        from cpt_deploy.integer.graph import Float, Quantize
+
+        reached = set(entries)
+        for operation in self._graph.operations:
+            if not isinstance(operation, Float | Quantize) and reached & set(operation.inputs):
+                reached.add(operation.output)
+        return reached

@@ -1,0 +1,184 @@
+"""Making the integers inside of a model visible: its quantized tensors as further outputs, without changing what runs.
+
+Needs the `onnx` package.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+from cpt_deploy.bundle.runtime.operators import optimized_operators, require_onnx
+from cpt_deploy.bundle.runtime.providers import keeps_operators
+
+_MOVING = frozenset(
+    {
+        "Concat", "DepthToSpace", "Flatten", "Identity", "Pad", "Reshape", "Slice", "SpaceToDepth", "Split", "Squeeze",
+        "Transpose", "Unsqueeze",
+    }
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Tap:
+    """A quantized tensor.
+
+    Args:
+        name: Its name in the ONNX graph.
+        operator: The operator whose result it holds; "input" for the quantized input.
+    """
+
+    name: str
+    operator: str
+
+
+@dataclass(frozen=True)
+class TappedModel:
+    """A model whose quantized tensors are outputs.
+
+    Args:
+        model: The serialized ONNX model.
+        taps: The tensors that were added as outputs, in graph order.
+        hidden: The tensors that were not, since as outputs they keep onnxruntime from fusing as it does without.
+    """
+
+    model: bytes
+    taps: tuple[Tap, ...]
+    hidden: tuple[Tap, ...]
+
+
+def quantized_tensors(model: bytes) -> tuple[Tap, ...]:
+    """List the tensors of activations' codes between a model's operators, in graph order: uint8 or int8.
+
+    Where a QuantizeLinear is followed by a Clip of the codes (below 8 bits), the clipped ones are meant. Codes that
+    are only moved as such (padded, say) are not listed a second time.
+
+    Args:
+        model: The serialized ONNX model.
+    """
+    onnx = require_onnx()
+    graph = onnx.shape_inference.infer_shapes(onnx.load_from_string(model)).graph
+    types = {value.name: value.type.tensor_type.elem_type for value in [*graph.value_info, *graph.output]}
+    made_by = {name: node for node in graph.node for name in node.output}
+    readers: dict[str, list[Any]] = {}
+    for node in graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    return tuple(
+        Tap(name, _origin(node, made_by))
+        for node in graph.node
+        for name in node.output
+        if _holds_codes(node, types.get(name), onnx.TensorProto)
+        and not (node.op_type in _MOVING and types.get(node.input[0]) == onnx.TensorProto.UINT8)
+        and not (readers.get(name) and all(reader.op_type == "Clip" for reader in readers[name]))
+    )
+
+
+def add_taps(model: bytes, names: Collection[str], real: Collection[str] = ()) -> bytes:
+    """Return a model with tensors of codes as further outputs, in the given order.
+
+    Args:
+        model: The serialized ONNX model.
+        names: Names of those tensors.
+        real: Those of them that hold real values instead.
+    """
+    onnx = require_onnx()
+    proto = onnx.load_from_string(model)
+    signed = _signed_tensors(proto, onnx)
+    present = {output.name for output in proto.graph.output}
+    for name in names:
+        if name not in present:
+            kind = onnx.TensorProto.INT8 if name in signed else onnx.TensorProto.UINT8
+            kind = onnx.TensorProto.FLOAT if name in real else kind
+            proto.graph.output.append(onnx.helper.make_tensor_value_info(name, kind, None))
+    serialized: bytes = proto.SerializeToString()
+    return serialized
+
+
+def tap_model(model: bytes, provider: str = "cpu", products: Collection[str] = ()) -> TappedModel:
+    """Make the quantized tensors of a model visible, as far as the optimized graph stays the same.
+
+    An output between two operators can forbid a fusion, and then other kernels than the served ones would be compared.
+    So the operators of the optimized graph are counted with and without, and a tensor that changes them stays hidden.
+    Differences of layout do not count: convolutions run channels-last, and an output has to be transposed back.
+    Where a provider compiles the graph nothing can be counted, and all tensors become outputs.
+
+    Args:
+        model: The serialized ONNX model.
+        provider: The execution provider that will run it.
+        products: Names of results of layers that are real values, to be made visible too.
+
+    Raises:
+        BundleError: If onnxruntime cannot load the model.
+        MissingExtraError: If `onnx` is not installed.
+    """
+    counted = keeps_operators(provider)
+    plain = _computing_operators(model, provider) if counted else {}
+
+    def harmless(taps: tuple[Tap, ...]) -> bool:
+        return (
+            not counted
+            or _computing_operators(add_taps(model, [tap.name for tap in taps], products), provider) == plain
+        )
+
+    def largest_harmless(kept: tuple[Tap, ...], candidates: tuple[Tap, ...]) -> tuple[Tap, ...]:
+        """Add what can be added to `kept`, halving the candidates until single ones are left out."""
+        if not candidates or harmless(kept + candidates):
+            return kept + candidates
+        if len(candidates) == 1:
+            return kept
+        middle = len(candidates) // 2
+        return largest_harmless(largest_harmless(kept, candidates[:middle]), candidates[middle:])
+
+    everything = _in_graph_order(model, (*quantized_tensors(model), *_real_results(model, products)))
+    kept = largest_harmless((), everything)
+    return TappedModel(
+        model=add_taps(model, [tap.name for tap in kept], products),
+        taps=kept,
+        hidden=tuple(tap for tap in everything if tap not in kept),
+    )
+
+
+def _real_results(model: bytes, names: Collection[str]) -> tuple[Tap, ...]:
+    """Return the results of layers by the operator that multiplies; a bias is added after it."""
+    graph = require_onnx().load_from_string(model).graph
+    made_by = {name: node for node in graph.node for name in node.output}
+    nodes = {name: made_by[name] for name in names if name in made_by}
+    multiplied = {name: made_by.get(node.input[0]) if node.op_type == "Add" else node for name, node in nodes.items()}
+    return tuple(Tap(name, "MatMul" if node is None else str(node.op_type)) for name, node in multiplied.items())
+
+
+def _in_graph_order(model: bytes, taps: tuple[Tap, ...]) -> tuple[Tap, ...]:
+    nodes = require_onnx().load_from_string(model).graph.node
+    order = {name: i for i, node in enumerate(nodes) for name in node.output}
+    return tuple(sorted(taps, key=lambda tap: order[tap.name]))
+
+
+def _holds_codes(node: Any, kind: int | None, types: Any) -> bool:
+    """Return whether a result is an activation's codes; int8 is the type of weights, too, which nothing quantizes."""
+    return bool(kind == types.UINT8 or (kind == types.INT8 and node.op_type == "QuantizeLinear"))
+
+
+def _signed_tensors(proto: Any, onnx: Any) -> set[str]:
+    """Return the names of the int8 tensors that a model's quantizers make."""
+    kinds = {entry.name: entry.data_type for entry in proto.graph.initializer}
+    return {
+        node.output[0]
+        for node in proto.graph.node
+        if node.op_type == "QuantizeLinear" and kinds.get(node.input[2]) == onnx.TensorProto.INT8
+    }
+
+
+def _computing_operators(model: bytes, provider: str) -> dict[str, int]:
+    """Count the operators whatever their layout; the greatest of some codes is the same in any."""
+    operators = optimized_operators(model, provider)
+    operators.pop("Transpose", None)
+    operators.pop("Identity", None)  # of a layer whose result is an output under two names
+    pools = operators.pop("NhwcMaxPool", 0) + operators.pop("MaxPool", 0)
+    return operators | {"MaxPool": pools}
+
+
+def _origin(node: Any, made_by: dict[str, Any]) -> str:
+    """Walk back from a quantizer to the operator whose result it quantizes."""
+    while node is not None and node.op_type in {"Clip", "QuantizeLinear", "Relu"}:
+        node = made_by.get(node.input[0])
+    return "input" if node is None else str(node.op_type)

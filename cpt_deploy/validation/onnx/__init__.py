@@ -1,0 +1,1 @@
+"""The ONNX file against the integer graph beside it, constant by constant."""

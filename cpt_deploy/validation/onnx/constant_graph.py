@@ -1,0 +1,152 @@
+"""The constants around each quantized tensor of an ONNX file: what its quantizers and layers are made of."""
+
+from collections.abc import Collection
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cpt_deploy.bundle.runtime.operators import require_onnx
+from cpt_deploy.errors import BundleError
+
+_MOVERS = frozenset({"Pad", "SpaceToDepth"})
+_FOLDABLE = frozenset({"BitShift", "Cast", "Constant", "Identity", "Mul", "Reshape", "Unsqueeze"})
+
+Array = npt.NDArray[Any]
+
+
+class UnexpectedStructureError(Exception):
+    """The file is built otherwise than the integer graph, so there is nothing to compare a constant with."""
+
+
+class ConstantGraph:
+    """An ONNX file, looked at by the names of its quantized tensors.
+
+    Args:
+        model: The serialized ONNX model.
+        tensors: Names of the integer graph's tensors; other codes are those of one of them, rearranged.
+
+    Raises:
+        BundleError: If the bytes are no ONNX model.
+        MissingExtraError: If `onnx` is not installed.
+    """
+
+    def __init__(self, model: bytes, tensors: Collection[str] = ()) -> None:
+        self._tensors = frozenset(tensors)
+        onnx = require_onnx()
+        try:
+            graph = onnx.load_from_string(model).graph
+        except Exception as error:  # protobuf's DecodeError, or whatever else the bytes run into
+            raise BundleError(f"Expected an ONNX model, but got: {error}") from error
+        self._made_by = {name: node for node in graph.node for name in node.output}
+        self._initializers = {initializer.name: initializer for initializer in graph.initializer}
+        self._readers: dict[str, list[Any]] = {}
+        for node in graph.node:
+            for name in node.input:
+                self._readers.setdefault(name, []).append(node)
+
+    def readers(self, name: str) -> list[Any]:
+        """Return the nodes that read a tensor."""
+        return self._readers.get(name, [])
+
+    def constant(self, name: str) -> Array:
+        """Return a constant; one that is cast or shifted at load, as packed codes are, is computed.
+
+        Raises:
+            UnexpectedStructureError: If it is no constant.
+        """
+        onnx = require_onnx()
+        if name in self._initializers:
+            value: Array = np.asarray(onnx.numpy_helper.to_array(self._initializers[name]))
+            return value
+        node = self._made_by.get(name)
+        if node is None or node.op_type not in _FOLDABLE:
+            raise UnexpectedStructureError(f"expected {name!r} to be a constant")
+        from onnx.reference import ReferenceEvaluator
+
+        feeds = {entry: self.constant(entry) for entry in node.input if entry}
+        computed: Array = np.asarray(ReferenceEvaluator(node).run(None, feeds)[0])
+        return computed
+
+    def initializer(self, name: str) -> Array | None:
+        """Return a constant that stands in the file under a name, or None."""
+        return self.constant(name) if name in self._initializers else None
+
+    def node(self, name: str) -> Any:
+        """Return the node that makes a tensor.
+
+        Raises:
+            UnexpectedStructureError: If there is none.
+        """
+        node = self._made_by.get(name)
+        if node is None:
+            raise UnexpectedStructureError(f"expected a tensor {name!r}, but there is none")
+        return node
+
+    def quantizer(self, name: str) -> tuple[Any, tuple[int, int] | None]:
+        """Return the QuantizeLinear of a tensor of codes, and the bounds to which a Clip brings them, if one does.
+
+        Raises:
+            UnexpectedStructureError: If the tensor is not made by them.
+        """
+        node, bounds = self.node(name), None
+        if node.op_type == "Clip":
+            low, high = (int(self.constant(entry)) for entry in node.input[1:3])
+            node, bounds = self.node(node.input[0]), (low, high)
+        if node.op_type != "QuantizeLinear":
+            raise UnexpectedStructureError(f"expected {name!r} to be made by QuantizeLinear, but got {node.op_type}")
+        return node, bounds
+
+    def producer(self, name: str) -> Any:
+        """Return the operator whose result is quantized into a tensor of codes.
+
+        Raises:
+            UnexpectedStructureError: If there is none.
+        """
+        node = self.node(self.quantizer(name)[0].input[0])
+        # a ReLU between a layer and its quantizer is part of the layer; one that reads codes stands for itself
+        before = self._made_by.get(node.input[0]) if node.op_type == "Relu" else None
+        return node if before is None or before.op_type == "DequantizeLinear" else before
+
+    def dequantized(self, name: str) -> tuple[Array, Array, Array]:
+        """Return codes, scales and zero points (zeros where left out) of constants that are dequantized.
+
+        Raises:
+            UnexpectedStructureError: If they are not dequantized, or no constants.
+        """
+        node = self.node(name)
+        if node.op_type != "DequantizeLinear":
+            raise UnexpectedStructureError(f"expected {name!r} to be dequantized, but it is made by {node.op_type}")
+        codes, scales = self.constant(node.input[0]), self.constant(node.input[1])
+        zeros = self.constant(node.input[2]) if len(node.input) > 2 else np.zeros(scales.shape, np.int8)
+        return codes, scales, zeros
+
+    def source(self, name: str) -> str:
+        """Return the tensor of codes that real values come from; moved codes count as what they were before."""
+        node = self._made_by.get(name)
+        if node is not None and node.op_type == "Identity":
+            return self.source(node.input[0])
+        if node is None or node.op_type != "DequantizeLinear":
+            return name
+        mover = self.mover(name)
+        return str(node.input[0] if mover is None else mover.input[0])
+
+    def mover(self, name: str) -> Any:
+        """Return the node that rearranges codes before they are dequantized to these real values, or None."""
+        node = self._made_by.get(name)
+        before = None if node is None else self._made_by.get(node.input[0])
+        moved = before is not None and before.op_type in _MOVERS and before.output[0] not in self._tensors
+        return before if moved else None
+
+    def parameters(self, node: Any) -> Array:
+        """Return the parameters of a function: the bounds of a Clip, or alpha and beta."""
+        if node.op_type == "Clip":
+            return np.array([self.constant(entry) for entry in node.input[1:3]], dtype=np.float32)
+        found = attributes(node)
+        return np.array([found[key] for key in ("alpha", "beta") if key in found], dtype=np.float32)
+
+
+def attributes(node: Any) -> dict[str, Any]:
+    """Return the attributes of a node by name."""
+    onnx = require_onnx()
+    return {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}

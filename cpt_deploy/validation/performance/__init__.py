@@ -1,0 +1,1 @@
+"""Latency, memory and size in onnxruntime, measured side by side."""

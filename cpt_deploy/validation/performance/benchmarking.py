@@ -1,0 +1,191 @@
+"""Latency, throughput, size and memory of a bundle in onnxruntime, beside other files of the same network."""
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cpt_deploy.bundle import Bundle, OnnxRuntimeModel
+from cpt_deploy.bundle.runtime.cpu import CpuInfo, read_cpu
+from cpt_deploy.bundle.runtime.providers import CPU, provider_name
+from cpt_deploy.errors import UsageError
+from cpt_deploy.validation.accuracy.reference import Inputs
+from cpt_deploy.validation.performance.peak_memory import measure_peak_memory
+from cpt_deploy.validation.performance.software import software_versions
+from cpt_deploy.validation.performance.timing import interleaved, median_ratio
+
+BUNDLE = "bundle"
+"""Name of the bundle's own model among those that are compared."""
+
+MOST_ROUNDS = 2000
+
+
+@dataclass(frozen=True)
+class Latency:
+    """How long one model takes for a call.
+
+    Args:
+        model: Its name.
+        batch: Images in a call.
+        threads: Threads of onnxruntime.
+        rounds: Calls that were timed.
+        p50_ms: Median, milliseconds.
+        p90_ms: 90th percentile.
+        p99_ms: 99th percentile.
+        images_per_s: Throughput at the median.
+        bundle_speedup: How many times as fast the bundle is: the median of the ratios of both times, round by round.
+    """
+
+    model: str
+    batch: int
+    threads: int
+    rounds: int
+    p50_ms: float
+    p90_ms: float
+    p99_ms: float
+    images_per_s: float
+    bundle_speedup: float
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What one model takes.
+
+    Args:
+        model: Its name.
+        file_bytes: Size of its ONNX file.
+        peak_memory_bytes: Most physical memory of a process that runs it at the largest batch; `None` if unknown.
+        model_memory_bytes: How much of that came with the model, beyond Python and onnxruntime.
+    """
+
+    model: str
+    file_bytes: int
+    peak_memory_bytes: int | None
+    model_memory_bytes: int | None
+
+
+@dataclass(frozen=True)
+class BenchmarkReport:
+    """What was measured.
+
+    Args:
+        bundle: Name of the model.
+        model_sha256: Digest of its model.onnx.
+        latencies: By threads, batch and model, in this order.
+        footprints: By model.
+        cpu: The processor.
+        versions: Versions of the software.
+        measured_at: When, ISO 8601 in UTC.
+        provider: onnxruntime's name of the execution provider.
+    """
+
+    bundle: str
+    model_sha256: str
+    latencies: tuple[Latency, ...]
+    footprints: tuple[Footprint, ...]
+    cpu: CpuInfo
+    versions: dict[str, str]
+    measured_at: str
+    provider: str = CPU
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as JSON types."""
+        return asdict(self)
+
+
+def benchmark(
+    bundle: Bundle,
+    others: Mapping[str, bytes],
+    *,
+    batches: Sequence[int] = (1, 8, 32),
+    threads: Sequence[int] = (1,),
+    seconds: float = 3.0,
+    provider: str = "cpu",
+    progress: Callable[[int, int], None] | None = None,
+) -> BenchmarkReport:
+    """Time a bundle and other files of the same network in one interleaved run.
+
+    Args:
+        bundle: The bundle.
+        others: Further serialized ONNX models with the bundle's input and output, by name.
+        batches: Images in a call.
+        threads: Threads of onnxruntime.
+        seconds: How long to time each combination of batch and threads, all models together; ten rounds at least.
+        provider: The execution provider of onnxruntime: "cpu", "cuda", "tensorrt", or onnxruntime's name of one.
+        progress: Hears how many of all combinations are done.
+
+    Raises:
+        UsageError: If a number is out of range, or there is no such provider.
+        MissingExtraError: If the installed onnxruntime lacks the provider.
+        BundleError: If onnxruntime cannot run one of the models.
+    """
+    if not batches or not threads or min(*batches, *threads) < 1 or not seconds > 0:
+        raise UsageError(
+            f"Expected batches, threads and seconds above 0, but got {list(batches)}, {list(threads)} and {seconds}"
+        )
+    models = {BUNDLE: bundle.onnx_path.read_bytes(), **others}
+    latencies: list[Latency] = []
+    combinations = [(count, batch) for count in threads for batch in batches]
+    for done, (count, batch) in enumerate(combinations, start=1):
+        latencies += _time(models, _inputs(bundle, batch), count, seconds, provider)
+        if progress is not None:
+            progress(done, len(combinations))
+    return BenchmarkReport(
+        bundle=bundle.name,
+        model_sha256=bundle.sha256,
+        latencies=tuple(latencies),
+        footprints=_footprints(models, max(batches), threads[0], provider),
+        cpu=read_cpu(),
+        versions=software_versions(),
+        measured_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        provider=provider_name(provider),
+    )
+
+
+def _inputs(bundle: Bundle, batch: int) -> Inputs:
+    """Return as many images as are asked for: those of the golden sample, over and over."""
+    golden = bundle.golden.inputs
+    return np.ascontiguousarray(golden[np.arange(batch) % len(golden)])
+
+
+def _time(models: Mapping[str, bytes], inputs: Inputs, threads: int, seconds: float, provider: str) -> list[Latency]:
+    # Threads that wait busily after the turn of one model would take the processor from the next one.
+    sessions = {
+        name: OnnxRuntimeModel(model, threads=threads, rest_between_runs=True, provider=provider)
+        for name, model in models.items()
+    }
+    runs = {name: lambda session=session: session.run(inputs) for name, session in sessions.items()}
+    times = interleaved(runs, rounds=MOST_ROUNDS, seconds=seconds)
+    results = []
+    for name, measured in times.items():
+        p50, p90, p99 = (1e3 * float(value) for value in np.percentile(measured, (50, 90, 99)))
+        results.append(
+            Latency(
+                model=name,
+                batch=len(inputs),
+                threads=threads,
+                rounds=len(measured),
+                p50_ms=p50,
+                p90_ms=p90,
+                p99_ms=p99,
+                images_per_s=1e3 * len(inputs) / p50,
+                bundle_speedup=median_ratio(measured, times[BUNDLE]),
+            )
+        )
+    return results
+
+
+def _footprints(models: Mapping[str, bytes], batch: int, threads: int, provider: str) -> tuple[Footprint, ...]:
+    footprints = []
+    with tempfile.TemporaryDirectory(prefix="cpt-benchmark-") as folder:
+        for name, model in models.items():
+            path = Path(folder) / "model.onnx"
+            path.write_bytes(model)
+            memory = measure_peak_memory(path, batch=batch, threads=threads, provider=provider)
+            known = (None, None) if memory is None else (memory.peak, memory.of_model)
+            footprints.append(Footprint(name, len(model), *known))
+    return tuple(footprints)

@@ -1,0 +1,51 @@
+"""Latency of several models in onnxruntime, timed in turn so that whatever else the machine does hits all alike."""
+
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from cpt_deploy.bundle import OnnxRuntimeModel
+from cpt_deploy.validation.performance.timing import interleaved, median_ratio
+
+
+@dataclass(frozen=True)
+class RelativeLatency:
+    """How long a model takes.
+
+    Args:
+        milliseconds: Median over the rounds.
+        speedup: Median over the rounds of the first model's time divided by this one's.
+    """
+
+    milliseconds: float
+    speedup: float
+
+
+def compare_latency(
+    models: Mapping[str, Path | bytes], *, batch_size: int = 1, rounds: int = 50, threads: int = 1
+) -> dict[str, RelativeLatency]:
+    """Time models on noise, in turn and in reversed order every other round.
+
+    Args:
+        models: ONNX files by name; the first is what the others are compared with. All take the same input.
+        batch_size: Images a call.
+        rounds: Timed calls of each model.
+        threads: Threads that a call computes with.
+
+    Raises:
+        BundleError: If onnxruntime cannot load a model.
+    """
+    sessions = {name: OnnxRuntimeModel(model, threads=threads) for name, model in models.items()}
+    shape = next(iter(sessions.values())).input_shape
+    inputs = np.random.default_rng(0).standard_normal((batch_size, *shape)).astype(np.float32)
+    calls = {name: partial(session.run, inputs) for name, session in sessions.items()}
+    timed = interleaved(calls, rounds=rounds)
+    reference = next(iter(timed.values()))
+    return {
+        name: RelativeLatency(1e3 * statistics.median(values), median_ratio(reference, values))
+        for name, values in timed.items()
+    }

@@ -1,0 +1,70 @@
+"""onnxruntime's own static quantization of a float model, as what an integer export is compared with.
+
+Needs the `onnx` package.
+"""
+
+import logging
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from cpt_deploy.bundle.runtime.model import INPUT_NAME
+from cpt_deploy.bundle.runtime.operators import require_onnx
+
+Batch = npt.NDArray[np.float32]
+
+
+def static_quantization(float_model: bytes, calibration: Sequence[Batch]) -> bytes:
+    """Quantize a float32 ONNX model as onnxruntime's documentation advises: QDQ, uint8 activations, int8 per channel.
+
+    Args:
+        float_model: The serialized model; its input is "image".
+        calibration: Normalised inputs whose ranges are taken, float32 (N, C, H, W).
+
+    Returns:
+        The serialized quantized model.
+
+    Raises:
+        MissingExtraError: If `onnx` is not installed.
+    """
+    require_onnx()
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no types
+        def __init__(self) -> None:
+            self._batches = iter(calibration)
+
+        def get_next(self) -> dict[str, Batch] | None:
+            batch = next(self._batches, None)
+            return None if batch is None else {INPUT_NAME: batch}
+
+    with tempfile.TemporaryDirectory(prefix="cpt-static-") as folder, _quiet():
+        plain, prepared, quantized = (Path(folder) / f"{name}.onnx" for name in ("float", "prepared", "static"))
+        plain.write_bytes(float_model)
+        quant_pre_process(plain, prepared)
+        quantize_static(
+            prepared,
+            quantized,
+            Reader(),
+            quant_format=QuantFormat.QDQ,
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+        )
+        return quantized.read_bytes()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the quantizer's remarks on single nodes, which it makes on the root logger, out of the user's way."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)

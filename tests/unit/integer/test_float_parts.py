@@ -1,0 +1,130 @@
+"""Networks with operations in float: the frozen graph against the trained model and against onnxruntime."""
+
+import json
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import Tensor, nn
+from torchvision.models.swin_transformer import SwinTransformer
+from torchvision.models.vision_transformer import VisionTransformer
+
+from cpt_deploy.bundle.runtime.operators import optimized_operators
+from cpt_deploy.bundle.runtime.sessions import open_session
+from cpt_deploy.errors import ConversionError
+from cpt_deploy.integer import IntegerExecutor, freeze
+from cpt_deploy.integer.float_calls import function_of
+from cpt_deploy.integer.graph import Embed, FullyConnected, IntegerGraph, Quantize, from_dict, to_dict
+from cpt_deploy.onnx_graph.writer import write_onnx
+from cpt_deploy.quantization import QuantizationConfig, prepare, settle
+
+
+class TokenClassifier(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(20, 16)
+        self.block = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True)
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        result: Tensor = self.head(self.block(self.embedding(tokens)).mean(1))
+        return result
+
+
+class Hybrid(nn.Module):
+    """Convolutions with BatchNorm and ReLU, then GELU and GroupNorm in float, and a BatchNorm after those."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU())
+        self.middle = nn.Sequential(nn.GELU(), nn.GroupNorm(2, 8), nn.Conv2d(8, 8, 3), nn.GELU(), nn.BatchNorm2d(8))
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.head(self.middle(self.stem(x)).mean((2, 3)))
+        return result
+
+
+def vit() -> nn.Module:
+    network = VisionTransformer(16, 8, 1, 2, 16, 32, num_classes=5)
+    nn.init.normal_(network.heads.head.weight)  # type: ignore[union-attr]
+    return network
+
+
+def swin() -> nn.Module:
+    return SwinTransformer([4, 4], 8, [2], [2], [2, 2], num_classes=5)
+
+
+SHAPE = (3, 16, 16)
+MODELS = {"vit": (vit, SHAPE), "swin": (swin, SHAPE), "tokens": (TokenClassifier, (6,)), "hybrid": (Hybrid, SHAPE)}
+
+
+def frozen(name: str) -> tuple[IntegerGraph, Tensor, Tensor]:
+    """Return a settled model's graph, as it comes back from JSON and arrays, with inputs and the model's results."""
+    torch.manual_seed(0)
+    make, shape = MODELS[name]
+    dtype = torch.int64 if name == "tokens" else torch.float32
+    x = torch.randint(0, 20, (5, *shape)) if name == "tokens" else torch.randn(5, *shape)
+    model = prepare(make(), QuantizationConfig(), shape, input_dtype=dtype)
+    for parameter in model.parameters():
+        parameter.data.add_(0.02 * torch.randn_like(parameter))  # biases of zero would hide how they are added
+    settle(model, [x])
+    model.eval()
+    description, arrays = to_dict(freeze(model))
+    with torch.no_grad():
+        return from_dict(json.loads(json.dumps(description)), arrays), x, model(x)
+
+
+@pytest.mark.parametrize("name", list(MODELS))
+def test_integers_are_onnxruntimes_and_no_layer_is_left_in_float(name: str) -> None:
+    graph, x, trained = frozen(name)
+    executor = IntegerExecutor(graph)
+    assert torch.allclose(executor(x), trained, atol=0.02 * float(trained.abs().max()))
+    file = write_onnx(graph)
+    layers = [o for o in graph.weighted() if not isinstance(o, Embed)]
+    operators = optimized_operators(file)
+    kernels = ("MatMulIntegerToFloat", "QGemm", "QLinearConv")
+    assert sum(operators.get(kernel, 0) for kernel in kernels) == len(layers)
+    assert operators.get("Gemm", 0) == operators.get("Conv", 0) == operators.get("FusedConv", 0) == 0
+
+    entries = [o.output for o in graph.operations if isinstance(o, Quantize)]
+    products = [o.output for o in graph.weighted() if isinstance(o, FullyConnected)]
+    codes = [tensor for tensor in graph.tensors if tensor not in entries]
+    got = _run(file, [*entries, *codes], x)
+    logits = got.pop("logits")
+    assert np.allclose(logits, executor(x).numpy(), atol=0.02 * float(trained.abs().max()))
+    own = executor.trace(x, {entry: torch.from_numpy(got[entry]) for entry in entries})
+    for tensor in codes:
+        assert np.array_equal(own[tensor].numpy(), got[tensor]), tensor
+    assert products or codes
+
+
+def _run(file: bytes, names: list[str], x: Tensor) -> dict[str, np.ndarray]:
+    proto = onnx.load_from_string(file)
+    for name in names:
+        proto.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.UINT8, None))
+    session = open_session(proto.SerializeToString())
+    results = session.run(["logits", *names], {session.get_inputs()[0].name: x.numpy()})
+    return dict(zip(["logits", *names], results, strict=True))
+
+
+@pytest.mark.parametrize("name", ["vit", "tokens"])
+def test_products_of_the_same_codes_are_the_same_numbers(name: str) -> None:
+    graph, x, _ = frozen(name)
+    file, executor = write_onnx(graph), IntegerExecutor(graph)
+    proto = onnx.load_from_string(file)
+    last = [o for o in graph.weighted() if isinstance(o, FullyConnected)][-1]
+    session = open_session(file)
+    assert proto.graph.output[0].name == "logits"
+    logits = session.run(["logits"], {session.get_inputs()[0].name: x.numpy()})[0]
+    entries = [o.output for o in graph.operations if isinstance(o, Quantize)]
+    codes = {k: torch.from_numpy(v) for k, v in _run(file, entries, x).items() if k != "logits"}
+    assert graph.output == last.output
+    assert np.array_equal(executor.trace(x, codes)[last.output].numpy(), logits)
+
+
+def test_operators_that_do_not_compute_are_refused() -> None:
+    for target in ("aten.from_file.default", "aten.add_.Tensor", "os.system", "aten.none.default"):
+        with pytest.raises(ConversionError, match="operator"):
+            function_of(target)
