@@ -9,13 +9,28 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "Bundle": "cpt_deploy.bundle",
+    "CyclicPrecision": "cpt_deploy.quantization",
+    "IntegerExecutor": "cpt_deploy.integer",
     "QuantizationConfig": "cpt_deploy.quantization",
+    "export_bundle": "cpt_deploy.export",
+    "export_onnx": "cpt_deploy.export",
     "freeze": "cpt_deploy.integer",
     "prepare": "cpt_deploy.preparation",
     "settle": "cpt_deploy.quantization",
 }
 
-__all__ = ["Bundle", "QuantizationConfig", "__version__", "freeze", "prepare", "settle"]
+__all__ = [
+    "Bundle",
+    "CyclicPrecision",
+    "IntegerExecutor",
+    "QuantizationConfig",
+    "__version__",
+    "export_bundle",
+    "export_onnx",
+    "freeze",
+    "prepare",
+    "settle",
+]
 
 
 def __getattr__(name: str) -> object:

@@ -12,11 +12,10 @@ import sys
 import torch
 from torch import nn
 
-from cpt_deploy import QuantizationConfig, prepare, settle
+from cpt_deploy import CyclicPrecision, QuantizationConfig, export_bundle, prepare, settle
 from cpt_deploy.bundle import OnnxRuntimeModel, Preprocessing, top_k
 from cpt_deploy.data import eval_loader, load_images, train_loader
-from cpt_deploy.export import ModelIdentity, export_bundle
-from cpt_deploy.precision import build_schedule
+from cpt_deploy.export import ModelIdentity
 
 EPOCHS, BATCH_SIZE = 8, 64
 
@@ -54,19 +53,15 @@ def main(destination: str) -> float:
     model = prepare(Net(), QuantizationConfig(lower=3, upper=8), input_shape=preprocessing.input_shape)
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
     steps_per_epoch = len(train) // BATCH_SIZE
-    total = EPOCHS * steps_per_epoch
-    schedule = build_schedule("cosine", lower=3, upper=8, cycles=4)
+    schedule = CyclicPrecision(model, total_steps=EPOCHS * steps_per_epoch, cycles=4)
 
-    step = 0
     for epoch in range(EPOCHS):
         for images, labels in train_loader(train, preprocessing, (), batch_size=BATCH_SIZE, seed=0, epoch=epoch):
-            model.set_bits(forward=schedule.bits_at(step, total), backward=8)
-            model.set_step(step)  # seeds the rounding of gradients
             loss = nn.functional.cross_entropy(model(images), labels)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            step += 1
+            schedule.step()
         print(f"epoch {epoch + 1}/{EPOCHS}  loss {loss.item():.3f}")
 
     # Statistics and ranges were estimated at mixed bits; what is exported are those of the upper bound.

@@ -13,11 +13,13 @@ from cpt_deploy.quantization.language import QuantizedLanguageModel, Score, prep
 from cpt_deploy.quantization.model import QuantizedModel
 from cpt_deploy.quantization.modules.synchronized_norm import set_synchronized, synchronize_norms
 from cpt_deploy.quantization.state.config import LayerGroup, QuantizationConfig
+from cpt_deploy.quantization.state.cyclic_precision import CyclicPrecision
 from cpt_deploy.quantization.state.portability import ReducedLayer, make_native, reduced_layers
 from cpt_deploy.quantization.state.scheduled_model import CyclingModel, LayerInfo, WeightBits
 from cpt_deploy.quantization.state.symmetric import make_symmetric
 
 __all__ = [
+    "CyclicPrecision",
     "CyclingModel",
     "LayerGroup",
     "LayerInfo",

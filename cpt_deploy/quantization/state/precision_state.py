@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from cpt_deploy.errors import UsageError
 from cpt_deploy.quantization.numerics.affine import symmetric_levels, unsigned_levels
 from cpt_deploy.quantization.numerics.saturation import pair_limit
 from cpt_deploy.quantization.numerics.stochastic_rounding import mix_into, mix_seed, seed_from_index
@@ -129,6 +130,35 @@ class PrecisionState(nn.Module):
         self.weight_bits, self.activation_bits = dict(bits.weights), dict(bits.activations)
         self.gradient_bits, self.own_weight_bits = bits.gradients, dict(bits.own_weights)
         self._fill_levels()
+
+    def packed(self) -> Tensor:
+        """Return the step (−1 if there is none), the bits of gradients, and those of weights and activations by role.
+
+        Returns:
+            int64, (2 + 2 · roles,).
+        """
+        step = -1 if self.step is None else self.step
+        return torch.tensor([step, self.gradient_bits, *self.weight_bits.values(), *self.activation_bits.values()])
+
+    def unpack(self, packed: Tensor) -> None:
+        """Set what `packed` returned.
+
+        Raises:
+            UsageError: If it is of a model with other groups of layers.
+        """
+        step, gradients, *bits = (int(number) for number in packed)
+        if len(bits) != 2 * len(self.weight_bits):
+            raise UsageError(
+                f"Expected bits of {len(self.weight_bits)} groups of layers, but got those of {len(bits) / 2:g}",
+                hint="prepare the model as the one was that the state is of",
+            )
+        roles = list(self.weight_bits)
+        weights, activations = bits[: len(roles)], bits[len(roles) :]
+        self.restore(
+            Bits(dict(zip(roles, weights, strict=True)), dict(zip(roles, activations, strict=True)), gradients, {})
+        )
+        if step >= 0:
+            self.set_step(step, 0)
 
     def upper_of(self, role: Role) -> int:
         """Return the upper bound of a role."""

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from numbers import Integral
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,10 @@ from cpt_deploy.quantization.state.precision_state import PrecisionState, Role
 WeightBits = int | Mapping[str, int] | None
 """Bits of the cycling layers' weights; or bits by layer name, where a layer not named has the upper bound; or None for
 the upper bound everywhere."""
+
+
+BITS_KEY = "bits"
+"""Where a model's state dictionary holds its bits and its step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +44,7 @@ class LayerInfo:
 
 
 class CyclingModel(nn.Module):
-    """A model whose bits cycle.
+    """A model whose bits cycle. Its present bits and step are in its `state_dict`, under "bits".
 
     Args:
         precision: The current bits.
@@ -79,6 +84,33 @@ class CyclingModel(nn.Module):
         """
         self.precision.set(weights=forward, activations=forward, gradients=backward, groups=groups)
 
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[f"{prefix}{BITS_KEY}"] = self.precision.packed()
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Mapping[str, Any],
+        prefix: str,
+        local_metadata: Mapping[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        rest = (local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+        key = f"{prefix}{BITS_KEY}"
+        if key not in state_dict:
+            missing_keys.append(key)
+            return
+        if key in unexpected_keys:
+            unexpected_keys.remove(key)
+        try:
+            self.precision.unpack(state_dict[key])
+        except UsageError as error:
+            error_msgs.append(str(error))
+
     def training_module(self) -> nn.Module:
         """Return what a training step calls, and a distributed run replicates."""
         return self
@@ -117,7 +149,7 @@ class CyclingModel(nn.Module):
         if self.precision.quantizes_gradients:
             warnings.warn(
                 "two training steps have the same number, so the gradients of the second are rounded with the noise "
-                "of the first: call model.set_step(step) before each step",
+                "of the first: call schedule.step() after each step, or model.set_step(step) before it",
                 CptWarning,
                 stacklevel=2,
             )

@@ -1,0 +1,45 @@
+"""A trained model as one ONNX file, for those who ship it in their own way."""
+
+from pathlib import Path
+
+from cpt_deploy.bundle.integrity.directories import replace_files
+from cpt_deploy.errors import DataError
+from cpt_deploy.integer import IntegerGraph, freeze
+from cpt_deploy.onnx_graph.writer import write_onnx
+from cpt_deploy.quantization import QuantizedModel, WeightBits
+
+
+def export_onnx(
+    model: QuantizedModel,
+    path: Path | str,
+    *,
+    weight_bits: WeightBits = None,
+    activation_bits: int | None = None,
+    opset: int | None = None,
+) -> IntegerGraph:
+    """Freeze a model to integers and write it as an ONNX file with QuantizeLinear and DequantizeLinear.
+
+    Its integers are the same on every x86 and Arm processor; `make_native(model)` before calibration gives that up.
+
+    Args:
+        model: A trained model, calibrated at the bits that it is exported at.
+        path: The file; one that is there is replaced, in one step.
+        weight_bits: Bits of the weights that follow the schedule, or by layer; None for the model's upper bound.
+        activation_bits: Bits of the activations that follow it; None for the model's upper bound.
+        opset: ONNX opset, 13 to 25; None for the least at which the file is smallest.
+
+    Returns:
+        What the file computes, integer by integer: `IntegerExecutor(graph)` runs it.
+
+    Raises:
+        UsageError: If the bits or the opset are out of range.
+        ConversionError: If the model has seen no data, or an operation has no integer form.
+        DataError: If the file cannot be written.
+    """
+    path = Path(path)
+    graph = freeze(model, weight_bits=weight_bits, activation_bits=activation_bits)
+    try:
+        replace_files(path.parent, {path.name: write_onnx(graph, opset=opset)})
+    except OSError as error:
+        raise DataError(f"Expected to write {path}, but got: {error.strerror or error}") from error
+    return graph

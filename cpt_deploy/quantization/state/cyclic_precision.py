@@ -1,0 +1,99 @@
+"""A precision schedule in a training loop of one's own, used as the learning-rate schedulers of torch are."""
+
+from typing import Any
+
+from cpt_deploy.errors import UsageError
+from cpt_deploy.precision import PrecisionSchedule, build_schedule
+from cpt_deploy.quantization.state.scheduled_model import CyclingModel
+
+
+class CyclicPrecision:
+    """Sets the bits of a model step by step: cyclic precision training (Fu et al., 2021, equation 3).
+
+    It is used as the schedulers of `torch.optim.lr_scheduler` are: made before the first step, whose bits it sets, and
+    told after each. After the last step the model is at its upper bound, at which it is evaluated and served.
+
+    >>> import torch
+    >>> from cpt_deploy import CyclicPrecision, QuantizationConfig, prepare
+    >>> model = prepare(torch.nn.Linear(4, 2), QuantizationConfig(lower=3, upper=8, ends="cycle"), (4,))
+    >>> schedule = CyclicPrecision(model, total_steps=8, cycles=2)
+    >>> bits = []
+    >>> for _ in range(8):
+    ...     bits.append(schedule.get_last_bits())  # a training step runs here
+    ...     schedule.step()
+    >>> bits
+    [3, 4, 6, 7, 3, 4, 6, 7]
+    >>> schedule.get_last_bits()
+    8
+
+    Args:
+        model: What `prepare` returned; the bounds of the cycle are those that it was prepared with.
+        total_steps: Steps of the whole training.
+        cycles: How often the bits rise from the lower to the upper bound.
+        schedule: A name that `cpt schedules` lists, such as "cosine" (the paper's) or "rex-triangular-vertical", or an
+            object with a method `bits_at(step, total_steps)`.
+        gradient_bits: Bits of the gradients, the same in all steps.
+        last_step: The step after which training goes on; -1 begins it.
+
+    Raises:
+        UsageError: If there are fewer steps than cycles, the name is unknown, or bits are out of range.
+    """
+
+    def __init__(
+        self,
+        model: CyclingModel,
+        total_steps: int,
+        cycles: int = 32,
+        *,
+        schedule: str | PrecisionSchedule = "cosine",
+        gradient_bits: int = 8,
+        last_step: int = -1,
+    ) -> None:
+        if isinstance(schedule, str):
+            config = model.config
+            schedule = build_schedule(schedule, lower=config.lower, upper=config.upper, cycles=cycles)
+        self.model = model
+        self.schedule = schedule
+        self.total_steps = total_steps
+        self.gradient_bits = gradient_bits
+        self._go_to(last_step + 1)
+
+    def step(self) -> None:
+        """Set the bits of the next training step, and the seed of its gradients' rounding.
+
+        Raises:
+            UsageError: If all steps are done.
+        """
+        self._go_to(self.last_step + 1)
+
+    def get_last_bits(self) -> int:
+        """Return the bits of weights and activations that were set last."""
+        return self._bits
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return where the schedule stands, for a checkpoint."""
+        return {"last_step": self.last_step, "total_steps": self.total_steps}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where a checkpoint was written.
+
+        Raises:
+            UsageError: If it is of a training of another length.
+        """
+        if state["total_steps"] != self.total_steps:
+            raise UsageError(
+                f"Expected the state of a training of {self.total_steps} steps, but got one of {state['total_steps']}"
+            )
+        self._go_to(state["last_step"])
+
+    def _go_to(self, step: int) -> None:
+        if step > self.total_steps:
+            raise UsageError(
+                f"Expected at most {self.total_steps} steps, but got one more",
+                hint="give total_steps the number of all steps: epochs times batches of an epoch",
+            )
+        self.last_step = step
+        done = step == self.total_steps
+        self._bits = self.model.config.upper if done else self.schedule.bits_at(step, self.total_steps)
+        self.model.set_bits(self._bits, self.gradient_bits)
+        self.model.set_step(step)
