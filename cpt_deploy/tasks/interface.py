@@ -135,13 +135,6 @@ class Task(Protocol[B]):
     def load_training(self, recipe: Recipe, device: "torch.device", processes: int) -> "TrainingTask":
         """Open the data of a recipe and resolve what it leaves to them, see `cpt_deploy.training.load_task`."""
 
-    def load_run(self, run_dir: Path) -> SavedRun:
-        """Read a finished run back.
-
-        Raises:
-            CheckpointError: If the run is missing, unfinished or damaged.
-        """
-
     def open_bundle(self, path: Path) -> B:
         """Open a bundle.
 
@@ -154,7 +147,8 @@ class Task(Protocol[B]):
 
         Raises:
             UsageError: If the task has no form for what is asked.
-            CptError: As `load_run` does, or if its data are missing.
+            CheckpointError: If the run is missing, unfinished or damaged.
+            DataError: If its data are missing.
         """
 
     def describe_export(self, bundle: B) -> ExportSummary:
@@ -179,8 +173,17 @@ class Task(Protocol[B]):
     def check_bundle(self, bundle: B, provider: str, *, require_exact: bool) -> BundleCheck:
         """Check a bundle by itself: its golden sample in onnxruntime, and what else needs no data."""
 
-    def sweep(self, run: SavedRun, data_dir: Path | None, limit: int | None) -> SweptRun[B]:
-        """Return how exports of a run are put side by side."""
+    def sweep(self, run_dir: Path, data_dir: Path | None, limit: int | None) -> SweptRun[B]:
+        """Read a run whose exports are to be put side by side.
+
+        Args:
+            run_dir: The run.
+            data_dir: Folder that holds its data; the recipe's if None.
+            limit: How many samples of the test set a validation measures; all if None.
+
+        Raises:
+            CheckpointError: If the run is missing, unfinished or damaged.
+        """
 
     def example_request(self, address: str) -> str:
         """Return what to tell curl to ask a served model something.

@@ -73,8 +73,8 @@ def sweep_run(  # noqa: PLR0913  what a sweep can be asked for
         CptError: As export and validation do.
     """
     task = task_of_run(run_dir)
-    run = task.load_run(run_dir)
-    swept = task.sweep(run, data_dir, limit)
+    swept = task.sweep(run_dir, data_dir, limit)
+    run = swept.run
     chosen = bits or [b for b in USUAL_BITS if b in bits_trained_at(run)] or [run.recipe.precision.upper]
     pairs = list(dict.fromkeys((b, a or b) for a in activation_bits or [run.recipe.precision.upper] for b in chosen))
     for pair in pairs:

@@ -9,7 +9,7 @@ from cpt_deploy.bundle import Bundle
 from cpt_deploy.export import write_float_onnx
 from cpt_deploy.tasks.interface import Entry
 from cpt_deploy.tasks.sweeping import bits_cells, integers_cell
-from cpt_deploy.training import TrainedRun
+from cpt_deploy.training import load_run
 from cpt_deploy.validation import compare_latency
 
 FLOAT = "float32"
@@ -19,7 +19,7 @@ class ImageSweep:
     """See `SweptRun`.
 
     Args:
-        run: The run.
+        run_dir: The run.
         limit: How many test images; all if None.
     """
 
@@ -30,8 +30,8 @@ class ImageSweep:
     quality_label = "accuracy in onnxruntime (%), 95 % interval"
     latency_label = "one image, one thread"
 
-    def __init__(self, run: TrainedRun, limit: int | None) -> None:
-        self.run, self.limit = run, limit
+    def __init__(self, run_dir: Path, limit: int | None) -> None:
+        self.run, self.limit = load_run(run_dir), limit
 
     @property
     def samples(self) -> int:

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from cpt_deploy.tasks.image_classification.export import ImageExport
     from cpt_deploy.tasks.image_classification.sweep import ImageSweep
     from cpt_deploy.tasks.image_classification.training import Classification
-    from cpt_deploy.training import TrainedRun
 
 
 class ImageClassification:
@@ -35,12 +34,6 @@ class ImageClassification:
         from cpt_deploy.tasks.image_classification.training import load_classification
 
         return load_classification(recipe, device, processes)
-
-    def load_run(self, run_dir: Path) -> "TrainedRun":
-        """See `Task`."""
-        from cpt_deploy.training import load_run
-
-        return load_run(run_dir)
 
     def open_bundle(self, path: Path) -> Bundle:
         """See `Task`."""
@@ -78,11 +71,11 @@ class ImageClassification:
 
         return check_bundle(bundle, provider, require_exact=require_exact)
 
-    def sweep(self, run: "TrainedRun", data_dir: Path | None, limit: int | None) -> "ImageSweep":
+    def sweep(self, run_dir: Path, data_dir: Path | None, limit: int | None) -> "ImageSweep":
         """See `Task`."""
         from cpt_deploy.tasks.image_classification.sweep import ImageSweep
 
-        return ImageSweep(run, limit)
+        return ImageSweep(run_dir, limit)
 
     def example_request(self, address: str) -> str:
         """See `Task`."""

@@ -11,7 +11,7 @@ from cpt_deploy.bundle.language import LanguageBundle, LanguageModel
 from cpt_deploy.tasks.interface import Entry
 from cpt_deploy.tasks.sweeping import bits_cells, integers_cell
 from cpt_deploy.tasks.text_generation.validation import test_tokens, trained_step
-from cpt_deploy.training import TrainedLanguageModel
+from cpt_deploy.training import load_language_model
 from cpt_deploy.validation.language.measuring import Tokens, likelihood, rows_of
 from cpt_deploy.validation.language.validate import ROWS
 from cpt_deploy.validation.performance.timing import interleaved
@@ -21,7 +21,7 @@ class TextSweep:
     """See `SweptRun`.
 
     Args:
-        run: The run.
+        run_dir: The run.
         data_dir: Folder that holds the corpus; the recipe's if None.
         limit: How many tokens of the test text; all if None.
     """
@@ -33,8 +33,8 @@ class TextSweep:
     quality_label = "perplexity in onnxruntime"
     latency_label = "one token, one thread"
 
-    def __init__(self, run: TrainedLanguageModel, data_dir: Path | None, limit: int | None) -> None:
-        self.run, self.data_dir, self.limit = run, data_dir, limit
+    def __init__(self, run_dir: Path, data_dir: Path | None, limit: int | None) -> None:
+        self.run, self.data_dir, self.limit = load_language_model(run_dir), data_dir, limit
 
     @property
     def samples(self) -> int:

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from cpt_deploy.tasks.text_generation.export import TextExport
     from cpt_deploy.tasks.text_generation.sweep import TextSweep
     from cpt_deploy.tasks.text_generation.training import LanguageModelling
-    from cpt_deploy.training import TrainedLanguageModel
 
 
 class TextGeneration:
@@ -37,12 +36,6 @@ class TextGeneration:
         from cpt_deploy.tasks.text_generation.training import load_language_modelling
 
         return load_language_modelling(recipe)
-
-    def load_run(self, run_dir: Path) -> "TrainedLanguageModel":
-        """See `Task`."""
-        from cpt_deploy.training import load_language_model
-
-        return load_language_model(run_dir)
 
     def open_bundle(self, path: Path) -> LanguageBundle:
         """See `Task`."""
@@ -86,11 +79,11 @@ class TextGeneration:
 
         return check_bundle(bundle, provider)
 
-    def sweep(self, run: "TrainedLanguageModel", data_dir: Path | None, limit: int | None) -> "TextSweep":
+    def sweep(self, run_dir: Path, data_dir: Path | None, limit: int | None) -> "TextSweep":
         """See `Task`."""
         from cpt_deploy.tasks.text_generation.sweep import TextSweep
 
-        return TextSweep(run, data_dir, limit)
+        return TextSweep(run_dir, data_dir, limit)
 
     def example_request(self, address: str) -> str:
         """See `Task`."""
