@@ -1,10 +1,11 @@
-"""One generic registry for models, data sets, schedules and whatever else is chosen by name."""
+"""One generic registry for models, data sets, schedules, tasks and whatever else is chosen by name."""
 
 import difflib
 import fnmatch
 import importlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -18,11 +19,15 @@ class Registry(Generic[T]):
 
     Args:
         kind: What is registered, in the singular, as error messages name it ("model", "data set").
+        group: The group of entry points with which installed packages add objects of their own.
+        modules: Objects that are imported when they are asked for, `module:attribute` by name.
     """
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, *, group: str | None = None, modules: Mapping[str, str] | None = None) -> None:
         self.kind = kind
+        self.group = group
         self._entries: dict[str, T] = {}
+        self._modules = dict(modules or {})
 
     def register(self, name: str) -> Callable[[T], T]:
         """Return a decorator that registers an object as `name`; a name can be taken once."""
@@ -41,19 +46,30 @@ class Registry(Generic[T]):
         Raises:
             UsageError: If there is none; the hint has the nearest names.
         """
-        if name in self._entries:
-            return self._entries[name]
-        raise UsageError(f"Expected a known {self.kind}, but got {name!r}", hint=nearest_names(name, self.names()))
+        if name not in self._entries:
+            entry = self._not_imported().get(name)
+            if entry is None:
+                raise UsageError(
+                    f"Expected a known {self.kind}, but got {name!r}", hint=nearest_names(name, self.names())
+                )
+            self._entries[name] = entry.load()
+        return self._entries[name]
 
     def names(self, pattern: str = "*") -> list[str]:
         """Return the registered names that match a shell pattern, sorted."""
-        return sorted(fnmatch.filter(self._entries, pattern))
+        return sorted(fnmatch.filter({*self._entries, *self._not_imported()}, pattern))
 
     def __contains__(self, name: str) -> bool:
-        return name in self._entries
+        return name in self._entries or name in self._not_imported()
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._entries)
+        return iter([*self._entries, *(name for name in self._not_imported() if name not in self._entries)])
+
+    def _not_imported(self) -> dict[str, EntryPoint]:
+        """Return what can be imported by its name; what installed packages add does not hide what is here."""
+        own = {name: EntryPoint(name, path, self.group or "") for name, path in self._modules.items()}
+        added = {} if self.group is None else {entry.name: entry for entry in entry_points(group=self.group)}
+        return added | own
 
 
 def nearest_names(name: str, known: list[str]) -> str:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from cpt_deploy.errors import CptError, UsageError
+from cpt_deploy.errors import CptError, MissingExtraError, UsageError
 
 Vector = npt.NDArray[np.float64]
 Losses = Callable[[], Iterable[tuple[Tensor, int]]]
@@ -88,9 +88,16 @@ def top_eigenvalues(hessian: LossHessian, count: int = 1, *, tolerance: float = 
 
     Raises:
         UsageError: If there are not so many.
+        MissingExtraError: If SciPy is not installed.
         CptError: If the method does not converge.
     """
-    from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
+    try:
+        from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
+    except ImportError as error:
+        raise MissingExtraError(
+            "Expected SciPy, which finds the eigenvalues, but it is not installed",
+            hint="pip install 'cpt-deploy[analysis]'",
+        ) from error
 
     if not 0 < count < hessian.size:
         raise UsageError(f"Expected 1 to {hessian.size - 1} eigenvalues, but got {count}")

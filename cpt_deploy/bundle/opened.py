@@ -104,6 +104,21 @@ def check_directory(directory: Path) -> None:
     raise BundleError(f"Expected a bundle at {directory}, but it has no {SUMS_FILE}: it is no bundle", hint=how)
 
 
+def bundle_kind(directory: Path) -> str | None:
+    """Return what a bundle says that it holds; classifiers, and what cannot be read, say nothing.
+
+    Only who opens it depends on this: what it says counts after its checksum was verified.
+    """
+    try:
+        check_directory(directory)
+        config = read_json(directory, CONFIG_FILE, {CONFIG_FILE: ""})
+    except BundleError:
+        return None
+    own = config.get("cpt")
+    kind = own.get("kind") if isinstance(own, dict) else None
+    return kind if isinstance(kind, str) else None
+
+
 def own_section(directory: Path, config: dict[str, Any]) -> dict[str, Any]:
     """Return the project's section of config.json, once its version is known to be one that can be read."""
     own = config.get("cpt")

@@ -5,10 +5,12 @@ Pydantic stands here because people write recipes; builders turn the settings in
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from cpt_deploy.recipe.fields import Count, Finite, Fraction, Interval, Settings
 from cpt_deploy.recipe.precision import PrecisionSettings
+from cpt_deploy.recipe.tasks import AUTO, tasks
+from cpt_deploy.registry import nearest_names
 
 
 class ModelSettings(Settings):
@@ -90,17 +92,18 @@ class DataSettings(Settings):
     """Which images or text, how they become inputs, and how the training images are varied.
 
     `name` is a known data set or corpus, a folder, an .npz or text file, or your own as `module:factory`; `root` is the
-    folder that holds a known one. `task` is decided by it: a corpus is for a language model (`text`), images are to be
-    classified (`input`, `augment`). `workers` is the number of loading processes, of each process in a distributed run
-    (null: none on a CPU, which they would share with the model, and up to eight of the idle cores beside a GPU). Images
-    that have to be decoded are kept in memory after the first time if all of them take at most `cache_mb` megabytes
-    (null: a quarter of the machine's memory; 0: never). Neither changes the result. `limit` is the number of images of
-    each split that are used, spread evenly over it, or of chunks of text, from its beginning (null: all). `skip_bad`
-    decodes all image files first and trains without those that cannot be read, where one would otherwise stop the run.
+    folder that holds a known one. `task` is decided by it where it is "auto": a corpus is for a language model
+    (`text`), images are to be classified (`input`, `augment`). `workers` is the number of loading processes, of each
+    process in a distributed run (null: none on a CPU, which they would share with the model, and up to eight of the
+    idle cores beside a GPU). Images that have to be decoded are kept in memory after the first time if all of them take
+    at most `cache_mb` megabytes (null: a quarter of the machine's memory; 0: never). Neither changes the result.
+    `limit` is the number of images of each split that are used, spread evenly over it, or of chunks of text, from its
+    beginning (null: all). `skip_bad` decodes all image files first and trains without those that cannot be read, where
+    one would otherwise stop the run.
     """
 
     name: str = "digits"
-    task: Literal["auto", "classification", "language-model"] = "auto"
+    task: str = AUTO
     root: str | None = None
     input: InputSettings = InputSettings()
     augment: tuple[AugmentStep, ...] = ()
@@ -109,6 +112,13 @@ class DataSettings(Settings):
     cache_mb: Annotated[int, Field(ge=0)] | None = None
     limit: Count | None = None
     skip_bad: bool = False
+
+    @field_validator("task")
+    @classmethod
+    def _known_task(cls, task: str) -> str:
+        if task != AUTO and task not in tasks:
+            raise ValueError(f"Expected {AUTO} or a known task, but got {task!r}; {nearest_names(task, tasks.names())}")
+        return task
 
 
 class OptimizerSettings(Settings):

@@ -3,29 +3,29 @@
 from cpt_deploy.report.benchmark_plot import check_plot_path, plot_benchmark
 from cpt_deploy.report.comparison_plot import ComparedGroup, Measure, plot_comparison
 from cpt_deploy.report.curves import plot_curves
-from cpt_deploy.report.family import FamilyMember, plot_family
 from cpt_deploy.report.landscape_plot import LandscapePanel, plot_landscapes
 from cpt_deploy.report.range_plot import plot_range_test
 from cpt_deploy.report.schedule_plot import DrawnSchedule, plot_schedules
 from cpt_deploy.report.seed_curves import SeedBand, SeedCurves, plot_seed_curves
+from cpt_deploy.report.sweep_plot import SweepPoint, plot_sweep
 from cpt_deploy.report.validation_page import render_validation_page
 
 __all__ = [
     "ComparedGroup",
     "DrawnSchedule",
-    "FamilyMember",
     "LandscapePanel",
     "Measure",
     "SeedBand",
     "SeedCurves",
+    "SweepPoint",
     "check_plot_path",
     "plot_benchmark",
     "plot_comparison",
     "plot_curves",
-    "plot_family",
     "plot_landscapes",
     "plot_range_test",
     "plot_schedules",
     "plot_seed_curves",
+    "plot_sweep",
     "render_validation_page",
 ]

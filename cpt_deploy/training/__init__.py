@@ -28,6 +28,7 @@ from cpt_deploy.training.reporting.reports import (
 from cpt_deploy.training.run_directory.files import disk_errors, write_atomically
 from cpt_deploy.training.run_directory.run_directory import RunDirectory
 from cpt_deploy.training.run_directory.saved_runs import TrainedLanguageModel, TrainedRun, load_language_model, load_run
+from cpt_deploy.training.task import TrainingTask, load_task
 
 __all__ = [
     "DEFAULT_STEPS",
@@ -49,6 +50,7 @@ __all__ = [
     "TrainReporter",
     "TrainedLanguageModel",
     "TrainedRun",
+    "TrainingTask",
     "TrialOutcome",
     "TrialQueue",
     "TrialState",
@@ -59,6 +61,7 @@ __all__ = [
     "group_runs",
     "load_language_model",
     "load_run",
+    "load_task",
     "plan_run",
     "range_test",
     "read_finished_run",

@@ -7,6 +7,8 @@ import pytest
 
 from cpt_cli.main import main
 
+FIND_SPEC = "cpt_deploy.tasks.image_classification.validation.find_spec"
+
 
 @pytest.fixture
 def here(workspace, monkeypatch):
@@ -36,7 +38,10 @@ def test_a_page_that_cannot_be_written_is_refused_before_anything_is_measured(he
 
 
 def test_without_matplotlib_only_html_needs_it(here, capsys, monkeypatch, run_dir, bundle_copy, tmp_path):
-    monkeypatch.setattr("cpt_cli.commands.validate.find_spec", lambda name: None if name == "matplotlib" else name)
+    monkeypatch.setattr(
+        FIND_SPEC,
+        lambda name: None if name == "matplotlib" else name,
+    )
     words = [
         "validate",
         str(bundle_copy),
@@ -50,7 +55,7 @@ def test_without_matplotlib_only_html_needs_it(here, capsys, monkeypatch, run_di
     ]
     assert main([*words, "--html", str(tmp_path / "page.html")]) == 3
     assert "cpt-deploy[train]" in capsys.readouterr().err
-    monkeypatch.setattr("cpt_cli.workflow.find_spec", lambda name: None)
+    monkeypatch.setattr(FIND_SPEC, lambda name: None)
     assert main(words) == 0
     assert not (bundle_copy / "validation.html").exists()
 

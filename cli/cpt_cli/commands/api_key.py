@@ -5,9 +5,9 @@ from typing import Annotated
 
 import typer
 
-from cpt_cli import formats
 from cpt_cli.command import SHIP_PANEL, Command, DebugFlag, JsonFlag, QuietFlag
 from cpt_cli.output import out
+from cpt_deploy import readable
 
 
 def api_key(
@@ -32,9 +32,9 @@ def api_key(
     scopes = scope or ["infer"]
     key = add_key(file, name, scopes)
     out.line(key)
-    out.note(f"the key of {name} for {', '.join(scopes)}; {formats.path(file)} holds its hash only")
+    out.note(f"the key of {name} for {', '.join(scopes)}; {readable.path(file)} holds its hash only")
     out.result({"key": key, "name": name, "scopes": scopes, "file": file})
-    out.hint(f"cpt serve BUNDLE --api-keys {formats.path(file)}")
+    out.hint(f"cpt serve BUNDLE --api-keys {readable.path(file)}")
 
 
 COMMAND = Command(

@@ -1,22 +1,15 @@
 """`cpt benchmark`: what a bundle gains over the float network and over onnxruntime's own quantization of it."""
 
 import json
-from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from cpt_cli import formats
 from cpt_cli.command import SHIP_PANEL, Command, DebugFlag, JsonFlag, ProviderOption, QuietFlag, number_list
 from cpt_cli.output import out
-from cpt_deploy.errors import UsageError
-
-if TYPE_CHECKING:
-    from cpt_deploy.bundle import Bundle
-    from cpt_deploy.validation import BenchmarkReport
-
-FLOAT, STATIC = "float32", "onnxruntime static"
+from cpt_cli.shown.benchmark import show_benchmark
+from cpt_deploy import readable
 
 
 def benchmark(  # noqa: PLR0913, PLR0917  the options are its parameters
@@ -41,109 +34,25 @@ def benchmark(  # noqa: PLR0913, PLR0917  the options are its parameters
     All of them take turns in one run. The two others need the trained run and PyTorch; without them only the bundle
     is measured. Memory is measured in a process of its own for each file, at the largest batch.
     """
-    from onnxruntime import SessionOptions
-
-    from cpt_deploy.bundle import Bundle
-    from cpt_deploy.bundle.runtime.providers import choose_provider
-    from cpt_deploy.validation import benchmark as measure
+    from cpt_deploy.workflows import benchmark_bundle
 
     batches, counts = number_list("--batch", batch), number_list("--threads", threads)
     if plot is not None:
         from cpt_deploy.report import check_plot_path
 
         check_plot_path(plot)
-    opened = Bundle.open(bundle)
-    choose_provider(SessionOptions(), provider)  # raises before the float network is made
-    others = _others(opened, run)
-    with out.bar("timing", len(batches) * len(counts)) as bar:
-        report = measure(
-            opened, others, batches=batches, threads=counts, seconds=seconds, provider=provider, progress=bar.advance
-        )
+    report = benchmark_bundle(
+        bundle, batches=batches, threads=counts, run=run, seconds=seconds, provider=provider, reporter=out
+    )
     fields = report.to_dict()
     if plot is not None:
         from cpt_deploy.report import plot_benchmark
 
         plot_benchmark(fields, plot)
         plot.with_suffix(".json").write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
-        out.note(f"plot: {formats.path(plot)}, figures: {formats.path(plot.with_suffix('.json'))}")
-    _show(report)
-    out.result({**fields, "bundle": opened.path})
-
-
-def _others(bundle: "Bundle", run: Path | None) -> dict[str, bytes]:
-    """Return the float32 export of the bundle's network and onnxruntime's quantization of it.
-
-    They need the run, or the float model that it was calibrated from; without either there are none.
-    """
-    from cpt_cli.sources import find_source, source_as_prepared
-    from cpt_cli.workflow import find_run, is_run_of
-
-    if run is not None and not is_run_of(run, bundle):
-        raise UsageError(
-            f"Expected the run that {formats.path(bundle.path)} was exported from, but the trained weights in "
-            f"{formats.path(run)} are others",
-            hint="leave --run out to measure only the bundle",
-        )
-    found = run or find_run(bundle)
-    source = find_source(bundle)
-    if found is None and source is None:
-        out.note("only the bundle is measured: the run that it was exported from is not around it (see --run)")
-        return {}
-    if run is None and (find_spec("torch") is None or find_spec("onnx") is None):
-        out.note("only the bundle is measured: PyTorch and onnx, which write the float network, are not installed")
-        return {}
-    from cpt_deploy.export import write_float_onnx
-    from cpt_deploy.training import load_run
-    from cpt_deploy.validation import static_quantization
-
-    if found is not None:
-        model = load_run(found).model
-    else:
-        assert source is not None
-        model = source_as_prepared(bundle, source)
-    floats = write_float_onnx(model)
-    # The times do not depend on how good the ranges are, so a few images are enough to take them from.
-    return {FLOAT: floats, STATIC: static_quantization(floats, [bundle.golden.inputs])}
-
-
-def _show(report: "BenchmarkReport") -> None:
-    from cpt_deploy.validation.performance.benchmarking import BUNDLE
-
-    compared = len(report.footprints) > 1
-    columns = ["threads", "batch", "model", "p50 ms", "p90 ms", "p99 ms", "images/s"]
-    rows = [
-        [
-            entry.threads, entry.batch, entry.model, f"{entry.p50_ms:.3f}", f"{entry.p90_ms:.3f}",
-            f"{entry.p99_ms:.3f}", f"{entry.images_per_s:,.0f}",
-            *(["" if entry.model == BUNDLE else f"{entry.bundle_speedup:.2f}x"] if compared else []),
-        ]
-        for entry in report.latencies
-    ]  # fmt: skip
-    if out.quiet:
-        for row in rows:
-            out.line(" ".join(str(cell).replace(" ", "-") for cell in row))
-        return
-    title = f"{report.bundle} in onnxruntime, {report.provider}, on {report.cpu.model}"
-    out.table([*columns, "bundle is faster by"] if compared else columns, rows, title=title)
-    out.table(
-        ("model", "size", "of float32", "peak memory", "with the model"),
-        [
-            (
-                entry.model, formats.size(entry.file_bytes), _share_of_float(entry.file_bytes, report),
-                _memory(entry.peak_memory_bytes), _memory(entry.model_memory_bytes),
-            )
-            for entry in report.footprints
-        ],
-    )  # fmt: skip
-
-
-def _share_of_float(file_bytes: int, report: "BenchmarkReport") -> str:
-    sizes = {entry.model: entry.file_bytes for entry in report.footprints}
-    return formats.share(file_bytes / sizes[FLOAT], 1) if FLOAT in sizes else ""
-
-
-def _memory(size_bytes: int | None) -> str:
-    return "unknown" if size_bytes is None else formats.size(size_bytes)
+        out.note(f"plot: {readable.path(plot)}, figures: {readable.path(plot.with_suffix('.json'))}")
+    show_benchmark(report)
+    out.result({**fields, "bundle": bundle})
 
 
 COMMAND = Command(

@@ -1,17 +1,17 @@
 """`cpt compare`: finished runs beside each other, accuracy or perplexity against the cost of training."""
 
 import csv
-import statistics
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cpt_cli import formats
 from cpt_cli.command import TRAIN_PANEL, Command, DebugFlag, JsonFlag, QuietFlag
 from cpt_cli.output import out
+from cpt_cli.shown.comparison import show_groups
+from cpt_deploy import readable
 from cpt_deploy.errors import UsageError
 
 if TYPE_CHECKING:
@@ -55,58 +55,6 @@ def compare(
     out.result({"groups": entries})
 
 
-def show_groups(groups: "list[RunGroup]") -> list[dict[str, Any]]:
-    """Print a table with a line for each group, and return its figures as JSON types."""
-    entries = [_entry(group, groups[0]) for group in groups]
-    for run in (run for group in groups for run in group.repeated):
-        out.warning(f"{formats.path(run.path)} has the settings and the seed of another run: it is not counted")
-    accuracy = groups[0].measure == "accuracy"
-    figure, difference = ("accuracy", "against the first, points") if accuracy else ("perplexity", "against the first")
-    out.table(
-        ("runs", "seeds", figure, "± s.d.", difference, "GBitOPs", "of the first", "time"),
-        [_row(entry, entries[0]) for entry in entries],
-    )
-    return entries
-
-
-def _entry(group: "RunGroup", reference: "RunGroup") -> dict[str, Any]:
-    differences = [] if group is reference else list(group.paired_differences(reference))
-    return {
-        "label": group.label,
-        "runs": [run.path for run in group.runs],
-        "not_counted": [run.path for run in group.repeated],
-        "seeds": [run.seed for run in group.runs],
-        "measure": group.measure,
-        "accuracies" if group.measure == "accuracy" else "perplexities": list(group.figures),
-        "mean": group.mean,
-        "deviation": group.deviation,
-        "paired_differences": differences,
-        "gbitops": group.gbitops,
-        "seconds": group.seconds,
-    }
-
-
-def _row(entry: dict[str, Any], reference: dict[str, Any]) -> tuple[object, ...]:
-    is_accuracy = entry["measure"] == "accuracy"
-    scale = 100 if is_accuracy else 1
-    differences = [scale * value for value in entry["paired_differences"]]
-    difference = ""
-    if differences:
-        spread = f" ± {statistics.stdev(differences):.2f}" if len(differences) > 1 else ""
-        difference = f"{statistics.fmean(differences):+.2f}{spread}"
-    deviation = "" if entry["deviation"] is None else f"{scale * entry['deviation']:.2f}"
-    return (
-        entry["label"],
-        len(entry["seeds"]),
-        formats.share(entry["mean"]) if is_accuracy else f"{entry['mean']:.2f}",
-        deviation,
-        difference,
-        f"{entry['gbitops']:,.0f}",
-        formats.share(entry["gbitops"] / reference["gbitops"]),
-        formats.duration(entry["seconds"]),
-    )
-
-
 def _draw(groups: "list[RunGroup]", plot: Path) -> None:
     from cpt_deploy.report import ComparedGroup, check_plot_path, plot_comparison
 
@@ -147,8 +95,8 @@ def _writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UsageError(f"Expected to write {formats.path(path)}, but got: {error.strerror or error}") from error
-    out.note(f"wrote {formats.path(path)}")
+        raise UsageError(f"Expected to write {readable.path(path)}, but got: {error.strerror or error}") from error
+    out.note(f"wrote {readable.path(path)}")
 
 
 def _write_csv(groups: "list[RunGroup]", path: Path) -> None:

@@ -6,10 +6,10 @@ from typing import Annotated, Any
 
 import typer
 
-from cpt_cli import formats
 from cpt_cli.command import LOOK_PANEL, Command, DebugFlag, JsonFlag, QuietFlag
-from cpt_cli.dataset_check import check_dataset
 from cpt_cli.output import out
+from cpt_cli.shown.dataset_check import show_dataset_check
+from cpt_deploy import readable
 from cpt_deploy.errors import CptError, UsageError
 
 
@@ -50,7 +50,7 @@ def datasets(
                 f"Expected a pattern of names, or check and one folder or name, but got {' '.join(words or [])!r}",
                 hint="cpt datasets check photos/",
             )
-        check_dataset(rest[0], root)
+        show_dataset_check(rest[0], root)
         return
     from cpt_deploy.data import dataset_names, fetch_dataset
     from cpt_deploy.data.text import corpora
@@ -62,7 +62,7 @@ def datasets(
                 f"Expected a data set that can be downloaded, but got {fetch!r}", hint=corpora.get(fetch).obtain
             )
         folder = fetch_dataset(fetch, root)
-        out.line(f"{fetch} is in {formats.path(folder)}")
+        out.line(f"{fetch} is in {readable.path(folder)}")
         out.result({"fetched": fetch, "path": folder})
         return
     rows = [*map(_look_for, dataset_names(pattern)), *map(_look_for_text, corpora.names(pattern))]

@@ -7,9 +7,10 @@ from typing import Annotated
 
 import typer
 
-from cpt_cli import formats
 from cpt_cli.command import TRAIN_PANEL, Command, DebugFlag, JsonFlag, QuietFlag
 from cpt_cli.output import out
+from cpt_cli.shown.export_summary import files_bytes, show_export
+from cpt_deploy import readable
 from cpt_deploy.errors import UsageError
 
 IMPORT_PANEL = "Models trained elsewhere"
@@ -185,18 +186,16 @@ def export(  # noqa: PLR0913, PLR0917  the options are its parameters
 
     With --from, a float model that was trained elsewhere is quantized by calibration alone.
     """
-    from cpt_cli import importing
-    from cpt_cli.export_summary import files_bytes, show_export
-    from cpt_cli.language_export import export_language, is_language_run
-    from cpt_cli.workflow import ExportOptions, export_run
+    from cpt_cli.export_options import check_origin, parsed_numbers, parsed_size
     from cpt_deploy.bundle import chosen_formats
+    from cpt_deploy.workflows import ExportOptions, FloatModel, export_float_model, export_run
 
     only_from = {
         "--data": data, "--data-dir": data_dir, "--model": model, "--calibration-batches": calibration_batches,
         "--labels": labels, "--input-size": input_size, "--channels": channels, "--mean": mean, "--std": std,
         "--name": name,
     }  # fmt: skip
-    importing.check_origin(run, source, only_from, {"--budget": budget, "--force": force or None})
+    check_origin(run, source, only_from, {"--budget": budget, "--force": force or None})
     if bits is not None and budget is not None:
         raise UsageError(
             "Expected either --bits or --budget, but got both", hint="--budget chooses the bits of each layer"
@@ -211,46 +210,43 @@ def export(  # noqa: PLR0913, PLR0917  the options are its parameters
         formats=chosen_formats(format_ or ()),
         force=force,
     )
-    if source is None and run is not None and is_language_run(run):
-        export_language(run, options, destination)
-        return
     if source is None:
         assert run is not None
-        bundle = export_run(run, options, destination=destination)
+        bundle = export_run(run, options, destination=destination, reporter=out)
     else:
         assert data is not None
         described = {
-            "size": importing.parsed_size(input_size),
+            "size": parsed_size(input_size),
             "channels": channels,
-            "mean": importing.parsed_numbers("--mean", mean),
+            "mean": parsed_numbers("--mean", mean),
+            "std": parsed_numbers("--std", std),
         }
-        described["std"] = importing.parsed_numbers("--std", std)
-        imported = importing.ImportOptions(
-            path=source,
-            data=data,
+        float_model = FloatModel(
+            source,
+            data,
             data_dir=data_dir,
             model=model,
-            batches=calibration_batches or importing.CALIBRATION_BATCHES,
             labels=labels,
             input={key: value for key, value in described.items() if value is not None},
             name=name,
+            **({} if calibration_batches is None else {"batches": calibration_batches}),
         )
-        bundle = importing.export_source(imported, options, destination=destination)
-    check = show_export(bundle)
+        bundle = export_float_model(float_model, options, destination=destination, reporter=out)
+    summary = show_export(bundle)
     if out.quiet:
-        out.line(formats.path(bundle.path))
+        out.line(readable.path(bundle.path))
     out.result(
         {
             "bundle": bundle.path,
             "name": bundle.name,
-            "formats": bundle.formats,
+            **summary.content,
             "facts": bundle.facts,
             "sha256": bundle.sha256,
             "files_bytes": files_bytes(bundle),
-            "golden": check,
+            "golden": summary.golden,
         }
     )
-    out.hint(f"cpt validate {formats.path(bundle.path)} --data {data or bundle.facts['dataset']}")
+    out.hint(f"cpt validate {readable.path(bundle.path)} --data {data or bundle.facts['dataset']}")
 
 
 COMMAND = Command(

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from cpt_cli import formats
 from cpt_cli.command import TRAIN_PANEL, Command, DebugFlag, JsonFlag, QuietFlag
 from cpt_cli.output import out
+from cpt_deploy import readable
 from cpt_deploy.errors import UsageError
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def landscape(  # noqa: PLR0913, PLR0917  the options are its parameters
     found = _measured(minima, labels, grid, files, seed=seed, jobs=jobs)
     files.finish(found)
     rows = [
-        (label, f"{one.centre.loss:.4f}", formats.share(one.centre.accuracy), f"{one.mean_rise:.4f}")
+        (label, f"{one.centre.loss:.4f}", readable.share(one.centre.accuracy), f"{one.mean_rise:.4f}")
         for label, one in found.items()
     ]
     out.table(("run", "loss at the minimum", "accuracy", "mean rise of the loss"), rows)
@@ -95,8 +95,8 @@ def _draw(found: "dict[str, Landscape]", folder: Path, title: str) -> None:
         try:
             plot_landscapes(panels, picture, title=title)
         except OSError as error:
-            raise UsageError(f"Expected to write {formats.path(picture)}, but got: {error.strerror}") from error
-        out.note(f"wrote {formats.path(picture)}")
+            raise UsageError(f"Expected to write {readable.path(picture)}, but got: {error.strerror}") from error
+        out.note(f"wrote {readable.path(picture)}")
 
 
 def _entries(found: "dict[str, Landscape]") -> list[dict[str, Any]]:

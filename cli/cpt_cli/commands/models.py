@@ -4,9 +4,9 @@ from typing import Annotated, Any
 
 import typer
 
-from cpt_cli import formats
 from cpt_cli.command import LOOK_PANEL, Command, DebugFlag, JsonFlag, QuietFlag
 from cpt_cli.output import out
+from cpt_deploy import readable
 from cpt_deploy.errors import UsageError
 
 _OWN_SHAPE = (3, 32, 10)
@@ -91,7 +91,7 @@ def _measure_text(name: str, vocabulary: int | None) -> dict[str, Any]:
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:
-    figures = [formats.count(row[key]) if row.get(key) is not None else "-" for key in ("parameters", "macs")]
+    figures = [readable.count(row[key]) if row.get(key) is not None else "-" for key in ("parameters", "macs")]
     if row.get("task") == "language-model":
         return (row["name"], *figures, "a token", f"{row['classes']:,} tokens")
     return (row["name"], *figures, " x ".join(map(str, row.get("input", ()))), str(row.get("classes", "")))

@@ -1,18 +1,19 @@
 """`cpt predict`: classify image files with a bundle here, or with a server that serves one."""
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cpt_cli import formats
 from cpt_cli.command import SHIP_PANEL, Command, DebugFlag, JsonFlag, QuietFlag
 from cpt_cli.output import out
 from cpt_cli.server_key import ApiKeyOption, key_headers
+from cpt_deploy import readable
 from cpt_deploy.errors import DataError, ImageError, UsageError
 
 if TYPE_CHECKING:
-    from cpt_cli.prediction import Classifier
+    from cpt_deploy.workflows import Classifier
 
 BAR_WIDTH = 20
 
@@ -39,20 +40,21 @@ def predict(
     Images go through the same decoding and preprocessing as in training's evaluation, here and on the server.
     A file that is no image is reported, the others are classified, and the exit code is 5.
     """
-    from cpt_cli.prediction import local_classifier, remote_classifier
+    from cpt_cli.prediction import remote_classifier
+    from cpt_deploy.workflows import image_classifier
 
-    if url is None:
-        bundle, images = paths[0], paths[1:]
-        classifier = local_classifier(bundle, top_k=top_k, threads=threads)
-    else:
-        named = paths[0] if paths[0].is_dir() else None
-        images = paths[1:] if named else paths
-        classifier = remote_classifier(url, named, top_k=top_k, headers=key_headers(api_key))
+    bundle = paths[0] if url is None or paths[0].is_dir() else None
+    images = paths if bundle is None else paths[1:]
     if not images:
         raise UsageError(
             "Expected one or more images after the bundle, but got none", hint="cpt predict BUNDLE IMAGE..."
         )
-    with classifier as classify:
+    with ExitStack() as stack:
+        if url is not None:
+            remote = remote_classifier(url, bundle, top_k=top_k, headers=key_headers(api_key))
+            classify = stack.enter_context(remote)
+        else:
+            classify = image_classifier(paths[0], top_k=top_k, threads=threads)
         results = [_classified(path, classify, alone=len(images) == 1) for path in images]
     _show(results)
     out.result({"results": results})
@@ -74,7 +76,7 @@ def _classified(path: Path, classify: "Classifier", *, alone: bool) -> dict[str,
 
 def _show(results: list[dict[str, Any]]) -> None:
     rows = [
-        (result["image"], entry.label, formats.share(entry.probability), "█" * round(entry.probability * BAR_WIDTH))
+        (result["image"], entry.label, readable.share(entry.probability), "█" * round(entry.probability * BAR_WIDTH))
         for result in results
         for entry in result.get("predictions", ())
     ]

@@ -1,26 +1,24 @@
 """`cpt quickstart`: the whole path once, on data that needs no download."""
 
 import json
-import shutil
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cpt_cli import formats
 from cpt_cli.command import TRAIN_PANEL, Command, DebugFlag, JsonFlag, QuietFlag
 from cpt_cli.output import out
-from cpt_deploy.errors import CptError, UsageError
+from cpt_cli.shown.export_summary import show_export
+from cpt_cli.shown.training import show_trained
+from cpt_cli.shown.training_progress import TrainingProgress
+from cpt_cli.shown.validation import require_passed, show_evidence
+from cpt_deploy import readable
+from cpt_deploy.errors import CptError
 
 if TYPE_CHECKING:
-    from cpt_deploy.bundle import Bundle
+    from cpt_deploy.bundle.opened import OpenedBundle
 
-PRESET = "digits-quickstart"
-BITS = 8
-MAX_DROP = 2.0
-"""Points of accuracy that may be lost: of the few digits, even equal answers do not show that less than one is."""
-RUN, DIGIT, LOG, SUMMARY = "run", "digit.png", "server.log", "quickstart.json"
 STEPS = ("train", "export", "validate", "serve", "predict")
 
 
@@ -37,7 +35,9 @@ def quickstart(
     Trains a small ResNet while its bits cycle between 3 and 8, exports it with 8-bit integers, compares every integer
     with onnxruntime's, starts a server on a free port, sends it one real digit as a PNG, and stops it.
     """
-    _make_room(directory)
+    from cpt_deploy.workflows.quickstart import BITS, DIGIT, LOG, make_room
+
+    make_room(directory)
     steps = _Steps()
     results: dict[str, Any] = {}
     steps.begin("train", "a small ResNet with cyclic precision")
@@ -67,64 +67,33 @@ class _Steps:
     def end(self) -> None:
         if self._name:
             self.seconds[self._name] = time.perf_counter() - self._started
-            out.note(f"{self._name} took {formats.duration(self.seconds[self._name])}")
-
-
-def _make_room(directory: Path) -> None:
-    """Remove what an earlier quickstart wrote; anything else is refused."""
-    if not directory.exists():
-        directory.mkdir(parents=True)
-    ours = {RUN, DIGIT, LOG, SUMMARY}
-    found = {path.name for path in directory.iterdir()} if directory.is_dir() else {directory.name}
-    if found and not (found <= ours and SUMMARY in found):
-        raise UsageError(
-            f"Expected a new directory or that of an earlier quickstart, but {formats.path(directory)} holds "
-            f"{', '.join(sorted(found - ours)[:3] or sorted(found)[:3])}",
-            hint="choose another one with --out",
-        )
-    shutil.rmtree(directory / RUN, ignore_errors=True)
-    for name in (DIGIT, LOG):
-        (directory / name).unlink(missing_ok=True)
-    (directory / SUMMARY).write_text("{}\n", encoding="utf-8")
+            out.note(f"{self._name} took {readable.duration(self.seconds[self._name])}")
 
 
 def _train(directory: Path) -> float:
-    import torch
+    from cpt_deploy.workflows.quickstart import RUN, train_digits
 
-    from cpt_cli.commands.train import run_training
-    from cpt_deploy.recipe import load_recipe
-
-    # The network is so small that more threads would spend their time waiting for each other.
-    torch.set_num_threads(1)
-    return run_training(load_recipe(PRESET), directory / RUN).test.top1
+    with TrainingProgress() as progress:
+        report = train_digits(directory, progress)
+    show_trained(report, directory / RUN)
+    return report.test.top1
 
 
-def _export(directory: Path) -> "Bundle":
-    from cpt_cli.export_summary import show_export
-    from cpt_cli.workflow import ExportOptions, export_run
+def _export(directory: Path) -> "OpenedBundle":
+    from cpt_deploy.workflows.quickstart import export_digits
 
-    bundle = export_run(directory / RUN, ExportOptions(bits=BITS))
+    bundle = export_digits(directory, out)
     show_export(bundle)
     return bundle
 
 
-def _validate(bundle: "Bundle") -> dict[str, Any]:
-    from cpt_cli.validation_summary import failure, show_report
-    from cpt_cli.workflow import measure_bundle
+def _validate(bundle: "OpenedBundle") -> dict[str, Any]:
+    from cpt_deploy.workflows.quickstart import MAX_DROP, validate_digits
 
-    report = measure_bundle(
-        bundle,
-        bundle.facts["dataset"],
-        None,
-        run_dir=None,
-        limit=None,
-        max_drop=MAX_DROP,
-        allow_undecided=True,
-        require_exact=True,
-    )
-    show_report(report)
-    if not report.passed:
-        raise failure(report.reasons, report.undecided)
+    evidence = validate_digits(bundle, out)
+    show_evidence(evidence)
+    require_passed(evidence)
+    report = evidence.report
     out.line(
         f"  {report.dataset.samples} images are too few to tell a loss of the usual 0.5 points from none: "
         f"{MAX_DROP:g} are allowed here"
@@ -138,62 +107,51 @@ def _validate(bundle: "Bundle") -> dict[str, Any]:
     }
 
 
-def _serve_and_predict(bundle: "Bundle", directory: Path, steps: _Steps) -> dict[str, Any]:
-    from cpt_cli.prediction import local_classifier
-    from cpt_cli.server_process import running_server
+def _serve_and_predict(bundle: "OpenedBundle", directory: Path, steps: _Steps) -> dict[str, Any]:
+    from cpt_deploy.workflows import image_classifier, running_server
+    from cpt_deploy.workflows.quickstart import DIGIT, LOG, write_digit
     from cpt_serving.client import PredictClient
 
-    label = _write_digit(bundle, directory / DIGIT)
-    with local_classifier(bundle.path, top_k=3, threads=1) as classify:
-        here = classify(directory / DIGIT)
+    label = write_digit(bundle, directory / DIGIT)
+    here = image_classifier(bundle.path, top_k=3, threads=1)(directory / DIGIT)
     steps.begin("serve", "an HTTP server on a free port")
     with running_server(bundle.path, directory / LOG) as url, PredictClient(url) as client:
-        out.line(f"  ready at {url}, log in {formats.path(directory / LOG)}")
-        steps.begin("predict", f"POST {formats.path(directory / DIGIT)} to {url}/predict")
+        out.line(f"  ready at {url}, log in {readable.path(directory / LOG)}")
+        steps.begin("predict", f"POST {readable.path(directory / DIGIT)} to {url}/predict")
         answer = client.predict([directory / DIGIT], top_k=3)
     if answer.predictions[0] != here:
         raise CptError(
             f"Expected the server to answer as the bundle does here, but got {answer.predictions} for {here}"
         )
     best = here[0]
-    others = ", ".join(f"{entry.label} {formats.share(entry.probability)}" for entry in here[1:])
+    others = ", ".join(f"{entry.label} {readable.share(entry.probability)}" for entry in here[1:])
     out.line(
-        f"  the image shows a {label}; the server answers {best.label} with {formats.share(best.probability)} "
+        f"  the image shows a {label}; the server answers {best.label} with {readable.share(best.probability)} "
         f"(then {others}) in {answer.timings['total_ms']:.2f} ms"
     )
     out.line("  server stopped")
     return {"shown": label, "label": best.label, "probability": best.probability, "timings_ms": answer.timings}
 
 
-def _write_digit(bundle: "Bundle", path: Path) -> str:
-    """Write the first image of the test set as a PNG and return its class."""
-    import numpy as np
-    from PIL import Image
-
-    from cpt_deploy.data import load_images
-
-    images = load_images(bundle.facts["dataset"], split="test")
-    Image.fromarray(np.asarray(images.image(0))).save(path)
-    return str(images.classes[int(images.labels[0])])
-
-
 def _finish(directory: Path, results: dict[str, Any]) -> None:
+    from cpt_deploy.workflows.quickstart import RUN, SUMMARY
+
     document = json.dumps(results, indent=2, default=str) + "\n"
     (directory / SUMMARY).write_text(document, encoding="utf-8")
     run, validation = directory / RUN, results["validation"]
     out.fields(
-        f"\nDone in {formats.duration(sum(results['seconds'].values()))}",
+        f"\nDone in {readable.duration(sum(results['seconds'].values()))}",
         {
-            "accuracy": f"{formats.share(validation['accuracy']['onnxruntime'])} in onnxruntime, "
-            f"{formats.share(validation['accuracy']['trained'])} trained",
+            "accuracy": f"{readable.share(validation['accuracy']['onnxruntime'])} in onnxruntime, "
+            f"{readable.share(validation['accuracy']['trained'])} trained",
             "integers that differ": f"{validation['mismatching_integers']} of {validation['compared_integers']:,}",
-            "trained run": f"{formats.path(run)} (curves.png, metrics.csv, report.json, model.safetensors)",
-            "bundle to ship": formats.path(results["bundle"]),
-            "everything": formats.path(directory / SUMMARY),
+            "trained run": f"{readable.path(run)} (curves.png, metrics.csv, report.json, model.safetensors)",
+            "bundle to ship": readable.path(results["bundle"]),
+            "everything": readable.path(directory / SUMMARY),
         },
     )
     out.result(results)
-    out.hint(f"cpt serve {formats.path(results['bundle'])}, then open its address in a browser")
+    out.hint(f"cpt serve {readable.path(results['bundle'])}, then open its address in a browser")
 
 
 COMMAND = Command(

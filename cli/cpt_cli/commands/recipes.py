@@ -4,9 +4,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cpt_cli import formats
 from cpt_cli.command import LOOK_PANEL, Command, DebugFlag, JsonFlag, QuietFlag
 from cpt_cli.output import out
+from cpt_deploy import readable
 from cpt_deploy.errors import UsageError
 
 if TYPE_CHECKING:
@@ -85,8 +85,8 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
         row["name"],
         f"{row['steps']:,}",
         f"{row['gbitops']:.3g}",
-        formats.share(row["saving"], 1) if cycles else "",
-        formats.share(row["paper_saving"], 1) if cycles else "",
+        readable.share(row["saving"], 1) if cycles else "",
+        readable.share(row["paper_saving"], 1) if cycles else "",
         f"{published['saving']['value']:g}%" if "saving" in published else "",
         _reported(published),
         row["baseline"] or "",
@@ -142,7 +142,7 @@ def _fields(row: dict[str, Any]) -> dict[str, object]:
 
 
 def _against(baseline: str | None, saving: float) -> str:
-    return "" if baseline is None else f", {formats.share(saving)} less than {baseline}"
+    return "" if baseline is None else f", {readable.share(saving)} less than {baseline}"
 
 
 COMMAND = Command(

@@ -5,14 +5,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cpt_cli import formats
 from cpt_cli.command import LOOK_PANEL, Command, DebugFlag, JsonFlag, QuietFlag
 from cpt_cli.output import out
 from cpt_cli.recipes import parse_bounds
+from cpt_deploy import readable
 from cpt_deploy.errors import UsageError
 
 if TYPE_CHECKING:
-    from cpt_cli.shown_schedules import ShownSchedule
+    from cpt_cli.shown.schedules import ShownSchedule
     from cpt_deploy.precision import PrecisionSchedule
 
 LINE_WIDTH = 32
@@ -55,7 +55,7 @@ def schedules(  # noqa: PLR0913, PLR0917  the options are its parameters
     `cosine` is the schedule of the CPT paper. `progressive` is FracTrain's: its bits rise where the training loss is
     flat, so they are known only with --losses. A recipe takes one as precision.schedule.
     """
-    from cpt_cli.shown_schedules import read_losses, show_recipe
+    from cpt_cli.shown.schedules import read_losses, show_recipe
 
     known_losses = [] if losses is None else read_losses(losses)
     if recipe is not None:
@@ -80,7 +80,7 @@ def schedules(  # noqa: PLR0913, PLR0917  the options are its parameters
 def _by_name(
     names: list[str] | None, bits: str, cycles: int, steps: int, gradients: tuple[str, str], losses: list[float]
 ) -> "list[ShownSchedule]":
-    from cpt_cli.shown_schedules import show_schedule
+    from cpt_cli.shown.schedules import show_schedule
     from cpt_deploy.precision import build_schedule
     from cpt_deploy.precision import schedules as known
 
@@ -119,7 +119,7 @@ def _table(shown: "list[ShownSchedule]", steps: int, cycles: int, title: str) ->
             (
                 entry.name,
                 entry.short or "",
-                formats.sparkline(entry.bits if "progressive" in entry.name else entry.bits[:visible], LINE_WIDTH),
+                readable.sparkline(entry.bits if "progressive" in entry.name else entry.bits[:visible], LINE_WIDTH),
                 f"{entry.mean_bits:.2f}",
                 _saving(entry),
                 entry.group or "",
@@ -133,7 +133,7 @@ def _table(shown: "list[ShownSchedule]", steps: int, cycles: int, title: str) ->
 def _saving(entry: "ShownSchedule") -> str:
     if entry.saving is None:
         return ""
-    return f"at most {formats.share(entry.saving)}" if entry.follows_loss else formats.share(entry.saving)
+    return f"at most {readable.share(entry.saving)}" if entry.follows_loss else readable.share(entry.saving)
 
 
 def _long_name(name: str) -> str:
@@ -153,7 +153,8 @@ def _draw(shown: "list[ShownSchedule]", plot: Path) -> None:
     check_plot_path(plot)
     drawn = [
         DrawnSchedule(
-            (entry.short or entry.name) + ("" if entry.saving is None else f": {formats.share(entry.saving, 1)} saved"),
+            (entry.short or entry.name)
+            + ("" if entry.saving is None else f": {readable.share(entry.saving, 1)} saved"),
             entry.bits,
         )
         for entry in shown
@@ -161,8 +162,8 @@ def _draw(shown: "list[ShownSchedule]", plot: Path) -> None:
     try:
         plot_schedules(drawn, plot)
     except OSError as error:
-        raise UsageError(f"Expected to write {formats.path(plot)}, but got: {error.strerror or error}") from error
-    out.note(f"wrote {formats.path(plot)}")
+        raise UsageError(f"Expected to write {readable.path(plot)}, but got: {error.strerror or error}") from error
+    out.note(f"wrote {readable.path(plot)}")
 
 
 COMMAND = Command(

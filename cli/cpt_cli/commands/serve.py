@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cpt_cli import formats
 from cpt_cli.command import PROVIDER_HELP, SHIP_PANEL, Command, DebugFlag, JsonFlag, QuietFlag
 from cpt_cli.output import out
+from cpt_deploy import readable
 
 if TYPE_CHECKING:
     from cpt_serving.settings import ServeSettings
@@ -163,7 +163,7 @@ def serve(  # noqa: PLR0913, PLR0917  the options are its parameters
     Checksums and golden samples are checked before anything listens. Every setting can also be given by an environment
     variable, CPT_SERVE_PORT=9000, CPT_SERVE_MAX_BODY_BYTES, ..., or in a YAML file; docs/serving.md lists them.
     """
-    from cpt_deploy.bundle.language import is_language
+    from cpt_deploy.tasks import task_of_bundle
     from cpt_serving.repository.model_directory import find_models
     from cpt_serving.server import run
     from cpt_serving.settings import load_settings
@@ -202,20 +202,20 @@ def serve(  # noqa: PLR0913, PLR0917  the options are its parameters
         models = sorted(locations)
         first = models[0] if models else "NAME"
         place = url if len(models) == 1 else f"{url}/models/{first}"
-        takes_text = first in locations and is_language(locations[first].path)
+        task = task_of_bundle(locations[first].path if first in locations else settings.bundle)
         out.fields(
-            f"Serving {formats.path(settings.bundle)}",
+            f"Serving {readable.path(settings.bundle)}",
             {
                 "address": url,
                 **({} if settings.grpc_port is None else {"gRPC": f"{settings.host}:{settings.grpc_port}"}),
                 "models": ", ".join(models) or "none yet",
                 "page": f"{url}/" if settings.page else "off",
-                "try it": _curl(settings, place, takes_text=takes_text),
+                "try it": _curl(settings, task.example_request(place)),
                 "docs": f"{url}/docs" if settings.docs else "off",
                 "ready": f"{url}/health/ready",
                 "keys": "none: everybody who reaches the address may ask"
                 if settings.api_keys is None
-                else formats.path(settings.api_keys),
+                else readable.path(settings.api_keys),
                 "at once": f"{settings.inferences_at_once} inferences of {settings.threads} threads each",
             },
         )
@@ -233,11 +233,10 @@ def serve(  # noqa: PLR0913, PLR0917  the options are its parameters
     run(settings, on_listening=announce)
 
 
-def _curl(settings: "ServeSettings", place: str, *, takes_text: bool) -> str:
+def _curl(settings: "ServeSettings", request: str) -> str:
     key = "" if settings.api_keys is None else "-H 'X-API-Key: …' "
     trust = "" if settings.tls_cert is None else f"--cacert {settings.tls_cert} "
-    asked = """-d '{"prompt": "The"}' """ + f"{place}/generate" if takes_text else f"-F file=@image.png {place}/predict"
-    return f"curl {trust}{key}{asked}"
+    return f"curl {trust}{key}{request}"
 
 
 COMMAND = Command(

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from cpt_cli import formats
 from cpt_cli.command import TRAIN_PANEL, Command, DebugFlag, JsonFlag, QuietFlag
 from cpt_cli.output import out
+from cpt_deploy import readable
 from cpt_deploy.errors import UsageError
 
 if TYPE_CHECKING:
@@ -100,8 +100,8 @@ def _write(path: Path, entries: list[dict[str, Any]], radius: float) -> None:
                 figures = (entry["eigenvalues"][0], trace["mean"], trace["standard_error"], radius, entry["rise"])
                 writer.writerow((entry["run"], entry["coordinates"], entry["loss"], *figures))
     except OSError as error:
-        raise UsageError(f"Expected to write {formats.path(path)}, but got: {error.strerror or error}") from error
-    out.note(f"wrote {formats.path(path)}")
+        raise UsageError(f"Expected to write {readable.path(path)}, but got: {error.strerror or error}") from error
+    out.note(f"wrote {readable.path(path)}")
 
 
 COMMAND = Command(

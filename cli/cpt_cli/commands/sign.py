@@ -5,9 +5,9 @@ from typing import Annotated
 
 import typer
 
-from cpt_cli import formats
 from cpt_cli.command import SHIP_PANEL, Command, DebugFlag, JsonFlag, QuietFlag
 from cpt_cli.output import out
+from cpt_deploy import readable
 
 
 def sign(
@@ -32,11 +32,11 @@ def sign(
     opened = open_bundle(bundle)
     signature = sign_bundle(opened, key)
     files = len(opened.digests) + 1
-    out.line(f"signed {files} files of {formats.path(bundle)}: {formats.path(signature)}")
+    out.line(f"signed {files} files of {readable.path(bundle)}: {readable.path(signature)}")
     if opened.validation is None:
         out.note("it holds no evidence: cpt validate before signing would put it under the signature")
     out.result({"bundle": bundle, "signature": signature, "files": files, "content_sha256": opened.content_sha256})
-    out.hint(f"cpt verify {formats.path(bundle)} --key PUBLIC_KEY")
+    out.hint(f"cpt verify {readable.path(bundle)} --key PUBLIC_KEY")
 
 
 COMMAND = Command(

@@ -5,9 +5,9 @@ from typing import Annotated
 
 import typer
 
-from cpt_cli import formats
 from cpt_cli.command import TRAIN_PANEL, Command, DebugFlag, JsonFlag, QuietFlag
 from cpt_cli.output import out
+from cpt_deploy import readable
 from cpt_deploy.errors import UsageError
 
 SAME = "same"
@@ -48,14 +48,10 @@ def sweep(  # noqa: PLR0913, PLR0917  the options are its parameters
     Writes RUN/sweep: a bundle for each, sweep.json, sweep.md and sweep.png. What an earlier sweep of the same weights
     has exported and validated is kept; only the times are taken anew.
     """
-    from cpt_cli.image_family import ImageFamily
-    from cpt_cli.language_export import is_language_run
-    from cpt_cli.language_family import LanguageFamily
-    from cpt_cli.sweep import FOLDER, sweep_run
+    from cpt_deploy.workflows import sweep_run
 
-    family = (LanguageFamily if is_language_run(run) else ImageFamily)(run, data_dir, limit)
-    document = sweep_run(
-        family,
+    swept = sweep_run(
+        run,
         bits=None if bits is None else [_number(word, "--bits") for word in bits.split(",")],
         activation_bits=None
         if act_bits is None
@@ -63,16 +59,18 @@ def sweep(  # noqa: PLR0913, PLR0917  the options are its parameters
         rounds=rounds,
         force=force,
         native=native,
+        data_dir=data_dir,
+        limit=limit,
+        reporter=out,
     )
-    rows = [family.row(entry, document) for entry in document["exports"]]
-    out.table(family.columns, rows, title=family.summary(document))
-    for entry in document["exports"]:
+    out.table(swept.table.columns, swept.table.rows, title=swept.table.title)
+    exports = swept.content["exports"]
+    for entry in exports:
         if entry["mismatching_integers"]:
             out.warning(f"{entry['bundle']}: {entry['mismatching_integers']} integers differ; cpt validate says where")
-    folder = run / FOLDER
-    out.note(f"written: {formats.path(folder)}/sweep.json, sweep.md, sweep.png")
-    out.result({"folder": folder, **document})
-    out.hint(f"cpt serve {formats.path(folder / document['exports'][-1]['bundle'])}")
+    out.note(f"written: {readable.path(swept.folder)}/sweep.json, sweep.md, sweep.png")
+    out.result({"folder": swept.folder, **swept.content})
+    out.hint(f"cpt serve {readable.path(swept.folder / exports[-1]['bundle'])}")
 
 
 def _number(word: str, option: str) -> int:

@@ -5,15 +5,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cpt_cli import formats
 from cpt_cli.command import TRAIN_PANEL, Command, DebugFlag, JsonFlag, QuietFlag
 from cpt_cli.output import out
 from cpt_cli.recipes import parse_bounds, split_words
+from cpt_cli.shown.range_test import show_range_test
+from cpt_cli.shown.training import files_bytes, run_training, show_dry_run
+from cpt_deploy import readable
 from cpt_deploy.errors import UsageError
 
 if TYPE_CHECKING:
     from cpt_deploy.recipe import Recipe
-    from cpt_deploy.training import RunReport
 
 RUNS = Path("runs")
 AUTO = "auto"
@@ -106,13 +107,13 @@ def train(  # noqa: PLR0913, PLR0917  the options are its parameters
             )
         recipe, directory = load_recipe(_recipe_of(resume), overrides), resume
     if dry_run:
-        _show_dry_run(recipe, directory)
+        show_dry_run(recipe, directory)
         return
     if bits == AUTO:
         recipe = _with_tested_bounds(recipe, directory)
     report = run_training(recipe, directory, resume=resume is not None, profile_steps=profile)
-    out.result({"run": directory, "report": report.to_dict(), "files_bytes": _files(directory)})
-    out.hint(f"cpt export {formats.path(directory)}" + (" --bits 8" if report.bits["upper"] == 8 else ""))
+    out.result({"run": directory, "report": report.to_dict(), "files_bytes": files_bytes(directory)})
+    out.hint(f"cpt export {readable.path(directory)}" + (" --bits 8" if report.bits["upper"] == 8 else ""))
 
 
 def _given_bounds(bits: str | None) -> list[str]:
@@ -125,17 +126,12 @@ def _given_bounds(bits: str | None) -> list[str]:
 
 def _with_tested_bounds(recipe: "Recipe", directory: Path) -> "Recipe":
     """Return a recipe whose lower bound a range test has found; its evidence goes beside the run."""
-    from cpt_cli.commands.range_test import run_range_test
-    from cpt_deploy.training import DEFAULT_STEPS, DEFAULT_THRESHOLD
+    from cpt_deploy.workflows import find_lower_bound, with_lower_bound
 
     evidence = directory.with_name(f"{directory.name}-range-test")
-    outcome = run_range_test(recipe, steps=DEFAULT_STEPS, threshold=DEFAULT_THRESHOLD, folder=evidence)
-    if outcome.lower is None:
-        raise UsageError(
-            f"Expected training accuracy to rise at some precision up to {recipe.precision.upper} bits, but it did not",
-            hint="cpt range-test --steps 300 looks longer; check optimizer.lr",
-        )
-    return recipe.model_copy(update={"precision": recipe.precision.model_copy(update={"lower": outcome.lower})})
+    outcome = find_lower_bound(recipe, folder=evidence, reporter=out)
+    show_range_test(outcome, recipe.name, evidence)
+    return with_lower_bound(recipe, outcome)
 
 
 def _free_directory(name: str) -> Path:
@@ -156,81 +152,6 @@ def _recipe_of(run_dir: Path) -> Path:
             hint="cpt train writes runs below runs/",
         )
     return path
-
-
-def _show_dry_run(recipe: "Recipe", directory: Path) -> None:
-    from cpt_cli.training_progress import show_plan
-    from cpt_deploy.training import plan_run
-
-    plan = plan_run(recipe, directory)
-    show_plan(plan)
-    out.note("dry run: nothing was written")
-    out.result(
-        {
-            "run": directory,
-            "device": plan.device,
-            "parameters": plan.parameters,
-            "macs": plan.macs,
-            "layers": plan.layers,
-            "total_steps": plan.total_steps,
-            "steps_per_epoch": plan.steps_per_epoch,
-            "relative_cost": plan.relative_cost,
-            "pretrained": plan.pretrained,
-            "left_out": plan.left_out,
-            "recipe": plan.recipe.model_dump(mode="json"),
-        }
-    )
-
-
-def run_training(recipe: "Recipe", directory: Path, *, resume: bool = False, profile_steps: int = 0) -> "RunReport":
-    """Train, show the progress and the result, and return the report."""
-    from cpt_cli.training_progress import TrainingProgress, show_step_costs
-    from cpt_deploy.training import train as train_run
-
-    finished_before = resume and (directory / "report.json").is_file()
-    with TrainingProgress() as progress:
-        report = train_run(recipe, directory, resume=resume, reporter=progress, profile_steps=profile_steps)
-    if finished_before:
-        out.note(f"the run in {formats.path(directory)} was finished already")
-    files = _files(directory)
-    upper, cost = report.bits["upper"], report.cost
-    out.fields(
-        f"Trained {report.name}",
-        {
-            **_describe_result(report),
-            "cost": f"{cost['gbitops']:,.0f} GBitOPs, {formats.share(cost['saving'])} less than static {upper} bits",
-            "time": _describe_time(report),
-            "run": formats.path(directory),
-            "files": ", ".join(f"{name} ({formats.size(size)})" for name, size in files.items()),
-        },
-    )
-    if report.steps_by_bits and not out.quiet:
-        show_step_costs(report)
-    if out.quiet:
-        out.line(formats.path(directory))
-    return report
-
-
-def _describe_result(report: "RunReport") -> dict[str, str]:
-    """Return what the run is judged by: accuracy, or perplexity, of the settled model."""
-    test, best, upper = report.test, report.best, report.bits["upper"]
-    if test.perplexity is None or report.valid is None:
-        on_the_way = "" if best is None else f", best on the way {formats.share(best.top1)}"
-        return {f"accuracy at {upper} bits": f"{formats.share(test.top1)} of {test.images:,} test images{on_the_way}"}
-    on_the_way = "" if best is None else f" (best on the way {best.perplexity:.2f})"
-    texts = f"{test.perplexity:.2f} on the test text, {report.valid.perplexity:.2f} on the validation text{on_the_way}"
-    return {f"perplexity at {upper} bits": texts}
-
-
-def _describe_time(report: "RunReport") -> str:
-    waiting = report.seconds.get("waiting_for_data", 0.0) / max(report.seconds["training"], 1e-9)
-    unit = "tokens" if report.task == "language-model" else "images"
-    rate = f"{report.images_per_s:,.0f} {unit}/s in training"
-    return f"{formats.duration(report.seconds['total'])}, {rate}, {waiting:.0%} of it waiting for data"
-
-
-def _files(directory: Path) -> dict[str, int]:
-    return {path.name: path.stat().st_size for path in sorted(directory.iterdir()) if path.is_file()}
 
 
 COMMAND = Command(

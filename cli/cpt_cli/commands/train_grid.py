@@ -5,15 +5,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cpt_cli import formats
 from cpt_cli.command import TRAIN_PANEL, Command, DebugFlag, JsonFlag, QuietFlag
 from cpt_cli.output import out
+from cpt_cli.shown.comparison import show_groups
+from cpt_deploy import readable
 from cpt_deploy.errors import CptError, RunInterruptedError
 
 if TYPE_CHECKING:
-    from cpt_cli.trial_process import TrialProcesses
-    from cpt_deploy.recipe import GridPoint
-    from cpt_deploy.training import FinishedRun, TrialOutcome, TrialQueue, TrialStatus
+    from cpt_deploy.workflows import TrainedGrid
 
 
 def train_grid(
@@ -48,84 +47,38 @@ def train_grid(
         out.table(("run", "recipe", "settings"), [(p.name, p.source, " ".join(p.overrides)) for p in points])
         out.result({"folder": directory, "trials": [{"name": p.name, "state": "waiting"} for p in points]})
         return
-    from cpt_cli.trial_process import TrialProcesses
-    from cpt_deploy.training import TrialQueue
+    from cpt_deploy.workflows import train_grid as train_points
 
-    processes = TrialProcesses(directory, jobs)
-    queue = TrialQueue(directory, [point.name for point in points], retry=retry)
-    signal_number = _work(queue, processes, points, jobs)
-    statuses = queue.statuses()
-    _show(statuses, processes)
-    if signal_number is not None and _count(statuses, "finished") < len(points):
+    trained = train_points(points, directory, jobs=jobs, retry=retry, reporter=out)
+    _show(trained)
+    finished, failed = trained.in_state("finished"), trained.in_state("failed")
+    if trained.signal_number is not None and len(finished) < len(points):
         raise RunInterruptedError(
-            f"Stopped after {_count(statuses, 'finished')} of {len(points)} runs; those that ran are saved",
-            signal_number=signal_number,
+            f"Stopped after {len(finished)} of {len(points)} runs; those that ran are saved",
+            signal_number=trained.signal_number,
             hint=f"go on: {again}",
         )
-    failed = [status.name for status in statuses if status.state == "failed"]
     if failed:
         raise CptError(
             f"Expected all {len(points)} runs to finish, but {len(failed)} failed: {', '.join(failed)}",
-            hint=f"see {formats.path(directory / 'logs')}; {again} --retry tries them again",
+            hint=f"see {readable.path(directory / 'logs')}; {again} --retry tries them again",
         )
 
 
-def _work(queue: "TrialQueue", processes: "TrialProcesses", points: "list[GridPoint]", jobs: int) -> int | None:
-    """Carry out what is waiting; return the signal that ended it, if one did."""
-    from cpt_deploy.training import Interruption
-
-    by_name = {point.name: point for point in points}
-    running: list[str] = []
-    done = _count(queue.statuses(), "finished")
-    if done:
-        out.note(f"going on: {done} of {len(points)} runs are finished")
-
-    with Interruption() as interruption, out.bar("grid", len(points), start=done) as bar:
-
-        def changed(name: str, outcome: "TrialOutcome | None") -> None:
-            nonlocal done
-            if outcome is None:
-                running.append(name)
-            else:
-                running.remove(name)
-                done += outcome.state == "finished"
-                said = _figure(outcome) if outcome.state == "finished" else outcome.message
-                out.note(f"{name}: {outcome.state}, {said}")
-            bar.advance(done, detail=", ".join(running))
-
-        def stopping() -> bool:
-            if interruption.requested:
-                processes.interrupt()
-            return interruption.requested
-
-        queue.work(lambda name: processes.execute(by_name[name]), jobs=jobs, stopping=stopping, on_change=changed)
-        return interruption.signal_number
-
-
-def _show(statuses: "list[TrialStatus]", processes: "TrialProcesses") -> None:
-    from cpt_cli.commands.compare import show_groups
+def _show(trained: "TrainedGrid") -> None:
     from cpt_deploy.training import group_runs, read_finished_run
+    from cpt_deploy.workflows.grids import figure_in_words
 
-    rows = [(s.name, s.state, _figure(s), s.message or "") for s in statuses]
-    measures = {"accuracy" if s.perplexity is None else "perplexity" for s in statuses if s.state == "finished"}
-    out.table(("run", "state", " or ".join(sorted(measures or {"accuracy"})), ""), rows)
-    finished = [processes.run_directory(status.name) for status in statuses if status.state == "finished"]
-    runs = [read_finished_run(run) for run in finished]
-    groups = [group for measure in sorted(measures) for group in show_groups(group_runs(_of(measure, runs)))]
-    out.result({"trials": statuses, "groups": groups})
-
-
-def _of(measure: str, runs: "list[FinishedRun]") -> "list[FinishedRun]":
-    """Return the runs that are judged by a figure: a grid may hold classifiers and language models."""
-    return [run for run in runs if run.measure == measure]
-
-
-def _figure(trial: "TrialOutcome | TrialStatus") -> str:
-    return formats.share(trial.accuracy) if trial.perplexity is None else f"{trial.perplexity:.2f}"
-
-
-def _count(statuses: "list[TrialStatus]", state: str) -> int:
-    return sum(status.state == state for status in statuses)
+    rows = [(trial.name, trial.state, figure_in_words(trial), trial.message or "") for trial in trained.trials]
+    runs = [read_finished_run(run) for run in trained.runs]
+    measures = sorted({run.measure for run in runs})  # a grid may hold classifiers and language models
+    out.table(("run", "state", " or ".join(measures or ["accuracy"]), ""), rows)
+    groups = [
+        group
+        for measure in measures
+        for group in show_groups(group_runs([run for run in runs if run.measure == measure]))
+    ]
+    out.result({"trials": trained.trials, "groups": groups})
 
 
 COMMAND = Command(

@@ -1,22 +1,15 @@
 """`cpt validate`: the gate between training and serving."""
 
-from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from cpt_cli import formats
 from cpt_cli.command import SHIP_PANEL, Command, DebugFlag, JsonFlag, ProviderOption, QuietFlag
 from cpt_cli.output import out
-from cpt_cli.portability import show_portability
-from cpt_cli.validation_summary import failure, rounds_as_the_executor, show_report
-from cpt_deploy.errors import MissingExtraError, UsageError, ValidationFailedError
-
-if TYPE_CHECKING:
-    from cpt_deploy.bundle import Bundle
-
-VALIDATION_PAGE = "validation.html"
+from cpt_cli.shown.validation import require_passed, show_evidence
+from cpt_deploy import readable
+from cpt_deploy.errors import UsageError, ValidationFailedError
 
 
 def validate(  # noqa: PLR0913, PLR0917  the options are its parameters
@@ -78,18 +71,8 @@ def validate(  # noqa: PLR0913, PLR0917  the options are its parameters
     exit code is 4 unless the bundle passed: accuracy dropped too far or that cannot be told, an integer differs, or a
     file is not what was exported.
     """
-    from cpt_cli.language_validation import ValidateOptions, validate_language_bundle
-    from cpt_deploy.bundle.language import LanguageBundle, open_bundle
+    from cpt_deploy.workflows import ValidationOptions, validate_bundle
 
-    opened = open_bundle(bundle)
-    if isinstance(opened, LanguageBundle):
-        if source is not None or html is not None:
-            raise UsageError("Expected no --from and no --html for a language model, but got one")
-        options = ValidateOptions(
-            data, data_dir, run, limit, max_drop, require_exact, provider, allow_undecided=allow_undecided
-        )
-        validate_language_bundle(opened, options)
-        return
     if data is None:
         only_with_data = {
             "--run": run, "--from": source, "--limit": limit, "--max-drop": max_drop, "--data-dir": data_dir,
@@ -98,17 +81,11 @@ def validate(  # noqa: PLR0913, PLR0917  the options are its parameters
         for option, value in only_with_data.items():
             if value is not None:
                 raise UsageError(f"Expected --data with {option}, but got none", hint="name the data set to measure on")
-        exact = rounds_as_the_executor(provider) if require_exact is None else require_exact
-        _check_golden(opened, provider, require_exact=exact)
+        _check_alone(bundle, provider, require_exact=require_exact)
         return
-    if run is not None and source is not None:
-        raise UsageError("Expected either --run or --from, but got both", hint="a bundle has one model behind it")
-    if html is not None:
-        _check_page(html)
-    _validate_on(
-        opened,
+    options = ValidationOptions(
         data,
-        data_dir,
+        data_dir=data_dir,
         run=run,
         source=source,
         limit=limit,
@@ -116,89 +93,33 @@ def validate(  # noqa: PLR0913, PLR0917  the options are its parameters
         allow_undecided=allow_undecided,
         require_exact=require_exact,
         provider=provider,
-        html=html,
+        page=html,
     )
+    evidence = validate_bundle(bundle, options, reporter=out)
+    show_evidence(evidence)
+    if evidence.page is not None:
+        out.note(f"evidence: {readable.path(evidence.page)}")
+    out.result({**evidence.content, "bundle": bundle})
+    require_passed(evidence)
+    out.hint(f"cpt serve {readable.path(bundle)}")
 
 
-def _check_golden(bundle: "Bundle", provider: str, *, require_exact: bool) -> None:
-    from cpt_deploy.bundle import OnnxRuntimeModel
-    from cpt_deploy.validation import compare_constants, constant_reasons
+def _check_alone(bundle: Path, provider: str, *, require_exact: bool | None) -> None:
+    """Check a bundle without data."""
+    from cpt_deploy.bundle.language import open_bundle
+    from cpt_deploy.workflows import check_bundle
 
-    # The constants first: where one was edited, onnxruntime may not even load the file.
-    constants = compare_constants(bundle) if find_spec("onnx") is not None else None
-    check = OnnxRuntimeModel(bundle.onnx_path, provider=provider).reproduce_golden(bundle.golden)
-    reasons = constant_reasons(constants)
-    if require_exact and not check.reproduced:
-        reasons.append(f"{check.mismatches} of {check.values} {check.what} of the golden sample were not reproduced")
-    passed = not reasons
-    held = "" if constants is None or constants.differences else f", {constants.compared:,} constants are as exported"
-    out.line(
-        f"{'passed' if passed else 'FAILED'}: {check.values - check.mismatches} of {check.values} {check.what} of "
-        f"the golden sample are reproduced by onnxruntime, checksums hold{held}"
-    )
-    portable = show_portability(bundle)
-    out.result({"passed": passed, "bundle": bundle.path, "golden": check, "constants": constants, **portable})
-    if not passed:
+    check = check_bundle(bundle, provider=provider, require_exact=require_exact)
+    out.line(f"{'passed' if check.passed else 'FAILED'}: {check.statement}")
+    if check.portability is not None:
+        out.line(check.portability)
+    out.result({"passed": check.passed, "bundle": bundle, **check.content})
+    if not check.passed:
         raise ValidationFailedError(
-            "; ".join(reasons),
-            hint=f"to find where: cpt validate {formats.path(bundle.path)} --data NAME",
+            "; ".join(check.reasons), hint=f"to find where: cpt validate {readable.path(bundle)} --data NAME"
         )
-    out.hint(f"cpt validate {formats.path(bundle.path)} --data {bundle.facts.get('dataset', 'NAME')}")
-
-
-def _validate_on(  # noqa: PLR0913  what the command was given
-    bundle: "Bundle",
-    data: str,
-    data_dir: Path | None,
-    *,
-    run: Path | None,
-    source: Path | None,
-    limit: int | None,
-    max_drop: float | None,
-    allow_undecided: bool,
-    require_exact: bool | None,
-    provider: str,
-    html: Path | None,
-) -> None:
-    from cpt_cli.workflow import measure_bundle
-
-    report = measure_bundle(
-        bundle,
-        data,
-        data_dir,
-        run_dir=run,
-        source=source,
-        limit=limit,
-        max_drop=max_drop,
-        allow_undecided=allow_undecided,
-        require_exact=_can_compare_integers(provider) if require_exact is None else require_exact,
-        provider=provider,
-    )
-    show_report(report)
-    if html is not None:
-        html.write_bytes((bundle.path / VALIDATION_PAGE).read_bytes())
-        out.note(f"evidence: {formats.path(html)}")
-    elif find_spec("matplotlib") is not None:
-        out.note(f"evidence: {formats.path(bundle.path / VALIDATION_PAGE)}")
-    out.result({**report.to_dict(), "bundle": bundle.path})
-    if not report.passed:
-        raise failure(report.reasons, report.undecided)
-    out.hint(f"cpt serve {formats.path(bundle.path)}")
-
-
-def _check_page(html: Path) -> None:
-    """Raise before anything is measured if the page cannot be drawn or written."""
-    if find_spec("matplotlib") is None:
-        raise MissingExtraError(
-            "Expected Matplotlib for --html, but it is not installed", hint="pip install 'cpt-deploy[train]'"
-        )
-    if html.is_dir() or not html.parent.is_dir():
-        found = "a directory" if html.is_dir() else f"no directory {formats.path(html.parent)}"
-        raise UsageError(f"Expected --html to name a file that can be written, but there is {found}")
-
-
-def _can_compare_integers(provider: str) -> bool:
-    return rounds_as_the_executor(provider) and find_spec("torch") is not None and find_spec("onnx") is not None
+    dataset = open_bundle(bundle, verify=False).facts.get("dataset", "NAME")
+    out.hint(f"cpt validate {readable.path(bundle)} --data {dataset}")
 
 
 COMMAND = Command(

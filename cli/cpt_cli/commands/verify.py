@@ -5,9 +5,9 @@ from typing import Annotated
 
 import typer
 
-from cpt_cli import formats
 from cpt_cli.command import SHIP_PANEL, Command, DebugFlag, JsonFlag, QuietFlag
 from cpt_cli.output import out
+from cpt_deploy import readable
 
 
 def verify(
@@ -27,9 +27,9 @@ def verify(
     keys = public_keys(key)
     opened = open_bundle(bundle)
     fitting = require_signature(opened, keys)
-    out.line(f"{formats.path(bundle)} is as it was signed with the key of {formats.path(fitting)}")
+    out.line(f"{readable.path(bundle)} is as it was signed with the key of {readable.path(fitting)}")
     out.result({"bundle": bundle, "key": fitting, "content_sha256": opened.content_sha256})
-    out.hint(f"cpt serve {formats.path(bundle)} --require-signature {formats.path(key)}")
+    out.hint(f"cpt serve {readable.path(bundle)} --require-signature {readable.path(key)}")
 
 
 COMMAND = Command(

@@ -18,7 +18,15 @@ from cpt_deploy.bundle.layout import (
     TOKENIZER_FILE,
     VALIDATION_FILE,
 )
-from cpt_deploy.bundle.opened import OpenedBundle, check_directory, own_section, read_file, read_json, require_listed
+from cpt_deploy.bundle.opened import (
+    OpenedBundle,
+    bundle_kind,
+    check_directory,
+    own_section,
+    read_file,
+    read_json,
+    require_listed,
+)
 from cpt_deploy.bundle.processors.tokenization import read_tokenizer
 from cpt_deploy.errors import BundleError, DataError
 
@@ -126,14 +134,5 @@ def open_bundle(path: str | Path, *, verify: bool = True) -> Bundle | LanguageBu
 
 
 def is_language(directory: Path) -> bool:
-    """Return whether a bundle says that it holds a language model; one that cannot be read says nothing.
-
-    Only which of the two opens it depends on this: what it says counts after its checksum was verified.
-    """
-    try:
-        check_directory(directory)
-        config = read_json(directory, CONFIG_FILE, {CONFIG_FILE: ""})
-    except BundleError:
-        return False
-    own = config.get("cpt")
-    return isinstance(own, dict) and own.get("kind") == LANGUAGE_KIND
+    """Return whether a bundle says that it holds a language model; see `bundle_kind`."""
+    return bundle_kind(directory) == LANGUAGE_KIND

@@ -125,6 +125,11 @@ def keeps_operators(provider: str) -> bool:
 
 
 @functools.cache
+def rounds_as_the_executor(provider: str) -> bool:
+    """Return whether a provider gives the integer executor's integers: the CPU does."""
+    return provider_name(provider) == CPU
+
+
 def _load_libraries(onnxruntime: Any) -> None:
     """Load CUDA and cuDNN where they were installed as Python packages; it prints what it does not find."""
     with contextlib.redirect_stdout(io.StringIO()):

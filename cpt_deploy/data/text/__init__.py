@@ -2,7 +2,7 @@
 
 from cpt_deploy.data.text.corpora import Corpus, CorpusInfo, TextSplit, corpora, is_corpus, load_corpus
 from cpt_deploy.data.text.streams import Chunk, evaluation_chunks, steps_per_epoch, training_chunk, training_rows
-from cpt_deploy.data.text.vocabulary import build_tokenizer
+from cpt_deploy.data.text.vocabulary import build_tokenizer, token_digest
 
 __all__ = [
     "Chunk",
@@ -15,6 +15,7 @@ __all__ = [
     "is_corpus",
     "load_corpus",
     "steps_per_epoch",
+    "token_digest",
     "training_chunk",
     "training_rows",
 ]

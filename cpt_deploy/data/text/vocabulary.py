@@ -1,5 +1,6 @@
 """The vocabulary of a corpus, from its training text alone."""
 
+import hashlib
 from collections import Counter
 from typing import Literal
 
@@ -7,6 +8,7 @@ from cpt_deploy.bundle.processors.tokenization import (
     END,
     UNKNOWN,
     ByteTokenizer,
+    Ids,
     Tokenizer,
     WordTokenizer,
     split_words,
@@ -55,3 +57,8 @@ def _frequent_words(text: str, size: int | None) -> list[str]:
     others = [word for word in words if word not in (END, UNKNOWN)][: max(size - len(kept), 0)]
     chosen = {*kept, *others}
     return [word for word in words if word in chosen] + special
+
+
+def token_digest(ids: Ids) -> str:
+    """Return the SHA-256 of tokens, hexadecimal, as report.json says it."""
+    return hashlib.sha256(ids.tobytes()).hexdigest()

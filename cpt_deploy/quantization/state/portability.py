@@ -4,11 +4,9 @@ from dataclasses import dataclass
 
 import torch
 
-from cpt_deploy.quantization.language import QuantizedLanguageModel
-from cpt_deploy.quantization.model import QuantizedModel
 from cpt_deploy.quantization.modules.layers import QuantizedEmbedding, QuantizedLayer
 from cpt_deploy.quantization.numerics.affine import symmetric_levels
-from cpt_deploy.quantization.state.scheduled_model import WeightBits
+from cpt_deploy.quantization.state.scheduled_model import CyclingModel, WeightBits
 
 _EXECUTED_BITS = 8
 
@@ -30,7 +28,7 @@ class ReducedLayer:
     least_levels: int
 
 
-def make_native(model: QuantizedModel | QuantizedLanguageModel) -> None:
+def make_native(model: CyclingModel) -> None:
     """Let weights keep their whole range in evaluation, settling and freezing alike; the model is not portable then.
 
     Otherwise no two codes of a layer add up to what saturates 16 bits: weights of 8 bits have less range in channels
@@ -43,9 +41,7 @@ def make_native(model: QuantizedModel | QuantizedLanguageModel) -> None:
     model.precision.native = True
 
 
-def reduced_layers(
-    model: QuantizedModel | QuantizedLanguageModel, weight_bits: WeightBits = None
-) -> list[ReducedLayer]:
+def reduced_layers(model: CyclingModel, weight_bits: WeightBits = None) -> list[ReducedLayer]:
     """Return the layers that have fewer codes than their bits allow, in the order of the graph.
 
     Args:
@@ -65,9 +61,9 @@ def reduced_layers(
     return found
 
 
-def _layers(model: QuantizedModel | QuantizedLanguageModel) -> list[tuple[str, QuantizedLayer]]:
+def _layers(model: CyclingModel) -> list[tuple[str, QuantizedLayer]]:
     """Return the layers that multiply, with their names."""
-    modules = [(info.name, model.network.get_submodule(info.name)) for info in model.layers()]
+    modules = [(info.name, model.get_submodule(f"network.{info.name}")) for info in model.layers()]
     return [
         (name, module)
         for name, module in modules

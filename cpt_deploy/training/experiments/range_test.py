@@ -24,7 +24,7 @@ from cpt_deploy.training.loop.allocator_settings import freed_memory_kept
 from cpt_deploy.training.loop.optimizers import set_learning_rate
 from cpt_deploy.training.loop.randomness import seeded
 from cpt_deploy.training.loop.setup import RunObjects, build_objects
-from cpt_deploy.training.tasks import Task, load_task
+from cpt_deploy.training.task import TrainingTask, load_task
 
 LEAST_BITS = 2
 DEFAULT_STEPS = 100
@@ -195,7 +195,7 @@ def _check_divergence(progress: BitsProgress, upper: int) -> None:
 
 def _train_at(
     objects: RunObjects,
-    task: Task,
+    task: TrainingTask,
     bits: int,
     batches: Iterator[Any],
     tell: Callable[[int, float], None],

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from cpt_deploy.errors import UsageError
+from cpt_deploy.recipe.tasks import CLASSIFICATION
 from cpt_deploy.training.loop.run import Run
-from cpt_deploy.training.tasks import StepOutcome
+from cpt_deploy.training.task import StepOutcome
 
 Batch = tuple[Tensor, ...]
 Replay = Callable[[], StepOutcome]
@@ -113,7 +114,7 @@ def recorded_step(run: Run, *, autocast: bool) -> RecordedStep | None:
     task, objects = run.task, run.objects
     if not task.recipe.train.cuda_graph:
         return None
-    if objects.device.type != "cuda" or run.ranks.count > 1 or task.name != "classification":
+    if objects.device.type != "cuda" or run.ranks.count > 1 or task.name != CLASSIFICATION:
         what = f"{task.name} on {objects.device.type} in {run.ranks.count} process{'es' * (run.ranks.count > 1)}"
         raise UsageError(
             f"Expected train.cuda_graph for classification on cuda in one process, but got {what}",

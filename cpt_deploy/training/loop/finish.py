@@ -20,7 +20,7 @@ from cpt_deploy.training.loop.setup import RunObjects
 from cpt_deploy.training.reporting.reports import RunReport
 from cpt_deploy.training.run_directory.files import disk_errors, write_atomically
 from cpt_deploy.training.run_directory.metrics_log import evaluation_columns
-from cpt_deploy.training.tasks import Final
+from cpt_deploy.training.task import Final
 
 
 def finish(run: Run) -> RunReport:

@@ -21,7 +21,7 @@ from cpt_deploy.training.reporting.reports import StepProgress
 from cpt_deploy.training.run_directory.checkpoints import write_checkpoint
 from cpt_deploy.training.run_directory.metrics_log import evaluation_columns
 from cpt_deploy.training.run_directory.run_state import all_finite, capture
-from cpt_deploy.training.tasks import StepOutcome
+from cpt_deploy.training.task import StepOutcome
 from cpt_deploy.training.text_evaluation import perplexity_of
 
 

@@ -14,7 +14,7 @@ from cpt_deploy.training.reporting.reports import TrainReporter
 from cpt_deploy.training.reporting.step_costs import StepCosts
 from cpt_deploy.training.run_directory.metrics_log import MetricsLog, NoLog
 from cpt_deploy.training.run_directory.run_directory import RunDirectory
-from cpt_deploy.training.tasks import Task
+from cpt_deploy.training.task import TrainingTask
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Run:
         following: What tells adaptive schedules the loss.
     """
 
-    task: Task
+    task: TrainingTask
     objects: RunObjects
     directory: RunDirectory
     progress: RunProgress

@@ -26,8 +26,16 @@ from cpt_deploy.data import (
 )
 from cpt_deploy.errors import UsageError
 from cpt_deploy.models import build_model
+from cpt_deploy.models.language import build_language_model
 from cpt_deploy.precision import BitOpsMeter, LayerCost, PrecisionSchedule, share_of_steps
-from cpt_deploy.quantization import CyclingModel, LayerGroup, QuantizationConfig, QuantizedModel
+from cpt_deploy.quantization import (
+    CyclingModel,
+    LayerGroup,
+    QuantizationConfig,
+    QuantizedLanguageModel,
+    QuantizedModel,
+    prepare_language_model,
+)
 from cpt_deploy.recipe import Recipe
 from cpt_deploy.training.loop.optimizers import build_optimizer
 
@@ -226,6 +234,24 @@ def prepare_network(
     prepared = convert(network, config, preprocessing.input_shape)
     prepared.compute = recipe.train.compute
     return prepared
+
+
+def build_quantized_language_model(recipe: Recipe, vocabulary: int) -> QuantizedLanguageModel:
+    """Build and prepare the language model of a recipe, with fresh weights, on the CPU.
+
+    Raises:
+        UsageError: If the model is unknown, or does not take the arguments.
+    """
+    precision = recipe.precision
+    config = QuantizationConfig(
+        lower=precision.lower,
+        upper=precision.upper,
+        ends=precision.ends,
+        range_momentum=precision.range_momentum,
+        seed=recipe.seed,
+    )
+    network = build_language_model(recipe.model.name, vocabulary, **recipe.model.args)
+    return prepare_language_model(network, config)
 
 
 def build_objects(model: CyclingModel, recipe: Recipe, total_steps: int, device: torch.device) -> RunObjects:

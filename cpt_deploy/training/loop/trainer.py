@@ -25,7 +25,7 @@ from cpt_deploy.training.run_directory.metrics_log import MetricsLog, NoLog
 from cpt_deploy.training.run_directory.run_directory import RunDirectory
 from cpt_deploy.training.run_directory.run_lock import run_lock
 from cpt_deploy.training.run_directory.run_state import restore
-from cpt_deploy.training.tasks import Task, load_task
+from cpt_deploy.training.task import TrainingTask, load_task
 
 
 def train(
@@ -123,14 +123,14 @@ def _carried_out(run: Run, profile_steps: int) -> RunReport:
         ) from error
 
 
-def _begin(directory: RunDirectory, task: Task, lock: ExitStack) -> None:
+def _begin(directory: RunDirectory, task: TrainingTask, lock: ExitStack) -> None:
     directory.create()
     lock.enter_context(run_lock(directory.lock))
     directory.begin(task.recipe)
     task.begin(directory)
 
 
-def _reentered(directory: RunDirectory, task: Task, lock: ExitStack) -> RunReport | None:
+def _reentered(directory: RunDirectory, task: TrainingTask, lock: ExitStack) -> RunReport | None:
     """Make sure that a run can be gone on with, and take its lock; return its report if it is finished."""
     directory.check_resumable(task.recipe)
     lock.enter_context(run_lock(directory.lock))
@@ -139,7 +139,13 @@ def _reentered(directory: RunDirectory, task: Task, lock: ExitStack) -> RunRepor
 
 
 def _restored(
-    objects: RunObjects, task: Task, following: LossFollowing, directory: RunDirectory, ranks: Ranks, *, resume: bool
+    objects: RunObjects,
+    task: TrainingTask,
+    following: LossFollowing,
+    directory: RunDirectory,
+    ranks: Ranks,
+    *,
+    resume: bool,
 ) -> tuple[RunProgress, StepCosts]:
     """Bring all processes to the last checkpoint, which only the main one reads; to the start if there is none."""
 
@@ -179,7 +185,7 @@ def plan_run(recipe: Recipe, run_dir: Path) -> TrainPlan:
     return _plan(task, objects, run_dir, 0, ranks)
 
 
-def _plan(task: Task, objects: RunObjects, run_dir: Path, first_step: int, ranks: Ranks) -> TrainPlan:
+def _plan(task: TrainingTask, objects: RunObjects, run_dir: Path, first_step: int, ranks: Ranks) -> TrainPlan:
     layers = objects.model.layers()
     return TrainPlan(
         run_dir=run_dir,

@@ -1,5 +1,7 @@
 """Hessian-vector products, eigenvalues and trace against matrices that are known, and against torch's own Hessian."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from torch import nn
 from torch.nn import functional
 
 from cpt_deploy.analysis import LossHessian, estimate_trace, filter_norms, top_eigenvalues
-from cpt_deploy.errors import UsageError
+from cpt_deploy.errors import MissingExtraError, UsageError
 from cpt_deploy.quantization import QuantizationConfig, prepare
 
 
@@ -176,3 +178,11 @@ def test_counts_out_of_range_are_refused():
             top_eigenvalues(hessian, count)
     with pytest.raises(UsageError, match="at least 1 probe"):
         estimate_trace(hessian, 0)
+
+
+def test_without_scipy_it_is_said_what_to_install(monkeypatch):
+    weight, losses, _ = regression()
+    monkeypatch.setitem(sys.modules, "scipy.sparse.linalg", None)
+    with pytest.raises(MissingExtraError, match="SciPy") as caught:
+        top_eigenvalues(LossHessian([weight], losses))
+    assert caught.value.hint == "pip install 'cpt-deploy[analysis]'"

@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cpt_cli.commands import quickstart
 from cpt_cli.commands.train import _complete
 from cpt_cli.main import main
 from cpt_cli.recipes import split_words
 from cpt_deploy.errors import UsageError
 from cpt_deploy.quantization.kernels import active
+from cpt_deploy.tasks import task_named
+from cpt_deploy.workflows import quickstart
 
 
 @pytest.fixture(autouse=True)
@@ -299,12 +300,12 @@ def test_quickstart_replaces_only_its_own_outputs(tmp_path):
     mine.mkdir()
     (mine / "thesis.tex").touch()
     with pytest.raises(UsageError, match=r"thesis\.tex"):
-        quickstart._make_room(mine)
+        quickstart.make_room(mine)
     fresh = tmp_path / "fresh"
-    quickstart._make_room(fresh)
+    quickstart.make_room(fresh)
     (fresh / "run").mkdir()
     (fresh / "run" / "old").touch()
-    quickstart._make_room(fresh)
+    quickstart.make_room(fresh)
     assert [path.name for path in fresh.iterdir()] == ["quickstart.json"]
 
 
@@ -335,7 +336,7 @@ def test_serve_says_what_it_serves_and_how_to_ask(capsys, shared_bundle, tmp_pat
     monkeypatch.setattr("cpt_serving.server.run", run_nothing)
     _, out, _ = run(capsys, "serve", shared_bundle.path, "--max-batch", 3)
     assert "curl -F file=@image.png http://127.0.0.1:1/predict" in out
-    monkeypatch.setattr("cpt_deploy.bundle.language.is_language", lambda _: True)
+    monkeypatch.setattr("cpt_deploy.tasks.task_of_bundle", lambda _: task_named("language-model"))
     _, out, _ = run(capsys, "serve", shared_bundle.path)
     assert """curl -d '{"prompt": "The"}' http://127.0.0.1:1/generate""" in " ".join(out.split())
     monkeypatch.undo()

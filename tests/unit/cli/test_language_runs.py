@@ -8,8 +8,8 @@ from cpt_cli.main import main
 @pytest.fixture
 def run(tmp_path):
     """A directory that looks like the run of a language model, with nothing in it that could be exported."""
-    for name in ("tokenizer.json", "recipe.yaml"):
-        (tmp_path / name).write_text("{}")
+    (tmp_path / "tokenizer.json").write_text("{}")
+    (tmp_path / "recipe.yaml").write_text("data: {task: language-model}")
     return tmp_path
 
 

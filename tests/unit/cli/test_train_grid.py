@@ -9,8 +9,8 @@ import time
 import pytest
 
 from cpt_cli.main import main
-from cpt_cli.trial_process import _outcome
 from cpt_deploy.training import TrialOutcome, read_finished_run
+from cpt_deploy.workflows.trial_processes import _outcome
 
 GRID = """
 recipes: [digits-quickstart]

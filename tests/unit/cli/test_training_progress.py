@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cpt_cli.output import out
-from cpt_cli.training_progress import TrainingProgress, show_plan, show_profile
+from cpt_cli.shown.training_progress import TrainingProgress, show_plan, show_profile
 from cpt_deploy.recipe import load_recipe
 from cpt_deploy.training import Evaluation, ProfileReport, StepProgress, TrainPlan
 

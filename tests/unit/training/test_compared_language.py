@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 
 from cpt_cli.main import main
-from cpt_cli.trial_process import _outcome
 from cpt_deploy.errors import UsageError
 from cpt_deploy.recipe import load_recipe
 from cpt_deploy.training import TrialOutcome, TrialQueue, group_runs, read_finished_run, train
+from cpt_deploy.workflows.trial_processes import _outcome
 
 SETTINGS = (
     "model.args={embedding: 8, hidden: 8, layers: 1, dropout: 0.0}",

@@ -15,7 +15,7 @@ from cpt_deploy.models import build_model
 from cpt_deploy.onnx_graph.float_network import float_model
 from cpt_deploy.recipe import load_recipe
 from cpt_deploy.training import group_runs, load_run, plan_run, read_finished_run, train
-from cpt_deploy.training.tasks import load_task
+from cpt_deploy.training.task import load_task
 
 CPU = torch.device("cpu")
 TWO_CLASSES = """

@@ -26,7 +26,7 @@ from cpt_deploy.recipe import experiments, load_recipe, smoke_recipe
 from cpt_deploy.training import RunReport
 from cpt_deploy.training.distributed.process_group import Ranks
 from cpt_deploy.training.loop.setup import build_cpt_model, load_data
-from cpt_deploy.training.tasks import load_task
+from cpt_deploy.training.task import load_task
 
 IMAGES = {name: entry for name, entry in experiments().items() if entry.data in ("cifar10", "cifar100", "imagenet")}
 TEXT = {name: entry for name, entry in experiments().items() if name not in IMAGES}

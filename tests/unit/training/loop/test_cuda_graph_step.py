@@ -12,7 +12,7 @@ from cpt_deploy.errors import UsageError
 from cpt_deploy.training import train
 from cpt_deploy.training.loop import loop
 from cpt_deploy.training.loop.cuda_graph_step import WARMUP_STEPS, RecordedStep, gradients_of
-from cpt_deploy.training.tasks import StepOutcome
+from cpt_deploy.training.task import StepOutcome
 
 CPU = torch.device("cpu")
 

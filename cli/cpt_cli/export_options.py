@@ -1,0 +1,57 @@
+"""What the options of `cpt export` say of a float model that was trained elsewhere."""
+
+from collections.abc import Mapping
+from math import isfinite
+from pathlib import Path
+
+from cpt_deploy.errors import UsageError
+
+
+def check_origin(
+    run: Path | None, source: Path | None, only_from: Mapping[str, object], only_run: Mapping[str, object]
+) -> None:
+    """Raise unless there is either a run or a file with its data, and no option that belongs to the other.
+
+    Args:
+        run: The run.
+        source: The file of a float model.
+        only_from: Values of the options that need a file, None where they were not given.
+        only_run: Values of the options that need a run, likewise.
+
+    Raises:
+        UsageError: Otherwise.
+    """
+    if (run is None) == (source is None):
+        raise UsageError(
+            f"Expected either a run or --from, but got {'none' if run is None else 'both'}",
+            hint="cpt export runs/NAME, or cpt export --from model.onnx --data NAME",
+        )
+    for option, value in (only_from if source is None else only_run).items():
+        if value is not None:
+            needed, got = ("--from", "a run") if source is None else ("a run", "--from")
+            raise UsageError(f"Expected {option} with {needed} only, but got it with {got}")
+    if source is not None and only_from["--data"] is None:
+        raise UsageError("Expected --data with --from, to calibrate on, but got none", hint="cpt datasets lists names")
+
+
+def parsed_size(text: str | None) -> tuple[int, int] | None:
+    """Return height and width as `--input-size` gives them."""
+    if text is None:
+        return None
+    sizes = text.lower().split("x")
+    if len(sizes) > 2 or not all(size.isascii() and size.isdigit() and 0 < int(size) <= 65536 for size in sizes):
+        raise UsageError(f"Expected --input-size as 32 or 224x224, but got {text!r}")
+    return int(sizes[0]), int(sizes[-1])
+
+
+def parsed_numbers(option: str, text: str | None) -> tuple[float, ...] | None:
+    """Return the numbers of `--mean` or `--std`, one a channel."""
+    if text is None:
+        return None
+    try:
+        values = tuple(float(word) for word in text.split(","))
+    except ValueError:
+        values = (float("nan"),)
+    if not all(isfinite(value) and (value > 0 or option != "--std") for value in values):
+        raise UsageError(f"Expected {option} to be numbers with commas between, as 0.485,0.456,0.406, but got {text!r}")
+    return values

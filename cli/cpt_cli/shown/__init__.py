@@ -1,0 +1,1 @@
+"""What commands show of results, through `cpt_cli.output`."""

@@ -1,0 +1,62 @@
+"""What `cpt compare` and `cpt train-grid` show of finished runs side by side."""
+
+import statistics
+from typing import TYPE_CHECKING, Any
+
+from cpt_cli.output import out
+from cpt_deploy import readable
+
+if TYPE_CHECKING:
+    from cpt_deploy.training import RunGroup
+
+
+def show_groups(groups: "list[RunGroup]") -> list[dict[str, Any]]:
+    """Print a table with a line for each group, and return its figures as JSON types."""
+    entries = [_entry(group, groups[0]) for group in groups]
+    for run in (run for group in groups for run in group.repeated):
+        out.warning(f"{readable.path(run.path)} has the settings and the seed of another run: it is not counted")
+    accuracy = groups[0].measure == "accuracy"
+    figure, difference = ("accuracy", "against the first, points") if accuracy else ("perplexity", "against the first")
+    out.table(
+        ("runs", "seeds", figure, "± s.d.", difference, "GBitOPs", "of the first", "time"),
+        [_row(entry, entries[0]) for entry in entries],
+    )
+    return entries
+
+
+def _entry(group: "RunGroup", reference: "RunGroup") -> dict[str, Any]:
+    differences = [] if group is reference else list(group.paired_differences(reference))
+    return {
+        "label": group.label,
+        "runs": [run.path for run in group.runs],
+        "not_counted": [run.path for run in group.repeated],
+        "seeds": [run.seed for run in group.runs],
+        "measure": group.measure,
+        "accuracies" if group.measure == "accuracy" else "perplexities": list(group.figures),
+        "mean": group.mean,
+        "deviation": group.deviation,
+        "paired_differences": differences,
+        "gbitops": group.gbitops,
+        "seconds": group.seconds,
+    }
+
+
+def _row(entry: dict[str, Any], reference: dict[str, Any]) -> tuple[object, ...]:
+    is_accuracy = entry["measure"] == "accuracy"
+    scale = 100 if is_accuracy else 1
+    differences = [scale * value for value in entry["paired_differences"]]
+    difference = ""
+    if differences:
+        spread = f" ± {statistics.stdev(differences):.2f}" if len(differences) > 1 else ""
+        difference = f"{statistics.fmean(differences):+.2f}{spread}"
+    deviation = "" if entry["deviation"] is None else f"{scale * entry['deviation']:.2f}"
+    return (
+        entry["label"],
+        len(entry["seeds"]),
+        readable.share(entry["mean"]) if is_accuracy else f"{entry['mean']:.2f}",
+        deviation,
+        difference,
+        f"{entry['gbitops']:,.0f}",
+        readable.share(entry["gbitops"] / reference["gbitops"]),
+        readable.duration(entry["seconds"]),
+    )

@@ -1,0 +1,64 @@
+"""What an export says on the terminal of the bundle that it wrote."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from cpt_cli.output import out
+from cpt_deploy import readable
+
+if TYPE_CHECKING:
+    from cpt_deploy.bundle.opened import OpenedBundle
+    from cpt_deploy.tasks import ExportSummary
+
+_COSTS = {
+    "divergence": "divergence of the class probabilities in nats on {sensitivity_images:,} training images",
+    "loss_rise": "rise of the loss in nats a token on {sensitivity_tokens:,} tokens of validation text",
+}
+"""What a bundle calls the costs of fewer bits in one layer alone, in words."""
+
+
+def show_export(bundle: "OpenedBundle") -> "ExportSummary":
+    """Print what was exported, and whether onnxruntime on this machine reproduces its golden sample."""
+    from cpt_deploy.workflows import describe_export
+
+    summary = describe_export(bundle)
+    sizes = files_bytes(bundle)
+    if "mixed_precision" in bundle.facts:
+        show_mixed_precision(bundle.facts["mixed_precision"])
+    out.fields(
+        f"Exported {bundle.name}{summary.title}",
+        {
+            "bundle": readable.path(bundle.path),
+            "model.onnx": f"{readable.size(sizes['model.onnx'])}, sha256 {bundle.sha256[:16]}…",
+            **summary.facts,
+            "all files": readable.size(sum(sizes.values())),
+        },
+    )
+    if not summary.reproduced:
+        out.warning(f"onnxruntime and the integer executor disagree: {summary.differs}; cpt validate says where")
+    return summary
+
+
+def show_mixed_precision(chosen: Mapping[str, Any]) -> None:
+    """Print the bits that each layer got, and what fewer bits in it alone cost."""
+    cost = next(name for name in _COSTS if all(name in layer for layer in chosen["layers"]))
+    widths = sorted({int(bits) for layer in chosen["layers"] for bits in layer[cost]})
+    out.table(
+        ("layer", "weights", "bits", *(f"at {bits} bits" for bits in widths)),
+        [
+            (
+                layer["layer"],
+                f"{layer['weights']:,}",
+                layer["bits"],
+                *(f"{layer[cost][str(bits)]:.2g}" for bits in widths),
+            )
+            for layer in chosen["layers"]
+        ],
+        title=f"Weights at {readable.share(chosen['size_of_8_bits'], 1)} of their size at 8 bits; "
+        + _COSTS[cost].format_map(chosen),
+    )
+
+
+def files_bytes(bundle: "OpenedBundle") -> dict[str, int]:
+    """Return the size of each file of a bundle by its name."""
+    return {path.name: path.stat().st_size for path in sorted(bundle.path.iterdir())}

@@ -1,0 +1,93 @@
+"""What `cpt train` shows of a run: what it would do, and what came of it."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cpt_cli.output import out
+from cpt_cli.shown.training_progress import TrainingProgress, show_plan, show_step_costs
+from cpt_deploy import readable
+
+if TYPE_CHECKING:
+    from cpt_deploy.recipe import Recipe
+    from cpt_deploy.training import RunReport
+
+
+def show_dry_run(recipe: "Recipe", directory: Path) -> None:
+    """Print what a run would do."""
+    from cpt_deploy.training import plan_run
+
+    plan = plan_run(recipe, directory)
+    show_plan(plan)
+    out.note("dry run: nothing was written")
+    out.result(
+        {
+            "run": directory,
+            "device": plan.device,
+            "parameters": plan.parameters,
+            "macs": plan.macs,
+            "layers": plan.layers,
+            "total_steps": plan.total_steps,
+            "steps_per_epoch": plan.steps_per_epoch,
+            "relative_cost": plan.relative_cost,
+            "pretrained": plan.pretrained,
+            "left_out": plan.left_out,
+            "recipe": plan.recipe.model_dump(mode="json"),
+        }
+    )
+
+
+def run_training(recipe: "Recipe", directory: Path, *, resume: bool = False, profile_steps: int = 0) -> "RunReport":
+    """Train, show the progress and the result, and return the report."""
+    from cpt_deploy.training import train as train_run
+
+    finished_before = resume and (directory / "report.json").is_file()
+    with TrainingProgress() as progress:
+        report = train_run(recipe, directory, resume=resume, reporter=progress, profile_steps=profile_steps)
+    if finished_before:
+        out.note(f"the run in {readable.path(directory)} was finished already")
+    show_trained(report, directory)
+    return report
+
+
+def show_trained(report: "RunReport", directory: Path) -> None:
+    """Print what came of a run, and what it left in its directory."""
+    files = files_bytes(directory)
+    upper, cost = report.bits["upper"], report.cost
+    out.fields(
+        f"Trained {report.name}",
+        {
+            **_describe_result(report),
+            "cost": f"{cost['gbitops']:,.0f} GBitOPs, {readable.share(cost['saving'])} less than static {upper} bits",
+            "time": _describe_time(report),
+            "run": readable.path(directory),
+            "files": ", ".join(f"{name} ({readable.size(size)})" for name, size in files.items()),
+        },
+    )
+    if report.steps_by_bits and not out.quiet:
+        show_step_costs(report)
+    if out.quiet:
+        out.line(readable.path(directory))
+
+
+def _describe_result(report: "RunReport") -> dict[str, str]:
+    """Return what the run is judged by: accuracy, or perplexity, of the settled model."""
+    test, best, upper = report.test, report.best, report.bits["upper"]
+    if test.perplexity is None or report.valid is None:
+        on_the_way = "" if best is None else f", best on the way {readable.share(best.top1)}"
+        return {f"accuracy at {upper} bits": f"{readable.share(test.top1)} of {test.images:,} test images{on_the_way}"}
+    on_the_way = "" if best is None else f" (best on the way {best.perplexity:.2f})"
+    texts = f"{test.perplexity:.2f} on the test text, {report.valid.perplexity:.2f} on the validation text{on_the_way}"
+    return {f"perplexity at {upper} bits": texts}
+
+
+def _describe_time(report: "RunReport") -> str:
+    waiting = report.seconds.get("waiting_for_data", 0.0) / max(report.seconds["training"], 1e-9)
+    from cpt_deploy.tasks import task_named
+
+    rate = f"{report.images_per_s:,.0f} {task_named(report.task).unit}/s in training"
+    return f"{readable.duration(report.seconds['total'])}, {rate}, {waiting:.0%} of it waiting for data"
+
+
+def files_bytes(directory: Path) -> dict[str, int]:
+    """Return the size of each file in the directory of a run by its name."""
+    return {path.name: path.stat().st_size for path in sorted(directory.iterdir()) if path.is_file()}

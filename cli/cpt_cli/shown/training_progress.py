@@ -1,0 +1,235 @@
+"""What `cpt train` shows while a run goes on: a summary, then a bar on a terminal and elsewhere one line an epoch."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from cpt_cli.output import Bar, out
+from cpt_deploy import readable
+
+if TYPE_CHECKING:
+    from cpt_deploy.precision import PrecisionSchedule
+    from cpt_deploy.training import Evaluation, Pretrained, ProfileReport, RunReport, StepProgress, TrainPlan
+
+SHOWN_CYCLES = 4
+SHOWN_COLUMNS = 32
+SLOW_LOADING = 0.2
+"""Share of the time spent waiting for batches from which on the user is told what helps."""
+
+
+class TrainingProgress:
+    """Hears of a run, as `cpt_deploy.training.TrainReporter` wants it, and says it through `out`."""
+
+    def __init__(self) -> None:
+        self._stack = ExitStack()
+        self._bar: Bar | None = None
+        self._steps_per_epoch = 1
+        self._epochs = 1.0
+        self._line = ""
+        self._last_result = ""
+        self._workers, self._unit = 0, "images"
+        self._shares: list[float] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+    def start(self, plan: "TrainPlan") -> None:
+        """Show the plan and the bar."""
+        show_plan(plan)
+        self._steps_per_epoch = plan.steps_per_epoch
+        self._epochs = plan.total_steps / plan.steps_per_epoch
+        self._workers, self._unit = plan.workers, plan.unit
+        if plan.first_step:
+            out.note(f"going on from step {plan.first_step}")
+        self._bar = self._stack.enter_context(out.bar("training", plan.total_steps, start=plan.first_step))
+
+    def step(self, progress: "StepProgress") -> None:
+        """Advance the bar; at the end of an epoch make its line, which waits for an evaluation."""
+        self._flush()
+        self._hint_at_slow_loading(progress)
+        figures = _figures(progress, self._unit)
+        if self._bar is not None:
+            tested = [self._last_result] if self._last_result else []
+            self._bar.advance(progress.step, progress.total_steps, detail="  ".join([*figures, *tested]))
+        if progress.step % self._steps_per_epoch == 0 or progress.step == progress.total_steps:
+            epoch = f"epoch {progress.step / self._steps_per_epoch:g}/{self._epochs:g}"
+            self._line = "  ".join([epoch, *figures])
+
+    def evaluated(self, evaluation: "Evaluation") -> None:
+        """Complete the epoch's line with the accuracy on the test images, or the perplexity of the validation text."""
+        self._last_result = describe_result(evaluation)
+        if evaluation.settled:
+            self._flush()
+            return
+        best = ", best" if evaluation.best else ""
+        self._line = f"{self._line or f'step {evaluation.step}'}  {self._last_result}{best}"
+        self._flush()
+
+    def profiled(self, profile: "ProfileReport") -> None:
+        """Show where the time of the profiled steps went."""
+        show_profile(profile)
+
+    def finished(self, report: "RunReport") -> None:
+        """Take the bar away; the command shows the result."""
+        self._flush()
+        self._stack.close()
+
+    def _hint_at_slow_loading(self, progress: "StepProgress") -> None:
+        """Say once what helps, if the first whole log interval after the start was spent waiting for batches."""
+        if progress.data_share is None or len(self._shares) == 2:
+            return
+        if progress.data_share not in self._shares:
+            self._shares.append(progress.data_share)
+            if len(self._shares) == 2 and progress.data_share > SLOW_LOADING:
+                out.warning(
+                    f"{readable.share(progress.data_share)} of the time is spent waiting for batches; "
+                    f"data.workers={self._workers + 1} or more, up to the number of idle cores, may help"
+                )
+
+    def _flush(self) -> None:
+        if self._line and not out.shows_progress:
+            out.note(self._line)
+        self._line = ""
+
+
+def describe_result(evaluation: "Evaluation") -> str:
+    """Return what an evaluation on the way found, in a few words."""
+    if evaluation.perplexity is None:
+        return f"test {readable.share(evaluation.top1)}"
+    return f"valid perplexity {evaluation.perplexity:.2f}"
+
+
+def _figures(progress: "StepProgress", unit: str) -> list[str]:
+    figures = [f"bits {progress.bits}", f"lr {progress.lr:.3g}"]
+    if progress.loss is not None:
+        figures.append(f"loss {progress.loss:.3f}")
+    if progress.accuracy is not None:
+        figures.append(f"train {readable.share(progress.accuracy)}")
+    if progress.images_per_s is not None:
+        figures.append(f"{progress.images_per_s:.0f} {unit}/s")
+    if progress.data_share is not None:
+        figures.append(f"waiting for data {progress.data_share:.0%}")
+    return figures
+
+
+def show_plan(plan: "TrainPlan") -> None:
+    """Print what a run is going to do."""
+    recipe = plan.recipe
+    epochs = plan.total_steps / plan.steps_per_epoch
+    parameters, macs = readable.count(plan.parameters), readable.count(plan.macs)
+    kinds = f"{plan.classes:,} {'classes' if plan.unit == 'images' else 'different ones'}"
+    samples = f"{plan.train_images:,} {plan.unit} to train and {plan.test_images:,} to test"
+    out.fields(
+        f"Training {recipe.name}",
+        {
+            "model": f"{recipe.model.name}, {parameters} parameters, {macs} MACs per {plan.unit.removesuffix('s')}",
+            **({} if plan.pretrained is None else {"weights": describe_pretrained(plan.pretrained)}),
+            "quantized layers": _describe_layers(plan),
+            **({} if plan.conversion is None else {"computes on": plan.conversion.in_words}),
+            "data": f"{recipe.data.name}, {samples}, {kinds}",
+            **({} if not plan.left_out else {"files left out": describe_left_out(plan.left_out)}),
+            "steps": f"{plan.total_steps:,} ({epochs:g} epochs of batches of {recipe.train.batch_size})",
+            "precision": _describe_precision(plan),
+            "cost": _describe_cost(plan),
+            "device": plan.device if plan.processes == 1 else f"{plan.processes} processes, first on {plan.device}",
+            "seed": recipe.seed,
+            "run": readable.path(plan.run_dir),
+        },
+    )
+    if plan.pretrained is not None and plan.pretrained.published_input is not None:
+        mean, std = (f"[{','.join(f'{value:g}' for value in values)}]" for values in plan.pretrained.published_input)
+        out.warning(
+            f"the published weights of {recipe.model.name} read images of another normalisation; if they are "
+            f"what {readable.path(Path(plan.pretrained.file))} holds: data.input.mean={mean} data.input.std={std}"
+        )
+
+
+def describe_left_out(counts: Mapping[str, int]) -> str:
+    """Return in one line how many files are not used, by their type."""
+    return ", ".join(f"{count:,} {kind}" for kind, count in counts.items())
+
+
+def describe_pretrained(pretrained: "Pretrained") -> str:
+    """Return in one line what a run begins with, and what of it is left at its initialisation."""
+    taken = f"{pretrained.tensors} tensors of {readable.path(Path(pretrained.file))}, SHA-256 {pretrained.sha256[:12]}…"
+    if pretrained.fresh:
+        taken += f"; {' and '.join(pretrained.fresh)} fresh: the file's have {pretrained.classes:,} classes"
+    else:
+        taken += ", the last layer's too"
+    if pretrained.left_out:
+        taken += f"; {' and '.join(pretrained.left_out)} left out: auxiliary heads, which only help training"
+    return taken
+
+
+def show_profile(profile: "ProfileReport") -> None:
+    """Print where the time of the profiled steps went."""
+    total = sum(profile.seconds.values())
+    rows = [
+        (
+            group,
+            f"{1e3 * seconds:.2f}",
+            f"{seconds / total:.1%}",
+            ", ".join(f"{name} {1e3 * own:.2f}" for name, own in profile.operators.get(group, ())),
+        )
+        for group, seconds in profile.seconds.items()
+    ]
+    title = f"Where a step's {1e3 * profile.step_seconds:.1f} ms go, mean of {profile.steps} steps under the profiler"
+    out.table(("part of a step", "ms", "share", "most of it"), rows, title=title)
+    out.line(f"trace for https://ui.perfetto.dev or chrome://tracing: {readable.path(profile.trace)}")
+
+
+def show_step_costs(report: "RunReport") -> None:
+    """Print what a step costs at each bit-width: its BitOPs, and what was measured."""
+    upper = max((cost["gbitops"] or 0.0 for cost in report.steps_by_bits.values()), default=0.0)
+    rows = []
+    for bits, cost in report.steps_by_bits.items():
+        operations, memory = cost["gbitops"] or 0.0, cost["memory_bytes"]
+        rows.append(
+            (
+                bits,
+                f"{operations:,.1f}",
+                f"{operations / upper:.0%}",
+                cost["steps"],
+                f"{1e3 * (cost['median_seconds'] or 0.0):,.1f}",
+                "" if memory is None else readable.size(int(memory)),
+            )
+        )
+    columns = ("bits", "GBitOPs", "of the most", "steps", "median ms", "peak memory")
+    out.table(columns, rows, title="A step at each bit-width, counted and measured")
+
+
+def _describe_layers(plan: "TrainPlan") -> str:
+    precision = plan.recipe.precision
+    cycling, held = plan.layers.get("cycle", 0), plan.layers.get("hold", 0)
+    parts = [f"{cycling} cycling"]
+    for number, group in enumerate(precision.groups, start=1):
+        lower, upper = precision.bounds_of(group)
+        schedule = group.schedule or precision.schedule
+        parts.append(f"{plan.layers.get(f'group{number}', 0)} of {group.match} ({schedule}, {lower}-{upper} bits)")
+    return ", ".join([*parts, f"{held} held at {precision.upper} bits"])
+
+
+def _describe_cost(plan: "TrainPlan") -> str:
+    if plan.relative_cost is None:
+        return "follows from the training loss, which decides when bits rise"
+    return f"{readable.share(plan.relative_cost)} of the BitOPs of static {plan.recipe.precision.upper} bits"
+
+
+def _describe_precision(plan: "TrainPlan") -> str:
+    precision = plan.recipe.precision
+    schedule = precision.forward_schedule()
+    line, shown = _schedule_line(schedule, plan.total_steps)
+    bits = f"{precision.lower}-{precision.upper}" if precision.schedule != "static" else f"{precision.upper}"
+    return f"{line}{shown}  {precision.schedule} {bits} bits forward, {precision.grad_upper} backward"
+
+
+def _schedule_line(schedule: "PrecisionSchedule", total_steps: int) -> tuple[str, str]:
+    """Return a schedule as blocks, and what was left out of it: of many cycles only the first ones can be seen."""
+    cycles = int(getattr(schedule, "cycles", 1))
+    steps = total_steps if cycles <= SHOWN_CYCLES else total_steps * SHOWN_CYCLES // cycles
+    bits: Sequence[int] = [schedule.bits_at(step, total_steps) for step in range(max(steps, 1))]
+    return readable.sparkline(bits, SHOWN_COLUMNS), f"… ({cycles} cycles)" if cycles > SHOWN_CYCLES else ""

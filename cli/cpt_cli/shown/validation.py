@@ -1,0 +1,38 @@
+"""What `cpt validate` shows of the evidence, and the error where a bundle did not pass."""
+
+from typing import TYPE_CHECKING
+
+from cpt_cli.output import out
+from cpt_deploy.errors import ValidationFailedError
+
+if TYPE_CHECKING:
+    from cpt_deploy.tasks import Evidence
+
+
+def show_evidence(evidence: "Evidence") -> None:
+    """Print what was measured, the verdict, and what was not measured."""
+    summary = evidence.summary
+    verdict = evidence.verdict if evidence.verdict == "passed" else evidence.verdict.upper()
+    for note in summary.notes:
+        out.note(f"note: {note}")
+    if out.quiet:
+        out.line(evidence.verdict)
+        return
+    out.table(summary.table.columns, summary.table.rows, title=summary.table.title)
+    if summary.statement:
+        out.line(f"{verdict}: {summary.statement}")
+    for line in summary.lines:
+        out.line(line)
+    if summary.facts:
+        out.fields(verdict, summary.facts)
+
+
+def require_passed(evidence: "Evidence") -> None:
+    """Raise a `ValidationFailedError` unless a bundle passed: because of what failed, or else of what is undecided."""
+    if evidence.passed:
+        return
+    if evidence.reasons:
+        raise ValidationFailedError("; ".join(evidence.reasons))
+    raise ValidationFailedError(
+        f"Undecided: {'; '.join(evidence.undecided)}", hint="measure on more samples, or accept it: --allow-undecided"
+    )

@@ -1,0 +1,33 @@
+"""Kinds of models: the interface in which they differ, and one folder a kind, each with the same file names.
+
+None imports torch before something is asked that needs it.
+"""
+
+from cpt_deploy.tasks.evidence import BundleCheck, Evidence, Origin, Table, ValidationOptions, ValidationSummary
+from cpt_deploy.tasks.exporting import BitAllocation, ExportOptions, ExportSummary, Sensitivity
+from cpt_deploy.tasks.finding import task_named, task_of_bundle, task_of_run
+from cpt_deploy.tasks.interface import RunExport, SavedRun, SweptRun, Task
+from cpt_deploy.tasks.reporting import SILENT, Progress, Reporter
+
+__all__ = [
+    "SILENT",
+    "BitAllocation",
+    "BundleCheck",
+    "Evidence",
+    "ExportOptions",
+    "ExportSummary",
+    "Origin",
+    "Progress",
+    "Reporter",
+    "RunExport",
+    "SavedRun",
+    "Sensitivity",
+    "SweptRun",
+    "Table",
+    "Task",
+    "ValidationOptions",
+    "ValidationSummary",
+    "task_named",
+    "task_of_bundle",
+    "task_of_run",
+]

@@ -1,0 +1,40 @@
+"""Which task a run or a bundle is of."""
+
+from pathlib import Path
+from typing import Any
+
+from cpt_deploy.bundle.opened import bundle_kind
+from cpt_deploy.recipe import load_recipe
+from cpt_deploy.recipe.tasks import CLASSIFICATION, task_name, tasks
+from cpt_deploy.tasks.interface import Task
+
+
+def task_named(name: str) -> Task[Any]:
+    """Return a task by its name.
+
+    Raises:
+        UsageError: If there is none of this name.
+    """
+    task: Task[Any] = tasks.get(name)
+    return task
+
+
+def task_of_run(run_dir: Path) -> Task[Any]:
+    """Return the task of a run as its recipe says it; a directory without one is left to the first who reads it.
+
+    Raises:
+        RecipeError: If its recipe is damaged.
+    """
+    path = run_dir / "recipe.yaml"
+    if not path.is_file():
+        return task_named(CLASSIFICATION)
+    data = load_recipe(path).data
+    return task_named(task_name(data.task, data.name))
+
+
+def task_of_bundle(path: Path) -> Task[Any]:
+    """Return the task of a bundle as its config.json says it.
+
+    Only who opens it depends on this: what it says counts after its checksum was verified.
+    """
+    return task_named(bundle_kind(path) or CLASSIFICATION)

@@ -1,0 +1,197 @@
+"""The training of a classifier of images."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from itertools import takewhile
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cpt_deploy.data import ArrayImages, FileImages, eval_loader, training_stream
+from cpt_deploy.errors import UsageError
+from cpt_deploy.quantization import CyclingModel, QuantizedModel
+from cpt_deploy.recipe import Recipe
+from cpt_deploy.recipe.tasks import CLASSIFICATION
+from cpt_deploy.training.distributed.process_group import Ranks
+from cpt_deploy.training.distributed.synchronization import Synchronization
+from cpt_deploy.training.evaluation import evaluate
+from cpt_deploy.training.fine_tuning import Pretrained, build_pretrained, resolve_weights
+from cpt_deploy.training.loop.inputs import settling_inputs
+from cpt_deploy.training.loop.setup import RunData, build_cpt_model, load_data
+from cpt_deploy.training.reporting.reports import Evaluation
+from cpt_deploy.training.run_directory.run_directory import RunDirectory
+from cpt_deploy.training.task import Final, StepOutcome, Stop
+
+
+class Classification:
+    """The task, see `TrainingTask`.
+
+    Args:
+        data: Images, and how they become inputs.
+    """
+
+    name = CLASSIFICATION
+    unit = "images"
+
+    def __init__(self, data: RunData) -> None:
+        self.data = data
+        self.pretrained: Pretrained | None = None
+        self.loss = nn.CrossEntropyLoss(label_smoothing=data.recipe.train.label_smoothing)
+
+    @property
+    def recipe(self) -> Recipe:
+        """See `TrainingTask`."""
+        return self.data.recipe
+
+    @property
+    def workers(self) -> int:
+        """See `TrainingTask`."""
+        return self.data.workers
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """See `TrainingTask`."""
+        return self.data.steps_per_epoch
+
+    @property
+    def total_steps(self) -> int:
+        """See `TrainingTask`."""
+        return self.data.total_steps
+
+    @property
+    def step_samples(self) -> int:
+        """Images of a batch."""
+        return min(self.recipe.train.batch_size, len(self.data.train))
+
+    @property
+    def rows(self) -> int:
+        """Images of a batch."""
+        return self.step_samples
+
+    @property
+    def classes(self) -> int:
+        """Number of classes."""
+        return len(self.data.train.classes)
+
+    @property
+    def samples(self) -> tuple[int, int]:
+        """Number of images."""
+        return len(self.data.train), len(self.data.test)
+
+    @property
+    def left_out(self) -> Mapping[str, int]:
+        """Files of both splits that are not read as images, and those that cannot be read, see `TrainingTask`."""
+        counts: Counter[str] = Counter()
+        for images in (self.data.train, self.data.test):
+            if isinstance(images, FileImages):
+                counts.update({**images.left_out, **({"unreadable": len(images.skipped)} if images.skipped else {})})
+        return dict(counts.most_common())
+
+    def check_processes(self, count: int) -> None:
+        """Make sure that each process has an image of each batch, see `TrainingTask`."""
+        if self.step_samples < count:
+            raise UsageError(
+                f"Expected batches of at least one image for each process, but got {self.step_samples} for {count}",
+                hint="raise train.batch_size, which is that of all processes together, or start fewer processes",
+            )
+
+    def build_model(self) -> QuantizedModel:
+        """Build it, with the weights that the recipe begins with, see `TrainingTask`."""
+        if self.recipe.model.weights is None:
+            return build_cpt_model(self.recipe, self.classes, self.data.preprocessing)
+        model, self.pretrained = build_pretrained(self.recipe, self.classes, self.data.preprocessing)
+        return model
+
+    def begin(self, directory: RunDirectory) -> None:
+        """Write nothing: classes and preprocessing stand in the report."""
+
+    def check(self, directory: RunDirectory) -> None:
+        """Check nothing: the recipe names the data."""
+
+    def stream(self, steps: range, ranks: Ranks, *, pin_memory: bool) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield inputs and labels, see `TrainingTask`."""
+        return training_stream(
+            self.data.train_inputs,
+            self.data.augment,
+            batch_size=self.recipe.train.batch_size,
+            seed=self.recipe.seed,
+            batches=steps,
+            workers=self.workers,
+            share=ranks.share,
+            pin_memory=pin_memory,
+        )
+
+    def step(
+        self, model: nn.Module, batch: tuple[Tensor, Tensor], device: torch.device, *, autocast: bool
+    ) -> StepOutcome:
+        """See `TrainingTask`."""
+        on_gpu = device.type == "cuda"
+        x = batch[0].to(device, memory_format=torch.channels_last, non_blocking=on_gpu)
+        y = batch[1].to(device, non_blocking=on_gpu)
+        with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
+            logits = model(x)
+        correct = (logits.detach().argmax(1) == y).sum()
+        return StepOutcome(self.loss(logits.float(), y), correct, len(y), self.step_samples)
+
+    def state(self, model: CyclingModel, ranks: Ranks) -> Mapping[str, Tensor]:
+        """Return nothing: batches do not depend on each other."""
+        return {}
+
+    def restore(self, state: Mapping[str, Tensor], model: CyclingModel, device: torch.device, ranks: Ranks) -> None:
+        """Restore nothing."""
+
+    def evaluate(
+        self, model: CyclingModel, device: torch.device, step: int, stop: Stop, ranks: Ranks
+    ) -> Evaluation | None:
+        """Evaluate on the test images, see `TrainingTask`."""
+        assert isinstance(model, QuantizedModel)
+        batches = eval_loader(
+            self.data.test_inputs,
+            self.data.preprocessing,
+            self.recipe.train.eval_batch_size,
+            workers=self.workers,
+            share=ranks.share,
+            pin_memory=device.type == "cuda",
+        )
+        return evaluate(model, batches, classes=self.classes, device=device, step=step, stop=stop, ranks=ranks)
+
+    def is_better(self, evaluation: Evaluation, best: Evaluation) -> bool:
+        """Return whether more images are classified right."""
+        return evaluation.top1 > best.top1
+
+    def settle(self, synchronization: Synchronization, device: torch.device, stop: Stop, ranks: Ranks) -> None:
+        """Settle on training batches of the epochs after the last one; each process takes some of them."""
+        batches = settling_inputs(
+            self.recipe, self.data.preprocessing, self.data.train_inputs, workers=self.workers, share=ranks.share
+        )
+        wanted = takewhile(lambda _: not stop(), batches)
+        synchronization.settle(inputs.to(device, memory_format=torch.channels_last) for inputs in wanted)
+
+    def evaluate_settled(
+        self, model: CyclingModel, device: torch.device, step: int, stop: Stop, ranks: Ranks
+    ) -> Final | None:
+        """See `TrainingTask`."""
+        result = self.evaluate(model, device, step, stop, ranks)
+        return None if result is None else Final(result, result)
+
+    def describe(self) -> dict[str, Any]:
+        """See `TrainingTask`."""
+        train, test = self.data.train, self.data.test
+        return {
+            "data": {
+                "name": self.recipe.data.name,
+                "train_images": len(train),
+                "test_images": len(test),
+                "left_out": self.left_out,
+                "train_sha256": train.digest() if isinstance(train, ArrayImages) else None,
+                "test_sha256": test.digest() if isinstance(test, ArrayImages) else None,
+            },
+            "classes": train.classes,
+            "preprocessing": self.data.preprocessing.to_dict(),
+        }
+
+
+def load_classification(recipe: Recipe, device: torch.device, processes: int) -> Classification:
+    """Open the images of a recipe and read the weights that it begins with, see `load_task`."""
+    return Classification(load_data(resolve_weights(recipe), device, processes))

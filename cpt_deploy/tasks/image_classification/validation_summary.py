@@ -1,0 +1,115 @@
+"""What a validation of a classifier found, for people."""
+
+from typing import TYPE_CHECKING
+
+from cpt_deploy import readable
+from cpt_deploy.bundle import FORMATS
+from cpt_deploy.bundle.runtime.providers import rounds_as_the_executor
+from cpt_deploy.tasks.evidence import WITHOUT_VNNI, Table, ValidationSummary, saturation_in_words
+
+if TYPE_CHECKING:
+    from cpt_deploy.validation import NonInferiority, ValidationReport
+    from cpt_deploy.validation.report import FloatFacts
+
+
+def summarize(report: "ValidationReport") -> ValidationSummary:
+    """Return what was measured, other labels and logits against onnxruntime, and what was not measured."""
+    table = Table(
+        ("runtime", "accuracy", "95 % interval", "other labels", "worst logit difference"),
+        tuple((report.title(entry.name), *_accuracy_cells(entry.name, report)) for entry in report.runtimes),
+        f"{report.bundle} on {report.dataset.samples} images of {report.dataset.name} ({report.dataset.split})",
+    )
+    return ValidationSummary(table, _facts(report), notes=tuple(report.notes))
+
+
+def _facts(report: "ValidationReport") -> dict[str, str]:
+    golden, differing = report.golden, report.first_difference
+    integers = "not compared"
+    if report.tensors is not None:
+        integers = (
+            f"{report.compared_integers - report.mismatching_integers:,} of {report.compared_integers:,} in "
+            f"{len(report.tensors)} tensors are the same"
+        )
+    if report.tensors is not None and report.float_parts is not None:
+        integers += ", each from the codes that onnxruntime had at its entry"
+    facts = {
+        "integers": integers + (f", first difference in {differing.name}" if differing else ""),
+        "golden sample": f"{golden.values - golden.mismatches} of {golden.values} {golden.what} reproduced",
+    }
+    if report.float_parts is not None:
+        facts |= _float_lines(report.float_parts)
+    facts |= _logit_lines(report)
+    facts |= {
+        f"logits of {FORMATS[pair.first].file}": f"{pair.other_logits or 'none'} differ from onnxruntime's"
+        for pair in report.comparisons
+        if pair.first in FORMATS
+    }
+    if not rounds_as_the_executor(report.provider):
+        facts["onnxruntime on"] = report.provider
+    if report.constants is not None:
+        changed = report.constants.differences
+        compared = f"{report.constants.compared:,} codes, scales, zero points and biases"
+        facts["model.onnx"] = f"differs, first in {changed[0].tensor}" if changed else f"{compared} are as exported"
+    if report.graph is not None:
+        floats = ", ".join(f"{count} {name}" for name, count in report.graph.float_operators.items())
+        facts["operators left in float"] = floats or "none"
+    if report.non_inferiority is not None:
+        facts["accuracy lost"] = _lost(report, report.non_inferiority)
+    largest = max(report.accumulators, key=lambda entry: entry.worst_sum, default=None)
+    if largest is not None:
+        facts["largest possible sum"] = f"{readable.share(largest.share)} of int32, in {largest.name}"
+    facts[WITHOUT_VNNI] = saturation_in_words(
+        report.saturation, report.portability, saturates_here=report.cpu.saturates
+    )
+    return facts
+
+
+def _logit_lines(report: "ValidationReport") -> dict[str, str]:
+    """Return what is said of the executor's logits: beside those that are served, and beside the trained model's."""
+    lines, served, trained = {}, report.served_logits, report.trained_codes
+    if served is not None:
+        within = "" if served.tolerance is None else f", within {served.tolerance:g} of a sample's greatest"
+        lines["logits served"] = (
+            f"{served.values - served.differing:,} of {served.values:,} are the integer executor's{within}"
+        )
+    if trained is not None:
+        lines[f"{report.reference}, executor"] = (
+            f"{trained.differing:,} of {trained.values:,} logits differ, by {trained.worst} codes at most"
+        )
+    return lines
+
+
+def _lost(report: "ValidationReport", verdict: "NonInferiority") -> str:
+    from cpt_deploy.validation.gate import interval_in_points, needed_samples
+
+    lost = f"{interval_in_points(verdict)} from {report.reference} to onnxruntime, 95 % interval"
+    if report.gate.max_drop is None:
+        return lost
+    allowed = f"at most {report.gate.max_drop:g} are allowed"
+    return f"{lost}; {allowed}" + (f": {needed_samples(verdict)}" if verdict.state == "undecided" else "")
+
+
+def _float_lines(floats: "FloatFacts") -> dict[str, str]:
+    """Return what is said of the parts of a network that compute in float."""
+    lines = {
+        "on integers": f"{readable.share(floats.integer_share)} of the multiply-accumulates",
+        "in float": ", ".join(f"{count} {name}" for name, count in floats.operators.items()) or "movements only",
+        "since": floats.reason,
+    }
+    if floats.other_codes is not None:
+        differing, codes = floats.other_codes
+        lines["executor on its own way"] = f"{differing:,} of {codes:,} codes differ, which is not judged"
+    return lines
+
+
+def _accuracy_cells(name: str, report: "ValidationReport") -> tuple[str, ...]:
+    accuracy = report.runtime(name).accuracy
+    interval = f"{readable.share(accuracy.low)} to {readable.share(accuracy.high)}"
+    pair = next((pair for pair in report.comparisons if (pair.first, pair.second) == (name, "onnxruntime")), None)
+    worst = pair.worst_logit_difference if pair else None
+    return (
+        readable.share(accuracy.value),
+        interval,
+        "" if pair is None else str(pair.other_labels),
+        "" if worst is None else f"{worst:.3g}",
+    )

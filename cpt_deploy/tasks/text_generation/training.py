@@ -1,0 +1,269 @@
+"""The training of a language model: truncated backpropagation through time with carried state, and perplexity.
+
+A step reads the next `data.text.sequence` tokens of each of `train.batch_size` rows. The state at its end is where the
+next step begins, without its gradient; at the beginning of an epoch it is empty. Perplexity is exp of the mean negative
+log-likelihood of every token of a text but the first, each predicted once; the text lies in `train.eval_batch_size`
+parallel rows, each of which begins with an empty state (1 row: the text as it is).
+"""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cpt_deploy.bundle.processors.tokenization import Ids, Tokenizer
+from cpt_deploy.data.text import (
+    Chunk,
+    Corpus,
+    TextSplit,
+    build_tokenizer,
+    corpora,
+    evaluation_chunks,
+    load_corpus,
+    steps_per_epoch,
+    token_digest,
+    training_chunk,
+    training_rows,
+)
+from cpt_deploy.errors import CheckpointError, UsageError
+from cpt_deploy.quantization import CyclingModel, QuantizedLanguageModel, observing
+from cpt_deploy.quantization.language import Score, State, detached
+from cpt_deploy.recipe import Recipe
+from cpt_deploy.recipe.tasks import LANGUAGE_MODEL
+from cpt_deploy.training.distributed.process_group import Ranks
+from cpt_deploy.training.distributed.synchronization import Synchronization
+from cpt_deploy.training.fine_tuning import Pretrained, refuse_weights
+from cpt_deploy.training.loop.setup import build_quantized_language_model
+from cpt_deploy.training.reporting.reports import Evaluation
+from cpt_deploy.training.run_directory.files import disk_errors, write_atomically
+from cpt_deploy.training.run_directory.run_directory import RunDirectory
+from cpt_deploy.training.task import Final, StepOutcome, Stop
+from cpt_deploy.training.text_evaluation import evaluate_text
+
+
+class LanguageModelling:
+    """The task, see `TrainingTask`.
+
+    Args:
+        recipe: The settings.
+        corpus: The text.
+        tokenizer: Its vocabulary.
+
+    Raises:
+        UsageError: If settings are for images.
+        DataError: If the text cannot be read or is too short.
+    """
+
+    name = LANGUAGE_MODEL
+    unit = "tokens"
+    workers = 0
+    pretrained: Pretrained | None = None
+
+    def __init__(self, recipe: Recipe, corpus: Corpus, tokenizer: Tokenizer) -> None:
+        _check_settings(recipe)
+        self.recipe, self.corpus, self.tokenizer = recipe, corpus, tokenizer
+        self.length, self.context = recipe.data.text.sequence, recipe.data.text.context
+        self.train = self._limited(tokenizer.encode(corpus.text("train")), recipe.train.batch_size)
+        self.train_rows = training_rows(self.train, recipe.train.batch_size)
+        self._held_out: dict[TextSplit, Ids] = {}
+        self._carried: State | None = None
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """See `TrainingTask`."""
+        return steps_per_epoch(self.train_rows, self.length)
+
+    @property
+    def total_steps(self) -> int:
+        """See `TrainingTask`."""
+        return self.recipe.train.total_steps(self.steps_per_epoch)
+
+    @property
+    def step_samples(self) -> int:
+        """Tokens of a step."""
+        return self.rows * min(self.length, int(self.train_rows.shape[1]) - 1)
+
+    @property
+    def rows(self) -> int:
+        """Rows of a batch."""
+        return int(self.train_rows.shape[0])
+
+    @property
+    def classes(self) -> int:
+        """Number of different tokens."""
+        return self.tokenizer.size
+
+    @property
+    def samples(self) -> tuple[int, int]:
+        """Number of tokens."""
+        return len(self.train), len(self.ids("test"))
+
+    @property
+    def left_out(self) -> Mapping[str, int]:
+        """No files: a corpus is read whole."""
+        return {}
+
+    def ids(self, split: TextSplit) -> Ids:
+        """Return the tokens of a split."""
+        if split == "train":
+            return self.train
+        if split not in self._held_out:
+            ids = self.tokenizer.encode(self.corpus.text(split))
+            self._held_out[split] = self._limited(ids, self.recipe.train.eval_batch_size)
+        return self._held_out[split]
+
+    def _limited(self, ids: Ids, rows: int) -> Ids:
+        """Return the tokens that `data.limit` chunks of so many rows read and predict."""
+        limit = self.recipe.data.limit
+        return ids if limit is None else ids[: rows * (limit * self.length + 1)]
+
+    def check_processes(self, count: int) -> None:
+        """Make sure that each process has a row of each batch, see `TrainingTask`."""
+        if self.rows < count:
+            raise UsageError(
+                f"Expected batches of at least one row of text for each process, but got {self.rows} for {count}",
+                hint="raise train.batch_size, which is that of all processes together, or start fewer processes",
+            )
+
+    def build_model(self) -> QuantizedLanguageModel:
+        """See `TrainingTask`."""
+        model = build_quantized_language_model(self.recipe, self.tokenizer.size)
+        if model.context is not None and self.length + self.context > model.context:
+            raise UsageError(
+                f"Expected sequences of at most {model.context} tokens, the model's context, but data.text has "
+                f"sequence={self.length} and context={self.context}",
+                hint="lower them or raise model.args.context",
+            )
+        return model
+
+    def begin(self, directory: RunDirectory) -> None:
+        """Write the vocabulary."""
+        with disk_errors("the vocabulary", directory.tokenizer):
+            write_atomically(directory.tokenizer, self.tokenizer.to_json().encode())
+
+    def check(self, directory: RunDirectory) -> None:
+        """Make sure that the corpus still has the vocabulary that the run began with, see `TrainingTask`."""
+        try:
+            begun = directory.tokenizer.read_text(encoding="utf-8")
+        except OSError as error:
+            raise CheckpointError(
+                f"Expected the run's vocabulary at {directory.tokenizer}, but got: {error}"
+            ) from error
+        if begun != self.tokenizer.to_json():
+            raise CheckpointError(
+                f"Expected the vocabulary that the run began with ({directory.tokenizer}), but the training text of "
+                f"{self.corpus.name} has another one, of {self.tokenizer.size} tokens",
+                hint="resume with the text that the run began with",
+            )
+
+    def stream(self, steps: range, ranks: Ranks, *, pin_memory: bool) -> Iterator[Chunk]:
+        """Yield chunks of this process's rows, see `TrainingTask`."""
+        rows = self.train_rows[ranks.share.of(self.rows)]
+        for number in steps:
+            yield training_chunk(rows, self.length, number)
+
+    def step(self, model: nn.Module, batch: Chunk, device: torch.device, *, autocast: bool) -> StepOutcome:
+        """See `TrainingTask`."""
+        before = None if batch.first else self._carried
+        with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
+            score: Score = model(batch.tokens.to(device), batch.targets.to(device), before)
+        self._carried = None if score.state is None else detached(score.state)
+        whole = self.rows * batch.tokens.shape[1]
+        return StepOutcome(score.losses.float().mean(), score.hits, score.targets, whole)
+
+    def state(self, model: CyclingModel, ranks: Ranks) -> Mapping[str, Tensor]:
+        """Return the carried state of all rows."""
+        assert isinstance(model, QuantizedLanguageModel)
+        if self._carried is None:
+            return {}
+        parts = ranks.collect(tuple(tensor.cpu() for tensor in self._carried))
+        return {str(place): tensor for place, tensor in enumerate(model.joined(parts))}
+
+    def restore(self, state: Mapping[str, Tensor], model: CyclingModel, device: torch.device, ranks: Ranks) -> None:
+        """Carry on the state of this process's rows."""
+        assert isinstance(model, QuantizedLanguageModel)
+        whole = tuple(state[str(place)].to(device) for place in range(len(state)))
+        self._carried = model.rows_of(whole, ranks.share.of(self.rows)) if whole else None
+
+    def evaluate(
+        self, model: CyclingModel, device: torch.device, step: int, stop: Stop, ranks: Ranks
+    ) -> Evaluation | None:
+        """Evaluate on the validation text, see `TrainingTask`."""
+        return self._evaluate("valid", model, device, step, stop, ranks)
+
+    def is_better(self, evaluation: Evaluation, best: Evaluation) -> bool:
+        """Return whether the text is more likely."""
+        return evaluation.loss < best.loss
+
+    def settle(self, synchronization: Synchronization, device: torch.device, stop: Stop, ranks: Ranks) -> None:
+        """Settle on the first chunks of the training text, with carried state; each process has its rows of them."""
+        model = synchronization.model
+        assert isinstance(model, QuantizedLanguageModel)
+        with torch.no_grad(), model.upper_bound(), observing(model):
+            state: State | None = None
+            for chunk in self.stream(range(self.recipe.train.settle_batches), ranks, pin_memory=False):
+                synchronization.begin()
+                _, state = model(chunk.tokens.to(device), None if chunk.first else state)
+                state = state if model.carries_state else None
+                if synchronization.exchange_ranges(stop()):
+                    return
+
+    def evaluate_settled(
+        self, model: CyclingModel, device: torch.device, step: int, stop: Stop, ranks: Ranks
+    ) -> Final | None:
+        """Evaluate on test and validation text, see `TrainingTask`."""
+        test, valid = (self._evaluate(split, model, device, step, stop, ranks) for split in ("test", "valid"))
+        return None if test is None or valid is None else Final(test, valid)
+
+    def describe(self) -> dict[str, Any]:
+        """See `TrainingTask`."""
+        digests = {f"{split}_sha256": token_digest(self.ids(split)) for split in ("train", "valid", "test")}
+        sizes = {f"{split}_tokens": len(self.ids(split)) for split in ("train", "valid", "test")}
+        vocabulary = {
+            "level": self.tokenizer.level,
+            "size": self.tokenizer.size,
+            "sha256": hashlib.sha256(self.tokenizer.to_json().encode()).hexdigest(),
+        }
+        data = {"name": self.recipe.data.name, **sizes, **digests, "vocabulary": vocabulary}
+        return {"data": data, "classes": (), "preprocessing": {}}
+
+    def _evaluate(
+        self, split: TextSplit, model: CyclingModel, device: torch.device, step: int, stop: Stop, ranks: Ranks
+    ) -> Evaluation | None:
+        assert isinstance(model, QuantizedLanguageModel)
+        rows = self.recipe.train.eval_batch_size
+        chunks = evaluation_chunks(self.ids(split), rows, self.length, self.context, ranks.share)
+        return evaluate_text(model, chunks, device=device, step=step, stop=stop, ranks=ranks)
+
+
+def _check_settings(recipe: Recipe) -> None:
+    refuse_weights(recipe)
+    wrong = [
+        name
+        for name, given in (
+            ("data.augment", bool(recipe.data.augment)),
+            ("train.label_smoothing", recipe.train.label_smoothing > 0.0),
+            ("precision.groups", bool(recipe.precision.groups)),
+        )
+        if given
+    ]
+    if wrong:
+        raise UsageError(
+            f"Expected settings for a language model, but got {' and '.join(wrong)}, which it has no use for"
+        )
+
+
+def load_language_modelling(recipe: Recipe) -> LanguageModelling:
+    """Open the text of a recipe and build its vocabulary, see `load_task`."""
+    settings = recipe.data
+    name = settings.name
+    if name not in corpora and Path(name).expanduser().exists():
+        name = str(Path(name).expanduser().resolve())  # a run is read again from other working directories
+    root = None if settings.root is None else Path(settings.root).expanduser().resolve()
+    data = settings.model_copy(update={"name": name, "root": None if root is None else str(root)})
+    corpus = load_corpus(name, root)
+    tokenizer = build_tokenizer(corpus.text("train"), settings.text.level, settings.text.vocabulary_size)
+    return LanguageModelling(recipe.model_copy(update={"data": data}), corpus, tokenizer)

@@ -1,0 +1,178 @@
+"""The validation of a language model: on a text, against its run, or by itself."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cpt_deploy import readable
+from cpt_deploy.bundle.language import LanguageBundle, LanguageModel, update_language_validation
+from cpt_deploy.errors import UsageError
+from cpt_deploy.tasks.evidence import (
+    WITHOUT_VNNI,
+    BundleCheck,
+    Evidence,
+    Origin,
+    Table,
+    ValidationOptions,
+    ValidationSummary,
+    saturation_in_words,
+)
+from cpt_deploy.tasks.exporting import dataset_name
+from cpt_deploy.tasks.reporting import Reporter
+
+if TYPE_CHECKING:
+    from cpt_deploy.bundle.processors.tokenization import Ids, Tokenizer
+    from cpt_deploy.quantization import QuantizedLanguageModel
+    from cpt_deploy.training import TrainedLanguageModel
+    from cpt_deploy.validation.language.gate import LanguageReference
+    from cpt_deploy.validation.language.measuring import Step
+    from cpt_deploy.validation.language.validate import LanguageReport
+
+
+def check_options(options: ValidationOptions) -> None:
+    """Make sure that a validation can be what is asked for, see `Task`."""
+    if options.source is not None or options.page is not None:
+        raise UsageError("Expected no --from and no --html for a language model, but got one")
+
+
+def validate_bundle(
+    bundle: LanguageBundle, options: ValidationOptions, origin: Origin, reporter: Reporter, *, require_exact: bool
+) -> Evidence:
+    """Measure a bundle on the test text of a corpus and store the evidence in it, see `Task`."""
+    from cpt_deploy.validation.accuracy.noninferiority import MAX_DROP
+    from cpt_deploy.validation.language.validate import validate_language
+
+    trained = None
+    if origin.run is None:
+        reporter.note("the run that the bundle comes from is not here: compared with the integer executor alone")
+    else:
+        trained = trained_reference(origin.run, options)
+    default = None if options.no_gate else MAX_DROP
+    report = validate_language(
+        bundle,
+        test_tokens(bundle.text.tokenizer, options.data, options.data_dir, options.limit),
+        {"name": dataset_name(options.data), "split": "test"},
+        trained=trained,
+        max_rise=default if options.max_drop is None else options.max_drop,
+        allow_undecided=options.allow_undecided,
+        require_exact=require_exact,
+        provider=options.provider,
+    )
+    update_language_validation(bundle, report.content, report.results)
+    return Evidence(
+        passed=report.passed,
+        verdict=report.verdict,
+        reasons=report.reasons,
+        undecided=report.undecided,
+        content=report.content,
+        summary=summarize(report),
+        report=report,
+    )
+
+
+def check_bundle(bundle: LanguageBundle, provider: str) -> BundleCheck:
+    """Check the golden sample, see `Task`."""
+    check = LanguageModel(bundle.onnx_path, bundle.manifest, provider=provider).reproduce_golden(bundle.golden)
+    tolerance = bundle.golden.tolerance
+    reasons = []
+    if not check.within:
+        reasons.append(f"Expected the golden logits within {tolerance:.3g}, but they differ by {check.worst:.3g}")
+    statement = f"the golden logits differ by {check.worst:.2g} at most, {tolerance:.2g} are allowed; checksums hold"
+    return BundleCheck(reasons, statement, {"golden": check})
+
+
+def trained_reference(run_dir: Path, options: ValidationOptions) -> "LanguageReference":
+    """Return a run's model at its upper bound, with the text as its own tokenizer reads it.
+
+    Raises:
+        CptError: If the run or the text cannot be read.
+    """
+    from cpt_deploy.data.text import token_digest
+    from cpt_deploy.training import load_language_model
+    from cpt_deploy.validation.language.gate import LanguageReference
+
+    run = load_language_model(run_dir)
+    text = test_tokens(run.tokenizer, options.data, options.data_dir, options.limit)
+    same = token_digest(text) == run.report.data["test_sha256"]
+    recorded = _measured_again(run, text) if same else None
+    return LanguageReference(trained_step(run.model), text, run.tokenizer.to_json(), readable.path(run_dir), recorded)
+
+
+def test_tokens(tokenizer: "Tokenizer", data: str, data_dir: Path | None, limit: int | None) -> "Ids":
+    """Return the tokens of a corpus' test text.
+
+    Args:
+        tokenizer: The model's.
+        data: Name or path of the corpus.
+        data_dir: Folder that holds it.
+        limit: How many tokens are to be predicted; all but the first if None.
+
+    Raises:
+        DataError: If the text cannot be read.
+    """
+    from cpt_deploy.data.text import load_corpus
+
+    tokens = tokenizer.encode(load_corpus(data, data_dir).text("test"))
+    return tokens if limit is None else tokens[: limit + 1]
+
+
+def _measured_again(run: "TrainedLanguageModel", text: "Ids") -> tuple[float, float] | None:
+    """Return a run's perplexity of its test text as its report says it, and as the same evaluation gives it here."""
+    import torch
+
+    from cpt_deploy.data.text import evaluation_chunks
+    from cpt_deploy.training.text_evaluation import evaluate_text
+
+    settings = run.recipe.data.text
+    chunks = evaluation_chunks(text, run.recipe.train.eval_batch_size, settings.sequence, settings.context)
+    again = evaluate_text(run.model, chunks, device=torch.device("cpu"))
+    recorded = run.report.test.perplexity
+    assert again is not None
+    return None if recorded is None or again.perplexity is None else (recorded, again.perplexity)
+
+
+def trained_step(model: "QuantizedLanguageModel") -> "Step":
+    """Return a trained model at its upper bound as a function of NumPy arrays."""
+    import torch
+
+    def step(tokens: Any, state: Any) -> Any:
+        with torch.no_grad(), model.upper_bound():
+            scores, after = model(torch.from_numpy(tokens), state)
+        return scores.numpy(), after
+
+    return step
+
+
+def summarize(report: "LanguageReport") -> ValidationSummary:
+    """Return perplexity in each runtime, the verdict on its rise, and which integers differ."""
+    content = report.content
+    table = Table(
+        ("model", "perplexity", "loss", "most probable token"),
+        tuple(
+            (entry["name"], f"{entry['perplexity']:.3f}", f"{entry['loss']:.5f}", readable.share(entry["top1"]))
+            for entry in content["runtimes"]
+        ),
+        f"{content['dataset']['samples']:,} tokens of {content['dataset']['name']}",
+    )
+    integers = content["integers"]
+    codes = sum(product["codes"] for product in integers["products"])
+    others = sum(product["other_codes"] for product in integers["products"])
+    statement = (
+        f"{_rise(report)}, {integers['mismatching']:,} of {integers['compared']:,} integer sums differ given the same "
+        f"codes; on their own way {others:,} of {codes:,} codes differ, logits by {content['worst_logit']:.2g} at most"
+    )
+    here = content["saturation"]["applies_to_this_cpu"]
+    saturation = saturation_in_words(report.saturation, report.portability, saturates_here=here)
+    return ValidationSummary(table, statement=statement, lines=(f"{WITHOUT_VNNI}: {saturation}",))
+
+
+def _rise(report: "LanguageReport") -> str:
+    """Return what is said of perplexity: the rise with its interval and what is allowed."""
+    from cpt_deploy.validation.accuracy.noninferiority import NonInferiority
+    from cpt_deploy.validation.language.gate import rise_interval
+
+    content, found = report.content, report.content["non_inferiority"]
+    if found is None or None in {found["loss"], found["low"], found["high"]}:
+        return f"perplexity {content['perplexity_rise_percent']} %"
+    limit = content["max_rise_percent"]
+    allowed = "" if limit is None else f" of {limit:g} % allowed"
+    return f"perplexity rose by {rise_interval(NonInferiority(**found))}{allowed}"

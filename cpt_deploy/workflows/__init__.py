@@ -1,0 +1,55 @@
+"""What the commands do, as functions: they return data, tell a reporter what goes on, and print nothing.
+
+Importing this package loads no torch; a function does, where it needs it.
+"""
+
+from cpt_deploy.tasks import (
+    BundleCheck,
+    Evidence,
+    ExportOptions,
+    ExportSummary,
+    Progress,
+    Reporter,
+    Table,
+    ValidationOptions,
+)
+from cpt_deploy.workflows.benchmark import benchmark_bundle
+from cpt_deploy.workflows.dataset_check import check_dataset
+from cpt_deploy.workflows.export import describe_export, export_run
+from cpt_deploy.workflows.foreign_models import FloatModel, export_float_model
+from cpt_deploy.workflows.grids import TrainedGrid, train_grid
+from cpt_deploy.workflows.origins import find_origin
+from cpt_deploy.workflows.prediction import Classifier, image_classifier
+from cpt_deploy.workflows.range_test import find_lower_bound, with_lower_bound
+from cpt_deploy.workflows.server_process import running_server
+from cpt_deploy.workflows.sweep import Sweep, sweep_run
+from cpt_deploy.workflows.validation import check_bundle, validate_bundle
+
+__all__ = [
+    "BundleCheck",
+    "Classifier",
+    "Evidence",
+    "ExportOptions",
+    "ExportSummary",
+    "FloatModel",
+    "Progress",
+    "Reporter",
+    "Sweep",
+    "Table",
+    "TrainedGrid",
+    "ValidationOptions",
+    "benchmark_bundle",
+    "check_bundle",
+    "check_dataset",
+    "describe_export",
+    "export_float_model",
+    "export_run",
+    "find_lower_bound",
+    "find_origin",
+    "image_classifier",
+    "running_server",
+    "sweep_run",
+    "train_grid",
+    "validate_bundle",
+    "with_lower_bound",
+]

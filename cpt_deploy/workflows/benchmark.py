@@ -1,0 +1,94 @@
+"""What a bundle gains over the float network and over onnxruntime's own quantization of it."""
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cpt_deploy.bundle import Bundle
+from cpt_deploy.tasks import SILENT, Origin, Reporter
+from cpt_deploy.workflows.origins import find_origin
+
+if TYPE_CHECKING:
+    from cpt_deploy.quantization import QuantizedModel
+    from cpt_deploy.validation import BenchmarkReport
+
+FLOAT, STATIC = "float32", "onnxruntime static"
+
+
+def benchmark_bundle(
+    path: Path,
+    *,
+    batches: Sequence[int] = (1, 8, 32),
+    threads: Sequence[int] = (1,),
+    run: Path | None = None,
+    seconds: float = 3.0,
+    provider: str = "cpu",
+    reporter: Reporter = SILENT,
+) -> "BenchmarkReport":
+    """Time a classifier's bundle beside the float32 export of its network and onnxruntime's quantization of that.
+
+    The two others need what the bundle was made from, and PyTorch; without them only the bundle is measured.
+
+    Args:
+        path: The bundle.
+        batches: Images in a call.
+        threads: Threads of onnxruntime.
+        run: The run of the bundle; the one that it lies in if None.
+        seconds: How long to time each batch size and thread count.
+        provider: Execution provider of onnxruntime.
+        reporter: Hears of what goes on.
+
+    Raises:
+        UsageError: If the bundle was not exported from the given run.
+        MissingExtraError: If the installed onnxruntime lacks the provider.
+        BundleError: If there is no bundle, or it is damaged.
+    """
+    from onnxruntime import SessionOptions
+
+    from cpt_deploy.bundle.runtime.providers import choose_provider
+    from cpt_deploy.validation import benchmark
+
+    bundle = Bundle.open(path)
+    choose_provider(SessionOptions(), provider)  # raises before the float network is made
+    others = _others(bundle, run, reporter)
+    with reporter.bar("timing", len(batches) * len(threads)) as bar:
+        return benchmark(
+            bundle,
+            others,
+            batches=list(batches),
+            threads=list(threads),
+            seconds=seconds,
+            provider=provider,
+            progress=bar.advance,
+        )
+
+
+def _others(bundle: Bundle, run: Path | None, reporter: Reporter) -> dict[str, bytes]:
+    """Return the float32 export of the bundle's network and onnxruntime's quantization of it, or nothing."""
+    origin = find_origin(bundle, run)
+    if origin == Origin():
+        reporter.note("only the bundle is measured: the run that it was exported from is not around it (see --run)")
+        return {}
+    if run is None and (find_spec("torch") is None or find_spec("onnx") is None):
+        reporter.note("only the bundle is measured: PyTorch and onnx, which write the float network, are not installed")
+        return {}
+    from cpt_deploy.export import write_float_onnx
+    from cpt_deploy.validation import static_quantization
+
+    floats = write_float_onnx(_quantized(bundle, origin))
+    # The times do not depend on how good the ranges are, so a few images are enough to take them from.
+    return {FLOAT: floats, STATIC: static_quantization(floats, [bundle.golden.inputs])}
+
+
+def _quantized(bundle: Bundle, origin: Origin) -> "QuantizedModel":
+    """Return what a bundle was frozen from, of a float model without ranges."""
+    from cpt_deploy.quantization import QuantizationConfig, prepare
+    from cpt_deploy.tasks.image_classification.validation import source_network
+    from cpt_deploy.training import load_run
+
+    if origin.run is not None:
+        return load_run(origin.run).model
+    assert origin.source is not None
+    network = source_network(bundle, origin.source)
+    return prepare(network, QuantizationConfig(), bundle.preprocessing.input_shape).eval()

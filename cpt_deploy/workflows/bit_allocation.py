@@ -1,0 +1,98 @@
+"""At which bits a run is exported: checked against those that it trained at, or chosen by layer within a budget."""
+
+from cpt_deploy.errors import UsageError
+from cpt_deploy.tasks.exporting import MOST_BITS, BitAllocation
+from cpt_deploy.tasks.interface import RunExport, SavedRun
+from cpt_deploy.tasks.reporting import Reporter
+
+
+def bits_trained_at(run: SavedRun) -> list[int]:
+    """Return the bits of the run's schedule and its upper bound, ascending."""
+    return sorted({int(entry) for entry in run.report.bits["shares"]} | {run.recipe.precision.upper})
+
+
+def folder_name(weights: str, activations: int, upper: int) -> str:
+    """Return the name of a bundle's folder; activations at the upper bound go without saying."""
+    return f"bundle-{weights}" + ("" if activations == upper else f"-act{activations}")
+
+
+def given_bits(run: SavedRun, bits: int | None, activation_bits: int | None, *, force: bool) -> BitAllocation:
+    """Return the bits asked for, the run's upper bound where nothing is.
+
+    Raises:
+        UsageError: If the run never trained at these bits and `force` is not set.
+    """
+    upper = min(run.recipe.precision.upper, MOST_BITS)
+    weights, activations = bits or upper, activation_bits or upper
+    for given in (weights, activations):
+        _check_trained_at(run, given, force=force)
+    return BitAllocation(weights, activations, folder_name(f"{weights}bit", activations, upper))
+
+
+def allocated_bits(
+    export: RunExport, budget: float, activation_bits: int | None, reporter: Reporter, *, force: bool
+) -> BitAllocation:
+    """Choose bits for each layer by its measured sensitivity, so that all weights stay within a budget.
+
+    Args:
+        export: The export of the run, whose model is calibrated at its upper bound.
+        budget: Most size of all weights, as a fraction of their size at 8 bits.
+        activation_bits: Bits of the cycling activations; the upper bound if None.
+        reporter: Hears of what goes on.
+        force: Whether activations may have bits that the run never trained at.
+
+    Raises:
+        UsageError: If the budget cannot be met with the bits that the run trained at.
+    """
+    from cpt_deploy.quantization import allocate_bits
+
+    run = export.run
+    upper = min(run.recipe.precision.upper, MOST_BITS)
+    activations = activation_bits or upper
+    _check_trained_at(run, activations, force=force)
+    calibrate(export, BitAllocation(upper, activations), reporter)
+    candidates = [bits for bits in bits_trained_at(run) if bits <= MOST_BITS]
+    measured = export.measure_sensitivity(candidates, activations, reporter)
+    total = sum(layer.weights for layer in run.model.layers())
+    held = total - sum(layer.weights for layer in measured.layers)
+    bits = allocate_bits(measured.layers, budget=budget, held_weights=held, upper=upper)
+    size = (upper * held + sum(bits[layer.name] * layer.weights for layer in measured.layers)) / (MOST_BITS * total)
+    facts = {
+        "budget": budget,
+        "size_of_8_bits": round(size, 4),
+        **measured.facts,
+        "layers": [
+            {
+                "layer": layer.name,
+                "weights": layer.weights,
+                "bits": bits[layer.name],
+                measured.cost: {str(candidate): round(value, 8) for candidate, value in layer.cost.items()},
+            }
+            for layer in measured.layers
+        ],
+    }
+    folder = folder_name(f"budget{100 * budget:g}", activations, upper)
+    return BitAllocation(bits, activations, folder, {"mixed_precision": facts})
+
+
+def calibrate(export: RunExport, bits: BitAllocation, reporter: Reporter, *, anew: bool = False) -> None:
+    """Calibrate a run's model, unless training has calibrated it at these bits.
+
+    Args:
+        export: The export of the run.
+        bits: The bits.
+        reporter: Hears of what goes on.
+        anew: Whether to calibrate in any case, since the ranges have changed.
+    """
+    if anew or not bits.are(export.run.recipe.precision.upper):
+        export.calibrate(bits, reporter)
+
+
+def _check_trained_at(run: SavedRun, bits: int, *, force: bool) -> None:
+    trained_at = bits_trained_at(run)
+    if bits in trained_at or force:
+        return
+    raise UsageError(
+        f"Expected bits that the run trained at ({', '.join(map(str, trained_at))}), but got {bits}",
+        hint="the accuracy at other bits can be anything; --force exports all the same",
+    )

@@ -1,0 +1,100 @@
+"""A grid of experiments: several at once, each a process of its own, gone on with where it was interrupted."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cpt_deploy import readable
+from cpt_deploy.tasks import SILENT, Reporter
+from cpt_deploy.workflows.trial_processes import TrialProcesses
+
+if TYPE_CHECKING:
+    from cpt_deploy.recipe import GridPoint
+    from cpt_deploy.training import TrialOutcome, TrialQueue, TrialStatus
+
+
+@dataclass(frozen=True)
+class TrainedGrid:
+    """What came of a grid so far.
+
+    Args:
+        trials: The state of each point.
+        runs: Directories of those that are finished.
+        signal_number: The signal that ended the work, if one did.
+    """
+
+    trials: "tuple[TrialStatus, ...]"
+    runs: tuple[Path, ...]
+    signal_number: int | None = None
+
+    def in_state(self, state: str) -> list[str]:
+        """Return the names of the points that are finished, failed or what else is asked."""
+        return [trial.name for trial in self.trials if trial.state == state]
+
+
+def train_grid(
+    points: "Sequence[GridPoint]", folder: Path, *, jobs: int = 1, retry: bool = False, reporter: Reporter = SILENT
+) -> TrainedGrid:
+    """Train what of a grid is waiting; SIGINT and SIGTERM let the running ones save and stop.
+
+    Several processes or machines that share the folder work through one grid. A run that fails does not end the others.
+
+    Args:
+        points: The experiments, as `load_grid` reads them.
+        folder: Directory of the runs.
+        jobs: Runs at once, which share the processor's cores.
+        retry: Whether failed runs are tried again, and those that look as if they ran.
+        reporter: Hears of what goes on.
+
+    Raises:
+        DataError: If the folder cannot be written.
+        MissingExtraError: If Optuna is not installed.
+    """
+    from cpt_deploy.training import TrialQueue
+
+    processes = TrialProcesses(folder, jobs)
+    queue = TrialQueue(folder, [point.name for point in points], retry=retry)
+    signal_number = _work(queue, processes, points, jobs, reporter)
+    trials = tuple(queue.statuses())
+    runs = tuple(processes.run_directory(trial.name) for trial in trials if trial.state == "finished")
+    return TrainedGrid(trials, runs, signal_number)
+
+
+def figure_in_words(trial: "TrialOutcome | TrialStatus") -> str:
+    """Return what a trial is judged by: accuracy, or perplexity."""
+    return readable.share(trial.accuracy) if trial.perplexity is None else f"{trial.perplexity:.2f}"
+
+
+def _work(
+    queue: "TrialQueue", processes: TrialProcesses, points: "Sequence[GridPoint]", jobs: int, reporter: Reporter
+) -> int | None:
+    """Carry out what is waiting; return the signal that ended it, if one did."""
+    from cpt_deploy.training import Interruption
+
+    by_name = {point.name: point for point in points}
+    running: list[str] = []
+    done = sum(trial.state == "finished" for trial in queue.statuses())
+    if done:
+        reporter.note(f"going on: {done} of {len(points)} runs are finished")
+
+    with Interruption() as interruption, reporter.bar("grid", len(points), start=done) as bar:
+
+        def changed(name: str, outcome: "TrialOutcome | None") -> None:
+            nonlocal done
+            if outcome is None:
+                running.append(name)
+            else:
+                running.remove(name)
+                done += outcome.state == "finished"
+                said = figure_in_words(outcome) if outcome.state == "finished" else outcome.message
+                reporter.note(f"{name}: {outcome.state}, {said}")
+            bar.advance(done, detail=", ".join(running))
+
+        def stopping() -> bool:
+            if interruption.requested:
+                processes.interrupt()
+            return interruption.requested
+
+        queue.work(lambda name: processes.execute(by_name[name]), jobs=jobs, stopping=stopping, on_change=changed)
+        return interruption.signal_number

@@ -1,0 +1,59 @@
+"""Classifying image files with a bundle in this process."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cpt_deploy.errors import ImageError
+
+if TYPE_CHECKING:
+    from cpt_deploy.bundle import Prediction
+
+Classifier = Callable[[Path], "list[Prediction]"]
+"""Maps an image file to its most probable classes, best first; raises `ImageError` if the file is no image."""
+
+
+def image_classifier(bundle: Path, *, top_k: int = 1, threads: int | None = None) -> Classifier:
+    """Return what classifies image files as a server of the bundle would.
+
+    Args:
+        bundle: The bundle.
+        top_k: How many classes an image gets.
+        threads: Threads to compute with; all cores if None.
+
+    Raises:
+        BundleError: If the bundle is missing or damaged.
+    """
+    from cpt_deploy.bundle import Bundle, OnnxRuntimeModel, decode_image
+    from cpt_deploy.bundle import top_k as most_probable
+
+    opened = Bundle.open(bundle)
+    model = OnnxRuntimeModel(opened.onnx_path, threads=threads)
+
+    def classify(path: Path) -> "list[Prediction]":
+        try:
+            image = decode_image(read_image(path))
+        except ImageError as error:
+            raise naming(path, error) from error
+        return most_probable(model.run(opened.preprocessing.apply(image)[None]), opened.labels, top_k)[0]
+
+    return classify
+
+
+def read_image(path: Path) -> bytes:
+    """Return the content of an image file.
+
+    Raises:
+        ImageError: If it cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ImageError(f"Expected a readable image file at {path}, but got: {error.strerror or error}") from error
+
+
+def naming(path: Path, error: ImageError) -> ImageError:
+    """Return an error about an image with the file's name in front, unless it is there."""
+    if error.message.startswith("Expected a readable image file"):
+        return error
+    return type(error)(f"{path}: {error.message}", hint=error.hint)

@@ -1,0 +1,78 @@
+"""The whole path once, step by step, on data that needs no download: scikit-learn's handwritten digits."""
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cpt_deploy import readable
+from cpt_deploy.bundle.opened import OpenedBundle
+from cpt_deploy.errors import UsageError
+from cpt_deploy.tasks import SILENT, Evidence, ExportOptions, Reporter, ValidationOptions
+from cpt_deploy.workflows.export import export_run
+from cpt_deploy.workflows.validation import validate_bundle
+
+if TYPE_CHECKING:
+    from cpt_deploy.training import RunReport, TrainReporter
+
+PRESET = "digits-quickstart"
+BITS = 8
+MAX_DROP = 2.0
+"""Points of accuracy that may be lost: of the few digits, even equal answers do not show that less than one is."""
+RUN, DIGIT, LOG, SUMMARY = "run", "digit.png", "server.log", "quickstart.json"
+
+
+def make_room(directory: Path) -> None:
+    """Remove what an earlier quickstart wrote; anything else is refused.
+
+    Raises:
+        UsageError: If the directory holds something else.
+    """
+    if not directory.exists():
+        directory.mkdir(parents=True)
+    ours = {RUN, DIGIT, LOG, SUMMARY}
+    found = {path.name for path in directory.iterdir()} if directory.is_dir() else {directory.name}
+    if found and not (found <= ours and SUMMARY in found):
+        raise UsageError(
+            f"Expected a new directory or that of an earlier quickstart, but {readable.path(directory)} holds "
+            f"{', '.join(sorted(found - ours)[:3] or sorted(found)[:3])}",
+            hint="choose another one with --out",
+        )
+    shutil.rmtree(directory / RUN, ignore_errors=True)
+    for name in (DIGIT, LOG):
+        (directory / name).unlink(missing_ok=True)
+    (directory / SUMMARY).write_text("{}\n", encoding="utf-8")
+
+
+def train_digits(directory: Path, reporter: "TrainReporter | None" = None) -> "RunReport":
+    """Train a small ResNet while its bits cycle between 3 and 8; the run is in `DIRECTORY/run`."""
+    import torch
+
+    from cpt_deploy.recipe import load_recipe
+    from cpt_deploy.training import train
+
+    # The network is so small that more threads would spend their time waiting for each other.
+    torch.set_num_threads(1)
+    return train(load_recipe(PRESET), directory / RUN, reporter=reporter)
+
+
+def export_digits(directory: Path, reporter: Reporter = SILENT) -> OpenedBundle:
+    """Freeze it to 8-bit integers."""
+    return export_run(directory / RUN, ExportOptions(bits=BITS), reporter=reporter)
+
+
+def validate_digits(bundle: OpenedBundle, reporter: Reporter = SILENT) -> Evidence:
+    """Compare accuracy and every integer with onnxruntime's."""
+    options = ValidationOptions(bundle.facts["dataset"], max_drop=MAX_DROP, allow_undecided=True, require_exact=True)
+    return validate_bundle(bundle.path, options, reporter=reporter)
+
+
+def write_digit(bundle: OpenedBundle, path: Path) -> str:
+    """Write the first image of the test set as a PNG and return its class."""
+    import numpy as np
+    from PIL import Image
+
+    from cpt_deploy.data import load_images
+
+    images = load_images(bundle.facts["dataset"], split="test")
+    Image.fromarray(np.asarray(images.image(0))).save(path)
+    return str(images.classes[int(images.labels[0])])

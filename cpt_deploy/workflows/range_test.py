@@ -1,0 +1,79 @@
+"""The lower bound of the cycle, found before a run: the precision range test, its evidence, and the recipe it gives."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cpt_deploy import readable
+from cpt_deploy.errors import UsageError
+from cpt_deploy.tasks import SILENT, Reporter
+
+if TYPE_CHECKING:
+    from cpt_deploy.recipe import Recipe
+    from cpt_deploy.training import RangeTest
+
+REPORT, PLOT = "range_test.json", "range_test.png"
+
+
+def find_lower_bound(
+    recipe: "Recipe",
+    *,
+    steps: int = 100,
+    threshold: float = 0.01,
+    to_upper: bool = False,
+    folder: Path | None = None,
+    reporter: Reporter = SILENT,
+) -> "RangeTest":
+    """Train for a few steps at each precision until training accuracy rises.
+
+    Args:
+        recipe: The settings of the run.
+        steps: Steps at each precision.
+        threshold: By how much training accuracy has to rise, 0 to 1.
+        to_upper: Whether to go on to the upper bound, to see all of the curve.
+        folder: Where to write figures and plot; nowhere if None.
+        reporter: Hears of what goes on.
+
+    Raises:
+        UsageError: If a setting does not fit, or the folder cannot be written.
+        DataError: If the data are missing or damaged.
+    """
+    from cpt_deploy.training import range_test
+
+    with reporter.bar("range test", steps * (recipe.precision.upper - 1)) as bar:
+        outcome = range_test(
+            recipe,
+            steps=steps,
+            threshold=threshold,
+            to_upper=to_upper,
+            on_step=lambda done, total, accuracy: bar.advance(done, total, detail=f"train {readable.share(accuracy)}"),
+        )
+    if folder is not None:
+        _write(outcome, folder, recipe.name)
+    return outcome
+
+
+def with_lower_bound(recipe: "Recipe", outcome: "RangeTest") -> "Recipe":
+    """Return a recipe whose lower bound is what a range test found.
+
+    Raises:
+        UsageError: If it found none.
+    """
+    if outcome.lower is None:
+        raise UsageError(
+            f"Expected training accuracy to rise at some precision up to {recipe.precision.upper} bits, but it did not",
+            hint="cpt range-test --steps 300 looks longer; check optimizer.lr",
+        )
+    return recipe.model_copy(update={"precision": recipe.precision.model_copy(update={"lower": outcome.lower})})
+
+
+def _write(outcome: "RangeTest", folder: Path, name: str) -> None:
+    from cpt_deploy.report import plot_range_test
+
+    fields = outcome.to_dict()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / REPORT).write_text(json.dumps(fields, indent=1) + "\n")
+        plot_range_test(fields, folder / PLOT, title=f"Precision range test of {name}")
+    except OSError as error:
+        raise UsageError(f"Expected to write to {readable.path(folder)}, but got: {error.strerror or error}") from error
