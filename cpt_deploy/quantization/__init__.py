@@ -16,9 +16,11 @@ from cpt_deploy.quantization.state.config import LayerGroup, QuantizationConfig
 from cpt_deploy.quantization.state.portability import ReducedLayer, make_native, reduced_layers
 from cpt_deploy.quantization.state.scheduled_model import CyclingModel, LayerInfo, WeightBits
 from cpt_deploy.quantization.state.symmetric import make_symmetric
+from cpt_deploy.quantization.training_step.execution_path import ExecutionPath
 
 __all__ = [
     "CyclingModel",
+    "ExecutionPath",
     "LayerGroup",
     "LayerInfo",
     "LayerSensitivity",

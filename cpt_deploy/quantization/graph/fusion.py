@@ -29,7 +29,15 @@ ABSORBED: dict[Kind, tuple[Literal["norm", "clamp"], ...]] = {
     Kind.ADD: ("clamp",),
     Kind.MULTIPLY: ("clamp",),
     Kind.CONSTANT: ("clamp",),
+    Kind.CONCATENATE: ("clamp",),
+    Kind.AVERAGE: ("clamp",),
+    Kind.GLOBAL_AVERAGE: ("clamp",),
 }
+
+
+def _bounds(low: float, high: float | None) -> Clamp:
+    return Clamp(low) if high is None else Clamp(low, high)
+
 
 #: Activations that bring values into bounds: classes of modules, and operators of captured graphs, which become them.
 CLAMPS: dict[object, Callable[..., Clamp | None]] = {
@@ -39,6 +47,8 @@ CLAMPS: dict[object, Callable[..., Clamp | None]] = {
     aten.relu.default: lambda x: Clamp(0.0),
     aten.relu6.default: lambda x: Clamp(0.0, 6.0),
     aten.hardtanh.default: lambda x, low=-1.0, high=1.0: Clamp(low, high),
+    aten.clamp.default: lambda x, low=None, high=None: None if low is None else _bounds(low, high),
+    aten.clamp_min.default: lambda x, low: Clamp(low),
 }
 
 
@@ -139,10 +149,10 @@ def _clamp_of(node: fx.Node, network: fx.GraphModule) -> Clamp | None:
     """Return the bounds of an activation that saturates at real zero: there lies the least code of its result."""
     module = module_of(node, network)
     find = CLAMPS.get(node.target if module is None else type(module))
-    if find is None or node.meta.get(IS_FLOAT):
+    if find is None or node.meta.get(IS_FLOAT) or len(node.all_input_nodes) > 1:  # bounds that are computed
         return None
     bounds = find(*node.args, **node.kwargs) if module is None else find(module)
-    return bounds if bounds is not None and bounds.low == 0 else None
+    return bounds if bounds is not None and 0 == bounds.low < bounds.high else None
 
 
 def _only_reader(node: fx.Node) -> fx.Node | None:
