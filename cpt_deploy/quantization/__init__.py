@@ -17,10 +17,12 @@ from cpt_deploy.quantization.state.cyclic_precision import CyclicPrecision
 from cpt_deploy.quantization.state.portability import ReducedLayer, make_native, reduced_layers
 from cpt_deploy.quantization.state.scheduled_model import CyclingModel, LayerInfo, WeightBits
 from cpt_deploy.quantization.state.symmetric import make_symmetric
+from cpt_deploy.quantization.training_step.execution_path import ExecutionPath
 
 __all__ = [
     "CyclicPrecision",
     "CyclingModel",
+    "ExecutionPath",
     "LayerGroup",
     "LayerInfo",
     "LayerSensitivity",

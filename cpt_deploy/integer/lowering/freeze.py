@@ -1,18 +1,16 @@
 """From a CPT model to an integer graph: each run of nodes between two quantizers becomes one integer operation."""
 
-import math
 import operator
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from cpt_deploy.bundle.runtime.model import INPUT_NAME, OUTPUT_NAME
 from cpt_deploy.errors import UsageError
 from cpt_deploy.integer.accumulators import check_accumulators
-from cpt_deploy.integer.convolutions import average, depthwise, fields_of, has_positions, pads_of
+from cpt_deploy.integer.convolutions import fields_of, pads_of
 from cpt_deploy.integer.graph import (
     Add,
     Concatenate,
@@ -24,20 +22,20 @@ from cpt_deploy.integer.graph import (
     Operation,
     Quantize,
     QuantizedTensor,
-    Reshape,
     with_names,
 )
+from cpt_deploy.integer.lowering.channelwise import Lowered, bias_limit, lower_channelwise, reshape
 from cpt_deploy.integer.lowering.float_parts import FloatLowering, real_name
 from cpt_deploy.integer.lowering.lookup import tabulate
 from cpt_deploy.integer.lowering.movements import KeptTensor, lower_kept
 from cpt_deploy.integer.lowering.paddings import with_paddings_inside
 from cpt_deploy.integer.lowering.quantized_tensors import edge_tensor
 from cpt_deploy.integer.lowering.subpixel import transposed_convolution
-from cpt_deploy.quantization.graph.capture.constants import ChannelwiseConstant, Constant
-from cpt_deploy.quantization.graph.capture.tracing import propagate_shapes, shape_of
+from cpt_deploy.quantization.graph.capture.tracing import shape_of
 from cpt_deploy.quantization.graph.entries import has_float_operations
+from cpt_deploy.quantization.graph.fusion import FusedOperation, Norm, fused_operations
 from cpt_deploy.quantization.graph.naming import own_name
-from cpt_deploy.quantization.graph.operator_kinds import Kind, classify, computes
+from cpt_deploy.quantization.graph.operator_kinds import Kind, kind_of, module_of
 from cpt_deploy.quantization.model import QuantizedModel
 from cpt_deploy.quantization.modules.activation_quantizer import EdgeQuantizer, LayerInput
 from cpt_deploy.quantization.modules.layers import (
@@ -48,14 +46,7 @@ from cpt_deploy.quantization.modules.layers import (
     QuantizedLayer,
     QuantizedLinear,
 )
-from cpt_deploy.quantization.numerics.folding import (
-    BIAS_LIMIT,
-    FLOAT_BIAS_LIMIT,
-    Floats,
-    channelwise,
-    fold_layer,
-    normalisation,
-)
+from cpt_deploy.quantization.numerics.folding import fold_layer
 from cpt_deploy.quantization.state.config import MOST_INTEGER_BITS
 from cpt_deploy.quantization.state.precision_state import Role
 from cpt_deploy.quantization.state.scheduled_model import WeightBits
@@ -109,7 +100,7 @@ class _Lowering:
         self.operations: list[Operation] = []
         self.tensors: dict[str, QuantizedTensor] = {}
         self.names = {node.name for node in model.network.graph.nodes}
-        propagate_shapes(self.network, model.input_shape)
+        self.ending = {operation.quantizer: operation for operation in fused_operations(self.network)}
         self.floats = FloatLowering(self.network, self.finished) if has_float_operations(self.network) else None
 
     def run(self) -> IntegerGraph:
@@ -157,34 +148,27 @@ class _Lowering:
         raise AssertionError("a traced graph ends with its output")
 
     def _module(self, node: fx.Node) -> nn.Module | None:
-        return self.network.get_submodule(str(node.target)) if node.op == "call_module" else None
+        return module_of(node, self.network)
 
     def _is_kept(self, node: fx.Node) -> bool:
-        if not computes(node):
-            return False
         reads = [source for source in node.all_input_nodes if source in self.finished or source in self.parts]
-        return bool(reads) and classify(node, self.network) is Kind.KEEP
+        return bool(reads) and kind_of(node, self.network) is Kind.KEEP
 
     # --- edges --------------------------------------------------------------------------------------------------
 
     def _lower_edge(self, node: fx.Node, edge: EdgeQuantizer) -> None:
-        chain = self._chain(node.all_input_nodes[0])
-        name = own_name(node)
-        bits = self._bits_of(edge.role)
-        tensor = edge_tensor(name, edge, max(bits, edge.least_bits), shape_of(node))
-        head = chain[0]
-        if head.op != "placeholder":
-            sources = tuple(self.finished[source] for source in head.all_input_nodes if source in self.finished)
-            clamped = any(classify(part, self.network) is Kind.CLAMP for part in chain[1:])
-            made = replace(tensor, name=self._new_name(f"{name}_unclamped")) if tensor.signed and clamped else tensor
-            operation, made = self._lower_chain(chain, sources, made)
-            self.operations.append(operation)
-            if tensor.signed and clamped:  # where the least code is not real zero, saturation is no ReLU
+        name, operation = own_name(node), self.ending[node]
+        tensor = edge_tensor(name, edge, max(self._bits_of(edge.role), edge.least_bits), shape_of(node))
+        if operation.head.op != "placeholder":
+            clamps = tensor.signed and operation.clamps  # where the least code is not real zero, saturation is no ReLU
+            made = replace(tensor, name=self._new_name(f"{name}_unclamped")) if clamps else tensor
+            lowered, made = self._lower_operation(operation, made)
+            self.operations.append(lowered)
+            if clamps:
                 self.tensors[made.name] = made
-                operation, tensor = tabulate(nn.ReLU(), made, tensor)
-                self.operations.append(operation)
-            else:
-                tensor = made
+                lowered, made = tabulate(nn.ReLU(), made, tensor)
+                self.operations.append(lowered)
+            tensor = made
         self._finish(node, tensor)
 
     def _lower_layer_input(self, node: fx.Node, module: LayerInput) -> None:
@@ -213,69 +197,45 @@ class _Lowering:
         self.names.add(name)
         return name
 
-    def _chain(self, end: fx.Node) -> list[fx.Node]:
-        """Return the nodes from the first that reads finished tensors to `end`."""
-        chain = [end]
-        while chain[0].op != "placeholder" and not any(node in self.finished for node in chain[0].all_input_nodes):
-            chain.insert(0, chain[0].all_input_nodes[0])
-        return chain
-
-    def _lower_chain(
-        self, chain: list[fx.Node], sources: tuple[QuantizedTensor, ...], output: QuantizedTensor
-    ) -> tuple[Operation, QuantizedTensor]:
-        kind = classify(chain[0], self.network)
-        module = self._module(chain[0])
-        if kind in (Kind.TABLE, Kind.CLAMP):
-            assert module is not None
-            if output.signed or not isinstance(module, nn.Hardsigmoid):
-                return tabulate(module, sources[0], output)
-        return self._lower_arithmetic(chain, kind, sources, output), output
-
-    def _lower_arithmetic(
-        self, chain: list[fx.Node], kind: Kind, sources: tuple[QuantizedTensor, ...], output: QuantizedTensor
-    ) -> Operation:
-        head = chain[0]
+    def _lower_operation(self, operation: FusedOperation, output: QuantizedTensor) -> tuple[Operation, QuantizedTensor]:
+        kind, head, module = operation.kind, operation.head, self._module(operation.head)
+        sources = [self.finished[source] for source in head.all_input_nodes if source in self.finished]
         names = tuple(source.name for source in sources)
+        if kind is Kind.TABLE and (output.signed or not isinstance(module, nn.Hardsigmoid)):
+            assert module is not None
+            return tabulate(module, sources[0], output)
         if kind is Kind.LAYER:
-            return self._lower_layer(head, self._norm_in(chain[1:]), sources[0], output)
+            return self._lower_layer(head, operation.norm, sources[0], output), output
         if kind in (Kind.NORM, Kind.CONSTANT, Kind.AVERAGE, Kind.TABLE):
-            return self._lower_channelwise(head, kind, sources[0], output)
+            return self._last_of(
+                lower_channelwise(module, str(head.target), (sources[0], output), self._new_name)
+            ), output
         if kind is Kind.CONCATENATE:
             axis = int(head.kwargs.get("dim", head.args[1] if len(head.args) > 1 else 0))  # type: ignore[arg-type]
             order = tuple(self.finished[source].name for source in head.args[0])  # type: ignore[union-attr,index]
-            return Concatenate(order, output.name, axis % (len(output.shape) + 1))
+            return Concatenate(order, output.name, axis % (len(output.shape) + 1)), output
         if kind in (Kind.ADD, Kind.MULTIPLY):
             pair = names if len(names) == 2 else (names[0], names[0])
-            return (Add if kind is Kind.ADD else Multiply)(pair, output.name)
+            return (Add if kind is Kind.ADD else Multiply)(pair, output.name), output
         assert kind is Kind.GLOBAL_AVERAGE, kind
-        return self._lower_global_average(names, output)
-
-    def _norm_in(self, nodes: list[fx.Node]) -> nn.BatchNorm1d | nn.BatchNorm2d | None:
-        for node in nodes:
-            module = self._module(node)
-            if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
-                return module
-        return None
+        return self._lower_global_average(names, output), output
 
     # --- operations -----------------------------------------------------------------------------------------------
 
     def _lower_layer(
         self,
         node: fx.Node,
-        norm: nn.BatchNorm1d | nn.BatchNorm2d | None,
+        norm: Norm | None,
         source: QuantizedTensor,
         output: QuantizedTensor | None,
     ) -> Operation:
         layer = self._module(node)
         assert isinstance(layer, QuantizedLayer)
         bits = self.layer_bits[str(node.target)]
-        folded = fold_layer(layer, norm, bits, source.scale, _bias_limit(source))
+        folded = fold_layer(layer, norm, bits, source.scale, bias_limit(source))
         if isinstance(layer, QuantizedConvTranspose1d | QuantizedConvTranspose2d):
             assert output is not None
-            *before, last = transposed_convolution(layer, folded, bits, (source, output, str(node.target)))
-            self.operations.extend(operation for operation, _ in before)
-            self.tensors.update({tensor.name: tensor for _, tensor in before})
-            return last[0]
+            return self._last_of(transposed_convolution(layer, folded, bits, (source, output, str(node.target))))
         weights: dict[str, Any] = {"bits": bits, **fields_of(folded)}
         ends: dict[str, Any] = {"inputs": (source.name,), "source": str(node.target)}
         ends["output"] = real_name(node) if output is None else output.name
@@ -291,40 +251,6 @@ class _Lowering:
             groups=layer.groups,
         )
 
-    def _lower_channelwise(
-        self, node: fx.Node, kind: Kind, source: QuantizedTensor, output: QuantizedTensor
-    ) -> Operation:
-        """Lower what scales and shifts each channel, to a depthwise convolution over positions."""
-        if not has_positions(source):
-            return self._with_positions(node, kind, source, output)
-        module = self._module(node)
-        dimensions, channels = len(source.shape) - 1, source.shape[0]
-        if kind is Kind.AVERAGE:
-            assert module is not None
-            return average(module, source, output)
-        if kind is Kind.NORM:
-            factor, offset = normalisation(module, channels)  # type: ignore[arg-type]
-        elif isinstance(module, nn.Hardsigmoid):
-            # x/6 + 1/2, cut at 0 by the zero point and at 1 by the greatest code: the observed range lies in [0, 1]
-            factor, offset = np.full(channels, 1 / 6), np.full(channels, 0.5)
-        else:
-            assert isinstance(module, ChannelwiseConstant)
-            factor, offset = (_of_channels(value, channels) for value in (module.factor, module.offset))
-        folded = channelwise(factor, offset, dimensions, source.scale, _bias_limit(source))
-        return depthwise(folded, source, output, str(node.target), (1,) * dimensions, (0,) * 2 * dimensions)
-
-    def _with_positions(self, node: fx.Node, kind: Kind, source: QuantizedTensor, output: QuantizedTensor) -> Operation:
-        """Lower it on features, or on more than two dimensions of positions, which become one."""
-        shape = (source.shape[0], math.prod(source.shape[1:]), 1)
-        given, made = (
-            replace(tensor, name=self._new_name(f"{output.name}_{part}"), shape=shape)
-            for tensor, part in ((source, "given"), (output, "made"))
-        )
-        self.operations.append(_reshape(source, given))
-        self.operations.append(self._lower_channelwise(node, kind, given, made))
-        self.tensors.update({given.name: given, made.name: made})
-        return _reshape(made, output)
-
     def _lower_global_average(self, names: tuple[str, ...], output: QuantizedTensor) -> Operation:
         if len(output.shape) == 3:
             return GlobalAverage(names, output.name)
@@ -332,7 +258,14 @@ class _Lowering:
         pooled = replace(output, name=self._new_name(f"{output.name}_pooled"), shape=(*output.shape, 1, 1))
         self.tensors[pooled.name] = pooled
         self.operations.append(GlobalAverage(names, pooled.name))
-        return _reshape(pooled, output)
+        return reshape(pooled, output)
+
+    def _last_of(self, lowered: Lowered) -> Operation:
+        """Take all operations but the last, and return that."""
+        *before, (last, _) = lowered
+        self.operations.extend(operation for operation, _ in before)
+        self.tensors.update({tensor.name: tensor for _, tensor in before})
+        return last
 
     # --- what only moves codes --------------------------------------------------------------------------------------
 
@@ -352,18 +285,3 @@ class _Lowering:
         else:
             self.operations.append(lowered[0])
             self._finish(node, lowered[1])
-
-
-def _bias_limit(source: QuantizedTensor) -> int:
-    """Return the greatest bias code of a layer; beside signed activations biases are stored in float."""
-    return FLOAT_BIAS_LIMIT if source.signed else BIAS_LIMIT
-
-
-def _of_channels(value: Constant, channels: int) -> Floats:
-    """Return a constant as float64 (C,)."""
-    array = np.asarray(value.detach().cpu() if isinstance(value, Tensor) else value, dtype=np.float64)
-    return np.broadcast_to(array.reshape(-1), channels)
-
-
-def _reshape(source: QuantizedTensor, output: QuantizedTensor) -> Operation:
-    return Reshape((source.name,), output.name)

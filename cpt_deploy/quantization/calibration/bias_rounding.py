@@ -6,16 +6,17 @@ offsets lie on the grids differs from its integer form only by the rounding of f
 """
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor
 
-from cpt_deploy.quantization.graph.operator_kinds import IS_FLOAT, has_statistics
+from cpt_deploy.quantization.graph.fusion import Norm, fused_operations, quantizer_of
+from cpt_deploy.quantization.graph.operator_kinds import Kind, module_of
 from cpt_deploy.quantization.model import QuantizedModel
 from cpt_deploy.quantization.modules.activation_quantizer import EdgeQuantizer, LayerInput
 from cpt_deploy.quantization.modules.layers import QuantizedLayer
 from cpt_deploy.quantization.numerics.folding import channelwise, fold_layer, normalisation
 from cpt_deploy.quantization.state.config import MOST_INTEGER_BITS
 
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+_KINDS = (Kind.LAYER, Kind.NORM)
 
 
 @torch.no_grad()
@@ -30,24 +31,21 @@ def round_offsets(model: QuantizedModel) -> None:
     network, precision = model.network, model.precision
     if max(*precision.weight_bits.values(), *precision.activation_bits.values()) > MOST_INTEGER_BITS:
         return  # nothing that integer kernels execute
-    for node in network.graph.nodes:
-        module = _module(node, network)
-        source = _quantizer_before(node, network) if isinstance(module, (QuantizedLayer, *_NORMS)) else None
+    for operation in fused_operations(network):
+        source = quantizer_of(operation.head.all_input_nodes[0], network) if operation.kind in _KINDS else None
         if source is None:
             continue
-        input_scale = _scale(source)
+        input_scale, module = _scale(source), module_of(operation.head, network)
         if isinstance(module, QuantizedLayer):
             bits = precision.weight_bits_of(module.index, module.role)
-            _round_layer(module, _norm_after(node, network), bits, input_scale)
-        elif isinstance(module, _NORMS) and has_statistics(module) and not node.meta.get(IS_FLOAT):
+            _round_layer(module, operation.norm, bits, input_scale)
+        elif isinstance(module, Norm):
             factor, offset = normalisation(module, module.num_features)
             folded = channelwise(factor, offset, 0, input_scale)
             _shift_norm(module, torch.from_numpy(folded.offsets(input_scale) - offset))
 
 
-def _round_layer(
-    layer: QuantizedLayer, norm: nn.BatchNorm1d | nn.BatchNorm2d | None, bits: int, input_scale: float
-) -> None:
+def _round_layer(layer: QuantizedLayer, norm: Norm | None, bits: int, input_scale: float) -> None:
     factor, offset = normalisation(norm, layer.weight_shape[0])
     if layer.bias is not None:
         offset = offset + layer.bias.detach().cpu().double().numpy() * factor
@@ -60,7 +58,7 @@ def _round_layer(
         layer.bias.add_(change.to(layer.bias))
 
 
-def _shift_norm(norm: nn.BatchNorm1d | nn.BatchNorm2d, change: Tensor) -> None:
+def _shift_norm(norm: Norm, change: Tensor) -> None:
     """Add `change`, float64 (C,), to what BatchNorm adds; one without parameters has its mean moved instead."""
     if norm.affine:
         norm.bias.add_(change.to(norm.bias))
@@ -74,31 +72,3 @@ def _shift_norm(norm: nn.BatchNorm1d | nn.BatchNorm2d, change: Tensor) -> None:
 def _scale(source: EdgeQuantizer | LayerInput) -> float:
     grid = source.kept_grid() if isinstance(source, EdgeQuantizer) else source.source.kept_grid(source.role)
     return float(grid.scale)
-
-
-def _module(node: fx.Node, network: fx.GraphModule) -> nn.Module | None:
-    return network.get_submodule(str(node.target)) if node.op == "call_module" else None
-
-
-def _quantizer_before(node: fx.Node, network: fx.GraphModule) -> EdgeQuantizer | LayerInput | None:
-    """Return the quantizer whose codes a node reads, perhaps moved; None if something was computed in between."""
-    while node.all_input_nodes:
-        node = node.all_input_nodes[0]
-        module = _module(node, network)
-        if isinstance(module, EdgeQuantizer | LayerInput):
-            return module
-        if isinstance(module, (QuantizedLayer, *_NORMS)) or node.meta.get(IS_FLOAT):
-            return None
-    return None
-
-
-def _norm_after(node: fx.Node, network: fx.GraphModule) -> nn.BatchNorm1d | nn.BatchNorm2d | None:
-    """Return the BatchNorm that is folded into a layer: one between it and the next quantizer."""
-    while len(node.users) == 1:
-        node = next(iter(node.users))
-        module = _module(node, network)
-        if isinstance(module, EdgeQuantizer) or node.meta.get(IS_FLOAT):
-            return None
-        if isinstance(module, _NORMS):
-            return module
-    return None

@@ -1,20 +1,19 @@
-"""Which operators of a captured graph run on codes: the layers, and BatchNorm and ReLU that fold into a convolution.
+"""Which operators of a captured graph run on codes: the layers, and what a convolution absorbs.
 
 All else is computed in float, and so is what a Linear layer makes: in a transformer the products take the time, and
 the residual stream keeps its precision.
 """
 
-from typing import Any
-
 from torch import fx, nn
 
 from cpt_deploy.errors import ConversionError
-from cpt_deploy.quantization.graph.capture.aten import aten
 from cpt_deploy.quantization.graph.capture.functional_layers import lift_products
 from cpt_deploy.quantization.graph.capture.tracing import describe
 from cpt_deploy.quantization.graph.capture.training_behaviour import replace_by_module
+from cpt_deploy.quantization.graph.fusion import fused_operation
 from cpt_deploy.quantization.graph.naming import free_name
-from cpt_deploy.quantization.graph.operator_kinds import IS_FLOAT, has_statistics
+from cpt_deploy.quantization.graph.operator_kinds import IS_FLOAT, module_of
+from cpt_deploy.quantization.kernels import Clamp
 from cpt_deploy.quantization.modules.layers import CONVOLUTIONS
 
 #: Products with weights that no layer of ours computes; they would be served in float.
@@ -25,13 +24,6 @@ _OTHER_PRODUCTS = frozenset(
         "lstm", "gru", "rnn_tanh", "rnn_relu", "convolution", "_convolution", "embedding_bag",
     }
 )  # fmt: skip
-
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
-_CLAMPS: dict[Any, Any] = {
-    aten.relu.default: lambda node: nn.ReLU(),
-    aten.relu6.default: lambda node: nn.ReLU6(),
-    aten.hardtanh.default: lambda node: nn.Hardtanh(*node.args[1:]),
-}
 
 
 def lift(traced: fx.GraphModule, model: nn.Module) -> fx.GraphModule:
@@ -50,8 +42,8 @@ def lift(traced: fx.GraphModule, model: nn.Module) -> fx.GraphModule:
     layers = lift_products(traced)
     on_codes: set[fx.Node] = set(layers)
     for layer in layers:
-        if isinstance(_module(layer, traced), CONVOLUTIONS):
-            on_codes.update(_folding(traced, layer))
+        if isinstance(module_of(layer, traced), CONVOLUTIONS):
+            on_codes.update(_absorbed(traced, layer))
     for node in traced.graph.nodes:
         if _is_other_product(node):
             raise ConversionError(
@@ -67,29 +59,14 @@ def lift(traced: fx.GraphModule, model: nn.Module) -> fx.GraphModule:
     return lean
 
 
-def _folding(traced: fx.GraphModule, layer: fx.Node) -> list[fx.Node]:
-    """Return the BatchNorm and the ReLU that follow a convolution alone; the ReLU becomes a module."""
-    found: list[fx.Node] = []
-    user = _only_user(layer)
-    if user is not None and user.op == "call_module" and _folds(_module(user, traced)):
-        found.append(user)
-        user = _only_user(user)
-    if user is not None and user.target in _CLAMPS and user.args[1:2] in ((), (0,), (0.0,)):
-        module = _CLAMPS[user.target](user)
-        found.append(replace_by_module(traced, user, free_name(traced, f"{user.name}_module"), module, user.args[:1]))
-    return found
-
-
-def _folds(module: nn.Module) -> bool:
-    return isinstance(module, _NORMS) and has_statistics(module)
-
-
-def _only_user(node: fx.Node) -> fx.Node | None:
-    return next(iter(node.users)) if len(node.users) == 1 else None
-
-
-def _module(node: fx.Node, traced: fx.GraphModule) -> nn.Module:
-    return traced.get_submodule(str(node.target))
+def _absorbed(traced: fx.GraphModule, layer: fx.Node) -> list[fx.Node]:
+    """Return the BatchNorm and the clamp that fold into a convolution; the clamp becomes a module."""
+    operation = fused_operation(layer, traced)
+    *nodes, end = operation.nodes
+    if end.op == "call_function":
+        module = nn.ReLU() if operation.clamp == Clamp(0.0) else nn.Hardtanh(*operation.clamp)
+        end = replace_by_module(traced, end, free_name(traced, f"{end.name}_module"), module, end.args[:1])
+    return [*nodes, end]
 
 
 def _is_other_product(node: fx.Node) -> bool:

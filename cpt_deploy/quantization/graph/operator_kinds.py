@@ -25,7 +25,6 @@ class Kind(Enum):
 
     LAYER = "a layer with weights"
     NORM = "batch normalisation"
-    CLAMP = "a ReLU or ReLU6: saturation, if it follows what it clamps"
     TABLE = "a function of one code: 256 entries"
     CONSTANT = "multiplication by and addition of numbers"
     ADD = "sum of two tensors"
@@ -43,8 +42,9 @@ _MODULE_KINDS: dict[type[nn.Module], Kind] = {
     nn.BatchNorm2d: Kind.NORM,
     SynchronizedBatchNorm1d: Kind.NORM,
     SynchronizedBatchNorm2d: Kind.NORM,
-    nn.ReLU: Kind.CLAMP,
-    nn.ReLU6: Kind.CLAMP,
+    nn.ReLU: Kind.TABLE,
+    nn.ReLU6: Kind.TABLE,
+    nn.Hardtanh: Kind.TABLE,
     nn.Sigmoid: Kind.TABLE,
     nn.Hardsigmoid: Kind.TABLE,
     nn.Tanh: Kind.TABLE,
@@ -113,10 +113,15 @@ def classify(node: fx.Node, traced: fx.GraphModule) -> Kind:
     Raises:
         ConversionError: If the operation has no integer form; names the operation and the module it stands in.
     """
-    kind = _kind(node, traced)
+    kind = kind_of(node, traced)
     if kind is None:
         raise no_integer_form(node, traced)
     return kind
+
+
+def module_of(node: fx.Node | None, traced: fx.GraphModule) -> nn.Module | None:
+    """Return the module that a node calls, if it calls one."""
+    return traced.get_submodule(str(node.target)) if node is not None and node.op == "call_module" else None
 
 
 def no_integer_form(node: fx.Node, traced: fx.GraphModule) -> NoIntegerFormError:
@@ -141,11 +146,17 @@ def _reads_two_tensors(node: fx.Node) -> bool:
     return len(node.args) == 2 and all(isinstance(operand, fx.Node) and is_tensor(operand) for operand in node.args)
 
 
-def _kind(node: fx.Node, traced: fx.GraphModule) -> Kind | None:
+def kind_of(node: fx.Node, traced: fx.GraphModule) -> Kind | None:
+    """Return what a node does; None if it does not work on tensors, or has no integer form."""
+    if not computes(node):
+        return None
     if node.meta.get(IS_FLOAT) or isinstance(node.target, torch._ops.OpOverload):
         return Kind.FLOAT
-    if node.op == "call_module":
-        return _module_kind(node, traced.get_submodule(str(node.target)))
+    module = module_of(node, traced)
+    return _function_kind(node) if module is None else _module_kind(node, module)
+
+
+def _function_kind(node: fx.Node) -> Kind | None:
     if node.target in _TARGET_KINDS:
         kind = _TARGET_KINDS[node.target]
         unknown = kind is Kind.CONCATENATE and isinstance(node.args[0] if node.args else None, fx.Node | None)
@@ -162,8 +173,6 @@ def _kind(node: fx.Node, traced: fx.GraphModule) -> Kind | None:
 def _module_kind(node: fx.Node, module: nn.Module) -> Kind | None:
     if isinstance(module, QuantizedLayer) or is_quantizable(module):
         return Kind.LAYER
-    if isinstance(module, nn.Hardtanh) and not isinstance(module, nn.ReLU6):
-        return Kind.CLAMP if module.min_val == 0 else Kind.TABLE
     if _is_float_form(node, module):
         return None
     if isinstance(module, nn.AdaptiveAvgPool2d):

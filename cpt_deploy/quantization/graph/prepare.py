@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from torch import fx, nn
@@ -15,17 +15,14 @@ from cpt_deploy.quantization.graph.capture.padding import lift_paddings
 from cpt_deploy.quantization.graph.capture.parametrized import as_parametrizations, check_capturable
 from cpt_deploy.quantization.graph.capture.tracing import NoIntegerFormError, describe, is_tensor, shape_of, trace
 from cpt_deploy.quantization.graph.conversion import Conversion
-from cpt_deploy.quantization.graph.entries import has_float_operations, insert_entries
+from cpt_deploy.quantization.graph.edges import insert_edges
 from cpt_deploy.quantization.graph.equivalence import DiffersError, Reference
 from cpt_deploy.quantization.graph.handed_in import HandedIn, same_randomness, untouched
 from cpt_deploy.quantization.graph.lifting import lift
-from cpt_deploy.quantization.graph.naming import add_quantizer
-from cpt_deploy.quantization.graph.operator_kinds import Kind, classify, computes, no_integer_form
+from cpt_deploy.quantization.graph.operator_kinds import Kind, classify, computes, kind_of, module_of, no_integer_form
 from cpt_deploy.quantization.graph.signature import check_inputs, check_parameters, check_shape, only_output, unwrapped
 from cpt_deploy.quantization.model import QuantizedModel
-from cpt_deploy.quantization.modules.activation_quantizer import EdgeQuantizer, LayerInput
 from cpt_deploy.quantization.modules.layers import (
-    CONVOLUTIONS,
     QuantizedConvTranspose1d,
     QuantizedConvTranspose2d,
     QuantizedEmbedding,
@@ -36,9 +33,6 @@ from cpt_deploy.quantization.state.config import QuantizationConfig
 from cpt_deploy.quantization.state.groups import layer_roles
 from cpt_deploy.quantization.state.precision_state import PrecisionState, Role
 from cpt_deploy.quantization.state.scheduled_model import LayerInfo
-
-#: The logits are read by no layer, so nothing is saved by giving them fewer bits.
-LOGITS_LEAST_BITS = 8
 
 Trial = Callable[[QuantizedModel], None]
 
@@ -152,10 +146,9 @@ def _try(prepared: QuantizedModel, trial: Trial | None) -> None:
 
 def _prepared(traced: fx.GraphModule, config: QuantizationConfig, input_shape: tuple[int, ...]) -> QuantizedModel:
     """Return the model of a graph in the vocabulary: its layers quantized, and its edges."""
-    kinds = {node: classify(node, traced) for node in traced.graph.nodes if computes(node)}
     precision = PrecisionState(config.upper, config.seed, {group.name: group.upper for group in config.groups})
-    layers = _replace_layers(traced, kinds, precision, config)
-    _insert_edges(traced, kinds, precision, config)
+    layers = _replace_layers(traced, precision, config)
+    insert_edges(traced, precision, config)
     traced.graph.lint()
     traced.recompile()
     device = next((parameter.device for parameter in traced.parameters()), None)
@@ -196,8 +189,7 @@ def _check_parameters(traced: fx.GraphModule) -> None:
 
 
 def _check_features(node: fx.Node, traced: fx.GraphModule) -> None:
-    module = traced.get_submodule(str(node.target)) if node.op == "call_module" else None
-    if isinstance(module, nn.Linear) and len(shape_of(node)) != 1:
+    if isinstance(module_of(node, traced), nn.Linear) and len(shape_of(node)) != 1:
         place = describe(node, traced)
         raise NoIntegerFormError(
             f"Expected Linear layers on (N, features) at {place}", reason=f"{place} works on more than (N, features)"
@@ -217,10 +209,8 @@ def _check_output(traced: fx.GraphModule) -> None:
 # --- layers ---------------------------------------------------------------------------------------------------------
 
 
-def _replace_layers(
-    traced: fx.GraphModule, kinds: dict[fx.Node, Kind], precision: PrecisionState, config: QuantizationConfig
-) -> list[LayerInfo]:
-    calls = [node for node, kind in kinds.items() if kind is Kind.LAYER]
+def _replace_layers(traced: fx.GraphModule, precision: PrecisionState, config: QuantizationConfig) -> list[LayerInfo]:
+    calls = [node for node in traced.graph.nodes if kind_of(node, traced) is Kind.LAYER]
     if not calls:
         raise ConversionError("Expected a model with at least one Conv or Linear layer, but got none")
     targets = list(dict.fromkeys(str(node.target) for node in calls))
@@ -247,109 +237,3 @@ def _macs(node: fx.Node, layer: QuantizedLayer) -> int:
         return int(math.prod(values)) // 2 * (layer.weight_shape.numel() // layer.in_channels)
     outputs = int(math.prod(node.meta["shape"])) // 2  # of a batch of 2
     return outputs * math.prod(layer.weight_shape[1:])
-
-
-# --- edges ----------------------------------------------------------------------------------------------------------
-
-
-def _insert_edges(
-    traced: fx.GraphModule, kinds: dict[fx.Node, Kind], precision: PrecisionState, config: QuantizationConfig
-) -> None:
-    chains = list(_chains(traced, kinds))
-    if has_float_operations(traced):
-        chains = [(head, end) for head, end in chains if _makes_codes(head, traced)]
-    for head, end in chains:
-        readers = list(_readers(end, kinds))
-        roles = {_role(traced, layer) for _, layer in readers}
-        cycling = [layer for _, layer in readers if _role(traced, layer) not in (None, "hold")]
-        role: Role = (roles.pop() if len(roles) == 1 else None) or "hold"  # held as well where groups share an edge
-        is_logits = any(reader.op == "output" for reader, _ in readers)
-        edge = EdgeQuantizer(precision, role, config.range_momentum, least_bits=LOGITS_LEAST_BITS if is_logits else 0)
-        node = _insert_after(traced, end, add_quantizer(traced, "edges", head.name, edge))
-        kinds[node] = Kind.EDGE
-        if role == "hold" and cycling:
-            _insert_layer_inputs(traced, [reader for reader, layer in readers if layer in cycling], edge, kinds)
-    if has_float_operations(traced):
-        insert_entries(traced, kinds, precision, config.range_momentum)
-
-
-def _chains(traced: fx.GraphModule, kinds: dict[fx.Node, Kind]) -> Iterator[tuple[fx.Node, fx.Node]]:
-    """Yield (first, last) node of each run of nodes that is one integer operation: compute, BatchNorm, clamp."""
-    taken: set[fx.Node] = set()
-    for node in list(traced.graph.nodes):
-        if node in taken or (node.op != "placeholder" and kinds.get(node, Kind.KEEP) in (Kind.KEEP, Kind.FLOAT)):
-            continue
-        end = node
-        if kinds.get(node) is Kind.LAYER:
-            end = _extend(end, kinds, Kind.NORM)
-        if kinds.get(node) in (Kind.LAYER, Kind.NORM, Kind.ADD, Kind.MULTIPLY, Kind.CONSTANT):
-            end = _extend(end, kinds, Kind.CLAMP)
-        current = node
-        while current is not end:
-            current = next(iter(current.users))
-            taken.add(current)
-        yield node, end
-
-
-def _makes_codes(head: fx.Node, traced: fx.GraphModule) -> bool:
-    """Return whether the result of a chain lies on codes beside float operations: convolutions, and what they read."""
-    if head.op == "placeholder":
-        readers = [user for user in head.users if is_tensor(user)]
-        return is_tensor(head) and all(_is_convolution(user, traced) for user in readers)
-    return _is_convolution(head, traced)
-
-
-def _is_convolution(node: fx.Node, traced: fx.GraphModule) -> bool:
-    if node.op != "call_module":
-        return False
-    return isinstance(traced.get_submodule(str(node.target)), CONVOLUTIONS)
-
-
-def _extend(end: fx.Node, kinds: dict[fx.Node, Kind], kind: Kind) -> fx.Node:
-    users = list(end.users)
-    return users[0] if len(users) == 1 and kinds.get(users[0]) is kind else end
-
-
-def _readers(node: fx.Node, kinds: dict[fx.Node, Kind]) -> Iterator[tuple[fx.Node, fx.Node | None]]:
-    """Yield what reads a tensor, looking through operations that keep codes: (reader, reader if it is a layer)."""
-    for user in node.users:
-        if user.op == "output":
-            yield user, None
-        elif user not in kinds:
-            continue  # arithmetic on sizes
-        elif kinds[user] is Kind.KEEP:
-            yield from _readers(user, kinds)
-        else:
-            yield user, user if kinds[user] is Kind.LAYER else None
-
-
-def _role(traced: fx.GraphModule, layer: fx.Node | None) -> Role | None:
-    if layer is None:
-        return None
-    module = traced.get_submodule(str(layer.target))
-    return module.role if isinstance(module, QuantizedLayer) else None
-
-
-def _insert_after(traced: fx.GraphModule, node: fx.Node, target: str) -> fx.Node:
-    users = list(node.users)
-    with traced.graph.inserting_after(node):
-        inserted = traced.graph.call_module(target, (node,))
-    for user in users:
-        user.replace_input_with(node, inserted)
-    return inserted
-
-
-def _insert_layer_inputs(
-    traced: fx.GraphModule, layers: list[fx.Node], edge: EdgeQuantizer, kinds: dict[fx.Node, Kind]
-) -> None:
-    """Bring what layers read from a held edge to their bits; those of one role that read the same tensor share it."""
-    by_source: dict[tuple[fx.Node, Role], list[fx.Node]] = {}
-    for layer in layers:
-        by_source.setdefault((layer.all_input_nodes[0], _role(traced, layer) or "cycle"), []).append(layer)
-    for (source, role), readers in by_source.items():
-        target = add_quantizer(traced, "layer_inputs", readers[0].name, LayerInput(edge, role))
-        with traced.graph.inserting_before(readers[0]):
-            node = traced.graph.call_module(target, (source,))
-        kinds[node] = Kind.EDGE
-        for reader in readers:
-            reader.replace_input_with(source, node)

@@ -4,32 +4,22 @@ Where the frozen network will have one integer operation this has one segment; w
 that it is, on real values.
 """
 
-import operator
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from operator import attrgetter
-from typing import Any, NamedTuple, TypeGuard
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, fx, nn
 
-from cpt_deploy.quantization.graph.capture.tracer import is_stochastic_depth
-from cpt_deploy.quantization.graph.capture.tracing import propagate_shapes
-from cpt_deploy.quantization.graph.operator_kinds import Kind, classify, computes
-from cpt_deploy.quantization.kernels import Clamp, Grid
+from cpt_deploy.quantization.graph.fusion import FusedOperation, Norm, fused_operations, quantizer_of
+from cpt_deploy.quantization.graph.operator_kinds import Kind, kind_of, module_of
+from cpt_deploy.quantization.kernels import Grid
 from cpt_deploy.quantization.modules.activation_quantizer import EdgeQuantizer, LayerInput
 from cpt_deploy.quantization.modules.layers import QuantizedConv2d, QuantizedConvTranspose2d, QuantizedLinear
-from cpt_deploy.quantization.modules.synchronized_norm import SynchronizedBatchNorm1d, SynchronizedBatchNorm2d
 from cpt_deploy.quantization.state.precision_state import Role
 from cpt_deploy.quantization.training_step.fused_layers import LayerSegment, layer_output
 from cpt_deploy.quantization.training_step.fused_operations import AddSegment, Coded, Engine, decode, encode, requantize
-
-_ADDITIONS = (operator.add, torch.add)
-
-
-def _scales(module: nn.Module | None) -> bool:
-    """Return whether a module keeps codes in evaluation, but scales in training what it does not drop."""
-    return isinstance(module, nn.modules.dropout._DropoutNd) or is_stochastic_depth(module)
 
 
 @dataclass(slots=True)
@@ -49,24 +39,14 @@ class _Step:
     finished: list[str] = field(default_factory=list)
 
 
-class _Segment(NamedTuple):
-    """Nodes that are one operation on codes: what runs, which they are but the quantizer at the end, what it reads."""
-
-    run: Callable[..., Coded]
-    inside: list[fx.Node]
-    inputs: list[fx.Node]
-
-
 class TrainingProgram:
     """Runs a network in training on codes.
 
     Args:
         network: The traced network of a prepared model, with its layers and edges.
-        input_shape: Shape of one input without the batch dimension.
     """
 
-    def __init__(self, network: fx.GraphModule, input_shape: tuple[int, ...]) -> None:
-        propagate_shapes(network, input_shape)
+    def __init__(self, network: fx.GraphModule) -> None:
         self._builder = _Builder(network)
         self._steps, self._input, self._output = self._builder.build()
         self._modules = list(network.modules())
@@ -115,14 +95,14 @@ class _Builder:
 
     def __init__(self, network: fx.GraphModule) -> None:
         self.network = network
-        self.kinds = {node: classify(node, network) for node in network.graph.nodes if computes(node)}
         self.steps: list[_Step] = []
         self.made: set[str] = set()
 
     def build(self) -> tuple[list[_Step], str, str]:
         nodes = list(self.network.graph.nodes)
-        segments = {node: segment for node in nodes if (segment := self._segment(node)) is not None}
-        inside = {inner for segment in segments.values() for inner in segment.inside}
+        operations = fused_operations(self.network)
+        segments = {o.quantizer: (o, run) for o in operations if (run := self._segment(o)) is not None}
+        inside = {node for operation, _ in segments.values() for node in operation.nodes}
         given = output = ""
         for node in nodes:
             if node.op == "placeholder":
@@ -131,9 +111,9 @@ class _Builder:
             elif node.op == "output":
                 output = self._real(node.args[0])
             elif node in segments:
-                segment = segments[node]
-                self._add(_coded(node), segment.run, *(self._codes(source) for source in segment.inputs))
-            elif self.kinds.get(node) is Kind.EDGE:
+                operation, run = segments[node]
+                self._add(_coded(node), run, *(self._codes(source) for source in operation.head.all_input_nodes))
+            elif kind_of(node, self.network) is Kind.EDGE:
                 self._quantizer(node)
             elif node not in inside:
                 self._plain(node)
@@ -172,57 +152,34 @@ class _Builder:
 
     def _grid_of(self, node: fx.Node) -> Callable[[], Grid] | None:
         """Return what tells the grid on which a node's value lies, if it lies on one."""
-        module = self._module(node)
-        if isinstance(module, EdgeQuantizer):
-            return module.grid
+        module = quantizer_of(node, self.network, training=True)
         if isinstance(module, LayerInput):
             return lambda: module.source.grid(module.role)
-        keeps = self.kinds.get(node) is Kind.KEEP and not _scales(module)
-        sources = [source for source in node.all_input_nodes if source in self.kinds]
-        return self._grid_of(sources[0]) if keeps and len(sources) == 1 else None
+        return None if module is None else module.grid
 
-    def _module(self, node: fx.Node) -> nn.Module | None:
-        return self.network.get_submodule(str(node.target)) if node.op == "call_module" else None
+    def _module(self, node: fx.Node | None) -> nn.Module | None:
+        return module_of(node, self.network)
 
     # --- operations -----------------------------------------------------------------------------------------------
 
-    def _segment(self, edge: fx.Node) -> _Segment | None:
-        """Return the segment that ends with an edge's quantizer, unless its nodes are read by others too.
-
-        A residual sum in float, for one, reads a layer's real output beside the quantizer of the next layer.
-        """
-        segment = self._ending_with(edge)
-        return segment if segment is not None and all(len(node.users) == 1 for node in segment.inside) else None
-
-    def _ending_with(self, edge: fx.Node) -> _Segment | None:
-        quantizer = self._module(edge)
+    def _segment(self, operation: FusedOperation) -> Callable[..., Coded] | None:
+        """Return what computes an operation on codes at once; None where it runs module by module."""
+        layer, quantizer = self._module(operation.head), self._module(operation.quantizer)
+        sources = operation.head.all_input_nodes
         if not isinstance(quantizer, EdgeQuantizer):
             return None
-        node, inside, clamp, norm = edge.all_input_nodes[0], list[fx.Node](), Clamp(), None
-        if self.kinds.get(node) is Kind.CLAMP:
-            clamp = _bounds(self._module(node))
-            inside.append(node)
-            node = node.all_input_nodes[0]
-        if node.target in _ADDITIONS and self._are_quantized(node.args) and not node.kwargs:
-            add = AddSegment(clamp, quantizer)
-            return _Segment(lambda a, b: add(a, b, self.engine), [*inside, node], list(node.all_input_nodes))
-        if self.kinds.get(node) is Kind.NORM:
-            norm = self._module(node)
-            if not _is_ordinary(norm):
-                return None
-            inside.append(node)
-            node = node.all_input_nodes[0]
-        layer = self._module(node)
-        if not _has_products(layer) or self._grid_of(node.all_input_nodes[0]) is None:
+        if operation.kind is Kind.ADD and self._are_quantized(sources):
+            add = AddSegment(operation.clamp, quantizer)
+            return lambda a, b: add(a, b, self.engine)
+        if not _has_products(layer) or self._grid_of(sources[0]) is None or not _is_ordinary(operation.norm):
             return None
-        whole = LayerSegment(layer, norm, clamp, quantizer)  # type: ignore[arg-type]
-        return _Segment(lambda x: whole(x, self.engine), [*inside, node], list(node.all_input_nodes))
+        whole = LayerSegment(layer, operation.norm, operation.clamp, quantizer)
+        return lambda x: whole(x, self.engine)
 
-    def _are_quantized(self, nodes: Any) -> bool:
-        """Return whether two different nodes, of one shape, are quantizers."""
-        shapes = {node.meta.get("shape") for node in nodes if isinstance(node, fx.Node)}
-        quantizers = [isinstance(self._module(node), EdgeQuantizer) for node in nodes if isinstance(node, fx.Node)]
-        return quantizers == [True, True] and len(set(nodes)) == 2 and len(shapes) == 1
+    def _are_quantized(self, nodes: list[fx.Node]) -> bool:
+        """Return whether nodes are two different quantizers of one shape."""
+        quantizers = [node for node in nodes if isinstance(self._module(node), EdgeQuantizer)]
+        return len(nodes) == len(quantizers) == 2 and len({node.meta["shape"] for node in nodes}) == 1
 
     def _quantizer(self, node: fx.Node) -> None:
         module, source = self._module(node), node.all_input_nodes[0]
@@ -277,19 +234,9 @@ def _coded(node: fx.Node) -> str:
     return f"{node.name} codes"
 
 
-def _bounds(module: nn.Module | None) -> Clamp:
-    """Return the bounds of a ReLU, ReLU6 or Hardtanh."""
-    if isinstance(module, nn.Hardtanh):
-        return Clamp(module.min_val, module.max_val)
-    return Clamp(low=0.0)
-
-
-def _is_ordinary(norm: nn.Module | None) -> bool:
-    """Return whether a normalisation has parameters and running averages, and is of no other kind of BatchNorm."""
-    known = (nn.BatchNorm1d, nn.BatchNorm2d, SynchronizedBatchNorm1d, SynchronizedBatchNorm2d)
-    if not isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d) or type(norm) not in known:
-        return False
-    return norm.affine and norm.track_running_stats and norm.momentum is not None
+def _is_ordinary(norm: Norm | None) -> bool:
+    """Return whether a normalisation, if there is one, has parameters and running averages."""
+    return norm is None or (norm.affine and norm.track_running_stats and norm.momentum is not None)
 
 
 def _has_products(layer: nn.Module | None) -> TypeGuard[QuantizedConv2d | QuantizedConvTranspose2d | QuantizedLinear]:

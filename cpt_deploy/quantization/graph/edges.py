@@ -1,0 +1,77 @@
+"""Where activation quantizers stand: behind each operation on codes, and where real values enter layers."""
+
+from collections.abc import Iterator
+
+from torch import fx
+
+from cpt_deploy.quantization.graph.capture.tracing import is_tensor
+from cpt_deploy.quantization.graph.entries import has_float_operations, insert_entries, insert_layer_inputs
+from cpt_deploy.quantization.graph.fusion import FusedOperation, fused_operations
+from cpt_deploy.quantization.graph.naming import add_quantizer
+from cpt_deploy.quantization.graph.operator_kinds import Kind, kind_of, module_of
+from cpt_deploy.quantization.modules.activation_quantizer import EdgeQuantizer
+from cpt_deploy.quantization.modules.layers import CONVOLUTIONS, QuantizedLayer
+from cpt_deploy.quantization.state.config import QuantizationConfig
+from cpt_deploy.quantization.state.precision_state import PrecisionState, Role
+
+#: The logits are read by no layer, so nothing is saved by giving them fewer bits.
+LOGITS_LEAST_BITS = 8
+
+
+def insert_edges(traced: fx.GraphModule, precision: PrecisionState, config: QuantizationConfig) -> None:
+    """Put the activation quantizers into a graph whose layers are quantized.
+
+    An edge that only layers of one role read has that role. Every other holds the upper bound, and layers that cycle
+    get inputs of their own.
+    """
+    floats = has_float_operations(traced)
+    for operation in fused_operations(traced):
+        if not floats or _makes_codes(operation, traced):
+            _insert_edge(operation, traced, precision, config)
+    if floats:
+        insert_entries(traced, precision, config.range_momentum)
+
+
+def _insert_edge(
+    operation: FusedOperation, traced: fx.GraphModule, precision: PrecisionState, config: QuantizationConfig
+) -> None:
+    readers = list(_readers(operation.end, traced))
+    roles = {_role(reader, traced) for reader in readers}
+    role: Role = (roles.pop() if len(roles) == 1 else None) or "hold"  # held as well where groups share an edge
+    is_logits = any(reader.op == "output" for reader in readers)
+    edge = EdgeQuantizer(precision, role, config.range_momentum, least_bits=LOGITS_LEAST_BITS if is_logits else 0)
+    _insert_after(traced, operation.end, add_quantizer(traced, "edges", operation.head.name, edge))
+    if role == "hold":
+        insert_layer_inputs(traced, [node for node in readers if _role(node, traced) not in (None, "hold")], edge)
+
+
+def _makes_codes(operation: FusedOperation, traced: fx.GraphModule) -> bool:
+    """Return whether a result lies on codes beside float operations: that of a convolution, and what only they read."""
+    nodes = [operation.head]
+    if operation.head.op == "placeholder":
+        nodes = [user for user in operation.head.users if is_tensor(user)]
+    return is_tensor(operation.head) and all(isinstance(module_of(node, traced), CONVOLUTIONS) for node in nodes)
+
+
+def _readers(node: fx.Node, traced: fx.GraphModule) -> Iterator[fx.Node]:
+    """Yield what reads a tensor, looking through operations that keep codes."""
+    for user in node.users:
+        kind = kind_of(user, traced)
+        if kind is Kind.KEEP:
+            yield from _readers(user, traced)
+        elif kind is not None or user.op == "output":  # all else is arithmetic on sizes
+            yield user
+
+
+def _role(reader: fx.Node, traced: fx.GraphModule) -> Role | None:
+    module = module_of(reader, traced)
+    return module.role if isinstance(module, QuantizedLayer) else None
+
+
+def _insert_after(traced: fx.GraphModule, node: fx.Node, target: str) -> None:
+    users = list(node.users)
+    with traced.graph.inserting_after(node):
+        inserted = traced.graph.call_module(target, (node,))
+    inserted.meta["shape"] = node.meta["shape"]
+    for user in users:
+        user.replace_input_with(node, inserted)

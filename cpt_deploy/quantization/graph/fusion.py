@@ -1,0 +1,159 @@
+"""What fuses: the runs of nodes that are one operation on codes. It is decided here and nowhere else.
+
+Preparing puts an activation quantizer behind each run, the fused training step computes it at once, freezing lowers it
+to one integer operation, and bias rounding looks for what a layer adds in it. They all ask `fused_operations`, which
+finds the same runs before quantizers stand in the graph and after, so that nothing has to be kept beside a graph that
+is copied, pickled, or given other modules.
+
+A pattern is a line of `ABSORBED`; an activation that only saturates, one of `CLAMPS`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import fx, nn
+
+from cpt_deploy.quantization.graph.capture.aten import aten
+from cpt_deploy.quantization.graph.capture.tracer import is_stochastic_depth
+from cpt_deploy.quantization.graph.operator_kinds import IS_FLOAT, Kind, kind_of, module_of
+from cpt_deploy.quantization.kernels import Clamp
+from cpt_deploy.quantization.modules.activation_quantizer import EdgeQuantizer, LayerInput
+
+Norm = nn.BatchNorm1d | nn.BatchNorm2d
+
+#: What an operation absorbs of what follows it, in this order; nothing else may read what lies between.
+ABSORBED: dict[Kind, tuple[Literal["norm", "clamp"], ...]] = {
+    Kind.LAYER: ("norm", "clamp"),
+    Kind.NORM: ("clamp",),
+    Kind.ADD: ("clamp",),
+    Kind.MULTIPLY: ("clamp",),
+    Kind.CONSTANT: ("clamp",),
+    Kind.CONCATENATE: ("clamp",),
+    Kind.AVERAGE: ("clamp",),
+    Kind.GLOBAL_AVERAGE: ("clamp",),
+}
+
+
+def _bounds(low: float, high: float | None) -> Clamp:
+    return Clamp(low) if high is None else Clamp(low, high)
+
+
+#: Activations that bring values into bounds: classes of modules, and operators of captured graphs, which become them.
+CLAMPS: dict[object, Callable[..., Clamp | None]] = {
+    nn.ReLU: lambda module: Clamp(0.0),
+    nn.ReLU6: lambda module: Clamp(0.0, 6.0),
+    nn.Hardtanh: lambda module: Clamp(module.min_val, module.max_val),
+    aten.relu.default: lambda x: Clamp(0.0),
+    aten.relu6.default: lambda x: Clamp(0.0, 6.0),
+    aten.hardtanh.default: lambda x, low=-1.0, high=1.0: Clamp(low, high),
+    aten.clamp.default: lambda x, low=None, high=None: None if low is None else _bounds(low, high),
+    aten.clamp_min.default: lambda x, low: Clamp(low),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class FusedOperation:
+    """Nodes that are one operation on codes.
+
+    Attributes:
+        kind: What the first of them does; None for the network's input.
+        nodes: In order: the head, perhaps its BatchNorm, perhaps its clamp.
+        norm: The BatchNorm that folds into it.
+        clamp: The bounds of its result; infinite ones are none.
+        quantizer: The activation quantizer behind it, if that alone reads the result.
+    """
+
+    kind: Kind | None
+    nodes: tuple[fx.Node, ...]
+    norm: Norm | None
+    clamp: Clamp
+    quantizer: fx.Node | None
+
+    @property
+    def head(self) -> fx.Node:
+        """The node that computes."""
+        return self.nodes[0]
+
+    @property
+    def end(self) -> fx.Node:
+        """The node whose value is the result."""
+        return self.nodes[-1]
+
+    @property
+    def clamps(self) -> bool:
+        """Whether its result has bounds."""
+        return self.clamp != Clamp()
+
+
+def fused_operations(network: fx.GraphModule) -> list[FusedOperation]:
+    """Return what a graph computes on codes, in its order.
+
+    Args:
+        network: A graph in the vocabulary, with the shapes of its nodes; with quantizers or before it has them.
+
+    Returns:
+        The network's input and its operations. What keeps codes, quantizes, or computes in float is in none.
+    """
+    found: list[FusedOperation] = []
+    absorbed: set[fx.Node] = set()
+    for node in network.graph.nodes:
+        kind = kind_of(node, network)
+        computes = kind not in (None, Kind.KEEP, Kind.EDGE, Kind.FLOAT)
+        if node not in absorbed and (computes or node.op == "placeholder"):
+            found.append(fused_operation(node, network))
+            absorbed.update(found[-1].nodes)
+    return found
+
+
+def fused_operation(head: fx.Node, network: fx.GraphModule) -> FusedOperation:
+    """Return the operation that begins with a node."""
+    kind, nodes, norm, clamp = kind_of(head, network), [head], None, Clamp()
+    for part in ABSORBED.get(kind, ()) if kind else ():
+        follower = _only_reader(nodes[-1])
+        if follower is None:
+            break
+        if part == "norm" and kind_of(follower, network) is Kind.NORM:
+            norm = module_of(follower, network)
+        elif part == "clamp" and (bounds := _clamp_of(follower, network)) is not None:
+            clamp = bounds
+        else:
+            continue
+        nodes.append(follower)
+    reader = _only_reader(nodes[-1])
+    quantizer = reader if isinstance(module_of(reader, network), EdgeQuantizer) else None
+    return FusedOperation(kind, tuple(nodes), norm, clamp, quantizer)  # type: ignore[arg-type]
+
+
+def quantizer_of(
+    node: fx.Node, network: fx.GraphModule, *, training: bool = False
+) -> EdgeQuantizer | LayerInput | None:
+    """Return the quantizer on whose codes a node's value lies, perhaps moved; None if there is none.
+
+    Args:
+        node: Any node.
+        network: Its graph, with quantizers.
+        training: Whether in training, where what drops values scales the others, off the grid.
+    """
+    while kind_of(node, network) is Kind.KEEP and not (training and _scales(module_of(node, network))):
+        node = node.all_input_nodes[0]
+    module = module_of(node, network)
+    return module if isinstance(module, EdgeQuantizer | LayerInput) else None
+
+
+def _scales(module: nn.Module | None) -> bool:
+    return isinstance(module, nn.modules.dropout._DropoutNd) or is_stochastic_depth(module)
+
+
+def _clamp_of(node: fx.Node, network: fx.GraphModule) -> Clamp | None:
+    """Return the bounds of an activation that saturates at real zero: there lies the least code of its result."""
+    module = module_of(node, network)
+    find = CLAMPS.get(node.target if module is None else type(module))
+    if find is None or node.meta.get(IS_FLOAT) or len(node.all_input_nodes) > 1:  # bounds that are computed
+        return None
+    bounds = find(*node.args, **node.kwargs) if module is None else find(module)
+    return bounds if bounds is not None and 0 == bounds.low < bounds.high else None
+
+
+def _only_reader(node: fx.Node) -> fx.Node | None:
+    return next(iter(node.users)) if len(node.users) == 1 else None
