@@ -7,6 +7,8 @@ from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from cpt_cli import formats
 from cpt_cli.output import out
 from cpt_cli.portability import note_reduced
@@ -134,7 +136,7 @@ def export_source(source: ImportOptions, options: ExportOptions, *, destination:
         out.note(f"{' and '.join(heads)} left out: auxiliary heads, which only help training")
     weights, activations = options.bits or MOST_BITS, options.activation_bits or MOST_BITS
     config = QuantizationConfig(lower=min(weights, activations), upper=MOST_BITS)
-    model = prepare(network, config, preprocessing.input_shape).eval()
+    model = prepare(network, torch.zeros(2, *preprocessing.input_shape), config).eval()
     if options.symmetric:
         make_symmetric(model, activations)
     if options.native:

@@ -4,6 +4,8 @@ import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from cpt_cli import formats
 from cpt_deploy.errors import BundleError, UsageError
 
@@ -94,4 +96,6 @@ def source_as_prepared(bundle: "Bundle", path: Path) -> "QuantizedModel":
     """Return the float model of a calibrated bundle as `prepare` converts it, without ranges."""
     from cpt_deploy.quantization import QuantizationConfig, prepare
 
-    return prepare(source_network(bundle, path), QuantizationConfig(), bundle.preprocessing.input_shape).eval()
+    return prepare(
+        source_network(bundle, path), torch.zeros(2, *bundle.preprocessing.input_shape), QuantizationConfig()
+    ).eval()

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from cpt_deploy.quantization.graph.capture.tracer import is_stochastic_depth
-from cpt_deploy.quantization.graph.capture.tracing import propagate_shapes
+from cpt_deploy.quantization.graph.capture.tracing import propagate_shapes, results_of
 from cpt_deploy.quantization.graph.operator_kinds import Kind, classify, computes
 from cpt_deploy.quantization.kernels import Clamp, Grid
 from cpt_deploy.quantization.modules.activation_quantizer import EdgeQuantizer, LayerInput
@@ -23,6 +23,7 @@ from cpt_deploy.quantization.modules.synchronized_norm import SynchronizedBatchN
 from cpt_deploy.quantization.state.precision_state import Role
 from cpt_deploy.quantization.training_step.fused_layers import LayerSegment, layer_output
 from cpt_deploy.quantization.training_step.fused_operations import AddSegment, Coded, Engine, decode, encode, requantize
+from cpt_deploy.signature import Signature
 
 _ADDITIONS = (operator.add, torch.add)
 
@@ -62,13 +63,13 @@ class TrainingProgram:
 
     Args:
         network: The traced network of a prepared model, with its layers and edges.
-        input_shape: Shape of one input without the batch dimension.
+        signature: Its inputs and outputs.
     """
 
-    def __init__(self, network: fx.GraphModule, input_shape: tuple[int, ...]) -> None:
-        propagate_shapes(network, input_shape)
+    def __init__(self, network: fx.GraphModule, signature: Signature) -> None:
+        propagate_shapes(network, signature)
         self._builder = _Builder(network)
-        self._steps, self._input, self._output = self._builder.build()
+        self._steps, self._inputs, self._outputs = self._builder.build()
         self._modules = list(network.modules())
         self._names = {module: name for name, module in network.named_modules()}
         followed = (EdgeQuantizer, nn.modules.batchnorm._BatchNorm)
@@ -90,18 +91,19 @@ class TrainingProgram:
                     return f"there is a {kind} on " + (repr(self._names[module]) if self._names[module] else "network")
         return None
 
-    def __call__(self, x: Tensor, engine: Engine) -> Tensor:
-        """Return the logits, float32, of a batch (N, *input_shape)."""
-        if x.dim() == 4:
-            x = x.contiguous(memory_format=torch.channels_last)
-        values: dict[str, Any] = {self._input: x}
+    def __call__(self, inputs: tuple[Tensor, ...], engine: Engine) -> Tensor | tuple[Tensor, ...]:
+        """Return the results, float32, of a batch: one tensor, or a tuple of several."""
+        values: dict[str, Any] = {
+            name: x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
+            for name, x in zip(self._inputs, inputs, strict=True)
+        }
         self._builder.engine = engine
         for step in self._steps:
             values[step.result] = step.run(*(values[name] for name in step.inputs))
             for name in step.finished:
                 del values[name]
-        result: Tensor = values[self._output]
-        return result
+        results = tuple(values[name] for name in self._outputs)
+        return results[0] if len(results) == 1 else results
 
 
 class _Builder:
@@ -119,17 +121,17 @@ class _Builder:
         self.steps: list[_Step] = []
         self.made: set[str] = set()
 
-    def build(self) -> tuple[list[_Step], str, str]:
+    def build(self) -> tuple[list[_Step], list[str], list[str]]:
         nodes = list(self.network.graph.nodes)
         segments = {node: segment for node in nodes if (segment := self._segment(node)) is not None}
         inside = {inner for segment in segments.values() for inner in segment.inside}
-        given = output = ""
+        given, outputs = list[str](), list[str]()
         for node in nodes:
             if node.op == "placeholder":
-                given = node.name
-                self.made.add(given)
+                given.append(node.name)
+                self.made.add(node.name)
             elif node.op == "output":
-                output = self._real(node.args[0])
+                outputs = [self._real(result) for result in results_of(self.network.graph)]
             elif node in segments:
                 segment = segments[node]
                 self._add(_coded(node), segment.run, *(self._codes(source) for source in segment.inputs))
@@ -137,21 +139,19 @@ class _Builder:
                 self._quantizer(node)
             elif node not in inside:
                 self._plain(node)
-        self._note_last_uses(given, output)
-        return self.steps, given, output
+        self._note_last_uses(outputs)
+        return self.steps, given, outputs
 
     def _add(self, result: str, run: Callable[..., Any], *inputs: str) -> str:
         self.steps.append(_Step(result, run, inputs))
         self.made.add(result)
         return result
 
-    def _note_last_uses(self, given: str, output: str) -> None:
+    def _note_last_uses(self, outputs: list[str]) -> None:
         last = {name: step for step in self.steps for name in (step.result, *step.inputs)}
         for name, step in last.items():
-            if name != output:
+            if name not in outputs:
                 step.finished.append(name)
-        if given not in last and given != output:
-            self.made.discard(given)
 
     # --- values -------------------------------------------------------------------------------------------------
 
