@@ -56,7 +56,7 @@ def trained_network(name: str, images: ImageSet) -> QuantizedModel:
     """Return a network after some steps at cycling bits."""
     torch.manual_seed(0)
     network = build_model(name, num_classes=10, in_channels=1, input_size=(32, 32))
-    model = prepare(network, QuantizationConfig(), (1, 32, 32)).train()
+    model = prepare(network, torch.zeros(2, 1, 32, 32), QuantizationConfig()).train()
     optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATES.get(name, LEARNING_RATE), momentum=0.9)
     for step, (inputs, labels) in enumerate(batches(images, BATCH, STEPS * BATCH)):
         model.set_bits(3 + step % 6, 8)

@@ -51,7 +51,9 @@ def language_step(hidden: int) -> Step:
 def image_step(name: str, batch: int) -> Step:
     """Return a step of an image classifier on 32x32 images."""
     network = build_model(name, num_classes=10, in_channels=3, input_size=(32, 32))
-    model = prepare(network, QuantizationConfig(), (3, 32, 32)).train().to(memory_format=torch.channels_last)
+    model = (
+        prepare(network, torch.zeros(2, 3, 32, 32), QuantizationConfig()).train().to(memory_format=torch.channels_last)
+    )
     x = torch.randn(batch, 3, 32, 32).contiguous(memory_format=torch.channels_last)
     return training_step(model, x, torch.randint(10, (batch,)))
 

@@ -230,7 +230,7 @@ def convert(network: Network) -> Converted:
     """
     torch.manual_seed(0)
     dtype = torch.int64 if network.tokens else torch.float32
-    model = prepare(network.make(), QuantizationConfig(), network.shape, input_dtype=dtype)
+    model = prepare(network.make(), torch.zeros(2, *network.shape, dtype=dtype), QuantizationConfig())
     loss = training_step(model, network)
     settle(model, [network.inputs(4) for _ in range(2)])
     graph = freeze(model.eval())

@@ -36,7 +36,7 @@ def settled_model(name: str, shape: tuple[int, int, int]) -> QuantizedModel:
     """Return a network with random weights and known ranges."""
     torch.manual_seed(0)
     network = build_model(name, num_classes=10 if shape[1] == 32 else 1000, in_channels=3, input_size=shape[1:])
-    model = prepare(network, QuantizationConfig(), shape)
+    model = prepare(network, torch.zeros(2, *shape), QuantizationConfig())
     settle(model, [images(8, shape) for _ in range(4)])
     return model.eval()
 

@@ -47,9 +47,9 @@ def measure(name: str, shape: tuple[int, int, int], rounds: int) -> dict[str, An
     torch.manual_seed(0)
     network = build_model(name, num_classes=1000, in_channels=shape[0], input_size=shape[1:])
     config = QuantizationConfig()
-    prepared = prepare(network, config, shape)
+    prepared = prepare(network, torch.zeros(2, *shape), config)
     parts: dict[str, Callable[[], object]] = {
-        WHOLE: lambda: prepare(network, config, shape),
+        WHOLE: lambda: prepare(network, torch.zeros(2, *shape), config),
         COMPARISON: lambda: compare(network, prepared, shape),
         TRIAL: lambda: try_out(prepared),
     }

@@ -97,7 +97,7 @@ def written(name: str, model: QuantizedModel, **bits: int) -> Found:
 def results(make: Callable[[], nn.Module], shape: tuple[int, ...]) -> Found:
     """Train a network for some steps on each path, settle, freeze and write it."""
     torch.manual_seed(0)
-    model = prepare(make(), QuantizationConfig(), shape).train()
+    model = prepare(make(), torch.zeros(2, *shape), QuantizationConfig()).train()
     batches = [(torch.randn(BATCH, *shape), torch.randint(0, CLASSES, (BATCH,))) for _ in range(STEPS)]
     found: Found = {}
     for compute in ("auto", "float32"):

@@ -102,7 +102,7 @@ def make_bundle(case: Case, folder: Path) -> Bundle:
     """Export a network whose weights are random: speed does not depend on them."""
     torch.manual_seed(0)
     network = build_model(case.network, num_classes=case.classes, in_channels=3, input_size=case.shape[1:])
-    model = prepare(network, QuantizationConfig(), case.shape)
+    model = prepare(network, torch.zeros(2, *case.shape), QuantizationConfig())
     settle(model, [images(8, case.shape) for _ in range(4)])
     model.eval()
     name = case.network.rpartition("/")[2]

@@ -51,7 +51,7 @@ def convolutional(name: str, batch: int) -> dict[str, Callable[[], None]]:
         "torch fake-quantize": training_step(last(fake_quantized(network)), rows, labels),
         "authors' scheme": training_step(copy.deepcopy(like_the_authors(network, BITS)), x, labels),
     }
-    prepared = prepare(network, QuantizationConfig(), (3, 32, 32)).train()
+    prepared = prepare(network, torch.zeros(2, 3, 32, 32), QuantizationConfig()).train()
     prepared.set_bits(BITS, 8)
     for compute in COMPUTE:
         model = last(prepared)

@@ -56,7 +56,9 @@ def training_step(compute: str, ranks: Ranks) -> Callable[[], None]:
     """Return a function that makes one step on this process's part of the batch, ResNet-20 on 32x32 images."""
     torch.manual_seed(0)
     network = build_model("resnet20", num_classes=10, in_channels=3, input_size=(32, 32))
-    model = prepare(network, QuantizationConfig(), (3, 32, 32)).train().to(memory_format=torch.channels_last)
+    model = (
+        prepare(network, torch.zeros(2, 3, 32, 32), QuantizationConfig()).train().to(memory_format=torch.channels_last)
+    )
     model.compute = compute  # type: ignore[assignment]
     model.set_bits(BITS, 8)
     part = BATCH // ranks.count

@@ -105,7 +105,7 @@ def image_network(name: str, size: int, batch: int, device: torch.device, *, com
     torch.manual_seed(0)
     classes = 10 if size == 32 else 1000
     network = build_model(name, num_classes=classes, in_channels=3, input_size=(size, size)).train()
-    prepared = prepare(network, QuantizationConfig(), (3, size, size)).train()
+    prepared = prepare(network, torch.zeros(2, 3, size, size), QuantizationConfig()).train()
     network, prepared = (m.to(device, memory_format=torch.channels_last) for m in (network, prepared))  # type: ignore[call-overload]
     x = torch.randn(batch, 3, size, size, device=device).contiguous(memory_format=torch.channels_last)
     labels = torch.randint(classes, (batch,), device=device)

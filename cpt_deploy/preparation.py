@@ -1,6 +1,6 @@
 """`prepare`, with a trial: the untrained network is frozen, written and run, before training is paid for."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,8 @@ from cpt_deploy import quantization
 from cpt_deploy.errors import ConversionError
 from cpt_deploy.quantization import QuantizationConfig, QuantizedModel
 from cpt_deploy.quantization.calibration.calibrate import observing
+from cpt_deploy.quantization.graph.signature import DynamicShapes, ExampleInputs
+from cpt_deploy.signature import Signature
 
 if TYPE_CHECKING:
     from cpt_deploy.integer import IntegerGraph
@@ -26,10 +28,10 @@ _TOLERANCE = 0.25
 
 def prepare(
     model: nn.Module,
+    example_inputs: ExampleInputs,
     config: QuantizationConfig,
-    input_shape: tuple[int, ...],
     *,
-    input_dtype: torch.dtype = torch.float32,
+    dynamic_shapes: DynamicShapes = None,
 ) -> QuantizedModel:
     """Convert a float model to one that trains with cyclic precision and can be deployed.
 
@@ -38,18 +40,22 @@ def prepare(
     Where that fails for a network of integers, it is tried with operations in float.
 
     Args:
-        model: A float model with one input tensor and one output tensor (N, ...); it is copied, not changed.
+        model: A float model that takes tensors (N, ...) and returns tensors (N, ...), alone or in tuples, lists,
+            dictionaries or dataclasses; it is copied, not changed.
+        example_inputs: A tensor, e.g. `torch.zeros(2, 3, 32, 32)`; a tuple of tensors, one for each argument; or a
+            dictionary of tensors by the names of the arguments. float32 or int64 (token ids), the batch first.
         config: Bounds and roles.
-        input_shape: Shape of one input without the batch dimension, e.g. (3, 32, 32).
-        input_dtype: float32, or int64 for token ids.
+        dynamic_shapes: Dimensions beside the batch that are free, as in `torch.export`: `{2: Dim("height")}` of one
+            tensor, a tuple or dictionary of such of several; `8 * Dim("height")` where sizes have to be multiples.
 
     Returns:
         The CPT model, at the upper bound.
 
     Raises:
+        UsageError: If the example inputs are no such tensors, or `dynamic_shapes` do not fit to them.
         ConversionError: If the model cannot be captured, frozen, written or run; names the operation and the module.
     """
-    return quantization.prepare(model, config, input_shape, input_dtype=input_dtype, trial=try_out)
+    return quantization.prepare(model, example_inputs, config, dynamic_shapes=dynamic_shapes, trial=try_out)
 
 
 def try_out(model: QuantizedModel) -> None:
@@ -68,13 +74,13 @@ def try_out(model: QuantizedModel) -> None:
     device = next(model.parameters()).device
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         try:
-            with _provisional_ranges(model, device) as x:
+            with _provisional_ranges(model, device) as inputs:
                 stage = "frozen to integers"
                 graph = freeze(model)
                 stage = "written to ONNX"
                 file = write_onnx(graph)
                 stage = "run by onnxruntime"
-                _compare(graph, file, x.cpu())
+                _compare(graph, file, [{name: x.cpu() for name, x in batch.items()} for batch in inputs])
         except ConversionError:
             raise
         except Exception as error:
@@ -87,48 +93,55 @@ def try_out(model: QuantizedModel) -> None:
 
 
 @contextmanager
-def _provisional_ranges(model: QuantizedModel, device: torch.device) -> Iterator[Tensor]:
-    """Inside the context every edge has a range; yields the inputs that it is from."""
+def _provisional_ranges(model: QuantizedModel, device: torch.device) -> Iterator[list[dict[str, Tensor]]]:
+    """Inside the context every edge has a range; yields the batches that it is from, of other sizes where they may."""
     generator = torch.Generator().manual_seed(0)
-    given = next(node for node in model.network.graph.nodes if node.op == "placeholder")
-    if given.meta.get("dtype", torch.float32).is_floating_point:
-        x = torch.randn(_SAMPLES, *model.input_shape, generator=generator)
-    else:
-        x = torch.randint(0, 2, (_SAMPLES, *model.input_shape), generator=generator)
-    x = x.to(device)
+    batches = [
+        {name: x.to(device) for name, x in _random_inputs(model.signature, number, generator).items()}
+        for number in range(2 if model.signature.free else 1)
+    ]
     edges = [edge for _, edge in model.edges()]
     try:
         with torch.no_grad(), observing(model, statistics=False):
-            model(x)
+            for batch in batches:
+                model.network(*batch.values())
         for edge in edges:
             if not bool(torch.isfinite(edge.low) & torch.isfinite(edge.high) & (edge.low < edge.high)):
                 edge.low.fill_(-1.0)  # random inputs of a function that is not defined everywhere, or a dead layer
                 edge.high.fill_(1.0)
-        yield x
+        yield batches
     finally:
         for edge in edges:
             edge.reset()
 
 
-def _compare(graph: "IntegerGraph", file: bytes, x: Tensor) -> None:
-    """Run a file on a batch and on one input, and compare with the executor.
+def _random_inputs(signature: Signature, number: int, generator: torch.Generator) -> dict[str, Tensor]:
+    inputs = {}
+    for tensor, shape in zip(signature.inputs, signature.input_shapes(number), strict=True):
+        dtype = getattr(torch, tensor.dtype)
+        if dtype.is_floating_point:
+            inputs[tensor.name] = torch.randn(_SAMPLES, *shape, generator=generator)
+        else:
+            inputs[tensor.name] = torch.randint(0, 2, (_SAMPLES, *shape), generator=generator).to(dtype)
+    return inputs
+
+
+def _compare(graph: "IntegerGraph", file: bytes, inputs: list[dict[str, Tensor]]) -> None:
+    """Run a file on batches and on one sample, and compare with the executor.
 
     Results are compared loosely, since a code that comes out differently makes others differ behind it. Where real
     values are quantized they are compared to the code, each from what onnxruntime had before it.
     """
     from cpt_deploy.bundle.runtime.sessions import open_session
     from cpt_deploy.integer import IntegerExecutor
-    from cpt_deploy.integer.graph import Quantize
 
-    executor = IntegerExecutor(graph)
-    entries = [operation.output for operation in graph.operations if isinstance(operation, Quantize)]
+    executor, entries = IntegerExecutor(graph), graph.entries
     session = open_session(_with_outputs(file, entries, graph) if entries else file, threads=1)
-    for batch in (x, x[:1]):
-        results = session.run(None, {session.get_inputs()[0].name: batch.numpy()})
-        logits, codes = (
-            torch.from_numpy(results[0]),
-            dict(zip(entries, map(torch.from_numpy, results[1:]), strict=True)),
-        )
+    for batch in (*inputs, {name: x[:1] for name, x in inputs[0].items()}):
+        named = [output.name for output in session.get_outputs()]
+        made = session.run(named, {name: x.numpy() for name, x in batch.items()})
+        results = dict(zip(named, map(torch.from_numpy, made), strict=True))
+        codes = {name: results[name] for name in entries}
         for name, own in executor.entries(batch, codes).items() if entries else ():
             worst = float((own - codes[name].to(own.dtype)).abs().max())
             if worst > _CODES:
@@ -138,13 +151,15 @@ def _compare(graph: "IntegerGraph", file: bytes, x: Tensor) -> None:
                     hint="one of these operations has another meaning in ONNX: write it in other operations",
                 )
         with torch.no_grad():
-            expected = executor(batch)
-        if logits.shape != expected.shape or not _are_close(logits, expected):
-            raise ConversionError(
-                f"Expected onnxruntime to compute what the frozen network computes, but for {len(batch)} inputs the "
-                f"results of shapes {tuple(logits.shape)} and {tuple(expected.shape)} differ",
-                hint="one of the model's operations has another meaning in ONNX: write it in other operations",
-            )
+            expected = executor.run(batch)
+        for name, wanted in expected.items():
+            got, rows = results[name], len(wanted)
+            if got.shape != wanted.shape or not _are_close(got, wanted):
+                raise ConversionError(
+                    f"Expected onnxruntime to compute what the frozen network computes, but for {rows} inputs the "
+                    f"results of {name!r} of shapes {tuple(got.shape)} and {tuple(wanted.shape)} differ",
+                    hint="one of the model's operations has another meaning in ONNX: write it in other operations",
+                )
 
 
 def _are_close(results: Tensor, expected: Tensor) -> bool:
@@ -153,7 +168,7 @@ def _are_close(results: Tensor, expected: Tensor) -> bool:
     return not both.any() or float((results - expected)[both].abs().max()) <= _TOLERANCE * largest
 
 
-def _with_outputs(file: bytes, names: list[str], graph: "IntegerGraph") -> bytes:
+def _with_outputs(file: bytes, names: Sequence[str], graph: "IntegerGraph") -> bytes:
     import onnx
 
     model = onnx.load_model_from_string(file)

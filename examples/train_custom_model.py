@@ -50,7 +50,7 @@ def main(destination: str) -> float:
     preprocessing = Preprocessing(channels=1, size=(8, 8), mean=(0.305,), std=(0.376,))
     train, test = load_images("digits", split="train"), load_images("digits", split="test")
 
-    model = prepare(Net(), QuantizationConfig(lower=3, upper=8), input_shape=preprocessing.input_shape)
+    model = prepare(Net(), torch.zeros(2, *preprocessing.input_shape), QuantizationConfig(lower=3, upper=8))
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
     steps_per_epoch = len(train) // BATCH_SIZE
     schedule = CyclicPrecision(model, total_steps=EPOCHS * steps_per_epoch, cycles=4)

@@ -27,6 +27,7 @@ from cpt_deploy.onnx_graph.writer import write_onnx
 from cpt_deploy.quantization.model import QuantizedModel
 from cpt_deploy.quantization.state.portability import reduced_layers
 from cpt_deploy.quantization.state.scheduled_model import WeightBits
+from cpt_deploy.signature import INPUT_NAME, OUTPUT_NAME, Signature
 
 SYMMETRIC = "symmetric"
 TRAINED, CALIBRATED = "trained with cyclic precision", "calibrated only"
@@ -91,10 +92,7 @@ def export_bundle(
         BundleError: If the labels do not fit the logits, or the bundle cannot be written.
     """
     graph = freeze(model, weight_bits=weight_bits, activation_bits=activation_bits)
-    if graph.output_shape != (len(identity.labels),):
-        raise BundleError(
-            f"Expected a label for each of the model's {graph.output_shape} logits, but got {len(identity.labels)}"
-        )
+    _check_classifies(graph.signature, len(identity.labels))
     floats = float_costs(graph) if graph.has_float_operations else None
     opset = smallest_opset(graph) if opset is None else opset
     if floats is not None:
@@ -134,6 +132,24 @@ def export_bundle(
         formats=write_formats(graph, formats, golden_inputs),
     )
     return write_bundle(destination, contents=contents)
+
+
+def _check_classifies(signature: Signature, labels: int) -> None:
+    """Raise unless a model takes one image and returns one logit for each label.
+
+    Raises:
+        BundleError: Otherwise.
+    """
+    if (signature.names, signature.free) != ((INPUT_NAME, OUTPUT_NAME), {}):
+        raise BundleError(
+            f"Expected a classifier of images with one input and one output, but this model's are "
+            f"{', '.join(signature.names)}",
+            hint="prepare(model, torch.zeros(2, 3, 32, 32), config), where the model returns its logits alone",
+        )
+    if signature.outputs[0].shape != (labels,):
+        raise BundleError(
+            f"Expected a label for each of the model's {signature.outputs[0].shape} logits, but got {labels}"
+        )
 
 
 def mean_bits(weight_bits: WeightBits, layers: Mapping[str, tuple[int, int]]) -> int | float:

@@ -32,7 +32,7 @@ def golden_sample(graph: IntegerGraph, inputs: Tensor, onnx: bytes) -> Golden:
         with torch.no_grad():
             logits = executor(inputs).numpy()
         return GoldenLogits(arrays, logits, golden_tolerance(logits, OnnxRuntimeModel(onnx).run(arrays), _A_CODE))
-    output = graph.tensors[graph.output]
+    output = graph.tensors[graph.outputs[0]]
     return GoldenSample(
         inputs=arrays,
         logit_codes=executor.trace(inputs)[output.name].numpy(),

@@ -10,15 +10,17 @@ import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from cpt_deploy.integer.executor import IntegerExecutor
 from cpt_deploy.integer.graph import IntegerGraph
+from cpt_deploy.quantization.graph.signature import dims_of
 
-Program = Callable[[Tensor], Tensor]
-"""Maps normalised inputs, float32 (N, C, H, W) on the CPU, to logits, float32 (N, K), for any N from 1 on."""
+Program = Callable[..., Any]
+"""Maps inputs, on the CPU, to outputs as a graph's signature has them: one tensor, or a tuple of several."""
 
 
 def write_torchscript(graph: IntegerGraph) -> bytes:
@@ -46,7 +48,7 @@ def write_pt2(graph: IntegerGraph) -> bytes:
     buffer = io.BytesIO()
     with _quiet():
         program = torch.export.export(
-            IntegerExecutor(graph).eval(), (_example(graph),), dynamic_shapes=({0: torch.export.Dim("N", min=1)},)
+            IntegerExecutor(graph).eval(), _example(graph), dynamic_shapes=(dims_of(graph.signature),)
         )
         for module in program.graph_module.modules():
             for node in module.graph.nodes if isinstance(module, fx.GraphModule) else ():
@@ -81,16 +83,18 @@ def load_program(kind: str, source: Path | bytes) -> Program:
             else torch.export.load(file).module()
         )
 
-    def run(x: Tensor) -> Tensor:
+    def run(*inputs: Tensor) -> Any:
         with torch.no_grad(), _quiet():
-            return module(x)
+            return module(*inputs)
 
     return run
 
 
-def _example(graph: IntegerGraph) -> Tensor:
-    """Return two inputs of zeros that take the memory of one number, since a program carries its example."""
-    return torch.zeros(1).expand(2, *graph.input_shape)
+def _example(graph: IntegerGraph) -> tuple[Tensor, ...]:
+    """Return a batch of two of zeros that take the memory of one number, since a program carries its example."""
+    shapes = graph.signature.input_shapes(1 if graph.signature.free else 0)
+    kinds = (getattr(torch, tensor.dtype) for tensor in graph.signature.inputs)
+    return tuple(torch.zeros(1, dtype=kind).expand(2, *shape) for kind, shape in zip(kinds, shapes, strict=True))
 
 
 def _without_debug_records(archive: bytes) -> bytes:

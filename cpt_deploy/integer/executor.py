@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from cpt_deploy.errors import UsageError
 from cpt_deploy.integer import arithmetic
 from cpt_deploy.integer.float_calls import call, float_constants
 from cpt_deploy.integer.graph import (
@@ -36,6 +37,9 @@ from cpt_deploy.integer.graph import (
     WeightedOperation,
     adds_real_bias,
 )
+
+Inputs = Tensor | Mapping[str, Tensor]
+"""The inputs of a graph by name; or the only one."""
 
 #: float32 holds every integer up to here.
 EXACT_FLOAT32 = 2**24
@@ -72,51 +76,74 @@ class IntegerExecutor(nn.Module):
             self.register_buffer(f"_table_{i}", torch.from_numpy(operation.table.copy()))
             self._index[operation.output] = i
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the logits of normalised inputs: float32 (N, C, H, W) → float32 (N, classes)."""
-        output, result = self.graph.tensors.get(self.graph.output), self._run(x)[self.graph.output]
-        return result if output is None else arithmetic.dequantize(result, output)
+    def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """Return the outputs of inputs in the order of the graph's signature: one tensor, or a tuple of several."""
+        values = self._run(dict(zip((tensor.name for tensor in self.graph.signature.inputs), inputs, strict=True)))
+        results = tuple(self._real(name, values) for name in self.graph.outputs)
+        return results[0] if len(results) == 1 else results
+
+    def run(self, inputs: Inputs) -> dict[str, Tensor]:
+        """Return the outputs by name, float32, of inputs by name (or of the only one)."""
+        values = self._run(self._named(inputs))
+        names = (tensor.name for tensor in self.graph.signature.outputs)
+        return {name: self._real(made, values) for name, made in zip(names, self.graph.outputs, strict=True)}
+
+    def _real(self, name: str, values: Mapping[str, Tensor]) -> Tensor:
+        tensor = self.graph.tensors.get(name)
+        return values[name] if tensor is None else arithmetic.dequantize(values[name], tensor)
+
+    def _named(self, inputs: Inputs) -> Mapping[str, Tensor]:
+        """Return the inputs by name.
+
+        Raises:
+            UsageError: If they are not those of the graph.
+        """
+        names = [tensor.name for tensor in self.graph.signature.inputs]
+        given = {names[0]: inputs} if isinstance(inputs, Tensor) and len(names) == 1 else inputs
+        if isinstance(given, Tensor) or given.keys() != {*names}:
+            got = "one tensor" if isinstance(given, Tensor) else ", ".join(given)
+            raise UsageError(f"Expected the inputs {', '.join(names)}, but got {got}")
+        return given
 
     @torch.no_grad()
-    def trace(self, x: Tensor, given: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+    def trace(self, inputs: Inputs, given: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """Return the codes of every tensor of the graph, uint8 or int8, by name, in the order they are made in.
 
         Args:
-            x: Normalised inputs.
+            inputs: The inputs by name, or the only one.
             given: Codes of tensors that are made from real values, by name, to be read instead of the executor's own:
                 with those of another runtime the integers in between have to be the same in both.
 
         Returns:
-            The codes; and the real values of layers whose output is not quantized, and of the graph's.
+            The codes; and the real values of layers whose output is not quantized, and of the graph's outputs.
         """
         products = {o.output for o in self.graph.operations if isinstance(o, FullyConnected | Embed)}
         signed = {name for name, tensor in self.graph.tensors.items() if tensor.signed}
         return {
             name: codes.to(torch.int8 if name in signed else torch.uint8) if name in self.graph.tensors else codes
-            for name, codes in self._run(x, keep=True, given=given or {}).items()
-            if name in self.graph.tensors or name in products or name == self.graph.output
+            for name, codes in self._run(self._named(inputs), keep=True, given=given or {}).items()
+            if name in self.graph.tensors or name in products or name in self.graph.outputs
         }
 
     @torch.no_grad()
-    def entries(self, x: Tensor, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def entries(self, inputs: Inputs, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the codes of tensors that are made from real values, each computed from `given` ones before it.
 
         So they tell what the float operations between two of them make, without what differed earlier.
         """
         own: dict[str, Tensor] = {}
-        self._run(x, given=given, own=own)
+        self._run(self._named(inputs), given=given, own=own)
         return own
 
     def _run(
         self,
-        x: Tensor,
+        inputs: Mapping[str, Tensor],
         *,
         keep: bool = False,
         given: Mapping[str, Tensor] | None = None,
         own: dict[str, Tensor] | None = None,
     ) -> dict[str, Tensor]:
-        source = self.graph.tensors.get(self.graph.input)
-        values = {self.graph.input: x.detach() if source is None else arithmetic.quantize(x.detach(), source)}
+        values = {name: x.detach() for name, x in inputs.items()}
         last_use = {name: i for i, operation in enumerate(self.graph.operations) for name in operation.inputs}
         for i, operation in enumerate(self.graph.operations):
             if given and isinstance(operation, Quantize) and operation.output in given:
@@ -127,7 +154,7 @@ class IntegerExecutor(nn.Module):
                 values[operation.output] = self._execute(operation, [values[name] for name in operation.inputs])
             if not keep:
                 for name in set(operation.inputs):
-                    if last_use[name] == i and name != self.graph.output:
+                    if last_use[name] == i and name not in self.graph.outputs:
                         del values[name]
         return values
 

@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cpt_deploy.integer.executor import IntegerExecutor
 from cpt_deploy.integer.graph import Float, IntegerGraph
+from cpt_deploy.quantization.graph.signature import zeros_of
 
 _MOVING = frozenset(
     {
@@ -44,10 +45,9 @@ class FloatCosts:
 def float_costs(graph: IntegerGraph) -> FloatCosts:
     """Return what a graph computes in float; its executor runs once, on zeros."""
     executor = IntegerExecutor(graph).eval()
-    example = torch.zeros(1, *graph.input_shape, dtype=getattr(torch, (graph.real_input or ("float32",))[0]))
     # attention counts only as the two products that it is in PyTorch's plain form
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
-        executor(example)
+        executor(*zeros_of(graph.signature, 1))
     layers = {f"{type(executor).__name__}._layers.{i}" for i in range(len(graph.weighted()))}
     operations = {name: sum(counts.values()) for name, counts in counter.get_flop_counts().items()}
     integer = sum(operations.get(name, 0) for name in layers)

@@ -1,6 +1,6 @@
 """The integer model: tensors of codes and the operations between them, as plain data (NumPy only)."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cpt_deploy.quantization.numerics.folding import Biases, Codes, Scales
+from cpt_deploy.signature import Signature, from_json, to_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +112,7 @@ class Embed(WeightedOperation):
 
 @dataclass(frozen=True, slots=True)
 class Quantize(Operation):
-    """Real values to codes."""
+    """Real values, of an input or of float operations, to codes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,31 +222,22 @@ class IntegerGraph:
     """A frozen network.
 
     Attributes:
-        input: The quantized input; the float input is quantized into it.
-        output: Name of the tensor whose real values are the logits.
+        signature: Inputs and outputs. Operations read the inputs by their names; `Quantize` makes codes of them.
+        outputs: For each output the name of the tensor that it is, real values or codes.
         operations: In an order in which they can run.
-        tensors: All tensors by name, the input first, in the order in which they are made.
-        real_input: Type and shape without the batch dimension of an input that is not quantized as a whole; its name is
-            `input` then.
-        real_output: Shape, without the batch dimension, of an output that is not quantized.
+        tensors: All quantized tensors by name, in the order in which they are made.
     """
 
-    input: str
-    output: str
+    signature: Signature
+    outputs: tuple[str, ...]
     operations: tuple[Operation, ...]
     tensors: dict[str, QuantizedTensor] = field(default_factory=dict)
-    real_input: tuple[str, tuple[int, ...]] | None = None
-    real_output: tuple[int, ...] | None = None
 
     @property
-    def input_shape(self) -> tuple[int, ...]:
-        """Shape of one input without the batch dimension."""
-        return self.tensors[self.input].shape if self.real_input is None else self.real_input[1]
-
-    @property
-    def output_shape(self) -> tuple[int, ...]:
-        """Shape of the output without the batch dimension."""
-        return self.tensors[self.output].shape if self.real_output is None else self.real_output
+    def entries(self) -> tuple[str, ...]:
+        """The tensors that are quantized from what operations compute in float: where stretches of integers begin."""
+        given = {tensor.name for tensor in self.signature.inputs}
+        return tuple(o.output for o in self.operations if isinstance(o, Quantize) and o.inputs[0] not in given)
 
     @property
     def has_float_operations(self) -> bool:
@@ -257,8 +249,26 @@ class IntegerGraph:
         return [operation for operation in self.operations if isinstance(operation, WeightedOperation)]
 
 
+def product_units(graph: IntegerGraph) -> dict[str, float]:
+    """Return the layers whose results are real values, and what one unit of their integer sums is worth at least."""
+    return {
+        operation.output: float(operation.scales.min()) * graph.tensors[operation.inputs[0]].scale
+        for operation in graph.operations
+        if isinstance(operation, FullyConnected) and operation.output not in graph.tensors
+    }
+
+
+def reached_from(graph: IntegerGraph, entries: Set[str]) -> set[str]:
+    """Return what integers alone compute from some entries."""
+    reached = set(entries)
+    for operation in graph.operations:
+        if not isinstance(operation, Float | Quantize) and reached & set(operation.inputs):
+            reached.add(operation.output)
+    return reached
+
+
 def with_names(graph: IntegerGraph, names: Mapping[str, str]) -> IntegerGraph:
-    """Return a graph in which some tensors have other names.
+    """Return a graph in which some tensors have other names; inputs and outputs keep theirs.
 
     Args:
         graph: The graph.
@@ -273,14 +283,8 @@ def with_names(graph: IntegerGraph, names: Mapping[str, str]) -> IntegerGraph:
         for operation in graph.operations
     )
     tensors = [replace(tensor, name=names.get(tensor.name, tensor.name)) for tensor in graph.tensors.values()]
-    return IntegerGraph(
-        names.get(graph.input, graph.input),
-        names.get(graph.output, graph.output),
-        operations,
-        {tensor.name: tensor for tensor in tensors},
-        graph.real_input,
-        graph.real_output,
-    )
+    outputs = tuple(names.get(name, name) for name in graph.outputs)
+    return IntegerGraph(graph.signature, outputs, operations, {tensor.name: tensor for tensor in tensors})
 
 
 OPERATIONS: dict[str, type[Operation]] = {
@@ -315,9 +319,12 @@ def to_dict(graph: IntegerGraph) -> tuple[dict[str, Any], dict[str, NDArray[Any]
         | ({"signed": True} if t.signed else {})
         for t in graph.tensors.values()
     ]
-    real = {"real_input": graph.real_input, "real_output": graph.real_output}
-    data = {"input": graph.input, "output": graph.output, "tensors": tensors, "operations": operations}
-    return data | {name: value for name, value in real.items() if value is not None}, arrays
+    return {
+        "signature": to_json(graph.signature),
+        "outputs": list(graph.outputs),
+        "tensors": tensors,
+        "operations": operations,
+    }, arrays
 
 
 def from_dict(data: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> IntegerGraph:
@@ -343,13 +350,4 @@ def from_dict(data: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> IntegerG
         )
         for t in data["tensors"]
     }
-    real = data.get("real_input")
-    output = data.get("real_output")
-    return IntegerGraph(
-        data["input"],
-        data["output"],
-        tuple(operations),
-        tensors,
-        None if real is None else (real[0], tuple(real[1])),
-        None if output is None else tuple(output),
-    )
+    return IntegerGraph(from_json(data["signature"]), tuple(data["outputs"]), tuple(operations), tensors)

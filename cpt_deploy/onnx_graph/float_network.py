@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from cpt_deploy.onnx_graph.writer import INPUT_NAME, OUTPUT_NAME
+from cpt_deploy.quantization.graph.signature import dims_of, zeros_of
 from cpt_deploy.quantization.model import QuantizedModel
 from cpt_deploy.quantization.modules.activation_quantizer import EdgeQuantizer, LayerInput
 from cpt_deploy.quantization.modules.layers import QuantizedLayer, without_quantizer
@@ -44,12 +44,12 @@ def write_float_onnx(model: QuantizedModel, *, opset: int = 18) -> bytes:
         warnings.simplefilter("ignore")  # the exporter's own deprecations are not the user's concern
         program = torch.onnx.export(
             network,
-            (torch.zeros(2, *model.input_shape),),
+            zeros_of(model.signature, 2, number=1 if model.signature.free else 0),
             dynamo=True,
             opset_version=opset,
-            input_names=[INPUT_NAME],
-            output_names=[OUTPUT_NAME],
-            dynamic_shapes=({0: torch.export.Dim("N", min=1)},),
+            input_names=[tensor.name for tensor in model.signature.inputs],
+            output_names=[tensor.name for tensor in model.signature.outputs],
+            dynamic_shapes=dims_of(model.signature),
             verbose=False,
         )
         assert program is not None

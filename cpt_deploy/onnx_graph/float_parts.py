@@ -17,8 +17,11 @@ from torch import Tensor, nn
 from cpt_deploy.errors import ConversionError
 from cpt_deploy.integer.float_calls import call
 from cpt_deploy.integer.graph import Constant, Embed, Float, FullyConnected, IntegerGraph, Operation, Quantize
+from cpt_deploy.quantization.graph.signature import dims_of, zeros_of
 
 DOMAIN = "cpt_deploy"
+#: Names of inputs and outputs of the skeleton, which nothing else in it has.
+_GIVEN, _MADE = "cpt_input:", "cpt_output:"
 #: `torch.onnx` writes LayerNormalization and what attention needs from here on.
 FLOAT_OPSET = 18
 
@@ -43,13 +46,12 @@ class _Skeleton(nn.Module):
         for operation in constants:
             self.register_buffer(self.index[operation.output], torch.from_numpy(operation.value.copy()))
 
-    def forward(self, x: Tensor) -> Tensor:
-        values: dict[str, Any] = {self.graph.input: x}
+    def forward(self, *given: Tensor) -> tuple[Tensor, ...]:
+        values: dict[str, Any] = dict(zip((t.name for t in self.graph.signature.inputs), given, strict=True))
         for operation in self.graph.operations:
             inputs = [values[name] for name in operation.inputs]
             values[operation.output] = self._run(operation, inputs)
-        result: Tensor = values[self.graph.output]
-        return result
+        return tuple(values[name] for name in self.graph.outputs)
 
     def _run(self, operation: Operation, inputs: list[Any]) -> Any:
         match operation:
@@ -101,22 +103,20 @@ def write_skeleton(graph: IntegerGraph, opset: int) -> onnx.ModelProto:
     def stand_in(inputs: Any, key: str, keep: int, tail: Any) -> Any:
         return operators.StandIn(*inputs, key=key)
 
-    assert graph.real_input is not None
-    example = torch.zeros(2, *graph.input_shape, dtype=getattr(torch, graph.real_input[0]))
+    example, shapes = zeros_of(graph.signature, 2, number=1 if graph.signature.free else 0), dims_of(graph.signature)
     level = logging.getLogger("torch.onnx").level
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")  # of deprecations within the exporter
-            program = torch.export.export(
-                _Skeleton(graph).eval(), (example,), dynamic_shapes=({0: torch.export.Dim("N", min=1)},)
-            )
+            program = torch.export.export(_Skeleton(graph).eval(), example, dynamic_shapes=(shapes,))
             exported = torch.onnx.export(
                 program,
                 dynamo=True,
                 opset_version=opset,
                 verbose=False,
-                input_names=[graph.input],
+                input_names=[f"{_GIVEN}{i}" for i in range(len(example))],
+                output_names=[f"{_MADE}{i}" for i in range(len(graph.outputs))],
                 custom_translation_table={torch.ops.cpt_deploy.stand_in.default: stand_in},
             )
     except torch.onnx.errors.OnnxExporterError as error:

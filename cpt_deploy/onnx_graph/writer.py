@@ -40,9 +40,8 @@ from cpt_deploy.onnx_graph.float_parts import DOMAIN, FLOAT_OPSET, write_skeleto
 from cpt_deploy.onnx_graph.packing import WRAP_OPSET, packed_tensor, smallest_opset
 from cpt_deploy.onnx_graph.stem import STRIDE, Stem, align_stem
 from cpt_deploy.quantization.numerics.folding import Codes
+from cpt_deploy.signature import BATCH, TensorSpec
 
-INPUT_NAME = "image"
-OUTPUT_NAME = "logits"
 #: ONNX's names of the ways to pad.
 PAD_MODES = {"constant": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}
 LEAST_OPSET = 13  # per-channel DequantizeLinear
@@ -52,8 +51,8 @@ MOST_OPSET = 25
 def write_onnx(graph: IntegerGraph, *, opset: int | None = None, metadata: dict[str, str] | None = None) -> bytes:
     """Return the ONNX file of an integer graph.
 
-    Input "image" is float32 (N, *input shape), output "logits" float32 (N, classes); N is free. The uint8 or int8
-    tensor of each edge has the name that it has in the graph.
+    Inputs and outputs are those of the graph's signature; the batch dimension N is free, and what else is free in the
+    signature has its name. The uint8 or int8 tensor of each edge has the name that it has in the graph.
 
     Args:
         graph: The frozen network.
@@ -82,25 +81,21 @@ class _Writer:
         self.dequantized: set[str] = set()
 
     def write(self, metadata: dict[str, str]) -> bytes:
-        source = self.graph.tensors[self.graph.input]
-        output = self.graph.tensors[self.graph.output]
-        self._quantize(INPUT_NAME, source)
         for operation in self.graph.operations:
-            self._emit(operation, self.graph.tensors[operation.output])
-        self._node("DequantizeLinear", [output.name, *self._parameters(output)], OUTPUT_NAME)
-        body = helper.make_graph(
-            self.nodes,
-            "cpt-deploy",
-            [helper.make_tensor_value_info(INPUT_NAME, TensorProto.FLOAT, ["N", *source.shape])],
-            [helper.make_tensor_value_info(OUTPUT_NAME, TensorProto.FLOAT, ["N", *output.shape])],
-            list(self.constants.values()),
-        )
-        return self._finished(body, metadata)
+            if isinstance(operation, Quantize):
+                self._quantize(operation.inputs[0], self.graph.tensors[operation.output])
+            else:
+                self._emit(operation, self.graph.tensors[operation.output])
+        for made, output in zip(self.graph.outputs, self.graph.signature.outputs, strict=True):
+            self._node("DequantizeLinear", [made, *self._parameters(self.graph.tensors[made])], output.name)
+        return self._finished(metadata)
 
     def write_with_floats(self, metadata: dict[str, str]) -> bytes:
         """Write a graph with float operations: as `torch.onnx` writes those, and the integer ones in their places."""
         skeleton = write_skeleton(self.graph, self.opset).graph
-        made: dict[str, str] = {}
+        made = {
+            value.name: tensor.name for value, tensor in zip(skeleton.input, self.graph.signature.inputs, strict=True)
+        }
         for tensor in skeleton.initializer:
             self.constants[tensor.name] = tensor
 
@@ -117,17 +112,9 @@ class _Writer:
             else:
                 node.input[:] = [real(name) for name in node.input]
                 self.nodes.append(node)
-        self._node("Identity", [real(skeleton.output[0].name)], OUTPUT_NAME)
-        assert self.graph.real_input is not None
-        kind = helper.np_dtype_to_tensor_dtype(np.dtype(self.graph.real_input[0]))
-        body = helper.make_graph(
-            self.nodes,
-            "cpt-deploy",
-            [helper.make_tensor_value_info(self.graph.input, kind, ["N", *self.graph.input_shape])],
-            [helper.make_tensor_value_info(OUTPUT_NAME, TensorProto.FLOAT, ["N", *self.graph.output_shape])],
-            list(self.constants.values()),
-        )
-        return self._finished(body, metadata)
+        for value, output in zip(skeleton.output, self.graph.signature.outputs, strict=True):
+            self._node("Identity", [real(value.name)], output.name)
+        return self._finished(metadata)
 
     def _emit_real(self, operation: Operation, source: str) -> None:
         """Write an integer operation beside float ones."""
@@ -169,7 +156,10 @@ class _Writer:
             bias = operation.bias.astype(np.float32) * (np.float32(source.scale) * operation.scales)
             self._node("Add", [result, self._constant(f"{name}.bias", bias)], name)
 
-    def _finished(self, body: onnx.GraphProto, metadata: dict[str, str]) -> bytes:
+    def _finished(self, metadata: dict[str, str]) -> bytes:
+        signature = self.graph.signature
+        inputs, outputs = (list(map(_value_info, tensors)) for tensors in (signature.inputs, signature.outputs))
+        body = helper.make_graph(self.nodes, "cpt-deploy", inputs, outputs, list(self.constants.values()))
         if not can_saturate(self.graph):
             metadata = {**metadata, PORTABLE_KEY: "true"}
         opsets = [helper.make_opsetid("", self.opset)]
@@ -387,6 +377,11 @@ class _Writer:
                 self._node("Slice", [source, *bounds], result)
             case _:
                 raise AssertionError(f"unknown operation {type(operation).__name__}")
+
+
+def _value_info(tensor: TensorSpec) -> onnx.ValueInfoProto:
+    kind = helper.np_dtype_to_tensor_dtype(np.dtype(tensor.dtype))
+    return helper.make_tensor_value_info(tensor.name, kind, [BATCH, *tensor.shape])
 
 
 def real_bias(operation: WeightedOperation, source: QuantizedTensor) -> NDArray[np.float32]:

@@ -3,15 +3,17 @@
 import math
 import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from cpt_deploy.errors import CptWarning, DataError
+from cpt_deploy.errors import CptWarning, DataError, UsageError
 from cpt_deploy.quantization.graph.capture.tracing import is_tensor
 from cpt_deploy.quantization.graph.operator_kinds import IS_FLOAT
+from cpt_deploy.quantization.graph.results import Structure
 from cpt_deploy.quantization.kernels import active
 from cpt_deploy.quantization.modules.activation_quantizer import EdgeQuantizer
 from cpt_deploy.quantization.state.config import QuantizationConfig
@@ -21,6 +23,7 @@ from cpt_deploy.quantization.training_step.execution_path import ExecutionPath
 from cpt_deploy.quantization.training_step.fused_operations import Engine
 from cpt_deploy.quantization.training_step.fused_step import TrainingProgram
 from cpt_deploy.quantization.training_step.products import Compute, choose_compute
+from cpt_deploy.signature import Signature
 
 #: Codes of more bits fit neither a byte nor the significand of bfloat16.
 CODE_BITS = 8
@@ -28,14 +31,46 @@ CODE_BITS = 8
 _NOTED = ("shape", "dtype", IS_FLOAT)
 
 
-class QuantizedModel(CyclingModel):
-    """A model made by `prepare`; call it as the float model. Input (N, *input_shape), output (N, classes).
+@dataclass(frozen=True, slots=True)
+class Calling:
+    """How a model is called, and what it returns.
 
     Attributes:
-        network: The traced graph with its layers and edge quantizers.
+        parameters: Names of its arguments, in the order of the signature's inputs.
+        structure: How the tensors that it returns are put together.
+    """
+
+    parameters: tuple[str, ...]
+    structure: Structure
+
+    def inputs(self, args: tuple[Any, ...], named: dict[str, Any]) -> tuple[Tensor, ...]:
+        """Return the input tensors of a call.
+
+        Raises:
+            UsageError: If these are not the arguments that the model was prepared with.
+        """
+        if not named and len(args) == len(self.parameters):
+            return args
+        given = dict(zip(self.parameters, args, strict=False))
+        if len(args) + len(named) != len(self.parameters) or given.keys() | named.keys() != {*self.parameters}:
+            raise UsageError(
+                f"Expected the inputs {', '.join(self.parameters)}, with which the model was prepared, but got "
+                f"{len(args)} by position and {', '.join(named) or 'none'} by name"
+            )
+        given |= named
+        return tuple(given[name] for name in self.parameters)
+
+
+class QuantizedModel(CyclingModel):
+    """A model made by `prepare`; call it as the float model.
+
+    Attributes:
+        network: The traced graph with its layers and edge quantizers; it takes the tensors of the signature, and
+            returns one tensor, or a tuple of several.
         precision: The current bits.
         config: What it was prepared with.
-        input_shape: Shape of one input without the batch dimension.
+        signature: Names, types and shapes of its inputs and outputs.
+        calling: How it is called, and what it returns.
         compute: How training steps compute, see `products.Compute`; evaluation is always module by module.
     """
 
@@ -44,19 +79,32 @@ class QuantizedModel(CyclingModel):
         network: fx.GraphModule,
         precision: PrecisionState,
         config: QuantizationConfig,
-        input_shape: tuple[int, ...],
+        signature: Signature,
+        calling: Calling,
         layers: list[LayerInfo],
     ) -> None:
         super().__init__(precision, config, layers)
         self.network = network
-        self.input_shape = input_shape
+        self.signature = signature
+        self.calling = calling
         self.compute: Compute = "auto"
         self._program: TrainingProgram | None = None
         self._obstacles: set[str] = set()
         self._normalises_samples: bool | None = None
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the logits at the present bits."""
+    def forward(self, *args: Any, **named: Any) -> Any:
+        """Return what the float model returns, at the present bits."""
+        inputs = self.calling.inputs(args, named)
+        result = self._result(inputs)
+        self.watch_step(result if isinstance(result, Tensor) else result[0])
+        structure = self.calling.structure
+        return (
+            result if structure.is_one_tensor else structure.built([result] if isinstance(result, Tensor) else result)
+        )
+
+    def _result(self, inputs: tuple[Tensor, ...]) -> Any:
+        """Return one tensor, or several."""
+        x = inputs[0]
         if self.training and not len(x):
             raise DataError("Expected batches of at least 1 sample in training, but got none")
         if self.training and not torch.compiler.is_compiling() and len(x) == 1 and self.normalises_samples():
@@ -64,28 +112,23 @@ class QuantizedModel(CyclingModel):
                 "Expected batches of at least 2 samples in training, since a BatchNorm normalises over them, but got 1",
                 hint="leave an incomplete last batch out: DataLoader(..., drop_last=True)",
             )
-        logits: Tensor
         if self.training and torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            path = self.execution_path(x)
+            path = self.execution_path(*inputs)
             if path.fused:
-                logits = self._fused_step()(x, self._engine(path, x.device.type))
-                self.watch_step(logits)
-                return logits
+                return self._fused_step()(inputs, self._engine(path, x.device.type))
             if path.hindered:
                 self._say_slow(path.reason)
-        logits = self.network(x)
-        self.watch_step(logits)
-        return logits
+        return self.network(*inputs)
 
-    def execution_path(self, x: Tensor | None = None) -> ExecutionPath:
-        """Return which way a step on a batch would run now, and why.
+    def execution_path(self, *inputs: Tensor) -> ExecutionPath:
+        """Return which way a training step on a batch would run now, and why.
 
         Args:
-            x: The batch, of which type and device count; without one it is float32 on the model's device.
+            inputs: The batch, of which types and device count; without one it is float32 on the model's device.
         """
         own = next(self.parameters())
-        device, dtype = (own.device.type, torch.float32) if x is None else (x.device.type, x.dtype)
-        excluded = self._excluded(device, {own.dtype, torch.float32 if dtype == torch.int64 else dtype})
+        device = inputs[0].device.type if inputs else own.device.type
+        excluded = self._excluded(device, {own.dtype, *(x.dtype for x in inputs if x.is_floating_point())})
         if excluded is not None:
             return ExecutionPath("modules", excluded)
         chosen = active(device)

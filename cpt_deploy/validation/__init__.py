@@ -11,6 +11,7 @@ from cpt_deploy.validation.accuracy.statistics import Proportion, mcnemar_exact,
 from cpt_deploy.validation.comparison import PairResult, RuntimeResult, TensorResult
 from cpt_deploy.validation.gate import constant_reasons
 from cpt_deploy.validation.integers.accumulators import Accumulator, bundle_accumulators, overflow_reasons
+from cpt_deploy.validation.integers.compare_integers import GraphComparison, compare_integers
 from cpt_deploy.validation.integers.integer_model import BundledIntegerModel, IntegerModel
 from cpt_deploy.validation.integers.intermediate_outputs import Tap, TappedModel, add_taps, quantized_tensors, tap_model
 from cpt_deploy.validation.integers.saturation import (
@@ -37,6 +38,7 @@ __all__ = [
     "ConstantsResult",
     "CpuInfo",
     "Footprint",
+    "GraphComparison",
     "IntegerModel",
     "LabelledImages",
     "Latency",
@@ -61,6 +63,7 @@ __all__ = [
     "bundle_portability",
     "bundle_saturation",
     "compare_constants",
+    "compare_integers",
     "compare_latency",
     "constant_reasons",
     "float_operators",

@@ -83,6 +83,8 @@ def _others(bundle: Bundle, run: Path | None, reporter: Reporter) -> dict[str, b
 
 def _quantized(bundle: Bundle, origin: Origin) -> "QuantizedModel":
     """Return what a bundle was frozen from, of a float model without ranges."""
+    import torch
+
     from cpt_deploy.quantization import QuantizationConfig, prepare
     from cpt_deploy.tasks.image_classification.validation import source_network
     from cpt_deploy.training import load_run
@@ -91,4 +93,4 @@ def _quantized(bundle: Bundle, origin: Origin) -> "QuantizedModel":
         return load_run(origin.run).model
     assert origin.source is not None
     network = source_network(bundle, origin.source)
-    return prepare(network, QuantizationConfig(), bundle.preprocessing.input_shape).eval()
+    return prepare(network, torch.zeros(2, *bundle.preprocessing.input_shape), QuantizationConfig()).eval()

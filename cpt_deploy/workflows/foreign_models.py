@@ -75,6 +75,8 @@ def export_float_model(
         DataError: If the file or the data is missing or damaged.
         BundleError: If the bundle cannot be written.
     """
+    import torch
+
     from cpt_deploy.data import load_images
     from cpt_deploy.export import ModelIdentity, export_bundle
     from cpt_deploy.models.imported import WeightsSource, open_source
@@ -91,7 +93,7 @@ def export_float_model(
         reporter.note(f"{' and '.join(heads)} left out: auxiliary heads, which only help training")
     weights, activations = options.bits or MOST_BITS, options.activation_bits or MOST_BITS
     config = QuantizationConfig(lower=min(weights, activations), upper=MOST_BITS)
-    model = prepare(network, config, preprocessing.input_shape).eval()
+    model = prepare(network, torch.zeros(2, *preprocessing.input_shape), config).eval()
     if options.symmetric:
         make_symmetric(model, activations)
     if options.native:

@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.export import Dim
 from torch.nn import functional
 from torch.nn.utils import prune
 
@@ -60,7 +61,7 @@ class Call(nn.Module):
 
 
 def prepared(network: nn.Module, shape: tuple[int, ...] = SHAPE) -> QuantizedModel:
-    return preparation.prepare(network, QuantizationConfig(), shape)
+    return preparation.prepare(network, torch.zeros(2, *shape), QuantizationConfig())
 
 
 def trained(network: nn.Module, shape: tuple[int, ...] = SHAPE) -> QuantizedModel:
@@ -171,7 +172,7 @@ def test_any_sequence_of_them_computes_what_it_is_converted_from(
     x = torch.randn(3, *SHAPE)
     with torch.no_grad():
         expected = network(x)
-        model = quantization.prepare(network, QuantizationConfig(lower=32, upper=32), SHAPE)
+        model = quantization.prepare(network, torch.zeros(2, *SHAPE), QuantizationConfig(lower=32, upper=32))
         assert not any(node.meta.get("is_float") for node in model.network.graph.nodes)
         assert torch.allclose(model(x), expected, rtol=1e-3, atol=1e-4 * float(1 + expected.abs().max()))
 
@@ -291,7 +292,7 @@ def test_a_bias_that_is_computed_is_added_in_float_and_learns_as_before(name: st
     torch.manual_seed(0)
     network = COMPUTED_BIASES[name]()
     assert_converts(network, floats=True)
-    model = quantization.prepare(network, QuantizationConfig(lower=32, upper=32), SHAPE)
+    model = quantization.prepare(network, torch.zeros(2, *SHAPE), QuantizationConfig(lower=32, upper=32))
     model.set_bits(32, 32)
     x, sizes = torch.randn(4, *SHAPE), []
     for one in (network.train(), model.train()):
@@ -403,7 +404,7 @@ def test_what_freezing_or_writing_refuses_is_refused_by_prepare() -> None:
             return torch.special.bessel_j0(x)  # ONNX has no such operator
 
     network = Network(features=Bessel())
-    assert isinstance(quantization.prepare(network, QuantizationConfig(), SHAPE), QuantizedModel)
+    assert isinstance(quantization.prepare(network, torch.zeros(2, *SHAPE), QuantizationConfig()), QuantizedModel)
     with pytest.raises(ConversionError, match="bessel_j0"):
         prepared(network)
 
@@ -416,7 +417,7 @@ def test_a_network_of_integers_that_cannot_be_deployed_is_tried_with_operations_
         if not tried[-1]:
             raise ConversionError("no integers today")
 
-    model = quantization.prepare(Network(), QuantizationConfig(), SHAPE, trial=trial)
+    model = quantization.prepare(Network(), torch.zeros(2, *SHAPE), QuantizationConfig(), trial=trial)
     assert tried == [False, True]
     assert any(node.meta.get("is_float") for node in model.network.graph.nodes)
 
@@ -434,7 +435,7 @@ def test_the_trial_leaves_no_trace() -> None:
     before = copy.deepcopy(network.state_dict())
     torch.manual_seed(1)
     random.seed(1)
-    plain = quantization.prepare(network, QuantizationConfig(), SHAPE)
+    plain = quantization.prepare(network, torch.zeros(2, *SHAPE), QuantizationConfig())
     after = torch.rand(1)
     torch.manual_seed(1)
     model = prepared(network)
@@ -508,28 +509,69 @@ def test_a_prepared_model_is_not_prepared_again() -> None:
         prepared(nn.Sequential(prepared(Network())))
 
 
-@pytest.mark.parametrize("shape", [8, "3", (3, 8.0, 8), (3, -1, 8), ()])
-def test_a_shape_is_positive_whole_numbers(shape: Any) -> None:
-    with pytest.raises(UsageError, match="shape of one input"):
-        prepared(Network(), shape)
+IMAGE = torch.zeros(2, *SHAPE)
 
 
-def test_a_shape_may_be_a_list_or_a_size() -> None:
-    for shape in (list(SHAPE), torch.Size(SHAPE)):
-        assert settle(quantization.prepare(Network(), QuantizationConfig(), shape), [torch.randn(2, *SHAPE)]) == 1  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    ("inputs", "said"),
+    [
+        (SHAPE, "a tensor, a tuple of tensors or a dictionary"),
+        ("3", "a tensor, a tuple of tensors or a dictionary"),
+        ((), "a tensor, a tuple of tensors or a dictionary"),
+        (torch.tensor(1.0), "batch dimension first"),
+        (torch.zeros(0, *SHAPE), "no empty one"),
+        (IMAGE.double(), "float64"),
+        ((IMAGE, IMAGE[:1]), "one batch size"),
+    ],
+)
+def test_example_inputs_are_tensors_of_one_batch(inputs: Any, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        quantization.prepare(Network(), inputs, QuantizationConfig())
+
+
+@pytest.mark.parametrize("inputs", [(IMAGE, IMAGE), {"picture": IMAGE}, {}.fromkeys(("x", "y"), IMAGE)])
+def test_a_network_takes_the_example_inputs(inputs: Any) -> None:
+    with pytest.raises(ConversionError, match=r"Network\.forward takes x"):
+        quantization.prepare(Network(), inputs, QuantizationConfig())
+
+
+@pytest.mark.parametrize(
+    ("shapes", "said"),
+    [
+        ({2: "height"}, "with a name"),
+        ({2: Dim.AUTO}, "with a name"),
+        ({7: Dim("height")}, "by axes"),
+        (({2: Dim("height")}, None), "for 1 inputs"),
+        ({"y": {2: Dim("height")}}, "some of 'y'"),
+        ({2: 3 * Dim("height")}, "has size 8"),
+        ({2: Dim("height", min=9)}, "has size 8"),
+        ({2: Dim("side"), 3: 2 * Dim("side")}, "side = 8"),
+    ],
+)
+def test_free_dimensions_have_names_and_fit(shapes: Any, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        quantization.prepare(Network(), IMAGE, QuantizationConfig(), dynamic_shapes=shapes)
+
+
+def test_a_model_is_called_with_the_arguments_that_it_was_prepared_with() -> None:
+    model = quantization.prepare(Network(), IMAGE, QuantizationConfig(lower=32, upper=32)).eval()
+    assert torch.equal(model(IMAGE), model(x=IMAGE))
+    for arguments, named in (((), {}), ((IMAGE, IMAGE), {}), ((), {"y": IMAGE}), ((IMAGE,), {"x": IMAGE})):
+        with pytest.raises(UsageError, match="Expected the inputs x"):
+            model(*arguments, **named)
 
 
 @pytest.mark.parametrize("step", [1.5, None, "1", True])
 def test_steps_are_whole_numbers(step: Any) -> None:
     with pytest.raises(UsageError, match="number of a training step"):
-        quantization.prepare(Network(), QuantizationConfig(), SHAPE).set_step(step)
+        quantization.prepare(Network(), torch.zeros(2, *SHAPE), QuantizationConfig()).set_step(step)
 
 
 # --- batches ----------------------------------------------------------------------------------------------------------
 
 
 def test_an_empty_batch_is_refused_in_training() -> None:
-    model = quantization.prepare(Network(), QuantizationConfig(), SHAPE).train()
+    model = quantization.prepare(Network(), torch.zeros(2, *SHAPE), QuantizationConfig()).train()
     with pytest.raises(DataError, match="at least 1 sample"):
         model(torch.zeros(0, *SHAPE))
 
@@ -544,7 +586,9 @@ def test_settling_takes_what_a_dataloader_yields() -> None:
         torch.utils.data.DataLoader([{"pixels": x, "label": y} for x, y in pairs], batch_size=4),  # type: ignore[arg-type]
     ):
         torch.manual_seed(0)
-        model = quantization.prepare(Network(features=nn.BatchNorm1d(FEATURES)), QuantizationConfig(), SHAPE)
+        model = quantization.prepare(
+            Network(features=nn.BatchNorm1d(FEATURES)), torch.zeros(2, *SHAPE), QuantizationConfig()
+        )
         assert settle(model, data) == 2  # the last batch of one is added to the one before it
         expected = expected or model.state_dict()
         assert all(torch.equal(value, expected[key]) for key, value in model.state_dict().items())
@@ -563,7 +607,9 @@ def test_settling_takes_what_a_dataloader_yields() -> None:
     ],
 )
 def test_batches_that_a_model_does_not_take_are_said(batch: Any, said: str) -> None:
-    model = quantization.prepare(Network(features=nn.BatchNorm1d(FEATURES)), QuantizationConfig(), SHAPE)
+    model = quantization.prepare(
+        Network(features=nn.BatchNorm1d(FEATURES)), torch.zeros(2, *SHAPE), QuantizationConfig()
+    )
     before = copy.deepcopy(model.state_dict())
     with pytest.raises(DataError, match=said):
         settle(model, [batch])
@@ -571,8 +617,15 @@ def test_batches_that_a_model_does_not_take_are_said(batch: Any, said: str) -> N
 
 
 def test_a_step_on_one_sample_is_refused_only_where_a_batchnorm_needs_more() -> None:
-    model = quantization.prepare(Network(features=nn.BatchNorm1d(FEATURES)), QuantizationConfig(), SHAPE).train()
+    model = quantization.prepare(
+        Network(features=nn.BatchNorm1d(FEATURES)), torch.zeros(2, *SHAPE), QuantizationConfig()
+    ).train()
     with pytest.raises(DataError, match="at least 2 samples") as error:
         model(torch.randn(1, *SHAPE))
     assert "drop_last" in str(error.value.hint)
-    assert quantization.prepare(Network(), QuantizationConfig(), SHAPE).train()(torch.randn(1, *SHAPE)).shape[0] == 1
+    assert (
+        quantization.prepare(Network(), torch.zeros(2, *SHAPE), QuantizationConfig())
+        .train()(torch.randn(1, *SHAPE))
+        .shape[0]
+        == 1
+    )

@@ -9,9 +9,7 @@ import numpy.typing as npt
 from cpt_deploy.bundle.golden import Golden, GoldenCheck, compare_golden
 from cpt_deploy.bundle.runtime.sessions import open_session
 from cpt_deploy.errors import BundleError, MissingExtraError
-
-INPUT_NAME = "image"
-OUTPUT_NAME = "logits"
+from cpt_deploy.signature import INPUT_NAME, OUTPUT_NAME
 
 
 class OnnxRuntimeModel:

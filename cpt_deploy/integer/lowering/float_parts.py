@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from torch import fx, nn
 
-from cpt_deploy.bundle.runtime.model import INPUT_NAME, OUTPUT_NAME
 from cpt_deploy.errors import ConversionError
 from cpt_deploy.integer.float_calls import encode, float_call
 from cpt_deploy.integer.graph import Constant, Embed, Float, Operation, QuantizedTensor
@@ -20,15 +19,12 @@ from cpt_deploy.quantization.graph.operator_kinds import IS_FLOAT, module_of
 from cpt_deploy.quantization.modules.attention import ScaledDotProductAttention
 from cpt_deploy.quantization.modules.layers import QuantizedEmbedding
 from cpt_deploy.quantization.numerics.affine import quantize_weight, symmetric_levels
+from cpt_deploy.signature import Signature
 
 aten = torch.ops.aten
 
-TOKENS_NAME = "input_ids"
-
-
-def real_name(node: fx.Node) -> str:
-    """Return the name of a node's real values: the node's, which comes from the model, unless an end has that name."""
-    return f"{node.name}_real" if node.name in (INPUT_NAME, OUTPUT_NAME, TOKENS_NAME) else node.name
+INPUT = "input:"
+"""What stands before the name of an input while a graph is lowered, since nodes may have the same name."""
 
 
 class FloatLowering:
@@ -37,21 +33,26 @@ class FloatLowering:
     Args:
         network: The network of a prepared model.
         finished: The quantized tensors of nodes, as they are lowered.
+        signature: Its inputs and outputs.
 
     Attributes:
         names: Names of the real values of nodes.
-        input: Name of the input.
-        real_input: Its type and shape.
     """
 
-    def __init__(self, network: fx.GraphModule, finished: Mapping[fx.Node, QuantizedTensor]) -> None:
+    def __init__(
+        self, network: fx.GraphModule, finished: Mapping[fx.Node, QuantizedTensor], signature: Signature
+    ) -> None:
         self.network, self.finished = network, finished
-        self.names: dict[fx.Node, str] = {}
-        given = next(iter(network.graph.find_nodes(op="placeholder")))
-        self.input = INPUT_NAME if "shape" in given.meta else TOKENS_NAME
-        self.names[given] = self.input
-        dtype = str(given.meta["dtype"]).removeprefix("torch.")
-        self.real_input = (dtype, tuple(int(size) for size in given.meta["val"].shape[1:]))
+        self._taken = {*signature.names}
+        given = network.graph.find_nodes(op="placeholder")
+        self.names = dict(zip(given, (INPUT + tensor.name for tensor in signature.inputs), strict=True))
+
+    def real_name(self, node: fx.Node) -> str:
+        """Return the name of a node's real values: the node's, which comes from the model, but for those of ends."""
+        name = node.name
+        while name in self._taken:
+            name += "_real"
+        return name
 
     def name_of(self, node: fx.Node) -> str:
         """Return the name of what a node makes, in codes or real."""
@@ -60,14 +61,14 @@ class FloatLowering:
     def lower(self, node: fx.Node, bits: Mapping[str, int]) -> list[Operation]:  # noqa: PLR0911
         """Return the operations of a node: none for one that does nothing in evaluation, or ends in a quantizer."""
         if node.op == "get_attr":
-            return [self._constant(real_name(node), attrgetter(str(node.target))(self.network), node)]
+            return [self._constant(self.real_name(node), attrgetter(str(node.target))(self.network), node)]
         module = module_of(node, self.network)
         if isinstance(module, QuantizedEmbedding):
             return [self._embed(node, module, bits[str(node.target)])]
         if not node.meta.get(IS_FLOAT):
             return []
         if module is None and node.target in CEILED and needs_factors(node):
-            self.names[node] = real_name(node)
+            self.names[node] = self.real_name(node)
             return average_with_factors(node, self.name_of(node.all_input_nodes[0]), self.names[node])
         if module is None:
             return [self._call(node, node.target, node.args, node.kwargs)]
@@ -94,23 +95,23 @@ class FloatLowering:
 
     def _call(self, node: fx.Node, target: Any, arguments: Any, options: Any) -> Float:
         inputs = list(node.all_input_nodes)
-        self.names[node] = real_name(node)
+        self.names[node] = self.real_name(node)
         return Float(
             tuple(self.name_of(source) for source in inputs),
-            real_name(node),
+            self.real_name(node),
             *encode(target, arguments, options, inputs),
         )
 
     def _normalisation(self, node: fx.Node, norm: Any) -> list[Operation]:
         """Lower a BatchNorm: by its running averages, or by the batch's own where it keeps none."""
         shape = (-1, *[1] * (len(node.meta["shape"]) - 2))
-        names = {part: f"{real_name(node)}_{part}" for part in ("factor", "offset", "scaled")}
+        names = {part: f"{self.real_name(node)}_{part}" for part in ("factor", "offset", "scaled")}
         source = self.name_of(node.all_input_nodes[0])
-        self.names[node] = real_name(node)
+        self.names[node] = self.real_name(node)
         affine = norm.weight is not None
         if norm.running_mean is None:
-            result = f"{real_name(node)}_normalised" if affine else real_name(node)
-            operations = by_own_statistics(source, result, real_name(node), norm.eps, len(node.meta["shape"]))
+            result = f"{self.real_name(node)}_normalised" if affine else self.real_name(node)
+            operations = by_own_statistics(source, result, self.real_name(node), norm.eps, len(node.meta["shape"]))
             if not affine:
                 return operations
             source, factor, offset = result, norm.weight, norm.bias
@@ -123,17 +124,17 @@ class FloatLowering:
             self._constant(names["factor"], factor.view(shape)),
             self._constant(names["offset"], offset.view(shape)),
             float_call("aten.mul.Tensor", (source, names["factor"]), names["scaled"]),
-            float_call("aten.add.Tensor", (names["scaled"], names["offset"]), real_name(node)),
+            float_call("aten.add.Tensor", (names["scaled"], names["offset"]), self.real_name(node)),
         ]
 
     def _embed(self, node: fx.Node, layer: QuantizedEmbedding, bits: int) -> Embed:
         levels = torch.tensor(float(symmetric_levels(bits)))
         with torch.no_grad():
             codes, scales = quantize_weight(layer.float_weight.cpu(), levels)
-        self.names[node] = real_name(node)
+        self.names[node] = self.real_name(node)
         return Embed(
             (self.name_of(node.all_input_nodes[0]),),
-            real_name(node),
+            self.real_name(node),
             codes.to(torch.int8).numpy(),
             0,
             scales.reshape(-1).float().numpy(),

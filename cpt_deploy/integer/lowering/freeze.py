@@ -7,7 +7,6 @@ from typing import Any
 
 from torch import fx, nn
 
-from cpt_deploy.bundle.runtime.model import INPUT_NAME, OUTPUT_NAME
 from cpt_deploy.errors import UsageError
 from cpt_deploy.integer.accumulators import check_accumulators
 from cpt_deploy.integer.convolutions import fields_of, pads_of
@@ -25,13 +24,13 @@ from cpt_deploy.integer.graph import (
     with_names,
 )
 from cpt_deploy.integer.lowering.channelwise import Lowered, bias_limit, lower_channelwise, reshape
-from cpt_deploy.integer.lowering.float_parts import FloatLowering, real_name
+from cpt_deploy.integer.lowering.float_parts import INPUT, FloatLowering
 from cpt_deploy.integer.lowering.lookup import tabulate
 from cpt_deploy.integer.lowering.movements import KeptTensor, lower_kept
 from cpt_deploy.integer.lowering.paddings import with_paddings_inside
 from cpt_deploy.integer.lowering.quantized_tensors import edge_tensor
 from cpt_deploy.integer.lowering.subpixel import transposed_convolution
-from cpt_deploy.quantization.graph.capture.tracing import shape_of
+from cpt_deploy.quantization.graph.capture.tracing import results_of, shape_of
 from cpt_deploy.quantization.graph.entries import has_float_operations
 from cpt_deploy.quantization.graph.fusion import FusedOperation, Norm, fused_operations
 from cpt_deploy.quantization.graph.naming import own_name
@@ -82,8 +81,20 @@ def freeze(
         )
     graph = with_paddings_inside(_Lowering(model, weight_bits, activation_bits or upper).run())
     check_accumulators(graph)
-    # the names of nodes come from the model's own code, where nothing forbids those of the float input and output
-    return with_names(graph, {name: f"{name}_codes" for name in (INPUT_NAME, OUTPUT_NAME) if name in graph.tensors})
+    return with_names(graph, _other_names(graph))
+
+
+def _other_names(graph: IntegerGraph) -> dict[str, str]:
+    """Return new names of tensors that are called as an input or output: nodes have names of the model's own code."""
+    taken = {*graph.tensors, *graph.signature.names}
+    names = {INPUT + tensor.name: tensor.name for tensor in graph.signature.inputs}
+    for name in graph.signature.names:
+        if name in graph.tensors:
+            names[name] = f"{name}_codes"
+            while names[name] in taken:
+                names[name] += "_"
+            taken.add(names[name])
+    return names
 
 
 class _Lowering:
@@ -101,35 +112,33 @@ class _Lowering:
         self.tensors: dict[str, QuantizedTensor] = {}
         self.names = {node.name for node in model.network.graph.nodes}
         self.ending = {operation.quantizer: operation for operation in fused_operations(self.network)}
-        self.floats = FloatLowering(self.network, self.finished) if has_float_operations(self.network) else None
+        self.signature = model.signature
+        self.has_floats = has_float_operations(self.network)
+        self.floats = FloatLowering(self.network, self.finished, model.signature)
 
     def run(self) -> IntegerGraph:
-        if self.floats is not None:
-            return self._run_with_floats(self.floats)
-        source = ""
+        if self.has_floats:
+            self._run_with_floats(self.floats)
+        else:
+            self._run_integers()
+        outputs = tuple(self.floats.name_of(node) for node in results_of(self.network.graph))
+        return IntegerGraph(self.signature, outputs, tuple(self.operations), self.tensors)
+
+    def _run_integers(self) -> None:
         for node in self.network.graph.nodes:
-            if node.op == "output":
-                return IntegerGraph(source, self.finished[node.args[0]].name, tuple(self.operations), self.tensors)
             module = self._module(node)
             if isinstance(module, EdgeQuantizer):
                 self._lower_edge(node, module)
-                source = source or self.finished[node].name
             elif isinstance(module, LayerInput):
                 self._lower_layer_input(node, module)
             elif self._is_kept(node):
                 self._lower_kept(node)
-        raise AssertionError("a traced graph ends with its output")
 
-    def _run_with_floats(self, floats: FloatLowering) -> IntegerGraph:
+    def _run_with_floats(self, floats: FloatLowering) -> None:
         for node in self.network.graph.nodes:
             module = self._module(node)
-            if node.op == "output":
-                result: Any = node.args[0]
-                output = floats.name_of(result)
-                shape = None if result in self.finished else shape_of(result)
-                return IntegerGraph(
-                    floats.input, output, tuple(self.operations), self.tensors, floats.real_input, shape
-                )
+            if node.op in ("placeholder", "output"):
+                continue
             if isinstance(module, EdgeQuantizer) and node.all_input_nodes[0] in floats.names:
                 name = self._new_name(f"{own_name(node)}_codes")
                 bits = max(self._bits_of(module.role), module.least_bits)
@@ -145,7 +154,6 @@ class _Lowering:
                 floats.names[node] = operation.output
             else:
                 self.operations.extend(floats.lower(node, self.layer_bits))
-        raise AssertionError("a traced graph ends with its output")
 
     def _module(self, node: fx.Node) -> nn.Module | None:
         return module_of(node, self.network)
@@ -159,7 +167,9 @@ class _Lowering:
     def _lower_edge(self, node: fx.Node, edge: EdgeQuantizer) -> None:
         name, operation = own_name(node), self.ending[node]
         tensor = edge_tensor(name, edge, max(self._bits_of(edge.role), edge.least_bits), shape_of(node))
-        if operation.head.op != "placeholder":
+        if operation.head.op == "placeholder":
+            self.operations.append(Quantize((self.floats.names[operation.head],), name))
+        else:
             clamps = tensor.signed and operation.clamps  # where the least code is not real zero, saturation is no ReLU
             made = replace(tensor, name=self._new_name(f"{name}_unclamped")) if clamps else tensor
             lowered, made = self._lower_operation(operation, made)
@@ -238,7 +248,7 @@ class _Lowering:
             return self._last_of(transposed_convolution(layer, folded, bits, (source, output, str(node.target))))
         weights: dict[str, Any] = {"bits": bits, **fields_of(folded)}
         ends: dict[str, Any] = {"inputs": (source.name,), "source": str(node.target)}
-        ends["output"] = real_name(node) if output is None else output.name
+        ends["output"] = self.floats.real_name(node) if output is None else output.name
         if isinstance(layer, QuantizedLinear):
             return FullyConnected(**ends, **weights)
         assert isinstance(layer, QuantizedConv1d | QuantizedConv2d)

@@ -18,7 +18,7 @@ def with_paddings_inside(graph: IntegerGraph) -> IntegerGraph:
             pads = tuple(a + b for a, b in zip(operation.pads, _of_positions(before), strict=True))
             operation = replace(operation, inputs=before.inputs, pads=pads)  # noqa: PLW2901
         operations.append(operation)
-    read = {name for operation in operations for name in operation.inputs} | {graph.output}
+    read = {name for operation in operations for name in operation.inputs} | {*graph.outputs}
     kept = tuple(o for o in operations if not isinstance(o, Pad) or o.output in read)
     gone = {operation.output for operation in operations} - {operation.output for operation in kept}
     tensors = {name: tensor for name, tensor in graph.tensors.items() if name not in gone}

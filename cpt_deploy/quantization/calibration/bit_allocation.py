@@ -52,7 +52,7 @@ def measure_sensitivity(
 
     Args:
         model: A trained model, settled at `activation_bits`; it is not changed.
-        batches: Training inputs, each (N, *input_shape) with N > 1; a few hundred in all.
+        batches: Training inputs, each of N > 1 samples; a few hundred in all.
         candidates: Bits to try in each cycling layer.
         activation_bits: Bits of the cycling activations; None is the upper bound.
         progress: Is told the number of layers that are done.

@@ -13,9 +13,12 @@ from cpt_deploy.quantization.calibration.bias_rounding import round_offsets
 from cpt_deploy.quantization.graph.capture.training_behaviour import keeps_statistics
 from cpt_deploy.quantization.model import QuantizedModel
 from cpt_deploy.quantization.state.scheduled_model import CyclingModel, WeightBits
+from cpt_deploy.signature import BATCH, TensorSpec
 
 Batches = Iterable[Tensor | Sequence[Any] | Mapping[str, Any]]
-"""Training inputs, or what a DataLoader yields: (inputs, labels), or a dictionary with the inputs."""
+"""Training inputs, or what a DataLoader yields: (inputs, labels), or a dictionary with the inputs. See `inputs_of`."""
+
+Inputs = tuple[Tensor, ...]
 
 
 def settle(
@@ -34,8 +37,9 @@ def settle(
 
     Args:
         model: The model; its mode and bits are restored afterwards.
-        batches: Training inputs, each (N, *input_shape), or a DataLoader of (inputs, labels) or of dictionaries. Some
-            tens to hundreds are enough. A last batch of one is added to the one before it where BatchNorm needs more.
+        batches: Training inputs as the model's signature has them, or a DataLoader of (inputs, labels) or of
+            dictionaries. Some tens to hundreds are enough. A last batch of one is added to the one before it where
+            BatchNorm needs more.
         weight_bits: Bits of the cycling weights, or of single layers by name, if they are to be frozen at other bits
             than the upper bound.
         activation_bits: Bits of the cycling activations, likewise.
@@ -62,7 +66,7 @@ def estimate(model: QuantizedModel, batches: Batches, *, statistics: bool = True
     Raises:
         DataError: If there is no batch, or none that the model takes; the model is then as before.
     """
-    inputs: Iterable[Tensor] = _inputs(model, batches, at_least=2 if statistics and model.normalises_samples() else 1)
+    inputs: Iterable[Inputs] = _inputs(model, batches, at_least=2 if statistics and model.normalises_samples() else 1)
     if statistics and _shares_norms(model):
         # A BatchNorm that is called twice has one average of two distributions. What it then makes of each is another
         # range than that of values normalised batch by batch, so ranges are taken again.
@@ -72,14 +76,14 @@ def estimate(model: QuantizedModel, batches: Batches, *, statistics: bool = True
     return _observe(model, inputs, statistics=statistics)
 
 
-def _observe(model: QuantizedModel, inputs: Iterable[Tensor], *, statistics: bool) -> int:
+def _observe(model: QuantizedModel, inputs: Iterable[Inputs], *, statistics: bool) -> int:
     remaining = iter(inputs)
     first = next(remaining, None)
     if first is None:
         raise DataError("Expected at least one batch to settle on, but got none")
     with observing(model, statistics=statistics):
-        model(first)
-        return 1 + sum(1 for batch in remaining if model(batch) is not None)
+        model(*first)
+        return 1 + sum(1 for batch in remaining if model(*batch) is not None)
 
 
 def _shares_norms(model: QuantizedModel) -> bool:
@@ -88,53 +92,90 @@ def _shares_norms(model: QuantizedModel) -> bool:
     return any(count > 1 and keeps_statistics(model.network.get_submodule(name)) for name, count in called.items())
 
 
-def _inputs(model: QuantizedModel, batches: Batches, at_least: int) -> Iterator[Tensor]:
+def _inputs(model: QuantizedModel, batches: Batches, at_least: int) -> Iterator[Inputs]:
     """Yield the inputs of batches on the model's device; those of less than `at_least` samples with the one before."""
     device = next(model.parameters()).device
-    held: Tensor | None = None
+    held: Inputs | None = None
     for batch in batches:
-        x = input_of(batch, model.input_shape).to(device)
-        if held is not None and min(len(x), len(held)) < at_least:
-            held = torch.cat((held, x))
+        given = tuple(x.to(device) for x in inputs_of(batch, model))
+        if held is not None and min(len(given[0]), len(held[0])) < at_least and _fit_together(given, held):
+            held = tuple(torch.cat(pair) for pair in zip(held, given, strict=True))
             continue
         if held is not None:
             yield held
-        held = x
-    if held is not None and len(held) < at_least:
+        held = given
+    if held is not None and len(held[0]) < at_least:
         raise DataError(
             f"Expected batches of at least {at_least} samples, since a BatchNorm normalises over them, "
-            f"but got one of {len(held)}"
+            f"but got one of {len(held[0])}"
         )
     if held is not None:
         yield held
 
 
-def input_of(batch: Any, input_shape: tuple[int, ...]) -> Tensor:
-    """Return the inputs of what a DataLoader yields: itself, the first of a sequence, the fitting one of a dictionary.
+def _fit_together(one: Inputs, other: Inputs) -> bool:
+    return all(x.shape[1:] == y.shape[1:] for x, y in zip(one, other, strict=True))
+
+
+def inputs_of(batch: Any, model: QuantizedModel) -> Inputs:
+    """Return the inputs of what a DataLoader yields, in the order of the model's arguments.
+
+    They are what it yields, or the first of a sequence; several are the first of a sequence, or by themselves in a
+    tuple or dictionary that is the first of it. In a dictionary they are under the names of arguments, or of the
+    signature; one input is otherwise the only tensor of its shape.
 
     Args:
         batch: What it yields.
-        input_shape: Shape of one input.
+        model: The model that takes them.
 
     Raises:
-        DataError: If there is none of that shape, or its values are bytes or not finite.
+        DataError: If there are none of such shapes, or values are bytes or not finite.
     """
-    if isinstance(batch, Mapping):
-        fitting = [v for v in batch.values() if isinstance(v, Tensor) and tuple(v.shape[1:]) == input_shape]
-        found = fitting[0] if len(fitting) == 1 else None
-    else:
-        found = batch[0] if isinstance(batch, tuple | list) and batch else batch
-    shape = ", ".join(map(str, ("N", *input_shape)))
-    if not isinstance(found, Tensor) or tuple(found.shape[1:]) != input_shape or not len(found):
+    found = _found(batch, model)
+    if found is None:
         raise DataError(
-            f"Expected batches of inputs ({shape}), but got {_named(batch)}",
-            hint="pass tensors, or a DataLoader whose batches are (inputs, ...) or dictionaries with one such tensor",
+            f"Expected batches of inputs {_shapes(model)}, but got {_named(batch)}",
+            hint="pass tensors, or a DataLoader whose batches are (inputs, ...) or dictionaries with such tensors",
         )
-    if found.dtype == torch.uint8:
-        raise DataError("Expected normalised inputs, but got bytes", hint="convert them as in training: to float32")
-    if found.is_floating_point() and not bool(found.isfinite().all()):
-        raise DataError("Expected finite inputs, but a batch has values that are not", hint="look at how they are read")
-    return found.float() if found.is_floating_point() else found
+    for x in found:
+        if x.dtype == torch.uint8:
+            raise DataError("Expected normalised inputs, but got bytes", hint="convert them as in training: to float32")
+        if x.is_floating_point() and not bool(x.isfinite().all()):
+            raise DataError(
+                "Expected finite inputs, but a batch has values that are not", hint="look at how they are read"
+            )
+    return tuple(x.float() if x.is_floating_point() else x for x in found)
+
+
+def _found(batch: Any, model: QuantizedModel) -> list[Tensor] | None:
+    tensors = model.signature.inputs
+    if isinstance(batch, Mapping):
+        names = zip(model.calling.parameters, (tensor.name for tensor in tensors), strict=True)
+        named = [batch.get(parameter, batch.get(name)) for parameter, name in names]
+        if any(value is None for value in named) and len(tensors) == 1:
+            fitting = [value for value in batch.values() if _fits(value, tensors[0])]
+            named = fitting if len(fitting) == 1 else [None]
+        candidates: Any = named
+    elif isinstance(batch, tuple | list) and batch and isinstance(batch[0], tuple | list | Mapping):
+        return _found(batch[0], model)
+    else:
+        candidates = batch[: len(tensors)] if isinstance(batch, tuple | list) else [batch]
+    if len(candidates) != len(tensors):
+        return None
+    fit = all(_fits(value, tensor) for value, tensor in zip(candidates, tensors, strict=True))
+    return list(candidates) if fit and len({len(value) for value in candidates}) == 1 else None
+
+
+def _fits(value: Any, tensor: TensorSpec) -> bool:
+    """Return whether a value is a batch of an input, as far as its shape says."""
+    if not isinstance(value, Tensor) or value.dim() != len(tensor.shape) + 1 or not len(value):
+        return False
+    return all(isinstance(size, str) or size == got for size, got in zip(tensor.shape, value.shape[1:], strict=True))
+
+
+def _shapes(model: QuantizedModel) -> str:
+    shapes = ["(" + ", ".join(map(str, (BATCH, *tensor.shape))) + ")" for tensor in model.signature.inputs]
+    return " and ".join(shapes)
 
 
 def _named(batch: Any) -> str:

@@ -4,26 +4,31 @@ Both run on random batches in training and then in evaluation, from the same ran
 count as well. What is still as it was initialised (zeros, ones) would hide differences: on both sides it is varied.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from cpt_deploy.errors import ConversionError
 from cpt_deploy.quantization.graph.capture.tracing import NoIntegerFormError
 from cpt_deploy.quantization.graph.first_difference import first_difference
 from cpt_deploy.quantization.graph.handed_in import HandedIn, seed_all, untouched
-from cpt_deploy.quantization.graph.signature import only_output
+from cpt_deploy.quantization.graph.results import Structure
+from cpt_deploy.quantization.graph.signature import Example
 from cpt_deploy.quantization.model import QuantizedModel
 from cpt_deploy.quantization.state.config import MOST_BITS
 from cpt_deploy.quantization.state.precision_state import Bits
+from cpt_deploy.signature import Signature
 
-#: Sizes of the batches; values of the second are four times as large, and meet bounds that the first does not.
+Inputs = tuple[Tensor, ...]
+
+#: Sizes of the batches; values of the second are four times as large, and meet bounds that the first does not. Where
+#: further dimensions are free the second has other sizes in them, too.
 _BATCHES = ((2, 1.0), (3, 4.0))
 #: Greatest difference, relative to the greatest result, that float32's rounding explains.
 _TOLERANCE = 1e-5
@@ -66,47 +71,47 @@ class Reference:
 
     Attributes:
         given: The network.
+        example: What it takes.
+        structure: What it returns.
         batches: The inputs.
-        results: One tensor for each of `RUNS`.
+        results: The tensors of each of `RUNS`.
     """
 
     given: HandedIn
-    batches: list[Tensor]
-    results: list[Tensor] = field(default_factory=list)
+    example: Example
+    structure: Structure
+    batches: list[Inputs]
+    results: list[list[Tensor]] = field(default_factory=list)
 
     @classmethod
-    def of(cls, given: HandedIn, input_shape: tuple[int, ...], dtype: torch.dtype) -> "Reference":
+    def of(cls, given: HandedIn, example: Example) -> "Reference":
         """Run a network as it was handed in; it is left as it was.
 
         Raises:
-            ConversionError: If it does not take such inputs, or does not return one tensor.
+            ConversionError: If it does not take such inputs, or does not return the same tensors in both modes.
         """
         model = given.model
         device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
         generator = torch.Generator().manual_seed(0)
-        batches = [_batch((size, *input_shape), factor, dtype, generator).to(device) for size, factor in _BATCHES]
-        reference = cls(given, batches)
-        with untouched(model), given.watched():
-            reference.results = reference.run(model)
-        return reference
-
-    def run(self, model: nn.Module) -> list[Tensor]:
-        """Return what the network computes in each of `RUNS`."""
-        with varied(model):
-            return [_only_tensor(self._result(model, run), run) for run in RUNS]
-
-    def _result(self, model: nn.Module, run: Run) -> Any:
-        try:
-            return result_of(model, self.batches[run.seed], run)
-        except ConversionError:
-            raise
-        except Exception as error:
-            shape = ", ".join(map(str, self.batches[0].shape[1:]))
-            cause = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        batches: list[Inputs] = []
+        for number, (rows, factor) in enumerate(_BATCHES):
+            batches.append(tuple(x.to(device) for x in example.random(rows, factor, generator, number)))
+        with untouched(model), given.watched(), varied(model):
+            found = [_checked_result(model, example, batches[run.seed], run) for run in RUNS]
+        structures = [Structure(result) for result in found]
+        other = next((run for run, one in zip(RUNS, structures, strict=True) if one != structures[-1]), None)
+        if other is not None:
             raise ConversionError(
-                f"Expected {type(model).__name__} to take an input of shape (N, {shape}) in {run.mode}, "
-                f"but it failed: {cause}"
-            ) from error
+                f"Expected a network that returns the same structure of tensors always, but {type(model).__name__} "
+                f"returns others in {other.mode} of {len(batches[other.seed][0])} samples than in {RUNS[-1].mode}",
+                hint="switch auxiliary outputs off, or wrap it in a module whose forward returns the same always",
+            )
+        return cls(given, example, structures[0], batches, [structures[0].tensors(result) for result in found])
+
+    def result(self, model: nn.Module, batch: Inputs, run: Run) -> list[Tensor]:
+        """Return the tensors that the network returns for a batch, in a mode and from a random state."""
+        tensors: list[Tensor] = self.structure.tensors(result_of(partial(self.example.call, model), model, batch, run))
+        return tensors
 
     def check(self, prepared: QuantizedModel) -> None:
         """Compare a prepared network with the one that was handed in; both are left as they were.
@@ -116,26 +121,24 @@ class Reference:
         """
         with float_bits(prepared), varied(prepared):
             for run, expected in zip(RUNS, self.results, strict=True):
-                got = self._prepared_result(prepared, run)
-                if got.shape != expected.shape or _distance(got, expected) > _TOLERANCE * _size(expected):
+                if not all(map(_are_close, self._prepared_result(prepared, run), expected)):
                     break
             else:
                 return
         self._decide(prepared)
 
-    def _prepared_result(self, prepared: QuantizedModel, run: Run) -> Tensor:
+    def _prepared_result(self, prepared: QuantizedModel, run: Run) -> list[Tensor]:
         batch = self.batches[run.seed]
         try:
-            result: Tensor = result_of(prepared.network, batch, run)
+            return tensors_of(prepared.network, batch, run)
         except Exception as error:
             cause = next(iter(str(error).strip().splitlines()), type(error).__name__)
             raise DiffersError(
                 f"Expected the graph of {type(self.given.model).__name__} to compute any batch, "
-                f"but in {run.mode} one of {len(batch)} failed: {cause}",
+                f"but in {run.mode} one of {_sizes(batch, self.example.signature)} failed: {cause}",
                 hint="sizes must follow from the input, the batch size above all",
-                reason=f"its graph fails on a batch of {len(batch)}: {cause}",
+                reason=f"its graph fails on a batch of {_sizes(batch, self.example.signature)}: {cause}",
             ) from error
-        return result
 
     def _decide(self, prepared: QuantizedModel) -> None:
         """Compare in float64, where roundings are far below what matters, if both compute in it."""
@@ -148,41 +151,47 @@ class Reference:
             self._compare(self.given.model, prepared, torch.float32, _FLOAT32_TOLERANCE)
 
     def _compare(self, model: nn.Module, prepared: QuantizedModel, dtype: torch.dtype, tolerance: float) -> None:
-        batches = [x.to(dtype) if x.is_floating_point() else x for x in self.batches]
+        batches = [tuple(x.to(dtype) if x.is_floating_point() else x for x in batch) for batch in self.batches]
         with untouched(model), float_bits(prepared), varied(model), varied(prepared):
-            expected = [result_of(model, batches[run.seed], run) for run in RUNS]
+            expected = [self.result(model, batches[run.seed], run) for run in RUNS]
         with float_bits(prepared), varied(prepared):
-            results = [result_of(prepared.network, batches[run.seed], run) for run in RUNS]
-        for run, want, got in zip(RUNS, map(_tensor, expected), results, strict=True):
-            distance = _distance(got, want) if got.shape == want.shape else float("inf")
-            if not distance <= tolerance * _size(want) and not distance <= _ROUNDINGS * self._moved(
-                model, batches, run, want
-            ):
-                self._refuse(model, prepared, batches, run, distance, _size(want))
+            results = [tensors_of(prepared.network, batches[run.seed], run) for run in RUNS]
+        for run, wanted, gotten in zip(RUNS, expected, results, strict=True):
+            for place, (want, got) in enumerate(zip(wanted, gotten, strict=True)):
+                distance = _distance(got, want) if got.shape == want.shape else float("inf")
+                if not distance <= tolerance * _size(want) and not distance <= _ROUNDINGS * self._moved(
+                    model, batches, run, place, want
+                ):
+                    self._refuse(model, prepared, batches, run, distance, _size(want))
 
-    def _moved(self, model: nn.Module, batches: list[Tensor], run: Run, want: Tensor) -> float:
-        """Return how far a result moves when its input is one rounding away."""
+    def _moved(self, model: nn.Module, batches: list[Inputs], run: Run, place: int, want: Tensor) -> float:
+        """Return how far a result moves when its inputs are one rounding away."""
         with untouched(model), varied(model):
-            nearby = [result_of(model, _rounded(batches[other.seed]), other) for other in RUNS[: RUNS.index(run) + 1]]
-        return _distance(_tensor(nearby[-1]), want)
+            nearby = [
+                self.result(model, tuple(map(_rounded, batches[other.seed])), other)
+                for other in RUNS[: RUNS.index(run) + 1]
+            ]
+        return _distance(nearby[-1][place], want)
 
     def _refuse(
         self,
         model: nn.Module,
         prepared: QuantizedModel,
-        batches: list[Tensor],
+        batches: list[Inputs],
         run: Run,
         distance: float,
         size: float,
     ) -> None:
+        call = partial(self.example.call, model)
+
         def replay(network: nn.Module) -> None:
             for earlier in RUNS[: RUNS.index(run)]:
-                result_of(network, batches[earlier.seed], earlier)
+                result_of(call if network is model else _with_list(network), network, batches[earlier.seed], earlier)
             network.train(run.training)
             seed_all(run.seed)
 
         with untouched(model), float_bits(prepared), varied(model), varied(prepared):
-            place = first_difference(model, prepared.network, batches[run.seed], replay)
+            place = first_difference(model, call, prepared.network, batches[run.seed], replay)
         raise DiffersError(
             f"Expected the prepared network to compute what {type(model).__name__} computes, but in {run.mode} its "
             f"values differ from {place} on (results by {distance:.3g}, where the greatest is {size:.3g})",
@@ -207,12 +216,38 @@ def _advice(given: HandedIn, run: Run) -> str:
 # --- running ------------------------------------------------------------------------------------------------------
 
 
-def result_of(model: nn.Module, batch: Tensor, run: Run) -> Any:
-    """Return what a network computes of a batch, in a mode and from a random state."""
+def result_of(call: Callable[..., Any], model: nn.Module, batch: Inputs, run: Run) -> Any:
+    """Return what a call of a network computes of a batch, in a mode and from a random state."""
     model.train(run.training)
     seed_all(run.seed)
     with torch.no_grad():
-        return model(batch.clone())
+        return call([x.clone() for x in batch])
+
+
+def tensors_of(network: nn.Module, batch: Inputs, run: Run) -> list[Tensor]:
+    """Return the tensors that a graph returns for a batch, in a mode and from a random state."""
+    result = result_of(_with_list(network), network, batch, run)
+    return [result] if isinstance(result, Tensor) else list(result)
+
+
+def _with_list(network: nn.Module) -> Callable[[list[Tensor]], Any]:
+    return lambda inputs: network(*inputs)
+
+
+def _checked_result(model: nn.Module, example: Example, batch: Inputs, run: Run) -> Any:
+    try:
+        return result_of(partial(example.call, model), model, batch, run)
+    except ConversionError:
+        raise
+    except Exception as error:
+        cause = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        others = example.signature.free and run.seed
+        raise ConversionError(
+            f"Expected {type(model).__name__} to take {example.described()} in {run.mode}, but "
+            + (f"a batch of {_sizes(batch, example.signature)} " if others else "it ")
+            + f"failed: {cause}",
+            hint='where sizes have to be multiples, dynamic_shapes says so: 8 * Dim("height")' if others else None,
+        ) from error
 
 
 @contextmanager
@@ -254,12 +289,6 @@ def _is_constant(parameter: Tensor) -> bool:
     return bool(first[0] == first[-1]) and bool((parameter == first[0]).all())
 
 
-def _batch(shape: tuple[int, ...], factor: float, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
-    if dtype.is_floating_point:
-        return factor * torch.randn(shape, generator=generator, dtype=dtype)
-    return torch.randint(0, 2, shape, generator=generator, dtype=dtype)
-
-
 def _rounded(x: Tensor) -> Tensor:
     """Return a batch one rounding away."""
     if not x.is_floating_point():
@@ -268,21 +297,14 @@ def _rounded(x: Tensor) -> Tensor:
     return torch.nextafter(x, away.view(x.shape).to(x))
 
 
-def _only_tensor(result: Any, run: Run) -> Tensor:
-    try:
-        tensor: Tensor = only_output(dict(result) if isinstance(result, dict) else result, _is_tensor)
-    except ConversionError as error:
-        raise ConversionError(f"{error.message} in {run.mode}", hint=error.hint) from error
-    return tensor
+def _are_close(got: Tensor, expected: Tensor) -> bool:
+    return got.shape == expected.shape and _distance(got, expected) <= _TOLERANCE * _size(expected)
 
 
-def _is_tensor(leaf: Any) -> bool:
-    return isinstance(leaf, Tensor)
-
-
-def _tensor(result: Any) -> Tensor:
-    leaves = tree_leaves(dict(result) if isinstance(result, dict) else result)
-    return next(leaf for leaf in leaves if isinstance(leaf, Tensor))
+def _sizes(batch: Inputs, signature: Signature) -> str:
+    """Return the sizes of a batch in words: how many samples, and what is free beside."""
+    shapes = ", ".join(str(tuple(x.shape)) for x in batch)
+    return f"{len(batch[0])} samples {shapes}" if signature.free else str(len(batch[0]))
 
 
 def _distance(got: Tensor, expected: Tensor) -> float:

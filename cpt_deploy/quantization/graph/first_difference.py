@@ -4,7 +4,7 @@ Values are known by a fingerprint: their number, the greatest, and two sums. Ope
 functions that the network makes, so what a graph takes apart (attention, SiLU) is compared as a whole.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from cpt_deploy.quantization.graph.capture.tracing import describe
+from cpt_deploy.quantization.graph.capture.tracing import describe, results_of
 
 #: Relative difference up to which two sums are one, as operators may be put together differently.
 _TOLERANCE = 1e-5
@@ -113,29 +113,33 @@ class _Values(fx.Interpreter):
 
 
 def first_difference(
-    model: nn.Module, network: fx.GraphModule, batch: Tensor, replay: Callable[[nn.Module], None]
+    model: nn.Module,
+    call: Callable[[list[Tensor]], Any],
+    network: fx.GraphModule,
+    batch: Sequence[Tensor],
+    replay: Callable[[nn.Module], None],
 ) -> str:
     """Return in words the first operation of a network whose value is none of a graph's.
 
     Args:
         model: The network.
+        call: Calls it with its inputs.
         network: The graph.
-        batch: An input on which their results differ.
+        batch: Inputs on which their results differ.
         replay: Brings either of them into the state and mode in which they differ.
     """
     calls, values = _Calls(model), _Values(network)
     with torch.no_grad():
         replay(model)
         with calls.recording():
-            model(batch.clone())
+            call([x.clone() for x in batch])
         replay(network)
-        values.run(batch.clone())
+        values.run(*(x.clone() for x in batch))
     known = list(values.prints.values())
-    for call in calls.calls:
-        if _any_like(call.reads, known) and not _any_like(call.makes, known):
-            return call.in_words
-    node: Any = next(iter(network.graph.find_nodes(op="output"))).args[0]
-    return describe(node, network)
+    for made in calls.calls:
+        if _any_like(made.reads, known) and not _any_like(made.makes, known):
+            return made.in_words
+    return describe(results_of(network.graph)[0], network)
 
 
 def _any_like(some: list[_Fingerprint], known: list[_Fingerprint]) -> bool:

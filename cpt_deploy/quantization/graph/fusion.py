@@ -100,7 +100,8 @@ def fused_operations(network: fx.GraphModule) -> list[FusedOperation]:
     for node in network.graph.nodes:
         kind = kind_of(node, network)
         computes = kind not in (None, Kind.KEEP, Kind.EDGE, Kind.FLOAT)
-        if node not in absorbed and (computes or node.op == "placeholder"):
+        is_read_input = node.op == "placeholder" and bool(node.users)
+        if node not in absorbed and (computes or is_read_input):
             found.append(fused_operation(node, network))
             absorbed.update(found[-1].nodes)
     return found

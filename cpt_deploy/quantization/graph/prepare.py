@@ -4,7 +4,6 @@ import math
 import warnings
 from collections.abc import Callable
 
-import torch
 from torch import fx, nn
 
 from cpt_deploy.errors import ConversionError, CptWarning
@@ -13,15 +12,29 @@ from cpt_deploy.quantization.graph.capture.functional_layers import lift_product
 from cpt_deploy.quantization.graph.capture.output_sizes import fix_output_sizes
 from cpt_deploy.quantization.graph.capture.padding import lift_paddings
 from cpt_deploy.quantization.graph.capture.parametrized import as_parametrizations, check_capturable
-from cpt_deploy.quantization.graph.capture.tracing import NoIntegerFormError, describe, is_tensor, shape_of, trace
+from cpt_deploy.quantization.graph.capture.tracing import (
+    NoIntegerFormError,
+    describe,
+    is_tensor,
+    results_of,
+    shape_of,
+    trace,
+)
 from cpt_deploy.quantization.graph.conversion import Conversion
 from cpt_deploy.quantization.graph.edges import insert_edges
 from cpt_deploy.quantization.graph.equivalence import DiffersError, Reference
 from cpt_deploy.quantization.graph.handed_in import HandedIn, same_randomness, untouched
 from cpt_deploy.quantization.graph.lifting import lift
 from cpt_deploy.quantization.graph.operator_kinds import Kind, classify, computes, kind_of, module_of, no_integer_form
-from cpt_deploy.quantization.graph.signature import check_inputs, check_parameters, check_shape, only_output, unwrapped
-from cpt_deploy.quantization.model import QuantizedModel
+from cpt_deploy.quantization.graph.results import complete_signature
+from cpt_deploy.quantization.graph.signature import (
+    DynamicShapes,
+    ExampleInputs,
+    check_parameters,
+    read_example,
+    unwrapped,
+)
+from cpt_deploy.quantization.model import Calling, QuantizedModel
 from cpt_deploy.quantization.modules.layers import (
     QuantizedConvTranspose1d,
     QuantizedConvTranspose2d,
@@ -39,17 +52,17 @@ Trial = Callable[[QuantizedModel], None]
 
 def prepare(
     model: nn.Module,
+    example_inputs: ExampleInputs,
     config: QuantizationConfig,
-    input_shape: tuple[int, ...],
     *,
-    input_dtype: torch.dtype = torch.float32,
+    dynamic_shapes: DynamicShapes = None,
     trial: Trial | None = None,
 ) -> QuantizedModel:
     """Convert a float model to one that trains with cyclic precision and can be frozen to integers.
 
     Every Conv, Linear and Embedding gets a quantized weight and a quantized output gradient. Every edge that integer
     execution needs gets a quantizer: after each layer (with its BatchNorm and ReLU, which fuse into it), sum, product,
-    concatenation and average, at the input and at the logits. Edges that only cycling layers read follow the
+    concatenation and average, at the inputs and at the outputs. Edges that only cycling layers read follow the
     schedule; all others hold the upper bound, so the residual stream is never cut to the lower bound.
 
     A model with operations that have no integer form (LayerNorm, softmax, GELU, parameters outside of layers) keeps
@@ -60,22 +73,28 @@ def prepare(
     included, on random batches in training and in evaluation. For that the model's copy runs, and its hooks with it.
 
     Args:
-        model: A float model with one input tensor and one output tensor (N, ...); it is copied, not changed.
+        model: A float model that takes tensors (N, ...) and returns tensors (N, ...), alone or in tuples, lists,
+            dictionaries or dataclasses; it is copied, not changed.
+        example_inputs: A tensor, e.g. `torch.zeros(2, 3, 32, 32)`; a tuple of tensors, one for each argument; or a
+            dictionary of tensors by the names of the arguments. float32 or int64 (token ids), the batch first. A single
+            tensor and a single result are named "image" ("input_ids" if it has integers) and "logits" in `signature`;
+            others have the names of arguments, keys and fields.
         config: Bounds and roles.
-        input_shape: Shape of one input without the batch dimension, e.g. (3, 32, 32).
-        input_dtype: float32, or int64 for token ids.
+        dynamic_shapes: Dimensions beside the batch that are free, as in `torch.export`: `{2: Dim("height")}` of one
+            tensor, a tuple or dictionary of such of several; `8 * Dim("height")` where sizes have to be multiples.
         trial: Raises a ConversionError for a prepared model that cannot be deployed; one that keeps operations in
             float is tried then. `cpt_deploy.prepare` freezes and writes it.
 
     Returns:
-        The CPT model, at the upper bound.
+        The CPT model, at the upper bound. It is called as the model is, and returns what the model does.
 
     Raises:
+        UsageError: If the example inputs are no such tensors, or `dynamic_shapes` do not fit to them.
         ConversionError: If the model cannot be captured, products with weights have no integer form, or no graph
             computes what the model computes; names the operation and the module.
     """
-    model, input_shape = unwrapped(model), check_shape(input_shape)
-    check_inputs(model)
+    model = unwrapped(model)
+    example = read_example(model, example_inputs, dynamic_shapes)
     check_parameters(model)
     if any(isinstance(module, QuantizedModel) for module in model.modules()):
         raise ConversionError(
@@ -83,8 +102,8 @@ def prepare(
         )
     given = HandedIn.of(as_parametrizations(model))
     with untouched(model), same_randomness(model):
-        reference = Reference.of(given, input_shape, input_dtype)
-        prepared, reason = _first_that_is_the_same(reference, config, input_shape, input_dtype, trial)
+        reference = Reference.of(given, example)
+        prepared, reason = _first_that_is_the_same(reference, config, trial)
     dropped = given.dropped()
     if dropped:
         warnings.warn(
@@ -98,21 +117,17 @@ def prepare(
 
 
 def _first_that_is_the_same(
-    reference: Reference,
-    config: QuantizationConfig,
-    shape: tuple[int, ...],
-    dtype: torch.dtype,
-    trial: Trial | None,
+    reference: Reference, config: QuantizationConfig, trial: Trial | None
 ) -> tuple[QuantizedModel, str | None]:
     """Return the first prepared network that computes what was handed in, and why it is not integer from end to end.
 
     Branches on `self.training` are traced as in evaluation, then as in training; last come operations in float.
     """
     reasons: list[NoIntegerFormError] = []
-    for training in (False, True) if dtype.is_floating_point else ():
+    for training in (False, True) if reference.example.is_float else ():
         source, model = reference.given.to_convert()
         try:
-            prepared = _prepared(_integer_graph(source, model, shape, training=training), config, shape)
+            prepared = _prepared(_integer_graph(source, model, reference, training=training), config, reference)
             reference.check(prepared)
             _try(prepared, trial)
             return prepared, None
@@ -123,7 +138,8 @@ def _first_that_is_the_same(
     source, model = reference.given.to_convert()
     try:
         check_capturable(model)
-        prepared = _prepared(lift(capture(source, model, shape, dtype), model), config, shape)
+        traced = capture(source, model, reference.example, reference.structure)
+        prepared = _prepared(lift(traced, model), config, reference)
         reference.check(prepared)
         if trial is not None:
             trial(prepared)
@@ -144,7 +160,7 @@ def _try(prepared: QuantizedModel, trial: Trial | None) -> None:
         ) from error
 
 
-def _prepared(traced: fx.GraphModule, config: QuantizationConfig, input_shape: tuple[int, ...]) -> QuantizedModel:
+def _prepared(traced: fx.GraphModule, config: QuantizationConfig, reference: Reference) -> QuantizedModel:
     """Return the model of a graph in the vocabulary: its layers quantized, and its edges."""
     precision = PrecisionState(config.upper, config.seed, {group.name: group.upper for group in config.groups})
     layers = _replace_layers(traced, precision, config)
@@ -152,22 +168,22 @@ def _prepared(traced: fx.GraphModule, config: QuantizationConfig, input_shape: t
     traced.graph.lint()
     traced.recompile()
     device = next((parameter.device for parameter in traced.parameters()), None)
-    return QuantizedModel(traced, precision, config, input_shape, layers).to(device)
+    calling = Calling(reference.example.parameters, reference.structure)
+    signature = complete_signature(traced, reference.example.signature, reference.structure.names)
+    return QuantizedModel(traced, precision, config, signature, calling, layers).to(device)
 
 
-def _integer_graph(
-    source: nn.Module, model: nn.Module, input_shape: tuple[int, ...], *, training: bool
-) -> fx.GraphModule:
+def _integer_graph(source: nn.Module, model: nn.Module, reference: Reference, *, training: bool) -> fx.GraphModule:
     """Return the graph of a model that is integer from end to end.
 
     Raises:
         NoIntegerFormError: If it is not.
     """
-    traced = trace(source, model, input_shape, training=training)
+    traced = trace(source, model, reference.example, reference.structure, training=training)
     if lift_products(traced):  # the parameters that the layers have now, the network's own module needs no more
         traced = fx.GraphModule(traced, traced.graph, class_name=type(model).__name__)
     lift_paddings(traced)
-    fix_output_sizes(traced, input_shape)
+    fix_output_sizes(traced, reference.example.signature)
     _check_parameters(traced)
     for node in traced.graph.nodes:
         if computes(node):
@@ -197,13 +213,12 @@ def _check_features(node: fx.Node, traced: fx.GraphModule) -> None:
 
 
 def _check_output(traced: fx.GraphModule) -> None:
-    output = next(node for node in traced.graph.nodes if node.op == "output")
-    output.args = (only_output(output.args[0], lambda leaf: isinstance(leaf, fx.Node)),)
-    if not is_tensor(output.args[0]):
-        raise NoIntegerFormError(
-            "Expected a model that returns floating-point values, but it returns others",
-            reason="its result is no floating-point tensor",
-        )
+    for result in results_of(traced.graph):
+        if not is_tensor(result) or result.op == "get_attr":
+            raise NoIntegerFormError(
+                "Expected a model that returns floating-point values of its inputs, but it returns others",
+                reason="a result is no floating-point tensor",
+            )
 
 
 # --- layers ---------------------------------------------------------------------------------------------------------

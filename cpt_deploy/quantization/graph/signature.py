@@ -1,15 +1,34 @@
-"""What a network takes and returns: one tensor each, or it is refused with what to do."""
+"""What a network takes, from example inputs: its signature, how it is called, and further inputs of that kind."""
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.export import Dim
 from torch.nn.parameter import is_lazy
-from torch.utils import _pytree
 
 from cpt_deploy.errors import ConversionError, UsageError
+from cpt_deploy.signature import (
+    INPUT_NAME,
+    TOKENS_NAME,
+    FreeSize,
+    Signature,
+    Size,
+    TensorSpec,
+    free_name,
+    size_at,
+    size_of,
+)
+
+ExampleInputs = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
+"""A tensor; or several by position; or several by the names of their parameters. The batch comes first in each."""
+DynamicShapes = Mapping[Any, Any] | Sequence[Any] | None
+"""Which dimensions beside the batch are free, as `torch.export` has it: `Dim`s by axis, for each input."""
+
+_TYPES = (torch.float32, torch.int64, torch.int32, torch.bool)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -21,21 +40,6 @@ def unwrapped(model: nn.Module) -> nn.Module:
             model = inner
         else:
             return model
-
-
-def check_shape(shape: Any) -> tuple[int, ...]:
-    """Return the shape of one input as a tuple.
-
-    Raises:
-        UsageError: If it is no sequence of positive whole numbers.
-    """
-    sizes = tuple(shape) if isinstance(shape, Sequence) and not isinstance(shape, str) else ()
-    if not sizes or not all(isinstance(size, int) and size > 0 for size in sizes):
-        raise UsageError(
-            f"Expected the shape of one input, such as (3, 32, 32), but got {shape!r}",
-            hint="leave the batch dimension out",
-        )
-    return sizes
 
 
 def check_parameters(model: nn.Module) -> None:
@@ -61,48 +65,233 @@ def check_parameters(model: nn.Module) -> None:
             )
 
 
-def check_inputs(model: nn.Module) -> None:
-    """Make sure that a network can be called with one tensor.
+@dataclass(frozen=True, slots=True)
+class Example:
+    """What a network takes.
 
-    Raises:
-        ConversionError: If it needs more than one argument, or takes none; names them.
+    Attributes:
+        signature: Its inputs; outputs are not known yet.
+        parameters: Names of forward's parameters, in the order of the inputs.
+        by_name: Whether they are given by name.
+        ranges: Least and greatest value of each input of integers: for each position, or for all where sizes are free.
     """
-    parameters = list(inspect.signature(model.forward).parameters.values())
-    given = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    named = [p for p in parameters if p.kind in given or p.kind is inspect.Parameter.KEYWORD_ONLY]
-    needed = [p.name for p in named if p.default is inspect.Parameter.empty]
-    takes_one = any(p.kind in (*given, inspect.Parameter.VAR_POSITIONAL) for p in parameters)
-    if len(needed) > 1 or not takes_one:
-        raise ConversionError(
-            f"Expected a network with one input tensor, but {type(model).__name__}.forward takes "
-            f"{', '.join(needed) or 'none'}",
-            hint="wrap it in a module whose forward takes one tensor and makes the others of it, as by "
-            "`torch.cat` and `split`",
-        )
+
+    signature: Signature
+    parameters: tuple[str, ...]
+    by_name: bool
+    ranges: tuple[tuple[Tensor, Tensor], ...]
+
+    @property
+    def is_float(self) -> bool:
+        """Whether all inputs are floating-point numbers."""
+        return all(tensor.dtype == "float32" for tensor in self.signature.inputs)
+
+    def call(self, function: Any, inputs: Sequence[Any]) -> Any:
+        """Call a network, or what stands for it, with its inputs."""
+        return function(**dict(zip(self.parameters, inputs, strict=True))) if self.by_name else function(*inputs)
+
+    def random(self, rows: int, factor: float, generator: torch.Generator, number: int = 0) -> tuple[Tensor, ...]:
+        """Return a random batch: normal values times `factor`, and integers between those of the example.
+
+        Args:
+            rows: Size of the batch.
+            factor: What normal values are multiplied by.
+            generator: Where randomness comes from.
+            number: Which sizes free dimensions have, see `Signature.sizes`.
+        """
+        inputs = []
+        given = zip(self.signature.inputs, self.signature.input_shapes(number), self.ranges, strict=True)
+        for tensor, shape, (least, most) in given:
+            dtype = getattr(torch, tensor.dtype)
+            if dtype.is_floating_point:
+                inputs.append(factor * torch.randn(rows, *shape, generator=generator, dtype=dtype))
+            else:
+                share = torch.rand(rows, *shape, generator=generator, dtype=torch.float64)
+                inputs.append((least + (share * (most - least + 1)).floor()).to(dtype))
+        return tuple(inputs)
+
+    def described(self) -> str:
+        """Return the inputs in words."""
+        shapes = [f"(N, {', '.join(map(str, tensor.shape))})" for tensor in self.signature.inputs]
+        if len(shapes) == 1:
+            return f"an input of shape {shapes[0]}"
+        named = (f"{name} {shape}" for name, shape in zip(self.parameters, shapes, strict=True))
+        return f"inputs of shapes {', '.join(named)}"
 
 
-def only_output(result: Any, is_tensor: Callable[[Any], bool]) -> Any:
-    """Return the one tensor that a network returns, which may stand in a tuple, a list or a dictionary.
+def zeros_of(
+    signature: Signature, rows: int, *, number: int = 0, device: torch.device | None = None
+) -> tuple[Tensor, ...]:
+    """Return a batch of zeros for each input; `number` says which sizes free dimensions have."""
+    return tuple(
+        torch.zeros(rows, *shape, dtype=getattr(torch, tensor.dtype), device=device)
+        for tensor, shape in zip(signature.inputs, signature.input_shapes(number), strict=True)
+    )
+
+
+def read_example(model: nn.Module, inputs: ExampleInputs, dynamic_shapes: DynamicShapes = None) -> Example:
+    """Return what a network takes.
 
     Args:
-        result: What it returns, or what stands for it in a graph.
-        is_tensor: Whether a part of it is a tensor, or stands for one.
+        model: The network.
+        inputs: Example inputs; their values do not matter but for the range of integers.
+        dynamic_shapes: The dimensions beside the batch that are free.
 
     Raises:
-        ConversionError: If it returns several tensors or none; says which.
+        UsageError: If these are no such inputs, or `dynamic_shapes` do not fit to them.
+        ConversionError: If the network takes others; names its parameters.
     """
-    leaves = [leaf for leaf in _pytree.tree_leaves(result) if is_tensor(leaf)]
-    if len(leaves) != 1:
-        raise ConversionError(
-            f"Expected a network that returns one tensor, but it returns {_description(result, len(leaves))}",
-            hint="wrap it in a module whose forward returns one of them, or switch auxiliary outputs off",
+    alone, by_name = isinstance(inputs, Tensor), isinstance(inputs, Mapping)
+    if isinstance(inputs, Tensor):
+        values: list[Any] = [inputs]
+    else:
+        values = list(inputs.values() if isinstance(inputs, Mapping) else inputs if _is_sequence(inputs) else ())
+    if not values or not all(isinstance(value, Tensor) for value in values):
+        raise UsageError(
+            f"Expected example inputs as a tensor, a tuple of tensors or a dictionary of tensors, but got {inputs!r}",
+            hint="for example prepare(model, torch.zeros(2, 3, 32, 32), config)",
         )
-    return leaves[0]
+    _check_values(values)
+    parameters = tuple(inputs) if isinstance(inputs, Mapping) else _parameters(model, len(values))
+    _check_takes(model, parameters, by_name=by_name)
+    names = [TOKENS_NAME if not values[0].is_floating_point() else INPUT_NAME] if alone else list(parameters)
+    free: dict[str, FreeSize] = {}
+    specs = _by_input(dynamic_shapes, parameters, alone=alone)
+    tensors = tuple(
+        TensorSpec(name, str(value.dtype).removeprefix("torch."), _shape(name, value, spec, free))
+        for name, value, spec in zip(names, values, specs, strict=True)
+    )
+    ranges = tuple(_range(value, tensor.shape) for value, tensor in zip(values, tensors, strict=True))
+    return Example(Signature(tensors, (), free=free), parameters, by_name, ranges)
 
 
-def _description(result: Any, tensors: int) -> str:
-    if isinstance(result, dict):
-        return f"a dictionary with {', '.join(map(repr, result))}"
-    if isinstance(result, tuple | list):
-        return f"a {'tuple' if isinstance(result, tuple) else 'list'} of {len(result)} with {tensors} tensors"
-    return f"{tensors} tensors in a {type(result).__name__}" if tensors else f"a {type(result).__name__}"
+def _is_sequence(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str)
+
+
+def _check_values(values: Sequence[Tensor]) -> None:
+    for value in values:
+        if value.dtype not in _TYPES:
+            raise UsageError(
+                f"Expected example inputs of {', '.join(str(kind).removeprefix('torch.') for kind in _TYPES)}, "
+                f"but got {value.dtype}"
+            )
+        if not value.dim() or not value.numel():
+            raise UsageError(
+                f"Expected example inputs with a batch dimension first and no empty one, but got {tuple(value.shape)}"
+            )
+    if len({len(value) for value in values}) > 1:
+        shapes = ", ".join(str(tuple(value.shape)) for value in values)
+        raise UsageError(f"Expected example inputs of one batch size, but got shapes {shapes}")
+
+
+def _range(value: Tensor, shape: tuple[Size, ...]) -> tuple[Tensor, Tensor]:
+    values = value.detach().cpu().to(torch.float64)
+    free = any(isinstance(size, str) for size in shape)
+    least, most = (values.min(), values.max()) if free else (values.amin(0), values.amax(0))
+    return least.clamp(max=0), most.clamp(min=1)
+
+
+def _parameters(model: nn.Module, count: int) -> tuple[str, ...]:
+    """Return the names of the parameters that `count` values go to by position."""
+    names: list[str] = []
+    for parameter in inspect.signature(model.forward).parameters.values():
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            names.extend(f"{parameter.name}_{i}" for i in range(count - len(names)))
+        elif parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
+            names.append(parameter.name)
+    return tuple([*names, *(f"input_{i}" for i in range(len(names), count))][:count])
+
+
+def _check_takes(model: nn.Module, parameters: tuple[str, ...], *, by_name: bool) -> None:
+    bind = inspect.signature(model.forward).bind
+    try:
+        bind(**dict.fromkeys(parameters)) if by_name else bind(*parameters)
+    except TypeError as error:
+        given = f"{len(parameters)} by {'name' if by_name else 'position'}"
+        known = inspect.signature(model.forward).parameters.values()
+        needed = [p.name for p in known if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+        raise ConversionError(
+            f"Expected a network that takes the example inputs ({given}), but {type(model).__name__}.forward takes "
+            f"{', '.join(needed) or 'none'}: {error}",
+            hint="give one tensor for each parameter that needs one, in a tuple or in a dictionary",
+        ) from error
+
+
+def dims_of(signature: Signature) -> tuple[dict[int, Any], ...]:
+    """Return the free dimensions of each input, the batch included, as `torch.export` takes them."""
+    batch = Dim("batch", min=1)
+    dims = {name: Dim(name, min=free.least, max=free.most) for name, free in signature.free.items()}
+    return tuple(
+        {0: batch} | {axis: _dim(size, dims) for axis, size in enumerate(tensor.shape, 1) if not isinstance(size, int)}
+        for tensor in signature.inputs
+    )
+
+
+def _dim(size: Size, dims: Mapping[str, Any]) -> Any:
+    name = free_name(size)
+    assert name is not None, "inputs have free sizes that follow from a dimension"
+    offset = size_at(size, {name: 0})
+    factor = size_at(size, {name: 1}) - offset
+    dim = dims[name] if factor == 1 else factor * dims[name]
+    return dim + offset if offset else dim
+
+
+# --- free dimensions ------------------------------------------------------------------------------------------------
+
+
+def _by_input(dynamic_shapes: DynamicShapes, parameters: Sequence[str], *, alone: bool) -> list[Any]:
+    """Return what is said of each input."""
+    if dynamic_shapes is None:
+        return [None] * len(parameters)
+    if alone and isinstance(dynamic_shapes, Mapping) and all(isinstance(axis, int) for axis in dynamic_shapes):
+        return [dynamic_shapes]
+    if isinstance(dynamic_shapes, Mapping):
+        unknown = [name for name in dynamic_shapes if name not in parameters]
+        if unknown:
+            raise UsageError(f"Expected dynamic_shapes of {', '.join(parameters)}, but got some of {unknown[0]!r}")
+        return [dynamic_shapes.get(name) for name in parameters]
+    if not _is_sequence(dynamic_shapes) or len(dynamic_shapes) != len(parameters):
+        raise UsageError(
+            f"Expected dynamic_shapes for {len(parameters)} inputs, but got {dynamic_shapes!r}",
+            hint='as in torch.export: {2: Dim("height"), 3: Dim("width")} of each input',
+        )
+    return list(dynamic_shapes)
+
+
+def _shape(name: str, value: Tensor, spec: Any, free: dict[str, FreeSize]) -> tuple[int | str, ...]:
+    """Return the shape of an input without the batch; what is free in it is added to `free`."""
+    axes = dict(spec) if isinstance(spec, Mapping) else dict(enumerate(spec or ()))
+    if not all(isinstance(axis, int) and -value.dim() <= axis < value.dim() for axis in axes):
+        raise UsageError(f"Expected dynamic_shapes of {name!r} by axes of {tuple(value.shape)}, but got {list(axes)}")
+    dims = {axis % value.dim(): dim for axis, dim in axes.items()}
+    return tuple(_size(name, int(value.shape[axis]), dims.get(axis), free) for axis in range(1, value.dim()))
+
+
+def _size(name: str, example: int, dim: Any, free: dict[str, FreeSize]) -> int | str:
+    if dim is None or isinstance(dim, int) or dim is Dim.STATIC:
+        return example
+    if not isinstance(dim, Dim):
+        raise UsageError(
+            f"Expected free dimensions of {name!r} as torch.export.Dim with a name, but got {dim!r}",
+            hint='name it: Dim("height"); where sizes have to be multiples: 8 * Dim("height")',
+        )
+    root: Any = getattr(dim, "root", dim)
+    derive = getattr(dim, "fn", lambda size: size)
+    offset = int(derive(0))
+    factor = int(derive(1)) - offset
+    most = int(root.max) if isinstance(root.max, int) else None
+    found = FreeSize((example - offset) // factor, max(1, int(root.min)), most)
+    known = free.setdefault(root.__name__, found)
+    if (
+        known != found
+        or (example - offset) % factor
+        or found.example < found.least
+        or found.example > (most or example)
+    ):
+        raise UsageError(
+            f"Expected example inputs whose sizes fit dynamic_shapes, but {name!r} has size {example} where "
+            f"{dim!r} is free"
+            + (f", and another input has {root.__name__} = {known.example}" if known != found else "")
+        )
+    return size_of(root.__name__, factor, offset)

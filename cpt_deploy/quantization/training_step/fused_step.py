@@ -12,6 +12,7 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor, fx, nn
 
+from cpt_deploy.quantization.graph.capture.tracing import results_of
 from cpt_deploy.quantization.graph.fusion import FusedOperation, Norm, fused_operations, quantizer_of
 from cpt_deploy.quantization.graph.operator_kinds import Kind, kind_of, module_of
 from cpt_deploy.quantization.kernels import Grid
@@ -48,7 +49,7 @@ class TrainingProgram:
 
     def __init__(self, network: fx.GraphModule) -> None:
         self._builder = _Builder(network)
-        self._steps, self._input, self._output = self._builder.build()
+        self._steps, self._inputs, self._outputs = self._builder.build()
         self._modules = list(network.modules())
         self._names = {module: name for name, module in network.named_modules()}
         followed = (EdgeQuantizer, nn.modules.batchnorm._BatchNorm)
@@ -70,18 +71,19 @@ class TrainingProgram:
                     return f"there is a {kind} on " + (repr(self._names[module]) if self._names[module] else "network")
         return None
 
-    def __call__(self, x: Tensor, engine: Engine) -> Tensor:
-        """Return the logits, float32, of a batch (N, *input_shape)."""
-        if x.dim() == 4:
-            x = x.contiguous(memory_format=torch.channels_last)
-        values: dict[str, Any] = {self._input: x}
+    def __call__(self, inputs: tuple[Tensor, ...], engine: Engine) -> Tensor | tuple[Tensor, ...]:
+        """Return the results, float32, of a batch: one tensor, or a tuple of several."""
+        values: dict[str, Any] = {
+            name: x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
+            for name, x in zip(self._inputs, inputs, strict=True)
+        }
         self._builder.engine = engine
         for step in self._steps:
             values[step.result] = step.run(*(values[name] for name in step.inputs))
             for name in step.finished:
                 del values[name]
-        result: Tensor = values[self._output]
-        return result
+        results = tuple(values[name] for name in self._outputs)
+        return results[0] if len(results) == 1 else results
 
 
 class _Builder:
@@ -98,18 +100,18 @@ class _Builder:
         self.steps: list[_Step] = []
         self.made: set[str] = set()
 
-    def build(self) -> tuple[list[_Step], str, str]:
+    def build(self) -> tuple[list[_Step], list[str], list[str]]:
         nodes = list(self.network.graph.nodes)
         operations = fused_operations(self.network)
         segments = {o.quantizer: (o, run) for o in operations if (run := self._segment(o)) is not None}
         inside = {node for operation, _ in segments.values() for node in operation.nodes}
-        given = output = ""
+        given, outputs = list[str](), list[str]()
         for node in nodes:
             if node.op == "placeholder":
-                given = node.name
-                self.made.add(given)
+                given.append(node.name)
+                self.made.add(node.name)
             elif node.op == "output":
-                output = self._real(node.args[0])
+                outputs = [self._real(result) for result in results_of(self.network.graph)]
             elif node in segments:
                 operation, run = segments[node]
                 self._add(_coded(node), run, *(self._codes(source) for source in operation.head.all_input_nodes))
@@ -117,21 +119,19 @@ class _Builder:
                 self._quantizer(node)
             elif node not in inside:
                 self._plain(node)
-        self._note_last_uses(given, output)
-        return self.steps, given, output
+        self._note_last_uses(outputs)
+        return self.steps, given, outputs
 
     def _add(self, result: str, run: Callable[..., Any], *inputs: str) -> str:
         self.steps.append(_Step(result, run, inputs))
         self.made.add(result)
         return result
 
-    def _note_last_uses(self, given: str, output: str) -> None:
+    def _note_last_uses(self, outputs: list[str]) -> None:
         last = {name: step for step in self.steps for name in (step.result, *step.inputs)}
         for name, step in last.items():
-            if name != output:
+            if name not in outputs:
                 step.finished.append(name)
-        if given not in last and given != output:
-            self.made.discard(given)
 
     # --- values -------------------------------------------------------------------------------------------------
 

@@ -231,7 +231,7 @@ def prepare_network(
         ),
     )
     convert = quantization.prepare if trained else preparation.prepare
-    prepared = convert(network, config, preprocessing.input_shape)
+    prepared = convert(network, torch.zeros(2, *preprocessing.input_shape), config)
     prepared.compute = recipe.train.compute
     return prepared
 

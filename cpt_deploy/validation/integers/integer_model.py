@@ -85,13 +85,13 @@ class BundledIntegerModel:
     @property
     def logit_scale(self) -> float | None:
         """What a code of the logits is worth; `None` if they are real numbers."""
-        output = self._graph.tensors.get(self._graph.output)
+        output = self._graph.tensors.get(self._graph.outputs[0])
         return None if output is None else output.scale
 
     def _logits(self, traced: Mapping[str, npt.NDArray[Any]]) -> Logits:
-        output = self._graph.tensors.get(self._graph.output)
+        output = self._graph.tensors.get(self._graph.outputs[0])
         if output is None:
-            real: Logits = traced[self._graph.output]
+            real: Logits = traced[self._graph.outputs[0]]
             return real
         # As DequantizeLinear; running the executor a second time for its logits would take as long as the first.
         centred = traced[output.name].astype(np.float32) - np.float32(output.zero_point)
@@ -101,21 +101,14 @@ class BundledIntegerModel:
     @property
     def entries(self) -> tuple[str, ...]:
         """See `Follower.entries`."""
-        from cpt_deploy.integer.graph import Quantize
-
-        return tuple(operation.output for operation in self._graph.operations if isinstance(operation, Quantize))
+        return self._graph.entries
 
     @property
     def products(self) -> Mapping[str, float]:
         """See `Follower.products`."""
-        from cpt_deploy.integer.graph import FullyConnected
+        from cpt_deploy.integer.graph import product_units
 
-        tensors = self._graph.tensors
-        return {
-            operation.output: float(operation.scales.min()) * tensors[operation.inputs[0]].scale
-            for operation in self._graph.operations
-            if isinstance(operation, FullyConnected) and operation.output not in tensors
-        }
+        return product_units(self._graph)
 
     def follow(
         self, inputs: npt.NDArray[np.float32], entries: Mapping[str, Codes]
@@ -123,19 +116,11 @@ class BundledIntegerModel:
         """See `Follower.follow`."""
         import torch
 
+        from cpt_deploy.integer.graph import reached_from
+
         given = {name: torch.from_numpy(codes) for name, codes in entries.items()}
         trace = self._executor.trace(torch.from_numpy(inputs), given)
         traced = {name: values.numpy() for name, values in trace.items()}
-        left_out = self._reached(set(self.entries) - set(entries))
+        left_out = reached_from(self._graph, set(self.entries) - set(entries))
         compared = {*self._graph.tensors, *self.products} - left_out - set(self.entries)
         return self._logits(traced), {name: values for name, values in traced.items() if name in compared}
-
-    def _reached(self, entries: set[str]) -> set[str]:
-        """Return what integers alone compute from some entries."""
-        from cpt_deploy.integer.graph import Float, Quantize
-
-        reached = set(entries)
-        for operation in self._graph.operations:
-            if not isinstance(operation, Float | Quantize) and reached & set(operation.inputs):
-                reached.add(operation.output)
-        return reached

@@ -104,12 +104,13 @@ class _Comparison:
         for name, tensor in tensors.items():
             for check in self._checks(tensor, operations.get(name), tensors):
                 self._guard(name, check)
-        found = self.onnx.source("logits")
-        # results of float operations have names of their own in the file
-        known = graph["output"] in tensors or operations[graph["output"]]["type"] == "FullyConnected"
-        if known and found != graph["output"]:
-            detail = f"expected the logits to be read from it, but they are read from {found!r}"
-            self.differences.append(ConstantDifference(graph["output"], "graph", 1, 1, detail))
+        for output, made in zip(graph["signature"]["outputs"], graph["outputs"], strict=True):
+            found = self.onnx.source(output["name"])
+            # results of float operations have names of their own in the file
+            known = made in tensors or operations[made]["type"] == "FullyConnected"
+            if known and found != made:
+                detail = f"expected {output['name']} to be read from it, but it is read from {found!r}"
+                self.differences.append(ConstantDifference(made, "graph", 1, 1, detail))
 
     def _guard(self, name: str, check: Callable[[], None]) -> None:
         try:

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from cpt_deploy.bundle.runtime.model import INPUT_NAME
 from cpt_deploy.bundle.runtime.operators import require_onnx
+from cpt_deploy.signature import INPUT_NAME
 
 Batch = npt.NDArray[np.float32]
 

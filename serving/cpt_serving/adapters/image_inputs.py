@@ -12,8 +12,8 @@ import numpy.typing as npt
 
 from cpt_deploy.bundle import Preprocessing
 from cpt_deploy.bundle.processors.images import decoding_bytes, open_image, pixels_of
-from cpt_deploy.bundle.runtime.model import INPUT_NAME
 from cpt_deploy.errors import ImageError, ImageTooLargeError
+from cpt_deploy.signature import INPUT_NAME
 from cpt_serving.inference.memory import MemoryBudget
 from cpt_serving.inference.threads import Work
 from cpt_serving.oip.datatypes import BYTES, from_binary

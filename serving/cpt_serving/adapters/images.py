@@ -10,8 +10,8 @@ import numpy.typing as npt
 from cpt_deploy.bundle import Bundle, OnnxRuntimeModel, decode_image, top_k
 from cpt_deploy.bundle.layout import LABELS_FILE
 from cpt_deploy.bundle.processors.postprocessing import Prediction
-from cpt_deploy.bundle.runtime.model import INPUT_NAME, OUTPUT_NAME
 from cpt_deploy.errors import ValidationFailedError
+from cpt_deploy.signature import INPUT_NAME, OUTPUT_NAME
 from cpt_serving.adapters.adapter import Predicts
 from cpt_serving.adapters.image_inputs import NATIVE, ImageReader, is_light, raw_tensor
 from cpt_serving.inference.memory import MemoryBudget

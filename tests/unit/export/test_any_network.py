@@ -64,7 +64,7 @@ def test_a_network_converts_to_what_it_computes_or_is_refused(families: ModuleTy
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", CptWarning)
-            model = prepare(network, QuantizationConfig(), SHAPE)
+            model = prepare(network, torch.zeros(2, *SHAPE), QuantizationConfig())
     except ConversionError as error:
         event("refused")
         refused = error.message

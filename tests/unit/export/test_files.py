@@ -33,7 +33,7 @@ def network() -> nn.Module:
 
 @pytest.fixture(scope="module")
 def model(network: nn.Module) -> QuantizedModel:
-    prepared = prepare(network, QuantizationConfig(), (3, 32, 32))
+    prepared = prepare(network, torch.zeros(2, 3, 32, 32), QuantizationConfig())
     settle(prepared, [torch.randn(8, 3, 32, 32) for _ in range(2)])
     return prepared.eval()
 

@@ -47,7 +47,7 @@ class Noise:
 def model() -> QuantizedModel:
     torch.manual_seed(0)
     network = build_model("tiny", num_classes=10, in_channels=1, input_size=(8, 8))
-    prepared = prepare(network, QuantizationConfig(), (1, 8, 8))
+    prepared = prepare(network, torch.zeros(2, 1, 8, 8), QuantizationConfig())
     settle(prepared, [torch.randn(8, 1, 8, 8) for _ in range(2)])
     return prepared.eval()
 

@@ -228,7 +228,7 @@ def test_with_float_bits_it_computes_and_learns_what_the_network_does(name: str,
     if with_float:
         network = nn.Sequential(network, nn.GELU(), nn.Softmax(dim=1))
     x = R(4, *shape)
-    model = prepare(network, QuantizationConfig(lower=32, upper=32), shape).train()
+    model = prepare(network, torch.zeros(2, *shape), QuantizationConfig(lower=32, upper=32)).train()
     model.set_bits(32, 32)
     assert has_float_operations(model.network) is with_float
     expected, wanted = gradients(network.train(), x)
@@ -244,7 +244,7 @@ def test_with_float_bits_it_computes_and_learns_what_the_network_does(name: str,
 def test_training_on_codes_is_training_module_by_module(name: str) -> None:
     """The logits of a step, and its gradients but for what rounding makes of them."""
     network, shape = build(name)
-    model = prepare(network, QuantizationConfig(lower=8), shape).train()
+    model = prepare(network, torch.zeros(2, *shape), QuantizationConfig(lower=8)).train()
     by_modules = copy.deepcopy(model)
     model.compute, by_modules.compute = "float32", "modules"
     x = R(16, *shape)
@@ -261,7 +261,7 @@ def test_training_on_codes_is_training_module_by_module(name: str) -> None:
 @pytest.mark.parametrize("name", ["transposed", "matmul", "computed weight", "pruned", "reflect and replicate"])
 def test_a_few_steps_on_codes_lower_the_loss(name: str) -> None:
     network, shape = build(name)
-    model = prepare(network, QuantizationConfig(), shape).train()
+    model = prepare(network, torch.zeros(2, *shape), QuantizationConfig()).train()
     model.compute = "float32"
     x, labels = R(32, *shape), torch.arange(32) % 5
     optimizer, losses = torch.optim.Adam(model.parameters(), lr=1e-2), []
@@ -280,7 +280,7 @@ def test_a_few_steps_on_codes_lower_the_loss(name: str) -> None:
 
 def frozen(name: str, *, symmetric: bool = False, **bits: Any) -> IntegerGraph:
     network, shape = build(name)
-    model = prepare(network, QuantizationConfig(), shape)
+    model = prepare(network, torch.zeros(2, *shape), QuantizationConfig())
     if symmetric:
         make_symmetric(model)
     settle(model, [R(4, *shape) for _ in range(2)], **bits)
@@ -333,7 +333,7 @@ def test_portable_codes_cannot_saturate(name: str) -> None:
 @pytest.mark.parametrize("name", ["transposed, grouped", "pruned", "circular"])
 def test_the_float_network_is_written_beside_it(name: str) -> None:
     network, shape = build(name)
-    model = prepare(network, QuantizationConfig(), shape)
+    model = prepare(network, torch.zeros(2, *shape), QuantizationConfig())
     x = R(3, *shape)
     with torch.no_grad():
         expected = network.eval()(x).numpy()
@@ -355,7 +355,7 @@ def test_circular_padding_asks_for_the_opset_that_has_it() -> None:
 
 
 def test_multiply_accumulates_of_a_transposed_convolution_are_counted_at_its_input() -> None:
-    model = prepare(autoencoder(), QuantizationConfig(), IMAGE)
+    model = prepare(autoencoder(), torch.zeros(2, *IMAGE), QuantizationConfig())
     macs = {layer.name: (layer.macs, layer.weights) for layer in model.layers()}
     assert macs["3"] == (6 * 6 * 8 * 8 * 16, 8 * 8 * 16)
     assert macs["6"] == (12 * 12 * 8 * 4, 8 * 4)

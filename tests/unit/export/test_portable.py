@@ -34,14 +34,14 @@ def trained(network: nn.Module, shape: tuple[int, ...], *, upper: int = 8, seed:
             module.weight.data *= torch.where(torch.rand_like(module.weight) < 0.1, -1.0, 1.0)
         if isinstance(module, nn.Conv2d | nn.Linear):  # heavy tails, so that some channels keep their range
             module.weight.data = module.weight.data**3
-    return prepare(network, QuantizationConfig(lower=min(3, upper), upper=upper), shape)
+    return prepare(network, torch.zeros(2, *shape), QuantizationConfig(lower=min(3, upper), upper=upper))
 
 
 def frozen(model: QuantizedModel, *, weight_bits: int | None = None, portable: bool = True) -> IntegerGraph:
     if not portable:
         make_native(model)
     torch.manual_seed(1)
-    settle(model, [torch.randn(4, *model.input_shape) for _ in range(2)], weight_bits=weight_bits)
+    settle(model, [torch.randn(4, *model.signature.inputs[0].shape) for _ in range(2)], weight_bits=weight_bits)
     return freeze(model, weight_bits=weight_bits)
 
 

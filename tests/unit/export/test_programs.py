@@ -57,7 +57,7 @@ class Everything(nn.Module):
 
 def frozen(network: nn.Module, shape: tuple[int, ...], weight_bits: int | None = None) -> IntegerGraph:
     torch.manual_seed(0)
-    model = prepare(network, QuantizationConfig(lower=3, upper=8), shape)
+    model = prepare(network, torch.zeros(2, *shape), QuantizationConfig(lower=3, upper=8))
     settle(model, [torch.randn(8, *shape)], weight_bits=weight_bits)
     return freeze(model, weight_bits=weight_bits)
 
@@ -113,7 +113,7 @@ def test_sums_beyond_float32_are_taken_in_float64(kind: str) -> None:
     """Odd sums above 2^24, which float32 cannot hold, decide the last code of a logit."""
     graph = frozen(nn.Sequential(nn.Linear(700, 2)), (700,))
     (layer,) = graph.weighted()
-    source = replace(graph.tensors[graph.input], scale=1.0, zero_point=0)
+    source = replace(graph.tensors[layer.inputs[0]], scale=1.0, zero_point=0)
     # acc · 1/2 − 2^23 is a code: the bias takes away what 700 · 127 · 255 leaves above it
     wide = replace(
         layer,
@@ -121,8 +121,8 @@ def test_sums_beyond_float32_are_taken_in_float64(kind: str) -> None:
         bias=np.array([-22_669_500 + 5, -22_669_500 + 2**26 + 8], np.int32),
         scales=np.full(2, 0.5, np.float32),
     )
-    output = replace(graph.tensors[graph.output], scale=1.0, zero_point=0)
-    graph = replace(graph, operations=(wide,), tensors={source.name: source, output.name: output})
+    output = replace(graph.tensors[graph.outputs[0]], scale=1.0, zero_point=0)
+    graph = replace(graph, operations=(graph.operations[0], wide), tensors={source.name: source, output.name: output})
     assert not fits_float32(wide, source)
     x = torch.full((2, 700), 255.0)
     x[1, 0] -= 1

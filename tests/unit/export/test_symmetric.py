@@ -33,7 +33,7 @@ def frozen(
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1.5)
             nn.init.normal_(module.bias, std=0.3)
-    model = prepare(network, QuantizationConfig(), shape)
+    model = prepare(network, torch.zeros(2, *shape), QuantizationConfig())
     make_symmetric(model)
     settle(model, [torch.randn(4, *shape) for _ in range(2)], weight_bits=weight_bits)
     return freeze(model, weight_bits=weight_bits)
@@ -173,6 +173,6 @@ def test_a_graph_is_stored_and_read_back_with_its_signs() -> None:
 def test_other_bits_than_8_are_refused() -> None:
     network = nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.Linear(3, 2))
     with pytest.raises(UsageError, match="8 bits to make them symmetric, but got 6"):
-        make_symmetric(prepare(network, QuantizationConfig(upper=6), (1, 2, 2)))
+        make_symmetric(prepare(network, torch.zeros(2, 1, 2, 2), QuantizationConfig(upper=6)))
     with pytest.raises(UsageError, match="but got 4"):
-        make_symmetric(prepare(network, QuantizationConfig(), (1, 2, 2)), 4)
+        make_symmetric(prepare(network, torch.zeros(2, 1, 2, 2), QuantizationConfig()), 4)

@@ -15,6 +15,7 @@ from cpt_deploy.integer.accumulators import check_accumulators, worst_sum
 from cpt_deploy.integer.graph import FullyConnected, GlobalAverage, IntegerGraph, QuantizedTensor
 from cpt_deploy.precision.accumulators import INT32_MOST
 from cpt_deploy.quantization import QuantizationConfig, prepare, settle
+from tests.unit.integer.graphs import graph_between
 
 INPUTS = 3 * 224 * 224
 
@@ -26,7 +27,7 @@ def test_many_inputs_of_one_sign_agree_with_float_and_onnxruntime(sign, bits):
     network = nn.Sequential(nn.Flatten(), nn.Linear(INPUTS, 3)).eval()
     with torch.no_grad():
         network[1].weight.copy_(sign * (0.9 + 0.1 * torch.rand(3, INPUTS)))
-    model = prepare(network, QuantizationConfig(lower=4, ends="cycle"), (3, 224, 224)).eval()
+    model = prepare(network, torch.zeros(2, 3, 224, 224), QuantizationConfig(lower=4, ends="cycle")).eval()
     x = torch.stack([torch.ones(3, 224, 224), torch.rand(3, 224, 224), torch.zeros(3, 224, 224)])
     settle(model, [x], weight_bits=bits)
     graph = freeze(model, weight_bits=bits)
@@ -34,7 +35,7 @@ def test_many_inputs_of_one_sign_agree_with_float_and_onnxruntime(sign, bits):
     assert 0.7 * INT32_MOST < worst_sum(layer, graph.tensors[layer.inputs[0]]) <= INT32_MOST
     logits = IntegerExecutor(graph)(x).numpy()
     assert np.array_equal(OnnxRuntimeModel(write_onnx(graph)).run(x.numpy()), logits)
-    step = graph.tensors[graph.output].scale
+    step = graph.tensors[graph.outputs[0]].scale
     codes = 2 ** (bits - 1) - 1
     # weights are off by half of their step at most: inputs · max|w| / codes / 2, and what the logits' step rounds
     assert np.abs(logits - network(x).detach().numpy()).max() <= INPUTS / min(codes, 50) / 2 + step
@@ -45,7 +46,7 @@ def graph_of(codes: np.ndarray, bias: int) -> IntegerGraph:
     output = QuantizedTensor("y", 1e6, 128, 8, (len(codes),))
     scales = np.ones(len(codes), np.float32)
     layer = FullyConnected(("x",), "y", codes, 0, scales, np.full(len(codes), bias, np.int32), 8, "head")
-    return IntegerGraph("x", "y", (layer,), {"x": source, "y": output})
+    return graph_between("x", "y", (layer,), {"x": source, "y": output})
 
 
 def test_a_layer_whose_sums_leave_int32_is_refused_by_its_name():
@@ -62,7 +63,7 @@ def test_a_layer_whose_sums_leave_int32_is_refused_by_its_name():
 def test_the_average_of_too_many_positions_is_refused():
     fits = QuantizedTensor("x", 1.0, 0, 8, (1, 2000, 4000))
     output = QuantizedTensor("mean", 1.0, 0, 8, (1, 1, 1))
-    graph = IntegerGraph("x", "mean", (GlobalAverage(("x",), "mean"),), {"x": fits, "mean": output})
+    graph = graph_between("x", "mean", (GlobalAverage(("x",), "mean"),), {"x": fits, "mean": output})
     check_accumulators(graph)
     with pytest.raises(ConversionError, match="sums of mean"):
         check_accumulators(replace(graph, tensors={"x": replace(fits, shape=(1, 3000, 4000)), "mean": output}))

@@ -17,7 +17,7 @@ from cpt_deploy.quantization import QuantizationConfig, QuantizedModel, prepare,
 def model() -> QuantizedModel:
     torch.manual_seed(0)
     network = build_model("mobilenetv2", num_classes=10, in_channels=3, input_size=(32, 32))
-    prepared = prepare(network, QuantizationConfig(), (3, 32, 32))
+    prepared = prepare(network, torch.zeros(2, 3, 32, 32), QuantizationConfig())
     settle(prepared, [torch.randn(8, 3, 32, 32) for _ in range(2)])
     return prepared.eval()
 
@@ -35,7 +35,7 @@ def test_logits_are_the_dequantized_codes_of_the_last_tensor(model: QuantizedMod
     graph = freeze(model)
     executor = IntegerExecutor(graph)
     x = torch.randn(4, 3, 32, 32)
-    output = graph.tensors[graph.output]
+    output = graph.tensors[graph.outputs[0]]
     codes = executor.trace(x)[output.name]
     assert torch.equal(executor(x), (codes.float() - output.zero_point) * torch.tensor(output.scale))
 
@@ -44,12 +44,12 @@ def test_the_frozen_model_follows_the_trained_one() -> None:
     """They differ by rounding, which a deep network of random weights amplifies; hence a shallow one here."""
     torch.manual_seed(0)
     network = build_model("tiny", num_classes=10, in_channels=1, input_size=(8, 8))
-    model = prepare(network, QuantizationConfig(), (1, 8, 8))
+    model = prepare(network, torch.zeros(2, 1, 8, 8), QuantizationConfig())
     settle(model, [torch.randn(32, 1, 8, 8) for _ in range(4)])
     graph, x = freeze(model.eval()), torch.randn(200, 1, 8, 8)
     with torch.no_grad():
         trained = model(x)
-    codes = (IntegerExecutor(graph)(x) - trained).abs() / graph.tensors[graph.output].scale
+    codes = (IntegerExecutor(graph)(x) - trained).abs() / graph.tensors[graph.outputs[0]].scale
     assert codes.mean() < 0.5
     assert codes.max() < 8
 
@@ -75,7 +75,7 @@ def test_bits_that_cannot_be_exported_are_refused(model: QuantizedModel, bits: i
 def test_a_model_without_ranges_is_refused() -> None:
     network = build_model("tiny", num_classes=10, in_channels=1, input_size=(8, 8))
     with pytest.raises(ConversionError, match="seen no data"):
-        freeze(prepare(network, QuantizationConfig(), (1, 8, 8)))
+        freeze(prepare(network, torch.zeros(2, 1, 8, 8), QuantizationConfig()))
 
 
 def test_layers_that_float32_cannot_sum_exactly_are_recognised(model: QuantizedModel) -> None:

@@ -76,7 +76,7 @@ def assert_same(path: Path, shape: tuple[int, int, int], classes: int) -> nn.Mod
     with torch.no_grad():
         got = module(torch.from_numpy(x)).numpy()
     np.testing.assert_allclose(got, run_onnxruntime(path, x), rtol=1e-3, atol=1e-4)
-    prepare(module, QuantizationConfig(), shape)
+    prepare(module, torch.zeros(2, *shape), QuantizationConfig())
     return module
 
 
@@ -242,7 +242,7 @@ def test_files_of_torchs_exporter_are_served_in_the_same_integers(name: str, tmp
     torch.manual_seed(0)
     path = exported(get_model(name, weights=None, num_classes=5), (3, 32, 32), tmp_path / "net.onnx")
     module = assert_same(path, (3, 32, 32), 5)
-    model = prepare(module, QuantizationConfig(), (3, 32, 32))
+    model = prepare(module, torch.zeros(2, 3, 32, 32), QuantizationConfig())
     assert next(layer.name for layer in model.layers()) in {"conv1", "features.0.0"}
     settle(model, [torch.randn(4, 3, 32, 32)], statistics=False)
     graph = freeze(model)
@@ -255,7 +255,7 @@ def test_a_run_s_own_float_export_comes_back(tmp_path: Path) -> None:
     torch.manual_seed(0)
     network = build_model("tiny", num_classes=5, in_channels=1, input_size=(8, 8)).eval()
     path = tmp_path / "float.onnx"
-    path.write_bytes(write_float_onnx(prepare(network, QuantizationConfig(), (1, 8, 8))))
+    path.write_bytes(write_float_onnx(prepare(network, torch.zeros(2, 1, 8, 8), QuantizationConfig())))
     module = assert_same(path, (1, 8, 8), 5)
     x = torch.randn(4, 1, 8, 8)
     assert torch.allclose(module(x), network(x), atol=1e-4)

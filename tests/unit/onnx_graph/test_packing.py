@@ -29,7 +29,7 @@ def frozen(
 ) -> IntegerGraph:
     torch.manual_seed(0)
     config = QuantizationConfig(lower=2, upper=upper, ends=ends)
-    model = prepare(network, config, (channels, size, size))
+    model = prepare(network, torch.zeros(2, channels, size, size), config)
     settle(model, [torch.randn(4, channels, size, size)], weight_bits=weight_bits)
     return freeze(model, weight_bits=weight_bits)
 

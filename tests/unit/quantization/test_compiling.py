@@ -34,7 +34,7 @@ class Residual(nn.Module):
 
 def model() -> QuantizedModel:
     torch.manual_seed(0)
-    return prepare(Residual(), QuantizationConfig(), (3, 8, 8)).train()
+    return prepare(Residual(), torch.zeros(2, 3, 8, 8), QuantizationConfig()).train()
 
 
 def trained(network: QuantizedModel, call: object, steps: list[tuple[int, int]]) -> list[Tensor]:

@@ -68,7 +68,7 @@ def use(kernels: Kernels, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def model_on_gpu() -> QuantizedModel:
-    model = prepare(Network(), QuantizationConfig(), (3, 16, 16)).train().to("meta")
+    model = prepare(Network(), torch.zeros(2, 3, 16, 16), QuantizationConfig()).train().to("meta")
     return model.to(memory_format=torch.channels_last)
 
 
@@ -128,7 +128,7 @@ def test_a_layer_is_a_few_launches(launches: list[str]) -> None:
         for _ in range(depth):
             layers += [nn.Conv2d(16, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU()]
         network = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5))
-        model = prepare(network, QuantizationConfig(), (3, 16, 16)).train().to("meta")
+        model = prepare(network, torch.zeros(2, 3, 16, 16), QuantizationConfig()).train().to("meta")
         model = model.to(memory_format=torch.channels_last)
         step(model)
         model.zero_grad()

@@ -39,7 +39,7 @@ def model(request: pytest.FixtureRequest, device: torch.device) -> QuantizedMode
 def small_model(compute: str, device: torch.device) -> QuantizedModel:
     torch.manual_seed(0)
     network = build_model("tiny", num_classes=10, in_channels=3, input_size=(16, 16))
-    model = prepare(network, QuantizationConfig(), (3, 16, 16)).train()
+    model = prepare(network, torch.zeros(2, 3, 16, 16), QuantizationConfig()).train()
     model.compute = compute  # type: ignore[assignment]
     model.set_bits(5, 8)
     return model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]

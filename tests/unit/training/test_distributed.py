@@ -175,7 +175,7 @@ def _step(model, inputs, labels, first_sample=0):
 def _compare_paths(rank, folder, compute):
     torch.manual_seed(0)
     layers = nn.Sequential(nn.Conv2d(3, 6, 3, bias=False), nn.BatchNorm2d(6), nn.ReLU(), nn.AdaptiveAvgPool2d(1))
-    alone = prepare(layers.append(nn.Flatten()), QuantizationConfig(), (3, 9, 9)).train()
+    alone = prepare(layers.append(nn.Flatten()), torch.zeros(2, 3, 9, 9), QuantizationConfig()).train()
     alone.compute = "modules"
     fused, modules = copy.deepcopy(alone), copy.deepcopy(alone)
     fused.compute = compute
@@ -216,7 +216,7 @@ def test_on_codes_a_step_of_two_processes_is_that_of_their_modules_and_that_of_o
 
 
 def test_parts_of_a_gradient_have_the_noise_of_the_whole():
-    model = prepare(nn.Sequential(nn.Conv2d(3, 4, 1)), QuantizationConfig(), (3, 2, 5))
+    model = prepare(nn.Sequential(nn.Conv2d(3, 4, 1)), torch.zeros(2, 3, 2, 5), QuantizationConfig())
     whole, layer, cpu = torch.zeros(7, 4, 2, 5), model.get_submodule("network.0"), torch.device("cpu")
     noise = index_noise(whole.numel(), layer.gradient_seed(whole), cpu)
 

@@ -13,7 +13,7 @@ CPU = torch.device("cpu")
 def model():
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 7))
-    prepared = prepare(network, QuantizationConfig(lower=3, upper=8, ends="cycle"), (1, 8, 8))
+    prepared = prepare(network, torch.zeros(2, 1, 8, 8), QuantizationConfig(lower=3, upper=8, ends="cycle"))
     prepared(torch.randn(32, 1, 8, 8))
     return prepared
 
@@ -59,7 +59,7 @@ def test_evaluation_is_at_the_upper_bound_and_leaves_mode_and_bits(model):
 
 
 def test_top5_needs_more_than_five_classes():
-    network = prepare(nn.Sequential(nn.Flatten(), nn.Linear(64, 5)), QuantizationConfig(), (1, 8, 8))
+    network = prepare(nn.Sequential(nn.Flatten(), nn.Linear(64, 5)), torch.zeros(2, 1, 8, 8), QuantizationConfig())
     data = [(torch.randn(4, 1, 8, 8), torch.tensor([0, 1, 2, 4]))]
 
     assert evaluate(network, data, classes=5, device=CPU, step=0).top5 is None

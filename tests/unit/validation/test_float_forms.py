@@ -66,7 +66,7 @@ def prepared(*, native=False, symmetric=False, weight_bits=None, activation_bits
     network = EveryLayer()
     for parameter in network.parameters():
         parameter.data.add_(0.05 * torch.randn_like(parameter))  # biases of zero would hide how they are added
-    model = prepare(network, QuantizationConfig(), SHAPE)
+    model = prepare(network, torch.zeros(2, *SHAPE), QuantizationConfig())
     if symmetric:
         make_symmetric(model, activation_bits)
     if native:
@@ -194,6 +194,6 @@ def test_the_float_file_is_the_network_without_quantizers():
     x = torch.randn(3, *SHAPE)
     with torch.no_grad():
         expected = network(x).numpy()
-    model = prepare(network, QuantizationConfig(), SHAPE)
+    model = prepare(network, torch.zeros(2, *SHAPE), QuantizationConfig())
     session = onnxruntime.InferenceSession(write_float_onnx(model), providers=["CPUExecutionProvider"])
     np.testing.assert_allclose(session.run(None, {"image": x.numpy()})[0], expected, atol=1e-5)

@@ -33,7 +33,7 @@ def transformer() -> nn.Module:
 
 def prepared() -> QuantizedModel:
     torch.manual_seed(0)
-    model = prepare(transformer(), QuantizationConfig(), SHAPE)
+    model = prepare(transformer(), torch.zeros(2, *SHAPE), QuantizationConfig())
     for parameter in model.parameters():
         parameter.data.add_(0.02 * torch.randn_like(parameter))
     settle(model, [torch.randn(64, *SHAPE)])

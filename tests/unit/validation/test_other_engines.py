@@ -34,7 +34,7 @@ def portable(tmp_path_factory) -> Bundle:
         nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, stride=2), nn.ReLU(),
         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10),
     )  # fmt: skip
-    model = prepare(network, QuantizationConfig(), (1, 8, 8))
+    model = prepare(network, torch.zeros(2, 1, 8, 8), QuantizationConfig())
     settle(model, [torch.randn(16, 1, 8, 8) for _ in range(2)])
     identity = ModelIdentity(
         "tiny", "tiny", [str(digit) for digit in range(10)], Preprocessing(1, (8, 8), mean=(0.5,), std=(0.5,)),

@@ -17,33 +17,34 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from cpt_deploy.errors import ConversionError
 from cpt_deploy.quantization.graph.capture.aten import aten, bring_to_known_forms, make_out_of_place
-from cpt_deploy.quantization.graph.capture.tracing import describe, is_tensor, propagate_shapes
+from cpt_deploy.quantization.graph.capture.tracing import describe, is_tensor, propagate_shapes, results_of
 from cpt_deploy.quantization.graph.capture.training_behaviour import STATISTICS, lift_training_behaviour, marked
-from cpt_deploy.quantization.graph.signature import only_output
+from cpt_deploy.quantization.graph.results import Structure
+from cpt_deploy.quantization.graph.signature import Example, dims_of, zeros_of
 
 
-def capture(source: nn.Module, model: nn.Module, input_shape: tuple[int, ...], dtype: torch.dtype) -> fx.GraphModule:
+def capture(source: nn.Module, model: nn.Module, example: Example, structure: Structure) -> fx.GraphModule:
     """Capture a model as a graph of ATen operators and of modules for what training does otherwise than evaluation.
 
     Args:
         source: What is captured, with its hooks.
         model: What the graph shares its parameters with: a copy without hooks, or the same.
-        input_shape: Shape of one input without the batch dimension.
-        dtype: Type of the input: float32, or int64 for token ids.
+        example: What the model takes.
+        structure: What it returns.
 
     Returns:
-        A graph that computes what the model does, for any batch size; `node.meta["val"]` holds symbolic shapes and
-        `node.meta["shape"]` those of a batch of two.
+        A graph of the input tensors that computes what the model does, for any batch size, and returns one tensor or a
+        tuple of them; `node.meta["val"]` holds symbolic shapes and `node.meta["shape"]` those of a batch of two.
 
     Raises:
         ConversionError: If the model cannot be captured, with the operator and the module.
     """
     source.train()
     with marked(source), _fixed_momentum(source):
-        program = _export(source, torch.zeros(2, *input_shape, dtype=dtype), type(model).__name__)
-    structure = program.graph._codegen.pytree_info.out_spec  # type: ignore[attr-defined]
+        program = _export(source, example, type(model).__name__)
+    spec = program.graph._codegen.pytree_info.out_spec  # type: ignore[attr-defined]
     traced = _graph_module(model, program)
-    _take_only_result(traced, structure)
+    _list_results(traced, spec, structure)
     _fold_constants(traced)
     lift_training_behaviour(traced, model)
     make_out_of_place(traced)
@@ -51,9 +52,8 @@ def capture(source: nn.Module, model: nn.Module, input_shape: tuple[int, ...], d
     _read_batch_size_once(traced)
     traced.graph.eliminate_dead_code()
     traced.recompile()
-    next(iter(traced.graph.find_nodes(op="placeholder"))).meta["dtype"] = dtype
-    propagate_shapes(traced, input_shape)
-    if not is_tensor(next(iter(traced.graph.find_nodes(op="output"))).args[0]):
+    propagate_shapes(traced, example.signature)
+    if not all(is_tensor(result) for result in results_of(traced.graph)):
         raise ConversionError(
             "Expected a network that returns floating-point values, but it returns others",
             hint="leave argmax and comparisons to what reads the results",
@@ -61,26 +61,41 @@ def capture(source: nn.Module, model: nn.Module, input_shape: tuple[int, ...], d
     return traced
 
 
-def _export(model: nn.Module, example: Tensor, name: str) -> fx.GraphModule:
+def _export(model: nn.Module, example: Example, name: str) -> fx.GraphModule:
     device = next((parameter.device for parameter in model.parameters()), None)
-    batch: Any = {0: torch.export.Dim("batch", min=1)}
-    first = next(iter(inspect.signature(model.forward).parameters.values()))
+    # sizes of their own, so that none is taken for another
+    inputs = zeros_of(example.signature, 2, number=1 if example.signature.free else 0, device=device)
+    given = dict(zip(example.parameters, inputs, strict=True))
     try:
         with torch.no_grad():
             program = torch.export.export(
                 model,
-                (example.to(device),),
-                dynamic_shapes=((batch,) if first.kind is first.VAR_POSITIONAL else batch,),
+                () if example.by_name else inputs,
+                given if example.by_name else None,
+                dynamic_shapes=_by_parameter(model, example),
             )
     except Exception as error:
         raise ConversionError(
             f"Expected a model whose graph can be traced, but capturing {name} failed: {_reason(error)}",
-            hint="the result must be a tensor and nothing beside it; of transformers' models: config.use_cache=False"
-            if "not a known type" in str(error)
-            else "control flow that depends on tensor values must go, and the batch size must be free",
+            hint="control flow that depends on tensor values must go, and the batch size must be free"
+            + (", and so must the sizes that dynamic_shapes names" if example.signature.free else ""),
         ) from error
     module: fx.GraphModule = program.module(check_guards=False)
     return module
+
+
+def _by_parameter(model: nn.Module, example: Example) -> Any:
+    """Return the free dimensions of each input as `torch.export` takes them: those of `*args` and `**kwargs` nested."""
+    shapes = dims_of(example.signature)
+    known = inspect.signature(model.forward).parameters.values()
+    if example.by_name:
+        named = dict(zip(example.parameters, shapes, strict=True))
+        rest = [parameter.name for parameter in known if parameter.kind is parameter.VAR_KEYWORD]
+        own = {parameter.name for parameter in known} - {*rest}
+        others = {name: shape for name, shape in named.items() if name not in own}
+        return {name: shape for name, shape in named.items() if name in own} | ({rest[0]: others} if others else {})
+    count = sum(parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD) for parameter in known)
+    return (*shapes[:count], tuple(shapes[count:])) if len(shapes) > count else tuple(shapes)
 
 
 @contextmanager
@@ -131,10 +146,17 @@ def _attribute(model: nn.Module, path: str) -> Any:
     return operator.attrgetter(path)(model)
 
 
-def _take_only_result(traced: fx.GraphModule, structure: torch.utils._pytree.TreeSpec) -> None:
+def _list_results(traced: fx.GraphModule, spec: torch.utils._pytree.TreeSpec, structure: Structure) -> None:
     output = next(iter(traced.graph.find_nodes(op="output")))
-    result = torch.utils._pytree.tree_unflatten(torch.utils._pytree.tree_leaves(output.args[0]), structure)
-    output.args = (only_output(result, lambda leaf: isinstance(leaf, fx.Node)),)
+    result = torch.utils._pytree.tree_unflatten(torch.utils._pytree.tree_leaves(output.args[0]), spec)
+    try:
+        results = structure.tensors(result)
+    except ValueError as error:
+        raise ConversionError(
+            f"Expected a model that returns the same tensors in training and in evaluation, but {error}",
+            hint="leave what is no tensor, and what only one mode returns, out of the result",
+        ) from error
+    output.args = (results[0] if len(results) == 1 else tuple(results),)
     traced.graph._codegen = fx.graph.CodeGen()
 
 
@@ -186,10 +208,11 @@ def _is_constant(node: fx.Node, values: dict[fx.Node, Any]) -> bool:
 
 def _read_batch_size_once(traced: fx.GraphModule) -> None:
     """Let all that need the batch size read the input's, whose values they then do not depend on."""
-    given = next(iter(traced.graph.find_nodes(op="placeholder")))
+    placeholders = list(traced.graph.find_nodes(op="placeholder"))
+    given = placeholders[0]
     batch = given.meta["val"].shape[0]
     nodes = [node for node in traced.graph.nodes if node.target is aten.sym_size.int and node.meta["val"] == batch]
-    with traced.graph.inserting_after(given):
+    with traced.graph.inserting_after(placeholders[-1]):
         size = traced.graph.call_function(aten.sym_size.int, (given, 0))
     size.meta["val"] = batch
     for node in nodes:

@@ -2,7 +2,7 @@
 
 `math.ceil(x.shape[2] / stride)` and `max(padding, 0)`, as in the "same" padding of TensorFlow, need numbers, which a
 traced tensor does not have. Here it has them: of every tensor that the input determines, all sizes but that of the
-batch. They are found when they are asked for, on tensors that have shapes and no values.
+batch and of what else is free. They are found when they are asked for, on tensors that have shapes and no values.
 """
 
 from typing import Any
@@ -13,20 +13,27 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_map
 
 from cpt_deploy.quantization.graph.capture.tracer import Tracer
+from cpt_deploy.quantization.graph.results import Structure
+from cpt_deploy.quantization.graph.signature import Example, zeros_of
 
 
 class SizeTracer(Tracer):
     """A tracer whose tensors know their sizes.
 
     Args:
-        input_shape: Shape of one input without the batch dimension.
+        example: What the network takes.
+        structure: What it returns.
     """
 
-    def __init__(self, input_shape: tuple[int, ...]) -> None:
-        super().__init__()
-        self._input_shape = input_shape
+    def __init__(self, example: Example, structure: Structure) -> None:
+        super().__init__(example, structure)
         self._mode = FakeTensorMode(allow_non_fake_inputs=True)
-        self._examples: dict[fx.Node, Any] = {}
+        numbers = (0, 1) if example.signature.free else (0,)
+        self._inputs = [
+            dict(zip(example.parameters, zeros_of(example.signature, 2, number=number), strict=True))
+            for number in numbers
+        ]
+        self._examples: dict[tuple[fx.Node, int], Any] = {}
         self._evaluates = False
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
@@ -42,38 +49,41 @@ class SizeTracer(Tracer):
         return attr_val if self._evaluates else super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def sizes(self, proxy: fx.Proxy) -> tuple[Any, ...] | None:
-        """Return the sizes of a tensor, that of the batch as a traced number; None of what is no tensor."""
+        """Return the sizes of a tensor, those of free dimensions as traced numbers; None of what is no tensor."""
         self._evaluates = True
         try:
             with self._mode, torch.no_grad():
-                example = self._example(proxy.node)
+                examples = [self._example(proxy.node, number) for number in range(len(self._inputs))]
         finally:
             self._evaluates = False
-        if not isinstance(example, Tensor):
+        if not isinstance(examples[0], Tensor):
             return None
-        known = tuple(int(size) for size in example.shape)
-        if not known or not self._is_of_input(proxy.node):
-            return known
-        return self.create_proxy("call_method", "size", (proxy, 0), {}), *known[1:]
+        known = [tuple(int(size) for size in example.shape) for example in examples]
+        if not known[0] or not self._is_of_input(proxy.node):
+            return known[0]
+        return tuple(
+            self.create_proxy("call_method", "size", (proxy, axis), {}) if not axis or len(set(sizes)) > 1 else sizes[0]
+            for axis, sizes in enumerate(zip(*known, strict=True))
+        )
 
     def _is_of_input(self, node: fx.Node) -> bool:
         return node.op == "placeholder" or any(self._is_of_input(source) for source in node.all_input_nodes)
 
-    def _example(self, node: fx.Node) -> Any:
-        if node not in self._examples:
-            self._examples[node] = self._computed(node)
-        return self._examples[node]
+    def _example(self, node: fx.Node, number: int) -> Any:
+        if (node, number) not in self._examples:
+            self._examples[node, number] = self._computed(node, number)
+        return self._examples[node, number]
 
-    def _computed(self, node: fx.Node) -> Any:
+    def _computed(self, node: fx.Node, number: int) -> Any:
         if node.op == "placeholder":
-            return torch.empty(2, *self._input_shape)
+            return self._mode.from_tensor(self._inputs[number][str(node.target)])
         if node.op == "get_attr":
             value: Any = self.root
             for part in str(node.target).split("."):
                 value = getattr(value, part)
             return value
         args, kwargs = (
-            tree_map(lambda value: self._example(value) if isinstance(value, fx.Node) else value, given)
+            tree_map(lambda value: self._example(value, number) if isinstance(value, fx.Node) else value, given)
             for given in (node.args, node.kwargs)
         )
         if node.op == "call_module":

@@ -5,17 +5,18 @@ from torch.nn.utils import parametrize
 
 from cpt_deploy.quantization.graph.capture.composites import like
 from cpt_deploy.quantization.graph.capture.tracing import NoIntegerFormError, describe, propagate_shapes
+from cpt_deploy.signature import Signature
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d)
 
 
-def fix_output_sizes(traced: fx.GraphModule, input_shape: tuple[int, ...]) -> None:
+def fix_output_sizes(traced: fx.GraphModule, signature: Signature) -> None:
     """Note all shapes anew, and let transposed convolutions that were told a size have it of themselves.
 
     Raises:
         NoIntegerFormError: If calls of one layer are told sizes that it cannot have of one output padding.
     """
-    propagate_shapes(traced, input_shape)
+    propagate_shapes(traced, signature)
     paddings: dict[str, tuple[int, ...]] = {}
     for node in traced.graph.find_nodes(op="call_module"):
         target, module = str(node.target), traced.get_submodule(str(node.target))

@@ -7,7 +7,10 @@ import torch
 from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-#: Two sizes of a batch: what is the same in both does not depend on it.
+from cpt_deploy.quantization.graph.signature import zeros_of
+from cpt_deploy.signature import Signature
+
+#: Two sizes of a batch: what is the same in both, and at other sizes of what is free beside it, depends on neither.
 _BATCHES = (2, 3)
 
 
@@ -51,16 +54,16 @@ class _Observer(fx.Interpreter):
         return result
 
 
-def fold_sizes(traced: fx.GraphModule, input_shape: tuple[int, ...]) -> Seen:
-    """Put numbers in the place of sizes that do not depend on the batch, and return what nodes yield.
+def fold_sizes(traced: fx.GraphModule, signature: Signature) -> Seen:
+    """Put numbers in the place of sizes that depend on no free dimension, and return what nodes yield.
 
     So `avg_pool2d(x, x.shape[2:])` has a window of known size. Nothing is computed: tensors have shapes only.
 
     Args:
         traced: A graph in evaluation mode; what nobody reads any more is left in it.
-        input_shape: Shape of one input without the batch dimension.
+        signature: Its inputs.
     """
-    first, second = (_observed(traced, (size, *input_shape)) for size in _BATCHES)
+    first, second = (_observed(traced, signature, rows, number) for number, rows in enumerate(_BATCHES))
     for node in traced.graph.nodes:
         if node.op in ("call_function", "call_method") and _is_size(first[node]) and first[node] == second[node]:
             for user in list(node.users):
@@ -81,11 +84,11 @@ def _plain(value: Any) -> Any:
     return tuple(_plain(part) for part in value) if isinstance(value, tuple | list) else value
 
 
-def _observed(traced: fx.GraphModule, shape: tuple[int, ...]) -> dict[fx.Node, Any]:
+def _observed(traced: fx.GraphModule, signature: Signature, rows: int, number: int) -> dict[fx.Node, Any]:
     device = next((parameter.device for parameter in traced.parameters()), torch.device("cpu"))
     observer = _Observer(traced)
     with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():
-        observer.run(mode.from_tensor(torch.zeros(shape, device=device)))
+        observer.run(*map(mode.from_tensor, zeros_of(signature, rows, number=number, device=device)))
     return observer.seen
 
 

@@ -6,6 +6,9 @@ from typing import Any
 from torch import fx, nn
 from torch.nn.utils import parametrize
 
+from cpt_deploy.quantization.graph.results import Structure
+from cpt_deploy.quantization.graph.signature import Example
+
 
 def is_stochastic_depth(module: nn.Module | None) -> bool:
     """Return whether a module drops whole branches in training and does nothing in evaluation.
@@ -17,7 +20,16 @@ def is_stochastic_depth(module: nn.Module | None) -> bool:
 
 
 class Tracer(fx.Tracer):
-    """Keeps every `torch.nn` module whole, and the few others that are one operation; hooks are traced around them."""
+    """Keeps every `torch.nn` module whole, and the few others that are one operation; hooks are traced around them.
+
+    Args:
+        example: What the network takes.
+        structure: What it returns.
+    """
+
+    def __init__(self, example: Example, structure: Structure) -> None:
+        super().__init__()
+        self.example, self.structure = example, structure
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Return whether a module is one operation: by its class, if the instance computes what its class says."""
@@ -42,24 +54,21 @@ class Tracer(fx.Tracer):
         finally:
             del m.forward
 
-    def trace_called(self, root: nn.Module) -> fx.Graph:
-        """Trace a network as it is when it is called: with hooks on it, and a forward that was put on the instance."""
-        if not (root._forward_hooks or root._forward_pre_hooks or "forward" in root.__dict__):
-            return self.trace(root)
-        kind, own = type(root), root.__dict__.get("forward")
+    def create_args_for_root(
+        self, root_fn: Any, is_module: bool, concrete_args: Any = None
+    ) -> tuple[Callable[..., Any], list[Any]]:
+        """Return what is traced, and its arguments: the network as it is when it is called, on its input tensors.
 
-        def forward(self: nn.Module, x: Any) -> Any:
-            return self._call_impl(x)  # type: ignore[no-untyped-call]
+        So hooks on it and a forward that was put on the instance are traced as well; its results are listed.
+        """
+        root: Any = self.root
+        inputs = [self.create_proxy("placeholder", name, (), {}) for name in self.example.parameters]
 
-        root.forward = root.forward
-        root.__class__ = type(kind.__name__, (kind,), {"forward": forward, "__module__": kind.__module__})
-        try:
-            return self.trace(root)
-        finally:
-            root.__class__ = kind
-            del root.forward
-            if own is not None:
-                root.forward = own
+        def called(*inputs: fx.Proxy) -> Any:
+            results = self.structure.tensors(self.example.call(root._call_impl, inputs))
+            return results[0] if len(results) == 1 else tuple(results)
+
+        return called, inputs
 
 
 class _StandIn:

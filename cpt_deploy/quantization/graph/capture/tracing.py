@@ -14,6 +14,9 @@ from cpt_deploy.quantization.graph.capture.constants import clamp, constant_arit
 from cpt_deploy.quantization.graph.capture.sizes import Seen, fold_sizes
 from cpt_deploy.quantization.graph.capture.tracer import Tracer
 from cpt_deploy.quantization.graph.naming import free_name
+from cpt_deploy.quantization.graph.results import Structure
+from cpt_deploy.quantization.graph.signature import Example, zeros_of
+from cpt_deploy.signature import Signature
 
 
 class NoIntegerFormError(ConversionError):
@@ -31,25 +34,27 @@ class NoIntegerFormError(ConversionError):
 
 
 def trace(
-    source: nn.Module, model: nn.Module, input_shape: tuple[int, ...], *, training: bool = False
+    source: nn.Module, model: nn.Module, example: Example, structure: Structure, *, training: bool = False
 ) -> fx.GraphModule:
     """Trace a model, bring its graph to the vocabulary of `prepare`, and note the shape of each tensor.
 
     Args:
         source: What is traced: any module whose graph `torch.fx` can trace, with its hooks.
         model: What holds the modules of the graph: a copy without hooks, or the same.
-        input_shape: Shape of one input without the batch dimension.
+        example: What the model takes.
+        structure: What it returns.
         training: Whether branches on `self.training` are taken as they are in training.
 
     Returns:
-        A graph module; `node.meta["shape"]` holds shapes for a batch of 2.
+        A graph module of the input tensors, which returns one tensor or a tuple of them; `node.meta["shape"]` holds
+        shapes for a batch of 2.
 
     Raises:
-        NoIntegerFormError: If the model cannot be traced, or its graph does not take such an input.
+        NoIntegerFormError: If the model cannot be traced, or its graph does not take such inputs.
     """
     source.train(training)
     try:
-        graph = _graph(source, input_shape)
+        graph = _graph(source, example, structure)
     except Exception as error:
         raise NoIntegerFormError(
             f"Expected a model whose graph can be traced, but tracing {type(model).__name__} failed: {error}",
@@ -58,39 +63,37 @@ def trace(
         ) from error
     traced = fx.GraphModule(model, graph)
     traced.eval()  # shapes are found without changing statistics
-    _check_single_input(traced)
     fold_buffers(traced)
     give_by_position(traced)
     try:
-        _lift_functions(traced, fold_sizes(traced, input_shape), training=training)
+        _lift_functions(traced, fold_sizes(traced, example.signature), training=training)
         _make_out_of_place(traced)
         _decompose_gated_activations(traced)
         _remove_no_ops(traced)
         join_constants(traced)
         traced.graph.eliminate_dead_code()
         traced.recompile()
-        propagate_shapes(traced, input_shape)
+        propagate_shapes(traced, example.signature)
         if unpack_sequences(traced):
-            propagate_shapes(traced, input_shape)
+            propagate_shapes(traced, example.signature)
     except Exception as error:
         cause = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise NoIntegerFormError(
-            f"Expected {type(model).__name__} to take an input of shape (N, {', '.join(map(str, input_shape))}), "
-            f"but it failed: {cause}",
+            f"Expected {type(model).__name__} to take {example.described()}, but it failed: {cause}",
             reason=f"its graph fails: {cause}",
         ) from error
     return traced
 
 
-def _graph(model: nn.Module, input_shape: tuple[int, ...]) -> fx.Graph:
+def _graph(model: nn.Module, example: Example, structure: Structure) -> fx.Graph:
     """Trace a model; where it asks for numbers, with its sizes known."""
     from cpt_deploy.quantization.graph.capture.known_sizes import SizeTracer
 
     try:
-        return Tracer().trace_called(model)
+        return Tracer(example, structure).trace(model)
     except Exception as error:
         try:
-            return SizeTracer(input_shape).trace_called(model)
+            return SizeTracer(example, structure).trace(model)
         except Exception:
             raise error from None
 
@@ -103,6 +106,8 @@ class _ShapeRecorder(fx.Interpreter):
         n.meta.pop("shape", None)
         n.meta.pop("parts", None)
         n.meta.pop("other", None)
+        if n.op == "output":
+            return result
         if isinstance(result, tuple | list) and any(isinstance(part, Tensor) for part in result):
             n.meta["parts"] = len(result)
         if isinstance(result, Tensor) and result.is_floating_point():
@@ -112,21 +117,37 @@ class _ShapeRecorder(fx.Interpreter):
         return result
 
 
-def propagate_shapes(traced: fx.GraphModule, input_shape: tuple[int, ...]) -> None:
+def propagate_shapes(traced: fx.GraphModule, signature: Signature) -> None:
     """Run a graph on a batch of two zeros, in evaluation mode, and note in `node.meta["shape"]` what comes out.
 
-    The zeros are float32, or of the type that the input's `meta["dtype"]` says.
+    With free dimensions beside the batch it runs on other sizes as well, and `node.meta["free"]` holds the axes whose
+    size is another then.
     """
     modes = {module: module.training for module in traced.modules()}
     traced.eval()
     device = next((p.device for p in traced.parameters()), torch.device("cpu"))
-    given = next(node for node in traced.graph.nodes if node.op == "placeholder")
     with torch.no_grad():
-        recorder = _ShapeRecorder(traced)
-        recorder.extra_traceback = False
-        recorder.run(torch.zeros(2, *input_shape, dtype=given.meta.get("dtype", torch.float32), device=device))
+        if signature.free:
+            _run_shapes(traced, signature, 1, device)
+        others = {node: node.meta["shape"] for node in traced.graph.nodes if "shape" in node.meta}
+        _run_shapes(traced, signature, 0, device)
+    for node in traced.graph.nodes if signature.free else ():
+        sizes = zip(node.meta.get("shape", ()), others.get(node, ()), strict=True)
+        node.meta["free"] = frozenset(axis for axis, (size, other) in enumerate(sizes) if size != other)
     for module, mode in modes.items():
         module.training = mode
+
+
+def _run_shapes(traced: fx.GraphModule, signature: Signature, number: int, device: torch.device) -> None:
+    recorder = _ShapeRecorder(traced)
+    recorder.extra_traceback = False
+    recorder.run(*zeros_of(signature, 2, number=number, device=device))
+
+
+def results_of(graph: fx.Graph) -> list[fx.Node]:
+    """Return the nodes that a graph of `prepare` returns."""
+    result: Any = next(iter(graph.find_nodes(op="output"))).args[0]
+    return [result] if isinstance(result, fx.Node) else list(result)
 
 
 def is_tensor(node: fx.Node) -> bool:
@@ -142,7 +163,7 @@ def shape_of(node: fx.Node) -> tuple[int, ...]:
 def describe(node: fx.Node, traced: fx.GraphModule) -> str:
     """Return an operation and its place as an error message names them."""
     if node.op == "placeholder":
-        return "the input"
+        return "the input" if len(node.graph.find_nodes(op="placeholder")) == 1 else f"the input {node.name!r}"
     if "lifted" in node.meta:
         return str(node.meta["lifted"])
     if node.op == "call_module":
@@ -152,17 +173,6 @@ def describe(node: fx.Node, traced: fx.GraphModule) -> str:
     stack = node.meta.get("nn_module_stack") or {}
     place = list(stack.values())[-1][0] if stack else ""
     return f"operation {target!r} in " + (f"module {place!r}" if place else "the model's own forward")
-
-
-def _check_single_input(traced: fx.GraphModule) -> None:
-    inputs = [node for node in traced.graph.nodes if node.op == "placeholder"]
-    unused = [node for node in inputs[1:] if not node.users]
-    for node in unused:
-        traced.graph.erase_node(node)
-    if len(inputs) - len(unused) != 1:
-        raise NoIntegerFormError(
-            f"Expected a model with one input tensor, but got {len(inputs)}", reason=f"it has {len(inputs)} inputs"
-        )
 
 
 # --- functions and methods to modules -------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from cpt_deploy.integer import IntegerExecutor, IntegerGraph
 from cpt_deploy.integer.graph import QuantizedTensor
 from cpt_deploy.integer.lowering.subpixel import axes_of, transposed_convolution
 from cpt_deploy.quantization.numerics.folding import FoldedWeights
+from tests.unit.integer.graphs import graph_between
 
 
 @st.composite
@@ -49,7 +50,7 @@ def integer_graph(layer: nn.ConvTranspose1d | nn.ConvTranspose2d, weight: Tensor
     output = QuantizedTensor("y", 1.0, 128, 8, tuple(made.shape[1:]))
     steps = transposed_convolution(layer, folded, 8, (source, output, "layer"))  # type: ignore[arg-type]
     tensors = {tensor.name: tensor for tensor in (source, *(tensor for _, tensor in steps))}
-    return IntegerGraph("x", "y", tuple(operation for operation, _ in steps), tensors)
+    return graph_between("x", "y", tuple(operation for operation, _ in steps), tensors)
 
 
 def check(layer: nn.ConvTranspose1d | nn.ConvTranspose2d, size: tuple[int, ...], seed: int) -> None:

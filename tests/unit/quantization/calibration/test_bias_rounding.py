@@ -17,7 +17,7 @@ def settled(name: str, config: QuantizationConfig | None = None, **bits: int) ->
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, -1.5, 1.5)
             nn.init.normal_(module.bias)
-    model = prepare(network, config or QuantizationConfig(), (1, 32, 32))
+    model = prepare(network, torch.zeros(2, 1, 32, 32), config or QuantizationConfig())
     settle(model, [torch.randn(16, 1, 32, 32) for _ in range(3)], **bits)
     return model.eval()
 
@@ -71,7 +71,7 @@ def test_biases_are_integers_before_they_are_rounded(bits: dict[str, int]) -> No
 
 def test_offsets_move_by_half_a_step_at_most() -> None:
     net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3))
-    model = prepare(net, QuantizationConfig(), (1, 4, 4))
+    model = prepare(net, torch.zeros(2, 1, 4, 4), QuantizationConfig())
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
     settle(model, [torch.randn(16, 1, 4, 4)])
     graph = freeze(model)
@@ -84,7 +84,7 @@ def test_offsets_move_by_half_a_step_at_most() -> None:
 
 def test_a_model_that_stays_in_float_keeps_its_offsets() -> None:
     net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3))
-    model = prepare(net, QuantizationConfig(lower=32, upper=32), (1, 4, 4))
+    model = prepare(net, torch.zeros(2, 1, 4, 4), QuantizationConfig(lower=32, upper=32))
     before = [parameter.clone() for parameter in model.parameters()]
     settle(model, [torch.randn(16, 1, 4, 4)])
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
@@ -92,7 +92,7 @@ def test_a_model_that_stays_in_float_keeps_its_offsets() -> None:
 
 def test_a_norm_without_parameters_has_its_mean_moved() -> None:
     net = nn.Sequential(nn.Conv2d(1, 4, 3, bias=False), nn.BatchNorm2d(4, affine=False), nn.Flatten(), nn.Linear(16, 3))
-    model = prepare(net, QuantizationConfig(), (1, 4, 4))
+    model = prepare(net, torch.zeros(2, 1, 4, 4), QuantizationConfig())
     settle(model, [torch.randn(16, 1, 4, 4) for _ in range(2)])
     norm = model.network.get_submodule("1")
     before = norm.running_mean.clone()

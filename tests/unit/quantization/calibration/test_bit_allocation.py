@@ -36,7 +36,7 @@ def network() -> nn.Module:
 
 def test_the_divergence_is_that_of_the_class_probabilities() -> None:
     net = nn.Sequential(*[nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 1), nn.Flatten(), nn.Linear(64, 3)])
-    model = prepare(net, QuantizationConfig(), (1, 6, 6)).eval()
+    model = prepare(net, torch.zeros(2, 1, 6, 6), QuantizationConfig()).eval()
     batch = torch.randn(16, 1, 6, 6)
     settle(model, [batch])
     [layer] = measure_sensitivity(model, [batch], [2, 8])
@@ -57,7 +57,7 @@ def _rounded(weight: torch.Tensor, bits: int) -> torch.Tensor:
 
 
 def test_measuring_changes_nothing() -> None:
-    model = prepare(network(), QuantizationConfig(), (1, 6, 6)).train()
+    model = prepare(network(), torch.zeros(2, 1, 6, 6), QuantizationConfig()).train()
     settle(model, [torch.randn(16, 1, 6, 6)])
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     told: list[int] = []

@@ -13,7 +13,7 @@ def network() -> nn.Module:
 
 
 def test_ranges_become_the_mean_of_the_batches_extremes() -> None:
-    model = prepare(network(), QuantizationConfig(), (1, 4, 4)).train()
+    model = prepare(network(), torch.zeros(2, 1, 4, 4), QuantizationConfig()).train()
     model(100 * torch.randn(8, 1, 4, 4))  # forgotten
     batches = [torch.randn(8, 1, 4, 4) for _ in range(5)]
     assert settle(model, iter(batches)) == 5
@@ -23,7 +23,7 @@ def test_ranges_become_the_mean_of_the_batches_extremes() -> None:
 
 
 def test_batchnorm_statistics_become_the_mean_of_the_batches() -> None:
-    model = prepare(network(), QuantizationConfig(lower=32, upper=32), (1, 4, 4))
+    model = prepare(network(), torch.zeros(2, 1, 4, 4), QuantizationConfig(lower=32, upper=32))
     batches = [torch.randn(8, 1, 4, 4) for _ in range(4)]
     settle(model, batches)
     conv, norm = model.network.get_submodule("0"), model.network.get_submodule("1")
@@ -34,7 +34,7 @@ def test_batchnorm_statistics_become_the_mean_of_the_batches() -> None:
 
 
 def test_weights_modes_and_bits_are_as_before() -> None:
-    model = prepare(network(), QuantizationConfig(), (1, 4, 4)).train()
+    model = prepare(network(), torch.zeros(2, 1, 4, 4), QuantizationConfig()).train()
     model.set_bits(3, 8)
     before = {name: p.clone() for name, p in model.named_parameters()}
     settle(model, [torch.randn(4, 1, 4, 4)], weight_bits=4)
@@ -50,7 +50,7 @@ def test_weights_modes_and_bits_are_as_before() -> None:
 
 def test_activations_run_at_their_bits_while_settling() -> None:
     net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 1), nn.Flatten(), nn.Linear(16, 3))
-    model = prepare(net, QuantizationConfig(), (1, 4, 4))
+    model = prepare(net, torch.zeros(2, 1, 4, 4), QuantizationConfig())
     seen = []
     model.network.get_submodule("2").register_forward_hook(lambda _m, args, _y: seen.append(len(args[0].unique())))
     batches = [torch.randn(32, 1, 4, 4)]
@@ -61,7 +61,7 @@ def test_activations_run_at_their_bits_while_settling() -> None:
 
 def test_single_layers_run_at_their_bits_while_settling() -> None:
     net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(16, 30), nn.Linear(30, 3))
-    model = prepare(net, QuantizationConfig(), (1, 4, 4))
+    model = prepare(net, torch.zeros(2, 1, 4, 4), QuantizationConfig())
     with model.upper_bound({"2": 2}):
         weights = {i: model.network.get_submodule(i).quantized_weight[0].unique().numel() for i in ("0", "2", "3")}
     assert weights["2"] <= 3 < min(weights["0"], weights["3"])
@@ -75,7 +75,7 @@ def test_single_layers_run_at_their_bits_while_settling() -> None:
     [({"weight_bits": {"1.conv": 4}}, "'1.conv'"), ({"weight_bits": {"0": 1}}, "of 0"), ({"activation_bits": 1}, "1")],
 )
 def test_bits_that_do_not_fit_leave_the_model_as_it_was(bits: dict[str, object], part: str) -> None:
-    model = prepare(network(), QuantizationConfig(), (1, 4, 4)).train()
+    model = prepare(network(), torch.zeros(2, 1, 4, 4), QuantizationConfig()).train()
     model(torch.randn(4, 1, 4, 4))
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with pytest.raises(UsageError, match=part):
@@ -84,7 +84,7 @@ def test_bits_that_do_not_fit_leave_the_model_as_it_was(bits: dict[str, object],
 
 
 def test_no_batch_is_an_error_and_changes_nothing() -> None:
-    model = prepare(network(), QuantizationConfig(), (1, 4, 4)).train()
+    model = prepare(network(), torch.zeros(2, 1, 4, 4), QuantizationConfig()).train()
     model(torch.randn(4, 1, 4, 4))
     before = {name: (float(edge.low), float(edge.high)) for name, edge in model.edges()}
     with pytest.raises(DataError, match="at least one batch"):
@@ -93,7 +93,7 @@ def test_no_batch_is_an_error_and_changes_nothing() -> None:
 
 
 def test_statistics_of_a_float_model_stay_as_they_are_if_asked() -> None:
-    model = prepare(network(), QuantizationConfig(), (1, 4, 4))
+    model = prepare(network(), torch.zeros(2, 1, 4, 4), QuantizationConfig())
     norm = model.network.get_submodule("1")
     before = norm.running_mean.clone()
     settle(model, [5 + torch.randn(8, 1, 4, 4)], statistics=False)
@@ -116,7 +116,7 @@ def test_a_batch_norm_that_is_called_twice_clips_nothing():
 
     torch.manual_seed(0)
     network = Twice()
-    model = prepare(network, QuantizationConfig(), (2, 8, 8))
+    model = prepare(network, torch.zeros(2, 2, 8, 8), QuantizationConfig())
     batches = [torch.randn(16, 2, 8, 8) for _ in range(8)]
     assert settle(model, iter(batches)) == 8
     settled = model.network.get_submodule("norm")

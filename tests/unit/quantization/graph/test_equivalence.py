@@ -140,7 +140,7 @@ def test_what_is_handed_in_is_what_trains(name: str) -> None:
     network = make().train()
     before = copy.deepcopy(network.state_dict())
     states = torch.get_rng_state(), random.getstate()
-    model = prepare(network, QuantizationConfig(), SHAPE)
+    model = prepare(network, torch.zeros(2, *SHAPE), QuantizationConfig())
     assert model.conversion.path == path
     assert (model.conversion.reason is None) == (path == "integers")
     assert torch.equal(torch.get_rng_state(), states[0])
@@ -196,25 +196,25 @@ class Frozen(Small):
 def test_what_cannot_be_kept_is_named(make: Callable[[], nn.Module], named: str) -> None:
     torch.manual_seed(0)
     with pytest.raises(ConversionError, match=named) as raised:
-        prepare(make(), QuantizationConfig(), SHAPE)
+        prepare(make(), torch.zeros(2, *SHAPE), QuantizationConfig())
     assert raised.value.hint
 
 
-def test_a_network_of_two_results_in_training_is_refused() -> None:
+def test_a_network_of_other_results_in_training_is_refused() -> None:
     class Auxiliary(Small):
         def forward(self, x: Tensor) -> Tensor:
             logits = super().forward(x)
             return (logits, logits) if self.training else logits  # type: ignore[return-value]
 
-    with pytest.raises(ConversionError, match="a tuple of 2 with 2 tensors in training"):
-        prepare(Auxiliary(), QuantizationConfig(), SHAPE)
+    with pytest.raises(ConversionError, match="returns others in training"):
+        prepare(Auxiliary(), torch.zeros(2, *SHAPE), QuantizationConfig())
 
 
 def test_a_hook_that_only_looks_on_is_left_out_and_said() -> None:
     seen: list[tuple[int, ...]] = []
     network = with_hook("conv", lambda module, given, result: seen.append(tuple(result.shape)))
     with pytest.warns(CptWarning, match="the forward hook on module 'conv' changes nothing"):
-        model = prepare(network, QuantizationConfig(), SHAPE)
+        model = prepare(network, torch.zeros(2, *SHAPE), QuantizationConfig())
     assert model.conversion.dropped_hooks == ("the forward hook on module 'conv'",)
     seen.clear()
     model(torch.randn(2, *SHAPE))
@@ -224,7 +224,7 @@ def test_a_hook_that_only_looks_on_is_left_out_and_said() -> None:
 
 
 def test_the_reason_names_the_operation_and_its_module() -> None:
-    model = prepare(with_part("act", nn.GELU()), QuantizationConfig(), SHAPE)
+    model = prepare(with_part("act", nn.GELU()), torch.zeros(2, *SHAPE), QuantizationConfig())
     assert model.conversion.reason == "GELU in module 'act' has no integer form"
     assert "float between the layers" in model.conversion.in_words
 
@@ -245,7 +245,7 @@ def train_steps(model: QuantizedModel, numbers: list[int | None]) -> None:
 @pytest.mark.parametrize("compute", ["modules", "float32"])
 @pytest.mark.parametrize(("numbers", "warned"), [([0, 1, 2], False), ([None, None, None], True), ([5, 5, 5], True)])
 def test_steps_of_one_number_are_said_once(compute: str, numbers: list[int | None], warned: bool) -> None:
-    model = prepare(Small(), QuantizationConfig(), SHAPE)
+    model = prepare(Small(), torch.zeros(2, *SHAPE), QuantizationConfig())
     model.compute = compute  # type: ignore[assignment]
     with warnings.catch_warnings(record=True) as found:
         warnings.simplefilter("always")
@@ -255,13 +255,13 @@ def test_steps_of_one_number_are_said_once(compute: str, numbers: list[int | Non
 
 
 def test_the_same_step_on_the_same_weights_is_no_mistake() -> None:
-    model = prepare(Small(), QuantizationConfig(), SHAPE).train()
+    model = prepare(Small(), torch.zeros(2, *SHAPE), QuantizationConfig()).train()
     for _ in range(3):
         model(torch.randn(4, *SHAPE)).square().mean().backward()
 
 
 def test_hooks_that_slow_training_down_are_named_once() -> None:
-    model = prepare(Small(), QuantizationConfig(), SHAPE)
+    model = prepare(Small(), torch.zeros(2, *SHAPE), QuantizationConfig())
     model.compute = "float32"
     model.network.get_submodule("bn").register_forward_hook(lambda module, given, result: None)
     with pytest.warns(CptWarning, match="there is a forward hook on 'bn'") as found:
@@ -271,7 +271,7 @@ def test_hooks_that_slow_training_down_are_named_once() -> None:
 
 @pytest.mark.parametrize("bits", [3.7, 3.0, "4", True, None, 1, 33])
 def test_bits_are_whole_numbers(bits: object) -> None:
-    model = prepare(Small(), QuantizationConfig(), SHAPE)
+    model = prepare(Small(), torch.zeros(2, *SHAPE), QuantizationConfig())
     with pytest.raises(UsageError, match="to be whole numbers from 2 to 32, but got"):
         model.set_bits(bits, 8)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="whole numbers"):

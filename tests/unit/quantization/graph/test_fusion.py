@@ -37,7 +37,7 @@ class Written(nn.Module):
 
 def prepared(network: nn.Module) -> QuantizedModel:
     torch.manual_seed(0)
-    return prepare(network, QuantizationConfig(), SHAPE).train()
+    return prepare(network, torch.zeros(2, *SHAPE), QuantizationConfig()).train()
 
 
 def batches(count: int = 3) -> list[Tensor]:

@@ -16,7 +16,7 @@ from cpt_deploy.quantization.modules.activation_quantizer import EdgeQuantizer, 
 
 def tiny(**options: object) -> QuantizedModel:
     network = build_model("tiny", num_classes=10, in_channels=1, input_size=(8, 8))
-    return prepare(network, QuantizationConfig(**options), (1, 8, 8))  # type: ignore[arg-type]
+    return prepare(network, torch.zeros(2, 1, 8, 8), QuantizationConfig(**options))  # type: ignore[arg-type]
 
 
 class Mixture(nn.Module):
@@ -74,14 +74,14 @@ def test_with_float_bits_the_prepared_model_computes_what_the_model_computes(net
     x = torch.randn(2, 3, size, size)
     with torch.no_grad():
         expected = copy.deepcopy(float_model)(x.clone())
-        prepared = prepare(float_model, QuantizationConfig(lower=32, upper=32), (3, size, size))
+        prepared = prepare(float_model, torch.zeros(2, 3, size, size), QuantizationConfig(lower=32, upper=32))
         assert torch.allclose(prepared(x), expected, rtol=1e-3, atol=1e-4)
 
 
 def test_the_float_model_is_left_as_it_was() -> None:
     network = Mixture()
     before = copy.deepcopy(network.state_dict())
-    model = prepare(network, QuantizationConfig(), (3, 8, 8)).train()
+    model = prepare(network, torch.zeros(2, 3, 8, 8), QuantizationConfig()).train()
     model(torch.randn(4, 3, 8, 8)).sum().backward()
     assert isinstance(network.act, nn.ReLU)
     assert network.act.inplace
@@ -97,7 +97,7 @@ def test_first_and_last_layer_hold_the_upper_bound_unless_told_otherwise() -> No
 
 def test_macs_are_those_of_the_published_network() -> None:
     network = get_model("resnet18", weights=None)
-    model = prepare(network, QuantizationConfig(), (3, 224, 224))
+    model = prepare(network, torch.zeros(2, 3, 224, 224), QuantizationConfig())
     assert sum(layer.macs for layer in model.layers()) == pytest.approx(1.814e9, rel=1e-3)  # published 1.81 GFLOPs
 
 
@@ -219,25 +219,45 @@ class _Branch(_Softmax):
         return self.fc(x) if x.sum() > 0 else x
 
 
-class _Pair(_Softmax):
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return self.fc(x), x
+class _Text(_Softmax):
+    def forward(self, x: Tensor) -> tuple[Tensor, object]:
+        return self.fc(x), self.fc
+
+
+class _Loss(_Softmax):
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        logits = self.fc(x)
+        return {"loss": logits.mean(), "logits": logits}
+
+
+class _Shape(_Softmax):
+    def forward(self, x: Tensor) -> tuple[Tensor, int]:
+        return self.fc(x), x.shape[0]
+
+
+class _Indices(_Softmax):
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        logits = self.fc(x)
+        return {"logits": logits, "best": logits.argmax(1)}
 
 
 @pytest.mark.parametrize(
     ("network", "shape", "named"),
     [
         (_Branch(), (4,), "traced"),
-        (_Pair(), (4,), "one tensor"),
+        (_Text(), (4,), "returns a Linear"),
+        (_Loss(), (4,), "batch dimension first"),
+        (_Shape(), (4,), "same structure of tensors always"),
+        (_Indices(), (4,), "floating-point"),
         (nn.Sequential(nn.Conv3d(1, 2, 3), nn.ConvTranspose3d(2, 1, 3)), (1, 8, 8, 8), "conv3d.*module '0'"),
         (nn.Sequential(nn.ReLU()), (4,), "at least one"),
         (nn.Sequential(nn.Conv2d(3, 2, 3)), (1, 8, 8), "shape"),
     ],
-    ids=["branch", "pair", "three dimensions", "empty", "channels"],
+    ids=["branch", "module", "scalar", "size", "integers", "three dimensions", "empty", "channels"],
 )
 def test_what_cannot_be_converted_is_named(network: nn.Module, shape: tuple[int, ...], named: str) -> None:
     with pytest.raises(ConversionError, match=named):
-        prepare(network, QuantizationConfig(), shape)
+        prepare(network, torch.zeros(2, *shape), QuantizationConfig())
 
 
 class _Shifted(nn.Module):
@@ -254,5 +274,5 @@ class _Shifted(nn.Module):
 def test_names_that_every_module_has_are_avoided() -> None:
     x = torch.randn(2, 1, 8, 8)
     network = _Shifted().eval()
-    model = prepare(network, QuantizationConfig(lower=32, upper=32), (1, 8, 8)).eval()
+    model = prepare(network, torch.zeros(2, 1, 8, 8), QuantizationConfig(lower=32, upper=32)).eval()
     assert torch.allclose(model(x), network(x), atol=1e-6)

@@ -65,7 +65,11 @@ def network() -> QuantizedModel:
     """Strided and pointwise convolutions, BatchNorm, a residual sum, pooling, a Linear layer."""
     torch.manual_seed(0)
     float_model = build_model("tiny", num_classes=10, in_channels=1, input_size=(8, 8), width=8)
-    return prepare(float_model, QuantizationConfig(), (1, 8, 8)).train().to(memory_format=torch.channels_last)
+    return (
+        prepare(float_model, torch.zeros(2, 1, 8, 8), QuantizationConfig())
+        .train()
+        .to(memory_format=torch.channels_last)
+    )
 
 
 def losses(model: QuantizedModel, steps: int, device: str = "cpu", batch: int = 24) -> Tensor:

@@ -57,7 +57,7 @@ def test_more_bits_than_8_are_left_alone():
 def test_the_report_lists_layers_whose_range_is_smaller():
     network = nn.Sequential(nn.Flatten(), nn.Linear(70_000, 2))
     nn.init.ones_(network[1].weight)
-    model = prepare(network, QuantizationConfig(), (1, 7, 10_000)).eval()
+    model = prepare(network, torch.zeros(2, 1, 7, 10000), QuantizationConfig()).eval()
     make_native(model)  # the limit of pairs is stricter here
     (layer,) = reduced_layers(model)
     assert (layer.layer, layer.channels, layer.reduced_channels) == ("1", 2, 2)

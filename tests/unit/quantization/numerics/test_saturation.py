@@ -77,7 +77,7 @@ def test_more_bits_than_8_are_left_alone() -> None:
 def test_evaluation_uses_the_reduced_codes_unless_native_and_the_report_counts_them() -> None:
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(1, 6, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(6 * 16, 3))
-    model = prepare(network, QuantizationConfig(), (1, 4, 4)).eval()
+    model = prepare(network, torch.zeros(2, 1, 4, 4), QuantizationConfig()).eval()
     conv = model.network.get_submodule("0")
     levels = portable_levels(conv.weight, FULL, 128)
     codes, scales = quantize_weight(conv.weight, levels)

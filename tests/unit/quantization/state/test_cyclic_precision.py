@@ -22,7 +22,7 @@ def small(**settings):
     network = nn.Sequential(
         nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3)
     )
-    return prepare(network, QuantizationConfig(**settings), SHAPE).train()
+    return prepare(network, torch.zeros(2, *SHAPE), QuantizationConfig(**settings)).train()
 
 
 def steps(model, schedule, optimizer, count, first=0):

@@ -18,7 +18,7 @@ SECOND = LayerGroup("group1", "groups.1.*", upper=6)
 def tiny(*groups: LayerGroup, **options: object) -> QuantizedModel:
     torch.manual_seed(0)
     network = build_model("tiny", num_classes=10, in_channels=1, input_size=(8, 8))
-    return prepare(network, QuantizationConfig(groups=groups, **options), (1, 8, 8))  # type: ignore[arg-type]
+    return prepare(network, torch.zeros(2, 1, 8, 8), QuantizationConfig(groups=groups, **options))  # type: ignore[arg-type]
 
 
 def bits_of_weights(model: QuantizedModel) -> dict[str, int]:

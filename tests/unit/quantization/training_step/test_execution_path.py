@@ -18,7 +18,7 @@ from cpt_deploy.quantization.training_step.fused_step import TrainingProgram
 
 def network(**bounds: int) -> QuantizedModel:
     layers = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 16, 3)
-    return prepare(nn.Sequential(*layers), QuantizationConfig(**bounds), (3, 6, 6)).train()
+    return prepare(nn.Sequential(*layers), torch.zeros(2, 3, 6, 6), QuantizationConfig(**bounds)).train()
 
 
 @pytest.fixture

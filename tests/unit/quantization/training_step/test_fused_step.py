@@ -66,7 +66,7 @@ class Block(nn.Module):
 
 
 def prepared(network: nn.Module, shape: tuple[int, ...], **options: object) -> QuantizedModel:
-    model = prepare(network, QuantizationConfig(**options), shape).train()  # type: ignore[arg-type]
+    model = prepare(network, torch.zeros(2, *shape), QuantizationConfig(**options)).train()  # type: ignore[arg-type]
     return model.to(memory_format=torch.channels_last)
 
 
@@ -337,6 +337,6 @@ def test_copies_and_pickles_leave_the_program_out_and_state_dicts_do_not_know_it
 
 def test_a_model_of_another_type_is_left_to_its_modules() -> None:
     """The kernels read float32, and would take other weights for it."""
-    model = prepare(nn.Sequential(nn.Linear(6, 4)), QuantizationConfig(), (6,)).train().double()
+    model = prepare(nn.Sequential(nn.Linear(6, 4)), torch.zeros(2, 6), QuantizationConfig()).train().double()
     with pytest.raises(RuntimeError, match="dtype"):
         model(torch.randn(2, 6))

@@ -30,7 +30,7 @@ def test_int8_and_float32_products_of_codes_are_equal(
     if not int8_is_exact():
         pytest.skip("this processor has no exact int8 products")
     torch.manual_seed(0)
-    model = prepare(nn.Sequential(nn.Linear(512, 300, bias=bias)), QuantizationConfig(), (512,))
+    model = prepare(nn.Sequential(nn.Linear(512, 300, bias=bias)), torch.zeros(2, 512), QuantizationConfig())
     layer = model.get_submodule("network.0")
     codes = torch.randint(0, 256, (64, 512), dtype=torch.uint8)
     weight = torch.randint(-127, 128, (300, 512), dtype=torch.int8)

@@ -13,6 +13,7 @@ from cpt_deploy.export import write_onnx
 from cpt_deploy.integer import IntegerExecutor, IntegerGraph, QuantizedTensor
 from cpt_deploy.integer.graph import Convolution, FullyConnected, GlobalAverage, Reshape, to_dict
 from cpt_deploy.validation import BundledIntegerModel, validate
+from tests.unit.integer.graphs import graph_between
 
 INPUTS = np.random.default_rng(5).normal(size=(6, 1, 8, 8)).astype(np.float32)
 
@@ -47,7 +48,7 @@ def integer_graph() -> IntegerGraph:
         Reshape(("mean",), "flat"),
         FullyConnected(inputs=("flat",), **weights("y", (3, 4))),
     )
-    return IntegerGraph("x", "y", operations, {tensor.name: tensor for tensor in tensors})
+    return graph_between("x", "y", operations, {tensor.name: tensor for tensor in tensors})
 
 
 def write_graph(path: Path, graph: IntegerGraph, onnx_graph: IntegerGraph) -> Bundle:

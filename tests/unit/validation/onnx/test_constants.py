@@ -28,6 +28,7 @@ from cpt_deploy.integer.graph import (
 )
 from cpt_deploy.integer.graph import QuantizedTensor as Q
 from cpt_deploy.validation import compare_constants, constant_reasons
+from tests.unit.integer.graphs import graph_between
 
 
 def make_graph(*, channels=3, size=8, stride=1, pad=1, kernel=3, bits=8, shift=0, seed=0) -> IntegerGraph:
@@ -65,7 +66,7 @@ def make_graph(*, channels=3, size=8, stride=1, pad=1, kernel=3, bits=8, shift=0
         Reshape(("mean",), "flat"),
         FullyConnected(("flat",), "y", **weights(3, 6)),
     )
-    return IntegerGraph("x", "y", operations, {tensor.name: tensor for tensor in tensors})
+    return graph_between("x", "y", operations, {tensor.name: tensor for tensor in tensors})
 
 
 def write(path: Path, graph: IntegerGraph):

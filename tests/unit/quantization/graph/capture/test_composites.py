@@ -44,7 +44,7 @@ def test_the_network_itself_stays_as_it_was(network, layers):
 
 
 def test_it_becomes_part_of_the_layer_before_it(network):
-    prepared = prepare(network, QuantizationConfig(), (3, 8, 8))
+    prepared = prepare(network, torch.zeros(2, 3, 8, 8), QuantizationConfig())
     assert [layer.name for layer in prepared.layers()] == ["0", "4"]
     assert len(dict(prepared.edges())) == 4  # input, layer with norm and ReLU, mean, logits
 
@@ -57,7 +57,10 @@ def test_its_linear_layer_is_one_of_the_prepared_model(network, layers):
     assert torch.equal(apart(x), network(x))
     assert type(apart[4]) is nn.Linear
     assert not apart[4].bias.requires_grad
-    assert [layer.name for layer in prepare(network, QuantizationConfig(), (3, 8, 8)).layers()] == ["0", "4"]
+    assert [layer.name for layer in prepare(network, torch.zeros(2, 3, 8, 8), QuantizationConfig()).layers()] == [
+        "0",
+        "4",
+    ]
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -70,4 +73,4 @@ def test_gpt2s_linear_layer_is_torchs(training):
     torch.testing.assert_close(apart(x), network(x))
     assert type(apart[0]) is nn.Linear
     assert apart[0].training is training
-    assert [layer.name for layer in prepare(network, QuantizationConfig(), (4,)).layers()] == ["0", "2"]
+    assert [layer.name for layer in prepare(network, torch.zeros(2, 4), QuantizationConfig()).layers()] == ["0", "2"]

@@ -47,9 +47,9 @@ def inputs(shape: tuple[int, ...], dtype: torch.dtype, count: int = 4) -> Tensor
 def test_float_bits_leave_the_model_as_it_is_and_codes_train_every_parameter(make, shape, dtype) -> None:
     torch.manual_seed(0)
     network, x = make().eval(), inputs(shape, dtype)
-    exact = prepare(network, QuantizationConfig(lower=32, upper=32), shape, input_dtype=dtype).eval()
+    exact = prepare(network, torch.zeros(2, *shape, dtype=dtype), QuantizationConfig(lower=32, upper=32)).eval()
     assert torch.allclose(exact(x), network(x), atol=1e-5)
-    model = prepare(network, QuantizationConfig(), shape, input_dtype=dtype).train()
+    model = prepare(network, torch.zeros(2, *shape, dtype=dtype), QuantizationConfig()).train()
     assert len(model.layers()) == sum(
         isinstance(m, nn.Linear | nn.Conv2d | nn.Embedding) for m in network.modules()
     ) + (sum(isinstance(m, nn.MultiheadAttention) for m in network.modules()))
@@ -66,7 +66,7 @@ def test_float_bits_leave_the_model_as_it_is_and_codes_train_every_parameter(mak
 @pytest.mark.parametrize(("make", "shape", "dtype"), MODELS, ids=["vit", "swin", "tokens"])
 def test_a_step_on_codes_computes_what_the_modules_compute(make, shape, dtype) -> None:
     torch.manual_seed(0)
-    model, x = prepare(make(), QuantizationConfig(), shape, input_dtype=dtype).train(), inputs(shape, dtype)
+    model, x = prepare(make(), torch.zeros(2, *shape, dtype=dtype), QuantizationConfig()).train(), inputs(shape, dtype)
     results = []
     for compute in ("modules", "float32"):
         model.compute = compute

@@ -1,0 +1,171 @@
+"""What a network returns: tensors in tuples, lists, dictionaries and dataclasses, as a list of tensors and back."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+from enum import Enum
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.utils import _pytree
+
+from cpt_deploy.errors import ConversionError
+from cpt_deploy.quantization.graph.signature import zeros_of
+from cpt_deploy.signature import OUTPUT_NAME, Signature, Size, TensorSpec, size_of
+
+
+class _Leaf(Enum):
+    TENSOR = "what stands for a tensor among the leaves of a structure"
+
+
+#: At how many sizes of free dimensions the sizes of results are looked at.
+_TRIALS = 4
+_CONSTANTS = (bool, int, float, str, type(None))
+
+
+def is_any_tensor(leaf: Any) -> bool:
+    """Return whether a part of a result is a tensor, or stands for one in a graph."""
+    return isinstance(leaf, Tensor | fx.Proxy | fx.Node)
+
+
+class Structure:
+    """How the tensors that a network returns are put together.
+
+    Attributes:
+        names: Names of the tensors, by where they stand: "logits" where there is nothing else, "output_1" in tuples,
+            keys of dictionaries, fields of dataclasses.
+    """
+
+    def __init__(self, result: Any) -> None:
+        """Take a result apart.
+
+        Raises:
+            ConversionError: If it holds no tensors, or something beside tensors and constants.
+        """
+        _register(result)
+        paths, self._spec = _pytree.tree_flatten_with_path(result)
+        for _, leaf in paths:
+            if not isinstance(leaf, (Tensor, *_CONSTANTS)):
+                raise ConversionError(
+                    f"Expected a network that returns tensors in tuples, lists, dictionaries or dataclasses, but it "
+                    f"returns a {type(leaf).__name__}",
+                    hint="wrap it in a module whose forward returns the tensors; of transformers' models: "
+                    "config.use_cache=False",
+                )
+        self._leaves = [_Leaf.TENSOR if isinstance(leaf, Tensor) else leaf for _, leaf in paths]
+        self.names = _distinct([_name(path) for path, leaf in paths if isinstance(leaf, Tensor)])
+        if not self.names:
+            raise ConversionError("Expected a network that returns tensors, but it returns none")
+        self.is_one_tensor = isinstance(result, Tensor)
+
+    def __eq__(self, other: object) -> bool:
+        """Return whether two results are put together alike, constants included."""
+        return isinstance(other, Structure) and (self._spec, self._leaves) == (other._spec, other._leaves)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def tensors(self, result: Any, is_tensor: Callable[[Any], bool] = is_any_tensor) -> list[Any]:
+        """Return the tensors of a result, or of what stands for one.
+
+        Raises:
+            ValueError: If it is put together otherwise.
+        """
+        leaves, spec = _pytree.tree_flatten(result)
+        found = [_Leaf.TENSOR if is_tensor(leaf) else leaf for leaf in leaves]
+        if (spec, found) != (self._spec, self._leaves):
+            raise ValueError("its result is put together in another way than when the network runs")
+        return [leaf for leaf in leaves if is_tensor(leaf)]
+
+    def built(self, tensors: Sequence[Any]) -> Any:
+        """Return a result of the network from its tensors."""
+        if self.is_one_tensor:
+            return tensors[0]
+        remaining = iter(tensors)
+        return _pytree.tree_unflatten(
+            [next(remaining) if leaf is _Leaf.TENSOR else leaf for leaf in self._leaves], self._spec
+        )
+
+
+def _register(result: Any) -> None:
+    """Let dataclasses be taken apart, wherever they stand in a result."""
+    for leaf in _pytree.tree_leaves(result):
+        if dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
+            torch.export.register_dataclass(type(leaf))
+            _register(leaf)
+
+
+def _name(path: tuple[Any, ...]) -> str:
+    parts = [str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", "")))) for key in path]
+    name = "_".join("".join(c if c.isalnum() or c == "_" else "_" for c in part) for part in parts)
+    return f"output_{name}" if name[:1].isdigit() else name or OUTPUT_NAME
+
+
+def _distinct(names: list[str]) -> tuple[str, ...]:
+    taken: list[str] = []
+    for name in names:
+        while name in taken:
+            name += "_"  # noqa: PLW2901
+        taken.append(name)
+    return tuple(taken)
+
+
+def complete_signature(network: fx.GraphModule, signature: Signature, names: Sequence[str]) -> Signature:
+    """Return a signature with the outputs of a network, which runs on zeros in evaluation.
+
+    Args:
+        network: Takes the tensors of the signature, and returns one tensor or a tuple of them.
+        signature: The inputs.
+        names: Names of the outputs; one that an input has, too, gets "_output" behind it.
+
+    Raises:
+        ConversionError: If a result has not the batch dimension first.
+    """
+    # two sizes suffice for what is affine, two more tell whether it is
+    shapes = _shapes(network, signature, range(_TRIALS if signature.free else 1))
+    taken = {tensor.name for tensor in signature.inputs}
+    outputs = []
+    for given, seen in zip(names, zip(*shapes, strict=True), strict=True):
+        name = f"{given}_output" if given in taken else given
+        shape = tuple(
+            _size(signature, f"{name}_size_{axis}", [sizes[axis] for sizes in seen]) for axis in range(1, len(seen[0]))
+        )
+        outputs.append(TensorSpec(name, "float32", shape))
+    return dataclasses.replace(signature, outputs=tuple(outputs))
+
+
+def _shapes(network: fx.GraphModule, signature: Signature, numbers: Iterable[int]) -> list[list[tuple[int, ...]]]:
+    """Return the shapes of a network's results with the free sizes of `signature.sizes` of each number."""
+    modes = {module: module.training for module in network.modules()}
+    device = next((parameter.device for parameter in network.parameters()), None)
+    found = []
+    with torch.no_grad():
+        network.eval()
+        for number in numbers:
+            rows = 2 + number
+            result = network(*zeros_of(signature, rows, number=number, device=device))
+            shapes = [tuple(tensor.shape) for tensor in ([result] if isinstance(result, Tensor) else result)]
+            if any(shape[:1] != (rows,) for shape in shapes):
+                raise ConversionError(
+                    f"Expected results with the batch dimension first, but of {rows} samples one has the shape "
+                    f"{next(shape for shape in shapes if shape[:1] != (rows,))}",
+                    hint="return a row for each sample; averages over a batch belong to the loss",
+                )
+            found.append(shapes)
+    for module, mode in modes.items():
+        module.training = mode
+    return found
+
+
+def _size(signature: Signature, name: str, seen: Sequence[int]) -> Size:
+    """Return a size that was seen with each of some sizes of the free dimensions."""
+    if len(set(seen)) == 1:
+        return seen[0]
+    for free in signature.free:
+        sizes = [signature.sizes(number)[free] for number in range(len(seen))]
+        if sizes[0] == sizes[1]:
+            continue
+        factor = (seen[1] - seen[0]) // (sizes[1] - sizes[0])
+        offset = seen[0] - factor * sizes[0]
+        if factor > 0 and all(factor * size + offset == got for size, got in zip(sizes, seen, strict=True)):
+            return size_of(free, factor, offset)
+    return name

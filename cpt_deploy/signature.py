@@ -1,0 +1,154 @@
+"""What a model takes and returns: named tensors, whose first dimension is the batch and is free. Needs no PyTorch."""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+BATCH = "N"
+"""Name of the batch dimension, which every tensor of a signature has first."""
+INPUT_NAME, TOKENS_NAME, OUTPUT_NAME = "image", "input_ids", "logits"
+"""Names of the only input (of real values, of integers) and the only output of a model that was given no others."""
+
+Size = int | str
+"""Size of one dimension: a number; or, where it is free, its name, or `factor*name+offset`."""
+
+_FREE = re.compile(r"(?:(?P<factor>\d+)\*)?(?P<name>[A-Za-z_]\w*)(?P<offset>[+-]\d+)?")
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """A tensor of a signature.
+
+    Attributes:
+        name: Unique among inputs and outputs; also its name in the ONNX file.
+        dtype: "float32", "int64", ..., as NumPy names it.
+        shape: Sizes without the batch dimension. That of an output may be a name of its own where it follows from free
+            sizes in another way than `factor*name+offset`.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[Size, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FreeSize:
+    """A free dimension beside the batch.
+
+    Attributes:
+        example: The size in the example that the model was captured with.
+        least: The least size.
+        most: The greatest size; None if there is none.
+    """
+
+    example: int
+    least: int = 1
+    most: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """Inputs and outputs of a model.
+
+    Attributes:
+        inputs: In the order of the model's arguments.
+        outputs: In the order in which the model returns them.
+        states: Pairs (input, output): what a call returns in the output goes into the input of the next call.
+        free: The free dimensions beside the batch, by name.
+    """
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    states: tuple[tuple[str, str], ...] = ()
+    free: Mapping[str, FreeSize] = field(default_factory=dict)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of all inputs and outputs."""
+        return tuple(tensor.name for tensor in (*self.inputs, *self.outputs))
+
+    def sizes(self, number: int = 0) -> dict[str, int]:
+        """Return sizes of the free dimensions: those of the example for 0, and others for each greater number.
+
+        Those of a number above 0 differ from each other where the bounds permit.
+        """
+        return {
+            name: _other_size(free, number + place if number else 0)
+            for place, (name, free) in enumerate(self.free.items())
+        }
+
+    def input_shapes(self, number: int = 0) -> tuple[tuple[int, ...], ...]:
+        """Return the shape of each input without the batch dimension, with the free sizes of `sizes(number)`."""
+        sizes = self.sizes(number)
+        return tuple(tuple(size_at(size, sizes) for size in tensor.shape) for tensor in self.inputs)
+
+
+def size_at(size: Size, free: Mapping[str, int]) -> int:
+    """Return the size of a dimension where the free ones have given sizes.
+
+    Raises:
+        KeyError: If it does not follow from those.
+    """
+    if isinstance(size, int):
+        return size
+    match = _FREE.fullmatch(size)
+    if match is None:
+        raise KeyError(size)
+    return int(match["factor"] or 1) * free[match["name"]] + int(match["offset"] or 0)
+
+
+def size_of(name: str, factor: int, offset: int) -> str:
+    """Return a free size as a signature writes it: "height", "8*height", "2*length-1"."""
+    return (f"{factor}*" if factor != 1 else "") + name + (f"{offset:+d}" if offset else "")
+
+
+def free_name(size: Size) -> str | None:
+    """Return the name of the free dimension that a size follows from; None of a number, or if it does not."""
+    match = None if isinstance(size, int) else _FREE.fullmatch(size)
+    return None if match is None else match["name"]
+
+
+def _other_size(free: FreeSize, distance: int) -> int:
+    for size in (free.example + distance, free.example - distance):
+        if size >= max(free.least, 1) and (free.most is None or size <= free.most):
+            return size
+    return free.example
+
+
+def renamed(signature: Signature, inputs: Iterable[str], outputs: Iterable[str]) -> Signature:
+    """Return a signature without states whose inputs and outputs have other names."""
+    return replace(
+        signature,
+        inputs=tuple(replace(tensor, name=name) for tensor, name in zip(signature.inputs, inputs, strict=True)),
+        outputs=tuple(replace(tensor, name=name) for tensor, name in zip(signature.outputs, outputs, strict=True)),
+        states=(),
+    )
+
+
+def to_json(signature: Signature) -> dict[str, Any]:
+    """Return a signature as JSON holds it."""
+    return {
+        "inputs": [_tensor_to_json(tensor) for tensor in signature.inputs],
+        "outputs": [_tensor_to_json(tensor) for tensor in signature.outputs],
+        "states": [list(pair) for pair in signature.states],
+        "free": {name: asdict(free) for name, free in signature.free.items()},
+    }
+
+
+def from_json(data: Mapping[str, Any]) -> Signature:
+    """Return the signature that `to_json` wrote.
+
+    Raises:
+        KeyError: If a part is missing.
+    """
+    inputs, outputs = (
+        tuple(TensorSpec(tensor["name"], tensor["dtype"], tuple(tensor["shape"])) for tensor in data[part])
+        for part in ("inputs", "outputs")
+    )
+    states = tuple((before, after) for before, after in data["states"])
+    return Signature(inputs, outputs, states, {name: FreeSize(**free) for name, free in data["free"].items()})
+
+
+def _tensor_to_json(tensor: TensorSpec) -> dict[str, Any]:
+    return {"name": tensor.name, "dtype": tensor.dtype, "shape": list(tensor.shape)}

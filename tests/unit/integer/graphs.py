@@ -1,0 +1,17 @@
+"""Integer graphs that tests write by hand."""
+
+from collections.abc import Sequence
+
+from cpt_deploy.integer.graph import IntegerGraph, Operation, Quantize, QuantizedTensor
+from cpt_deploy.signature import INPUT_NAME, OUTPUT_NAME, Signature, TensorSpec
+
+
+def graph_between(
+    source: str, output: str, operations: Sequence[Operation], tensors: dict[str, QuantizedTensor]
+) -> IntegerGraph:
+    """Return a graph with one input, which is quantized to `source`, and one output."""
+    signature = Signature(
+        (TensorSpec(INPUT_NAME, "float32", tensors[source].shape),),
+        (TensorSpec(OUTPUT_NAME, "float32", tensors[output].shape),),
+    )
+    return IntegerGraph(signature, (output,), (Quantize((INPUT_NAME,), source), *operations), tensors)
