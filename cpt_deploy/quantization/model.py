@@ -10,8 +10,7 @@ from torch import Tensor, fx
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from cpt_deploy.errors import CptWarning, DataError
-from cpt_deploy.quantization.graph.capture.tracing import is_tensor
-from cpt_deploy.quantization.graph.operator_kinds import IS_FLOAT
+from cpt_deploy.quantization.graph.operator_kinds import IS_FLOAT, module_of
 from cpt_deploy.quantization.kernels import active
 from cpt_deploy.quantization.modules.activation_quantizer import EdgeQuantizer
 from cpt_deploy.quantization.state.config import QuantizationConfig
@@ -82,6 +81,9 @@ class QuantizedModel(CyclingModel):
 
         Args:
             x: The batch, of which type and device count; without one it is float32 on the model's device.
+
+        Raises:
+            UsageError: If `compute` asks for what the processor does not have.
         """
         own = next(self.parameters())
         device, dtype = (own.device.type, torch.float32) if x is None else (x.device.type, x.dtype)
@@ -133,10 +135,8 @@ class QuantizedModel(CyclingModel):
         """Return whether a BatchNorm finds one value of each channel in a sample, so that it needs more than one."""
         if self._normalises_samples is None:
             self._normalises_samples = any(
-                isinstance(self.network.get_submodule(str(node.target)), _BatchNorm)
-                and math.prod(node.meta["shape"][2:]) == 1
+                isinstance(module_of(node, self.network), _BatchNorm) and math.prod(node.meta["shape"][2:]) == 1
                 for node in self.network.graph.nodes
-                if node.op == "call_module" and is_tensor(node)
             )
         return self._normalises_samples
 
