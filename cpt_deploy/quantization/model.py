@@ -114,7 +114,7 @@ class QuantizedModel(CyclingModel):
         return next((reason for reason, holds in reasons.items() if holds), None)
 
     def _fused_step(self) -> TrainingProgram:
-        self._program = self._program or TrainingProgram(self.network)
+        self._program = self._program or TrainingProgram(self.network, self.input_shape)
         return self._program
 
     @staticmethod

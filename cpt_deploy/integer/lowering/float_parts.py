@@ -16,7 +16,7 @@ from cpt_deploy.integer.lowering.float_forms import CEILED, average_with_factors
 from cpt_deploy.quantization.graph.capture.tracer import is_stochastic_depth
 from cpt_deploy.quantization.graph.capture.tracing import describe
 from cpt_deploy.quantization.graph.capture.training_behaviour import is_normalisation
-from cpt_deploy.quantization.graph.operator_kinds import IS_FLOAT, module_of
+from cpt_deploy.quantization.graph.operator_kinds import IS_FLOAT
 from cpt_deploy.quantization.modules.attention import ScaledDotProductAttention
 from cpt_deploy.quantization.modules.layers import QuantizedEmbedding
 from cpt_deploy.quantization.numerics.affine import quantize_weight, symmetric_levels
@@ -61,7 +61,7 @@ class FloatLowering:
         """Return the operations of a node: none for one that does nothing in evaluation, or ends in a quantizer."""
         if node.op == "get_attr":
             return [self._constant(real_name(node), attrgetter(str(node.target))(self.network), node)]
-        module = module_of(node, self.network)
+        module = self.network.get_submodule(str(node.target)) if node.op == "call_module" else None
         if isinstance(module, QuantizedEmbedding):
             return [self._embed(node, module, bits[str(node.target)])]
         if not node.meta.get(IS_FLOAT):

@@ -12,6 +12,7 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor, fx, nn
 
+from cpt_deploy.quantization.graph.capture.tracing import propagate_shapes
 from cpt_deploy.quantization.graph.fusion import FusedOperation, Norm, fused_operations, quantizer_of
 from cpt_deploy.quantization.graph.operator_kinds import Kind, kind_of, module_of
 from cpt_deploy.quantization.kernels import Grid
@@ -44,9 +45,11 @@ class TrainingProgram:
 
     Args:
         network: The traced network of a prepared model, with its layers and edges.
+        input_shape: Shape of one input without the batch dimension.
     """
 
-    def __init__(self, network: fx.GraphModule) -> None:
+    def __init__(self, network: fx.GraphModule, input_shape: tuple[int, ...]) -> None:
+        propagate_shapes(network, input_shape)
         self._builder = _Builder(network)
         self._steps, self._input, self._output = self._builder.build()
         self._modules = list(network.modules())
