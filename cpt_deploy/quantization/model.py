@@ -11,8 +11,7 @@ from torch import Tensor, fx
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from cpt_deploy.errors import CptWarning, DataError, UsageError
-from cpt_deploy.quantization.graph.capture.tracing import is_tensor
-from cpt_deploy.quantization.graph.operator_kinds import IS_FLOAT
+from cpt_deploy.quantization.graph.operator_kinds import IS_FLOAT, module_of
 from cpt_deploy.quantization.graph.results import Structure
 from cpt_deploy.quantization.kernels import active
 from cpt_deploy.quantization.modules.activation_quantizer import EdgeQuantizer
@@ -125,6 +124,9 @@ class QuantizedModel(CyclingModel):
 
         Args:
             inputs: The batch, of which types and device count; without one it is float32 on the model's device.
+
+        Raises:
+            UsageError: If `compute` asks for what the processor does not have.
         """
         own = next(self.parameters())
         device = inputs[0].device.type if inputs else own.device.type
@@ -155,7 +157,7 @@ class QuantizedModel(CyclingModel):
         return next((reason for reason, holds in reasons.items() if holds), None)
 
     def _fused_step(self) -> TrainingProgram:
-        self._program = self._program or TrainingProgram(self.network)
+        self._program = self._program or TrainingProgram(self.network, self.signature)
         return self._program
 
     @staticmethod
@@ -176,10 +178,8 @@ class QuantizedModel(CyclingModel):
         """Return whether a BatchNorm finds one value of each channel in a sample, so that it needs more than one."""
         if self._normalises_samples is None:
             self._normalises_samples = any(
-                isinstance(self.network.get_submodule(str(node.target)), _BatchNorm)
-                and math.prod(node.meta["shape"][2:]) == 1
+                isinstance(module_of(node, self.network), _BatchNorm) and math.prod(node.meta["shape"][2:]) == 1
                 for node in self.network.graph.nodes
-                if node.op == "call_module" and is_tensor(node)
             )
         return self._normalises_samples
 

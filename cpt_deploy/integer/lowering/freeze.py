@@ -30,7 +30,7 @@ from cpt_deploy.integer.lowering.movements import KeptTensor, lower_kept
 from cpt_deploy.integer.lowering.paddings import with_paddings_inside
 from cpt_deploy.integer.lowering.quantized_tensors import edge_tensor
 from cpt_deploy.integer.lowering.subpixel import transposed_convolution
-from cpt_deploy.quantization.graph.capture.tracing import results_of, shape_of
+from cpt_deploy.quantization.graph.capture.tracing import propagate_shapes, results_of, shape_of
 from cpt_deploy.quantization.graph.entries import has_float_operations
 from cpt_deploy.quantization.graph.fusion import FusedOperation, Norm, fused_operations
 from cpt_deploy.quantization.graph.naming import own_name
@@ -111,6 +111,7 @@ class _Lowering:
         self.operations: list[Operation] = []
         self.tensors: dict[str, QuantizedTensor] = {}
         self.names = {node.name for node in model.network.graph.nodes}
+        propagate_shapes(self.network, model.signature)
         self.ending = {operation.quantizer: operation for operation in fused_operations(self.network)}
         self.signature = model.signature
         self.has_floats = has_float_operations(self.network)

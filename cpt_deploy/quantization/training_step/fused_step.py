@@ -12,7 +12,7 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor, fx, nn
 
-from cpt_deploy.quantization.graph.capture.tracing import results_of
+from cpt_deploy.quantization.graph.capture.tracing import propagate_shapes, results_of
 from cpt_deploy.quantization.graph.fusion import FusedOperation, Norm, fused_operations, quantizer_of
 from cpt_deploy.quantization.graph.operator_kinds import Kind, kind_of, module_of
 from cpt_deploy.quantization.kernels import Grid
@@ -45,9 +45,11 @@ class TrainingProgram:
 
     Args:
         network: The traced network of a prepared model, with its layers and edges.
+        signature: Its inputs and outputs.
     """
 
-    def __init__(self, network: fx.GraphModule) -> None:
+    def __init__(self, network: fx.GraphModule, signature: Signature) -> None:
+        propagate_shapes(network, signature)
         self._builder = _Builder(network)
         self._steps, self._inputs, self._outputs = self._builder.build()
         self._modules = list(network.modules())

@@ -31,6 +31,12 @@ class Tracer(fx.Tracer):
         super().__init__()
         self.example, self.structure = example, structure
 
+    def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
+        """Return the graph of a network; where it is unpickled, torch traces it anew by its own tracer."""
+        graph = super().trace(root, concrete_args)
+        graph._tracer_cls = fx.Tracer
+        return graph
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Return whether a module is one operation: by its class, if the instance computes what its class says."""
         if "forward" in m.__dict__ and not isinstance(m.forward, _StandIn):
