@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM during a run: the first asks it to stop after the step, the second stops it at once."""
+"""SIGINT and SIGTERM during a run: the first signal stops it after the step, the second one immediately."""
 
 import signal
 import threading
@@ -14,7 +14,7 @@ class Interruption:
     """Catches the signals inside its context; in a thread other than the main one it does nothing.
 
     Attributes:
-        signal_number: The signal that came, or `None`.
+        signal_number: The signal that was received, or `None`.
     """
 
     signal_number: int | None
