@@ -72,10 +72,10 @@ class QuantizationConfig:
     groups: tuple[LayerGroup, ...] = ()
 
     def __post_init__(self) -> None:
-        given: dict[str, object] = {"the lower bound": self.lower, "the upper bound": self.upper}
+        given: dict[str, object] = {"min_bits": self.lower, "max_bits": self.upper}
         for kind, bits in given.items():
             if not isinstance(bits, Integral):
-                raise UsageError(f"Expected bits of {kind} to be whole numbers, but got {bits!r}")
+                raise UsageError(f"Expected whole numbers of bits for {kind}, but got {bits!r}")
         if not LEAST_BITS <= self.lower <= self.upper <= MOST_BITS:
             raise UsageError(
                 f"Expected {LEAST_BITS} <= lower <= upper <= {MOST_BITS} bits, "
@@ -86,7 +86,7 @@ class QuantizationConfig:
         for group in self.groups:
             if not LEAST_BITS <= group.upper <= self.upper:
                 raise UsageError(
-                    f"Expected the upper bound of layers {group.match!r} in {LEAST_BITS}..{self.upper} bits, "
+                    f"Expected max_bits of layers {group.match!r} in {LEAST_BITS}..{self.upper} bits, "
                     f"but got {group.upper}",
-                    hint="the model's own upper bound, which edges between layers hold, is the greatest",
+                    hint="they cannot exceed the model's own max_bits, which tensors between layers always have",
                 )

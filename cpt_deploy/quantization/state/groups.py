@@ -42,8 +42,8 @@ def _empty(pattern: str, matched: Sequence[str], names: Sequence[str], held: set
     listed = ", ".join(matched[:3])
     if set(matched) <= held:
         return UsageError(
-            f"Expected layers that cycle, but {pattern!r} matches only {listed}, which holds the upper bound",
-            hint="precision.ends=cycle lets the first and the last layer cycle too",
+            f"Expected layers of scheduled precision, but {pattern!r} matches only {listed}, which has fixed precision",
+            hint="precision.ends=cycle lets the first and the last layer follow the schedule too",
         )
     return UsageError(
         f"Expected each group to have layers, but those of {pattern!r} ({listed}, …) belong to earlier groups",
