@@ -91,7 +91,7 @@ def load_triton(device: str) -> Kernels | str:
         found = float(low), float(high)
     except (RuntimeError, OSError, subprocess.SubprocessError) as error:
         return f"Triton's kernels do not run: {error}"
-    return kernels if found == (0.0, 2.0) else f"Triton's kernels find the range {found} where it is (0, 2)"
+    return kernels if found == (0.0, 2.0) else f"Triton's kernels find the range {found} instead of (0, 2)"
 
 
 def native_levels() -> tuple[str, ...] | str:

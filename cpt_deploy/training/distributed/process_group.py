@@ -73,7 +73,7 @@ class Ranks:
         if not self.is_main:
             dist.broadcast_object_list(message)
             if message[0] is None:
-                raise ProcessLostError("Expected the first process to go on, but it failed")
+                raise ProcessLostError("Expected the main process to continue, but it failed")
             return message[0][0]  # type: ignore[no-any-return]
         try:
             message = [(make(),)]

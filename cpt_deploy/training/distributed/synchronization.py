@@ -130,7 +130,7 @@ class Synchronization:
         Returns:
             The number of batches of all processes.
         """
-        assert isinstance(self.model, QuantizedModel), "language models settle on parts of batches"
+        assert isinstance(self.model, QuantizedModel), "language models are calibrated on parts of batches"
         iterator = iter(inputs)
         first = next(iterator, None)
         batches = iter(()) if first is None else chain([first], iterator)

@@ -202,7 +202,7 @@ def _open_study(folder: Path) -> "Study":
 def _status(name: str, trial: "FrozenTrial") -> TrialStatus:
     attributes = trial.user_attrs
     if trial.state.name == "RUNNING":
-        where = f"on {attributes.get('host', 'a machine that did not say')}"
+        where = f"on {attributes.get('host', 'an unknown machine')}"
         return TrialStatus(name, "running", None, where)
     if trial.state.name == "COMPLETE":
         if attributes.get(_MEASURE) == "perplexity":

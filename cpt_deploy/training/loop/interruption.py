@@ -44,6 +44,6 @@ class Interruption:
             raise RunInterruptedError(
                 "Stopped at once by a second signal; steps since the last checkpoint are lost",
                 signal_number=number,
-                hint="resume the run to go on from its last checkpoint",
+                hint="resume the run to continue from its last checkpoint",
             )
         self.signal_number = number

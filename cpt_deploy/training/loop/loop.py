@@ -145,7 +145,7 @@ class TrainingLoop:
             raise RunInterruptedError(
                 f"Stopped after step {step} of {self.total}; the state is saved in {self.directory.last}",
                 signal_number=self.signal,
-                hint=f"go on: cpt train --resume {self.directory.path}",
+                hint=f"continue: cpt train --resume {self.directory.path}",
             )
 
     def _evaluate(self) -> None:

@@ -117,9 +117,9 @@ def _carried_out(run: Run, profile_steps: int) -> RunReport:
         last = run.directory.last
         kept = f"the last good checkpoint is {last}" if last.is_file() else "there is no checkpoint yet"
         raise ProcessLostError(
-            f"Expected all {run.ranks.count} processes to go on, but the connection to one was lost after step "
+            f"Expected all {run.ranks.count} processes to continue, but the connection to one was lost after step "
             f"{run.progress.step} of {run.task.total_steps}; {kept}",
-            hint=f"go on with any number of processes: cpt train --resume {run.directory.path}",
+            hint=f"continue with any number of processes: cpt train --resume {run.directory.path}",
         ) from error
 
 

@@ -89,7 +89,7 @@ class RunDirectory:
             if self.path.exists() and (not self.path.is_dir() or set(self.path.iterdir()) - {self.lock}):
                 raise UsageError(
                     f"Expected a new directory for the run, but {self.path} exists and is not empty",
-                    hint=f"go on with it: cpt train --resume {self.path}; or name another directory",
+                    hint=f"continue it: cpt train --resume {self.path}; or name another directory",
                 )
             self.path.mkdir(parents=True, exist_ok=True)
 
