@@ -1,4 +1,4 @@
-"""Training runs: from a recipe to a run directory, resumable at any step, and back from the directory to a model."""
+"""Training runs: train a recipe into a run directory, resumable at any step, and load finished runs."""
 
 from cpt_deploy.training.distributed.process_group import Ranks, choose_device
 from cpt_deploy.training.evaluation import evaluate

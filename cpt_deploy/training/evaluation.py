@@ -1,4 +1,4 @@
-"""Accuracy of a model on a set of images, at its upper bound."""
+"""Evaluate the accuracy of a model on a set of images, at max_bits."""
 
 import time
 from collections.abc import Callable, Iterable
@@ -11,7 +11,7 @@ from cpt_deploy.training.distributed.process_group import ALONE, Ranks
 from cpt_deploy.training.reporting.reports import Evaluation
 
 MANY_CLASSES = 5
-"""Top-5 accuracy says something only with more classes than this."""
+"""Top-5 accuracy is meaningful only with more classes than this."""
 
 
 def evaluate(
@@ -24,22 +24,22 @@ def evaluate(
     stop: Callable[[], bool] = lambda: False,
     ranks: Ranks = ALONE,
 ) -> Evaluation | None:
-    """Evaluate a model at the upper bound, in float32, whatever it trains in.
+    """Evaluate a model at max_bits, in float32 whatever its training dtype.
 
     Args:
         model: The model; its mode and bits are restored afterwards.
         batches: Inputs, float32 (N, C, H, W), and labels, int64 (N,); in a distributed run this process's own.
         classes: Number of classes.
-        device: Where the model is.
+        device: Device of the model.
         step: Number of finished steps, for the result.
-        stop: Asked before each batch whether to give up.
+        stop: Called before each batch; if it returns true, evaluation stops.
         ranks: The processes that evaluate together, each of which must call this.
 
     Returns:
-        The evaluation of all images of all processes, or `None` if `stop` said so in one of them.
+        The evaluation of all images of all processes, or `None` if `stop` returned true in one of them.
     """
     began = time.perf_counter()
-    totals = torch.zeros(3, dtype=torch.float64, device=device)  # summed loss, hits, hits among the five greatest
+    totals = torch.zeros(3, dtype=torch.float64, device=device)  # summed loss, hits, hits among the top five
     images, stopped = 0, False
     training = model.training
     model.eval()

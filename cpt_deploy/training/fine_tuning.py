@@ -1,4 +1,4 @@
-"""A run that begins with the weights of a file: which file, that it is still the same, and what of it was taken."""
+"""Fine-tuning: start a run from a weights file, verified by its digest, and report which tensors were loaded."""
 
 import hashlib
 from dataclasses import dataclass, replace
@@ -17,18 +17,18 @@ from cpt_deploy.training.run_directory.run_directory import RunDirectory
 
 @dataclass(frozen=True)
 class Pretrained:
-    """What a run began with.
+    """The pretrained weights that a run started from.
 
     Args:
         file: Path of the weights.
         sha256: SHA-256 of the file.
-        tensors: How many tensors were loaded.
-        head: Name of the layer that gives the logits.
-        fresh: The tensors of it that stayed at their initialisation, since the file's are for other classes.
-        classes: How many classes the file's head has.
-        left_out: Paths of the heads in the file that only help training, which the network is built without.
-        published_input: Normalisation of the images that torchvision's published weights of this model read, if the
-            run's images have another one.
+        tensors: Number of loaded tensors.
+        head: Name of the layer that outputs the logits.
+        fresh: Tensors of the head that keep their initialisation, since the file's are for other classes.
+        classes: Number of classes of the file's head.
+        left_out: Paths of the file's auxiliary heads, used only in training, which the network is built without.
+        published_input: Input normalisation of torchvision's published weights of this model, if the run's images are
+            normalised differently.
     """
 
     file: str
@@ -42,10 +42,10 @@ class Pretrained:
 
 
 def resolve_weights(recipe: Recipe) -> Recipe:
-    """Return a recipe that names the file of its weights wherever it is read, and the digest of what is in it.
+    """Return the recipe with the absolute path of its weights file and the digest of its content.
 
     Raises:
-        DataError: If there is no such file, or it is not the one whose digest the recipe has.
+        DataError: If there is no such file, or it does not have the digest of the recipe.
     """
     settings = recipe.model
     if settings.weights is None:
@@ -65,7 +65,7 @@ def resolve_weights(recipe: Recipe) -> Recipe:
         raise DataError(
             f"Expected the weights that the recipe's model.weights_sha256 {settings.weights_sha256} names at {path}, "
             f"but they are others, of SHA-256 {digest}",
-            hint="a run goes on with the file that it began with; it may lie elsewhere: model.weights=PATH",
+            hint="a resumed run needs the file that it began with; if it has moved: model.weights=PATH",
         )
     model = settings.model_copy(update={"weights": str(path), "weights_sha256": digest})
     return recipe.model_copy(update={"model": model})
@@ -74,7 +74,7 @@ def resolve_weights(recipe: Recipe) -> Recipe:
 def build_pretrained(recipe: Recipe, classes: int, preprocessing: Preprocessing) -> tuple[QuantizedModel, Pretrained]:
     """Build the model of a recipe with its weights loaded, and prepare it, on the CPU.
 
-    The float network gets them before it is converted; those of a run, whose network is converted already, after.
+    Weights of a float network are loaded before conversion; those of a run, whose network is converted, after it.
 
     Args:
         recipe: The settings, as `resolve_weights` returns them.
@@ -82,7 +82,7 @@ def build_pretrained(recipe: Recipe, classes: int, preprocessing: Preprocessing)
         preprocessing: How an image becomes an input.
 
     Raises:
-        CptError: As `build_cpt_model`; or if the weights cannot be read or are another model's.
+        CptError: As `build_cpt_model`; or if the weights cannot be read or belong to another model.
     """
     name, path, digest = recipe.model.name, recipe.model.weights, recipe.model.weights_sha256
     assert path is not None
@@ -112,7 +112,7 @@ def build_pretrained(recipe: Recipe, classes: int, preprocessing: Preprocessing)
 
 
 def _other_normalization(recipe: Recipe, preprocessing: Preprocessing) -> Normalization | None:
-    """Return what torchvision's published weights read if a run's images are normalised otherwise."""
+    """Return the input normalisation of torchvision's published weights, if the run's images have a different one."""
     name = recipe.model.name
     if not name.startswith(PREFIX) or preprocessing.channels != 3:
         return None
@@ -121,6 +121,6 @@ def _other_normalization(recipe: Recipe, preprocessing: Preprocessing) -> Normal
 
 
 def refuse_weights(recipe: Recipe) -> None:
-    """Raise `UsageError` if a recipe whose model begins fresh in any case names weights."""
+    """Raise `UsageError` if a recipe names weights for a model that cannot be fine-tuned."""
     if recipe.model.weights is not None:
         raise UsageError("Expected model.weights with a classifier of images, but got it with a language model")

@@ -1,4 +1,4 @@
-"""Perplexity of a model on a text, at its upper bound."""
+"""Evaluate the perplexity of a model on a text, at max_bits."""
 
 import math
 import time
@@ -22,18 +22,18 @@ def evaluate_text(
     stop: Callable[[], bool] = lambda: False,
     ranks: Ranks = ALONE,
 ) -> Evaluation | None:
-    """Evaluate a model at the upper bound, in float32, whatever it trains in.
+    """Evaluate a model at max_bits, in float32 whatever its training dtype.
 
     Args:
         model: The model; its mode and bits are restored afterwards.
         chunks: From `evaluation_chunks`; in a distributed run this process's own rows.
-        device: Where the model is.
+        device: Device of the model.
         step: Number of finished steps, for the result.
-        stop: Asked before each chunk whether to give up.
+        stop: Called before each chunk; if it returns true, evaluation stops.
         ranks: The processes that evaluate together, each of which must call this.
 
     Returns:
-        The evaluation of the rows of all processes, or `None` if `stop` said so in one of them.
+        The evaluation of the rows of all processes, or `None` if `stop` returned true in one of them.
     """
     began, training = time.perf_counter(), model.training
     loss = torch.zeros((), dtype=torch.float64, device=device)
@@ -70,7 +70,7 @@ def evaluate_text(
 
 
 def perplexity_of(loss: float) -> float:
-    """Return exp of a mean negative log-likelihood in nats; infinite where float64 holds no such number."""
+    """Return exp of a mean negative log-likelihood in nats; infinity if it overflows float64."""
     try:
         return math.exp(loss)
     except OverflowError:

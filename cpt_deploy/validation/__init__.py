@@ -1,6 +1,6 @@
 """The gate between training and serving: accuracy and exactness of a bundle in its runtimes, and the evidence.
 
-Loads PyTorch only where a bundle's integer executor or a trained model is asked for.
+Imports PyTorch only for a bundle's integer executor or a trained model.
 """
 
 from cpt_deploy.bundle.runtime.cpu import CpuInfo, read_cpu

@@ -1,4 +1,4 @@
-"""Comparing runtimes batch by batch: accuracy of each, logits of two, and the integers of every quantized tensor."""
+"""Compare runtimes batch by batch: accuracy of each, logits of pairs, and the integers of every quantized tensor."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,11 +16,11 @@ Values = npt.NDArray[np.generic]
 
 @dataclass(frozen=True)
 class RuntimeResult:
-    """How one runtime did.
+    """The result of one runtime.
 
     Args:
         name: "trained", "executor", "onnxruntime", "onnxruntime-unoptimized", or a further format of the bundle.
-        accuracy: Share of right labels with its 95 % interval.
+        accuracy: Share of correct labels with its 95 % interval.
         finite: Whether every logit was a finite number.
     """
 
@@ -31,17 +31,17 @@ class RuntimeResult:
 
 @dataclass(frozen=True)
 class PairResult:
-    """How two runtimes compare on the same samples.
+    """The comparison of two runtimes on the same samples.
 
     Args:
-        first: Name of the one.
-        second: Name of the other.
-        worst_logit_difference: Greatest absolute difference of two logits; `None` if one was not finite.
-        other_labels: Samples to which they give different labels.
-        only_first_right: Samples that only the first labels rightly.
-        only_second_right: Samples that only the second labels rightly.
-        p_value: Of McNemar's exact test that both are equally accurate.
-        other_logits: Number of logits that are not the same number.
+        first: Name of the first runtime.
+        second: Name of the second.
+        worst_logit_difference: Max absolute difference of two logits; `None` if one was not finite.
+        other_labels: Number of samples with different labels.
+        only_first_right: Number of samples that only the first labels correctly.
+        only_second_right: Number of samples that only the second labels correctly.
+        p_value: P-value of McNemar's exact test that both are equally accurate.
+        other_logits: Number of unequal logits.
     """
 
     first: str
@@ -56,15 +56,14 @@ class PairResult:
 
 @dataclass(frozen=True)
 class TensorResult:
-    """How the integers of one quantized tensor agree.
+    """Agreement of the integers of one quantized tensor.
 
     Args:
         name: Its name in the ONNX graph.
         operator: The operator whose result it holds.
         values: Number of integers compared.
-        mismatches: How many of them differ.
-        worst_difference: The greatest difference, in codes; for results of layers that are real, in units of the
-            integer sum that they are made of.
+        mismatches: Number of differing integers.
+        worst_difference: The max difference, in integers; for layers with real results, in units of their integer sums.
     """
 
     name: str
@@ -76,14 +75,14 @@ class TensorResult:
 
 @dataclass(frozen=True)
 class ServedLogits:
-    """How the logits of the executor and of the session that serves agree, on every sample.
+    """Agreement of the logits of the executor and of the serving session, on every sample.
 
     Args:
         values: Number of logits compared.
-        differing: How many differ; where parts compute in float, by more than the tolerance.
-        worst: The greatest difference; `None` if one was not finite.
-        tolerance: Most by which one may differ, as a share of the sample's greatest logit; `None` where they have to
-            be the same number. There the executor has the codes that onnxruntime had at each entry.
+        differing: Number of differing logits; if parts compute in float, differing by more than the tolerance.
+        worst: The max difference; `None` if one was not finite.
+        tolerance: Max difference as a share of the sample's max logit, if parts compute in float: then the executor is
+            replayed from onnxruntime's integers at the boundaries. `None` if logits have to be equal.
     """
 
     values: int
@@ -94,12 +93,12 @@ class ServedLogits:
 
 @dataclass(frozen=True)
 class TrainedCodes:
-    """By how many codes the logits of fake quantization in float differ from those of the integer executor.
+    """Differences between the logits of float fake quantization and of the integer executor, in quantization steps.
 
     Args:
         values: Number of logits.
-        differing: How many are nearer to another code.
-        worst: By how many codes at most.
+        differing: Number of logits that differ by more than half a step.
+        worst: The max difference in steps.
     """
 
     values: int
@@ -112,7 +111,7 @@ class RuntimeComparison:
 
     Args:
         names: The runtimes.
-        pairs: Which of them to compare.
+        pairs: The pairs of them to compare.
     """
 
     def __init__(self, names: Sequence[str], pairs: Sequence[tuple[str, str]]) -> None:
@@ -129,8 +128,8 @@ class RuntimeComparison:
         """Add a batch.
 
         Args:
-            logits: Of every runtime, float32 (N, K).
-            labels: The right classes, int64 (N,).
+            logits: Logits of every runtime, float32 (N, K).
+            labels: The true classes, int64 (N,).
         """
         self.logits += next(iter(logits.values())).size
         predicted = {name: logits[name].argmax(axis=1) for name in self.names}
@@ -174,10 +173,10 @@ class RuntimeComparison:
 
 
 class LogitAgreement:
-    """Collects how two runtimes' logits agree up to a tolerance.
+    """Collects the agreement of two runtimes' logits up to a tolerance.
 
     Args:
-        tolerance: Most by which a logit may differ, as a share of its sample's greatest.
+        tolerance: Max difference of a logit as a share of its sample's max logit.
     """
 
     def __init__(self, tolerance: float) -> None:
@@ -190,22 +189,22 @@ class LogitAgreement:
         difference = np.abs(first.astype(np.float64) - second)
         greatest = np.abs(second).max(axis=1, keepdims=True).astype(np.float64)
         self._values += second.size
-        # not within, so that NaN differs
+        # "not within" instead of "beyond", so that NaN counts as differing
         self._differing += int((~(difference <= self.tolerance * greatest)).sum())
         if self._worst is not None:
             self._worst = max(self._worst, float(difference.max(initial=0.0)))
             self._worst = self._worst if np.isfinite(self._worst) else None
 
     def result(self) -> ServedLogits:
-        """Return what was found."""
+        """Return the agreement over all batches."""
         return ServedLogits(self._values, self._differing, self._worst, self.tolerance)
 
 
 class CodeCount:
-    """Collects by how many codes logits differ.
+    """Collects the differences of logits in quantization steps.
 
     Args:
-        scale: What a code is worth.
+        scale: Scale of the quantized logits.
     """
 
     def __init__(self, scale: float) -> None:
@@ -220,17 +219,17 @@ class CodeCount:
         self._worst = max(self._worst, int(codes.max(initial=0)))
 
     def result(self) -> TrainedCodes:
-        """Return what was found."""
+        """Return the differences over all batches."""
         return TrainedCodes(self._values, self._differing, self._worst)
 
 
 class IntegerComparison:
-    """Counts the integers that differ, tensor by tensor.
+    """Counts the differing integers of each tensor.
 
     Args:
         taps: The tensors to compare, in graph order.
-        units: What one unit of the integer sum is worth in tensors of real values, by name: two results of a layer
-            that are not the same number differ by one unit at least.
+        units: Real value of one unit of the integer sums, by name, of tensors with real values: two unequal results of
+            a layer differ by at least one unit.
     """
 
     def __init__(self, taps: Sequence[Tap], units: Mapping[str, float] | None = None) -> None:
@@ -239,7 +238,7 @@ class IntegerComparison:
         self._counts = {tap.name: [0, 0, 0] for tap in taps}
 
     def add(self, expected: Mapping[str, Values], got: Mapping[str, Values]) -> None:
-        """Add a batch: the codes of each tensor by name, uint8 or int8 (float32 if real), and of one shape.
+        """Add a batch: the integers of each tensor by name, uint8 or int8 (float32 if real), of equal shapes.
 
         Raises:
             ValueError: If two shapes differ.

@@ -1,4 +1,4 @@
-"""The verdict on a report: why a bundle may not be served, as sentences."""
+"""The verdict on a report: the reasons why a bundle must not be served, as sentences."""
 
 from dataclasses import replace
 
@@ -13,11 +13,11 @@ from cpt_deploy.validation.report import ValidationReport
 
 
 def judge(report: ValidationReport) -> ValidationReport:
-    """Return the report with the reasons for which it does not pass its gate, and what remains undecided.
+    """Return the report with the reasons why it fails its gate, and the undecided questions.
 
-    Logits that are not finite, files that contradict each other or the run, constants that are not those of the integer
-    graph, sums that int32 may not hold, operators in float that were not announced, and a portable bundle that can
-    saturate always fail; accuracy and integers fail as far as `report.gate` asks for them.
+    These always fail: logits that are not finite, files that contradict each other or the run, constants that differ
+    from the integer graph, sums that can overflow int32, unannounced operators in float, and a portable bundle that can
+    saturate. Accuracy and integers fail only if `report.gate` requires them.
     """
     report = replace(report, non_inferiority=_non_inferiority(report))
     checks = (
@@ -36,7 +36,7 @@ def judge(report: ValidationReport) -> ValidationReport:
 
 
 def _non_inferiority(report: ValidationReport) -> NonInferiority | None:
-    """Judge what was lost from the trained model to onnxruntime, by what is allowed or else by the default."""
+    """Judge the loss from the trained model to onnxruntime against the allowed drop, or else the default."""
     pair = next((pair for pair in report.comparisons if (pair.first, pair.second) == ("trained", "onnxruntime")), None)
     if pair is None:
         return None
@@ -56,7 +56,7 @@ def _operator_reasons(report: ValidationReport) -> list[str]:
 
 
 def operator_reasons(unannounced: dict[str, int]) -> list[str]:
-    """Say which operators onnxruntime computes in float though export did not announce it."""
+    """Return a reason if onnxruntime computes operators in float that export did not announce."""
     if not unannounced:
         return []
     named = ", ".join(f"{count} {name}" for name, count in unannounced.items())
@@ -64,9 +64,9 @@ def operator_reasons(unannounced: dict[str, int]) -> list[str]:
 
 
 def _recorded_reasons(report: ValidationReport) -> list[str]:
-    """Hold the accuracy that training recorded against the trained model's here, or without it against what is served.
+    """Compare the accuracy recorded in training with that of the trained model here, or without it of the served model.
 
-    Without the trained model only a loss that is certain counts: single answers are not known, so that the interval is
+    Without the trained model only a certain loss counts: the answers to single samples are unknown, so the interval is
     wide.
     """
     recorded = report.recorded
@@ -95,7 +95,7 @@ def _constant_reasons(report: ValidationReport) -> list[str]:
 
 
 def constant_reasons(constants: ConstantsResult | None) -> list[str]:
-    """Say what of model.onnx is not what the integer graph holds, the first tensor by name."""
+    """Return a reason if constants of model.onnx differ from the integer graph, naming the first tensor."""
     if constants is None or not constants.differences:
         return []
     first, others = constants.differences[0], len(constants.differences) - 1
@@ -134,7 +134,7 @@ def _undecided(report: ValidationReport) -> list[str]:
     if report.gate.max_drop is None or verdict is None or verdict.state != "undecided":
         return []
     return [
-        f"whether accuracy dropped by more than {report.gate.max_drop:g} points cannot be told from "
+        f"whether accuracy dropped by more than {report.gate.max_drop:g} points cannot be decided from "
         f"{verdict.samples:,} samples: it dropped by {interval_in_points(verdict)}; {needed_samples(verdict)}"
     ]
 
@@ -145,7 +145,7 @@ def interval_in_points(verdict: NonInferiority) -> str:
 
 
 def needed_samples(verdict: NonInferiority, unit: str = "samples") -> str:
-    """Say how many samples more would decide."""
+    """Return a phrase with the number of further samples that would decide."""
     if verdict.more_samples is None:
         return f"no number of {unit} like these would decide"
     return f"about {verdict.more_samples:,} more {unit} are needed"
@@ -170,7 +170,7 @@ def _exactness_reasons(report: ValidationReport) -> list[str]:
             + ("" if served.worst is None else f" (by up to {served.worst:.3g})")
         )
     for pair in report.comparisons:
-        # where floats lie between integers, formats are the executor's own way, which is told
+        # with float parts, further formats correspond to the free-running executor, whose differences are only reported
         if pair.first in FORMATS and pair.other_logits and report.float_parts is None:
             reasons.append(f"{pair.other_logits} logits of {FORMATS[pair.first].file} differ from onnxruntime's")
     golden = report.golden

@@ -1,4 +1,4 @@
-"""Running the same batches through every runtime and collecting what they compute."""
+"""Run the same batches through every runtime and collect the results."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -29,11 +29,11 @@ Labels = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Some samples.
+    """A batch of samples.
 
     Args:
-        inputs: As the bundle preprocesses them, float32 (N, C, H, W).
-        trained_inputs: As the trained model was fed.
+        inputs: Inputs from the bundle's preprocessing, float32 (N, C, H, W).
+        trained_inputs: Inputs from the trained model's preprocessing.
         labels: Their classes, int64 (N,).
     """
 
@@ -43,28 +43,28 @@ class Batch:
 
 
 class ValidationReporter(Protocol):
-    """Hears of the progress."""
+    """Receives the progress of a validation."""
 
     def advance(self, done: int, total: int) -> None:
-        """Say that `done` of `total` samples are measured."""
+        """Receive the number of measured samples and the total."""
         ...
 
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """What is measured.
+    """The runtimes to measure.
 
     Args:
-        served: The model as it serves.
+        served: The model as it is served.
         unoptimized: The same file with onnxruntime's optimizations off.
-        trained: The trained model, if it is there.
+        trained: The trained model, if available.
         executor: The integer model, if it is to be compared.
-        tapped: The file with its quantized tensors as outputs, if they are to be compared with the integer model's.
-        formats: Further forms of the model by name.
+        tapped: The model with intermediate outputs, if they are to be compared with the integer model's.
+        formats: Further formats of the model by name.
         provider: The execution provider of onnxruntime.
-        follower: The integer model of a network with operations in float: it computes its integers from the codes
-            that onnxruntime had at each entry, and what it computes on its own way is told apart.
-        logit_scale: What a code of the logits is worth; `None` if they are real numbers or it is not known.
+        follower: The integer model of a network with operations in float: it is replayed from onnxruntime's integers at
+            the boundaries, and differences of the free-running executor are reported separately.
+        logit_scale: Scale of the quantized logits; `None` if they are real numbers or it is unknown.
     """
 
     served: OnnxRuntimeModel
@@ -84,7 +84,7 @@ class Subject:
         return [*trained, *executor, "onnxruntime", "onnxruntime-unoptimized", *self.formats]
 
     def pairs(self) -> list[tuple[str, str]]:
-        """Return the pairs of runtimes that tell something."""
+        """Return the pairs of runtimes to compare."""
         names = self.runtimes()
         pairs = [(name, "onnxruntime") for name in names if name != "onnxruntime"]
         return [*pairs, ("trained", "executor")] if {"trained", "executor"} <= set(names) else pairs
@@ -92,18 +92,18 @@ class Subject:
 
 @dataclass(frozen=True, eq=False)
 class Measurement:
-    """What was collected.
+    """The collected results.
 
     Args:
-        runtimes: Logits and labels.
+        runtimes: Logits and labels of the runtimes.
         integers: The executor's integers against onnxruntime's in every compared tensor; `None` if none were.
-        unoptimized: The same with onnxruntime's optimizations off; `None` where some operations compute in float.
-        own_way: Codes of the executor on its own way through a network with operations in float; else `None`.
-        confusion: Labels that onnxruntime gave against the right ones.
+        unoptimized: The same with onnxruntime's optimizations off; `None` if some operations compute in float.
+        own_way: Integers of the free-running executor of a network with operations in float; else `None`.
+        confusion: Confusion matrix of onnxruntime.
         logit_pairs: Some logits of the trained model and of onnxruntime; `None` without a trained model.
-        notes: What could not be compared.
-        served_logits: The executor's logits against those of the session that serves; `None` if it did not run.
-        trained_codes: The trained model's logits against the executor's, in codes; `None` if one did not run.
+        notes: Notes on what could not be compared.
+        served_logits: The executor's logits against those of the serving session; `None` if it did not run.
+        trained_codes: The trained model's logits against the executor's, in steps; `None` if one did not run.
     """
 
     runtimes: RuntimeComparison
@@ -126,10 +126,10 @@ def measure(
     """Run batches through every runtime.
 
     Args:
-        subject: What to run.
+        subject: The runtimes.
         batches: The samples.
         total: Number of samples in all batches.
-        reporter: Hears of the progress.
+        reporter: Receives the progress.
 
     Raises:
         UsageError: If the trained model returns logits of another shape.
@@ -179,7 +179,7 @@ def _served_logits(
 ) -> ServedLogits | None:
     if isinstance(inside, FollowedIntegers):
         return inside.logits.result()
-    # on its own way through floats the executor may come to other codes
+    # with float parts, the free-running executor may compute different integers
     if subject.executor is None or subject.follower is not None:
         return None
     pair = next(pair for pair in runtimes.comparisons() if (pair.first, pair.second) == ("executor", "onnxruntime"))
@@ -195,7 +195,7 @@ def _inside(subject: Subject) -> "_Inside | FollowedIntegers | None":
 
 
 class _Inside:
-    """The tapped model next to the executor."""
+    """Compares a model with intermediate outputs and the executor."""
 
     def __init__(self, tapped: TappedModel, provider: str) -> None:
         self.session = OnnxRuntimeModel(tapped.model, threads=None, provider=provider)

@@ -1,4 +1,4 @@
-"""The evidence that `validate` returns: what ran on what, how it did, and whether that passes."""
+"""The evidence that `validate` returns: samples, software, results and verdict."""
 
 import math
 from dataclasses import asdict, dataclass
@@ -26,7 +26,7 @@ class DatasetFacts:
         split: Its part.
         sha256: Digest of its whole content.
         size: Number of its samples.
-        samples: How many of them were measured.
+        samples: Number of measured samples.
     """
 
     name: str
@@ -38,12 +38,12 @@ class DatasetFacts:
 
 @dataclass(frozen=True)
 class GraphFacts:
-    """What onnxruntime executes.
+    """The operators that onnxruntime executes.
 
     Args:
-        operators: Operators of the optimized graph, by name.
-        float_operators: Those that compute in float.
-        unannounced: Those of them that export did not announce.
+        operators: Operators of the optimized graph, counted by name.
+        float_operators: Operators that compute in float.
+        unannounced: Operators that compute in float without being announced by export.
     """
 
     operators: dict[str, int]
@@ -53,14 +53,14 @@ class GraphFacts:
 
 @dataclass(frozen=True)
 class GoldenFacts:
-    """How the bundle's golden sample was reproduced by onnxruntime.
+    """The reproduction of the bundle's golden sample by onnxruntime.
 
     Args:
-        values: Number of output codes.
-        mismatches: How many differ.
-        worst_difference: By how many codes at most.
-        tolerance: Most that a logit may differ by; `None` where codes have to be the same.
-        worst_logit: The greatest difference of a logit; `None` if one was not finite.
+        values: Number of output values.
+        mismatches: Number of differing values.
+        worst_difference: The max difference of integers.
+        tolerance: Max difference of a logit; `None` if integers have to be equal.
+        worst_logit: The max difference of logits; `None` if one was not finite.
     """
 
     values: int
@@ -71,7 +71,7 @@ class GoldenFacts:
 
     @property
     def what(self) -> str:
-        """What was compared, for messages."""
+        """Name of the compared values, for messages."""
         return compared_values(self.tolerance)
 
 
@@ -80,12 +80,12 @@ class FloatFacts:
     """The parts of a network that compute in float.
 
     Args:
-        operators: How often each of PyTorch's operators computes in float, by name.
-        integer_macs: Multiply-accumulates of one input that run on integers.
-        float_macs: Those in float.
+        operators: Number of operators that compute in float, by PyTorch's name.
+        integer_macs: Multiply-accumulates per input that run on integers.
+        float_macs: Multiply-accumulates per input in float.
         reason: Why the network is not integer from end to end.
-        own_way: Codes of the executor, when it computes the floats by itself, against onnxruntime's; these may differ.
-            `None` if they were not compared.
+        own_way: Integers of the free-running executor, which computes the float parts itself, against onnxruntime's;
+            these may differ. `None` if they were not compared.
     """
 
     operators: dict[str, int]
@@ -101,7 +101,7 @@ class FloatFacts:
 
     @property
     def other_codes(self) -> tuple[int, int] | None:
-        """How many codes differ when the executor goes its own way, and of how many."""
+        """Number of differing integers of the free-running executor, and number of all its integers."""
         if self.own_way is None:
             return None
         return sum(tensor.mismatches for tensor in self.own_way), sum(tensor.values for tensor in self.own_way)
@@ -109,13 +109,13 @@ class FloatFacts:
 
 @dataclass(frozen=True)
 class Gate:
-    """What a bundle has to fulfil.
+    """The requirements on a bundle.
 
     Args:
-        max_drop: Most points (hundredths) of accuracy that onnxruntime may lie below the trained model; `None` judges
-            no drop.
+        max_drop: Max drop of accuracy from the trained model to onnxruntime, in points (hundredths); `None` judges no
+            drop.
         require_exact: Whether every compared integer must agree.
-        allow_undecided: Whether a bundle passes too whose drop these samples cannot tell from what is allowed.
+        allow_undecided: Whether a bundle also passes if these samples cannot decide on the drop.
     """
 
     max_drop: float | None
@@ -130,37 +130,37 @@ class ValidationReport:
     Args:
         bundle: Name of the model.
         model_sha256: Digest of its model.onnx.
-        content_sha256: Digest of every file of it that can change an answer.
+        content_sha256: Digest of all its files that can change an answer.
         dataset: The samples.
-        gate: What was asked for.
+        gate: The requirements.
         reasons: Why it failed; empty if it did not.
-        undecided: What these samples cannot tell; empty if all is decided.
+        undecided: Questions that these samples cannot decide; empty if there are none.
         runtimes: Accuracy in each runtime.
-        comparisons: Pairs of runtimes on the same samples.
+        comparisons: Comparisons of pairs of runtimes on the same samples.
         tensors: Integers of the executor against onnxruntime's, in graph order; `None` if they were not compared.
-        golden: The golden sample.
+        golden: Reproduction of the golden sample.
         graph: The optimized graph; `None` without the `onnx` package.
-        saturation: Each layer's distance from 16-bit saturation.
+        saturation: Each layer's bound against 16-bit saturation.
         cpu: The processor.
         versions: Versions of the software.
-        validated_at: When, ISO 8601 in UTC.
+        validated_at: Time of the validation, ISO 8601 in UTC.
         notes: What was not measured, and why.
-        portability: What the bundle gave up if it was exported to be portable.
-        accumulators: How near the sums of each layer can come to the ends of int32.
+        portability: The reductions if the bundle was exported as portable.
+        accumulators: The bound of each layer's sums against int32.
         unoptimized_tensors: Integers of the executor against onnxruntime's with its optimizations off, for
-            comparison: what a runtime that does not execute integers makes of the same file.
-        constants: model.onnx against the integer graph, constant by constant; `None` without the `onnx` package.
-        confusion: Labels that onnxruntime gave against the right ones.
+            comparison: the results of the same file in a runtime that does not execute integers.
+        constants: Constants of model.onnx against the integer graph; `None` without the `onnx` package.
+        confusion: Confusion matrix of onnxruntime.
         logit_pairs: Some logits of the trained model and of onnxruntime; `None` without a trained model.
-        reference: What the runtime "trained" is: the trained model, or the float model of a calibrated bundle.
-        provider: onnxruntime's name of the execution provider that it computed with.
-        float_parts: What computes in float; `None` if the network is integer from end to end. With it, `tensors` are
-            compared from the codes that onnxruntime had at the entries of the integer parts.
-        contradictions: What the bundle says otherwise than the run, or than another of its own files.
-        recorded: The accuracy of the trained model that is known from training; `None` if these are other samples.
-        non_inferiority: Whether onnxruntime lost less than is allowed; `None` without a trained model.
-        served_logits: The executor's logits against those of the session that serves.
-        trained_codes: By how many codes the trained model's logits differ from the executor's.
+        reference: Title of the runtime "trained": the trained model, or the float model of a calibrated bundle.
+        provider: onnxruntime's name of the execution provider.
+        float_parts: The parts that compute in float; `None` if the network is integer from end to end. With them,
+            `tensors` are compared by replay from onnxruntime's integers at the boundaries of the integer parts.
+        contradictions: Contradictions of the bundle with the run, or between its own files.
+        recorded: The accuracy of the trained model measured in training; `None` if that used other samples.
+        non_inferiority: Whether the loss of onnxruntime is within the allowed one; `None` without a trained model.
+        served_logits: The executor's logits against those of the serving session.
+        trained_codes: Differences of the trained model's logits from the executor's, in quantization steps.
     """
 
     bundle: str
@@ -207,24 +207,24 @@ class ValidationReport:
 
     @property
     def drop(self) -> float | None:
-        """Points of accuracy that onnxruntime lies below the trained model (negative: above); `None` without one."""
+        """Drop of accuracy from the trained model to onnxruntime in points (negative: a gain); `None` without one."""
         if not any(runtime.name == "trained" for runtime in self.runtimes):
             return None
         return 100 * (self.runtime("trained").accuracy.value - self.runtime("onnxruntime").accuracy.value)
 
     @property
     def compared_integers(self) -> int:
-        """Number of integers that were compared."""
+        """Number of compared integers."""
         return sum(tensor.values for tensor in self.tensors or ())
 
     @property
     def mismatching_integers(self) -> int:
-        """Number of them that differ."""
+        """Number of differing integers."""
         return sum(tensor.mismatches for tensor in self.tensors or ())
 
     @property
     def first_difference(self) -> TensorResult | None:
-        """The first tensor in graph order in which an integer differs."""
+        """The first tensor in graph order with a differing integer."""
         return next((tensor for tensor in self.tensors or () if tensor.mismatches), None)
 
     @property
@@ -233,7 +233,7 @@ class ValidationReport:
         return any(layer.possible for layer in self.saturation)
 
     def title(self, name: str) -> str:
-        """Return what a runtime is called where people read it."""
+        """Return the title of a runtime for reports."""
         return self.reference if name == "trained" else _TITLES[name]
 
     def runtime(self, name: str) -> RuntimeResult:
@@ -245,7 +245,7 @@ class ValidationReport:
         return {runtime.name: runtime for runtime in self.runtimes}[name]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the report as JSON types: what validation.json holds."""
+        """Return the report as JSON types, the content of validation.json."""
         fields = asdict(self)
         fields["passed"], fields["verdict"] = self.passed, self.verdict
         fields["drop_points"] = self.drop
@@ -267,7 +267,7 @@ class ValidationReport:
         return plain
 
     def evaluation_results(self) -> list[EvaluationResult]:
-        """Return the accuracies as a model card lists them, the served one first."""
+        """Return the accuracies for the model card, the served one first."""
         served_first = sorted(self.runtimes, key=lambda runtime: runtime.name != "onnxruntime")
         return [
             EvaluationResult(

@@ -1,4 +1,4 @@
-"""The gate between training and serving: run a bundle on real samples in every runtime, and say whether it passes."""
+"""The gate between training and serving: run a bundle on real samples in every runtime, and decide if it passes."""
 
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
@@ -36,11 +36,11 @@ ChosenIntegerModel = IntegerModel | Literal["bundled"] | None
 """An integer model, the executor on the bundle's own graph, or none."""
 
 PIXELS_AT_A_TIME = 2**19
-"""Bounds the batch size, which is 64 for small images and 10 for 224 x 224."""
+"""Limits the batch size, which is 64 for small images and 10 for 224 x 224."""
 
 
 class LabelledImages(Protocol):
-    """What `validate` needs of a data set; `cpt_deploy.data.ImageSet` has it."""
+    """The interface of data sets for `validate`, implemented by `cpt_deploy.data.ImageSet`."""
 
     @property
     def name(self) -> str:
@@ -49,7 +49,7 @@ class LabelledImages(Protocol):
 
     @property
     def split(self) -> str:
-        """Which part of it this is."""
+        """Name of the split."""
         ...
 
     @property
@@ -73,7 +73,7 @@ class LabelledImages(Protocol):
     def __len__(self) -> int: ...
 
 
-def validate(  # noqa: PLR0913  what is measured, on what, and what it has to fulfil
+def validate(  # noqa: PLR0913  subject, samples and requirements
     bundle: Bundle,
     images: LabelledImages,
     *,
@@ -86,30 +86,30 @@ def validate(  # noqa: PLR0913  what is measured, on what, and what it has to fu
     provider: str = "cpu",
     reporter: ValidationReporter | None = None,
 ) -> ValidationReport:
-    """Measure a bundle on labelled images.
+    """Validate a bundle on labelled images.
 
-    On the same samples run: the trained model (if given), preprocessed as it was trained; and, preprocessed as the
-    bundle says, the integer executor, onnxruntime as it serves and with its optimizations off, and each further format
-    of the bundle. Compared are accuracies, logits, and every integer of every quantized tensor between the executor and
-    onnxruntime; and, without running anything, the constants of model.onnx with those of the integer graph, and the
-    bundle's files with each other and with the run. Where parts of a network compute in float, the executor computes
-    each stretch of integers from the codes that onnxruntime had at its entry.
+    The same samples run through the trained model (if given), with its own preprocessing; and, with the bundle's
+    preprocessing, through the integer executor, onnxruntime as it serves and with its optimizations off, and each
+    further format of the bundle. Accuracies, logits, and every integer of every quantized tensor of the executor and
+    onnxruntime are compared; and, without running anything, the constants of model.onnx with those of the integer
+    graph, and the bundle's files with each other and with the run. If parts of a network compute in float, the executor
+    is replayed from onnxruntime's integers at the boundary of each integer part.
 
     Args:
         bundle: The bundle.
         images: The samples, with labels in the order of the bundle's.
-        trained: The trained model at its upper bound, with what belongs to it.
-        integer_model: What onnxruntime's integers are compared with: the executor on the bundle's own graph, another
-            one, or none. If PyTorch or `onnx` is missing, the integers are not compared and a note says so.
-        max_drop: Most points of accuracy that onnxruntime may lie below the trained model; see `noninferiority`.
-        allow_undecided: Whether a bundle passes too whose drop these samples cannot tell from what is allowed.
+        trained: The trained model at max_bits, with its preprocessing and labels.
+        integer_model: The reference for onnxruntime's integers: the executor on the bundle's own graph, another one, or
+            none. If PyTorch or `onnx` is missing, the integers are not compared and a note says so.
+        max_drop: Max drop of accuracy from the trained model to onnxruntime in points; see `noninferiority`.
+        allow_undecided: Whether a bundle also passes if these samples cannot decide on the drop.
         require_exact: Whether any differing integer fails the bundle, and any differing logit of a further format.
-        limit: Measure this many samples, spread evenly over the set; `None` takes all.
+        limit: Number of samples to measure, spread evenly over the set; `None` measures all.
         provider: The execution provider of onnxruntime: "cpu", "cuda", "tensorrt", or onnxruntime's name of one.
-        reporter: Hears of the progress.
+        reporter: Receives the progress.
 
     Returns:
-        The evidence; `passed` and `reasons` give the verdict.
+        The evidence, with the verdict in `passed` and `reasons`.
 
     Raises:
         UsageError: If a drop is to be judged without a trained model, exactness without an integer model, or a number
@@ -171,7 +171,7 @@ def validate(  # noqa: PLR0913  what is measured, on what, and what it has to fu
 
 
 def file_contradictions(bundle: OpenedBundle, saturation: Sequence[LayerSaturation]) -> list[str]:
-    """Say what model.onnx claims that is not so, as sentences."""
+    """Return false claims of model.onnx, as sentences."""
     possible = sum(layer.possible for layer in saturation)
     if not possible or PORTABLE_KEY.encode() not in bundle.onnx_path.read_bytes():
         return []
@@ -217,13 +217,12 @@ def _check_arguments(
 
 
 def _check_classes(bundle: Bundle, images: LabelledImages, labels: Sequence[str]) -> list[str]:
-    """Return a note if the names differ, which may be meant: labels can be renamed at export.
+    """Return a note if the class names differ, which may be intended: labels can be renamed at export.
 
     Args:
         bundle: The bundle.
         images: The samples.
-        labels: Those of the trained model, or those that the bundle was exported with. What is in labels.txt is held
-            against them.
+        labels: Labels of the trained model, or those that the bundle was exported with; labels.txt has to have as many.
     """
     classes, labels = list(images.classes), list(labels)
     if classes == labels:
@@ -265,14 +264,14 @@ def _subject(
     gate: Gate,
     provider: str,
 ) -> tuple[Subject, list[str]]:
-    """Set up what runs; what is missing for it is an error if exactness is required, and else a note."""
+    """Set up the runtimes; a missing package is an error if exactness is required, otherwise a note."""
     notes = []
     with_onnx, with_torch = find_spec("onnx") is not None, find_spec("torch") is not None
     if integer_model == "bundled" and not with_torch and not gate.require_exact:
         integer_model = None
         notes.append("the integer executor did not run: PyTorch is not installed")
     if not with_onnx:
-        notes.append("operators, constants and inner integers were not looked at: the package onnx is not installed")
+        notes.append("operators, constants and inner integers were not compared: the package onnx is not installed")
     notes += [] if with_torch else [f"{file} did not run: PyTorch is not installed" for file in program_files(bundle)]
     if not keeps_operators(provider):
         notes.append(f"the {provider_name(provider)} compiles the graph: its operators cannot be listed")

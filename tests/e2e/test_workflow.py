@@ -244,7 +244,7 @@ def test_few_samples_are_undecided_and_may_be_allowed(here, capsys, run_dir, bun
     words = ["validate", bundle_copy, "--data", "digits", "--run", run_dir, "--limit", 40]
     assert main([str(word) for word in words]) == 4
     error = capsys.readouterr().err
-    assert "cannot be told from 40 samples" in error
+    assert "cannot be decided from 40 samples" in error
     assert "more samples are needed" in error
     assert main([str(word) for word in [*words, "--allow-undecided", "--json"]]) == 0
     report = json.loads(capsys.readouterr().out)

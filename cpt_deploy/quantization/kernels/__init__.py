@@ -1,4 +1,4 @@
-"""Kernels of quantized training: one interface, compiled for the CPU where a compiler was there, else plain torch."""
+"""Kernels of quantized training: one interface with backends in C (CPU), Triton (GPU) and plain torch."""
 
 from cpt_deploy.quantization.kernels.interface import (
     Average,

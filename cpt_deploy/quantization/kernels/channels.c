@@ -1,11 +1,11 @@
-/* Kernels on rows x channels, channels innermost: normalisation, clamp and quantization of a layer's output, and back. */
+/* Kernels on rows x channels, channels innermost: normalise, clamp and quantize a layer's output, and the backward. */
 #include "kernels.h"
 
 #define LEAST_PERIOD 512
 
 static i64 period_of(i64 channels) { return channels * ((LEAST_PERIOD + channels - 1) / channels); }
 
-/* Values per channel over a period, or null without memory. */
+/* Per-channel values repeated over a period, or null if out of memory. */
 static float *repeated(const float *values, i64 channels, i64 period) {
     float *result = floats(period);
     for (i64 i = 0; result && i < period; i++) result[i] = values[i % channels];
@@ -36,7 +36,7 @@ static void statistics_block(const float *restrict x, const float *restrict shif
     }
 }
 
-/* Per channel: mean, variance, least and greatest of x, from sums of x - x[row 0] and of its square in double. */
+/* Per channel: mean, variance, min and max of x, from sums of x - x[row 0] and of its square in double. */
 EXPORT Status cpt_statistics(const float *x, i64 rows, i64 channels, float *mean, float *variance, float *least,
                            float *greatest, int threads) {
     if (rows == 0 || channels == 0) return EMPTY;
@@ -79,7 +79,7 @@ done:
     return status;
 }
 
-/* Codes of clamp(x * factor + offset), factor and offset per channel. */
+/* Quantized values of clamp(x * factor + offset), factor and offset per channel. */
 EXPORT Status cpt_affine_quantize(const float *x, i64 rows, i64 channels, const float *factor, const float *offset,
                                 Clamp clamp, Grid grid, uint8_t *codes, int threads) {
     if (rows == 0 || channels == 0) return OK;
@@ -101,7 +101,7 @@ done:
     return status;
 }
 
-/* (x + shift) * factor + offset, per channel, of 32-bit sums. */
+/* (x + shift) * factor + offset of 32-bit sums x; shift, factor and offset per channel. */
 EXPORT Status cpt_scale_sums(const int32_t *x, i64 rows, i64 channels, const int32_t *shift, const float *factor,
                            const float *offset, float *out, int threads) {
     PARALLEL
@@ -111,7 +111,7 @@ EXPORT Status cpt_scale_sums(const int32_t *x, i64 rows, i64 channels, const int
     return OK;
 }
 
-/* What the backward kernels read: the gradient g of clamp(x * factor + offset), and x. */
+/* Operands of the backward kernels: the gradient g of clamp(x * factor + offset), and x, the layer's integer sums. */
 typedef struct {
     const void *g;
     const float *x;
@@ -138,10 +138,10 @@ INLINE void sums_part(const Site *s, i64 from, i64 end, i64 period, const float 
     }
 }
 
-/* Per channel, of the gradient that the clamp lets through: its sum, and that of it times x - mean.
+/* Per channel: the sum of the gradient passed by the clamp, and of its product with x - mean.
  *
- * In here and below the types are constants within the parallel loop: to compilers that is a function of its own, and a
- * loop that asks for the types at each element is not vectorised. */
+ * Here and below the types are constants within the parallel loop, which compilers outline as a function of its own: a
+ * loop that tests the types at each element is not vectorised. */
 EXPORT Status cpt_gradient_sums(const Site *s, const float *mean, float *passed, float *products, int bf16, int threads) {
     if (s->rows == 0 || s->channels == 0) return EMPTY;
     Plan p = plan(s->rows, s->channels);
@@ -179,7 +179,7 @@ done:
     return status;
 }
 
-/* The gradient of x is passed * p + x * q + r, per channel. */
+/* The gradient of the layer's output is passed * p + x * q + r, per channel; derived in `terms` of parameters.py. */
 typedef struct {
     const float *p, *q, *r;
 } Terms;
@@ -216,7 +216,7 @@ INLINE void gradient_range_part(const Site *s, i64 base, i64 to, Repeated all, f
 #undef VALUE
 }
 
-/* Least and greatest of the gradient of x. */
+/* Min and max of the gradient of the layer's output. */
 EXPORT Status cpt_gradient_range(const Site *s, const Terms *terms, float *range, int bf16, int threads) {
     if (s->rows == 0 || s->channels == 0) return EMPTY;
     Plan p = plan(s->rows, s->channels);
@@ -254,7 +254,7 @@ INLINE void codes_block(const Site *s, i64 base, i64 count, Repeated v, float st
     }
 }
 
-/* The gradient of x, stochastically rounded to integers times `step`. */
+/* The gradient of the layer's output in units of `step`, stochastically rounded to integers. */
 EXPORT Status cpt_gradient_codes(const Site *s, const Terms *terms, float step, uint32_t seed, void *codes, int bf16,
                                int codes_bf16, int threads) {
     if (s->rows == 0 || s->channels == 0) return OK;

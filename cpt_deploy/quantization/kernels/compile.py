@@ -1,4 +1,4 @@
-"""Compile the kernels: one shared object for each instruction set. Standard library only; the build calls it too.
+"""Compile the C kernels, one shared object per instruction set; the package build calls it. Standard library only.
 
 python -m cpt_deploy.quantization.kernels.compile
 """
@@ -12,17 +12,17 @@ import sys
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
-#: Where the objects are; another folder holds, say, those that a sanitizer watches.
+#: Folder of the objects; the variable selects another one, such as that of objects with sanitizers.
 OBJECTS = Path(os.environ.get("CPT_KERNEL_OBJECTS") or FOLDER / "compiled")
 SOURCES = ("kernels.h", "elements.c", "channels.c", "parameters.c")
 
 _FLAGS = (
     "-std=gnu11", "-O3", "-fPIC", "-shared", "-fvisibility=hidden",
-    # Only what cannot change a result: no error numbers, no traps, but neither contraction nor reordering.
+    # Only optimizations that cannot change a result: no errno, no traps, but neither contraction nor reordering.
     "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off",
 )  # fmt: skip
 
-#: By what `cpt_instruction_level` returns, the least first: the object's name and its flags.
+#: Name and flags of each object, in the order of the values that `cpt_instruction_level` returns.
 _X86_LEVELS = {
     "generic": (),
     "avx2": ("-march=x86-64-v3",),
@@ -31,26 +31,26 @@ _X86_LEVELS = {
 
 
 def levels() -> dict[str, tuple[str, ...]]:
-    """Return the objects to be compiled on this kind of processor, the plainest first, with their flags."""
+    """Return the objects for this processor architecture with their flags, the least specialized first."""
     return _X86_LEVELS if platform.machine().lower() in ("x86_64", "amd64") else {"generic": ()}
 
 
 def object_path(level: str) -> Path:
-    """Return the file of an object."""
+    """Return the path of an object."""
     return OBJECTS / f"{level}.so"
 
 
 def sources_digest() -> str:
-    """Return a digest of the sources; each object says which it was compiled from."""
+    """Return the digest of the sources; each object contains the digest of those that it was compiled from."""
     content = b"".join((FOLDER / name).read_bytes() for name in SOURCES)
     return hashlib.sha256(content).hexdigest()[:16]
 
 
 def compile_kernels() -> dict[str, str]:
-    """Compile what can be compiled here.
+    """Compile all objects for this processor architecture.
 
     Returns:
-        By object, an empty string, or why it could not be compiled.
+        For each object, an empty string, or the reason why it could not be compiled.
     """
     OBJECTS.mkdir(parents=True, exist_ok=True)
     compiler = shlex.split(os.environ.get("CC", "cc"))
@@ -58,7 +58,7 @@ def compile_kernels() -> dict[str, str]:
 
 
 def _compile(compiler: list[str], level: str, flags: tuple[str, ...]) -> str:
-    """Compile one object with OpenMP, or without where there is none; it replaces the old one only when it is whole."""
+    """Compile one object, with OpenMP if available; it replaces the old one only after success."""
     path = object_path(level)
     partial = path.with_suffix(f".{os.getpid()}")
     sources = [str(FOLDER / name) for name in SOURCES if name.endswith(".c")]

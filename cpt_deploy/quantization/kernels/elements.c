@@ -1,4 +1,4 @@
-/* Kernels on tensors in which channels do not matter. */
+/* Element-wise kernels, independent of channels, and kernels on weights. */
 #include "kernels.h"
 
 static void range_part(const float *x, i64 from, i64 to, float *result) {
@@ -7,7 +7,7 @@ static void range_part(const float *x, i64 from, i64 to, float *result) {
 #undef VALUE
 }
 
-/* range[0], range[1]: least and greatest of x; NaN if one of x is. */
+/* range[0], range[1]: min and max of x; NaN if a value is NaN. */
 EXPORT Status cpt_range(const float *x, i64 n, float *range, int threads) {
     if (n == 0) return EMPTY;
     i64 chunks = (n + CHUNK - 1) / CHUNK;
@@ -50,9 +50,9 @@ EXPORT Status cpt_dequantize(const uint8_t *codes, i64 n, Grid grid, float *out,
     return OK;
 }
 
-/* --- weights: outputs x inputs, a symmetric grid for each output ------------------------------------------------ */
+/* --- weights: outputs x inputs, quantized symmetrically per output ---------------------------------------------- */
 
-/* `levels` of output o is levels[o * stride]: one for each, or one for all. */
+/* The max quantized value of output o is levels[o * stride]: per output, or with stride 0 one for all. */
 EXPORT Status cpt_quantize_weight(const float *w, i64 outputs, i64 inputs, const float *levels, i64 stride, int8_t *codes,
                                 float *scales, int threads) {
     if (outputs == 0 || inputs == 0) return EMPTY;
@@ -115,7 +115,8 @@ EXPORT Status cpt_add_range(const uint8_t *a, const uint8_t *b, i64 n, Grid ga, 
     return OK;
 }
 
-/* Codes of the sum, and a bit for each element that the clamp left alone: bit i % 8 of passed[i / 8]. */
+/* Quantized values of the clamped sum, and a bit for each element that the clamp did not change: bit i % 8 of
+ * passed[i / 8]. */
 EXPORT Status cpt_add_quantize(const uint8_t *a, const uint8_t *b, i64 n, Grid ga, Grid gb, Clamp clamp, Grid grid,
                              uint8_t *codes, uint8_t *passed, int threads) {
     i64 chunks = (n + CHUNK - 1) / CHUNK;
@@ -131,7 +132,7 @@ EXPORT Status cpt_add_quantize(const uint8_t *a, const uint8_t *b, i64 n, Grid g
         for (i64 j = 0; j < (count + 7) / 8; j++) {
             uint64_t eight;
             memcpy(&eight, inside + 8 * j, 8);
-            /* Gather the lowest bit of each byte, the first byte's into bit 0. */
+            /* Gather the lowest bit of each byte; that of the first byte becomes bit 0. */
             passed[from / 8 + j] = (uint8_t)((eight * 0x0102040810204080ull) >> 56);
         }
     }
@@ -147,7 +148,7 @@ INLINE void mask_part(const void *restrict g, const uint8_t *restrict inside, i6
             ((float *)out)[from + i] = inside[i] ? ((const float *)g)[from + i] : 0.0f;
 }
 
-/* The gradient where the clamp left the value alone, else 0. */
+/* The gradient where the clamp did not change the value, else 0. */
 EXPORT Status cpt_mask(const void *g, const uint8_t *passed, i64 n, void *out, int bf16, int threads) {
     i64 chunks = (n + CHUNK - 1) / CHUNK;
     PARALLEL
@@ -166,7 +167,7 @@ EXPORT Status cpt_mask(const void *g, const uint8_t *passed, i64 n, void *out, i
     return OK;
 }
 
-/* --- without a layer: one tensor's gradient ---------------------------------------------------------------------- */
+/* --- the gradient of a tensor outside of fused layers ------------------------------------------------------------ */
 
 /* floor(g / step + noise) * step. */
 EXPORT Status cpt_round_gradient(const float *g, i64 n, float step, uint32_t seed, float *out, int threads) {
@@ -175,9 +176,9 @@ EXPORT Status cpt_round_gradient(const float *g, i64 n, float step, uint32_t see
     return OK;
 }
 
-/* --- which object fits the processor ------------------------------------------------------------------------------- */
+/* --- selection of the object for this processor -------------------------------------------------------------------- */
 
-/* 0: no extension, 1: AVX2, 2: AVX-512 (F, BW, DQ, VL). */
+/* The instruction set of this processor: 0: no extension, 1: AVX2, 2: AVX-512 (F, BW, DQ, VL). */
 EXPORT int cpt_instruction_level(void) {
 #if defined(__x86_64__)
     __builtin_cpu_init();
@@ -189,5 +190,5 @@ EXPORT int cpt_instruction_level(void) {
     return 0;
 }
 
-/* The digest of the sources, so that an object of other sources is not used. */
+/* The digest of the sources, so that an outdated object is not used. */
 EXPORT const char *cpt_sources(void) { return CPT_SOURCES; }

@@ -1,8 +1,8 @@
-"""Products of int8 matrices on a GPU's tensor cores, in Triton, with sums and scales of channels in the epilogue.
+"""Products of int8 matrices on a GPU's tensor cores, in Triton, with per-channel sums and scales in the epilogue.
 
-Tensor cores read both int8 operands along the dimension that is summed over, so that it has to be the contiguous
-one: the weight's gradient, which sums over rows, needs its operands transposed, and `pack` does that in the pass that
-makes them int8. Sums are exact: 32 bits hold products of up to `MOST_SUMMED` pairs, what is added then has 64.
+Tensor cores need both int8 operands contiguous along the summed dimension: the weight's gradient, which sums over rows,
+needs its operands transposed, and `pack` does that in the pass that converts them to int8. Sums are exact: 32 bits hold
+products of up to `MOST_SUMMED` pairs, and the terms of the epilogue are added in 64 bits.
 """
 
 from typing import Any, NamedTuple
@@ -12,12 +12,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-#: So many products of two int8 values, each within 2^14, add up in 32 bits.
+#: Max number of products of two int8 values, each within 2^14, whose sum fits into 32 bits.
 MOST_SUMMED = 2**31 // 2**14 - 1
 
 
 class Epilogue(NamedTuple):
-    """What becomes of exact sums (M, N): `(sums + rows[m] + columns[n]) · factor[n] + offset[n]`; `None` adds nothing.
+    """The epilogue on exact sums (M, N): `(sums + rows[m] + columns[n]) · factor[n] + offset[n]`; `None` omits a term.
 
     Args:
         rows: (M,) int64.
@@ -33,12 +33,12 @@ class Epilogue(NamedTuple):
 
 
 class Packed(NamedTuple):
-    """A matrix as int8.
+    """An int8 matrix with its transpose.
 
     Args:
-        rows: (M, N), or `None`.
+        rows: The matrix, (M, N), or `None`.
         columns: Its transpose, (N, M).
-        sums: Of each column of the matrix, (N,) int32.
+        sums: Sum of each column of the matrix, (N,) int32.
     """
 
     rows: Tensor | None
@@ -50,9 +50,9 @@ def multiply(a: Tensor, b: Tensor, epilogue: Epilogue, dtype: torch.dtype = torc
     """Return `a · bᵀ` with its epilogue, (M, N) in `dtype`.
 
     Args:
-        a: (M, K), int8; or uint8, of which 128 is subtracted.
+        a: (M, K), int8; or uint8, from which 128 is subtracted.
         b: (N, K), int8.
-        epilogue: What is added and multiplied.
+        epilogue: Terms and factors applied to the sums.
         dtype: float32 or bfloat16.
     """
     a, b = a.contiguous(), b.contiguous()
@@ -66,7 +66,7 @@ def multiply(a: Tensor, b: Tensor, epilogue: Epilogue, dtype: torch.dtype = torc
         "HAS_OFFSET": epilogue.offset is not None,
         "UNSIGNED": a.dtype == torch.uint8,
     }
-    # A factor and an offset are rounded one by one, as the other backends do.
+    # No fused multiply-add: factor and offset are rounded separately, as in the other backends.
     options: dict[str, Any] = {**kinds, "enable_fp_fusion": False}
     if a.is_cuda:
         tuned_product[lambda sizes: _blocks(m, n, sizes)](*operands, **options)
@@ -77,12 +77,12 @@ def multiply(a: Tensor, b: Tensor, epilogue: Epilogue, dtype: torch.dtype = torc
 
 
 def pack(x: Tensor, shift: Tensor | None, *, keep_rows: bool) -> Packed:
-    """Return `x − shift` as int8, transposed, and as it is if asked for.
+    """Return `x − shift` as int8, transposed, and optionally also untransposed.
 
     Args:
-        x: (M, N), uint8 codes or integers in bfloat16 or float32; the differences lie in [−128, 127].
-        shift: 0-dim float32 holding an integer; `None` is 128.
-        keep_rows: Whether the matrix itself is wanted too.
+        x: (M, N), uint8, or integers in bfloat16 or float32; the differences lie in [−128, 127].
+        shift: 0-dim float32 holding an integer; `None` means 128.
+        keep_rows: Whether to return the untransposed matrix too.
     """
     x = x.contiguous()
     m, n = x.shape
@@ -105,14 +105,14 @@ def _blocks(m: int, n: int, sizes: Any) -> tuple[int]:
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def product(  # noqa: PLR0913, PLR0917  pointers, sizes, and what is known beforehand
+def product(  # noqa: PLR0913, PLR0917  pointers, sizes, and compile-time constants
     a: tl.tensor, b: tl.tensor, out: tl.tensor, rows: tl.tensor, columns: tl.tensor, factor: tl.tensor,
     offset: tl.tensor, height: tl.tensor, width: tl.tensor, depth: tl.tensor,
     HAS_ROWS: tl.constexpr, HAS_COLUMNS: tl.constexpr, HAS_FACTOR: tl.constexpr, HAS_OFFSET: tl.constexpr,  # noqa: N803
     UNSIGNED: tl.constexpr,  # noqa: N803
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr,  # noqa: N803
 ) -> None:  # fmt: skip
-    """One block of the product. Blocks of `GROUP` rows go together, so that they find the same columns in the cache."""
+    """Compute one block of the product; `GROUP` rows of blocks are computed together to share columns in the cache."""
     per_group = GROUP * tl.cdiv(width, BLOCK_N)
     first = tl.program_id(0) // per_group * GROUP
     group = tl.minimum(tl.cdiv(height, BLOCK_M) - first, GROUP)
@@ -145,12 +145,12 @@ def product(  # noqa: PLR0913, PLR0917  pointers, sizes, and what is known befor
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def packing(  # noqa: PLR0913, PLR0917  pointers, sizes, and what is known beforehand
+def packing(  # noqa: PLR0913, PLR0917  pointers, sizes, and compile-time constants
     x: tl.tensor, shift: tl.tensor, rows: tl.tensor, columns: tl.tensor, sums: tl.tensor,
     height: tl.tensor, width: tl.tensor,
     HAS_SHIFT: tl.constexpr, KEEP_ROWS: tl.constexpr, BLOCK: tl.constexpr,  # noqa: N803
 ) -> None:  # fmt: skip
-    """One block of a matrix as int8, turned over on the way to memory; what is no number becomes 0."""
+    """Convert one block of a matrix to int8 and store it transposed; NaN becomes 0."""
     m = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     n = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = (m[:, None] < height) & (n[None, :] < width)
@@ -165,7 +165,8 @@ def packing(  # noqa: PLR0913, PLR0917  pointers, sizes, and what is known befor
     tl.atomic_add(sums + n, tl.sum(codes, axis=0), mask=n < width)
 
 
-#: The fastest for a shape is found at the first product of that shape; sums are exact, so the result is the same.
+#: Candidates of the autotuner, which selects the fastest at the first product of each shape; sums are exact, so the
+#: result does not depend on the choice.
 CONFIGURATIONS = [
     triton.Config({"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k, "GROUP": 8}, num_warps=warps, num_stages=stages)
     for m, n, k, warps, stages in (

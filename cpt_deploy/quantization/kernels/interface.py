@@ -1,4 +1,4 @@
-"""What a backend of kernels computes. Each function is one or two passes over memory and nothing else."""
+"""The interface of kernel backends; each of its functions is one or two passes over memory and nothing else."""
 
 from typing import NamedTuple, Protocol
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class Grid(NamedTuple):
-    """A grid of codes: real value = (code − zero_point) · scale, codes in [0, levels]; 0-dim float32 each."""
+    """Quantization parameters: real value = (q − zero_point) · scale with q in [0, levels]; 0-dim float32 each."""
 
     scale: Tensor
     zero_point: Tensor
@@ -15,7 +15,7 @@ class Grid(NamedTuple):
 
 
 class Clamp(NamedTuple):
-    """Bounds that values are brought into; infinite ones are none."""
+    """Bounds to which values are clamped; infinite bounds have no effect."""
 
     low: float = -float("inf")
     high: float = float("inf")
@@ -27,8 +27,8 @@ class Average(NamedTuple):
     Args:
         low: 0-dim float32.
         high: 0-dim float32.
-        batches: How many ranges it has seen, 0-dim int64.
-        momentum: Least weight of a new range; before, all count alike.
+        batches: Number of averaged ranges, 0-dim int64.
+        momentum: Min weight of a new range; before it is reached, all ranges have equal weight.
     """
 
     low: Tensor
@@ -38,13 +38,13 @@ class Average(NamedTuple):
 
 
 class GridLevels(NamedTuple):
-    """Which grids a range is to have.
+    """The max quantized values for which to compute quantization parameters of a range.
 
     Args:
-        own: Greatest code of the edge itself, 0-dim float32.
-        cycle: Greatest code of cycling layers that read it, 0-dim float32.
-        least: The edge itself has at least these levels.
-        symmetric: Whether codes are signed around 0.
+        own: Max quantized value of the tensor itself, 0-dim float32.
+        cycle: Max quantized value of layers of scheduled precision that read the tensor, 0-dim float32.
+        least: Lower limit of `own`.
+        symmetric: Whether quantization is signed and symmetric.
     """
 
     own: Tensor
@@ -54,13 +54,13 @@ class GridLevels(NamedTuple):
 
 
 class Observed(NamedTuple):
-    """A range that holds 0, and the grids on it.
+    """A range that includes 0, with its quantization parameters.
 
     Args:
         low: 0-dim float32.
         high: 0-dim float32.
-        own: The edge's own grid.
-        cycle: The grid of cycling layers.
+        own: Parameters of the tensor itself.
+        cycle: Parameters of layers of scheduled precision that read it.
     """
 
     low: Tensor
@@ -70,7 +70,7 @@ class Observed(NamedTuple):
 
 
 class Statistics(NamedTuple):
-    """Per channel of a tensor, (C,) float32: mean, variance (divided by the count), least and greatest value."""
+    """Statistics per channel of a tensor, (C,) float32: mean, biased variance (divided by the count), min and max."""
 
     mean: Tensor
     variance: Tensor
@@ -101,7 +101,7 @@ class BatchNorm(NamedTuple):
 
 
 class Unit(NamedTuple):
-    """What one unit of a layer's integer sums stands for: input · weight.
+    """The real value of one unit of a layer's integer sums (accumulators): input · weight.
 
     Args:
         input: Scale of the input, 0-dim float32.
@@ -116,11 +116,11 @@ class Normalised(NamedTuple):
     """A layer's normalised output as `sums · factor + offset`; (C,) float32 each.
 
     Args:
-        factor: Real values per unit of the sums.
-        offset: Real values.
+        factor: Real value of one unit of the sums after normalisation.
+        offset: Real value added after it.
         mean: Mean of the sums.
-        gain: What BatchNorm multiplies the output by, γ/σ; 1 without one.
-        deviation: One unit in standard deviations of the output; 0 without BatchNorm.
+        gain: BatchNorm's factor γ/σ of the layer's real output; 1 without BatchNorm.
+        deviation: One unit of the sums in standard deviations of the layer's real output; 0 without BatchNorm.
     """
 
     factor: Tensor
@@ -131,14 +131,14 @@ class Normalised(NamedTuple):
 
 
 class Site(NamedTuple):
-    """Where a gradient arrives: at `clamp(x · factor + offset)`.
+    """The gradient of `clamp(x · factor + offset)`, a layer's normalised and clamped output, with its operands.
 
     Args:
         gradient: float32 or bfloat16, shape and memory order of `x`.
-        x: float32.
+        x: The layer's integer sums, float32.
         factor: (C,) float32.
         offset: (C,) float32.
-        clamp: The gradient passes where the clamp leaves the value alone.
+        clamp: The gradient passes where the clamp does not change the value, and is 0 elsewhere.
     """
 
     gradient: Tensor
@@ -149,7 +149,10 @@ class Site(NamedTuple):
 
 
 class Terms(NamedTuple):
-    """The gradient of a site's `x`: passed gradient · p + x · q + r; (C,) float32 each."""
+    """Coefficients of the gradient of a layer's output: passed gradient · p + x · q + r; (C,) float32 each.
+
+    See `terms` in kernels/parameters.py for the derivation.
+    """
 
     p: Tensor
     q: Tensor
@@ -159,43 +162,43 @@ class Terms(NamedTuple):
 class Kernels(Protocol):
     """The functions of a backend.
 
-    Codes are uint8. Tensors with channels are (N, C, H, W) in channels-last memory, or (..., C). Ranges are float32
-    tensors (low, high), 0-dim, or (parts,) of which the least and the greatest count; NaN if a value is NaN. What
-    changes from step to step is on the device: a seed is a 0-dim int64 tensor, its low 32 bits count. Everything but
-    sums, averages and what is normalised by them is equal in all backends, bit for bit.
+    Quantized values are uint8. Tensors with channels are (N, C, H, W) in channels-last memory, or (..., C). Ranges are
+    float32 tensors (low, high), 0-dim, or (parts,), to be reduced by min and max; NaN if a value is NaN. Values that
+    change from step to step are on the device: a seed is a 0-dim int64 tensor, of which the low 32 bits are used.
+    Except for sums, averages and values normalised by them, results are equal in all backends, bit for bit.
 
     Raises:
-        ValueError: By each function that has no value for an empty tensor (ranges, statistics, scales) and gets one.
-        MemoryError: By each compiled function that needs memory of its own and gets none.
+        ValueError: If the result is undefined for an empty tensor (ranges, statistics, scales) and the tensor is empty.
+        MemoryError: If a compiled function cannot allocate its temporary memory.
     """
 
     @property
     def name(self) -> str:
-        """What `cpt info` calls the backend."""
+        """Name of the backend in `cpt info`."""
 
     def range(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the least and greatest value of a float32 tensor."""
+        """Return min and max of a float32 tensor."""
 
     def observe(self, low: Tensor, high: Tensor, average: Average | None, levels: GridLevels) -> Observed:
-        """Take a range, with 0, into a moving average, if there is one, and return it with its grids."""
+        """Extend a range to include 0, update the moving average, if any, and return it with its parameters."""
 
     def quantize(self, x: Tensor, grid: Grid) -> Tensor:
-        """Return the codes of a float32 tensor: rint(x / scale) + zero_point, saturated."""
+        """Return the quantized values of a float32 tensor: rint(x / scale) + zero_point, saturated."""
 
     def requantize(self, codes: Tensor, source: Grid, target: Grid) -> Tensor:
-        """Return the codes on one grid of what codes on another stand for."""
+        """Return quantized values requantized from one set of parameters to another."""
 
     def centre(self, codes: Tensor, zero_point: Tensor, dtype: torch.dtype) -> Tensor:
         """Return `codes − zero_point` as float32 or bfloat16, which holds these integers exactly."""
 
     def dequantize(self, codes: Tensor, grid: Grid) -> Tensor:
-        """Return the float32 values that codes stand for."""
+        """Return the float32 values of quantized values."""
 
     def quantize_weight(self, weight: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return int8 codes and scales (O,) of a float32 weight (O, ...); `levels` is 0-dim or (O,)."""
+        """Return quantized values (int8) and scales (O,) of a float32 weight (O, ...); `levels` is 0-dim or (O,)."""
 
     def real_weight(self, codes: Tensor, scales: Tensor, step: Tensor, dtype: torch.dtype) -> Tensor:
-        """Return `codes · (scales · step)` of int8 codes (O, ...), scales (O,) and a 0-dim step, in a float type."""
+        """Return `codes · (scales · step)` in a float type; codes int8 (O, ...), scales (O,), step 0-dim."""
 
     def add_range(self, a: Tensor, b: Tensor, grids: tuple[Grid, Grid], clamp: Clamp) -> tuple[Tensor, Tensor]:
         """Return the range of the clamped sum of two quantized tensors."""
@@ -203,7 +206,7 @@ class Kernels(Protocol):
     def add_quantize(
         self, a: Tensor, b: Tensor, grids: tuple[Grid, Grid], clamp: Clamp, grid: Grid
     ) -> tuple[Tensor, Tensor]:
-        """Return the codes of the clamped sum, and one bit an element, in memory order: the clamp left it alone."""
+        """Return the quantized clamped sum, and a bit per element in memory order: 1 if the clamp did not change it."""
 
     def mask(self, gradient: Tensor, passed: Tensor) -> Tensor:
         """Return a gradient, float32 or bfloat16, with 0 where a bit is not set."""
@@ -214,53 +217,53 @@ class Kernels(Protocol):
     def normalise(
         self, statistics: Statistics, unit: Unit, bias: Tensor | None, norm: BatchNorm | None, clamp: Clamp, count: int
     ) -> tuple[Normalised, tuple[Tensor, Tensor]]:
-        """Return what makes a layer's output of its sums, and the range of that output after the clamp.
+        """Return the normalisation of a layer's sums, and the range of its output after the clamp.
 
-        The range follows from the least and greatest sum of each channel, in which everything is monotone.
+        The output is monotone in the sums, so its range follows from the min and max of each channel's sums.
 
         Args:
-            statistics: Those of the sums.
-            unit: What they stand for.
-            bias: The layer's, (C,).
-            norm: What follows it; tracks the batch.
-            clamp: What follows that.
-            count: Values in a channel.
+            statistics: Statistics of the sums.
+            unit: Scales of the sums.
+            bias: Bias of the layer, (C,).
+            norm: The BatchNorm that follows the layer; its running averages are updated.
+            clamp: The clamp that follows it.
+            count: Number of values per channel.
         """
 
     def affine_quantize(self, x: Tensor, factor: Tensor, offset: Tensor, clamp: Clamp, grid: Grid) -> Tensor:
-        """Return the codes of `clamp(x · factor + offset)`, factor and offset (C,)."""
+        """Return the quantized values of `clamp(x · factor + offset)`, factor and offset (C,)."""
 
     def scale_sums(self, sums: Tensor, shift: Tensor | None, factor: Tensor, offset: Tensor) -> Tensor:
-        """Return `(sums + shift) · factor + offset`, float32, of sums with channels and shift (C,), both int32.
+        """Return `(sums + shift) · factor + offset`, float32; sums with channels and shift (C,) are int32.
 
-        Without a shift the sums may be float32 as well.
+        Without a shift the sums may also be float32.
         """
 
     def gradient_sums(self, site: Site, mean: Tensor) -> tuple[Tensor, Tensor]:
-        """Return per channel, (C,) float32, the sum of the passed gradient and of it times `x − mean`."""
+        """Return per channel, (C,) float32, the sums of the passed gradient and of its product with `x − mean`."""
 
     def normalisation_terms(
         self, norm: Normalised, passed: Tensor, products: Tensor, count: int
     ) -> tuple[Terms, Tensor]:
-        """Return the gradient through BatchNorm, γ/σ · (g − mean(g) − x̂ · mean(g · x̂)), and that of γ.
+        """Return the coefficients of the gradient through BatchNorm, see `terms` in parameters.py, and that of γ.
 
         Args:
-            norm: What was normalised.
-            passed: Sum of the gradient, (C,), of `gradient_sums`.
-            products: The other sum of it.
-            count: Values in a channel.
+            norm: The normalisation of the forward pass.
+            passed: Sum of the passed gradient from `gradient_sums`, (C,).
+            products: The second sum from `gradient_sums`, (C,).
+            count: Number of values per channel.
         """
 
     def gradient_range(self, site: Site, terms: Terms) -> tuple[Tensor, Tensor]:
-        """Return the range of the gradient of a site's `x`."""
+        """Return the range of the gradient of the layer's output."""
 
     def gradient_step(self, low: Tensor, high: Tensor, levels: Tensor) -> Tensor:
-        """Return the step, 0-dim, of a gradient's grid on a range and 0: `range / (levels − 1)`; 1 if it is empty."""
+        """Return a gradient's quantization step, 0-dim: `range / (levels − 1)`, range including 0; 1 if it is empty."""
 
     def gradient_codes(self, site: Site, terms: Terms, step: Tensor, seed: Tensor, dtype: torch.dtype) -> Tensor:
-        """Return integers: floor(gradient of x / step + noise of index and seed).
+        """Return the gradient of the layer's output, rounded: floor(gradient / step + noise of index and seed).
 
-        Their type is float32 or bfloat16, and bfloat16 if the gradient's is.
+        The integers have type float32 or bfloat16, and bfloat16 if `site.gradient` is bfloat16.
         """
 
     def round_gradient(self, gradient: Tensor, step: Tensor, seed: Tensor) -> Tensor:

@@ -1,12 +1,12 @@
 #ifndef CPT_KERNELS_H
 #define CPT_KERNELS_H
-/* Kernels of quantized training on the CPU: plain C on pointers, vectorised by the compiler, one object per instruction set.
+/* Kernels of quantized training on the CPU: plain C, vectorised by the compiler, one object per instruction set.
  *
- * A tensor is memory of n elements; where channels matter it is rows x channels, channels innermost. Per-channel
- * parameters are repeated to a period of some hundred elements, so that inner loops are long whatever the channels.
- * Arithmetic is in float32, one rounding an operation (-ffp-contract=off), and so equal to that of torch, bit for bit.
- * Work is cut into chunks that do not depend on the number of threads, and so are the results.
- * What has no value for an empty tensor (a range, statistics) returns EMPTY and writes nothing.
+ * A tensor is an array of n elements; per-channel kernels read it as rows x channels, channels innermost. Per-channel
+ * parameters are repeated to a period of several hundred elements, so that inner loops are long for any channel count.
+ * Arithmetic is in float32, one rounding per operation (-ffp-contract=off), and so equal to that of torch, bit for bit.
+ * Work is cut into chunks independently of the number of threads, so the results do not depend on it either.
+ * Kernels whose result is undefined for an empty tensor (a range, statistics) return EMPTY and write nothing.
  */
 #include <math.h>
 #include <stdint.h>
@@ -22,24 +22,24 @@
 
 typedef int64_t i64;
 
-/* What every kernel returns; `native.py` raises for all but OK. */
+/* The return value of every kernel; `native.py` raises an error for all but OK. */
 typedef enum { OK = 0, OUT_OF_MEMORY = 1, EMPTY = 2 } Status;
 
-/* What clamps a tensor: z becomes min(max(z, low), high). */
+/* Bounds of a clamp: z becomes min(max(z, low), high). */
 typedef struct {
     float low, high;
 } Clamp;
 
-/* A grid of codes: real = (code - zero_point) * scale, codes in 0..levels. */
+/* Quantization parameters: real = (q - zero_point) * scale, with q in 0..levels. */
 typedef struct {
     float scale, zero_point, levels;
 } Grid;
 
-/* What all kernels share. */
+/* Functions shared by all kernels. */
 INLINE i64 smaller(i64 a, i64 b) { return a < b ? a : b; }
 
 INLINE float clamped(float z, Clamp c) {
-    z = z < c.low ? c.low : z; /* a NaN compares false and stays */
+    z = z < c.low ? c.low : z; /* NaN compares false and stays NaN */
     return z > c.high ? c.high : z;
 }
 
@@ -71,7 +71,7 @@ INLINE void store_integer(void *p, i64 i, float value, int bf16) {
     ((uint16_t *)p)[i] = (uint16_t)(bits >> 16);
 }
 
-/* Store a value; as bfloat16 it is rounded half to even, and a NaN stays one. */
+/* Store a value; as bfloat16 it is rounded half to even, and NaN stays NaN. */
 INLINE void store_rounded(void *p, i64 i, float value, int bf16) {
     uint32_t bits;
     memcpy(&bits, &value, 4);
@@ -88,14 +88,14 @@ INLINE float noise(uint32_t index, uint32_t seed) {
     return (float)((bits >> 9) & 0x7FFFFF) * 0x1p-23f;
 }
 
-/* As many as registers hold: the range does not depend on it. */
+/* As many values as vector registers hold; the result does not depend on it. */
 #ifdef __AVX512F__
 #define LANES 64
 #else
 #define LANES 32
 #endif
 
-/* Least and greatest of n values into lanes; a NaN anywhere shows in `bad`. */
+/* Min and max of the values from..to, accumulated in lanes; a NaN anywhere is kept in `bad`. */
 #define RANGE_LOOP(VALUE)                                                                                              \
     float low[LANES], high[LANES], bad[LANES];                                                                         \
     for (int j = 0; j < LANES; j++) low[j] = INFINITY, high[j] = -INFINITY, bad[j] = 0.0f;                             \
@@ -121,10 +121,10 @@ INLINE float noise(uint32_t index, uint32_t seed) {
     result[0] = low[0] + bad[0];                                                                                       \
     result[1] = high[0] + bad[0];
 
-/* Memory for `count` floats, or null; a kernel that gets null returns OUT_OF_MEMORY. */
+/* Allocate `count` floats; on null, the kernel returns OUT_OF_MEMORY. */
 INLINE float *floats(i64 count) { return malloc(sizeof(float) * (size_t)count); }
 
-/* The range over chunks, at least one, each of which writes a pair. */
+/* The range over at least one chunk, from a (min, max) pair per chunk. */
 INLINE void merge(const float *pairs, i64 chunks, float *range) {
     float low = pairs[0], high = pairs[1];
     for (i64 k = 1; k < chunks; k++) {

@@ -1,23 +1,23 @@
-"""How tensors lie in memory: as kernels see them, elements in a row, or rows of channels."""
+"""Memory layout of tensors for kernels: views as flat elements or as rows of channels."""
 
 import torch
 from torch import Tensor
 
 
 def dense(x: Tensor) -> Tensor:
-    """Return a tensor whose memory holds its elements and nothing else, contiguous or channels-last."""
+    """Return the tensor as dense memory, contiguous or channels-last; copy it if it is neither."""
     if x.is_contiguous() or (x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)):
         return x
     return x.contiguous()
 
 
 def aligned(x: Tensor, other: Tensor) -> Tensor:
-    """Return `x` with its elements in the order in which the dense tensor `other` holds its own."""
+    """Return `x` in the memory order of the dense tensor `other`."""
     return x if x.stride() == other.stride() else torch.empty_like(other, dtype=x.dtype).copy_(x)
 
 
 def check_not_empty(kernel: str, x: Tensor) -> None:
-    """Raise for a kernel that has no value for an empty tensor: a range, statistics, scales.
+    """Raise for an empty tensor in a kernel whose result would be undefined: a range, statistics, scales.
 
     Raises:
         ValueError: If the tensor has no elements.

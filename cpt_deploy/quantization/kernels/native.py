@@ -1,4 +1,4 @@
-"""The compiled kernels behind the interface: pointers of dense CPU tensors, called through ctypes."""
+"""The backend of compiled C kernels for the CPU, called through ctypes with pointers to dense tensors."""
 
 import ctypes
 from ctypes import Structure, c_float, c_int, c_int64, c_uint32, c_void_p
@@ -88,20 +88,20 @@ _ARGUMENTS: dict[str, tuple[Any, ...]] = {
 }
 
 
-#: What a kernel returns, as `Status` in kernels.h.
+#: Return values of kernels, as `Status` in kernels.h.
 _OK, _OUT_OF_MEMORY, _EMPTY = 0, 1, 2
 
 
 class NativeKernels:
-    """Each kernel as one call of a shared object, on as many threads as torch uses.
+    """Calls one function of a shared object per kernel, on as many threads as torch uses.
 
     Args:
         library: The shared object.
         level: Its name: the instruction set.
 
     Raises:
-        ValueError: By each kernel that has no value for an empty tensor (a range, statistics) and gets one.
-        MemoryError: By each kernel that needs memory of its own and gets none.
+        ValueError: If the result is undefined for an empty tensor (a range, statistics) and the tensor is empty.
+        MemoryError: If a kernel cannot allocate its temporary memory.
     """
 
     scale = staticmethod(parameters.scale)
@@ -123,20 +123,20 @@ class NativeKernels:
         assert status == _OK, (function, status)
 
     def range(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the least and greatest value."""
+        """Return min and max."""
         x, found = dense(x), torch.empty(2)
         self._call("range", x.data_ptr(), x.numel(), found.data_ptr())
         return found[0], found[1]
 
     def quantize(self, x: Tensor, grid: Grid) -> Tensor:
-        """Return codes."""
+        """Return quantized values."""
         x = dense(x)
         codes = _codes_like(x)
         self._call("quantize", x.data_ptr(), x.numel(), _grid(grid), codes.data_ptr())
         return codes
 
     def requantize(self, codes: Tensor, source: Grid, target: Grid) -> Tensor:
-        """Return codes on another grid."""
+        """Return requantized values."""
         out = torch.empty_like(codes)
         self._call("requantize", codes.data_ptr(), codes.numel(), _grid(source), _grid(target), out.data_ptr())
         return out
@@ -154,7 +154,7 @@ class NativeKernels:
         return out
 
     def quantize_weight(self, weight: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return codes and scales."""
+        """Return quantized values and scales."""
         weight, count = dense(weight.detach()), weight.shape[0]
         codes, scales = torch.empty_like(weight, dtype=torch.int8), torch.empty(count)
         inputs, stride = weight[0].numel() if count else 0, levels.stride(0) if levels.dim() else 0
@@ -184,7 +184,7 @@ class NativeKernels:
     def add_quantize(
         self, a: Tensor, b: Tensor, grids: tuple[Grid, Grid], clamp: Clamp, grid: Grid
     ) -> tuple[Tensor, Tensor]:
-        """Return codes of a clamped sum and its mask."""
+        """Return a quantized clamped sum and its mask."""
         b, codes = aligned(b, a), torch.empty_like(a)
         passed = torch.empty((a.numel() + 7) // 8, dtype=torch.uint8)
         self._call(
@@ -201,14 +201,14 @@ class NativeKernels:
         return out
 
     def statistics(self, x: Tensor) -> Statistics:
-        """Return statistics of each channel, from sums about its first value."""
+        """Return statistics of each channel, from sums relative to its first value."""
         channels, rows = _channels_and_rows(x)
         found = torch.empty(4, channels).unbind()
         self._call("statistics", x.data_ptr(), rows, channels, *(tensor.data_ptr() for tensor in found))
         return Statistics(*found)
 
     def affine_quantize(self, x: Tensor, factor: Tensor, offset: Tensor, clamp: Clamp, grid: Grid) -> Tensor:
-        """Return codes of a clamped affine function."""
+        """Return quantized values of a clamped affine function."""
         channels, rows = _channels_and_rows(x)
         codes = _codes_like(x)
         self._call(
@@ -237,13 +237,13 @@ class NativeKernels:
         return passed, products
 
     def gradient_range(self, site: Site, terms: Terms) -> tuple[Tensor, Tensor]:
-        """Return the range of a site's gradient."""
+        """Return the range of the gradient of a layer's output."""
         found = torch.empty(2)
         self._call("gradient_range", _site(site), _terms(terms), found.data_ptr(), _is_bf16(site.gradient))
         return found[0], found[1]
 
     def gradient_codes(self, site: Site, terms: Terms, step: Tensor, seed: Tensor, dtype: torch.dtype) -> Tensor:
-        """Return a site's gradient in steps, rounded stochastically."""
+        """Return the gradient of a layer's output in steps, rounded stochastically."""
         codes = torch.empty_like(site.gradient, dtype=dtype)
         types = (_is_bf16(site.gradient), _is_bf16(codes))
         noise = (step.item(), int(seed) & 0xFFFFFFFF)
@@ -259,7 +259,7 @@ class NativeKernels:
         return out
 
     def observe(self, low: Tensor, high: Tensor, average: Average | None, levels: GridLevels) -> Observed:
-        """Return a range with its grids."""
+        """Return a range with its quantization parameters."""
         (low, high), out = parameters.whole(low, high), torch.empty(8)
         pointers = (tensor.data_ptr() for tensor in (low, high))
         moved = None if average is None else _Average(*(tensor.data_ptr() for tensor in average[:3]), average.momentum)
@@ -269,7 +269,7 @@ class NativeKernels:
         return Observed(bottom, top, Grid(*grids[:3]), Grid(*grids[3:]))
 
     def gradient_step(self, low: Tensor, high: Tensor, levels: Tensor) -> Tensor:
-        """Return the step of a gradient's grid."""
+        """Return the quantization step of a gradient."""
         (low, high), step = parameters.whole(low, high), torch.empty(())
         self._call("gradient_step", *(tensor.data_ptr() for tensor in (low, high, levels, step)))
         return step
@@ -277,7 +277,7 @@ class NativeKernels:
     def normalise(
         self, statistics: Statistics, unit: Unit, bias: Tensor | None, norm: BatchNorm | None, clamp: Clamp, count: int
     ) -> tuple[Normalised, tuple[Tensor, Tensor]]:
-        """Return what makes a layer's output of its sums, and that output's range; the BatchNorm tracks the batch."""
+        """Return a layer's normalisation and its output's range, and update the running averages of the BatchNorm."""
         channels = len(unit.weight)
         out, ends = torch.empty(5, channels), torch.empty(2)
         sums = _Statistics(*(tensor.data_ptr() for tensor in statistics))
@@ -290,7 +290,7 @@ class NativeKernels:
     def normalisation_terms(
         self, norm: Normalised, passed: Tensor, products: Tensor, count: int
     ) -> tuple[Terms, Tensor]:
-        """Return the gradient through BatchNorm as a function of the sums, and that of γ."""
+        """Return the coefficients of the gradient through BatchNorm, see `parameters.terms`, and the gradient of γ."""
         channels = len(passed)
         out = torch.empty(3, channels)
         read = (norm.mean, norm.gain, norm.deviation, passed, products)

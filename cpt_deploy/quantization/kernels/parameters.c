@@ -1,4 +1,4 @@
-/* Kernels on a few numbers a tensor or a channel, where torch would need ten operations and more. */
+/* Kernels on a few numbers per tensor or channel, each of which would be ten or more operations in torch. */
 #include "kernels.h"
 
 INLINE float scale_of(float width) { return width == 0.0f ? 1.0f : width; }
@@ -19,14 +19,15 @@ INLINE float moved(float from, float to, float weight) {
     return weight < 0.5f ? from + weight * (to - from) : to - (to - from) * (1.0f - weight);
 }
 
-/* A moving average of ranges; a new range weighs at least `momentum`, before that all weigh the same. */
+/* A moving average of ranges; the weight of a new range is 1 / number of ranges, but at least `momentum`. */
 typedef struct {
     float *low, *high;
     i64 *batches;
     float momentum;
 } Average;
 
-/* A range with 0, the edge's own grid and that of cycling layers, 8 values; the average, if there is one, is moved. */
+/* Range including 0, quantization parameters of the tensor and those of scheduled layers, 8 values; the average, if any,
+ * is updated. */
 EXPORT Status cpt_observe(const float *low, const float *high, const Average *average, const float *own,
                         const float *cycle, float least, int symmetric, float *out, int threads) {
     float bottom = *low > 0.0f ? 0.0f : *low, top = *high < 0.0f ? 0.0f : *high;
@@ -43,19 +44,19 @@ EXPORT Status cpt_observe(const float *low, const float *high, const Average *av
     return OK;
 }
 
-/* The step of a gradient's grid on a range and 0. */
+/* The quantization step of a gradient, from its range including 0. */
 EXPORT Status cpt_gradient_step(const float *low, const float *high, const float *levels, float *step, int threads) {
     float bottom = *low > 0.0f ? 0.0f : *low, top = *high < 0.0f ? 0.0f : *high;
     *step = scale_of((top - bottom) / (*levels - 1.0f));
     return OK;
 }
 
-/* Statistics of a layer's sums, per channel. */
+/* Statistics of a layer's integer sums, per channel. */
 typedef struct {
     const float *mean, *variance, *least, *greatest;
 } Statistics;
 
-/* A BatchNorm whose running averages follow the batch; without one, `weight` is null. */
+/* A BatchNorm, whose running averages are updated; without one, `weight` is null. */
 typedef struct {
     const float *weight, *bias;
     float *running_mean, *running_variance;
@@ -63,9 +64,9 @@ typedef struct {
     float momentum, eps;
 } BatchNorm;
 
-/* What makes a layer's output of its sums (factor, offset, mean, gain, deviation: out[5 * channels]), and the range of
- * that output after the clamp. `input` and `scales` are what a unit of the sums stands for, `constant` the layer's bias
- * or null. */
+/* Normalisation of a layer's sums (factor, offset, mean, gain, deviation: out[5 * channels]), and the range of its
+ * output after the clamp. A unit of the sums has the real value `input` * `scales`; `constant` is the layer's bias or
+ * null. */
 EXPORT Status cpt_normalise(const Statistics *sums, const float *input, const float *scales, const float *constant,
                           const BatchNorm *norm, Clamp clamp, i64 count, i64 channels, float *out, float *range,
                           int threads) {
@@ -84,7 +85,7 @@ EXPORT Status cpt_normalise(const Statistics *sums, const float *input, const fl
             norm->running_mean[c] = moved(norm->running_mean[c], real + shift, norm->momentum);
             norm->running_variance[c] = moved(norm->running_variance[c], variance * correction, norm->momentum);
             gain[c] = norm->weight[c] * inverse;
-            offset[c] = norm->bias[c] - real * gain[c]; /* the layer's bias is gone with the mean */
+            offset[c] = norm->bias[c] - real * gain[c]; /* BatchNorm cancels the layer's bias */
             factor[c] = gain[c] * unit;
             deviation[c] = inverse * unit;
         } else {
@@ -106,7 +107,8 @@ EXPORT Status cpt_normalise(const Statistics *sums, const float *input, const fl
     return OK;
 }
 
-/* The gradient through BatchNorm as a function of the sums: q, r, and the gradient of its weight; out[3 * channels]. */
+/* The gradient through BatchNorm: q, r, and the gradient of its weight, out[3 * channels]; p is `gain`. Derived in
+ * `terms` of parameters.py. */
 EXPORT Status cpt_normalisation_terms(const float *mean, const float *gain, const float *deviation, const float *passed,
                                     const float *products, i64 count, i64 channels, float *out, int threads) {
     float number = -(float)count;

@@ -1,4 +1,4 @@
-"""What is small, a few numbers a tensor or a channel, as torch operations; compiled backends have kernels for it."""
+"""Computations on a few numbers per tensor or channel, in torch operations; compiled backends have kernels for them."""
 
 import torch
 from torch import Tensor
@@ -19,13 +19,13 @@ from cpt_deploy.quantization.numerics import affine
 
 
 def whole(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-    """Return a range, 0-dim, that may be told in parts."""
+    """Reduce a range that may be given in parts to 0-dim tensors."""
     return (low, high) if low.dim() == 0 else (low.amin(), high.amax())
 
 
 @torch.no_grad()
 def observe(low: Tensor, high: Tensor, average: Average | None, levels: GridLevels) -> Observed:
-    """Take a range, with 0, into a moving average, and return it with its grids."""
+    """Extend a range to include 0, update the moving average, if any, and return it with its parameters."""
     low, high = affine.including_zero(*whole(low, high))
     if average is not None:
         take(low, high, average)
@@ -35,14 +35,14 @@ def observe(low: Tensor, high: Tensor, average: Average | None, levels: GridLeve
 
 
 def grid_on(low: Tensor, high: Tensor, levels: Tensor, *, symmetric: bool) -> Grid:
-    """Return the grid with so many levels on a range with 0."""
+    """Return the quantization parameters of a range that includes 0, given the max quantized value."""
     parameters = affine.symmetric_parameters if symmetric else affine.affine_parameters
     return Grid(*parameters(low, high, levels), levels)
 
 
 @torch.no_grad()
 def take(low: Tensor, high: Tensor, average: Average) -> None:
-    """Take a range, 0-dim, into a moving average."""
+    """Update a moving average with a range, 0-dim."""
     average.batches.add_(1)
     weight = torch.clamp(1.0 / average.batches, min=average.momentum).to(average.low.dtype)
     average.low.lerp_(low.to(average.low.dtype), weight)
@@ -50,12 +50,12 @@ def take(low: Tensor, high: Tensor, average: Average) -> None:
 
 
 def gradient_step(low: Tensor, high: Tensor, levels: Tensor) -> Tensor:
-    """Return the step of a gradient's grid, 0-dim: `range / (levels − 1)`, or 1 if the range is empty.
+    """Return the quantization step of a gradient, 0-dim: `range / (levels − 1)`, or 1 if the range is empty.
 
     Args:
-        low: Least value of the gradient, float32.
-        high: Greatest value of the gradient, float32.
-        levels: Greatest code, 0-dim float32.
+        low: Min value of the gradient, float32.
+        high: Max value of the gradient, float32.
+        levels: Max quantized value, 0-dim float32.
     """
     low, high = affine.including_zero(*whole(low, high))
     width = (high - low) / (levels - 1.0)
@@ -75,7 +75,7 @@ def scale(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
 def normalise(
     statistics: Statistics, unit: Unit, bias: Tensor | None, norm: BatchNorm | None, clamp: Clamp, count: int
 ) -> tuple[Normalised, tuple[Tensor, Tensor]]:
-    """Return what makes a layer's output of its sums, and that output's range; the BatchNorm tracks the batch."""
+    """Return a layer's normalisation and its output's range, and update the running averages of the BatchNorm."""
     per = unit.input * unit.weight
     if norm is None:
         offset = torch.zeros_like(per) if bias is None else bias.detach()
@@ -90,16 +90,16 @@ def normalised(
     mean: Tensor, variance: Tensor, centre: Tensor, unit: Tensor, bias: Tensor | None, norm: BatchNorm,
     count: int | Tensor,
 ) -> Normalised:  # fmt: skip
-    """Return what makes a layer's output of its sums, given their mean and variance in real values.
+    """Return a layer's normalisation, given mean and variance of its sums in real values.
 
     Args:
-        mean: (C,).
-        variance: (C,), divided by the count.
-        centre: The mean in units, (C,).
-        unit: What one unit of the sums stands for, (C,).
-        bias: The layer's, (C,).
-        norm: Tracks the batch.
-        count: Values in a channel.
+        mean: Mean, (C,).
+        variance: Biased variance (divided by the count), (C,).
+        centre: The mean in units of the sums, (C,).
+        unit: Real value of one unit of the sums, (C,).
+        bias: Bias of the layer, (C,).
+        norm: The BatchNorm, whose running averages are updated.
+        count: Number of values per channel.
     """
     norm.batches.add_(1)
     norm.running_mean.lerp_(mean if bias is None else mean + bias, norm.momentum)
@@ -107,7 +107,7 @@ def normalised(
     norm.running_variance.lerp_(variance * (count / others), norm.momentum)
     inverse = torch.rsqrt(variance + norm.eps)
     gain = norm.weight * inverse
-    offset = torch.addcmul(norm.bias, mean, gain, value=-1)  # the layer's bias is gone with the mean
+    offset = torch.addcmul(norm.bias, mean, gain, value=-1)  # BatchNorm cancels the layer's bias
     return Normalised(gain * unit, offset, centre, gain, inverse * unit)
 
 
@@ -119,12 +119,19 @@ def ends(statistics: Statistics, norm: Normalised, clamp: Clamp) -> tuple[Tensor
 
 
 def normalisation_terms(norm: Normalised, passed: Tensor, products: Tensor, count: int) -> tuple[Terms, Tensor]:
-    """Return the gradient through BatchNorm as a function of the sums, and that of γ."""
+    """Return the coefficients of the gradient through BatchNorm, see `terms`, and the gradient of γ."""
     grad_gamma = products * norm.deviation
     return terms(norm, grad_gamma, passed, count), grad_gamma
 
 
 def terms(norm: Normalised, grad_gamma: Tensor, grad_beta: Tensor, count: int | Tensor) -> Terms:
-    """Return the gradient through BatchNorm, γ/σ · (g − mean(g) − x̂ · mean(g · x̂)), as a function of the sums."""
+    """Return the coefficients p, q, r of the gradient through BatchNorm: passed gradient · p + x · q + r, each (C,)."""
+    # Per channel, with n values: x are the layer's integer sums, `unit` is their real value, y = x · unit the layer's
+    # output (without bias), and g is the gradient of z that the clamp passed. With σ = √(variance of y + eps):
+    #     deviation = unit / σ,   gain = γ / σ,   x̂ = (x − mean) · deviation,   z = γ · x̂ + β
+    #     ∂L/∂γ = Σ g · x̂ = deviation · Σ g · (x − mean),   ∂L/∂β = Σ g
+    #     ∂L/∂y = γ/σ · (g − mean(g) − x̂ · mean(g · x̂)) = gain · (g − ∂L/∂β / n − (x − mean) · deviation · ∂L/∂γ / n)
+    # (Ioffe & Szegedy, 2015). This is linear in g and x, ∂L/∂y = g · p + x · q + r, with
+    #     p = gain,   q = −gain · deviation · ∂L/∂γ / n,   r = −gain · ∂L/∂β / n − q · mean
     q = norm.gain * norm.deviation * grad_gamma / -count
     return Terms(norm.gain, q, norm.gain * grad_beta / -count - q * norm.mean)

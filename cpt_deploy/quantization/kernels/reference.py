@@ -1,4 +1,4 @@
-"""The kernels in plain torch: what the compiled ones must equal, and what runs where there are none."""
+"""The kernels in plain torch: the reference for the compiled ones, and the fallback where there are none."""
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from cpt_deploy.quantization.numerics.stochastic_rounding import index_noise
 
 
 class TorchKernels:
-    """Each kernel as a few torch operations, on any device."""
+    """Computes each kernel by a few torch operations, on any device."""
 
     name = "torch"
     observe = staticmethod(parameters.observe)
@@ -22,17 +22,17 @@ class TorchKernels:
     normalisation_terms = staticmethod(parameters.normalisation_terms)
 
     def range(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the least and greatest value."""
+        """Return min and max."""
         check_not_empty("range", x)
         low, high = torch.aminmax(affine.in_memory_order(x))
         return low, high
 
     def quantize(self, x: Tensor, grid: Grid) -> Tensor:
-        """Return codes."""
+        """Return quantized values."""
         return affine.quantize(x, grid.scale, grid.zero_point, grid.levels).to(torch.uint8)
 
     def requantize(self, codes: Tensor, source: Grid, target: Grid) -> Tensor:
-        """Return codes on another grid."""
+        """Return requantized values."""
         return self.quantize(self.dequantize(codes, source), target)
 
     def centre(self, codes: Tensor, zero_point: Tensor, dtype: torch.dtype) -> Tensor:
@@ -44,7 +44,7 @@ class TorchKernels:
         return self.centre(codes, grid.zero_point, torch.float32).mul_(grid.scale)
 
     def quantize_weight(self, weight: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return codes and scales."""
+        """Return quantized values and scales."""
         check_not_empty("quantize_weight", weight)
         codes, scales = affine.quantize_weight(weight, levels)
         return codes.to(torch.int8), scales
@@ -56,7 +56,7 @@ class TorchKernels:
     def add_quantize(
         self, a: Tensor, b: Tensor, grids: tuple[Grid, Grid], clamp: Clamp, grid: Grid
     ) -> tuple[Tensor, Tensor]:
-        """Return codes of a clamped sum and its mask."""
+        """Return a quantized clamped sum and its mask."""
         total = self._sum(a, b, grids)
         inside = flat((total > clamp.low) & (total < clamp.high)).to(torch.uint8)
         padded = torch.nn.functional.pad(inside, (0, -len(inside) % 8)).view(-1, 8)
@@ -82,7 +82,7 @@ class TorchKernels:
         return Statistics(mean, variance, low, high)
 
     def affine_quantize(self, x: Tensor, factor: Tensor, offset: Tensor, clamp: Clamp, grid: Grid) -> Tensor:
-        """Return codes of a clamped affine function."""
+        """Return quantized values of a clamped affine function."""
         values = (x * _along(factor, x)).add_(_along(offset, x)).clamp_(clamp.low, clamp.high)
         return self.quantize(values, grid)
 
@@ -98,11 +98,11 @@ class TorchKernels:
         return passed.sum(dim=0), (passed * (rows_of(site.x) - mean)).sum(dim=0)
 
     def gradient_range(self, site: Site, terms: Terms) -> tuple[Tensor, Tensor]:
-        """Return the range of a site's gradient."""
+        """Return the range of the gradient of a layer's output."""
         return self.range(_gradient(site, terms))
 
     def gradient_codes(self, site: Site, terms: Terms, step: Tensor, seed: Tensor, dtype: torch.dtype) -> Tensor:
-        """Return a site's gradient in steps, rounded stochastically."""
+        """Return the gradient of a layer's output in steps, rounded stochastically."""
         gradient = _gradient(site, terms)
         return _with_noise(gradient.div_(step), seed).floor_().to(dtype)
 
@@ -132,5 +132,5 @@ def _gradient(site: Site, terms: Terms) -> Tensor:
 
 
 def _with_noise(x: Tensor, seed: Tensor) -> Tensor:
-    """Return `x`, a dense tensor of its own, plus noise that depends on the index in memory."""
+    """Add noise that depends on the index in memory to `x`, a dense tensor, in place."""
     return x.add_(index_noise(x.numel(), seed, x.device).as_strided(x.size(), x.stride()))

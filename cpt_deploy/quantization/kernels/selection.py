@@ -1,4 +1,4 @@
-"""Which kernels this process uses on a device: those made for it that run here, or torch's own operations."""
+"""Select the kernels of this process for a device: compiled ones if they run here, otherwise plain torch."""
 
 import ctypes
 import functools
@@ -16,7 +16,7 @@ from cpt_deploy.quantization.kernels.reference import TorchKernels
 
 VARIABLE = "CPT_KERNELS"
 CHOICES = ("auto", "native", "triton", "torch")
-#: What Triton compiles for.
+#: Min compute capability that Triton supports.
 _LEAST_CAPABILITY = (8, 0)
 
 
@@ -26,7 +26,7 @@ class Selection:
 
     Attributes:
         kernels: The backend.
-        native: Whether it is made for the device.
+        native: Whether the backend is compiled for the device.
         reason: Why it is not, or an empty string.
     """
 
@@ -37,16 +37,15 @@ class Selection:
 
 @functools.cache
 def active(device: str = "cpu") -> Selection:
-    """Choose once a process and kind of device; `CPT_KERNELS` forces a choice.
+    """Return the selected backend, once per process and device type; the variable `CPT_KERNELS` overrides it.
 
-    On a CPU these are the compiled kernels (`native`), or Triton's in its interpreter, if it is asked for; on a GPU
-    Triton's.
+    On a CPU this is the compiled one (`native`), or on request Triton's in its interpreter; on a GPU Triton's.
 
     Args:
         device: Type of the device, "cpu" or "cuda".
 
     Raises:
-        UsageError: If the variable holds no choice, or kernels are asked for that are not there.
+        UsageError: If the variable has an unknown value, or the requested kernels are not available.
     """
     wanted = os.environ.get(VARIABLE, "auto")
     if wanted not in CHOICES:
@@ -60,7 +59,7 @@ def active(device: str = "cpu") -> Selection:
     if wanted == "native" and compiled:
         raise UsageError(
             f"Expected compiled kernels because of {VARIABLE}=native, but {found}",
-            hint="install the project again where there is a C compiler",
+            hint="install the project again with a C compiler available",
         )
     if wanted == "triton":
         raise UsageError(f"Expected Triton's kernels because of {VARIABLE}=triton, but {found}")
@@ -68,12 +67,12 @@ def active(device: str = "cpu") -> Selection:
 
 
 def kernels_on(device: torch.device) -> Kernels:
-    """Return the kernels for tensors on a device; a graph that is being compiled takes plain torch."""
+    """Return the kernels for tensors on a device; while torch compiles a graph, plain torch."""
     return TorchKernels() if torch.compiler.is_compiling() else active(device.type).kernels
 
 
 def load_triton(device: str) -> Kernels | str:
-    """Load Triton's kernels and try one on a kind of device, or say why they are not used."""
+    """Load Triton's kernels and run one on the device type; return the reason if they cannot be used."""
     try:
         import triton
 
@@ -85,18 +84,18 @@ def load_triton(device: str) -> Kernels | str:
     if device not in ("cpu", "cuda"):
         return f"there are none for {device}"
     if device == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability() < _LEAST_CAPABILITY:
-        return "Triton needs a card of compute capability 8.0"
+        return "Triton needs a GPU of compute capability 8.0"
     kernels = TritonKernels()
     try:  # the first launch compiles a launcher, which needs a C compiler
         low, high = kernels.range(torch.arange(3.0, device=device))
         found = float(low), float(high)
     except (RuntimeError, OSError, subprocess.SubprocessError) as error:
         return f"Triton's kernels do not run: {error}"
-    return kernels if found == (0.0, 2.0) else f"Triton's kernels find the range {found} where it is (0, 2)"
+    return kernels if found == (0.0, 2.0) else f"Triton's kernels find the range {found} instead of (0, 2)"
 
 
 def native_levels() -> tuple[str, ...] | str:
-    """Return the instruction sets that this processor runs, the least first, or why there are no compiled kernels."""
+    """Return the instruction sets that this processor supports, in ascending order, or why no kernels are compiled."""
     names = tuple(levels())
     plain = _load(names[0])
     if isinstance(plain, str):
@@ -105,7 +104,7 @@ def native_levels() -> tuple[str, ...] | str:
 
 
 def load_native(level: str | None = None) -> NativeKernels | str:
-    """Load the object of an instruction set, or the best there is for this processor, or say why there is none."""
+    """Load the object of an instruction set, by default the best for this processor; return the reason on failure."""
     names = native_levels()
     if isinstance(names, str):
         return names

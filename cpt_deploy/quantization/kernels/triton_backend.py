@@ -1,6 +1,6 @@
-"""The Triton kernels behind the interface: for tensors on a GPU, or on the CPU in Triton's interpreter.
+"""The backend of Triton kernels, for tensors on a GPU, or on the CPU in Triton's interpreter.
 
-Nothing here reads a value back from the device, and how work is parted depends on shapes alone.
+Nothing here reads a value back from the device, and work is partitioned by shapes alone.
 """
 
 from typing import Any
@@ -27,15 +27,15 @@ from cpt_deploy.quantization.kernels.interface import (
 )
 from cpt_deploy.quantization.kernels.layout import aligned, channels_of, check_not_empty, dense
 
-#: Elements of one program where channels do not matter, of a tile where they do, and of one that merges parts.
+#: Elements per program in element-wise kernels, per tile in per-channel kernels, and per program that merges parts.
 _BLOCK, _TILE, _MERGED = 4096, 2048, 1024
-#: Most parts of a range or of sums: enough to fill a GPU, few enough to be merged by one program.
+#: Max number of parts of a range or of sums: enough to fill a GPU, few enough for one program to merge.
 _PARTS = 1024
 _MOST_WIDTH = 128
 
 
 class TritonKernels:
-    """Each kernel as one launch, sums and ranges as one for the parts and one that merges them."""
+    """Launches one Triton kernel per function; sums and ranges need a second one that merges parts."""
 
     name = "triton"
 
@@ -49,7 +49,7 @@ class TritonKernels:
         return parts[0], parts[1]
 
     def observe(self, low: Tensor, high: Tensor, average: Average | None, levels: GridLevels) -> Observed:
-        """Return a range with its grids."""
+        """Return a range with its quantization parameters."""
         out = low.new_empty(8)
         kept = (low, high, levels.own, 1.0) if average is None else average
         launch(
@@ -61,12 +61,12 @@ class TritonKernels:
         return Observed(bottom, top, Grid(*rest[:3]), Grid(*rest[3:]))
 
     def quantize(self, x: Tensor, grid: Grid) -> Tensor:
-        """Return codes."""
+        """Return quantized values."""
         x = dense(x)
         return _each(elements.quantize_kernel, x, torch.empty_like(x, dtype=torch.uint8), *grid)
 
     def requantize(self, codes: Tensor, source: Grid, target: Grid) -> Tensor:
-        """Return codes on another grid."""
+        """Return requantized values."""
         return _each(elements.requantize_kernel, codes, torch.empty_like(codes), *source[:2], *target)
 
     def centre(self, codes: Tensor, zero_point: Tensor, dtype: torch.dtype) -> Tensor:
@@ -78,7 +78,7 @@ class TritonKernels:
         return _each(elements.dequantize_kernel, codes, torch.empty_like(codes, dtype=torch.float32), *grid[:2])
 
     def quantize_weight(self, weight: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return codes and scales."""
+        """Return quantized values and scales."""
         check_not_empty("quantize_weight", weight)
         weight, count = dense(weight.detach()), weight.shape[0]
         codes, scales = torch.empty_like(weight, dtype=torch.int8), weight.new_empty(count)
@@ -109,7 +109,7 @@ class TritonKernels:
     def add_quantize(
         self, a: Tensor, b: Tensor, grids: tuple[Grid, Grid], clamp: Clamp, grid: Grid
     ) -> tuple[Tensor, Tensor]:
-        """Return codes of a clamped sum and its mask."""
+        """Return a quantized clamped sum and its mask."""
         b, codes = aligned(b, a), torch.empty_like(a)
         passed = a.new_empty((a.numel() + 7) // 8)
         block = _BLOCK // 8
@@ -127,7 +127,7 @@ class TritonKernels:
         return out
 
     def statistics(self, x: Tensor) -> Statistics:
-        """Return statistics of each channel, from sums about its first value."""
+        """Return statistics of each channel, from sums relative to its first value."""
         check_not_empty("statistics", x)
         tiles = _Tiles(x)
         parts, out = x.new_empty(tiles.parts, 4, tiles.channels), x.new_empty(4, tiles.channels)
@@ -138,7 +138,7 @@ class TritonKernels:
     def normalise(
         self, statistics: Statistics, unit: Unit, bias: Tensor | None, norm: BatchNorm | None, clamp: Clamp, count: int
     ) -> tuple[Normalised, tuple[Tensor, Tensor]]:
-        """Return what makes a layer's output of its sums, and that output's range, a part a channel."""
+        """Return a layer's normalisation and its output's range in one part per channel."""
         channels = len(unit.weight)
         out, ends = unit.weight.new_empty(5, channels), unit.weight.new_empty(2, channels)
         nothing = unit.weight
@@ -151,7 +151,7 @@ class TritonKernels:
         return Normalised(*out.unbind()), (ends[0], ends[1])
 
     def affine_quantize(self, x: Tensor, factor: Tensor, offset: Tensor, clamp: Clamp, grid: Grid) -> Tensor:
-        """Return codes of a clamped affine function."""
+        """Return quantized values of a clamped affine function."""
         tiles, codes = _Tiles(x), torch.empty_like(x, dtype=torch.uint8)
         launch(
             channels_.affine_quantize_kernel, tiles.all,
@@ -187,7 +187,7 @@ class TritonKernels:
     def normalisation_terms(
         self, norm: Normalised, passed: Tensor, products: Tensor, count: int
     ) -> tuple[Terms, Tensor]:
-        """Return the gradient through BatchNorm as a function of the sums, and that of γ."""
+        """Return the coefficients of the gradient through BatchNorm, see `terms` in parameters.py, and that of γ."""
         channels = len(passed)
         out = passed.new_empty(3, channels)
         launch(
@@ -197,7 +197,7 @@ class TritonKernels:
         return Terms(norm.gain, out[0], out[1]), out[2]
 
     def gradient_range(self, site: Site, terms: Terms) -> tuple[Tensor, Tensor]:
-        """Return the range of a site's gradient, in parts."""
+        """Return the range of the gradient of a layer's output, in parts."""
         check_not_empty("gradient_range", site.x)
         tiles = _Tiles(site.x)
         parts = site.x.new_empty(2, tiles.parts * tiles.across)
@@ -208,13 +208,13 @@ class TritonKernels:
         return parts[0], parts[1]
 
     def gradient_step(self, low: Tensor, high: Tensor, levels: Tensor) -> Tensor:
-        """Return the step of a gradient's grid."""
+        """Return the quantization step of a gradient."""
         step = torch.empty_like(levels)
         launch(parameters.gradient_step_kernel, (1,), low, high, low.numel(), levels, step, block=_MERGED)
         return step
 
     def gradient_codes(self, site: Site, terms: Terms, step: Tensor, seed: Tensor, dtype: torch.dtype) -> Tensor:
-        """Return a site's gradient in steps, rounded stochastically."""
+        """Return the gradient of a layer's output in steps, rounded stochastically."""
         tiles, codes = _Tiles(site.x), torch.empty_like(site.gradient, dtype=dtype)
         launch(
             channels_.gradient_codes_kernel, tiles.all,
@@ -236,7 +236,7 @@ class TritonKernels:
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
     """Launch a kernel on the device of its first argument.
 
-    Products are not fused into sums, which would leave out a rounding that the other backends have.
+    Multiply-adds are not fused, since that would omit a rounding that the other backends have.
     """
     device = arguments[0].device
     if device.type == "cuda" and device.index != torch.cuda.current_device():
@@ -259,7 +259,7 @@ _MERGE = {"parts_a_tile": 64, "width": 16}
 
 
 class _Tiles:
-    """How rows × channels are cut: all tiles, each a program; or in parts, each a program that takes several tiles."""
+    """The partition of rows × channels: into tiles, one program each, or into parts of several tiles each."""
 
     def __init__(self, x: Tensor) -> None:
         self.channels = channels_of(x)

@@ -1,7 +1,7 @@
-"""Triton kernels on rows × channels, channels innermost: normalisation, clamp and quantization of a layer, and back.
+"""Triton kernels on rows × channels: normalise, clamp and quantize a layer's output, forward and backward.
 
-A program takes a block of channels and a tile of rows, or each `count`-th tile; how rows are parted depends on the
-shape alone, and so do the sums.
+Channels are innermost. A program computes a block of channels in one tile of rows, or in every `count`-th tile; the
+partition of rows depends on the shape alone, so the sums are reproducible.
 """
 
 import triton
@@ -22,7 +22,7 @@ from cpt_deploy.quantization.kernels.triton_elements import (
 
 @triton.jit
 def tile_of(tile, rows, columns, channels, rows_a_tile: tl.constexpr):
-    """Return offsets of a tile's elements, and which of them there are."""
+    """Return the offsets of a tile's elements, and a mask of those inside the tensor."""
     row = tl.cast(tile, tl.int64) * rows_a_tile + tl.arange(0, rows_a_tile)
     offsets = row[:, None] * channels + columns[None, :]
     return offsets, (row < rows)[:, None] & (columns < channels)[None, :]
@@ -30,7 +30,7 @@ def tile_of(tile, rows, columns, channels, rows_a_tile: tl.constexpr):
 
 @triton.jit
 def statistics_kernel(x, parts, rows, channels, count, rows_a_tile: tl.constexpr, width: tl.constexpr):
-    """Per part and channel: sum of x − x[row 0], sum of its square, least and greatest: parts (count, 4, channels)."""
+    """Compute per part and channel the sums of x − x[row 0] and of its square, min and max: (count, 4, channels)."""
     part = tl.program_id(0)
     columns = tl.program_id(1) * width + tl.arange(0, width)
     first = tl.load(x + columns, mask=columns < channels, other=0.0)[None, :]
@@ -57,7 +57,7 @@ def statistics_kernel(x, parts, rows, channels, count, rows_a_tile: tl.constexpr
 def merge_statistics_kernel(
     x, parts, out, rows, channels, count, parts_a_tile: tl.constexpr, width: tl.constexpr
 ):  # fmt: skip
-    """Mean, variance, least and greatest of each channel, (4, channels), from the parts; sums in float64."""
+    """Merge the parts to mean, variance, min and max of each channel, (4, channels); sums in float64."""
     columns = tl.program_id(0) * width + tl.arange(0, width)
     there = columns < channels
     sums = tl.zeros([parts_a_tile, width], tl.float64)
@@ -72,7 +72,7 @@ def merge_statistics_kernel(
         squares += tl.load(place + channels, mask=inside, other=0.0)
         low = lesser(low, tl.load(place + 2 * channels, mask=inside, other=0.0), inside)
         high = greater(high, tl.load(place + 3 * channels, mask=inside, other=0.0), inside)
-    number = tl.cast(rows, tl.float64)  # one row would be a constant, which has no type to convert from
+    number = tl.cast(rows, tl.float64)  # for a single row it is a Python constant, which has no `.to`
     mean = tl.sum(sums, axis=0) / number
     variance = tl.sum(squares, axis=0) / number - mean * mean
     variance = tl.where(variance < 0.0, 0.0, variance)
@@ -88,7 +88,7 @@ def affine_quantize_kernel(
     x, codes, factor, offset, rows, channels, low_bound, high_bound, scale, zero_point, levels,
     rows_a_tile: tl.constexpr, width: tl.constexpr,
 ):  # fmt: skip
-    """Codes of clamp(x · factor + offset)."""
+    """Quantize clamp(x · factor + offset)."""
     columns = tl.program_id(1) * width + tl.arange(0, width)
     there = columns < channels
     offsets, inside = tile_of(tl.program_id(0), rows, columns, channels, rows_a_tile)
@@ -102,7 +102,7 @@ def affine_quantize_kernel(
 def scale_sums_kernel(
     x, out, shift, factor, offset, rows, channels, shifted: tl.constexpr, rows_a_tile: tl.constexpr, width: tl.constexpr
 ):  # fmt: skip
-    """(x + shift) · factor + offset."""
+    """Compute (x + shift) · factor + offset."""
     columns = tl.program_id(1) * width + tl.arange(0, width)
     there = columns < channels
     offsets, inside = tile_of(tl.program_id(0), rows, columns, channels, rows_a_tile)
@@ -116,7 +116,7 @@ def scale_sums_kernel(
 
 @triton.jit
 def passed_gradient(gradient, offsets, inside, x, a, b, low_bound, high_bound):
-    """Return the gradient where the clamp leaves x · a + b alone, else 0."""
+    """Return the gradient where the clamp does not change x · a + b, else 0."""
     value = x * a + b
     alone = inside & (value > low_bound) & (value < high_bound)
     return tl.where(alone, tl.load(gradient + offsets, mask=inside, other=0.0).to(tl.float32), 0.0)
@@ -127,7 +127,7 @@ def gradient_sums_kernel(
     gradient, x, factor, offset, parts, rows, channels, count, low_bound, high_bound,
     rows_a_tile: tl.constexpr, width: tl.constexpr,
 ):  # fmt: skip
-    """Per part and channel: sum of the passed gradient, and of it times x − x[row 0]: parts (count, 2, channels)."""
+    """Compute per part and channel the sums of passed gradient and of it times x − x[row 0]: (count, 2, channels)."""
     part = tl.program_id(0)
     columns = tl.program_id(1) * width + tl.arange(0, width)
     there = columns < channels
@@ -151,7 +151,7 @@ def gradient_sums_kernel(
 def merge_gradient_sums_kernel(
     x, mean, parts, out, channels, count, parts_a_tile: tl.constexpr, width: tl.constexpr
 ):  # fmt: skip
-    """Both sums of each channel, (2, channels), the second about the mean; sums in float64."""
+    """Merge both sums of each channel, (2, channels), the second relative to the mean; sums in float64."""
     columns = tl.program_id(0) * width + tl.arange(0, width)
     there = columns < channels
     sums = tl.zeros([parts_a_tile, width], tl.float64)
@@ -171,7 +171,7 @@ def merge_gradient_sums_kernel(
 
 @triton.jit
 def gradient_at(gradient, offsets, inside, columns, channels, x, factor, offset, p, q, r, low_bound, high_bound):
-    """Return the gradient of x: passed · p + x · q + r."""
+    """Return the gradient of the layer's output: passed · p + x · q + r, derived in `terms` of parameters.py."""
     there = columns < channels
     a = tl.load(factor + columns, mask=there, other=0.0)[None, :]
     b = tl.load(offset + columns, mask=there, other=0.0)[None, :]
@@ -187,7 +187,7 @@ def gradient_range_kernel(
     gradient, x, factor, offset, p, q, r, parts, rows, channels, count, low_bound, high_bound,
     rows_a_tile: tl.constexpr, width: tl.constexpr,
 ):  # fmt: skip
-    """Range of the gradient of x, in as many parts as there are programs."""
+    """Compute the range of the gradient of the layer's output, in one part per program."""
     part = tl.program_id(0)
     columns = tl.program_id(1) * width + tl.arange(0, width)
     low = tl.full([rows_a_tile, width], INFINITY, tl.float32)
@@ -210,7 +210,7 @@ def gradient_codes_kernel(
     gradient, x, factor, offset, p, q, r, codes, rows, channels, low_bound, high_bound, step, seed,
     rows_a_tile: tl.constexpr, width: tl.constexpr,
 ):  # fmt: skip
-    """The gradient of x in steps, rounded stochastically, in the type of `codes`."""
+    """Compute the gradient of the layer's output in steps, rounded stochastically, in the type of `codes`."""
     columns = tl.program_id(1) * width + tl.arange(0, width)
     offsets, inside = tile_of(tl.program_id(0), rows, columns, channels, rows_a_tile)
     value = gradient_at(

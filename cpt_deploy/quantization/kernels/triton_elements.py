@@ -1,33 +1,33 @@
-"""Triton kernels on tensors in which channels do not matter, and what all Triton kernels share.
+"""Element-wise Triton kernels, independent of channels, and functions shared by all Triton kernels.
 
-A tensor is memory of n elements. Arithmetic is in float32, one rounding an operation: division is `div_rn`, and kernels
-are launched without fusing products into sums. Offsets are 64 bits wide.
+A tensor is an array of n elements. Arithmetic is in float32 with one rounding per operation: division is `div_rn`, and
+kernels are launched without fused multiply-adds. Offsets are 64 bits wide.
 """
 
 import triton
 import triton.language as tl
 
-#: Adding and taking away 1.5 · 2^23 rounds what lies within ±2^22 to an integer, half to even.
+#: Adding and subtracting 1.5 · 2^23 rounds values within ±2^22 to integers, half to even.
 _SHIFTER = tl.constexpr(12582912.0)
 _GOLDEN = tl.constexpr(-1640531527)
 _MIX_1 = tl.constexpr(0x2C1B3C6D)
 _MIX_2 = tl.constexpr(0x297A2D39)
-#: NaN is written out in kernels: as a global it differs from itself, and a kernel whose globals change is refused.
+#: NaN is written out in kernels: as a global it differs from itself, and Triton rejects kernels whose globals changed.
 INFINITY = tl.constexpr(float("inf"))
-#: Scalars on the device stand anywhere in memory; kernels are the same wherever they stand.
+#: Scalars on the device have any alignment; kernels are not specialized on it.
 GRID = ["scale", "zero_point", "levels"]
 
 
 @triton.jit
 def clamped(z, low, high):
-    """Bring values into bounds; a NaN compares false and stays."""
+    """Clamp values; NaN compares false and stays NaN."""
     z = tl.where(z < low, low, z)
     return tl.where(z > high, high, z)
 
 
 @triton.jit
 def rounded(x):
-    """Round half to even; what is beyond ±2^22 stays beyond."""
+    """Round half to even; values beyond ±2^22 stay beyond."""
     return (x + _SHIFTER) - _SHIFTER
 
 
@@ -39,13 +39,13 @@ def code_of(x, scale, zero_point, levels):
 
 @triton.jit
 def real_of(codes, scale, zero_point):
-    """Dequantize codes."""
+    """Dequantize values."""
     return (codes.to(tl.float32) - zero_point) * scale
 
 
 @triton.jit
 def noise(index, seed):
-    """Hash 64-bit indices and a seed, of which the low 32 bits count, to values in [0, 1)."""
+    """Hash 64-bit indices and a seed, of which the low 32 bits are used, to values in [0, 1)."""
     bits = index.to(tl.int32) * _GOLDEN + seed
     bits = (bits ^ (bits >> 15)) * _MIX_1
     bits = (bits ^ (bits >> 12)) * _MIX_2
@@ -54,25 +54,25 @@ def noise(index, seed):
 
 @triton.jit
 def lesser(low, x, inside):
-    """Return the lesser of both where `x` counts."""
+    """Return the element-wise min, ignoring `x` where not inside."""
     return tl.where(inside & (x < low), x, low)
 
 
 @triton.jit
 def greater(high, x, inside):
-    """Return the greater of both where `x` counts."""
+    """Return the element-wise max, ignoring `x` where not inside."""
     return tl.where(inside & (x > high), x, high)
 
 
 @triton.jit
 def not_numbers(bad, x, inside):
-    """Return 1 where there is or was a NaN that counts."""
+    """Return `bad`, set to 1 where `x` is NaN and inside."""
     return tl.where(inside & (x != x), 1, bad)
 
 
 @triton.jit
 def store_range(low, high, bad, parts, part, count):
-    """Store a part's range: `count` lows, then as many highs; NaN if a value was."""
+    """Store a part's range: `count` mins, then `count` maxs; NaN if a value was NaN."""
     any_bad = tl.max(bad, axis=0) > 0
     tl.store(parts + part, tl.where(any_bad, float("nan"), tl.min(low, axis=0)))
     tl.store(parts + count + part, tl.where(any_bad, float("nan"), tl.max(high, axis=0)))
@@ -80,7 +80,7 @@ def store_range(low, high, bad, parts, part, count):
 
 @triton.jit
 def range_kernel(x, parts, n, count, block: tl.constexpr):
-    """Range of float32 values, in `count` parts."""
+    """Compute the range of float32 values, in `count` parts."""
     part = tl.program_id(0)
     low = tl.full([block], INFINITY, tl.float32)
     high = tl.full([block], -INFINITY, tl.float32)
@@ -96,7 +96,7 @@ def range_kernel(x, parts, n, count, block: tl.constexpr):
 
 @triton.jit(do_not_specialize_on_alignment=GRID)
 def quantize_kernel(x, codes, n, scale, zero_point, levels, block: tl.constexpr):
-    """Codes of float32 values."""
+    """Quantize float32 values."""
     offsets = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
     inside = offsets < n
     value = tl.load(x + offsets, mask=inside, other=0.0)
@@ -107,7 +107,7 @@ def quantize_kernel(x, codes, n, scale, zero_point, levels, block: tl.constexpr)
 def requantize_kernel(
     x, codes, n, from_scale, from_zero_point, scale, zero_point, levels, block: tl.constexpr
 ):  # fmt: skip
-    """Codes on one grid of what codes on another stand for."""
+    """Requantize values from one set of quantization parameters to another."""
     offsets = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
     inside = offsets < n
     value = real_of(tl.load(x + offsets, mask=inside, other=0), tl.load(from_scale), tl.load(from_zero_point))
@@ -116,7 +116,7 @@ def requantize_kernel(
 
 @triton.jit(do_not_specialize_on_alignment=["zero_point"])
 def centre_kernel(codes, out, n, zero_point, block: tl.constexpr):
-    """Codes less the zero point, in the type of `out`."""
+    """Subtract the zero point from quantized values, in the type of `out`."""
     offsets = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
     inside = offsets < n
     value = tl.load(codes + offsets, mask=inside, other=0).to(tl.float32) - tl.load(zero_point)
@@ -125,7 +125,7 @@ def centre_kernel(codes, out, n, zero_point, block: tl.constexpr):
 
 @triton.jit(do_not_specialize_on_alignment=["scale", "zero_point"])
 def dequantize_kernel(codes, out, n, scale, zero_point, block: tl.constexpr):
-    """What codes stand for."""
+    """Dequantize a tensor."""
     offsets = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
     inside = offsets < n
     value = real_of(tl.load(codes + offsets, mask=inside, other=0), tl.load(scale), tl.load(zero_point))
@@ -139,7 +139,7 @@ SUM = ["a_scale", "a_zero_point", "b_scale", "b_zero_point"]
 def add_range_kernel(
     a, b, parts, n, count, a_scale, a_zero_point, b_scale, b_zero_point, low_bound, high_bound, block: tl.constexpr
 ):  # fmt: skip
-    """Range of the clamped sum of two quantized tensors, in `count` parts."""
+    """Compute the range of the clamped sum of two quantized tensors, in `count` parts."""
     part = tl.program_id(0)
     scale_a, zero_a, scale_b, zero_b = tl.load(a_scale), tl.load(a_zero_point), tl.load(b_scale), tl.load(b_zero_point)
     low = tl.full([block], INFINITY, tl.float32)
@@ -161,7 +161,7 @@ def add_quantize_kernel(
     a, b, codes, passed, n, a_scale, a_zero_point, b_scale, b_zero_point, low_bound, high_bound,
     scale, zero_point, levels, block: tl.constexpr,
 ):  # fmt: skip
-    """Codes of the clamped sum; bit i % 8 of passed[i / 8] says whether the clamp left element i alone."""
+    """Quantize the clamped sum; bit i % 8 of passed[i / 8] is 1 if the clamp did not change element i."""
     byte = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
     bit = tl.arange(0, 8)
     offsets = byte[:, None] * 8 + bit[None, :]
@@ -178,7 +178,7 @@ def add_quantize_kernel(
 
 @triton.jit
 def mask_kernel(gradient, passed, out, n, block: tl.constexpr):
-    """A gradient where its bit is set, else 0."""
+    """Copy a gradient where its bit is set, else store 0."""
     offsets = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
     inside = offsets < n
     bits = tl.load(passed + offsets // 8, mask=inside, other=0).to(tl.int32)
@@ -188,7 +188,7 @@ def mask_kernel(gradient, passed, out, n, block: tl.constexpr):
 
 @triton.jit(do_not_specialize_on_alignment=["step", "seed"])
 def round_gradient_kernel(gradient, out, n, step, seed, block: tl.constexpr):
-    """floor(gradient / step + noise) · step."""
+    """Compute floor(gradient / step + noise) · step."""
     offsets = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
     inside = offsets < n
     width = tl.load(step)
@@ -199,7 +199,7 @@ def round_gradient_kernel(gradient, out, n, step, seed, block: tl.constexpr):
 
 @triton.jit(do_not_specialize_on_alignment=["a", "b"])
 def scale_kernel(x, out, n, a, b, block: tl.constexpr):
-    """Values times a product of two scalars."""
+    """Multiply values by the product of two scalars."""
     offsets = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
     inside = offsets < n
     factor = tl.load(a) * tl.load(b)

@@ -1,4 +1,4 @@
-"""Triton kernels on a few numbers a tensor or a channel, so that a step has one launch where torch would have ten."""
+"""Triton kernels on a few numbers per tensor or channel, each one launch in place of ten torch operations."""
 
 import triton
 import triton.language as tl
@@ -15,7 +15,7 @@ from cpt_deploy.quantization.kernels.triton_elements import (
 
 @triton.jit
 def merged_range(low, high, count, block: tl.constexpr):
-    """Return the range of `count` parts and 0; NaN if a part is."""
+    """Return the range of `count` parts, extended to include 0; NaN if a part is NaN."""
     index = tl.arange(0, block)
     least = tl.full([block], INFINITY, tl.float32)
     most = tl.full([block], -INFINITY, tl.float32)
@@ -34,7 +34,7 @@ def merged_range(low, high, count, block: tl.constexpr):
 
 @triton.jit
 def store_grid(low, high, levels, out, symmetric: tl.constexpr):
-    """Store scale, zero point and levels of the grid on a range."""
+    """Store scale, zero point and max quantized value of a range."""
     if symmetric:
         zero_point = tl.div_rn(levels + 1.0, 2.0)
         width = tl.div_rn(tl.where(high > -low, high, -low), zero_point - 1.0)
@@ -50,7 +50,7 @@ def store_grid(low, high, levels, out, symmetric: tl.constexpr):
 
 @triton.jit
 def moved(average, value, weight):
-    """Move an average towards a value, as torch.lerp does."""
+    """Move an average towards a value, with the arithmetic of torch.lerp."""
     before = tl.load(average)
     near = before + weight * (value - before)
     far = value - (value - before) * (1.0 - weight)
@@ -65,7 +65,7 @@ def observe_kernel(
     low, high, count, average_low, average_high, batches, momentum, own, cycle, least, out,
     averages: tl.constexpr, symmetric: tl.constexpr, block: tl.constexpr,
 ):  # fmt: skip
-    """Range with 0, own grid and that of cycling layers, into out (8,); the average is moved."""
+    """Store range with 0 and quantization parameters of tensor and scheduled layers, out (8,); update the average."""
     bottom, top = merged_range(low, high, count, block)
     if averages:
         number = tl.load(batches) + 1
@@ -83,7 +83,7 @@ def observe_kernel(
 
 @triton.jit(do_not_specialize=["count"], do_not_specialize_on_alignment=["low", "high", "levels", "out"])
 def gradient_step_kernel(low, high, count, levels, out, block: tl.constexpr):
-    """Step of a gradient's grid."""
+    """Compute the quantization step of a gradient."""
     bottom, top = merged_range(low, high, count, block)
     width = tl.div_rn(top - bottom, tl.load(levels) - 1.0)
     tl.store(out, tl.where(width == 0.0, 1.0, width))
@@ -91,7 +91,7 @@ def gradient_step_kernel(low, high, count, levels, out, block: tl.constexpr):
 
 @triton.jit(do_not_specialize_on_alignment=["levels"])
 def quantize_weight_kernel(weight, codes, scales, inputs, levels, levels_stride, block: tl.constexpr):
-    """Codes of one output channel a program, and its scale."""
+    """Quantize one output channel per program, and store its scale."""
     channel = tl.program_id(0).to(tl.int64)
     row = weight + channel * inputs
     index = tl.arange(0, block)
@@ -117,7 +117,7 @@ def quantize_weight_kernel(weight, codes, scales, inputs, levels, levels_stride,
 
 @triton.jit(do_not_specialize_on_alignment=["step"])
 def real_weight_kernel(codes, out, scales, inputs, step, block: tl.constexpr):
-    """Codes · (scales · step), in the type of `out`."""
+    """Compute codes · (scales · step), in the type of `out`."""
     channel = tl.program_id(0).to(tl.int64)
     index = tl.program_id(1) * block + tl.arange(0, block)
     inside = index < inputs
@@ -133,7 +133,7 @@ def normalise_kernel(
     out, ends, channels, low_bound, high_bound,
     biased: tl.constexpr, normed: tl.constexpr, width: tl.constexpr,
 ):  # fmt: skip
-    """What makes a layer's output of its sums, out (5, channels), and each channel's range after the clamp, ends."""
+    """Compute a layer's normalisation, out (5, channels), and the ranges after the clamp, ends (2, channels)."""
     columns = tl.program_id(0) * width + tl.arange(0, width)
     there = columns < channels
     per = tl.load(unit) * tl.load(scales + columns, mask=there, other=0.0)
@@ -172,7 +172,7 @@ def normalise_kernel(
 
 @triton.jit(do_not_specialize=["count"])
 def normalisation_terms_kernel(mean, gain, deviation, passed, products, out, channels, count, width: tl.constexpr):
-    """Q and r of the terms, and the gradient of γ: out (3, channels)."""
+    """Compute q, r and the gradient of γ, out (3, channels); derived in `terms` of parameters.py, p is `gain`."""
     columns = tl.program_id(0) * width + tl.arange(0, width)
     there = columns < channels
     gains = tl.load(gain + columns, mask=there, other=0.0)

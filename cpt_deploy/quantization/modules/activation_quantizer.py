@@ -1,4 +1,4 @@
-"""Quantizers of activations: each stands on an edge, between what makes a tensor and what reads it."""
+"""Activation quantizers, placed between the operation that computes a tensor and those that read it; requantization."""
 
 import math
 
@@ -11,15 +11,15 @@ from cpt_deploy.quantization.state.precision_state import PrecisionState, Role
 
 
 class EdgeQuantizer(nn.Module):
-    """Quantizes an activation tensor per tensor, unsigned, with a zero point.
+    """Quantizes an activation tensor: per tensor, unsigned, with a zero point.
 
-    In training the range is the batch's own and a moving average of it is kept; in evaluation the average is used.
+    In training it uses the range of the batch and updates a moving average of it; in evaluation it uses the average.
 
     Args:
         precision: The model's bits.
-        role: "cycle", or that of a group, if only such layers read this edge, else "hold".
+        role: "cycle" or a group's role if only such layers read the tensor, else "hold".
         momentum: Weight of a new batch in the moving average of the range.
-        least_bits: The edge has at least so many bits; the logits keep 8 whatever the bound, since no layer reads them.
+        least_bits: Min bits of the tensor; the logits keep 8 whatever max_bits, since no layer reads them.
     """
 
     low: Tensor
@@ -32,11 +32,11 @@ class EdgeQuantizer(nn.Module):
         self.role: Role = role
         self.momentum = momentum
         self.least_bits = least_bits
-        #: Whether codes are signed around a zero point of 0, for runtimes that know no other.
+        #: Whether quantized values are signed with zero point 0, for runtimes that support nothing else.
         self.symmetric = False
-        #: While settling, every batch counts alike instead of by momentum.
+        #: During calibration, all batches have equal weight instead of momentum.
         self.cumulative = False
-        #: In a distributed run each step's range over all processes is observed by whoever gathers it.
+        #: In a distributed run, the caller that gathers the range over all processes updates the average.
         self.deferred = False
         self.register_buffer("low", torch.tensor(0.0))
         self.register_buffer("high", torch.tensor(0.0))
@@ -46,11 +46,11 @@ class EdgeQuantizer(nn.Module):
 
     @property
     def bits(self) -> int:
-        """The bits at which this edge runs now."""
+        """The current bits of this tensor."""
         return max(self.precision.activation_bits[self.role], self.least_bits)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return `x` on the grid of the present bits, same shape."""
+        """Return `x` fake-quantized at the current bits, same shape."""
         if self.training:
             self.take(*range_of(x))
         else:
@@ -58,19 +58,19 @@ class EdgeQuantizer(nn.Module):
         return self.quantize(x, self.role, self.least_bits)
 
     def quantize(self, x: Tensor, role: Role, least_bits: int = 0) -> Tensor:
-        """Quantize `x` in this edge's range of the last forward, at the bits of a role."""
+        """Fake-quantize `x` in the range of the last forward pass, at the bits of a role."""
         if not self.precision.quantizes_activations(role):
             return x
         return fake_quantize(x, *self._grid(self.current, role, least_bits))
 
     def grid(self, role: Role | None = None) -> Grid:
-        """Return the grid of the last forward, or the one that layers of a role have in the same range."""
+        """Return the quantization parameters of the last forward pass, or those at a role's bits in the same range."""
         if self._observed is not None and role in (None, "cycle"):
             return self._observed.own if role is None else self._observed.cycle
         return self._grid(self.current, role or self.role, 0 if role else self.least_bits)
 
     def kept_grid(self, role: Role | None = None) -> Grid:
-        """Return the same in the range that was observed over many batches, as evaluation uses it."""
+        """Return the quantization parameters in the averaged range, as evaluation uses it."""
         return self._grid((self.low, self.high), role or self.role, 0 if role else self.least_bits)
 
     def _grid(self, limits: tuple[Tensor, Tensor], role: Role, least_bits: int) -> Grid:
@@ -80,12 +80,13 @@ class EdgeQuantizer(nn.Module):
         return parameters.grid_on(*limits, levels, symmetric=self.symmetric)
 
     def take(self, low: Tensor, high: Tensor, kernels: Kernels | None = None) -> None:
-        """Let the range of a training batch be the present one, and observe it.
+        """Set the current range to that of a training batch and update the moving average.
 
         Args:
             low: Float32, as `Kernels.range` returns it.
-            high: The same.
-            kernels: What observes it and makes its grids at once; without it grids are made when asked for.
+            high: Likewise.
+            kernels: Backend that updates the average and computes all quantization parameters at once; without it,
+                the parameters are computed on demand.
         """
         if kernels is None:
             self.current, self._observed = including_zero(low, high), None
@@ -100,54 +101,54 @@ class EdgeQuantizer(nn.Module):
         self.current = (self._observed.low, self._observed.high)
 
     def observe(self, low: Tensor, high: Tensor) -> None:
-        """Take a batch's least and greatest value, 0-dim, into the moving average."""
+        """Update the moving average with a batch's min and max, 0-dim."""
         parameters.take(low, high, self._average())
 
     def _average(self) -> Average:
         return Average(self.low, self.high, self.batches, 0.0 if self.cumulative else self.momentum)
 
     def forget(self) -> None:
-        """Have no present range, until the next forward: the empty one, whose least value is above its greatest."""
+        """Set the current range to the empty one, with min above max, until the next forward pass."""
         self.current, self._observed = (self.low.new_tensor(math.inf), self.low.new_tensor(-math.inf)), None
 
     def reset(self) -> None:
-        """Forget the observed range."""
+        """Reset the moving average."""
         self.batches.zero_()
         self.low.zero_()
         self.high.zero_()
         self.current, self._observed = (self.low, self.high), None
 
     def extra_repr(self) -> str:
-        """Return what `print(model)` shows."""
+        """Return the attributes that `print(model)` shows."""
         return f"role={self.role}"
 
 
 class LayerInput(nn.Module):
-    """Brings an edge that holds the upper bound to the bits of a cycling layer, in the edge's own range.
+    """Requantizes a tensor of fixed precision to the bits of a layer of scheduled precision, in the tensor's range.
 
-    At the upper bound it changes nothing, so the frozen graph has no such operation; but where the layer belongs to a
-    group whose upper bound is less.
+    At max_bits it is the identity, so the frozen graph has no such operation, unless the layer belongs to a group with
+    lower max_bits.
 
     Args:
-        source: The quantizer of the edge.
-        role: Whose bits the layer has.
+        source: The activation quantizer of the tensor.
+        role: The role whose bits the layer has.
     """
 
     def __init__(self, source: EdgeQuantizer, role: Role = "cycle") -> None:
         super().__init__()
         self.role = role
-        self._source = (source,)  # in a tuple: the edge owns its buffers, this module must not register them again
+        self._source = (source,)  # in a tuple, so that this module does not register the source's buffers again
 
     @property
     def source(self) -> EdgeQuantizer:
-        """The quantizer of the edge that this input reads."""
+        """The activation quantizer of the tensor that this module reads."""
         return self._source[0]
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return `x` on the grid of the layer's present bits, same shape."""
+        """Return `x` requantized to the layer's current bits, same shape."""
         source = self.source
         bits = source.precision.activation_bits
-        # A compiled graph serves all bits; there, what is on the grid is brought to it once more.
+        # A compiled graph serves all bits, so there values that already have these bits are quantized once more.
         if not torch.compiler.is_compiling() and bits[self.role] == bits["hold"]:
             return x
         return source.quantize(x, self.role)

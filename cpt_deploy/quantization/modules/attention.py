@@ -1,6 +1,6 @@
-"""Attention's products and softmax, which are float operations in training and when served.
+"""Scaled dot-product attention, which computes in float in training and in serving.
 
-Quantizing them gains nothing in onnxruntime; the products of the quantized Linear layers around them take the time.
+Quantizing it gains nothing in onnxruntime; most time goes to the quantized Linear layers around it.
 """
 
 from typing import Any
@@ -14,9 +14,9 @@ class ScaledDotProductAttention(nn.Module):
 
     Args:
         dropout: Probability that a weight of the softmax is dropped.
-        is_causal: Whether a position sees only itself and those before it.
+        is_causal: Whether a position attends only to itself and those before it.
         scale: Factor of the products; None is 1/√(size of a head).
-        grouped: Whether several heads of queries share one of keys and values.
+        grouped: Whether several query heads share one head of keys and values.
     """
 
     def __init__(self, dropout: float, is_causal: bool, scale: float | None, grouped: bool) -> None:
@@ -34,5 +34,5 @@ class ScaledDotProductAttention(nn.Module):
         return options | ({"enable_gqa": True} if self.grouped else {})
 
     def extra_repr(self) -> str:
-        """Return what `print(model)` shows."""
+        """Return the attributes that `print(model)` shows."""
         return f"dropout={self.dropout}, is_causal={self.is_causal}"

@@ -1,4 +1,4 @@
-"""Layers with quantized weights and gradients; their inputs are quantized by the edges of the graph."""
+"""Layers with quantized weights and gradients; activation quantizers in the graph quantize their inputs."""
 
 from collections.abc import Callable
 from typing import Any
@@ -17,14 +17,14 @@ from cpt_deploy.quantization.state.precision_state import PrecisionState, Role
 
 
 class QuantizedLayer(nn.Module):
-    """What Conv and Linear share: a weight on a symmetric per-channel grid and a quantized output gradient.
+    """Base class of quantized layers: a weight quantized symmetrically per channel, and a quantized output gradient.
 
     Attributes:
-        weight: The parameter, in torch's layout; None where the weight is computed of others.
-        weight_of: What computes the weight, in torch's layout, of parameters of its own; None where it is a parameter.
+        weight: The parameter, in torch's layout; None if the weight is computed by a parametrization.
+        weight_of: The parametrization that computes the weight, in torch's layout; None if the weight is a parameter.
         weight_shape: Shape of the weight with output channels first, (O, ...).
-        role: "cycle" or "hold" (the upper bound).
-        index: Position among the model's layers; seeds the gradient's noise.
+        role: "cycle", "hold" (always max_bits) or a group's name.
+        index: Position among the model's layers; seeds the gradient's stochastic-rounding noise.
     """
 
     weight: nn.Parameter | None
@@ -41,7 +41,7 @@ class QuantizedLayer(nn.Module):
         precision.add_layer(index)
 
     def take_weight(self, module: nn.Module) -> None:
-        """Share the weight of a float layer, or what computes it, in the place of the own one of the same shape."""
+        """Share the weight of a float layer, or its parametrization, in place of the own weight of the same shape."""
         assert self.weight is not None
         self.weight_shape = self.turned(self.weight).shape
         if parametrize.is_parametrized(module):
@@ -51,7 +51,7 @@ class QuantizedLayer(nn.Module):
 
     @property
     def float_weight(self) -> Tensor:
-        """The weight in torch's layout, before it is quantized; a gradient finds its way to the parameters."""
+        """The weight in torch's layout before quantization, differentiable with respect to its parameters."""
         if self.weight_of is None:
             assert self.weight is not None
             return self.weight
@@ -60,16 +60,16 @@ class QuantizedLayer(nn.Module):
 
     @property
     def channel_weight(self) -> Tensor:
-        """The same with output channels first, (O, ...)."""
+        """The float weight with output channels first, (O, ...)."""
         return self.turned(self.float_weight)
 
     def turned(self, weight: Tensor) -> Tensor:
-        """Bring a weight from torch's layout to the one with output channels first, or back."""
+        """Transpose a weight from torch's layout to output channels first, or back."""
         return weight
 
     @property
     def quantized_weight(self) -> Tensor:
-        """The weight in torch's layout as the forward pass uses it at the present bits."""
+        """The fake-quantized weight in torch's layout, as the forward pass uses it at the current bits."""
         if not self.precision.quantizes_weights(self.index, self.role):
             return self.float_weight
         weight, levels = self.channel_weight, self.precision.weight_levels_of(self.index, self.role)
@@ -77,23 +77,23 @@ class QuantizedLayer(nn.Module):
         return self.turned(fake_quantize_weight(weight, limited))
 
     def trained_levels(self, levels: Tensor, weight: Tensor) -> Tensor:
-        """Return the greatest weight code, 0-dim, or that of each channel, (O,), where sums of many inputs lower it.
+        """Return the max quantized weight, 0-dim; or per channel, (O,), where sums of many inputs require a lower one.
 
         Args:
-            levels: The code that the bits allow.
+            levels: The max quantized value at these bits.
             weight: `channel_weight`.
         """
         return summed_levels(weight, levels) if can_overflow(weight[0].numel()) else levels
 
     def limited_levels(self, levels: Tensor, weight: Tensor) -> Tensor:
-        """Return the same for evaluation and freezing, where sums of pairs have a limit too unless it is native."""
+        """Return the same for evaluation and freezing, where also pairs are limited unless the model is native."""
         limit = self.precision.pair_limit
         return self.trained_levels(levels if limit is None else portable_levels(weight, levels, limit), weight)
 
     def gradient_seed(self, y: Tensor) -> Tensor:
-        """Return the seed of the noise by which the gradient of the layer's output (N, ...) is rounded in this step.
+        """Return the seed of the stochastic-rounding noise of the gradient of the layer's output (N, ...) in this step.
 
-        A process that has a part of the batch rounds it with the noise of the whole.
+        A process that has a part of the batch uses the matching part of the whole batch's noise.
         """
         return self.precision.seed_of(self.index, y.numel() // len(y))
 
@@ -104,7 +104,7 @@ class QuantizedLayer(nn.Module):
 
 
 class QuantizedConv1d(QuantizedLayer, nn.Conv1d):  # type: ignore[misc]  # torch declares the same attributes wider
-    """Conv1d on codes: input (N, C, L), output (N, O, L'); any stride, padding, dilation and groups."""
+    """Quantized Conv1d: input (N, C, L), output (N, O, L'); any stride, padding, dilation and groups."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve with the quantized weight."""
@@ -116,7 +116,7 @@ class QuantizedConv1d(QuantizedLayer, nn.Conv1d):  # type: ignore[misc]  # torch
 
 
 class QuantizedConv2d(QuantizedLayer, nn.Conv2d):  # type: ignore[misc]  # torch declares the same attributes wider
-    """Conv2d on codes: input (N, C, H, W), output (N, O, H', W'); any stride, padding, dilation and groups."""
+    """Quantized Conv2d: input (N, C, H, W), output (N, O, H', W'); any stride, padding, dilation and groups."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve with the quantized weight."""
@@ -128,12 +128,12 @@ class QuantizedConv2d(QuantizedLayer, nn.Conv2d):  # type: ignore[misc]  # torch
 
 
 class _TransposedConvolution(QuantizedLayer):
-    """What transposed convolutions share: torch keeps their weight as (I, O / groups, ...)."""
+    """Base class of transposed convolutions, whose weight has shape (I, O / groups, ...) in torch."""
 
     groups: int
 
     def turned(self, weight: Tensor) -> Tensor:
-        """Change (I, O/g, ...) to (O, I/g, ...) or back, which is the same movement; a view where there is one."""
+        """Transpose (I, O/g, ...) to (O, I/g, ...), or back by the same operation; a view where possible."""
         if self.groups == 1:
             return weight.transpose(0, 1)
         grouped = weight.reshape(self.groups, -1, *weight.shape[1:])
@@ -141,7 +141,7 @@ class _TransposedConvolution(QuantizedLayer):
 
 
 class QuantizedConvTranspose1d(_TransposedConvolution, nn.ConvTranspose1d):  # type: ignore[misc]
-    """ConvTranspose1d on codes: input (N, C, L), output (N, O, L'); any geometry that torch's has."""
+    """Quantized ConvTranspose1d: input (N, C, L), output (N, O, L'); any geometry that torch supports."""
 
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]  # the output's size is no argument any more
         """Convolve with the quantized weight."""
@@ -151,7 +151,7 @@ class QuantizedConvTranspose1d(_TransposedConvolution, nn.ConvTranspose1d):  # t
 
 
 class QuantizedConvTranspose2d(_TransposedConvolution, nn.ConvTranspose2d):  # type: ignore[misc]
-    """ConvTranspose2d on codes: input (N, C, H, W), output (N, O, H', W'); any geometry that torch's has."""
+    """Quantized ConvTranspose2d: input (N, C, H, W), output (N, O, H', W'); any geometry that torch supports."""
 
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]  # the output's size is no argument any more
         """Convolve with the quantized weight."""
@@ -161,7 +161,7 @@ class QuantizedConvTranspose2d(_TransposedConvolution, nn.ConvTranspose2d):  # t
 
 
 class QuantizedLinear(QuantizedLayer, nn.Linear):  # type: ignore[misc]  # torch declares the same attributes wider
-    """Linear on codes: input (..., I), output (..., O)."""
+    """Quantized Linear: input (..., I), output (..., O)."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Multiply by the quantized weight."""
@@ -169,15 +169,15 @@ class QuantizedLinear(QuantizedLayer, nn.Linear):  # type: ignore[misc]  # torch
 
 
 class QuantizedEmbedding(QuantizedLayer, nn.Embedding):  # type: ignore[misc]  # torch declares the same wider
-    """Embedding of codes: indices of any shape, output (..., D); each row of the table has a scale of its own.
+    """Quantized Embedding: indices of any shape, output (..., D); each row of the table has its own scale.
 
-    Rows are looked up, not multiplied, so no limit of sums is theirs.
+    Rows are looked up, not multiplied, so no limit of sums applies.
     """
 
     bias = None
 
     def forward(self, input: Tensor) -> Tensor:
-        """Return the quantized rows; only those that are read are quantized."""
+        """Return the fake-quantized rows; only those that are read are quantized."""
         rows = super().forward(input)
         if self.precision.quantizes_weights(self.index, self.role):
             levels = self.precision.weight_levels_of(self.index, self.role)
@@ -185,11 +185,11 @@ class QuantizedEmbedding(QuantizedLayer, nn.Embedding):  # type: ignore[misc]  #
         return self._with_quantized_gradient(rows)
 
     def limited_levels(self, levels: Tensor, weight: Tensor) -> Tensor:
-        """Return the greatest weight code."""
+        """Return the max quantized weight, which is not limited here."""
         return levels
 
 
-#: Layers that slide a kernel over positions; with BatchNorm and ReLU they are one integer operation.
+#: Layers that slide a kernel over positions; with a following BatchNorm and ReLU they form one integer operation.
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose1d, nn.ConvTranspose2d)
 
 
@@ -225,9 +225,9 @@ _QUANTIZED: dict[type[nn.Module], tuple[type[QuantizedLayer], Callable[[Any], di
 
 
 def is_quantizable(module: nn.Module) -> bool:
-    """Return whether a module has a quantized layer: exactly torch's own, no subclasses.
+    """Return whether a module has a quantized counterpart: exactly torch's own layer types, no subclasses.
 
-    Its weight may be computed by parametrizations; of anything else it may not.
+    Its weight may be parametrized, but no other tensor of it.
     """
     computed = set(module.parametrizations) if parametrize.is_parametrized(module) else set()  # type: ignore[arg-type]
     return parametrize.type_before_parametrizations(module) in _QUANTIZED and computed <= {"weight"}
@@ -247,7 +247,7 @@ def quantized_layer(module: nn.Module, precision: PrecisionState, role: Role, in
 
 
 def without_quantizer(layer: QuantizedLayer) -> nn.Module:
-    """Return the float layer of a quantized one, with the weight that it has now as a parameter."""
+    """Return the float layer of a quantized one, with its current float weight as a parameter."""
     kind, arguments = next((kind, entry[1]) for kind, entry in _QUANTIZED.items() if isinstance(layer, entry[0]))
     bias = {} if kind is nn.Embedding else {"bias": layer.bias is not None}
     plain = kind(**arguments(layer), **bias, device="meta")

@@ -1,4 +1,4 @@
-"""LSTM on codes: what a cell multiplies is quantized, what it keeps is not.
+"""Quantized LSTM: the operands of its products are quantized, its state is not.
 
 One layer computes, for x (N, T, I), h and c (N, H) and the gates i, f, g, o in this order along the 4H axis,
 
@@ -6,15 +6,15 @@ One layer computes, for x (N, T, I), h and c (N, H) and the gates i, f, g, o in 
     c_t = σ(f) · c_{t−1} + σ(i) · tanh(g)
     h_t = σ(o) · tanh(c_t)
 
-Quantized are, as in the public QLSTM of Wolfe & Kyrillidis, 2024: the input, the hidden state where it is multiplied,
-both weights, and the gradient that arrives at the gates. The cell state, the hidden state that is carried on, the
-gates' nonlinearities and the bias stay in float32. Against theirs: weights are symmetric per output channel and
-activations have an integer zero point, as everywhere in this project; x is quantized in the range of the chunk's T
-steps together (one product for all), h in training in that of each step; and the gradient of the gates is rounded once
-a step, for both products.
+As in the public QLSTM of Wolfe & Kyrillidis, 2024, these are quantized: the input, the hidden state as an operand of
+the product, both weights, and the gradient at the gates. The cell state, the hidden state passed to the next step, the
+gates' nonlinearities and the bias stay in float32. Differences from theirs: weights are symmetric per output channel
+and activations have an integer zero point, as everywhere in this project; x is quantized in the common range of the
+chunk's T steps (one product for all), h in training in the range of each step; and the gradient of the gates is rounded
+once per step, for both products.
 
-In evaluation x and h have one grid each: that of the kept ranges, where h's is the extreme over a chunk's steps. So
-with σ_x, z_x, σ_h, z_h constant, the two products are integer products with per-channel weight scales.
+In evaluation x and h have constant quantization parameters, from the averaged ranges, where h's range covers all steps
+of a chunk. So with σ_x, z_x, σ_h, z_h constant, the two products are integer products with per-channel weight scales.
 """
 
 import torch
@@ -29,7 +29,7 @@ from cpt_deploy.quantization.numerics.stochastic_rounding import mix_into
 from cpt_deploy.quantization.state.precision_state import PrecisionState, Role
 
 State = tuple[Tensor, Tensor]
-"""Hidden and cell state, (1, N, H) float32 each, as `nn.LSTM` has them."""
+"""Hidden and cell state, (1, N, H) float32 each, as in `nn.LSTM`."""
 
 
 class QuantizedLSTM(nn.Module):
@@ -80,7 +80,7 @@ def _cell(gates: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class _HiddenQuantizer:
-    """Quantizes the hidden state of each step of a chunk, and lets the edge observe the chunk once."""
+    """Quantizes the hidden state of each step of a chunk, and updates its range once per chunk."""
 
     def __init__(self, edge: EdgeQuantizer) -> None:
         self.edge = edge
@@ -97,7 +97,7 @@ class _HiddenQuantizer:
         return fake_quantize(h, *self.kept) if self.quantizes else h
 
     def finish(self) -> None:
-        """Observe the extremes of all steps."""
+        """Update the range with the min and max over all steps."""
         if self.observes:
             lows, highs = zip(*self.ends, strict=True)
             self.edge.current = torch.stack(lows).amin(), torch.stack(highs).amax()
@@ -108,9 +108,9 @@ class _HiddenQuantizer:
 
 
 def quantized_lstm(lstm: nn.LSTM, precision: PrecisionState, role: Role, index: int, momentum: float) -> QuantizedLSTM:
-    """Return the quantized layer for a float one of one layer and one direction, with `batch_first`.
+    """Return the quantized layer for a float LSTM of one layer and one direction, with `batch_first`.
 
-    The weights are shared, not copied; `nn.LSTM`'s two biases, which it adds, become one. The layers get the indices
+    The weights are shared, not copied; the sum of `nn.LSTM`'s two biases becomes one bias. The layers get the indices
     `index` and `index + 1`.
     """
     hidden = lstm.hidden_size

@@ -1,8 +1,8 @@
-"""Pointwise convolutions with a stride, written as what they are: dense ones of every n-th pixel.
+"""Compute strided pointwise convolutions as dense ones of every n-th pixel, to avoid a faulty kernel of oneDNN.
 
-oneDNN 3.12's gradient of such a weight, for processors with AVX2 and no AVX-512, channels innermost and fewer than
-eight of them, writes past the end of its buffer (`jit_avx2_1x1_convolution_bwd_weights_t`; valgrind shows it). Dense
-ones have the same products and sums, and no such kernel.
+oneDNN 3.12's weight gradient of a strided pointwise convolution, for processors with AVX2 and no AVX-512, channels
+innermost and fewer than eight of them, writes past the end of its buffer (`jit_avx2_1x1_convolution_bwd_weights_t`;
+valgrind shows it). Dense ones have the same products and sums, and do not use this kernel.
 """
 
 import torch
@@ -24,12 +24,12 @@ def seen_pixels(x: Tensor, conv: Convolution) -> Tensor:
 
 
 def spread_pixels(gradient: Tensor, conv: Convolution, shape: torch.Size) -> Tensor:
-    """Return a gradient of `seen_pixels` as one of all pixels, zero where none was read.
+    """Return the gradient of all pixels from that of `seen_pixels`; it is zero at pixels that were not read.
 
     Args:
         gradient: (N, C, H', W').
         conv: The convolution.
-        shape: (N, C, H, W). The result has this shape, channels innermost.
+        shape: Shape of the result, (N, C, H, W); its memory has channels innermost.
     """
     whole = torch.empty(shape, dtype=gradient.dtype, memory_format=torch.channels_last).zero_()
     seen_pixels(whole, conv).copy_(gradient)

@@ -1,6 +1,6 @@
 """BatchNorm over the batches of all processes of a distributed run, on any device.
 
-torch's own SyncBatchNorm takes GPU tensors only and is no BatchNorm2d, which settling and freezing look for.
+torch's own SyncBatchNorm takes GPU tensors only and is no BatchNorm2d, which calibration and freezing look for.
 """
 
 from typing import Any
@@ -15,9 +15,9 @@ def over_processes(mean: Tensor, variance: Tensor, count: int) -> tuple[Tensor, 
     """Return the statistics of the batches of all processes together, by one collective.
 
     Args:
-        mean: Of this process's batch, (C,) float32.
-        variance: Likewise, divided by the count.
-        count: Values of a channel.
+        mean: Mean of this process's batch, (C,) float32.
+        variance: Its biased variance (divided by the count), (C,) float32.
+        count: Number of values per channel.
 
     Returns:
         Mean and variance, (C,), and the number of values, 0-dim.
@@ -59,10 +59,11 @@ class _Normalise(torch.autograd.Function):
         shape = [1, -1, *([1] * (x.dim() - 2))]
         axes = [axis for axis in range(x.dim()) if axis != 1]
         normalised = (x - mean.view(shape)) * inverse.view(shape)
-        # Of this process alone: the parameters' gradients are averaged later.
+        # Sums of this process only: the parameters' gradients are averaged over processes later.
         grad_bias, grad_weight = dy.sum(axes).float(), (dy * normalised).sum(axes).float()
         sum_dy, sum_product = summed_over_processes(grad_bias, grad_weight)
         mean_dy, mean_product = sum_dy / total, sum_product / total
+        # Equivalent to dy · p + x · q + r as derived in `terms` of kernels/parameters.py.
         factor = inverse if weight is None else inverse * weight
         dx = (dy - mean_dy.view(shape) - normalised * mean_product.view(shape)) * factor.view(shape)
         if weight is None:
@@ -71,7 +72,7 @@ class _Normalise(torch.autograd.Function):
 
 
 class _Synchronized(nn.modules.batchnorm._BatchNorm):
-    """What both share.
+    """Base class of both synchronized BatchNorms.
 
     Attributes:
         synchronized: Whether training uses the statistics of all processes; otherwise this is a plain BatchNorm.
@@ -80,7 +81,7 @@ class _Synchronized(nn.modules.batchnorm._BatchNorm):
     synchronized: bool = True
 
     def forward(self, input: Tensor) -> Tensor:
-        """Normalise as BatchNorm does; in training by the statistics of the whole batch."""
+        """Apply BatchNorm; in training with the statistics of the whole batch."""
         if not (self.training and is_synchronized(self)):
             return super().forward(input)
         self._check_input_dim(input)  # type: ignore[no-untyped-call]
@@ -136,7 +137,7 @@ def synchronize_norms(model: nn.Module) -> None:
 
 
 def set_synchronized(model: nn.Module, synchronized: bool) -> None:
-    """Let the BatchNorms that `synchronize_norms` made use all processes, or only their own batch."""
+    """Set whether the BatchNorms made by `synchronize_norms` use the batches of all processes or only their own."""
     for module in model.modules():
         if isinstance(module, _Synchronized):
             module.synchronized = synchronized

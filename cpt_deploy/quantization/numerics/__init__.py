@@ -1,1 +1,1 @@
-"""The arithmetic of quantization as pure functions: affine maps, rounding, folded weights, bounds of sums."""
+"""The arithmetic of quantization as pure functions: affine maps, rounding, folding, limits of sums."""

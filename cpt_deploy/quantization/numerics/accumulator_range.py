@@ -1,7 +1,7 @@
-"""The range of codes at which a channel's sums fit into int32 whatever its input; only layers of 65,000 inputs need it.
+"""Limit weights so that the sums of each channel fit into int32 for any input; only needed above 64,000 inputs.
 
-`greatest activation · Σ|codes|` bounds every partial sum of products, with any zero point
-(`precision.accumulators`); the bias has what is left.
+`max activation · Σ|quantized weights|` bounds every partial sum of products, with any zero point
+(`precision.accumulators`); the rest of int32 is reserved for the bias.
 """
 
 import torch
@@ -14,26 +14,26 @@ _EXECUTED_LEVELS = symmetric_levels(8)
 _FOR_BIAS = 2**26
 
 SUM_LIMIT = (INT32_MOST - _FOR_BIAS) // unsigned_levels(8)
-"""What the magnitudes of a channel's executed codes may add up to, beside activations of 8 bits."""
+"""Max sum of the magnitudes of a channel's quantized weights, with activations of 8 bits."""
 
 
 def can_overflow(inputs: int) -> bool:
-    """Return whether so many codes of a channel could add up to more than the limit."""
+    """Return whether a channel with this number of inputs could exceed the limit."""
     return inputs * _EXECUTED_LEVELS > SUM_LIMIT
 
 
 def summed_levels(weight: Tensor, levels: Tensor) -> Tensor:
-    """Return the greatest code of each output channel at which its codes' magnitudes keep the limit for certain.
+    """Return for each output channel the max quantized value at which the sum of magnitudes surely keeps the limit.
 
-    `|rint(x)| ≤ |x| + 1/2`, so `Σ|codes| ≤ levels · Σ|w| / max|w| + inputs / 2`.
+    `|rint(x)| ≤ |x| + 1/2`, so `Σ|quantized weights| ≤ levels · Σ|w| / max|w| + inputs / 2`.
 
     Args:
         weight: Float32 tensor of shape (O, ...).
-        levels: Greatest code that is allowed otherwise, 0-dim or (O,), float32. More than 8 bits are only trained with
-            and stay as they are.
+        levels: Max quantized value allowed otherwise, 0-dim or (O,), float32. Values of more than 8 bits, which occur
+            only in training, are not limited.
 
     Returns:
-        Float32 tensor of shape (O,); 0 where there is no such code.
+        Float32 tensor of shape (O,); 0 where no value keeps the limit.
     """
     magnitudes = weight.detach().flatten(1).abs().double()
     most = magnitudes.amax(dim=1).clamp(min=torch.finfo(torch.float32).tiny)

@@ -1,7 +1,7 @@
 """Affine quantization as ONNX QuantizeLinear and DequantizeLinear define it: pure functions on tensors.
 
 `codes = saturate(rint(x / scale) + zero_point)`, `x = (codes - zero_point) · scale`, rint rounds half to even.
-Levels are passed as tensors so that a change of bits changes data, not code.
+The max quantized value is a tensor so that a change of bits changes data, not compiled code.
 """
 
 from typing import Any
@@ -11,17 +11,17 @@ from torch import Tensor
 
 
 def unsigned_levels(bits: int) -> int:
-    """Return the greatest code of an unsigned tensor of `bits` bits, `2^bits − 1`."""
+    """Return quant_max of an unsigned tensor of `bits` bits, `2^bits − 1`."""
     return int(2**bits - 1)
 
 
 def symmetric_levels(bits: int) -> int:
-    """Return the greatest code of a symmetric signed tensor of `bits` bits, `2^(bits−1) − 1`."""
+    """Return quant_max of a symmetric signed tensor of `bits` bits, `2^(bits−1) − 1`."""
     return int(2 ** (bits - 1) - 1)
 
 
 def range_of(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the least and greatest value of `x` and of 0, as 0-dim tensors.
+    """Return the min and max of `x` and 0, as 0-dim tensors.
 
     Zero belongs to every range so that the zero point is an integer and real zero (padding, ReLU) is exact.
     """
@@ -29,12 +29,12 @@ def range_of(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def including_zero(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the least range that holds a range and 0; NaN stays NaN."""
+    """Return the smallest range that contains the given range and 0; NaN stays NaN."""
     return low.clamp(max=0.0), high.clamp(min=0.0)
 
 
 def in_memory_order(x: Tensor) -> Tensor:
-    """Return a contiguous view of a channels-last tensor; reductions over all of it would copy it otherwise."""
+    """Return a contiguous view of a channels-last tensor, so that full reductions do not copy it."""
     if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
         return x.permute(0, 2, 3, 1)
     return x
@@ -44,9 +44,9 @@ def affine_parameters(low: Tensor, high: Tensor, levels: Tensor) -> tuple[Tensor
     """Return scale and zero point of a range that contains 0.
 
     Args:
-        low: Least real value, 0-dim float32, at most 0.
-        high: Greatest real value, 0-dim float32, at least 0.
-        levels: Greatest code, 0-dim float32.
+        low: Min real value, 0-dim float32, at most 0.
+        high: Max real value, 0-dim float32, at least 0.
+        levels: Max quantized value, 0-dim float32.
 
     Returns:
         The scale and the zero point, 0-dim float32; the zero point is an integer in [0, levels]. An empty range has
@@ -58,15 +58,15 @@ def affine_parameters(low: Tensor, high: Tensor, levels: Tensor) -> tuple[Tensor
 
 
 def symmetric_parameters(low: Tensor, high: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
-    """Return scale and zero point of the grid of signed codes around 0 that a range needs.
+    """Return scale and zero point of symmetric signed quantization of a range.
 
-    The greatest magnitude gets the code 127 of 8 bits; what lies below −127 saturates at −128, as QuantizeLinear
-    defines it. Counted from the least code, as the rest of this module counts, the zero point is 128.
+    At 8 bits the max magnitude maps to 127; values below −127 saturate at −128, as in QuantizeLinear. Relative to the
+    min quantized value, the convention of this module, the zero point is 128.
 
     Args:
-        low: Least real value, 0-dim float32, at most 0.
-        high: Greatest real value, 0-dim float32, at least 0.
-        levels: Number of codes minus 1, odd, 0-dim float32.
+        low: Min real value, 0-dim float32, at most 0.
+        high: Max real value, 0-dim float32, at least 0.
+        levels: Number of quantized values minus 1, odd, 0-dim float32.
 
     Returns:
         The scale and the zero point, 0-dim float32. An empty range has scale 1.
@@ -77,25 +77,25 @@ def symmetric_parameters(low: Tensor, high: Tensor, levels: Tensor) -> tuple[Ten
 
 
 def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, levels: Tensor) -> Tensor:
-    """Return the codes of `x` as a float32 tensor of integers in [0, levels]."""
+    """Return the quantized values of `x`, integers in [0, levels] as float32."""
     return torch.round(x / scale).add_(zero_point).clamp_(min=torch.zeros_like(levels), max=levels)
 
 
 def dequantize(codes: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
-    """Return the real values that codes stand for."""
+    """Return the real values of quantized values."""
     return (codes - zero_point) * scale
 
 
 def _scaled(codes: Tensor, scale: Tensor) -> Tensor:
-    """Return `codes · scale`, in the codes' memory where it may be.
+    """Return `codes · scale`, in place unless compiling.
 
-    In torch 2.11 a compiled function that returns what it has changed in place gets a gradient of zeros.
+    In torch 2.11 a compiled function that returns a tensor changed in place gets a gradient of zeros.
     """
     return codes * scale if torch.compiler.is_compiling() else codes.mul_(scale)
 
 
 class _FakeQuantizeAffine(torch.autograd.Function):
-    """Quantize and dequantize; the gradient passes straight through (STE)."""
+    """Quantize and dequantize with the straight-through gradient (STE)."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, levels: Tensor) -> Tensor:
@@ -116,7 +116,7 @@ def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, levels: Tensor) 
         x: Float32 tensor of any shape.
         scale: 0-dim float32.
         zero_point: 0-dim float32 holding an integer.
-        levels: Greatest code, 0-dim float32.
+        levels: Max quantized value, 0-dim float32.
     """
     result: Tensor = _FakeQuantizeAffine.apply(x, scale, zero_point, levels)
     return result
@@ -127,7 +127,7 @@ def channel_scales(weight: Tensor, levels: Tensor) -> Tensor:
 
     Args:
         weight: Float32 tensor of shape (O, ...).
-        levels: Greatest code, 0-dim float32, or one for each channel, (O,).
+        levels: Max quantized value, float32, 0-dim or per channel (O,).
 
     Returns:
         Float32 tensor of shape (O,).
@@ -143,11 +143,11 @@ def _per_channel(scale: Tensor, weight: Tensor) -> Tensor:
 
 
 def quantize_weight(weight: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
-    """Return a weight's codes, a float32 tensor of integers in [−levels, levels], and its channel scales (O,).
+    """Return a weight's quantized values, integers in [−levels, levels] as float32, and its channel scales (O,).
 
     Args:
         weight: Float32 tensor of shape (O, ...).
-        levels: Greatest code, 0-dim float32, or one for each channel, (O,).
+        levels: Max quantized value, float32, 0-dim or per channel (O,).
     """
     scale = channel_scales(weight, levels)
     most = _per_channel(levels, weight) if levels.dim() else levels
@@ -156,7 +156,7 @@ def quantize_weight(weight: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class _FakeQuantizeWeight(torch.autograd.Function):
-    """Quantize and dequantize a weight per output channel, straight-through gradient."""
+    """Quantize and dequantize a weight per output channel with the straight-through gradient."""
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, levels: Tensor) -> Tensor:
@@ -169,6 +169,6 @@ class _FakeQuantizeWeight(torch.autograd.Function):
 
 
 def fake_quantize_weight(weight: Tensor, levels: Tensor) -> Tensor:
-    """Return a weight rounded to its symmetric per-channel grid, with the straight-through gradient."""
+    """Return a weight fake-quantized symmetrically per channel, with the straight-through gradient."""
     result: Tensor = _FakeQuantizeWeight.apply(weight, levels)
     return result

@@ -1,4 +1,7 @@
-"""Weights, BatchNorm and bias of a layer → codes, channel scales and an int32 bias; no weight is rounded twice."""
+"""Fold a layer's weights, bias and BatchNorm into int8 weights, channel scales and an int32 bias.
+
+No weight is rounded twice.
+"""
 
 from dataclasses import dataclass
 
@@ -12,12 +15,12 @@ from cpt_deploy.quantization.numerics.accumulator_range import SUM_LIMIT
 from cpt_deploy.quantization.numerics.affine import quantize_weight, symmetric_levels
 from cpt_deploy.quantization.numerics.saturation import worst_pair
 
-#: Biases stay well inside int32 so that accumulators cannot overflow.
+#: Max magnitude of a bias, well inside int32 so that accumulators cannot overflow.
 BIAS_LIMIT = 2**30
-#: A bias that is stored in float32 and rounded by the runtime has to keep its integer: 24 bits, less two roundings.
+#: A bias stored in float32 and rounded by the runtime has to yield the same integer: 24 bits, less two roundings.
 FLOAT_BIAS_LIMIT = 2**22
-#: A channel that only scales and shifts gets this code: a power of two, so dividing the scale by it is exact, and
-#: large, so that the bias, an integer at `input scale · scale`, is fine-grained.
+#: Quantized weight of a channel that only scales and shifts: a power of two, so dividing the scale by it is exact, and
+#: large, so that the bias, an integer at scale `input scale · scale`, is fine-grained.
 UNIT_CODE = 64
 
 Codes = NDArray[np.int8]
@@ -28,7 +31,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class FoldedWeights:
-    """Codes, shift, scales and bias of a weighted operation; arrays of shapes (O, ...), (O,), (O,)."""
+    """Quantized weights (O, ...), shift, scales (O,) and bias (O,) of a weighted operation."""
 
     codes: Codes
     shift: int
@@ -36,13 +39,13 @@ class FoldedWeights:
     bias: Biases
 
     def offsets(self, input_scale: float) -> Floats:
-        """Return the real values of the biases, float64 (O,), for an input of some scale."""
+        """Return the real values of the biases, float64 (O,), for an input of the given scale."""
         step: Floats = (np.float32(input_scale) * self.scales).astype(np.float64)
         return self.bias.astype(np.float64) * step
 
 
 def normalisation(norm: nn.BatchNorm1d | nn.BatchNorm2d | None, channels: int) -> tuple[Floats, Floats]:
-    """Return BatchNorm in evaluation as a factor and an offset for each channel, float64 (C,)."""
+    """Return BatchNorm in evaluation mode as a factor and an offset per channel, float64 (C,)."""
     if norm is None:
         return np.ones(channels), np.zeros(channels)
     mean, variance = _float64(norm.running_mean), _float64(norm.running_var)
@@ -64,15 +67,15 @@ def fold_layer(
 ) -> FoldedWeights:
     """Fold a layer and the BatchNorm after it.
 
-    The codes stay those of training. The channel scale is multiplied by |γ/σ|, the codes are negated where γ < 0, and
-    what is left of BatchNorm goes into the bias.
+    The quantized weights stay those of training, negated where γ < 0. The channel scale is multiplied by |γ/σ|, and
+    the shift of BatchNorm goes into the bias.
 
     Args:
         layer: The trained layer.
         norm: The BatchNorm that follows it, or None.
-        bits: Bits of the weight codes.
+        bits: Bits of the quantized weights.
         input_scale: Scale of the layer's input.
-        bias_limit: Greatest magnitude of a bias code.
+        bias_limit: Max magnitude of a quantized bias.
     """
     with torch.no_grad():
         weight = layer.channel_weight
@@ -86,7 +89,7 @@ def fold_layer(
 
 
 def _shift(codes: Tensor, bits: int, limit: int | None) -> int:
-    """Return by how much codes are shifted to fill 8 bits, or as much of it as keeps pairs and sums in their limits."""
+    """Return the left shift of the quantized weights: to 8 bits, or less if pairs or sums would exceed their limit."""
     shift = 8 - bits
     sums = float(codes.double().abs().flatten(1).sum(dim=1).amax())
     pairs = 0.0 if limit is None else float(worst_pair(codes).amax())
@@ -105,22 +108,22 @@ def fold(
     *,
     shift: int = 0,
 ) -> FoldedWeights:
-    """Fold a factor and an offset of each output channel into symmetric codes and their scales.
+    """Fold a factor and an offset of each output channel into symmetric quantized weights and their scales.
 
     Args:
-        codes: Integers (O, ...).
-        scales: Real step of `codes · 2^shift`, (O,).
-        factor: What the channel's sum is multiplied by, (O,).
-        offset: What is added to it then, (O,).
+        codes: Quantized weights, integers (O, ...).
+        scales: Scale of `codes · 2^shift`, (O,).
+        factor: Factor of the channel's sum, (O,).
+        offset: Offset added after it, (O,).
         input_scale: Scale of the input.
-        bias_limit: Greatest magnitude of a bias code.
+        bias_limit: Max magnitude of a quantized bias.
         shift: See `WeightedOperation.shift`.
     """
     per_channel = (-1, *([1] * (codes.ndim - 1)))
     codes = codes * np.where(factor < 0, -1.0, 1.0).reshape(per_channel)
     folded = (scales * np.abs(factor)).astype(np.float32)
-    # A channel whose factor is (almost) zero leaves its bias no grid that int32 can hold. Such a channel is all but
-    # constant: its scale is raised until the bias fits and its codes shrink accordingly, to zero in the end.
+    # If a channel's factor is (almost) zero, its bias does not fit into int32 at the resulting scale. Such a channel is
+    # almost constant: its scale is raised until the bias fits, and its quantized weights shrink accordingly, down to 0.
     least = (np.abs(offset) / bias_limit / input_scale).astype(np.float32)
     raised = np.maximum(folded, np.maximum(least, np.finfo(np.float32).tiny))
     shrunk = np.rint(codes * (folded / raised).astype(np.float64).reshape(per_channel))
@@ -133,14 +136,14 @@ def fold(
 def channelwise(
     factor: Floats, offset: Floats, dimensions: int, input_scale: float, bias_limit: int = BIAS_LIMIT
 ) -> FoldedWeights:
-    """Return `x · factor + offset` per channel as a depthwise convolution with one code in each kernel.
+    """Return `x · factor + offset` per channel as a depthwise convolution with one weight per kernel.
 
     Args:
         factor: float64 (C,).
         offset: float64 (C,).
         dimensions: Number of spatial dimensions.
         input_scale: Scale of the input.
-        bias_limit: Greatest magnitude of a bias code.
+        bias_limit: Max magnitude of a quantized bias.
     """
     channels = len(factor)
     codes = np.full((channels, 1, *([1] * dimensions)), float(UNIT_CODE))

@@ -1,4 +1,4 @@
-"""Quantization of the gradient that enters a layer's backward pass: per tensor, unbiased stochastic rounding."""
+"""Quantize the output gradient of a layer in its backward pass: per tensor, with unbiased stochastic rounding."""
 
 from typing import Any
 
@@ -10,16 +10,16 @@ from cpt_deploy.quantization.kernels.layout import dense
 
 
 def quantize_gradient(gradient: Tensor, levels: Tensor, seed: int | Tensor) -> Tensor:
-    """Round a gradient stochastically to a grid of `levels + 1` codes.
+    """Round a gradient stochastically to one of `levels + 1` values.
 
-    The grid contains 0 and its step is `range / (levels − 1)`: one code is left free so that rounding down at the
-    lower end and up at the upper end both stay on the grid. Nothing is clamped, so the rounding is unbiased
-    everywhere, and exact zeros stay zero. A step is relative to the tensor's own range, however small.
+    The values are multiples of the step `range / (levels − 1)`, including 0: one value is left free so that rounding
+    down at the min and up at the max both stay within them. Nothing is clamped, so the rounding is unbiased
+    everywhere, and exact zeros stay zero. The step is relative to the tensor's own range, however small.
 
     Args:
-        gradient: Float32 tensor of any shape; of another type, it is rounded as float32.
-        levels: Greatest code, 0-dim float32.
-        seed: Seed of the noise, an integer or 0-dim int64 on the gradient's device.
+        gradient: Float32 tensor of any shape; other types are converted to float32.
+        levels: Max quantized value, 0-dim float32.
+        seed: Seed of the stochastic-rounding noise, an integer or 0-dim int64 on the gradient's device.
 
     Returns:
         The rounded gradient; NaN and infinite inputs give NaN, never a number.
@@ -32,7 +32,7 @@ def quantize_gradient(gradient: Tensor, levels: Tensor, seed: int | Tensor) -> T
 
 
 class _QuantizeGradient(torch.autograd.Function):
-    """The identity, whose gradient is quantized."""
+    """The identity with a quantized gradient."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, levels: Tensor, seed: int | Tensor) -> Tensor:
@@ -45,6 +45,6 @@ class _QuantizeGradient(torch.autograd.Function):
 
 
 def with_quantized_gradient(x: Tensor, levels: Tensor, seed: int | Tensor) -> Tensor:
-    """Return `x`; the gradient that comes back through it is quantized by `quantize_gradient`."""
+    """Return `x`, with its gradient quantized by `quantize_gradient` in the backward pass."""
     result: Tensor = _QuantizeGradient.apply(x, levels, seed)
     return result

@@ -1,7 +1,8 @@
-"""Sums of two weight codes, which x86 processors without VNNI bound: there `vpmaddubsw` adds products in 16 bits.
+"""The VNNI saturation guard: limit quantized weights so that no pair of products saturates int16.
 
-It multiplies unsigned activations by signed weights and adds each two adjacent products, saturating silently. No two
-products of an output channel can leave int16 if its two largest codes of one sign add up to at most `pair_limit`.
+On x86 processors without VNNI, `vpmaddubsw` multiplies unsigned activations by signed weights and adds each two
+adjacent products in 16 bits, saturating silently. No two products of an output channel can leave int16 if its two
+largest quantized weights of one sign add up to at most `pair_limit`.
 """
 
 import torch
@@ -14,18 +15,18 @@ _EXECUTED_LEVELS = symmetric_levels(8)
 
 
 def pair_limit(activation_bits: int) -> int:
-    """Return what two codes of one sign may add up to: 128 for activations of 8 bits.
+    """Return the max sum of two quantized weights of one sign: 128 for activations of 8 bits.
 
-    From 7 bits down no two codes of 8 bits exceed it.
+    At 7 activation bits or fewer, no two weights of 8 bits exceed it.
     """
     return _INT16_MOST // unsigned_levels(activation_bits)
 
 
 def worst_pair(codes: Tensor) -> Tensor:
-    """Return the greatest sum of two codes of one sign in each output channel, a missing code counting 0.
+    """Return the max sum of two quantized weights of one sign in each output channel; a missing one counts 0.
 
     Args:
-        codes: Float32 tensor of integers of shape (O, ...).
+        codes: Quantized weights, float32 tensor of integers of shape (O, ...).
 
     Returns:
         Float32 tensor of shape (O,).
@@ -34,26 +35,26 @@ def worst_pair(codes: Tensor) -> Tensor:
 
 
 def portable_levels(weight: Tensor, levels: Tensor, limit: int) -> Tensor:
-    """Return the greatest code of each output channel at which no two codes of one sign exceed a limit.
+    """Return for each output channel the max quantized value at which no two weights of one sign exceed a limit.
 
-    A smaller range is needed only beside 8-bit codes, and there only in channels with two large weights of one sign.
-    It is the largest that keeps the limit: a channel with one large weight loses little, and half of the limit always
-    does.
+    A smaller range is needed only for 8-bit weights, and there only in channels with two large weights of one sign.
+    The largest value that keeps the limit is chosen: a channel with one large weight loses little. Half of the limit
+    always keeps it.
 
     Args:
         weight: Float32 tensor of shape (O, ...).
-        levels: Greatest code that the bits allow, 0-dim float32. More than 8 bits are only trained with and stay as
-            they are.
-        limit: What two codes may add up to, see `pair_limit`.
+        levels: Max quantized value at these bits, 0-dim float32. Values of more than 8 bits, which occur only in
+            training, are not limited.
+        limit: Max sum of two quantized weights, see `pair_limit`.
 
     Returns:
-        Float32 tensor of shape (O,), or `levels` itself if the limit is out of reach.
+        Float32 tensor of shape (O,), or `levels` itself if the limit cannot be exceeded.
     """
     least, levels = limit // 2, levels.to(weight.device)
     if least >= _EXECUTED_LEVELS:
         return levels
     candidates = torch.arange(least, _EXECUTED_LEVELS + 1, dtype=weight.dtype, device=weight.device)
-    # Rounding keeps the order, so the two largest weights of a sign have the two largest codes.
+    # Rounding keeps the order, so the two largest weights of a sign have the two largest quantized values.
     scales = channel_scales(weight, torch.ones_like(levels)).view(-1, 1, 1) / candidates
     fits = torch.ones(len(weight), len(candidates), dtype=torch.bool, device=weight.device)
     for side in _two_largest(weight.detach()):

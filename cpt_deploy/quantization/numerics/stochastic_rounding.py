@@ -1,6 +1,6 @@
-"""Noise for stochastic rounding: a hash of the element's index and of a seed, not a generator's state.
+"""Stochastic-rounding noise: a hash of the element's index and a seed, without a generator state.
 
-It is the same on every device, costs no random-number kernel and needs no state in a checkpoint.
+It is the same on every device, needs no random-number kernel and no state in a checkpoint.
 """
 
 from typing import TypeVar
@@ -16,7 +16,7 @@ _indices: dict[torch.device, Tensor] = {}
 
 
 def _hashed_indices(count: int, device: torch.device) -> Tensor:
-    """Return `index · golden` for the first `count` indices, kept per device since every layer needs them."""
+    """Return `index · golden` for the first `count` indices, cached per device since every layer needs them."""
     if torch.compiler.is_compiling():
         return torch.arange(count, dtype=torch.int32, device=device) * _GOLDEN
     known = _indices.get(device)
@@ -30,9 +30,9 @@ def index_noise(count: int, seed: int | Tensor, device: torch.device) -> Tensor:
     """Return `count` uniform float32 values in [0, 1), a pure function of index and seed.
 
     Args:
-        count: How many values.
-        seed: Any integer, or one on the device, 0-dim int64; its low 32 bits count.
-        device: Where to compute them; the values do not depend on it.
+        count: Number of values.
+        seed: Any integer, or one on the device, 0-dim int64; only its low 32 bits are used.
+        device: Device of the result; the values do not depend on it.
     """
     bits = _hashed_indices(count, device) + _signed(seed)
     bits.bitwise_xor_(bits >> 15).mul_(_MIX_1)
@@ -52,9 +52,9 @@ Seed = TypeVar("Seed", int, Tensor)
 
 
 def seed_from_index(seed: Seed, first: int) -> Seed:
-    """Return a seed whose noise at index `i` is that of `seed` at index `first + i`.
+    """Return a seed whose noise at index `i` equals that of `seed` at index `first + i`.
 
-    So processes that hold parts of one batch round it with the noise of the whole.
+    With it, processes that hold parts of one batch use the matching parts of the whole batch's noise.
     """
     return (seed + first * _GOLDEN) & 0xFFFFFFFF
 

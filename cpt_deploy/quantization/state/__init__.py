@@ -1,1 +1,1 @@
-"""What a quantized model knows of its precision: configuration, current bits, and how they reach the layers."""
+"""Precision of a quantized model: configuration, current bits, layer groups, portability and symmetry."""

@@ -1,4 +1,4 @@
-"""What `prepare` needs to know: the bounds of the cycle and how ranges are tracked."""
+"""The configuration of `prepare`: min_bits and max_bits, groups of layers, and how ranges are tracked."""
 
 from dataclasses import dataclass
 from numbers import Integral
@@ -10,18 +10,18 @@ EndLayers = Literal["hold", "cycle"]
 
 LEAST_BITS = 2
 MOST_BITS = 32
-#: Most bits that integer kernels execute, hence most that a model is frozen at.
+#: Max bits that integer kernels execute, hence the max bits of a frozen model.
 MOST_INTEGER_BITS = 8
-#: From here on a tensor is left in float32, whose significand holds no more levels.
+#: From this number of bits on, a tensor stays in float32, whose significand has no more precision.
 FLOAT_BITS = 24
 
 
 def whole_bits(kind: str, bits: object) -> int:
-    """Return a number of bits that may be set.
+    """Validate a number of bits and return it as an integer.
 
     Args:
-        kind: What has them, as the error names it.
-        bits: What was given.
+        kind: The tensors that have these bits, for the error.
+        bits: The value to validate.
 
     Raises:
         UsageError: If it is no whole number from `LEAST_BITS` to `MOST_BITS`.
@@ -35,12 +35,12 @@ def whole_bits(kind: str, bits: object) -> int:
 
 @dataclass(frozen=True, slots=True)
 class LayerGroup:
-    """Layers with bits of their own.
+    """A group of layers with its own bits.
 
     Args:
         name: The role of these layers, an identifier.
         match: Shell pattern of the layers' names.
-        upper: Their upper bound, at which they are frozen.
+        upper: Their max_bits, at which they are frozen.
     """
 
     name: str
@@ -53,12 +53,12 @@ class QuantizationConfig:
     """How a float model becomes a CPT model.
 
     Args:
-        lower: Least bits of the cycle, 2 to `upper`.
-        upper: Greatest bits of the cycle, at most 32; 24 and more mean float32. The model is frozen at this bound.
-        ends: Whether the first and the last layer hold the upper bound or cycle as the others do.
+        lower: Min bits of the schedule, 2 to `upper`.
+        upper: Max bits of the schedule, at most 32; 24 and more mean float32. The model is frozen at these bits.
+        ends: Whether the first and the last layer have fixed precision (max_bits) or follow the schedule as the others.
         range_momentum: Weight of a new batch in the moving average of activation ranges, in (0, 1].
         seed: Seed of the gradients' stochastic rounding.
-        groups: Layers with bits of their own; a layer belongs to the first that matches its name.
+        groups: Groups of layers with their own bits; a layer belongs to the first group that matches its name.
 
     Raises:
         UsageError: If the bounds are out of order or out of range.
@@ -72,10 +72,10 @@ class QuantizationConfig:
     groups: tuple[LayerGroup, ...] = ()
 
     def __post_init__(self) -> None:
-        given: dict[str, object] = {"the lower bound": self.lower, "the upper bound": self.upper}
+        given: dict[str, object] = {"min_bits": self.lower, "max_bits": self.upper}
         for kind, bits in given.items():
             if not isinstance(bits, Integral):
-                raise UsageError(f"Expected bits of {kind} to be whole numbers, but got {bits!r}")
+                raise UsageError(f"Expected whole numbers of bits for {kind}, but got {bits!r}")
         if not LEAST_BITS <= self.lower <= self.upper <= MOST_BITS:
             raise UsageError(
                 f"Expected {LEAST_BITS} <= lower <= upper <= {MOST_BITS} bits, "
@@ -86,7 +86,7 @@ class QuantizationConfig:
         for group in self.groups:
             if not LEAST_BITS <= group.upper <= self.upper:
                 raise UsageError(
-                    f"Expected the upper bound of layers {group.match!r} in {LEAST_BITS}..{self.upper} bits, "
+                    f"Expected max_bits of layers {group.match!r} in {LEAST_BITS}..{self.upper} bits, "
                     f"but got {group.upper}",
-                    hint="the model's own upper bound, which edges between layers hold, is the greatest",
+                    hint="they cannot exceed the model's own max_bits, which tensors between layers always have",
                 )

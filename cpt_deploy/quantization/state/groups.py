@@ -1,4 +1,4 @@
-"""Which layers cycle, hold the upper bound, or belong to a group with bits of its own."""
+"""Assign roles to layers: scheduled precision, fixed precision (max_bits), or a group with its own bits."""
 
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
@@ -12,15 +12,15 @@ from cpt_deploy.registry import nearest_names
 def layer_roles(names: Sequence[str], config: QuantizationConfig) -> dict[str, Role]:
     """Return the role of each layer.
 
-    The first and the last layer hold the upper bound where the configuration says so, whatever groups match them; each
-    other layer belongs to the first group that matches its name, or cycles with the rest.
+    The first and the last layer have fixed precision if the configuration says so, whatever groups match them; each
+    other layer belongs to the first group that matches its name, or else follows the schedule.
 
     Args:
         names: The layers, in the order of the graph.
         config: Groups and ends.
 
     Raises:
-        UsageError: If a group gets no layer; the hint has the nearest names.
+        UsageError: If a group gets no layer; the hint lists the nearest names.
     """
     held = {names[0], names[-1]} if config.ends == "hold" else set()
     roles: dict[str, Role] = {}
@@ -42,8 +42,8 @@ def _empty(pattern: str, matched: Sequence[str], names: Sequence[str], held: set
     listed = ", ".join(matched[:3])
     if set(matched) <= held:
         return UsageError(
-            f"Expected layers that cycle, but {pattern!r} matches only {listed}, which holds the upper bound",
-            hint="precision.ends=cycle lets the first and the last layer cycle too",
+            f"Expected layers of scheduled precision, but {pattern!r} matches only {listed}, which has fixed precision",
+            hint="precision.ends=cycle lets the first and the last layer follow the schedule too",
         )
     return UsageError(
         f"Expected each group to have layers, but those of {pattern!r} ({listed}, …) belong to earlier groups",

@@ -1,4 +1,7 @@
-"""Models are portable, so that their integers cannot saturate on x86 processors without VNNI, unless made native."""
+"""Portable and native models: by default, integers cannot saturate on x86 processors without VNNI.
+
+`make_native` removes the limits that ensure this; `reduced_layers` lists the layers that they affect.
+"""
 
 from dataclasses import dataclass
 
@@ -13,13 +16,13 @@ _EXECUTED_BITS = 8
 
 @dataclass(frozen=True, slots=True)
 class ReducedLayer:
-    """What the limits of sums take from a layer: that of pairs, and in layers of many inputs that of int32.
+    """A layer whose weights have a reduced range: to limit pairs of products or, with many inputs, int32 sums.
 
     Attributes:
         layer: Its module path.
         channels: Number of its output channels.
-        reduced_channels: How many of them have fewer codes than their bits allow.
-        least_levels: The smallest greatest code of a channel; 127 is that of 8 bits.
+        reduced_channels: Number of channels whose range is smaller than their bits allow.
+        least_levels: The smallest max quantized value of a channel; 127 is that of 8 bits.
     """
 
     layer: str
@@ -29,11 +32,11 @@ class ReducedLayer:
 
 
 def make_native(model: CyclingModel) -> None:
-    """Let weights keep their whole range in evaluation, settling and freezing alike; the model is not portable then.
+    """Let weights keep their whole range in evaluation, calibration and freezing; the model is then not portable.
 
-    Otherwise no two codes of a layer add up to what saturates 16 bits: weights of 8 bits have less range in channels
-    that need it, while those of fewer bits keep their codes, which `freeze` then executes at a smaller shift. The model
-    is to be settled afterwards.
+    By default no pair of quantized weights of a layer can saturate 16 bits: weights of 8 bits have a smaller range in
+    channels that need it, while those of fewer bits keep their values, which `freeze` then executes at a smaller shift.
+    Calibrate the model afterwards.
 
     Args:
         model: The model; its parameters do not change.
@@ -42,11 +45,11 @@ def make_native(model: CyclingModel) -> None:
 
 
 def reduced_layers(model: CyclingModel, weight_bits: WeightBits = None) -> list[ReducedLayer]:
-    """Return the layers that have fewer codes than their bits allow, in the order of the graph.
+    """Return the layers whose range is smaller than their bits allow, in the order of the graph.
 
     Args:
         model: The model.
-        weight_bits: Bits of the cycling weights, or of single layers by name; None is the upper bound's, at most 8.
+        weight_bits: Bits of the scheduled weights, or of single layers by name; None means max_bits, at most 8.
     """
     found = []
     with torch.no_grad(), model.upper_bound(weight_bits):
@@ -62,7 +65,7 @@ def reduced_layers(model: CyclingModel, weight_bits: WeightBits = None) -> list[
 
 
 def _layers(model: CyclingModel) -> list[tuple[str, QuantizedLayer]]:
-    """Return the layers that multiply, with their names."""
+    """Return all quantized layers with their names, except embeddings, which do not multiply."""
     modules = [(info.name, model.get_submodule(f"network.{info.name}")) for info in model.layers()]
     return [
         (name, module)

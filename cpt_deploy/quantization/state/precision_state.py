@@ -1,4 +1,4 @@
-"""The current bits of a model: one object that every quantizer of the model reads."""
+"""The current bits of a model, in one object that all its quantizers read."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -13,20 +13,20 @@ from cpt_deploy.quantization.numerics.stochastic_rounding import mix_into, mix_s
 from cpt_deploy.quantization.state.config import FLOAT_BITS, MOST_INTEGER_BITS, whole_bits
 
 Role = str
-"""Whose bits a tensor has: "cycle", "hold", or the name of a group of layers with bits of its own."""
+"""The role that determines a tensor's bits: "cycle", "hold", or the name of a group of layers."""
 
 ROLES: tuple[Role, ...] = ("cycle", "hold")
-"""The roles that every model has."""
+"""The roles of every model: scheduled and fixed precision."""
 
 
 class Bits(NamedTuple):
-    """The bits of a model at a moment.
+    """A snapshot of the bits of a model.
 
     Attributes:
-        weights: Of weights, by role.
-        activations: Of activations, by role.
-        gradients: Of gradients.
-        own_weights: Of layers with bits of their own, by the layer's index.
+        weights: Bits of weights, by role.
+        activations: Bits of activations, by role.
+        gradients: Bits of gradients.
+        own_weights: Bits of single layers' weights that deviate from their role, by the layer's index.
     """
 
     weights: Mapping[Role, int]
@@ -36,16 +36,16 @@ class Bits(NamedTuple):
 
 
 class PrecisionState(nn.Module):
-    """Bits of weights, activations and gradients, as numbers of levels on the model's device.
+    """Bits of weights, activations and gradients, also as max quantized values on the model's device.
 
-    Tensors with role "cycle" follow the schedule; those with role "hold" stay at the upper bound; those of a group
-    follow the group's own schedule. Levels and seeds are tensors on the device, so kernels and compiled graphs see new
-    data, not new code, when bits and steps change.
+    Tensors with role "cycle" follow the schedule; those with role "hold" stay at max_bits; those of a group follow the
+    group's own schedule. Max quantized values and seeds are tensors on the device, so kernels and compiled graphs see
+    new data, not new code, when bits and steps change.
 
     Args:
-        upper: Bits of the upper bound.
-        seed: Seed of the gradients' noise.
-        groups: Upper bound of each group of layers, at most `upper`.
+        upper: The max_bits of the model.
+        seed: Seed of the gradients' stochastic-rounding noise.
+        groups: The max_bits of each group of layers, at most `upper`.
     """
 
     gradient_levels: Tensor
@@ -57,40 +57,40 @@ class PrecisionState(nn.Module):
         self.upper = upper
         self.groups: dict[Role, int] = dict(groups or {})
         self.seed = seed
-        #: Number of the present training step, which seeds the noise; `None` until it is told.
+        #: Number of the current training step, which seeds the noise; `None` until it is set.
         self.step: int | None = None
-        #: Position in the whole batch of the first sample that this process has.
+        #: Index in the whole batch of the first sample of this process.
         self.first_sample = 0
         self.weight_bits: dict[Role, int] = {**dict.fromkeys(ROLES, upper), **self.groups}
         self.activation_bits: dict[Role, int] = dict(self.weight_bits)
         self.gradient_bits = 8
         #: Whether weights keep their whole range in evaluation and freezing, though pairs of products may saturate.
         self.native = False
-        #: Whether gradients are quantized at all at their present bits.
+        #: Whether gradients are quantized at all at their current bits.
         self.quantizes_gradients = True
         self._quantizes_weights: dict[Role, bool] = dict.fromkeys(self.weight_bits, True)
         self._quantizes_activations: dict[Role, bool] = dict.fromkeys(self.weight_bits, True)
-        #: Layers whose weights have bits of their own, by the layer's index: mixed precision, after training.
+        #: Bits of single layers' weights, by the layer's index: bit allocation (mixed precision) after training.
         self.own_weight_bits: dict[int, int] = {}
         for role in self.weight_bits:
             self.register_buffer(f"weight_levels_{role}", torch.tensor(0.0), persistent=False)
             self.register_buffer(f"activation_levels_{role}", torch.tensor(0.0), persistent=False)
         self.register_buffer("gradient_levels", torch.tensor(0.0), persistent=False)
         self._filled: dict[str, int] = {}
-        # Of the noise of each layer's gradients: for the run, and of the present step.
+        # Seeds of the noise of each layer's gradients: for the run, and for the current step.
         self.register_buffer("layer_seeds", torch.zeros(0, dtype=torch.int64), persistent=False)
         self.register_buffer("seeds", torch.zeros(0, dtype=torch.int64), persistent=False)
         self.set(weights=upper, activations=upper, gradients=self.gradient_bits)
 
     def set(self, *, weights: int, activations: int, gradients: int, groups: Mapping[Role, int] | None = None) -> None:
-        """Set the bits of everything that cycles.
+        """Set the bits of all tensors of scheduled precision.
 
         Args:
             weights: Bits of weights.
             activations: Bits of activations.
             gradients: Bits of gradients.
-            groups: Bits of the groups' weights and activations. Groups that are left out have those of the others, or
-                their own upper bound where that is less.
+            groups: Bits of the groups' weights and activations. Omitted groups have `weights` and `activations`,
+                limited to their own max_bits.
 
         Raises:
             UsageError: If a number of bits is no whole number in [2, 32].
@@ -116,17 +116,17 @@ class PrecisionState(nn.Module):
         self.quantizes_gradients = self.gradient_bits < FLOAT_BITS
 
     def _fill(self, name: str, levels: int) -> None:
-        """Set levels on the device, if they change."""
+        """Set a max quantized value on the device if it has changed."""
         if self._filled.get(name) != levels:
             self.get_buffer(name).fill_(float(levels))
             self._filled[name] = levels
 
     def bits(self) -> Bits:
-        """Return all present bits, for `restore`."""
+        """Return all current bits, for `restore`."""
         return Bits(dict(self.weight_bits), dict(self.activation_bits), self.gradient_bits, self.own_weight_bits)
 
     def restore(self, bits: Bits) -> None:
-        """Set all bits to those that `bits` returned."""
+        """Restore the bits that `bits` returned."""
         self.weight_bits, self.activation_bits = dict(bits.weights), dict(bits.activations)
         self.gradient_bits, self.own_weight_bits = bits.gradients, dict(bits.own_weights)
         self._fill_levels()
@@ -161,11 +161,11 @@ class PrecisionState(nn.Module):
             self.set_step(step, 0)
 
     def upper_of(self, role: Role) -> int:
-        """Return the upper bound of a role."""
+        """Return the max_bits of a role."""
         return self.groups.get(role, self.upper)
 
     def add_layer(self, index: int) -> None:
-        """Make room for the seed of a layer."""
+        """Add the seeds of a layer."""
         known = len(self.layer_seeds)
         added = [mix_seed(self.seed, number) for number in range(known, index + 1)]
         self.layer_seeds = torch.cat([self.layer_seeds, self.layer_seeds.new_tensor(added)])
@@ -178,56 +178,56 @@ class PrecisionState(nn.Module):
         self.first_sample = first_sample
 
     def seed_of(self, index: int, sample: int) -> Tensor:
-        """Return the seed of a layer's gradient in this step, 0-dim int64; its low 32 bits count.
+        """Return the seed of a layer's gradient in this step, 0-dim int64; only its low 32 bits are used.
 
         Args:
             index: The layer's index.
-            sample: Values of the gradient in one sample.
+            sample: Number of values of the gradient per sample.
         """
         seed = self.seeds[index]
         return seed_from_index(seed, self.first_sample * sample) if self.first_sample else seed
 
     def weight_levels(self, role: Role) -> Tensor:
-        """Return the greatest weight code of a role, 0-dim float32."""
+        """Return the max quantized weight of a role, 0-dim float32."""
         return self.get_buffer(f"weight_levels_{role}")
 
     def activation_levels(self, role: Role) -> Tensor:
-        """Return the greatest activation code of a role, 0-dim float32."""
+        """Return the max quantized activation of a role, 0-dim float32."""
         return self.get_buffer(f"activation_levels_{role}")
 
     def weight_levels_of(self, index: int, role: Role) -> Tensor:
-        """Return the greatest weight code of a layer, which may have bits of its own, 0-dim float32."""
+        """Return the max quantized weight of a layer, which may have its own bits, 0-dim float32."""
         levels = self.weight_levels(role)
         if index not in self.own_weight_bits:
             return levels
         return torch.full_like(levels, float(symmetric_levels(self.own_weight_bits[index])))
 
     def weight_bits_of(self, index: int, role: Role) -> int:
-        """Return the bits of a layer's weights, which may be its own."""
+        """Return the bits of a layer's weights: its own, or those of its role."""
         return self.own_weight_bits.get(index, self.weight_bits[role])
 
     def quantizes_weights(self, index: int, role: Role) -> bool:
-        """Return whether the weights of a layer are quantized at all at their present bits."""
+        """Return whether the weights of a layer are quantized at all at their current bits."""
         own = self.own_weight_bits.get(index)
         return self._quantizes_weights[role] if own is None else own < FLOAT_BITS
 
     def quantizes_activations(self, role: Role) -> bool:
-        """Return whether activations of a role are quantized at all at their present bits."""
+        """Return whether activations of a role are quantized at all at their current bits."""
         return self._quantizes_activations[role]
 
     @property
     def pair_limit(self) -> int | None:
-        """What two executed weight codes of one sign may add up to in evaluation and freezing; None is no limit."""
+        """Max sum of two quantized weights of one sign in evaluation and freezing; None means no limit."""
         return None if self.native else pair_limit(min(max(self.activation_bits.values()), MOST_INTEGER_BITS))
 
     @property
     def branches(self) -> tuple[bool, ...]:
-        """What at the present bits is quantized at all, on which depends which operations a step has."""
+        """Which tensors are quantized at all at the current bits; this determines the operations of a step."""
         quantized = (*self._quantizes_weights.values(), *self._quantizes_activations.values())
         return (*quantized, self.quantizes_gradients, *(bits < FLOAT_BITS for bits in self.own_weight_bits.values()))
 
     @property
     def most_bits(self) -> int:
-        """The most bits that anything has at present."""
+        """The max of all current bits."""
         own = self.own_weight_bits.values()
         return max(*self.weight_bits.values(), *self.activation_bits.values(), self.gradient_bits, *own)

@@ -1,4 +1,4 @@
-"""What all CPT models share: layers and edges whose bits are one shared state."""
+"""The base class of CPT models: quantized layers and activation quantizers that share one precision state."""
 
 import warnings
 from collections.abc import Iterator, Mapping
@@ -18,8 +18,8 @@ from cpt_deploy.quantization.state.config import QuantizationConfig, whole_bits
 from cpt_deploy.quantization.state.precision_state import PrecisionState, Role
 
 WeightBits = int | Mapping[str, int] | None
-"""Bits of the cycling layers' weights; or bits by layer name, where a layer not named has the upper bound; or None for
-the upper bound everywhere."""
+"""Bits of the scheduled layers' weights; or bits by layer name, where an omitted layer has max_bits; or None for
+max_bits everywhere."""
 
 
 BITS_KEY = "bits"
@@ -33,7 +33,7 @@ class LayerInfo:
     Attributes:
         name: Its module path.
         macs: Multiply-accumulates per sample in forward.
-        role: "cycle", "hold" (the upper bound), or the name of its group.
+        role: "cycle", "hold" (always max_bits), or the name of its group.
         weights: Number of weights, without the bias.
     """
 
@@ -44,15 +44,15 @@ class LayerInfo:
 
 
 class CyclingModel(nn.Module):
-    """A model whose bits cycle. Its present bits and step are in its `state_dict`, under "bits".
+    """A model whose bits follow a schedule. Its present bits and step are in its `state_dict`, under "bits".
 
     Args:
         precision: The current bits.
-        config: What it was prepared with.
-        layers: Its quantized layers; a layer's index is its place.
+        config: The configuration that it was prepared with.
+        layers: Its quantized layers; a layer's index is its position.
 
     Attributes:
-        conversion: Which way it was converted, and why.
+        conversion: How it was converted, and why.
     """
 
     def __init__(self, precision: PrecisionState, config: QuantizationConfig, layers: list[LayerInfo]) -> None:
@@ -65,22 +65,22 @@ class CyclingModel(nn.Module):
         self._layers = layers
 
     def layers(self) -> list[LayerInfo]:
-        """Return the quantized layers in the order in which they compute."""
+        """Return the quantized layers in order of execution."""
         return list(self._layers)
 
     def edges(self) -> Iterator[tuple[str, EdgeQuantizer]]:
-        """Yield name and quantizer of every edge, in the order of the modules."""
+        """Yield all activation quantizers with their names, in the order of the modules."""
         for name, module in self.named_modules():
             if isinstance(module, EdgeQuantizer):
                 yield name, module
 
     def set_bits(self, forward: int, backward: int, groups: Mapping[Role, int] | None = None) -> None:
-        """Set the bits of all cycling weights and activations, and of the gradients.
+        """Set the bits of all scheduled weights and activations, and of the gradients.
 
         Args:
             forward: Bits of weights and activations.
             backward: Bits of gradients.
-            groups: Those of groups; one that is left out has `forward`, or its upper bound where that is less.
+            groups: Bits of groups; an omitted group has `forward`, limited to its max_bits.
         """
         self.precision.set(weights=forward, activations=forward, gradients=backward, groups=groups)
 
@@ -112,18 +112,18 @@ class CyclingModel(nn.Module):
             error_msgs.append(str(error))
 
     def training_module(self) -> nn.Module:
-        """Return what a training step calls, and a distributed run replicates."""
+        """Return the module that a training step calls and a distributed run replicates."""
         return self
 
     def set_step(self, step: int, first_sample: int = 0) -> None:
-        """Tell the training step, which seeds the gradients' stochastic rounding.
+        """Set the number of the training step, which seeds the gradients' stochastic rounding.
 
         Args:
             step: Its number.
-            first_sample: Where in the whole batch the part begins that this process has; 0 if it has all of it.
+            first_sample: Index in the whole batch of the first sample of this process; 0 if it has the whole batch.
 
         Raises:
-            UsageError: If it is no whole number.
+            UsageError: If `step` is no whole number.
         """
         given: object = step
         if isinstance(given, bool) or not isinstance(given, Integral):
@@ -131,10 +131,10 @@ class CyclingModel(nn.Module):
         self.precision.set_step(int(step), first_sample)
 
     def watch_step(self, result: Tensor) -> None:
-        """Have it said, once, when a training step rounds its gradients with the noise of the step before.
+        """Warn once if a training step rounds its gradients with the noise of the previous step.
 
         Args:
-            result: What the step computed; its gradient tells that the step is taken.
+            result: The output of the step; when its gradient arrives, the step is checked.
         """
         if result.requires_grad and self.training and not self._said and not torch.compiler.is_compiling():
             result.register_hook(self._take_step)  # type: ignore[no-untyped-call]
@@ -179,11 +179,11 @@ class CyclingModel(nn.Module):
 
     @contextmanager
     def upper_bound(self, weight_bits: WeightBits = None, activation_bits: int | None = None) -> Iterator[None]:
-        """Run at the upper bound, or at the bits that are given; the bits before are restored afterwards.
+        """Run at max_bits, or at the given bits, inside the context; the previous bits are restored on exit.
 
         Args:
-            weight_bits: Bits of the cycling weights, or of single layers by name, instead of the upper bound's.
-            activation_bits: Bits of the cycling activations instead of the upper bound's.
+            weight_bits: Bits of the scheduled weights, or of single layers by name, instead of max_bits.
+            activation_bits: Bits of the scheduled activations instead of max_bits.
 
         Raises:
             UsageError: If bits are out of range, or given for a layer that the model does not have.
@@ -191,7 +191,7 @@ class CyclingModel(nn.Module):
         state = self.precision
         before, own = state.bits(), dict[int, int]()
         if isinstance(weight_bits, Mapping):
-            own = dict(enumerate(self.layer_bits(weight_bits).values()))  # a layer's index is its place
+            own = dict(enumerate(self.layer_bits(weight_bits).values()))  # a layer's index is its position
             weight_bits = None
         state.set(
             weights=weight_bits or state.upper,

@@ -1,4 +1,4 @@
-"""Signed activations with a zero point of 0, which TensorRT and its like ask for."""
+"""Symmetric activations (signed, zero point 0), which TensorRT and similar runtimes require."""
 
 from cpt_deploy.errors import UsageError
 from cpt_deploy.quantization.model import QuantizedModel
@@ -7,17 +7,17 @@ BITS = 8
 
 
 def make_symmetric(model: QuantizedModel, activation_bits: int | None = None) -> None:
-    """Let each activation have int8 codes around 0, in evaluation, settling and freezing alike.
+    """Quantize all activations symmetrically to int8, in evaluation, calibration and freezing.
 
-    A tensor without negative values then uses half of the codes. Weights have their whole range, since products with
-    signed activations cannot saturate. The model is to be settled afterwards.
+    A tensor without negative values then uses half of the quantized values. Weights keep their whole range, since
+    products with signed activations cannot saturate. Calibrate the model afterwards.
 
     Args:
         model: The model; its parameters do not change.
-        activation_bits: Bits of the cycling activations that will be frozen; None is the upper bound's.
+        activation_bits: Bits of the scheduled activations that will be frozen; None means max_bits.
 
     Raises:
-        UsageError: If activations have other bits than 8.
+        UsageError: If activations do not have 8 bits.
     """
     bits = min(model.config.upper, activation_bits or BITS)
     if bits != BITS:

@@ -21,6 +21,7 @@ from cpt_deploy.quantization.modules.layers import QuantizedConv2d, QuantizedCon
 from cpt_deploy.quantization.state.precision_state import Role
 from cpt_deploy.quantization.training_step.fused_layers import LayerSegment, layer_output
 from cpt_deploy.quantization.training_step.fused_operations import AddSegment, Coded, Engine, decode, encode, requantize
+from cpt_deploy.signature import Signature
 
 
 @dataclass(slots=True)

@@ -1,1 +1,1 @@
-"""Training in several processes: who they are, and what they tell each other in a step."""
+"""Distributed training: the process group, and the values that its processes exchange in each step."""

@@ -1,6 +1,6 @@
-"""The processes of a distributed run: who this one is, and what they tell each other. One alone needs no group.
+"""The process group of a distributed run: the rank of this process, and collectives that also work in a single process.
 
-Who is who is torchrun's business: RANK, WORLD_SIZE, LOCAL_RANK and the address of the first process are its variables.
+torchrun assigns the ranks, in the environment variables RANK, WORLD_SIZE, LOCAL_RANK and the address of rank 0.
 """
 
 import os
@@ -21,13 +21,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those of a run.
+    """The process group as seen by this process.
 
     Args:
-        rank: Its number, from 0; 0 writes files and speaks.
-        count: How many there are.
-        local: Its number on its machine, which decides its GPU.
-        per_machine: How many there are on its machine.
+        rank: Rank of this process, from 0; rank 0, the main process, writes files and reports.
+        count: Number of processes.
+        local: Rank of this process on its machine, which selects its GPU.
+        per_machine: Number of processes on its machine.
     """
 
     rank: int = 0
@@ -37,12 +37,12 @@ class Ranks:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes files and speaks."""
+        """Whether this is the process that writes files and reports."""
         return self.rank == 0
 
     @property
     def share(self) -> Share:
-        """This process's part of what all have together."""
+        """This process's share of the work of all processes."""
         return Share(self.rank, self.count)
 
     def gather(self, values: Tensor) -> Tensor:
@@ -54,7 +54,7 @@ class Ranks:
         return torch.stack(gathered)
 
     def collect(self, value: T) -> list[T]:
-        """Return the values of all processes in their order; every process must call it."""
+        """Return the values of all processes, by rank; every process must call it."""
         if self.count == 1:
             return [value]
         collected: list[Any] = [None] * self.count
@@ -73,7 +73,7 @@ class Ranks:
         if not self.is_main:
             dist.broadcast_object_list(message)
             if message[0] is None:
-                raise ProcessLostError("Expected the first process to go on, but it failed")
+                raise ProcessLostError("Expected the main process to continue, but it failed")
             return message[0][0]  # type: ignore[no-any-return]
         try:
             message = [(make(),)]
@@ -83,11 +83,11 @@ class Ranks:
 
     @contextmanager
     def agreeing(self) -> Iterator[None]:
-        """If one process fails inside the context, all fail after it, and the main process tells of the first one.
+        """Make all processes fail after the context if one fails inside it; the main process reports the first error.
 
         Raises:
-            CptError: What this process raised, or on the main process what another one did.
-            ProcessLostError: On the others.
+            CptError: The error of this process, or on the main process the first error of another one.
+            ProcessLostError: On the other processes.
         """
         error: CptError | None = None
         try:
@@ -110,7 +110,7 @@ class Ranks:
         raise lost from error
 
     def wait(self) -> None:
-        """Wait until all processes are here."""
+        """Wait until all processes have called this."""
         if self.count > 1:
             dist.all_reduce(torch.zeros(1))  # on the CPU, whatever the run is on
 
@@ -120,14 +120,14 @@ ALONE = Ranks()
 
 @contextmanager
 def joined(device: str) -> Iterator[tuple[Ranks, torch.device]]:
-    """Join the processes that torchrun started, for the time of the context; alone, there is nothing to join.
+    """Join the process group that torchrun started, for the duration of the context; no-op for a single process.
 
     Args:
-        device: "auto", "cpu", "cuda" or "cuda:N" as a recipe names it. With several processes each takes the GPU of
-            its number on its machine.
+        device: "auto", "cpu", "cuda" or "cuda:N" as in the recipe. With several processes each takes the GPU of
+            its local rank.
 
     Yields:
-        This process among the others, and its device.
+        The process group and this process's device.
 
     Raises:
         UsageError: If the device does not exist here, or all processes would share one GPU.
@@ -140,13 +140,13 @@ def joined(device: str) -> Iterator[tuple[Ranks, torch.device]]:
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     dist.init_process_group("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo")
-    # A group whose processes failed is not waited for: the process ends, and torchrun ends the others.
+    # Not destroyed after an error: this process ends, and torchrun ends the others.
     yield ranks, chosen
     dist.destroy_process_group()
 
 
 def launched() -> Ranks:
-    """Return this process as torchrun's environment describes it; the only one without torchrun."""
+    """Return the process group that torchrun's environment describes; without torchrun, a group of one."""
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count == 1:
         return Ranks()
@@ -156,12 +156,12 @@ def launched() -> Ranks:
 
 
 def is_lost_connection(error: RuntimeError) -> bool:
-    """Return whether a collective failed since another process is gone; gloo's errors have no type of their own."""
+    """Return whether a collective failed because another process ended; gloo's errors have no type of their own."""
     return isinstance(error, dist.DistError) or "gloo/transport" in str(error)
 
 
 def choose_device(name: str, ranks: Ranks) -> torch.device:
-    """Return the device that a recipe names; "auto" is a GPU where there is one.
+    """Return the device that a recipe names; "auto" is a GPU if one is available.
 
     Raises:
         UsageError: If the device does not exist here, or all processes would share one GPU.
@@ -174,13 +174,13 @@ def choose_device(name: str, ranks: Ranks) -> torch.device:
     if ranks.count > 1 and device.index is not None:
         raise UsageError(
             f"Expected train.device=auto, cpu or cuda with several processes, but got {name!r}",
-            hint="each process takes the GPU of its number on its machine",
+            hint="each process takes the GPU of its local rank",
         )
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     index = ranks.local if device.index is None else device.index
     if index >= count:
         raise UsageError(
-            f"Expected train.device to be a device that is there, but got 'cuda:{index}' with {count} CUDA devices",
-            hint="train.device=auto takes a GPU where there is one; start at most one process a GPU",
+            f"Expected train.device to be an available device, but got 'cuda:{index}' with {count} CUDA devices",
+            hint="train.device=auto takes a GPU if one is available; start at most one process per GPU",
         )
     return torch.device("cuda", index)

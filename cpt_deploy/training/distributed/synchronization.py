@@ -1,7 +1,7 @@
-"""What a step of a distributed run exchanges, so that all processes train one model on one batch.
+"""Synchronization of a distributed run, so that all processes train one model on one batch.
 
-Gradients are averaged by DistributedDataParallel and BatchNorm uses the statistics of all processes. One small
-all-gather a step, after forward, carries the rest: each edge's range, loss and hits, and a signal that came.
+DistributedDataParallel averages gradients, and BatchNorm uses the statistics of all processes. One small all-gather
+per step, after forward, exchanges the rest: the range of each activation quantizer, loss, hits, and received signals.
 """
 
 from collections.abc import Iterable
@@ -26,12 +26,12 @@ from cpt_deploy.training.distributed.process_group import Ranks
 
 
 class StepTotals(NamedTuple):
-    """A step's figures over all processes, 0-dim each.
+    """Loss, hits and signal of a step over all processes, 0-dim each.
 
     Args:
         loss: Mean loss of the whole batch.
-        correct: How many of its samples were classified right.
-        signal: The greatest number of a signal that a process got, or 0.
+        correct: Number of its samples that were classified correctly.
+        signal: The max signal number that a process received, or 0.
     """
 
     loss: Tensor
@@ -40,21 +40,21 @@ class StepTotals(NamedTuple):
 
 
 class Synchronization:
-    """Makes one model of the copies of all processes; alone, it leaves the model as it is.
+    """Keeps the copies of the model equal in all processes; in a single process, it leaves the model as it is.
 
     Within a step each process quantizes a tensor in the range of its own part of the batch, which clips nothing. The
-    ranges that are kept, and that evaluation, settling and freezing use, are those of the whole batch everywhere.
+    ranges that are kept, and that evaluation, calibration and freezing use, are those of the whole batch everywhere.
 
     Args:
         model: This process's copy, which gets the weights and buffers of the main process.
-        ranks: This process among the others.
-        device: Where the model is.
+        ranks: The process group.
+        device: Device of the model.
     """
 
     def __init__(self, model: CyclingModel, ranks: Ranks, device: torch.device) -> None:
         self.model, self.ranks = model, ranks
         self.edges = [edge for _, edge in model.edges()]
-        #: Whether a process's tokens decide which layers it computes and has gradients for: bands of a softmax.
+        #: Whether the tokens of a process decide which layers it computes: the clusters of an adaptive softmax.
         self.partial = any(isinstance(module, nn.AdaptiveLogSoftmaxWithLoss) for module in model.modules())
         self.replica = model.training_module()
         if ranks.count == 1:
@@ -76,18 +76,18 @@ class Synchronization:
         )
 
     def begin(self) -> None:
-        """Prepare for a forward whose ranges will be exchanged."""
+        """Reset ranges before a forward pass whose ranges will be exchanged."""
         if self.ranks.count > 1 and self.partial:
             for edge in self.edges:
                 edge.forget()
 
     def exchange(self, loss: Tensor, correct: Tensor, signal: int) -> StepTotals:
-        """Exchange what this step's forward has found; every process must call it once a step.
+        """Exchange loss, hits, signal and ranges of this step's forward; every process must call it once per step.
 
         Args:
             loss: This process's share of the whole batch's mean loss, 0-dim.
             correct: Its hits, 0-dim.
-            signal: Number of the signal that it got, or 0.
+            signal: Number of the signal that it received, or 0.
         """
         if self.ranks.count == 1:
             return StepTotals(loss, correct, torch.tensor(signal))
@@ -95,10 +95,10 @@ class Synchronization:
         return StepTotals(losses.sum(), hits.sum(), signals.amax())
 
     def exchange_ranges(self, stop: bool) -> bool:
-        """Exchange the ranges of a forward without a loss; every process must call it.
+        """Exchange the ranges of a forward pass without a loss; every process must call it.
 
         Returns:
-            Whether one of them was told to stop.
+            Whether any process is to stop.
         """
         if self.ranks.count == 1:
             return stop
@@ -106,12 +106,12 @@ class Synchronization:
         return bool(stops.any())
 
     def _exchange(self, figures: Tensor) -> Tensor:
-        """Let all edges observe their ranges over all processes; return the figures (n,) of each as (n, count)."""
+        """Update all ranges with those over all processes; return the `figures` (n,) of each process as (n, count)."""
         lows, highs = (torch.stack(ends).float() for ends in zip(*(edge.current for edge in self.edges), strict=True))
         told = self.ranks.gather(torch.cat([lows, highs, figures]))
         count = len(self.edges)
         low, high = told[:, :count].amin(0), told[:, count : 2 * count].amax(0)
-        # What no process has computed keeps its average; to know it takes a read from the device.
+        # A tensor that no process computed keeps its average; finding out takes a read from the device.
         missed = (low > high).tolist() if self.partial else [False] * count
         for edge, least, greatest, is_missed in zip(self.edges, low, high, missed, strict=True):
             if not is_missed:
@@ -119,18 +119,18 @@ class Synchronization:
         return told[:, 2 * count :].T
 
     def settle(self, inputs: Iterable[Tensor]) -> int:
-        """Settle on the batches of all processes, each of which has whole batches of its own.
+        """Calibrate on the batches of all processes, each of which has whole batches of its own.
 
-        Every average that settling takes is over batches, so the average of the processes' averages, weighted by
-        their numbers of batches, is that of a single process up to rounding.
+        Calibration only averages over batches, so the average of the processes' averages, weighted by their numbers
+        of batches, is that of a single process up to rounding.
 
         Args:
-            inputs: This process's batches; there may be none.
+            inputs: This process's batches; may be empty.
 
         Returns:
             The number of batches of all processes.
         """
-        assert isinstance(self.model, QuantizedModel), "language models settle on parts of batches"
+        assert isinstance(self.model, QuantizedModel), "language models are calibrated on parts of batches"
         iterator = iter(inputs)
         first = next(iterator, None)
         batches = iter(()) if first is None else chain([first], iterator)
@@ -146,7 +146,7 @@ class Synchronization:
         return total
 
     def _average(self, used: int) -> int:
-        """Average what all processes have estimated, each on `used` batches; return how many that were together."""
+        """Average the statistics of all processes, each estimated on `used` batches; return their total number."""
         statistics, counts = self._statistics()
         own = torch.cat([tensor.reshape(-1).double() for tensor in statistics])
         weighted = self.ranks.gather(torch.cat([own * used, own.new_full((1,), used)])).sum(0)
@@ -160,7 +160,7 @@ class Synchronization:
         return total
 
     def _statistics(self) -> tuple[list[Tensor], list[Tensor]]:
-        """Return the buffers that settling estimates, and those that count its batches."""
+        """Return the buffers that calibration estimates, and those that count its batches."""
         norms = [m for m in self.model.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
         buffers = [tensor for norm in norms for tensor in (norm.running_mean, norm.running_var) if tensor is not None]
         buffers += [tensor for edge in self.edges for tensor in (edge.low, edge.high)]

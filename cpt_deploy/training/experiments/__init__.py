@@ -1,1 +1,1 @@
-"""More than one run: grids of trials, comparison of finished runs, curves over seeds, the range test."""
+"""Experiments of several runs: grids of trials, comparison of finished runs, curves over seeds, the range test."""

@@ -1,4 +1,4 @@
-"""Finished runs beside each other: those that differ by their seed alone form a group."""
+"""Comparison of finished runs: runs that differ only in their seed form a group."""
 
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,11 +12,11 @@ from cpt_deploy.report import Measure
 from cpt_deploy.training.reporting.reports import RunReport
 from cpt_deploy.training.run_directory.run_directory import RunDirectory
 
-#: Settings that change neither what is computed nor what it costs.
+#: Settings that change neither the result nor its cost.
 _IMMATERIAL = (
     "seed",
     "name",
-    "model.weights",  # which have their digest
+    "model.weights",  # identified by their digest
     "data.root",
     "data.workers",
     "train.device",
@@ -27,7 +27,7 @@ _IMMATERIAL = (
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """One run.
+    """A finished run.
 
     Args:
         path: Its directory.
@@ -46,12 +46,12 @@ class FinishedRun:
 
     @property
     def measure(self) -> Measure:
-        """What the run is judged by."""
+        """The measure by which the run is compared."""
         return "accuracy" if self.report.test.perplexity is None else "perplexity"
 
     @property
     def figure(self) -> float:
-        """That of the settled model: accuracy on the test images, 0 to 1, or perplexity of the test text."""
+        """The measure of the calibrated model: accuracy on the test images, 0 to 1, or perplexity of the test text."""
         test = self.report.test
         return test.top1 if test.perplexity is None else test.perplexity
 
@@ -62,8 +62,8 @@ class RunGroup:
 
     Args:
         label: The settings in which groups differ.
-        runs: The runs, one a seed, by seed.
-        repeated: Further runs of a seed that `runs` has; they count for nothing.
+        runs: The runs, one per seed, sorted by seed.
+        repeated: Further runs of seeds in `runs`; they are ignored.
     """
 
     label: str
@@ -72,7 +72,7 @@ class RunGroup:
 
     @property
     def measure(self) -> Measure:
-        """What the runs are judged by."""
+        """The measure by which the runs are compared."""
         return self.runs[0].measure
 
     @property
@@ -97,11 +97,11 @@ class RunGroup:
 
     @property
     def seconds(self) -> float:
-        """Mean time of a run in training."""
+        """Mean training time of a run in seconds."""
         return statistics.fmean(run.report.seconds["training"] for run in self.runs)
 
     def paired_differences(self, other: "RunGroup") -> tuple[float, ...]:
-        """Return each figure minus that of another group's run with the same seed, for the seeds that both have."""
+        """Return each figure minus that of the other group's run with the same seed, for the common seeds."""
         theirs = {run.seed: run.figure for run in other.runs}
         return tuple(run.figure - theirs[run.seed] for run in self.runs if run.seed in theirs)
 
@@ -124,10 +124,10 @@ def read_finished_run(run_dir: Path) -> FinishedRun:
 
 
 def group_runs(runs: Iterable[FinishedRun]) -> list[RunGroup]:
-    """Group runs that differ by their seed alone, in the order in which they are given.
+    """Group runs that differ only in their seed, in the given order.
 
-    The same settings and seed give the same run, so of several only the first counts. A label has the settings that are
-    not the same in all groups, by their last name where that says it.
+    The same settings and seed give the same run, so of several only the first counts. A label lists the settings that
+    differ between groups, by the last part of their names where that is unambiguous.
 
     Raises:
         UsageError: If some classify images and others are language models.
@@ -179,7 +179,7 @@ def _label(settings: Mapping[str, str], differing: Sequence[str], run: FinishedR
         for name, last in zip(differing, last_names, strict=True)
         if settings.get(name) not in (None, "None")
     ]
-    return ", ".join(shown) or run.recipe.name  # a group may lack all that the others have, such as weights
+    return ", ".join(shown) or run.recipe.name  # a group may lack all differing settings, such as weights
 
 
 def _value(name: str, value: str) -> str:

@@ -1,4 +1,4 @@
-"""The precision range test: from 2 bits up, a few iterations each, until training progress starts.
+"""The precision range test, which finds min_bits: a few iterations at 2 bits, 3 bits, …, until training makes progress.
 
 Fu et al., 2021, section 3.3: training begins at the lowest precision, which is raised step by step; the first one at
 which the training accuracy, averaged over several consecutive iterations, rises by more than a threshold is the lower
@@ -29,7 +29,7 @@ from cpt_deploy.training.task import TrainingTask, load_task
 LEAST_BITS = 2
 DEFAULT_STEPS = 100
 DEFAULT_THRESHOLD = 0.01
-#: The share of a precision's steps that accuracy is averaged over, at their beginning and at their end.
+#: The share of a precision's steps over which accuracy is averaged, at the beginning and at the end.
 WINDOW = 0.25
 #: A rise counts only if it is this many standard errors above the threshold: a few batches are a small sample.
 STANDARD_ERRORS = 2.0
@@ -37,7 +37,7 @@ STANDARD_ERRORS = 2.0
 
 @dataclass(frozen=True)
 class BitsProgress:
-    """What training did at one precision.
+    """Training progress at one precision.
 
     Args:
         bits: Bits of weights and activations.
@@ -55,7 +55,7 @@ class BitsProgress:
 
     @property
     def window(self) -> int:
-        """Steps that an average is taken over."""
+        """Number of steps of an average."""
         return max(1, round(WINDOW * len(self.accuracy)))
 
     @property
@@ -81,11 +81,11 @@ class BitsProgress:
         return math.sqrt(variance / images)
 
     def exceeds(self, threshold: float) -> bool:
-        """Return whether accuracy rose beyond a threshold, by more than chance would have it, and stayed finite."""
+        """Return whether accuracy rose significantly above a threshold and the loss stayed finite."""
         return not self.diverged and self.rise > threshold + STANDARD_ERRORS * self.standard_error
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the figures as JSON would hold them."""
+        """Return the figures as JSON types."""
         return {
             "bits": self.bits,
             "before": self.before,
@@ -104,9 +104,9 @@ class RangeTest:
     """The outcome of a precision range test.
 
     Args:
-        lower: The lower bound of the cycle; `None` if accuracy rose at no precision.
+        lower: The min_bits of the schedule; `None` if accuracy rose at no precision.
         threshold: The rise of accuracy that counts as progress.
-        progress: What happened at each precision that was tried, ascending.
+        progress: Progress at each tested precision, ascending.
     """
 
     lower: int | None
@@ -114,7 +114,7 @@ class RangeTest:
     progress: tuple[BitsProgress, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the outcome as JSON would hold it."""
+        """Return the outcome as JSON types."""
         return {
             "lower": self.lower,
             "threshold": self.threshold,
@@ -130,22 +130,22 @@ def range_test(
     to_upper: bool = False,
     on_step: Callable[[int, int, float], None] | None = None,
 ) -> RangeTest:
-    """Find the lower bound of a recipe's cycle.
+    """Find the min_bits of a recipe's schedule.
 
-    One model is trained on: what it learnt at fewer bits, it takes along. Where its loss becomes NaN or infinite, which
-    few bits alone can cause, that precision does not train, and the next one begins where this one did. The learning
-    rate is the recipe's peak, the gradients have their upper bound, and nothing is written.
+    A single model is trained throughout, so each precision continues from the weights of the one before. If the loss
+    becomes NaN or infinite, which low precision alone can cause, that precision fails and the next one starts from the
+    same state. The learning rate is the recipe's peak, gradients have their max_bits, and nothing is written.
 
     Args:
-        recipe: What is to be trained; its own lower bound and schedule do not matter.
+        recipe: The recipe; its own min_bits and schedule are ignored.
         steps: Steps at each precision.
         threshold: Rise of the training accuracy that counts as progress, as a fraction of 1.
-        to_upper: Go on to the upper bound after the lower one is found, to show all of the curve.
-        on_step: Told steps done, all steps there may be, and the accuracy of the step.
+        to_upper: Continue up to max_bits after min_bits is found, to show the whole curve.
+        on_step: Called with the steps done, the max number of steps, and the accuracy of the step.
 
     Raises:
-        UsageError: If there are fewer than 4 steps, or the upper bound leaves nothing to test.
-        TrainingDivergedError: If the loss becomes NaN or infinite at the upper bound, or in the first step.
+        UsageError: If there are fewer than 4 steps, or max_bits leaves nothing to test.
+        TrainingDivergedError: If the loss becomes NaN or infinite at max_bits, or in the first step.
         CptError: If data, model or settings do not fit.
     """
     upper = recipe.precision.upper
@@ -175,7 +175,7 @@ def range_test(
                 objects.model.load_state_dict(model_before)
                 objects.optimizer.load_state_dict(optimizer_before)
                 task.restore(carried_before, objects.model, device, ALONE)
-                deque(own, maxlen=0)  # each precision has its own batches, whatever happened before
+                deque(own, maxlen=0)  # each precision has its own batches, even after a divergence
             if found is None and results[-1].exceeds(threshold):
                 found = bits
             if found is not None and not to_upper:
@@ -184,7 +184,7 @@ def range_test(
 
 
 def _check_divergence(progress: BitsProgress, upper: int) -> None:
-    """Make sure that few bits are to blame for a divergence."""
+    """Make sure that low precision is the cause of a divergence: not at max_bits and not in the first step."""
     if progress.bits == upper or not progress.loss:
         raise TrainingDivergedError(
             f"Expected a finite loss, but got NaN or infinity at {progress.bits} bits, step {len(progress.loss) + 1} "

@@ -1,4 +1,4 @@
-"""What a group of runs did over its steps: the mean and the spread of its seeds, from their logs."""
+"""Training curves of a group of runs: mean and standard deviation over its seeds, from their logs."""
 
 import statistics
 from collections.abc import Sequence
@@ -14,9 +14,9 @@ Rows = list[dict[str, str]]
 
 
 def seed_curves(group: RunGroup) -> SeedCurves:
-    """Read the logs of a group's runs.
+    """Return the training curves of a group from the logs of its runs.
 
-    Runs may log at different intervals; a band has the steps that all of them have.
+    Runs may log at different intervals; a band has the steps that all of them logged.
 
     Raises:
         DataError: If a log is missing or damaged.
@@ -35,7 +35,7 @@ def seed_curves(group: RunGroup) -> SeedCurves:
 
 
 def seed_band(logs: Sequence[Rows], column: str) -> SeedBand:
-    """Return mean and sample standard deviation of a column over several logs, at the steps that all have."""
+    """Return mean and sample standard deviation of a column over several logs, at their common steps."""
     values = [{int(row["step"]): float(row[column]) for row in rows if row[column]} for rows in logs]
     steps = sorted(set(values[0]).intersection(*values[1:]))
     means = [statistics.fmean(log[step] for log in values) for step in steps]
@@ -53,14 +53,14 @@ def _rows(run: FinishedRun) -> Rows:
 
 
 def _bits(run: FinishedRun, rows: Rows) -> tuple[list[int], list[int]]:
-    """Return steps and forward bits: of every step by the recipe's schedule.
+    """Return steps and forward bits: of every step, from the recipe's schedule.
 
-    Those of logged steps if the schedule follows the losses or is gone.
+    Of logged steps only, from the log, if the schedule depends on the loss or is no longer importable.
     """
     steps = run.report.steps
     try:
         schedule = run.recipe.precision.forward_schedule()
-    except CptError:  # one of the user's own, which need not be here any more
+    except CptError:  # a user-defined schedule that can no longer be imported
         schedule = None
     if schedule is not None and not isinstance(schedule, AdaptiveSchedule):
         return list(range(steps)), [schedule.bits_at(step, steps) for step in range(steps)]

@@ -1,7 +1,8 @@
-"""The trials of a grid as a queue that several processes and machines work through, kept by Optuna.
+"""The queue of a grid's trials, which several processes and machines work through; stored by Optuna.
 
-The queue is a journal file in the grid's directory: whoever opens it takes the next waiting trial. What a trial did is
-in its run directory, so one that was interrupted goes on from its checkpoint. Optuna's samplers have nothing to do.
+The queue is a journal file in the grid's directory: each process that opens it takes the next waiting trial. The
+results of a trial are in its run directory, so an interrupted trial continues from its checkpoint. Optuna's samplers
+are not used.
 """
 
 import os
@@ -24,17 +25,17 @@ JOURNAL = "trials.log"
 _READY = "ready"
 _MEASURE = "measure"
 _POLL_SECONDS = 0.2
-#: How long another process may take to fill a queue that it has begun.
+#: Max time for another process to fill a queue that it has created.
 _FILLING_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
 class TrialOutcome:
-    """What came of a trial.
+    """The outcome of a trial.
 
     Args:
         state: "finished", "failed" or "interrupted".
-        accuracy: Of a finished one that classifies images, 0 to 1.
+        accuracy: Of a finished image classifier, 0 to 1.
         message: Why it is not finished.
         perplexity: Of a finished language model.
     """
@@ -47,12 +48,12 @@ class TrialOutcome:
 
 @dataclass(frozen=True)
 class TrialStatus:
-    """Where a trial stands.
+    """The status of a trial.
 
     Args:
         name: The point of the grid.
-        state: Its last attempt's state.
-        accuracy: Of a finished one that classifies images, 0 to 1.
+        state: State of its last attempt.
+        accuracy: Of a finished image classifier, 0 to 1.
         message: Why it is not finished, or where it runs.
         perplexity: Of a finished language model.
     """
@@ -70,8 +71,8 @@ class TrialQueue:
     Args:
         folder: The grid's directory, which processes of other machines may share.
         names: The points of the grid.
-        retry: Whether failed trials are queued anew, and all that began and did not end: what runs on another machine
-            cannot be seen from here.
+        retry: Whether failed trials are queued again, and all running ones too: whether a trial still runs on another
+            machine cannot be determined from here.
 
     Raises:
         MissingExtraError: If Optuna is not installed.
@@ -84,7 +85,7 @@ class TrialQueue:
         self._queue_again(retry=retry)
 
     def statuses(self) -> list[TrialStatus]:
-        """Return where each point stands, in the grid's order."""
+        """Return the status of each point, in the grid's order."""
         return [_status(name, trial) for name, trial in self._last().items()]
 
     def work(
@@ -95,13 +96,13 @@ class TrialQueue:
         stopping: Callable[[], bool] = lambda: False,
         on_change: Callable[[str, TrialOutcome | None], None] | None = None,
     ) -> None:
-        """Carry out waiting trials until none is left; one that fails does not end the others.
+        """Run waiting trials until none is left; a failed trial does not stop the others.
 
         Args:
-            execute: Carries out a point; called in threads.
-            jobs: How many at once.
-            stopping: Asked all the time whether to take no further trial.
-            on_change: Told each point as it begins, with None, and as it ends.
+            execute: Runs a point; called in threads.
+            jobs: Number of concurrent trials.
+            stopping: Polled; while it returns true, no further trial is started.
+            on_change: Called with each point and None when it starts, and with its outcome when it ends.
         """
         running: dict[Future[TrialOutcome], tuple[Trial, str]] = {}
         with ThreadPoolExecutor(jobs) as executor:
@@ -126,7 +127,7 @@ class TrialQueue:
                         on_change(name, outcome)
 
     def _fill(self) -> None:
-        """Queue the points that are not there; those of a queue that another process has just begun are waited for."""
+        """Queue the missing points; if another process has just created the queue, wait until it has filled it."""
         deadline = time.monotonic() + _FILLING_SECONDS
         began = not self._study.get_trials(deepcopy=False)
         while not began and _READY not in self._study.user_attrs and time.monotonic() < deadline:
@@ -160,7 +161,7 @@ class TrialQueue:
                 trial.set_user_attr("host", socket.gethostname())
                 trial.set_user_attr("process", os.getpid())
                 return trial
-            # Another process was quicker and Optuna made a new trial, or the point is no longer in the grid.
+            # Another process took the trial first and Optuna made a new one, or the point is no longer in the grid.
             self._study.tell(trial, state=State.PRUNED)
         return None
 
@@ -201,7 +202,7 @@ def _open_study(folder: Path) -> "Study":
 def _status(name: str, trial: "FrozenTrial") -> TrialStatus:
     attributes = trial.user_attrs
     if trial.state.name == "RUNNING":
-        where = f"on {attributes.get('host', 'a machine that did not say')}"
+        where = f"on {attributes.get('host', 'an unknown machine')}"
         return TrialStatus(name, "running", None, where)
     if trial.state.name == "COMPLETE":
         if attributes.get(_MEASURE) == "perplexity":
@@ -214,7 +215,7 @@ def _status(name: str, trial: "FrozenTrial") -> TrialStatus:
 
 
 def _is_lost(trial: "FrozenTrial") -> bool:
-    """Return whether a running trial's process was on this machine and is no more."""
+    """Return whether a running trial's process was on this machine and no longer exists."""
     process = trial.user_attrs.get("process")
     if trial.user_attrs.get("host") != socket.gethostname() or process is None:
         return False

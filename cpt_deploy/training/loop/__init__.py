@@ -1,1 +1,1 @@
-"""One run from its first step to its last: data, model, optimizer, the loop, and the end."""
+"""A training run from start to end: data, model, optimizer, the loop, calibration and final evaluation."""

@@ -1,7 +1,7 @@
-"""Freed memory stays with the process while it trains, instead of going back to the system at every step.
+"""Allocator settings for training: freed memory stays with the process instead of returning to the system.
 
-A step allocates and frees the same large tensors again and again. glibc hands blocks of 32 MB and more, and a free end
-of the heap, back to the system at once, which clears the pages and faults them in again at the next step. That takes
+Each step allocates and frees the same large tensors. By default glibc returns blocks of 32 MB and more, and the free
+top of the heap, to the system at once, and their pages are cleared and faulted in again at the next step. That takes
 a good part of a language model's step, whose logits are that large (measured by `benchmarks/freed_memory.py`).
 """
 
@@ -10,19 +10,19 @@ import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# Parameters of mallopt(3), as malloc.h numbers them.
+# Parameters of mallopt(3), numbered as in malloc.h.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
 _GREATEST_INT = 2**31 - 1
 _MIB = 2**20
-#: glibc's limit of mapped blocks, and where its own adaptation of the thresholds ends on 64-bit systems.
+#: glibc's max number of mapped blocks, and the upper limits of its dynamic thresholds on 64-bit systems.
 _USUAL = {_MMAP_MAX: 65536, _MMAP_THRESHOLD: 32 * _MIB, _TRIM_THRESHOLD: 64 * _MIB}
 
 
 @contextmanager
 def freed_memory_kept() -> Iterator[None]:
-    """Have the process keep what it frees; afterwards it goes back to the system.
+    """Keep freed memory in the process inside the context; on exit it returns to the system.
 
-    Nothing happens where the C library is not glibc.
+    Does nothing if the C library is not glibc.
     """
     if platform.libc_ver()[0] != "glibc":
         yield

@@ -1,8 +1,8 @@
-"""A step recorded once and replayed: forward and backward of all layers as one CUDA graph.
+"""The CUDA-graph step: forward and backward of all layers, recorded once and replayed.
 
 Bits, seeds, ranges and statistics are tensors on the device and a step reads nothing back, so one recording serves the
-whole run. What a recording cannot follow is computed as ever: another batch size (the last one of an epoch), and bits
-at which something is not quantized at all.
+whole run. Steps that the recording does not cover are computed eagerly: another batch size (the last batch of an
+epoch), and bit-widths at which a tensor is not quantized at all.
 """
 
 from collections.abc import Callable, Hashable, Sequence
@@ -19,16 +19,16 @@ Batch = tuple[Tensor, ...]
 Replay = Callable[[], StepOutcome]
 
 WARMUP_STEPS = 3
-"""Steps computed as ever before one is recorded: libraries choose their kernels and allocate in them."""
+"""Steps computed eagerly before one is recorded: libraries choose their kernels and allocate in them."""
 
 
 def record_cuda_graph(step: Callable[[], StepOutcome]) -> Replay:
-    """Record forward and backward of a step, without computing it, and return what computes it.
+    """Record forward and backward of a step, without computing it, and return a function that replays it.
 
-    The loss and the count that a replay returns are copies; gradients are left where the recording has them.
+    The loss and the count that a replay returns are copies; gradients stay in the recording's own tensors.
     """
     graph = torch.cuda.CUDAGraph()
-    # Only this thread is held to what a recording allows: others pin the memory of the next batches meanwhile.
+    # The restrictions of recording apply to this thread only: other threads pin the memory of the next batches.
     with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         outcome = step()
 
@@ -40,12 +40,12 @@ def record_cuda_graph(step: Callable[[], StepOutcome]) -> Replay:
 
 
 class RecordedStep:
-    """Computes steps from a recording, which it makes once it has seen enough of them.
+    """Computes steps by replaying a recording, made after `WARMUP_STEPS` eager steps.
 
     Args:
         step: Computes loss and gradients of a batch on the device; gradients that are `None` before it are new tensors.
-        parameters: What has gradients.
-        device: Where batches go.
+        parameters: The parameters that have gradients.
+        device: Device of the model, to which batches are copied.
         record: Records a step.
     """
 
@@ -64,11 +64,11 @@ class RecordedStep:
         self.gradients: list[Tensor | None] = []
 
     def __call__(self, batch: Batch, branches: Hashable) -> StepOutcome | None:
-        """Compute loss and gradients of a batch, or return `None` if it has to be computed as ever.
+        """Compute loss and gradients of a batch, or return `None` if it has to be computed eagerly.
 
         Args:
             batch: Tensors of a batch; images become channels-last.
-            branches: What decides which operations a step has, beside the shapes.
+            branches: State, besides the shapes, that determines the operations of a step.
         """
         key = (branches, *((tensor.shape, tensor.dtype) for tensor in batch))
         if self.replay is None:
@@ -96,13 +96,13 @@ class RecordedStep:
         self.gradients = [parameter.grad for parameter in self.parameters]
 
     def _hand_over_gradients(self) -> None:
-        """Let parameters have the recording's gradients, which a step in between may have replaced."""
+        """Restore the recording's gradient tensors, which an eager step in between may have replaced."""
         for parameter, gradient in zip(self.parameters, self.gradients, strict=True):
             parameter.grad = gradient
 
 
 def recorded_step(run: Run, *, autocast: bool) -> RecordedStep | None:
-    """Return what records the steps of a run, if its recipe asks for it.
+    """Return the CUDA-graph step of a run if its recipe asks for it, otherwise `None`.
 
     Args:
         run: The run.
@@ -125,7 +125,7 @@ def recorded_step(run: Run, *, autocast: bool) -> RecordedStep | None:
 
 
 def gradients_of(run: Run, *, autocast: bool) -> Callable[[Batch], StepOutcome]:
-    """Return what computes loss and gradients of a batch in a run."""
+    """Return a function that computes loss and gradients of a batch in a run."""
 
     def step(batch: Batch) -> StepOutcome:
         outcome = run.task.step(run.synchronization.replica, batch, run.objects.device, autocast=autocast)

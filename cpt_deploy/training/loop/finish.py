@@ -1,4 +1,4 @@
-"""The end of a run: averaged weights, settling at the upper bound, the final evaluation, and the files that stay."""
+"""The end of a run: averaged weights, calibration at max_bits, final evaluation, and the result files."""
 
 import hashlib
 import json
@@ -24,10 +24,10 @@ from cpt_deploy.training.task import Final
 
 
 def finish(run: Run) -> RunReport:
-    """Settle and evaluate the trained model and write weights, curves and report.
+    """Calibrate and evaluate the trained model and write weights, curves and report.
 
     Raises:
-        RunInterruptedError: After a signal; the run can be resumed and then begins here again.
+        RunInterruptedError: After a signal; a resumed run starts again at calibration.
         DataError: If a file cannot be written.
     """
     watch = Stopwatch()
@@ -82,7 +82,7 @@ def draw_curves(run: Run) -> None:
 
 
 def _take_average(objects: RunObjects) -> None:
-    """Replace the weights by their average; settling then re-estimates the statistics that belong to them."""
+    """Replace the weights by their average; calibration then re-estimates the statistics that belong to them."""
     assert objects.averaged is not None
     averages = objects.averaged.module.parameters()
     with torch.no_grad():
@@ -91,7 +91,7 @@ def _take_average(objects: RunObjects) -> None:
 
 
 def _settle(run: Run) -> None:
-    """Settle the model on training batches.
+    """Calibrate the model on training batches.
 
     Raises:
         RunInterruptedError: After a signal.
@@ -105,7 +105,7 @@ def _raise_if_interrupted(run: Run) -> None:
     if number is None:
         return
     raise RunInterruptedError(
-        f"Stopped after the last step, before the model was settled; the state is saved in {run.directory.last}",
+        f"Stopped after the last step, before the model was calibrated; the state is saved in {run.directory.last}",
         signal_number=number,
         hint=f"finish it: cpt train --resume {run.directory.path}",
     )
@@ -116,7 +116,7 @@ def _write_weights(run: Run) -> str:
     path = run.directory.weights
     state = run.objects.model.state_dict()
     tensors = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in state.items()}
-    # One entry only: safetensors writes several in random order, and the same run is to give the same file.
+    # One entry only: safetensors writes several in random order, and the same run must give the same file.
     content = save(tensors, {"format": "pt"})
     with disk_errors("the weights", path):
         write_atomically(path, content)
@@ -176,7 +176,7 @@ def _report(run: Run, result: Final, weights_sha256: str, settle_seconds: float)
 
 
 def _steps_by_bits(run: Run) -> dict[str, dict[str, float | int | None]]:
-    """Return what steps at each bit-width cost: on paper, with gradients at their upper bound, and measured."""
+    """Return the cost of steps at each bit-width: calculated BitOPs, with gradients at their max_bits, and measured."""
     recipe, batch = run.task.recipe, run.task.step_samples
 
     def on_paper(bits: str) -> float:

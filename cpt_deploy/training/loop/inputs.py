@@ -1,4 +1,4 @@
-"""The batches of a run: those that it trains on, and those that its model is settled on afterwards."""
+"""Calibration batches of a run: training batches of the epochs after its last one."""
 
 from collections.abc import Iterator
 
@@ -26,14 +26,14 @@ def settling_inputs(
     workers: int = 0,
     share: Share = WHOLE,
 ) -> Iterator[Tensor]:
-    """Yield the inputs that settling sees: training batches, as augmented, of the epochs after the run's last one.
+    """Yield the inputs of calibration: augmented training batches of the epochs after the run's last one.
 
     Args:
-        recipe: The run's settings; `train.settle_batches` is how many there are, at least 1.
+        recipe: The run's settings; `train.settle_batches` is the number of batches, at least 1.
         preprocessing: How an image becomes an input.
         images: The training images; the recipe's are loaded if None.
-        workers: Loading processes.
-        share: Which of the batches: each process of a distributed run has others.
+        workers: Number of loading processes.
+        share: Share of the batches; differs between the processes of a distributed run.
 
     Raises:
         DataError: If the data set or an image cannot be read.

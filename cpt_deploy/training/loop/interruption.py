@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM during a run: the first asks it to stop after the step, the second stops it at once."""
+"""SIGINT and SIGTERM during a run: the first signal stops it after the step, the second one immediately."""
 
 import signal
 import threading
@@ -14,7 +14,7 @@ class Interruption:
     """Catches the signals inside its context; in a thread other than the main one it does nothing.
 
     Attributes:
-        signal_number: The signal that came, or `None`.
+        signal_number: The signal that was received, or `None`.
     """
 
     signal_number: int | None
@@ -44,6 +44,6 @@ class Interruption:
             raise RunInterruptedError(
                 "Stopped at once by a second signal; steps since the last checkpoint are lost",
                 signal_number=number,
-                hint="resume the run to go on from its last checkpoint",
+                hint="resume the run to continue from its last checkpoint",
             )
         self.signal_number = number

@@ -1,4 +1,4 @@
-"""The learning rate as a function of progress: no state, but the number of plateaus where it waits for them."""
+"""The learning rate as a function of progress; stateless, except that `plateau` takes the number of plateaus so far."""
 
 import math
 
@@ -6,7 +6,7 @@ from cpt_deploy.recipe import LearningRateSettings, SwaSettings
 
 
 def learning_rate_factor(settings: LearningRateSettings, step: int, total_steps: int) -> float:
-    """Return what the base rate is multiplied by at a step.
+    """Return the factor of the base rate at a step.
 
     Args:
         settings: Kind and parameters of the schedule.
@@ -25,15 +25,15 @@ def learning_rate_factor(settings: LearningRateSettings, step: int, total_steps:
 def learning_rate_at(
     base: float, settings: LearningRateSettings, swa: SwaSettings, step: int, total_steps: int, plateaus: int = 0
 ) -> float:
-    """Return the learning rate of a step; averaging with a rate of its own takes over where it starts.
+    """Return the learning rate of a step; a rate of weight averaging overrides the schedule from its start on.
 
     Args:
-        base: The rate of the recipe.
+        base: The recipe's learning rate.
         settings: Kind and parameters of the schedule.
-        swa: Averaging of weights.
+        swa: Settings of weight averaging.
         step: From 0.
         total_steps: Length of the run.
-        plateaus: How many evaluations so far were not the best; counts with `plateau` only.
+        plateaus: Number of evaluations so far without a new best; used by `plateau` only.
     """
     if swa.enabled and swa.lr is not None and step >= swa.start * total_steps:
         return swa.lr

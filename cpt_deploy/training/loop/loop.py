@@ -1,4 +1,4 @@
-"""The training loop: one step, what is due after it, and how a run stops before its end."""
+"""The training loop: steps; logging, evaluation and checkpoints between them; and early stops."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -26,11 +26,11 @@ from cpt_deploy.training.text_evaluation import perplexity_of
 
 
 class TrainingLoop:
-    """Trains from where the progress stands to the end of the run.
+    """Trains from the current step to the end of the run.
 
     Args:
         run: The run.
-        profiler: What looks into some of its steps.
+        profiler: Profiles some of its steps.
     """
 
     def __init__(self, run: Run, profiler: StepProfiler | None = None) -> None:
@@ -43,7 +43,7 @@ class TrainingLoop:
         self.on_gpu = objects.device.type == "cuda"
         self.autocast = self.settings.amp == "bf16" or (self.settings.amp == "auto" and self.on_gpu)
         self.recorded = recorded_step(run, autocast=self.autocast)
-        # Each read of a loss waits for the device, so on a GPU they are read at log steps only.
+        # Each read of a loss waits for the device, so on a GPU losses are read at log steps only.
         self.read_each_step = not self.on_gpu
         self.signal: int | None = None
         self.told_signal: Tensor | None = None
@@ -59,7 +59,7 @@ class TrainingLoop:
         """
         progress = self.progress
         if progress.step and progress.evaluated_step != progress.step and self._evaluation_due():
-            self._evaluate()  # the run was stopped in the middle of it
+            self._evaluate()  # the run was stopped during this evaluation
         stream = self.task.stream(range(progress.step, self.total), self.ranks, pin_memory=self.on_gpu)
         while (batch := self._next(stream)) is not None:
             self.parts.costs.begin(self._position(progress.step).bits)
@@ -67,7 +67,7 @@ class TrainingLoop:
             self._after_step()
 
     def _next(self, stream: Iterator[Any]) -> Any:
-        """Return the next batch, or `None` at the end; how long it was waited for counts as such."""
+        """Return the next batch, or `None` at the end; the waiting time is recorded."""
         waiting = Stopwatch()
         with self._labelled("data"):
             batch = next(stream, None)
@@ -116,7 +116,7 @@ class TrainingLoop:
         progress.samples += whole
 
     def _replayed(self, batch: Any) -> StepOutcome | None:
-        """Return the outcome of a step whose gradients a recording has computed, or `None`."""
+        """Return the outcome of a step computed by the CUDA-graph step, or `None` if it has to be computed eagerly."""
         if self.recorded is None or (self.profiler is not None and self.profiler.is_on):
             return None
         return self.recorded(batch, self.objects.model.precision.branches)
@@ -145,7 +145,7 @@ class TrainingLoop:
             raise RunInterruptedError(
                 f"Stopped after step {step} of {self.total}; the state is saved in {self.directory.last}",
                 signal_number=self.signal,
-                hint=f"go on: cpt train --resume {self.directory.path}",
+                hint=f"continue: cpt train --resume {self.directory.path}",
             )
 
     def _evaluate(self) -> None:
@@ -207,7 +207,7 @@ class TrainingLoop:
         )
 
     def _position(self, step: int) -> StepProgress:
-        """Return bits and rate of a step, counted from 0, with the figures of the last row of the log."""
+        """Return bits and learning rate of a step, counted from 0, with the figures of the last row of the log."""
         recipe, latest = self.task.recipe, self.progress.latest
         return StepProgress(
             step=step + 1,

@@ -1,4 +1,4 @@
-"""Tells adaptive precision schedules the training loss, period by period."""
+"""Passes the mean training loss of each period to adaptive precision schedules."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,12 +9,12 @@ from cpt_deploy.precision import AdaptiveSchedule, PrecisionSchedule
 
 
 class LossFollowing:
-    """Averages the training loss over each period and tells it to the schedules that follow it.
+    """Averages the training loss over each period and passes it to the schedules that depend on it.
 
     In a distributed run the losses are those of the whole batch, which every process has, so all processes agree.
 
     Args:
-        schedules: All schedules of the run; those that do not adapt are left alone.
+        schedules: All schedules of the run; non-adaptive ones are ignored.
         period: Steps of a period.
     """
 
@@ -25,13 +25,13 @@ class LossFollowing:
         self._samples = 0
 
     def add(self, loss: Tensor, samples: int) -> None:
-        """Take note of a step's mean loss, 0-dim, without waiting for the device."""
+        """Add a step's mean loss, 0-dim, without waiting for the device."""
         if self.schedules:
             self._sum = self._sum + loss.double() * samples
             self._samples += samples
 
     def finished(self, step: int) -> None:
-        """Take note that so many steps are finished; at the end of a period tell its mean loss."""
+        """Record the number of finished steps; at the end of a period, pass its mean loss to the schedules."""
         if not self.schedules or step % self.period != 0 or self._samples == 0:
             return
         mean = float(self._sum) / self._samples
@@ -48,7 +48,7 @@ class LossFollowing:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state_dict` returned."""
+        """Restore the state that `state_dict` returned."""
         self._sum, self._samples = float(state["sum"]), int(state["samples"])
         for schedule, own in zip(self.schedules, state["schedules"], strict=True):
             schedule.load_state_dict(own)

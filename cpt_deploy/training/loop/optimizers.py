@@ -1,4 +1,4 @@
-"""Optimizers as a recipe describes them."""
+"""Build the optimizer of a recipe and set its learning rate."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from cpt_deploy.recipe import OptimizerSettings
 def build_optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.optim.Optimizer:
     """Build the optimizer of a model's parameters.
 
-    With `decay_norm_and_bias` off, parameters of one axis (normalisation, biases) get no weight decay.
+    With `decay_norm_and_bias` off, one-dimensional parameters (normalisation, biases) get no weight decay.
 
     Args:
         model: The model, on its device.

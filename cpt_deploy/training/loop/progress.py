@@ -1,4 +1,4 @@
-"""Where a run stands: the numbers that a checkpoint keeps besides tensors."""
+"""Progress of a run: the counts and times that a checkpoint keeps besides tensors."""
 
 import math
 import time
@@ -27,13 +27,13 @@ class Window:
     waiting: list[tuple[int, Tensor, Tensor, int]] = field(default_factory=list)
 
     def add(self, step: int, loss: Tensor, correct: Tensor, samples: int) -> None:
-        """Take note of one step.
+        """Add the result of one step.
 
         Args:
             step: Its number, from 0.
             loss: Its mean loss, 0-dim.
-            correct: How many of its samples were classified right, 0-dim.
-            samples: How many samples it had.
+            correct: Number of its samples that were classified correctly, 0-dim.
+            samples: Number of its samples.
         """
         self.waiting.append((step, loss, correct, samples))
 
@@ -54,7 +54,7 @@ class Window:
         return bad
 
     def means(self) -> dict[str, float]:
-        """Return loss, accuracy, images per second and the share of time spent waiting for data, of what was read."""
+        """Return loss, accuracy, images per second and the share of time spent waiting for data, of the read steps."""
         return {
             "loss": self.loss_sum / self.samples,
             "accuracy": self.correct / self.samples,
@@ -63,7 +63,7 @@ class Window:
         }
 
     def state_dict(self) -> dict[str, float]:
-        """Return what was read, as JSON types."""
+        """Return the sums over the read losses, as JSON types."""
         return {
             "loss_sum": self.loss_sum,
             "correct": self.correct,
@@ -82,12 +82,12 @@ class RunProgress:
         samples: Number of training images seen, with repetition.
         evaluated_step: Step of the last evaluation.
         best: The best evaluation so far.
-        plateaus: How many evaluations were not the best so far.
-        train_seconds: Time of training steps with their loading.
+        plateaus: Number of evaluations that were not the best so far.
+        train_seconds: Time of training steps, including loading.
         data_seconds: Time of waiting for batches, a part of `train_seconds`.
         eval_seconds: Time of evaluations.
-        window: Since the last row of the log.
-        latest: What the last row said.
+        window: Sums since the last row of the log.
+        latest: Means of the last row of the log.
     """
 
     step: int = 0
@@ -128,7 +128,7 @@ class RunProgress:
 
 
 class Stopwatch:
-    """Tells the time between calls."""
+    """Measures the time between calls."""
 
     def __init__(self) -> None:
         self._last = time.perf_counter()

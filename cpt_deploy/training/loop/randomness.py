@@ -1,4 +1,4 @@
-"""Random number generators of a run: seeded from the recipe, kept in checkpoints, given back when the run is over."""
+"""Random number generators of a run: seeded from the recipe, saved in checkpoints, restored after the run."""
 
 import os
 import random
@@ -18,19 +18,19 @@ def seeded(seed: int, *, deterministic: bool) -> Iterator[None]:
 
     Args:
         seed: The recipe's seed.
-        deterministic: Whether torch uses deterministic algorithms; an operation that has none warns.
+        deterministic: Whether torch uses deterministic algorithms; operations without one warn.
     """
     tensors, state = random_state()
     mode = torch.get_deterministic_debug_mode()
     debugging: Any = torch.utils.deterministic
     benchmark, fill = torch.backends.cudnn.benchmark, debugging.fill_uninitialized_memory
     if deterministic:
-        # cuBLAS reads it when a process first uses it, and is deterministic only with such a workspace.
+        # cuBLAS reads this at its first use in a process, and is deterministic only with such a workspace.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
-    # As `use_deterministic_algorithms` does, which loads all of torch's compiler to tell it, too.
+    # Same effect as `use_deterministic_algorithms`, which would also load all of torch's compiler.
     torch.set_deterministic_debug_mode("warn" if deterministic else "default")
     torch.backends.cudnn.benchmark = not deterministic
     debugging.fill_uninitialized_memory = False  # a debugging aid that costs a pass over all memory
@@ -49,7 +49,7 @@ def seed_torch(*parts: int) -> None:
 
 
 def random_state() -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return the states of all generators: as tensors by name, and the rest as JSON types."""
+    """Return the states of all generators: tensors by name, and the rest as JSON types."""
     numpy_state: Any = np.random.get_state(legacy=False)
     tensors = {"torch": torch.get_rng_state(), "numpy": torch.from_numpy(numpy_state["state"]["key"].astype(np.int64))}
     if torch.cuda.is_available():
@@ -60,7 +60,7 @@ def random_state() -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def restore_random_state(tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-    """Set all generators to states that `random_state` returned; GPUs that are not there are skipped."""
+    """Set all generators to states that `random_state` returned; missing GPUs are skipped."""
     torch.set_rng_state(tensors["torch"])
     for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         if f"cuda.{index}" in tensors:

@@ -1,4 +1,4 @@
-"""Everything that a run consists of, in one object that the loop and the finish share."""
+"""The run: all its parts in one object that `loop` and `finish` share."""
 
 from dataclasses import dataclass
 
@@ -22,17 +22,17 @@ class Run:
     """A run.
 
     Args:
-        task: What it learns, and from what.
-        objects: What it changes.
-        directory: Where its files go.
-        progress: Where it stands.
-        log: Where rows go.
-        reporter: Who is told.
-        interruption: What asks it to stop.
-        ranks: This process among those of the run; only the main one writes and tells.
-        synchronization: What makes one model of those of all processes.
-        costs: What steps really cost.
-        following: What tells adaptive schedules the loss.
+        task: The task: data, loss and evaluation.
+        objects: Model, optimizer, schedules and cost meter.
+        directory: Directory of its files.
+        progress: Counts and times so far.
+        log: Log of its metrics.
+        reporter: Receives its events.
+        interruption: Records signals that ask it to stop.
+        ranks: The process group; only the main process writes and reports.
+        synchronization: Keeps the models of all processes equal.
+        costs: Measured costs of steps.
+        following: Passes the training loss to adaptive schedules.
     """
 
     task: TrainingTask
@@ -48,6 +48,6 @@ class Run:
     following: LossFollowing
 
     def signal_of_any(self) -> int | None:
-        """Return the signal that a process got, or `None`; every process must ask."""
+        """Return the signal that any process received, or `None`; every process must call it."""
         own = torch.tensor([float(self.interruption.signal_number or 0)])
         return int(self.ranks.gather(own).max()) or None

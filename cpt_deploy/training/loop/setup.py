@@ -1,4 +1,4 @@
-"""From a recipe to the objects of a run: images, model, optimizer, schedules, cost meter."""
+"""Build the objects of a run from its recipe: images, model, optimizer, schedules, cost meter."""
 
 import os
 from collections import Counter
@@ -40,22 +40,22 @@ from cpt_deploy.recipe import Recipe
 from cpt_deploy.training.loop.optimizers import build_optimizer
 
 MOST_WORKERS = 8
-"""Loading processes that are started unasked."""
+"""Max number of loading processes by default."""
 
 
 @dataclass(frozen=True)
 class RunData:
-    """What a run learns from.
+    """The images of a run.
 
     Args:
-        recipe: The settings, with everything resolved that the data decides.
+        recipe: The settings, with all defaults that depend on the data resolved.
         train: Training images.
         test: Test images.
         preprocessing: How an image becomes an input.
         augment: Augmentations in their order.
-        train_inputs: Training images at the size of the input, kept in memory where the budget allows it.
+        train_inputs: Training images at the size of the input, kept in memory if they fit the budget.
         test_inputs: Test images likewise.
-        workers: Loading processes.
+        workers: Number of loading processes.
     """
 
     recipe: Recipe
@@ -69,28 +69,28 @@ class RunData:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Batches of an epoch."""
+        """Number of batches per epoch."""
         return batches_per_epoch(len(self.train), self.recipe.train.batch_size)
 
     @property
     def total_steps(self) -> int:
-        """Length of the run."""
+        """Number of steps of the run."""
         return self.recipe.train.total_steps(self.steps_per_epoch)
 
 
 @dataclass(frozen=True)
 class RunObjects:
-    """What a run changes.
+    """Model, optimizer, schedules and cost meter of a run.
 
     Args:
-        device: Where the model is.
+        device: Device of the model.
         model: The CPT model in training.
         optimizer: Its optimizer.
-        averaged: The running average of the weights, if the recipe wants one.
-        forward: Schedule of weights and activations.
-        backward: Schedule of gradients.
+        averaged: The running average of the weights, if the recipe asks for one.
+        forward: Precision schedule of weights and activations.
+        backward: Precision schedule of gradients.
         meter: BitOPs so far.
-        groups: Schedules of groups of layers, by the groups' names in the model.
+        groups: Precision schedules of groups of layers, by the groups' names in the model.
     """
 
     device: torch.device
@@ -123,12 +123,12 @@ class RunObjects:
 
 
 def load_data(recipe: Recipe, device: torch.device, processes: int = 1) -> RunData:
-    """Open the data set and resolve what the recipe leaves to it.
+    """Open the data set and resolve the settings that depend on it.
 
     Args:
         recipe: The settings.
-        device: Where the model will be.
-        processes: How many processes of the run share this machine's cores and memory.
+        device: Device of the model.
+        processes: Number of processes of the run that share this machine's cores and memory.
 
     Raises:
         CptError: If the data set is unknown, missing or damaged, or settings do not fit it.
@@ -136,7 +136,7 @@ def load_data(recipe: Recipe, device: torch.device, processes: int = 1) -> RunDa
     settings = recipe.data
     name = settings.name
     if name not in dataset_names() and ":" not in name and Path(name).exists():
-        name = str(Path(name).resolve())  # a run is read again from other working directories
+        name = str(Path(name).resolve())  # so that the run can be read from other working directories
     root = None if settings.root is None else Path(settings.root).expanduser().resolve()
     settings = settings.model_copy(update={"name": name, "root": None if root is None else str(root)})
     train, test = recipe_images(settings, "train"), recipe_images(settings, "test")
@@ -165,14 +165,14 @@ def load_data(recipe: Recipe, device: torch.device, processes: int = 1) -> RunDa
 
 
 def _loading_processes(device: torch.device, processes: int) -> int:
-    """Return how many loading processes to start when nothing is said."""
+    """Return the default number of loading processes."""
     if device.type != "cuda":
         return 0
     return min((os.cpu_count() or 1) // processes, MOST_WORKERS)
 
 
 def _memory_to_keep(megabytes: int | None) -> int:
-    """Return how many bytes of decoded images may be kept; a quarter of the machine's memory if nothing is said."""
+    """Return the budget for decoded images in bytes; by default a quarter of the machine's memory."""
     if megabytes is not None:
         return megabytes * 10**6
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4
@@ -187,7 +187,7 @@ def build_cpt_model(
         recipe: The settings.
         classes: Number of classes.
         preprocessing: How an image becomes an input.
-        trained: Whether it gets the weights of a run; it was tried out then, before that run.
+        trained: Whether it will get the weights of a run; then the trial conversion, made before that run, is skipped.
 
     Raises:
         CptError: If the model is unknown, cannot take these images, or has no quantized form.
@@ -255,16 +255,16 @@ def build_quantized_language_model(recipe: Recipe, vocabulary: int) -> Quantized
 
 
 def build_objects(model: CyclingModel, recipe: Recipe, total_steps: int, device: torch.device) -> RunObjects:
-    """Build optimizer, schedules and meter of a run around its model.
+    """Move the model to the device and build optimizer, schedules and cost meter of a run.
 
     Args:
         model: The model.
         recipe: The settings.
-        total_steps: Length of the run.
-        device: Where the model is to be.
+        total_steps: Number of steps of the run.
+        device: Device of the run.
 
     Raises:
-        CptError: If something that the recipe names does not exist or does not fit.
+        CptError: If a schedule does not exist or does not fit.
     """
     model = model.to(device)
     model = model.to(memory_format=torch.channels_last)  # the faster layout of convolutions
@@ -282,7 +282,7 @@ def build_objects(model: CyclingModel, recipe: Recipe, total_steps: int, device:
 
 
 def _check_bits(schedule: PrecisionSchedule, lower: int, upper: int, total_steps: int) -> None:
-    """Make sure that a schedule, which may be the user's own, stays within the bounds of the recipe."""
+    """Make sure that a schedule, which may be user-defined, stays within min_bits and max_bits of the recipe."""
     bits = share_of_steps(schedule, total_steps)
     if min(bits) < lower or max(bits) > upper:
         raise UsageError(

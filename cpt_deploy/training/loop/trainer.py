@@ -1,4 +1,4 @@
-"""A whole run: data, model, loop, finish. Prints nothing; a reporter is told what happens."""
+"""Train a model from a recipe: data, model, loop, finish. Prints nothing; events go to a reporter."""
 
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
@@ -36,24 +36,24 @@ def train(
     reporter: TrainReporter | None = None,
     profile_steps: int = 0,
 ) -> RunReport:
-    """Train a model with cyclic precision and leave everything in a run directory.
+    """Train a model with cyclic precision and write all results to a run directory.
 
     The same recipe gives the same result, and a resumed run the same as an uninterrupted one. Started by torchrun, all
-    processes train one model together; the first one writes the files and is the only one whose reporter is told.
+    processes train one model together; only the main process writes files and calls its reporter.
 
     Args:
         recipe: All settings; `train.batch_size` is that of all processes together.
         run_dir: The directory of the run; new or empty, unless the run is resumed.
-        resume: Go on from the last checkpoint (from the start if there is none); a finished run is left alone.
-        reporter: Who is told about the run; nobody by default.
-        profile_steps: How many steps to profile at the beginning; the trace is written into the directory.
+        resume: Continue from the last checkpoint (from the start if there is none); a finished run is not changed.
+        reporter: Receives the events of the run; by default none does.
+        profile_steps: Number of steps to profile at the beginning; the trace is written to the directory.
 
     Returns:
-        The report, which is in `report.json` too.
+        The report, also written to `report.json`.
 
     Raises:
         UsageError: If a setting does not fit, or another process trains in the directory.
-        DataError: If the data set, a checkpoint or the disk is at fault.
+        DataError: If the data set, a checkpoint or a file cannot be read or written.
         TrainingDivergedError: If the loss becomes NaN or infinite.
         RunInterruptedError: After SIGINT or SIGTERM; the state is saved.
         ProcessLostError: If another process of a distributed run failed.
@@ -117,9 +117,9 @@ def _carried_out(run: Run, profile_steps: int) -> RunReport:
         last = run.directory.last
         kept = f"the last good checkpoint is {last}" if last.is_file() else "there is no checkpoint yet"
         raise ProcessLostError(
-            f"Expected all {run.ranks.count} processes to go on, but the connection to one was lost after step "
+            f"Expected all {run.ranks.count} processes to continue, but the connection to one was lost after step "
             f"{run.progress.step} of {run.task.total_steps}; {kept}",
-            hint=f"go on with any number of processes: cpt train --resume {run.directory.path}",
+            hint=f"continue with any number of processes: cpt train --resume {run.directory.path}",
         ) from error
 
 
@@ -131,7 +131,7 @@ def _begin(directory: RunDirectory, task: TrainingTask, lock: ExitStack) -> None
 
 
 def _reentered(directory: RunDirectory, task: TrainingTask, lock: ExitStack) -> RunReport | None:
-    """Make sure that a run can be gone on with, and take its lock; return its report if it is finished."""
+    """Make sure that a run can be resumed, and take its lock; return its report if it is finished."""
     directory.check_resumable(task.recipe)
     lock.enter_context(run_lock(directory.lock))
     task.check(directory)
@@ -147,7 +147,7 @@ def _restored(
     *,
     resume: bool,
 ) -> tuple[RunProgress, StepCosts]:
-    """Bring all processes to the last checkpoint, which only the main one reads; to the start if there is none."""
+    """Restore the last checkpoint, which only the main process reads, in all processes; without one, start anew."""
 
     def read() -> Checkpoint | None:
         return read_checkpoint(directory.last) if resume and directory.last.is_file() else None
@@ -173,10 +173,10 @@ def _open_log(directory: RunDirectory, progress: RunProgress, ranks: Ranks) -> M
 
 
 def plan_run(recipe: Recipe, run_dir: Path) -> TrainPlan:
-    """Return what a run would do, without writing anything.
+    """Return the plan of a run without writing anything.
 
     Raises:
-        CptError: If data, model or settings do not fit; what `train` would say.
+        CptError: If data, model or settings do not fit, as `train` would raise it.
     """
     ranks = launched()
     device = choose_device(recipe.train.device, ranks)
@@ -211,7 +211,7 @@ def _plan(task: TrainingTask, objects: RunObjects, run_dir: Path, first_step: in
 
 
 def _relative_cost(objects: RunObjects, total_steps: int) -> float | None:
-    """Return the BitOPs of the cycling layers relative to static ones; `None` where they will follow the loss."""
+    """Return the BitOPs of the scheduled layers relative to static ones; `None` if a schedule depends on the loss."""
     if any(isinstance(schedule, AdaptiveSchedule) for schedule in objects.schedules):
         return None
     cycling = [layer for layer in objects.meter.layers if layer.role not in ("hold", "float")]

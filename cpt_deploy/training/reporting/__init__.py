@@ -1,1 +1,1 @@
-"""What a run tells while it goes on and at its end: plan, progress, profile, costs of a step."""
+"""Reporting of a run: its plan, progress, profile, step costs and final report."""

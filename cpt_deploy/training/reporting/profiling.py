@@ -1,4 +1,4 @@
-"""Where the time of a step goes: torch.profiler over some steps, its operators in a few groups, and a trace."""
+"""Profiling of training steps: torch.profiler over some steps, times by group of operators, and a trace file."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -15,10 +15,10 @@ from cpt_deploy.quantization.modules.activation_quantizer import EdgeQuantizer, 
 from cpt_deploy.training.run_directory.files import disk_errors
 
 SKIPPED_STEPS = 2
-"""Steps before the profiled ones, in which memory is allocated and the profiler itself warms up."""
+"""Steps before the profiled ones, in which memory is allocated and the profiler warms up."""
 ACTIVATIONS = "quantization of activations"
 
-# The first entry that an operator's name, or that of the operators around it, contains decides its group.
+# The first entry contained in an operator's name, or in that of an enclosing operator, decides its group.
 FUSED = "BatchNorm, ReLU and quantization in one"
 _GROUPS = (
     ("Optimizer.", "optimizer"),
@@ -30,7 +30,7 @@ _GROUPS = (
     ("allreduce", "communication"),
     ("all_gather", "communication"),
     ("allgather", "communication"),
-    # The compiled kernels are no events of their own: what they take is what their functions take beside the products.
+    # The compiled kernels are not events: their time is that of their autograd functions outside of the products.
     ("_LayerFunction", FUSED),
     ("_AddFunction", FUSED),
     ("_OutputFunction", FUSED),
@@ -54,13 +54,13 @@ DATA, OTHER, BETWEEN = "data", "other operators", "between operators (Python)"
 
 @dataclass(frozen=True)
 class ProfileReport:
-    """Where the time of a step went.
+    """The time of a step by group of operators.
 
     Args:
-        steps: How many steps were profiled.
+        steps: Number of profiled steps.
         step_seconds: Mean wall-clock time of a step, which is longer than without the profiler.
-        seconds: By group, mean seconds of a step, descending. On a GPU its time; elsewhere that of the CPU.
-        operators: By group, the operators that took most of it, with mean seconds of a step.
+        seconds: Mean seconds per step of each group, descending; GPU time on a GPU, otherwise CPU time.
+        operators: The slowest operators of each group, with mean seconds per step.
         trace: The file for chrome://tracing or https://ui.perfetto.dev.
     """
 
@@ -75,10 +75,10 @@ class StepProfiler:
     """Profiles some steps of a run; use it as a context and call `step` after each step.
 
     Args:
-        model: The model, whose edges are labelled meanwhile.
-        steps: How many steps.
-        trace: Where the trace goes.
-        on_gpu: Whether the GPU's time counts.
+        model: The model, whose activation quantizers are labelled meanwhile.
+        steps: Number of steps.
+        trace: Path of the trace file.
+        on_gpu: Whether to count GPU time instead of CPU time.
     """
 
     def __init__(self, model: CyclingModel, steps: int, trace: Path, *, on_gpu: bool) -> None:
@@ -102,11 +102,11 @@ class StepProfiler:
 
     @property
     def is_on(self) -> bool:
-        """Whether steps take longer now, since they are looked into or will be."""
+        """Whether profiling is not finished yet, so that steps take longer."""
         return self.report is None
 
     def step(self) -> None:
-        """Tell that a step has ended; after the last profiled one nothing is recorded any more."""
+        """Record the end of a step; a no-op after the last profiled one."""
         if self.report is None:
             self._profile.step()
 
@@ -124,7 +124,7 @@ def _label(module: nn.Module, name: str, stack: ExitStack) -> None:
         with record_function(name):
             return forward(*inputs)
 
-    # Not by hooks: with hooks on its modules a network does not train on codes.
+    # Not by hooks: a network with hooks on its modules does not use the fused training step.
     module.forward = labelled
     stack.callback(delattr, module, "forward")
 
@@ -157,7 +157,7 @@ def _descending(seconds: Mapping[str, float]) -> list[tuple[str, float]]:
 
 
 def _group(event: Any) -> str:
-    """Return the group of an operator: its own, or else that of the nearest operator around it that has one."""
+    """Return the group of an operator: its own, or else that of the nearest enclosing operator that has one."""
     while event is not None:
         if event.name == DATA:
             return DATA

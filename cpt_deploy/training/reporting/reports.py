@@ -1,4 +1,4 @@
-"""What a run tells: its plan, the progress of each step, evaluations, and the final report; and to whom."""
+"""Plan, step progress, evaluations and final report of a run, and the reporter interface that receives them."""
 
 import json
 from collections.abc import Mapping
@@ -19,29 +19,29 @@ REPORT_VERSION = 1
 
 @dataclass(frozen=True)
 class TrainPlan:
-    """What a run is going to do.
+    """The plan of a run.
 
     Args:
         run_dir: Its directory.
         recipe: All settings as resolved.
         device: "cpu" or "cuda:0".
-        processes: How many processes train together.
+        processes: Number of processes that train together.
         workers: Loading processes of each of them.
         parameters: Number of trainable parameters.
         macs: Multiply-accumulates per sample in the quantized layers.
         layers: Number of quantized layers by role: "cycle", "hold", and the names of groups.
         train_images: Number of training samples: images, or tokens.
         test_images: Number of test samples.
-        classes: Number of classes, or of different tokens.
-        steps_per_epoch: Batches of an epoch.
-        total_steps: Length of the run.
-        first_step: 0, or where a resumed run goes on.
-        unit: What a sample is, in the plural: "images" or "tokens".
-        pretrained: What the model begins with; `None` if it begins fresh.
-        left_out: How many files beside the samples are not used, by their type or the reason.
-        conversion: Which way the network was converted, and why.
-        relative_cost: BitOPs of the cycling layers relative to static precision at the upper bound; `None` if the bits
-            will follow the loss.
+        classes: Number of classes, or size of the vocabulary.
+        steps_per_epoch: Batches per epoch.
+        total_steps: Number of steps of the run.
+        first_step: 0, or the step at which a resumed run continues.
+        unit: The kind of samples, in the plural: "images" or "tokens".
+        pretrained: The pretrained weights; `None` if training starts from random weights.
+        left_out: Number of unused files in the data set, by their type or the reason.
+        conversion: How the network was converted, and why.
+        relative_cost: BitOPs of the scheduled layers relative to static precision at max_bits; `None` if a schedule
+            depends on the loss.
     """
 
     run_dir: Path
@@ -71,7 +71,7 @@ class StepProgress:
 
     Args:
         step: Number of finished steps.
-        total_steps: Length of the run.
+        total_steps: Number of steps of the run.
         epoch: The epoch of this step, from 0.
         bits: Forward bits of this step.
         grad_bits: Gradient bits of this step.
@@ -96,7 +96,7 @@ class StepProgress:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What the model does at the upper bound on samples that it does not train on: images, or the tokens of a text.
+    """The evaluation of the model at max_bits on held-out samples: images, or the tokens of a text.
 
     Args:
         step: Number of finished steps.
@@ -105,7 +105,7 @@ class Evaluation:
         top5: Share of samples whose class is among the five most likely; `None` with up to five classes, and for text.
         images: Number of samples.
         seconds: Time it took.
-        settled: Whether it is the final one, after settling.
+        settled: Whether it is the final one, after calibration.
         best: Whether it is the best of the run so far (the final one is not compared).
         perplexity: exp(loss) of a text; `None` for images.
     """
@@ -127,26 +127,27 @@ class RunReport:
 
     Args:
         name: The recipe's name.
-        model: Name, parameters, MACs, quantized layers by role, which way it was converted and why, and the weights it
-            began with, if any.
-        data: Name, numbers of images, and digests of the data set where it is in memory.
+        model: Name, parameters, MACs, quantized layers by role, how it was converted and why, and its pretrained
+            weights, if any.
+        data: Name, numbers of images, and digests of the data set if it is in memory.
         classes: Names of the classes; none for text.
         preprocessing: How an image becomes an input, see `Preprocessing.from_dict`; empty for text.
-        bits: Lower and upper bound, the schedules' names, and the share of steps at each number of bits.
+        bits: The min_bits and max_bits, the schedules' names, and the share of steps at each number of bits.
         steps: Number of steps.
         epochs: Number of epochs.
-        test: The final evaluation of the settled model.
+        test: The final evaluation of the calibrated model.
         task: "classification" or "language-model".
-        valid: The settled model on the validation text; `None` for images.
-        best: The best evaluation on the way, which is in `checkpoints/best.safetensors`; `None` if there was none.
-        cost: GBitOPs, those of static precision at the upper bound, and the ratio and saving.
-        seconds: Time of training, of waiting for data in it, of evaluation, settling, and in total.
+        valid: The calibrated model on the validation text; `None` for images.
+        best: The best evaluation during training, whose model is in `checkpoints/best.safetensors`; `None` if there was
+            none.
+        cost: GBitOPs, those of static precision at max_bits, and the ratio and saving.
+        seconds: Time of training, of waiting for data in it, of evaluation, calibration, and in total.
         images_per_s: Mean training throughput.
-        steps_by_bits: By forward bits: GBitOPs of a step with gradients at their upper bound, number of measured steps,
+        steps_by_bits: By forward bits: GBitOPs of a step with gradients at their max_bits, number of measured steps,
             their median seconds without waiting for data, and peak of memory in bytes (allocated on a GPU, physical
             memory of the process on a CPU).
-        device: What it ran on, with the number of threads.
-        versions: Versions of what the result depends on.
+        device: The device, with the number of threads.
+        versions: Versions of the packages that the result depends on.
         weights_sha256: SHA-256 of `model.safetensors`.
         report_version: Format of this report.
     """
@@ -187,7 +188,7 @@ class RunReport:
             values = json.loads(path.read_text(encoding="utf-8"))
             version = values["report_version"]
             if version <= REPORT_VERSION:
-                # what reports of earlier versions do not have
+                # defaults of fields that reports of earlier versions do not have
                 values = {"steps_by_bits": {}, "task": "classification", "valid": None, **values}
                 known = {field.name: values[field.name] for field in fields(cls)}
                 for name in ("test", "best", "valid"):
@@ -207,38 +208,38 @@ class RunReport:
 
 
 class TrainReporter(Protocol):
-    """Who is told about a run while it runs; a progress bar, for example."""
+    """Receives the events of a run while it runs; a progress bar, for example."""
 
     def start(self, plan: TrainPlan) -> None:
-        """Take note of what is going to happen."""
+        """Receive the plan before the first step."""
 
     def step(self, progress: StepProgress) -> None:
-        """Take note of a finished step."""
+        """Receive the progress after each step."""
 
     def evaluated(self, evaluation: Evaluation) -> None:
-        """Take note of an evaluation; the last one has `settled` set."""
+        """Receive an evaluation; the last one has `settled` set."""
 
     def profiled(self, profile: "ProfileReport") -> None:
-        """Take note of where the time of the profiled steps went."""
+        """Receive the profile after the profiled steps."""
 
     def finished(self, report: RunReport) -> None:
-        """Take note of the result."""
+        """Receive the final report."""
 
 
 class SilentReporter:
-    """A reporter that says nothing."""
+    """A reporter that ignores all events."""
 
     def start(self, plan: TrainPlan) -> None:
-        """Say nothing."""
+        """Do nothing."""
 
     def step(self, progress: StepProgress) -> None:
-        """Say nothing."""
+        """Do nothing."""
 
     def evaluated(self, evaluation: Evaluation) -> None:
-        """Say nothing."""
+        """Do nothing."""
 
     def profiled(self, profile: "ProfileReport") -> None:
-        """Say nothing."""
+        """Do nothing."""
 
     def finished(self, report: RunReport) -> None:
-        """Say nothing."""
+        """Do nothing."""

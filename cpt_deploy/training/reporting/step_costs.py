@@ -1,4 +1,4 @@
-"""What steps really cost at each bit-width: time without waiting for data, and memory."""
+"""Measured costs of steps at each bit-width: time without waiting for data, and memory."""
 
 import statistics
 import time
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 KEPT_TIMES = 512
-"""Times that are kept for each bit-width; where there are more, every second, fourth, … step is kept."""
+"""Max number of times kept for each bit-width; beyond it, only every second, fourth, … step is kept."""
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
@@ -20,10 +20,10 @@ class WidthCost:
     """The steps at one bit-width.
 
     Attributes:
-        steps: How many there were.
-        stride: Every how many of them a time was kept.
-        seconds: The times that were kept.
-        memory: Most bytes during a step: allocated on a GPU; physical memory of the process on a CPU.
+        steps: Number of steps.
+        stride: Interval between steps whose times are kept.
+        seconds: The kept times.
+        memory: Peak bytes during a step: allocated on a GPU; physical memory of the process on a CPU.
     """
 
     steps: int = 0
@@ -32,7 +32,7 @@ class WidthCost:
     memory: int | None = None
 
     def add(self, seconds: float) -> None:
-        """Keep the time of a step, or leave it out by the stride."""
+        """Add a step; its time is kept only if the stride selects it."""
         if self.steps % self.stride == 0:
             self.seconds.append(seconds)
         self.steps += 1
@@ -48,11 +48,11 @@ class WidthCost:
 class StepCosts:
     """Measures steps; call `begin` and `end` around each.
 
-    The first step of a process is left out, since much is set up in it. On a GPU times are the device's own, from
-    events, and reading them waits for nothing before `read`.
+    The first step of a process is left out, since it includes set-up. On a GPU times are measured by device events, and
+    only `read` waits for them.
 
     Args:
-        device: Where the model is.
+        device: Device of the model.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -64,17 +64,17 @@ class StepCosts:
         self._waiting: list[tuple[int, Any, Any]] = []
 
     def begin(self, bits: int) -> None:
-        """Note that a step at so many bits begins, its batch being there."""
+        """Record the start of a step at the given bits, after its batch was loaded."""
         cost = self.widths.get(bits)
         steps = cost.steps if cost is not None else 0
-        # Asking the system takes as long as a small operator, so it is asked at steps 1, 2, 4, 8, … of a width.
+        # Querying the system takes as long as a small operator, so only at steps 1, 2, 4, 8, … of a bit-width.
         self._probes = self.device.type == "cuda" or steps & (steps - 1) == 0
         if self._probes:
             reset_peak_memory(self.device)
         self._began = self._now()
 
     def end(self, bits: int) -> None:
-        """Note that the step has ended."""
+        """Record the end of the step."""
         ended = self._now()
         if not self._warm:
             self._warm = True
@@ -88,7 +88,7 @@ class StepCosts:
             self.read()
 
     def read(self) -> None:
-        """Read the times that wait; on a GPU this waits for the last step."""
+        """Read the pending times; on a GPU this waits for the last step."""
         for bits, began, ended in self._waiting:
             if self.device.type == "cuda":
                 ended.synchronize()
@@ -104,7 +104,7 @@ class StepCosts:
         return {str(bits): self.widths[bits].summary() for bits in sorted(self.widths) if self.widths[bits].steps}
 
     def columns(self, bits: int) -> dict[str, float | None]:
-        """Return median time and memory of the steps at so many bits, as columns of `metrics.csv`."""
+        """Return median time and memory of the steps at the given bits, as columns of `metrics.csv`."""
         self.read()
         cost = self.widths.get(bits)
         if cost is None or not cost.seconds:
@@ -118,7 +118,7 @@ class StepCosts:
         return {str(bits): vars(cost) for bits, cost in self.widths.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state_dict` returned."""
+        """Restore the state that `state_dict` returned."""
         self.widths = {int(bits): WidthCost(**cost) for bits, cost in state.items()}
 
     def _now(self) -> Any:
@@ -130,7 +130,7 @@ class StepCosts:
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Let the peak of memory begin anew, where the system can."""
+    """Reset the peak of memory, if the system supports it."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return
@@ -141,7 +141,7 @@ def reset_peak_memory(device: torch.device) -> None:
 
 
 def peak_memory(device: torch.device) -> int | None:
-    """Return the peak since it began anew, in bytes; `None` where the system does not tell it."""
+    """Return the peak of memory since its last reset, in bytes; `None` if the system does not report it."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     try:

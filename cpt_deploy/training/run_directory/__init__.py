@@ -1,1 +1,1 @@
-"""The directory of a run: its files, checkpoints, lock and log, and reading a finished run back."""
+"""The directory of a run: its files, checkpoints, lock and log, and loading of finished runs."""

@@ -1,4 +1,7 @@
-"""Checkpoints: one safetensors file with all tensors, the rest as JSON in its header, and a checksum. No pickle."""
+"""Write and read checkpoints: one safetensors file with all tensors, other state as JSON in its header, and a checksum.
+
+No pickle is involved.
+"""
 
 import hashlib
 import json
@@ -32,12 +35,12 @@ class Checkpoint:
 
 
 def write_checkpoint(path: Path, checkpoint: Checkpoint, *, hint: str | None = None) -> None:
-    """Write a checkpoint so that a crash or a full disk leaves the file that was there before.
+    """Write a checkpoint atomically: after a crash or on a full disk the previous file is unchanged.
 
     Args:
         path: The file.
-        checkpoint: What to write; tensors are copied to the CPU.
-        hint: What to tell the user if it cannot be written.
+        checkpoint: The state to write; tensors are copied to the CPU.
+        hint: Hint of the error if it cannot be written.
 
     Raises:
         DataError: If it cannot be written.

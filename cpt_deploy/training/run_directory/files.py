@@ -1,4 +1,4 @@
-"""Files of a run appear whole or not at all, and a full disk is one clear error."""
+"""Write the files of a run atomically, and report disk errors clearly."""
 
 import os
 from collections.abc import Iterator
@@ -10,12 +10,12 @@ from cpt_deploy.errors import DataError
 
 @contextmanager
 def disk_errors(what: str, path: Path, *, hint: str | None = None) -> Iterator[None]:
-    """Turn an `OSError` inside the context into a `DataError` that says what could not be written where.
+    """Turn an `OSError` inside the context into a `DataError` that names the file and its content.
 
     Args:
-        what: What is written, as the message names it.
-        path: Where.
-        hint: What is still there or what to do.
+        what: Name of the content, for the message.
+        path: The file.
+        hint: Hint of the error.
     """
     try:
         yield
@@ -28,7 +28,7 @@ def write_atomically(path: Path, content: bytes) -> None:
     """Write a file under a temporary name, flush it to the disk, and rename it.
 
     Raises:
-        OSError: If it cannot be written; what had the name before is unchanged.
+        OSError: If it cannot be written; a previous file of that name is unchanged.
     """
     temporary = path.with_name(f".{path.name}.partial")
     try:

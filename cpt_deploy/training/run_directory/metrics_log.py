@@ -1,4 +1,4 @@
-"""The log of a run: `metrics.csv`, and TensorBoard events where TensorBoard is installed."""
+"""The log of a run: `metrics.csv`, and TensorBoard events if TensorBoard is installed."""
 
 import csv
 import io
@@ -16,17 +16,17 @@ COLUMNS = (
     "lr",
     "bits",  # forward, of the last step
     "grad_bits",
-    "group_bits",  # of groups of layers with bits of their own, forward, in the recipe's order: "group1=4 group2=6"
+    "group_bits",  # forward, of groups of layers with their own schedule, in the recipe's order: "group1=4 group2=6"
     "loss",  # mean over the steps since the last row
-    "accuracy",  # the same, top-1 on training batches, 0 to 1; of the next token where tokens are predicted
-    "perplexity",  # exp of that loss, of language models
-    "gbitops",  # so far
-    "images_per_s",  # tokens, of language models
+    "accuracy",  # the same, top-1 on training batches, 0 to 1; of the next token for language models
+    "perplexity",  # exp(loss), for language models
+    "gbitops",  # total so far
+    "images_per_s",  # tokens per second for language models
     "data_share",  # share of the time since the last row spent waiting for batches
     "step_ms",  # median time of a step at `bits` so far, without waiting for its batch
     "memory_mb",  # peak of memory in steps at `bits` so far: allocated on a GPU, of the whole process on a CPU
     "seconds",  # since the run began, without interruptions
-    "test_loss",  # at the upper bound; only in rows of evaluations: on test images, or on validation text
+    "test_loss",  # at max_bits; only in rows of evaluations: on test images, or on validation text
     "test_accuracy",
     "test_top5",
     "test_perplexity",
@@ -56,7 +56,7 @@ class MetricsLog:
 
     Args:
         directory: The run's directory.
-        first_step: Number of finished steps that the run goes on from, 0 for a new run.
+        first_step: Number of finished steps at the checkpoint, 0 for a new run.
         after_evaluation: Whether the evaluation of that step is in the checkpoint; if not, its row is dropped too.
 
     Raises:
@@ -71,7 +71,7 @@ class MetricsLog:
         self._board = _open_board(directory.tensorboard, first_step)
 
     def log(self, row: Mapping[str, Any]) -> None:
-        """Write one row; columns without a value stay empty, and `group_bits` is told as a mapping.
+        """Write one row; columns without a value stay empty, and `group_bits` is a mapping.
 
         Raises:
             ValueError: If there is a value for a column that does not exist.
@@ -98,14 +98,14 @@ class NoLog:
     """The log of a process that writes no files."""
 
     def log(self, row: Mapping[str, Any]) -> None:
-        """Write nothing."""
+        """Do nothing."""
 
     def close(self) -> None:
-        """Close nothing."""
+        """Do nothing."""
 
 
 def read_metrics(path: Path) -> list[dict[str, str]]:
-    """Return the rows of a metrics file, without a last one that was cut off while being written."""
+    """Return the rows of a metrics file, except for a truncated last row."""
     with path.open(newline="", encoding="utf-8") as file:
         return [row for row in csv.DictReader(file) if None not in row.values() and None not in row]
 

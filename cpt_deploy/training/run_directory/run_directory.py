@@ -1,4 +1,4 @@
-"""The directory of a run: what it holds and under which names, and whether a run may begin or go on in it."""
+"""The directory of a run: the names of its files, and checks that a run may start or resume in it."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +10,7 @@ from cpt_deploy.recipe import Recipe, load_recipe, save_recipe
 from cpt_deploy.training.run_directory.files import disk_errors
 
 _MAY_CHANGE = {("model", "weights"), ("data", "root"), ("data", "workers"), ("data", "cache_mb"), ("train", "device")}
-"""Settings that a resumed run may have otherwise, since they do not change the result: weights have their digest."""
+"""Settings that may differ in a resumed run, since they do not change the result; weights are checked by digest."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class RunDirectory:
 
     @property
     def metrics(self) -> Path:
-        """A row a log step and a row an evaluation."""
+        """One row per log step and one per evaluation."""
         return self.path / "metrics.csv"
 
     @property
@@ -45,12 +45,12 @@ class RunDirectory:
 
     @property
     def weights(self) -> Path:
-        """The settled model at its upper bound."""
+        """The calibrated model at max_bits."""
         return self.path / "model.safetensors"
 
     @property
     def report(self) -> Path:
-        """The result; a run that has it is finished."""
+        """The final report; it exists only if the run is finished."""
         return self.path / "report.json"
 
     @property
@@ -60,12 +60,12 @@ class RunDirectory:
 
     @property
     def trace(self) -> Path:
-        """Where the time of the profiled steps went, for a trace viewer."""
+        """The trace of the profiled steps, for a trace viewer."""
         return self.path / "trace.json.gz"
 
     @property
     def lock(self) -> Path:
-        """There while a process trains in the directory."""
+        """The lock file, which exists while a process trains in the directory."""
         return self.path / "run.lock"
 
     @property
@@ -82,14 +82,14 @@ class RunDirectory:
         """Create the directory, or accept an empty one.
 
         Raises:
-            UsageError: If it has something in it already; a lock alone is that of a run which begins or died beginning.
+            UsageError: If it is not empty; a lock file alone is allowed, since a run creates it first.
             DataError: If it cannot be created.
         """
         with disk_errors("the run", self.path):
             if self.path.exists() and (not self.path.is_dir() or set(self.path.iterdir()) - {self.lock}):
                 raise UsageError(
                     f"Expected a new directory for the run, but {self.path} exists and is not empty",
-                    hint=f"go on with it: cpt train --resume {self.path}; or name another directory",
+                    hint=f"continue it: cpt train --resume {self.path}; or name another directory",
                 )
             self.path.mkdir(parents=True, exist_ok=True)
 
@@ -97,7 +97,7 @@ class RunDirectory:
         """Write the recipe into the directory, whose lock the process holds.
 
         Raises:
-            UsageError: If the directory has something in it already.
+            UsageError: If the directory is not empty.
             DataError: If it cannot be written.
         """
         self.create()
@@ -106,11 +106,11 @@ class RunDirectory:
         save_recipe(recipe, self.recipe)
 
     def check_resumable(self, recipe: Recipe) -> None:
-        """Make sure that the run of this directory is the run of a recipe.
+        """Make sure that the directory holds a run of this recipe.
 
         Raises:
             CheckpointError: If there is no run in the directory.
-            UsageError: If settings differ that change the result; all are listed.
+            UsageError: If settings that change the result differ; all of them are listed.
         """
         if not self.recipe.is_file():
             raise CheckpointError(

@@ -13,16 +13,16 @@ from cpt_deploy.training.run_directory.files import disk_errors
 
 @contextmanager
 def run_lock(path: Path) -> Iterator[None]:
-    """Hold the lock of a run directory.
+    """Hold the lock of a run directory inside the context.
 
-    The system ends the lock with the process, however that ends, so a file that a dead process left is taken over.
+    The system releases the lock when the process ends for any reason, so the file of a dead process is taken over.
     (A record lock, `fcntl(2)`: unlike one of `flock(2)`, loading processes that are forked later do not inherit it.)
 
     Args:
-        path: The lock file; it holds the process id and the host, and is removed at the end.
+        path: The lock file; it contains the process id and the host, and is removed on exit.
 
     Raises:
-        UsageError: If another process holds the lock; the message has its id.
+        UsageError: If another process holds the lock; the message names its id.
         DataError: If the file cannot be written.
     """
     with disk_errors("the lock of the run", path):
@@ -40,7 +40,7 @@ def _locked(path: Path) -> int:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError) as error:  # both mean that it is taken
+        except (BlockingIOError, PermissionError) as error:  # both mean that another process holds it
             holder = os.read(descriptor, 200).decode(errors="replace").strip()
             os.close(descriptor)
             raise _taken(path.parent, holder) from error

@@ -1,4 +1,4 @@
-"""Between the live objects of a run and a checkpoint: model, optimizer, averaged weights, generators."""
+"""Capture the state of a run in a checkpoint, and restore it: model, optimizer, averaged weights, generators."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -26,7 +26,7 @@ def capture(
         optimizer: Its optimizer.
         averaged: The running average of the weights, if there is one.
         progress: Step, data position, counts; JSON types.
-        task: What the next step needs of the one before.
+        task: Tensors that the task carries from step to step.
     """
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     tensors |= {f"task.{name}": tensor for name, tensor in task.items()}
@@ -48,10 +48,10 @@ def capture(
 def restore(
     checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer, averaged: AveragedModel | None
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Bring live objects to a checkpoint's state; return its progress and the state of its task.
+    """Restore model, optimizer, average and generators from a checkpoint; return its progress and its task's state.
 
     Raises:
-        CheckpointError: If the checkpoint is that of another model or optimizer.
+        CheckpointError: If the checkpoint belongs to another model or optimizer.
     """
     sections: dict[str, dict[str, Tensor]] = {name: {} for name in ("model", "averaged", "optimizer", "random", "task")}
     for name, tensor in checkpoint.tensors.items():
@@ -84,7 +84,7 @@ def _restore_optimizer(
     state: dict[int, dict[str, Any]] = {}
     for name, tensor in tensors.items():
         index, _, key = name.partition(".")
-        # The memory layout decides the order of arithmetic, so a moment must get that of its parameter back.
+        # The memory layout decides the order of arithmetic, so a moment must have that of its parameter again.
         like = parameters[int(index)]
         value = torch.empty_like(like).copy_(tensor) if tensor.shape == like.shape else tensor
         state.setdefault(int(index), {})[key] = value

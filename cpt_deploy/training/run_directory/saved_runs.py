@@ -1,4 +1,4 @@
-"""Reads a finished run back: the settled model and everything that export and validation need with it."""
+"""Load a finished run: the calibrated model and everything else that export and validation need."""
 
 import hashlib
 from dataclasses import dataclass
@@ -21,16 +21,16 @@ from cpt_deploy.training.run_directory.run_directory import RunDirectory
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """A finished run.
+    """A finished run of an image classifier.
 
     Args:
         path: Its directory.
         recipe: All settings as resolved.
-        model: The settled model at its upper bound, in evaluation mode, on the CPU.
+        model: The calibrated model at max_bits, in evaluation mode, on the CPU.
         classes: Names of the classes.
         preprocessing: How an image becomes an input.
         weights_sha256: SHA-256 of `model.safetensors`.
-        report: What `report.json` holds.
+        report: The content of `report.json`.
     """
 
     path: Path
@@ -47,7 +47,7 @@ def load_run(run_dir: Path) -> TrainedRun:
 
     Raises:
         CheckpointError: If the run is missing, unfinished, or damaged.
-        CptError: If its model cannot be built here, for example since the user's own module is missing.
+        CptError: If its model cannot be built here, for example because a user-defined module is missing.
     """
     directory, recipe, report = _read_run(run_dir)
     if report.task != CLASSIFICATION:
@@ -67,10 +67,10 @@ class TrainedLanguageModel:
     Args:
         path: Its directory.
         recipe: All settings as resolved.
-        model: The settled model at its upper bound, in evaluation mode, on the CPU.
+        model: The calibrated model at max_bits, in evaluation mode, on the CPU.
         tokenizer: Its vocabulary.
         weights_sha256: SHA-256 of `model.safetensors`.
-        report: What `report.json` holds.
+        report: The content of `report.json`.
     """
 
     path: Path
@@ -86,7 +86,7 @@ def load_language_model(run_dir: Path) -> TrainedLanguageModel:
 
     Raises:
         CheckpointError: If the run is missing, unfinished, or damaged, or its vocabulary is not the one it began with.
-        UsageError: If the run is one of images.
+        UsageError: If it is a run of an image classifier.
     """
     directory, recipe, report = _read_run(run_dir)
     if report.task != LANGUAGE_MODEL:
@@ -132,7 +132,7 @@ def _verified_weights(directory: RunDirectory, report: RunReport) -> tuple[bytes
 
 
 def _load_weights(model: CyclingModel, content: bytes, recipe: Recipe, directory: RunDirectory) -> None:
-    """Load the settled weights and bring the model into evaluation at its upper bound."""
+    """Load the calibrated weights and set the model to evaluation mode at max_bits."""
     try:
         model.load_state_dict(load(content))
     except (RuntimeError, SafetensorError) as error:

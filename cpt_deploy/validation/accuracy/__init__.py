@@ -1,1 +1,1 @@
-"""How accurate a model is and how sure that is: intervals, paired tests, references, and single samples."""
+"""Accuracy of a model and its uncertainty: intervals, paired tests, references, and single samples."""

@@ -1,8 +1,8 @@
-"""Whether what is served is no worse than what was trained, beyond what is allowed: tests of non-inferiority on pairs.
+"""Paired non-inferiority tests: is the served model no worse than the trained one, up to an allowed loss?
 
-Both answer the same samples. The interval of the difference decides: it passes where the whole interval lies below what
-is allowed, it fails where the whole interval lies above, and otherwise more samples are needed. With intervals of 95 %
-a bundle that loses more than is allowed passes in one of forty validations at most.
+Both answer the same samples. The interval of the difference decides: the test passes if the whole interval lies below
+the allowed loss, fails if the whole interval lies above it, and otherwise needs more samples. With 95 % intervals, a
+bundle that loses more than allowed passes in at most one of forty validations.
 """
 
 from collections.abc import Callable
@@ -17,10 +17,10 @@ import numpy.typing as npt
 from cpt_deploy.errors import UsageError
 
 CONFIDENCE = 0.95
-"""Of the two-sided intervals."""
+"""Confidence of the two-sided intervals."""
 
 MAX_DROP = 0.5
-"""What may be lost unless the user says otherwise: points of accuracy, or percent of perplexity."""
+"""Default of the allowed loss: points of accuracy, or percent of perplexity."""
 
 State = Literal["passed", "failed", "undecided"]
 
@@ -34,14 +34,14 @@ class NonInferiority:
     """The verdict on a paired difference: how much worse the second of two models is on the same samples.
 
     Args:
-        state: "passed" if less than `allowed` is lost, "failed" if more is, "undecided" if these samples cannot tell.
-        loss: The difference that was observed; negative if the second is better.
+        state: "passed" if the loss is below `allowed`, "failed" if above, "undecided" if these samples are too few.
+        loss: The observed difference; negative if the second model is better.
         low: Lower end of its interval.
-        high: Upper end.
-        allowed: The greatest difference that is allowed.
+        high: Upper end of its interval.
+        allowed: The max allowed difference.
         samples: Number of independent pairs.
-        more_samples: About how many more would decide, if they turn out like these; `None` if it is decided, or the
-            observed difference is the allowed one, so that no number would.
+        more_samples: Approximate number of further samples like these that would decide; `None` if it is decided, or
+            if no number would, since the observed difference equals the allowed one.
     """
 
     state: State
@@ -59,13 +59,13 @@ def tango_interval(
     """Return Tango's score interval of the difference of two proportions on the same samples.
 
     T. Tango, "Equivalence test and confidence interval for the difference in proportions for the paired-sample
-    design", Statistics in Medicine 17 (1998), 891-908. It holds its level where few samples tell the two apart, and
-    has a width where none does, unlike the normal approximation.
+    design", Statistics in Medicine 17 (1998), 891-908. Unlike the normal approximation, it keeps its level if few
+    samples distinguish the two, and has a positive width if none does.
 
     Args:
-        only_first: Samples that only the first gets right; may be a fraction, to ask what more samples would give.
+        only_first: Samples that only the first gets right; may be fractional, to extrapolate to more samples.
         only_second: Samples that only the second gets right.
-        samples: All samples, at least one.
+        samples: Number of all samples, at least one.
         confidence: Probability that the interval covers the true difference.
 
     Returns:
@@ -81,7 +81,7 @@ def tango_interval(
     z, observed = NormalDist().inv_cdf(0.5 + confidence / 2), (only_first - only_second) / samples
 
     def beyond(difference: float) -> bool:
-        """Say whether a true difference above the observed one is rejected."""
+        """Return whether a true difference above the observed one is rejected."""
         return -_score(difference, only_first, only_second, samples) > z
 
     def below(difference: float) -> bool:
@@ -91,7 +91,7 @@ def tango_interval(
 
 
 def _boundary(rejected: Callable[[float], bool], start: float) -> float:
-    """Return where rejection begins above `start`, by bisection; 1 if it nowhere does."""
+    """Return the smallest rejected value above `start`, by bisection; 1 if none is rejected."""
     accepted, refused = start, 1.0
     for _ in range(_STEPS):
         middle = (accepted + refused) / 2
@@ -104,7 +104,7 @@ def _boundary(rejected: Callable[[float], bool], start: float) -> float:
 
 def _score(difference: float, only_first: float, only_second: float, samples: float) -> float:
     """Return the score statistic, standard normal if `difference` is the true one (Tango's eq. 6)."""
-    # The most likely share that only the second gets right, given the difference: the root of 2n q^2 + B q + C.
+    # Maximum-likelihood share that only the second gets right, given the difference: the root of 2n q^2 + B q + C.
     b = -only_first - only_second + (2 * samples - only_first + only_second) * difference
     c = -only_second * difference * (1 - difference)
     share = (sqrt(max(0.0, b * b - 8 * samples * c)) - b) / (4 * samples)
@@ -121,8 +121,8 @@ def judge_pairs(only_first: int, only_second: int, samples: int, allowed: float)
     Args:
         only_first: Samples that only the first gets right.
         only_second: Samples that only the second gets right.
-        samples: All samples.
-        allowed: The greatest share of samples that the second may lose.
+        samples: Number of all samples.
+        allowed: The max share of samples that the second may lose.
     """
 
     def interval(times: float) -> tuple[float, float]:
@@ -142,12 +142,12 @@ def judge_losses(
 
     Args:
         first: Summed loss of the first model in each block, nats, float64 (B,).
-        second: Of the second, likewise.
+        second: Summed loss of the second model, likewise.
         tokens: Number of tokens in each block, int64 (B,).
-        allowed: The greatest mean rise in nats a token.
+        allowed: The max mean rise in nats per token.
 
     Returns:
-        The verdict, whose samples are tokens.
+        The verdict, with tokens as samples.
     """
     differences, total, blocks = second - first, int(tokens.sum()), len(tokens)
     mean = float(differences.sum()) / total
@@ -176,7 +176,7 @@ def _judge(
 
 
 def _more(state_at: Callable[[float], State], samples: int) -> int | None:
-    """Return about how many more samples would decide, if each share stays as it is; two digits are said."""
+    """Return the approximate number of further samples that would decide if the shares stay equal, to two digits."""
     enough = 2.0
     while state_at(enough) == "undecided":
         enough *= 2
@@ -229,10 +229,10 @@ def _student_probability(t: float, freedom: int) -> float:
 
 
 def allowed_rise(percent: float) -> float:
-    """Return the rise of the mean loss, in nats a token, that raises perplexity by so many percent."""
+    """Return the rise of the mean loss, in nats per token, that raises perplexity by the given percentage."""
     return log(1 + percent / 100)
 
 
 def rise_in_percent(nats: float) -> float:
-    """Return by how many percent perplexity rises where the mean loss rises by so many nats a token."""
+    """Return the rise of perplexity in percent for a rise of the mean loss in nats per token."""
     return 100 * (exp(nats) - 1) if nats < 700 else inf

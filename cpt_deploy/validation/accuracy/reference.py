@@ -1,7 +1,7 @@
-"""What a bundle is measured against: the trained model with its own preprocessing and labels, and its known accuracy.
+"""The reference of a validation: the trained model with its own preprocessing and labels, and its recorded accuracy.
 
-The trained model never sees what the bundle's preprocessing makes of an image: a bundle that was edited would mislead
-both sides alike.
+The trained model never reads inputs from the bundle's preprocessing: an edited bundle would then affect both sides
+alike and go unnoticed.
 """
 
 from collections.abc import Callable
@@ -21,24 +21,25 @@ TrainedModel = Callable[[Inputs], Logits]
 """Maps normalised images, float32 (N, C, H, W), to logits, float32 (N, K)."""
 
 TRAINED_TEST = "trained_test"
-"""The fact in a bundle's config.json that says on how many samples, of which content, its accuracy was measured."""
+"""Key in a bundle's config.json of the number and digest of the samples on which its accuracy was measured."""
 
 RECORDED_POINTS, RECORDED_SAMPLES = 0.5, 2
-"""Points, or samples where they are more, by which a second measurement of the trained model may differ from the first.
+"""Points, or samples if that is more, by which a second measurement of the trained model may differ from the first.
 
-Another device or batch size sums floats in another order, which moves some codes and with them a few labels.
+Another device or batch size sums floats in another order, which changes some quantized values and with them a few
+labels.
 """
 
 
 @dataclass(frozen=True)
 class RecordedAccuracy:
-    """The accuracy of a trained model as training measured it.
+    """The accuracy of a trained model as measured in training.
 
     Args:
-        accuracy: Share of right labels, 0 to 1.
-        samples: Of how many.
+        accuracy: Share of correct labels, 0 to 1.
+        samples: Number of samples.
         dataset: Name of the data set.
-        dataset_sha256: Digest of its content; `None` if it was not taken.
+        dataset_sha256: Digest of its content; `None` if it was not recorded.
     """
 
     accuracy: float
@@ -57,11 +58,11 @@ class Reference:
     """A trained model.
 
     Args:
-        model: From inputs to logits.
-        preprocessing: From images to inputs, as the model was trained.
+        model: Maps inputs to logits.
+        preprocessing: Maps images to inputs, as in training.
         classes: Names of its classes, in the order of its logits.
-        source: Where these are from, for messages: "the run", say.
-        recorded: Its known accuracy.
+        source: Origin of these, for messages, such as "the run".
+        recorded: Its recorded accuracy.
     """
 
     model: TrainedModel
@@ -71,7 +72,7 @@ class Reference:
     recorded: RecordedAccuracy | None = None
 
     def differences(self, bundle: Bundle) -> list[str]:
-        """Say in what a bundle is not what was trained, as sentences."""
+        """Return the differences between a bundle and the trained model, as sentences."""
         found = preprocessing_differences(bundle.preprocessing, self.preprocessing, self.source)
         if self.classes != bundle.labels:
             pairs = list(zip(bundle.labels, self.classes, strict=False))
@@ -81,7 +82,7 @@ class Reference:
 
 
 def recorded_accuracy(bundle: Bundle) -> RecordedAccuracy | None:
-    """Return the accuracy of the trained model as a bundle says it; `None` if it does not."""
+    """Return the accuracy of the trained model recorded in a bundle; `None` if there is none."""
     facts = bundle.facts
     try:
         test = facts[TRAINED_TEST]
@@ -97,15 +98,15 @@ def recorded_accuracy(bundle: Bundle) -> RecordedAccuracy | None:
 
 
 def recorded_loss(recorded: RecordedAccuracy, served: Proportion) -> tuple[float, float]:
-    """Return the interval of what was lost since a recorded accuracy, where single answers are not known any more.
+    """Return the interval of the loss against a recorded accuracy, without the answers to single samples.
 
     R. Newcombe, "Interval estimation for the difference between independent proportions: comparison of eleven
     methods", Statistics in Medicine 17 (1998), 873-890, method 10. Answers to the same samples agree more than by
-    chance, so the interval is wider than one of pairs would be.
+    chance, so the interval is wider than that of pairs.
 
     Args:
-        recorded: Of the trained model.
-        served: Of what is served.
+        recorded: Accuracy of the trained model.
+        served: Accuracy of the served model.
     """
     before = wilson_interval(round(recorded.accuracy * recorded.samples), recorded.samples)
     loss = before.value - served.value
@@ -115,6 +116,6 @@ def recorded_loss(recorded: RecordedAccuracy, served: Proportion) -> tuple[float
 
 
 def differs_from_recorded(recorded: RecordedAccuracy, measured: Proportion) -> bool:
-    """Return whether a second measurement of a trained model is not the first one, beyond what rounding can do."""
+    """Return whether a second measurement of a trained model differs from the first by more than rounding explains."""
     allowed = max(RECORDED_POINTS / 100 * recorded.samples, RECORDED_SAMPLES)
     return abs(measured.successes - recorded.accuracy * recorded.samples) > allowed + 1e-6

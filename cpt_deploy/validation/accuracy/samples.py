@@ -1,4 +1,4 @@
-"""What a page shows of single samples: which classes are mixed up, and how trained and served logits lie together."""
+"""Statistics of single samples for the report page: the confusion matrix, and pairs of trained and served logits."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,13 +14,12 @@ MOST_LOGIT_PAIRS = 1500
 
 @dataclass(frozen=True)
 class Confusion:
-    """How often onnxruntime gave which label to the samples of which class.
+    """The confusion matrix of onnxruntime.
 
     Args:
         classes: Number of classes.
-        cells: Class, label given, number of samples, in this order; only where there are samples, and of them the
-            most frequent.
-        omitted: Samples in cells that were left out.
+        cells: Class, predicted label and number of samples of the most frequent non-empty cells.
+        omitted: Number of samples in omitted cells.
     """
 
     classes: int
@@ -33,8 +32,8 @@ class LogitPairs:
     """A random sample of logits of two runtimes.
 
     Args:
-        first: Name of the one.
-        second: Name of the other.
+        first: Name of the first runtime.
+        second: Name of the second.
         first_logits: Logits of the first, rounded to six digits.
         second_logits: Logits of the second for the same samples and classes.
     """
@@ -46,13 +45,13 @@ class LogitPairs:
 
 
 class ConfusionCount:
-    """Counts labels given against labels that are right."""
+    """Counts predicted labels by true class."""
 
     def __init__(self) -> None:
         self._counts: npt.NDArray[np.int64] = np.zeros((0, 0), np.int64)
 
     def add(self, logits: Logits, labels: npt.NDArray[np.int64]) -> None:
-        """Add a batch: logits, float32 (N, K), and the right classes, int64 (N,)."""
+        """Add a batch: logits, float32 (N, K), and the true classes, int64 (N,)."""
         if not self._counts.size:
             self._counts = np.zeros((logits.shape[1],) * 2, np.int64)
         np.add.at(self._counts, (labels, logits.argmax(axis=1)), 1)
@@ -66,12 +65,12 @@ class ConfusionCount:
 
 
 class LogitSampler:
-    """Picks the same random logits of two runtimes while batches go by.
+    """Samples the same random logits of two runtimes from a stream of batches.
 
     Args:
-        first: Name of the one runtime.
-        second: Name of the other.
-        samples: How many samples will come.
+        first: Name of the first runtime.
+        second: Name of the second.
+        samples: Total number of samples in the stream.
     """
 
     def __init__(self, first: str, second: str, samples: int) -> None:
@@ -84,7 +83,7 @@ class LogitSampler:
         """Add a batch: logits of each runtime, float32 (N, K)."""
         pair = np.stack([logits[self.first].ravel(), logits[self.second].ravel()])
         if self._chosen is None:
-            # A fixed seed: the same samples give the same report. Evenly spaced ones could all be of one class.
+            # A fixed seed: the same samples give the same report. Evenly spaced logits could all be of one class.
             total = self.samples * logits[self.first].shape[1]
             count = min(MOST_LOGIT_PAIRS, total)
             self._chosen = np.sort(np.random.default_rng(0).choice(total, count, replace=False))

@@ -1,4 +1,4 @@
-"""How sure a measured accuracy is, and whether two of them differ: Wilson's interval and McNemar's exact test."""
+"""Confidence intervals of accuracies, and tests whether two differ: Wilson's interval and McNemar's exact test."""
 
 from dataclasses import dataclass
 from math import comb, sqrt
@@ -30,7 +30,7 @@ class Proportion:
 def wilson_interval(successes: int, trials: int, *, confidence: float = 0.95) -> Proportion:
     """Return a share of successes with Wilson's score interval (E. B. Wilson, 1927).
 
-    Unlike the normal approximation it stays within 0..1 and has a width when all or none succeeded.
+    Unlike the normal approximation it stays within 0..1 and has a positive width if all or none succeeded.
 
     Args:
         successes: Number of successes, 0 to `trials`.
@@ -49,7 +49,7 @@ def wilson_interval(successes: int, trials: int, *, confidence: float = 0.95) ->
     scale = 1 + z * z / trials
     centre = (share + z * z / (2 * trials)) / scale
     half = z * sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials)) / scale
-    # At the ends the bound is exactly 0 or 1; rounding could miss it by a digit.
+    # At the ends the bound is exactly 0 or 1, which rounding could miss.
     low = 0.0 if successes == 0 else centre - half
     high = 1.0 if successes == trials else centre + half
     return Proportion(successes, trials, low, high)
@@ -58,7 +58,7 @@ def wilson_interval(successes: int, trials: int, *, confidence: float = 0.95) ->
 def mcnemar_exact(only_first: int, only_second: int) -> float:
     """Return the two-sided p-value of McNemar's exact test for two classifiers on the same samples.
 
-    Under the null hypothesis each sample that only one of them gets right is as likely to be the first's as the
+    Under the null hypothesis a sample that only one of them gets right is equally likely to be the first's or the
     second's: `p = min(1, 2 P(X <= min(b, c)))`, `X ~ Binomial(b + c, 1/2)`.
 
     Args:
@@ -71,7 +71,7 @@ def mcnemar_exact(only_first: int, only_second: int) -> float:
     if min(only_first, only_second) < 0:
         raise ValueError(f"Expected counts of at least 0, but got {only_first} and {only_second}")
     discordant = only_first + only_second
-    # Integers of any length divide to a correctly rounded float, so nothing overflows or cancels.
+    # Python divides integers of any length to a correctly rounded float, so nothing overflows or cancels.
     tail = sum(comb(discordant, k) for k in range(min(only_first, only_second) + 1))
     all_outcomes: int = 2**discordant
     return min(1.0, 2 * tail / all_outcomes)

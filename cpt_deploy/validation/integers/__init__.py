@@ -1,1 +1,1 @@
-"""Every integer of a model, computed a second time and compared with onnxruntime's; sums that overflow."""
+"""Exactness of integers: every integer recomputed and compared with onnxruntime's; overflow and saturation of sums."""

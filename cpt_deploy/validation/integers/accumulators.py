@@ -1,4 +1,4 @@
-"""Whether a sum of a bundle's layers could leave int32, decided from its codes alone."""
+"""Bound the integer sums of a bundle's layers, from its quantized weights alone, to exclude int32 overflow."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -16,11 +16,11 @@ from cpt_deploy.validation.integers.saturation import executed_codes
 
 @dataclass(frozen=True)
 class Accumulator:
-    """How near the sums of a layer come to the ends of int32.
+    """The bound of a layer's integer sums.
 
     Args:
-        name: Name of the layer's output tensor, of a language model's product the layer's own.
-        worst_sum: The greatest magnitude that a partial sum can have, whatever the input and the order of summation.
+        name: Name of the layer's output tensor; in a language model, of the layer itself.
+        worst_sum: The max magnitude of a partial sum, for any input and any order of summation.
     """
 
     name: str
@@ -28,7 +28,7 @@ class Accumulator:
 
     @property
     def share(self) -> float:
-        """The worst sum as a share of what int32 holds."""
+        """The worst sum as a share of the int32 range."""
         return self.worst_sum / INT32_MOST
 
 
@@ -36,7 +36,7 @@ def bundle_accumulators(bundle: OpenedBundle) -> tuple[Accumulator, ...]:
     """Bound the sums of every layer and average of a bundle, in the order of the graph.
 
     Raises:
-        BundleError: If the bundle's graph does not hold what it should.
+        BundleError: If the bundle's graph is incomplete or malformed.
     """
     tensors = bundle.load_tensors()
     try:
@@ -81,7 +81,7 @@ def _levels(tensor: dict[str, Any]) -> int:
 
 
 def overflow_reasons(accumulators: Sequence[Accumulator]) -> list[str]:
-    """Return why a bundle's sums are not exact everywhere; nothing if all of them fit into int32."""
+    """Return a reason for each layer whose sums can overflow int32; empty if none can."""
     return [
         f"the sums of {entry.name!r} can reach {entry.worst_sum:,}, which int32 does not hold"
         for entry in accumulators

@@ -1,4 +1,4 @@
-"""The integer model that a bundle was exported from, executed: what onnxruntime's integers are compared with."""
+"""Execute the integer graph of a bundle, as the reference for onnxruntime's integers."""
 
 from collections.abc import Mapping
 from importlib.util import find_spec
@@ -13,10 +13,10 @@ from cpt_deploy.validation.comparison import Codes, Logits
 
 
 class IntegerModel(Protocol):
-    """Executes a frozen model and shows the integers inside."""
+    """Executes a frozen model and returns its intermediate integers."""
 
     def run(self, inputs: npt.NDArray[np.float32]) -> tuple[Logits, Mapping[str, Codes]]:
-        """Return the logits, float32 (N, K), and the codes of each quantized tensor by its name in the ONNX graph.
+        """Return the logits, float32 (N, K), and the integers of each quantized tensor by its name in the ONNX graph.
 
         Args:
             inputs: Normalised images, float32 (N, C, H, W).
@@ -25,34 +25,34 @@ class IntegerModel(Protocol):
 
 
 class Follower(Protocol):
-    """An integer model with operations in float, which follows the integers of a runtime from each entry on."""
+    """An integer model with operations in float, which can be replayed from a runtime's integers at its boundaries."""
 
     @property
     def entries(self) -> tuple[str, ...]:
-        """The tensors that are quantized from real values: where integers begin."""
+        """The tensors that are quantized from real values, at the boundaries between float and integer parts."""
         ...
 
     @property
     def products(self) -> Mapping[str, float]:
-        """The layers whose results are real numbers: what one unit of their integer sums is worth at least."""
+        """The layers whose results are real numbers, with the min real value of one unit of their integer sums."""
         ...
 
     def follow(
         self, inputs: npt.NDArray[np.float32], entries: Mapping[str, Codes]
     ) -> tuple[Logits, Mapping[str, npt.NDArray[np.generic]]]:
-        """Return logits, float32 (N, K), and codes of tensors and results of products by name.
+        """Return logits, float32 (N, K), and integers of tensors and results of products by name.
 
-        All are computed from the codes at the entries.
+        All are computed from the given integers at the boundaries.
 
         Args:
             inputs: Normalised images, float32 (N, C, H, W).
-            entries: Codes of entries. What integers compute from an entry that is not given is left out.
+            entries: Integers at the boundaries. Integers computed from an omitted one are omitted from the result.
         """
         ...
 
 
 class BundledIntegerModel:
-    """The integer executor on the graph that a bundle holds (needs PyTorch).
+    """The integer executor on the integer graph of a bundle (needs PyTorch).
 
     Args:
         bundle: The bundle.
@@ -68,7 +68,7 @@ class BundledIntegerModel:
                 "Expected PyTorch for the integer executor, but it is not installed",
                 hint="pip install 'cpt-deploy[train]', or validate without the executor",
             )
-        # Everything else here works without PyTorch and shall not load it.
+        # Imported here, since everything else works without PyTorch and must not load it.
         from cpt_deploy.integer import IntegerExecutor, graph_from_bundle
 
         self._graph = graph_from_bundle(bundle)
@@ -84,7 +84,7 @@ class BundledIntegerModel:
 
     @property
     def logit_scale(self) -> float | None:
-        """What a code of the logits is worth; `None` if they are real numbers."""
+        """Scale of the quantized logits; `None` if they are real numbers."""
         output = self._graph.tensors.get(self._graph.outputs[0])
         return None if output is None else output.scale
 
@@ -93,7 +93,7 @@ class BundledIntegerModel:
         if output is None:
             real: Logits = traced[self._graph.outputs[0]]
             return real
-        # As DequantizeLinear; running the executor a second time for its logits would take as long as the first.
+        # As in DequantizeLinear; running the executor a second time for its logits would double the time.
         centred = traced[output.name].astype(np.float32) - np.float32(output.zero_point)
         logits: Logits = centred * np.float32(output.scale)
         return logits

@@ -1,4 +1,4 @@
-"""Making the integers inside of a model visible: its quantized tensors as further outputs, without changing what runs.
+"""Add a model's quantized tensors as intermediate outputs without changing the operators that onnxruntime runs.
 
 Needs the `onnx` package.
 """
@@ -33,12 +33,12 @@ class Tap:
 
 @dataclass(frozen=True)
 class TappedModel:
-    """A model whose quantized tensors are outputs.
+    """A model with intermediate outputs.
 
     Args:
         model: The serialized ONNX model.
         taps: The tensors that were added as outputs, in graph order.
-        hidden: The tensors that were not, since as outputs they keep onnxruntime from fusing as it does without.
+        hidden: The tensors that were not added, since as outputs they would prevent fusions of onnxruntime.
     """
 
     model: bytes
@@ -47,10 +47,10 @@ class TappedModel:
 
 
 def quantized_tensors(model: bytes) -> tuple[Tap, ...]:
-    """List the tensors of activations' codes between a model's operators, in graph order: uint8 or int8.
+    """List the quantized activations (uint8 or int8) between a model's operators, in graph order.
 
-    Where a QuantizeLinear is followed by a Clip of the codes (below 8 bits), the clipped ones are meant. Codes that
-    are only moved as such (padded, say) are not listed a second time.
+    If a QuantizeLinear is followed by a Clip (below 8 bits), the clipped tensor is listed. Tensors whose integers are
+    only moved (such as padded) are not listed a second time.
 
     Args:
         model: The serialized ONNX model.
@@ -74,12 +74,12 @@ def quantized_tensors(model: bytes) -> tuple[Tap, ...]:
 
 
 def add_taps(model: bytes, names: Collection[str], real: Collection[str] = ()) -> bytes:
-    """Return a model with tensors of codes as further outputs, in the given order.
+    """Return a model with quantized tensors as further outputs, in the given order.
 
     Args:
         model: The serialized ONNX model.
-        names: Names of those tensors.
-        real: Those of them that hold real values instead.
+        names: Names of these tensors.
+        real: Names of those that hold real values instead.
     """
     onnx = require_onnx()
     proto = onnx.load_from_string(model)
@@ -95,17 +95,17 @@ def add_taps(model: bytes, names: Collection[str], real: Collection[str] = ()) -
 
 
 def tap_model(model: bytes, provider: str = "cpu", products: Collection[str] = ()) -> TappedModel:
-    """Make the quantized tensors of a model visible, as far as the optimized graph stays the same.
+    """Add the quantized tensors of a model as outputs, as far as the optimized graph stays the same.
 
-    An output between two operators can forbid a fusion, and then other kernels than the served ones would be compared.
-    So the operators of the optimized graph are counted with and without, and a tensor that changes them stays hidden.
-    Differences of layout do not count: convolutions run channels-last, and an output has to be transposed back.
-    Where a provider compiles the graph nothing can be counted, and all tensors become outputs.
+    An output between two operators can prevent a fusion, and then kernels other than the served ones would be compared.
+    So the operators of the optimized graph are counted with and without each output, and a tensor that changes them is
+    not added. Differences of layout are ignored: convolutions run channels-last, and outputs are transposed back.
+    If a provider compiles the graph, operators cannot be counted, and all tensors become outputs.
 
     Args:
         model: The serialized ONNX model.
         provider: The execution provider that will run it.
-        products: Names of results of layers that are real values, to be made visible too.
+        products: Names of layers' real-valued results to add as outputs too.
 
     Raises:
         BundleError: If onnxruntime cannot load the model.
@@ -121,7 +121,7 @@ def tap_model(model: bytes, provider: str = "cpu", products: Collection[str] = (
         )
 
     def largest_harmless(kept: tuple[Tap, ...], candidates: tuple[Tap, ...]) -> tuple[Tap, ...]:
-        """Add what can be added to `kept`, halving the candidates until single ones are left out."""
+        """Return `kept` with all candidates that can be added, by bisection of the candidates."""
         if not candidates or harmless(kept + candidates):
             return kept + candidates
         if len(candidates) == 1:
@@ -139,7 +139,7 @@ def tap_model(model: bytes, provider: str = "cpu", products: Collection[str] = (
 
 
 def _real_results(model: bytes, names: Collection[str]) -> tuple[Tap, ...]:
-    """Return the results of layers by the operator that multiplies; a bias is added after it."""
+    """Return real-valued results of layers with their multiplying operator, which a bias Add may follow."""
     graph = require_onnx().load_from_string(model).graph
     made_by = {name: node for node in graph.node for name in node.output}
     nodes = {name: made_by[name] for name in names if name in made_by}
@@ -154,12 +154,12 @@ def _in_graph_order(model: bytes, taps: tuple[Tap, ...]) -> tuple[Tap, ...]:
 
 
 def _holds_codes(node: Any, kind: int | None, types: Any) -> bool:
-    """Return whether a result is an activation's codes; int8 is the type of weights, too, which nothing quantizes."""
+    """Return whether a result is a quantized activation; int8 weights are no outputs of QuantizeLinear."""
     return bool(kind == types.UINT8 or (kind == types.INT8 and node.op_type == "QuantizeLinear"))
 
 
 def _signed_tensors(proto: Any, onnx: Any) -> set[str]:
-    """Return the names of the int8 tensors that a model's quantizers make."""
+    """Return the names of the int8 outputs of a model's QuantizeLinear nodes."""
     kinds = {entry.name: entry.data_type for entry in proto.graph.initializer}
     return {
         node.output[0]
@@ -169,10 +169,10 @@ def _signed_tensors(proto: Any, onnx: Any) -> set[str]:
 
 
 def _computing_operators(model: bytes, provider: str) -> dict[str, int]:
-    """Count the operators whatever their layout; the greatest of some codes is the same in any."""
+    """Count the operators independently of layout; max pooling of integers is the same in any."""
     operators = optimized_operators(model, provider)
     operators.pop("Transpose", None)
-    operators.pop("Identity", None)  # of a layer whose result is an output under two names
+    operators.pop("Identity", None)  # appears if a layer's result is an output under two names
     pools = operators.pop("NhwcMaxPool", 0) + operators.pop("MaxPool", 0)
     return operators | {"MaxPool": pools}
 

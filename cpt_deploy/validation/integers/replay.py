@@ -1,7 +1,8 @@
-"""Integers of a network with operations in float: computed a second time from the codes that onnxruntime had.
+"""Replay from the boundary: compare integers of networks with float parts, starting from onnxruntime's own integers.
 
-Floats between integers agree only up to their last places, which can move a code by one. So each stretch of integers is
-judged by itself, given the codes at its entry; how many codes differ when the executor goes its own way is told.
+Floats between integer parts agree only up to their last digits, which can change an integer by one. So each integer
+part is judged by itself, given onnxruntime's integers at its boundary; differences of the free-running executor are
+only reported.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,17 +16,17 @@ from cpt_deploy.validation.integers.integer_model import Follower
 from cpt_deploy.validation.integers.intermediate_outputs import TappedModel
 
 LAST_PLACES = 1e-4
-"""Most by which a logit may differ where the executor has the codes of every entry, as a share of the greatest: what
-comes after the last entry is float, whose last places may differ."""
+"""Max difference of a logit, as a share of the max logit, if all boundaries are replayed: the operations after the last
+boundary are float, whose last digits may differ."""
 A_CODE = 1e-2
-"""Likewise where an entry cannot be looked at: a code may differ by one there."""
+"""Likewise if a boundary is no intermediate output: an integer may differ by one there."""
 
 
 class FollowedIntegers:
-    """The tapped model and the executor that follows it.
+    """Compares a model with intermediate outputs and the executor replayed from its boundaries.
 
     Args:
-        tapped: The file with its quantized tensors and the results of its layers as outputs.
+        tapped: The model with its quantized tensors and the real results of its layers as outputs.
         follower: The integer model.
         provider: The execution provider of onnxruntime.
     """
@@ -45,7 +46,7 @@ class FollowedIntegers:
 
         Args:
             inputs: Normalised images, float32 (N, C, H, W).
-            own: The codes that the executor computed from them on its own.
+            own: The integers that the free-running executor computed from them.
             served: onnxruntime's logits, float32 (N, K).
         """
         got = self.session.trace(inputs)
@@ -64,27 +65,27 @@ class FollowedIntegers:
         self.same_logits &= np.array_equal(got["logits"], served, equal_nan=True)
 
     def notes(self) -> tuple[str, ...]:
-        """Return what could not be compared, as sentences."""
+        """Return notes on tensors that could not be compared, as sentences."""
         hidden = [tap.name for tap in self.tapped.hidden]
         others = [name for name in self.unmatched if name not in hidden]
         return inside_notes(hidden, others, same_logits=self.same_logits)
 
 
 def inside_notes(hidden: Sequence[str], unmatched: Sequence[str], *, same_logits: bool) -> tuple[str, ...]:
-    """Return what could not be compared inside of a model, as sentences.
+    """Return notes on tensors inside of a model that could not be compared, as sentences.
 
     Args:
-        hidden: Tensors that could not be looked at.
+        hidden: Tensors that could not become intermediate outputs.
         unmatched: Tensors that were not compared for another reason.
-        same_logits: Whether looking at the integers left the logits as they were.
+        same_logits: Whether the logits are the same with intermediate outputs.
     """
     notes = []
     if hidden:
-        notes.append(f"{_list(hidden)} could not be looked at: as outputs they would change the optimized graph")
+        notes.append(f"{_list(hidden)} could not be compared: as outputs they would change the optimized graph")
     if unmatched:
         notes.append(f"{_list(unmatched)} exist only in one of integer model and ONNX graph")
     if not same_logits:
-        notes.append("onnxruntime's logits changed when its inner integers were looked at")
+        notes.append("onnxruntime's logits changed when intermediate outputs were added")
     return tuple(notes)
 
 

@@ -1,11 +1,11 @@
-"""Whether a model can meet the 16-bit saturation of x86 processors without VNNI, decided from its weight codes alone.
+"""Decide from a model's quantized weights alone whether it can saturate 16 bits on x86 processors without VNNI.
 
 There, onnxruntime's kernels multiply unsigned activations by signed weights and add each two adjacent products in
-int16, which saturates silently (`vpmaddubsw`). Which products are adjacent depends on the packing of a kernel; the
-verdict here ignores the order and takes the two worst codes of an output channel, so "cannot" is certain on every such
-processor and "can" is an upper bound. Depthwise convolutions have kernels of their own that do not saturate; they are
-judged alike, to stay on the safe side. Beside signed activations nothing can saturate: their kernels add in 32 bits,
-and two products of theirs, at most 128 · 127 each, would fit into 16.
+int16, which saturates silently (`vpmaddubsw`). Which products are adjacent depends on a kernel's packing; the verdict
+here ignores the order and takes the two worst weights of an output channel, so "cannot" is certain on every such
+processor and "can" is an upper bound. Depthwise convolutions have separate kernels that do not saturate; they are
+judged likewise, to be conservative. With signed activations nothing can saturate: their kernels add in 32 bits, and two
+of their products, at most 128 · 127 each, would even fit into 16.
 """
 
 from collections.abc import Iterable, Sequence
@@ -25,14 +25,14 @@ _INT16 = np.iinfo(np.int16)
 
 @dataclass(frozen=True)
 class LayerSaturation:
-    """How near a layer comes to the 16-bit limits.
+    """The bound of a layer's pairs of products, against the 16-bit limits.
 
     Args:
-        name: Name of the layer's output tensor, of a language model's product the layer's own.
+        name: Name of the layer's output tensor; in a language model, of the layer itself.
         activation_bits: Bits of its input.
-        worst_pair: The greatest magnitude that two products can add up to.
+        worst_pair: The max magnitude of the sum of two products.
         channels: Number of output channels.
-        channels_at_risk: How many of them can leave the range of int16.
+        channels_at_risk: Number of channels that can leave the range of int16.
     """
 
     name: str
@@ -54,8 +54,8 @@ class ReducedRange:
     Args:
         layer: Its module path.
         channels: Number of output channels.
-        reduced_channels: In how many of them the range was reduced.
-        least_levels: The smallest greatest code of a channel; 127 is that of 8 bits.
+        reduced_channels: Number of channels with a reduced range.
+        least_levels: The smallest max quantized value of a channel; 127 is that of 8 bits.
     """
 
     layer: str
@@ -66,25 +66,25 @@ class ReducedRange:
 
 @dataclass(frozen=True)
 class Portability:
-    """What a portable bundle gave up so that nothing can saturate.
+    """The reductions in a portable bundle that exclude saturation.
 
     Args:
-        reduced: The layers in which the range of codes was reduced; what that costs is in the accuracies.
+        reduced: The layers whose weights have a reduced range; the measured accuracies include the cost.
     """
 
     reduced: tuple[ReducedRange, ...]
 
     @property
     def channels(self) -> int:
-        """Number of output channels in which the range was reduced."""
+        """Number of output channels with a reduced range."""
         return sum(layer.reduced_channels for layer in self.reduced)
 
 
 def bundle_portability(bundle: OpenedBundle) -> Portability | None:
-    """Return what a bundle gave up if it was exported to be portable, else None.
+    """Return the reductions of a bundle that was exported as portable, else None.
 
     Raises:
-        BundleError: If it says that it is portable, but not what was reduced.
+        BundleError: If it claims to be portable, but does not list the reduced layers.
     """
     if not bundle.facts.get("portable"):
         return None
@@ -104,9 +104,9 @@ def layer_saturation(
 
     Args:
         name: Name of the layer, for the report.
-        codes: Weight codes, output channels first: (O, ...).
+        codes: Quantized weights, output channels first: (O, ...).
         activation_bits: Bits of its input.
-        signed: Whether codes of the input are -2^(bits - 1) to 2^(bits - 1) - 1, and not 0 to 2^bits - 1.
+        signed: Whether the quantized input is -2^(bits - 1) to 2^(bits - 1) - 1 instead of 0 to 2^bits - 1.
     """
     rows = codes.reshape(len(codes), -1).astype(np.int64)
     least = -(2 ** (activation_bits - 1)) if signed else 0
@@ -124,10 +124,10 @@ def layer_saturation(
 
 
 def bundle_saturation(bundle: OpenedBundle) -> tuple[LayerSaturation, ...]:
-    """Judge every layer of a bundle that multiplies codes by weights, in the order of the graph.
+    """Judge every layer of a bundle that multiplies activations by weights, in the order of the graph.
 
     Raises:
-        BundleError: If the bundle's graph does not hold what it should.
+        BundleError: If the bundle's graph is incomplete or malformed.
     """
     tensors = bundle.load_tensors()
     try:
@@ -144,7 +144,7 @@ def bundle_saturation(bundle: OpenedBundle) -> tuple[LayerSaturation, ...]:
 def _graph_layers(graph: dict[str, Any], tensors: dict[str, npt.NDArray[Any]]) -> Iterable[LayerSaturation]:
     sources = {tensor["name"]: tensor for tensor in graph["tensors"]}
     for operation in graph["operations"]:
-        if "codes" in operation and operation["type"] != "Embed":  # whose rows are looked up and not multiplied
+        if "codes" in operation and operation["type"] != "Embed":  # Embed looks up rows without multiplying
             codes = executed_codes(operation, tensors)
             source = sources[operation["inputs"][0]]
             signed = bool(source.get("signed", False))
@@ -152,20 +152,20 @@ def _graph_layers(graph: dict[str, Any], tensors: dict[str, npt.NDArray[Any]]) -
 
 
 def executed_codes(operation: dict[str, Any], tensors: dict[str, npt.NDArray[Any]]) -> npt.NDArray[np.int8]:
-    """Return the codes of an operation of a bundle's graph as they multiply activations."""
+    """Return the quantized weights of an operation of a bundle's graph as executed, after the shift."""
     codes: npt.NDArray[np.int8] = tensors[operation["codes"]["tensor"]] << np.int8(operation["shift"])
     return codes
 
 
 def _products(activations: Sequence[dict[str, Any]], tensors: dict[str, npt.NDArray[Any]]) -> Iterable[LayerSaturation]:
-    """Judge the products of a language model, each by the codes that it reads."""
+    """Judge the products of a language model."""
     for entry in activations:
         name = entry["name"].removesuffix(".codes")
         yield layer_saturation(name, tensors[f"{name}.weight"], int(entry["bits"]))
 
 
 def saturation_entry(layers: Sequence[LayerSaturation], cpu: CpuInfo) -> dict[str, Any]:
-    """Return what validation.json says of saturation, as JSON types.
+    """Return the saturation entry of validation.json, as JSON types.
 
     Args:
         layers: The verdicts.
@@ -180,7 +180,7 @@ def saturation_entry(layers: Sequence[LayerSaturation], cpu: CpuInfo) -> dict[st
 
 
 def portability_reasons(layers: Sequence[LayerSaturation], portability: Portability | None) -> list[str]:
-    """Return why a bundle is not portable though it was exported to be; nothing if it is, or was not."""
+    """Return a reason if a bundle was exported as portable but can saturate; otherwise nothing."""
     possible = [layer.name for layer in layers if layer.possible]
     if portability is None or not possible:
         return []
@@ -188,7 +188,7 @@ def portability_reasons(layers: Sequence[LayerSaturation], portability: Portabil
 
 
 def _two_largest(values: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Return the sum of the two largest values of each row; none are negative, and a missing second one counts 0."""
+    """Return the sum of the two largest of the non-negative values of each row; a missing second one counts 0."""
     if values.shape[1] > 2:
         values = np.partition(values, values.shape[1] - 2, axis=1)[:, -2:]
     sums: npt.NDArray[np.int64] = values.sum(axis=1)

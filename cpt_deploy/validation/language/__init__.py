@@ -1,1 +1,1 @@
-"""Validation of language models: every integer, and perplexity of what was trained and what is served."""
+"""Validation of language models: every integer, and perplexity of the trained and the served model."""

@@ -1,4 +1,4 @@
-"""The verdict on a language model: why a bundle may not be served, and what a text cannot tell, as sentences."""
+"""The verdict on a language model: reasons why a bundle must not be served, and undecided questions, as sentences."""
 
 import hashlib
 import math
@@ -18,23 +18,23 @@ from cpt_deploy.validation.gate import needed_samples
 from cpt_deploy.validation.language.measuring import LanguageMeasurements, Step
 
 RECORDED_RISE = 0.5
-"""Percent by which the trained model's perplexity may differ from its report: another device sums in another order."""
+"""Max difference in percent of the trained model's perplexity from its report: another device sums in another order."""
 
 MOST_APART, MOST_FIRST_APART = 0.05, 0.2
-"""Shares of tokens, and of first tokens, after which served logits may lie apart from the executor's on its own way."""
+"""Max shares of tokens, and of first tokens, at which served logits may differ from the free-running executor's."""
 
 
 @dataclass(frozen=True, eq=False)
 class LanguageReference:
-    """A trained language model with the text as it reads it.
+    """A trained language model with the text in its own tokens.
 
     Args:
         step: The model.
-        text: Tokens of the same text by its own tokenizer.
-        tokenizer: What its tokenizer.json holds.
-        source: Where these are from, for messages.
-        recorded: Perplexity of this text as training measured it, and measured again in the same way; `None` if that
-            was another text.
+        text: The text, tokenized by its own tokenizer.
+        tokenizer: Content of its tokenizer.json.
+        source: Origin of these, for messages.
+        recorded: Perplexity of this text as measured in training, and measured again in the same way; `None` if
+            training measured another text.
     """
 
     step: Step
@@ -48,7 +48,7 @@ def judge_rise(found: LanguageMeasurements, max_rise: float) -> NonInferiority |
     """Judge the rise of the loss from the trained model, or else the executor, to onnxruntime.
 
     Returns:
-        `None` if the trained model read other tokens, so that there are no pairs.
+        The verdict; `None` if the trained model read other tokens, so that there are no pairs.
     """
     base = found.likelihoods.get("trained", found.likelihoods["executor"])
     (first, tokens), (second, others) = base.blocks(), found.likelihoods["onnxruntime"].blocks()
@@ -58,7 +58,7 @@ def judge_rise(found: LanguageMeasurements, max_rise: float) -> NonInferiority |
 
 
 def check_context(bundle: LanguageBundle) -> None:
-    """Raise a `ValidationFailedError` unless a bundle's context is its integer model's: it could not even be run."""
+    """Raise a `ValidationFailedError` if the contexts of a bundle and its integer model differ: it could not be run."""
     context = read_integer_model(bundle.quantization["graph"], bundle.load_tensors()).context
     if context != bundle.manifest.context:
         raise ValidationFailedError(
@@ -69,7 +69,7 @@ def check_context(bundle: LanguageBundle) -> None:
 
 
 def contradiction_reasons(bundle: LanguageBundle, trained: LanguageReference | None) -> list[str]:
-    """Say in what the files of a bundle contradict the run or each other, as sentences."""
+    """Return contradictions of a bundle's files with the run or each other, as sentences."""
     found = language_contradictions(bundle)
     own = hashlib.sha256(trained.tokenizer.encode()).hexdigest() if trained is not None else None
     if trained is not None and own != bundle.digests[TOKENIZER_FILE]:
@@ -78,7 +78,7 @@ def contradiction_reasons(bundle: LanguageBundle, trained: LanguageReference | N
 
 
 def recorded_reasons(trained: LanguageReference | None) -> list[str]:
-    """Hold the perplexity that training recorded against the trained model's here."""
+    """Return a reason if the trained model's perplexity here differs from the recorded one."""
     if trained is None or trained.recorded is None:
         return []
     recorded, again = trained.recorded
@@ -88,7 +88,7 @@ def recorded_reasons(trained: LanguageReference | None) -> list[str]:
 
 
 def exactness_reasons(found: LanguageMeasurements) -> list[str]:
-    """Say which integers and logits are not those of the integer executor, or not those that are served."""
+    """Return reasons for integers and logits that differ from the integer executor's or from the served ones."""
     compared = sum(product.compared for product in found.products)
     mismatching = sum(product.mismatching for product in found.products)
     reasons = []
@@ -116,17 +116,17 @@ def rise_interval(verdict: NonInferiority) -> str:
 
 
 def rise_reasons(verdict: NonInferiority, max_rise: float) -> list[str]:
-    """Say that more was lost than is allowed, if it was; a loss that is no finite number always is."""
+    """Return a reason if the rise exceeds the allowed one; a rise that is not finite always does."""
     if verdict.state == "failed" or not math.isfinite(verdict.loss):
         return [f"perplexity rose by {rise_interval(verdict)}, more than {max_rise:g} %"]
     return []
 
 
 def undecided_reasons(verdict: NonInferiority, max_rise: float) -> list[str]:
-    """Say that a text cannot tell what was lost, if it cannot."""
+    """Return a sentence if this text is too short to decide on the rise."""
     if verdict.state != "undecided":
         return []
     return [
-        f"whether perplexity rose by more than {max_rise:g} % cannot be told from {verdict.samples:,} tokens: it rose "
-        f"by {rise_interval(verdict)}; {needed_samples(verdict, 'tokens')}"
+        f"whether perplexity rose by more than {max_rise:g} % cannot be decided from {verdict.samples:,} tokens: it "
+        f"rose by {rise_interval(verdict)}; {needed_samples(verdict, 'tokens')}"
     ]

@@ -1,4 +1,4 @@
-"""Perplexity of a text in each runtime, and every integer of onnxruntime's products computed a second time."""
+"""Measure a language model: perplexity of a text in each runtime, and every integer sum of onnxruntime recomputed."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -16,31 +16,31 @@ from cpt_deploy.validation.language.taps import tap_products
 
 Tokens = npt.NDArray[np.int64]
 Step = Callable[[Tokens, Any], tuple[npt.NDArray[np.float32], Any]]
-"""A model: tokens, int64 (N, T), and its state (`None` at first) to logits or log-probabilities, and the state."""
+"""A model: maps tokens, int64 (N, T), and a state (initially `None`) to logits or log-probabilities, and the state."""
 
 CHUNK = 32
-"""Tokens of a row that a call reads."""
+"""Number of tokens per row in a call."""
 
 BLOCK_CHUNKS = 4
-"""Calls that make a block of a row, whose tokens count as one observation of a loss."""
+"""Number of calls per block of a row; the tokens of a block count as one observation of the loss."""
 
 LAST_PLACES = 1e-4
-"""Most by which a logit may change when inner integers are looked at, as a share of the greatest."""
+"""Max change of a logit when intermediate outputs are added, as a share of the max logit."""
 
 A_CODE = 1e-2
-"""By how much a code that comes out differently moves logits at most, or else little is left of them, likewise."""
+"""Max change of a logit caused by a few integers that differ by one, likewise; a real error changes logits more."""
 
 
 @dataclass
 class Likelihood:
-    """How likely a model finds a text.
+    """The likelihood of a text under a model.
 
     Args:
         total: Sum of the negative log-likelihoods, in nats.
-        tokens: How many were predicted.
-        hits: How many of them were the most probable token.
-        rows: The same sum of each call, by row, float64 (N,).
-        lengths: Tokens of a row in each call.
+        tokens: Number of predicted tokens.
+        hits: Number of tokens that were the most probable one.
+        rows: Sum of the negative log-likelihoods per row in each call, float64 (N,).
+        lengths: Number of tokens per row in each call.
     """
 
     total: float = 0.0
@@ -56,7 +56,7 @@ class Likelihood:
 
     @property
     def perplexity(self) -> float:
-        """Exp of the loss; infinite where float64 holds no such number."""
+        """Exp of the loss; infinity if it overflows float64."""
         return math.exp(self.loss) if self.loss < 709 else math.inf
 
     def add(self, logits: npt.NDArray[np.float32], targets: Tokens) -> None:
@@ -73,7 +73,7 @@ class Likelihood:
         self.hits += int((scores.argmax(axis=-1) == targets).sum())
 
     def blocks(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
-        """Return the summed losses of blocks of neighbouring tokens and their numbers of tokens, (B,) each."""
+        """Return the summed losses of blocks of adjacent tokens and their numbers of tokens, (B,) each."""
         sums, lengths = np.stack(self.rows), np.array(self.lengths)
         starts = np.arange(0, len(sums), BLOCK_CHUNKS)
         tokens = np.repeat(np.add.reduceat(lengths, starts), sums.shape[1])
@@ -82,15 +82,15 @@ class Likelihood:
 
 @dataclass
 class ProductResult:
-    """One product's integers in onnxruntime.
+    """The integers of one product in onnxruntime.
 
     Args:
         name: Its module path.
-        compared: Integer sums that were computed a second time, from the codes that onnxruntime had.
-        mismatching: How many came out differently.
-        codes: Codes compared with those of the executor on its own way through the text.
-        other_codes: How many of these differ: gates and attention are floats, whose last places can decide a rounding.
-        worst_code: By how much at most.
+        compared: Number of integer sums recomputed from onnxruntime's own inputs (replay from the boundary).
+        mismatching: Number of differing sums.
+        codes: Number of quantized inputs compared with those of the free-running executor.
+        other_codes: Number of differing ones: gates and attention are floats, whose last digits can decide a rounding.
+        worst_code: The max difference of these.
     """
 
     name: str
@@ -103,20 +103,19 @@ class ProductResult:
 
 @dataclass
 class LanguageMeasurements:
-    """What was found on a text.
+    """The measurements on a text.
 
     Args:
-        likelihoods: By runtime.
-        products: The integers.
-        worst_logit: The greatest difference between executor and onnxruntime.
-        logits: How many logits were served.
-        changed_logits: How many of them differ beyond their last places where inner integers are looked at, so that
-            what was compared is not what is served.
-        apart: Tokens after which a logit that is served is further from the executor's on its own way than codes that
-            differ by one explain.
-        first_tokens: How many tokens were read with an empty state.
-        first_apart: Those of them after which a logit differs beyond its last places: no code before can have come out
-            differently.
+        likelihoods: Likelihood in each runtime.
+        products: Agreement of the integers of each product.
+        worst_logit: The max difference between logits of executor and onnxruntime.
+        logits: Number of served logits.
+        changed_logits: Number of served logits that change, beyond their last digits, when intermediate outputs are
+            added, so that the compared session is not the serving one.
+        apart: Number of tokens at which a served logit differs from the free-running executor's by more than integers
+            that differ by one explain.
+        first_tokens: Number of tokens read with an empty state.
+        first_apart: Number of these at which a logit differs beyond its last digits: no earlier integer can differ.
     """
 
     likelihoods: dict[str, Likelihood] = field(default_factory=dict)
@@ -130,16 +129,16 @@ class LanguageMeasurements:
 
 
 def rows_of(text: npt.NDArray[np.integer[Any]], rows: int) -> Tokens:
-    """Return a text as parallel rows of equal length, int64 (rows, L); what remains at its end is left out."""
+    """Return a text as parallel rows of equal length, int64 (rows, L); the remainder at its end is omitted."""
     rows = max(1, min(rows, len(text) // 2))
     length = len(text) // rows
     return np.ascontiguousarray(text[: rows * length], np.int64).reshape(rows, length)
 
 
 def chunks_of(rows: Tokens, context: int | None = None) -> Iterator[tuple[Tokens, Tokens, bool]]:
-    """Yield tokens, those that follow them, int64 (N, T) each, and whether they begin with an empty state.
+    """Yield tokens and the tokens that follow them, int64 (N, T) each, and whether they begin with an empty state.
 
-    The first ones do, and with a limited context those behind each stretch of that many tokens.
+    The first chunk does, and with a limited context each chunk that starts a new context.
     """
     length = rows.shape[1] - 1
     for first in range(0, length, context or length):
@@ -150,7 +149,7 @@ def chunks_of(rows: Tokens, context: int | None = None) -> Iterator[tuple[Tokens
 
 
 def likelihood(step: Step, rows: Tokens, context: int | None = None) -> Likelihood:
-    """Read all rows, with carried state within the context, and return how likely each next token was."""
+    """Run a model on all rows, carrying the state within the context, and return the likelihood of the next tokens."""
     found, state = Likelihood(), None
     for tokens, targets, fresh in chunks_of(rows, context):
         logits, state = step(tokens, None if fresh else state)
@@ -170,12 +169,12 @@ def measure_text(
     Args:
         bundle: The bundle.
         rows: Tokens, int64 (N, L).
-        trained: The trained model, if there is one here.
-        trained_rows: The text as the trained model reads it; `rows` if None.
+        trained: The trained model, if available.
+        trained_rows: The text in the trained model's tokens; `rows` if None.
         provider: Execution provider of onnxruntime.
 
     Raises:
-        BundleError: If onnxruntime cannot load the model, or its integers are of no known kind.
+        BundleError: If onnxruntime cannot load the model, or its integer model is of an unknown kind.
     """
     model = read_integer_model(bundle.quantization["graph"], bundle.load_tensors())
     found = LanguageMeasurements()
@@ -190,7 +189,7 @@ def measure_text(
 def _follow(
     bundle: LanguageBundle, model: IntegerLanguageModel, rows: Tokens, found: LanguageMeasurements, provider: str
 ) -> None:
-    """Run executor, onnxruntime as it serves, and tapped, side by side, and compare what they computed."""
+    """Run executor, serving session and session with intermediate outputs side by side, and compare their results."""
     content, names = tap_products(bundle.onnx_path.read_bytes())
     served = LanguageModel(bundle.onnx_path, bundle.manifest, provider=provider)
     session = open_session(content, where=str(bundle.onnx_path), provider=provider)

@@ -1,4 +1,4 @@
-"""A language model with the integers of its products as further outputs, those inside of a Scan with a step each."""
+"""Add the integers of a language model's products as intermediate outputs; inside of a Scan, those of each step."""
 
 import numpy as np
 import numpy.typing as npt
@@ -11,10 +11,10 @@ CODES, SUMS = "codes", "sums"
 
 
 def tap_products(content: bytes) -> tuple[bytes, tuple[str, ...]]:
-    """Return a model with outputs "tap:NAME.codes", what each product reads, and "tap:NAME.sums", what it gives.
+    """Return a model with outputs "tap:NAME.codes" and "tap:NAME.sums", the input and the result of each product.
 
     Args:
-        content: A serialized model whose MatMulInteger nodes give "NAME.sums".
+        content: A serialized model whose MatMulInteger nodes output "NAME.sums".
 
     Returns:
         The model, and the names of the products in their order.
@@ -35,7 +35,7 @@ def tap_products(content: bytes) -> tuple[bytes, tuple[str, ...]]:
 
 
 def _tap_body(graph: onnx.GraphProto, scan: onnx.NodeProto) -> list[str]:
-    """Let a Scan give the integers of its body's products, and return their names."""
+    """Add the integers of the products in a Scan's body as outputs, and return the products' names."""
     body = next(attribute.g for attribute in scan.attribute if attribute.name == "body")
     names = []
     for node in list(body.node):
@@ -64,4 +64,4 @@ def _source(node: onnx.NodeProto, name: str) -> str:
 
 
 Integers = dict[str, tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32]]]
-"""Of each product by its name, the codes that it read and the sums that it gave."""
+"""Quantized input and integer sums of each product, by its name."""

@@ -1,4 +1,4 @@
-"""The gate of a language model: perplexity of what is served against what was trained, and exact integers."""
+"""The gate of a language model: perplexity of the served against the trained model, and exact integers."""
 
 import math
 from collections.abc import Mapping
@@ -42,7 +42,7 @@ from cpt_deploy.validation.performance.software import software_versions
 from cpt_deploy.validation.validate import file_contradictions
 
 ROWS = 16
-"""Parallel rows of the text; each begins with an empty state."""
+"""Number of parallel rows of the text; each begins with an empty state."""
 
 _TITLES = {"trained": "trained model", "executor": "integer executor", "onnxruntime": "onnxruntime"}
 
@@ -52,10 +52,10 @@ class LanguageReport:
     """The evidence of a validation.
 
     Args:
-        content: As it stands in validation.json.
-        results: For the model card.
-        saturation: Each product's distance from 16-bit saturation.
-        portability: What the bundle gave up if it was exported to be portable.
+        content: The content of validation.json.
+        results: Results for the model card.
+        saturation: Each product's bound against 16-bit saturation.
+        portability: The reductions if the bundle was exported as portable.
     """
 
     content: dict[str, Any]
@@ -80,7 +80,7 @@ class LanguageReport:
 
     @property
     def undecided(self) -> list[str]:
-        """What this text cannot tell."""
+        """Questions that this text cannot decide."""
         return list(self.content["undecided"])
 
 
@@ -95,23 +95,23 @@ def validate_language(
     require_exact: bool = True,
     provider: str = "cpu",
 ) -> LanguageReport:
-    """Measure a bundle's language model on a text.
+    """Validate a bundle's language model on a text.
 
     Args:
         bundle: The bundle.
-        text: Its tokens.
-        dataset: Name and split of the text, and what else describes it.
+        text: Tokens of the text.
+        dataset: Name, split and further description of the text.
         trained: The trained model; without it perplexity is compared with that of the integer executor.
-        max_rise: Percent by which perplexity may rise from there to onnxruntime; `None` judges no rise.
-        allow_undecided: Whether a bundle passes too whose rise this text cannot tell from what is allowed.
-        require_exact: Whether each integer sum has to be the executor's, given the same codes, and the logits that are
-            served those of the session that was looked at.
+        max_rise: Max rise of perplexity from there to onnxruntime in percent; `None` judges no rise.
+        allow_undecided: Whether a bundle also passes if this text cannot decide on the rise.
+        require_exact: Whether each integer sum has to equal the executor's, given the same inputs, and the served
+            logits have to equal those of the session with intermediate outputs.
         provider: Execution provider of onnxruntime.
 
     Raises:
         DataError: If the text has fewer than two tokens, or tokens beyond the model's vocabulary.
         UsageError: If `max_rise` is negative.
-        ValidationFailedError: If config.json says another context than the integer model has.
+        ValidationFailedError: If config.json and the integer model have different contexts.
     """
     if max_rise is not None:
         check_allowed(max_rise)
@@ -177,7 +177,7 @@ def _float_operators(bundle: LanguageBundle, provider: str) -> dict[str, dict[st
     if not keeps_operators(provider):
         return {"float_operators": {}, "unannounced": {}}
     floats = float_operators(bundle.onnx_path.read_bytes(), provider)
-    # other providers keep operators in float that the CPU has integer kernels for
+    # other providers compute operators in float for which the CPU has integer kernels
     judged = floats if provider_name(provider) == CPU else {}
     return {
         "float_operators": floats,
@@ -211,7 +211,7 @@ def _measured(found: LanguageMeasurements) -> dict[str, Any]:
 
 
 def finite_numbers(value: Any) -> Any:
-    """Return JSON types with `None` in place of numbers that JSON does not know."""
+    """Return JSON types with `None` in place of NaN and infinities, which JSON does not have."""
     if isinstance(value, dict):
         return {key: finite_numbers(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):

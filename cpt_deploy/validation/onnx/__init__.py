@@ -1,1 +1,1 @@
-"""The ONNX file against the integer graph beside it, constant by constant."""
+"""Comparison of a bundle's ONNX file with its integer graph, and loading of its further formats."""

@@ -1,4 +1,4 @@
-"""The constants around each quantized tensor of an ONNX file: what its quantizers and layers are made of."""
+"""Read the constants of an ONNX file's quantizers and layers, by the names of its quantized tensors."""
 
 from collections.abc import Collection
 from typing import Any
@@ -16,15 +16,15 @@ Array = npt.NDArray[Any]
 
 
 class UnexpectedStructureError(Exception):
-    """The file is built otherwise than the integer graph, so there is nothing to compare a constant with."""
+    """The structure of the file differs from the integer graph, so a constant has no counterpart to compare."""
 
 
 class ConstantGraph:
-    """An ONNX file, looked at by the names of its quantized tensors.
+    """An ONNX file, accessed by the names of its quantized tensors.
 
     Args:
         model: The serialized ONNX model.
-        tensors: Names of the integer graph's tensors; other codes are those of one of them, rearranged.
+        tensors: Names of the integer graph's tensors; other quantized tensors are rearrangements of these.
 
     Raises:
         BundleError: If the bytes are no ONNX model.
@@ -36,7 +36,7 @@ class ConstantGraph:
         onnx = require_onnx()
         try:
             graph = onnx.load_from_string(model).graph
-        except Exception as error:  # protobuf's DecodeError, or whatever else the bytes run into
+        except Exception as error:  # protobuf's DecodeError, or any other error of invalid bytes
             raise BundleError(f"Expected an ONNX model, but got: {error}") from error
         self._made_by = {name: node for node in graph.node for name in node.output}
         self._initializers = {initializer.name: initializer for initializer in graph.initializer}
@@ -50,7 +50,7 @@ class ConstantGraph:
         return self._readers.get(name, [])
 
     def constant(self, name: str) -> Array:
-        """Return a constant; one that is cast or shifted at load, as packed codes are, is computed.
+        """Return a constant; it is computed if it is cast or shifted at load, as packed weights are.
 
         Raises:
             UnexpectedStructureError: If it is no constant.
@@ -69,11 +69,11 @@ class ConstantGraph:
         return computed
 
     def initializer(self, name: str) -> Array | None:
-        """Return a constant that stands in the file under a name, or None."""
+        """Return the initializer of a name, or None."""
         return self.constant(name) if name in self._initializers else None
 
     def node(self, name: str) -> Any:
-        """Return the node that makes a tensor.
+        """Return the node that outputs a tensor.
 
         Raises:
             UnexpectedStructureError: If there is none.
@@ -84,10 +84,10 @@ class ConstantGraph:
         return node
 
     def quantizer(self, name: str) -> tuple[Any, tuple[int, int] | None]:
-        """Return the QuantizeLinear of a tensor of codes, and the bounds to which a Clip brings them, if one does.
+        """Return the QuantizeLinear of a quantized tensor, and the bounds of the Clip after it, if there is one.
 
         Raises:
-            UnexpectedStructureError: If the tensor is not made by them.
+            UnexpectedStructureError: If another node outputs the tensor.
         """
         node, bounds = self.node(name), None
         if node.op_type == "Clip":
@@ -98,21 +98,21 @@ class ConstantGraph:
         return node, bounds
 
     def producer(self, name: str) -> Any:
-        """Return the operator whose result is quantized into a tensor of codes.
+        """Return the operator whose result a quantized tensor holds.
 
         Raises:
             UnexpectedStructureError: If there is none.
         """
         node = self.node(self.quantizer(name)[0].input[0])
-        # a ReLU between a layer and its quantizer is part of the layer; one that reads codes stands for itself
+        # a ReLU between a layer and its quantizer is part of the layer; one that reads a dequantized tensor is separate
         before = self._made_by.get(node.input[0]) if node.op_type == "Relu" else None
         return node if before is None or before.op_type == "DequantizeLinear" else before
 
     def dequantized(self, name: str) -> tuple[Array, Array, Array]:
-        """Return codes, scales and zero points (zeros where left out) of constants that are dequantized.
+        """Return integers, scales and zero points (zeros if omitted) of a dequantized constant.
 
         Raises:
-            UnexpectedStructureError: If they are not dequantized, or no constants.
+            UnexpectedStructureError: If it is not dequantized, or no constant.
         """
         node = self.node(name)
         if node.op_type != "DequantizeLinear":
@@ -122,7 +122,7 @@ class ConstantGraph:
         return codes, scales, zeros
 
     def source(self, name: str) -> str:
-        """Return the tensor of codes that real values come from; moved codes count as what they were before."""
+        """Return the quantized tensor from which real values are dequantized, before any rearrangement."""
         node = self._made_by.get(name)
         if node is not None and node.op_type == "Identity":
             return self.source(node.input[0])
@@ -132,7 +132,7 @@ class ConstantGraph:
         return str(node.input[0] if mover is None else mover.input[0])
 
     def mover(self, name: str) -> Any:
-        """Return the node that rearranges codes before they are dequantized to these real values, or None."""
+        """Return the node that rearranges integers before they are dequantized to these real values, or None."""
         node = self._made_by.get(name)
         before = None if node is None else self._made_by.get(node.input[0])
         moved = before is not None and before.op_type in _MOVERS and before.output[0] not in self._tensors

@@ -1,8 +1,8 @@
-"""Whether model.onnx holds the integers that the bundle's integer graph says, constant by constant.
+"""Compare the constants of model.onnx with the bundle's integer graph.
 
-Running a model on data shows only what the data exercises. Here nothing runs: the codes, scales, zero points, biases
-and bits of the ONNX file are read and compared with quantization.json and model.safetensors, so that a single edited
-value is found wherever it is. Needs the `onnx` package, not PyTorch.
+Running a model shows only errors that the data exercises. Here nothing runs: quantized weights, scales, zero points,
+biases and bits of the ONNX file are read and compared with quantization.json and model.safetensors, so that a single
+edited value is found wherever it is. Needs the `onnx` package, not PyTorch.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -39,14 +39,14 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class ConstantDifference:
-    """A constant of model.onnx that is not the one of the integer graph.
+    """A constant of model.onnx that differs from the integer graph.
 
     Args:
-        tensor: The tensor of the graph that it makes: the result of the layer, or the quantized tensor itself.
-        part: What it is, "weight codes", "scale", "zero point", ...
-        values: How many values it has.
-        differing: How many of them differ.
-        detail: The first of them, as text.
+        tensor: The tensor of the graph that depends on it: the result of the layer, or the quantized tensor itself.
+        part: Kind of the constant: "weight codes", "scale", "zero point", ...
+        values: Number of its values.
+        differing: Number of differing values.
+        detail: The first difference, as text.
     """
 
     tensor: str
@@ -58,11 +58,11 @@ class ConstantDifference:
 
 @dataclass(frozen=True)
 class ConstantsResult:
-    """How the constants of model.onnx compare with the integer graph.
+    """The comparison of the constants of model.onnx with the integer graph.
 
     Args:
-        compared: Number of values that were compared.
-        differences: What differs, in the order of the graph.
+        compared: Number of compared values.
+        differences: The differing constants, in the order of the graph.
     """
 
     compared: int
@@ -73,7 +73,7 @@ def compare_constants(bundle: Bundle) -> ConstantsResult:
     """Compare the constants of a bundle's model.onnx with its integer graph.
 
     Raises:
-        BundleError: If model.onnx is no ONNX file, or the bundle's graph does not hold what it should.
+        BundleError: If model.onnx is no ONNX file, or the bundle's graph is incomplete or malformed.
         MissingExtraError: If `onnx` is not installed.
     """
     try:
@@ -144,7 +144,7 @@ class _Comparison:
             self._compare(name, "weight codes", expected, stored.T)
             self._compare(name, "weight scales", factors, scales)
             self._compare(name, "weight zero points", np.zeros(zeros.shape), zeros)
-        if len(node.input) > 2:  # the bias of a Gemm, beside which nothing is added
+        if len(node.input) > 2:  # a Gemm has its own bias, and no Add follows
             self._bias(operation, node, source)
             bias = np.zeros_like(bias)
         self._compare(name, "bias", bias.astype(np.float32) * (np.float32(source["scale"]) * factors), added)
@@ -162,7 +162,7 @@ class _Comparison:
         self._compare(name, "weight scales", scales[:, None], self.onnx.constant(factors.input[0]))
 
     def _float_constants(self, graph: Mapping[str, Any]) -> None:
-        """Compare what float operations read, where it stands in the file as it was."""
+        """Compare the constants of float operations that the file holds unchanged."""
         constants = [operation for operation in graph["operations"] if operation["type"] == "Constant"]
         for i, operation in enumerate(constants):
             found = self.onnx.initializer(f"constant_{i}")
@@ -172,7 +172,7 @@ class _Comparison:
     def _checks(self, tensor: Mapping[str, Any], operation: Any, tensors: Mapping[str, Any]) -> Iterator[Any]:
         if operation is not None and operation["type"] == "Pad":
             yield lambda: self._padding(operation, tensor)
-            if not tensor.get("signed", False):  # codes are padded as such, and nothing is quantized
+            if not tensor.get("signed", False):  # integers are padded directly, without a quantizer
                 yield lambda: self._dequantizers(tensor, tensors)
                 return
         if operation is not None and operation["type"] != "Quantize":
@@ -204,7 +204,7 @@ class _Comparison:
             stored = _unfold(stored, attributes(mover)["blocksize"])
             expected = _embed(expected, stored.shape, operation["pads"])
         elif mover is not None:
-            # the channels that Pad appends have weights of zero
+            # channels appended by Pad have zero weights
             missing = stored.shape[1] - expected.shape[1]
             expected = np.pad(expected, [(0, 0), (0, max(missing, 0)), *[(0, 0)] * (expected.ndim - 2)])
         self._compare(name, "weight codes", expected, stored)
@@ -230,7 +230,7 @@ class _Comparison:
         name, full = tensor["name"], _FULL_RANGES[bool(tensor.get("signed", False))]
         expected = (full[0], full[0] + 2 ** tensor["bits"] - 1)
         quantizer, bounds = self.onnx.quantizer(name)
-        # What only moves codes keeps them in their range without a Clip of its own.
+        # Operations that only move integers keep their range without another Clip.
         if bounds is not None or made_by not in _MOVING:
             found = full if bounds is None else bounds
             self._compare(name, "range of codes", np.array(expected), np.array(found))
@@ -268,7 +268,7 @@ class _Comparison:
         self._compare(tensor["name"], "zero point", np.array(tensor["zero_point"]), zero_point.reshape(()))
 
     def _compare(self, tensor: str, part: str, expected: Array, got: Array) -> None:
-        # All of them are integers below 2^31 or float32, which float64 holds exactly.
+        # All values are integers below 2^31 or float32, which float64 holds exactly.
         wanted, found = (np.asarray(array).astype(np.float64) for array in (expected, got))
         self.compared += wanted.size
         if wanted.shape != found.shape:
@@ -283,7 +283,7 @@ class _Comparison:
             self._add(ConstantDifference(tensor, part, wanted.size, len(differing), detail))
 
     def _add(self, difference: ConstantDifference) -> None:
-        # One constant is read by a quantizer and by every dequantizer of its tensor.
+        # The same constant is compared for the quantizer and for every dequantizer of its tensor.
         if difference not in self.differences:
             self.differences.append(difference)
 
@@ -300,6 +300,6 @@ def _unfold(codes: Array, block: int) -> Array:
 
 
 def _embed(codes: Array, shape: tuple[int, ...], pads: list[int]) -> Array:
-    """Return a kernel of stride 2 within whole blocks of pixels: odd padding begins in the middle of a block."""
+    """Pad a kernel of stride 2 to whole blocks of pixels; odd padding starts in the middle of a block."""
     around = [(pads[axis] % 2, max(0, shape[2 + axis] - codes.shape[2 + axis] - pads[axis] % 2)) for axis in (0, 1)]
     return np.pad(codes, [(0, 0), (0, 0), *around])

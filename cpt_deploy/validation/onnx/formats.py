@@ -1,4 +1,4 @@
-"""The further forms in which a bundle holds its model, as functions from inputs to logits."""
+"""Load the further formats of a bundle's model as functions from inputs to logits."""
 
 from importlib.util import find_spec
 
@@ -12,7 +12,7 @@ from cpt_deploy.validation.comparison import Logits
 
 
 def program_files(bundle: Bundle) -> list[str]:
-    """Return the names of the files that PyTorch runs."""
+    """Return the names of the files of formats that need PyTorch."""
     return [FORMATS[name].file for name in bundle.formats if not FORMATS[name].always]
 
 
@@ -23,8 +23,8 @@ def load_formats(bundle: Bundle) -> dict[str, TrainedModel]:
         Functions from normalised images, float32 (N, C, H, W), to logits, float32 (N, K), by the format's name.
 
     Raises:
-        MissingExtraError: If there is one and PyTorch is not installed.
-        BundleError: If PyTorch cannot load one.
+        MissingExtraError: If there is such a format and PyTorch is not installed.
+        BundleError: If PyTorch cannot load a format.
     """
     names = [name for name in bundle.formats if not FORMATS[name].always]
     if names and find_spec("torch") is None:
@@ -38,7 +38,7 @@ def load_formats(bundle: Bundle) -> dict[str, TrainedModel]:
 def _load(bundle: Bundle, name: str) -> TrainedModel:
     import torch
 
-    # Everything else here works without PyTorch and shall not load it.
+    # Imported here, since everything else works without PyTorch and must not load it.
     from cpt_deploy.export.programs import load_program
 
     path = bundle.path / FORMATS[name].file

@@ -1,1 +1,1 @@
-"""Latency, memory and size in onnxruntime, measured side by side."""
+"""Measurements of latency, memory and size of models in onnxruntime, side by side."""

@@ -1,4 +1,4 @@
-"""Latency, throughput, size and memory of a bundle in onnxruntime, beside other files of the same network."""
+"""Benchmark latency, throughput, size and memory of a bundle and other files of the same network in onnxruntime."""
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -19,25 +19,25 @@ from cpt_deploy.validation.performance.software import software_versions
 from cpt_deploy.validation.performance.timing import interleaved, median_ratio
 
 BUNDLE = "bundle"
-"""Name of the bundle's own model among those that are compared."""
+"""Name of the bundle's own model among the compared ones."""
 
 MOST_ROUNDS = 2000
 
 
 @dataclass(frozen=True)
 class Latency:
-    """How long one model takes for a call.
+    """The latency of one model.
 
     Args:
         model: Its name.
-        batch: Images in a call.
+        batch: Images per call.
         threads: Threads of onnxruntime.
-        rounds: Calls that were timed.
+        rounds: Number of timed calls.
         p50_ms: Median, milliseconds.
         p90_ms: 90th percentile.
         p99_ms: 99th percentile.
         images_per_s: Throughput at the median.
-        bundle_speedup: How many times as fast the bundle is: the median of the ratios of both times, round by round.
+        bundle_speedup: Speed of the bundle relative to this model: the median over rounds of the ratio of both times.
     """
 
     model: str
@@ -53,13 +53,13 @@ class Latency:
 
 @dataclass(frozen=True)
 class Footprint:
-    """What one model takes.
+    """The size and memory of one model.
 
     Args:
         model: Its name.
         file_bytes: Size of its ONNX file.
-        peak_memory_bytes: Most physical memory of a process that runs it at the largest batch; `None` if unknown.
-        model_memory_bytes: How much of that came with the model, beyond Python and onnxruntime.
+        peak_memory_bytes: Peak physical memory of a process that runs it at the largest batch; `None` if unknown.
+        model_memory_bytes: The share of the model in it, without Python and onnxruntime.
     """
 
     model: str
@@ -70,16 +70,16 @@ class Footprint:
 
 @dataclass(frozen=True)
 class BenchmarkReport:
-    """What was measured.
+    """The results of a benchmark.
 
     Args:
         bundle: Name of the model.
         model_sha256: Digest of its model.onnx.
-        latencies: By threads, batch and model, in this order.
-        footprints: By model.
+        latencies: Latencies, sorted by threads, batch and model.
+        footprints: Size and memory of each model.
         cpu: The processor.
         versions: Versions of the software.
-        measured_at: When, ISO 8601 in UTC.
+        measured_at: Time of the measurement, ISO 8601 in UTC.
         provider: onnxruntime's name of the execution provider.
     """
 
@@ -112,14 +112,14 @@ def benchmark(
     Args:
         bundle: The bundle.
         others: Further serialized ONNX models with the bundle's input and output, by name.
-        batches: Images in a call.
-        threads: Threads of onnxruntime.
-        seconds: How long to time each combination of batch and threads, all models together; ten rounds at least.
+        batches: Numbers of images per call.
+        threads: Numbers of threads of onnxruntime.
+        seconds: Time for each combination of batch and threads, all models together; at least ten rounds.
         provider: The execution provider of onnxruntime: "cpu", "cuda", "tensorrt", or onnxruntime's name of one.
-        progress: Hears how many of all combinations are done.
+        progress: Called with the number of finished combinations and their total.
 
     Raises:
-        UsageError: If a number is out of range, or there is no such provider.
+        UsageError: If a number is out of range, or the provider is unknown.
         MissingExtraError: If the installed onnxruntime lacks the provider.
         BundleError: If onnxruntime cannot run one of the models.
     """
@@ -147,13 +147,13 @@ def benchmark(
 
 
 def _inputs(bundle: Bundle, batch: int) -> Inputs:
-    """Return as many images as are asked for: those of the golden sample, over and over."""
+    """Return a batch of images, by repeating those of the golden sample."""
     golden = bundle.golden.inputs
     return np.ascontiguousarray(golden[np.arange(batch) % len(golden)])
 
 
 def _time(models: Mapping[str, bytes], inputs: Inputs, threads: int, seconds: float, provider: str) -> list[Latency]:
-    # Threads that wait busily after the turn of one model would take the processor from the next one.
+    # Threads of one model that spin after its call would slow down the next model.
     sessions = {
         name: OnnxRuntimeModel(model, threads=threads, rest_between_runs=True, provider=provider)
         for name, model in models.items()

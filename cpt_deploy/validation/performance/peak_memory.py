@@ -1,6 +1,6 @@
-"""The memory that a model takes in onnxruntime, measured in a process of its own.
+"""Measure the peak memory of a model in onnxruntime, in a separate process.
 
-`python -m cpt_deploy.validation.performance.peak_memory FILE BATCH THREADS PROVIDER` is that process.
+The process is `python -m cpt_deploy.validation.performance.peak_memory FILE BATCH THREADS PROVIDER`.
 """
 
 import json
@@ -20,11 +20,11 @@ _RUNS = 5
 
 @dataclass(frozen=True)
 class PeakMemory:
-    """Most memory that a process had at once, in bytes of physical memory.
+    """Peak physical memory of a process, in bytes.
 
     Args:
-        peak: While the model was loaded and executed.
-        before: Before that, with Python, NumPy and onnxruntime loaded.
+        peak: Peak while the model was loaded and executed.
+        before: Peak before that, with Python, NumPy and onnxruntime loaded.
     """
 
     peak: int
@@ -32,18 +32,18 @@ class PeakMemory:
 
     @property
     def of_model(self) -> int:
-        """What the model added."""
+        """Memory that the model added."""
         return self.peak - self.before
 
 
 def measure_peak_memory(model: Path, *, batch: int, threads: int, provider: str = "cpu") -> PeakMemory | None:
-    """Load and run a model in a new process and return its peak of memory; `None` where the system does not tell it.
+    """Load and run a model in a new process and return its peak of memory; `None` if the system does not report it.
 
     Args:
         model: The ONNX file.
-        batch: Images in a call.
+        batch: Images per call.
         threads: Threads of onnxruntime.
-        provider: Its execution provider; a GPU's own memory does not count.
+        provider: Its execution provider; GPU memory is not included.
 
     Raises:
         BundleError: If onnxruntime cannot run the file.
@@ -62,14 +62,14 @@ def measure_peak_memory(model: Path, *, batch: int, threads: int, provider: str 
 def _peak(status: Path = STATUS) -> int:
     """Return this process's peak of resident memory.
 
-    Not `getrusage`: on Linux its peak begins with that of the process that started this one.
+    Not from `getrusage`, whose peak on Linux starts with that of the parent process.
     """
     line = next(line for line in status.read_text(encoding="ascii").splitlines() if line.startswith("VmHWM:"))
     return int(line.split()[1]) * 1024
 
 
 def _main(file: str, batch: int, threads: int, provider: str) -> None:
-    import onnxruntime  # noqa: F401  its libraries are no part of the model
+    import onnxruntime  # noqa: F401  so that its libraries do not count as the model's
 
     before = _peak()
     model = OnnxRuntimeModel(Path(file), threads=threads, provider=provider)

@@ -1,4 +1,4 @@
-"""Latency of several models in onnxruntime, timed in turn so that whatever else the machine does hits all alike."""
+"""Compare the latency of several models in onnxruntime, timed in turn so that disturbances affect all alike."""
 
 import statistics
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from cpt_deploy.validation.performance.timing import interleaved, median_ratio
 
 @dataclass(frozen=True)
 class RelativeLatency:
-    """How long a model takes.
+    """The latency of a model relative to the first one.
 
     Args:
         milliseconds: Median over the rounds.
@@ -28,13 +28,13 @@ class RelativeLatency:
 def compare_latency(
     models: Mapping[str, Path | bytes], *, batch_size: int = 1, rounds: int = 50, threads: int = 1
 ) -> dict[str, RelativeLatency]:
-    """Time models on noise, in turn and in reversed order every other round.
+    """Time models on random inputs, in turn and in reversed order every other round.
 
     Args:
-        models: ONNX files by name; the first is what the others are compared with. All take the same input.
-        batch_size: Images a call.
-        rounds: Timed calls of each model.
-        threads: Threads that a call computes with.
+        models: ONNX files by name, all with the same input; the others are compared with the first.
+        batch_size: Images per call.
+        rounds: Number of timed calls of each model.
+        threads: Threads of onnxruntime.
 
     Raises:
         BundleError: If onnxruntime cannot load a model.

@@ -1,4 +1,4 @@
-"""The versions of the software that a measurement ran with."""
+"""Versions of the software of a measurement."""
 
 import platform
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ PACKAGES = ("cpt-deploy", "onnxruntime", "onnx", "numpy", "torch")
 
 
 def software_versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
-    """Return the versions of Python, the operating system and those of the packages that are installed."""
+    """Return the versions of Python, the operating system and the installed ones of the packages."""
     versions = {"python": platform.python_version(), "system": platform.platform()}
     for package in packages:
         try:

@@ -1,4 +1,4 @@
-"""onnxruntime's own static quantization of a float model, as what an integer export is compared with.
+"""Quantize a float model by onnxruntime's own static quantization, the baseline for an integer export.
 
 Needs the `onnx` package.
 """
@@ -19,11 +19,11 @@ Batch = npt.NDArray[np.float32]
 
 
 def static_quantization(float_model: bytes, calibration: Sequence[Batch]) -> bytes:
-    """Quantize a float32 ONNX model as onnxruntime's documentation advises: QDQ, uint8 activations, int8 per channel.
+    """Quantize a float32 ONNX model as onnxruntime's documentation advises: QDQ, uint8 activations, int8 weights.
 
     Args:
         float_model: The serialized model; its input is "image".
-        calibration: Normalised inputs whose ranges are taken, float32 (N, C, H, W).
+        calibration: Normalised inputs for calibration, float32 (N, C, H, W).
 
     Returns:
         The serialized quantized model.
@@ -61,7 +61,7 @@ def static_quantization(float_model: bytes, calibration: Sequence[Batch]) -> byt
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the quantizer's remarks on single nodes, which it makes on the root logger, out of the user's way."""
+    """Suppress the quantizer's messages on single nodes, which it writes to the root logger."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -1,4 +1,4 @@
-"""Timing several things side by side, so that what disturbs the machine disturbs all of them."""
+"""Time several functions side by side, so that disturbances of the machine affect all of them."""
 
 import statistics
 import time
@@ -14,15 +14,15 @@ def interleaved(
     least_rounds: int = 10,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
-    """Time several callables in turn, in reversed order every other round, so that drift hits all alike.
+    """Time several callables in turn, in reversed order every other round, so that drift affects all alike.
 
     Args:
-        runs: What to time, by name.
-        rounds: How often to run each at most.
-        warmup: How often to run each before.
+        runs: The callables, by name.
+        rounds: Max number of timed runs of each.
+        warmup: Number of untimed runs of each before.
         seconds: Stop after this time, if given, but not before `least_rounds`.
         least_rounds: See `seconds`.
-        clock: What is read before and after; `time.process_time` leaves out what other processes take.
+        clock: Clock to read; `time.process_time` excludes the time of other processes.
 
     Returns:
         Seconds of each round, by name.

@@ -119,7 +119,7 @@ def test_signal_in_an_evaluation_does_not_lose_the_evaluation(recipe, tmp_path, 
     (tmp_path / "own" / "armed").touch()
     with pytest.raises(RunInterruptedError, match="step 2 of 4") as first:
         train(mine, tmp_path / "parts")
-    with pytest.raises(RunInterruptedError, match="before the model was settled") as second:
+    with pytest.raises(RunInterruptedError, match="before the model was calibrated") as second:
         train(mine, tmp_path / "parts", resume=True, reporter=ArmAtTheEnd(tmp_path / "own" / "armed"))
     train(mine, tmp_path / "parts", resume=True)
 

@@ -140,9 +140,9 @@ def test_bits_of_groups_are_data_to_a_compiled_layer():
     ("groups", "message", "hint"),
     [
         ([LayerGroup("group1", "group.1.*", 8)], r"matches layers.*'group\.1\.\*'", r"did you mean groups\.1\.0"),
-        ([LayerGroup("group1", "fc", 8)], "matches only fc, which holds", "precision.ends=cycle"),
+        ([LayerGroup("group1", "fc", 8)], "matches only fc, which has fixed", "precision.ends=cycle"),
         ([SECOND, LayerGroup("group2", "groups.1.0.conv1", 8)], "belong to earlier groups", "first group"),
-        ([LayerGroup("group1", "fc", 9)], r"upper bound of layers 'fc' in 2\.\.8", "greatest"),
+        ([LayerGroup("group1", "fc", 9)], r"max_bits of layers 'fc' in 2\.\.8", "cannot exceed"),
     ],
 )
 def test_groups_that_get_no_layers_are_refused(groups, message, hint):

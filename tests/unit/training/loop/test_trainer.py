@@ -162,7 +162,7 @@ def test_schedule_outside_the_bounds_is_refused(recipe, tmp_path, own_module):
 
 
 def test_device_that_is_not_there_is_refused(recipe, tmp_path):
-    with pytest.raises(UsageError, match="a device that is there"):
+    with pytest.raises(UsageError, match="an available device"):
         train(recipe("train.device=cuda:99"), tmp_path / "run")
 
 
