@@ -1,4 +1,4 @@
-"""The four shapes that a cycle can have: how far between its bounds the precision stands at a position in the cycle."""
+"""The four profiles of a precision cycle: functions from the position in a cycle to the height between its bounds."""
 
 import math
 from collections.abc import Callable
