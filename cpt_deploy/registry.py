@@ -1,4 +1,4 @@
-"""One generic registry for models, data sets, schedules and whatever else is chosen by name."""
+"""A generic registry for models, data sets, schedules and other objects that are chosen by name."""
 
 import difflib
 import fnmatch
@@ -25,7 +25,7 @@ class Registry(Generic[T]):
         self._entries: dict[str, T] = {}
 
     def register(self, name: str) -> Callable[[T], T]:
-        """Return a decorator that registers an object as `name`; a name can be taken once."""
+        """Return a decorator that registers an object as `name`; each name can be used once."""
 
         def add(entry: T) -> T:
             if name in self._entries:
@@ -57,7 +57,7 @@ class Registry(Generic[T]):
 
 
 def nearest_names(name: str, known: list[str]) -> str:
-    """Return a hint with the names most like `name`, or all of them if none is near and they are few."""
+    """Return a hint with the names most similar to `name`, or with up to 20 known names if none is similar."""
     near = difflib.get_close_matches(name, known, n=4, cutoff=0.5)
     if near:
         return f"did you mean {', '.join(near)}?"
@@ -66,9 +66,9 @@ def nearest_names(name: str, known: list[str]) -> str:
 
 
 def import_object(path: str) -> object:
-    """Import `module:attribute`, as users name their own models, data sets and schedules.
+    """Import `module:attribute`, the form in which users name their own models, data sets and schedules.
 
-    The working directory is searched too, as `python -m` would.
+    The working directory is searched too, as with `python -m`.
 
     Raises:
         UsageError: If the module or the attribute does not exist.
