@@ -1,4 +1,4 @@
-"""`cpt benchmark`: what a bundle gains over the float network and over onnxruntime's own quantization of it."""
+"""`cpt benchmark`: compare a bundle's speed with the float network and with onnxruntime's own quantization of it."""
 
 import json
 from importlib.util import find_spec
@@ -21,25 +21,26 @@ FLOAT, STATIC = "float32", "onnxruntime static"
 
 def benchmark(  # noqa: PLR0913, PLR0917  the options are its parameters
     bundle: Annotated[Path, typer.Argument(help="Bundle that cpt export wrote.")],
-    batch: Annotated[str, typer.Option(metavar="N,...", help="Images in a call.")] = "1,8,32",
+    batch: Annotated[str, typer.Option(metavar="N,...", help="Images per call.")] = "1,8,32",
     threads: Annotated[str, typer.Option(metavar="N,...", help="Threads of onnxruntime.")] = "1",
     run: Annotated[
         Path | None,
-        typer.Option(help="Run whose float network to compare with.", show_default="the one that the bundle lies in"),
+        typer.Option(help="Run whose float network to compare with.", show_default="the run that contains the bundle"),
     ] = None,
-    seconds: Annotated[float, typer.Option(min=0.01, help="How long to time each batch size and thread count.")] = 3.0,
+    seconds: Annotated[float, typer.Option(min=0.01, help="Time to measure each batch size and thread count.")] = 3.0,
     provider: ProviderOption = "cpu",
     plot: Annotated[
-        Path | None, typer.Option(help="Draw the times into this PNG, SVG or PDF file, and the figures as JSON beside.")
+        Path | None,
+        typer.Option(help="Draw the times into this PNG, SVG or PDF file; the figures go into a JSON file beside it."),
     ] = None,
     json_output: JsonFlag = False,
     quiet: QuietFlag = False,
     debug: DebugFlag = False,
 ) -> None:
-    """Time a bundle beside the float32 export of its network and onnxruntime's static quantization of that.
+    """Compare a bundle with the float32 export of its network and with onnxruntime's static quantization of that.
 
-    All of them take turns in one run. The two others need the trained run and PyTorch; without them only the bundle
-    is measured. Memory is measured in a process of its own for each file, at the largest batch.
+    The models are timed in alternation. The float32 and static models need the trained run and PyTorch; without these,
+    only the bundle is measured. Memory is measured in a separate process for each file, at the largest batch.
     """
     from onnxruntime import SessionOptions
 
@@ -53,7 +54,7 @@ def benchmark(  # noqa: PLR0913, PLR0917  the options are its parameters
 
         check_plot_path(plot)
     opened = Bundle.open(bundle)
-    choose_provider(SessionOptions(), provider)  # raises before the float network is made
+    choose_provider(SessionOptions(), provider)  # raises before the float network is created
     others = _others(opened, run)
     with out.bar("timing", len(batches) * len(counts)) as bar:
         report = measure(
@@ -73,24 +74,24 @@ def benchmark(  # noqa: PLR0913, PLR0917  the options are its parameters
 def _others(bundle: "Bundle", run: Path | None) -> dict[str, bytes]:
     """Return the float32 export of the bundle's network and onnxruntime's quantization of it.
 
-    They need the run, or the float model that it was calibrated from; without either there are none.
+    These need the run, or the float model that the bundle was calibrated from; without either the result is empty.
     """
     from cpt_cli.sources import find_source, source_as_prepared
     from cpt_cli.workflow import find_run, is_run_of
 
     if run is not None and not is_run_of(run, bundle):
         raise UsageError(
-            f"Expected the run that {formats.path(bundle.path)} was exported from, but the trained weights in "
-            f"{formats.path(run)} are others",
+            f"Expected the run that {formats.path(bundle.path)} was exported from, but {formats.path(run)} has other "
+            "trained weights",
             hint="leave --run out to measure only the bundle",
         )
     found = run or find_run(bundle)
     source = find_source(bundle)
     if found is None and source is None:
-        out.note("only the bundle is measured: the run that it was exported from is not around it (see --run)")
+        out.note("only the bundle is measured: it is not in the directory of its run (see --run)")
         return {}
     if run is None and (find_spec("torch") is None or find_spec("onnx") is None):
-        out.note("only the bundle is measured: PyTorch and onnx, which write the float network, are not installed")
+        out.note("only the bundle is measured: PyTorch and onnx, which export the float network, are not installed")
         return {}
     from cpt_deploy.export import write_float_onnx
     from cpt_deploy.training import load_run
@@ -102,7 +103,7 @@ def _others(bundle: "Bundle", run: Path | None) -> dict[str, bytes]:
         assert source is not None
         model = source_as_prepared(bundle, source)
     floats = write_float_onnx(model)
-    # The times do not depend on how good the ranges are, so a few images are enough to take them from.
+    # The times do not depend on the accuracy of the ranges, so a few images are enough to calibrate.
     return {FLOAT: floats, STATIC: static_quantization(floats, [bundle.golden.inputs])}
 
 
@@ -124,9 +125,9 @@ def _show(report: "BenchmarkReport") -> None:
             out.line(" ".join(str(cell).replace(" ", "-") for cell in row))
         return
     title = f"{report.bundle} in onnxruntime, {report.provider}, on {report.cpu.model}"
-    out.table([*columns, "bundle is faster by"] if compared else columns, rows, title=title)
+    out.table([*columns, "speed-up of the bundle"] if compared else columns, rows, title=title)
     out.table(
-        ("model", "size", "of float32", "peak memory", "with the model"),
+        ("model", "size", "of float32", "peak memory", "of the model"),
         [
             (
                 entry.model, formats.size(entry.file_bytes), _share_of_float(entry.file_bytes, report),

@@ -1,4 +1,4 @@
-"""`cpt quickstart`: the whole path once, on data that needs no download."""
+"""`cpt quickstart`: run every step from training to prediction once, on data that needs no download."""
 
 import json
 import shutil
@@ -19,14 +19,15 @@ if TYPE_CHECKING:
 PRESET = "digits-quickstart"
 BITS = 8
 MAX_DROP = 2.0
-"""Points of accuracy that may be lost: of the few digits, even equal answers do not show that less than one is."""
+"""Points of accuracy that may be lost; the digits are so few that even equal answers cannot prove a loss below one."""
 RUN, DIGIT, LOG, SUMMARY = "run", "digit.png", "server.log", "quickstart.json"
 STEPS = ("train", "export", "validate", "serve", "predict")
 
 
 def quickstart(
     directory: Annotated[
-        Path, typer.Option("--out", help="Directory for the outputs; those of an earlier quickstart are replaced.")
+        Path,
+        typer.Option("--out", help="Directory for the outputs; the outputs of an earlier quickstart are replaced."),
     ] = Path("quickstart-output"),
     json_output: JsonFlag = False,
     quiet: QuietFlag = False,
@@ -34,7 +35,7 @@ def quickstart(
 ) -> None:
     """Train, export, validate, serve and predict once, on scikit-learn's handwritten digits.
 
-    Trains a small ResNet while its bits cycle between 3 and 8, exports it with 8-bit integers, compares every integer
+    Trains a small ResNet with bits that cycle between 3 and 8, exports it to 8-bit integers, compares every integer
     with onnxruntime's, starts a server on a free port, sends it one real digit as a PNG, and stops it.
     """
     _make_room(directory)
@@ -53,7 +54,7 @@ def quickstart(
 
 
 class _Steps:
-    """Announces steps and takes their times."""
+    """Announces steps and measures their times."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -71,7 +72,7 @@ class _Steps:
 
 
 def _make_room(directory: Path) -> None:
-    """Remove what an earlier quickstart wrote; anything else is refused."""
+    """Remove the outputs of an earlier quickstart; refuse any other directory."""
     if not directory.exists():
         directory.mkdir(parents=True)
     ours = {RUN, DIGIT, LOG, SUMMARY}
@@ -94,7 +95,7 @@ def _train(directory: Path) -> float:
     from cpt_cli.commands.train import run_training
     from cpt_deploy.recipe import load_recipe
 
-    # The network is so small that more threads would spend their time waiting for each other.
+    # The network is so small that more threads would only wait for each other.
     torch.set_num_threads(1)
     return run_training(load_recipe(PRESET), directory / RUN).test.top1
 
@@ -126,8 +127,8 @@ def _validate(bundle: "Bundle") -> dict[str, Any]:
     if not report.passed:
         raise failure(report.reasons, report.undecided)
     out.line(
-        f"  {report.dataset.samples} images are too few to tell a loss of the usual 0.5 points from none: "
-        f"{MAX_DROP:g} are allowed here"
+        f"  {report.dataset.samples} images are too few to distinguish a loss of the usual 0.5 points from none; "
+        f"{MAX_DROP:g} points are allowed here"
     )
     return {
         "passed": True,
@@ -152,9 +153,7 @@ def _serve_and_predict(bundle: "Bundle", directory: Path, steps: _Steps) -> dict
         steps.begin("predict", f"POST {formats.path(directory / DIGIT)} to {url}/predict")
         answer = client.predict([directory / DIGIT], top_k=3)
     if answer.predictions[0] != here:
-        raise CptError(
-            f"Expected the server to answer as the bundle does here, but got {answer.predictions} for {here}"
-        )
+        raise CptError(f"Expected the server to answer {here}, as the bundle does here, but got {answer.predictions}")
     best = here[0]
     others = ", ".join(f"{entry.label} {formats.share(entry.probability)}" for entry in here[1:])
     out.line(
