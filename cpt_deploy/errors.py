@@ -8,8 +8,8 @@ class CptError(Exception):
     """Base of all errors that are reported as one line, without a traceback.
 
     Args:
-        message: What was expected and what was found, in one line.
-        hint: What to do about it, in one line.
+        message: The expectation and the finding, in one line.
+        hint: Advice on how to solve the problem, in one line.
     """
 
     exit_code: int = 1

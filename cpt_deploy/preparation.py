@@ -84,7 +84,7 @@ def try_out(model: QuantizedModel) -> None:
             raise ConversionError(
                 f"Expected a network that can be {stage}, but it failed before training: "
                 f"{type(error).__name__}: {lines[0] if lines else 'no reason was given'}",
-                hint="replace the operation in the model, or take it out of what is converted",
+                hint="replace the operation in the model, or exclude it from the conversion",
             ) from error
 
 
@@ -143,7 +143,7 @@ def _compare(graph: "IntegerGraph", file: bytes, x: Tensor) -> None:
             expected = executor(batch)
         if logits.shape != expected.shape or not _are_close(logits, expected):
             raise ConversionError(
-                f"Expected onnxruntime to compute what the frozen network computes, but for {len(batch)} inputs the "
+                f"Expected onnxruntime to compute the same as the frozen network, but for {len(batch)} inputs the "
                 f"results of shapes {tuple(logits.shape)} and {tuple(expected.shape)} differ",
                 hint="one of the model's operations has another meaning in ONNX: write it in other operations",
             )

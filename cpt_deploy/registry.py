@@ -17,7 +17,7 @@ class Registry(Generic[T]):
     """Named objects of one kind, with errors that suggest the nearest names.
 
     Args:
-        kind: What is registered, in the singular, as error messages name it ("model", "data set").
+        kind: Kind of the registered objects, in the singular, for error messages ("model", "data set").
     """
 
     def __init__(self, kind: str) -> None:

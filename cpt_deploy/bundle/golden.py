@@ -41,7 +41,7 @@ class GoldenSample:
         _check_inputs(inputs)
         if codes.dtype not in _CODE_TYPES or codes.ndim != 2 or len(codes) != len(inputs) or codes.size == 0:
             raise ValueError(
-                f"Expected golden codes to be uint8 or int8 ({len(inputs)}, K), but got {codes.dtype} {codes.shape}"
+                f"Expected golden logits to be uint8 or int8 ({len(inputs)}, K), but got {codes.dtype} {codes.shape}"
             )
         most = 0 if codes.dtype == np.int8 else 255  # signed values are centred on 0
         if not (np.isfinite(self.logit_scale) and self.logit_scale > 0 and 0 <= self.logit_zero_point <= most):
@@ -171,7 +171,7 @@ class GoldenCheck:
 
 def compared_values(tolerance: float | None) -> str:
     """Return the kind of values in a golden sample, for messages."""
-    return "output codes" if tolerance is None else f"logits (±{tolerance:.2g})"
+    return "output integers" if tolerance is None else f"logits (±{tolerance:.2g})"
 
 
 def compare_golden(golden: Golden, logits: npt.NDArray[np.float32]) -> GoldenCheck:

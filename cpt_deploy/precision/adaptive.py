@@ -42,7 +42,7 @@ class PlateauRule:
 
     A turning point comes after a period whose loss differs from each of the `window - 1` before it by at most a
     threshold. Differences are relative to the mean loss of the first `scale_periods` periods. After each turning
-    point the threshold is multiplied by `decay`, and the window begins anew.
+    point the threshold is multiplied by `decay`, and a new window begins.
 
     Args:
         threshold: Initial threshold, epsilon in the paper.

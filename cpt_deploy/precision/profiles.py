@@ -5,7 +5,7 @@ from collections.abc import Callable
 from types import MappingProxyType
 
 Profile = Callable[[float], float]
-"""Maps a position z in [0, 1] within a cycle to a height S(z) in [0, 1], rising from 0."""
+"""A function from a position z in [0, 1] within a cycle to a height S(z) in [0, 1], rising from 0."""
 
 
 def cosine(z: float) -> float:

@@ -136,7 +136,7 @@ class PiecewiseSchedule:
 
 
 ScheduleFactory = Callable[[int, int, int, Points | None], PrecisionSchedule]
-"""Builds a schedule from lower, upper, cycles and points."""
+"""A function that builds a schedule from `lower`, `upper`, `cycles` and `points`."""
 
 schedules: Registry[ScheduleFactory] = Registry("precision schedule")
 """The schedules that a recipe can name; others are given as `module:attribute`, see `build_schedule`."""

@@ -172,7 +172,7 @@ def _override(values: dict[str, Any], override: str) -> str | None:
     for depth, part in enumerate(parts[:-1]):
         target = _child(target, part)
         if target is None:
-            return f"{override}: {'.'.join(parts[: depth + 1])} holds no settings of its own"
+            return f"{override}: {'.'.join(parts[: depth + 1])} is a value, not a section"
     if isinstance(target, list):
         if not (parts[-1].isdigit() and int(parts[-1]) < len(target)):
             return f"{override}: expected an index below {len(target)}, but got {parts[-1]!r}"

@@ -35,7 +35,7 @@ def new_figure(width: float, height: float) -> Any:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise MissingExtraError(
-            "Expected Matplotlib, which draws the pictures, but it is not installed",
+            "Expected Matplotlib, which draws the plots, but it is not installed",
             hint="pip install 'cpt-deploy[train]'",
         ) from error
     return Figure(figsize=(width, height), layout="constrained")

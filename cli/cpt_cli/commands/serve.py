@@ -73,7 +73,7 @@ def serve(  # noqa: PLR0913, PLR0917  the options are its parameters
         str | None,
         typer.Option(
             metavar="exact|labels|off",
-            help="What a model must reproduce of its golden sample.",
+            help="Check of the golden sample at loading: exact outputs, only the same labels, or none.",
             show_default="exact",
             rich_help_panel=_MODELS,
         ),

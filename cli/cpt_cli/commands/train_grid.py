@@ -60,7 +60,7 @@ def train_grid(
         raise RunInterruptedError(
             f"Stopped after {_count(statuses, 'finished')} of {len(points)} runs; the state of running ones is saved",
             signal_number=signal_number,
-            hint=f"go on: {again}",
+            hint=f"resume: {again}",
         )
     failed = [status.name for status in statuses if status.state == "failed"]
     if failed:

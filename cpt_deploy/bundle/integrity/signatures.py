@@ -22,7 +22,7 @@ _KEY_HINT = (
     "openssl ecparam -name prime256v1 -genkey -noout -out release.key; "
     "openssl ec -in release.key -pubout -out release.pub"
 )
-_SIGN_HINT = "who holds the key signs it: cpt sign BUNDLE --key KEY"
+_SIGN_HINT = "with the private key, sign it again: cpt sign BUNDLE --key KEY"
 _KEY_FILES = ("*.pub", "*.pem")
 _MISMATCHES = (
     ("{} is not as it was signed", r"Hash mismatch for \\?'([^'\\]*)"),

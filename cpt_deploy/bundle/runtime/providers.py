@@ -115,7 +115,7 @@ def check_started(session: Any, provider: str) -> None:
         raise MissingExtraError(
             f"Expected onnxruntime to start the {name}, but it went on with {', '.join(started)}: there is no such "
             "device, or its libraries could not be loaded",
-            hint=_INSTALL.get(name, "onnxruntime says why at a lower log level"),
+            hint=_INSTALL.get(name, "onnxruntime logs the reason at a lower log level"),
         )
 
 

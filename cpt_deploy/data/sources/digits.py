@@ -39,7 +39,7 @@ def _table() -> npt.NDArray[np.float64]:
     spec = find_spec("sklearn")
     if spec is None or spec.origin is None:
         raise MissingExtraError(
-            "Expected scikit-learn, which holds the digits, but it is not installed",
+            "Expected scikit-learn, which contains the digits, but it is not installed",
             hint="pip install 'cpt-deploy[train]'",
         )
     # Read the file directly: importing scikit-learn imports SciPy, which would take most of a short command's time.

@@ -82,7 +82,7 @@ class OnnxSource:
             got = module(torch.from_numpy(inputs)).numpy()
         if got.shape != (graph.batch, classes):
             raise ConversionError(
-                f"Expected {self.file} to give {classes} logits for an image, but it gives {got.shape[1:]}"
+                f"Expected {self.file} to give {classes} logits per image, but it gives {got.shape[1:]}"
             )
         if graph.softmax is not None:
             got = torch.from_numpy(got).softmax(1).numpy()
@@ -90,7 +90,7 @@ class OnnxSource:
         difference = float(np.abs(got - expected).max())
         if not difference <= _TOLERANCE * max(float(np.abs(expected).max()), 1e-6):
             raise ConversionError(
-                f"Expected {self.file} to compute in PyTorch what it computes in onnxruntime, but outputs differ by "
+                f"Expected {self.file} to give the same outputs in PyTorch and onnxruntime, but they differ by "
                 f"{difference:.3g}"
             )
 
