@@ -45,12 +45,17 @@ def export(  # noqa: PLR0913, PLR0917  the options are its parameters
     ] = None,
     bits: Annotated[
         int | None,
-        typer.Option(min=2, max=8, help="Weight bits of layers with scheduled precision.", show_default="max_bits"),
+        typer.Option(
+            min=2, max=8, help="Weight bits of layers with scheduled precision.", show_default="the run's max_bits"
+        ),
     ] = None,
     act_bits: Annotated[
         int | None,
         typer.Option(
-            min=2, max=8, help="Bits of activations with scheduled precision in training.", show_default="max_bits"
+            min=2,
+            max=8,
+            help="Bits of activations with scheduled precision in training.",
+            show_default="the run's max_bits",
         ),
     ] = None,
     budget: Annotated[

@@ -26,7 +26,7 @@ def sweep(  # noqa: PLR0913, PLR0917  the options are its parameters
         typer.Option(
             help=f"Bits of activations with scheduled precision in training, each combined with each of --bits; "
             f"'{SAME}' means the bits of the weights.",
-            show_default="max_bits",
+            show_default="the run's max_bits",
         ),
     ] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Folder of the data set.")] = None,
