@@ -1,6 +1,6 @@
-"""The errors that users meet, each with the exit code of the command line and, where there is one, a hint.
+"""The errors that users can meet, each with the exit code of the command line and an optional hint.
 
-Messages follow one form: what was expected, what came instead. Programming mistakes stay `TypeError` and `ValueError`.
+Messages have one form: `Expected …, but got …`. Programming mistakes stay `TypeError` and `ValueError`.
 """
 
 
@@ -8,8 +8,8 @@ class CptError(Exception):
     """Base of all errors that are reported as one line, without a traceback.
 
     Args:
-        message: What was expected and what was found, in one line.
-        hint: What to do about it, in one line.
+        message: The expectation and the finding, in one line.
+        hint: Advice on how to solve the problem, in one line.
     """
 
     exit_code: int = 1
@@ -21,11 +21,11 @@ class CptError(Exception):
 
 
 class CptWarning(UserWarning):
-    """Something that is allowed, and probably not meant."""
+    """A use that is allowed but probably unintended."""
 
 
 class UsageError(CptError):
-    """An argument, a name or a value that the command cannot take."""
+    """An argument, a name or a value that the command does not accept."""
 
     exit_code = 2
 
@@ -35,7 +35,7 @@ class RecipeError(UsageError):
 
 
 class ConversionError(UsageError):
-    """A model holds an operation that has no quantized form; the message names the operation and the module."""
+    """A model contains an operation that has no quantized form; the message names the operation and the module."""
 
 
 class MissingExtraError(CptError):
@@ -45,7 +45,7 @@ class MissingExtraError(CptError):
 
 
 class ValidationFailedError(CptError):
-    """A bundle did not pass its gate: accuracy dropped or an integer differs."""
+    """A bundle did not pass validation: accuracy dropped or an integer differs."""
 
     exit_code = 4
 
@@ -57,7 +57,7 @@ class DataError(CptError):
 
 
 class ImageError(DataError):
-    """Bytes that were sent as an image cannot be decoded to one."""
+    """Bytes that were sent as an image cannot be decoded."""
 
 
 class ImageTooLargeError(ImageError):
@@ -77,7 +77,7 @@ class TrainingDivergedError(CptError):
 
 
 class ProcessLostError(CptError):
-    """Another process of a distributed run failed or was killed; it says why itself, if it can."""
+    """Another process of a distributed run failed or was killed; that process reports the reason, if it can."""
 
 
 class RunInterruptedError(CptError):
@@ -86,7 +86,7 @@ class RunInterruptedError(CptError):
     Args:
         message: Where the run stopped.
         signal_number: The signal; the exit code is 128 plus it.
-        hint: How to go on.
+        hint: How to resume.
     """
 
     def __init__(self, message: str, *, signal_number: int, hint: str | None = None) -> None:

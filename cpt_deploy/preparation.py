@@ -1,4 +1,4 @@
-"""`prepare`, with a trial: the untrained network is frozen, written and run, before training is paid for."""
+"""`prepare` with a trial deployment: the untrained network is frozen, exported and run before training is paid for."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,12 +17,14 @@ from cpt_deploy.signature import Signature
 if TYPE_CHECKING:
     from cpt_deploy.integer import IntegerGraph
 
-#: Inputs of a trial: a number that neither tracing nor export had for an example.
+#: Batch size of the trial: a size that neither tracing nor export used as an example.
 _SAMPLES = 3
-#: Codes by which float32 may differ from itself where real values are quantized.
+
+#: Tolerance in quantized values where real values are quantized: two float32 implementations may differ by this much.
 _CODES = 2
-#: How far the results of executor and onnxruntime may lie from each other, as a part of the largest. Rounding makes
-#: far less, but in a network with random weights it grows from layer to layer.
+
+#: Tolerance between the results of executor and onnxruntime, relative to the largest result. Rounding causes far
+#: smaller differences, but in a network with random weights they grow from layer to layer.
 _TOLERANCE = 0.25
 
 
@@ -35,21 +37,21 @@ def prepare(
 ) -> QuantizedModel:
     """Convert a float model to one that trains with cyclic precision and can be deployed.
 
-    It is `quantization.prepare`, which says what becomes of the model. Before it is returned, the untrained network
-    is frozen, written to ONNX and run by onnxruntime: what cannot be deployed is so found before training is paid for.
-    Where that fails for a network of integers, it is tried with operations in float.
+    This is `quantization.prepare`, which documents the conversion, followed by a trial: the untrained network is
+    frozen, written to ONNX and run by onnxruntime, so that a model that cannot be deployed is found before training is
+    paid for. If the trial fails for an all-integer network, it is repeated with operations in float.
 
     Args:
         model: A float model that takes tensors (N, ...) and returns tensors (N, ...), alone or in tuples, lists,
             dictionaries or dataclasses; it is copied, not changed.
         example_inputs: A tensor, e.g. `torch.zeros(2, 3, 32, 32)`; a tuple of tensors, one for each argument; or a
             dictionary of tensors by the names of the arguments. float32 or int64 (token ids), the batch first.
-        config: Bounds and roles.
+        config: Bounds and fixed or scheduled precision.
         dynamic_shapes: Dimensions beside the batch that are free, as in `torch.export`: `{2: Dim("height")}` of one
             tensor, a tuple or dictionary of such of several; `8 * Dim("height")` where sizes have to be multiples.
 
     Returns:
-        The CPT model, at the upper bound.
+        The CPT model, at max_bits.
 
     Raises:
         UsageError: If the example inputs are no such tensors, or `dynamic_shapes` do not fit to them.
@@ -59,13 +61,13 @@ def prepare(
 
 
 def try_out(model: QuantizedModel) -> None:
-    """Freeze a prepared model in ranges of random inputs, write it, and compare onnxruntime with the executor.
+    """Freeze a prepared model with ranges from random inputs, export it, and compare onnxruntime with the executor.
 
     Args:
-        model: A model that has seen no data; it is as before afterwards, and so is the state of random numbers.
+        model: A model that has seen no data; the model and the random-number state are unchanged afterwards.
 
     Raises:
-        ConversionError: If a step fails, or onnxruntime computes something else.
+        ConversionError: If a step fails, or onnxruntime computes different results.
     """
     from cpt_deploy.integer import freeze
     from cpt_deploy.onnx_graph.writer import write_onnx  # onnx and its exporter take long to import
@@ -88,7 +90,7 @@ def try_out(model: QuantizedModel) -> None:
             raise ConversionError(
                 f"Expected a network that can be {stage}, but it failed before training: "
                 f"{type(error).__name__}: {lines[0] if lines else 'no reason was given'}",
-                hint="replace the operation in the model, or take it out of what is converted",
+                hint="replace the operation in the model, or exclude it from the conversion",
             ) from error
 
 
@@ -107,7 +109,7 @@ def _provisional_ranges(model: QuantizedModel, device: torch.device) -> Iterator
                 model.network(*batch.values())
         for edge in edges:
             if not bool(torch.isfinite(edge.low) & torch.isfinite(edge.high) & (edge.low < edge.high)):
-                edge.low.fill_(-1.0)  # random inputs of a function that is not defined everywhere, or a dead layer
+                edge.low.fill_(-1.0)  # random inputs outside of a function's domain, or a dead layer
                 edge.high.fill_(1.0)
         yield batches
     finally:
@@ -129,8 +131,8 @@ def _random_inputs(signature: Signature, number: int, generator: torch.Generator
 def _compare(graph: "IntegerGraph", file: bytes, inputs: list[dict[str, Tensor]]) -> None:
     """Run a file on batches and on one sample, and compare with the executor.
 
-    Results are compared loosely, since a code that comes out differently makes others differ behind it. Where real
-    values are quantized they are compared to the code, each from what onnxruntime had before it.
+    Results are compared loosely, since a mismatch propagates to later layers. Where real values are quantized, the
+    integers are compared, each computed from onnxruntime's own values before it.
     """
     from cpt_deploy.bundle.runtime.sessions import open_session
     from cpt_deploy.integer import IntegerExecutor
@@ -147,7 +149,7 @@ def _compare(graph: "IntegerGraph", file: bytes, inputs: list[dict[str, Tensor]]
             if worst > _CODES:
                 raise ConversionError(
                     f"Expected onnxruntime to compute the float operations before {name!r} as PyTorch does, "
-                    f"but they differ by {worst:.0f} codes",
+                    f"but they differ by {worst:.0f} quantized values",
                     hint="one of these operations has another meaning in ONNX: write it in other operations",
                 )
         with torch.no_grad():

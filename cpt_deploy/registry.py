@@ -18,7 +18,7 @@ class Registry(Generic[T]):
     """Named objects of one kind, with errors that suggest the nearest names.
 
     Args:
-        kind: What is registered, in the singular, as error messages name it ("model", "data set").
+        kind: Kind of the registered objects, in the singular, for error messages ("model", "data set").
         group: The group of entry points with which installed packages add objects of their own.
         modules: Objects that are imported when they are asked for, `module:attribute` by name.
     """
@@ -30,7 +30,7 @@ class Registry(Generic[T]):
         self._modules = dict(modules or {})
 
     def register(self, name: str) -> Callable[[T], T]:
-        """Return a decorator that registers an object as `name`; a name can be taken once."""
+        """Return a decorator that registers an object as `name`; each name can be used once."""
 
         def add(entry: T) -> T:
             if name in self._entries:
@@ -73,7 +73,7 @@ class Registry(Generic[T]):
 
 
 def nearest_names(name: str, known: list[str]) -> str:
-    """Return a hint with the names most like `name`, or all of them if none is near and they are few."""
+    """Return a hint with the names most similar to `name`, or with up to 20 known names if none is similar."""
     near = difflib.get_close_matches(name, known, n=4, cutoff=0.5)
     if near:
         return f"did you mean {', '.join(near)}?"
@@ -82,9 +82,9 @@ def nearest_names(name: str, known: list[str]) -> str:
 
 
 def import_object(path: str) -> object:
-    """Import `module:attribute`, as users name their own models, data sets and schedules.
+    """Import `module:attribute`, the form in which users name their own models, data sets and schedules.
 
-    The working directory is searched too, as `python -m` would.
+    The working directory is searched too, as with `python -m`.
 
     Raises:
         UsageError: If the module or the attribute does not exist.

@@ -20,19 +20,19 @@ def split_words(words: Sequence[str]) -> tuple[str | None, list[str]]:
 
 
 def parse_bounds(bits: str, option: str = "--bits") -> tuple[int, int]:
-    """Return the bounds that LOWER-UPPER stands for.
+    """Parse MIN-MAX bits, such as 3-8.
 
     Args:
-        bits: What was given.
-        option: The option that it was given to.
+        bits: The value of the option.
+        option: Name of the option, for messages.
 
     Raises:
-        UsageError: If it is written otherwise.
+        UsageError: If the value has another form.
     """
     lower, _, upper = bits.partition("-")
     if not (lower.isdigit() and upper.isdigit()):
         raise UsageError(
-            f"Expected {option} as LOWER-UPPER, such as 4-8, but got {bits!r}",
-            hint="static bits are a schedule of their own: precision.schedule=static precision.upper=8",
+            f"Expected {option} as MIN-MAX, such as 4-8, but got {bits!r}",
+            hint="for the same bits throughout use the static schedule: precision.schedule=static precision.upper=8",
         )
     return int(lower), int(upper)

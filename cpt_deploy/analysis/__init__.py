@@ -1,4 +1,4 @@
-"""What a trained network's minimum looks like: the loss around it, its curvature, its sharpness."""
+"""Analysis of a trained network's minimum: the loss around it, its curvature, its sharpness."""
 
 from cpt_deploy.analysis.curvature import LossHessian, TraceEstimate, estimate_trace, top_eigenvalues
 from cpt_deploy.analysis.directions import filter_normalized, filter_norms, random_direction

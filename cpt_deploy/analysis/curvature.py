@@ -1,10 +1,10 @@
-"""The Hessian of the mean loss, by its products with vectors: greatest eigenvalues and trace.
+"""Compute the largest eigenvalues and the trace of the Hessian of the mean loss from its products with vectors.
 
-Rounding has derivative 0 almost everywhere, so a quantized network's loss has no useful Hessian of its own, and finite
-differences of it measure the grid. What is taken instead is the Hessian of the function that the straight-through
-estimator differentiates: each quantizer adds its present rounding error as a constant. That function has the network's
-loss at the minimum, its gradient is the one of training, and it is smooth wherever the float network is. Its second
-derivatives are those of double backward, as the quantizers' backward is the identity.
+Rounding has derivative 0 almost everywhere, so a quantized network's loss has no useful Hessian, and finite differences
+of it measure the rounding steps. Used instead is the Hessian of the function that the straight-through estimator
+differentiates, in which each quantizer adds its current rounding error as a constant. That function has the network's
+loss at the minimum, its gradient is that of training, and it is smooth wherever the float network is. Double backward
+gives its second derivatives, as the backward of the quantizers is the identity.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -20,17 +20,17 @@ from cpt_deploy.errors import CptError, MissingExtraError, UsageError
 
 Vector = npt.NDArray[np.float64]
 Losses = Callable[[], Iterable[tuple[Tensor, int]]]
-"""Makes the mean loss of each batch, 0-dim with a graph, and the batch's number of samples."""
+"""A function that yields the mean loss of each batch, 0-dim with an autograd graph, and its number of samples."""
 
 
 class LossHessian:
-    """The symmetric matrix of second derivatives of a mean loss, never built.
+    """The symmetric matrix of second derivatives of a mean loss, as a linear operator: the matrix is never stored.
 
     Args:
-        parameters: What is differentiated by.
-        losses: The batches' losses at the parameters' present values.
-        scales: For each parameter the unit of its coordinates, broadcastable to it: with the filters' norms the result
-            is about changes relative to them, `D H D`. 1 if None.
+        parameters: The parameters to differentiate by.
+        losses: The batches' losses at the parameters' current values.
+        scales: For each parameter the unit of its coordinates, broadcastable to it; with the filters' norms the result
+            is for changes relative to them, `D H D`. 1 if None.
         on_product: Called after each product.
     """
 
@@ -78,16 +78,16 @@ class LossHessian:
 
 
 def top_eigenvalues(hessian: LossHessian, count: int = 1, *, tolerance: float = 1e-3, seed: int = 0) -> list[float]:
-    """Return the greatest eigenvalues, descending, by Lanczos' method (ARPACK).
+    """Return the largest eigenvalues, descending, by Lanczos' method (ARPACK).
 
     Args:
         hessian: The matrix.
-        count: How many, fewer than its size.
+        count: Number of eigenvalues, less than the size of the matrix.
         tolerance: Relative accuracy.
         seed: Seed of the first vector.
 
     Raises:
-        UsageError: If there are not so many.
+        UsageError: If `count` is out of range.
         MissingExtraError: If SciPy is not installed.
         CptError: If the method does not converge.
     """
@@ -115,11 +115,11 @@ def top_eigenvalues(hessian: LossHessian, count: int = 1, *, tolerance: float = 
 
 @dataclass(frozen=True)
 class TraceEstimate:
-    """A trace as estimated from random probes.
+    """A trace estimated from random probes.
 
     Args:
         mean: The estimate.
-        standard_error: Its standard error over the probes; `None` with one.
+        standard_error: Its standard error over the probes; `None` with one probe.
         probes: Number of probes.
     """
 
@@ -133,11 +133,11 @@ def estimate_trace(hessian: LossHessian, probes: int = 20, *, seed: int = 0) -> 
 
     Args:
         hessian: The matrix.
-        probes: How many products are taken, at least 1.
+        probes: Number of products with random vectors, at least 1.
         seed: Seed of the signs.
 
     Raises:
-        UsageError: If there is no probe.
+        UsageError: If `probes` is less than 1.
     """
     if probes < 1:
         raise UsageError(f"Expected at least 1 probe, but got {probes}")

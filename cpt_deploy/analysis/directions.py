@@ -1,4 +1,4 @@
-"""Random directions in weight space, scaled filter by filter to the weights (Li et al., 2018, section 4)."""
+"""Draw random directions in weight space, scaled filter by filter to the weights (Li et al., 2018, section 4)."""
 
 import hashlib
 from collections.abc import Mapping
@@ -13,13 +13,13 @@ Weights = Mapping[str, Tensor]
 def random_direction(weights: Weights, *, seed: int, number: int) -> dict[str, Tensor]:
     """Draw a direction from the standard normal distribution.
 
-    Each parameter has draws of its own, so networks with the same parameters get the same direction whatever their
-    weights are.
+    Each parameter has its own generator, so networks with parameters of the same names and shapes get the same
+    direction, independently of their weights.
 
     Args:
         weights: The parameters; only names, shapes, types and devices matter.
         seed: Seed of all directions.
-        number: Which direction.
+        number: Index of the direction.
     """
     direction = {}
     for name, weight in weights.items():
@@ -30,10 +30,10 @@ def random_direction(weights: Weights, *, seed: int, number: int) -> dict[str, T
 
 
 def filter_norms(weight: Tensor) -> Tensor:
-    """Return the norm of each filter of a weight, broadcast over the filter, same shape as the weight.
+    """Return the norm of each filter of a weight, expanded to the shape of the weight.
 
-    A filter is what makes one output: a slice of the first dimension. Parameters of one dimension, biases and those
-    of normalisation, have no filters: their norms are 0.
+    A filter is a slice of the first dimension, the weights of one output channel. Parameters of one dimension (biases,
+    normalisation) have no filters: their norms are 0.
     """
     if weight.dim() <= 1:
         return torch.zeros_like(weight)
@@ -44,8 +44,8 @@ def filter_norms(weight: Tensor) -> Tensor:
 def filter_normalized(direction: Weights, weights: Weights) -> dict[str, Tensor]:
     """Scale each filter of a direction to the norm of the weights' filter; parameters of one dimension get 0.
 
-    Networks with BatchNorm compute the same whatever the scale of their filters, so a step of the same length says
-    something else for each of them; a step relative to the filters can be compared.
+    Networks with BatchNorm are invariant to the scale of their filters, so steps of the same length are not comparable
+    between networks; steps relative to the filters are.
 
     Args:
         direction: The direction.

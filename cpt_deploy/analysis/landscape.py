@@ -1,8 +1,8 @@
-"""The loss on a line or a plane through a minimum.
+"""Measure the loss on a line or a plane through a minimum.
 
-As in the code of Li et al., 2018, the network is in evaluation: BatchNorm keeps the running statistics of the minimum,
-and biases and BatchNorm's parameters stay as they are. What is moved are the float weights, before quantization: each
-point's weights are quantized anew, with scales of their own, at the upper bound; activations keep their ranges.
+As in the code of Li et al., 2018, the network is in evaluation mode: BatchNorm keeps the running statistics of the
+minimum, and biases and BatchNorm's parameters are unchanged. Only the float weights, before quantization, are moved:
+the weights of each point are quantized again at max_bits, with new scales; activations keep their ranges.
 """
 
 import copy
@@ -37,11 +37,11 @@ class Value(NamedTuple):
 
 @dataclass(frozen=True)
 class Grid:
-    """Which points are looked at.
+    """The points to measure.
 
     Args:
         points: Number of points in each dimension, odd so that the minimum is one of them.
-        extent: The greatest multiple of a direction; 1 changes each filter by its own norm.
+        extent: The largest multiple of a direction; 1 changes each filter by its own norm.
         dimensions: 1 for a line, 2 for a plane.
     """
 
@@ -78,7 +78,7 @@ class Landscape:
 
     Args:
         grid: The points.
-        values: What was measured at each of them.
+        values: The measured value at each point.
     """
 
     grid: Grid
@@ -86,17 +86,17 @@ class Landscape:
 
     @property
     def losses(self) -> list[list[float]]:
-        """The losses, a row for each y, ascending; one row on a line."""
+        """The losses, one row per y, ascending; a single row for a line."""
         return self._matrix(0)
 
     @property
     def accuracies(self) -> list[list[float]]:
-        """The accuracies, 0 to 1, likewise."""
+        """The accuracies, 0 to 1, in the same layout."""
         return self._matrix(1)
 
     @property
     def centre(self) -> Value:
-        """What was measured at the minimum."""
+        """The value measured at the minimum."""
         return self.values[Point(0.0, 0.0)]
 
     @property
@@ -121,17 +121,17 @@ def landscape_of(
 ) -> Landscape:
     """Measure the loss around a network's weights in random, filter-normalised directions.
 
-    Points are measured one network at a time in each job: on a CPU that is two to four times as fast as a batch of
-    networks under `torch.func.vmap`, whose convolutions become grouped ones (benchmarks/landscape.py).
+    Each job measures one point at a time: on a CPU that is two to four times as fast as a batch of networks under
+    `torch.func.vmap`, whose convolutions become grouped convolutions (benchmarks/landscape.py).
 
     Args:
-        model: The network in evaluation mode; it is left as it is.
+        model: The network in evaluation mode; it is not changed.
         batches: Images.
         grid: The points.
-        seed: Seed of the directions: networks of one architecture get the same ones.
-        known: Points that were measured before, which are not measured again.
-        jobs: How many points are measured at once, each in a thread with a copy of the network.
-        on_point: Told each new point as it is measured.
+        seed: Seed of the directions; networks of one architecture get the same directions.
+        known: Points that were measured before; they are not measured again.
+        jobs: Number of points measured at once, each in a thread with a copy of the network.
+        on_point: Called with each new point.
     """
     weights = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     directions = [
@@ -190,8 +190,8 @@ def landscapes(
         grid: The points.
         seed: Seed of the directions.
         known: For each minimum the points that were measured before.
-        jobs: How many points are measured at once.
-        on_point: Told the place of the minimum, and each new point.
+        jobs: Number of points measured at once.
+        on_point: Called with the index of the minimum and each new point.
     """
     found = []
     for index, minimum in enumerate(minima):

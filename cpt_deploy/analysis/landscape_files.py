@@ -1,4 +1,4 @@
-"""The directory of a landscape: what is measured, and the points so far, so that it can be gone on with."""
+"""The directory of a landscape: its settings and the points measured so far, so that a measurement can be resumed."""
 
 import csv
 import json
@@ -16,14 +16,14 @@ COLUMNS = ("run", "x", "y", "loss", "accuracy")
 
 @dataclass(frozen=True)
 class LandscapeSettings:
-    """What a landscape is measured of.
+    """The settings of a landscape.
 
     Args:
         grid: The points.
         seed: Seed of directions and images.
         split: "train" or "test".
         images: Number of images.
-        runs: SHA-256 of the weights of each run, by what it is called in the files.
+        runs: SHA-256 of the weights of each run, by the run's name in the files.
     """
 
     grid: Grid
@@ -41,12 +41,12 @@ class LandscapeFiles:
     """`landscape.json` and `landscape.csv` of a directory.
 
     Args:
-        folder: The directory; it is made if it does not exist.
-        settings: What is measured.
+        folder: The directory; it is created if it does not exist.
+        settings: The settings of the measurement.
 
     Raises:
-        UsageError: If it holds a landscape of other settings; the message lists them.
-        DataError: If files cannot be read or written; so do the methods.
+        UsageError: If it has a landscape of other settings; the message lists the differences.
+        DataError: If files cannot be read or written; the methods raise it too.
     """
 
     def __init__(self, folder: Path, settings: LandscapeSettings) -> None:
@@ -63,7 +63,7 @@ class LandscapeFiles:
         self.known = self._read()
 
     def append(self, run: str, point: Point, value: Value) -> None:
-        """Add a point, so that it is there when the measurement is interrupted."""
+        """Append a point at once, so that it survives an interruption."""
         with disk_errors("the landscape", self.table), self.table.open("a", newline="", encoding="utf-8") as file:
             csv.writer(file, lineterminator="\n").writerow((run, *point, *value))
 
@@ -80,7 +80,7 @@ class LandscapeFiles:
         write_atomically(self.table, ("\n".join(lines) + "\n").encode())
 
     def _read(self) -> dict[str, dict[Point, Value]]:
-        """Return the points of each run; a last line that was cut off is left out, and taken away."""
+        """Return the points of each run; an incomplete last line is skipped and removed from the file."""
         known: dict[str, dict[Point, Value]] = {run: {} for run in self.settings.runs}
         try:
             with self.table.open(newline="", encoding="utf-8") as file:
@@ -92,7 +92,7 @@ class LandscapeFiles:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(
                 f"Expected the points of a landscape in {self.table}, but got: {error!r}",
-                hint=f"delete {self.folder} to begin anew",
+                hint=f"delete {self.folder} to start again",
             ) from error
         if len(whole) < len(lines):
             with disk_errors("the landscape", self.table):

@@ -1,4 +1,4 @@
-"""A finished run's network and the images on which its loss is looked at."""
+"""Load a finished run's network and the images on which its loss is measured."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -20,17 +20,17 @@ Batches = tuple[tuple[Tensor, Tensor], ...]
 
 @dataclass(frozen=True)
 class Minimum:
-    """Where training ended.
+    """The minimum at which training ended.
 
-    The network is the settled one in evaluation, at its upper bound: BatchNorm uses its running statistics and each
-    edge its kept range, as in the network that is served.
+    The network is calibrated and in evaluation mode at max_bits: BatchNorm uses its running statistics and each
+    activation quantizer its stored range, as in the served network.
 
     Args:
         path: The run's directory.
         name: The run's name.
         weights_sha256: SHA-256 of its weights.
         model: The network.
-        batches: The images, as often as they are looked at.
+        batches: The images, in memory because they are read many times.
     """
 
     path: Path
@@ -59,9 +59,9 @@ def load_minimum(
     Args:
         run_dir: The run's directory.
         split: Training or test images.
-        images: How many; all if there are fewer.
-        seed: Seed of the choice of images, the same for all runs on the same data set.
-        batch_size: Images in a batch.
+        images: Number of images; all if there are fewer.
+        seed: Seed of the choice of images, which is the same for all runs on the same data set.
+        batch_size: Images per batch.
         device: "auto", "cpu", "cuda" or "cuda:N".
 
     Raises:
@@ -93,7 +93,7 @@ def _images_of(run: TrainedRun, split: Split, count: int, seed: int) -> tuple[Te
 
 @torch.no_grad()
 def mean_loss(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[float, float]:
-    """Return mean cross-entropy, without label smoothing or weight decay, and accuracy, 0 to 1."""
+    """Return the mean cross-entropy, without label smoothing or weight decay, and the accuracy, 0 to 1."""
     loss, correct, images = 0.0, 0, 0
     for inputs, labels in batches:
         logits = model(inputs)

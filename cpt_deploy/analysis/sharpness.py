@@ -1,4 +1,4 @@
-"""Sharpness of a minimum as numbers: eigenvalues and trace of the Hessian, and the rise of the loss nearby."""
+"""Measure the sharpness of a minimum: eigenvalues and trace of the Hessian, and the rise of the loss nearby."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -14,19 +14,19 @@ from cpt_deploy.analysis.minimum import Batches, mean_loss
 from cpt_deploy.errors import UsageError
 
 Coordinates = Literal["absolute", "relative"]
-"""Weights as they are; or in units of their filters' norms, where what scales with the weights cancels out."""
+"""Weights as they are ("absolute"), or in units of their filters' norms, which cancels the scale ("relative")."""
 
 
 @dataclass(frozen=True)
 class SharpnessSettings:
-    """What is measured.
+    """The settings of a measurement.
 
     Args:
-        eigenvalues: How many of the greatest eigenvalues.
+        eigenvalues: Number of largest eigenvalues.
         tolerance: Their relative accuracy.
-        probes: Products with random vectors for the trace.
-        radius: Of the ball in which the loss is maximised, in the coordinates' unit.
-        steps: Steps of gradient ascent in it; 1 is the point that SAM takes.
+        probes: Number of products with random vectors for the trace.
+        radius: Radius of the ball in which the loss is maximised, in the coordinates' unit.
+        steps: Steps of gradient ascent in the ball; 1 gives the point of sharpness-aware minimisation (SAM).
         seed: Seed of first vectors and probes.
     """
 
@@ -43,9 +43,9 @@ class Sharpness:
     """Sharpness of one minimum in one kind of coordinates.
 
     Args:
-        coordinates: Which.
+        coordinates: The kind of coordinates.
         loss: Mean cross-entropy at the minimum.
-        eigenvalues: The greatest eigenvalues of the Hessian, descending.
+        eigenvalues: The largest eigenvalues of the Hessian, descending.
         trace: Its trace.
         rises: Rise of the quantized network's loss after each step of ascent to the edge of the ball.
     """
@@ -58,7 +58,7 @@ class Sharpness:
 
     @property
     def rise(self) -> float:
-        """The greatest rise that was found; 0 if the loss fell everywhere."""
+        """The largest rise that was found; 0 if the loss fell at every step."""
         return max(0.0, *self.rises)
 
     def to_dict(self) -> dict[str, Any]:
@@ -77,10 +77,10 @@ def measure_sharpness(
     """Measure the sharpness of a network's minimum.
 
     Args:
-        model: The network in evaluation mode; it is left as it is.
+        model: The network in evaluation mode; it is not changed.
         batches: Images.
-        coordinates: What a change of the weights is measured in.
-        settings: What is measured.
+        coordinates: Coordinates in which a change of the weights is measured.
+        settings: The settings; the defaults if None.
         on_product: Called after each product with the Hessian and each step of ascent.
 
     Raises:
@@ -120,18 +120,18 @@ def ascent_rise(
     scales: Sequence[Tensor] | None = None,
     on_step: Callable[[], None] | None = None,
 ) -> list[float]:
-    """Climb the loss on the edge of a ball around the parameters and return the loss after each step.
+    """Maximise the loss by gradient ascent on a sphere around the parameters; return the loss after each step.
 
     The first step is that of sharpness-aware minimisation, `radius · g / ‖g‖` (Foret et al., 2021, equation 2); each
-    further one adds `radius` times the unit gradient where it stands and goes back to the edge. Gradients are
-    straight-through, losses those of the quantized network. In coordinates relative to the weights this is the
-    adaptive sharpness of Kwon et al., 2021, with filters as units.
+    further step adds `radius` times the unit gradient at the current point and projects back onto the sphere.
+    Gradients are straight-through; losses are those of the quantized network. In coordinates relative to the weights
+    this is the adaptive sharpness of Kwon et al., 2021, with filters as units.
 
     Args:
-        parameters: What is moved; they are put back afterwards.
-        losses: The batches' losses at the parameters' present values.
-        radius: Of the ball, above 0.
-        steps: At least 1.
+        parameters: The parameters to move; they are restored afterwards.
+        losses: The batches' losses at the parameters' current values.
+        radius: Radius of the sphere, above 0.
+        steps: Number of steps, at least 1.
         scales: The unit of each parameter's coordinates; 1 if None.
         on_step: Called after each step.
 
@@ -177,6 +177,6 @@ def _mean_gradient(
 
 
 def _of_length(length: float, parts: list[Tensor]) -> list[Tensor]:
-    """Scale a vector to a length; 0 stays 0."""
+    """Scale a vector to the given length; a zero vector stays zero."""
     norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(part) for part in parts]))
     return [part * (length / norm) if norm > 0 else part for part in parts]

@@ -1,4 +1,4 @@
-"""The directory that ships, and how to run it: preprocessing, checksums, labels, golden sample, onnxruntime session."""
+"""The bundle, the directory that ships: its preprocessing, checksums, labels, golden sample and onnxruntime session."""
 
 from cpt_deploy.bundle.bundle import Bundle
 from cpt_deploy.bundle.card import CardFields, EvaluationResult

@@ -1,4 +1,7 @@
-"""Opening a bundle: checksums first, then the version, then its parts. Nothing is loaded from a damaged one."""
+"""Open the bundle of an image classifier: checksums first, then the version, then its parts.
+
+Nothing is loaded from a damaged bundle.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,14 +32,14 @@ class Bundle(OpenedBundle):
         path: Its directory.
         name: Name of the model, as clients address it.
         version: Version of the model, as clients address it.
-        config: The whole of config.json; facts of this project's own are under "cpt".
-        quantization: The whole of quantization.json; the integer graph is under "graph".
+        config: The content of config.json; this project's own facts are under "cpt".
+        quantization: The content of quantization.json; the integer graph is under "graph".
         validation: The report of `cpt validate`, if it was run.
         digests: SHA-256 of each file by its name, hexadecimal.
         labels: Names of the classes, in the order of the logits.
         preprocessing: How an image becomes the model's input.
-        golden: Inputs with the codes, or the logits up to a tolerance, that a runtime has to reproduce.
-        formats: The forms in which it holds the model, names of `FORMATS`.
+        golden: Inputs with the output integers, or the logits up to a tolerance, that a runtime has to reproduce.
+        formats: The formats of the model in the bundle, names of `FORMATS`.
     """
 
     labels: tuple[str, ...]
@@ -53,7 +56,7 @@ class Bundle(OpenedBundle):
             verify: Whether to compare every file with its checksum first.
 
         Raises:
-            BundleError: If it is no bundle, a file is missing, damaged or edited, or a newer version wrote it.
+            BundleError: If it is not a bundle, a file is missing, damaged or edited, or a newer version wrote it.
         """
         directory = Path(path)
         check_directory(directory)

@@ -1,4 +1,4 @@
-"""The model card of a bundle: README.md with the front matter that the Hugging Face Hub reads."""
+"""Render the model card of a bundle: README.md with the front matter that the Hugging Face Hub reads."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,12 +17,12 @@ cpt serve .                  # over HTTP
 sha256sum --check SHA256SUMS
 ```
 
-`model.onnx` runs in any ONNX runtime; `preprocessor_config.json` says how an image becomes its input,
-`quantization.json` what each tensor's integers mean, and `golden.safetensors` holds inputs with what a runtime has to
-reproduce. """
+`model.onnx` runs in any ONNX runtime. `preprocessor_config.json` describes how an image becomes its input,
+`quantization.json` has the quantization parameters of each tensor, and `golden.safetensors` has inputs with the outputs
+that a runtime has to reproduce. """
 
 _PORTABLE = """\
-It does so on every processor in onnxruntime's fastest kernels, with any session options.
+onnxruntime does so on every processor, in its fastest kernels and with any session options.
 """
 
 _NATIVE = """\
@@ -32,7 +32,7 @@ that, since the model was exported with `--native`.
 
 _SYMMETRIC = """\
 On x86 processors onnxruntime needs the session option `session.qdqisint8allowed` = `1` for that, and
-is slow with signed activations, which are there for TensorRT and its like.
+is slow with signed activations, which are meant for TensorRT and similar runtimes.
 """
 
 
@@ -45,9 +45,9 @@ class EvaluationResult:
 
     Args:
         value: The figure; for accuracies a share, 0..1.
-        runtime: What was measured, e.g. "onnxruntime" or "trained model".
+        runtime: The measured model, e.g. "onnxruntime" or "trained model".
         dataset: Name of the data set.
-        split: Its part.
+        split: Split of the data set.
         metric: Name of the metric, as the Hub spells it.
         samples: Number of samples it was measured on, if known.
         interval: Lower and upper bound of its 95 % confidence interval, if known.
@@ -63,12 +63,12 @@ class EvaluationResult:
 
     @property
     def title(self) -> str:
-        """The metric with what it was measured in."""
+        """The metric and the measured model."""
         return f"{self.metric.capitalize()} ({self.runtime})"
 
     @property
     def text(self) -> str:
-        """The value with its interval, for reading."""
+        """The value with its interval, as text for people."""
         if self.interval is None:
             return f"{self.value:.4f}"
         return f"{self.value:.4f} (95 % interval {self.interval[0]:.4f} to {self.interval[1]:.4f})"
@@ -76,15 +76,15 @@ class EvaluationResult:
 
 @dataclass(frozen=True)
 class CardFields:
-    """What a model card says beside the bundle's own facts.
+    """The author's part of a model card, in addition to the bundle's facts.
 
     Args:
-        description: A paragraph on what the model is for.
+        description: A paragraph on the purpose of the model.
         dataset: The data set it was trained on.
         license: Licence identifier of the weights, as the Hub spells it.
         tags: Further tags.
-        calibrated: Whether the integers come from a float model by calibration alone, not from training.
-        float_parts: Whether operators between the layers compute in float.
+        calibrated: Whether the integers come from a float model by calibration only, not from training.
+        float_parts: Whether operators between the layers are computed in float.
     """
 
     description: str | None = None
@@ -108,10 +108,10 @@ def render_card(
 
     Args:
         name: Name of the model.
-        fields: What its author says of it.
+        fields: The author's part of the card.
         facts: Short facts in the order of the table, e.g. bits.
         labels: Names of the classes.
-        preprocessing: What the model's input goes through.
+        preprocessing: How an image becomes the model's input.
         results: Measured figures; they become the model index.
     """
     front = front_matter(name, fields, results)
@@ -135,24 +135,24 @@ def render_card(
 
 
 def _session_options(facts: Mapping[str, object]) -> str:
-    """Return what onnxruntime has to be told so that it reproduces the integers."""
+    """Return the paragraph on the session options with which onnxruntime reproduces the integers."""
     if facts.get("activations") == "symmetric":
         return _SYMMETRIC
     return _PORTABLE if facts.get("portable") else _NATIVE
 
 
 def origin(fields: CardFields) -> str:
-    """Return how a model's integers came about, as the end of a sentence."""
+    """Return how a model was trained and quantized, as the end of a sentence."""
     kind = "a network whose layers run on integers" if fields.float_parts else "an integer network"
-    rest = " What is computed in float between the layers is listed below." if fields.float_parts else ""
+    rest = " The operations in float between the layers are listed below." if fields.float_parts else ""
     if fields.calibrated:
         return (
             f"trained in float and exported as {kind} by cpt-deploy: the ranges of its activations were "
-            f"calibrated on data, and no weight was trained for integers.{rest}"
+            f"calibrated on data, without quantized training.{rest}"
         )
     return (
-        f"trained with Cyclic Precision Training and exported as {kind} by cpt-deploy: the integers that "
-        f"were trained are the integers that are served.{rest}"
+        f"trained with Cyclic Precision Training and exported as {kind} by cpt-deploy: the served integers "
+        f"are the trained integers.{rest}"
     )
 
 
@@ -163,9 +163,9 @@ def front_matter(
 
     Args:
         name: Name of the model.
-        fields: What its author says of it.
+        fields: The author's part of the card.
         results: Measured figures; they become the model index.
-        task: What the model does, as the Hub spells it.
+        task: Task of the model, as the Hub spells it.
     """
     front: dict[str, Any] = {}
     if fields.license:
@@ -192,7 +192,7 @@ def _index_entry(result: EvaluationResult, task: str) -> dict[str, Any]:
 
 
 def results_section(results: Sequence[EvaluationResult]) -> list[str]:
-    """Return the lines of the table of measured figures; none without any."""
+    """Return the lines of the table of measured figures; an empty list if there are none."""
     if not results:
         return []
     rows = [
@@ -204,5 +204,5 @@ def results_section(results: Sequence[EvaluationResult]) -> list[str]:
 
 
 def cell(value: object) -> str:
-    """Return a value as text that cannot break out of a table's cell."""
+    """Return a value as text that is safe inside a table cell."""
     return " ".join(str(value).split()).replace("|", "\\|")

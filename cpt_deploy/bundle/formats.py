@@ -1,4 +1,4 @@
-"""The forms in which a bundle holds its model: always as ONNX and as plain tensors, the others where asked for."""
+"""The model formats of a bundle: ONNX and plain tensors always, the others on request."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,14 +10,14 @@ from cpt_deploy.registry import nearest_names
 
 @dataclass(frozen=True, slots=True)
 class ModelFormat:
-    """One form of a model.
+    """One format of a model.
 
     Attributes:
         file: Its file in a bundle.
-        title: What the form is called.
-        needs: What a program needs to use it.
-        holds: What it holds, in a few words.
-        always: Whether each bundle has it.
+        title: Its name for people.
+        needs: The software that is needed to use it.
+        holds: A short description of its content.
+        always: Whether every bundle has it.
     """
 
     file: str
@@ -28,24 +28,24 @@ class ModelFormat:
 
 
 FORMATS: dict[str, ModelFormat] = {
-    "onnx": ModelFormat(ONNX_FILE, "ONNX", "onnxruntime", "integer kernels: what is served", always=True),
+    "onnx": ModelFormat(ONNX_FILE, "ONNX", "onnxruntime", "integer kernels: the served model", always=True),
     "safetensors": ModelFormat(
-        TENSORS_FILE, "safetensors", "any reader", "codes, scales and biases without operations", always=True
+        TENSORS_FILE, "safetensors", "any reader", "integer weights, scales and biases without operations", always=True
     ),
     "torchscript": ModelFormat(TORCHSCRIPT_FILE, "TorchScript", "torch", "the same integers in float32 arithmetic"),
     "pt2": ModelFormat(PT2_FILE, "torch.export program", "torch", "the same integers in float32 arithmetic"),
 }
-"""Every format by its name, in the order in which they are listed."""
+"""All formats by name, in the order of listings."""
 
 
 def chosen_formats(words: Sequence[str]) -> tuple[str, ...]:
-    """Return the formats that a user asked for, beside those that each bundle has, in the order of `FORMATS`.
+    """Return the requested formats and those that every bundle has, in the order of `FORMATS`.
 
     Args:
-        words: Names, or several of them joined by commas.
+        words: Names; each word may be several names joined by commas.
 
     Raises:
-        UsageError: If there is no format of a name.
+        UsageError: If a name is unknown.
     """
     names = [name.strip() for word in words for name in word.split(",")]
     for name in names:

@@ -1,7 +1,7 @@
-"""The golden sample: a few inputs with what the integer executor computed for them at export.
+"""The golden sample: a few inputs with the integer executor's outputs for them at export.
 
-A network that is integer from end to end gives codes, which have to be the same everywhere. Where parts of it compute
-in float, whose last places differ between processors, it gives logits and how far from them others may lie.
+For a network that is integer from end to end, the outputs are integers, which must be the same everywhere. If parts of
+it are computed in float, whose last digits differ between processors, the outputs are logits with a tolerance.
 """
 
 from dataclasses import dataclass
@@ -19,16 +19,16 @@ _CODE_TYPES = (np.dtype(np.uint8), np.dtype(np.int8))
 
 @dataclass(frozen=True, eq=False)
 class GoldenSample:
-    """Inputs and the output codes that every runtime must reproduce.
+    """Inputs and the quantized logits that every runtime must reproduce.
 
     Args:
         inputs: Normalised inputs, float32 (N, C, H, W).
-        logit_codes: The executor's output codes, uint8 or int8 (N, K).
-        logit_scale: Scale of the output's quantizer.
-        logit_zero_point: Its zero point.
+        logit_codes: The executor's quantized logits, uint8 or int8 (N, K).
+        logit_scale: Scale of the quantized logits.
+        logit_zero_point: Zero point of the quantized logits.
 
     Raises:
-        ValueError: If dtypes or shapes are not these.
+        ValueError: If dtypes, shapes or quantization parameters are invalid.
     """
 
     inputs: npt.NDArray[np.float32]
@@ -41,9 +41,9 @@ class GoldenSample:
         _check_inputs(inputs)
         if codes.dtype not in _CODE_TYPES or codes.ndim != 2 or len(codes) != len(inputs) or codes.size == 0:
             raise ValueError(
-                f"Expected golden codes to be uint8 or int8 ({len(inputs)}, K), but got {codes.dtype} {codes.shape}"
+                f"Expected golden logits to be uint8 or int8 ({len(inputs)}, K), but got {codes.dtype} {codes.shape}"
             )
-        most = 0 if codes.dtype == np.int8 else 255  # signed codes lie around 0
+        most = 0 if codes.dtype == np.int8 else 255  # signed values are centred on 0
         if not (np.isfinite(self.logit_scale) and self.logit_scale > 0 and 0 <= self.logit_zero_point <= most):
             raise ValueError(
                 f"Expected a positive scale and a zero point in 0..{most}, but got {self.logit_scale} "
@@ -52,9 +52,9 @@ class GoldenSample:
 
     @cached_property
     def logits(self) -> npt.NDArray[np.float32]:
-        """The codes as ONNX DequantizeLinear turns them into float32 (N, K).
+        """The logits, dequantized as by ONNX DequantizeLinear, float32 (N, K).
 
-        That map is strictly monotone, so equal float32 logits mean equal codes.
+        That map is strictly monotone, so equal float32 logits mean equal integers.
         """
         centred = self.logit_codes.astype(np.int32) - self.logit_zero_point
         return centred.astype(np.float32) * np.float32(self.logit_scale)
@@ -73,15 +73,15 @@ class GoldenSample:
 
 @dataclass(frozen=True, eq=False)
 class GoldenLogits:
-    """Inputs and the logits of a network that computes in float between its integers.
+    """Inputs and the logits of a network with operations in float.
 
     Args:
         inputs: Normalised inputs, float32 (N, C, H, W).
         logits: The executor's logits, float32 (N, K).
-        tolerance: Most that a logit may differ by.
+        tolerance: Maximum difference of a logit.
 
     Raises:
-        ValueError: If dtypes or shapes are not these, or a number is not finite.
+        ValueError: If dtypes or shapes are invalid, or a number is not finite.
     """
 
     inputs: npt.NDArray[np.float32]
@@ -110,14 +110,14 @@ class GoldenLogits:
 
 
 Golden = GoldenSample | GoldenLogits
-"""What every runtime has to reproduce: codes, or logits up to a tolerance."""
+"""The outputs that every runtime has to reproduce: integers, or logits up to a tolerance."""
 
 
 def read_golden(data: bytes) -> Golden:
-    """Read what `to_bytes` of either kind wrote.
+    """Read a golden sample of either kind from the bytes of `to_bytes`.
 
     Raises:
-        BundleError: If the bytes hold no golden sample.
+        BundleError: If the bytes are not a golden sample.
     """
     try:
         tensors = load(data)
@@ -140,15 +140,15 @@ def _check_inputs(inputs: npt.NDArray[np.float32]) -> None:
 
 @dataclass(frozen=True)
 class GoldenCheck:
-    """How logits compare with those of a golden sample.
+    """The comparison of a runtime's logits with those of a golden sample.
 
     Args:
         values: Number of logits compared.
-        mismatches: How many of them have another code, or differ by more than the tolerance.
-        worst_codes: The greatest difference, in codes; 0 where there is a tolerance instead.
+        mismatches: Number of logits whose integer differs, or that differ by more than the tolerance.
+        worst_codes: The largest difference, in quantized values; 0 if there is a tolerance instead.
         same_labels: Whether each sample's top class is the same.
-        worst_logit: The greatest difference of a logit; infinite if one is not finite.
-        tolerance: Most that a logit may differ by; `None` where codes have to be the same.
+        worst_logit: The largest difference of a logit; infinite if one is not finite.
+        tolerance: Maximum difference of a logit; `None` if the integers have to be the same.
     """
 
     values: int
@@ -160,22 +160,22 @@ class GoldenCheck:
 
     @property
     def reproduced(self) -> bool:
-        """Whether every code is the same, or every logit within the tolerance."""
+        """Whether every integer is the same, or every logit within the tolerance."""
         return self.mismatches == 0
 
     @property
     def what(self) -> str:
-        """What was compared, for messages."""
+        """The kind of values that were compared, for messages."""
         return compared_values(self.tolerance)
 
 
 def compared_values(tolerance: float | None) -> str:
-    """Return what a golden sample consists of, for messages."""
-    return "output codes" if tolerance is None else f"logits (±{tolerance:.2g})"
+    """Return the kind of values in a golden sample, for messages."""
+    return "output integers" if tolerance is None else f"logits (±{tolerance:.2g})"
 
 
 def compare_golden(golden: Golden, logits: npt.NDArray[np.float32]) -> GoldenCheck:
-    """Compare the logits that a runtime computed for `golden.inputs`, float32 (N, K), with the sample's own.
+    """Compare a runtime's logits for `golden.inputs`, float32 (N, K), with those of the sample.
 
     Raises:
         ValueError: If the shapes differ.
@@ -188,7 +188,7 @@ def compare_golden(golden: Golden, logits: npt.NDArray[np.float32]) -> GoldenChe
     if isinstance(golden, GoldenLogits):
         mismatches = int(np.count_nonzero(differences > golden.tolerance))
         return GoldenCheck(logits.size, mismatches, 0, same_labels, worst, golden.tolerance)
-    # NaN and infinity count as differing by the whole range of codes.
+    # NaN and infinity count as differing by the whole range of quantized values.
     codes = np.rint(np.minimum(differences / np.float64(np.float32(golden.logit_scale)), 255))
     return GoldenCheck(
         values=logits.size,

@@ -1,12 +1,12 @@
-"""What a bundle consists of: the version of its format and the names of its files."""
+"""The layout of a bundle: the version of its format and the names of its files."""
 
 FORMAT_VERSION = 1
 
 LANGUAGE_KIND = "language-model"
-"""What config.json says under "cpt" as the "kind" of a language model; classifiers have none."""
+"""The value of "kind" under "cpt" in config.json of a language model; classifiers have no "kind"."""
 
 FLOAT_PARTS = "float_parts"
-"""What quantization.json says of operators in float between the layers; networks without any have no such entry."""
+"""The entry of quantization.json on operators in float between the layers; absent if there are none."""
 
 ONNX_FILE = "model.onnx"
 TENSORS_FILE = "model.safetensors"
@@ -25,16 +25,16 @@ CARD_FILE = "README.md"
 SIGNATURE_FILE = "model.sig"
 SUMS_FILE = "SHA256SUMS"
 PENDING_SUMS_FILE = "SHA256SUMS.pending"
-"""Stands beside SHA256SUMS only while a bundle is being updated."""
+"""Exists next to SHA256SUMS only while a bundle is being updated."""
 
 INPUTS = "inputs"
-"""Where config.json, under "cpt", says how images became inputs when the bundle was exported."""
+"""The key under "cpt" in config.json of the preprocessing at the time of export."""
 
 ANNOUNCED = "onnxruntime"
-"""What quantization.json says of the operators that onnxruntime computes in float, as export found them."""
+"""The entry of quantization.json on the operators that onnxruntime computed in float at the time of export."""
 
 EVIDENCE_FILES = frozenset({VALIDATION_FILE, VALIDATION_PAGE, CARD_FILE})
-"""What `cpt validate` writes: all other files that SHA256SUMS lists can change an answer."""
+"""The files that `cpt validate` writes; every other file in SHA256SUMS can change an answer."""
 
 REQUIRED_FILES = (
     ONNX_FILE,
@@ -47,7 +47,7 @@ REQUIRED_FILES = (
     CARD_FILE,
 )
 LANGUAGE_FILES = (ONNX_FILE, TENSORS_FILE, CONFIG_FILE, QUANTIZATION_FILE, GOLDEN_FILE, TOKENIZER_FILE, CARD_FILE)
-"""What the bundle of a language model has."""
+"""The files of a language model's bundle."""
 OPTIONAL_FILES = (
     TOKENIZER_FILE,
     TORCHSCRIPT_FILE,

@@ -1,4 +1,4 @@
-"""What every kind of bundle has: a directory whose checksums hold, a name, a version, and one model.onnx."""
+"""The common parts of all kinds of bundles: a directory with valid checksums, a name, a version, and model.onnx."""
 
 import json
 from collections.abc import Mapping
@@ -18,16 +18,16 @@ from cpt_deploy.errors import BundleError
 
 @dataclass(frozen=True, eq=False)
 class OpenedBundle:
-    """A bundle of any kind.
+    """An opened bundle of any kind.
 
     Args:
         path: Its directory.
         name: Name of the model, as clients address it.
         version: Version of the model, as clients address it.
-        config: The whole of config.json; facts of this project's own are under "cpt".
-        quantization: The whole of quantization.json.
+        config: The content of config.json; this project's own facts are under "cpt".
+        quantization: The content of quantization.json.
         validation: The report of `cpt validate`, if it was run.
-        digests: SHA-256 of each file by its name, hexadecimal, as SHA256SUMS lists and opening verified them.
+        digests: SHA-256 of each file by its name, hexadecimal, from SHA256SUMS and verified at opening.
     """
 
     path: Path
@@ -55,18 +55,18 @@ class OpenedBundle:
 
     @property
     def calibrated(self) -> bool:
-        """Whether it comes from a float model by calibration alone, not from a run of cyclic precision training."""
+        """Whether it comes from a float model by calibration only, not from a run of cyclic precision training."""
         return bool(self.facts.get("card", {}).get("calibrated", False))
 
     @property
     def facts(self) -> dict[str, Any]:
-        """The project's own section of config.json: format version, name, bits and what else export recorded."""
+        """The project's own section of config.json: format version, name, bits and further facts from export."""
         facts: dict[str, Any] = self.config["cpt"]
         return facts
 
     @property
     def float_parts(self) -> dict[str, Any] | None:
-        """What quantization.json says of operators in float between the layers; `None` if all is in integers."""
+        """The entry of quantization.json on operators in float between the layers; `None` if there are none."""
         found: dict[str, Any] | None = self.quantization.get(FLOAT_PARTS)
         return found
 
@@ -86,7 +86,7 @@ class OpenedBundle:
 
 
 def check_directory(directory: Path) -> None:
-    """Raise a `BundleError` that says what the path is, unless it looks like a bundle."""
+    """Raise a `BundleError` that describes the path, unless it looks like a bundle."""
     how = "`cpt export RUN` writes a bundle"
     if not directory.exists():
         raise BundleError(f"Expected a bundle at {directory}, but there is nothing", hint=how)
@@ -101,7 +101,7 @@ def check_directory(directory: Path) -> None:
         )
     if (directory / CONFIG_FILE).is_file() and (directory / ONNX_FILE).is_file():
         raise BundleError(f"Expected the file {SUMS_FILE} in {directory}, but it is missing", hint=AGAIN_HINT)
-    raise BundleError(f"Expected a bundle at {directory}, but it has no {SUMS_FILE}: it is no bundle", hint=how)
+    raise BundleError(f"Expected a bundle at {directory}, but it has no {SUMS_FILE}: it is not a bundle", hint=how)
 
 
 def bundle_kind(directory: Path) -> str | None:
@@ -120,13 +120,13 @@ def bundle_kind(directory: Path) -> str | None:
 
 
 def own_section(directory: Path, config: dict[str, Any]) -> dict[str, Any]:
-    """Return the project's section of config.json, once its version is known to be one that can be read."""
+    """Return the project's section of config.json, after checking that its format version can be read."""
     own = config.get("cpt")
     own = own if isinstance(own, dict) else {}
     _check_version(directory, own.get("format_version"))
     if not (isinstance(own.get("name"), str) and isinstance(own.get("version"), str)):
         raise BundleError(
-            f"Expected {directory / CONFIG_FILE} to say the model's name and version, but it does not",
+            f"Expected {directory / CONFIG_FILE} to have the model's name and version, but it does not",
             hint=AGAIN_HINT,
         )
     return own
@@ -135,7 +135,7 @@ def own_section(directory: Path, config: dict[str, Any]) -> dict[str, Any]:
 def _check_version(directory: Path, version: object) -> None:
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
         raise BundleError(
-            f"Expected {directory / CONFIG_FILE} to say its cpt.format_version, but got {version!r}", hint=AGAIN_HINT
+            f"Expected {directory / CONFIG_FILE} to have its cpt.format_version, but got {version!r}", hint=AGAIN_HINT
         )
     if version > FORMAT_VERSION:
         raise BundleError(
@@ -145,16 +145,16 @@ def _check_version(directory: Path, version: object) -> None:
 
 
 def require_listed(directory: Path, name: str, digests: Mapping[str, str]) -> None:
-    """Raise unless SHA256SUMS covers the file: an unlisted one could have been put there by anybody."""
+    """Raise unless SHA256SUMS lists the file: anyone could have added an unlisted file."""
     if name not in digests:
         raise BundleError(f"Expected {SUMS_FILE} in {directory} to list {name}, but it does not", hint=AGAIN_HINT)
 
 
 def read_file(directory: Path, name: str, digests: Mapping[str, str]) -> bytes:
-    """Return the content of a file that SHA256SUMS covers.
+    """Return the content of a file that SHA256SUMS lists.
 
     Raises:
-        BundleError: If it does not, or the file cannot be read.
+        BundleError: If the file is not listed or cannot be read.
     """
     require_listed(directory, name, digests)
     try:
@@ -166,10 +166,10 @@ def read_file(directory: Path, name: str, digests: Mapping[str, str]) -> bytes:
 
 
 def read_json(directory: Path, name: str, digests: Mapping[str, str]) -> dict[str, Any]:
-    """Return the JSON object of a file that SHA256SUMS covers.
+    """Return the JSON object in a file that SHA256SUMS lists.
 
     Raises:
-        BundleError: If it does not, or the file holds something else.
+        BundleError: If the file is not listed, cannot be read, or is not a JSON object.
     """
     try:
         content = json.loads(read_file(directory, name, digests))

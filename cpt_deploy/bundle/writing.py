@@ -1,4 +1,4 @@
-"""Writing a bundle, and adding a validation report to one: both appear as a whole or not at all."""
+"""Write a bundle, or add a validation report to one, atomically."""
 
 import hashlib
 import json
@@ -30,25 +30,25 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 @dataclass(frozen=True, eq=False)
 class BundleContents:
-    """All that a bundle is made of.
+    """The complete contents of a bundle.
 
     Args:
-        name: Name of the model: letters, digits, ".", "_" and "-", since it stands in URLs.
+        name: Name of the model: letters, digits, ".", "_" and "-", since it is part of URLs.
         onnx: The serialized model.onnx; its input is "image", its output "logits".
         tensors: Integer weights, biases and scales by name, for model.safetensors.
         graph: The integer graph as JSON types, stored in quantization.json under "graph".
-        quantization: What each tensor's integers mean, as JSON types.
+        quantization: The quantization parameters of each tensor, as JSON types.
         labels: Names of the classes, one line each.
         preprocessing: How an image becomes the model's input.
-        golden: Inputs with the integer executor's codes, or its logits where parts compute in float.
+        golden: Inputs with the integer executor's output integers, or its logits if parts are computed in float.
         architecture: Name of the architecture, as timm or this project knows it.
         version: Version of the model, as clients address it.
         facts: Further facts as JSON types (bits, data set, digest of the trained weights, ...); they go into the
             "cpt" section of config.json, and those that are numbers or text into the model card too.
         recipe: The recipe of the training run, as YAML text.
-        card: What the model card says beside these facts.
+        card: The author's part of the model card.
         results: Figures measured before export, for the model card.
-        formats: Content of the model's further files by the name of their format in `FORMATS`.
+        formats: Content of the model's further files, by the name of their format in `FORMATS`.
     """
 
     name: str
@@ -71,16 +71,16 @@ class BundleContents:
 def write_bundle(destination: str | Path, *, contents: BundleContents) -> Bundle:
     """Write a bundle and open it.
 
-    The same contents give the same bytes. A bundle that has the name already is replaced; anything else is refused.
+    The same contents give the same bytes. An existing bundle is replaced; any other destination is refused.
 
     Args:
         destination: The directory to write.
-        contents: What goes into it.
+        contents: The contents of the bundle.
 
     Raises:
-        BundleError: If a name or the labels are unfit, the destination is something else than a bundle, or it
-            cannot be written (a full disk); nothing is left behind then.
-        ValueError: If facts or quantization hold keys that the bundle writes itself.
+        BundleError: If a name or the labels are invalid, the destination exists and is not a bundle, or it cannot be
+            written (a full disk); nothing is left behind then.
+        ValueError: If facts or quantization have keys that the bundle writes itself.
     """
     directory = Path(destination)
     _check_contents(contents)
@@ -108,17 +108,17 @@ def write_bundle(destination: str | Path, *, contents: BundleContents) -> Bundle
 def update_validation(
     bundle: Bundle, report: Mapping[str, Any], results: Sequence[EvaluationResult] = (), *, page: str | None = None
 ) -> Bundle:
-    """Store a validation report in a bundle and refresh its model card and checksums, all in one step.
+    """Store a validation report in a bundle and update its model card and checksums, atomically.
 
     Args:
-        bundle: The bundle; the object itself stays as it was opened.
+        bundle: The bundle; the object itself is not changed.
         report: The report as JSON types; it becomes validation.json.
-        results: The measured figures; they become the model card's table and model index. Without any the card
-            stays as it is.
-        page: The report as HTML; it becomes validation.html. Without one, that of an earlier report is removed.
+        results: The measured figures; they become the model card's table and model index. Without any, the card is
+            not changed.
+        page: The report as HTML; it becomes validation.html. Without one, the page of an earlier report is removed.
 
     Returns:
-        The bundle, opened anew.
+        The bundle, opened again.
 
     Raises:
         BundleError: If the bundle cannot be written; it is unchanged then.
@@ -135,14 +135,15 @@ def update_validation(
 def store_validation(
     directory: Path, report: Mapping[str, Any], *, card: str | None = None, page: str | None = None
 ) -> None:
-    """Write a validation report and what goes with it into the directory of a bundle of any kind, all in one step.
+    """Write a validation report, model card and page into the directory of a bundle of any kind, atomically.
+
+    A signature is removed, since it does not cover the new report.
 
     Args:
         directory: The bundle.
         report: The report as JSON types.
-        card: The new model card; without one it stays as it is.
-        page: The report as HTML; without one, that of an earlier report is removed. So is a signature, which does not
-            cover the new report.
+        card: The new model card; None keeps the present one.
+        page: The report as HTML; if None, the page of an earlier report is removed.
 
     Raises:
         BundleError: If the bundle cannot be written; it is unchanged then.
@@ -158,7 +159,7 @@ def store_validation(
     left = {layout.SIGNATURE_FILE, *([layout.VALIDATION_PAGE] if page is None else [])}
     sums = checksum_lines(digests).encode()
     with writing(directory):
-        # With both lists of checksums in place the bundle can be opened whenever this is cut short.
+        # With both lists of checksums in place, the bundle can be opened even if this is interrupted.
         replace_files(directory, {layout.PENDING_SUMS_FILE: sums, **changed})
         (directory / layout.PENDING_SUMS_FILE).replace(directory / layout.SUMS_FILE)
         for name in left:
@@ -187,17 +188,17 @@ def _check_contents(contents: BundleContents) -> None:
 
 
 def check_names(name: str, version: str) -> None:
-    """Raise a `BundleError` unless a model's name and version can stand in URLs."""
+    """Raise a `BundleError` unless a model's name and version can be part of URLs."""
     for kind, value in (("name", name), ("version", version)):
         if not _NAME.fullmatch(value):
             raise BundleError(
                 f"Expected a bundle's {kind} of letters, digits, '.', '_' and '-' (at most 128), but got {value!r}",
-                hint="it stands in the URLs of the server",
+                hint="it is part of the server's URLs",
             )
 
 
 def check_replaceable(directory: Path) -> None:
-    """Raise if the destination holds anything that is not a bundle's: it would be deleted."""
+    """Raise if the destination has any file that is not a bundle's, since it would be deleted."""
     if not directory.exists() and not directory.is_symlink():
         return
     if not directory.is_dir():
@@ -245,7 +246,7 @@ def _card(
 
 
 def card_facts(config: Mapping[str, Any], onnx_bytes: int) -> tuple[CardFields, dict[str, Any]]:
-    """Return what a model card says of itself and of the model, given config.json of a bundle of any kind."""
+    """Return the author's part and the facts of a model card, from config.json of a bundle of any kind."""
     own = dict(config["cpt"])
     card = dict(own.pop("card", {}))
     fields = CardFields(**card | {"tags": tuple(card.get("tags", ()))})
@@ -263,7 +264,7 @@ def tensor_bytes(tensors: Mapping[str, npt.NDArray[Any]]) -> bytes:
 
 
 def write_parts(directory: Path, parts: Mapping[str, bytes]) -> None:
-    """Write the files of a bundle of any kind, and their checksums, in place of what is there.
+    """Write the files of a bundle of any kind and their checksums, replacing an existing bundle.
 
     Raises:
         BundleError: If they cannot be written; nothing is changed then.
@@ -273,25 +274,25 @@ def write_parts(directory: Path, parts: Mapping[str, bytes]) -> None:
 
 
 def digests_of(parts: Mapping[str, bytes]) -> dict[str, str]:
-    """Return the SHA-256 of each content, hexadecimal."""
+    """Return the SHA-256 of each file's content, hexadecimal."""
     return {name: hashlib.sha256(content).hexdigest() for name, content in parts.items()}
 
 
 @contextmanager
 def writing(directory: Path) -> Iterator[None]:
-    """Turn a failure to write into the one line that users see."""
+    """Convert an `OSError` while writing to a `BundleError`."""
     try:
         yield
     except OSError as error:
         raise BundleError(
             f"Expected to write the bundle {directory}, but got: {error.strerror or error}",
-            hint="nothing was changed; free some space, or choose a place that can be written to",
+            hint="nothing was changed; free some space, or choose a writable place",
         ) from error
 
 
 def json_bytes(content: Mapping[str, Any]) -> bytes:
-    """Return JSON for reading."""
+    """Return JSON that is formatted for people."""
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
-    # Lists of numbers take one line. A string cannot match: its line breaks are escaped.
+    # Put lists of numbers on one line. A string cannot match, since its line breaks are escaped.
     lines = _NUMBERS.sub(lambda found: f"[{' '.join(found.group(1).split())}]", text)
     return f"{lines}\n".encode()

@@ -1,4 +1,4 @@
-"""Data sets by name or path, their augmentation, and batches that depend on seed, epoch and index alone."""
+"""Data sets by name or path, their augmentation, and batches that depend only on seed, epoch and index."""
 
 from cpt_deploy.data.augmentation import Augmentation, augmentations, build_augmentations
 from cpt_deploy.data.batches import WHOLE, Share

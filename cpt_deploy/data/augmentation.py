@@ -1,6 +1,6 @@
-"""Augmentations by name: torchvision's transforms on 8-bit pixels, the commonest two vectorised over a batch.
+"""Augmentations by name: torchvision's transforms on 8-bit pixels, the two most common ones vectorised over a batch.
 
-All draw from torch's global CPU generator, which the loader seeds for each batch.
+All of them draw from torch's global CPU generator, which the loader seeds for each batch.
 """
 
 import functools
@@ -16,23 +16,23 @@ from cpt_deploy.errors import UsageError
 from cpt_deploy.registry import Registry, import_object, nearest_names
 
 ImageTransform = Callable[[Tensor], Tensor]
-"""Maps one image, uint8 (C, H, W), to another."""
+"""A function from one image, uint8 (C, H, W), to another."""
 
 BatchTransform = Callable[[Tensor, slice, int], Tensor]
-"""Maps a part of a batch, uint8 (N, C, H, W), to another: the images, which part they are, and the batch's length.
+"""A function on a part of a batch: images, uint8 (N, C, H, W), their slice of the batch, and the batch's length.
 
-It draws for the whole batch, so that an image is varied alike in whatever part it is."""
+It draws random numbers for the whole batch, so that an image is augmented in the same way in any part."""
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """One random variation of training images.
+    """One random augmentation of training images.
 
     Args:
         name: Its name in recipes.
-        one: Varies one image, uint8 (C, H, W).
-        batch: Varies each image of a part of a batch for itself at once, where there is a vectorised form.
-        sizes: Whether it takes images of any size and returns them at the input's size.
+        one: Augments one image, uint8 (C, H, W).
+        batch: Augments all images of a part of a batch at once, each independently; None without a vectorised form.
+        sizes: Whether it accepts images of any size and returns them at the input's size.
     """
 
     name: str
@@ -43,11 +43,11 @@ class Augmentation:
 
 Builder = Callable[..., Augmentation]
 augmentations: Registry[Builder] = Registry("augmentation")
-"""Builders by name; each takes the input's size (H, W) and its own parameters by keyword."""
+"""Builders by name; each takes the input's size (H, W), and its own parameters as keyword arguments."""
 
 
 def build_augmentations(steps: Sequence[tuple[str, Mapping[str, Any]]], size: tuple[int, int]) -> list[Augmentation]:
-    """Build a recipe's augmentations in their order.
+    """Build a recipe's augmentations in order.
 
     Args:
         steps: Names and parameters. A name `module:factory` is imported and called with the parameters, and returns
@@ -55,7 +55,7 @@ def build_augmentations(steps: Sequence[tuple[str, Mapping[str, Any]]], size: tu
         size: Height and width of the model's input.
 
     Raises:
-        UsageError: If a name or a parameter is unknown, or a value is one that torchvision refuses.
+        UsageError: If a name or a parameter is unknown, or torchvision refuses a value.
     """
     return [_build(name, parameters, size) for name, parameters in steps]
 
@@ -78,14 +78,14 @@ def _build(name: str, parameters: Mapping[str, Any], size: tuple[int, int]) -> A
 
 @functools.cache
 def _transforms() -> Any:
-    """Return torchvision's transforms, which are imported with the first of them, since that takes long."""
+    """Return torchvision's transforms, imported at the first use because the import is slow."""
     from torchvision.transforms import v2
 
     return v2
 
 
 def _numbers(values: Any) -> Any:
-    """Return lists, as YAML gives them, as the tuples that torchvision wants."""
+    """Convert a list from YAML to the tuple that torchvision expects."""
     return tuple(values) if isinstance(values, list) else values
 
 

@@ -1,4 +1,4 @@
-"""What a batch holds, as a function of the images, the recipe, the seed and the batch's number alone."""
+"""Load a batch by number: its contents depend only on the images, the recipe, the seed and the number."""
 
 import hashlib
 import random
@@ -26,11 +26,11 @@ Batch = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Share:
-    """The part that a process of a distributed run takes.
+    """The part of each batch that one process of a distributed run loads.
 
     Args:
-        index: Which, from 0.
-        count: Of how many.
+        index: Index of the part, from 0.
+        count: Number of parts.
     """
 
     index: int = 0
@@ -45,7 +45,7 @@ WHOLE = Share()
 
 
 class Batches(Dataset[Any]):
-    """Whole batches by number. Errors are returned, not raised: a worker would wrap them in a printed traceback."""
+    """Batches by number. Errors are returned, not raised: a worker would wrap them in a printed traceback."""
 
     def __getitem__(self, index: int) -> Batch | CptError:
         try:
@@ -63,12 +63,12 @@ class Batches(Dataset[Any]):
 
 
 class EvaluationBatches(Batches):
-    """All images once, in order.
+    """Batches of all images once, in order.
 
     Args:
         images: The images, fitted to the model's input.
-        batch_size: Images a batch; the last one may have fewer.
-        share: Which of the images.
+        batch_size: Images per batch; the last batch may have fewer.
+        share: The part of the images to load.
     """
 
     def __init__(self, images: FittedImages, batch_size: int, share: Share) -> None:
@@ -85,12 +85,12 @@ class EvaluationBatches(Batches):
 
 
 class TrainingBatches(Batches):
-    """Shuffled, augmented batches, numbered through all epochs.
+    """Shuffled, augmented batches, numbered consecutively over all epochs.
 
     Args:
         images: The images, fitted to the model's input.
-        augment: Augmentations in their order.
-        batch_size: Images a batch; an incomplete last one is left out, unless it is the only one.
+        augment: Augmentations in order.
+        batch_size: Images per batch; an incomplete last batch is left out, unless it is the only one.
         seed: Seed of order and augmentation.
         share: The part of each batch to load.
     """
@@ -140,13 +140,13 @@ class TrainingBatches(Batches):
             return step.batch(pixels, part, self.batch_size)
         varied = []
         for position, image in enumerate(pixels, start=part.start):
-            _seed_generators(_mix(*seeds, position))  # an image is varied alike in whatever part of the batch it is
+            _seed_generators(_mix(*seeds, position))  # the same augmentation in any part of the batch
             varied.append(step.one(image))
-        _seed_generators(_mix(*seeds))  # so is it by the steps that follow
+        _seed_generators(_mix(*seeds))  # also for the steps that follow
         return torch.stack(varied) if len({image.shape for image in varied}) == 1 else varied
 
     def _whole(self, index: int) -> Pixels:
-        """Return an image at its own size, uint8 (H, W, C), in the input's channels."""
+        """Return an image at its original size, uint8 (H, W, C), with the input's number of channels."""
         image = self.images.source.image(index)
         picture = to_eight_bit(image) if isinstance(image, Image.Image) else Image.fromarray(image)
         pixels = np.array(picture.convert("L" if self.images.preprocessing.channels == 1 else "RGB"))
@@ -158,13 +158,13 @@ def _channels_first(pixels: Pixels) -> Tensor:
 
 
 def _mix(*numbers: int) -> int:
-    """Hash numbers to a seed of 63 bits; unlike sums, near inputs give unrelated seeds."""
+    """Hash numbers to a seed of 63 bits; unlike with sums, similar inputs give unrelated seeds."""
     text = ",".join(str(number) for number in numbers).encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1
 
 
 def _seed_generators(seed: int) -> None:
-    """Seed the generators that augmentations draw from."""
+    """Seed all generators that augmentations can draw from."""
     torch.default_generator.manual_seed(seed)
     random.seed(seed)
     np.random.seed(seed % 2**32)
@@ -172,7 +172,7 @@ def _seed_generators(seed: int) -> None:
 
 @contextmanager
 def _generators_kept() -> Iterator[None]:
-    """Give the generators that augmentations draw from back as they were."""
+    """Restore the state of all generators that augmentations can draw from."""
     states = torch.get_rng_state(), random.getstate(), np.random.get_state()
     try:
         yield

@@ -1,4 +1,4 @@
-"""Images at the size and in the channels of the model's input; what had to be decoded for it is kept in memory."""
+"""Images at the size and with the channels of the model's input; decoded images are cached in memory."""
 
 import mmap
 
@@ -12,13 +12,14 @@ from cpt_deploy.data.images import ArrayImages, ImageSet, Pixels
 class FittedImages:
     """Images as `Preprocessing.fit` returns them, uint8 (N, H, W, C).
 
-    Arrays of that size are only picked from. Other images are decoded and scaled once and then kept, if all of them
-    fit the budget. The memory is shared with loading processes that are forked later, and taken as it fills.
+    Arrays that already have that size are only indexed. Other images are decoded and scaled once and then kept, if all
+    of them fit the budget. The memory is shared with loading processes that are forked later, and allocated as it
+    fills.
 
     Args:
         source: The images.
         preprocessing: Channels and size.
-        budget: Bytes that may be taken to keep images.
+        budget: Maximum number of bytes for cached images.
     """
 
     def __init__(self, source: ImageSet, preprocessing: Preprocessing, budget: int = 0) -> None:
@@ -33,7 +34,7 @@ class FittedImages:
 
     @property
     def bytes_kept(self) -> int:
-        """The memory that keeping all images takes; 0 where there is nothing to decode."""
+        """The number of bytes needed to cache all images; 0 if nothing has to be decoded."""
         if self._only_picks:
             return 0
         height, width = self.preprocessing.size
@@ -41,7 +42,7 @@ class FittedImages:
 
     @property
     def is_kept(self) -> bool:
-        """Whether decoded images are kept."""
+        """Whether decoded images are cached."""
         return self._kept is not None
 
     @property
@@ -64,7 +65,7 @@ class FittedImages:
         if self._kept is None or self._filled is None:
             return np.stack([self.preprocessing.fit(images.image(int(index))) for index in chosen])
         for index in chosen[self._filled[chosen] == 0]:
-            # Two processes may do the same image at once: they write the same bytes, and the mark comes after them.
+            # Two processes may decode the same image at once: they write the same bytes, and set the mark after them.
             self._kept[index] = self.preprocessing.fit(images.image(int(index)))
             self._filled[index] = 1
         return self._kept[chosen]

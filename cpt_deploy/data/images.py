@@ -1,4 +1,4 @@
-"""What a data set is once it is found: labels, class names, and 8-bit images, in memory or decoded on demand."""
+"""Labelled sets of 8-bit images, in memory or decoded on demand."""
 
 import hashlib
 from abc import ABC, abstractmethod
@@ -20,7 +20,7 @@ Pixels = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True, eq=False)
 class ImageSet(ABC):
-    """Labelled images of one split; images are never changed by reading them.
+    """Labelled images of one split; reading an image never changes it.
 
     Args:
         name: The data set's name, for reports.
@@ -29,7 +29,7 @@ class ImageSet(ABC):
         labels: int64 (N,).
 
     Raises:
-        DataError: If there are no images, or a label has no class.
+        DataError: If there are no images, or a label is not the index of a class.
     """
 
     name: str
@@ -68,7 +68,7 @@ class ImageSet(ABC):
         return total.hexdigest()
 
     def describe(self) -> str:
-        """Return name and split, as messages call the set."""
+        """Return name and split, for messages."""
         return f"{self.name} ({self.split})"
 
     def __len__(self) -> int:
@@ -77,7 +77,7 @@ class ImageSet(ABC):
 
 @dataclass(frozen=True, eq=False)
 class ArrayImages(ImageSet):
-    """Images in memory, all of one size.
+    """Images in memory, all of the same size.
 
     Args:
         pixels: uint8 (N, H, W) gray or (N, H, W, 3) RGB.
@@ -120,12 +120,12 @@ class ArrayImages(ImageSet):
 
 @dataclass(frozen=True, eq=False)
 class FileImages(ImageSet):
-    """Images that are files, decoded when they are asked for.
+    """Images in files, decoded on demand.
 
     Args:
-        paths: One a label.
-        left_out: How many files beside them are not read as images, by their type.
-        skipped: Files that cannot be decoded and were taken out, see `without_bad`.
+        paths: One path per label.
+        left_out: Number of other files in the folders, which are not read as images, by file type.
+        skipped: Files that cannot be decoded and were removed, see `without_bad`.
     """
 
     paths: tuple[Path, ...]
@@ -146,16 +146,16 @@ class FileImages(ImageSet):
 
 @dataclass(frozen=True, eq=False)
 class CallableImages(ImageSet):
-    """Images that a function returns, for data sets of the user's own.
+    """Images that a function returns, for the user's own data sets.
 
     Args:
-        load: Maps an index to what `ImageSet.image` returns.
+        load: A function from an index to an image, as `ImageSet.image` returns it.
     """
 
     load: Callable[[int], Pixels | Image.Image]
 
     def image(self, index: int) -> Pixels | Image.Image:
-        """Call the function; whatever it raises becomes one line that names the image."""
+        """Call the function; any exception becomes a `DataError` that names the image."""
         try:
             return self.load(int(index))
         except DataError:
@@ -173,7 +173,7 @@ class CallableImages(ImageSet):
 
 
 def limited(images: ImageSet, limit: int | None) -> ImageSet:
-    """Return at most so many images of a set, spread evenly over it; all of them if there is no limit."""
+    """Return at most `limit` images of a set, spread evenly over it; all of them if there is no limit."""
     if limit is None or limit >= len(images):
         return images
     chosen = np.linspace(0, len(images) - 1, limit).round().astype(np.int64)

@@ -1,4 +1,4 @@
-"""From a recipe's input settings to a complete preprocessing: what the recipe leaves open comes from the data."""
+"""Complete a recipe's input settings to a preprocessing; settings that are null come from the data."""
 
 import numpy as np
 
@@ -13,11 +13,11 @@ _LEAST_STD = 1e-3
 
 
 def default_preprocessing(images: ImageSet) -> Preprocessing:
-    """Return how images become inputs when nobody said so.
+    """Return the default preprocessing of a data set.
 
     A known data set has its published values. Arrays keep their size and are normalised by their own mean and
-    standard deviation. Other images are taken as photographs: 224 pixels of 256 with ImageNet's values, or at the
-    size of the first image where that is smaller.
+    standard deviation. Other images are treated as photographs: a crop of 224 pixels from 256 with ImageNet's values,
+    or the size of the first image if that is smaller.
 
     Args:
         images: The training images.
@@ -38,13 +38,13 @@ def default_preprocessing(images: ImageSet) -> Preprocessing:
 
 
 def resolve_preprocessing(settings: InputSettings, default: Preprocessing) -> Preprocessing:
-    """Fill in what the settings leave open.
+    """Fill in the settings that are null.
 
-    With other channels than the default's, mean and standard deviation are repeated or averaged; with another size,
-    the resize keeps its proportion to the size.
+    If the number of channels differs from the default's, mean and standard deviation are repeated or averaged; if the
+    size differs, the resize keeps its proportion to the size.
 
     Raises:
-        RecipeError: If the settings do not fit each other.
+        RecipeError: If the settings are inconsistent.
     """
     channels = settings.channels or default.channels
     size = settings.size or default.size
@@ -82,7 +82,7 @@ def _statistics(images: ArrayImages) -> tuple[tuple[float, ...], tuple[float, ..
     values = np.arange(256) / 255.0
     mean, std = [], []
     for channel in range(images.channels):
-        # From counts, so that the sum is exact and no float copy of the data set is made.
+        # Computed from counts, so that the sum is exact and no float copy of the data set is needed.
         share = np.bincount(planes[..., channel].reshape(-1), minlength=256) / planes[..., channel].size
         average = float(share @ values)
         mean.append(round(average, 4))

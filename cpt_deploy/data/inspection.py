@@ -1,4 +1,4 @@
-"""What is wrong with a data set of images, found before a training: each image is decoded once."""
+"""Find problems of an image data set before training, by decoding each image once."""
 
 import hashlib
 import os
@@ -15,17 +15,17 @@ from cpt_deploy.data.sources.folders import scan_folder
 from cpt_deploy.errors import DataError
 
 Progress = Callable[[int, int], None]
-"""Called with the number of decoded images and of all."""
+"""A callback with the number of decoded images and the number of all images."""
 
 
 @dataclass(frozen=True)
 class SplitFindings:
-    """What one split holds.
+    """The contents and problems of one split.
 
     Args:
         split: "train" or "test".
-        counts: Number of images of each class, bad ones included.
-        left_out: How many files are not read as images, by their type.
+        counts: Number of images of each class, including bad ones.
+        left_out: Number of files that are not read as images, by file type.
         bad: Images that cannot be decoded, each with the reason.
     """
 
@@ -36,22 +36,22 @@ class SplitFindings:
 
     @property
     def images(self) -> int:
-        """Number of images, bad ones included."""
+        """Number of images, including bad ones."""
         return sum(self.counts.values())
 
     @property
     def empty_classes(self) -> list[str]:
-        """Classes without an image."""
+        """Classes without images."""
         return [name for name, count in self.counts.items() if count == 0]
 
 
 @dataclass(frozen=True)
 class Findings:
-    """What is known of a data set after all of its images were decoded.
+    """The findings of a data set after all of its images were decoded.
 
     Args:
-        splits: The splits that it has.
-        duplicates: Pairs of an image for training and one for testing that have the same pixels.
+        splits: The splits that exist.
+        duplicates: Pairs of a training image and a test image with identical pixels.
     """
 
     splits: Sequence[SplitFindings]
@@ -59,7 +59,7 @@ class Findings:
 
     @property
     def of_one_split(self) -> dict[Split, list[str]]:
-        """Classes that only this split has; empty where there is one split."""
+        """Classes that occur in only one of the splits, by split; empty if there is one split."""
         if len(self.splits) < 2:
             return {}
         train, test = (set(findings.counts) for findings in self.splits)
@@ -68,7 +68,7 @@ class Findings:
 
     @property
     def errors(self) -> list[str]:
-        """What stops a training, one line each."""
+        """The problems that prevent training, one line each."""
         lines = [f"bad {findings.split} images: {len(findings.bad):,}" for findings in self.splits if findings.bad]
         lines += [
             f"classes without {findings.split} images: {', '.join(findings.empty_classes)}"
@@ -79,11 +79,11 @@ class Findings:
 
 
 def inspect_folder(root: Path, progress: Progress = lambda done, total: None) -> Findings:
-    """Decode all images of an image folder and return what is wrong with it.
+    """Decode all images of an image folder and return its problems.
 
     Args:
-        root: A folder as `load_folder` reads it; here nothing that is wrong with it is an error.
-        progress: Told how far it is.
+        root: A folder as `load_folder` reads it; problems of its contents are returned, not raised.
+        progress: Called after each image.
 
     Raises:
         DataError: If it has no split at all.
@@ -119,11 +119,11 @@ def inspect_folder(root: Path, progress: Progress = lambda done, total: None) ->
 
 
 def inspect_images(sets: Mapping[Split, ImageSet], progress: Progress = lambda done, total: None) -> Findings:
-    """Decode all images of a data set that could be opened, and return what is wrong with it.
+    """Decode all images of a data set that could be opened, and return its problems.
 
     Args:
         sets: Its splits.
-        progress: Told how far it is.
+        progress: Called after each image.
     """
     results = _decoded_all(sets, progress)
     splits = []
@@ -135,11 +135,11 @@ def inspect_images(sets: Mapping[Split, ImageSet], progress: Progress = lambda d
 
 
 def without_bad(images: ImageSet, progress: Progress = lambda done, total: None) -> ImageSet:
-    """Return the images of a set that can be decoded, each of which is decoded for that.
+    """Return the images of a set that can be decoded, by decoding all of them.
 
     Args:
         images: The set; only files can be bad.
-        progress: Told how far it is.
+        progress: Called after each image.
 
     Raises:
         DataError: If a class would be left without images.
@@ -161,7 +161,7 @@ def without_bad(images: ImageSet, progress: Progress = lambda done, total: None)
 _SPLITS: tuple[Split, ...] = ("train", "test")
 
 _Result = tuple[str, str, str]
-"""An image's name, why it is bad or an empty string, and the digest of its pixels."""
+"""An image's name, the reason why it is bad (empty if it is not), and the digest of its pixels."""
 
 
 def _decoded_all(sets: Mapping[Split, ImageSet], progress: Progress) -> dict[Split, list[_Result]]:

@@ -1,7 +1,7 @@
-"""Batches for training and evaluation, loaded here or by worker processes ahead of time.
+"""Load batches for training and evaluation, in this process or ahead of time in worker processes.
 
 A training batch is a function of the images, the recipe, seed, epoch and index (see `batches`). So a resumed run sees
-the batches that an uninterrupted one would, with any number of worker processes, and a distributed run their parts.
+the same batches as an uninterrupted one, with any number of worker processes, and a distributed run sees their parts.
 """
 
 import signal
@@ -19,7 +19,7 @@ from cpt_deploy.errors import CptError
 
 
 def batches_per_epoch(images: int, batch_size: int) -> int:
-    """Return the number of training batches; an incomplete last one is left out, unless it is the only one."""
+    """Return the number of training batches; an incomplete last batch is left out, unless it is the only one."""
     return max(images // batch_size, 1)
 
 
@@ -39,12 +39,12 @@ def train_loader(
     Args:
         images: The training images.
         preprocessing: Scales and crops before augmentation (unless an augmentation does), normalises after it.
-        augment: Augmentations in their order, see `build_augmentations`.
-        batch_size: Images a batch; see `batches_per_epoch` for the remainder.
+        augment: Augmentations in order, see `build_augmentations`.
+        batch_size: Images per batch; see `batches_per_epoch` for the remainder.
         seed: Seed of order and augmentation.
-        epoch: Which epoch, from 0.
-        workers: Loading processes, 0 for none; the batches do not depend on it.
-        skip_batches: How many batches at the epoch's start to leave out, without loading them.
+        epoch: Index of the epoch, from 0.
+        workers: Number of loading processes, 0 for none; the batches do not depend on it.
+        skip_batches: Number of batches to skip at the start of the epoch, without loading them.
 
     Raises:
         DataError: If an image cannot be read; the message names it.
@@ -73,17 +73,17 @@ def training_stream(
     share: Share = WHOLE,
     pin_memory: bool = False,
 ) -> Iterator[Batch]:
-    """Yield training batches of one epoch after the other; workers go on loading across the border of epochs.
+    """Yield training batches of consecutive epochs; workers continue to load across epoch boundaries.
 
     Args:
         images: The training images.
-        augment: Augmentations in their order.
-        batch_size: Images a batch.
+        augment: Augmentations in order.
+        batch_size: Images per batch.
         seed: Seed of order and augmentation.
-        batches: Numbers of the batches, counted through all epochs from the run's beginning.
-        workers: Loading processes, 0 for none.
-        share: The part of each batch to load: another part of the same batch in each process of a distributed run.
-        pin_memory: Whether batches are put where a GPU can fetch them while it computes.
+        batches: Numbers of the batches, counted over all epochs from the start of the run.
+        workers: Number of loading processes, 0 for none.
+        share: The part of each batch to load; each process of a distributed run loads a different part.
+        pin_memory: Whether batches are in pinned memory, which a GPU can fetch while it computes.
 
     Raises:
         DataError: If an image cannot be read; the message names it.
@@ -107,10 +107,10 @@ def eval_loader(
     Args:
         images: The images.
         preprocessing: How they become inputs.
-        batch_size: Images a batch.
-        workers: Loading processes, 0 for none.
-        share: Which of the images: each process of a distributed run has others.
-        pin_memory: Whether batches are put where a GPU can fetch them while it computes.
+        batch_size: Images per batch.
+        workers: Number of loading processes, 0 for none.
+        share: The part of the images to load; each process of a distributed run loads a different part.
+        pin_memory: Whether batches are in pinned memory, which a GPU can fetch while it computes.
 
     Raises:
         DataError: If an image cannot be read; the message names it.
@@ -124,7 +124,7 @@ def _fitted(images: ImageSet | FittedImages, preprocessing: Preprocessing) -> Fi
 
 
 def _load(batches: Batches, numbers: Iterable[int], workers: int, *, pin_memory: bool) -> Iterator[Batch]:
-    # With a generator of its own: it draws a seed for its workers, and would take it from torch's.
+    # A separate generator, because the loader draws a seed for its workers, by default from torch's global generator.
     own = torch.Generator()
     loader = DataLoader(
         batches,
@@ -144,7 +144,7 @@ def _load(batches: Batches, numbers: Iterable[int], workers: int, *, pin_memory:
 def _leave_signals_to_the_main_process(_: int) -> None:
     """Ignore Ctrl-C and a service manager's SIGTERM, which reach all processes of a group.
 
-    A worker that dies of one takes the run down before it has saved its state; it ends when the main process does.
+    A worker that such a signal kills would end the run before its state is saved. Workers end with the main process.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""Where data sets are looked for: the folder that the user names, `$CPT_DATA_DIR`, then the user's cache."""
+"""Find data sets on disk: in the folder that the user names, in `$CPT_DATA_DIR`, then in the user's cache."""
 
 import os
 from collections.abc import Sequence
@@ -10,17 +10,17 @@ DATA_DIR_VARIABLE = "CPT_DATA_DIR"
 
 
 def cache_folder() -> Path:
-    """Return where fetched data sets are kept: `$XDG_CACHE_HOME/cpt-deploy`, normally `~/.cache/cpt-deploy`."""
+    """Return the folder of downloaded data sets: `$XDG_CACHE_HOME/cpt-deploy`, normally `~/.cache/cpt-deploy`."""
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "cpt-deploy"
 
 
 def candidate_folders(folder: str, root: Path | None) -> list[Path]:
-    """Return the folders in which the data set kept in `folder` may lie, best first.
+    """Return the paths at which the data set folder `folder` may be, best first.
 
     Args:
-        folder: The data set's own folder name.
-        root: What the user named: that folder, or one that holds it. `None`: the usual places.
+        folder: The name of the data set's folder.
+        root: The folder that the user named: the data set's folder or its parent. `None`: the usual places.
     """
     if root is not None:
         return [root, root / folder]
@@ -29,16 +29,16 @@ def candidate_folders(folder: str, root: Path | None) -> list[Path]:
 
 
 def find_folder(name: str, folders: Sequence[Path], required: Sequence[str], *, hint: str) -> Path:
-    """Return the first folder that holds any of the required files; a missing one is reported by name.
+    """Return the first folder that has all of the required files; missing files are reported by name.
 
     Args:
         name: The data set's name, for the message.
         folders: Candidates, best first.
-        required: Paths of all the files that must be there, relative to the folder. "a|b" means either.
+        required: Paths of the required files, relative to the folder. "a|b" means either.
         hint: How to get the data set.
 
     Raises:
-        DataError: If no folder has all of them; the message says what was looked for and where.
+        DataError: If no folder has all of them; the message lists the files and the folders.
     """
     missing = {folder: [entry for entry in required if not _exists(folder, entry)] for folder in folders}
     for folder, absent in missing.items():

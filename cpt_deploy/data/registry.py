@@ -1,4 +1,4 @@
-"""The data sets that are known by name, and the one function that finds images whatever they are named by."""
+"""The known data sets, and one function that opens images by name, path or import path."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -36,11 +36,11 @@ class DatasetInfo:
     """A known data set.
 
     Args:
-        name: What recipes call it.
-        summary: What it is, in a few words.
-        classes: How many classes it has.
-        images: How many images for training and for testing.
-        preprocessing: How its images become inputs unless a recipe says otherwise.
+        name: Its name in recipes.
+        summary: A short description.
+        classes: Number of classes.
+        images: Number of images for training and for testing.
+        preprocessing: Default preprocessing, which a recipe can override.
         obtain: How to get it, in one line.
         fetch_name: The class of `torchvision.datasets` that can download it, if any.
         load: Reads one split from the candidate folders.
@@ -57,7 +57,7 @@ class DatasetInfo:
 
 
 datasets: Registry[DatasetInfo] = Registry("data set")
-"""The data sets that a recipe can name; others are named by path or by `module:factory`."""
+"""The data sets that a recipe can name; others are given by path or as `module:factory`."""
 
 
 def dataset_names(pattern: str = "*") -> list[str]:
@@ -66,7 +66,7 @@ def dataset_names(pattern: str = "*") -> list[str]:
 
 
 def dataset_info(name: str) -> DatasetInfo:
-    """Return what is known of a data set.
+    """Return the description of a known data set.
 
     Raises:
         UsageError: If the name is unknown; the hint has the nearest names.
@@ -81,11 +81,11 @@ def load_images(name_or_path: str | Path, *, split: Split, root: Path | None = N
         name_or_path: A known name; a folder or an `.npz` file, as a path or as a name within `$CPT_DATA_DIR` or the
             cache; or an import path `module:factory`.
         split: "train" or "test".
-        root: The folder that holds a known data set; by default `$CPT_DATA_DIR/<name>`, then the cache.
+        root: The folder of a known data set; by default `$CPT_DATA_DIR/<name>`, then the cache.
 
     Raises:
         UsageError: If the name is unknown.
-        DataError: If files are missing or damaged; the message says what was looked for and where.
+        DataError: If files are missing or damaged; the message lists the files and the folders.
     """
     name = str(name_or_path)
     if name in datasets:
@@ -107,7 +107,7 @@ def image_folder(name: str, root: Path | None = None) -> Path | None:
 
     Raises:
         UsageError: If the name is unknown.
-        DataError: If there is nothing at the path.
+        DataError: If the path does not exist.
     """
     if name in datasets or ":" in name:
         return None
@@ -124,11 +124,11 @@ def _known_layout(path: Path) -> DatasetInfo | None:
 
 
 def fetch_dataset(name: str, root: Path | None = None) -> Path:
-    """Download a known data set, because the user asked for it, and return the folder that holds it.
+    """Download a known data set at the user's request, and return its folder.
 
     Args:
         name: The data set's name.
-        root: Where to put it; the cache by default.
+        root: The folder to download to; the cache by default.
 
     Raises:
         UsageError: If the name is unknown or the set cannot be downloaded.

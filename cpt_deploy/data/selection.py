@@ -1,4 +1,4 @@
-"""The images that a recipe names: found, without bad ones if it says so, and no more than it wants."""
+"""Open the images that a recipe names, with its `skip_bad` and `limit` applied."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The models that a recipe can name: the paper's CIFAR networks, a tiny one, torchvision's, timm's, the user's own."""
+"""Models that a recipe can name: the paper's CIFAR networks, a tiny one, torchvision's, timm's, and the user's own."""
 
 from cpt_deploy.models.catalog import build_model, model_names, models
 from cpt_deploy.models.cifar_mobilenet import CifarMobileNetV2

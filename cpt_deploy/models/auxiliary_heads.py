@@ -1,4 +1,4 @@
-"""Heads that only help training: published weights hold them, and the networks here are built without."""
+"""Remove auxiliary training heads from published weights; the networks here are built without them."""
 
 from collections.abc import Mapping
 
@@ -11,15 +11,15 @@ _HEADS = ("aux1", "aux2", "AuxLogits")
 def split_auxiliary_heads(
     network: nn.Module, tensors: Mapping[str, Tensor]
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Set tensors of auxiliary heads apart where a network has left their place empty.
+    """Separate the tensors of auxiliary heads that a network leaves out.
 
     Args:
         network: The network that the tensors are for.
         tensors: Tensors of a state dict by name.
 
     Returns:
-        The other tensors, and the paths of the heads that were left out, such as `("aux1", "aux2")`. A network without
-        a place for such a head, or with one that is filled, leaves out nothing.
+        The other tensors, and the paths of the heads that were left out, such as `("aux1", "aux2")`. Only attributes
+        that are None leave out a head; a network with no such attribute, or with a head, leaves out nothing.
     """
     places = [
         f"{path}.{head}" if path else head

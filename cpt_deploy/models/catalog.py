@@ -1,4 +1,4 @@
-"""Building a model by its name: from the registry, from torchvision or timm, or from the user's own module."""
+"""Build a model by name: from the registry, from torchvision or timm, or from the user's own module."""
 
 import fnmatch
 import inspect
@@ -17,10 +17,10 @@ from cpt_deploy.models.torchvision_models import PREFIX, build_torchvision, torc
 from cpt_deploy.registry import Registry, import_object, nearest_names
 
 ModelFactory = Callable[..., nn.Module]
-"""Builds a model; called with those of `num_classes`, `in_channels` and `input_size` that it has parameters for."""
+"""A function that builds a model; it gets those of `num_classes`, `in_channels`, `input_size` that it accepts."""
 
 DEPTHS = (8, 20, 38, 74, 110, 152, 164)
-"""Depths of the registered CIFAR ResNets; the paper's are those from 38 on."""
+"""Depths of the registered CIFAR ResNets; the paper uses those from 38 on."""
 
 models: Registry[ModelFactory] = Registry("model")
 """The project's own models, by name."""
@@ -34,7 +34,8 @@ for _depth in DEPTHS:
 def model_names(pattern: str = "*") -> list[str]:
     """Return the names of the known models that match a shell pattern: the project's own, then torchvision's.
 
-    timm's are listed for patterns that begin with `timm/`: they are more than a thousand, and slow to import.
+    timm's are listed only for patterns that begin with `timm/`: there are more than a thousand, and timm is slow to
+    import.
     """
     if pattern.startswith(TIMM_PREFIX):
         return fnmatch.filter([TIMM_PREFIX + name for name in timm_names()], pattern)
@@ -49,11 +50,11 @@ def build_model(
     input_size: tuple[int, int],
     **args: Any,
 ) -> nn.Module:
-    """Build a model with fresh weights and make sure that it maps such images to such logits.
+    """Build a model with random weights, and check that it maps images of this size to `num_classes` logits.
 
     Args:
         name: One of `model_names`, or an import path "module:factory" of a class or function that returns a module;
-            it gets those of `num_classes`, `in_channels` and `input_size` that it has parameters for.
+            it gets those of `num_classes`, `in_channels` and `input_size` that it accepts.
         num_classes: Number of logits.
         in_channels: Channels of the images.
         input_size: Height and width of the images, in pixels.
@@ -63,8 +64,8 @@ def build_model(
         The model, in training mode, on PyTorch's current default device.
 
     Raises:
-        UsageError: If the name is unknown, or the model does not take the arguments or images of that size.
-        MissingExtraError: If the model is timm's, which is not installed.
+        UsageError: If the name is unknown, or the model does not accept the arguments or images of that size.
+        MissingExtraError: If it is a timm model and timm is not installed.
     """
     shape = {"num_classes": num_classes, "in_channels": in_channels, "input_size": input_size}
     if name.startswith(PREFIX):
@@ -104,7 +105,7 @@ def _build_imported(path: str, shape: dict[str, Any], args: dict[str, Any]) -> n
 
 
 def _call(name: str, factory: ModelFactory, shape: dict[str, Any], args: dict[str, Any]) -> nn.Module:
-    """Call a factory with what it has parameters for; arguments that the user gave must fit, or it is an error."""
+    """Call a factory with the shape arguments that it accepts; the user's arguments must all be accepted."""
     signature = inspect.signature(factory)
     kinds = [parameter.kind for parameter in signature.parameters.values()]
     accepted = shape
@@ -119,7 +120,7 @@ def _call(name: str, factory: ModelFactory, shape: dict[str, Any], args: dict[st
 
 
 def _check_output(name: str, model: nn.Module, num_classes: int, input_shape: tuple[int, ...]) -> None:
-    """Run one black image, so that an input size that a model cannot take is an error here and not hours later."""
+    """Run one black image, so that an input size the model cannot process fails now and not hours later."""
     parameter = next(model.parameters(), None)
     image = torch.zeros(1, *input_shape, device=None if parameter is None else parameter.device)
     training = model.training
@@ -132,7 +133,7 @@ def _check_output(name: str, model: nn.Module, num_classes: int, input_shape: tu
         reason = str(error).strip().partition("\n")[0]
         raise UsageError(
             f"Expected images that model {name} can take, but {size} (channels x height x width) fails: {reason}",
-            hint="larger images may do: set data.input.size",
+            hint="larger images may work: set data.input.size",
         ) from error
     finally:
         model.train(training)

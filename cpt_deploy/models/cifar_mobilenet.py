@@ -1,4 +1,4 @@
-"""The CIFAR version of MobileNetV2 that Fu et al., 2021, train: stride 1 in the stem, ReLU instead of ReLU6."""
+"""The CIFAR version of MobileNetV2 used by Fu et al., 2021: stride 1 in the stem, ReLU instead of ReLU6."""
 
 import torch
 from torch import nn
@@ -8,7 +8,7 @@ _SETTINGS = ((1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96,
 
 
 class InvertedResidual(nn.Module):
-    """Expand by a 1x1, filter by a depthwise 3x3, project by a 1x1 convolution; residual wherever the stride is 1.
+    """An inverted residual block: 1x1 expansion, 3x3 depthwise, 1x1 projection; residual if the stride is 1.
 
     Args:
         in_channels: Channels of the input.
@@ -29,7 +29,7 @@ class InvertedResidual(nn.Module):
         self.residual = stride == 1
         self.shortcut = nn.Sequential()
         if self.residual and in_channels != out_channels:
-            # Where torchvision's network has no residual connection the authors' has one through a 1x1 convolution.
+            # torchvision's network has no residual connection here; the authors' has one through a 1x1 convolution.
             self.shortcut = nn.Sequential(
                 nn.Conv2d(in_channels, out_channels, 1, bias=False), nn.BatchNorm2d(out_channels)
             )

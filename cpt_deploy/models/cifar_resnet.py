@@ -1,9 +1,9 @@
 """The CIFAR ResNets of Fu et al., 2021, for images of any small size and any number of channels.
 
-As in the authors' code, all depths are 6n+2 layers of basic blocks (also 164, n = 27, which elsewhere is a bottleneck
-network), and where the shape changes the shortcut is a 1x1 convolution with batch normalization ("option B" of He et
-al., 2016). The parameter-free "option A" (subsample and pad with zero channels) saves 2752 parameters, but its
-strided slice and pad have no integer kernel, so it is not offered.
+As in the authors' code, all depths are 6n+2 layers of basic blocks (including 164, n = 27, elsewhere a bottleneck
+network). If the shape changes, the shortcut is a 1x1 convolution with batch normalization ("option B" of He et al.,
+2016). The parameter-free "option A" (subsample and pad with zero channels) saves 2752 parameters, but its strided
+slice and pad have no integer kernel, so it is not offered.
 """
 
 import math
@@ -46,7 +46,10 @@ class BasicBlock(nn.Module):
 
 
 class CifarResNet(nn.Module):
-    """A convolution, groups of basic blocks that halve the size from the second on, mean pooling, a linear layer.
+    """A ResNet for small images: a convolution, groups of basic blocks, mean pooling and a linear layer.
+
+    Each group but the first halves height and width.
+
 
     Args:
         blocks: Number of blocks in each group; depth = 2 sum(blocks) + 2.
@@ -81,13 +84,13 @@ class CifarResNet(nn.Module):
 
 
 def cifar_resnet(depth: int, *, num_classes: int, in_channels: int = 3, width: int = 16) -> CifarResNet:
-    """Build the CIFAR ResNet of a depth.
+    """Build the CIFAR ResNet of the given depth.
 
     Args:
         depth: 6n+2 for some n of at least 1: 20, 38, 74, 110, 152, 164, ...
         num_classes: Number of logits.
         in_channels: Channels of the images.
-        width: Channels of the first group; the second has twice, the third four times as many.
+        width: Channels of the first group; the second has twice as many, the third four times as many.
 
     Raises:
         ValueError: If the depth is not 6n+2.
@@ -110,7 +113,7 @@ def tiny_resnet(*, num_classes: int, in_channels: int = 1, width: int = 16) -> C
 
 
 def _initialize(module: nn.Module) -> None:
-    """Initialize as the authors' code does: normal with variance 2 / (kernel area x outputs)."""
+    """Initialize as in the authors' code: normal with variance 2 / (kernel area x outputs)."""
     if isinstance(module, nn.Conv2d):
         nn.init.normal_(module.weight, std=math.sqrt(2 / (math.prod(module.kernel_size) * module.out_channels)))
     elif isinstance(module, nn.Linear):

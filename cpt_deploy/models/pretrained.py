@@ -1,4 +1,4 @@
-"""Weights that training begins with: read from a local file, and loaded into a network with a head of other classes."""
+"""Read initial weights from a local file, and load them into a network that may have another number of classes."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -12,9 +12,9 @@ from cpt_deploy.models.imported.source import WEIGHTS_SUFFIXES, open_source
 
 _RUN_PREFIX = "network."
 _RANGE = ("low", "high", "batches")
-"""The buffers of a quantizer, which the model of a run holds beside the network's own tensors."""
+"""The buffers of an activation quantizer, which the model of a run has in addition to the network's tensors."""
 _COUNTER = "num_batches_tracked"
-"""How many batches a BatchNorm has seen, which files of earlier PyTorch do not have and no result depends on."""
+"""The batch counter of a BatchNorm; files of earlier PyTorch versions lack it, and no result depends on it."""
 _SHOWN = 3
 
 
@@ -25,7 +25,7 @@ class PretrainedWeights:
     Args:
         file: Name of their file, for messages.
         tensors: The tensors, without the ranges of quantizers.
-        prepared: Whether they are those of a run, which has its network as `prepare` converts it.
+        prepared: Whether they come from a run, whose network was converted by `prepare`.
     """
 
     file: str
@@ -34,16 +34,16 @@ class PretrainedWeights:
 
 
 def read_pretrained(path: Path, model: str) -> PretrainedWeights:
-    """Read weights; nothing in the file is executed.
+    """Read weights without executing anything in the file.
 
     Args:
-        path: A state dict as `torch.save` wrote it, also within a checkpoint, or as safetensors; or the
+        path: A state dict written by `torch.save`, also inside a checkpoint, or as safetensors; or the
             `model.safetensors` of a run.
         model: Name of the model that they belong to.
 
     Raises:
-        DataError: If the file is missing or damaged, or holds weights that are not finite.
-        UsageError: If it is no file of weights.
+        DataError: If the file is missing or damaged, or has weights that are not finite.
+        UsageError: If it is not a file of weights.
     """
     if path.is_file() and path.suffix not in WEIGHTS_SUFFIXES:
         raise UsageError(f"Expected weights as {', '.join(WEIGHTS_SUFFIXES)}, but got {path.name}")
@@ -59,7 +59,7 @@ def read_pretrained(path: Path, model: str) -> PretrainedWeights:
 
 
 def last_layer(network: nn.Module, input_shape: tuple[int, ...]) -> str | None:
-    """Return the name of the Linear or convolution that is computed last, which gives the logits.
+    """Return the name of the Linear or convolution that is computed last and thus gives the logits.
 
     Args:
         network: A classifier.
@@ -86,16 +86,16 @@ def load_pretrained(module: nn.Module, weights: PretrainedWeights, head: str | N
     """Load weights in place.
 
     Args:
-        module: The float network; the network of its CPT model where the weights are those of a run.
-        weights: What to load.
+        module: The float network, or the network of its CPT model if the weights come from a run.
+        weights: The weights to load.
         head: Name of the layer that gives the logits.
         model: Name of the model, for messages.
 
     Returns:
-        Names of the tensors that stay as they are: those of a head that has another number of classes than the file's.
+        Names of the tensors that are not loaded: those of a head whose number of classes differs from the file's.
 
     Raises:
-        UsageError: If tensors are missing, unknown, or of another shape.
+        UsageError: If tensors are missing, unknown, or of a different shape.
     """
     wanted = _without_ranges(module.state_dict())
     given = weights.tensors
@@ -129,7 +129,7 @@ def load_pretrained(module: nn.Module, weights: PretrainedWeights, head: str | N
 def _head_of_other_classes(
     wanted: Mapping[str, Tensor], given: Mapping[str, Tensor], head: str | None
 ) -> tuple[str, ...]:
-    """Return the tensors of the last layer if the file has all of them, for another number of classes and no more."""
+    """Return the tensors of the last layer if they differ from the file's only in the number of classes."""
     names = [name for name in (f"{head}.weight", f"{head}.bias") if name in wanted]
     if not names or not all(name in given for name in names):
         return ()
@@ -139,13 +139,13 @@ def _head_of_other_classes(
 
 
 def _hint(reshaped: list[tuple[Tensor, Tensor]], *, alone: bool) -> str:
-    """Say what to do; a first convolution of other channels alone has a remedy of its own."""
+    """Return a hint; if only the channels of the first convolution differ, it suggests data.input.channels."""
     if alone and len(reshaped) == 1:
         ours, theirs = reshaped[0]
         if ours.dim() == theirs.dim() == 4 and len(ours) == len(theirs) and theirs.shape[1] in {1, 3}:
             channels = int(theirs.shape[1])
             return f"data.input.channels={channels} makes images of the {channels} channels that these weights read"
-    return "model.name and model.args are to be those that the weights were trained with; cpt models lists names"
+    return "model.name and model.args must be those that the weights were trained with; cpt models lists names"
 
 
 def _shapes(names: Iterable[str], wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
@@ -165,7 +165,7 @@ def _is_finite(tensor: Tensor) -> bool:
 
 
 def _without_ranges(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Leave out the buffers of quantizers: three of known names side by side."""
+    """Leave out the buffers of activation quantizers, recognised by the three names under one parent."""
 
     def is_range(name: str) -> bool:
         parent, _, last = name.rpartition(".")

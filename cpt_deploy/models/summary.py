@@ -1,4 +1,4 @@
-"""The size of a model in figures: parameters and multiply-accumulates."""
+"""Count the parameters and multiply-accumulates of a model."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -33,12 +33,12 @@ def describe_model(
 ) -> ModelSummary:
     """Count a model's parameters and multiply-accumulates; the arguments are those of `build_model`.
 
-    Nothing is computed and, except for a user's own factory, RegNets and timm, no weights are allocated.
+    Nothing is computed. No weights are allocated, except for a user's own factory, RegNets and timm.
 
     Raises:
         UsageError: As `build_model`.
     """
-    # RegNets and timm compute widths and rates in tensors, and a user's factory may too; the meta device has no values.
+    # RegNets, timm and maybe a user's factory compute widths and rates in tensors; the meta device has no values.
     reads_values = ":" in name or name.startswith(("torchvision/regnet_", "timm/"))
     with torch.device("cpu" if reads_values else "meta"):
         model = build_model(name, num_classes=num_classes, in_channels=in_channels, input_size=input_size, **args)
@@ -49,7 +49,7 @@ def summarize(model: nn.Module, input_shape: tuple[int, ...]) -> ModelSummary:
     """Count the parameters and multiply-accumulates of a model.
 
     Args:
-        model: Any model; on the meta device nothing is computed.
+        model: Any model; a model on the meta device is counted without computing anything.
         input_shape: Shape of one input, without the batch.
     """
     parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -60,5 +60,5 @@ def summarize(model: nn.Module, input_shape: tuple[int, ...]) -> ModelSummary:
     with torch.no_grad(), counter:
         model(torch.zeros(1, *input_shape, device=device))
     model.train(training)
-    # The counter takes a multiplication and an addition as two.
+    # The counter counts a multiplication and an addition as two operations.
     return ModelSummary(parameters, counter.get_total_flops() // 2)

@@ -1,4 +1,4 @@
-"""timm's models by name, without weights, for any number of channels and classes, where timm is installed."""
+"""Build timm's models by name, without weights, for any number of channels and classes; timm is optional."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ TIMM_PREFIX = "timm/"
 
 
 def timm_names() -> list[str]:
-    """Return the names of timm's models, without the prefix, sorted; none where timm is not installed."""
+    """Return the names of timm's models, without the prefix, sorted; empty if timm is not installed."""
     try:
         import timm
     except ImportError:
@@ -20,18 +20,18 @@ def timm_names() -> list[str]:
 
 
 def build_timm(name: str, *, num_classes: int, in_channels: int, input_size: tuple[int, int], **args: Any) -> nn.Module:
-    """Build a model of timm with fresh weights; nothing is downloaded.
+    """Build a model of timm with random weights; nothing is downloaded.
 
     Args:
         name: One of `timm_names`.
         num_classes: Number of logits.
         in_channels: Channels of the images.
-        input_size: Height and width of the images, which vision transformers are built for.
+        input_size: Height and width of the images; the weights of vision transformers depend on it.
         **args: Further arguments of `timm.create_model`, such as `drop_path_rate`.
 
     Raises:
         MissingExtraError: If timm is not installed.
-        UsageError: If there is no such model, or it does not take the arguments or the input size.
+        UsageError: If the model does not exist, or does not accept the arguments or the input size.
     """
     try:
         import timm
@@ -43,7 +43,7 @@ def build_timm(name: str, *, num_classes: int, in_channels: int, input_size: tup
     if not timm.is_model(name):
         raise UsageError(f"Expected a model of timm, but got {name!r}", hint=nearest_names(name, timm_names()))
     config = timm.get_pretrained_cfg(name)
-    # where the published weights fix the size, the weights depend on it, and the constructor has to be told
+    # a model whose published weights have a fixed input size needs the size in its constructor
     size = {"img_size": input_size} if config is not None and config.fixed_input_size else {}
     settings = {**size, **args}
     try:

@@ -1,4 +1,4 @@
-"""torchvision's classification models by name, without weights, for any number of channels, classes and input size."""
+"""Build torchvision's classification models by name, without weights, for any channels, classes and input size."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,13 +12,13 @@ from cpt_deploy.registry import nearest_names
 PREFIX = "torchvision/"
 
 Normalization = tuple[tuple[float, ...], tuple[float, ...]]
-"""Mean and standard deviation per channel, of pixels of 0 to 1."""
+"""Mean and standard deviation per channel, for pixels in 0..1."""
 
 _IMAGENET: Normalization = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _SYMMETRIC: Normalization = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 _FIXED: dict[str, dict[str, Any]] = {
-    # Without these the models warn, and return a tuple of logits in training.
+    # Without these settings the models warn, and return a tuple of logits in training.
     "googlenet": {"aux_logits": False, "transform_input": False, "init_weights": True},
     "inception_v3": {"aux_logits": False, "transform_input": False, "init_weights": True},
 }
@@ -26,17 +26,17 @@ _FIXED: dict[str, dict[str, Any]] = {
 
 def torchvision_names() -> list[str]:
     """Return the names of torchvision's classification models, without the prefix, sorted."""
-    import torchvision  # here and below: it takes long, and the project's own networks need none of it
+    import torchvision  # here and below: slow to import, and the project's own networks do not need it
 
     return sorted(torchvision.models.list_models(module=torchvision.models))
 
 
 def published_normalization(name: str, args: Mapping[str, Any]) -> Normalization:
-    """Return the normalisation of the images that the published weights of a model read.
+    """Return the normalisation of images that the published weights of a model expect.
 
-    It is ImageNet's. GoogLeNet and Inception v3 were trained on pixels of -1 to 1, which torchvision computes from
-    ImageNet's normalisation in the network (`transform_input`, on where weights are published). Here the networks have
-    no such operations in float before their first layer, so images are to be normalised to -1 to 1 themselves.
+    It is ImageNet's, except for GoogLeNet and Inception v3. These were trained on pixels in -1..1, which torchvision's
+    network computes from ImageNet's normalisation (`transform_input`, on for published weights). The networks here omit
+    these float operations before the first layer, so the images themselves must be normalised to -1..1.
 
     Args:
         name: One of `torchvision_names`.
@@ -49,17 +49,17 @@ def published_normalization(name: str, args: Mapping[str, Any]) -> Normalization
 def build_torchvision(
     name: str, *, num_classes: int, in_channels: int, input_size: tuple[int, int], **args: Any
 ) -> nn.Module:
-    """Build a torchvision model with fresh weights.
+    """Build a torchvision model with random weights.
 
     Args:
         name: One of `torchvision_names`.
         num_classes: Number of logits.
-        in_channels: Channels of the images; other than 3 replaces the first convolution.
-        input_size: Height and width of the images, which vision transformers are built for.
+        in_channels: Channels of the images; a number other than 3 replaces the first convolution.
+        input_size: Height and width of the images; the weights of vision transformers depend on it.
         **args: Further arguments of the model's constructor, such as `dropout`.
 
     Raises:
-        UsageError: If there is no such model, or it does not take the arguments or the input size.
+        UsageError: If the model does not exist, or does not accept the arguments or the input size.
     """
     import torchvision
 
@@ -80,7 +80,7 @@ def build_torchvision(
 
 
 def _size_arguments(name: str, input_size: tuple[int, int]) -> dict[str, Any]:
-    """Return what the models whose weights depend on the input size need to be told of it."""
+    """Return the constructor arguments for the input size, for models whose weights depend on it."""
     if name.startswith("vit_"):
         if input_size[0] != input_size[1]:
             raise UsageError(f"Expected square images for {name}, but got {input_size[0]} x {input_size[1]}")
@@ -102,7 +102,7 @@ def _replace_first_convolution(model: nn.Module, in_channels: int) -> None:
         bias=module.bias is not None,
     )
     with torch.no_grad():
-        # The spread that the model gave this layer is part of its design; PyTorch's default would be another.
+        # Keep the standard deviation of the model's own initialisation, which is part of its design.
         first.weight.normal_().mul_(module.weight.std())
         if first.bias is not None and module.bias is not None:
             first.bias.copy_(module.bias)

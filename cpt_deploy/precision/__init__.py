@@ -1,4 +1,4 @@
-"""How many bits at which step, and what that costs: pure functions of progress, without torch."""
+"""Precision schedules (bits per training step) and their cost in BitOPs: pure functions of progress, without torch."""
 
 from cpt_deploy.precision.adaptive import (
     AdaptiveSchedule,

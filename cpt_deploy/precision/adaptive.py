@@ -1,4 +1,4 @@
-"""Schedules that follow the training loss; the progressive one of FracTrain raises the bits where the loss is flat."""
+"""Schedules that depend on the training loss: FracTrain's progressive schedule adds bits when the loss is flat."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -7,46 +7,46 @@ from typing import Any, Protocol, runtime_checkable
 from cpt_deploy.errors import UsageError
 from cpt_deploy.precision.schedules import Points, PrecisionSchedule, check_bounds, check_step, schedules
 
-#: Where between the bounds the default stages stand: 3, 4, 6, 8 bits between 3 and 8, as in FracTrain.
+#: Positions of the default stages between min_bits and max_bits: 3, 4, 6, 8 bits between 3 and 8, as in FracTrain.
 _STAGES = (0.0, 0.2, 0.6, 1.0)
 
 
 @runtime_checkable
 class AdaptiveSchedule(PrecisionSchedule, Protocol):
-    """A schedule that is told the training loss, and keeps what it made of it.
+    """A schedule that depends on the training loss; its state is saved in checkpoints.
 
-    `bits_at` of a step that is over gives the bits it ran at; of one to come, those as things stand.
+    For a past step, `bits_at` returns the bits that it ran at; for a future step, those that the losses so far imply.
     """
 
     def observe(self, loss: float, step: int) -> None:
-        """Take note of a period of training.
+        """Record the training loss of one period.
 
         Args:
             loss: Mean training loss of the period.
-            step: Number of finished steps, hence the first one that the answer can matter to.
+            step: Number of finished steps, hence the index of the first step whose bits can still change.
         """
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what it has made of the losses so far, as JSON types."""
+        """Return the state that the losses so far led to, as JSON types."""
         ...
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state_dict` returned."""
+        """Restore a state that `state_dict` returned."""
         ...
 
 
 @dataclass(frozen=True)
 class PlateauRule:
-    """When the loss counts as flat: Algorithm 1 of FracTrain (Fu et al., 2020) with the constants of its code.
+    """The rule that decides when the loss is flat: Algorithm 1 of FracTrain (Fu et al., 2020), its code's constants.
 
     A turning point comes after a period whose loss differs from each of the `window - 1` before it by at most a
     threshold. Differences are relative to the mean loss of the first `scale_periods` periods. After each turning
-    point the threshold is multiplied by `decay`, and the window begins anew.
+    point the threshold is multiplied by `decay`, and a new window begins.
 
     Args:
-        threshold: The threshold at first, epsilon in the paper.
-        decay: What it is multiplied by, alpha in the paper.
+        threshold: Initial threshold, epsilon in the paper.
+        decay: Factor that the threshold is multiplied by after each turning point, alpha in the paper.
         window: Number of periods that are compared, at least 2.
         scale_periods: Number of periods whose mean loss is the scale.
     """
@@ -66,18 +66,18 @@ class PlateauRule:
 
 @dataclass
 class ProgressiveSchedule:
-    """Bits that rise from stage to stage, each time that the training loss has become flat.
+    """A schedule that moves to the next, higher number of bits each time the training loss becomes flat.
 
     Args:
         stages: Bits of each stage, rising.
-        rule: When the loss is flat.
+        rule: Decides when the loss is flat.
 
     Attributes:
         turning_points: First step of each stage but the first.
         losses: Losses of the periods in the window.
         periods: Number of periods so far.
-        scale: Mean loss of the first of them.
-        threshold: The present threshold.
+        scale: Mean loss of the first `scale_periods` periods.
+        threshold: The current threshold.
     """
 
     stages: tuple[int, ...]
@@ -103,7 +103,7 @@ class ProgressiveSchedule:
         return self.stages[sum(turn <= step for turn in self.turning_points)]
 
     def observe(self, loss: float, step: int) -> None:
-        """Take note of a period's mean loss; see `AdaptiveSchedule.observe`."""
+        """Record the mean loss of a period; see `AdaptiveSchedule.observe`."""
         self.periods += 1
         if self.periods <= self.rule.scale_periods:
             self.scale += (loss - self.scale) / self.periods
@@ -130,13 +130,13 @@ class ProgressiveSchedule:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state_dict` returned."""
+        """Restore a state that `state_dict` returned."""
         self.turning_points, self.losses = list(state["turning_points"]), list(state["losses"])
         self.periods, self.scale, self.threshold = state["periods"], state["scale"], state["threshold"]
 
 
 def progressive_stages(lower: int, upper: int) -> tuple[int, ...]:
-    """Return the stages between two bounds that FracTrain's example has between 3 and 8: 3, 4, 6, 8."""
+    """Return FracTrain's stages scaled to the given bounds; between 3 and 8 they are 3, 4, 6, 8."""
     return tuple(round(lower + (upper - lower) * share) for share in _STAGES)
 
 
@@ -146,6 +146,6 @@ def _progressive(lower: int, upper: int, _cycles: int, _points: Points | None) -
 
 
 def follow_losses(schedule: AdaptiveSchedule, losses: Sequence[float], steps_per_period: int) -> None:
-    """Tell a schedule the mean losses of a whole run, so that `bits_at` gives what it would have run at."""
+    """Feed a schedule the mean losses of a complete run, so that `bits_at` returns the bits under those losses."""
     for period, loss in enumerate(losses, start=1):
         schedule.observe(loss, period * steps_per_period)

@@ -1,4 +1,4 @@
-"""What a precision schedule costs: shares of steps per bits, the ratio to static precision, and BitOPs by layer.
+"""The cost of a precision schedule: share of steps per bit-width, ratio to static precision, and BitOPs per layer.
 
 The unit is that of Fu et al., 2021: a layer costs `MACs (fw^2 + 2 fw bw)` bit operations per sample and training step,
 `fw` bits forward and `bw` bits of gradient; the three products are forward, error and weight gradient.
@@ -14,11 +14,11 @@ from cpt_deploy.precision.schedules import CyclicSchedule, PrecisionSchedule, St
 FLOAT_BITS = 32
 
 Role = str
-"""Whose bits a layer has: "cycle", "hold", "float", or the name of a group with a schedule of its own."""
+"""The precision a layer follows: "cycle" (scheduled), "hold" (fixed at max_bits), "float", or a group's name."""
 
 
 def share_of_steps(schedule: PrecisionSchedule, total_steps: int) -> dict[int, float]:
-    """Return the share of a run's steps that each number of bits has, ascending by bits; the shares add up to 1."""
+    """Return the share of a run's steps at each bit-width, ascending by bits; the shares add up to 1."""
     counts = Counter(schedule.bits_at(step, total_steps) for step in range(total_steps))
     return {bits: counts[bits] / total_steps for bits in sorted(counts)}
 
@@ -38,7 +38,7 @@ def relative_cost(
         forward: Bits of weights and activations.
         backward: Bits of the gradients.
         total_steps: Length of the run.
-        reference_bits: Forward bits of the static run; the greatest bits of `forward` by default.
+        reference_bits: Forward bits of the static run; the maximum bits of `forward` by default.
 
     Raises:
         ValueError: If `total_steps` is less than 1.
@@ -56,13 +56,13 @@ def relative_cost(
 
 @dataclass(frozen=True)
 class LayerCost:
-    """One layer as the meter sees it.
+    """The size and the precision of one layer, from which its BitOPs are counted.
 
     Args:
         name: Its name in the model.
         macs: Multiply-accumulates per sample in forward.
-        role: "cycle" follows the schedule, "hold" stays at the upper bound, "float" runs at 32 bits; any other is that
-            of a group.
+        role: "cycle" follows the schedule, "hold" stays at max_bits, "float" runs at 32 bits; any other value names a
+            group.
     """
 
     name: str
@@ -72,11 +72,11 @@ class LayerCost:
 
 @dataclass(frozen=True)
 class BitOpsSummary:
-    """What a run has cost so far.
+    """The cost of a run so far.
 
     Args:
         total: BitOPs spent.
-        static_upper: BitOPs of the same steps, had every layer stayed at its upper bound.
+        static_upper: BitOPs of the same steps with every layer at its max_bits.
     """
 
     total: int
@@ -97,12 +97,12 @@ class BitOpsSummary:
 
 
 class BitOpsMeter:
-    """Adds up the BitOPs of a run, each layer at the bits it really runs at.
+    """Adds up the BitOPs of a run, counting each layer at the bits it really runs at.
 
     Args:
         layers: All layers with multiplications, those in float as well.
-        upper: Bits of the layers that hold the upper bound.
-        groups: Upper bound of each group of layers.
+        upper: Bits of the layers with fixed precision.
+        groups: The max_bits of each group of layers.
     """
 
     def __init__(self, layers: Sequence[LayerCost], upper: int, groups: Mapping[Role, int] | None = None) -> None:
@@ -126,11 +126,11 @@ class BitOpsMeter:
         """Return the BitOPs of one training step.
 
         Args:
-            forward_bits: Bits of weights and activations of the cycling layers.
+            forward_bits: Bits of weights and activations of the layers with scheduled precision.
             backward_bits: Bits of the gradients of all quantized layers.
             samples: Number of samples in the step, over all processes.
-            groups: Forward bits of groups; one that is left out has `forward_bits`, or its upper bound where that is
-                less.
+            groups: Forward bits of groups; a group that is left out has `forward_bits`, or its max_bits if that is
+                lower.
         """
         bits = {"cycle": forward_bits, "hold": self.upper}
         bits |= {role: min(forward_bits, upper) for role, upper in self.groups.items()} | dict(groups or {})
@@ -152,7 +152,7 @@ class BitOpsMeter:
         samples: int,
         groups: Mapping[Role, PrecisionSchedule] | None = None,
     ) -> BitOpsSummary:
-        """Count a whole run as its schedules have it, and return what there is then.
+        """Count the BitOPs of a complete run under its schedules, and return the new totals.
 
         Args:
             forward: Bits of weights and activations.
@@ -172,20 +172,20 @@ class BitOpsMeter:
         return self.summary()
 
     def summary(self) -> BitOpsSummary:
-        """Return what the run has cost so far and what static precision would have."""
+        """Return the cost of the run so far, and that of the same steps at static precision."""
         return BitOpsSummary(self._total, self._static_upper)
 
     def state_dict(self) -> dict[str, int]:
-        """Return the counts, to be kept in a checkpoint."""
+        """Return the counts, to be saved in a checkpoint."""
         return {"total": self._total, "static_upper": self._static_upper}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Go on from counts that `state_dict` returned."""
+        """Restore counts that `state_dict` returned."""
         self._total, self._static_upper = int(state["total"]), int(state["static_upper"])
 
 
 def _period(schedule: PrecisionSchedule, total_steps: int) -> int:
-    """Return after how many steps a schedule is known to repeat itself."""
+    """Return the number of steps after which a schedule is known to repeat itself."""
     if isinstance(schedule, StaticSchedule):
         return 1
     if isinstance(schedule, CyclicSchedule) and schedule.shape == "repeated" and total_steps % schedule.cycles == 0:

@@ -1,11 +1,11 @@
-"""The four shapes that a cycle can have: how far between its bounds the precision stands at a position in the cycle."""
+"""The four profiles of a precision cycle: functions from the position in a cycle to the height between its bounds."""
 
 import math
 from collections.abc import Callable
 from types import MappingProxyType
 
 Profile = Callable[[float], float]
-"""Maps a position z in [0, 1] within a cycle to a height S(z) in [0, 1], rising from 0."""
+"""A function from a position z in [0, 1] within a cycle to a height S(z) in [0, 1], rising from 0."""
 
 
 def cosine(z: float) -> float:

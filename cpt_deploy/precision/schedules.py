@@ -14,17 +14,17 @@ from cpt_deploy.precision.profiles import PROFILES
 from cpt_deploy.registry import Registry, import_object
 
 LEAST_BITS, MOST_BITS = 2, 32
-"""The bounds of any schedule; one bit leaves a symmetric weight no value but zero, 32 stands for full precision."""
+"""The bounds of any schedule: with one bit a symmetric weight can only be zero; 32 means full precision."""
 
 Points = Sequence[tuple[float, int]]
-"""Where the steps of a piecewise schedule begin, as a fraction of the run, and their bits."""
+"""The pieces of a piecewise schedule: each start, as a fraction of the run, and its bits."""
 
 Shape = Literal["repeated", "vertical", "horizontal"]
 
 
 @runtime_checkable
 class PrecisionSchedule(Protocol):
-    """Anything that says how many bits a step runs at; picklable, and without state but for adaptive ones."""
+    """Any object that returns the bits of a step; picklable, and stateless unless it is adaptive."""
 
     def bits_at(self, step: int, total_steps: int) -> int:
         """Return the bits of `step`, counted from 0, in a run of `total_steps` steps.
@@ -58,17 +58,17 @@ class StaticSchedule:
 class CyclicSchedule:
     """Cycles of one profile between two bounds, `bits = rint(lower + (upper - lower) S(z))`.
 
-    A cycle is `total_steps / cycles` steps long, as a real number: where the cycles divide the steps this is the
-    authors' code exactly, and elsewhere the run still ends at the end of a cycle rather than at the start of one more.
+    A cycle is `total_steps / cycles` steps long, as a real number: if the cycles divide the steps, this equals the
+    authors' code exactly; otherwise the run still ends at the end of a cycle rather than at the start of another.
 
     Args:
-        lower: Least bits.
-        upper: Greatest bits.
-        cycles: How many cycles the run has.
+        lower: Minimum bits.
+        upper: Maximum bits.
+        cycles: Number of cycles in the run.
         profile: The rise, one of `PROFILES`.
-        shape: "repeated" rises and falls back at once, cycle after cycle. The triangular ones alternate between
-            falling and rising, the last cycle rising, so that an even number of them begins at `upper`: "vertical"
-            falls as `1 - S(z)`, "horizontal" as `S(1 - z)`.
+        shape: "repeated" rises and drops back at once in each cycle. The triangular shapes alternate between falling
+            and rising, and the last cycle rises, so an even number of cycles begins at `upper`: "vertical" falls as
+            `1 - S(z)`, "horizontal" as `S(1 - z)`.
     """
 
     lower: int
@@ -93,7 +93,7 @@ class CyclicSchedule:
         check_step(step, total_steps)
         if self.cycles > total_steps:
             raise UsageError(
-                f"Expected at most one precision cycle a step, but got {self.cycles} cycles in {total_steps} steps",
+                f"Expected at most one precision cycle per step, but got {self.cycles} cycles in {total_steps} steps",
                 hint="train longer or set fewer cycles",
             )
         cycle, offset = divmod(step * self.cycles, total_steps)
@@ -113,7 +113,7 @@ class PiecewiseSchedule:
     """Bits that change at given points of the run.
 
     Args:
-        points: Pairs of the fraction of the run where a piece starts and its bits; the first starts at 0.
+        points: Pairs of the start of a piece, as a fraction of the run, and its bits; the first starts at 0.
     """
 
     points: tuple[tuple[float, int], ...]
@@ -129,17 +129,17 @@ class PiecewiseSchedule:
             check_bounds(bits, bits)
 
     def bits_at(self, step: int, total_steps: int) -> int:
-        """Return the bits of the piece that `step` lies in; see `PrecisionSchedule.bits_at`."""
+        """Return the bits of the piece that contains `step`; see `PrecisionSchedule.bits_at`."""
         check_step(step, total_steps)
         progress = step / total_steps
         return next(bits for start, bits in reversed(self.points) if start <= progress)
 
 
 ScheduleFactory = Callable[[int, int, int, Points | None], PrecisionSchedule]
-"""Builds a schedule from lower, upper, cycles and points."""
+"""A function that builds a schedule from `lower`, `upper`, `cycles` and `points`."""
 
 schedules: Registry[ScheduleFactory] = Registry("precision schedule")
-"""The schedules that a recipe can name; further ones by `module:attribute`, see `build_schedule`."""
+"""The schedules that a recipe can name; others are given as `module:attribute`, see `build_schedule`."""
 
 
 @schedules.register("static")
@@ -172,7 +172,7 @@ _CYCLIC: dict[str, tuple[str, str, Shape]] = {
     "LR": ("linear", "linear", "repeated"),
     "ER": ("exponential", "exponential", "repeated"),
     "RR": ("rex", "rex", "repeated"),
-    # Reflected either way, a cosine and a line are the same.
+    # For a cosine and a line, vertical and horizontal reflection are the same.
     "CT": ("cosine-triangular", "cosine", "vertical"),
     "LT": ("linear-triangular", "linear", "vertical"),
     "ETV": ("exponential-triangular-vertical", "exponential", "vertical"),
@@ -187,12 +187,12 @@ for _name, _profile, _shape in _CYCLIC.values():
 
 Saving = Literal["large", "medium", "small"]
 
-#: The groups in which Wolfe & Kyrillidis, 2024, compare their ten schedules; the others are medium.
+#: The groups in which Wolfe & Kyrillidis, 2024, compare their ten schedules; those not listed are "medium".
 _SAVINGS: dict[str, Saving] = {"RR": "large", "RTH": "large", "ER": "small", "ETH": "small"}
 
 
 def published_name(name: str) -> tuple[str, Saving] | None:
-    """Return the short name and the saving group that Wolfe & Kyrillidis give a schedule; None if it is not theirs."""
+    """Return the short name and the saving group of a schedule of Wolfe & Kyrillidis; None for any other."""
     for short, (long, _, _) in _CYCLIC.items():
         if long == name:
             return short, _SAVINGS.get(short, "medium")
@@ -211,10 +211,10 @@ def build_schedule(
 
     Args:
         name: One of `schedules`, a short name of Wolfe & Kyrillidis ("CR", "RTH", ...), or an import path
-            "module:attribute" of a schedule or of a callable that returns one; the callable gets those of `lower`,
-            `upper`, `cycles` and `points` that it has parameters for.
-        lower: Least bits, from 2.
-        upper: Greatest bits, to 32; what the static schedule runs at.
+            "module:attribute" of a schedule or of a callable that returns one; of `lower`, `upper`, `cycles` and
+            `points`, the callable gets those that it has parameters for.
+        lower: Minimum bits, at least 2.
+        upper: Maximum bits, at most 32; the bits of the static schedule.
         cycles: Number of cycles of the cyclic schedules.
         points: Start fractions and bits of the piecewise schedule.
 
@@ -246,10 +246,10 @@ def _build_imported(path: str, settings: dict[str, object]) -> PrecisionSchedule
 
 
 def check_bounds(lower: int, upper: int) -> None:
-    """Make sure that bits lie in order between the least and the most that a schedule can have.
+    """Check that the bounds are in order and within `LEAST_BITS` and `MOST_BITS`.
 
     Raises:
-        UsageError: If they do not.
+        UsageError: If they are not.
     """
     if not LEAST_BITS <= lower <= upper <= MOST_BITS:
         got = f"{lower}" if lower == upper else f"{lower}..{upper}"
@@ -257,7 +257,7 @@ def check_bounds(lower: int, upper: int) -> None:
 
 
 def check_step(step: int, total_steps: int) -> None:
-    """Make sure that a step belongs to the run.
+    """Check that a step belongs to the run.
 
     Raises:
         ValueError: If it does not.

@@ -1,4 +1,4 @@
-"""What a run is: the settings of a training run, their defaults, presets, files and overrides. Imports no torch."""
+"""Recipes: the settings of a training run, their defaults, presets, files and overrides. Imports no torch."""
 
 from cpt_deploy.recipe.experiments import Experiment, ExperimentCost, Figure, experiments
 from cpt_deploy.recipe.fields import Every, parse_every

@@ -1,6 +1,6 @@
-"""The paper's experiments as recipes: composed of network, data set and precision, with cost and published figures.
+"""The paper's experiments as recipes, each a network, a data set and a precision, with cost and published figures.
 
-The tables in `presets/paper` say what there is; a recipe's name is `NETWORK-DATA-PRECISION`.
+The tables in `presets/paper` define them; a recipe's name is `NETWORK-DATA-PRECISION`.
 """
 
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from cpt_deploy.precision import BitOpsMeter, LayerCost
 from cpt_deploy.recipe.schema import Recipe
 
 _TABLES = Path(__file__).parent / "presets" / "paper"
-#: The paper's BitOPs, those of ImageNet too, are those of 64,000 batches of 128 samples.
+#: The paper counts the BitOPs of 64,000 batches of 128 samples, also for ImageNet.
 PAPER_SAMPLES = 64_000 * 128
 
 
@@ -25,7 +25,7 @@ class Figure:
 
     Args:
         value: The number: accuracy or gain in points, perplexity, saving in percent, or GBitOPs.
-        source: Where it stands, and how surely.
+        source: Where it was published, and how exactly it could be read.
     """
 
     value: float
@@ -34,16 +34,16 @@ class Figure:
 
 @dataclass(frozen=True)
 class ExperimentCost:
-    """What an experiment costs.
+    """The cost of an experiment.
 
     Args:
         steps: Training steps.
-        gbitops: 10^9 BitOPs of the run as the recipe has it; those for images let the first and the last layer hold the
-            upper bound.
-        saving: Share that is saved against static training at the upper bound, likewise.
-        paper_gbitops: 10^9 BitOPs as the paper counts for images: all convolutions cycle, 64,000 batches of 128. How
-            many tokens it counts for language models is not known, so only the saving can be compared.
-        paper_saving: The share that is saved by that count.
+        gbitops: 10^9 BitOPs of the run under the recipe; in recipes for images the first and the last layer are fixed
+            at max_bits.
+        saving: Share that is saved against static training at max_bits, by the same count.
+        paper_gbitops: 10^9 BitOPs as the paper counts for images: all convolutions scheduled, 64,000 batches of 128.
+            How many tokens it counts for language models is not known, so only the saving can be compared.
+        paper_saving: The share that is saved by the paper's count.
     """
 
     steps: int
@@ -55,22 +55,22 @@ class ExperimentCost:
 
 @dataclass(frozen=True)
 class Experiment:
-    """One experiment.
+    """One experiment of the paper: the recipe's settings, and what is needed to cost it and compare it.
 
     Args:
         name: The recipe's name.
         network: The network's name in the table.
-        data: The data set's.
-        precision: The precision's.
+        data: The data set's name in the table.
+        precision: The precision's name in the table.
         values: The recipe's settings.
-        layers: Multiply-accumulates per sample, an image or a token: of the first layer, of those between, and of the
-            last.
-        epoch_steps: Steps of an epoch.
-        step_samples: Samples of a step.
-        baseline: The static run to compare with; None for such a run itself.
-        figures: What is published: "top1", "gain", "perplexity", "saving", "gbitops".
-        note: What else there is to know.
-        table: The file that it is composed from.
+        layers: Multiply-accumulates per sample (an image or a token) of the first layer, the layers between, and the
+            last layer.
+        epoch_steps: Steps per epoch.
+        step_samples: Samples per step.
+        baseline: The static run to compare with; None for a static run.
+        figures: The published figures by name: "top1", "gain", "perplexity", "saving", "gbitops".
+        note: A remark for users, if there is one.
+        table: The file that defines it.
     """
 
     name: str
@@ -91,7 +91,7 @@ class Experiment:
         return Recipe.model_validate(self.values)
 
     def cost(self) -> ExperimentCost:
-        """Count the BitOPs of the run, and those by the paper's count."""
+        """Count the BitOPs of the run, both under the recipe and as the paper counts."""
         recipe = self.recipe()
         precision = recipe.precision
         forward, backward = precision.forward_schedule(), precision.backward_schedule()
@@ -121,7 +121,7 @@ def experiments() -> Mapping[str, Experiment]:
 
 
 def _those_of(network: str, entries: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Return the data sets or precisions that a network has: all that do not say whose they are, and its own."""
+    """Return the data sets or precisions of a network: those that list it, and those that list no networks."""
     return [name for name, entry in entries.items() if network in entry.get("networks", (network,))]
 
 
@@ -162,7 +162,7 @@ def _compose(path: Path, table: Mapping[str, Any], network: str, data: str, prec
 
 
 def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings, section by section, with those of `above` over those of `below`."""
+    """Merge settings section by section; those of `above` override those of `below`."""
     merged = dict(below)
     for key, value in above.items():
         both = isinstance(value, Mapping) and isinstance(below.get(key), Mapping)

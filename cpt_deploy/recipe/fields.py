@@ -1,4 +1,4 @@
-"""What the sections of a recipe are made of: numbers with their bounds, intervals, and the base of all sections."""
+"""Field types of recipe sections: bounded numbers, intervals, and the base class of all sections."""
 
 import re
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ _EVERY = re.compile(r"(\d+)\s*(epoch|step)s?")
 
 @dataclass(frozen=True)
 class Every:
-    """An interval of a run: so many epochs or so many steps."""
+    """An interval of a run: a number of epochs or of steps."""
 
     count: int
     unit: Literal["epoch", "step"]
@@ -30,7 +30,7 @@ def parse_every(text: str) -> Every:
     """Parse an interval such as "1 epoch", "5 epochs" or "390 steps".
 
     Raises:
-        ValueError: If the text is no interval, or an interval of 0.
+        ValueError: If the text is not an interval, or is an interval of 0.
     """
     match = _EVERY.fullmatch(text.strip())
     if match is None or int(match[1]) == 0:
@@ -50,6 +50,6 @@ Interval = Annotated[str, BeforeValidator(_interval)]
 
 
 class Settings(BaseModel):
-    """Base of all sections: immutable, and an unknown key is an error."""
+    """Base of all sections; immutable, and an unknown key is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)

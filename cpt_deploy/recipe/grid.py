@@ -1,4 +1,4 @@
-"""A grid of experiments: recipes × variants × values of settings × seeds, each point of it one run."""
+"""Grids of experiments: recipes × variants × values of settings × seeds, one run per combination."""
 
 import itertools
 import json
@@ -19,11 +19,11 @@ from cpt_deploy.registry import nearest_names
 
 
 class GridSettings(Settings):
-    """What a grid file holds.
+    """The contents of a grid file.
 
-    `recipes` are presets or files, seen from the grid's folder. `common` are settings of all runs, by their full keys.
-    `variants` are named sets of settings, one of which each run has; `vary` gives single settings several values, of
-    which all combinations are taken.
+    `recipes` are presets or files, relative to the grid's folder. `common` are settings of all runs, by their full
+    keys. `variants` are named sets of settings; each run uses one. `vary` lists several values for single settings;
+    all combinations are run.
     """
 
     recipes: Annotated[tuple[str, ...], Field(min_length=1)]
@@ -38,10 +38,10 @@ class GridPoint:
     """One run of a grid.
 
     Args:
-        name: What it is called; also the name of its directory.
+        name: Its name, also that of its directory.
         source: Preset or recipe file.
         overrides: Its settings as `key=value`.
-        recipe: What comes of both.
+        recipe: The recipe with the overrides applied.
     """
 
     name: str
@@ -51,12 +51,12 @@ class GridPoint:
 
 
 def load_grid(path: Path) -> list[GridPoint]:
-    """Read a grid file and make sure that each of its recipes is valid.
+    """Read a grid file and check that each of its recipes is valid.
 
     Raises:
         DataError: If the file cannot be read.
-        RecipeError: If it is no grid, or a recipe is wrong.
-        UsageError: If two runs would have the same name, or there is no such preset.
+        RecipeError: If it is not a grid, or a recipe is invalid.
+        UsageError: If two runs would have the same name, or a preset does not exist.
     """
     settings = _read(path)
     points = []
@@ -84,7 +84,7 @@ def _point(name: str, source: str, settings: Mapping[str, Any]) -> GridPoint:
 
 
 def _found(source: str, folder: Path) -> str:
-    """Return a preset's name, or where a recipe file is, seen from the grid's folder."""
+    """Return a preset's name, or the path of a recipe file that is given relative to the grid's folder."""
     beside = folder / source
     return str(beside) if beside.is_file() else str(recipe_path(source)) if "/" in source else source
 

@@ -1,4 +1,4 @@
-"""Reads recipes: defaults, then a preset or a file, then `key=value` overrides; all mistakes are reported at once."""
+"""Load recipes: defaults, then a preset or a file, then `key=value` overrides; all mistakes are reported at once."""
 
 import copy
 import difflib
@@ -20,7 +20,7 @@ _SUFFIXES = {".yaml", ".yml"}
 
 
 class _RecipeDumper(yaml.SafeDumper):
-    """Writes lists in one line, as people do."""
+    """Writes each list on one line."""
 
 
 _RecipeDumper.add_representer(
@@ -29,16 +29,16 @@ _RecipeDumper.add_representer(
 
 
 def preset_names(pattern: str = "*") -> list[str]:
-    """Return the names of the recipes that come with the package and match a shell pattern: files, then experiments."""
+    """Return the names of the package's own recipes that match a shell pattern: files, then experiments."""
     names = [*sorted(path.stem for path in _PRESETS.glob("*.yaml")), *experiments()]
     return [name for name in names if fnmatchcase(name, pattern)]
 
 
 def preset_path(name: str) -> Path:
-    """Return the file of a preset, to be read or copied; that of an experiment is the table that it is composed from.
+    """Return the file of a preset, to be read or copied; for an experiment, the table that defines it.
 
     Raises:
-        UsageError: If there is no such preset; the hint has the nearest names.
+        UsageError: If the preset does not exist; the hint has the nearest names.
     """
     if name not in preset_names():
         raise UsageError(f"Expected a known preset, but got {name!r}", hint=nearest_names(name, preset_names()))
@@ -56,8 +56,8 @@ def load_recipe(source: str | Path | None = None, overrides: Sequence[str] = ())
             `train.steps` or `train.epochs` replaces the other one.
 
     Raises:
-        RecipeError: If settings are wrong; the message lists all of them, with lines and near names.
-        UsageError: If there is no such preset.
+        RecipeError: If settings are invalid; the message lists all of them, with line numbers and similar names.
+        UsageError: If the preset does not exist.
         DataError: If the file cannot be read.
     """
     values: dict[str, Any] = {}
@@ -72,7 +72,7 @@ def load_recipe(source: str | Path | None = None, overrides: Sequence[str] = ())
         problem = _override(values, override)
         if problem is not None:
             problems.append(problem)
-        lines.pop(tuple(override.partition("=")[0].split(".")), None)  # the file is not to blame for what came later
+        lines.pop(tuple(override.partition("=")[0].split(".")), None)  # an overridden value is not the file's
     try:
         recipe = Recipe.model_validate(values)
     except ValidationError as error:
@@ -91,9 +91,9 @@ def recipe_text(recipe: Recipe) -> str:
 
 
 def save_recipe(recipe: Recipe, path: Path) -> None:
-    """Write a recipe as YAML with every setting; `load_recipe` reads it back as it was.
+    """Write a recipe as YAML with every setting; `load_recipe` reads it back unchanged.
 
-    The file appears whole or not at all.
+    The file is written atomically.
 
     Raises:
         DataError: If the file cannot be written.
@@ -108,11 +108,11 @@ def save_recipe(recipe: Recipe, path: Path) -> None:
 
 
 def recipe_path(source: str | Path) -> Path:
-    """Return the file that a preset or a path names.
+    """Return the file of a preset or a path.
 
     Raises:
-        UsageError: If there is no such preset.
-        DataError: If there is no such file.
+        UsageError: If the preset does not exist.
+        DataError: If the file does not exist.
     """
     path = Path(source)
     if isinstance(source, Path) or path.suffix in _SUFFIXES or len(path.parts) > 1:
@@ -123,7 +123,7 @@ def recipe_path(source: str | Path) -> Path:
 
 
 def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[tuple[str, ...], int], list[str]]:
-    """Return the settings of a file, the line of each, and problems such as keys that occur twice."""
+    """Return the settings of a file, the line of each, and problems such as duplicate keys."""
     try:
         text = path.read_text(encoding="utf-8")
         node = yaml.compose(text, Loader=yaml.SafeLoader)
@@ -159,7 +159,7 @@ def _walk(node: yaml.Node | None, prefix: tuple[str, ...]) -> Iterator[tuple[tup
 
 
 def _override(values: dict[str, Any], override: str) -> str | None:
-    """Apply one `key=value`; return what is wrong with it, if anything."""
+    """Apply one `key=value` override; return a description of the problem, or None."""
     key, equals, text = override.partition("=")
     parts = key.strip().split(".")
     if not equals or not all(parts):
@@ -172,7 +172,7 @@ def _override(values: dict[str, Any], override: str) -> str | None:
     for depth, part in enumerate(parts[:-1]):
         target = _child(target, part)
         if target is None:
-            return f"{override}: {'.'.join(parts[: depth + 1])} holds no settings of its own"
+            return f"{override}: {'.'.join(parts[: depth + 1])} is a value, not a section"
     if isinstance(target, list):
         if not (parts[-1].isdigit() and int(parts[-1]) < len(target)):
             return f"{override}: expected an index below {len(target)}, but got {parts[-1]!r}"
@@ -185,7 +185,7 @@ def _override(values: dict[str, Any], override: str) -> str | None:
 
 
 def _child(target: Any, part: str) -> Any:
-    """Return the section or list element `part` of `target`, made if need be; `None` if there can be none."""
+    """Return the section or list element `part` of `target`, created if missing; `None` if it cannot exist."""
     if isinstance(target, list):
         child = target[int(part)] if part.isdigit() and int(part) < len(target) else None
     else:
@@ -196,7 +196,7 @@ def _child(target: Any, part: str) -> Any:
 
 
 def _describe(entry: Mapping[str, Any], lines: Mapping[tuple[str, ...], int]) -> str:
-    """Put one of pydantic's errors into a line: the key, where it stands, what is wrong, what was meant."""
+    """Format one of pydantic's errors as one line: the key, its line, the problem, and similar keys."""
     location = tuple(str(part) for part in entry["loc"])
     key = ".".join(location) or "recipe"
     line = next((lines[location[:end]] for end in range(len(location), 0, -1) if location[:end] in lines), None)
@@ -209,10 +209,10 @@ def _describe(entry: Mapping[str, Any], lines: Mapping[tuple[str, ...], int]) ->
 
 
 def _nearest_keys(location: tuple[str, ...]) -> str:
-    """Suggest keys for an unknown one: near ones in its section, else the same or near ones in any other."""
+    """Suggest keys for an unknown one: similar keys of its section, otherwise equal or similar keys of any section."""
     section: type[BaseModel] = Recipe
     for part in location[:-1]:
-        if not part.isdigit():  # the place in a list of sections
+        if not part.isdigit():  # a digit is an index into a list of sections
             section = _section_in(section.model_fields[part].annotation) or section
     *parents, wrong = location
     known = list(section.model_fields)
@@ -233,7 +233,7 @@ def _all_keys(section: type[BaseModel], prefix: str) -> Iterator[str]:
 
 
 def _section_in(annotation: Any) -> type[BaseModel] | None:
-    """Return the section that a type is, or that its elements are."""
+    """Return the section class that a type is or contains, if any."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     return next(filter(None, map(_section_in, get_args(annotation))), None)

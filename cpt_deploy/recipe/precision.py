@@ -15,11 +15,12 @@ Points = tuple[tuple[Fraction, Bits], ...]
 
 
 class ProgressiveSettings(Settings):
-    """FracTrain's progressive quantization: `schedule: progressive`, and `grad_schedule: progressive` beside it.
+    """FracTrain's progressive quantization: settings of `schedule: progressive` and `grad_schedule: progressive`.
 
-    Bits rise from stage to stage, from the lower to the upper bound; null stands for its 3, 4, 6, 8 between 3 and 8. A
-    stage ends when the mean training losses of `window` periods of `every` differ from the last by at most `threshold`
-    times the mean loss of the first `scale_periods` periods; the threshold is then multiplied by `decay`.
+    Bits rise from stage to stage, from min_bits to max_bits; null selects FracTrain's stages: 3, 4, 6, 8 between 3 and
+    8. A period is `every` long. A stage ends when the mean training losses of the last `window` periods differ from
+    the latest one by at most `threshold` times the mean loss of the first `scale_periods` periods; the threshold is
+    then multiplied by `decay`.
     """
 
     stages: tuple[Bits, ...] | None = None
@@ -32,15 +33,15 @@ class ProgressiveSettings(Settings):
 
     @property
     def rule(self) -> PlateauRule:
-        """When the loss counts as flat."""
+        """The rule that decides when the loss is flat."""
         return PlateauRule(self.threshold, self.decay, self.window, self.scale_periods)
 
 
 class GroupSettings(Settings):
-    """Layers with a schedule of their own: those whose name matches the shell pattern `match`, such as "layer3.*".
+    """A separate schedule for the layers whose name matches the shell pattern `match`, such as "layer3.*".
 
-    What is null is as in the rest of the model. A layer belongs to the first group that matches; it is frozen at the
-    group's upper bound, which is at most that of the model.
+    Settings that are null are those of the rest of the model. A layer belongs to the first group that matches; it is
+    frozen at the group's max_bits, which is at most that of the model.
     """
 
     match: Annotated[str, Field(min_length=1)]
@@ -52,12 +53,12 @@ class GroupSettings(Settings):
 
 
 class PrecisionSettings(Settings):
-    """Bits over the run: forward (weights and activations) and backward (gradients) have a schedule each.
+    """Bits over the run, with one schedule for forward (weights and activations) and one for backward (gradients).
 
-    `lower` and `upper` bound the forward cycle, `cycles` is the number of cycles in the run, `points` are the
-    (start fraction, bits) pairs of the piecewise schedule. `ends` says whether the first and the last layer hold the
-    upper bound or cycle too. `range_momentum` is the weight of a new batch in the tracked activation ranges. Layers
-    in `groups` have a schedule of their own; `progressive` belongs to the schedule of that name.
+    `lower` and `upper` bound the forward bits, `cycles` is the number of cycles in the run, `points` are the
+    (start fraction, bits) pairs of the piecewise schedule. `ends` selects fixed precision (at max_bits) or scheduled
+    precision for the first and the last layer. `range_momentum` is the weight of a new batch in the tracked activation
+    ranges. Layers in `groups` have a separate schedule; `progressive` has the settings of the schedule of that name.
     """
 
     schedule: str = "cosine"
@@ -81,7 +82,7 @@ class PrecisionSettings(Settings):
         for group in self.groups:
             if group.upper is not None and group.upper > self.upper:
                 problems.append(
-                    f"Expected the upper bound of {group.match} to be at most upper={self.upper}, but got {group.upper}"
+                    f"Expected max_bits of {group.match} to be at most the model's {self.upper}, but got {group.upper}"
                 )
         for name, build in self._builders():
             if ":" in name:  # a user's own code is imported when the run starts, not when a file is read
@@ -104,17 +105,17 @@ class PrecisionSettings(Settings):
         """Build the schedule of weights and activations.
 
         Raises:
-            UsageError: If an import path leads nowhere.
+            UsageError: If an import path cannot be resolved.
         """
         if self.schedule == PROGRESSIVE:
             return self._progressive(self.progressive.stages, "stages", self.lower, self.upper)
         return build_schedule(self.schedule, lower=self.lower, upper=self.upper, cycles=self.cycles, points=self.points)
 
     def backward_schedule(self) -> PrecisionSchedule:
-        """Build the schedule of gradients, which has as many cycles as the forward one unless said otherwise.
+        """Build the schedule of gradients, with as many cycles as the forward schedule unless `grad_cycles` is set.
 
         Raises:
-            UsageError: If an import path leads nowhere.
+            UsageError: If an import path cannot be resolved.
         """
         if self.grad_schedule == PROGRESSIVE:
             return self._progressive(self.progressive.grad_stages, "grad_stages", self.grad_lower, self.grad_upper)
@@ -127,10 +128,10 @@ class PrecisionSettings(Settings):
         )
 
     def group_schedules(self) -> dict[str, PrecisionSchedule]:
-        """Build the schedules of the groups, by the names that the groups have in the model: "group1", "group2", ….
+        """Build the schedules of the groups, keyed by the groups' names in the model: "group1", "group2", ….
 
         Raises:
-            UsageError: If an import path leads nowhere.
+            UsageError: If an import path cannot be resolved.
         """
         return {f"group{number}": self._group_schedule(group) for number, group in enumerate(self.groups, start=1)}
 
@@ -143,7 +144,7 @@ class PrecisionSettings(Settings):
         return build_schedule(name, lower=lower, upper=upper, cycles=group.cycles or self.cycles, points=points)
 
     def bounds_of(self, group: GroupSettings) -> tuple[int, int]:
-        """Return the lower and the upper bound of a group."""
+        """Return min_bits and max_bits of a group."""
         upper = self.upper if group.upper is None else group.upper
         lower = min(self.lower, upper) if group.lower is None else group.lower
         return lower, upper
@@ -152,7 +153,6 @@ class PrecisionSettings(Settings):
         chosen = progressive_stages(lower, upper) if stages is None else stages
         if not chosen or (chosen[0], chosen[-1]) != (lower, upper):
             raise UsageError(
-                f"Expected progressive.{name} to go from the lower bound {lower} to the upper bound {upper}, "
-                f"but got {list(chosen)}"
+                f"Expected progressive.{name} to go from min_bits {lower} to max_bits {upper}, but got {list(chosen)}"
             )
         return ProgressiveSchedule(chosen, self.progressive.rule)

@@ -1,6 +1,6 @@
-"""The recipe: every setting of a run, with its meaning, unit, default and bounds.
+"""The recipe schema: every setting of a run, with its meaning, unit, default and bounds.
 
-Pydantic stands here because people write recipes; builders turn the settings into flat arguments further in.
+Recipes are written by people, hence the validation by pydantic; builders turn the settings into plain arguments.
 """
 
 from typing import Annotated, Any, Literal, Self
@@ -14,11 +14,11 @@ from cpt_deploy.registry import nearest_names
 
 
 class ModelSettings(Settings):
-    """Which network: `tiny`, `resnet20`, `torchvision/resnet18`, `timm/resnet18`, or your own as `module:factory`.
+    """The network: `tiny`, `resnet20`, `torchvision/resnet18`, `timm/resnet18`, or your own as `module:factory`.
 
-    `weights` is what its training begins with: a local file of float weights (.pth, .pt, .safetensors), or a finished
-    run; a last layer of another number of classes stays fresh. `weights_sha256` is what that file must be; a run
-    records it.
+    `weights` are the initial weights: a local file of float weights (.pth, .pt, .safetensors), or a finished run; a
+    last layer with a different number of classes keeps its random initialisation. `weights_sha256` is the required
+    digest of that file; a run records it.
     """
 
     name: str = "tiny"
@@ -34,7 +34,7 @@ class ModelSettings(Settings):
 
 
 class InputSettings(Settings):
-    """How an image becomes the model's input. What is left null comes from the data set.
+    """How an image becomes the model's input. Settings that are null come from the data set.
 
     `size` is (height, width) in pixels, `resize` the length of the shorter side before the centre crop; `mean` and
     `std` are per channel, for pixels scaled to 0..1.
@@ -54,14 +54,14 @@ class InputSettings(Settings):
             if values is None:
                 continue
             if channels is not None and len(values) != channels:
-                raise ValueError(f"Expected {name} to have {channels} values, one a channel, but got {len(values)}")
+                raise ValueError(f"Expected {name} to have {channels} values, one per channel, but got {len(values)}")
         if self.size is not None and self.resize is not None and self.resize < max(self.size):
             raise ValueError(f"Expected resize to be at least {max(self.size)}, as size is, but got {self.resize}")
         return self
 
 
 class AugmentStep(BaseModel):
-    """One augmentation: its name and that augmentation's own parameters beside it."""
+    """One augmentation: its name, and its parameters as further keys."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
@@ -69,17 +69,17 @@ class AugmentStep(BaseModel):
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """The parameters that were written beside the name."""
+        """The parameters: all keys but the name."""
         return dict(self.model_extra or {})
 
 
 class TextSettings(Settings):
     """How text becomes tokens, and how many of them a step reads.
 
-    `level` is what a token is: a word, a byte, or a byte pair; `vocabulary_size` limits words to the most frequent ones
-    (null: all of the training text), or is the number of byte-pair tokens (null: 8000). A step reads `sequence` tokens
-    of each row of the batch, through which gradients go back. In evaluation `context` tokens before them are repeated
-    for models that carry no state.
+    `level` is the kind of token: a word, a byte, or a byte pair; `vocabulary_size` limits words to the most frequent
+    ones (null: all of the training text), or is the number of byte-pair tokens (null: 8000). A step reads `sequence`
+    tokens of each row of the batch, and gradients go back through all of them. In evaluation, models without a state
+    also read the `context` tokens before them again.
     """
 
     level: Literal["word", "byte", "bpe"] = "word"
@@ -89,7 +89,7 @@ class TextSettings(Settings):
 
 
 class DataSettings(Settings):
-    """Which images or text, how they become inputs, and how the training images are varied.
+    """The images or text, how they become inputs, and how the training images are augmented.
 
     `name` is a known data set or corpus, a folder, an .npz or text file, or your own as `module:factory`; `root` is the
     folder that holds a known one. `task` is decided by it where it is "auto": a corpus is for a language model
@@ -122,9 +122,9 @@ class DataSettings(Settings):
 
 
 class OptimizerSettings(Settings):
-    """The optimizer. `momentum` and `nesterov` belong to sgd, `betas` to adamw.
+    """The optimizer. `momentum` and `nesterov` apply to sgd, `betas` to adamw.
 
-    `decay_norm_and_bias` says whether weight decay also acts on normalisation parameters and biases.
+    `decay_norm_and_bias` applies weight decay to normalisation parameters and biases too.
     """
 
     name: Literal["sgd", "adamw"] = "sgd"
@@ -143,11 +143,11 @@ class OptimizerSettings(Settings):
 
 
 class LearningRateSettings(Settings):
-    """How the learning rate moves; all positions are fractions of the run.
+    """The learning-rate schedule; all positions are fractions of the run.
 
     piecewise: times `gamma` at each of `milestones`. linear and cosine: from `decay_start` to `decay_end` down to
     `final_factor` times the rate. plateau: times `gamma` after each evaluation that is not the best so far. Warm-up
-    rises linearly from `warmup_factor` over the first `warmup_steps` steps.
+    rises linearly from `warmup_factor` times the rate over the first `warmup_steps` steps.
     """
 
     name: Literal["piecewise", "linear", "cosine", "constant", "plateau"] = "cosine"
@@ -173,7 +173,7 @@ class LearningRateSettings(Settings):
 class SwaSettings(Settings):
     """Stochastic weight averaging: the mean of the weights at the end of each epoch from `start` on.
 
-    `lr` is the constant learning rate from there on, or null to leave the schedule alone.
+    `lr` is the constant learning rate from `start` on; null keeps the schedule.
     """
 
     enabled: bool = False
@@ -185,11 +185,12 @@ class TrainSettings(Settings):
     """Length, batches, evaluation, checkpoints and hardware of the run.
 
     Exactly one of `epochs` and `steps`. `eval_every` and `checkpoint_every` are intervals such as "1 epoch" or
-    "390 steps", a bare number being epochs (null: only at the end); `log_every` is in steps. `settle_batches`
-    training batches re-estimate BatchNorm statistics and activation ranges at the upper bound after the last step.
-    `amp: auto` means bfloat16 autocast on CUDA only. `compute` says how a CPU trains quantized layers: `float32` and
-    `bf16` on codes with backward products of that type, `modules` each module by itself, `auto` the fastest of them.
-    `cuda_graph` records a classifier's step on one GPU once and replays it.
+    "390 steps"; a bare number means epochs (null: only at the end). `log_every` is in steps. `settle_batches` is the
+    number of training batches that calibrate BatchNorm statistics and activation ranges at max_bits after the last
+    step. `amp: auto` means bfloat16 autocast on CUDA only. `compute` selects how a CPU trains quantized layers:
+    `float32` and `bf16` run the fused training step on integers, with backward products of that type; `modules` runs
+    each module by itself; `auto` uses the fastest of them. `cuda_graph` captures a classifier's step as a CUDA graph
+    on one GPU and replays it.
     """
 
     epochs: Count | None = None

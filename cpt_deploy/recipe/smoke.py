@@ -1,4 +1,4 @@
-"""A recipe cut down to a few steps on the CPU: the same network, data, schedules and files, but no result."""
+"""Reduce a recipe to a few steps on the CPU: the same network, data, schedules and files, but no useful accuracy."""
 
 from cpt_deploy.recipe.schema import Recipe
 
@@ -8,10 +8,10 @@ IMAGES = 4
 
 
 def smoke_recipe(recipe: Recipe) -> Recipe:
-    """Return a recipe that runs in seconds and takes every part of the run once: training, settling, evaluation.
+    """Return a recipe that runs in seconds and exercises every part of a run: training, calibration, evaluation.
 
     Args:
-        recipe: What would be trained.
+        recipe: The recipe to reduce.
     """
     precision, train = recipe.precision, recipe.train
     groups = tuple(group.model_copy(update={"cycles": 1}) for group in precision.groups)

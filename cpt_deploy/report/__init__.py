@@ -1,4 +1,4 @@
-"""Pictures and pages of what happened. Matplotlib is imported when one is drawn, torch never."""
+"""Plots and pages of results. Matplotlib is imported only when a plot is drawn; torch is never imported."""
 
 from cpt_deploy.report.benchmark_plot import check_plot_path, plot_benchmark
 from cpt_deploy.report.comparison_plot import ComparedGroup, Measure, plot_comparison

@@ -1,4 +1,4 @@
-"""The picture of `cpt benchmark`: time per image of each model, by batch and threads."""
+"""The plot of `cpt benchmark`: time per image of each model, by batch size and threads."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,11 +12,11 @@ FORMATS = (".png", ".svg", ".pdf")
 
 
 def check_plot_path(destination: Path) -> None:
-    """Raise before anything is measured if a plot cannot be drawn or written there.
+    """Check, before anything is measured, that a plot can be drawn and written to a path.
 
     Raises:
         MissingExtraError: If Matplotlib is not installed.
-        UsageError: If the name's ending is none of a picture.
+        UsageError: If the suffix is not that of a supported image format.
         DataError: If its folder does not exist.
     """
     new_figure(1, 1)
@@ -27,7 +27,7 @@ def check_plot_path(destination: Path) -> None:
 
 
 def plot_benchmark(report: Mapping[str, Any], destination: Path) -> None:
-    """Draw the median time per image, with a line up to the 99th percentile and how much faster the bundle is.
+    """Draw the median time per image, with a line up to the 99th percentile and the speed-up of the bundle.
 
     Args:
         report: The fields of a benchmark report (`BenchmarkReport.to_dict()`).
@@ -51,7 +51,7 @@ def plot_benchmark(report: Mapping[str, Any], destination: Path) -> None:
             axes.set_title(f"{count} thread{'s' if count > 1 else ''}", fontsize=9)
             axes.set_ylabel("milliseconds per image" if column == 0 else "")
         figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(models))
-        legend = "bar: median, line: to the 99th percentile, number: how many times as fast the bundle is"
+        legend = "bar: median, line: to the 99th percentile, number: speed-up of the bundle"
         figure.suptitle(f"{report['bundle']} in onnxruntime\n{legend}", fontsize=9, parse_math=False)
         figure.savefig(destination, dpi=150)
 

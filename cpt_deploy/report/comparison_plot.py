@@ -1,4 +1,4 @@
-"""Accuracy or perplexity against the cost of training: groups of runs as points, their seeds as error bars."""
+"""Plot accuracy or perplexity against the cost of training: groups of runs as points, with error bars over seeds."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,20 +11,20 @@ _STYLES = ((BLUE, "o"), (ORANGE, "s"), (GREEN, "^"), (PINK, "D"), (GREY, "v"), (
 
 
 Measure = Literal["accuracy", "perplexity"]
-"""What runs are judged by: accuracy on images, where more is better, or perplexity of text, where less is."""
+"""The measure of a run: accuracy on images (higher is better) or perplexity of text (lower is better)."""
 
 
 @dataclass(frozen=True)
 class ComparedGroup:
-    """One point of the picture.
+    """One point of the plot.
 
     Args:
-        label: What the legend calls it.
+        label: Its name in the legend.
         figures: Accuracy of each seed, 0 to 1, or its perplexity.
         mean: Their mean.
         deviation: Their standard deviation; `None` with one.
         gbitops: Cost of a run in 10^9 BitOPs.
-        measure: What the figures are; the same for all groups of a picture.
+        measure: The measure of the figures; the same for all groups of a plot.
     """
 
     label: str
@@ -36,11 +36,11 @@ class ComparedGroup:
 
 
 def plot_comparison(groups: Sequence[ComparedGroup], destination: Path) -> None:
-    """Draw the groups.
+    """Draw groups of runs.
 
     Args:
-        groups: One or more.
-        destination: The file to write, PNG or SVG by its name.
+        groups: One or more groups.
+        destination: The file to write, PNG or SVG by its suffix.
 
     Raises:
         MissingExtraError: If Matplotlib is not installed.

@@ -1,4 +1,4 @@
-"""`curves.png`: loss, accuracy or perplexity, and bits over the steps of a run."""
+"""Draw `curves.png`: loss, accuracy or perplexity, and bits over the steps of a run."""
 
 import csv
 from collections.abc import Sequence
@@ -25,12 +25,12 @@ def plot_curves(
     """Draw the curves of a run from its `metrics.csv`.
 
     Args:
-        metrics: The file; needs the columns step, loss, accuracy, bits, grad_bits, test_loss, test_accuracy, settled;
-            perplexity and test_perplexity are drawn instead of accuracy where they are filled.
+        metrics: The file, with the columns step, loss, accuracy, bits, grad_bits, test_loss, test_accuracy, settled;
+            if perplexity or test_perplexity have values, they are drawn instead of accuracy.
         destination: The PNG file to write.
-        title: What stands above.
-        bits: Forward bits of every step of the run; without them, those of the logged steps are drawn.
-        grad_bits: The same for gradients.
+        title: Title of the plot.
+        bits: Forward bits of every step of the run; if None, those of the logged steps are drawn.
+        grad_bits: Gradient bits of every step, likewise.
 
     Raises:
         MissingExtraError: If Matplotlib is not installed.
@@ -86,7 +86,7 @@ def _draw_perplexity(axes: Any, rows: list[dict[str, str]]) -> None:
     if final is not None:
         axes.annotate(f"{final[1]:.2f}", final, (-8, 8), textcoords="offset points", ha="right")
     axes.set_yscale("log")
-    # Labels at 1, 2 and 5 of each decade; in a range without two of them, at equal distances.
+    # Labels at 1, 2 and 5 of each decade; in a range with fewer than two of these, at equal distances.
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter("{x:g}")
     axes.minorticks_off()
@@ -97,16 +97,16 @@ def _draw_perplexity(axes: Any, rows: list[dict[str, str]]) -> None:
 def _draw_test(
     axes: Any, rows: list[dict[str, str]], column: str, *, scale: float, name: str = "test"
 ) -> tuple[float, float] | None:
-    """Draw the evaluations on the way as a line and the settled one as a star; return where the star is."""
+    """Draw evaluations during training as a line, the one after calibration as a star; return the star's position."""
     steps, values = _points([row for row in rows if not row["settled"]], column)
     style = {"color": _TEST, "linestyle": "--", "marker": "o", "markersize": 4}
-    axes.plot(steps, [scale * value for value in values], label=f"{name}, at the upper bound", **style)
+    axes.plot(steps, [scale * value for value in values], label=f"{name}, at max_bits", **style)
     steps, values = _points([row for row in rows if row["settled"]], column)
     if not values:
         return None
     final = steps[-1], scale * values[-1]
     axes.plot(
-        *([value] for value in final), color=_TEST, marker="*", markersize=11, linestyle="", label=f"{name}, settled"
+        *([value] for value in final), color=_TEST, marker="*", markersize=11, linestyle="", label=f"{name}, calibrated"
     )
     return final
 
@@ -128,13 +128,13 @@ def _draw_bits(
 
 
 def _points(rows: list[dict[str, str]], column: str) -> Points:
-    """Return steps and values of the rows that have the column."""
+    """Return steps and values of the rows that have a value in the column."""
     filled = [row for row in rows if row.get(column)]
     return [float(row["step"]) for row in filled], [float(row[column]) for row in filled]
 
 
 def _thinned(values: Sequence[int]) -> Points:
-    """Return the bits of every step, or where they change in a long run."""
+    """Return the bits of every step, or only of the steps where they change in a long run."""
     if len(values) <= _MANY_STEPS:
         return [float(step) for step in range(len(values))], [float(value) for value in values]
     changes = [step for step, value in enumerate(values) if step == 0 or value != values[step - 1]]

@@ -1,4 +1,4 @@
-"""What all pictures share: Matplotlib when one is drawn, colours, and figures as SVG to stand inside of a page."""
+"""Shared parts of all plots: the import of Matplotlib, colours, and figures as SVG elements for HTML pages."""
 
 import html
 import io
@@ -13,7 +13,7 @@ BLUE, ORANGE, GREEN, PINK, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#
 
 _SVG_STYLE: Mapping[str, Any] = {
     "font.size": 9,
-    "svg.fonttype": "none",  # text stays text: it can be searched, and the file is small
+    "svg.fonttype": "none",  # keep text as text: searchable, and a smaller file
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": False,
@@ -35,14 +35,14 @@ def new_figure(width: float, height: float) -> Any:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise MissingExtraError(
-            "Expected Matplotlib, which draws the pictures, but it is not installed",
+            "Expected Matplotlib, which draws the plots, but it is not installed",
             hint="pip install 'cpt-deploy[train]'",
         ) from error
     return Figure(figsize=(width, height), layout="constrained")
 
 
 def figure_style() -> Any:
-    """Return the context in which figures for a page are drawn.
+    """Return the Matplotlib context with the style of figures for a page.
 
     Raises:
         MissingExtraError: If Matplotlib is not installed.
@@ -58,8 +58,8 @@ def to_svg(figure: Any, *, name: str, alternative: str) -> str:
 
     Args:
         figure: The Matplotlib figure.
-        name: Unique in the page: it keeps the ids of several figures apart.
-        alternative: What the figure shows, for those who do not see it.
+        name: A name that is unique in the page; it makes the element ids of several figures distinct.
+        alternative: Text alternative of the figure, for readers who cannot see it.
     """
     from matplotlib import rc_context
 

@@ -1,4 +1,4 @@
-"""What the page of a validation says of the parts of a network that compute in float."""
+"""The section of the validation page on operations that are computed in float."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,15 +6,15 @@ from typing import Any
 from cpt_deploy.report.html import Column, escape, table
 
 FOLLOWED = (
-    "Parts of this network compute in float. The integer executor computes each stretch of integers from the codes "
-    "that onnxruntime had at its entry, and every code and every result of a layer in onnxruntime's optimized graph is "
-    "compared with the executor's; “worst” is the greatest difference, in codes or, for layers whose results are real "
-    "numbers, in units of their integer sums."
+    "Parts of this network are computed in float. The integer executor replays each integer part from onnxruntime's "
+    "integers at its boundary, and every quantized value and every result of a layer in onnxruntime's optimized graph "
+    "is compared with the executor's; “worst” is the largest difference, in quantized values or, for layers whose "
+    "results are real numbers, in units of their integer sums."
 )
 
 
 def float_section(report: Mapping[str, Any]) -> str:
-    """Return the section, or nothing for a network that is integer from end to end.
+    """Return the section as HTML, or an empty string for a network that is integer from end to end.
 
     Args:
         report: The fields of validation.json.
@@ -23,19 +23,19 @@ def float_section(report: Mapping[str, Any]) -> str:
     if floats is None:
         return ""
     share = f"{100 * floats['integer_share_of_macs']:.2f} %"
-    named = ", ".join(f"{count} {name}" for name, count in floats["operators"].items()) or "only movements of values"
+    named = ", ".join(f"{count} {name}" for name, count in floats["operators"].items()) or "only data movement"
     text = (
-        f"<section><h2>What is computed in float</h2>\n<p>{share} of the {_total(floats):,} multiply-accumulates of an "
-        f"image run on integers. In float are: {escape(named)}, since {escape(floats['reason'])}.</p>"
+        f"<section><h2>Computed in float</h2>\n<p>{share} of the {_total(floats):,} multiply-accumulates per "
+        f"image run on integers. In float: {escape(named)}, since {escape(floats['reason'])}.</p>"
     )
     if floats["own_way"] is None:
         return f"{text}</section>"
     differing = sum(tensor["mismatches"] for tensor in floats["own_way"])
     codes = sum(tensor["values"] for tensor in floats["own_way"])
     text += (
-        f"\n<p>When the executor computes the floats by itself too, {differing:,} of {codes:,} codes differ from "
-        "onnxruntime's: the last places of a float can move a value over a rounding boundary. This is told and not "
-        "judged; accuracies are.</p>"
+        f"\n<p>Free-running, that is computing the float operations too, the executor differs from onnxruntime in "
+        f"{differing:,} of {codes:,} quantized values: the last digits of a float can move a value across a rounding "
+        "boundary. This is reported but not part of the verdict; accuracies are.</p>"
     )
     columns = (Column("tensor", number=False), Column("differing"), Column("of"), Column("worst"))
     rows = [
@@ -43,7 +43,7 @@ def float_section(report: Mapping[str, Any]) -> str:
         for tensor in floats["own_way"]
         if tensor["mismatches"]
     ]
-    listed = f"\n{table('Codes that differ on the own way of the executor', columns, rows)}" if rows else ""
+    listed = f"\n{table('Differing quantized values, executor free-running', columns, rows)}" if rows else ""
     return f"{text}{listed}</section>"
 
 

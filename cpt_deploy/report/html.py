@@ -1,4 +1,4 @@
-"""Pieces of a page that stands alone: escaped text, tables that scroll on a phone, figures, and its style."""
+"""Build self-contained HTML pages: escaped text, tables that scroll on a phone, figures, and the style sheet."""
 
 import html
 from collections.abc import Sequence
@@ -54,7 +54,7 @@ class Column:
 
     Args:
         title: Its heading.
-        number: Whether it is set flush right.
+        number: Whether it has numbers, which are right-aligned.
     """
 
     title: str
@@ -67,10 +67,10 @@ def escape(value: object) -> str:
 
 
 def table(caption: str, columns: Sequence[Column], rows: Sequence[Sequence[object]]) -> str:
-    """Return a table; the first cell of each row is its heading.
+    """Return a table whose first cell of each row is the row's heading.
 
     Args:
-        caption: What it shows, as plain text.
+        caption: Its caption, plain text.
         columns: Its columns.
         rows: Cells as plain values.
     """
@@ -81,7 +81,7 @@ def table(caption: str, columns: Sequence[Column], rows: Sequence[Sequence[objec
         cells = [f'<th scope="row"{_align(first[0])}>{escape(first[1])}</th>']
         cells += [f"<td{_align(column)}>{escape(value)}</td>" for column, value in rest]
         body.append(f"<tr>{''.join(cells)}</tr>")
-    # A region that scrolls must be reachable by keyboard.
+    # A scrollable region must be reachable by keyboard.
     return (
         f'<p class="caption">{escape(caption)}</p>\n'
         f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(caption)}"><table>\n'
@@ -90,18 +90,18 @@ def table(caption: str, columns: Sequence[Column], rows: Sequence[Sequence[objec
 
 
 def facts(rows: Sequence[tuple[str, str]]) -> str:
-    """Return a table of names and values; the values are HTML already."""
+    """Return a table of names (plain text) and values (HTML)."""
     body = "\n".join(f'<tr><th scope="row">{escape(name)}</th><td>{value}</td></tr>' for name, value in rows)
     return f'<table class="facts"><tbody>\n{body}\n</tbody></table>'
 
 
 def figure(svg: str, caption: str) -> str:
-    """Return a figure with its caption, plain text."""
+    """Return a figure with a caption of plain text."""
     return f"<figure>{svg}<figcaption>{escape(caption)}</figcaption></figure>"
 
 
 def page(title: str, body: str) -> str:
-    """Return a whole document that needs nothing but itself.
+    """Return a complete, self-contained HTML document.
 
     Args:
         title: Its title, plain text.

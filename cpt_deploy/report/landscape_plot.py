@@ -1,4 +1,4 @@
-"""The loss around minima: planes side by side with the same levels and colours, or lines in one picture."""
+"""Plot the loss around minima: planes side by side with shared levels and colours, or lines in one plot."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,20 +11,20 @@ from cpt_deploy.report.figures import BLUE, GREEN, GREY, ORANGE, PINK, new_figur
 
 _LINES = ((BLUE, "-"), (ORANGE, "--"), (GREEN, "-."), (PINK, ":"), (GREY, "-"))
 _LEVELS = 15
-#: The lowest level is at least this share of the highest one: below it lie differences that nobody sees.
+#: The lowest level is at least this share of the highest one; smaller differences would not be visible.
 _LEAST_SHARE = 1e-2
 _PER_ROW = 3
 
 
 @dataclass(frozen=True)
 class LandscapePanel:
-    """One minimum.
+    """The loss around one minimum.
 
     Args:
-        label: What stands above.
+        label: Title of the panel.
         ticks: The multiples of the directions, ascending.
-        losses: Mean cross-entropy, a row for each y; one row on a line.
-        accuracies: Accuracy, 0 to 1, likewise.
+        losses: Mean cross-entropy, one row per y; a single row for a line.
+        accuracies: Accuracy, 0 to 1, in the same layout.
     """
 
     label: str
@@ -38,8 +38,8 @@ def plot_landscapes(panels: Sequence[LandscapePanel], destination: Path, *, titl
 
     Args:
         panels: One or more minima on the same kind of grid.
-        destination: The file to write, PNG or SVG by its name.
-        title: What stands above.
+        destination: The file to write, PNG or SVG by its suffix.
+        title: Title of the plot.
 
     Raises:
         MissingExtraError: If Matplotlib is not installed.

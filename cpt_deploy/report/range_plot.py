@@ -1,4 +1,4 @@
-"""The evidence of a precision range test as a picture: training accuracy over the steps, bits by bits."""
+"""Plot the result of a precision range test: training accuracy over the steps at each bit-width."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,9 +11,9 @@ def plot_range_test(outcome: Mapping[str, Any], destination: Path, *, title: str
     """Draw a range test.
 
     Args:
-        outcome: What `RangeTest.to_dict` gives.
+        outcome: The fields of `RangeTest.to_dict`.
         destination: The PNG file to write.
-        title: What stands above.
+        title: Title of the plot.
 
     Raises:
         MissingExtraError: If Matplotlib is not installed.
@@ -24,7 +24,7 @@ def plot_range_test(outcome: Mapping[str, Any], destination: Path, *, title: str
     start, steps = 0, max(len(entry["accuracy"]) for entry in outcome["precisions"])
     for entry in outcome["precisions"]:
         accuracy = [100 * value for value in entry["accuracy"]]
-        end = start + steps  # one that diverged has fewer
+        end = start + steps  # a run that diverged has fewer steps
         found = entry["bits"] == outcome["lower"]
         axes.axvspan(start, end, color=GREEN if found else GREY, alpha=0.14 if found else 0.05, linewidth=0)
         axes.plot(range(start, start + len(accuracy)), accuracy, color=BLUE, linewidth=0.7, alpha=0.45)

@@ -1,4 +1,4 @@
-"""Precision schedules as pictures: bits over the steps of a run, one small diagram a schedule."""
+"""Plot precision schedules: bits over the steps of a run, one small panel per schedule."""
 
 import math
 from collections.abc import Sequence
@@ -12,10 +12,10 @@ COLUMNS = 3
 
 @dataclass(frozen=True)
 class DrawnSchedule:
-    """One schedule of a picture.
+    """One schedule of a plot.
 
     Args:
-        title: What stands above it.
+        title: Title of its panel.
         bits: Bits of every step.
     """
 
@@ -28,12 +28,12 @@ def plot_schedules(drawn: Sequence[DrawnSchedule], destination: Path) -> None:
 
     Args:
         drawn: The schedules, one or more.
-        destination: The file to write, PNG or SVG by its name.
+        destination: The file to write, PNG or SVG by its suffix.
 
     Raises:
         MissingExtraError: If Matplotlib is not installed.
         OSError: If the file cannot be written.
-        ValueError: If Matplotlib has no such format.
+        ValueError: If Matplotlib does not support the format.
     """
     columns = min(COLUMNS, len(drawn))
     rows = math.ceil(len(drawn) / columns)

@@ -1,4 +1,4 @@
-"""Groups of runs over their steps: the mean of the seeds with a band of their standard deviation, and the bits."""
+"""Plot groups of runs over their steps: the mean over seeds with a band of the standard deviation, and the bits."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,12 +13,12 @@ _STYLES = ((BLUE, "-"), (ORANGE, "--"), (GREEN, "-."), (PINK, ":"), (GREY, "-"),
 
 @dataclass(frozen=True)
 class SeedBand:
-    """One column of the logs over the seeds of a group.
+    """Mean and standard deviation of one logged column over the seeds of a group.
 
     Args:
-        steps: Numbers of finished steps that all seeds have a value for.
-        means: Their mean at each of these.
-        deviations: Their sample standard deviation; `None` with one seed.
+        steps: Numbers of finished steps at which all seeds have a value.
+        means: Mean over the seeds at each of these steps.
+        deviations: Sample standard deviation over the seeds; `None` with one seed.
     """
 
     steps: Sequence[int]
@@ -28,16 +28,16 @@ class SeedBand:
 
 @dataclass(frozen=True)
 class SeedCurves:
-    """One group.
+    """The curves of one group of runs.
 
     Args:
-        label: What the legend calls it.
+        label: Its name in the legend.
         loss: Loss on training batches.
         figure: Accuracy on training batches, 0 to 1, or their perplexity.
         held_out: Accuracy on the test images, 0 to 1, or perplexity of the validation text.
         bit_steps: Steps at which the bits are known.
-        bits: The forward bits there.
-        measure: What the figures are; the same for all groups of a picture.
+        bits: The forward bits at these steps.
+        measure: The measure of the figures; the same for all groups of a plot.
     """
 
     label: str
@@ -53,8 +53,8 @@ def plot_seed_curves(groups: Sequence[SeedCurves], destination: Path) -> None:
     """Draw training loss, test accuracy or validation perplexity, and bits over the steps.
 
     Args:
-        groups: One or more.
-        destination: The file to write, PNG or SVG by its name.
+        groups: One or more groups.
+        destination: The file to write, PNG or SVG by its suffix.
 
     Raises:
         MissingExtraError: If Matplotlib is not installed.

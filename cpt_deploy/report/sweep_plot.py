@@ -1,4 +1,4 @@
-"""`sweep.png`: how good a run's exports are against their size and their latency."""
+"""Draw `sweep.png`: quality of a run's exports against their size and their latency."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,11 +16,11 @@ class SweepPoint:
     """One export of a run.
 
     Args:
-        label: What stands beside its point.
-        series: Which of the exports it belongs with, in the legend.
-        quality: Its place on the y axis, as measured in onnxruntime.
-        low: Lower end of its interval.
-        high: Upper end.
+        label: Label of its point.
+        series: Its series in the legend.
+        quality: Its quality (the y axis), measured in onnxruntime.
+        low: Lower end of the quality's interval.
+        high: Upper end of the quality's interval.
         kilobytes: Size.
         milliseconds: Latency.
     """
@@ -49,11 +49,11 @@ def plot_sweep(
     Args:
         points: The exports.
         destination: The PNG file to write.
-        title: What stands above.
-        size_label: What the size is of.
-        quality_label: What the quality is, with its unit.
-        latency_label: What the latency is of.
-        trained: Quality of the trained model at its upper bound, as a line.
+        title: Title of the plot.
+        size_label: The files whose size is drawn.
+        quality_label: Name of the quality, with its unit.
+        latency_label: The setting in which the latency was measured.
+        trained: Quality of the trained model at max_bits, drawn as a line.
 
     Raises:
         MissingExtraError: If Matplotlib is not installed.

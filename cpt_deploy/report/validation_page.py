@@ -1,4 +1,4 @@
-"""The evidence of `cpt validate` as one page of HTML that stands alone, from the fields of validation.json."""
+"""Render the evidence of `cpt validate` as one self-contained HTML page, from the fields of validation.json."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -22,7 +22,7 @@ _MOST_CONFUSIONS = 10
 
 
 def render_validation_page(report: Report, labels: Sequence[str]) -> str:
-    """Return the page.
+    """Return the page as HTML.
 
     Args:
         report: The fields of validation.json (`ValidationReport.to_dict()`).
@@ -67,7 +67,7 @@ def _gate(gate: Mapping[str, Any]) -> str:
     if gate["require_exact"]:
         asked.insert(0, "every integer exact")
     if gate["max_drop"] is not None:
-        undecided = ", or too few samples to tell" if gate["allow_undecided"] else ""
+        undecided = ", or too few samples to decide" if gate["allow_undecided"] else ""
         asked.insert(0, f"at most {gate['max_drop']:g} points of accuracy lost{undecided}")
     return f"the gate: {', '.join(asked)}"
 
@@ -104,8 +104,8 @@ def _glance(report: Report) -> str:
 
 def _accuracy(report: Report) -> str:
     columns = (
-        Column("runtime", number=False), Column("accuracy"), Column("95 % interval"), Column("right"),
-        Column("other labels than served"), Column("worst logit difference"), Column("McNemar p"),
+        Column("runtime", number=False), Column("accuracy"), Column("95 % interval"), Column("correct"),
+        Column("labels unlike served"), Column("largest logit difference"), Column("McNemar p"),
     )  # fmt: skip
     rows = []
     for runtime in report["runtimes"]:
@@ -124,30 +124,30 @@ def _accuracy(report: Report) -> str:
     if report["logit_pairs"] is not None:
         count = len(report["logit_pairs"]["first_logits"])
         pair = _pair(report, "trained")
-        caption = f"{count:,} random logits; on the diagonal {reference_name(report)} and served are equal."
+        caption = f"{count:,} random logits; on the diagonal, {reference_name(report)} and served model are equal."
         if pair is not None and pair["worst_logit_difference"] is not None:
-            caption += f" The greatest difference of all is {pair['worst_logit_difference']:.3g}."
+            caption += f" The largest difference of all logits is {pair['worst_logit_difference']:.3g}."
         pictures.append(figure(logit_plot(report), caption))
     return (
         "<section><h2>Accuracy</h2>\n"
         f'<div class="beside">{"".join(pictures)}</div>\n{table("Accuracy in each runtime", columns, rows)}\n'
         f"{_exactness(report)}<p>A small p of McNemar's exact test would mean that the runtime and the served model "
-        "are not equally accurate. The interval of the change is Tango's, of paired answers.</p></section>"
+        "are not equally accurate. The interval of the change is Tango's for paired answers.</p></section>"
     )
 
 
 def _exactness(report: Report) -> str:
-    """Say how the executor's logits lie to those that are served, and to the trained model's."""
+    """Compare the executor's logits with the served ones and with the trained model's, as HTML."""
     served, trained, said = report["served_logits"], report["trained_codes"], ""
     if served is not None:
         said += (
-            f"{served['values'] - served['differing']:,} of {served['values']:,} logits that are served are those of "
-            "the integer executor. "
+            f"{served['values'] - served['differing']:,} of {served['values']:,} served logits equal those of the "
+            "integer executor. "
         )
     if trained is not None:
         said += (
             f"The {escape(reference_name(report))} quantizes in float: {trained['differing']:,} of its "
-            f"{trained['values']:,} logits are nearer to another code, by {trained['worst']} codes at most."
+            f"{trained['values']:,} logits are nearer to another quantized value, at most {trained['worst']} away."
         )
     return f"<p>{said}</p>" if said else ""
 
@@ -159,7 +159,7 @@ def _integers(report: Report) -> str:
     columns = [Column("tensor", number=False), Column("equal"), Column("worst")]
     if others:
         columns += [Column("equal, not optimized"), Column("worst, not optimized")]
-    columns += [Column("codes"), Column("made by", number=False)]
+    columns += [Column("values"), Column("operator", number=False)]
     rows = [
         (
             tensor["name"], *_agreement(tensor), *(_agreement(others[tensor["name"]]) if others else ()),
@@ -168,25 +168,25 @@ def _integers(report: Report) -> str:
         for tensor in report["tensors"]
     ]  # fmt: skip
     explanation = (
-        "The integer executor computes the network as it was frozen, in integers. Every code of every quantized "
-        "tensor in onnxruntime's optimized graph is compared with the executor's; “worst” is the greatest difference, "
-        "in codes."
+        "The integer executor computes the frozen network in integers. Every integer of every quantized tensor in "
+        "onnxruntime's optimized graph is compared with the executor's; “worst” is the largest difference, in "
+        "quantized values."
     )
     if report.get("float_parts") is not None:
         explanation = FOLLOWED
     if others:
-        explanation += " With its optimizations off, onnxruntime computes the file in float and rounds otherwise."
-    caption = "Orange: what is served. Grey bars: the same file with onnxruntime's optimizations off."
+        explanation += " With its optimizations off, onnxruntime computes the file in float and rounds differently."
+    caption = "Orange: as served. Grey bars: the same file with onnxruntime's optimizations off."
     return (
         f"<section><h2>Integers of each layer</h2>\n<p>{escape(explanation)}</p>\n"
-        f"{figure(agreement_plot(report), caption if others else 'What is served, against the executor.')}\n"
+        f"{figure(agreement_plot(report), caption if others else 'As served, against the executor.')}\n"
         f"{table('Agreement with the integer executor, in graph order', columns, rows)}</section>"
     )
 
 
 def _agreement(tensor: Mapping[str, Any]) -> tuple[str, str]:
     equal = 100 * (1 - tensor["mismatches"] / max(tensor["values"], 1))
-    # 100 % is said only where all are equal.
+    # 100 % is shown only if all values are equal.
     shown = "100 %" if not tensor["mismatches"] else f"{min(equal, 99.9999):.4f} %"
     return shown, str(tensor["worst_difference"])
 
@@ -196,19 +196,19 @@ def _constants(report: Report) -> str:
     if constants is None:
         return ""
     intro = (
-        f"<section><h2>Constants of model.onnx</h2>\n<p>{constants['compared']:,} codes, scales, zero points and "
+        f"<section><h2>Constants of model.onnx</h2>\n<p>{constants['compared']:,} weights, scales, zero points and "
         "biases of the file were compared with the integer graph in quantization.json and model.safetensors, without "
-        "running anything: "
+        "running the model: "
     )
     if not constants["differences"]:
         return f"{intro}all are equal.</p></section>"
     columns = (Column("tensor", number=False), Column("constant", number=False), Column("differing"), Column("of"),
-               Column("the first", number=False))  # fmt: skip
+               Column("first difference", number=False))  # fmt: skip
     rows = [
         (entry["tensor"], entry["part"], f"{entry['differing']:,}", f"{entry['values']:,}", entry["detail"])
         for entry in constants["differences"]
     ]
-    return f"{intro}these differ.</p>\n{table('Constants that are not as exported', columns, rows)}</section>"
+    return f"{intro}these differ.</p>\n{table('Constants that differ from the export', columns, rows)}</section>"
 
 
 def _confusion(report: Report, labels: Sequence[str]) -> str:
@@ -219,18 +219,18 @@ def _confusion(report: Report, labels: Sequence[str]) -> str:
     for right, _, count in confusion["cells"]:
         samples[right] += count
     mistakes = sorted((cell for cell in confusion["cells"] if cell[0] != cell[1]), key=lambda cell: -cell[2])
-    columns = (Column("right label", number=False), Column("label given", number=False), Column("images"),
+    columns = (Column("true label", number=False), Column("predicted", number=False), Column("images"),
                Column("of the class"))  # fmt: skip
     rows = [
         (labels[right], labels[given], f"{count:,}", f"{100 * count / samples[right]:.2f} %")
         for right, given, count in mistakes[:_MOST_CONFUSIONS]
     ]
-    caption = "Shaded by the share of the class; the scale is stretched so that few mistakes show."
+    caption = "Shaded by the share of the class; the scale is stretched to make rare mistakes visible."
     if confusion["omitted"]:
         caption += f" {confusion['omitted']:,} images in rarer cells are left out."
-    listed = table("What was mixed up most often", columns, rows) if rows else "<p>No image was labelled wrongly.</p>"
+    listed = table("Most frequent confusions", columns, rows) if rows else "<p>No image was misclassified.</p>"
     return (
-        "<section><h2>Which classes are mixed up</h2>\n"
+        "<section><h2>Confusions between classes</h2>\n"
         f'<div class="beside">{figure(confusion_plot(report, labels), caption)}<div>{listed}</div></div></section>'
     )
 
@@ -243,11 +243,11 @@ def _saturation(report: Report) -> str:
     ]
     intro = (
         "<section><h2>Other processors</h2>\n<p>x86 processors without VNNI add pairs of 8-bit products in 16 bits, "
-        "which can saturate; there onnxruntime is told to use kernels that add in 32 bits and are slower. "
-        "From the weight codes alone: "
+        "which can saturate; there, onnxruntime is set to use slower kernels that add in 32 bits. "
+        "From the quantized weights alone: "
     )
     if not layers:
-        return f"{intro}nothing can saturate in this network, so it runs on the same kernels everywhere.</p></section>"
+        return f"{intro}no layer of this network can saturate, so it runs on the same kernels everywhere.</p></section>"
     columns = (Column("layer", number=False), Column("activation bits"), Column("worst pair"),
                Column("channels at risk"))  # fmt: skip
     rows = [
@@ -256,7 +256,7 @@ def _saturation(report: Report) -> str:
         for layer in layers
     ]  # fmt: skip
     return (
-        f"{intro}it could happen without them in {len(layers)} of {len(saturation['layers'])} layers. {here}</p>\n"
+        f"{intro}without these, {len(layers)} of {len(saturation['layers'])} layers could saturate. {here}</p>\n"
         f"{table('Layers that could saturate; the limit of a pair is 32,767', columns, rows)}</section>"
     )
 
@@ -279,7 +279,7 @@ def _conditions(report: Report) -> str:
         rows.insert(2, ("optimized graph", escape(_counted(report["graph"]["operators"]))))
         rows.insert(3, ("operators in float", escape(_counted(report["graph"]["float_operators"]) or "none")))
     rows += [("note", escape(note)) for note in report["notes"]]
-    return f"<section><h2>What was measured, on what</h2>\n{facts(rows)}</section>"
+    return f"<section><h2>Data, files and machine</h2>\n{facts(rows)}</section>"
 
 
 def _counted(operators: Mapping[str, int]) -> str:

@@ -1,4 +1,4 @@
-"""The pictures of the validation page, each from the fields of a validation report, as SVG."""
+"""Draw the plots of the validation page as SVG, from the fields of a validation report."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -23,12 +23,12 @@ _MOST_COUNTED_CLASSES = 15
 
 
 def reference_name(report: Report) -> str:
-    """Return what the served model is compared with: the trained model, or the float model it was calibrated from."""
+    """Return the name of the reference of the comparison: the trained model, or the calibrated float model."""
     return str(report.get("reference", "trained model"))
 
 
 def runtime_name(report: Report, name: str) -> str:
-    """Return what a runtime is called on the page."""
+    """Return the name of a runtime on the page."""
     return reference_name(report) if name == "trained" else _RUNTIME_NAMES[name]
 
 
@@ -55,7 +55,7 @@ def accuracy_plot(report: Report) -> str:
 
 
 def agreement_plot(report: Report) -> str:
-    """Draw for each quantized tensor the share of codes that differ from the integer executor's."""
+    """Draw for each quantized tensor the share of integers that differ from the integer executor's."""
     tensors, others = report["tensors"], report["unoptimized_tensors"] or []
     rows = range(len(tensors))
     named = len(tensors) <= _MOST_NAMED_TENSORS
@@ -75,13 +75,13 @@ def agreement_plot(report: Report) -> str:
             axes.set_ylabel("quantized tensor, in graph order")
         axes.set_ylim(len(tensors) - 0.4, -0.6)
         axes.set_xlim(0, max(0.05, 1.05 * max(_differing(tensor) for tensor in [*tensors, *others])))
-        axes.set_xlabel("codes that differ from the integer executor's (%)")
+        axes.set_xlabel("integers that differ from the integer executor's (%)")
         axes.grid(visible=True, axis="x", color="#e0e0e0", linewidth=0.6)
         figure.legend(loc="outside upper center", ncols=2)
         worst = max(tensors, key=_differing)
         alternative = (
-            f"Share of codes that differ from the integer executor's in each of {len(tensors)} quantized tensors. "
-            f"As served, the greatest share is {_differing(worst):.3g} %"
+            f"Share of integers that differ from the integer executor's in each of {len(tensors)} quantized tensors. "
+            f"As served, the largest share is {_differing(worst):.3g} %"
         )
         if others:
             alternative += f"; with optimizations off it is {max(_differing(tensor) for tensor in others):.3g} %"
@@ -89,7 +89,7 @@ def agreement_plot(report: Report) -> str:
 
 
 def confusion_plot(report: Report, labels: Sequence[str]) -> str:
-    """Draw how often which label was given to the samples of which class, shaded by the share of the class."""
+    """Draw the confusion matrix, shaded by the share of each class."""
     import numpy as np
     from matplotlib.colors import PowerNorm
 
@@ -103,7 +103,7 @@ def confusion_plot(report: Report, labels: Sequence[str]) -> str:
     with figure_style():
         figure = new_figure(WIDTH, side)
         axes = figure.subplots()
-        # A root makes the few mistakes visible beside the many right answers.
+        # A power scale makes the few mistakes visible next to the many correct answers.
         axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.4, 0, 1), interpolation="none")
         if classes <= _MOST_NAMED_CLASSES:
             names = [shortened(label, 14) for label in labels]
@@ -115,19 +115,19 @@ def confusion_plot(report: Report, labels: Sequence[str]) -> str:
                 colour = "white" if shares[right, given] > 0.4 else "black"
                 text = f"{counts[right, given]:.0f}"
                 axes.text(given, right, text, ha="center", va="center", color=colour, fontsize=7)
-        axes.set_xlabel("label given by onnxruntime")
-        axes.set_ylabel("right label")
+        axes.set_xlabel("label predicted in onnxruntime")
+        axes.set_ylabel("true label")
         axes.spines[:].set_visible(False)
         axes.tick_params(length=0)
         alternative = (
             f"Confusion matrix of {classes} classes: {int(np.trace(counts))} of {int(counts.sum())} samples lie on the "
-            f"diagonal, where the label is right."
+            f"diagonal, where the label is correct."
         )
         return to_svg(figure, name="confusion", alternative=alternative)
 
 
 def logit_plot(report: Report) -> str:
-    """Draw served logits over those of the trained model."""
+    """Draw served logits against those of the reference model."""
     pairs = report["logit_pairs"]
     trained, served = pairs["first_logits"], pairs["second_logits"]
     low, high = min([*trained, *served], default=0.0), max([*trained, *served], default=1.0)
@@ -146,14 +146,14 @@ def logit_plot(report: Report) -> str:
         axes.grid(visible=True, color="#e8e8e8", linewidth=0.6)
         worst = max((abs(a - b) for a, b in zip(trained, served, strict=True)), default=0.0)
         alternative = (
-            f"{len(trained)} logits in onnxruntime over those of the {reference_name(report)}; they lie within "
+            f"{len(trained)} logits in onnxruntime against those of the {reference_name(report)}; they are within "
             f"{worst:.3g} of the diagonal."
         )
         return to_svg(figure, name="logits", alternative=alternative)
 
 
 def shortened(name: str, length: int = 28) -> str:
-    """Return a name with its middle left out where it is longer than `length` characters."""
+    """Return a name, with its middle left out if it is longer than `length` characters."""
     if len(name) <= length:
         return name
     kept = length - 1
@@ -161,5 +161,5 @@ def shortened(name: str, length: int = 28) -> str:
 
 
 def _differing(tensor: Mapping[str, Any]) -> float:
-    """Return the percentage of codes that differ."""
+    """Return the percentage of integers that differ."""
     return 100 * float(tensor["mismatches"]) / max(int(tensor["values"]), 1)

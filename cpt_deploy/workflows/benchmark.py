@@ -50,7 +50,7 @@ def benchmark_bundle(
     from cpt_deploy.validation import benchmark
 
     bundle = Bundle.open(path)
-    choose_provider(SessionOptions(), provider)  # raises before the float network is made
+    choose_provider(SessionOptions(), provider)  # raises before the float network is created
     others = _others(bundle, run, reporter)
     with reporter.bar("timing", len(batches) * len(threads)) as bar:
         return benchmark(
@@ -68,16 +68,18 @@ def _others(bundle: Bundle, run: Path | None, reporter: Reporter) -> dict[str, b
     """Return the float32 export of the bundle's network and onnxruntime's quantization of it, or nothing."""
     origin = find_origin(bundle, run)
     if origin == Origin():
-        reporter.note("only the bundle is measured: the run that it was exported from is not around it (see --run)")
+        reporter.note("only the bundle is measured: it is not in the directory of its run (see --run)")
         return {}
     if run is None and (find_spec("torch") is None or find_spec("onnx") is None):
-        reporter.note("only the bundle is measured: PyTorch and onnx, which write the float network, are not installed")
+        reporter.note(
+            "only the bundle is measured: PyTorch and onnx, which export the float network, are not installed"
+        )
         return {}
     from cpt_deploy.export import write_float_onnx
     from cpt_deploy.validation import static_quantization
 
     floats = write_float_onnx(_quantized(bundle, origin))
-    # The times do not depend on how good the ranges are, so a few images are enough to take them from.
+    # The times do not depend on the accuracy of the ranges, so a few images are enough to calibrate.
     return {FLOAT: floats, STATIC: static_quantization(floats, [bundle.golden.inputs])}
 
 

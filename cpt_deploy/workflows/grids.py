@@ -69,7 +69,7 @@ def figure_in_words(trial: "TrialOutcome | TrialStatus") -> str:
 def _work(
     queue: "TrialQueue", processes: TrialProcesses, points: "Sequence[GridPoint]", jobs: int, reporter: Reporter
 ) -> int | None:
-    """Carry out what is waiting; return the signal that ended it, if one did."""
+    """Execute the waiting runs; return the number of the signal that stopped them, or None."""
     from cpt_deploy.training import Interruption
 
     by_name = {point.name: point for point in points}

@@ -23,8 +23,8 @@ def find_origin(bundle: OpenedBundle, run: Path | None = None, source: Path | No
     """
     if run is not None and not is_run_of(run, bundle):
         raise UsageError(
-            f"Expected the run that {readable.path(bundle.path)} was exported from, but the trained weights in "
-            f"{readable.path(run)} are others",
+            f"Expected the run that {readable.path(bundle.path)} was exported from, but {readable.path(run)} has other "
+            "trained weights",
             hint="export the bundle again, or leave --run out",
         )
     found = run or find_run(bundle)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 PRESET = "digits-quickstart"
 BITS = 8
 MAX_DROP = 2.0
-"""Points of accuracy that may be lost: of the few digits, even equal answers do not show that less than one is."""
+"""Points of accuracy that may be lost; the digits are so few that even equal answers cannot prove a loss below one."""
 RUN, DIGIT, LOG, SUMMARY = "run", "digit.png", "server.log", "quickstart.json"
 
 
@@ -50,7 +50,7 @@ def train_digits(directory: Path, reporter: "TrainReporter | None" = None) -> "R
     from cpt_deploy.recipe import load_recipe
     from cpt_deploy.training import train
 
-    # The network is so small that more threads would spend their time waiting for each other.
+    # The network is so small that more threads would only wait for each other.
     torch.set_num_threads(1)
     return train(load_recipe(PRESET), directory / RUN, reporter=reporter)
 

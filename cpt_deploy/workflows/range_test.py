@@ -62,7 +62,7 @@ def with_lower_bound(recipe: "Recipe", outcome: "RangeTest") -> "Recipe":
     if outcome.lower is None:
         raise UsageError(
             f"Expected training accuracy to rise at some precision up to {recipe.precision.upper} bits, but it did not",
-            hint="cpt range-test --steps 300 looks longer; check optimizer.lr",
+            hint="cpt range-test --steps 300 takes more steps; check optimizer.lr",
         )
     return recipe.model_copy(update={"precision": recipe.precision.model_copy(update={"lower": outcome.lower})})
 

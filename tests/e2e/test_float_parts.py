@@ -42,7 +42,7 @@ def test_validation_follows_the_integers_and_says_what_is_in_float(cpt, transfor
     assert report["golden"]["tolerance"] > 0
     assert report["served_logits"]["differing"] == 0
     assert report["graph"]["unannounced"] == {}
-    assert "What is computed in float" in (transformer / "validation.html").read_text()
+    assert "Computed in float" in (transformer / "validation.html").read_text()
     assert "| computed in float |" in (transformer / "README.md").read_text()
     assert "logits (±" in cpt("validate", transformer).stdout
 

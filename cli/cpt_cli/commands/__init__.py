@@ -1,4 +1,4 @@
-"""The verbs of `cpt`, one a file, in the order in which `cpt --help` lists them."""
+"""The commands of `cpt`, one per file, in the order of `cpt --help`."""
 
 from cpt_cli.command import Command
 from cpt_cli.commands import (

@@ -1,4 +1,4 @@
-"""`cpt api-key`: make a key for a server, show it once, and store its hash."""
+"""`cpt api-key`: create a key for a server, show it once, and store its hash."""
 
 from pathlib import Path
 from typing import Annotated
@@ -11,28 +11,28 @@ from cpt_deploy import readable
 
 
 def api_key(
-    name: Annotated[str, typer.Argument(help="Whose key it is; the access log names it.")],
-    file: Annotated[Path, typer.Argument(help="File that cpt serve --api-keys reads; made if it is not there.")],
+    name: Annotated[str, typer.Argument(help="Name of the key's owner, for the access log.")],
+    file: Annotated[Path, typer.Argument(help="File for cpt serve --api-keys; created if it does not exist.")],
     scope: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="infer|metrics|admin", help="What the key is good for; can be repeated.", show_default="infer"
+            metavar="infer|metrics|admin", help="Permission of the key; can be repeated.", show_default="infer"
         ),
     ] = None,
     json_output: JsonFlag = False,
     quiet: QuietFlag = False,
     debug: DebugFlag = False,
 ) -> None:
-    """Make an API key and append its SHA-256 to a file. The key itself is shown now and never again.
+    """Create an API key and append its SHA-256 to a file. The key itself is shown only once.
 
-    A running server reads the file again when it changes; without its line, a key is worth nothing.
+    A running server reads the file again when it changes; deleting a line of the file revokes its key.
     """
     from cpt_serving.access.api_keys import add_key
 
     scopes = scope or ["infer"]
     key = add_key(file, name, scopes)
     out.line(key)
-    out.note(f"the key of {name} for {', '.join(scopes)}; {readable.path(file)} holds its hash only")
+    out.note(f"the key of {name} for {', '.join(scopes)}; {readable.path(file)} has only its hash")
     out.result({"key": key, "name": name, "scopes": scopes, "file": file})
     out.hint(f"cpt serve BUNDLE --api-keys {readable.path(file)}")
 

@@ -1,4 +1,4 @@
-"""`cpt benchmark`: what a bundle gains over the float network and over onnxruntime's own quantization of it."""
+"""`cpt benchmark`: compare a bundle's speed with the float network and with onnxruntime's own quantization of it."""
 
 import json
 from pathlib import Path
@@ -14,25 +14,26 @@ from cpt_deploy import readable
 
 def benchmark(  # noqa: PLR0913, PLR0917  the options are its parameters
     bundle: Annotated[Path, typer.Argument(help="Bundle that cpt export wrote.")],
-    batch: Annotated[str, typer.Option(metavar="N,...", help="Images in a call.")] = "1,8,32",
+    batch: Annotated[str, typer.Option(metavar="N,...", help="Images per call.")] = "1,8,32",
     threads: Annotated[str, typer.Option(metavar="N,...", help="Threads of onnxruntime.")] = "1",
     run: Annotated[
         Path | None,
-        typer.Option(help="Run whose float network to compare with.", show_default="the one that the bundle lies in"),
+        typer.Option(help="Run whose float network to compare with.", show_default="the run that contains the bundle"),
     ] = None,
-    seconds: Annotated[float, typer.Option(min=0.01, help="How long to time each batch size and thread count.")] = 3.0,
+    seconds: Annotated[float, typer.Option(min=0.01, help="Time to measure each batch size and thread count.")] = 3.0,
     provider: ProviderOption = "cpu",
     plot: Annotated[
-        Path | None, typer.Option(help="Draw the times into this PNG, SVG or PDF file, and the figures as JSON beside.")
+        Path | None,
+        typer.Option(help="Draw the times into this PNG, SVG or PDF file; the figures go into a JSON file beside it."),
     ] = None,
     json_output: JsonFlag = False,
     quiet: QuietFlag = False,
     debug: DebugFlag = False,
 ) -> None:
-    """Time a bundle beside the float32 export of its network and onnxruntime's static quantization of that.
+    """Compare a bundle with the float32 export of its network and with onnxruntime's static quantization of that.
 
-    All of them take turns in one run. The two others need the trained run and PyTorch; without them only the bundle
-    is measured. Memory is measured in a process of its own for each file, at the largest batch.
+    The models are timed in alternation. The float32 and static models need the trained run and PyTorch; without these,
+    only the bundle is measured. Memory is measured in a separate process for each file, at the largest batch.
     """
     from cpt_deploy.workflows import benchmark_bundle
 

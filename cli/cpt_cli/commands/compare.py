@@ -1,4 +1,4 @@
-"""`cpt compare`: finished runs beside each other, accuracy or perplexity against the cost of training."""
+"""`cpt compare`: compare finished runs, accuracy or perplexity against the cost of training."""
 
 import csv
 from collections.abc import Iterator, Sequence
@@ -23,7 +23,7 @@ def compare(
     plot: Annotated[
         Path | None, typer.Option(help="Draw accuracy, or perplexity, against BitOPs into this PNG or SVG file.")
     ] = None,
-    table: Annotated[Path | None, typer.Option("--csv", help="Write a line for each run to this file.")] = None,
+    table: Annotated[Path | None, typer.Option("--csv", help="Write one line per run to this file.")] = None,
     curves: Annotated[
         Path | None,
         typer.Option(
@@ -31,7 +31,8 @@ def compare(
         ),
     ] = None,
     curves_table: Annotated[
-        Path | None, typer.Option("--curves-csv", help="Write mean and deviation of the seeds at each logged step.")
+        Path | None,
+        typer.Option("--curves-csv", help="Write mean and standard deviation over the seeds at each logged step."),
     ] = None,
     json_output: JsonFlag = False,
     quiet: QuietFlag = False,
@@ -39,8 +40,8 @@ def compare(
 ) -> None:
     """Compare finished runs: accuracy, its spread over seeds, BitOPs, and time; perplexity of language models.
 
-    Runs that differ by their seed alone are one group. Differences are paired: each run against the reference's run of
-    the same seed. Classifiers and language models are not compared with each other.
+    Runs that differ only in their seed form one group. Differences are paired: each run against the reference's run
+    with the same seed. Classifiers and language models are not compared with each other.
     """
     from cpt_deploy.training import group_runs, read_finished_run
 
@@ -91,7 +92,7 @@ def _show_curves(groups: "list[RunGroup]", plot: Path | None, table: Path | None
 
 @contextmanager
 def _writing(path: Path) -> Iterator[None]:
-    """Say in one line what could not be written, or that it was."""
+    """Note that a file was written, or raise a `UsageError` if it could not be written."""
     try:
         yield
     except OSError as error:

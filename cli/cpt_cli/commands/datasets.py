@@ -1,4 +1,4 @@
-"""`cpt datasets`: which data sets are known, whether their files are here, and how to get them."""
+"""`cpt datasets`: list the known data sets, whether their files are here, and how to get them."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -17,17 +17,17 @@ def datasets(
     words: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Shell pattern of names; or check and a folder or name, whose images are then all decoded.",
+            help="Shell pattern of names; or check and a folder or name, to decode all of its images.",
             metavar="[PATTERN] | check NAME_OR_PATH",
             show_default=False,
         ),
     ] = None,
     fetch: Annotated[
-        str | None, typer.Option(help="Download this data set; nothing is ever downloaded otherwise.", metavar="NAME")
+        str | None, typer.Option(help="Download this data set; nothing is downloaded without it.", metavar="NAME")
     ] = None,
     root: Annotated[
         Path | None,
-        typer.Option(help="Where --fetch puts it, or where check finds it.", show_default="the user's cache"),
+        typer.Option(help="Folder for --fetch to write to, or for check to read.", show_default="the user's cache"),
     ] = None,
     json_output: JsonFlag = False,
     quiet: QuietFlag = False,
@@ -35,13 +35,13 @@ def datasets(
 ) -> None:
     """List the known data sets and texts, and which of them are on this machine.
 
-    They are looked for in data.root of the recipe, in $CPT_DATA_DIR/NAME and in the user's cache. Any folder with
+    They are searched in data.root of the recipe, in $CPT_DATA_DIR/NAME and in the user's cache. Any folder with
     train/CLASS/*.jpg and val/CLASS/*.jpg, any .npz file, and any text file or folder of train, valid and test text can
-    be named by its path instead; your own data set by its import path, data.name=package.module:factory.
+    be given by its path instead, and your own data set by its import path, data.name=package.module:factory.
 
-    `cpt datasets check` decodes all images of one and lists what is wrong before a training finds out: images that
-    cannot be read, files that are not read as images, classes that are empty or in one split only, and images that are
-    in both splits. It exits with 5 if something stops a training.
+    `cpt datasets check` decodes all images of a data set and lists its problems before a training meets them: images
+    that cannot be read, files that are not read as images, classes that are empty or in one split only, and images that
+    are in both splits. The exit code is 5 if a problem prevents training.
     """
     pattern, *rest = words or ["*"]
     if pattern == "check" or rest:
@@ -110,7 +110,7 @@ def _look_for_text(name: str) -> dict[str, Any]:
 
 
 def _found(opened: Callable[[], object]) -> dict[str, Any]:
-    """Return whether data can be opened, and why not."""
+    """Return whether data can be opened, and the problem if not."""
     try:
         opened()
     except CptError as error:
@@ -119,7 +119,7 @@ def _found(opened: Callable[[], object]) -> dict[str, Any]:
 
 
 def _sizes(row: dict[str, Any]) -> tuple[object, object, object]:
-    """Return classes and sizes as the table has them; a text of one file is divided here."""
+    """Return classes and sizes for the table; for a single-file text, the shares into which it is divided."""
     if row["task"] == "classification":
         return (row["classes"], *row["images"])
     tokens = row["tokens"]

@@ -17,7 +17,7 @@ IMPORT_PANEL = "Models trained elsewhere"
 
 
 class Activations(StrEnum):
-    """How activations become integers."""
+    """The quantization scheme of activations."""
 
     AFFINE = "affine"
     SYMMETRIC = "symmetric"
@@ -42,23 +42,28 @@ def _list_formats(value: bool) -> None:
 def export(  # noqa: PLR0913, PLR0917  the options are its parameters
     run: Annotated[
         Path | None,
-        typer.Argument(help="Directory that cpt train wrote; none with --from.", metavar="RUN", show_default=False),
+        typer.Argument(help="Directory that cpt train wrote; not with --from.", metavar="RUN", show_default=False),
     ] = None,
     bits: Annotated[
         int | None,
-        typer.Option(min=2, max=8, help="Bits of the cycling layers' weights.", show_default="the run's upper bound"),
+        typer.Option(
+            min=2, max=8, help="Weight bits of layers with scheduled precision.", show_default="the run's max_bits"
+        ),
     ] = None,
     act_bits: Annotated[
         int | None,
         typer.Option(
-            min=2, max=8, help="Bits of the activations that cycled in training.", show_default="the run's upper bound"
+            min=2,
+            max=8,
+            help="Bits of activations with scheduled precision in training.",
+            show_default="the run's max_bits",
         ),
     ] = None,
     budget: Annotated[
         float | None,
         typer.Option(
-            help="Instead of --bits: most size of the weights as a fraction of that at 8 bits; each layer gets bits by "
-            "its measured sensitivity.",
+            help="Instead of --bits: maximum size of the weights as a fraction of that at 8 bits; the bits of each "
+            "layer are chosen by its measured sensitivity.",
         ),
     ] = None,
     destination: Annotated[
@@ -66,22 +71,22 @@ def export(  # noqa: PLR0913, PLR0917  the options are its parameters
         typer.Option(
             "--out",
             help="Directory of the bundle.",
-            show_default="RUN/bundle-<BITS>bit or the like; with --from <FILE>-bundle-<BITS>bit beside the file",
+            show_default="RUN/bundle-<BITS>bit or similar; with --from <FILE>-bundle-<BITS>bit next to the file",
         ),
     ] = None,
     opset: Annotated[
         int | None,
         typer.Option(
-            help="ONNX opset, 13 to 25, of language models 19 to 25. Weights of 3 and 4 bits are packed two to a byte "
-            "from 21 on, of 2 bits four to a byte from 25 on; else a weight takes a byte.",
-            show_default="17, of language models 19, or the least that packs them",
+            help="ONNX opset, 13 to 25 (language models 19 to 25). Weights of 3 and 4 bits are packed two per byte "
+            "from opset 21, weights of 2 bits four per byte from 25; all others take one byte each.",
+            show_default="17 (language models 19), or the lowest opset that packs the weights",
         ),
     ] = None,
     format_: Annotated[
         list[str] | None,
         typer.Option(
             "--format",
-            help="Further forms of the model, joined by commas or repeated; --list-formats.",
+            help="Further formats of the model, joined by commas or repeated; see --list-formats.",
             metavar="NAMES",
         ),
     ] = None,
@@ -94,14 +99,15 @@ def export(  # noqa: PLR0913, PLR0917  the options are its parameters
         bool,
         typer.Option(
             "--native",
-            help="Keep the whole range of 8-bit weights: for processors with VNNI, since others of x86 then need "
+            help="Keep the full range of 8-bit weights: for processors with VNNI; other x86 processors then need "
             "slower kernels.",
         ),
     ] = False,
     activations: Annotated[
         Activations,
         typer.Option(
-            help="affine: uint8, fastest in onnxruntime. symmetric: int8 with zero point 0, for TensorRT and its like."
+            help="affine: uint8, fastest in onnxruntime. symmetric: int8 with zero point 0, for TensorRT and similar "
+            "runtimes."
         ),
     ] = Activations.AFFINE,
     source: Annotated[
@@ -116,9 +122,7 @@ def export(  # noqa: PLR0913, PLR0917  the options are its parameters
         str | None,
         typer.Option(help="Data set to calibrate on, by name, path or import path.", rich_help_panel=IMPORT_PANEL),
     ] = None,
-    data_dir: Annotated[
-        Path | None, typer.Option(help="Folder that holds the data set.", rich_help_panel=IMPORT_PANEL)
-    ] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Folder of the data set.", rich_help_panel=IMPORT_PANEL)] = None,
     model: Annotated[
         str | None,
         typer.Option(
@@ -138,7 +142,7 @@ def export(  # noqa: PLR0913, PLR0917  the options are its parameters
     labels: Annotated[
         Path | None,
         typer.Option(
-            help="File of class names, one a line.", rich_help_panel=IMPORT_PANEL, show_default="the data set's"
+            help="File of class names, one per line.", rich_help_panel=IMPORT_PANEL, show_default="the data set's"
         ),
     ] = None,
     input_size: Annotated[
@@ -158,14 +162,18 @@ def export(  # noqa: PLR0913, PLR0917  the options are its parameters
     mean: Annotated[
         str | None,
         typer.Option(
-            help="What training subtracted from pixels of 0 to 1, a number a channel, joined by commas.",
+            help="Mean that training subtracted from pixels in 0..1: one number per channel, joined by commas.",
             rich_help_panel=IMPORT_PANEL,
-            show_default="the data set's; for models of torchvision their published weights'",
+            show_default="the data set's; for torchvision models that of their published weights",
         ),
     ] = None,
     std: Annotated[
         str | None,
-        typer.Option(help="What it divided by then.", rich_help_panel=IMPORT_PANEL, show_default="likewise"),
+        typer.Option(
+            help="Standard deviation that training divided by, likewise.",
+            rich_help_panel=IMPORT_PANEL,
+            show_default="as for --mean",
+        ),
     ] = None,
     name: Annotated[
         str | None,
@@ -177,14 +185,14 @@ def export(  # noqa: PLR0913, PLR0917  the options are its parameters
 ) -> None:
     """Freeze the trained model of a run to integers and write a bundle: the directory that ships.
 
-    Layers and activations that held the upper bound in training keep it. At other bits than the upper bound, and for
-    --native, the activation ranges and BatchNorm statistics are estimated anew on training data first. A bundle of
-    the same name is replaced; nothing half-written is ever left.
+    Layers and activations with fixed precision in training stay at max_bits. At bits other than max_bits, and with
+    --native, activation ranges and BatchNorm statistics are first calibrated on training data. A bundle of the same
+    name is replaced; an incomplete bundle is never left behind.
 
-    A run of a language model is written likewise, with its state as inputs and outputs; with affine activations and
-    without further formats. --budget measures sensitivity as the rise of its loss on validation text.
+    Runs of language models are exported in the same way, with the state as inputs and outputs, but only with affine
+    activations and without further formats. --budget measures sensitivity as the rise of the loss on validation text.
 
-    With --from, a float model that was trained elsewhere is quantized by calibration alone.
+    With --from, a float model that was trained elsewhere is quantized by calibration only.
     """
     from cpt_cli.export_options import check_origin, parsed_numbers, parsed_size
     from cpt_deploy.bundle import chosen_formats
@@ -254,7 +262,7 @@ COMMAND = Command(
     function=export,
     panel=TRAIN_PANEL,
     examples=(
-        "cpt export runs/digits --bits 4 --act-bits 4  # 8 bits without these; activations too, where they cycled",
+        "cpt export runs/digits --bits 4 --act-bits 4  # weights and activations at 4 bits; the default is 8",
         "cpt export runs/digits --budget 0.6  # bits by layer, 60 % of the size of 8-bit weights",
         "cpt export --from model.onnx --data photos/  # trained elsewhere, in float: calibration only",
         "cpt export runs/digits --format torchscript,pt2  # for programs that have PyTorch but not onnxruntime",

@@ -1,4 +1,4 @@
-"""`cpt generate`: go on with a text by a language model's bundle, here or on a server."""
+"""`cpt generate`: continue a text with a language model's bundle, here or on a server."""
 
 import secrets
 from pathlib import Path
@@ -17,33 +17,31 @@ _SEEDS = 2**32
 def generate(  # noqa: PLR0913, PLR0917  the options are its parameters
     words: Annotated[
         list[str] | None,
-        typer.Argument(help="A bundle, then the text to go on with. With --url the text alone.", metavar="BUNDLE TEXT"),
+        typer.Argument(help="A bundle, then the text to continue. With --url only the text.", metavar="BUNDLE TEXT"),
     ] = None,
-    url: Annotated[str | None, typer.Option(help="Ask the server at this address instead of computing here.")] = None,
+    url: Annotated[str | None, typer.Option(help="Use the server at this address instead of computing here.")] = None,
     api_key: ApiKeyOption = None,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens to generate.")] = 64,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Maximum number of tokens to generate.")] = 64,
     temperature: Annotated[
-        float, typer.Option(min=0, max=100, help="0 always takes the most probable token; higher is more varied.")
+        float, typer.Option(min=0, max=100, help="0 always chooses the most probable token; higher is more varied.")
     ] = 1.0,
-    top_k: Annotated[int, typer.Option(min=0, help="Draw from so many of the most probable tokens; 0: all.")] = 0,
+    top_k: Annotated[int, typer.Option(min=0, help="Draw from this many of the most probable tokens; 0: all.")] = 0,
     top_p: Annotated[
-        float, typer.Option(min=1e-9, max=1, help="Draw from the fewest tokens of this probability.")
+        float, typer.Option(min=1e-9, max=1, help="Draw from the smallest set of tokens with this total probability.")
     ] = 1.0,
     seed: Annotated[
         int | None, typer.Option(min=0, help="The same seed gives the same text.", show_default="random")
     ] = None,
-    stop: Annotated[list[str] | None, typer.Option(help="End before this string; can be repeated.")] = None,
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="Threads to compute with.", show_default="all cores")
-    ] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="Stop before this string; can be repeated.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Number of threads.", show_default="all cores")] = None,
     json_output: JsonFlag = False,
     quiet: QuietFlag = False,
     debug: DebugFlag = False,
 ) -> None:
-    """Go on with a text, token by token, by a language model.
+    """Continue a text with a language model, token by token.
 
-    Text is printed as it comes: first what was given, then what the model adds; quietly only that. The seed is shown,
-    so that any text can be had again.
+    Text is printed as it is generated: first the given text, then the continuation; with --quiet only the
+    continuation. The seed is shown, so that any text can be reproduced.
     """
     from cpt_cli.generation import TextOptions, local_text, remote_text
 
@@ -75,7 +73,7 @@ def generate(  # noqa: PLR0913, PLR0917  the options are its parameters
     rate = summary["timings"]["tokens_per_s"]
     out.note(
         f"{summary['model']}: {summary['usage']['generated_tokens']} tokens"
-        + (f", {rate:,.0f} a second" if rate else "")
+        + (f", {rate:,.0f} per second" if rate else "")
         + f", seed {summary['seed']}"
     )
 
@@ -87,6 +85,6 @@ COMMAND = Command(
     examples=(
         'cpt generate runs/ptb-lstm/bundle-8bit "the company said"',
         'cpt generate runs/ptb-lstm/bundle-8bit "the company said" --temperature 0 --max-tokens 20 --json',
-        'cpt generate --url http://127.0.0.1:8000 "the company said" --seed 1  # ask a server',
+        'cpt generate --url http://127.0.0.1:8000 "the company said" --seed 1  # on a server',
     ),
 )

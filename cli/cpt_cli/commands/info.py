@@ -1,4 +1,4 @@
-"""`cpt info`: the machine and the versions, as one would quote them with a measurement or a question."""
+"""`cpt info`: show the machine and the versions, to quote with a measurement or a question."""
 
 import importlib.util
 import os
@@ -63,12 +63,12 @@ def info(json_output: JsonFlag = False, quiet: QuietFlag = False, debug: DebugFl
 
 _SATURATION = {
     False: "added in 32 bits",
-    True: "added in saturating 16 bits: onnxruntime is told to use slower exact kernels for native models",
+    True: "added in saturating 16 bits: onnxruntime is set to use slower exact kernels for native models",
     None: "unknown",
 }
 
 
-#: Rows, inputs and outputs on which `info` tries the units.
+#: Rows, input and output features of the product that `info` times.
 _LINEAR = (256, 512, 512)
 
 
@@ -102,7 +102,7 @@ def _describe(device: dict[str, Any] | None) -> str:
 
 
 def _kernels(device: dict[str, Any] | None) -> str:
-    """Describe the kernels on the device that training would use, why they are these, and the types of products."""
+    """Describe the kernels on the device that training would use, the reason for them, and the types of products."""
     if device is None:
         return "nothing"
     reason = f" ({device['no_native_kernels']})" if device["no_native_kernels"] else ""
@@ -119,16 +119,16 @@ def _kernels(device: dict[str, Any] | None) -> str:
 
 
 def _linear(device: dict[str, Any] | None) -> str:
-    """Describe which unit multiplies the codes of a Linear on the CPU, tried on one shape."""
+    """Describe the types in which a CPU multiplies the integers of a Linear, timed on one shape."""
     if device is None:
         return "nothing"
     if device["linear_seconds"] is None:
-        return "float32: int8 products do not add exactly here"
+        return "float32: sums of int8 products are not exact here"
     rows, inputs, outputs = _LINEAR
     ratio = device["linear_seconds"]["float32"] / device["linear_seconds"]["int8"]
     return (
-        f"int8 or float32, equal in every bit, tried on each shape in a run; here int8 takes 1/{ratio:.1f} of the time "
-        f"of float32 for {rows} rows, {inputs} to {outputs} features"
+        f"int8 or float32, bit-identical, chosen for each shape in a run by a trial; here int8 takes 1/{ratio:.1f} of "
+        f"the time of float32 for {rows} rows, {inputs} to {outputs} features"
     )
 
 

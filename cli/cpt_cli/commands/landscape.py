@@ -1,4 +1,4 @@
-"""`cpt landscape`: the loss around the minima of finished runs."""
+"""`cpt landscape`: measure and draw the loss around the minima of finished runs."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def landscape(  # noqa: PLR0913, PLR0917  the options are its parameters
     runs: Annotated[list[Path], typer.Argument(help="Directories that cpt train wrote.")],
     folder: Annotated[
-        Path, typer.Option("--out", help="Directory of landscape.csv and the pictures; gone on with if it is there.")
+        Path, typer.Option("--out", help="Directory of landscape.csv and the plots; an existing one is continued.")
     ] = Path("landscape"),
     points: Annotated[int, typer.Option(min=3, help="Points in each dimension, an odd number.")] = 21,
     extent: Annotated[
@@ -27,7 +27,7 @@ def landscape(  # noqa: PLR0913, PLR0917  the options are its parameters
     images: Annotated[int, typer.Option(min=1, help="Images on which the loss is measured.")] = 1000,
     split: Annotated[Literal["train", "test"], typer.Option(help="Training or test images.")] = "train",
     seed: Annotated[int, typer.Option(min=0, help="Seed of directions and images.")] = 0,
-    jobs: Annotated[int, typer.Option(min=1, help="Points measured at once, each on threads of its own.")] = 1,
+    jobs: Annotated[int, typer.Option(min=1, help="Number of points measured at once, each with its own threads.")] = 1,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     json_output: JsonFlag = False,
     quiet: QuietFlag = False,
@@ -35,10 +35,10 @@ def landscape(  # noqa: PLR0913, PLR0917  the options are its parameters
 ) -> None:
     """Draw the loss around the minima of finished runs, side by side.
 
-    Directions are random and scaled to the weights filter by filter, the same for all runs. The networks are those that
-    are served, at the upper bound; what moves are the float weights before quantization.
+    Directions are random, scaled to the weights filter by filter, and the same for all runs. The networks are the
+    calibrated ones at max_bits, as they are served; the float weights before quantization are moved.
 
-    An interrupted measurement goes on where it stopped when the same command is given again.
+    To resume an interrupted measurement, repeat the same command.
     """
     from cpt_deploy.analysis import Grid, LandscapeFiles, LandscapeSettings, load_minimum
 
@@ -60,7 +60,7 @@ def landscape(  # noqa: PLR0913, PLR0917  the options are its parameters
 
 
 def _labels(minima: "list[Minimum]") -> list[str]:
-    """Return what the runs are called: their names, or their paths where names are not unique."""
+    """Return the labels of the runs: their names, or their paths if names are not unique."""
     names = [minimum.name for minimum in minima]
     return names if len(set(names)) == len(names) else [str(minimum.path) for minimum in minima]
 

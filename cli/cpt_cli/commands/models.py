@@ -1,4 +1,4 @@
-"""`cpt models`: which networks can be trained, and how large they are."""
+"""`cpt models`: list the networks that can be trained, with their sizes."""
 
 from typing import Annotated, Any
 
@@ -12,12 +12,13 @@ from cpt_deploy.errors import UsageError
 _OWN_SHAPE = (3, 32, 10)
 _LIBRARY_SHAPE = (3, 224, 1000)
 _VOCABULARY = 10000
-"""Words of the Penn Treebank."""
+"""Number of different words of the Penn Treebank."""
 
 
 def models(
     pattern: Annotated[
-        str | None, typer.Argument(help="Shell pattern of names, such as 'resnet*'; without it the project's own.")
+        str | None,
+        typer.Argument(help="Shell pattern of names, such as 'resnet*'; without it, the project's own models."),
     ] = None,
     channels: Annotated[int | None, typer.Option(min=1, help="Channels of the images.", show_default="3")] = None,
     size: Annotated[
@@ -38,7 +39,7 @@ def models(
 ) -> None:
     """List the models that `cpt train` knows, with parameters and multiply-accumulates (MACs) per image or token.
 
-    Language models are listed behind those of images. Your own model is named by its import path:
+    Language models are listed after image models. Your own model is given by its import path:
     model.name=package.module:factory.
     """
     from cpt_deploy.models import model_names
@@ -93,7 +94,7 @@ def _measure_text(name: str, vocabulary: int | None) -> dict[str, Any]:
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:
     figures = [readable.count(row[key]) if row.get(key) is not None else "-" for key in ("parameters", "macs")]
     if row.get("task") == "language-model":
-        return (row["name"], *figures, "a token", f"{row['classes']:,} tokens")
+        return (row["name"], *figures, "one token", f"{row['classes']:,} tokens")
     return (row["name"], *figures, " x ".join(map(str, row.get("input", ()))), str(row.get("classes", "")))
 
 

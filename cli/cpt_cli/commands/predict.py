@@ -1,4 +1,4 @@
-"""`cpt predict`: classify image files with a bundle here, or with a server that serves one."""
+"""`cpt predict`: classify image files with a bundle, here or on a server."""
 
 from contextlib import ExitStack
 from pathlib import Path
@@ -25,20 +25,18 @@ def predict(
             help="A bundle, then image files. With --url the bundle can be left out.", metavar="BUNDLE IMAGE..."
         ),
     ],
-    url: Annotated[str | None, typer.Option(help="Ask the server at this address instead of computing here.")] = None,
+    url: Annotated[str | None, typer.Option(help="Use the server at this address instead of computing here.")] = None,
     api_key: ApiKeyOption = None,
     top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, help="Classes to show for each image.")] = 1,
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="Threads to compute with.", show_default="all cores")
-    ] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Number of threads.", show_default="all cores")] = None,
     json_output: JsonFlag = False,
     quiet: QuietFlag = False,
     debug: DebugFlag = False,
 ) -> None:
-    """Classify images: the most probable classes of each, with probabilities.
+    """Classify images: show the most probable classes of each, with probabilities.
 
-    Images go through the same decoding and preprocessing as in training's evaluation, here and on the server.
-    A file that is no image is reported, the others are classified, and the exit code is 5.
+    Images are decoded and preprocessed as in the evaluation of training, both here and on the server. A file that is
+    not an image is reported, the others are classified, and the exit code is 5.
     """
     from cpt_cli.prediction import remote_classifier
     from cpt_deploy.workflows import image_classifier
@@ -64,7 +62,7 @@ def predict(
 
 
 def _classified(path: Path, classify: "Classifier", *, alone: bool) -> dict[str, Any]:
-    """Return one image's result; an image that cannot be used does not keep the others from theirs."""
+    """Return the result of one image; an invalid image among several gives an error entry and a warning."""
     try:
         return {"image": path, "predictions": classify(path)}
     except ImageError as error:
@@ -94,6 +92,6 @@ COMMAND = Command(
     examples=(
         "cpt predict runs/digits/bundle-8bit digit.png",
         "cpt predict runs/digits/bundle-8bit *.png --top-k 3 --json",
-        "cpt predict --url http://127.0.0.1:8000 digit.png  # ask a server",
+        "cpt predict --url http://127.0.0.1:8000 digit.png  # on a server",
     ),
 )

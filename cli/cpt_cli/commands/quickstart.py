@@ -1,4 +1,4 @@
-"""`cpt quickstart`: the whole path once, on data that needs no download."""
+"""`cpt quickstart`: run every step from training to prediction once, on data that needs no download."""
 
 import json
 import time
@@ -24,7 +24,8 @@ STEPS = ("train", "export", "validate", "serve", "predict")
 
 def quickstart(
     directory: Annotated[
-        Path, typer.Option("--out", help="Directory for the outputs; those of an earlier quickstart are replaced.")
+        Path,
+        typer.Option("--out", help="Directory for the outputs; the outputs of an earlier quickstart are replaced."),
     ] = Path("quickstart-output"),
     json_output: JsonFlag = False,
     quiet: QuietFlag = False,
@@ -32,7 +33,7 @@ def quickstart(
 ) -> None:
     """Train, export, validate, serve and predict once, on scikit-learn's handwritten digits.
 
-    Trains a small ResNet while its bits cycle between 3 and 8, exports it with 8-bit integers, compares every integer
+    Trains a small ResNet with bits that cycle between 3 and 8, exports it to 8-bit integers, compares every integer
     with onnxruntime's, starts a server on a free port, sends it one real digit as a PNG, and stops it.
     """
     from cpt_deploy.workflows.quickstart import BITS, DIGIT, LOG, make_room
@@ -53,7 +54,7 @@ def quickstart(
 
 
 class _Steps:
-    """Announces steps and takes their times."""
+    """Announces steps and measures their times."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -95,8 +96,8 @@ def _validate(bundle: "OpenedBundle") -> dict[str, Any]:
     require_passed(evidence)
     report = evidence.report
     out.line(
-        f"  {report.dataset.samples} images are too few to tell a loss of the usual 0.5 points from none: "
-        f"{MAX_DROP:g} are allowed here"
+        f"  {report.dataset.samples} images are too few to distinguish a loss of the usual 0.5 points from none; "
+        f"{MAX_DROP:g} points are allowed here"
     )
     return {
         "passed": True,
@@ -120,9 +121,7 @@ def _serve_and_predict(bundle: "OpenedBundle", directory: Path, steps: _Steps) -
         steps.begin("predict", f"POST {readable.path(directory / DIGIT)} to {url}/predict")
         answer = client.predict([directory / DIGIT], top_k=3)
     if answer.predictions[0] != here:
-        raise CptError(
-            f"Expected the server to answer as the bundle does here, but got {answer.predictions} for {here}"
-        )
+        raise CptError(f"Expected the server to answer {here}, as the bundle does here, but got {answer.predictions}")
     best = here[0]
     others = ", ".join(f"{entry.label} {readable.share(entry.probability)}" for entry in here[1:])
     out.line(

@@ -1,4 +1,4 @@
-"""`cpt range-test`: find the lower bound of the cycle before a run."""
+"""`cpt range-test`: find min_bits before a run."""
 
 from pathlib import Path
 from typing import Annotated
@@ -22,9 +22,9 @@ def range_test(
     ] = None,
     steps: Annotated[int, typer.Option(min=4, help="Steps at each precision.")] = 100,
     threshold: Annotated[
-        float, typer.Option(min=0.0, max=100.0, help="Points by which training accuracy has to rise.")
+        float, typer.Option(min=0.0, max=100.0, help="Rise of training accuracy, in points, that counts as progress.")
     ] = 1.0,
-    to_upper: Annotated[bool, typer.Option("--all", help="Go on to the upper bound, to see all of the curve.")] = False,
+    to_upper: Annotated[bool, typer.Option("--all", help="Continue up to max_bits, to see the whole curve.")] = False,
     folder: Annotated[
         Path | None, typer.Option("--out", help="Write range_test.json and range_test.png to this directory.")
     ] = None,
@@ -32,10 +32,10 @@ def range_test(
     quiet: QuietFlag = False,
     debug: DebugFlag = False,
 ) -> None:
-    """Find the least bits at which a network trains: the lower bound of its cycle.
+    """Find the minimum bits at which a network trains: min_bits of its schedule.
 
-    The precision range test of the paper: training begins at 2 bits and goes on for a few steps at each precision,
-    until the training accuracy rises. `cpt train --bits auto` runs it first and uses what it finds.
+    This is the precision range test of the paper: training starts at 2 bits and takes a few steps at each precision
+    until the training accuracy rises. `cpt train --bits auto` runs it first and uses its result.
     """
     from cpt_deploy.recipe import load_recipe
     from cpt_deploy.workflows import find_lower_bound

@@ -1,4 +1,4 @@
-"""`cpt recipes`: which runs come with the package, what they cost, and what the paper reports of them."""
+"""`cpt recipes`: list the recipes of the package, with their cost and the figures that the paper reports."""
 
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,16 +16,18 @@ if TYPE_CHECKING:
 def recipes(
     pattern: Annotated[
         str | None,
-        typer.Argument(help="A name, which is shown in full, or a shell pattern such as 'resnet74-*'.", metavar="NAME"),
+        typer.Argument(
+            help="A name, to show the recipe in full, or a shell pattern such as 'resnet74-*'.", metavar="NAME"
+        ),
     ] = None,
     json_output: JsonFlag = False,
     quiet: QuietFlag = False,
     debug: DebugFlag = False,
 ) -> None:
-    """List the recipes that come with the package: those of the paper's experiments, and a few to begin with.
+    """List the recipes that come with the package: the paper's experiments, and a few to start with.
 
-    Each experiment has its steps, its cost in BitOPs, the share that is saved against its static baseline, and what
-    the paper reports. cpt train NAME runs one; cpt train NAME --smoke takes two steps of it on the CPU.
+    Each experiment is listed with its steps, its cost in BitOPs, the share that is saved against its static baseline,
+    and the paper's result. cpt train NAME runs one; cpt train NAME --smoke takes two steps of it on the CPU.
     """
     from cpt_deploy.recipe import preset_names
     from cpt_deploy.registry import nearest_names
@@ -49,7 +51,7 @@ def recipes(
 
 
 def _describe(name: str) -> dict[str, Any]:
-    """Return a recipe's line: what it trains, what it costs, and what is published."""
+    """Return the entry of a recipe: its model and data, its cost, and the published figures."""
     from cpt_deploy.recipe import experiments, load_recipe
 
     experiment = experiments().get(name)
@@ -135,7 +137,7 @@ def _fields(row: dict[str, Any]) -> dict[str, object]:
     for kind, figure in row["published"].items():
         fields[f"published {labels[kind]}"] = f"{figure['value']:.4g}{units[kind]}, {figure['source']}"
     if not row["published"]:
-        fields["published"] = "nothing that could be found"
+        fields["published"] = "no figures found"
     if row["note"]:
         fields["note"] = row["note"]
     return fields

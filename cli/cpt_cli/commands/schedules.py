@@ -1,4 +1,4 @@
-"""`cpt schedules`: how bits move over a run, and what that costs."""
+"""`cpt schedules`: show the bits of precision schedules over a run, and their cost."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 LINE_WIDTH = 32
 SHOWN_CYCLES = 8
-"""More cycles than this cannot be seen in a line of `LINE_WIDTH`."""
+"""Maximum number of cycles that are visible in a line of `LINE_WIDTH`."""
 
 
 def schedules(  # noqa: PLR0913, PLR0917  the options are its parameters
@@ -25,24 +25,26 @@ def schedules(  # noqa: PLR0913, PLR0917  the options are its parameters
         list[str] | None,
         typer.Argument(
             help="Names, short names such as RTH, or your own as package.module:schedule.",
-            show_default="all that are known",
+            show_default="all known schedules",
         ),
     ] = None,
     recipe: Annotated[
         str | None, typer.Option(help="Show the schedules of a preset or a recipe file: forward, groups, gradients.")
     ] = None,
-    bits: Annotated[str, typer.Option(help="Bounds of the cycle: LOWER-UPPER.")] = "3-8",
+    bits: Annotated[str, typer.Option(help="Bounds of the bits: MIN-MAX.")] = "3-8",
     cycles: Annotated[int, typer.Option(min=1, help="Cycles in the run.")] = 8,
     steps: Annotated[int, typer.Option(min=1, help="Steps of the run.")] = 6400,
     grad_bits: Annotated[
-        str, typer.Option(help="Bits of the gradients, for the cost: a number, or LOWER-UPPER that they cycle between.")
+        str, typer.Option(help="Bits of the gradients, for the cost: a number, or MIN-MAX for scheduled bits.")
     ] = "8",
     grad_schedule: Annotated[
-        str, typer.Option(help="Schedule of the gradients, where they cycle.", show_default="cosine")
+        str, typer.Option(help="Schedule of the gradients, if their bits are scheduled.", show_default="cosine")
     ] = "cosine",
     losses: Annotated[
         Path | None,
-        typer.Option(help="metrics.csv of a run, or a loss a line for each epoch: what the progressive one follows."),
+        typer.Option(
+            help="Training losses for the progressive schedule: metrics.csv of a run, or one loss per line and epoch."
+        ),
     ] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw them into this PNG or SVG file.")] = None,
     json_output: JsonFlag = False,
@@ -51,9 +53,9 @@ def schedules(  # noqa: PLR0913, PLR0917  the options are its parameters
 ) -> None:
     """Show precision schedules: their bits over a run, their mean, and the BitOPs they save against static bits.
 
-    The ten of Wolfe & Kyrillidis (2024) have their short names and the groups of saving that are compared there;
-    `cosine` is the schedule of the CPT paper. `progressive` is FracTrain's: its bits rise where the training loss is
-    flat, so they are known only with --losses. A recipe takes one as precision.schedule.
+    The ten schedules of Wolfe & Kyrillidis (2024) are shown with their short names and their groups of saving;
+    `cosine` is the schedule of the CPT paper. `progressive` is FracTrain's: its bits rise when the training loss is
+    flat, so they are known only with --losses. In a recipe, set precision.schedule.
     """
     from cpt_cli.shown.schedules import read_losses, show_recipe
 
@@ -71,7 +73,7 @@ def schedules(  # noqa: PLR0913, PLR0917  the options are its parameters
         title = f"{bits} bits, {cycles} cycles, gradients at {grad_bits} bits"
     _table(shown, steps, shown_cycles, title)
     if any(entry.follows_loss for entry in shown):
-        out.note("progressive bits follow the training loss: shown without one; --losses RUN/metrics.csv tells it one")
+        out.note("progressive bits depend on the training loss; --losses RUN/metrics.csv shows them for that of a run")
     if plot is not None:
         _draw(shown, plot)
     out.result({"schedules": [entry.to_dict() for entry in shown]})
@@ -172,8 +174,8 @@ COMMAND = Command(
     panel=LOOK_PANEL,
     examples=(
         "cpt schedules",
-        "cpt schedules CR RR ETH --bits 4-8 --cycles 32 --grad-bits 6-8 --plot schedules.svg  # gradients cycle too",
-        "cpt schedules progressive --losses runs/resnet20/metrics.csv  # the bits that such a loss would have had",
+        "cpt schedules CR RR ETH --bits 4-8 --cycles 32 --grad-bits 6-8 --plot schedules.svg  # scheduled gradients",
+        "cpt schedules progressive --losses runs/resnet20/metrics.csv  # the bits under that loss",
         "cpt schedules --recipe my-recipe.yaml --plot bits.png  # forward, groups of layers, gradients",
         "cpt schedules my_package.schedules:warm_up  # your own, by import path",
     ),

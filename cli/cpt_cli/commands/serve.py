@@ -1,4 +1,4 @@
-"""`cpt serve`: answer predictions over HTTP."""
+"""`cpt serve`: serve bundles over HTTP and gRPC."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -27,28 +27,29 @@ def serve(  # noqa: PLR0913, PLR0917  the options are its parameters
         str | None, typer.Option(help="Address to listen on; 0.0.0.0 for all.", show_default="127.0.0.1")
     ] = None,
     port: Annotated[
-        int | None, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.", show_default="8000")
+        int | None, typer.Option(min=0, max=65535, help="Port to listen on; 0 selects a free one.", show_default="8000")
     ] = None,
     grpc_port: Annotated[
         int | None,
-        typer.Option(min=1, max=65535, help="Port for the protocol over gRPC too.", show_default="off"),
+        typer.Option(min=1, max=65535, help="Port of the Open Inference Protocol over gRPC.", show_default="off"),
     ] = None,
     config: Annotated[
-        Path | None, typer.Option(help="YAML file with any of the settings; options and variables go before it.")
+        Path | None,
+        typer.Option(help="YAML file with any of the settings; options and environment variables override it."),
     ] = None,
     threads: Annotated[
-        int | None, typer.Option(min=1, help="Threads that one inference computes with.", show_default="1")
+        int | None, typer.Option(min=1, help="Number of threads per inference.", show_default="1")
     ] = None,
     provider: Annotated[str | None, typer.Option(help=PROVIDER_HELP, show_default="cpu")] = None,
     max_batch: Annotated[
         int | None,
-        typer.Option(min=1, help="Most images that are computed together.", show_default="16", rich_help_panel=_LOAD),
+        typer.Option(min=1, help="Maximum number of images per batch.", show_default="16", rich_help_panel=_LOAD),
     ] = None,
     max_delay_ms: Annotated[
         float | None,
         typer.Option(
             min=0,
-            help="How long a request waits for company while another batch is computed.",
+            help="Time that a request waits for others to form a batch while another batch is computed.",
             show_default="0",
             rich_help_panel=_LOAD,
         ),
@@ -57,7 +58,7 @@ def serve(  # noqa: PLR0913, PLR0917  the options are its parameters
         int | None,
         typer.Option(
             min=1,
-            help="Most images that wait for a model; further requests get 429.",
+            help="Maximum number of images that wait for a model; further requests get 429.",
             show_default="1024",
             rich_help_panel=_LOAD,
         ),
@@ -65,14 +66,14 @@ def serve(  # noqa: PLR0913, PLR0917  the options are its parameters
     timeout_s: Annotated[
         float | None,
         typer.Option(
-            "--timeout", min=0, help="Deadline in seconds of requests that state none.", rich_help_panel=_LOAD
+            "--timeout", min=0, help="Deadline in seconds of requests without their own.", rich_help_panel=_LOAD
         ),
     ] = None,
     golden: Annotated[
         str | None,
         typer.Option(
             metavar="exact|labels|off",
-            help="What of its golden sample a model has to reproduce.",
+            help="Check of the golden sample at loading: exact outputs, only the same labels, or none.",
             show_default="exact",
             rich_help_panel=_MODELS,
         ),
@@ -81,7 +82,7 @@ def serve(  # noqa: PLR0913, PLR0917  the options are its parameters
         bool | None,
         typer.Option(
             "--require-evidence",
-            help="Refuse bundles that have not passed cpt validate as they are.",
+            help="Refuse bundles that have not passed cpt validate in their present state.",
             rich_help_panel=_MODELS,
         ),
     ] = None,
@@ -99,7 +100,7 @@ def serve(  # noqa: PLR0913, PLR0917  the options are its parameters
             "--watch",
             metavar="SECONDS",
             min=0,
-            help="Look this often for new, changed and removed versions.",
+            help="Interval of checks for new, changed and removed versions.",
             show_default="off",
             rich_help_panel=_MODELS,
         ),
@@ -107,7 +108,7 @@ def serve(  # noqa: PLR0913, PLR0917  the options are its parameters
     api_keys: Annotated[
         Path | None,
         typer.Option(
-            help="File of keys, one of which every request needs; cpt api-key makes them.", rich_help_panel=_ACCESS
+            help="File of API keys, one of which every request needs; see cpt api-key.", rich_help_panel=_ACCESS
         ),
     ] = None,
     open_metrics: Annotated[
@@ -115,17 +116,17 @@ def serve(  # noqa: PLR0913, PLR0917  the options are its parameters
     ] = None,
     tls_cert: Annotated[
         Path | None,
-        typer.Option(help="Certificate with its chain, PEM: the server speaks HTTPS.", rich_help_panel=_ACCESS),
+        typer.Option(help="Certificate with its chain, PEM; enables HTTPS.", rich_help_panel=_ACCESS),
     ] = None,
     tls_key: Annotated[
         Path | None,
-        typer.Option(help="Its private key, PEM, where it is in another file.", rich_help_panel=_ACCESS),
+        typer.Option(help="Private key of the certificate, PEM, if it is in another file.", rich_help_panel=_ACCESS),
     ] = None,
     cors_origins: Annotated[
         str | None,
         typer.Option(
             metavar="ORIGIN,...",
-            help="Origins whose pages may ask.",
+            help="Origins whose web pages may send requests.",
             show_default="none",
             rich_help_panel=_ACCESS,
         ),
@@ -149,7 +150,7 @@ def serve(  # noqa: PLR0913, PLR0917  the options are its parameters
         str | None,
         typer.Option(
             metavar="auto|on|off",
-            help="OpenTelemetry; auto is on where OTEL_EXPORTER_OTLP_ENDPOINT is set.",
+            help="OpenTelemetry; auto is on if OTEL_EXPORTER_OTLP_ENDPOINT is set.",
             show_default="auto",
             rich_help_panel=_WATCH,
         ),
@@ -160,8 +161,9 @@ def serve(  # noqa: PLR0913, PLR0917  the options are its parameters
 ) -> None:
     """Serve models over HTTP until SIGTERM or Ctrl-C: /predict, health, metrics, and the Open Inference Protocol v2.
 
-    Checksums and golden samples are checked before anything listens. Every setting can also be given by an environment
-    variable, CPT_SERVE_PORT=9000, CPT_SERVE_MAX_BODY_BYTES, ..., or in a YAML file; docs/serving.md lists them.
+    Checksums and golden samples are checked before the server listens. Every setting can also be given by an
+    environment variable, CPT_SERVE_PORT=9000, CPT_SERVE_MAX_BODY_BYTES, ..., or in a YAML file; docs/serving.md lists
+    them.
     """
     from cpt_deploy.tasks import task_of_bundle
     from cpt_serving.repository.model_directory import find_models
@@ -192,7 +194,7 @@ def serve(  # noqa: PLR0913, PLR0917  the options are its parameters
         cors_origins=cors_origins,
         log_format=log_format,
         tracing=tracing,
-        # The access log goes to stdout, which belongs to the result here.
+        # The access log goes to stdout, which is reserved for the result here.
         access_log=False if terse and access_log is None else access_log,
         log_level="warning" if terse else None,
     )
@@ -213,10 +215,10 @@ def serve(  # noqa: PLR0913, PLR0917  the options are its parameters
                 "try it": _curl(settings, task.example_request(place)),
                 "docs": f"{url}/docs" if settings.docs else "off",
                 "ready": f"{url}/health/ready",
-                "keys": "none: everybody who reaches the address may ask"
+                "keys": "none: everyone who can reach the address can use the server"
                 if settings.api_keys is None
                 else readable.path(settings.api_keys),
-                "at once": f"{settings.inferences_at_once} inferences of {settings.threads} threads each",
+                "in parallel": f"{settings.inferences_at_once} inferences of {settings.threads} threads each",
             },
         )
         if out.quiet:
@@ -245,7 +247,7 @@ COMMAND = Command(
     panel=SHIP_PANEL,
     examples=(
         "cpt serve runs/digits/bundle-8bit",
-        "cpt serve models/ --watch 5 --require-evidence  # models/NAME/VERSION/, new versions take over while it runs",
+        "cpt serve models/ --watch 5 --require-evidence  # models/NAME/VERSION/; new versions are loaded while it runs",
         "cpt serve my-bundle --grpc-port 8001  # the Open Inference Protocol over gRPC too",
         "cpt serve my-bundle --host 0.0.0.0 --api-keys keys.txt --tls-cert cert.pem --tls-key key.pem",
         "cpt serve --config serve.yaml",

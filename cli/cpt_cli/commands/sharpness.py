@@ -1,4 +1,4 @@
-"""`cpt sharpness`: how sharp the minima of finished runs are, as numbers."""
+"""`cpt sharpness`: measure the sharpness of the minima of finished runs."""
 
 import csv
 from pathlib import Path
@@ -21,13 +21,14 @@ def sharpness(  # noqa: PLR0913, PLR0917  the options are its parameters
     runs: Annotated[list[Path], typer.Argument(help="Directories that cpt train wrote.")],
     images: Annotated[int, typer.Option(min=1, help="Images on which the loss is measured.")] = 500,
     split: Annotated[Literal["train", "test"], typer.Option(help="Training or test images.")] = "train",
-    eigenvalues: Annotated[int, typer.Option(min=1, help="How many of the Hessian's greatest eigenvalues.")] = 1,
+    eigenvalues: Annotated[int, typer.Option(min=1, help="Number of the Hessian's largest eigenvalues.")] = 1,
     tolerance: Annotated[float, typer.Option(min=1e-9, max=1.0, help="Relative accuracy of the eigenvalues.")] = 0.01,
-    probes: Annotated[int, typer.Option(min=1, help="Random vectors that the trace is estimated with.")] = 20,
+    probes: Annotated[int, typer.Option(min=1, help="Number of random vectors for the estimate of the trace.")] = 20,
     radius: Annotated[
-        float, typer.Option(min=0.0, help="Of the ball in which the loss is maximised, in units of the coordinates.")
+        float,
+        typer.Option(min=0.0, help="Radius of the ball in which the loss is maximised, in units of the coordinates."),
     ] = 0.05,
-    steps: Annotated[int, typer.Option(min=1, help="Steps of gradient ascent in it; 1 is SAM's.")] = 5,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of gradient ascent in the ball; 1 is SAM's.")] = 5,
     seed: Annotated[int, typer.Option(min=0, help="Seed of images and random vectors.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     table: Annotated[Path | None, typer.Option("--csv", help="Write the numbers to this file.")] = None,
@@ -35,12 +36,12 @@ def sharpness(  # noqa: PLR0913, PLR0917  the options are its parameters
     quiet: QuietFlag = False,
     debug: DebugFlag = False,
 ) -> None:
-    """Measure how sharp the minima of finished runs are.
+    """Measure the sharpness of the minima of finished runs.
 
-    Greatest eigenvalues and trace of the Hessian of the training loss, and how far the loss rises in a ball around the
-    weights: in the weights as they are, and relative to the norms of their filters, as networks can be compared.
+    Measures the largest eigenvalues and the trace of the Hessian of the loss, and the rise of the loss in a ball around
+    the weights: in absolute coordinates, and relative to the norms of the filters, which makes networks comparable.
 
-    The Hessian is that of the network whose quantizers keep their present rounding errors; the rise is that of the
+    The Hessian is that of the network whose quantizers keep their current rounding errors; the rise is that of the
     quantized network itself.
     """
     from cpt_deploy.analysis import SharpnessSettings, load_minimum
@@ -53,7 +54,7 @@ def sharpness(  # noqa: PLR0913, PLR0917  the options are its parameters
             {"run": run, "name": minimum.name, "images": minimum.images, **found.to_dict()}
             for found in _measured(minimum.model, minimum.batches, settings, minimum.name)
         ]
-    header = ("run", "weights", "loss", "greatest eigenvalue", "trace", f"rise within {radius:g}")
+    header = ("run", "weights", "loss", "largest eigenvalue", "trace", f"rise within {radius:g}")
     out.table(header, [_row(entry) for entry in entries])
     if table is not None:
         _write(table, entries, radius)

@@ -11,16 +11,16 @@ from cpt_deploy import readable
 
 
 def sign(
-    bundle: Annotated[Path, typer.Argument(help="Bundle that cpt export wrote, best after cpt validate.")],
+    bundle: Annotated[Path, typer.Argument(help="Bundle that cpt export wrote, preferably validated by cpt validate.")],
     key: Annotated[Path, typer.Option(help="Private key in PEM, elliptic curve, without a password.")],
     json_output: JsonFlag = False,
     quiet: QuietFlag = False,
     debug: DebugFlag = False,
 ) -> None:
-    """Sign all files of a bundle, its evidence included, so that nobody without the key can change one unnoticed.
+    """Sign all files of a bundle, including its evidence, so that nobody without the key can change one unnoticed.
 
-    The signature, model.sig, lies in the bundle and is a Sigstore bundle of the OpenSSF's model-signing library. cpt
-    validate writes files and so removes it: validate first, then sign. openssl makes a pair of keys:
+    The signature, model.sig, is stored in the bundle and is a Sigstore bundle of the OpenSSF's model-signing library.
+    cpt validate changes files and therefore removes it: validate first, then sign. To create a pair of keys:
 
     openssl ecparam -name prime256v1 -genkey -noout -out release.key
 
@@ -34,7 +34,7 @@ def sign(
     files = len(opened.digests) + 1
     out.line(f"signed {files} files of {readable.path(bundle)}: {readable.path(signature)}")
     if opened.validation is None:
-        out.note("it holds no evidence: cpt validate before signing would put it under the signature")
+        out.note("the bundle has no evidence; run cpt validate before signing to include it in the signature")
     out.result({"bundle": bundle, "signature": signature, "files": files, "content_sha256": opened.content_sha256})
     out.hint(f"cpt verify {readable.path(bundle)} --key PUBLIC_KEY")
 

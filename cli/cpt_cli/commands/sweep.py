@@ -1,4 +1,4 @@
-"""`cpt sweep`: what one run gives at several bits, exported, validated and timed."""
+"""`cpt sweep`: export one run at several bits, validate each bundle, and time them."""
 
 from pathlib import Path
 from typing import Annotated
@@ -24,29 +24,29 @@ def sweep(  # noqa: PLR0913, PLR0917  the options are its parameters
     act_bits: Annotated[
         str | None,
         typer.Option(
-            help=f"Bits of the activations that cycled in training, each combined with each of --bits; '{SAME}' gives "
-            "them those of the weights.",
-            show_default="the run's upper bound",
+            help=f"Bits of activations with scheduled precision in training, each combined with each of --bits; "
+            f"'{SAME}' means the bits of the weights.",
+            show_default="the run's max_bits",
         ),
     ] = None,
-    data_dir: Annotated[Path | None, typer.Option(help="Folder that holds the data set.")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Folder of the data set.")] = None,
     limit: Annotated[
         int | None,
         typer.Option(min=1, help="Measure this many test images, or tokens of the test text.", show_default="all"),
     ] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Timed calls of each model.")] = 50,
-    force: Annotated[bool, typer.Option("--force", help="Also at bits that the run never trained at.")] = False,
+    rounds: Annotated[int, typer.Option(min=1, help="Number of timed calls per model.")] = 50,
+    force: Annotated[bool, typer.Option("--force", help="Also export at bits that the run never trained at.")] = False,
     native: Annotated[
-        bool, typer.Option("--native", help="Keep the whole range of 8-bit weights, as cpt export --native does.")
+        bool, typer.Option("--native", help="Keep the full range of 8-bit weights, as cpt export --native does.")
     ] = False,
     json_output: JsonFlag = False,
     quiet: QuietFlag = False,
     debug: DebugFlag = False,
 ) -> None:
-    """Export a run at several bits, validate each on the whole test set, and time all of them in onnxruntime.
+    """Export a run at several bits, validate each bundle on the whole test set, and time all of them in onnxruntime.
 
-    Writes RUN/sweep: a bundle for each, sweep.json, sweep.md and sweep.png. What an earlier sweep of the same weights
-    has exported and validated is kept; only the times are taken anew.
+    Writes RUN/sweep: one bundle per export, sweep.json, sweep.md and sweep.png. Bundles and validations of an earlier
+    sweep of the same weights are kept; only the times are measured again.
     """
     from cpt_deploy.workflows import sweep_run
 
@@ -67,7 +67,7 @@ def sweep(  # noqa: PLR0913, PLR0917  the options are its parameters
     exports = swept.content["exports"]
     for entry in exports:
         if entry["mismatching_integers"]:
-            out.warning(f"{entry['bundle']}: {entry['mismatching_integers']} integers differ; cpt validate says where")
+            out.warning(f"{entry['bundle']}: {entry['mismatching_integers']} integers differ; cpt validate shows where")
     out.note(f"written: {readable.path(swept.folder)}/sweep.json, sweep.md, sweep.png")
     out.result({"folder": swept.folder, **swept.content})
     out.hint(f"cpt serve {readable.path(swept.folder / exports[-1]['bundle'])}")
@@ -92,6 +92,6 @@ COMMAND = Command(
     panel=TRAIN_PANEL,
     examples=(
         "cpt sweep runs/digits",
-        "cpt sweep runs/digits --bits 8,6,4 --act-bits 8,same  # activations at 8 bits, and at the weights' bits",
+        "cpt sweep runs/digits --bits 8,6,4 --act-bits 8,same  # activations at 8 bits, and at the bits of the weights",
     ),
 )

@@ -1,4 +1,4 @@
-"""`cpt train`: train a network while its bit-width cycles."""
+"""`cpt train`: train a network with Cyclic Precision Training."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -21,7 +21,7 @@ AUTO = "auto"
 
 
 def _complete(incomplete: str) -> list[str]:
-    """Return the presets and recipe files that begin as what was typed."""
+    """Return the presets and recipe files whose name starts with the typed text."""
     from cpt_deploy.recipe import preset_names
 
     files = [str(path) for path in Path().glob("*.yaml")]
@@ -32,7 +32,7 @@ def train(  # noqa: PLR0913, PLR0917  the options are its parameters
     words: Annotated[
         list[str] | None,
         typer.Argument(
-            help="A preset or a recipe file, then settings such as train.batch_size=64; without either the digits.",
+            help="A preset or a recipe file, then settings such as train.batch_size=64; without both, the digits.",
             metavar="[PRESET_OR_FILE] [KEY=VALUE]...",
             autocompletion=_complete,
             show_default=False,
@@ -42,29 +42,29 @@ def train(  # noqa: PLR0913, PLR0917  the options are its parameters
         Path | None, typer.Option("--out", help="Directory of the run.", show_default="runs/NAME, or the next free one")
     ] = None,
     resume: Annotated[
-        Path | None, typer.Option(help="Go on with the run in this directory, from its last checkpoint.")
+        Path | None, typer.Option(help="Resume the run in this directory from its last checkpoint.")
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done; write nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan; write nothing.")] = False,
     smoke: Annotated[
-        bool, typer.Option("--smoke", help="Take two steps on the CPU, with few images, to see that all is there.")
+        bool,
+        typer.Option("--smoke", help="Take two steps on the CPU, with few images, to check that everything works."),
     ] = False,
     bits: Annotated[
         str | None,
         typer.Option(
-            help="Bounds of the cycle: LOWER-UPPER such as 4-8, or auto: a precision range test finds the lower one "
-            "first.",
+            help="Bounds of the bits: MIN-MAX such as 4-8, or auto: a precision range test finds the minimum first.",
             rich_help_panel="Common settings",
             show_default="the recipe's",
         ),
     ] = None,
     profile: Annotated[
-        int, typer.Option(min=0, help="Show where the time of this many steps goes, and keep a trace of them.")
+        int, typer.Option(min=0, help="Profile this many steps: show where their time goes, and save a trace.")
     ] = 0,
     epochs: Annotated[
         int | None, typer.Option(min=1, help="Length of the run: train.epochs.", rich_help_panel="Common settings")
     ] = None,
     seed: Annotated[
-        int | None, typer.Option(min=0, help="Seed of everything: seed.", rich_help_panel="Common settings")
+        int | None, typer.Option(min=0, help="Seed of all random numbers: seed.", rich_help_panel="Common settings")
     ] = None,
     device: Annotated[
         str | None,
@@ -76,10 +76,10 @@ def train(  # noqa: PLR0913, PLR0917  the options are its parameters
     quiet: QuietFlag = False,
     debug: DebugFlag = False,
 ) -> None:
-    """Train a network with Cyclic Precision Training and leave everything in one directory.
+    """Train a network with Cyclic Precision Training and write all results to one directory.
 
-    A recipe holds all settings: defaults, then a preset or a YAML file, then key=value. Ctrl-C finishes the step, saves
-    and tells how to go on; a second one stops at once.
+    A recipe has all settings: defaults, then a preset or a YAML file, then key=value. Ctrl-C finishes the step, saves,
+    and shows how to resume; a second Ctrl-C stops at once.
 
     On several processors: torchrun --no-python --nproc-per-node 4 cpt train … (docs/distributed.md).
     """
@@ -92,7 +92,7 @@ def train(  # noqa: PLR0913, PLR0917  the options are its parameters
         if value is not None
     ]
     if smoke and (resume is not None or bits == AUTO):
-        raise UsageError("Expected --smoke with a run of its own, but got it with --resume or --bits auto")
+        raise UsageError("Expected --smoke without --resume and --bits auto, but got it with one of them")
     if resume is not None and bits is not None:
         raise UsageError("Expected a run to resume with the bits that it began with, but got --bits")
     if resume is None:
@@ -103,7 +103,7 @@ def train(  # noqa: PLR0913, PLR0917  the options are its parameters
         if source is not None or run_dir is not None:
             raise UsageError(
                 "Expected a run to resume without a recipe or --out, but got both",
-                hint=f"cpt train --resume {resume}; its recipe and its directory are those that it began with",
+                hint=f"cpt train --resume {resume}; recipe and directory are those of the run",
             )
         recipe, directory = load_recipe(_recipe_of(resume), overrides), resume
     if dry_run:
@@ -117,7 +117,7 @@ def train(  # noqa: PLR0913, PLR0917  the options are its parameters
 
 
 def _given_bounds(bits: str | None) -> list[str]:
-    """Return the overrides that --bits stands for."""
+    """Return the settings that --bits overrides."""
     if bits is None or bits == AUTO:
         return []
     lower, upper = parse_bounds(bits)
@@ -125,7 +125,7 @@ def _given_bounds(bits: str | None) -> list[str]:
 
 
 def _with_tested_bounds(recipe: "Recipe", directory: Path) -> "Recipe":
-    """Return a recipe whose lower bound a range test has found; its evidence goes beside the run."""
+    """Return a recipe with min_bits from a range test, whose result is written next to the run."""
     from cpt_deploy.workflows import find_lower_bound, with_lower_bound
 
     evidence = directory.with_name(f"{directory.name}-range-test")
@@ -135,7 +135,7 @@ def _with_tested_bounds(recipe: "Recipe", directory: Path) -> "Recipe":
 
 
 def _free_directory(name: str) -> Path:
-    """Return runs/NAME, or with the first number that is free behind it."""
+    """Return runs/NAME, or runs/NAME-N with the first number that is free."""
     candidate, number = RUNS / name, 2
     while candidate.exists():
         candidate, number = RUNS / f"{name}-{number}", number + 1
@@ -159,10 +159,10 @@ COMMAND = Command(
     function=train,
     panel=TRAIN_PANEL,
     examples=(
-        "cpt train digits-quickstart  # a preset; cpt train --dry-run shows what it would do",
-        "cpt train fashion-mnist-resnet20 train.epochs=20 --bits auto  # finds the lower bound first: cpt range-test",
+        "cpt train digits-quickstart  # a preset; --dry-run shows the plan",
+        "cpt train fashion-mnist-resnet20 train.epochs=20 --bits auto  # finds min_bits first, as cpt range-test",
         "cpt train my-recipe.yaml data.name=photos/ model.name=torchvision/resnet18 model.weights=resnet18.pth",
-        "cpt train resnet74-cifar100-cpt3-8 --smoke  # one of the paper's experiments (cpt recipes), two steps of it",
+        "cpt train resnet74-cifar100-cpt3-8 --smoke  # two steps of one of the paper's experiments (cpt recipes)",
         "cpt train --resume runs/fashion-mnist-resnet20",
     ),
 )

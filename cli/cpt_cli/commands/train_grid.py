@@ -1,4 +1,4 @@
-"""`cpt train-grid`: recipes × settings × seeds, several at once, resumable, compared at the end."""
+"""`cpt train-grid`: train recipes × settings × seeds, several at once, resumable, and compare them at the end."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -20,11 +20,12 @@ def train_grid(
     folder: Annotated[
         Path | None, typer.Option("--out", help="Directory of the runs.", show_default="runs/NAME of the file")
     ] = None,
-    jobs: Annotated[int, typer.Option(min=1, help="Runs at once, which share the processor's cores.")] = 1,
+    jobs: Annotated[int, typer.Option(min=1, help="Number of runs at once; they share the processor's cores.")] = 1,
     retry: Annotated[
         bool,
         typer.Option(
-            "--retry", help="Try failed runs again, and those that look as if they ran: nobody else may work here."
+            "--retry",
+            help="Repeat failed runs, and those marked as running: use it only if no other process works on the grid.",
         ),
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the runs; train nothing.")] = False,
@@ -34,9 +35,8 @@ def train_grid(
 ) -> None:
     """Train a grid of experiments: recipes × variants × values of settings × seeds.
 
-    Given again, the command goes on where it was interrupted, and several processes or machines that share the
-    directory work through one grid. A run that fails does not end the others. The finished ones are compared at the
-    end.
+    To resume an interrupted grid, repeat the command. Several processes or machines that share the directory can work
+    on one grid. A run that fails does not stop the others. Finished runs are compared at the end.
     """
     from cpt_deploy.recipe import load_grid
 
@@ -56,7 +56,7 @@ def train_grid(
         raise RunInterruptedError(
             f"Stopped after {len(finished)} of {len(points)} runs; those that ran are saved",
             signal_number=trained.signal_number,
-            hint=f"go on: {again}",
+            hint=f"resume: {again}",
         )
     if failed:
         raise CptError(
@@ -87,7 +87,7 @@ COMMAND = Command(
     panel=TRAIN_PANEL,
     examples=(
         "cpt train-grid grid.yaml --dry-run  # lists the runs",
-        "cpt train-grid grid.yaml --jobs 2  # again after Ctrl-C: goes on",
-        "cpt train-grid grid.yaml --out /shared/grid  # on several machines, which share the runs",
+        "cpt train-grid grid.yaml --jobs 2  # repeat it after Ctrl-C to resume",
+        "cpt train-grid grid.yaml --out /shared/grid  # on several machines that share the directory",
     ),
 )

@@ -1,4 +1,4 @@
-"""`cpt validate`: the gate between training and serving."""
+"""`cpt validate`: measure a bundle and decide whether it may be served."""
 
 from pathlib import Path
 from typing import Annotated
@@ -16,43 +16,45 @@ def validate(  # noqa: PLR0913, PLR0917  the options are its parameters
     bundle: Annotated[Path, typer.Argument(help="Bundle that cpt export wrote.")],
     data: Annotated[
         str | None,
-        typer.Option(help="Data set to measure on, by name, path or import path; without it only the golden sample."),
+        typer.Option(
+            help="Data set to measure on, by name, path or import path; without it, only the golden sample is checked."
+        ),
     ] = None,
-    data_dir: Annotated[Path | None, typer.Option(help="Folder that holds the data set.")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Folder of the data set.")] = None,
     run: Annotated[
-        Path | None, typer.Option(help="Run to compare with.", show_default="the one that the bundle lies in")
+        Path | None, typer.Option(help="Run to compare with.", show_default="the run that contains the bundle")
     ] = None,
     source: Annotated[
         Path | None,
         typer.Option(
             "--from",
-            help="The float model that a calibrated bundle was made from, to compare with.",
-            show_default="the file that lies around the bundle",
+            help="The float model that a calibrated bundle was exported from, to compare with.",
+            show_default="the file next to the bundle",
         ),
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Measure this many images.", show_default="all")] = None,
     max_drop: Annotated[
         float | None,
         typer.Option(
-            help="Most points of accuracy that may be lost from the trained model to onnxruntime.",
-            show_default="0.5, where the run is found",
+            help="Maximum loss of accuracy, in points, from the trained model to onnxruntime.",
+            show_default="0.5, if the run is found",
         ),
     ] = None,
     allow_undecided: Annotated[
         bool,
-        typer.Option("--allow-undecided", help="Pass where there are too few samples to tell whether more is lost."),
+        typer.Option("--allow-undecided", help="Pass if there are too few samples to decide whether more is lost."),
     ] = False,
     require_exact: Annotated[
         bool | None,
         typer.Option(
             "--require-exact/--no-require-exact",
-            help="Whether each integer inside onnxruntime must be that of the integer executor.",
-            show_default="where torch and onnx are installed, on the cpu",
+            help="Whether each integer in onnxruntime must equal the integer executor's.",
+            show_default="required with torch and onnx installed, on the cpu",
         ),
     ] = None,
     provider: ProviderOption = "cpu",
     html: Annotated[
-        Path | None, typer.Option(help="Write the page of the evidence here too (needs Matplotlib).")
+        Path | None, typer.Option(help="Also write the page of the evidence to this file (needs Matplotlib).")
     ] = None,
     json_output: JsonFlag = False,
     quiet: QuietFlag = False,
@@ -60,16 +62,16 @@ def validate(  # noqa: PLR0913, PLR0917  the options are its parameters
 ) -> None:
     """Measure a bundle before it is served: accuracy and integers of trained model, integer executor and onnxruntime.
 
-    On another execution provider than cpu integers may differ: how many do is measured, and fails only on request.
-    Where parts of a network compute in float, integers are computed from the codes that onnxruntime had before them.
-    Of a language model perplexity is measured on the test text, and --max-drop is percent of it.
+    On execution providers other than cpu, integers may differ: the number is measured, and fails only on request. If
+    parts of a network are computed in float, the integers after them are replayed from onnxruntime's values at the
+    boundary. For a language model, perplexity is measured on the test text, and --max-drop is a percentage of it.
 
-    Whether too much accuracy is lost is a test of non-inferiority on paired answers: it passes, fails, or is undecided
-    and says about how many more samples it takes.
+    The loss of accuracy is judged by a non-inferiority test on paired answers: it passes, fails, or is undecided, with
+    an estimate of how many more samples are needed.
 
-    The evidence becomes validation.json and a page, validation.html, in the bundle and a table in its model card. The
-    exit code is 4 unless the bundle passed: accuracy dropped too far or that cannot be told, an integer differs, or a
-    file is not what was exported.
+    The evidence is written to validation.json and a page, validation.html, in the bundle, and to a table in its model
+    card. The exit code is 4 unless the bundle passed: it fails if accuracy dropped too far or the test is undecided, an
+    integer differs, or a file differs from the export.
     """
     from cpt_deploy.workflows import ValidationOptions, validate_bundle
 
@@ -128,8 +130,8 @@ COMMAND = Command(
     panel=SHIP_PANEL,
     examples=(
         "cpt validate runs/digits/bundle-8bit --data digits",
-        "cpt validate my-bundle --data fashion-mnist --run runs/fashion --max-drop 1  # points that may be lost",
-        "cpt validate my-bundle --data digits --html evidence.html  # the page to show, beside the one in the bundle",
+        "cpt validate my-bundle --data fashion-mnist --run runs/fashion --max-drop 1  # at most 1 point lost",
+        "cpt validate my-bundle --data digits --html evidence.html  # a copy of the page in the bundle",
         "cpt validate my-bundle --data digits --provider cuda  # with onnxruntime-gpu",
         "cpt validate my-bundle  # checksums, constants and golden sample only: needs neither data nor torch",
     ),

@@ -11,13 +11,13 @@ from cpt_deploy import readable
 
 
 def verify(
-    bundle: Annotated[Path, typer.Argument(help="Bundle that cpt sign signed.")],
-    key: Annotated[Path, typer.Option(help="Public key in PEM, or a folder of such, one of which has to fit.")],
+    bundle: Annotated[Path, typer.Argument(help="Bundle signed by cpt sign.")],
+    key: Annotated[Path, typer.Option(help="Public key in PEM, or a folder of keys, one of which has to match.")],
     json_output: JsonFlag = False,
     quiet: QuietFlag = False,
     debug: DebugFlag = False,
 ) -> None:
-    """Check that a bundle is as it was signed: no file changed, added or removed. The exit code is 4 if it is not.
+    """Check that a bundle is unchanged since it was signed: no file changed, added or removed. If not, exit code 4.
 
     cpt serve --require-signature does the same whenever it loads a bundle.
     """

@@ -28,9 +28,9 @@ def show_benchmark(report: "BenchmarkReport") -> None:
             out.line(" ".join(str(cell).replace(" ", "-") for cell in row))
         return
     title = f"{report.bundle} in onnxruntime, {report.provider}, on {report.cpu.model}"
-    out.table([*columns, "bundle is faster by"] if compared else columns, rows, title=title)
+    out.table([*columns, "speed-up of the bundle"] if compared else columns, rows, title=title)
     out.table(
-        ("model", "size", "of float32", "peak memory", "with the model"),
+        ("model", "size", "of float32", "peak memory", "of the model"),
         [
             (
                 entry.model, readable.size(entry.file_bytes), _share_of_float(entry.file_bytes, report),

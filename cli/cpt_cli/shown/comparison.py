@@ -11,10 +11,10 @@ if TYPE_CHECKING:
 
 
 def show_groups(groups: "list[RunGroup]") -> list[dict[str, Any]]:
-    """Print a table with a line for each group, and return its figures as JSON types."""
+    """Print a table with one line per group, and return its figures as JSON types."""
     entries = [_entry(group, groups[0]) for group in groups]
     for run in (run for group in groups for run in group.repeated):
-        out.warning(f"{readable.path(run.path)} has the settings and the seed of another run: it is not counted")
+        out.warning(f"{readable.path(run.path)} has the settings and the seed of another run and is not counted")
     accuracy = groups[0].measure == "accuracy"
     figure, difference = ("accuracy", "against the first, points") if accuracy else ("perplexity", "against the first")
     out.table(

@@ -70,12 +70,12 @@ def show_trained(report: "RunReport", directory: Path) -> None:
 
 
 def _describe_result(report: "RunReport") -> dict[str, str]:
-    """Return what the run is judged by: accuracy, or perplexity, of the settled model."""
+    """Return the result of a run: accuracy, or perplexity, of the calibrated model."""
     test, best, upper = report.test, report.best, report.bits["upper"]
     if test.perplexity is None or report.valid is None:
-        on_the_way = "" if best is None else f", best on the way {readable.share(best.top1)}"
+        on_the_way = "" if best is None else f", best during training {readable.share(best.top1)}"
         return {f"accuracy at {upper} bits": f"{readable.share(test.top1)} of {test.images:,} test images{on_the_way}"}
-    on_the_way = "" if best is None else f" (best on the way {best.perplexity:.2f})"
+    on_the_way = "" if best is None else f" (best during training {best.perplexity:.2f})"
     texts = f"{test.perplexity:.2f} on the test text, {report.valid.perplexity:.2f} on the validation text{on_the_way}"
     return {f"perplexity at {upper} bits": texts}
 

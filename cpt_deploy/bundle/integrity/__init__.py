@@ -1,1 +1,1 @@
-"""That a bundle is whole and says one thing: checksums, signatures, evidence, and writing in one step."""
+"""Integrity of bundles: checksums, signatures, evidence, consistency of files, and atomic writing."""

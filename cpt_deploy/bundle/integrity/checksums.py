@@ -1,4 +1,4 @@
-"""The file SHA256SUMS of a bundle, in the format of `sha256sum --check`."""
+"""Read, write and verify SHA256SUMS of a bundle, in the format of `sha256sum --check`."""
 
 import hashlib
 import re
@@ -19,9 +19,9 @@ def checksum_lines(digests: Mapping[str, str]) -> str:
 
 
 def content_digest(digests: Mapping[str, str]) -> str:
-    """Return one SHA-256 of all files of a bundle but those that `cpt validate` writes, hexadecimal.
+    """Return a single SHA-256 of all files of a bundle except those that `cpt validate` writes, hexadecimal.
 
-    It is that of the lines of SHA256SUMS without those files:
+    It is the digest of the lines of SHA256SUMS without those files:
     `grep -vE '  (README.md|validation.json|validation.html)$' SHA256SUMS | sha256sum`.
 
     Args:
@@ -60,7 +60,7 @@ def read_checksums(directory: Path, name: str = SUMS_FILE) -> dict[str, str]:
                 f"Expected lines '<sha256>  <file>' in {directory / name}, but got {line[:80]!r}", hint=AGAIN_HINT
             )
         digest, file_name = match.groups()
-        # A bundle is flat: any separator, drive or dot name could only lead out of it.
+        # A bundle is flat: a separator, drive or dot name can only lead out of it.
         if file_name in {".", ".."} or re.search(r"[/\\:\x00]", file_name):
             raise BundleError(
                 f"Expected {name} to name files inside of {directory}, but got {file_name!r}",
@@ -73,10 +73,10 @@ def read_checksums(directory: Path, name: str = SUMS_FILE) -> dict[str, str]:
 def verify_checksums(directory: Path) -> dict[str, str]:
     """Compare every file that SHA256SUMS names with its digest.
 
-    A bundle whose update was cut short holds files of before and after it; each of them has to match one of the two.
+    After an interrupted update, a bundle has old and new files; each file must match the old or the new checksum.
 
     Returns:
-        The digests by file name, as `read_checksums` does.
+        The digests by file name, as from `read_checksums`.
 
     Raises:
         BundleError: If a file is missing or differs; the message names the first one.

@@ -1,4 +1,4 @@
-"""Writing several files as one step: either all of them appear under their names, or none does."""
+"""Write several files atomically: either all of them appear under their names, or none does."""
 
 import os
 import secrets
@@ -8,19 +8,19 @@ from pathlib import Path
 
 
 def replace_directory(destination: Path, files: Mapping[str, bytes]) -> None:
-    """Write a directory of files, replacing what has its name.
+    """Write a directory of files, replacing an existing one.
 
-    Everything is written and flushed to the disk under a temporary name beside the destination and then renamed, so
-    that a full disk or a killed process never leaves half a directory under the final name.
+    Everything is written and flushed to the disk under a temporary name next to the destination and then renamed, so
+    that a full disk or a killed process never leaves an incomplete directory under the final name.
 
     Args:
         destination: The directory to write; its parents are created.
         files: The content of each file by its plain name.
 
     Raises:
-        OSError: If something cannot be written; what was there before is unchanged.
+        OSError: If something cannot be written; an existing directory is unchanged then.
     """
-    # Through a symbolic link the directory it points to is replaced, not the link.
+    # For a symbolic link, the directory that it points to is replaced, not the link.
     destination = Path(os.path.realpath(destination))
     destination.parent.mkdir(parents=True, exist_ok=True)
     mark = f".{destination.name}.{secrets.token_hex(4)}"
@@ -39,10 +39,10 @@ def replace_directory(destination: Path, files: Mapping[str, bytes]) -> None:
 
 
 def replace_files(directory: Path, files: Mapping[str, bytes]) -> None:
-    """Replace or add files of a directory, in their order, once all of them are on the disk.
+    """Replace or add files of a directory, in order, once all of them are on the disk.
 
     Args:
-        directory: The directory that holds them.
+        directory: The directory.
         files: The content of each file by its plain name.
 
     Raises:
@@ -63,7 +63,7 @@ def replace_files(directory: Path, files: Mapping[str, bytes]) -> None:
 
 
 def _swap(fresh: Path, destination: Path, old: Path) -> None:
-    """Rename `fresh` to `destination`; a directory can only be renamed onto nothing, so its forerunner steps aside."""
+    """Rename `fresh` to `destination`; an existing directory is renamed to `old` first, as rename requires."""
     if not destination.exists():
         fresh.rename(destination)
         return

@@ -1,4 +1,4 @@
-"""The evidence in a bundle: what `cpt validate` found, of which files, and whether they are those beside it."""
+"""Read the evidence in a bundle: the findings of `cpt validate`, and whether they are of the bundle's present files."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,26 +18,26 @@ class Evidence:
     """The findings of a validation that a server acts on and shows.
 
     Args:
-        content_sha256: Digest of all that can change an answer in the bundle that was validated.
-        verdict: "passed", "failed", or "undecided" where the samples could not tell.
+        content_sha256: Digest of all files of the validated bundle that can change an answer.
+        verdict: "passed", "failed", or "undecided" if there were too few samples.
         passed: Whether it passed its gate.
-        reasons: Why not; empty if it did.
+        reasons: The reasons for a failure; empty if it passed.
         dataset: Name of the data set.
-        samples: How many of its samples were measured.
-        accuracy: Fraction that onnxruntime classified rightly; `None` if it was not measured.
-        interval_95: Confidence interval of that.
-        compared_integers: Integers of onnxruntime that were compared with the exact executor's; `None` if none were.
-        mismatching_integers: How many differ.
-        validated_at: When, ISO 8601 in UTC.
-        split: Part of the data set that was measured.
-        correct: How many samples onnxruntime classified rightly.
-        trained_accuracy: Fraction that the trained model classified rightly before freezing.
-        float_operators: Float layers left in onnxruntime's graph.
+        samples: Number of measured samples.
+        accuracy: Fraction of samples that onnxruntime classified correctly; `None` if it was not measured.
+        interval_95: 95 % confidence interval of the accuracy.
+        compared_integers: Number of onnxruntime's integers that were compared with the exact executor's, or `None`.
+        mismatching_integers: Number of integers that differ.
+        validated_at: Time of the validation, ISO 8601 in UTC.
+        split: The measured split of the data set.
+        correct: Number of samples that onnxruntime classified correctly.
+        trained_accuracy: Fraction of samples that the trained model classified correctly before freezing.
+        float_operators: Number of float operators left in onnxruntime's graph.
         runtime: Version of onnxruntime.
         cpu: Name of the processor.
-        provider: onnxruntime's name of the execution provider that was measured.
+        provider: onnxruntime's name of the measured execution provider.
 
-    What was not measured or recorded is `None`.
+    Values that were not measured or recorded are `None`.
     """
 
     content_sha256: str
@@ -61,10 +61,10 @@ class Evidence:
 
 
 def read_evidence(bundle: OpenedBundle) -> Evidence | None:
-    """Return what a bundle's validation.json says; `None` if there is none.
+    """Return the evidence in a bundle's validation.json; `None` if there is none.
 
     Raises:
-        BundleError: If it is not what `cpt validate` writes.
+        BundleError: If the file does not have the form that `cpt validate` writes.
     """
     report = bundle.validation
     if report is None:
@@ -79,11 +79,11 @@ def read_evidence(bundle: OpenedBundle) -> Evidence | None:
 
 
 def require_evidence(bundle: OpenedBundle, provider: str = "cpu") -> Evidence:
-    """Return a bundle's evidence if it vouches for the model beside it, as an execution provider runs it.
+    """Return a bundle's evidence if it is valid for the present files and the given execution provider.
 
     Raises:
-        BundleError: If validation.json is not what `cpt validate` writes.
-        ValidationFailedError: If it is missing, of another file or provider, or says that the model failed.
+        BundleError: If validation.json does not have the form that `cpt validate` writes.
+        ValidationFailedError: If it is missing, of other files or another provider, or the model failed.
     """
     evidence = read_evidence(bundle)
     if evidence is None:
@@ -99,8 +99,8 @@ def require_evidence(bundle: OpenedBundle, provider: str = "cpu") -> Evidence:
         )
     if evidence.provider != provider_name(provider):
         raise ValidationFailedError(
-            f"Expected the evidence in {bundle.path} to be of the {provider_name(provider)}, which rounds in its own "
-            f"way, but it is of the {evidence.provider}",
+            f"Expected the evidence in {bundle.path} to be of the {provider_name(provider)}, which rounds differently, "
+            f"but it is of the {evidence.provider}",
             hint=f"cpt validate BUNDLE --data NAME --provider {provider}",
         )
     if not evidence.passed or evidence.reasons:

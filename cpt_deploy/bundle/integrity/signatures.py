@@ -1,8 +1,8 @@
-"""Signatures of bundles, by the OpenSSF's `model-signing` library with elliptic-curve keys.
+"""Sign bundles and verify signatures, by the OpenSSF's `model-signing` library with elliptic-curve keys.
 
-SHA256SUMS finds accidents: who can write a bundle can write its checksums too. A signature can be made only by who
-holds the private key. It is kept beside the files that it covers, all but itself, as a Sigstore bundle that the
-library's own command reads as well.
+SHA256SUMS only detects accidents: anyone who can write a bundle can write its checksums too. A signature can be made
+only with the private key. It covers all files of the bundle but itself, and is stored among them as a Sigstore bundle
+that the library's own command can read too.
 """
 
 import base64
@@ -22,14 +22,14 @@ _KEY_HINT = (
     "openssl ecparam -name prime256v1 -genkey -noout -out release.key; "
     "openssl ec -in release.key -pubout -out release.pub"
 )
-_SIGN_HINT = "who holds the key signs it: cpt sign BUNDLE --key KEY"
+_SIGN_HINT = "with the private key, sign it again: cpt sign BUNDLE --key KEY"
 _KEY_FILES = ("*.pub", "*.pem")
 _MISMATCHES = (
     ("{} is not as it was signed", r"Hash mismatch for \\?'([^'\\]*)"),
     ("{} was added", r"Extra files found in model [^:]*: ([^\"'\]]*)"),
     ("{} is missing", r"Missing files in model [^:]*: ([^\"'\]]*)"),
 )
-"""What the library says of files, in its messages only."""
+"""Patterns for the library's messages, which are the only source of the reasons."""
 
 
 def sign_bundle(bundle: OpenedBundle, key: Path) -> Path:
@@ -45,7 +45,7 @@ def sign_bundle(bundle: OpenedBundle, key: Path) -> Path:
     Raises:
         MissingExtraError: If `model-signing` is not installed.
         DataError: If the key cannot be used.
-        BundleError: If the directory holds what SHA256SUMS does not list, or cannot be written.
+        BundleError: If the directory has files that SHA256SUMS does not list, or cannot be written.
     """
     library = require_signing()
     _check_listed(bundle)
@@ -66,11 +66,11 @@ def sign_bundle(bundle: OpenedBundle, key: Path) -> Path:
 
 
 def require_signature(bundle: OpenedBundle, keys: Sequence[Path]) -> Path:
-    """Return the key that a bundle is signed with.
+    """Return the public key that verifies a bundle's signature.
 
     Args:
-        bundle: The bundle. What it was opened with counts, not what lies in the directory by now.
-        keys: Files of public keys in PEM, one of which has to fit.
+        bundle: The bundle. The digests at its opening count, not the files that are in the directory now.
+        keys: Files of public keys in PEM; one of them has to match.
 
     Raises:
         MissingExtraError: If `model-signing` is not installed.
@@ -92,7 +92,7 @@ def require_signature(bundle: OpenedBundle, keys: Sequence[Path]) -> Path:
             _check_covered(bundle, signature)
         except ValidationFailedError:
             raise
-        # what hostile bytes make of its parsers has no common base; all of it means that the signature does not hold
+        # exceptions of its parsers on hostile bytes have no common base; all of them mean an invalid signature
         except Exception as error:
             reasons.append(_reason(error))
             continue
@@ -103,11 +103,11 @@ def require_signature(bundle: OpenedBundle, keys: Sequence[Path]) -> Path:
 
 
 def public_keys(path: Path) -> list[Path]:
-    """Return the files of public keys that a path names: itself, or those that end in .pub or .pem in a directory.
+    """Return the public key files of a path: the file itself, or the files of a directory that end in .pub or .pem.
 
     Raises:
         MissingExtraError: If `model-signing` is not installed.
-        DataError: If there is none, or one cannot be used.
+        DataError: If there is no key file, or one cannot be used.
     """
     library = require_signing()
     keys = sorted({key for ending in _KEY_FILES for key in path.glob(ending)}) if path.is_dir() else [path]
@@ -128,14 +128,14 @@ def require_signing() -> Any:
         import model_signing
     except ModuleNotFoundError as error:
         raise MissingExtraError(
-            f"Expected the packages of signatures, but {error.name} is not installed",
+            f"Expected the packages for signatures, but {error.name} is not installed",
             hint="pip install 'cpt-deploy[signing]'",
         ) from error
     return model_signing
 
 
 def _hashing(library: Any, ignored: Sequence[str]) -> Any:
-    """Return how files become digests: SHA-256 of each whole file, as in SHA256SUMS."""
+    """Return the hashing settings: SHA-256 of each whole file, as in SHA256SUMS."""
     return library.hashing.Config().set_ignored_paths(paths=ignored, ignore_git_paths=False)
 
 
@@ -166,7 +166,7 @@ def _check_listed(bundle: OpenedBundle) -> None:
 
 
 def _check_covered(bundle: OpenedBundle, signature: Path) -> None:
-    """Raise unless the signed digests are those that the bundle was opened with, of every file that is read."""
+    """Raise unless the signed digest of every file equals the digest with which the bundle was opened."""
     envelope = json.loads(signature.read_text(encoding="utf-8"))["dsseEnvelope"]
     statement = json.loads(base64.b64decode(envelope["payload"]))
     signed = {entry["name"]: entry["digest"] for entry in statement["predicate"]["resources"]}

@@ -1,4 +1,4 @@
-"""The bundle of a language model: its state, its text, its golden sample, and how it is run."""
+"""The bundle of a language model: its state, its tokenizer, its golden sample, and its onnxruntime model."""
 
 from cpt_deploy.bundle.language.bundle import LanguageBundle, is_language, open_bundle
 from cpt_deploy.bundle.language.golden import GoldenText, GoldenTextCheck, compare_golden_text

@@ -1,4 +1,4 @@
-"""Opening the bundle of a language model, and of either kind."""
+"""Open the bundle of a language model, or a bundle of either kind."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,12 +39,12 @@ class LanguageBundle(OpenedBundle):
         path: Its directory.
         name: Name of the model, as clients address it.
         version: Version of the model, as clients address it.
-        config: The whole of config.json; facts of this project's own are under "cpt".
-        quantization: The whole of quantization.json.
+        config: The content of config.json; this project's own facts are under "cpt".
+        quantization: The content of quantization.json.
         validation: The report of `cpt validate`, if it was run.
         digests: SHA-256 of each file by its name, hexadecimal.
         manifest: Its tensors, its state and its context.
-        text: From text to tokens and back.
+        text: Converts text to tokens and back.
         golden: Tokens with the logits that a runtime has to reproduce.
     """
 
@@ -61,7 +61,7 @@ class LanguageBundle(OpenedBundle):
             verify: Whether to compare every file with its checksum first.
 
         Raises:
-            BundleError: If it is no bundle of a language model, a file is missing, damaged or edited, or a newer
+            BundleError: If it is not a bundle of a language model, a file is missing, damaged or edited, or a newer
                 version wrote it.
             MissingExtraError: If its tokenizer needs a package that is not installed.
         """
@@ -122,7 +122,7 @@ def open_bundle(path: str | Path, *, verify: bool = True) -> Bundle | LanguageBu
         verify: Whether to compare every file with its checksum first.
 
     Raises:
-        BundleError: As `Bundle.open` and `LanguageBundle.open` say.
+        BundleError: As for `Bundle.open` and `LanguageBundle.open`.
         MissingExtraError: If a tokenizer needs a package that is not installed.
     """
     directory = Path(path)

@@ -1,4 +1,4 @@
-"""The model card of a language model: README.md with the front matter that the Hugging Face Hub reads."""
+"""Render the model card of a language model: README.md with the front matter that the Hugging Face Hub reads."""
 
 from collections.abc import Mapping, Sequence
 
@@ -14,10 +14,10 @@ cpt serve .                         # over HTTP: /generate, /score
 sha256sum --check SHA256SUMS
 ```
 
-`model.onnx` runs in any ONNX runtime: it takes tokens and its state and gives logits and the next state, whose names
-and shapes stand in `config.json` under `cpt.language`. `quantization.json` says what each tensor's integers mean, and
-`golden.safetensors` holds tokens with the logits that a runtime has to reproduce. `tokenizer.json` is read by the
-package tokenizers.
+`model.onnx` runs in any ONNX runtime. Its inputs are tokens and a state, its outputs logits and the next state; names
+and shapes are in `config.json` under `cpt.language`. `quantization.json` has the quantization parameters of each
+tensor, and `golden.safetensors` has tokens with the logits that a runtime has to reproduce. The package tokenizers
+reads `tokenizer.json`.
 """
 
 
@@ -33,9 +33,9 @@ def render_language_card(
 
     Args:
         name: Name of the model.
-        fields: What its author says of it.
+        fields: The author's part of the card.
         facts: Short facts in the order of the table, e.g. bits.
-        manifest: How the model is run.
+        manifest: The model's tensors, state and context.
         results: Measured figures; they become the model index.
     """
     front = front_matter(name, fields, results, task="text-generation")
@@ -50,7 +50,7 @@ def render_language_card(
         "| input | `tokens`, int64 (N, T) |",
         f"| state | {cell(state or 'none')} |",
         f"| output | `logits`, float32 (N, T, {manifest.vocabulary}) |",
-        f"| context | {manifest.context or 'unbounded: the state carries it'} |",
+        f"| context | {manifest.context or 'unbounded, in the state'} |",
         *(f"| {cell(key.replace('_', ' '))} | {cell(value)} |" for key, value in facts.items()),
         "",
         *results_section(results),

@@ -14,16 +14,16 @@ from cpt_deploy.errors import BundleError
 class GoldenText:
     """Tokens and the logits after the last of them.
 
-    The gates of an LSTM and the softmax of attention are floats between the integers, which runtimes and processors
-    compute to some last places differently; what that may change in the logits is part of the sample.
+    The gates of an LSTM and the softmax of attention are float operations between the integers, whose last digits
+    differ between runtimes and processors; the sample has a tolerance for their effect on the logits.
 
     Args:
         tokens: int64 (N, T).
-        logits: float32 (N, V), of the exact integer arithmetic at export.
-        tolerance: Most that a logit may differ by.
+        logits: float32 (N, V), from the exact integer arithmetic at export.
+        tolerance: Maximum difference of a logit.
 
     Raises:
-        ValueError: If dtypes or shapes are not these.
+        ValueError: If dtypes or shapes are invalid, or a number is not finite.
     """
 
     tokens: npt.NDArray[np.int64]
@@ -53,10 +53,10 @@ class GoldenText:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "GoldenText":
-        """Read what `to_bytes` wrote.
+        """Read a golden sample from the bytes of `to_bytes`.
 
         Raises:
-            BundleError: If the bytes hold no golden sample.
+            BundleError: If the bytes are not a golden sample.
         """
         try:
             tensors = load(data)
@@ -67,12 +67,12 @@ class GoldenText:
 
 @dataclass(frozen=True)
 class GoldenTextCheck:
-    """How logits compare with those of a golden sample.
+    """The comparison of a runtime's logits with those of a golden sample.
 
     Args:
-        worst: The greatest difference.
+        worst: The largest difference.
         within: Whether it is within the sample's tolerance.
-        same_tokens: Whether the most probable token is the same for each of the sample's rows.
+        same_tokens: Whether the most probable token of each row is the same.
     """
 
     worst: float
@@ -84,7 +84,7 @@ def compare_golden_text(golden: GoldenText, logits: npt.NDArray[np.float32]) -> 
     """Compare logits, float32 (N, V), with those of a golden sample.
 
     Raises:
-        ValueError: If the shape is another.
+        ValueError: If the shape differs.
     """
     if logits.shape != golden.logits.shape:
         raise ValueError(f"Expected logits of shape {golden.logits.shape}, but got {logits.shape}")

@@ -1,4 +1,4 @@
-"""What a bundle says of its language model: tensors that carry the state, and the context."""
+"""The manifest of a bundle's language model: its vocabulary, the tensors of its state, and its context."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 BATCH, PAST = "batch", "past"
-"""Names of a state's dimensions whose size is not fixed: sequences, and tokens that were read so far."""
+"""Names of a state's dimensions without a fixed size: sequences, and tokens read so far."""
 
 TOKENS_NAME, LOGITS_NAME = "tokens", "logits"
 
@@ -19,22 +19,22 @@ STATE_TYPES: dict[str, np.dtype[Any]] = {
     "INT32": np.dtype(np.int32),
     "INT64": np.dtype(np.int64),
 }
-"""Datatypes that a state can have, by their names in the Open Inference Protocol."""
+"""Possible data types of a state, by their names in the Open Inference Protocol."""
 
 
 @dataclass(frozen=True, slots=True)
 class StateTensor:
-    """A tensor that goes into each call with what the call before gave: hidden values, a cache of keys or values.
+    """A state tensor: an output of each call that is an input of the next, such as hidden values or a key cache.
 
     Args:
         input: Its name among the inputs.
         output: Its name among the outputs.
-        shape: Its dimensions; `BATCH` once, and `PAST` where it grows by each token.
+        shape: Its dimensions: `BATCH` once, and `PAST` for a dimension that grows with each token.
         datatype: One of `STATE_TYPES`.
-        fill: The value of all its elements before the first token; of codes, their zero point.
+        fill: The value of all elements before the first token; for quantized values, their zero point.
 
     Raises:
-        ValueError: If these do not describe a state.
+        ValueError: If a field is invalid.
     """
 
     input: str
@@ -53,25 +53,25 @@ class StateTensor:
             raise ValueError(f"Expected {self.input} of a type in {list(STATE_TYPES)}, but got {self.datatype!r}")
 
     def initial(self, batch: int) -> npt.NDArray[Any]:
-        """Return the state before the first token, of so many sequences."""
+        """Return the state of `batch` sequences before the first token."""
         shape = [batch if size == BATCH else 0 if size == PAST else int(size) for size in self.shape]
         return np.full(shape, self.fill, STATE_TYPES[self.datatype])
 
 
 @dataclass(frozen=True, slots=True)
 class LanguageManifest:
-    """How a language model is run: tokens and state in, logits and state out.
+    """The inputs and outputs of a language model: tokens and state in, logits and new state out.
 
-    The model takes `tokens`, int64 (batch, T), and gives `logits`, float32 (batch, T, vocabulary): those at position t
-    are of the token that follows `tokens[:, t]`.
+    The input `tokens` is int64 (batch, T), the output `logits` float32 (batch, T, vocabulary): the logits at position t
+    are those of the token that follows `tokens[:, t]`.
 
     Args:
         vocabulary: Number of tokens.
-        states: Its state.
-        context: Most tokens that it can look at, those to generate included; `None` if there is no such limit.
+        states: The tensors of its state.
+        context: Maximum number of tokens, including generated ones; `None` if there is no limit.
 
     Raises:
-        ValueError: If these do not describe a model.
+        ValueError: If a field is invalid.
     """
 
     vocabulary: int
@@ -90,26 +90,26 @@ class LanguageManifest:
         return {state.input: state.initial(batch) for state in self.states}
 
     def joined(self, states: Sequence[Mapping[str, npt.NDArray[Any]]]) -> dict[str, npt.NDArray[Any]]:
-        """Return the state of the sequences of several calls that have seen equally many tokens, in their order."""
+        """Concatenate the states of several calls, in order; all must have read the same number of tokens."""
         return {
             entry.input: np.concatenate([state[entry.input] for state in states], entry.shape.index(BATCH))
             for entry in self.states
         }
 
     def rows_of(self, state: Mapping[str, npt.NDArray[Any]], rows: slice) -> dict[str, npt.NDArray[Any]]:
-        """Return a copy of the state of some of the sequences."""
+        """Return a copy of the state of the given sequences."""
         places = ((entry.input, (slice(None),) * entry.shape.index(BATCH) + (rows,)) for entry in self.states)
         return {name: state[name][place].copy() for name, place in places}
 
     def past_of(self, state: Mapping[str, npt.NDArray[Any]]) -> int:
-        """Return how many tokens a state has seen, by the caches that grow with them; 0 where none does."""
+        """Return the number of tokens in the caches of a state; 0 if the state has no cache."""
         return max(
             (state[entry.input].shape[entry.shape.index(PAST)] for entry in self.states if PAST in entry.shape),
             default=0,
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it as JSON types."""
+        """Return the manifest as JSON types."""
         content = asdict(self)
         for state in content["states"]:
             state["shape"] = list(state["shape"])
@@ -118,10 +118,10 @@ class LanguageManifest:
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "LanguageManifest":
-        """Read what `to_dict` gave.
+        """Create a manifest from the result of `to_dict`.
 
         Raises:
-            ValueError: If it is something else.
+            ValueError: If the content is anything else.
         """
         try:
             states = tuple(StateTensor(**{**state, "shape": tuple(state["shape"])}) for state in content["states"])

@@ -1,4 +1,4 @@
-"""A language model in onnxruntime: tokens and state in, logits and state out."""
+"""Run a bundle's language model in onnxruntime: tokens and state in, logits and new state out."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +13,7 @@ from cpt_deploy.bundle.runtime.sessions import open_session
 from cpt_deploy.errors import BundleError
 
 State = Mapping[str, npt.NDArray[Any]]
-"""The state's tensors by the names of the inputs that take them."""
+"""The state tensors, by input name."""
 
 _ONNX_TYPES = {
     "FP32": "tensor(float)", "UINT8": "tensor(uint8)", "INT8": "tensor(int8)", "INT32": "tensor(int32)",
@@ -26,8 +26,8 @@ class LanguageModel:
 
     Args:
         model: Path of an ONNX file, or its bytes.
-        manifest: What its tensors are.
-        threads: Threads that one call computes with; `None` takes one per physical core.
+        manifest: Description of its inputs and outputs.
+        threads: Number of threads per call; `None` is one per physical core.
         optimize: Whether onnxruntime may fuse the graph to integer operators.
         provider: "cpu", "cuda", or the name of one of onnxruntime's execution providers.
 
@@ -51,17 +51,17 @@ class LanguageModel:
         self._check_names("the given bytes" if isinstance(model, bytes) else str(model))
 
     def run(self, tokens: npt.NDArray[np.int64], state: State | None = None) -> tuple[npt.NDArray[np.float32], State]:
-        """Read tokens and return what could follow each of them.
+        """Read tokens and return the logits of the token that follows each of them.
 
         Args:
             tokens: int64 (N, T), each within the vocabulary.
-            state: What the call before gave; without it the tokens are the first.
+            state: The state from the previous call; None at the beginning of a sequence.
 
         Returns:
-            Logits, float32 (N, T, V), and the state for the tokens that follow.
+            Logits, float32 (N, T, V), and the state for the next call.
 
         Raises:
-            ValueError: If the tokens are not such, or with those before them more than the context.
+            ValueError: If the tokens are invalid, or exceed the context together with the earlier ones.
         """
         if tokens.dtype != np.int64 or tokens.ndim != 2 or tokens.size == 0:
             raise ValueError(f"Expected tokens to be int64 (N, T), but got {tokens.dtype} {tokens.shape}")
@@ -77,10 +77,10 @@ class LanguageModel:
         return logits, {entry.input: value for entry, value in zip(self.manifest.states, after, strict=True)}
 
     def reproduce_golden(self, golden: GoldenText) -> GoldenTextCheck:
-        """Compute a golden sample and compare the logits; `GoldenTextCheck.within` says whether they agree.
+        """Compute a golden sample and compare the logits; see `GoldenTextCheck.within`.
 
         Raises:
-            BundleError: If the sample is of another model.
+            BundleError: If the sample belongs to another model.
         """
         try:
             return compare_golden_text(golden, self.run(golden.tokens)[0][:, -1])

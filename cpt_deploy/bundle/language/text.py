@@ -1,4 +1,4 @@
-"""Text of a language model while it is generated: tokens of a prompt, and text that grows token by token."""
+"""Convert a prompt to tokens, and generated tokens to text one by one."""
 
 import codecs
 from collections.abc import Callable, Sequence
@@ -7,44 +7,44 @@ from typing import Any
 from cpt_deploy.bundle.processors.tokenization import BpeTokenizer, ByteTokenizer, Tokenizer, WordTokenizer
 
 Decoder = Callable[[int], str]
-"""Takes token after token and gives the text that is complete with it; with `END` what is left at the end."""
+"""A function called with each token: returns the text completed by it; on `END`, the remaining text."""
 
 END = -1
 
 
 class TextCodec:
-    """A tokenizer as generation needs it; may be used from several threads.
+    """A tokenizer with incremental decoding for generation; may be used from several threads.
 
     Args:
-        tokenizer: The model's.
+        tokenizer: The model's tokenizer.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
         self._library: Any = None
         if isinstance(tokenizer, BpeTokenizer):
-            import tokenizers  # there, or the tokenizer would not be
+            import tokenizers  # installed, otherwise the BpeTokenizer could not exist
 
             self._library = tokenizers.Tokenizer.from_str(tokenizer.to_json())
 
     @property
     def size(self) -> int:
-        """How many tokens there are."""
+        """Number of different tokens."""
         return self.tokenizer.size
 
     @property
     def start(self) -> tuple[int, ...]:
-        """What stands before a text that begins with nothing: the end of a line, as before each line of the corpus."""
+        """The tokens to start from with an empty prompt: a line end, which precedes each line of the corpus."""
         return tuple(self.encode("\n"))
 
     def encode(self, text: str) -> list[int]:
         """Return the tokens of a text."""
-        # What is no Unicode, as it can be in a command's arguments, has no bytes.
+        # Replace characters without UTF-8 bytes (lone surrogates), which a command's arguments can contain.
         clean = text.encode("utf-8", errors="replace").decode()
         return [int(token) for token in self.tokenizer.encode(clean)]
 
     def decoder(self, before: Sequence[int]) -> Decoder:
-        """Return what turns generated tokens into text, one after the other, as the continuation of others."""
+        """Return a decoder of generated tokens that continue the tokens `before`."""
         if isinstance(self.tokenizer, WordTokenizer):
             return _word_decoder(self.tokenizer, before)
         if isinstance(self.tokenizer, ByteTokenizer):
@@ -52,7 +52,7 @@ class TextCodec:
         return _library_decoder(self._library, before)
 
     def token_text(self, token: int) -> str:
-        """Return what a token is called in lists of probabilities; a byte that is no character by its value."""
+        """Return the text of a token for lists of probabilities; a non-printable byte as its hexadecimal value."""
         if isinstance(self.tokenizer, WordTokenizer):
             return self.tokenizer.words[token]
         if isinstance(self.tokenizer, ByteTokenizer):
@@ -61,7 +61,7 @@ class TextCodec:
 
 
 def _word_decoder(tokenizer: WordTokenizer, before: Sequence[int]) -> Decoder:
-    """Return what puts a space before each word but the first of a line."""
+    """Return a decoder that puts a space before each word but the first of a line."""
     fresh = not before or before[-1] == tokenizer.end
 
     def decode(token: int) -> str:
@@ -79,7 +79,7 @@ def _word_decoder(tokenizer: WordTokenizer, before: Sequence[int]) -> Decoder:
 
 
 def _byte_decoder(before: Sequence[int]) -> Decoder:
-    """Return what gives characters as soon as they are complete, and U+FFFD for bytes that are none."""
+    """Return a decoder that returns characters once they are complete, and U+FFFD for invalid bytes."""
     incremental = codecs.getincrementaldecoder("utf-8")(errors="replace")
     incremental.decode(bytes(before))
 

@@ -1,4 +1,4 @@
-"""Writing the bundle of a language model, and adding a validation report to one."""
+"""Write the bundle of a language model, or add a validation report to one."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -28,22 +28,22 @@ from cpt_deploy.bundle.writing import (
 
 @dataclass(frozen=True, eq=False)
 class LanguageContents:
-    """All that the bundle of a language model is made of.
+    """The complete contents of a language model's bundle.
 
     Args:
-        name: Name of the model: letters, digits, ".", "_" and "-", since it stands in URLs.
+        name: Name of the model: letters, digits, ".", "_" and "-", since it is part of URLs.
         onnx: The serialized model.onnx, with the inputs and outputs of the manifest.
-        manifest: How it is run.
-        tokenizer: From text to tokens and back.
+        manifest: Description of its inputs and outputs.
+        tokenizer: The tokenizer.
         golden: Tokens with the logits of the exact integer arithmetic.
-        tensors: Integer weights, scales and the like by name, for model.safetensors.
-        quantization: What each tensor's integers mean, as JSON types.
+        tensors: Integer weights, scales and similar tensors by name, for model.safetensors.
+        quantization: The quantization parameters of each tensor, as JSON types.
         architecture: Name of the architecture.
         version: Version of the model, as clients address it.
         facts: Further facts as JSON types; they go into the "cpt" section of config.json, and those that are numbers
             or text into the model card too.
         recipe: The recipe of the training run, as YAML text.
-        card: What the model card says beside these facts.
+        card: The author's part of the model card.
     """
 
     name: str
@@ -63,15 +63,15 @@ class LanguageContents:
 def write_language_bundle(destination: str | Path, *, contents: LanguageContents) -> LanguageBundle:
     """Write the bundle of a language model and open it.
 
-    The same contents give the same bytes. A bundle that has the name already is replaced; anything else is refused.
+    The same contents give the same bytes. An existing bundle is replaced; any other destination is refused.
 
     Args:
         destination: The directory to write.
-        contents: What goes into it.
+        contents: The contents of the bundle.
 
     Raises:
-        BundleError: If the name is unfit, the parts do not fit each other, the destination is something else than a
-            bundle, or it cannot be written.
+        BundleError: If the name is invalid, the parts are inconsistent, the destination exists and is not a bundle, or
+            it cannot be written.
     """
     directory = Path(destination)
     check_names(contents.name, contents.version)
@@ -95,15 +95,15 @@ def write_language_bundle(destination: str | Path, *, contents: LanguageContents
 def update_language_validation(
     bundle: LanguageBundle, report: Mapping[str, Any], results: Sequence[EvaluationResult] = ()
 ) -> LanguageBundle:
-    """Store a validation report in a bundle and refresh its model card and checksums, all in one step.
+    """Store a validation report in a bundle and update its model card and checksums, atomically.
 
     Args:
-        bundle: The bundle; the object itself stays as it was opened.
+        bundle: The bundle; the object itself is not changed.
         report: The report as JSON types; it becomes validation.json.
-        results: The measured figures; without any the card stays as it is.
+        results: The measured figures; without any, the card is not changed.
 
     Returns:
-        The bundle, opened anew.
+        The bundle, opened again.
 
     Raises:
         BundleError: If the bundle cannot be written; it is unchanged then.

@@ -1,1 +1,1 @@
-"""Between a request and tensors: images to inputs, text to tokens, logits to predictions. Without torch."""
+"""Convert between requests and tensors: images to inputs, text to tokens, logits to predictions. Without torch."""

@@ -1,4 +1,4 @@
-"""What the files of a bundle say of its labels and its preprocessing, in the keys of timm and Hugging Face."""
+"""Describe a bundle's labels and preprocessing in the keys of timm and Hugging Face, for its JSON files."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,7 +7,7 @@ from cpt_deploy.bundle.processors.preprocessing import Preprocessing
 
 
 def described_ends(labels: Sequence[str], preprocessing: Preprocessing) -> dict[str, Any]:
-    """Return what config.json says of labels and inputs, in the keys of timm and transformers."""
+    """Return the entries of config.json on labels and inputs, in the keys of timm and transformers."""
     return {
         "num_classes": len(labels),
         "label_names": list(labels),
@@ -18,5 +18,5 @@ def described_ends(labels: Sequence[str], preprocessing: Preprocessing) -> dict[
 
 
 def described_preprocessing(preprocessing: Preprocessing) -> dict[str, Any]:
-    """Return the content of preprocessor_config.json: Hugging Face's keys, and this project's own."""
+    """Return the content of preprocessor_config.json: Hugging Face's keys, and this project's own under "cpt"."""
     return preprocessing.to_huggingface() | {"cpt": preprocessing.to_dict()}

@@ -1,6 +1,6 @@
-"""From bytes that somebody sent to pixels: decoding that training's evaluation, `cpt predict` and the server share.
+"""Decode untrusted bytes to pixels; shared by evaluation in training, `cpt predict` and the server.
 
-What comes out is 8 bit, upright and opaque, so that preprocessing need not know where an image came from.
+The pixels are 8-bit, upright and opaque, so that preprocessing is independent of the source of an image.
 """
 
 import io
@@ -12,18 +12,18 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from cpt_deploy.errors import DataError, ImageError, ImageTooLargeError
 
 MAX_PIXELS = 64 * 1024 * 1024
-"""Default limit of decoded pixels (64 Mi: a 256 MiB RGBA buffer; a 60-megapixel photograph passes)."""
+"""Default limit of decoded pixels (64 Mi: a 256 MiB RGBA buffer; enough for a 60-megapixel photograph)."""
 
 IMAGE_FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
-"""Formats that are decoded; of Pillow's others some run external programs (EPS) or allocate at once (ICO)."""
+"""Supported formats; some of Pillow's others run external programs (EPS) or allocate memory at once (ICO)."""
 
 _BACKGROUND = 255
 
 _AT_ONCE = 1 << 20
-"""Pixels that are reduced to 8 bits at once."""
+"""Number of pixels that are reduced to 8 bits at a time."""
 
 _CODEC_BYTES = {"AVIF": 12, "JPEG2000": 16, "TIFF": 4, "WEBP": 8}
-"""Bytes that a codec keeps of each pixel, beside the decoded one."""
+"""Bytes of working memory per pixel in a codec, in addition to the decoded pixel."""
 
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -39,18 +39,18 @@ _UPRIGHT = {
 def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Decode the first frame of an image file to 8-bit pixels.
 
-    The declared size is checked before any pixel memory is allocated. The EXIF orientation is applied and the modes
-    are reduced as `to_eight_bit` says.
+    The declared size is checked before any pixel memory is allocated. The EXIF orientation is applied, and the mode is
+    reduced as in `to_eight_bit`.
 
     Args:
         data: The whole file, in one of `IMAGE_FORMATS`.
-        max_pixels: The most pixels (width x height) that the file may declare.
+        max_pixels: Maximum number of pixels (width x height) that the file may declare.
 
     Returns:
         An image of mode "L" (gray) or "RGB".
 
     Raises:
-        ImageError: If the bytes are no image, or a truncated or damaged one.
+        ImageError: If the bytes are not an image, or a truncated or damaged one.
         ImageTooLargeError: If the image declares more than `max_pixels`.
     """
     with open_image(data, max_pixels=max_pixels) as image:
@@ -58,10 +58,10 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
 
 
 def open_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Read the head of an image file: its size and mode are known, its pixels are not decoded before `pixels_of`.
+    """Read the header of an image file, with size and mode; the pixels are decoded by `pixels_of`.
 
     Raises:
-        ImageError: If the bytes are no image, or one whose head is damaged.
+        ImageError: If the bytes are not an image, or its header is damaged.
         ImageTooLargeError: If the image declares more than `max_pixels`.
     """
     try:
@@ -70,7 +70,7 @@ def open_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
         raise _too_large(max_pixels, "far more") from error
     except UnidentifiedImageError as error:
         raise ImageError(
-            f"Expected an image file, but got {len(data)} bytes that are none",
+            f"Expected an image file, but got {len(data)} bytes of another kind",
             hint=f"supported formats: {', '.join(IMAGE_FORMATS)}",
         ) from error
     except Exception as error:
@@ -81,7 +81,7 @@ def open_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
 
 
 def pixels_of(image: Image.Image) -> Image.Image:
-    """Decode an opened image file, as `decode_image` says.
+    """Decode an opened image file; see `decode_image`.
 
     Raises:
         ImageError: If it is truncated or damaged.
@@ -98,18 +98,18 @@ def pixels_of(image: Image.Image) -> Image.Image:
 
 
 def _damaged(error: Exception) -> ImageError:
-    # Pillow's plugins raise whatever their parsing of hostile bytes runs into (struct.error, IndexError, ...);
-    # all of it means the same here.
+    # On hostile bytes Pillow's plugins raise many kinds of errors (struct.error, IndexError, ...); all of them mean a
+    # damaged image.
     reason = str(error).rstrip(".") or type(error).__name__
     return ImageError(f"Expected a complete image, but got a damaged one: {reason}")
 
 
 def decoding_bytes(image: Image.Image) -> int:
-    """Return an upper bound of the memory in which an opened image file is decoded, from its head."""
+    """Return an upper bound of the memory for decoding an opened image file, in bytes, from its header."""
     stored = 1 if image.mode in {"1", "L", "P"} else 4
     gray = image.mode in {"1", "L", "LA", "La", "F"} or image.mode.startswith("I")
     reduced = 0 if image.mode in {"L", "RGB"} and "transparency" not in image.info else 1 if gray else 4
-    # Only JPEG's head is sure to say how the image is turned; turning takes a second copy.
+    # Rotating takes a second copy; only in JPEG is the orientation known from the header.
     turned = 0 if image.format == "JPEG" and _turn(image) is None else stored
     codec = _CODEC_BYTES.get(image.format or "", 0) + (6 if "progressive" in image.info else 0)
     return image.width * image.height * (stored + reduced + turned + codec)
@@ -120,7 +120,7 @@ def read_image(path: Path, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
 
     Raises:
         DataError: If the file cannot be read.
-        ImageError: If it is no image, or a damaged or too large one; the message names the file.
+        ImageError: If it is not an image, is damaged or too large; the message names the file.
     """
     try:
         data = path.read_bytes()
@@ -139,14 +139,14 @@ def to_eight_bit(image: Image.Image) -> Image.Image:
     rounding, never clipped; floating-point gray is taken as 0..1. Palettes, CMYK and YCbCr become RGB.
 
     Raises:
-        ImageError: If the mode has no defined reduction, or gray values lie outside of their range.
+        ImageError: If the mode has no defined reduction, or gray values are out of range.
     """
     if image.mode in {"L", "RGB"} and "transparency" not in image.info:
         return image
     rows = max(1, _AT_ONCE // image.width)
     if image.height <= rows:
         return _reduced(image)
-    # In strips, so that what a reduction needs in between is small, and other threads get their turn.
+    # Reduce in strips, so that temporary memory stays small and other threads can run in between.
     whole: Image.Image | None = None
     for top in range(0, image.height, rows):
         strip = _reduced(image.crop((0, top, image.width, min(top + rows, image.height))))
@@ -161,7 +161,7 @@ def _reduced(image: Image.Image) -> Image.Image:
         return _scale_gray(image)
     if image.has_transparency_data:
         gray = image.mode in {"1", "L", "LA", "La"}
-        # Premultiplied modes convert only to their straight twins.
+        # Modes with premultiplied alpha convert only to the same mode with straight alpha.
         straight = image.convert({"La": "LA", "RGBa": "RGBA"}.get(image.mode, "LA" if gray else "RGBA"))
         canvas = Image.new("L" if gray else "RGB", image.size, _BACKGROUND if gray else (_BACKGROUND,) * 3)
         canvas.paste(straight.convert(canvas.mode), mask=straight.getchannel("A"))
@@ -180,7 +180,7 @@ def _too_large(max_pixels: int, declared: str) -> ImageTooLargeError:
 
 
 def _formats() -> list[str]:
-    """Return those of `IMAGE_FORMATS` that this build of Pillow knows."""
+    """Return those of `IMAGE_FORMATS` that this build of Pillow supports."""
     Image.init()
     return [name for name in IMAGE_FORMATS if name in Image.OPEN]
 
@@ -191,7 +191,7 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:
-    """Return what makes an image upright by its EXIF; an unreadable block counts as upright: the pixels are fine."""
+    """Return the transposition that makes an image upright by its EXIF; None if it is upright or has no valid EXIF."""
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     except (SyntaxError, ValueError, TypeError, KeyError, EOFError, OSError):

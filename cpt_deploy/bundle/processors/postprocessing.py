@@ -1,4 +1,4 @@
-"""From logits to labelled predictions."""
+"""Convert logits to labelled predictions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """One class and how probable the model holds it to be.
+    """One class and its probability.
 
     Args:
         label: Name of the class.
@@ -35,10 +35,10 @@ def top_k(logits: npt.NDArray[np.floating], labels: Sequence[str], k: int) -> li
     Args:
         logits: (N, K).
         labels: Names of the K classes.
-        k: How many classes a row gets; all of them if there are fewer.
+        k: Number of classes per row; all of them if there are fewer.
 
     Raises:
-        ValueError: If `k` is less than 1, or the labels do not fit the logits.
+        ValueError: If `k` is less than 1, or the number of labels differs from that of logits.
     """
     if k < 1:
         raise ValueError(f"Expected k to be at least 1, but got {k}")

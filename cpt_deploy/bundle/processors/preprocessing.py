@@ -1,4 +1,4 @@
-"""From pixels to the input of a model: one function for training's evaluation, export, prediction and serving."""
+"""Convert an image to the input of a model, in the same way in evaluation, export, prediction and serving."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -29,14 +29,14 @@ class Preprocessing:
         channels: 1 (gray, ITU-R 601 luma of colour images) or 3 (RGB; gray is repeated).
         size: Height and width of the model's input, in pixels.
         mean: Per channel, subtracted after scaling the pixels to 0..1.
-        std: Per channel, divided by after that.
+        std: Per channel, the divisor after that.
         resize: The length to which the shorter side is scaled before the crop, in pixels, at least `max(size)`.
-            `None` scales by as little as it takes to cover `size`, which leaves an image of that size as it is.
-        interpolation: How pixels are interpolated (antialiased when shrinking, except for "nearest").
-        crop: Where the crop lies.
+            `None` scales to the smallest size that covers `size`; an image of that size is unchanged.
+        interpolation: The interpolation of pixels (antialiased when shrinking, except for "nearest").
+        crop: Position of the crop.
 
     Raises:
-        ValueError: If a field is out of range or the fields do not fit each other.
+        ValueError: If a field is out of range or the fields are inconsistent.
     """
 
     channels: int
@@ -75,7 +75,7 @@ class Preprocessing:
         return (self.channels, *self.size)
 
     def apply(self, image: Image.Image | npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """Turn one image into the model's input.
+        """Convert one image to the model's input.
 
         Args:
             image: A loaded Pillow image of any mode, or uint8 pixels (H, W), (H, W, 1) or (H, W, 3), of any size.
@@ -86,34 +86,34 @@ class Preprocessing:
         return self.normalize(self.fit(image))
 
     def fit(self, image: Image.Image | npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-        """Convert the channels, scale and crop, without normalising: what augmentation starts from.
+        """Convert the channels, scale and crop, without normalising; augmentation starts from the result.
 
         Returns:
             Pixels, uint8 (H, W, C) with H, W = `size`.
 
         Raises:
-            ImageError: If a Pillow image is of a mode that cannot be reduced to 8 bits.
+            ImageError: If the mode of a Pillow image cannot be reduced to 8 bits.
         """
         source = to_eight_bit(image) if isinstance(image, Image.Image) else _from_array(image)
         mode = "L" if self.channels == 1 else "RGB"
         if source.mode != mode:
             source = source.convert(mode)
         width, height = self._scaled_size(*source.size)
-        # As torchvision's CenterCrop: Python's round, so half a pixel goes to the even side.
+        # As in torchvision's CenterCrop: Python's round, which rounds half to even.
         top, left = round((height - self.size[0]) / 2), round((width - self.size[1]) / 2)
         window = left, top, left + self.size[1], top + self.size[0]
         pixels = np.asarray(scale_window(source, (width, height), window, _RESAMPLING[self.interpolation]))
         return np.array(pixels.reshape(*self.size, self.channels))
 
     def scaled_pixels(self, width: int, height: int) -> int:
-        """Return how many pixels `fit` makes of an image of a width and a height, apart from decoding it."""
+        """Return the number of pixels that `fit` computes for an image of the given size, excluding decoding."""
         return scaled_pixels(self._scaled_size(width, height), self.size)
 
     def normalize(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """Normalise pixels: `(pixels / 255 - mean) / std`, computed in float64 and rounded once.
 
         Args:
-            pixels: uint8 (..., H, W, C), as `fit` returns them, one image or a batch.
+            pixels: uint8 (..., H, W, C) from `fit`, one image or a batch.
 
         Returns:
             float32 (..., C, H, W).
@@ -134,7 +134,7 @@ class Preprocessing:
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "Preprocessing":
-        """Return the preprocessing that `to_dict` described.
+        """Create a preprocessing from the result of `to_dict`.
 
         Raises:
             ValueError: If a field is missing, unknown, of the wrong type or out of range.
@@ -166,7 +166,7 @@ class Preprocessing:
         }
 
     def to_timm(self) -> dict[str, Any]:
-        """Return the keys of timm's `pretrained_cfg` that say how to preprocess."""
+        """Return the keys of timm's `pretrained_cfg` on preprocessing."""
         return {
             "input_size": list(self.input_shape),
             "mean": list(self.mean),
@@ -185,7 +185,7 @@ class Preprocessing:
         return table
 
     def _scaled_size(self, width: int, height: int) -> tuple[int, int]:
-        """Return width and height after scaling; the longer side is cut down, as in torchvision's Resize."""
+        """Return width and height after scaling; the longer side is rounded down, as in torchvision's Resize."""
         if self.resize is not None:
             if width <= height:
                 return self.resize, max(int(self.resize * height / width), self.size[0])

@@ -1,8 +1,8 @@
-"""Scaling an image of which only a window is kept, at the cost of the window.
+"""Scale an image and keep a window of it, at a cost proportional to the window.
 
-An image of ordinary proportions is scaled as a whole, so that the pixels are those of `Image.resize`. In one that is
-far longer than it is wide, nearly all scaled pixels lie outside of the window: a strip of 1 x 1,048,576 pixels, 2 kB as
-a file, has 268 million of them at a height of 256. There only what reaches the window is scaled.
+An image of ordinary proportions is scaled as a whole, so that the pixels equal those of `Image.resize`. In a very long
+image nearly all scaled pixels are outside of the window: a strip of 1 x 1,048,576 pixels, a file of 2 kB, has 268
+million of them at a height of 256. Of such an image, only the part that affects the window is scaled.
 """
 
 from math import ceil, floor
@@ -14,22 +14,23 @@ Window = tuple[int, int, int, int]
 """Left, top, right and bottom, in scaled pixels."""
 
 _ORDINARY = 4
-"""Proportions up to which an image is scaled as a whole."""
+"""Maximum ratio of the sides up to which an image is scaled as a whole."""
 
 _SUPPORT = {Image.Resampling.BILINEAR: 1, Image.Resampling.BICUBIC: 2}
-"""How many pixels, of the larger of the two grids, a filter reaches to either side."""
+"""Radius of each filter, in pixels of the coarser of the two grids."""
 
 
 def scale_window(image: Image.Image, size: tuple[int, int], window: Window, resample: Image.Resampling) -> Image.Image:
     """Scale an image and keep a window of the result.
 
-    Beyond proportions of 4 to 1 pixels can differ by one level from those of a scaling of the whole, as Pillow takes
-    the place of a window in single precision; the nearest pixel, where two are equally near, can be the other one.
+    For ratios of sides above 4, pixels can differ by one level from those of scaling the whole image, since Pillow
+    stores the position of a window in single precision; with "nearest", the other of two equally near pixels can be
+    chosen.
 
     Args:
-        image: Of mode "L" or "RGB".
-        size: Width and height that the whole image would be scaled to.
-        window: What is kept of that.
+        image: An image of mode "L" or "RGB".
+        size: Width and height of the whole scaled image.
+        window: The window to keep.
         resample: The filter.
     """
     if size == image.size:
@@ -40,7 +41,7 @@ def scale_window(image: Image.Image, size: tuple[int, int], window: Window, resa
         return _nearest(image, size, window)
     along = 0 if size[0] > size[1] else 1
     part = _reaching(image, size, window, along, resample)
-    # Two passes with 8 bits between them, in Pillow's order: rows first, but for tall images that shrink.
+    # Two passes with 8 bits between them, in Pillow's order: rows first, except for tall images that shrink.
     across = 1 - along
     if along == 1 and size[1] >= image.height:
         part = _scale_axis(part, across, (0.0, image.size[across]), size[across], resample)
@@ -51,11 +52,11 @@ def scale_window(image: Image.Image, size: tuple[int, int], window: Window, resa
 
 
 def scaled_pixels(size: tuple[int, int], window: tuple[int, int]) -> int:
-    """Return how many pixels a scaling makes of which a window is kept.
+    """Return the number of pixels that `scale_window` computes.
 
     Args:
-        size: Width and height of the whole.
-        window: Two sides of the window.
+        size: Width and height of the whole scaled image.
+        window: The two sides of the window.
     """
     whole = size[0] * size[1]
     return whole if max(size) <= _ORDINARY * min(size) else min(whole, max(window) * min(size))
@@ -64,7 +65,7 @@ def scaled_pixels(size: tuple[int, int], window: tuple[int, int]) -> int:
 def _span(
     image: Image.Image, size: tuple[int, int], window: Window, axis: int, resample: Image.Resampling
 ) -> tuple[int, int]:
-    """Return the first pixel that the window needs along an axis, and the one behind the last."""
+    """Return the range of source pixels that the window needs along an axis: first, and last + 1."""
     scale = image.size[axis] / size[axis]
     reach = _SUPPORT[resample] * max(scale, 1.0)
     first = floor(window[axis] * scale - reach) - 1
@@ -87,7 +88,7 @@ def _along(
     axis: int,
     resample: Image.Resampling,
 ) -> Image.Image:
-    """Scale the part of an image that reaches the window to the window, along one axis."""
+    """Scale the part of an image that affects the window to the window, along one axis."""
     scale, (first, _) = image.size[axis] / size[axis], _span(image, size, window, axis, resample)
     places = window[axis] * scale - first, min(window[axis + 2] * scale - first, part.size[axis])
     return _scale_axis(part, axis, places, window[axis + 2] - window[axis], resample)

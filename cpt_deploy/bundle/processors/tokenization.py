@@ -1,7 +1,7 @@
-"""Between text and the numbers that a language model reads: words, bytes, or byte-pair encoding.
+"""Tokenizers of language models: words, bytes, or byte-pair encoding.
 
-A tokenizer is kept as `tokenizer.json`, in the format of the `tokenizers` library, which can open each of them. Words
-and bytes are read and applied here without that library; only byte-pair encoding needs it.
+A tokenizer is stored as `tokenizer.json`, in the format of the `tokenizers` library, which can open all three kinds.
+Words and bytes are implemented here without that library; only byte-pair encoding needs it.
 """
 
 import json
@@ -22,11 +22,11 @@ Ids = npt.NDArray[np.int32]
 
 
 class Tokenizer(Protocol):
-    """Text to numbers and back."""
+    """Converts text to token numbers and back."""
 
     @property
     def level(self) -> str:
-        """What a token is: "word", "byte" or "bpe"."""
+        """The kind of token: "word", "byte" or "bpe"."""
 
     @property
     def size(self) -> int:
@@ -36,20 +36,20 @@ class Tokenizer(Protocol):
         """Return the numbers of a text's tokens, int32 (n,), each in [0, size)."""
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Return the text that numbers stand for."""
+        """Return the text of token numbers."""
 
     def to_json(self) -> str:
-        """Return what `tokenizer.json` holds."""
+        """Return the content of `tokenizer.json`."""
 
 
 class WordTokenizer:
-    """Words between white space; the end of a line is the token `<eos>`, a word that is not known `<unk>`.
+    """Words separated by white space; a line end is the token `<eos>`, an unknown word the token `<unk>`.
 
     Args:
         words: All tokens in the order of their numbers; `<eos>` and `<unk>` are among them.
 
     Raises:
-        DataError: If a word stands twice, or one of the two special tokens is missing.
+        DataError: If a word occurs twice, or one of the two special tokens is missing.
     """
 
     level = "word"
@@ -58,14 +58,14 @@ class WordTokenizer:
         self.words = tuple(words)
         self._index = {word: index for index, word in enumerate(self.words)}
         if len(self._index) != len(self.words):
-            raise DataError("Expected each word of a vocabulary once, but some stand in it twice")
+            raise DataError("Expected each word of a vocabulary once, but some occur twice")
         missing = [token for token in (END, UNKNOWN) if token not in self._index]
         if missing:
             raise DataError(f"Expected a vocabulary with {END} and {UNKNOWN}, but it has no {' and no '.join(missing)}")
 
     @property
     def size(self) -> int:
-        """Number of words, with the two special ones."""
+        """Number of words, including the two special tokens."""
         return len(self.words)
 
     @property
@@ -79,7 +79,7 @@ class WordTokenizer:
         return np.fromiter((known(word, unknown) for word in split_words(text)), dtype=np.int32)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Return words with blanks between them, and a new line for each `<eos>`."""
+        """Return words separated by spaces, with a new line for each `<eos>`."""
         text = " ".join("\n" if self.words[index] == END else self.words[index] for index in ids)
         return text.replace("\n ", "\n")
 
@@ -101,7 +101,7 @@ class ByteTokenizer:
         return np.frombuffer(text.encode(), dtype=np.uint8).astype(np.int32)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Return the text of bytes; what is no UTF-8 becomes the replacement character."""
+        """Return the text of bytes; invalid UTF-8 becomes the replacement character."""
         return bytes(int(value) for value in ids).decode(errors="replace")
 
     def to_json(self) -> str:
@@ -115,7 +115,7 @@ class BpeTokenizer:
     """Byte-pair encoding, by the `tokenizers` library.
 
     Args:
-        document: What `tokenizer.json` holds.
+        document: The content of `tokenizer.json`.
 
     Raises:
         MissingExtraError: If the library is not installed.
@@ -128,7 +128,7 @@ class BpeTokenizer:
         self._library = _tokenizers()
         try:
             self._tokenizer = self._library.Tokenizer.from_str(document)
-        except Exception as error:  # the library raises nothing narrower
+        except Exception as error:  # the library raises no narrower exception
             raise DataError(f"Expected a tokenizer that the tokenizers library reads, but got: {error}") from error
 
     @property
@@ -138,7 +138,7 @@ class BpeTokenizer:
 
     def encode(self, text: str) -> Ids:
         """Return the numbers of a text's tokens, see `Tokenizer.encode`."""
-        lines = text.splitlines(keepends=True)  # together they would take many times the memory
+        lines = text.splitlines(keepends=True)  # the whole text at once would take many times the memory
         parts = (self._tokenizer.encode_batch(lines[first : first + 4096]) for first in range(0, len(lines), 4096))
         ids = (np.asarray(entry.ids, dtype=np.int32) for part in parts for entry in part)
         return np.concatenate([np.empty(0, np.int32), *ids])
@@ -148,7 +148,7 @@ class BpeTokenizer:
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=False))
 
     def to_json(self) -> str:
-        """Return the library's own document."""
+        """Return the content of `tokenizer.json` from the library."""
         return str(self._tokenizer.to_str())
 
 
@@ -156,12 +156,12 @@ def train_bpe(lines: Iterable[str], size: int) -> BpeTokenizer:
     """Learn a byte-level byte-pair encoding.
 
     Args:
-        lines: The training text, line by line with their ends.
+        lines: The lines of the training text, with their line ends.
         size: Number of tokens, at least 257.
 
     Raises:
         MissingExtraError: If the `tokenizers` library is not installed.
-        UsageError: If there are too few tokens for any pair.
+        UsageError: If `size` leaves no token for a pair.
     """
     if size <= _BYTES:
         raise UsageError(f"Expected more than {_BYTES} tokens for byte-pair encoding, but got {size}")
@@ -196,7 +196,7 @@ def read_tokenizer(path: Path) -> Tokenizer:
 
 
 def split_words(text: str) -> Iterator[str]:
-    """Yield the words of a text, and `<eos>` for the end of each line."""
+    """Yield the words of a text, and `<eos>` for each line end."""
     start = 0
     while start < len(text):
         end = text.find("\n", start)
@@ -223,7 +223,7 @@ def _document(model: dict[str, Any], pre: dict[str, Any], normalizer: Any, decod
 
 
 def _byte_characters() -> list[str]:
-    """Return the printable character that stands for each byte in byte-level encodings (Radford et al., 2019)."""
+    """Return the printable character that represents each byte in byte-level encodings (Radford et al., 2019)."""
     printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
     others = iter(range(_BYTES, 2 * _BYTES))
     return [chr(value if value in printable else next(others)) for value in range(_BYTES)]

@@ -1,1 +1,1 @@
-"""A bundle's model in onnxruntime: sessions, execution providers, the processor, the operators that run."""
+"""Run a bundle's model in onnxruntime: sessions, execution providers, the processor, the operators of the graph."""

@@ -1,4 +1,4 @@
-"""The processor and those of its instructions that decide with which kernels integers are multiplied."""
+"""The processor and its instruction sets that decide which kernels multiply integers."""
 
 import os
 import platform
@@ -36,7 +36,7 @@ class CpuInfo:
         model: Its name.
         architecture: "x86_64", "aarch64", ...
         cores: Logical cores of the machine.
-        flags: Those of `INTEGER_FLAGS` that it has; `None` if the system does not say.
+        flags: Those of `INTEGER_FLAGS` that it has; `None` if the system does not list them.
     """
 
     model: str
@@ -56,7 +56,7 @@ def read_cpu(cpuinfo: Path = CPUINFO) -> CpuInfo:
     """Return this machine's processor.
 
     Args:
-        cpuinfo: Where Linux describes it; elsewhere the file is absent and the flags stay unknown.
+        cpuinfo: The file in which Linux describes it; on other systems it is absent and the flags are unknown.
     """
     fields: dict[str, str] = {}
     if cpuinfo.is_file():

@@ -1,4 +1,4 @@
-"""A bundle's model in onnxruntime: the session, its threads and providers, and the check against the golden sample."""
+"""Run a bundle's classifier in onnxruntime, trace its integers, and check it against the golden sample."""
 
 from pathlib import Path
 from typing import Any
@@ -17,19 +17,18 @@ class OnnxRuntimeModel:
 
     Args:
         model: Path of an ONNX file, or its bytes.
-        threads: Threads that one call computes with; `None` takes one per physical core.
-        optimize: Whether onnxruntime may fuse the graph to integer operators, which is where the speed is.
+        threads: Number of threads per call; `None` is one per physical core.
+        optimize: Whether onnxruntime may fuse the graph to integer operators, which makes it fast.
         provider: "cpu", "cuda", "tensorrt", or the name of one of onnxruntime's execution providers.
-        taps: Whether `trace` shall return the integers inside of the network too (needs the `onnx` package).
-        rest_between_runs: Whether its threads stop at once after a call instead of waiting busily for the next one,
-            so that several models can be timed in turns.
+        taps: Whether `trace` also returns the intermediate outputs as integers (needs the `onnx` package).
+        rest_between_runs: Whether its threads stop at once after a call instead of busy-waiting for the next one, so
+            that several models can be timed in alternation.
 
     Raises:
-        BundleError: If the file is no model that onnxruntime can load, or not one with the input "image" and the
-            output "logits".
-        UsageError: If there is no such provider or `threads` is less than 1.
-        MissingExtraError: If the installed onnxruntime lacks the provider or cannot start it, or `taps` are asked for
-            and `onnx` is not installed.
+        BundleError: If onnxruntime cannot load the file, or its input is not "image" or its output not "logits".
+        UsageError: If the provider does not exist or `threads` is less than 1.
+        MissingExtraError: If the installed onnxruntime lacks the provider or cannot start it, or `taps` is set and
+            `onnx` is not installed.
     """
 
     def __init__(
@@ -58,7 +57,7 @@ class OnnxRuntimeModel:
 
     @property
     def providers(self) -> list[str]:
-        """The execution providers in use, most important first."""
+        """The execution providers in use, in order of priority."""
         providers: list[str] = self._session.get_providers()
         return providers
 
@@ -72,28 +71,28 @@ class OnnxRuntimeModel:
             Logits, float32 (N, K).
 
         Raises:
-            ValueError: If the dtype or the shape is another.
+            ValueError: If the dtype or the shape differs.
         """
         logits: npt.NDArray[np.float32] = self._session.run([OUTPUT_NAME], {INPUT_NAME: self._checked(inputs)})[0]
         return logits
 
     def trace(self, inputs: npt.NDArray[np.float32]) -> dict[str, npt.NDArray[Any]]:
-        """Compute a batch and return the logits and every tapped tensor of codes by its name in the ONNX graph.
+        """Compute a batch; return the logits and every integer intermediate output by its name in the ONNX graph.
 
         Args:
-            inputs: As for `run`.
+            inputs: Normalised images, as for `run`.
 
         Raises:
-            ValueError: If the dtype or the shape is another.
+            ValueError: If the dtype or the shape differs.
         """
         names = [OUTPUT_NAME, *self.tap_names]
         return dict(zip(names, self._session.run(names, {INPUT_NAME: self._checked(inputs)}), strict=True))
 
     def reproduce_golden(self, golden: Golden) -> GoldenCheck:
-        """Compute a golden sample and compare; `GoldenCheck.reproduced` says whether all agrees.
+        """Compute a golden sample and compare the logits; see `GoldenCheck.reproduced`.
 
         Raises:
-            BundleError: If the sample is of another model.
+            BundleError: If the sample belongs to another model.
         """
         try:
             return compare_golden(golden, self.run(golden.inputs))
@@ -110,7 +109,7 @@ class OnnxRuntimeModel:
 
 
 def _checked_input_shape(session: Any, where: str) -> tuple[int, int, int]:
-    """Return (C, H, W) of a session's input, after checking that it has the input and the output of a bundle."""
+    """Check that a session has the input and the output of a bundle, and return (C, H, W) of the input."""
     inputs, outputs = session.get_inputs(), [output.name for output in session.get_outputs()]
     if [tensor.name for tensor in inputs] != [INPUT_NAME] or OUTPUT_NAME not in outputs:
         raise BundleError(
@@ -125,9 +124,9 @@ def _checked_input_shape(session: Any, where: str) -> tuple[int, int, int]:
 
 
 def _with_taps(source: str | bytes) -> bytes:
-    """Return the model with the integer tensor of every activation edge as a further output.
+    """Return the model with the integers of every activation quantizer as additional outputs.
 
-    onnxruntime still fuses everything: the integers between two operators are there in the fused graph too.
+    onnxruntime still fuses everything: the integers between two operators also exist in the fused graph.
     """
     try:
         import onnx
@@ -137,7 +136,7 @@ def _with_taps(source: str | bytes) -> bytes:
         ) from error
     try:
         model = onnx.load_from_string(source) if isinstance(source, bytes) else onnx.load(source)
-    except Exception as error:  # protobuf's DecodeError, or whatever else the bytes run into
+    except Exception as error:  # protobuf's DecodeError, or any other error of its parser
         raise BundleError(f"Expected an ONNX model, but got: {error}") from error
     types = {entry.name: entry.data_type for entry in model.graph.initializer}
     clipped = {node.input[0]: node.output[0] for node in model.graph.node if node.op_type == "Clip"}
@@ -145,7 +144,7 @@ def _with_taps(source: str | bytes) -> bytes:
     for node in list(model.graph.node):
         if node.op_type != "QuantizeLinear":
             continue
-        # Below 8 bits the codes are what a Clip in the integer domain leaves of them.
+        # Below 8 bits, a Clip in the integer domain gives the quantized values.
         name = clipped.get(node.output[0], node.output[0])
         if name not in present:
             present.add(name)

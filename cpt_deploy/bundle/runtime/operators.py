@@ -1,4 +1,4 @@
-"""What onnxruntime makes of a model: the operators of its optimized graph, and those of them that compute in float.
+"""List the operators of a model in onnxruntime's optimized graph, and those of them that compute in float.
 
 Needs the `onnx` package.
 """
@@ -22,7 +22,7 @@ MOVEMENTS = frozenset(
         "Squeeze", "Transpose", "Unsqueeze",
     }
 )  # fmt: skip
-"""Operators that move or convert values without arithmetic; in float they cost little and are not reported."""
+"""Operators that only move or convert values; in float they cost little and are not reported."""
 
 _MULTIPLYING = frozenset(
     {
@@ -30,22 +30,22 @@ _MULTIPLYING = frozenset(
         "MultiHeadAttention", "RNN",
     }
 )  # fmt: skip
-"""Operators in which the weights of layers would be multiplied in float."""
+"""Operators that multiply weights; in this form, in float."""
 
 _INTEGER_TO_FLOAT = frozenset(
     {"DequantizeLinear", "DynamicQuantizeLSTM", "DynamicQuantizeMatMul", "MatMulIntegerToFloat"}
 )
 
 _INPUTS_OF_QUANTIZED_QGEMM = 9
-"""With a zero point of the output as the ninth input a QGemm returns codes, and floats without."""
+"""A QGemm returns integers if it has a ninth input, the zero point of the output, and floats otherwise."""
 
 
 def optimized_operators(model: bytes, provider: str = "cpu") -> dict[str, int]:
-    """Return how often each operator occurs in onnxruntime's optimized graph, by name.
+    """Return the number of occurrences of each operator in onnxruntime's optimized graph, by name.
 
     Args:
         model: The serialized ONNX model.
-        provider: The execution provider that the graph is for, one that `keeps_operators`.
+        provider: The execution provider to optimize for, one that `keeps_operators`.
 
     Raises:
         BundleError: If onnxruntime cannot load the model.
@@ -55,14 +55,14 @@ def optimized_operators(model: bytes, provider: str = "cpu") -> dict[str, int]:
 
 
 def float_operators(model: bytes, provider: str = "cpu") -> dict[str, int]:
-    """Return those operators of the optimized graph that compute with floating-point values, by name.
+    """Return the number of occurrences of each operator of the optimized graph that computes in float, by name.
 
-    Quantizers, dequantizers and mere movements of values are not among them, nor are integer kernels whose scales
-    or results are in float (QLinearConv, QGemm, MatMulIntegerToFloat, ...).
+    Quantizers, dequantizers and operators that only move values do not count, nor do integer kernels whose scales or
+    results are in float (QLinearConv, QGemm, MatMulIntegerToFloat, ...).
 
     Args:
         model: The serialized ONNX model.
-        provider: The execution provider that the graph is for, one that `keeps_operators`.
+        provider: The execution provider to optimize for, one that `keeps_operators`.
 
     Raises:
         BundleError: If onnxruntime cannot load the model.
@@ -74,7 +74,7 @@ def float_operators(model: bytes, provider: str = "cpu") -> dict[str, int]:
 
 
 def announced_operators(model: bytes) -> dict[str, Any]:
-    """Return what export announces in quantization.json: the operators that onnxruntime computes in float.
+    """Return the entry of quantization.json in which export announces the operators that run in float.
 
     Args:
         model: The serialized ONNX model.
@@ -89,14 +89,14 @@ def announced_operators(model: bytes) -> dict[str, Any]:
 
 
 def unannounced_operators(found: Mapping[str, int], announced: Mapping[str, Any] | None) -> dict[str, int]:
-    """Return by how many the operators in float are more than export announced, by name.
+    """Return the number of float operators in excess of those that export announced, by name.
 
-    Names of fused forms count as those of the plain operator. Which operators are fused depends on onnxruntime's
-    version: with another one than at export only those that multiply are counted, which are the same in any.
+    Fused forms count as the plain operator. Which operators are fused depends on the version of onnxruntime: if it
+    differs from that at export, only operators that multiply are counted, which are the same in all versions.
 
     Args:
         found: The operators that compute in float here.
-        announced: What `announced_operators` gave at export; `None` if nothing was announced.
+        announced: The result of `announced_operators` at export; `None` if nothing was announced.
     """
     import onnxruntime
 
@@ -119,7 +119,7 @@ def optimize(model: bytes, provider: str = "cpu") -> Any:
 
     Args:
         model: The serialized ONNX model.
-        provider: The execution provider that the graph is for, one that `keeps_operators`.
+        provider: The execution provider to optimize for, one that `keeps_operators`.
 
     Raises:
         BundleError: If onnxruntime cannot load the model.
@@ -134,7 +134,7 @@ def optimize(model: bytes, provider: str = "cpu") -> Any:
         options = session_options(exact_sums=needs_exact_sums(model))
         options.optimized_model_filepath = str(path)
         options.intra_op_num_threads = 1
-        # onnxruntime's exceptions have no common base of their own.
+        # onnxruntime's exceptions have no common base class.
         try:
             session = onnxruntime.InferenceSession(model, options, providers=providers)
         except Exception as error:
@@ -142,7 +142,7 @@ def optimize(model: bytes, provider: str = "cpu") -> Any:
             if "serialization failed" in reason:
                 raise DataError(
                     f"Expected room for a temporary file of onnxruntime in {directory}, but it cannot be written",
-                    hint="make room there, or name another folder in TMPDIR",
+                    hint="free some space there, or set TMPDIR to another folder",
                 ) from error
             raise BundleError(f"Expected a model that onnxruntime can load, but got: {reason}") from error
         check_started(session, provider)
@@ -165,7 +165,7 @@ def require_onnx() -> Any:
 
 
 def _in_float(graph: Any, outer: frozenset[str]) -> Iterator[Any]:
-    """Yield the nodes of a graph, and of the bodies inside of it, that compute in float."""
+    """Yield the nodes that compute in float, of a graph and of its sub-graphs."""
     floats = outer | _float_tensors(graph, outer)
     for node in graph.node:
         bodies = [attribute.g for attribute in node.attribute if attribute.HasField("g")]
@@ -176,13 +176,13 @@ def _in_float(graph: Any, outer: frozenset[str]) -> Iterator[Any]:
 
 
 def _float_tensors(graph: Any, outer: frozenset[str]) -> set[str]:
-    """Return the names of the tensors of floating-point values, given those of the graph around this one."""
+    """Return the names of the floating-point tensors of a graph, given those of the enclosing graph."""
     onnx = require_onnx()
     kinds = {onnx.TensorProto.DataType.Value(name) for name in _FLOATS}
     types = {value.name: value.type.tensor_type.elem_type for value in [*graph.input, *graph.value_info, *graph.output]}
     floats = set(outer) | {initializer.name for initializer in graph.initializer if initializer.data_type in kinds}
     floats |= {name for name, kind in types.items() if kind in kinds}
-    # ONNX knows nothing of onnxruntime's own operators, nor of what comes after them.
+    # ONNX infers no types for onnxruntime's own operators, nor for the operators after them.
     for node in graph.node:
         if _returns_floats(node, floats):
             floats |= {name for name in node.output if types.get(name, 0) == 0}
@@ -202,7 +202,7 @@ def _returns_floats(node: Any, floats: set[str]) -> bool:
 def _computes_in_float(node: Any, floats: frozenset[str]) -> bool:
     if node.op_type in MOVEMENTS or node.op_type.startswith(("QLinear", "Dynamic")):
         return False
-    # Integer kernels of onnxruntime's own take codes first and scales, which are float, after them.
+    # onnxruntime's own integer kernels have integers as the first input and scales, which are float, after it.
     inputs = node.input[:1] if node.domain.startswith("com.microsoft") else node.input
     return any(name in floats for name in inputs)
 

@@ -1,4 +1,4 @@
-"""onnxruntime's execution providers by short names, and what to install where one is missing."""
+"""Choose onnxruntime's execution providers by short names, with hints on the packages for a missing one."""
 
 import contextlib
 import functools
@@ -20,20 +20,20 @@ _INSTALL = {
 
 
 def provider_name(provider: str) -> str:
-    """Return onnxruntime's name of an execution provider: of "cpu", "cuda", "tensorrt", or of one that is its own."""
+    """Return onnxruntime's name of an execution provider, given a short name ("cpu", "cuda", "tensorrt") or its own."""
     name, _, _library = provider.partition("=")
     return _SHORT.get(name, name)
 
 
 def provider_names(provider: str) -> list[str]:
-    """Return what a session is asked for: a provider, and those that take the operators it does not have.
+    """Return the list of providers for a session: the given one, then fallbacks for operators that it lacks.
 
     Args:
-        provider: "cpu", "cuda", "tensorrt", or onnxruntime's name of any provider that is built into it.
+        provider: "cpu", "cuda", "tensorrt", or onnxruntime's name of any built-in provider.
 
     Raises:
-        UsageError: If onnxruntime knows no such provider.
-        MissingExtraError: If it does, but the one that is installed was built without it.
+        UsageError: If onnxruntime has no provider of that name.
+        MissingExtraError: If the installed onnxruntime was built without the provider.
     """
     import onnxruntime
 
@@ -55,15 +55,15 @@ def provider_names(provider: str) -> list[str]:
 
 
 def choose_provider(options: Any, provider: str) -> dict[str, list[str]]:
-    """Return the arguments of a session that choose its provider; one from a library is chosen in its options.
+    """Return the session arguments that select a provider; a provider from a library is selected in the options.
 
     Args:
         options: The session's `onnxruntime.SessionOptions`.
-        provider: As for `provider_names`, or NAME=PATH: a provider that the library at the path brings.
+        provider: As for `provider_names`, or NAME=PATH for a provider in the shared library at the path.
 
     Raises:
-        UsageError: If there is no such provider or library, or the library has no such provider for a device here.
-        MissingExtraError: If the onnxruntime that is installed was built without the provider.
+        UsageError: If the provider or the library does not exist, or the library has no device of it on this machine.
+        MissingExtraError: If the installed onnxruntime was built without the provider.
     """
     name, is_plugin, library = provider.partition("=")
     if not is_plugin:
@@ -74,14 +74,14 @@ def choose_provider(options: Any, provider: str) -> dict[str, list[str]]:
 
 @functools.cache
 def _plugin_devices(name: str, library: str) -> list[Any]:
-    """Return the devices of an execution provider in a library, which is loaded once in a process."""
+    """Return the devices of an execution provider in a library, which is loaded once per process."""
     import onnxruntime
 
     hint = (
-        f"NAME=PATH, with the name that the provider has in onnxruntime and its shared library; available without one: "
+        f"NAME=PATH, with the provider's name in onnxruntime and its shared library; available without a library: "
         f"{', '.join(onnxruntime.get_available_providers())}"
     )
-    # onnxruntime's exceptions have no common base of their own.
+    # onnxruntime's exceptions have no common base class.
     try:
         onnxruntime.register_execution_provider_library(name, str(Path(library).resolve()))
     except Exception as error:
@@ -103,24 +103,24 @@ def _plugin_devices(name: str, library: str) -> list[Any]:
 
 
 def check_started(session: Any, provider: str) -> None:
-    """Make sure that a session computes on the provider that it was asked for.
+    """Check that a session uses the requested provider.
 
-    Where a provider's libraries cannot be loaded onnxruntime goes on without it, which nobody would notice.
+    If a provider's libraries cannot be loaded, onnxruntime silently continues without it.
 
     Raises:
-        MissingExtraError: If it does not.
+        MissingExtraError: If the session does not use it.
     """
     name, started = provider_name(provider), session.get_providers()
     if name not in started:
         raise MissingExtraError(
             f"Expected onnxruntime to start the {name}, but it went on with {', '.join(started)}: there is no such "
             "device, or its libraries could not be loaded",
-            hint=_INSTALL.get(name, "onnxruntime says why at a lower log level"),
+            hint=_INSTALL.get(name, "onnxruntime logs the reason at a lower log level"),
         )
 
 
 def keeps_operators(provider: str) -> bool:
-    """Return whether a provider runs the graph's operators one by one, instead of compiling parts of the graph."""
+    """Return whether a provider runs the graph's operators one by one instead of compiling parts of the graph."""
     return provider_name(provider) in (CPU, _CUDA)
 
 
@@ -131,6 +131,6 @@ def rounds_as_the_executor(provider: str) -> bool:
 
 
 def _load_libraries(onnxruntime: Any) -> None:
-    """Load CUDA and cuDNN where they were installed as Python packages; it prints what it does not find."""
+    """Load CUDA and cuDNN from Python packages, without onnxruntime's printed messages on missing libraries."""
     with contextlib.redirect_stdout(io.StringIO()):
         onnxruntime.preload_dlls()

@@ -1,10 +1,10 @@
-"""Sessions of onnxruntime that compute a model's integers exactly on every processor.
+"""Open onnxruntime sessions that compute a model's integers exactly on every processor.
 
-x86 processors without VNNI multiply uint8 by int8 and add two products each in 16 bits, which saturates silently
-(`vpmaddubsw`). onnxruntime can be told to turn the int8 weights into uint8 ones at load, weight and zero point by 128
-alike, for which it has kernels that add in 32 bits: the same integers, at the price of speed. Where the processor has
-VNNI it would only cost speed, so this is done where it is needed: for native models, since portable ones cannot
-saturate, and neither can those with int8 activations, whose kernels add in 32 bits everywhere.
+x86 processors without VNNI multiply uint8 by int8 and add pairs of products in 16 bits, which saturates silently
+(`vpmaddubsw`). With a session option, onnxruntime converts int8 weights to uint8 at load (weight and zero point plus
+128), for which it has kernels that add in 32 bits: the same integers, but slower. With VNNI this would only cost speed,
+so the option is set only if needed: on processors without VNNI and for native models. Portable models cannot saturate,
+nor can those with int8 activations, whose kernels add in 32 bits everywhere.
 """
 
 from pathlib import Path
@@ -15,10 +15,10 @@ from cpt_deploy.bundle.runtime.providers import check_started, choose_provider
 from cpt_deploy.errors import BundleError, UsageError
 
 PORTABLE_KEY = "cpt.portable"
-"""Entry of a file's metadata, there only in models whose sums cannot saturate on any processor."""
+"""Metadata entry of files whose sums cannot saturate on any processor; other files do not have it."""
 
 EXACT_SUMS = "session.x64quantprecision"
-"""The option of onnxruntime that trades int8 weights for uint8 ones; it exists on x86 and does nothing elsewhere."""
+"""The session option of onnxruntime that converts int8 weights to uint8 on x86; it has no effect elsewhere."""
 
 
 def open_session(
@@ -30,12 +30,12 @@ def open_session(
     provider: str = "cpu",
     rest_between_runs: bool = False,
 ) -> Any:
-    """Return a session of onnxruntime, with the options that every model of this project needs.
+    """Return an onnxruntime session with the options that every model of this project needs.
 
     Args:
         model: Path of an ONNX file, or its bytes.
-        where: How an error names it.
-        threads: Threads that one call computes with; `None` takes one per physical core.
+        where: Name of the model in error messages.
+        threads: Number of threads per call; `None` is one per physical core.
         optimize: Whether onnxruntime may fuse the graph to integer operators.
         provider: "cpu", "cuda", the name of one of onnxruntime's execution providers, or NAME=PATH of one in a library.
         rest_between_runs: Whether its threads stop at once after a call.
@@ -55,7 +55,7 @@ def open_session(
     if rest_between_runs:
         options.add_session_config_entry("session.force_spinning_stop", "1")
     chosen = choose_provider(options, provider)
-    # onnxruntime's exceptions have no common base of their own.
+    # onnxruntime's exceptions have no common base class.
     try:
         session = onnxruntime.InferenceSession(source, options, **chosen)
     except Exception as error:
@@ -66,10 +66,10 @@ def open_session(
 
 
 def session_options(*, exact_sums: bool, optimize: bool = True) -> Any:
-    """Return `onnxruntime.SessionOptions` under which an exported model gives its exact integers.
+    """Return `onnxruntime.SessionOptions` with which an exported model gives its exact integers.
 
     Args:
-        exact_sums: Whether int8 weights become uint8 ones, see `needs_exact_sums`.
+        exact_sums: Whether int8 weights are converted to uint8, see `needs_exact_sums`.
         optimize: Whether onnxruntime may fuse the graph to integer operators.
     """
     import onnxruntime
@@ -79,7 +79,7 @@ def session_options(*, exact_sums: bool, optimize: bool = True) -> Any:
     options.log_severity_level = 3
     level = onnxruntime.GraphOptimizationLevel
     options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
-    # int8 activations, where a model has them, stay int8: else half of their graph would be computed in float
+    # keep int8 activations, if a model has them, in int8: otherwise half of the graph would run in float
     options.add_session_config_entry("session.qdqisint8allowed", "1")
     if exact_sums:
         options.add_session_config_entry(EXACT_SUMS, "1")
@@ -87,14 +87,14 @@ def session_options(*, exact_sums: bool, optimize: bool = True) -> Any:
 
 
 def may_saturate() -> bool:
-    """Return whether this processor adds products of 8 bits in 16 bits, or does not say that it does not."""
+    """Return whether this processor adds 8-bit products in saturating 16 bits, or may do so."""
     return read_cpu().saturates is not False
 
 
 def needs_exact_sums(model: Path | bytes) -> bool:
-    """Return whether a model's sums could saturate here, by what the file says without being loaded.
+    """Return whether a model's sums could saturate here, from the file's bytes without loading it.
 
-    Its metadata stand in it as plain text.
+    The file contains its metadata as plain text.
     """
     if not may_saturate():
         return False

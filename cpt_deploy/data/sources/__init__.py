@@ -1,1 +1,1 @@
-"""Where images come from: known data sets, folders, archives, and the user's own code."""
+"""Sources of images: known data sets, folders, archives, and the user's own code."""

@@ -1,4 +1,4 @@
-"""Images in NumPy archives: `.npz` files with arrays, or with JPEG bytes that are decoded once, in memory."""
+"""Read images from NumPy archives: `.npz` files with arrays, or with JPEG bytes that are decoded once into memory."""
 
 import zipfile
 import zlib
@@ -21,18 +21,18 @@ _FORMS = "arrays images (uint8 N,H,W or N,H,W,3) and labels; or jpeg, offset and
 
 
 def is_archive_folder(root: Path) -> bool:
-    """Return whether a folder holds archives named as `load_archives` wants them."""
+    """Return whether a folder has archives with the names that `load_archives` expects."""
     return any(next(root.glob(pattern), None) is not None for pattern in _PATTERNS.values())
 
 
 def load_archives(path: Path, split: Split) -> ArrayImages:
     """Return the images of a folder with `train*.npz`, `test*.npz` and `classes.txt`, or of one `.npz` file.
 
-    Several files of a split are joined in the order of their names. A single file holds `x_train`, `y_train`,
+    Several files of a split are concatenated in the order of their names. A single file has `x_train`, `y_train`,
     `x_test` and `y_test`, or one set of images, which is then a test set.
 
     Raises:
-        DataError: If a file is missing, damaged, or without the arrays that are needed.
+        DataError: If a file is missing or damaged, or lacks required arrays.
     """
     if path.is_file():
         parts = [_read_archive(path, split, alone=True)]
@@ -61,7 +61,7 @@ def _read_archive(path: Path, split: Split, *, alone: bool) -> tuple[Pixels, np.
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
-    # An .npy file named .npz is an array, no context manager: TypeError. Pickled arrays are a ValueError.
+    # An .npy file named .npz gives an array, which is not a context manager: TypeError. Pickled arrays: ValueError.
     except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"Expected {path} to be a whole .npz file of plain arrays, but got: {error}") from error
     if f"x_{split}" in arrays and f"y_{split}" in arrays:
@@ -88,7 +88,7 @@ def _first(path: Path, arrays: Mapping[str, np.ndarray[Any, Any]], names: tuple[
 
 
 def _decode_all(path: Path, data: np.ndarray[Any, Any], offset: np.ndarray[Any, Any]) -> Pixels:
-    """Decode files that lie end to end; file i is `data[offset[i]:offset[i + 1]]`. All become RGB."""
+    """Decode concatenated image files to RGB; file i is `data[offset[i]:offset[i + 1]]`."""
     if data.dtype != np.uint8 or offset.ndim != 1 or len(offset) < 2 or offset[0] != 0 or offset[-1] != data.size:
         raise DataError(f"Expected offsets in {path} to run from 0 to {data.size}, but they do not: it is damaged")
     pixels: Pixels | None = None

@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100 in the original "python version" layout, read by torchvision after its checksums agree."""
+"""Read CIFAR-10 and CIFAR-100 in the original "python version" layout by torchvision, once the checksums agree."""
 
 import hashlib
 from collections.abc import Sequence
@@ -15,12 +15,12 @@ from cpt_deploy.errors import DataError
 def load_cifar(name: str, split: Split, folders: Sequence[Path], reader: Any, *, hint: str) -> ArrayImages:
     """Return one split of CIFAR.
 
-    The files are pickles, so none is opened before its published checksum agrees.
+    The files are pickles, so no file is opened before its checksum is found equal to the published one.
 
     Args:
         name: The data set's name.
         split: "train" or "test".
-        folders: Where `cifar-10-batches-py` (or `cifar-100-python`) may lie, or folders of that name themselves.
+        folders: Folders that may contain `cifar-10-batches-py` (or `cifar-100-python`), or those folders themselves.
         reader: `torchvision.datasets.CIFAR10` or `CIFAR100`.
         hint: How to get the data set.
 

@@ -1,4 +1,4 @@
-"""Data sets of the user's own, named by import path `module:factory`."""
+"""Load the user's own data sets, given by import path `module:factory`."""
 
 import inspect
 from collections.abc import Callable
@@ -21,13 +21,13 @@ _WANTED = (
 
 
 def load_custom(path: str, split: Split, root: Path | None) -> ImageSet:
-    """Call `factory(split=..., root=...)` and wrap what it returns.
+    """Call `factory(split=..., root=...)` and wrap the returned data set.
 
-    A factory without a parameter `root` is called with the split alone. Labels are taken from `targets` or `labels`,
-    else every item is read once.
+    A factory without a parameter `root` is called with the split only. Labels are taken from `targets` or `labels`;
+    without either, every item is read once.
 
     Raises:
-        UsageError: If the path leads nowhere or the factory returns something else.
+        UsageError: If the path cannot be imported or the factory returns anything else.
     """
     factory = import_object(path)
     if not callable(factory):
@@ -63,7 +63,7 @@ def _class_names(holder: Any, labels: npt.NDArray[np.int64]) -> tuple[str, ...]:
 def _item_reader(dataset: Any, path: str) -> Callable[[int], Pixels | Image.Image]:
     def read(index: int) -> Pixels | Image.Image:
         image = dataset[index][0]
-        if isinstance(image, torch.Tensor):  # (C, H, W), as torchvision's tensors are
+        if isinstance(image, torch.Tensor):  # (C, H, W), as torchvision's transforms return
             image = image.permute(1, 2, 0).numpy() if image.ndim == 3 else image.numpy()
         if isinstance(image, Image.Image):
             return image
@@ -71,7 +71,7 @@ def _item_reader(dataset: Any, path: str) -> Callable[[int], Pixels | Image.Imag
         if pixels.dtype != np.uint8:
             raise UsageError(
                 f"Expected images of {path!r} to be Pillow images or uint8, but got {pixels.dtype}",
-                hint="leave scaling and normalisation to the recipe (data.input), so that they travel into the bundle",
+                hint="leave scaling and normalisation to the recipe (data.input), so that the bundle includes them",
             )
         return pixels[:, :, 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels
 

@@ -1,4 +1,4 @@
-"""scikit-learn's bundled digits: 1,797 real 8x8 images that need no download."""
+"""Load scikit-learn's bundled digits: 1,797 real 8x8 images that need no download."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,8 +16,8 @@ TEST_EVERY = 5
 def load_digits(split: Split) -> ArrayImages:
     """Return the digits of one split; gray values 0..16 are scaled to 0..255.
 
-    The split depends on no random numbers, so it is the same everywhere. The original order groups the images by
-    writer, and both splits have digits of all writers.
+    The split uses no random numbers, so it is the same everywhere. The original order groups the images by writer, and
+    both splits have digits of all writers.
 
     Raises:
         MissingExtraError: If scikit-learn is not installed.
@@ -39,10 +39,10 @@ def _table() -> npt.NDArray[np.float64]:
     spec = find_spec("sklearn")
     if spec is None or spec.origin is None:
         raise MissingExtraError(
-            "Expected scikit-learn, which holds the digits, but it is not installed",
+            "Expected scikit-learn, which contains the digits, but it is not installed",
             hint="pip install 'cpt-deploy[train]'",
         )
-    # Read here: with scikit-learn comes SciPy, and a short command would wait for them longer than for all else.
+    # Read the file directly: importing scikit-learn imports SciPy, which would take most of a short command's time.
     file = Path(spec.origin).parent / "datasets" / "data" / "digits.csv.gz"
     if file.is_file():
         return np.loadtxt(file, delimiter=",")

@@ -1,4 +1,4 @@
-"""Image folders in the ImageNet layout: one folder a class, below `train` and `val` (or `test`)."""
+"""Read image folders in the ImageNet layout: one folder per class, below `train` and `val` (or `test`)."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -13,7 +13,7 @@ from cpt_deploy.errors import DataError
 SUFFIXES = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".avif"}
 CLASS_NAMES = "class_names.tsv"
 
-#: What systems and programs leave in folders; names that begin with a dot are left out as well.
+#: Files that operating systems and programs leave in folders; names that begin with a dot are ignored too.
 _LITTER = {"__macosx", "thumbs.db", "desktop.ini"}
 
 _SPLIT_FOLDERS: dict[Split, tuple[str, ...]] = {"train": ("train",), "test": ("val", "test", "valid", "validation")}
@@ -22,12 +22,12 @@ _LAYOUT = "expected layout: ROOT/train/<class>/*.jpg and ROOT/val/<class>/*.jpg"
 
 @dataclass(frozen=True)
 class SplitFolder:
-    """What lies in the folder of a split.
+    """The contents of the folder of a split.
 
     Args:
         path: The folder.
-        files: The images of each class, sorted; the classes are the folders in it, sorted.
-        left_out: How many other files there are, by their type: ".heic", or "no extension".
+        files: The images of each class, sorted; the classes are its sub-folders, sorted.
+        left_out: Number of other files, by file type: ".heic", or "no extension".
     """
 
     path: Path
@@ -36,10 +36,10 @@ class SplitFolder:
 
 
 def scan_folder(root: Path, split: Split) -> SplitFolder | None:
-    """Return what lies in one split of an image folder, or None if it has no such split.
+    """Return the contents of one split of an image folder, or None if it has no such split.
 
-    Where there is neither split, a folder of class folders is a test set by itself. Hidden files, and what systems
-    leave (`__MACOSX`, `Thumbs.db`), are no data and not counted.
+    Without any split, a folder of class folders is a test set by itself. Hidden files and system files (`__MACOSX`,
+    `Thumbs.db`) are ignored and not counted.
     """
     folder = _existing(root, split)
     if folder is None and split == "test" and _existing(root, "train") is None and _class_folders(root):
@@ -58,11 +58,11 @@ def scan_folder(root: Path, split: Split) -> SplitFolder | None:
 def load_folder(root: Path, split: Split) -> FileImages:
     """Return one split of an image folder; nothing is decoded yet.
 
-    The classes are the folders below `train`, sorted; where there is no `train`, a folder of class folders is a test
-    set by itself. A file `class_names.tsv` (folder, tab, name) gives the classes readable names.
+    The classes are the folders below `train`, sorted; without `train`, a folder of class folders is a test set by
+    itself. A file `class_names.tsv` (folder, tab, name) gives the classes readable names.
 
     Raises:
-        DataError: If the layout is another one, a class has no images, or the splits disagree on the classes.
+        DataError: If the layout differs, a class has no images, or the classes of the splits differ.
     """
     found = scan_folder(root, split)
     if found is None:
@@ -71,7 +71,7 @@ def load_folder(root: Path, split: Split) -> FileImages:
     trained = _existing(root, "train")
     classes = _class_folders(trained or found.path)
     if not found.files:
-        raise DataError(f"Expected a folder a class in {found.path}, but found none", hint=_LAYOUT)
+        raise DataError(f"Expected a folder per class in {found.path}, but found none", hint=_LAYOUT)
     if set(found.files) - set(classes):
         extra = ", ".join(sorted(set(found.files) - set(classes))[:5])
         raise DataError(
@@ -94,7 +94,7 @@ def load_folder(root: Path, split: Split) -> FileImages:
 
 
 def _check(root: Path) -> str:
-    return f"cpt datasets check {root} lists all that is wrong"
+    return f"cpt datasets check {root} lists all problems"
 
 
 def _existing(root: Path, split: Split) -> Path | None:
@@ -106,7 +106,7 @@ def _class_folders(folder: Path) -> list[str]:
 
 
 def _visible_files(folder: Path) -> Iterator[Path]:
-    """Yield the files in a folder and below it, but for hidden ones and those in hidden folders."""
+    """Yield the files in a folder and below it, except for hidden files and those in hidden folders."""
     if not folder.is_dir():
         return
     for entry in folder.iterdir():

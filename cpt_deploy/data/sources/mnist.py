@@ -1,4 +1,4 @@
-"""MNIST and Fashion-MNIST in their original idx files, gzipped or not, read in place from any folder."""
+"""Read MNIST and Fashion-MNIST from their original idx files, gzipped or not, in any folder."""
 
 import gzip
 import zlib
@@ -21,12 +21,12 @@ _STEMS: dict[Split, tuple[str, str]] = {
 def load_mnist(
     name: str, split: Split, folders: Sequence[Path], classes: tuple[str, ...], *, layout: str, hint: str
 ) -> ArrayImages:
-    """Return one split of a set in MNIST's format.
+    """Return one split of a data set in MNIST's format.
 
     Args:
         name: The data set's name.
         split: "train" or "test".
-        folders: Where it may lie; the files are in `layout` (as torchvision keeps them), in `raw` or in the folder.
+        folders: Candidate folders; the files are in `layout` (torchvision's), in `raw`, or in the folder itself.
         classes: Names of the classes.
         layout: torchvision's sub-folder, such as "MNIST/raw".
         hint: How to get the data set.
@@ -44,7 +44,7 @@ def load_mnist(
 
 
 def _read_idx(folder: Path, stem: str) -> npt.NDArray[np.uint8]:
-    """Read an idx file of unsigned bytes: 4 bytes of magic, one 32-bit size an axis, then the values."""
+    """Read an idx file of unsigned bytes: 4 bytes of magic, one 32-bit size per axis, then the values."""
     path = folder / stem if (folder / stem).is_file() else folder / f"{stem}.gz"
     try:
         data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()

@@ -1,4 +1,4 @@
-"""Text: corpora by name or path, their vocabulary, and the chunks that language models train and are evaluated on."""
+"""Text data: corpora by name or path, their vocabulary, and the chunks for training and evaluating language models."""
 
 from cpt_deploy.data.text.corpora import Corpus, CorpusInfo, TextSplit, corpora, is_corpus, load_corpus
 from cpt_deploy.data.text.streams import Chunk, evaluation_chunks, steps_per_epoch, training_chunk, training_rows

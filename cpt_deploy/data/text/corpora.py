@@ -1,4 +1,4 @@
-"""Corpora: the known ones by name, and any text file or folder of text files by path."""
+"""Find text corpora: known ones by name, and any text file or folder of text files by path."""
 
 import re
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ TextSplit = Literal["train", "valid", "test"]
 SPLITS: tuple[TextSplit, ...] = ("train", "valid", "test")
 TEXT_SUFFIXES = (".txt", ".tokens", ".raw")
 HELD_OUT = 0.05
-"""Share of a text of one file that is kept for validation, and again for testing: its end, the test text last."""
+"""Share of a single-file text that is held out for validation, and again for testing: its end, the test text last."""
 
 _NAMES: Mapping[str, TextSplit] = {
     "train": "train",
@@ -31,10 +31,10 @@ class CorpusInfo:
     """A known corpus.
 
     Args:
-        name: What recipes call it.
-        summary: What it is, in a few words.
-        tokens: Words of training, validation and test text as published, ends of lines included; empty if none are.
-        types: Number of different words as published, or 0.
+        name: Its name in recipes.
+        summary: A short description.
+        tokens: Published numbers of words of training, validation and test text, counting line ends; empty if none.
+        types: Published number of different words, or 0.
         obtain: How to get it, in one line.
     """
 
@@ -47,18 +47,18 @@ class CorpusInfo:
 
 @dataclass(frozen=True)
 class Corpus:
-    """Where the text of a corpus lies.
+    """The files of a corpus.
 
     Args:
         name: Its name, or its path.
-        files: The file of each split; the same one for all where the text is to be divided here.
+        files: The file of each split; the same file for all splits if `text` divides it.
     """
 
     name: str
     files: Mapping[TextSplit, Path]
 
     def text(self, split: TextSplit) -> str:
-        r"""Read the text of a split; ends of lines are `\n`.
+        r"""Read the text of a split, with `\n` as line ends.
 
         Raises:
             DataError: If the file cannot be read, is not UTF-8, or has no text.
@@ -86,11 +86,11 @@ class Corpus:
 
 
 corpora: Registry[CorpusInfo] = Registry("corpus")
-"""The corpora that a recipe can name; others are named by path."""
+"""The corpora that a recipe can name; others are given by path."""
 
 
 def is_corpus(name_or_path: str) -> bool:
-    """Return whether a name is that of text rather than of images: a known corpus, a text file, or a folder of them."""
+    """Return whether a name means text and not images: a known corpus, a text file, or a folder of text files."""
     if name_or_path in corpora:
         return True
     path = Path(name_or_path).expanduser()
@@ -100,15 +100,15 @@ def is_corpus(name_or_path: str) -> bool:
 
 
 def load_corpus(name_or_path: str | Path, root: Path | None = None) -> Corpus:
-    """Find the files of a corpus. Nothing is ever downloaded, and nothing is read yet.
+    """Find the files of a corpus. Nothing is downloaded, and no text is read yet.
 
     Args:
         name_or_path: A known name; a text file, which is divided into 90, 5 and 5 % for training, validation and
-            testing; or a folder with one text file for each of the three, told apart by their names.
-        root: The folder that holds a known corpus; by default `$CPT_DATA_DIR/<name>`, then the cache.
+            testing; or a folder with one text file for each of the three, recognised by their names.
+        root: The folder of a known corpus; by default `$CPT_DATA_DIR/<name>`, then the cache.
 
     Raises:
-        DataError: If files are missing; the message says which and where.
+        DataError: If files are missing; the message names the files and the folder.
     """
     name = str(name_or_path)
     if name not in corpora:
@@ -156,7 +156,7 @@ def _split_of(path: Path) -> TextSplit | None:
 
 
 def _part(text: str, split: TextSplit) -> str:
-    """Return a split of a text in one file, cut at ends of lines where there are some."""
+    """Return a split of a single-file text, cut at line ends if there are any."""
     held = int(len(text) * HELD_OUT)
     cuts = [0, _line_end(text, len(text) - 2 * held), _line_end(text, len(text) - held), len(text)]
     number = SPLITS.index(split)

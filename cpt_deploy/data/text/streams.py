@@ -1,8 +1,8 @@
-"""Chunks of text: of parallel rows for training with carried state, and of all tokens once for evaluation.
+"""Cut text into chunks: parallel rows for training with a carried state, and each token once for evaluation.
 
-Training follows Zaremba et al., 2014: the text is cut into as many rows of equal length as a batch has, and a step
+Training follows Zaremba et al., 2014: the text is cut into one row per batch element, all of equal length, and a step
 reads the next few tokens of all rows, so that the state at the end of one step is where the next begins. Evaluation
-predicts every token of the text but the first exactly once, whatever the number of rows.
+predicts every token of the text but the first exactly once, for any number of rows.
 """
 
 from collections.abc import Iterator
@@ -17,16 +17,16 @@ from cpt_deploy.data.batches import WHOLE, Share
 from cpt_deploy.errors import DataError
 
 IGNORED = -100
-"""The target where there is nothing to predict, as `torch.nn.functional.cross_entropy` has it."""
+"""The target where there is nothing to predict, the `ignore_index` of `torch.nn.functional.cross_entropy`."""
 
 
 class Chunk(NamedTuple):
-    """What a step reads.
+    """The tokens and targets of one step.
 
     Args:
         tokens: int64 (N, T).
-        targets: The tokens that follow, int64 (N, T); `IGNORED` where none is to be predicted.
-        first: Whether the rows begin here, so that no state is carried into it.
+        targets: The tokens that follow, int64 (N, T); `IGNORED` where nothing is predicted.
+        first: Whether the rows begin with this chunk, so that no state is carried into it.
     """
 
     tokens: Tensor
@@ -35,7 +35,7 @@ class Chunk(NamedTuple):
 
 
 def training_rows(ids: Ids, rows: int) -> Ids:
-    """Return the text as rows of equal length, int32 (rows, L); the remainder at its end is left out.
+    """Return the text as rows of equal length, int32 (rows, L), without the remainder at its end.
 
     Raises:
         DataError: If there are fewer than two tokens for each row.
@@ -50,17 +50,17 @@ def training_rows(ids: Ids, rows: int) -> Ids:
 
 
 def steps_per_epoch(rows: Ids, length: int) -> int:
-    """Return how many chunks of at most `length` tokens a pass over the rows has."""
+    """Return the number of chunks of at most `length` tokens in one pass over the rows."""
     return -(-(int(rows.shape[1]) - 1) // length)
 
 
 def training_chunk(rows: Ids, length: int, number: int) -> Chunk:
-    """Return one chunk, numbered through all epochs; the last one of an epoch may be shorter.
+    """Return one training chunk; the last chunk of an epoch may be shorter.
 
     Args:
         rows: From `training_rows`.
-        length: Tokens of each row that a step reads.
-        number: From 0.
+        length: Number of tokens of each row that a step reads.
+        number: Number of the chunk, counted from 0 over all epochs.
     """
     position = number % steps_per_epoch(rows, length)
     first, last = position * length, min((position + 1) * length, rows.shape[1] - 1)
@@ -74,9 +74,9 @@ def evaluation_chunks(ids: Ids, rows: int, length: int, context: int = 0, share:
     Args:
         ids: The text, int32 (n,).
         rows: Number of rows, fewer if the text is short; each begins with an empty state.
-        length: Tokens of a row whose successors a chunk predicts.
-        context: Tokens before them that a chunk repeats without predicting anything, for models that carry no state.
-        share: Which of the rows a process of a distributed run has; there may be none.
+        length: Number of tokens of a row whose successors a chunk predicts.
+        context: Number of tokens before them that a chunk repeats without targets, for models that carry no state.
+        share: The part of the rows for one process of a distributed run; it may be empty.
 
     Raises:
         DataError: If there are fewer than two tokens.

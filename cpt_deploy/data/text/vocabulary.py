@@ -1,4 +1,4 @@
-"""The vocabulary of a corpus, from its training text alone."""
+"""Build the vocabulary of a corpus from its training text."""
 
 import hashlib
 from collections import Counter
@@ -24,17 +24,17 @@ def build_tokenizer(text: str, level: Level, size: int | None = None) -> Tokeniz
     """Build the tokenizer of a training text.
 
     Words are numbered by descending frequency (equally frequent ones by their first occurrence), as adaptive softmax
-    wants them; `<eos>` and `<unk>` count as others do, and are added if the text has none.
+    requires; `<eos>` and `<unk>` are counted like other words, and are added if the text does not contain them.
 
     Args:
         text: The training text.
-        level: What a token is.
-        size: Most tokens that the vocabulary may have. Words: the rarest are left out; None keeps all. Byte-pair
-            encoding: how many there are to be; None is 8000. Bytes are always 256.
+        level: The kind of token.
+        size: Size of the vocabulary. Words: the maximum, without the rarest words; None keeps all. Byte-pair encoding:
+            the number of tokens; None is 8000. Bytes are always 256.
 
     Raises:
         UsageError: If the size is too small for the level, or given for bytes.
-        MissingExtraError: If byte-pair encoding is wanted and the `tokenizers` library is not installed.
+        MissingExtraError: If byte-pair encoding is chosen and the `tokenizers` library is not installed.
     """
     if level == "byte":
         if size is not None:
@@ -47,7 +47,7 @@ def build_tokenizer(text: str, level: Level, size: int | None = None) -> Tokeniz
 
 def _frequent_words(text: str, size: int | None) -> list[str]:
     counts = Counter(split_words(text))
-    words = [word for word, _ in counts.most_common()]  # stable: equally frequent ones stay in their order
+    words = [word for word, _ in counts.most_common()]  # stable: equally frequent words keep their order
     special = [token for token in (END, UNKNOWN) if token not in counts]
     if size is None:
         return words + special

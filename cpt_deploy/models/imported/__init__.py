@@ -1,4 +1,4 @@
-"""Float models that were trained elsewhere: ONNX files, and weights for a model that is known by name."""
+"""Import float models that were trained elsewhere: ONNX files, and weights for a model that is known by name."""
 
 from cpt_deploy.models.imported.onnx_source import OnnxSource
 from cpt_deploy.models.imported.source import SourceModel, open_source

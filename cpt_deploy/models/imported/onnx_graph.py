@@ -1,4 +1,4 @@
-"""An ONNX graph with known shapes and nothing left to compute beforehand, ready to be read node by node."""
+"""Simplify an ONNX graph: constants folded and all shapes known, ready to be translated node by node."""
 
 import copy
 import tempfile
@@ -26,10 +26,10 @@ class OnnxNode:
     """One operator of a graph.
 
     Attributes:
-        kind: The operator.
-        name: Its name in the file, or that of its first result.
-        inputs: Names of what it reads; an omitted input is "".
-        outputs: Names of what it makes.
+        kind: The operator type.
+        name: Its name in the file, or that of its first output.
+        inputs: Names of the inputs; an omitted input is "".
+        outputs: Names of the outputs.
         attributes: Its attributes as Python values.
     """
 
@@ -40,22 +40,22 @@ class OnnxNode:
     attributes: Mapping[str, Any]
 
     def describe(self) -> str:
-        """Return operator and name as error messages have them."""
+        """Return operator type and name for error messages."""
         return f"operator {self.kind} in node {self.name!r}"
 
 
 @dataclass(frozen=True, eq=False)
 class OnnxGraph:
-    """A graph of one input and one output.
+    """A graph with one input and one output.
 
     Attributes:
         input: Name of the images.
         output: Name of the logits.
-        batch: Size of the batch that all shapes are for.
-        nodes: In an order in which they can run.
+        batch: The batch size in all shapes.
+        nodes: The operators in topological order.
         constants: Arrays by name.
-        shapes: Shapes of tensors by name, the batch included.
-        softmax: The operator that turned the logits into probabilities and was left out, if there was one.
+        shapes: Shapes of tensors by name, including the batch dimension.
+        softmax: The type of a final Softmax or LogSoftmax that was left out, or None.
     """
 
     input: str
@@ -68,19 +68,19 @@ class OnnxGraph:
 
 
 def graph_inputs(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
-    """Return the inputs of a graph that are not constants; old files list those, too."""
+    """Return the inputs of a graph that are not constants; old files list constants as inputs too."""
     constants = {initializer.name for initializer in model.graph.initializer}
     return [value for value in model.graph.input if value.name not in constants]
 
 
 def simplify(model: onnx.ModelProto, input_shape: tuple[int, int, int]) -> OnnxGraph:
-    """Fix the shape of the input, let onnxruntime compute all that is constant then, and infer every shape.
+    """Fix the shape of the input, fold constants with onnxruntime, and infer every shape.
 
-    onnxruntime's basic optimizations give a graph of standard operators in which arithmetic on shapes is gone, a
-    MatMul with a bias is a Gemm, and a BatchNorm is part of its convolution.
+    onnxruntime's basic optimizations give a graph of standard operators without shape arithmetic, in which a MatMul
+    with a bias is a Gemm and a BatchNorm is folded into its convolution.
 
     Args:
-        model: A model of one image input and one output.
+        model: A model with one image input and one output.
         input_shape: Channels, height and width.
 
     Raises:
@@ -113,16 +113,16 @@ def simplify(model: onnx.ModelProto, input_shape: tuple[int, int, int]) -> OnnxG
 
 
 def _with_fixed_input(model: onnx.ModelProto, input_shape: tuple[int, int, int]) -> tuple[onnx.ModelProto, int]:
-    """Return a copy whose input has a fixed shape, and the size of its batch: the file's own, or 1 if that is free."""
+    """Return a copy whose input has a fixed shape, and its batch size: the file's own, or 1 if it is free."""
     fixed = copy.deepcopy(model)
     image = graph_inputs(fixed)[0]
     sizes = image.type.tensor_type.shape.dim
     batch = sizes[0].dim_value if sizes[0].HasField("dim_value") else 1
     for size, value in zip(sizes, (batch, *input_shape), strict=True):
-        size.dim_value = value  # replaces a name
+        size.dim_value = value  # replaces a symbolic dimension
     for output in fixed.graph.output:
         output.type.tensor_type.ClearField("shape")
-    del fixed.graph.value_info[:]  # shapes for the free batch
+    del fixed.graph.value_info[:]  # shapes with the free batch size
     return fixed, batch
 
 

@@ -1,4 +1,4 @@
-"""ONNX operators with weights as PyTorch layers: convolutions, fully connected layers and BatchNorm."""
+"""Translate ONNX operators with weights to PyTorch layers: convolutions, fully connected layers and BatchNorm."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ _CONVOLUTIONS: dict[int, Callable[..., nn.Conv1d | nn.Conv2d]] = {1: nn.Conv1d, 
 
 
 def convolution(node: OnnxNode, build: "Builder") -> fx.Node:
-    """Return a convolution of one or two dimensions; other padding at one end than at the other widens its kernel."""
+    """Return a convolution over one or two dimensions; uneven padding is expressed by a kernel with added zeros."""
     weight = build.weights(node, 1)
     dimensions = weight.dim() - 2
     if dimensions not in _CONVOLUTIONS:
@@ -46,7 +46,7 @@ def convolution(node: OnnxNode, build: "Builder") -> fx.Node:
 def _paddings(
     node: OnnxNode, size: Shape, kernel: Shape, strides: Shape, dilations: Shape
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return the padding at the begin and at the end of each dimension."""
+    """Return the padding at the beginning and at the end of each dimension."""
     automatic = node.attributes.get("auto_pad", "NOTSET")
     if automatic == "VALID":
         return (0,) * len(kernel), (0,) * len(kernel)
@@ -65,9 +65,9 @@ def _paddings(
 def _evenly_padded(
     node: OnnxNode, weight: Tensor, begins: Shape, ends: Shape, dilations: Shape
 ) -> tuple[Tensor, tuple[int, ...]]:
-    """Return the weight and the padding at both ends; zeros in the kernel make up for what one end has less.
+    """Return a weight and a symmetric padding that are equivalent to a weight with uneven padding.
 
-    A kernel with one zero more at its begin, on an input with one zero more there, gives the same sums.
+    Both sides get the larger padding, and the kernel gets zeros on the side whose padding grew; the sums stay the same.
     """
     zeros: list[int] = []
     for begin, end, dilation in zip(begins, ends, dilations, strict=True):
@@ -96,7 +96,7 @@ def fully_connected(node: OnnxNode, build: "Builder") -> fx.Node:
 
 
 def batch_norm(node: OnnxNode, build: "Builder") -> fx.Node:
-    """Return a BatchNorm that is not part of a convolution."""
+    """Return a BatchNorm that was not folded into a convolution."""
     scale, offset, mean, variance = (build.weights(node, position) for position in (1, 2, 3, 4))
     eps = float(node.attributes.get("epsilon", 1e-5))
     norm = _norm(node, build.shape(node.inputs[0], node), len(scale), eps)
@@ -113,16 +113,16 @@ def batch_norm(node: OnnxNode, build: "Builder") -> fx.Node:
 
 
 def per_channel(node: OnnxNode, factor: Any, offset: Any, shape: Shape) -> nn.Module:
-    """Return `x · factor + offset` for constants of each channel, as a BatchNorm of mean 0 and variance 1.
+    """Return `x · factor + offset` with per-channel constants, as a BatchNorm of mean 0 and variance 1.
 
     Args:
         node: The operator, for messages.
         factor: Array that broadcasts over a tensor, or None for 1.
-        offset: Likewise, or None for 0.
+        offset: Array that broadcasts over a tensor, or None for 0.
         shape: Shape of the tensor, the batch first.
 
     Raises:
-        ConversionError: If the constants vary along other dimensions than that of the channels.
+        ConversionError: If the constants vary along a dimension other than the channels.
     """
     norm = _norm(node, shape, shape[1], 0.0)
     with torch.no_grad():
@@ -145,7 +145,7 @@ def _of_channels(node: OnnxNode, values: Any, shape: Shape) -> Tensor:
 def _norm(node: OnnxNode, shape: Shape, channels: int, eps: float) -> nn.BatchNorm1d | nn.BatchNorm2d:
     if len(shape) not in {2, 3, 4}:
         raise ConversionError(f"Expected (N, C), (N, C, L) or (N, C, H, W), but got {shape} at {node.describe()}")
-    # PyTorch trains no BatchNorm with an epsilon of 0; this one is lost beside any variance
+    # PyTorch does not train a BatchNorm with an epsilon of 0; this one is negligible against any variance
     eps = max(eps, torch.finfo(torch.float32).tiny)
     return (nn.BatchNorm2d if len(shape) == 4 else nn.BatchNorm1d)(channels, eps=eps)
 

@@ -1,4 +1,4 @@
-"""From a simplified ONNX graph to a `torch.fx` module in the vocabulary of `prepare`."""
+"""Translate a simplified ONNX graph to a `torch.fx` module of operations that `prepare` supports."""
 
 import re
 
@@ -14,12 +14,12 @@ _UNFIT = re.compile(r"[^0-9A-Za-z_.]+")
 
 
 def build_module(graph: OnnxGraph) -> fx.GraphModule:
-    """Return a module that computes a graph for any size of the batch.
+    """Return a module that computes a graph for any batch size.
 
-    Modules have the names of their weights in the file where those end in ".weight", else of their nodes.
+    A module is named after its weights in the file if their name ends in ".weight", otherwise after its node.
 
     Raises:
-        ConversionError: If an operator has no integer form; names the operator and its node.
+        ConversionError: If an operator has no integer form; the message names the operator and its node.
     """
     builder = Builder(graph)
     for node in graph.nodes:
@@ -28,7 +28,7 @@ def build_module(graph: OnnxGraph) -> fx.GraphModule:
 
 
 class Builder:
-    """Collects nodes; what `onnx_operators` builds with."""
+    """Collects the nodes of the new graph; the translations in `onnx_operators` add to it."""
 
     def __init__(self, graph: OnnxGraph) -> None:
         self.onnx = graph
@@ -55,10 +55,10 @@ class Builder:
         module.graph.lint()
         return module
 
-    # --- what operators read --------------------------------------------------------------------------------------
+    # --- operands of operators ------------------------------------------------------------------------------------
 
     def value(self, node: OnnxNode, position: int = 0) -> fx.Node:
-        """Return an operand that is computed.
+        """Return a computed operand.
 
         Raises:
             ConversionError: If it is a constant.
@@ -71,7 +71,7 @@ class Builder:
         return found
 
     def constant(self, node: OnnxNode, position: int) -> Array | None:
-        """Return an operand that is constant, or None if it is omitted or computed."""
+        """Return a constant operand, or None if it is omitted or computed."""
         if position >= len(node.inputs) or not node.inputs[position]:
             return None
         return self.onnx.constants.get(node.inputs[position])
@@ -88,10 +88,10 @@ class Builder:
         return torch.from_numpy(np.array(array, dtype=np.float32))
 
     def shape(self, name: str, node: OnnxNode) -> Shape:
-        """Return the shape of a tensor, the batch first.
+        """Return the shape of a tensor, batch dimension first.
 
         Raises:
-            ConversionError: If it is unknown or does not begin with the batch.
+            ConversionError: If it is unknown or does not begin with the batch dimension.
         """
         shape = self.onnx.shapes.get(name, ())
         if not shape or 0 in shape or shape[0] != self.onnx.batch:
@@ -100,16 +100,16 @@ class Builder:
             )
         return shape
 
-    # --- what operators make --------------------------------------------------------------------------------------
+    # --- results of operators -------------------------------------------------------------------------------------
 
     def module(self, node: OnnxNode, module: nn.Module, source: fx.Node | None = None, *, weights: int = 0) -> fx.Node:
         """Add a module and its call.
 
         Args:
-            node: The operator that it comes from.
+            node: The operator that is translated.
             module: The module.
-            source: What it reads; the operator's first operand if None.
-            weights: Which operand names the module, 0 for none.
+            source: Input of the module; the operator's first operand if None.
+            weights: Index of the operand that names the module, 0 for none.
         """
         name = self._module_name(node, weights)
         parent = self._root
@@ -122,11 +122,11 @@ class Builder:
         return self._graph.call_module(name, (self.value(node) if source is None else source,))
 
     def call(self, function: object, *arguments: object) -> fx.Node:
-        """Add the call of a function."""
+        """Add a function call."""
         return self._graph.call_function(function, arguments)  # type: ignore[arg-type]
 
     def method(self, name: str, *arguments: object) -> fx.Node:
-        """Add the call of a method of the first argument."""
+        """Add a call of a method of the first argument."""
         return self._graph.call_method(name, arguments)  # type: ignore[arg-type]
 
     def _module_name(self, node: OnnxNode, weights: int) -> str:
@@ -142,7 +142,7 @@ class Builder:
         return free
 
     def _taken(self, name: str) -> bool:
-        """Return whether a name has a module, or would stand inside of one that computes."""
+        """Return whether a name is that of a module, or lies inside of a module that is not a plain container."""
         parent = self._root
         *folders, last = name.split(".")
         for folder in folders:

@@ -1,4 +1,4 @@
-"""ONNX operators as PyTorch modules and functions that `prepare` knows; a form that they lack is refused."""
+"""Translate ONNX operators to PyTorch modules and functions that `prepare` supports; refuse all other forms."""
 
 import operator
 from collections.abc import Callable
@@ -25,7 +25,7 @@ def refuse(node: OnnxNode, what: str) -> ConversionError:
 
 
 def _bounds(node: OnnxNode, build: "Builder") -> tuple[float, float]:
-    """Return the bounds of a Clip, which are attributes up to opset 10 and operands later."""
+    """Return the bounds of a Clip: attributes up to opset 10, operands later."""
     bounds = []
     for position, key, missing in ((1, "min", -float("inf")), (2, "max", float("inf"))):
         constant = build.constant(node, position)
@@ -76,7 +76,7 @@ def _arithmetic(node: OnnxNode, build: "Builder") -> fx.Node:
 
 
 def _line(node: OnnxNode, constant: Any, *, constant_first: bool) -> tuple[Any, Any]:
-    """Return the factor and the offset, None for 1 and 0, that an operation with a constant stands for."""
+    """Return an operation with a constant as factor and offset, with None for 1 and 0."""
     if node.kind == "Add":
         return None, constant
     if node.kind == "Mul":
@@ -214,4 +214,4 @@ OPERATORS: dict[str, Translation] = {
     "Transpose": _transpose,
     "Unsqueeze": _reshape,
 }
-"""How each operator is read, by its name."""
+"""The translation of each operator, by operator type."""

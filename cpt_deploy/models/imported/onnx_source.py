@@ -1,4 +1,4 @@
-"""A float classifier in an ONNX file: what goes in and out of it, and its network as a PyTorch module."""
+"""Read a float classifier from an ONNX file: its input and output, and its network as a PyTorch module."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from cpt_deploy.models.imported.onnx_graph import OnnxGraph, graph_inputs, simpl
 from cpt_deploy.models.imported.onnx_module import build_module
 
 _IMAGE_CHANNELS = (1, 3)
-#: How far the module's logits may lie from onnxruntime's, as a part of the greatest: float32 sums in another order.
+#: Allowed difference between the module's logits and onnxruntime's, relative to the largest: float32 summation order.
 _TOLERANCE = 1e-3
 
 
@@ -26,8 +26,8 @@ class OnnxSource:
 
     Args:
         model: Its content, with external data loaded.
-        architecture: Name of the file without its suffix; the names of graphs say nothing.
-        input_shape: Channels, height and width of its images; None where they are free.
+        architecture: Name of the file without its suffix; graph names are rarely meaningful.
+        input_shape: Channels, height and width of its images; None for a free dimension.
         classes: Number of logits; None if it is free.
         file: Name of the file, for messages.
     """
@@ -40,15 +40,15 @@ class OnnxSource:
 
     @classmethod
     def read(cls, path: Path) -> "OnnxSource":
-        """Read a file and make sure that it maps images to logits.
+        """Read a file and check that it maps images to logits.
 
         Raises:
-            DataError: If it is damaged or no ONNX file.
-            ConversionError: If its input is no batch of images or its output no batch of logits.
+            DataError: If it is damaged or not an ONNX file.
+            ConversionError: If its input is not a batch of images or its output not a batch of logits.
         """
         try:
             model = onnx.load(path)
-        except Exception as error:  # protobuf's DecodeError, or what missing external data raises
+        except Exception as error:  # protobuf's DecodeError, or any error of missing external data
             reason = str(error).strip().partition("\n")[0]
             raise DataError(
                 f"Expected an ONNX model in {path}, but it is damaged or of another kind: {reason}"
@@ -59,11 +59,11 @@ class OnnxSource:
         return cls(model, path.stem, input_shape, _classes(model, path.name), path.name)
 
     def build(self, input_shape: tuple[int, int, int], classes: int) -> nn.Module:
-        """Return the network as a module and make sure that it computes what onnxruntime computes.
+        """Return the network as a module, and check that it computes the same as onnxruntime.
 
         Raises:
-            ConversionError: If it holds an operator that has no integer form (named with its node), has another
-                number of classes, or the module computes something else.
+            ConversionError: If an operator has no integer form (named with its node), the number of classes differs,
+                or the module computes different results.
         """
         if self.classes is not None and self.classes != classes:
             raise ConversionError(
@@ -82,7 +82,7 @@ class OnnxSource:
             got = module(torch.from_numpy(inputs)).numpy()
         if got.shape != (graph.batch, classes):
             raise ConversionError(
-                f"Expected {self.file} to give {classes} logits for an image, but it gives {got.shape[1:]}"
+                f"Expected {self.file} to give {classes} logits per image, but it gives {got.shape[1:]}"
             )
         if graph.softmax is not None:
             got = torch.from_numpy(got).softmax(1).numpy()
@@ -90,7 +90,7 @@ class OnnxSource:
         difference = float(np.abs(got - expected).max())
         if not difference <= _TOLERANCE * max(float(np.abs(expected).max()), 1e-6):
             raise ConversionError(
-                f"Expected {self.file} to compute in PyTorch what it computes in onnxruntime, but outputs differ by "
+                f"Expected {self.file} to give the same outputs in PyTorch and onnxruntime, but they differ by "
                 f"{difference:.3g}"
             )
 
@@ -118,7 +118,7 @@ def _image_shape(model: onnx.ModelProto, file: str) -> tuple[int | None, int | N
     if channels is not None and channels not in _IMAGE_CHANNELS:
         raise ConversionError(
             f"Expected 1 or 3 channels as the second dimension of the input of {file}, but got ({_listed(sizes)})",
-            hint="where the channels come last, export the model anew with channels first",
+            hint="if the channels come last, export the model again with channels first",
         )
     return channels, height, width
 
@@ -141,7 +141,7 @@ def _classes(model: onnx.ModelProto, file: str) -> int | None:
 
 
 def _sizes(value: onnx.ValueInfoProto) -> list[int | None]:
-    """Return the dimensions of a tensor, None where they are free."""
+    """Return the dimensions of a tensor, None for a free dimension."""
     return [size.dim_value if size.HasField("dim_value") else None for size in value.type.tensor_type.shape.dim]
 
 

@@ -1,4 +1,4 @@
-"""Which kind of file a foreign model is, told by its content where that is safe, and by its name."""
+"""Open a float model that was trained elsewhere, after determining the kind of file by its content and its name."""
 
 import zipfile
 from pathlib import Path
@@ -10,25 +10,25 @@ from cpt_deploy.models.imported.weights_source import WeightsSource
 ONNX_SUFFIX = ".onnx"
 WEIGHTS_SUFFIXES = (".pt", ".pth", ".bin", ".safetensors")
 _EXPORTED = {"archive_format", "serialized_exported_program.json"}
-"""Entries that only the archives of exported programs have, of present and of earlier PyTorch."""
+"""Entries that only archives of exported programs have, in current and in earlier PyTorch versions."""
 _TO_ONNX = 'torch.onnx.export(model, (example,), "model.onnx", dynamo=True)'
 
 
 SourceModel = OnnxSource | WeightsSource
-"""A float model in a file; both kinds tell what the file fixes of input and classes, and build the module."""
+"""A float model in a file; both kinds give the input shape and classes as far as known, and build the module."""
 
 
 def open_source(path: Path, model: str | None = None) -> SourceModel:
-    """Open the file of a trained float model; nothing in it is executed.
+    """Open the file of a trained float model without executing anything in it.
 
     Args:
         path: An ONNX file, or the weights of a model: a state dict that `torch.save` wrote, or safetensors.
-        model: The name or import path of the model that weights belong to; an ONNX file holds its own.
+        model: The name or import path of the model that weights belong to; None for an ONNX file.
 
     Raises:
         DataError: If the file is missing or damaged.
-        UsageError: If the file is of a kind that cannot be read safely, or weights come without a model.
-        ConversionError: If an ONNX file holds something else than an image classifier.
+        UsageError: If the file is of a kind that cannot be read safely, or weights are given without a model.
+        ConversionError: If an ONNX file is not an image classifier.
     """
     if not path.is_file():
         found = "a directory" if path.is_dir() else "nothing"
@@ -51,7 +51,7 @@ def open_source(path: Path, model: str | None = None) -> SourceModel:
 
 
 def _refuse_programs(path: Path) -> None:
-    """Raise if a file is a PyTorch program: reading one can run code of its author, which weights cannot."""
+    """Raise if a file is a PyTorch program: reading one can run its author's code, unlike reading weights."""
     if not zipfile.is_zipfile(path):
         return
     try:

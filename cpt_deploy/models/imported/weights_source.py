@@ -1,4 +1,4 @@
-"""Weights of a model that is known by name, read without executing anything that the file holds."""
+"""Read the weights of a model that is known by name, without executing anything in the file."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from cpt_deploy.models.auxiliary_heads import split_auxiliary_heads
 from cpt_deploy.models.catalog import build_model
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "ema_state_dict")
-"""Under which training scripts commonly keep the weights beside optimizer and epoch."""
+"""Keys under which training scripts commonly save the weights, next to optimizer and epoch."""
 _PARALLEL_PREFIX = "module."
 _HOW_TO_SAVE = 'save the weights alone: torch.save(model.state_dict(), "weights.pt"), or as safetensors'
 
@@ -39,20 +39,20 @@ class WeightsSource:
 
     @classmethod
     def read(cls, path: Path, model: str) -> "WeightsSource":
-        """Read a state dict from safetensors or from what `torch.save` wrote.
+        """Read a state dict from safetensors or from a file of `torch.save`.
 
         Raises:
             DataError: If the file is damaged.
-            UsageError: If it holds objects, which only executing its pickle could give, or no tensors.
+            UsageError: If it has Python objects, which only executing its pickle could restore, or no tensors.
         """
         content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
         return cls(model, _state_dict(content, path.name), path.name)
 
     def build(self, input_shape: tuple[int, int, int], classes: int) -> nn.Module:
-        """Build the model and load the weights, but those of `auxiliary_heads`; see `SourceModel.build`.
+        """Build the model and load all weights but those of `auxiliary_heads`; see `SourceModel.build`.
 
         Raises:
-            UsageError: If the model is unknown or the weights are another model's.
+            UsageError: If the model is unknown or the weights belong to another model.
         """
         channels, height, width = input_shape
         model = build_model(
@@ -70,7 +70,7 @@ class WeightsSource:
         return model
 
     def auxiliary_heads(self, network: nn.Module) -> tuple[str, ...]:
-        """Return the paths of the heads in the file that only help training, which a network is built without."""
+        """Return the paths of the auxiliary training heads that are in the file but not in the network."""
         return split_auxiliary_heads(network, self.weights)[1]
 
 
@@ -91,7 +91,7 @@ def _read_pickle(path: Path) -> Any:
             f"Expected weights in {path.name}, but it holds Python objects, which could run any code when read",
             hint=_HOW_TO_SAVE,
         ) from error
-    # What a damaged archive raises differs by where the damage is.
+    # The exception depends on where the archive is damaged.
     except (RuntimeError, EOFError, KeyError, ValueError, OSError, AttributeError, IndexError) as error:
         raise DataError(f"Expected weights in {path}, but it is damaged or of another kind") from error
 

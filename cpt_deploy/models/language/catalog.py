@@ -1,4 +1,4 @@
-"""Building a language model by its name."""
+"""Build a language model by name."""
 
 import inspect
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from cpt_deploy.models.language.transformer import TransformerLanguageModel
 from cpt_deploy.registry import Registry, import_object, nearest_names
 
 LanguageModelFactory = Callable[..., nn.Module]
-"""Builds a `cpt_deploy.quantization.language.LanguageNetwork`; called with `vocabulary` and the user's arguments."""
+"""A function that builds a `cpt_deploy.quantization.language.LanguageNetwork` from `vocabulary` and user arguments."""
 
 language_models: Registry[LanguageModelFactory] = Registry("language model")
 """The project's own language models, by name."""
@@ -29,7 +29,7 @@ def language_model_names(pattern: str = "*") -> list[str]:
 
 
 def build_language_model(name: str, vocabulary: int, **args: Any) -> nn.Module:
-    """Build a float language model with fresh weights.
+    """Build a float language model with random weights.
 
     Args:
         name: One of `language_model_names`, or an import path "module:factory" of a class or function that returns a
@@ -38,7 +38,7 @@ def build_language_model(name: str, vocabulary: int, **args: Any) -> nn.Module:
         **args: Further arguments of the model, such as `layers=2`.
 
     Raises:
-        UsageError: If the name is unknown, or the model does not take the arguments.
+        UsageError: If the name is unknown, or the model does not accept the arguments.
     """
     if ":" in name:
         found = import_object(name)

@@ -1,8 +1,8 @@
-"""What stands before and after a language model's layers: tables of words and probabilities of words, full or adaptive.
+"""Embeddings and softmax heads of language models, full or adaptive.
 
 Adaptive input and adaptive softmax (Grave et al., 2017; Baevski & Auli, 2018) give frequent words more dimensions than
-rare ones: the vocabulary, ordered by frequency, is cut into bands, and each band after the first has `1/factor` of the
-dimensions of the one before.
+rare ones: the vocabulary, ordered by frequency, is divided into bands, and each band after the first has `1/factor` of
+the dimensions of the one before.
 """
 
 from collections.abc import Sequence
@@ -18,12 +18,12 @@ INITIAL_RANGE = 0.1
 
 
 class SoftmaxHead(nn.Module):
-    """All tokens at once: logits (..., F) to (..., vocabulary) by one Linear.
+    """A full softmax over all tokens: one Linear from features (..., F) to logits (..., vocabulary).
 
     Args:
         features: F.
         vocabulary: Number of tokens.
-        bias: Whether the Linear has one.
+        bias: Whether the Linear has a bias.
     """
 
     def __init__(self, features: int, vocabulary: int, *, bias: bool = True) -> None:
@@ -31,43 +31,44 @@ class SoftmaxHead(nn.Module):
         self.decoder = nn.Linear(features, vocabulary, bias=bias)
 
     def log_probabilities(self, x: Tensor) -> Tensor:
-        """Return log-probabilities, (..., F) to (..., vocabulary)."""
+        """Map features (..., F) to log-probabilities (..., vocabulary)."""
         return functional.log_softmax(self.decoder(x), dim=-1)
 
     def losses(self, x: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Return negative log-likelihoods and the number of hits, of (n, F) and (n,)."""
+        """Return negative log-likelihoods (n,) and the number of hits, for features (n, F) and targets (n,)."""
         logits = self.decoder(x).float()
         hits = (logits.detach().argmax(1) == targets).sum()
         return functional.cross_entropy(logits, targets, reduction="none"), hits
 
 
 class AdaptiveHead(nn.Module):
-    """Adaptive softmax of `torch.nn`, whose first band can share its weights with an adaptive embedding.
+    """The adaptive softmax of `torch.nn`, with a first band that can share its weights with an adaptive embedding.
 
     Args:
         features: F.
         vocabulary: Number of tokens, ordered by descending frequency.
-        cutoffs: Where bands begin, ascending.
-        factor: By which dimensions shrink from band to band.
+        cutoffs: First tokens of the bands after the first, ascending.
+        factor: Divisor of the dimensions from band to band.
     """
 
     def __init__(self, features: int, vocabulary: int, cutoffs: Sequence[int], factor: float) -> None:
         super().__init__()
         check_cutoffs(cutoffs, vocabulary)
         self.softmax = nn.AdaptiveLogSoftmaxWithLoss(features, vocabulary, list(cutoffs), factor)
-        # torch's one matrix of the first band's tokens and of the other bands, as two, so that the first can be shared
+        # torch has one matrix for the first band's tokens and the other bands; two matrices allow sharing the first
         self.softmax.head = _TwoLinears(features, cutoffs[0], len(cutoffs))  # type: ignore[assignment]
 
     def log_probabilities(self, x: Tensor) -> Tensor:
-        """Return log-probabilities, (..., F) to (..., vocabulary)."""
+        """Map features (..., F) to log-probabilities (..., vocabulary)."""
         flat: Tensor = self.softmax.log_prob(x.reshape(-1, x.shape[-1]))
         return flat.view(*x.shape[:-1], -1)
 
     def losses(self, x: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Return negative log-likelihoods, and the number of hits in the first band, of (n, F) and (n,).
+        """Return negative log-likelihoods (n,) and the number of hits, for features (n, F) and targets (n,).
 
-        Where a token of the first band is more likely than each whole band behind it, it is the most likely one of all.
-        Where it is not, finding the most likely one would take the probabilities of all bands, and no hit is counted.
+        Only hits in the first band are counted. If a token of the first band is more likely than each later band as a
+        whole, it is the most likely of all. Otherwise, finding the most likely token would take the probabilities of
+        all bands.
         """
         losses = -self.softmax(x, targets).output
         with torch.no_grad():
@@ -76,7 +77,7 @@ class AdaptiveHead(nn.Module):
         return losses, hits
 
     def band(self, number: int) -> nn.Linear:
-        """Return the matrix of a band's tokens, (tokens, dimensions of the band)."""
+        """Return the Linear of a band's tokens, with a weight of (tokens, dimensions of the band)."""
         linear = self.softmax.head.tokens if number == 0 else self.softmax.tail[number - 1][1]  # type: ignore[index]
         assert isinstance(linear, nn.Linear)
         return linear
@@ -93,13 +94,13 @@ class _TwoLinears(nn.Module):
 
 
 class AdaptiveEmbedding(nn.Module):
-    """Bands of tokens with fewer and fewer dimensions, each projected to the model's: int64 (N, T) to (N, T, F).
+    """An embedding whose rarer bands have fewer dimensions, each projected to F: int64 (N, T) to (N, T, F).
 
     Args:
         features: F.
         vocabulary: Number of tokens, ordered by descending frequency.
-        cutoffs: Where bands begin, ascending.
-        factor: By which dimensions shrink from band to band.
+        cutoffs: First tokens of the bands after the first, ascending.
+        factor: Divisor of the dimensions from band to band.
     """
 
     def __init__(self, features: int, vocabulary: int, cutoffs: Sequence[int], factor: float) -> None:
@@ -115,7 +116,7 @@ class AdaptiveEmbedding(nn.Module):
             nn.init.normal_(band.weight, std=width**-0.5)  # type: ignore[arg-type]
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Look tokens up, each in its band; a band without a token of this batch is left alone."""
+        """Look up each token in its band; bands without a token in this batch are not computed."""
         flat = tokens.reshape(-1)
         out: Tensor | None = None
         for start, end, band, projection in zip(self.edges, self.edges[1:], self.bands, self.projections, strict=False):
@@ -129,13 +130,13 @@ class AdaptiveEmbedding(nn.Module):
 
 
 def tie_bands(embedding: AdaptiveEmbedding, head: AdaptiveHead) -> None:
-    """Let each band's tokens have one matrix for input and output; the projections stay two."""
+    """Share each band's token matrix between embedding and head; the projections stay separate."""
     for number, band in enumerate(embedding.bands):
         head.band(number).weight = band.weight  # type: ignore[assignment]
 
 
 def check_cutoffs(cutoffs: Sequence[int], vocabulary: int) -> None:
-    """Make sure that bands are in order and within the vocabulary.
+    """Check that bands are in order and within the vocabulary.
 
     Raises:
         UsageError: If they are not.

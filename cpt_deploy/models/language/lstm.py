@@ -1,8 +1,8 @@
-"""`lstm-lm`: embedding, LSTM layers with dropout between them, and a decoder; the float network (Zaremba et al., 2014).
+"""The float network `lstm-lm`: embedding, LSTM layers with dropout between them, and a decoder (Zaremba et al., 2014).
 
-The state is (h, c), float32 (layers, N, hidden) each, so that ONNX can have the two as inputs and outputs. Dropout is
-on what goes from layer to layer, never on what goes from step to step. `prepare_language_model` quantizes it; for the
-arithmetic see `cpt_deploy.quantization.modules.recurrent` and `.embedding`.
+The state is (h, c), float32 (layers, N, hidden) each, so that ONNX can have the two as inputs and outputs. Dropout
+applies between layers, never between time steps. `prepare_language_model` quantizes the network; for the arithmetic
+see `cpt_deploy.quantization.modules.recurrent` and `.embedding`.
 """
 
 import torch
@@ -13,18 +13,18 @@ from cpt_deploy.models.language.heads import INITIAL_RANGE, SoftmaxHead
 
 
 class LstmLanguageModel(nn.Module):
-    """The network. Its modules are called `embedding`, `layers.0`, … and `head.decoder`.
+    """An LSTM language model with the modules `embedding`, `layers.0`, … and `head.decoder`.
 
     Args:
         vocabulary: Number of tokens.
-        embedding: Dimensions of a token's row.
+        embedding: Dimensions of a token's embedding.
         hidden: Dimensions of h and c.
         layers: Number of LSTM layers.
-        dropout: Share of values that dropout takes between layers, in training.
-        tie_weights: Whether embedding and decoder are one matrix; `embedding` and `hidden` are then equal.
+        dropout: Dropout probability between layers, in training.
+        tie_weights: Whether embedding and decoder share one matrix; `embedding` and `hidden` must then be equal.
 
     Raises:
-        UsageError: If weights are to be tied and the dimensions differ, or there is no layer.
+        UsageError: If weights are tied and the dimensions differ, or if a size is below 1.
     """
 
     context = None
@@ -88,6 +88,6 @@ class LstmLanguageModel(nn.Module):
         return self.head.losses(features, targets)
 
     def forward(self, tokens: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Return log-probabilities of each next token, (N, T, vocabulary), and the state."""
+        """Return the log-probabilities of each next token, (N, T, vocabulary), and the new state."""
         features, state = self.features(tokens, state)
         return self.log_probabilities(features), state

@@ -1,4 +1,4 @@
-"""The size of a language model in figures: parameters and multiply-accumulates."""
+"""Count the parameters and multiply-accumulates of a language model."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ def describe_language_model(name: str, vocabulary: int, **args: Any) -> ModelSum
     """Count a language model's parameters, and the multiply-accumulates of its layers per token.
 
     Args:
-        name: As `build_language_model` takes it.
+        name: Name or import path, as for `build_language_model`.
         vocabulary: Number of different tokens.
         **args: Further arguments of the model.
 

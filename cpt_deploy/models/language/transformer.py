@@ -1,13 +1,13 @@
-"""`transformer-lm`: a causal Transformer with LayerNorm before each part; the float network (Baevski & Auli, 2018).
+"""The float network `transformer-lm`: a causal Transformer with pre-LayerNorm blocks (Baevski & Auli, 2018).
 
 A block is `x + A(LN(x))`, then `x + F(LN(x))`. A has one Linear for queries, keys and values of all heads (features to
 3 · features, in this order) and one for its output; F is Linear, ReLU, Linear. Positions are the sinusoids of Vaswani
-et al., 2017. `prepare_language_model` quantizes the input and the weight of each Linear and the embedding; LayerNorm,
+et al., 2017. `prepare_language_model` quantizes the input and the weight of each Linear, and the embedding; LayerNorm,
 softmax, the sums and the two products of attention, QKᵀ and PV, stay in float32.
 
-The state is a cache of keys and values, (k_0, v_0, k_1, v_1, …), float32 (N, heads, past, features / heads) each, with
-`past` tokens, 0 at the beginning; the new state has them with those of the present tokens appended. In training and
-evaluation chunks of a text begin without a past.
+The state is a cache of keys and values, (k_0, v_0, k_1, v_1, …), float32 (N, heads, past, features / heads) each, for
+`past` earlier tokens, 0 at the beginning; the new state has the keys and values of the current tokens appended. In
+training and evaluation, chunks of a text begin with an empty cache.
 """
 
 import math
@@ -24,12 +24,12 @@ _LONGEST_WAVE = 10000.0
 
 
 class CausalAttention(nn.Module):
-    """Self-attention of each token to itself and those before it: x (N, T, F) to (N, T, F).
+    """Causal self-attention: each token attends to itself and the tokens before it; (N, T, F) to (N, T, F).
 
     Args:
         features: F.
         heads: Number of heads, a divisor of F.
-        dropout: Share of attention weights that dropout takes, in training.
+        dropout: Dropout probability of attention weights, in training.
     """
 
     def __init__(self, features: int, heads: int, dropout: float) -> None:
@@ -39,7 +39,7 @@ class CausalAttention(nn.Module):
         self.out = nn.Linear(features, features)
 
     def forward(self, x: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the output, and all keys and values, (N, heads, past + T, F / heads), the present ones last."""
+        """Return the output, and all keys and values, (N, heads, past + T, F / heads), the current ones last."""
         batch, length, features = x.shape
         parts = self.qkv(x).view(batch, length, 3, self.heads, features // self.heads)
         q, k, v = parts.permute(2, 0, 3, 1, 4).unbind(0)
@@ -51,13 +51,13 @@ class CausalAttention(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and two Linears, each with a LayerNorm before and a sum after it.
+    """A Transformer block: attention, then two Linears, each with a LayerNorm before and a residual sum after it.
 
     Args:
         features: F.
         inner: Dimensions between the two Linears.
         heads: Number of heads.
-        dropout: Share of values that dropout takes, in training.
+        dropout: Dropout probability, in training.
     """
 
     def __init__(self, features: int, inner: int, heads: int, dropout: float) -> None:
@@ -70,7 +70,7 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the output, and keys and values as attention does."""
+        """Return the output, and all keys and values; see `CausalAttention.forward`."""
         y, keys, values = self.attention(self.attention_norm(x), keys, values)
         x = x + self.dropout(y)
         y = self.outer(functional.relu(self.inner(self.inner_norm(x))))
@@ -78,7 +78,7 @@ class Block(nn.Module):
 
 
 class TransformerLanguageModel(nn.Module):
-    """The network. Its modules are called `embedding`, `blocks.0.attention.qkv`, …, `norm` and `head`.
+    """A Transformer language model with the modules `embedding`, `blocks.0.attention.qkv`, …, `norm` and `head`.
 
     Args:
         vocabulary: Number of tokens.
@@ -86,14 +86,15 @@ class TransformerLanguageModel(nn.Module):
         layers: Number of blocks.
         heads: Heads of attention, a divisor of `features`.
         inner: Dimensions between a block's two Linears.
-        context: Most tokens that attention spans.
-        dropout: Share of values that dropout takes, in training.
-        cutoffs: Where bands of adaptive input and softmax begin; without any, all tokens have `features` dimensions.
-        factor: By which dimensions shrink from band to band.
-        tie_weights: Whether tokens have one matrix for input and output.
+        context: Maximum number of tokens that attention spans.
+        dropout: Dropout probability, in training.
+        cutoffs: First tokens of the bands of adaptive input and softmax after the first; if empty, all tokens have
+            `features` dimensions.
+        factor: Divisor of the dimensions from band to band.
+        tie_weights: Whether input and output share the token matrices.
 
     Raises:
-        UsageError: If the numbers do not fit each other.
+        UsageError: If a size is below 1, or `features` is odd or not divisible by `heads`.
     """
 
     carries_state = False
@@ -130,7 +131,7 @@ class TransformerLanguageModel(nn.Module):
         return (empty.detach(),) * (2 * len(self.blocks))
 
     def features(self, tokens: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Return what the head reads, (N, T, F), and all keys and values."""
+        """Return the input of the head, (N, T, F), and all keys and values."""
         past, length = state[0].shape[2], tokens.shape[1]
         positions = self.get_buffer("positions")[past : past + length]
         x = self.dropout(self.embedding(tokens) * math.sqrt(self.features_count) + positions)
@@ -149,7 +150,7 @@ class TransformerLanguageModel(nn.Module):
         return self.head.losses(features, targets)
 
     def forward(self, tokens: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Return log-probabilities of each next token, (N, T, vocabulary), and the state."""
+        """Return the log-probabilities of each next token, (N, T, vocabulary), and the new state."""
         features, state = self.features(tokens, state)
         return self.log_probabilities(features), state
 
@@ -162,7 +163,7 @@ def sinusoids(length: int, features: int) -> Tensor:
 
 
 def causal_mask(length: int, total: int, device: torch.device) -> Tensor:
-    """Return what the last `length` of `total` tokens may see: bool (length, total), themselves and those before."""
+    """Return the attention mask of the last `length` of `total` tokens: bool (length, total), True if visible."""
     return torch.ones(length, total, dtype=torch.bool, device=device).tril(total - length)
 
 

@@ -78,7 +78,7 @@ def validate_bundle(
 
 def check_bundle(bundle: Bundle, provider: str, *, require_exact: bool) -> BundleCheck:
     """Check golden sample and constants, see `Task`."""
-    # The constants first: where one was edited, onnxruntime may not even load the file.
+    # Compare the constants first: onnxruntime may not even load a file with an edited one.
     constants = compare_constants(bundle) if find_spec("onnx") is not None else None
     check = OnnxRuntimeModel(bundle.onnx_path, provider=provider).reproduce_golden(bundle.golden)
     reasons = constant_reasons(constants)

@@ -157,7 +157,7 @@ def test_other_paths_say_what_they_are(bundle, tmp_path):
     assert "there is nothing" in refusal(tmp_path / "missing").message
     assert "it is a file" in refusal(bundle.path / "model.onnx").message
     (tmp_path / "empty").mkdir()
-    assert "no bundle" in refusal(tmp_path / "empty").message
+    assert "not a bundle" in refusal(tmp_path / "empty").message
     (bundle.path / "SHA256SUMS").unlink()
     assert "SHA256SUMS" in refusal(bundle.path).message
 

@@ -129,7 +129,7 @@ def test_the_formats_are_listed_without_a_run(capsys):
 def test_validate_without_data_checks_the_golden_sample(capsys, shared_bundle):
     code, out, _ = run(capsys, "validate", shared_bundle.path)
     assert code == 0
-    assert out.startswith("passed: 12 of 12 output codes")
+    assert out.startswith("passed: 12 of 12 output integers")
     assert "constants are as exported" in out
     code, out, _ = run(capsys, "validate", shared_bundle.path, "--json")
     assert json.loads(out)["golden"]["mismatches"] == 0

@@ -51,7 +51,7 @@ def test_experiments_are_trained_by_name(capsys, tmp_path):
     assert main(["train", *words]) == 5  # the recipe is found, its data are not
     assert "data set cifar10" in capsys.readouterr().err
     assert main(["train", "--smoke", "--bits", "auto"]) == 2
-    assert "--smoke with a run of its own" in capsys.readouterr().err
+    assert "--smoke without --resume and --bits auto" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -59,9 +59,9 @@ def test_experiments_are_trained_by_name(capsys, tmp_path):
     [
         (["precision.progressive.treshold=1"], "did you mean threshold? (in precision.progressive)"),
         (["precision.groups=[{mach: x}]"], "did you mean match? (in precision.groups.0)"),
-        (["precision.groups=[{match: x, upper: 9}]"], "at most upper=8, but got 9"),
+        (["precision.groups=[{match: x, upper: 9}]"], "at most the model's 8, but got 9"),
         (["precision.groups=[{match: x, schedule: cosin}]"], "did you mean cosine"),
-        (["precision.schedule=progressive", "precision.progressive.stages=[4, 8]"], "lower bound 3"),
+        (["precision.schedule=progressive", "precision.progressive.stages=[4, 8]"], "min_bits 3"),
     ],
 )
 def test_unknown_fields_get_the_nearest_name(capsys, words, part):

@@ -61,8 +61,8 @@ def test_they_are_drawn(capsys, tmp_path, name):
     ("words", "part"),
     [
         (["nonsense"], "known precision schedule"),
-        (["CR", "--bits", "8"], "LOWER-UPPER"),
-        (["CR", "--grad-bits", "wide"], "--grad-bits as LOWER-UPPER"),
+        (["CR", "--bits", "8"], "MIN-MAX"),
+        (["CR", "--grad-bits", "wide"], "--grad-bits as MIN-MAX"),
         (["CR", "--recipe", "digits-quickstart"], "but got both"),
         (["CR", "--bits", "8-3"], "lower <= upper"),
         (["CR", "--plot", "bits.txt"], "ending"),

@@ -49,7 +49,7 @@ def test_an_interrupted_grid_goes_on_where_it_was(grid, tmp_path, capsys):
     assert main(words) == 128 + signal.SIGINT
     captured = capsys.readouterr()
     assert [trial["state"] for trial in json.loads(captured.out)["trials"]] == ["interrupted"]
-    assert "go on: cpt train-grid" in captured.err
+    assert "resume: cpt train-grid" in captured.err
     assert (run / "checkpoints" / "last.safetensors").is_file()
 
     assert main(words) == 0

@@ -252,7 +252,7 @@ def test_a_directory_starts_with_what_is_sound_and_says_what_is_not(models):
 def test_a_directory_without_models_waits_for_the_first(models, shared_bundle):
     path = models()
     path.mkdir()
-    with pytest.raises(BundleError, match="it is no bundle"):
+    with pytest.raises(BundleError, match="it is not a bundle"):
         ModelRepository(load_settings(bundle=path))
 
     async def scenario():

@@ -155,7 +155,7 @@ def test_what_can_saturate_without_vnni_is_told_and_portable_files_cannot(form, 
     if not asked.get("symmetric"):
         assert (max(unpacked) <= 128) == (not hazard)  # 255 · 128 fits into int16
     page = render_validation_page(report.to_dict(), LABELS)
-    assert ("nothing can saturate" in page) == (not hazard)
+    assert ("no layer of this network can saturate" in page) == (not hazard)
 
 
 def test_the_card_names_the_option_that_onnxruntime_needs_if_any(form):

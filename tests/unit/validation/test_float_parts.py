@@ -89,7 +89,7 @@ def test_the_report_says_what_is_in_float(report, hybrid):
     fields = report.to_dict()
     assert fields["float_parts"]["integer_share_of_macs"] == pytest.approx(floats.integer_share, abs=1e-6)
     page = render_validation_page(fields, hybrid.labels)
-    assert "What is computed in float" in page
+    assert "Computed in float" in page
     assert "3 layer_norm" in page
     card = (hybrid.path / "README.md").read_text()
     assert "whose layers run on integers" in card

@@ -141,7 +141,7 @@ def test_exactness_cannot_be_had_without_comparing(tensors):
 
 def test_a_golden_sample_that_is_not_reproduced_fails_exactness():
     judged = judge(report(golden=GoldenFacts(40, 2, 1), gate=Gate(None, require_exact=True)))
-    assert judged.reasons == ("2 of 40 output codes of the golden sample were not reproduced",)
+    assert judged.reasons == ("2 of 40 output integers of the golden sample were not reproduced",)
 
 
 def test_logits_that_are_not_finite_always_fail():

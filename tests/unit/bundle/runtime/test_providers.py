@@ -162,7 +162,7 @@ def test_commands_without_the_provider_end_with_one_line(capsys, monkeypatch, sh
 
 def test_validate_without_data_runs_on_the_provider(capsys, gpu, shared_bundle):
     assert main(["validate", str(shared_bundle.path), "--provider", "cuda"]) == 0
-    assert "12 of 12 output codes" in capsys.readouterr().out
+    assert "12 of 12 output integers" in capsys.readouterr().out
     assert gpu == [[CUDA, CPU]]
 
 

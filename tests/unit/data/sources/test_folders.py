@@ -81,7 +81,7 @@ def test_flat_validation_folder_is_an_error(root):
             image.rename(root / "val" / f"{path.name}{image.name}")
         path.rmdir()
 
-    with pytest.raises(DataError, match="a folder a class") as caught:
+    with pytest.raises(DataError, match="a folder per class") as caught:
         load_images(root, split="test")
     assert "ROOT/val/<class>" in caught.value.hint
 
