@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, fx, nn
 
-from cpt_deploy.errors import UsageError
+from cpt_deploy.errors import ConversionError, UsageError
 from cpt_deploy.integer.accumulators import check_accumulators
 from cpt_deploy.integer.convolutions import average, depthwise, fields_of, has_positions, pads_of
 from cpt_deploy.integer.graph import (
@@ -33,7 +33,7 @@ from cpt_deploy.integer.lowering.paddings import with_paddings_inside
 from cpt_deploy.integer.lowering.quantized_tensors import edge_tensor
 from cpt_deploy.integer.lowering.subpixel import transposed_convolution
 from cpt_deploy.quantization.graph.capture.constants import ChannelwiseConstant, Constant
-from cpt_deploy.quantization.graph.capture.tracing import propagate_shapes, results_of, shape_of
+from cpt_deploy.quantization.graph.capture.tracing import propagate_shapes, results_of, sizes_of
 from cpt_deploy.quantization.graph.entries import has_float_operations
 from cpt_deploy.quantization.graph.naming import own_name
 from cpt_deploy.quantization.graph.operator_kinds import Kind, classify, computes
@@ -151,7 +151,7 @@ class _Lowering:
             if isinstance(module, EdgeQuantizer) and node.all_input_nodes[0] in floats.names:
                 name = self._new_name(f"{own_name(node)}_codes")
                 bits = max(self._bits_of(module.role), module.least_bits)
-                self._finish(node, edge_tensor(name, module, bits, shape_of(node)))
+                self._finish(node, edge_tensor(name, module, bits, sizes_of(node)))
                 self.operations.append(Quantize((floats.names[node.all_input_nodes[0]],), name))
             elif isinstance(module, EdgeQuantizer):
                 self._lower_edge(node, module)
@@ -179,7 +179,7 @@ class _Lowering:
         chain = self._chain(node.all_input_nodes[0])
         name = own_name(node)
         bits = self._bits_of(edge.role)
-        tensor = edge_tensor(name, edge, max(bits, edge.least_bits), shape_of(node))
+        tensor = edge_tensor(name, edge, max(bits, edge.least_bits), sizes_of(node))
         head = chain[0]
         if head.op == "placeholder":
             self.operations.append(Quantize((self.floats.names[head],), name))
@@ -308,7 +308,7 @@ class _Lowering:
         if not has_positions(source):
             return self._with_positions(node, kind, source, output)
         module = self._module(node)
-        dimensions, channels = len(source.shape) - 1, source.shape[0]
+        dimensions, channels = len(source.shape) - 1, source.channels
         if kind is Kind.AVERAGE:
             assert module is not None
             return average(module, source, output)
@@ -325,7 +325,10 @@ class _Lowering:
 
     def _with_positions(self, node: fx.Node, kind: Kind, source: QuantizedTensor, output: QuantizedTensor) -> Operation:
         """Lower it on features, or on more than two dimensions of positions, which become one."""
-        shape = (source.shape[0], math.prod(source.shape[1:]), 1)
+        positions = [size for size in source.shape[1:] if size is not None]
+        if len(positions) < len(source.shape) - 1:
+            raise ConversionError(f"Expected positions of {source.name!r} of known sizes, but some are free")
+        shape = (source.channels, math.prod(positions), 1)
         given, made = (
             replace(tensor, name=self._new_name(f"{output.name}_{part}"), shape=shape)
             for tensor, part in ((source, "given"), (output, "made"))
