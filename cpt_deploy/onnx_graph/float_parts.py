@@ -87,7 +87,7 @@ class _Skeleton(nn.Module):
 
 
 def _sizes(operation: Operation, x: Tensor, output: QuantizedTensor) -> list[Any]:
-    """Return the sizes behind the batch of what an integer operation makes; free ones follow from those of its input."""
+    """Return the sizes behind the batch of what an integer operation makes; free ones follow from its input's."""
     before: list[Any] = list(x.shape)
     sizes = before
     match operation:

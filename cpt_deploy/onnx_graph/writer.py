@@ -365,7 +365,7 @@ class _Writer:
             case Pad():
                 self._pad(operation, source, result)
             case Reshape():
-                sizes = operation.sizes or (-1, *output.shape)
+                sizes = operation.sizes or [-1, *output.shape]
                 shape = self._constant(f"{output.name}.shape", np.array(sizes, dtype=np.int64))
                 self._node("Reshape", [source, shape], result)
             case Transpose():

@@ -54,8 +54,7 @@ def axes_of(layer: nn.ConvTranspose1d | nn.ConvTranspose2d, size: Sequence[int |
     """Return the axes of a transposed convolution of an input with so many positions on each; None where it is free."""
     options = (layer.kernel_size, layer.stride, layer.padding, layer.output_padding, layer.dilation)
     return tuple(
-        _free_axis(*values[1:]) if values[0] is None else _axis(*values)  # type: ignore[arg-type]
-        for values in zip(size, *options, strict=True)
+        _free_axis(*values[1:]) if values[0] is None else _axis(*values) for values in zip(size, *options, strict=True)
     )
 
 

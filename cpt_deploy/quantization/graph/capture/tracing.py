@@ -159,7 +159,7 @@ def shape_of(node: fx.Node) -> tuple[int, ...]:
 
 
 def seen_shapes(node: fx.Node) -> list[tuple[int, ...]]:
-    """Return the shape of a node's tensor, and the one that it had with other free sizes, the batch dimension included."""
+    """Return the shape of a node's tensor, and the one that it had with other free sizes; the batch is included."""
     return [node.meta["shape"], node.meta.get("other_shape", node.meta["shape"])]
 
 
