@@ -1,6 +1,7 @@
 """What a model takes and returns: named tensors, whose first dimension is the batch and is free. Needs no PyTorch."""
 
 import re
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -71,10 +72,11 @@ class Signature:
     def sizes(self, number: int = 0) -> dict[str, int]:
         """Return sizes of the free dimensions: those of the example for 0, and others for each greater number.
 
-        Those of a number above 0 differ from each other where the bounds permit.
+        The others are so far from the example's that they are seen behind strides, too, and differ from each other,
+        where the bounds permit.
         """
         return {
-            name: _other_size(free, number + place if number else 0)
+            name: _other_size(free, number, place) if number else free.example
             for place, (name, free) in enumerate(self.free.items())
         }
 
@@ -109,9 +111,11 @@ def free_name(size: Size) -> str | None:
     return None if match is None else match["name"]
 
 
-def _other_size(free: FreeSize, distance: int) -> int:
-    for size in (free.example + distance, free.example - distance):
-        if size >= max(free.least, 1) and (free.most is None or size <= free.most):
+def _other_size(free: FreeSize, number: int, place: int) -> int:
+    most, step = free.most or sys.maxsize, number - 1 + place
+    far = [(number + 1) * free.example + place, most - step, free.least + step]
+    for size in (*far, free.example + 1 + step, free.example - 1 - step):
+        if free.least <= size <= most and size != free.example:
             return size
     return free.example
 

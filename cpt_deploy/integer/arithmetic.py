@@ -69,8 +69,15 @@ def multiply(inputs: Sequence[Tensor], sources: Sequence[QuantizedTensor], outpu
 
 def global_average(x: Tensor, source: QuantizedTensor, output: QuantizedTensor) -> Tensor:
     """`rint(acc · f32(s_x / f32(s_y·S))) + z_y` with `acc = Σx − S·z_x` over S positions."""
-    positions = int(np.prod(source.shape[1:]))
-    accumulator = x.to(torch.float64).sum(dim=(2, 3), keepdim=True) - positions * source.zero_point
+    accumulator = x.to(torch.float64).sum(dim=(2, 3), keepdim=True)
+    if None in source.shape:
+        free = x.shape[2] * x.shape[3]
+        scales = (torch.tensor(tensor.scale, dtype=torch.float32, device=x.device) for tensor in (source, output))
+        scale, made = scales
+        multiplier = scale / (made * torch.scalar_tensor(free, dtype=torch.float32, device=x.device))
+        return requantize(accumulator - free * source.zero_point, multiplier, output)
+    positions = int(np.prod(source.shape[1:]))  # type: ignore[arg-type]
+    accumulator -= positions * source.zero_point
     return requantize(accumulator, float(_f32(source.scale) / (_f32(output.scale) * _f32(positions))), output)
 
 

@@ -49,14 +49,14 @@ def depthwise(
         strides=strides,
         pads=pads,
         dilations=(1,) * len(strides),
-        groups=source.shape[0],
+        groups=source.channels,
     )
 
 
 def average(module: nn.Module, source: QuantizedTensor, output: QuantizedTensor) -> Convolution:
     """Write average pooling as a depthwise convolution with all codes 1: its sums are exact integers."""
     kernel, strides, padding, divisor = _average_window(module, source, output)
-    channels = source.shape[0]
+    channels = source.channels
     codes = np.ones((channels, 1, *kernel), dtype=np.int8)
     scales = np.full(channels, 1.0 / divisor, dtype=np.float32)
     folded = FoldedWeights(codes, 0, scales, np.zeros(channels, dtype=np.int32))
@@ -71,5 +71,6 @@ def _average_window(
         kernel, strides, padding = pair(module.kernel_size), pair(module.stride), pair(module.padding)
         return kernel, strides, padding * 2, float(module.divisor_override or np.prod(kernel))
     # adaptive pooling to a divisor of the input's size
-    kernel = tuple(b // a for b, a in zip(source.shape[1:], output.shape[1:], strict=True))
+    sizes = zip(source.shape[1:], output.shape[1:], strict=True)
+    kernel = tuple(before // after for before, after in sizes)  # type: ignore[operator]  # neither is free
     return kernel, kernel, (0, 0, 0, 0), float(np.prod(kernel))

@@ -209,11 +209,12 @@ def _moved(operation: Operation, x: Tensor, source: QuantizedTensor, output: Qua
         case Pad():
             return arithmetic.pad(x, operation, source.zero_point)
         case Reshape():
-            return x.reshape(x.shape[0], *output.shape)
+            free = [x.shape[axis] if size == 0 else size for axis, size in enumerate(operation.sizes)]
+            return x.reshape(free or (x.shape[0], *output.shape))  # type: ignore[arg-type]
         case Transpose():
             return x.permute(operation.permutation)
         case Slice():
-            return x.narrow(operation.axis, operation.start, operation.end - operation.start)
+            return x[(*[slice(None)] * operation.axis, slice(operation.start, operation.end))]
     raise AssertionError(f"unknown operation {type(operation).__name__}")
 
 

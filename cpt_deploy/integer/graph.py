@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cpt_deploy.errors import ConversionError
 from cpt_deploy.quantization.numerics.folding import Biases, Codes, Scales
 from cpt_deploy.signature import Signature, from_json, to_json
 
@@ -20,7 +21,7 @@ class QuantizedTensor:
         scale: Real step of one code; a value that float32 holds exactly.
         zero_point: Code of real zero.
         bits: 2 to 8.
-        shape: Shape without the batch dimension.
+        shape: Shape without the batch dimension; None where a size is free.
         signed: Whether codes are signed; the zero point is 0 then.
     """
 
@@ -28,8 +29,19 @@ class QuantizedTensor:
     scale: float
     zero_point: int
     bits: int
-    shape: tuple[int, ...]
+    shape: tuple[int | None, ...]
     signed: bool = False
+
+    @property
+    def channels(self) -> int:
+        """The size of the first dimension behind the batch.
+
+        Raises:
+            ConversionError: If it is free.
+        """
+        if (size := self.shape[0]) is None:
+            raise ConversionError(f"Expected channels of a known number, but those of {self.name!r} are free")
+        return size
 
     @property
     def least(self) -> int:
@@ -198,7 +210,14 @@ class Pad(Operation):
 
 @dataclass(frozen=True, slots=True)
 class Reshape(Operation):
-    """New shape of the non-batch dimensions, which are those of the output tensor."""
+    """New shape of the non-batch dimensions, which are those of the output tensor.
+
+    Attributes:
+        sizes: Where some of them are free: all sizes, with the batch, as in ONNX, where 0 is the size that the input
+            has in that place, and -1 what remains.
+    """
+
+    sizes: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +229,7 @@ class Transpose(Operation):
 
 @dataclass(frozen=True, slots=True)
 class Slice(Operation):
-    """A range of one axis (counted with the batch dimension)."""
+    """A range of one axis (counted with the batch dimension); an end below 0 is counted from the end of the axis."""
 
     axis: int
     start: int

@@ -6,6 +6,7 @@ integer operation there is an operator `StandIn`, which the writer of integer gr
 
 import functools
 import logging
+import math
 import warnings
 from typing import Any
 
@@ -16,12 +17,27 @@ from torch import Tensor, nn
 
 from cpt_deploy.errors import ConversionError
 from cpt_deploy.integer.float_calls import call
-from cpt_deploy.integer.graph import Constant, Embed, Float, FullyConnected, IntegerGraph, Operation, Quantize
+from cpt_deploy.integer.graph import (
+    Constant,
+    Convolution,
+    Embed,
+    Float,
+    FullyConnected,
+    IntegerGraph,
+    Operation,
+    Quantize,
+    QuantizedTensor,
+    Reshape,
+    Slice,
+    Transpose,
+)
 from cpt_deploy.quantization.graph.signature import dims_of, zeros_of
 
 DOMAIN = "cpt_deploy"
 #: Names of inputs and outputs of the skeleton, which nothing else in it has.
 _GIVEN, _MADE = "cpt_input:", "cpt_output:"
+#: An end that is that of the axis.
+_LAST = 2**63 - 1
 #: `torch.onnx` writes LayerNormalization and what attention needs from here on.
 FLOAT_OPSET = 18
 
@@ -66,8 +82,38 @@ class _Skeleton(nn.Module):
             case Embed():
                 keep, tail = inputs[0].dim(), [operation.codes.shape[1]]
             case _:
-                keep, tail = 1, list(self.graph.tensors[operation.output].shape)
+                keep, tail = 1, _sizes(operation, inputs[0], self.graph.tensors[operation.output])
         return torch.ops.cpt_deploy.stand_in(inputs, operation.output, keep, tail)
+
+
+def _sizes(operation: Operation, x: Tensor, output: QuantizedTensor) -> list[Any]:
+    """Return the sizes behind the batch of what an integer operation makes; free ones follow from its input's."""
+    before: list[Any] = list(x.shape)
+    sizes = before
+    match operation:
+        case Convolution():
+            dimensions = len(operation.strides)
+            pads = zip(operation.pads[:dimensions], operation.pads[dimensions:], strict=True)
+            windows = zip(operation.codes.shape[2:], operation.dilations, operation.strides, strict=True)
+            sizes = [
+                *before[:2],
+                *(
+                    (size + begin + end - dilation * (kernel - 1) - 1) // stride + 1
+                    for size, (begin, end), (kernel, dilation, stride) in zip(before[2:], pads, windows, strict=True)
+                ),
+            ]
+        case Transpose():
+            sizes = [before[axis] for axis in operation.permutation]
+        case Slice():
+            start, end = operation.start, operation.end
+            size = before[operation.axis]
+            made = (size if end == _LAST else size + end if end < 0 else end) - start
+            sizes = [*before[: operation.axis], made, *before[operation.axis + 1 :]]
+        case Reshape() if operation.sizes:
+            known = [before[axis] if size == 0 else size for axis, size in enumerate(operation.sizes)]
+            rest = math.prod(before) // math.prod(size for size in known if not isinstance(size, int) or size > 0)
+            sizes = [rest if isinstance(size, int) and size < 0 else size for size in known]
+    return [found if size is None else size for size, found in zip(output.shape, sizes[1:], strict=False)]
 
 
 @functools.cache

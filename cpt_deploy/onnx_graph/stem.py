@@ -54,11 +54,14 @@ def _space_to_depth(operation: Convolution, source: QuantizedTensor, output: Qua
     """Pixel `2o − p + j` is pixel `(p + j) mod 2` of block `o − ⌈p/2⌉ + …`: the kernel grows to whole blocks."""
     begins, ends, paddings = [], [], [(0, 0), (0, 0)]
     for axis in (0, 1):
-        size, kernel, pad = source.shape[1 + axis], operation.codes.shape[2 + axis], operation.pads[axis]
+        size, made = source.shape[1 + axis], output.shape[1 + axis]
+        kernel, pad = operation.codes.shape[2 + axis], operation.pads[axis]
+        if size is None or made is None:
+            return None
         shift = pad % STRIDE
         blocks = -(-(kernel + shift) // STRIDE)
         begin = (pad + shift) // STRIDE
-        end = output.shape[1 + axis] - 1 + blocks - size // STRIDE - begin
+        end = made - 1 + blocks - size // STRIDE - begin
         if size % STRIDE or end < 0:
             return None
         begins.append(begin)

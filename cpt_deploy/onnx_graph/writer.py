@@ -365,7 +365,8 @@ class _Writer:
             case Pad():
                 self._pad(operation, source, result)
             case Reshape():
-                shape = self._constant(f"{output.name}.shape", np.array([-1, *output.shape], dtype=np.int64))
+                sizes = operation.sizes or [-1, *output.shape]
+                shape = self._constant(f"{output.name}.shape", np.array(sizes, dtype=np.int64))
                 self._node("Reshape", [source, shape], result)
             case Transpose():
                 self._node("Transpose", [source], result, perm=operation.permutation)

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 from torch import Tensor, nn
 
+from cpt_deploy.errors import ConversionError
 from cpt_deploy.integer.convolutions import average, depthwise, has_positions
 from cpt_deploy.integer.graph import Operation, QuantizedTensor, Reshape
 from cpt_deploy.quantization.graph.capture.constants import ChannelwiseConstant, Constant
@@ -29,12 +30,18 @@ def lower_channelwise(
         name: Its path.
         tensors: What it reads and what it makes.
         new_name: Gives a tensor a name that no other has.
+
+    Raises:
+        ConversionError: If there are more than two dimensions of positions, and sizes of them are free.
     """
     source, output = tensors
     if has_positions(source):
         return [(_convolution(module, name, source, output), output)]
     # features, or more than two dimensions of positions, which become one
-    shape = (source.shape[0], math.prod(source.shape[1:]), 1)
+    positions = [size for size in source.shape[1:] if size is not None]
+    if len(positions) < len(source.shape) - 1:
+        raise ConversionError(f"Expected positions of {source.name!r} of known sizes, but some are free")
+    shape = (source.channels, math.prod(positions), 1)
     given, made = (
         replace(tensor, name=new_name(f"{output.name}_{part}"), shape=shape)
         for tensor, part in ((source, "given"), (output, "made"))
@@ -44,7 +51,7 @@ def lower_channelwise(
 
 
 def _convolution(module: nn.Module | None, name: str, source: QuantizedTensor, output: QuantizedTensor) -> Operation:
-    dimensions, channels = len(source.shape) - 1, source.shape[0]
+    dimensions, channels = len(source.shape) - 1, source.channels
     match module:
         case nn.AvgPool2d() | nn.AdaptiveAvgPool2d():
             return average(module, source, output)

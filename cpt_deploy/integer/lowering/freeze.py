@@ -30,7 +30,7 @@ from cpt_deploy.integer.lowering.movements import KeptTensor, lower_kept
 from cpt_deploy.integer.lowering.paddings import with_paddings_inside
 from cpt_deploy.integer.lowering.quantized_tensors import edge_tensor
 from cpt_deploy.integer.lowering.subpixel import transposed_convolution
-from cpt_deploy.quantization.graph.capture.tracing import propagate_shapes, results_of, shape_of
+from cpt_deploy.quantization.graph.capture.tracing import propagate_shapes, results_of, sizes_of
 from cpt_deploy.quantization.graph.entries import has_float_operations
 from cpt_deploy.quantization.graph.fusion import FusedOperation, Norm, fused_operations
 from cpt_deploy.quantization.graph.naming import own_name
@@ -143,7 +143,7 @@ class _Lowering:
             if isinstance(module, EdgeQuantizer) and node.all_input_nodes[0] in floats.names:
                 name = self._new_name(f"{own_name(node)}_codes")
                 bits = max(self._bits_of(module.role), module.least_bits)
-                self._finish(node, edge_tensor(name, module, bits, shape_of(node)))
+                self._finish(node, edge_tensor(name, module, bits, sizes_of(node)))
                 self.operations.append(Quantize((floats.names[node.all_input_nodes[0]],), name))
             elif isinstance(module, EdgeQuantizer):
                 self._lower_edge(node, module)
@@ -167,7 +167,7 @@ class _Lowering:
 
     def _lower_edge(self, node: fx.Node, edge: EdgeQuantizer) -> None:
         name, operation = own_name(node), self.ending[node]
-        tensor = edge_tensor(name, edge, max(self._bits_of(edge.role), edge.least_bits), shape_of(node))
+        tensor = edge_tensor(name, edge, max(self._bits_of(edge.role), edge.least_bits), sizes_of(node))
         if operation.head.op == "placeholder":
             self.operations.append(Quantize((self.floats.names[operation.head],), name))
         else:

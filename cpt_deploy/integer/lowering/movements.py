@@ -9,7 +9,7 @@ from torch import fx, nn
 from cpt_deploy.errors import ConversionError
 from cpt_deploy.integer.graph import MaxPool, Operation, Pad, QuantizedTensor, Reshape, Slice, Transpose
 from cpt_deploy.quantization.graph.capture.padding import Padding
-from cpt_deploy.quantization.graph.capture.tracing import is_tensor, shape_of
+from cpt_deploy.quantization.graph.capture.tracing import is_tensor, seen_shapes, sizes_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +30,12 @@ class KeptTensor:
         """Return the operation that takes one part, and the part."""
         index %= len(self.bounds) - 1
         start, end = self.bounds[index], self.bounds[index + 1]
-        shape = list(self.source.shape)
+        shape: list[int | None] = list(self.source.shape)
         shape[self.axis - 1] = end - start
         return Slice((self.source.name,), name, self.axis, start, end), same_codes(self.source, name, tuple(shape))
 
 
-def same_codes(source: QuantizedTensor, name: str, shape: tuple[int, ...]) -> QuantizedTensor:
+def same_codes(source: QuantizedTensor, name: str, shape: tuple[int | None, ...]) -> QuantizedTensor:
     """Return a tensor of another name and shape on the same scale."""
     return replace(source, name=name, shape=shape)
 
@@ -50,17 +50,38 @@ def lower_kept(
     """
     if node.target in ("chunk", "split", torch.chunk, torch.split):
         return _split(node, source)
-    output = same_codes(source, node.name, shape_of(node))
+    output = same_codes(source, node.name, sizes_of(node))
     if isinstance(module, nn.MaxPool1d | nn.MaxPool2d):
         return _max_pool(module, source, output), output
     if isinstance(module, Padding):
         return _pad(module, source, output), output
     if node.target in ("transpose", torch.transpose, "permute", torch.permute):
         return Transpose((source.name,), output.name, _permutation(node, len(source.shape) + 1)), output
-    if output.shape == source.shape:
+    if output.shape == source.shape and seen_shapes(node) == seen_shapes(node.all_input_nodes[0]):
         return None
     assert is_tensor(node)
-    return Reshape((source.name,), output.name), output
+    return Reshape((source.name,), output.name, _free_sizes(node) if None in output.shape else ()), output
+
+
+def _free_sizes(node: fx.Node) -> tuple[int, ...]:
+    """Return the sizes of a reshaped tensor as ONNX has them: 0 for what stays, -1 for what remains.
+
+    Raises:
+        ConversionError: If more than one free size is another than that of the input in its place.
+    """
+    before, after = (seen_shapes(each) for each in (node.all_input_nodes[0], node))
+    sizes = [0]
+    for axis, size in enumerate(sizes_of(node), start=1):
+        stays = all(
+            len(was) > axis and was[: axis + 1] == now[: axis + 1] for was, now in zip(before, after, strict=True)
+        )
+        sizes.append(size if size is not None else 0 if stays else -1)
+    if sizes.count(-1) > 1:
+        raise ConversionError(
+            f"Expected {node.name} to reshape at most one free dimension, but it reshapes several",
+            hint="give these dimensions a size, or keep them in their places",
+        )
+    return tuple(sizes)
 
 
 def _split(node: fx.Node, source: QuantizedTensor) -> KeptTensor:
@@ -69,6 +90,8 @@ def _split(node: fx.Node, source: QuantizedTensor) -> KeptTensor:
     if axis == 0 or not isinstance(amount, int | list | tuple):
         raise ConversionError(f"Expected {node.name} to split channels or positions by known sizes, but it does not")
     size = source.shape[axis - 1]
+    if size is None:
+        raise ConversionError(f"Expected {node.name} to split channels or positions of a known number, but it is free")
     if isinstance(amount, int):
         step = -(-size // amount) if "chunk" in str(getattr(node.target, "__name__", node.target)) else amount
         bounds = [*range(0, size, step), size]

@@ -8,14 +8,14 @@ from cpt_deploy.quantization.modules.activation_quantizer import EdgeQuantizer
 from cpt_deploy.quantization.numerics.affine import affine_parameters, symmetric_parameters, unsigned_levels
 
 
-def edge_tensor(name: str, edge: EdgeQuantizer, bits: int, shape: tuple[int, ...]) -> QuantizedTensor:
+def edge_tensor(name: str, edge: EdgeQuantizer, bits: int, shape: tuple[int | None, ...]) -> QuantizedTensor:
     """Return the tensor of an edge's range at some bits.
 
     Args:
         name: Name of the tensor.
         edge: The quantizer, settled.
         bits: Bits of the codes.
-        shape: Shape without the batch dimension.
+        shape: Shape without the batch dimension; None where a size is free.
 
     Raises:
         ConversionError: If the edge has seen no data, or values that are not finite.

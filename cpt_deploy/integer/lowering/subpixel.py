@@ -21,6 +21,11 @@ from cpt_deploy.integer.graph import Convolution, Operation, QuantizedTensor, Re
 from cpt_deploy.quantization.modules.layers import QuantizedConvTranspose1d, QuantizedConvTranspose2d
 from cpt_deploy.quantization.numerics.folding import Codes, FoldedWeights
 
+#: A size from which an axis of any size is found.
+_ANY_SIZE = 1024
+#: The end of an axis of any size.
+_LAST = 2**63 - 1
+
 
 @dataclass(frozen=True, slots=True)
 class Axis:
@@ -32,8 +37,8 @@ class Axis:
         kernel: Taps of the new kernel; those that no tap of the old one goes to are zero.
         dilation: Of the new kernel.
         pads: Zeros before and after the input.
-        blocks: How many blocks there are.
-        kept: Where the output begins and ends within the positions of all blocks.
+        blocks: How many blocks there are; None if the size is free.
+        kept: Where the output begins and ends within the positions of all blocks; counted from the end if it is free.
     """
 
     stride: int
@@ -41,14 +46,24 @@ class Axis:
     kernel: int
     dilation: int
     pads: tuple[int, int]
-    blocks: int
+    blocks: int | None
     kept: tuple[int, int]
 
 
-def axes_of(layer: nn.ConvTranspose1d | nn.ConvTranspose2d, size: Sequence[int]) -> tuple[Axis, ...]:
-    """Return the axes of a transposed convolution of an input with so many positions on each."""
+def axes_of(layer: nn.ConvTranspose1d | nn.ConvTranspose2d, size: Sequence[int | None]) -> tuple[Axis, ...]:
+    """Return the axes of a transposed convolution of an input with so many positions on each; None where it is free."""
     options = (layer.kernel_size, layer.stride, layer.padding, layer.output_padding, layer.dilation)
-    return tuple(_axis(*values) for values in zip(size, *options, strict=True))
+    return tuple(
+        _free_axis(*values[1:]) if values[0] is None else _axis(*values) for values in zip(size, *options, strict=True)
+    )
+
+
+def _free_axis(*options: int) -> Axis:
+    """Return the axis of an input of any size: blocks are as many more than positions, whatever their number is."""
+    axis = _axis(_ANY_SIZE, *options)
+    assert axis.blocks is not None
+    end = axis.kept[1] - axis.blocks * axis.stride
+    return replace(axis, blocks=None, kept=(axis.kept[0], end or _LAST))
 
 
 def _axis(size: int, kernel: int, stride: int, padding: int, output_padding: int, dilation: int) -> Axis:
@@ -56,7 +71,7 @@ def _axis(size: int, kernel: int, stride: int, padding: int, output_padding: int
     outputs = (size - 1) * stride - 2 * padding + dilation * (kernel - 1) + output_padding + 1
     offsets = [tap * dilation - padding for tap in range(kernel)]
     found = [_axis_from(size, outputs, stride, offsets, first) for first in range(stride)]
-    return min(found, key=lambda axis: (axis.kernel, axis.blocks * stride))
+    return min(found, key=lambda axis: (axis.kernel, (axis.blocks or 0) * stride))
 
 
 def _axis_from(size: int, outputs: int, stride: int, offsets: Sequence[int], first: int) -> Axis:
@@ -143,15 +158,36 @@ def _put_side_by_side(moved: "_Movements", axes: Sequence[Axis], groups: int) ->
     strides, blocks = [axis.stride for axis in axes], [axis.blocks for axis in axes]
     if math.prod(strides) == 1:
         return
-    dimensions, channels = len(axes), moved.last.shape[0]
+    dimensions, channels = len(axes), moved.last.channels
     each = channels // math.prod(strides) // groups
+    if None in blocks:
+        _put_axes_together(moved, strides, groups, each)
+        return
     moved.permute((0, *range(2, dimensions + 2), 1))
     moved.reshape((*blocks, groups, *strides, each))
     places = range(1, dimensions + 1)
     order = [axis for place in places for axis in (place, place + dimensions + 1)]
     moved.permute((0, *order, dimensions + 1, 2 * dimensions + 2))
-    moved.reshape((*(axis.blocks * axis.stride for axis in axes), each * groups))
+    moved.reshape((*((axis.blocks or 0) * axis.stride for axis in axes), each * groups))
     moved.permute((0, dimensions + 1, *places))
+
+
+def _put_axes_together(moved: "_Movements", strides: Sequence[int], groups: int, each: int) -> None:
+    """Put blocks of any number side by side, axis by axis: a reshaped tensor can have one size that is not known."""
+    channels = groups * each
+    if len(strides) == 1:
+        moved.permute((0, 2, 1))
+        moved.reshape((None, groups, *strides, each), (0, 0, groups, *strides, each))
+        moved.permute((0, 2, 4, 1, 3))
+        moved.reshape((channels, None), (0, channels, -1))
+        return
+    moved.permute((0, 2, 3, 1))
+    moved.reshape((None, None, groups, *strides, each), (0, 0, 0, groups, *strides, each))
+    moved.permute((0, 1, 4, 3, 6, 2, 5))
+    moved.reshape((None, strides[0], channels, None), (0, 0, strides[0], channels, -1))
+    moved.permute((0, 3, 4, 1, 2))
+    moved.reshape((channels, None, None), (0, channels, 0, -1))
+    moved.permute((0, 1, 3, 2))
 
 
 class _Movements:
@@ -162,7 +198,7 @@ class _Movements:
         shape: Shape of the first one, without the batch dimension.
     """
 
-    def __init__(self, output: QuantizedTensor, shape: tuple[int, ...]) -> None:
+    def __init__(self, output: QuantizedTensor, shape: tuple[int | None, ...]) -> None:
         self._output = output
         #: What moves, and the tensor that it makes.
         self.steps: list[tuple[Operation, QuantizedTensor]] = []
@@ -173,18 +209,18 @@ class _Movements:
         if order != tuple(range(len(order))):
             self._add(Transpose((self.last.name,), "", order), tuple(self.last.shape[axis - 1] for axis in order[1:]))
 
-    def reshape(self, shape: tuple[int, ...]) -> None:
-        """Give another shape."""
-        self._add(Reshape((self.last.name,), ""), shape)
+    def reshape(self, shape: tuple[int | None, ...], sizes: tuple[int, ...] = ()) -> None:
+        """Give another shape; `sizes` as in `Reshape`."""
+        self._add(Reshape((self.last.name,), "", sizes), shape)
 
     def cut(self, axis: int, start: int, end: int) -> None:
         """Take a range of an axis, counted without the batch dimension."""
         shape = self.last.shape
-        if (start, end) != (0, shape[axis]):
-            shape = (*shape[:axis], end - start, *shape[axis + 1 :])
+        if start or end not in (shape[axis], _LAST):
+            shape = (*shape[:axis], None if shape[axis] is None else end - start, *shape[axis + 1 :])
             self._add(Slice((self.last.name,), "", axis + 1, start, end), shape)
 
-    def _add(self, operation: Operation, shape: tuple[int, ...]) -> None:
+    def _add(self, operation: Operation, shape: tuple[int | None, ...]) -> None:
         name = f"{self._output.name}_moved_{len(self.steps) + 1}"
         self.last = replace(self._output, name=name, shape=shape)
         self.steps.append((replace(operation, output=name), self.last))

@@ -12,8 +12,10 @@ from cpt_deploy.quantization.graph.capture.tracer import is_stochastic_depth
 from cpt_deploy.quantization.graph.capture.tracing import (
     NoIntegerFormError,
     describe,
+    has_free_positions,
     is_tensor,
     shape_of,
+    sizes_of,
 )
 from cpt_deploy.quantization.modules.activation_quantizer import EdgeQuantizer, LayerInput
 from cpt_deploy.quantization.modules.layers import QuantizedLayer, is_quantizable
@@ -176,7 +178,7 @@ def _module_kind(node: fx.Node, module: nn.Module) -> Kind | None:
     if _is_float_form(node, module):
         return None
     if isinstance(module, nn.AdaptiveAvgPool2d):
-        return _adaptive_kind(shape_of(node.all_input_nodes[0])[-2:], shape_of(node)[-2:])
+        return _adaptive_kind(sizes_of(node.all_input_nodes[0])[-2:], sizes_of(node)[-2:])
     if isinstance(module, Padding):  # of the batch there is none
         return Kind.KEEP if len(module.widths) // 2 < len(node.meta["shape"]) else None
     return Kind.KEEP if is_stochastic_depth(module) else _MODULE_KINDS.get(type(module))
@@ -190,7 +192,10 @@ def _is_float_form(node: fx.Node, module: nn.Module) -> bool:
         case nn.Softplus():
             return module.beta != 1 or module.threshold < _LEAST_THRESHOLD  # ONNX has one Softplus only
         case nn.AvgPool2d():
-            return not has_one_divisor(module, shape_of(node.all_input_nodes[0]))
+            source = node.all_input_nodes[0]
+            if module.ceil_mode and has_free_positions(source):
+                return True
+            return not has_one_divisor(module, shape_of(source))
         case nn.MaxPool1d() | nn.MaxPool2d():
             return bool(module.return_indices)
     return False
@@ -220,12 +225,15 @@ def pair(value: int | tuple[int, ...]) -> tuple[int, ...]:
     return (value, value) if isinstance(value, int) else tuple(value)
 
 
-def _adaptive_kind(before: tuple[int, ...], after: tuple[int, ...]) -> Kind | None:
+def _adaptive_kind(before: tuple[int | None, ...], after: tuple[int | None, ...]) -> Kind | None:
     if after == (1, 1):
         return Kind.GLOBAL_AVERAGE
+    sizes = [(b, a) for b, a in zip(before, after, strict=True) if b is not None and a is not None]
+    if len(sizes) < len(before):
+        return None  # the windows have other sizes each time
     if before == after:
         return Kind.KEEP
-    return Kind.AVERAGE if all(b % a == 0 for b, a in zip(before, after, strict=True)) else None
+    return Kind.AVERAGE if all(b % a == 0 for b, a in sizes) else None
 
 
 def _averages_all_positions(node: fx.Node) -> bool:

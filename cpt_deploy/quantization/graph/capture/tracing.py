@@ -120,8 +120,8 @@ class _ShapeRecorder(fx.Interpreter):
 def propagate_shapes(traced: fx.GraphModule, signature: Signature) -> None:
     """Run a graph on a batch of two zeros, in evaluation mode, and note in `node.meta["shape"]` what comes out.
 
-    With free dimensions beside the batch it runs on other sizes as well, and `node.meta["free"]` holds the axes whose
-    size is another then.
+    With free dimensions beside the batch it runs on other sizes as well, and `node.meta["other_shape"]` holds the shape
+    that it has then.
     """
     modes = {module: module.training for module in traced.modules()}
     traced.eval()
@@ -129,11 +129,9 @@ def propagate_shapes(traced: fx.GraphModule, signature: Signature) -> None:
     with torch.no_grad():
         if signature.free:
             _run_shapes(traced, signature, 1, device)
-        others = {node: node.meta["shape"] for node in traced.graph.nodes if "shape" in node.meta}
+            for node in traced.graph.nodes:
+                node.meta["other_shape"] = node.meta.get("shape")
         _run_shapes(traced, signature, 0, device)
-    for node in traced.graph.nodes if signature.free else ():
-        sizes = zip(node.meta.get("shape", ()), others.get(node, ()), strict=True)
-        node.meta["free"] = frozenset(axis for axis, (size, other) in enumerate(sizes) if size != other)
     for module, mode in modes.items():
         module.training = mode
 
@@ -158,6 +156,22 @@ def is_tensor(node: fx.Node) -> bool:
 def shape_of(node: fx.Node) -> tuple[int, ...]:
     """Return the shape of a node's tensor without the batch dimension."""
     return tuple(int(size) for size in node.meta["shape"][1:])
+
+
+def seen_shapes(node: fx.Node) -> list[tuple[int, ...]]:
+    """Return the shape of a node's tensor, and the one that it had with other free sizes; the batch is included."""
+    return [node.meta["shape"], node.meta.get("other_shape", node.meta["shape"])]
+
+
+def sizes_of(node: fx.Node) -> tuple[int | None, ...]:
+    """Return the shape of a node's tensor without the batch dimension; None where a size is free."""
+    shape, other = seen_shapes(node)
+    return tuple(int(size) if size == also else None for size, also in zip(shape[1:], other[1:], strict=True))
+
+
+def has_free_positions(node: fx.Node) -> bool:
+    """Return whether some size behind the channels of a node's tensor is free."""
+    return None in sizes_of(node)[1:]
 
 
 def describe(node: fx.Node, traced: fx.GraphModule) -> str:
