@@ -14,7 +14,6 @@ from cpt_serving.access.api_keys import KeyRing, Scope
 from cpt_serving.access.control import AccessControl, require_guards, requires
 from cpt_serving.certificates import Certificate
 from cpt_serving.lifespan import running
-from cpt_serving.oip.statistics import StatisticsRegistry
 from cpt_serving.repository.model_repository import ModelRepository
 from cpt_serving.routes import ROUTERS, page_router
 from cpt_serving.routes.docs import docs_router
@@ -64,14 +63,12 @@ def create_service(settings: ServeSettings) -> Service:
         BundleError: If there is nothing to serve, or the one bundle cannot be opened.
         DataError: If the certificate cannot be used.
     """
-    metrics, statistics = Metrics(), StatisticsRegistry()
-    repository = ModelRepository(settings, [metrics.observe, statistics.observe], metrics.observe_texts)
+    metrics = Metrics()
+    repository = ModelRepository(settings, metrics.observe)
     metrics.show_models(lambda: (engine.bundle for engine in repository.served), lambda: not repository.problem)
     shutdown = Shutdown(settings.drain_s, settings.shutdown_s, repository.begin_shutdown)
     certificate = None if settings.tls_cert is None else Certificate(settings.tls_cert, settings.tls_key)
-    return Service(
-        settings, repository, metrics, statistics, shutdown, certificate, BodyBudget(settings.max_memory_bytes)
-    )
+    return Service(settings, repository, metrics, shutdown, certificate, BodyBudget(settings.max_memory_bytes))
 
 
 def app_of(service: Service, *, tracer_provider: TracerProvider | None = None) -> FastAPI:

@@ -63,7 +63,7 @@ class Calls:
         call = current_record.get() or RequestRecord(given_or_new_id(b""))
         record = RequestRecord(call.request_id, key=call.key)
         current_record.set(record)
-        status, started = 200 if stream else _CLIENT_GONE, time.perf_counter()
+        status, arrived, started = 200 if stream else _CLIENT_GONE, time.monotonic(), time.perf_counter()
         self._metrics.request_started()
         try:
             yield record
@@ -80,6 +80,10 @@ class Calls:
         finally:
             current_record.set(call)
             seconds = time.perf_counter() - started
+            if record.inference is not None:
+                self._metrics.request_converted(
+                    record.model, record.version, record.asked_at - arrived, time.monotonic() - record.computed_at
+                )
             self._metrics.request_finished(method, "gRPC", status, seconds)
             if self._access_log is not None:
                 scope = {"method": "gRPC", "client": (_address(context.peer()),)}

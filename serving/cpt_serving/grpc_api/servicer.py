@@ -17,6 +17,7 @@ from cpt_serving.inference.engine import Engine, EngineState
 from cpt_serving.inference.errors import ServingError
 from cpt_serving.oip import metadata
 from cpt_serving.oip.repository import changed_version
+from cpt_serving.oip.statistics import statistics_of
 from cpt_serving.service import Service
 from cpt_serving.web.errors import RequestError
 from cpt_serving.web.records import given_or_new_id
@@ -77,7 +78,8 @@ async def model_statistics(service: Service, request: Any) -> Any:
     if request.name:
         _find(service, request)
         keys = [key for key in keys if key[0] == request.name and request.version in ("", key[1])]
-    return ParseDict(service.statistics.render(keys), service_pb2.ModelStatisticsResponse())
+    found = statistics_of(service.metrics.samples(), keys)
+    return ParseDict(found.model_dump(), service_pb2.ModelStatisticsResponse())
 
 
 async def repository_index(service: Service, request: Any) -> Any:

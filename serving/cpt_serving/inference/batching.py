@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from cpt_serving.inference.errors import deadline_passed
 from cpt_serving.inference.model import Model, Tensors
-from cpt_serving.inference.observers import InferenceObserver
+from cpt_serving.inference.observers import ModelObserver
 from cpt_serving.inference.threads import Threads
 
 Clock = Callable[[], float]
@@ -75,7 +75,7 @@ class Batcher:
         self,
         model: Model,
         threads: Threads,
-        observer: InferenceObserver,
+        observer: ModelObserver,
         *,
         max_batch: int,
         max_delay_s: float = 0.0,

@@ -27,15 +27,7 @@ from cpt_serving.inference.errors import (
     not_ready,
 )
 from cpt_serving.inference.model import Model, Tensors
-from cpt_serving.inference.observers import (
-    CANCELLED,
-    DEADLINE,
-    ERROR,
-    QUEUE_FULL,
-    GenerationObserver,
-    InferenceObserver,
-    SilentTexts,
-)
+from cpt_serving.inference.observers import CANCELLED, DEADLINE, ERROR, QUEUE_FULL, ModelObserver
 from cpt_serving.inference.threads import Threads, Work
 from cpt_serving.settings import ServeSettings
 
@@ -73,8 +65,7 @@ class Engine(Generic[M_co]):
         settings: Batching and limits.
         threads: Where it computes, shared by the models of the process.
         decoders: Where the contents of requests are read, shared likewise.
-        observer: Is told about requests and batches.
-        texts: Is told about texts, where the model generates any.
+        observer: Is told about requests, batches and texts.
     """
 
     def __init__(
@@ -83,13 +74,11 @@ class Engine(Generic[M_co]):
         settings: ServeSettings,
         threads: Threads,
         decoders: Threads,
-        observer: InferenceObserver,
-        texts: GenerationObserver | None = None,
+        observer: ModelObserver,
     ) -> None:
         self.model = model
         self.decoders = decoders
         self.observer = observer
-        self.texts: GenerationObserver = texts or SilentTexts()
         self.state = EngineState.LOADING
         self.reason = ""
         self._settings = settings
@@ -229,7 +218,7 @@ class Engine(Generic[M_co]):
 
     def _change_texts(self, by: int) -> None:
         self._active_texts += by
-        self.texts.texts_changed(self._active_texts)
+        self.observer.texts_changed(self._active_texts)
 
 
 class Admission:

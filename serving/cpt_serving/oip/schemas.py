@@ -130,8 +130,8 @@ class RepositoryChange(BaseModel):
 class StatisticDuration(BaseModel):
     """How often, and the nanoseconds altogether."""
 
-    count: int
-    ns: int
+    count: int = 0
+    ns: int = 0
 
 
 class InferStatistics(BaseModel):
@@ -143,20 +143,11 @@ class InferStatistics(BaseModel):
     compute_input: StatisticDuration
     compute_infer: StatisticDuration
     compute_output: StatisticDuration
-    cache_hit: StatisticDuration
-    cache_miss: StatisticDuration
+    cache_hit: StatisticDuration = StatisticDuration()
+    cache_miss: StatisticDuration = StatisticDuration()
 
 
-class BatchStatistics(BaseModel):
-    """Executions with one number of rows."""
-
-    batch_size: int
-    compute_input: StatisticDuration
-    compute_infer: StatisticDuration
-    compute_output: StatisticDuration
-
-
-class ModelStatisticsAnswer(BaseModel):
+class ModelStatistics(BaseModel):
     """Statistics of one version of a model."""
 
     name: str
@@ -165,13 +156,12 @@ class ModelStatisticsAnswer(BaseModel):
     inference_count: int
     execution_count: int
     inference_stats: InferStatistics
-    batch_stats: list[BatchStatistics]
 
 
 class StatisticsAnswer(BaseModel):
     """Statistics of models."""
 
-    model_stats: list[ModelStatisticsAnswer]
+    model_stats: list[ModelStatistics]
 
 
 class TensorConfig(BaseModel):

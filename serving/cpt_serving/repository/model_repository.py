@@ -3,19 +3,20 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import replace
 
 import anyio.to_thread
 
 from cpt_deploy.bundle.language import open_bundle
+from cpt_deploy.bundle.opened import OpenedBundle
 from cpt_deploy.errors import BundleError, CptError
-from cpt_serving.adapters import Adapter, Generates, Predicts, adapter_of
+from cpt_serving.adapters import Adapter, Predicts, adapter_of
 from cpt_serving.cores import available_cores
 from cpt_serving.inference.engine import Engine, EngineState
 from cpt_serving.inference.errors import InvalidRequestError, ModelNotFoundError, not_ready
 from cpt_serving.inference.memory import MemoryBudget
-from cpt_serving.inference.observers import ObserverFactory, Observers, TextObserverFactory
+from cpt_serving.inference.observers import ModelObserver
 from cpt_serving.inference.threads import Threads
 from cpt_serving.repository.model_directory import ModelLocation, find_models
 from cpt_serving.repository.model_table import Entry, Key, ModelStatus, ModelTable
@@ -34,22 +35,17 @@ class ModelRepository:
 
     Args:
         settings: The path, and how models are run.
-        observe: What makes the observers of each model version.
-        observe_texts: What makes the observer of a language model's texts.
+        observe: Makes the observer of a model version when it is opened.
 
     Raises:
         BundleError: If there is no bundle at the path and none can come, or it is one that cannot be opened.
     """
 
     def __init__(
-        self,
-        settings: ServeSettings,
-        observe: Sequence[ObserverFactory] = (),
-        observe_texts: TextObserverFactory | None = None,
+        self, settings: ServeSettings, observe: Callable[[OpenedBundle], ModelObserver] = lambda _: ModelObserver()
     ) -> None:
         self._settings = settings
-        self._observe = tuple(observe)
-        self._observe_texts = observe_texts
+        self._observe = observe
         self._threads = Threads(settings.inferences_at_once, "compute")
         self._decoders = Threads(available_cores(), "decode")
         self._memory = MemoryBudget(settings.decode_bytes)
@@ -268,11 +264,8 @@ class ModelRepository:
 
     def _open(self, location: ModelLocation) -> Engine[Adapter]:
         bundle = location.open()
-        observer = Observers([make(bundle) for make in self._observe])
         adapter = adapter_of(bundle, self._settings, self._memory)
-        tells = self._observe_texts is not None and isinstance(adapter, Generates)
-        texts = self._observe_texts(bundle) if self._observe_texts is not None and tells else None
-        return Engine(adapter, self._settings, self._threads, self._decoders, observer, texts)
+        return Engine(adapter, self._settings, self._threads, self._decoders, self._observe(bundle))
 
     async def _bring_up(self, key: Key, location: ModelLocation) -> str:
         """Load a version beside the one that serves, and let it take over; return why not, if it could not."""

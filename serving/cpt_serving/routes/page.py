@@ -47,7 +47,7 @@ def page_router(service: Service) -> APIRouter:
     @router.get("/stats")
     async def stats() -> Stats:
         """Counters since the start: a short form of `/metrics`."""
-        return summarize(service.metrics.collect(), clock_s=time.monotonic(), ready=_is_ready(service))
+        return summarize(service.metrics.samples(), clock_s=time.monotonic(), ready=_is_ready(service))
 
     everything = APIRouter()
     for part in (pages, files_router("/page", files), router):

@@ -6,6 +6,7 @@ from cpt_serving.access.api_keys import Scope
 from cpt_serving.access.control import requires
 from cpt_serving.oip import metadata
 from cpt_serving.oip.schemas import ModelConfig, ModelMetadata, ModelReadiness, ServerMetadata, StatisticsAnswer
+from cpt_serving.oip.statistics import statistics_of
 from cpt_serving.routes.v2_infer import PATHS
 from cpt_serving.service import Service
 from cpt_serving.web.responses import JsonResponse
@@ -28,7 +29,7 @@ def _add_server_routes(router: APIRouter, service: Service) -> None:
     async def statistics() -> StatisticsAnswer:
         """How many requests each model had, and how long each part of them took."""
         keys = [(status.name, status.version) for status in service.repository.index()]
-        return StatisticsAnswer.model_validate(service.statistics.render(keys))
+        return statistics_of(service.metrics.samples(), keys)
 
     # The protocol's text has the one, its OpenAPI file the other; clients do not follow redirects.
     router.add_api_route("/v2", server)
@@ -55,7 +56,7 @@ def _add_model_routes(router: APIRouter, service: Service) -> None:
         """How many requests a model had, and how long each part of them took."""
         service.find(model, version)
         versions = service.repository.versions(model) if version is None else [version]
-        return StatisticsAnswer.model_validate(service.statistics.render((model, each) for each in versions))
+        return statistics_of(service.metrics.samples(), [(model, each) for each in versions])
 
     errors = error_answers(404, 503)
     for path in PATHS:

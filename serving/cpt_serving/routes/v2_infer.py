@@ -118,7 +118,7 @@ async def answer_infer(service: Service, request: Request, engine: Engine[Adapte
         return request_deadline(request, service.settings, timeout_us=timeout_us)
 
     heavy = (len(body) if json_bytes is None else json_bytes) > INLINE_BYTES
-    return _respond(await infer(service, engine, InferCall(parse, heavy, deadline, render_answer)))
+    return _respond(await infer(engine, InferCall(parse, heavy, deadline, render_answer)))
 
 
 async def _read(request: Request, settings: ServeSettings) -> tuple[bytes, int | None]:

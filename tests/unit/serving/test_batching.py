@@ -16,7 +16,7 @@ from cpt_serving import load_settings
 from cpt_serving.inference.engine import Engine
 from cpt_serving.inference.errors import DeadlineExceededError, QueueFullError
 from cpt_serving.inference.memory import MemoryBudget
-from cpt_serving.inference.observers import InferenceObserver
+from cpt_serving.inference.observers import ModelObserver
 from cpt_serving.inference.threads import AbandonedError, Threads, Work
 
 HOURS = 9.0
@@ -72,7 +72,7 @@ class GatedModel(RowModel):
         self._gate.release(calls)
 
 
-class Recorder(InferenceObserver):
+class Recorder(ModelObserver):
     def __init__(self):
         self.finished, self.batches, self.failed, self.queued = [], [], [], []
 

@@ -11,11 +11,11 @@ from cpt_serving import load_settings
 from cpt_serving.adapters import adapter_of, text
 from cpt_serving.inference.batching import Batcher
 from cpt_serving.inference.memory import MemoryBudget
-from cpt_serving.inference.observers import InferenceObserver
+from cpt_serving.inference.observers import ModelObserver
 from cpt_serving.inference.threads import Threads
 
 
-class Recorder(InferenceObserver):
+class Recorder(ModelObserver):
     def __init__(self):
         self.rows = []
 
