@@ -30,8 +30,7 @@ NATIVE = "FP32"
 Rows = npt.NDArray[np.float32]
 
 _LIGHT_BYTES = 1 << 20
-_FLOATS = frozenset({NATIVE, "FP64", "FP16", "BF16"})
-_ONLY_BINARY = frozenset({"FP16", "BF16"})
+_FLOATS = frozenset({NATIVE, "FP64", "FP16"})
 _UNYIELDING = {"JPEG2000": 1 << 21}
 """Most pixels of formats whose decoder lets no other thread run; so many take it about a tenth of a second."""
 
@@ -67,7 +66,7 @@ class ImageReader:
         if tensor.datatype == BYTES:
             return self.read(_files(tensor, self._settings.max_rows), work)
         raise bad_request(
-            f"Expected {INPUT_NAME!r} as FP32, FP64, FP16 or BF16 (normalised), UINT8 (pixels) or BYTES (image files), "
+            f"Expected {INPUT_NAME!r} as FP32, FP64 or FP16 (normalised), UINT8 (pixels) or BYTES (image files), "
             f"but got the datatype {shown(tensor.datatype)}"
         )
 
@@ -148,8 +147,8 @@ def _normalised(tensor: InputTensor, expected: tuple[int, int, int], max_rows: i
         raise _wrong_shape(tensor, f"[N, {', '.join(map(str, expected))}]")
     check_rows(tensor.shape[0], max_rows)
     if tensor.raw is None:
-        if tensor.datatype in _ONLY_BINARY:
-            raise bad_request(f"Expected FP32 or FP64 in JSON, but got {tensor.datatype}, which comes only as bytes")
+        if tensor.datatype == "FP16":
+            raise bad_request("Expected FP32 or FP64 in JSON, but got FP16, which comes only as bytes")
         return _json_array(tensor).astype(np.float32)
     values = from_binary(tensor.name, tensor.datatype, tensor.shape, tensor.raw)
     if tensor.datatype == NATIVE:

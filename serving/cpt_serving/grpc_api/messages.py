@@ -12,15 +12,10 @@ from tritonclient.grpc import service_pb2
 from cpt_deploy.bundle.opened import OpenedBundle
 from cpt_serving.oip.answers import OutputTensor
 from cpt_serving.oip.datatypes import BYTES, DTYPES, to_binary, to_integers
-from cpt_serving.oip.requests import (
-    InferRequest,
-    InputTensor,
-    parameters_of,
-    parse_outputs,
-    parse_shape,
-    parse_timeout,
-)
+from cpt_serving.oip.requests import InferRequest, InputTensor, wishes
+from cpt_serving.oip.schemas import InferBody
 from cpt_serving.web.errors import bad_request
+from cpt_serving.web.generation_schemas import checked
 from cpt_serving.web.shown import shown
 
 _CONTENTS = {
@@ -45,10 +40,11 @@ def parse_message(message: Any) -> InferRequest:
     Raises:
         RequestError: 400 with what was expected.
     """
+    content = {name: [_described(each) for each in getattr(message, name)] for name in ("inputs", "outputs")}
+    given = checked(InferBody, {**content, "parameters": plain(message.parameters)})
     # Bytes are answered with bytes.
     binary = bool(message.raw_input_contents)
-    listed = [{"name": each.name, "parameters": plain(each.parameters)} for each in message.outputs]
-    outputs = parse_outputs(listed, binary=binary)
+    outputs = wishes(given.outputs or (), binary=binary)
     if len({output.binary for output in outputs}) > 1:
         raise bad_request("Expected binary_data to be the same of all outputs, as gRPC has it, but got both")
     return InferRequest(
@@ -56,7 +52,7 @@ def parse_message(message: Any) -> InferRequest:
         outputs=outputs,
         binary=binary,
         id=message.id or None,
-        timeout_us=parse_timeout(plain(message.parameters).get("timeout")),
+        timeout_us=0 if given.parameters is None else given.parameters.timeout or 0,
     )
 
 
@@ -97,15 +93,22 @@ def _inputs(message: Any) -> list[InputTensor]:
             f"{len(raw)} in the one and {shown(typed or 'none')} in the other"
         )
     return [
-        _input(tensor, memoryview(raw[place]) if raw else _elements(tensor))
+        InputTensor(
+            tensor.name,
+            tensor.datatype,
+            list(tensor.shape),
+            raw=memoryview(raw[place]) if raw else _elements(tensor),
+        )
         for place, tensor in enumerate(message.inputs)
     ]
 
 
-def _input(tensor: Any, raw: memoryview) -> InputTensor:
-    # Only to refuse what is not known here: of an input no parameter changes anything.
-    parameters_of(f"input {shown(tensor.name)}", {"parameters": plain(tensor.parameters)})
-    return InputTensor(tensor.name, tensor.datatype, parse_shape(tensor.name, list(tensor.shape)), raw=raw)
+def _described(tensor: Any) -> dict[str, Any]:
+    """Return what a message says of an input or of a wanted output, as JSON would."""
+    described = {"name": tensor.name, "parameters": plain(tensor.parameters)}
+    if hasattr(tensor, "shape"):
+        described |= {"shape": list(tensor.shape), "datatype": tensor.datatype}
+    return described
 
 
 def _elements(tensor: Any) -> memoryview:
@@ -114,7 +117,7 @@ def _elements(tensor: Any) -> memoryview:
     field = _CONTENTS.get(datatype)
     if field is None:
         raise bad_request(
-            f"Expected contents of the datatypes {', '.join(_CONTENTS)}, or FP16 or BF16 in raw_input_contents, "
+            f"Expected contents of the datatypes {', '.join(_CONTENTS)}, or FP16 in raw_input_contents, "
             f"but got {shown(datatype)}"
         )
     given = [field.name for field, _ in tensor.contents.ListFields()]

@@ -16,10 +16,11 @@ from cpt_serving.grpc_api.messages import plain
 from cpt_serving.inference.engine import Engine, EngineState
 from cpt_serving.inference.errors import ServingError
 from cpt_serving.oip import metadata
-from cpt_serving.oip.repository import changed_version
+from cpt_serving.oip.schemas import RepositoryParameters
 from cpt_serving.oip.statistics import statistics_of
 from cpt_serving.service import Service
 from cpt_serving.web.errors import RequestError
+from cpt_serving.web.generation_schemas import checked
 from cpt_serving.web.records import given_or_new_id
 
 SERVICE = "inference.GRPCInferenceService"
@@ -93,13 +94,13 @@ async def repository_index(service: Service, request: Any) -> Any:
 
 async def repository_load(service: Service, request: Any) -> Any:
     """Load a model, or load it again if its files changed."""
-    await service.repository.load(request.model_name, changed_version(plain(request.parameters)))
+    await service.repository.load(request.model_name, _version(request))
     return service_pb2.RepositoryModelLoadResponse()
 
 
 async def repository_unload(service: Service, request: Any) -> Any:
     """Take a model out of service once its requests are answered."""
-    await service.repository.unload(request.model_name, changed_version(plain(request.parameters)))
+    await service.repository.unload(request.model_name, _version(request))
     return service_pb2.RepositoryModelUnloadResponse()
 
 
@@ -148,6 +149,10 @@ async def _stream(service: Service, calls: Calls, requests: AsyncIterator[Any], 
             yield service_pb2.ModelStreamInferResponse(error_message=error.message)
         else:
             yield service_pb2.ModelStreamInferResponse(infer_response=answer)
+
+
+def _version(request: Any) -> str | None:
+    return checked(RepositoryParameters, plain(request.parameters)).version
 
 
 def _find(service: Service, request: Any) -> Engine[Adapter]:

@@ -12,7 +12,7 @@ from cpt_serving.access.control import requires
 from cpt_serving.adapters import Generates
 from cpt_serving.inference.engine import Engine
 from cpt_serving.inference.generation import GenerationRequest, generate
-from cpt_serving.oip.requests import parse_timeout
+from cpt_serving.oip.schemas import InferParameters
 from cpt_serving.routes.generate import EVENTS_TYPE, json_body, prepare, text_bytes
 from cpt_serving.routes.v2_infer import PATHS
 from cpt_serving.service import Service
@@ -77,7 +77,7 @@ async def _read(
     given = checked(TritonGenerateBody, {key: content[key] for key in _OWN_KEYS if key in content})
     beside = {key: value for key, value in content.items() if key not in _OWN_KEYS}
     values = {**beside, **(given.parameters or {})}
-    timeout = parse_timeout(values.pop("timeout", None))
+    timeout = checked(InferParameters, {"timeout": values.pop("timeout", None)}).timeout
     parameters = checked(GenerationParameters, values)
     if parameters.stream and not stream:
         raise bad_request("Expected stream to be false here, but got true: generate_stream gives events")

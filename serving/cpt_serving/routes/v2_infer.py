@@ -40,7 +40,7 @@ def infer_router(service: Service) -> APIRouter:
     async def infer_newest(request: Request, model: str) -> Response:
         """Compute the logits, or the classes, of inputs.
 
-        The input `image` is FP32 N x C x H x W (also FP64, FP16, BF16): normalised, as the model computes with it. As
+        The input `image` is FP32 N x C x H x W (also FP64, FP16): normalised, as the model computes with it. As
         UINT8, N x H x W x C, it is pixels of any size, as BYTES image files; both are preprocessed as in `/predict`.
         Tensors stand in the JSON or follow it as bytes. Parameters: `timeout` in microseconds, `binary_data_output`; of
         the output `binary_data`, and `classification` for the labels of as many classes.
