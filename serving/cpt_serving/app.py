@@ -5,7 +5,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcon
 
 import anyio.to_thread
 from fastapi import FastAPI
-from opentelemetry.trace import TracerProvider
+from opentelemetry.trace import Tracer, TracerProvider
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import RedirectResponse
 
@@ -135,20 +135,26 @@ def _add_middleware(
         body_timeout_s=settings.body_timeout_s,
         metrics=service.metrics,
         access_log=access_log,
-        tracer=None if provider is None else provider.get_tracer("cpt_serving", cpt_deploy.__version__),
+        tracer=_tracer(provider),
     )
+
+
+def _tracer(provider: TracerProvider | None) -> Tracer | None:
+    return None if provider is None else provider.get_tracer("cpt_serving", cpt_deploy.__version__)
 
 
 async def _to_docs() -> RedirectResponse:
     return RedirectResponse("docs")
 
 
-def _grpc(service: Service, keys: KeyRing | None, access_log: AccessLog | None) -> AbstractAsyncContextManager[None]:
+def _grpc(
+    service: Service, keys: KeyRing | None, access_log: AccessLog | None, provider: TracerProvider | None
+) -> AbstractAsyncContextManager[None]:
     if service.settings.grpc_port is None:
         return nullcontext()
     from cpt_serving.grpc_api.server import running_grpc
 
-    return running_grpc(service, service.settings.grpc_port, keys, access_log)
+    return running_grpc(service, service.settings.grpc_port, keys, access_log, _tracer(provider))
 
 
 def _lifespan(
@@ -157,7 +163,7 @@ def _lifespan(
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         try:
-            async with running(service), _grpc(service, keys, access_log):
+            async with running(service), _grpc(service, keys, access_log, provider):
                 yield
         finally:
             if access_log is not None:

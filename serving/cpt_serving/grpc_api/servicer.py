@@ -10,7 +10,7 @@ from tritonclient.grpc import service_pb2
 
 from cpt_serving.adapters import Adapter
 from cpt_serving.grpc_api.arriving import parsed
-from cpt_serving.grpc_api.calls import Calls, abort, until_the_end
+from cpt_serving.grpc_api.edge import SERVICE, STREAM, CallEdge, until_the_end
 from cpt_serving.grpc_api.inference import model_infer
 from cpt_serving.grpc_api.messages import plain
 from cpt_serving.inference.engine import Engine, EngineState
@@ -23,18 +23,14 @@ from cpt_serving.web.errors import RequestError
 from cpt_serving.web.generation_schemas import checked
 from cpt_serving.web.records import given_or_new_id
 
-SERVICE = "inference.GRPCInferenceService"
-
-_STREAM = "ModelStreamInfer"
-
 Call = Callable[[Service, Any], Awaitable[Any]]
 
 
-def handlers(service: Service, calls: Calls) -> grpc.GenericRpcHandler:
+def handlers(service: Service, edge: CallEdge) -> grpc.GenericRpcHandler:
     """Return the calls for a server to answer; those of extensions that are not here are answered as unknown."""
-    methods = {name: _unary(service, calls, name, call) for name, call in _CALLS.items()}
-    methods[_STREAM] = grpc.stream_stream_rpc_method_handler(
-        functools.partial(_stream, service, calls),
+    methods = {name: _unary(service, name, call) for name, call in _CALLS.items()}
+    methods[STREAM.rpartition("/")[2]] = grpc.stream_stream_rpc_method_handler(
+        functools.partial(_stream, service, edge),
         response_serializer=service_pb2.ModelStreamInferResponse.SerializeToString,
     )
     return grpc.method_handlers_generic_handler(SERVICE, methods)
@@ -119,28 +115,22 @@ _CALLS: dict[str, Call] = {
 }
 
 
-def _unary(service: Service, calls: Calls, name: str, call: Call) -> Any:
+def _unary(service: Service, name: str, call: Call) -> Any:
     kind = getattr(service_pb2, f"{name}Request")
 
-    async def answer(data: bytes, context: Any) -> Any:
-        try:
-            with calls.under_way(f"/{SERVICE}/{name}", context):
-                async with parsed(service, kind, data) as request:
-                    return await call(service, request)
-        except RequestError as error:
-            await abort(context, error)
+    async def answer(data: bytes, _context: Any) -> Any:
+        async with parsed(service, kind, data) as request:
+            return await call(service, request)
 
-    return grpc.unary_unary_rpc_method_handler(
-        answer,
-        response_serializer=getattr(service_pb2, f"{name}Response").SerializeToString,
-    )
+    serializer = getattr(service_pb2, f"{name}Response").SerializeToString
+    return grpc.unary_unary_rpc_method_handler(answer, response_serializer=serializer)
 
 
-async def _stream(service: Service, calls: Calls, requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
+async def _stream(service: Service, edge: CallEdge, requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
     """Answer the requests of a stream one after the other; one that fails does not end it, the server's end does."""
     async for data in until_the_end(requests, service.shutdown):
         try:
-            with calls.under_way(f"/{SERVICE}/{_STREAM}", context) as record:
+            with edge.under_way(STREAM, context) as record:
                 async with parsed(service, service_pb2.ModelInferRequest, data) as request:
                     if request.id:
                         record.request_id = given_or_new_id(request.id.encode())
