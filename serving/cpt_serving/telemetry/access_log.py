@@ -44,7 +44,6 @@ class AccessLog:
         everything: bool = False,
         dropped: Callable[[], None] = lambda: None,
     ) -> None:
-        self._descriptor = descriptor
         self._quiet = frozenset() if everything else QUIET_ROUTES
         self._log = QueuedLog(descriptor, formatter, gather_s=_WRITE_EVERY_S, dropped=dropped)
 
@@ -82,13 +81,11 @@ class AccessLog:
         if record.trace is not None:
             fields["trace_id"] = format_trace_id(record.trace.trace_id)
             fields["span_id"] = format_span_id(record.trace.span_id)
-        self._log.enqueue(logging.makeLogRecord({"msg": fields}))
+        self._log.put(logging.makeLogRecord({"msg": fields}))
 
     def close(self) -> None:
         """Write what is waiting, and end."""
         self._log.close()
-        if self._descriptor != _STDOUT:
-            os.close(self._descriptor)
 
 
 class JsonLine(logging.Formatter):

@@ -129,7 +129,7 @@ def pipe():
 
 def test_a_pipe_that_nobody_reads_holds_up_neither_requests_nor_the_end(pipe):
     dropped = []
-    log = QueuedLog(pipe[1], logging.Formatter("%(message)s"), most=10, dropped=lambda: dropped.append(1))
+    log = QueuedLog(os.dup(pipe[1]), logging.Formatter("%(message)s"), most=10, dropped=lambda: dropped.append(1))
     for number in range(100):
         log.handle(logging.makeLogRecord({"msg": f"line {number}"}))
     # The thread holds one, and has taken another at most.
@@ -139,7 +139,7 @@ def test_a_pipe_that_nobody_reads_holds_up_neither_requests_nor_the_end(pipe):
 
 
 def test_lines_come_whole_and_in_order_through_a_pipe_that_is_read_late(pipe):
-    log = AccessLog(pipe[1], JsonLine())
+    log = AccessLog(os.dup(pipe[1]), JsonLine())
     for number in range(2000):
         log.add(SCOPE, RequestRecord(f"{number:060}"), "/v2", 200, 0.1)
     os.set_blocking(pipe[0], False)
@@ -155,7 +155,7 @@ def test_lines_come_whole_and_in_order_through_a_pipe_that_is_read_late(pipe):
 def test_a_log_whose_reader_is_gone_costs_no_request_and_counts_what_it_lost(pipe):
     os.close(pipe[0])
     dropped = []
-    log = AccessLog(pipe[1], TextLine(), dropped=lambda: dropped.append(1))
+    log = AccessLog(os.dup(pipe[1]), TextLine(), dropped=lambda: dropped.append(1))
     for _ in range(3):
         log.add({"method": "GET", "client": None}, RequestRecord("a"), "/v2", 200, 0.1)
     log.close()
