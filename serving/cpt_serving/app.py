@@ -65,7 +65,7 @@ def create_service(settings: ServeSettings) -> Service:
     """
     metrics = Metrics()
     repository = ModelRepository(settings, metrics.observe)
-    metrics.show_models(lambda: (engine.bundle for engine in repository.served), lambda: not repository.problem)
+    metrics.show_models(lambda: (engine.bundle for engine in repository.models.served), lambda: not repository.problem)
     shutdown = Shutdown(settings.drain_s, settings.shutdown_s, repository.begin_shutdown)
     certificate = None if settings.tls_cert is None else Certificate(settings.tls_cert, settings.tls_key)
     return Service(settings, repository, metrics, shutdown, certificate, BodyBudget(settings.max_memory_bytes))
@@ -83,7 +83,7 @@ def app_of(service: Service, *, tracer_provider: TracerProvider | None = None) -
         MissingExtraError: If the settings ask for tracing and it is not installed.
     """
     settings = service.settings
-    names = service.repository.names
+    names = service.repository.models.names
     access_log = open_access_log(settings, service.metrics.access_line_dropped)
     keys = None if settings.api_keys is None else KeyRing(settings.api_keys)
     provider = tracer_provider or open_tracing(settings)

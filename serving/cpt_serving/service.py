@@ -40,9 +40,7 @@ class Service:
             ModelNotFoundError: If there is no such model.
             NotReadyError: If it could not be opened.
         """
-        if model is None and version is None:
-            return self.repository.default
-        return self.repository.find(model or self.repository.default.bundle.name, version)
+        return self.repository.models.find(model, version)
 
     def find_predicting(self, model: str | None, version: str | None = None) -> Engine[Predicts]:
         """Return the engine of a model that answers `/predict`.

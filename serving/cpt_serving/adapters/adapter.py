@@ -7,21 +7,16 @@ for images or the like in and labelled predictions out, `Generates` for texts. R
 
 import hashlib
 import logging
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Hashable, Sequence
 from typing import Any, ClassVar, Literal
 
-import numpy as np
-import numpy.typing as npt
-
 from cpt_deploy.bundle import read_evidence, require_evidence
-from cpt_deploy.bundle.language import LanguageManifest
-from cpt_deploy.bundle.language.text import TextCodec
 from cpt_deploy.bundle.opened import OpenedBundle
 from cpt_deploy.bundle.signatures import public_keys, require_signature
 from cpt_deploy.errors import BundleError
 from cpt_serving.inference.memory import MemoryBudget
-from cpt_serving.inference.model import Tensors
+from cpt_serving.inference.model import Model, Tensors, TextModel
 from cpt_serving.inference.threads import Work
 from cpt_serving.oip.answers import OutputTensor
 from cpt_serving.oip.requests import InferRequest, InputTensor
@@ -37,8 +32,8 @@ ModelKind = Literal["image", "text"]
 """What a model takes, as the page tells its forms apart."""
 
 
-class Adapter(ABC):
-    """One model version of some kind; a `cpt_serving.inference.model.Model`.
+class Adapter(Model):
+    """One model version of some kind.
 
     Args:
         bundle: The bundle of the model.
@@ -58,25 +53,10 @@ class Adapter(ABC):
     outputs: Sequence[DeclaredTensor]
     """What it gives."""
 
-    row_bytes: int = 1
-    """Bytes that a row takes while it waits, about."""
-
     def __init__(self, bundle: OpenedBundle, settings: ServeSettings, memory: MemoryBudget) -> None:
         self.bundle = bundle
         self.settings = settings
         self.memory = memory
-
-    @abstractmethod
-    def load(self) -> None:
-        """Load the model, warm it up and let it reproduce the golden sample.
-
-        Raises:
-            CptError: If it cannot be loaded, gives something else, or evidence is required and does not hold.
-        """
-
-    @abstractmethod
-    def rows(self, inputs: Tensors) -> int:
-        """Return how many rows a request's inputs have."""
 
     def batch_key(self, inputs: Tensors) -> Hashable:
         """Return what requests must have in common to be computed together."""
@@ -85,10 +65,6 @@ class Adapter(ABC):
     def largest_batch(self, inputs: Tensors) -> int:
         """Return how many rows like these may be computed together."""
         return self.settings.max_batch
-
-    @abstractmethod
-    def run(self, requests: Sequence[Tensors]) -> Sequence[Tensors]:
-        """Compute requests of one key together, and return the outputs of each in their order."""
 
     def declared_rows(self, request: InferRequest) -> int:
         """Return how many rows a request says that it brings, at least 1; `decode` checks it."""
@@ -226,23 +202,10 @@ class Predicts(Adapter):
         """
 
 
-class Generates(Adapter):
-    """A model that goes on with texts: `/generate` and `/score`; a `cpt_serving.inference.model.TextModel`."""
+class Generates(Adapter, TextModel):
+    """A model that goes on with texts: `/generate` and `/score`."""
 
     ability = "answers /generate and /score"
-
-    manifest: LanguageManifest
-    text: TextCodec
-    chunk: int
-
-    @abstractmethod
-    def inputs_of(self, tokens: npt.NDArray[np.int64], outputs: Tensors | None) -> Tensors:
-        """Return the inputs of a call.
-
-        Args:
-            tokens: int64 (N, T).
-            outputs: What the call before gave; `None` at the beginning.
-        """
 
     @abstractmethod
     def tokens_of(self, text: str) -> list[int]:

@@ -52,7 +52,7 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
         if name not in ("", SERVICE):
             return int(_Status.SERVICE_UNKNOWN)
         try:
-            self._service.repository.require_ready()
+            self._service.repository.models.require_ready()
         except ServingError:
             return int(_Status.NOT_SERVING)
         return int(_Status.SERVING)

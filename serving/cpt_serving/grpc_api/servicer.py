@@ -43,7 +43,7 @@ async def server_live(_service: Service, _request: Any) -> Any:
 
 async def server_ready(service: Service, _request: Any) -> Any:
     """Whether traffic may come."""
-    return service_pb2.ServerReadyResponse(ready=_holds(service.repository.require_ready))
+    return service_pb2.ServerReadyResponse(ready=_holds(service.repository.models.require_ready))
 
 
 async def model_ready(service: Service, request: Any) -> Any:
@@ -59,7 +59,7 @@ async def server_metadata(_service: Service, _request: Any) -> Any:
 async def model_metadata(service: Service, request: Any) -> Any:
     """What a model takes and returns."""
     adapter = _find(service, request).model
-    facts = metadata.model_metadata(adapter, service.repository.versions(adapter.bundle.name))
+    facts = metadata.model_metadata(adapter, service.repository.models.versions(adapter.bundle.name))
     return ParseDict(facts, service_pb2.ModelMetadataResponse())
 
 
@@ -71,7 +71,7 @@ async def model_config(service: Service, request: Any) -> Any:
 
 async def model_statistics(service: Service, request: Any) -> Any:
     """How many requests a model had, or every model, and how long each part of them took."""
-    keys = [(each.name, each.version) for each in service.repository.index()]
+    keys = [(each.name, each.version) for each in service.repository.models.index()]
     if request.name:
         _find(service, request)
         keys = [key for key in keys if key[0] == request.name and request.version in ("", key[1])]
@@ -82,7 +82,7 @@ async def model_statistics(service: Service, request: Any) -> Any:
 async def repository_index(service: Service, request: Any) -> Any:
     """The state of every model and version, or of those that are ready."""
     message = service_pb2.RepositoryIndexResponse()
-    for each in service.repository.index():
+    for each in service.repository.models.index():
         if each.state is EngineState.READY or not request.ready:
             message.models.add(name=each.name, version=each.version, state=each.state.value, reason=each.reason)
     return message
@@ -146,7 +146,7 @@ def _version(request: Any) -> str | None:
 
 
 def _find(service: Service, request: Any) -> Engine[Adapter]:
-    return service.repository.find(request.name, request.version or None)
+    return service.repository.models.find(request.name, request.version or None)
 
 
 def _holds(requirement: Callable[[], None]) -> bool:

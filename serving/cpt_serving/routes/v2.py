@@ -28,7 +28,7 @@ def _add_server_routes(router: APIRouter, service: Service) -> None:
 
     async def statistics() -> StatisticsAnswer:
         """How many requests each model had, and how long each part of them took."""
-        keys = [(status.name, status.version) for status in service.repository.index()]
+        keys = [(status.name, status.version) for status in service.repository.models.index()]
         return statistics_of(service.metrics.samples(), keys)
 
     # The protocol's text has the one, its OpenAPI file the other; clients do not follow redirects.
@@ -41,7 +41,7 @@ def _add_model_routes(router: APIRouter, service: Service) -> None:
     async def model_metadata(model: str, version: str | None = None) -> ModelMetadata:
         """What a model takes and returns."""
         adapter = service.find(model, version).model
-        return ModelMetadata.model_validate(metadata.model_metadata(adapter, service.repository.versions(model)))
+        return ModelMetadata.model_validate(metadata.model_metadata(adapter, service.repository.models.versions(model)))
 
     async def ready(model: str, version: str | None = None) -> ModelReadiness:
         """Whether a model can be asked."""
@@ -55,7 +55,7 @@ def _add_model_routes(router: APIRouter, service: Service) -> None:
     async def statistics(model: str, version: str | None = None) -> StatisticsAnswer:
         """How many requests a model had, and how long each part of them took."""
         service.find(model, version)
-        versions = service.repository.versions(model) if version is None else [version]
+        versions = service.repository.models.versions(model) if version is None else [version]
         return statistics_of(service.metrics.samples(), [(model, each) for each in versions])
 
     errors = error_answers(404, 503)

@@ -25,7 +25,7 @@ def repository_router(service: Service) -> APIRouter:
         """The state of every model and version, or of those that are ready."""
         wanted = checked(RepositoryIndexRequest, await read_object(request, CONTROL_BYTES))
         return JsonResponse(
-            [each for each in service.repository.index() if each.state is EngineState.READY or not wanted.ready]
+            [each for each in service.repository.models.index() if each.state is EngineState.READY or not wanted.ready]
         )
 
     async def load(request: Request, model: str) -> Response:
