@@ -96,7 +96,7 @@ def app_of(service: Service, *, tracer_provider: TracerProvider | None = None) -
         openapi_url=None,
         redoc_url=None,
         redirect_slashes=False,
-        lifespan=_lifespan(service, keys, access_log, provider),
+        lifespan=_lifespan(service, access, access_log, provider),
         telemetry=telemetry_of(provider),
     )
     app.state.service, app.state.access = service, access
@@ -148,22 +148,22 @@ async def _to_docs() -> RedirectResponse:
 
 
 def _grpc(
-    service: Service, keys: KeyRing | None, access_log: AccessLog | None, provider: TracerProvider | None
+    service: Service, access: AccessControl, access_log: AccessLog | None, provider: TracerProvider | None
 ) -> AbstractAsyncContextManager[None]:
     if service.settings.grpc_port is None:
         return nullcontext()
     from cpt_serving.grpc_api.server import running_grpc
 
-    return running_grpc(service, service.settings.grpc_port, keys, access_log, _tracer(provider))
+    return running_grpc(service, service.settings.grpc_port, access, access_log, _tracer(provider))
 
 
 def _lifespan(
-    service: Service, keys: KeyRing | None, access_log: AccessLog | None, provider: TracerProvider | None
+    service: Service, access: AccessControl, access_log: AccessLog | None, provider: TracerProvider | None
 ) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         try:
-            async with running(service), _grpc(service, keys, access_log, provider):
+            async with running(service), _grpc(service, access, access_log, provider):
                 yield
         finally:
             if access_log is not None:

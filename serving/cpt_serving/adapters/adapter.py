@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal
 
 from cpt_deploy.bundle import read_evidence, require_evidence
 from cpt_deploy.bundle.opened import OpenedBundle
+from cpt_deploy.bundle.providers import CPU, provider_name
 from cpt_deploy.bundle.signatures import public_keys, require_signature
 from cpt_deploy.errors import BundleError
 from cpt_serving.inference.memory import MemoryBudget
@@ -20,6 +21,7 @@ from cpt_serving.inference.model import Model, Tensors, TextModel
 from cpt_serving.inference.threads import Work
 from cpt_serving.oip.answers import OutputTensor
 from cpt_serving.oip.requests import InferRequest, InputTensor
+from cpt_serving.oip.schemas import ModelMetadata, TensorMetadata
 from cpt_serving.oip.tensors import DeclaredTensor
 from cpt_serving.samples import Samples
 from cpt_serving.settings import ServeSettings
@@ -103,20 +105,43 @@ class Adapter(Model):
         """
         raise bad_request(f"Expected JSON before the tensors of {self.bundle.name}, but got a body without")
 
-    def metadata(self) -> dict[str, Any]:
-        """Return inputs and outputs as the protocol's metadata has them."""
-        return {
-            part: [{"name": each.name, "datatype": each.datatype, "shape": each.dims} for each in tensors]
-            for part, tensors in (("inputs", self.inputs), ("outputs", self.outputs))
-        }
+    def metadata(self, versions: Sequence[str]) -> ModelMetadata:
+        """Return what the protocol tells of the model.
+
+        Args:
+            versions: Those that are served.
+        """
+        inputs, outputs = (
+            [TensorMetadata(name=each.name, datatype=each.datatype, shape=each.dims) for each in tensors]
+            for tensors in (self.inputs, self.outputs)
+        )
+        return ModelMetadata(
+            name=self.bundle.name, versions=list(versions), platform="onnx_onnxv1", inputs=inputs, outputs=outputs
+        )
 
     def config(self) -> dict[str, Any]:
-        """Return them as Triton's model configuration has them; 0 as the batch size says that shapes are whole."""
+        """Return the model's configuration in Triton's form; 0 as the batch size says that shapes are whole."""
+        bundle, on_cpu = self.bundle, provider_name(self.settings.provider) == CPU
+        group = {
+            "name": bundle.name,
+            "kind": "KIND_CPU" if on_cpu else "KIND_GPU",
+            "count": self.settings.inferences_at_once,
+        }
+        tensors = {
+            part: [{"name": each.name, "data_type": f"TYPE_{each.datatype}", "dims": each.dims} for each in declared]
+            for part, declared in (("input", self.inputs), ("output", self.outputs))
+        }
         return {
+            "name": bundle.name,
+            "platform": "onnxruntime_onnx",
+            "backend": "onnxruntime",
             "max_batch_size": 0,
-            **{
-                part: [{"name": each.name, "data_type": f"TYPE_{each.datatype}", "dims": each.dims} for each in tensors]
-                for part, tensors in (("input", self.inputs), ("output", self.outputs))
+            **tensors,
+            "instance_group": [group],
+            "default_model_filename": bundle.onnx_path.name,
+            "parameters": {
+                "sha256": {"string_value": bundle.sha256},
+                "version": {"string_value": bundle.version},
             },
         }
 

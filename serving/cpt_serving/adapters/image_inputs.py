@@ -18,9 +18,9 @@ from cpt_serving.inference.memory import MemoryBudget
 from cpt_serving.inference.threads import Work
 from cpt_serving.oip.datatypes import BYTES, from_binary
 from cpt_serving.oip.requests import InputTensor
+from cpt_serving.oip.tensors import json_array
 from cpt_serving.settings import ServeSettings
 from cpt_serving.web.errors import RequestError, bad_request, image_error_status
-from cpt_serving.web.numbers import to_numbers
 from cpt_serving.web.shown import shown
 from cpt_serving.web.uploads import EncodedImage, NormalizedInput, Pixels, Upload, check_rows, decode_base64
 
@@ -149,7 +149,7 @@ def _normalised(tensor: InputTensor, expected: tuple[int, int, int], max_rows: i
     if tensor.raw is None:
         if tensor.datatype == "FP16":
             raise bad_request("Expected FP32 or FP64 in JSON, but got FP16, which comes only as bytes")
-        return _json_array(tensor).astype(np.float32)
+        return json_array(tensor).astype(np.float32)
     values = from_binary(tensor.name, tensor.datatype, tensor.shape, tensor.raw)
     if tensor.datatype == NATIVE:
         # A copy only if the JSON's length leaves the bytes where no float may stand.
@@ -170,7 +170,7 @@ def _pixels(tensor: InputTensor, max_rows: int) -> list[Upload]:
     if tensor.raw is not None:
         values = from_binary(tensor.name, tensor.datatype, shape, tensor.raw)
     else:
-        values = _json_array(tensor)
+        values = json_array(tensor)
         if values.dtype.kind == "f" or values.min() < 0 or values.max() > 255:
             raise bad_request(
                 f"Expected the pixels of {INPUT_NAME!r} to be integers 0..255, but got {values.min()}..{values.max()}"
@@ -194,13 +194,6 @@ def _files(tensor: InputTensor, max_rows: int) -> list[Upload]:
             raise bad_request(f"Expected {count} base64 texts in data, but got {len(texts)}")
         files = [decode_base64(name, text) for name, text in zip(names, texts, strict=True)]
     return [EncodedImage(name, file) for name, file in zip(names, files, strict=True)]
-
-
-def _json_array(tensor: InputTensor) -> npt.NDArray[np.int64] | npt.NDArray[np.float64]:
-    array = to_numbers("data", tensor.data)
-    if array.size != math.prod(tensor.shape) or (array.ndim > 1 and list(array.shape) != tensor.shape):
-        raise bad_request(f"Expected data of the shape {tensor.shape}, flat or nested, but got {list(array.shape)}")
-    return array.reshape(tensor.shape)
 
 
 def _flat(data: object) -> list[object]:

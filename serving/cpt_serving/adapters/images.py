@@ -19,8 +19,8 @@ from cpt_serving.inference.model import Tensors
 from cpt_serving.inference.threads import Work
 from cpt_serving.oip.answers import OutputTensor
 from cpt_serving.oip.datatypes import BYTES
-from cpt_serving.oip.requests import InferRequest, InputTensor, RequestedOutput
-from cpt_serving.oip.tensors import DeclaredTensor
+from cpt_serving.oip.requests import InferRequest, InputTensor
+from cpt_serving.oip.tensors import DeclaredTensor, wanted_outputs
 from cpt_serving.samples import Samples, drawing_style, list_samples, sample_image, to_png
 from cpt_serving.settings import ServeSettings
 from cpt_serving.web.errors import bad_request
@@ -94,12 +94,12 @@ class ImageClassification(Predicts):
     def decode(self, request: InferRequest, work: Work) -> Tensors:
         """See `Adapter`; what a tensor can be, `ImageReader.read_tensor` says."""
         tensor = self._tensor(request)
-        self._output(request)
+        wanted_outputs(request, self.outputs)
         return {INPUT_NAME: self._reader.read_tensor(tensor, work)}
 
     def encode(self, request: InferRequest, outputs: Tensors) -> Sequence[OutputTensor]:
         """See `Adapter`."""
-        wanted, logits = self._output(request), outputs[OUTPUT_NAME]
+        (wanted,), logits = wanted_outputs(request, self.outputs), outputs[OUTPUT_NAME]
         if wanted.classes:
             texts = classify(logits, self.bundle.labels, wanted.classes)
             return [OutputTensor(OUTPUT_NAME, BYTES, texts, wanted.binary)]
@@ -111,13 +111,11 @@ class ImageClassification(Predicts):
 
     def config(self) -> dict[str, Any]:
         """See `Adapter`; shapes are without the number of rows here."""
-        (given,), (made,) = self.inputs, self.outputs
-        kind = f"TYPE_{NATIVE}"
-        return {
-            "max_batch_size": self.settings.max_rows,
-            "input": [{"name": INPUT_NAME, "data_type": kind, "format": "FORMAT_NCHW", "dims": given.dims[1:]}],
-            "output": [{"name": OUTPUT_NAME, "data_type": kind, "dims": made.dims[1:], "label_filename": LABELS_FILE}],
-        }
+        config = super().config()
+        ((given,), (made,)) = config["input"], config["output"]
+        given |= {"format": "FORMAT_NCHW", "dims": given["dims"][1:]}
+        made |= {"dims": made["dims"][1:], "label_filename": LABELS_FILE}
+        return config | {"max_batch_size": self.settings.max_rows}
 
     def infer_example(self) -> dict[str, Any] | None:
         """See `Adapter`; a row of zeros, as the description shows nothing of what is in a bundle."""
@@ -164,15 +162,6 @@ class ImageClassification(Predicts):
             names = [tensor.name for tensor in inputs]
             raise bad_request(f"Expected exactly the input {INPUT_NAME!r}, but got {shown(names)}")
         return inputs[0]
-
-    def _output(self, request: InferRequest) -> RequestedOutput:
-        outputs = request.outputs
-        if not outputs:
-            return RequestedOutput(OUTPUT_NAME, request.binary)
-        if len(outputs) != 1 or outputs[0].name != OUTPUT_NAME:
-            names = [output.name for output in outputs]
-            raise bad_request(f"Expected the output {OUTPUT_NAME!r} once, but got {shown(names)}")
-        return outputs[0]
 
 
 def classify(logits: npt.NDArray[np.float32], labels: Sequence[str], classes: int) -> npt.NDArray[np.object_]:

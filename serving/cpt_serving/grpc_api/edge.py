@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 from urllib.parse import unquote
@@ -13,8 +13,8 @@ from grpc_health.v1.health import SERVICE_NAME as HEALTH
 from opentelemetry.trace import StatusCode, Tracer
 
 from cpt_deploy.errors import CptError
-from cpt_serving.access.api_keys import KeyRing, Scope
-from cpt_serving.access.control import find_key, presented_key, require_scope
+from cpt_serving.access.api_keys import Scope
+from cpt_serving.access.control import AccessControl
 from cpt_serving.service import Service
 from cpt_serving.shutdown import Shutdown
 from cpt_serving.telemetry.access_log import AccessLog
@@ -54,16 +54,16 @@ class CallEdge(grpc.aio.ServerInterceptor):  # type: ignore[misc]
 
     Args:
         service: What answers.
-        keys: The keys; with `None` everything is open but the calls of administrators, which are off.
+        access: Asks for keys.
         access_log: Where calls are logged, if they are.
         tracer: Makes spans, if calls are traced.
     """
 
     def __init__(
-        self, service: Service, keys: KeyRing | None, access_log: AccessLog | None, tracer: Tracer | None
+        self, service: Service, access: AccessControl, access_log: AccessLog | None, tracer: Tracer | None
     ) -> None:
         self._metrics, self._shutdown = service.metrics, service.shutdown
-        self._keys, self._access_log, self._tracer = keys, access_log, tracer
+        self._access, self._access_log, self._tracer = access, access_log, tracer
 
     async def intercept_service(self, continuation: Callable[[Any], Awaitable[Any]], handler_call_details: Any) -> Any:
         """Return what answers a call: its method, or a refusal."""
@@ -74,7 +74,7 @@ class CallEdge(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         current_record.set(record)
         handler = await continuation(handler_call_details)
         try:
-            self._check_key(method, metadata, record)
+            self._access.check(metadata, _scope(method))
             if handler is None:
                 raise RequestError(501, f"Expected a known method, but got {shown(method)}")
         except RequestError as refusal:
@@ -133,14 +133,6 @@ class CallEdge(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             scope = {"method": "gRPC", "client": (_address(context.peer()),)}
             self._access_log.add(scope, record, method, status, ended - arrived)
 
-    def _check_key(self, method: str, metadata: Iterable[tuple[bytes, bytes]], record: RequestRecord) -> None:
-        """Raise unless a call has the key that it needs, also one of a method that is not there."""
-        needed = None if method in _OPEN else Scope.ADMIN if method in _ADMIN else Scope.INFER
-        key = find_key(self._keys, needed, presented_key(metadata))
-        if key is not None and needed is not None:
-            record.key = key.name
-            require_scope(key, needed)
-
     def _around(self, method: str, handler: Any) -> Any:
         """Return what answers a method, with all that surrounds it; streams end with the server."""
         kinds = ("unary", "stream")
@@ -171,6 +163,13 @@ class CallEdge(grpc.aio.ServerInterceptor):  # type: ignore[misc]
 
         # A stream is not waited for; on the wire it is the same for a call with one message.
         return grpc.stream_stream_rpc_method_handler(refuse)
+
+
+def _scope(method: str) -> Scope | None:
+    """Return the scope that a call needs; also one of a method that is not there."""
+    if method in _OPEN:
+        return None
+    return Scope.ADMIN if method in _ADMIN else Scope.INFER
 
 
 async def until_the_end(messages: AsyncIterator[Any], shutdown: Shutdown) -> AsyncIterator[Any]:

@@ -11,7 +11,7 @@ from grpc_reflection.v1alpha.reflection import SERVICE_NAME as REFLECTION
 from grpc_reflection.v1alpha.reflection import enable_server_reflection
 from opentelemetry.trace import Tracer
 
-from cpt_serving.access.api_keys import KeyRing
+from cpt_serving.access.control import AccessControl
 from cpt_serving.certificates import Certificate
 from cpt_serving.grpc_api.edge import SERVICE, CallEdge
 from cpt_serving.grpc_api.health import Health
@@ -22,19 +22,19 @@ from cpt_serving.telemetry.access_log import AccessLog
 
 @asynccontextmanager
 async def running_grpc(
-    service: Service, port: int, keys: KeyRing | None, access_log: AccessLog | None, tracer: Tracer | None
+    service: Service, port: int, access: AccessControl, access_log: AccessLog | None, tracer: Tracer | None
 ) -> AsyncIterator[None]:
     """Answer gRPC calls while the context is open; once the server stops, calls under way are finished.
 
     Args:
         service: What answers.
         port: Where.
-        keys: The API keys, if calls need one.
+        access: Asks for API keys.
         access_log: Where calls are logged, if they are.
         tracer: Makes spans, if calls are traced.
     """
     settings, shutdown = service.settings, service.shutdown
-    edge = CallEdge(service, keys, access_log, tracer)
+    edge = CallEdge(service, access, access_log, tracer)
     server = grpc.aio.server(
         interceptors=[edge],
         options=[

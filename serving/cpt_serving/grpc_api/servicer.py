@@ -15,7 +15,7 @@ from cpt_serving.grpc_api.inference import model_infer
 from cpt_serving.grpc_api.messages import plain
 from cpt_serving.inference.engine import Engine, EngineState
 from cpt_serving.inference.errors import ServingError
-from cpt_serving.oip import metadata
+from cpt_serving.oip.metadata import server_metadata
 from cpt_serving.oip.schemas import RepositoryParameters
 from cpt_serving.oip.statistics import statistics_of
 from cpt_serving.service import Service
@@ -51,22 +51,21 @@ async def model_ready(service: Service, request: Any) -> Any:
     return service_pb2.ModelReadyResponse(ready=_holds(lambda: _find(service, request).require_ready()))
 
 
-async def server_metadata(_service: Service, _request: Any) -> Any:
+async def about_server(_service: Service, _request: Any) -> Any:
     """Who serves, and which extensions of the protocol it knows."""
-    return ParseDict(metadata.server_metadata(), service_pb2.ServerMetadataResponse())
+    return ParseDict(server_metadata().model_dump(), service_pb2.ServerMetadataResponse())
 
 
 async def model_metadata(service: Service, request: Any) -> Any:
     """What a model takes and returns."""
     adapter = _find(service, request).model
-    facts = metadata.model_metadata(adapter, service.repository.models.versions(adapter.bundle.name))
-    return ParseDict(facts, service_pb2.ModelMetadataResponse())
+    found = adapter.metadata(service.repository.models.versions(adapter.bundle.name))
+    return ParseDict(found.model_dump(), service_pb2.ModelMetadataResponse())
 
 
 async def model_config(service: Service, request: Any) -> Any:
     """A model's configuration in Triton's form."""
-    config = metadata.model_config(_find(service, request).model)
-    return ParseDict({"config": config}, service_pb2.ModelConfigResponse())
+    return ParseDict({"config": _find(service, request).model.config()}, service_pb2.ModelConfigResponse())
 
 
 async def model_statistics(service: Service, request: Any) -> Any:
@@ -104,7 +103,7 @@ _CALLS: dict[str, Call] = {
     "ServerLive": server_live,
     "ServerReady": server_ready,
     "ModelReady": model_ready,
-    "ServerMetadata": server_metadata,
+    "ServerMetadata": about_server,
     "ModelMetadata": model_metadata,
     "ModelInfer": model_infer,
     "ModelConfig": model_config,

@@ -93,15 +93,24 @@ def _read_tensor(declared: DeclaredTensor, tensor: InputTensor) -> npt.NDArray[A
     return from_binary(tensor.name, tensor.datatype, tensor.shape, tensor.raw).copy()
 
 
+def json_array(tensor: InputTensor) -> npt.NDArray[np.int64] | npt.NDArray[np.float64]:
+    """Return the numbers of a tensor that stand in JSON, as they are there, in its shape.
+
+    Raises:
+        RequestError: 400, if they are none, or of another shape, flat or nested.
+    """
+    if 0 in tensor.shape and tensor.data == []:
+        return np.empty(tensor.shape, np.int64)
+    array = to_numbers("data", tensor.data)
+    if array.size != math.prod(tensor.shape) or (array.ndim > 1 and list(array.shape) != tensor.shape):
+        raise bad_request(f"Expected data of the shape {tensor.shape}, flat or nested, but got {list(array.shape)}")
+    return array.reshape(tensor.shape)
+
+
 def _from_json(tensor: InputTensor) -> npt.NDArray[Any]:
-    name, datatype, count = tensor.name, tensor.datatype, math.prod(tensor.shape)
-    if count == 0 and tensor.data == []:
-        return np.empty(tensor.shape, DTYPES[datatype])
-    array = to_numbers(name, tensor.data)
-    if array.size != count:
-        raise bad_request(f"Expected {count} numbers of {name!r} in data, but got {array.size}")
+    name, datatype, array = tensor.name, tensor.datatype, json_array(tensor)
     if DTYPES[datatype].kind == "f":
-        return array.astype(DTYPES[datatype]).reshape(tensor.shape)
+        return array.astype(DTYPES[datatype])
     if array.dtype.kind == "f":
         raise bad_request(f"Expected {name!r} to hold integers of {datatype}, but got others")
-    return to_integers(name, datatype, array).reshape(tensor.shape)
+    return to_integers(name, datatype, array)
