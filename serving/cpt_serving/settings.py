@@ -49,9 +49,6 @@ class ServeSettings(BaseSettings):
     max_batch: int = Field(default=16, ge=1, le=65536)
     """Most rows that are computed together; 1 computes each request on its own."""
 
-    max_delay_ms: float = Field(default=0.0, ge=0, le=10_000)
-    """Milliseconds that a request waits for company while another batch is being computed."""
-
     queue_rows: int = Field(default=1024, ge=1)
     """Most rows of a model that wait; a request that comes on top is answered 429."""
 

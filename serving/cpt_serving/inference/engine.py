@@ -88,14 +88,7 @@ class Engine(Generic[M_co]):
         self._most_rows = max(1, min(settings.queue_rows, settings.queue_bytes // model.row_bytes))
         self._prepared = self._prepared_rows = 0
         self._active_texts = 0
-        self.batcher = Batcher(
-            model,
-            threads,
-            observer,
-            max_batch=settings.max_batch,
-            max_delay_s=settings.max_delay_ms / 1e3,
-            changed=self._tell_queue,
-        )
+        self.batcher = Batcher(model, threads, observer, changed=self._tell_queue)
 
     @property
     def bundle(self) -> OpenedBundle:

@@ -41,7 +41,7 @@ def adapter(language_bundle):
 def together(adapter, calls, *, leave=()):
     """Have calls wait behind a job until all of them are there; return their outcomes, and the rows of each batch."""
     observer, threads, began = Recorder(), Threads(1, "compute"), threading.Event()
-    batcher = Batcher(adapter, threads, observer, max_batch=16)
+    batcher = Batcher(adapter, threads, observer)
 
     async def run():
         threads.offer(began.wait)
