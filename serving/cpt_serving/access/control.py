@@ -10,7 +10,7 @@ from starlette.routing import BaseRoute
 
 from cpt_serving.access.api_keys import ApiKey, KeyRing, Scope
 from cpt_serving.web.errors import RequestError, bad_request
-from cpt_serving.web.records import RequestRecord
+from cpt_serving.web.records import current_record
 from cpt_serving.web.shown import near_name, shown
 
 _REALM = 'Bearer realm="cpt-serve"'
@@ -83,8 +83,8 @@ class AccessControl:
         key = find_key(self._keys, needed, presented_key(request.scope["headers"]))
         if key is None or needed is None:
             return
-        record = request.scope["state"].get("record")
-        if isinstance(record, RequestRecord):
+        record = current_record.get()
+        if record is not None:
             record.key = key.name
         require_scope(key, needed)
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter
 from starlette.responses import Response
 
 from cpt_serving.access.api_keys import Scope
@@ -21,9 +21,9 @@ def repository_router(service: Service) -> APIRouter:
     # Clients of the protocol send JSON without a Content-Type, or nothing at all.
     router = APIRouter(prefix="/v2/repository", tags=["Open Inference Protocol v2"])
 
-    async def index(request: Request) -> JsonResponse:
+    async def index() -> JsonResponse:
         """The state of every model and version, or of those that are ready."""
-        only_ready = parse_index(await read_object(request, CONTROL_BYTES))
+        only_ready = parse_index(await read_object(CONTROL_BYTES))
         return JsonResponse(
             [
                 {"name": each.name, "version": each.version, "state": each.state.value, "reason": each.reason}
@@ -32,14 +32,14 @@ def repository_router(service: Service) -> APIRouter:
             ]
         )
 
-    async def load(request: Request, model: str) -> Response:
+    async def load(model: str) -> Response:
         """Load a model, or load it again if its files changed; needs an API key of the scope `admin`."""
-        await service.repository.load(model, parse_change(await read_object(request, CONTROL_BYTES)))
+        await service.repository.load(model, parse_change(await read_object(CONTROL_BYTES)))
         return Response()
 
-    async def unload(request: Request, model: str) -> Response:
+    async def unload(model: str) -> Response:
         """Take a model out of service once its requests are answered; needs an API key of the scope `admin`."""
-        await service.repository.unload(model, parse_change(await read_object(request, CONTROL_BYTES)))
+        await service.repository.unload(model, parse_change(await read_object(CONTROL_BYTES)))
         return Response()
 
     router.add_api_route(

@@ -9,7 +9,7 @@ import asyncio
 import http
 import uuid
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import orjson
 from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
@@ -67,9 +67,8 @@ class _Connection(HttpToolsProtocol):
         self._all = connections
         self._timer: asyncio.TimerHandle | None = None
         self._refused = self._in_body = False
-        self._header_bytes = 0
         self._unread_bytes = 0
-        """Since the parser made something of what came: more than any part of a head or of a chunk's has."""
+        """Bytes of which the parser has made nothing yet: of a head, of trailers, of what stands before a chunk."""
 
     @property
     def busy(self) -> bool:
@@ -86,6 +85,7 @@ class _Connection(HttpToolsProtocol):
             return
         self._all.open.add(self)
         super().connection_made(transport)
+        self._answers = _Joined(transport, self.loop)
         self._start(self._all.head_timeout_s, self._give_up)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -115,18 +115,11 @@ class _Connection(HttpToolsProtocol):
                 except HttpParserUpgrade as offer:
                     data = self._head_without_offer() + data[offer.args[0] :]
             if self._unread_bytes > self._all.max_head_bytes:
-                raise HttpParserError("a head, or what stands before a chunk, is too large")
+                raise HttpParserError("a part of it is too large")
         except HttpParserError as error:
             self.send_400_response(str(error.__context__ or error))
         if self._timer is None and not self.busy:
             self._start(self._all.head_timeout_s, self._give_up)
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self._header_bytes += len(name) + len(value)
-        if self._header_bytes > self._all.max_head_bytes:
-            raise HttpParserError("the headers are too large")
-        if not self._in_body:  # No trailer can say what only a header may.
-            super().on_header(name, value.rstrip(b" \t"))
 
     def on_headers_complete(self) -> None:
         self._unread_bytes = 0
@@ -135,9 +128,11 @@ class _Connection(HttpToolsProtocol):
                 raise HttpParserError("this is no proxy")
             return
         self._check_head()
-        self._in_body, self._header_bytes = True, 0
+        self._in_body = True
         self._stop()
         super().on_headers_complete()
+        self.headers = []  # The app has its own; where trailers come to, nobody looks.
+        self.cycle.transport = cast("asyncio.Transport", self._answers)
         if self._all.draining:
             self.cycle.keep_alive = False
 
@@ -147,7 +142,7 @@ class _Connection(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         if not self.parser.should_upgrade():
-            self._in_body, self._unread_bytes, self._header_bytes = False, 0, 0
+            self._in_body, self._unread_bytes = False, 0
             super().on_message_complete()
 
     def send_400_response(self, msg: str) -> None:
@@ -161,20 +156,21 @@ class _Connection(HttpToolsProtocol):
             self.shutdown()
 
     def _check_head(self) -> None:
-        """Refuse what other servers might read as another request."""
+        """Refuse a head that is too large, or that other servers might read as another."""
         version = self.parser.get_http_version()
-        if version not in _VERSIONS:
-            raise HttpParserError(f"HTTP/{version}")
-        hosts = 0
-        for name, value in self.headers:
+        size, hosts = len(self.url), 0
+        for index, (name, value) in enumerate(self.headers):
+            size += len(name) + len(value)
             if name == b"host":
                 hosts += 1
             elif name == b"transfer-encoding" and value.lower() != b"chunked":
                 raise HttpParserError("a Transfer-Encoding other than chunked")
-        if hosts > 1 or (not hosts and version == "1.1"):
-            raise HttpParserError(f"{hosts} headers Host")
-        if self._header_bytes + len(self.url) > self._all.max_head_bytes:
-            raise HttpParserError("the head is too large")
+            if value[-1:].isspace():
+                self.headers[index] = (name, value.rstrip())
+        if size > self._all.max_head_bytes:
+            raise HttpParserError("its head is too large")
+        if version not in _VERSIONS or hosts > 1 or (not hosts and version == "1.1"):
+            raise HttpParserError(f"HTTP/{version} with {hosts} headers Host")
 
     def _head_without_offer(self) -> bytes:
         """Return the head that was read, without its offer to upgrade, and have it and what follows read anew."""
@@ -182,7 +178,6 @@ class _Connection(HttpToolsProtocol):
         lines = [name + b": " + value for name, value in self.headers if name != b"upgrade"]
         self.parser = HttpRequestParser(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
-        self._header_bytes = 0
         return b"\r\n".join([first, *lines, b"", b""])
 
     def _give_up(self) -> None:
@@ -199,6 +194,36 @@ class _Connection(HttpToolsProtocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+
+class _Joined:
+    """What of a transport uvicorn's answers use; the head and the beginning of a body leave together, as one packet."""
+
+    __slots__ = ("_head", "_loop", "_transport", "is_closing")
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport, self._loop = transport, loop
+        self._head = b""
+        self.is_closing = transport.is_closing
+
+    def write(self, data: bytes) -> None:
+        if self._head:
+            self._transport.write(b"".join((self._head, data)))
+            self._head = b""
+        elif data.startswith(b"HTTP/"):
+            self._head = data
+            self._loop.call_soon(self._flush)  # if the body is still to come
+        else:
+            self._transport.write(data)
+
+    def close(self) -> None:
+        self._flush()
+        self._transport.close()
+
+    def _flush(self) -> None:
+        if self._head:
+            self._transport.write(self._head)
+            self._head = b""
 
 
 def _answer(status: int, message: str, *headers: str) -> bytes:
