@@ -134,7 +134,7 @@ def _add_middleware(
     """Put around the framework, from the inside out: inference, compression, origins, and the edge of every request."""
     settings = service.settings
     if provider is None:  # The framework names spans by its own routes.
-        app.add_middleware(DirectInfer, service=service)
+        app.add_middleware(DirectInfer, service=service, access=app.state.access)
     app.add_middleware(AnswerCompression)
     if settings.cors_origins:
         app.add_middleware(

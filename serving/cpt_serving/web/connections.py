@@ -7,6 +7,7 @@ beside an offer to upgrade.
 
 import asyncio
 import http
+import itertools
 import uuid
 from collections.abc import Callable
 from typing import Any, cast
@@ -122,13 +123,12 @@ class _Connection(HttpToolsProtocol):
             self._start(self._all.head_timeout_s, self._give_up)
 
     def on_headers_complete(self) -> None:
-        self._unread_bytes = 0
         if self.parser.should_upgrade():
             if self.parser.get_method() == b"CONNECT":
                 raise HttpParserError("this is no proxy")
             return
         self._check_head()
-        self._in_body = True
+        self._in_body, self._unread_bytes = True, 0
         self._stop()
         super().on_headers_complete()
         self.headers = []  # The app has its own; where trailers come to, nobody looks.
@@ -158,16 +158,16 @@ class _Connection(HttpToolsProtocol):
     def _check_head(self) -> None:
         """Refuse a head that is too large, or that other servers might read as another."""
         version = self.parser.get_http_version()
-        size, hosts = len(self.url), 0
+        hosts = 0
         for index, (name, value) in enumerate(self.headers):
-            size += len(name) + len(value)
             if name == b"host":
                 hosts += 1
             elif name == b"transfer-encoding" and value.lower() != b"chunked":
                 raise HttpParserError("a Transfer-Encoding other than chunked")
             if value[-1:].isspace():
                 self.headers[index] = (name, value.rstrip())
-        if size > self._all.max_head_bytes:
+        most = self._all.max_head_bytes
+        if self._unread_bytes > most and len(self.url) + sum(map(len, itertools.chain(*self.headers))) > most:
             raise HttpParserError("its head is too large")
         if version not in _VERSIONS or hosts > 1 or (not hosts and version == "1.1"):
             raise HttpParserError(f"HTTP/{version} with {hosts} headers Host")
