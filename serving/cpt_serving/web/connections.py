@@ -221,9 +221,9 @@ class _Joined:
         self._transport.close()
 
     def _flush(self) -> None:
-        if self._head:
+        if self._head and not self.is_closing():
             self._transport.write(self._head)
-            self._head = b""
+        self._head = b""
 
 
 def _answer(status: int, message: str, *headers: str) -> bytes:
