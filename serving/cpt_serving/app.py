@@ -8,6 +8,7 @@ from fastapi import FastAPI
 from opentelemetry.trace import Tracer, TracerProvider
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import RedirectResponse
+from starlette.types import ASGIApp
 
 import cpt_deploy
 from cpt_serving.access.api_keys import KeyRing, Scope
@@ -17,7 +18,7 @@ from cpt_serving.lifespan import running
 from cpt_serving.repository.model_repository import ModelRepository
 from cpt_serving.routes import ROUTERS, page_router
 from cpt_serving.routes.docs import docs_router
-from cpt_serving.routes.v2_infer import direct_infer_routes
+from cpt_serving.routes.v2_infer import DirectInfer
 from cpt_serving.service import Service
 from cpt_serving.settings import ServeSettings, load_settings
 from cpt_serving.shutdown import Shutdown, finished
@@ -25,9 +26,8 @@ from cpt_serving.telemetry.access_log import AccessLog, open_access_log
 from cpt_serving.telemetry.metrics import Metrics
 from cpt_serving.telemetry.tracing import close_tracing, open_tracing, telemetry_of
 from cpt_serving.web.bodies import BodyBudget
-from cpt_serving.web.compression import AnswerCompression
 from cpt_serving.web.errors import add_error_handlers
-from cpt_serving.web.middleware import RequestEdge
+from cpt_serving.web.middleware import AnswerCompression, RequestEdge
 
 _EXPORT_S = 1.0
 """What the end has beyond its deadline to export spans."""
@@ -41,6 +41,17 @@ _CORS_REQUEST_HEADERS = (
     "X-Request-Timeout-Ms",
 )
 _CORS_ANSWER_HEADERS = ("Inference-Header-Content-Length", "Retry-After", "X-Request-Id")
+
+
+class _App(FastAPI):
+    """FastAPI whose added middleware stands around its own, so that what it answers itself costs nothing of that."""
+
+    def build_middleware_stack(self) -> ASGIApp:
+        added, self.user_middleware = self.user_middleware, []
+        app = super().build_middleware_stack()
+        for middleware, arguments, options in reversed(added):
+            app = middleware(app, *arguments, **options)
+        return app
 
 
 def create_app(settings: ServeSettings | None = None) -> FastAPI:
@@ -88,7 +99,7 @@ def app_of(service: Service, *, tracer_provider: TracerProvider | None = None) -
     keys = None if settings.api_keys is None else KeyRing(settings.api_keys)
     provider = tracer_provider or open_tracing(settings)
     access = AccessControl(keys, open_metrics=settings.open_metrics)
-    app = FastAPI(
+    app = _App(
         title=names[0] if len(names) == 1 and keys is None else "cpt-deploy",
         summary="Integer networks trained with Cyclic Precision Training, served by cpt-deploy.",
         version=cpt_deploy.__version__,
@@ -101,8 +112,7 @@ def app_of(service: Service, *, tracer_provider: TracerProvider | None = None) -
     )
     app.state.service, app.state.access = service, access
     _add_middleware(app, service, access_log, provider)
-    add_error_handlers(app, lambda request: access.authorize(request, Scope.INFER))
-    app.router.routes.extend(direct_infer_routes(service))
+    add_error_handlers(app, lambda request: access.check(request.scope["headers"], Scope.INFER))
     for make_router in ROUTERS:
         app.include_router(make_router(service))
     if settings.docs:
@@ -118,8 +128,10 @@ def app_of(service: Service, *, tracer_provider: TracerProvider | None = None) -
 def _add_middleware(
     app: FastAPI, service: Service, access_log: AccessLog | None, provider: TracerProvider | None
 ) -> None:
-    """Put around the routes, from the inside out: compression, other origins, and the edge of every request."""
+    """Put around the framework, from the inside out: inference, compression, origins, and the edge of every request."""
     settings = service.settings
+    if provider is None:  # The framework names spans by its own routes.
+        app.add_middleware(DirectInfer, service=service, access=app.state.access)
     app.add_middleware(AnswerCompression)
     if settings.cors_origins:
         app.add_middleware(

@@ -160,9 +160,6 @@ class ServeSettings(BaseSettings):
     trusted_proxies: str = ""
     """Addresses of proxies whose `X-Forwarded-For` and `-Proto` are believed, with commas between; * for all."""
 
-    http_parser: Literal["h11", "httptools"] = "h11"
-    """What reads HTTP: h11, or httptools, which is faster and has no bounds for heads and trailers: behind a proxy."""
-
     max_head_bytes: int = Field(default=16 * 1024, ge=1024)
     """Largest head of a request: its first line and its headers."""
 

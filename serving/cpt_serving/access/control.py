@@ -28,10 +28,6 @@ class AccessControl:
         self._keys = keys
         self._open_metrics = open_metrics
 
-    def authorize(self, request: Request, needed: Scope | None) -> None:
-        """Return if a request may go on; see `check`."""
-        self.check(request.scope["headers"], needed)
-
     def check(self, headers: Iterable[tuple[bytes, bytes]], needed: Scope | None) -> None:
         """Return if what has some headers may go on, and note whose key it came with.
 
@@ -86,9 +82,9 @@ class Guard:
         """Return if a request may go on.
 
         Raises:
-            RequestError: 401 or 403 as `AccessControl.authorize` says, 400 for an unknown query parameter.
+            RequestError: 401 or 403 as `AccessControl.check` says, 400 for an unknown query parameter.
         """
-        request.app.state.access.authorize(request, self.needed)
+        request.app.state.access.check(request.scope["headers"], self.needed)
         if request.scope["query_string"] and not self.any_query:
             _check_query(request)
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter
 from starlette.responses import Response
 
 from cpt_serving.access.api_keys import Scope
@@ -21,21 +21,21 @@ def repository_router(service: Service) -> APIRouter:
     # Clients of the protocol send JSON without a Content-Type, or nothing at all.
     router = APIRouter(prefix="/v2/repository", tags=["Open Inference Protocol v2"])
 
-    async def index(request: Request) -> JsonResponse:
+    async def index() -> JsonResponse:
         """The state of every model and version, or of those that are ready."""
-        wanted = checked(RepositoryIndexRequest, await read_object(request, CONTROL_BYTES))
+        wanted = checked(RepositoryIndexRequest, await read_object(CONTROL_BYTES))
         return JsonResponse(
             [each for each in service.repository.models.index() if each.state is EngineState.READY or not wanted.ready]
         )
 
-    async def load(request: Request, model: str) -> Response:
+    async def load(model: str) -> Response:
         """Load a model, or load it again if its files changed; needs an API key of the scope `admin`."""
-        await service.repository.load(model, await _version(request))
+        await service.repository.load(model, await _version())
         return Response()
 
-    async def unload(request: Request, model: str) -> Response:
+    async def unload(model: str) -> Response:
         """Take a model out of service once its requests are answered; needs an API key of the scope `admin`."""
-        await service.repository.unload(model, await _version(request))
+        await service.repository.unload(model, await _version())
         return Response()
 
     router.add_api_route(
@@ -60,9 +60,9 @@ def repository_router(service: Service) -> APIRouter:
     return router
 
 
-async def _version(request: Request) -> str | None:
+async def _version() -> str | None:
     """Return which version a client wants to load or unload; `None` stands for all of them."""
-    change = checked(RepositoryChange, await read_object(request, CONTROL_BYTES))
+    change = checked(RepositoryChange, await read_object(CONTROL_BYTES))
     return None if change.parameters is None else change.parameters.version
 
 

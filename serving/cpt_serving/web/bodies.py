@@ -1,6 +1,7 @@
 """Receiving a request's body: not more than allowed, not slower than allowed, and not for a client that has gone."""
 
 import asyncio
+import functools
 import threading
 import time
 from contextvars import ContextVar
@@ -8,8 +9,8 @@ from contextvars import ContextVar
 import anyio.to_thread
 from anyio import CapacityLimiter
 from anyio.lowlevel import RunVar
-from starlette.requests import ClientDisconnect, Request
-from starlette.types import Receive
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive, Scope
 
 from cpt_serving.web.compression import content_codings, decompress
 from cpt_serving.web.errors import RequestError
@@ -66,12 +67,15 @@ class RequestBody:
     """The body of one request, and whether its client is still there.
 
     Args:
+        scope: The request's.
         receive: The server's.
         budget: What its memory is taken from.
         timeout_s: Seconds in which the body, or a part of it that is large enough, has to come.
     """
 
-    def __init__(self, receive: Receive, budget: BodyBudget, timeout_s: float) -> None:
+    def __init__(self, scope: Scope, receive: Receive, budget: BodyBudget, timeout_s: float) -> None:
+        self.headers: dict[bytes, bytes] = dict(scope["headers"])
+        """The headers of the request, the last of each name."""
         self._receive = receive
         self._budget = budget
         self._timeout_s = timeout_s
@@ -81,7 +85,7 @@ class RequestBody:
         self._task = asyncio.current_task()
         self._timer: asyncio.TimerHandle | None = None
         self._watcher: asyncio.Task[None] | None = None
-        self.completed_at = time.monotonic()
+        self.arrived = self.completed_at = time.monotonic()
         """When the last byte had come, in seconds of `time.monotonic`."""
         self.client_gone = False
         """Whether the request was cancelled because its client closed the connection."""
@@ -192,11 +196,22 @@ def charge(size: int) -> None:
         body.charge(size)
 
 
-async def read_body(request: Request, max_bytes: int) -> bytes:
-    """Return the whole body of a request, decompressed.
+def running_body() -> RequestBody:
+    """Return the body of the running request.
+
+    Raises:
+        RuntimeError: Outside of `RequestEdge`.
+    """
+    found = current_body.get()
+    if found is None:
+        raise RuntimeError("Expected a request inside of `RequestEdge`")
+    return found
+
+
+async def read_body(max_bytes: int) -> bytes:
+    """Return the whole body of the running request, decompressed.
 
     Args:
-        request: The request.
         max_bytes: Largest body, as it comes and decompressed.
 
     Raises:
@@ -204,25 +219,19 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
             an unknown `Content-Encoding`, 400 if it does not hold, 503 if there is no memory for the body.
         ClientDisconnect: If the client went away before its end.
     """
-    headers = dict(request.scope["headers"])
-    declared = headers.get(b"content-length", b"")
+    found = running_body()
+    declared = found.headers.get(b"content-length", b"")
     if declared.isdigit() and int(declared) > max_bytes:
         raise too_large(max_bytes, f"{declared.decode()} bytes")
-    coding = headers.get(b"content-encoding")
+    coding = found.headers.get(b"content-encoding")
     codings = content_codings(coding.decode("latin-1")) if coding else []
-    found = current_body.get()
-    if found is None:
-        raise RuntimeError("Expected a request inside of `RequestEdge`")
     body = await found.read(max_bytes)
     if codings:
         # Few at once, since how much memory the content takes is known only afterwards.
-        body = await anyio.to_thread.run_sync(_decompress, body, codings, max_bytes, limiter=_decompressors())
+        read = functools.partial(decompress, body, codings, limit=max_bytes)
+        body = await anyio.to_thread.run_sync(read, limiter=_decompressors())
         found.charge(len(body))
     return body
-
-
-def _decompress(body: bytes, codings: list[str], limit: int) -> bytes:
-    return decompress(body, codings, limit=limit)
 
 
 def _decompressors() -> CapacityLimiter:

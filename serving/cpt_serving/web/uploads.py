@@ -74,7 +74,7 @@ async def read_content(request: Request, settings: ServeSettings) -> list[Encode
             f"but got {shown(kind)} "
             "(with curl: -F file=@image.png, or --data-binary @image.png -H 'Content-Type: image/png')",
         )
-    body = await read_body(request, settings.max_json_bytes if is_json else settings.max_body_bytes)
+    body = await read_body(settings.max_json_bytes if is_json else settings.max_body_bytes)
     if kind == "multipart/form-data":
         return await _read_form(request, body, settings.max_rows)
     if is_json:
