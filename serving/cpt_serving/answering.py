@@ -8,7 +8,7 @@ from cpt_serving.adapters import Adapter
 from cpt_serving.inference.engine import Engine
 from cpt_serving.inference.threads import Work
 from cpt_serving.oip.answers import OutputTensor
-from cpt_serving.oip.requests import InferRequest
+from cpt_serving.oip.schemas import InferRequest
 from cpt_serving.web.records import note_inference, note_model
 
 T = TypeVar("T")

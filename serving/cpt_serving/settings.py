@@ -136,9 +136,6 @@ class ServeSettings(BaseSettings):
     access_log_file: Path | None = None
     """A file to which the lines are appended instead."""
 
-    access_log_health: bool = False
-    """Whether requests for health and metrics are logged too."""
-
     log_format: Literal["auto", "json", "text"] = "auto"
     """How lines are written; by default as JSON, and as text on a terminal."""
 

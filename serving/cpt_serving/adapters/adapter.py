@@ -20,12 +20,10 @@ from cpt_serving.inference.memory import MemoryBudget
 from cpt_serving.inference.model import Model, Tensors, TextModel
 from cpt_serving.inference.threads import Work
 from cpt_serving.oip.answers import OutputTensor
-from cpt_serving.oip.requests import InferRequest, InputTensor
-from cpt_serving.oip.schemas import ModelMetadata, TensorMetadata
+from cpt_serving.oip.schemas import InferRequest, ModelMetadata, TensorMetadata
 from cpt_serving.oip.tensors import DeclaredTensor
 from cpt_serving.samples import Samples
 from cpt_serving.settings import ServeSettings
-from cpt_serving.web.errors import bad_request
 from cpt_serving.web.uploads import Upload
 
 logger = logging.getLogger(__name__)
@@ -96,14 +94,6 @@ class Adapter(Model):
     @abstractmethod
     def encode(self, request: InferRequest, outputs: Tensors) -> Sequence[OutputTensor]:
         """Return what the client wants to know of the outputs, as it wants it."""
-
-    def raw_input(self, body: bytes) -> InputTensor:
-        """Return the tensor of a request that is nothing but its bytes.
-
-        Raises:
-            RequestError: 400, if there can be no such request.
-        """
-        raise bad_request(f"Expected JSON before the tensors of {self.bundle.name}, but got a body without")
 
     def metadata(self, versions: Sequence[str]) -> ModelMetadata:
         """Return what the protocol tells of the model.

@@ -4,7 +4,6 @@ How much memory a file takes to decode stands in its head, and how many pixels a
 both are compared with the limits before anything is decoded.
 """
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -17,7 +16,7 @@ from cpt_deploy.errors import ImageError, ImageTooLargeError
 from cpt_serving.inference.memory import MemoryBudget
 from cpt_serving.inference.threads import Work
 from cpt_serving.oip.datatypes import BYTES, from_binary
-from cpt_serving.oip.requests import InputTensor
+from cpt_serving.oip.schemas import InferInput
 from cpt_serving.oip.tensors import json_array
 from cpt_serving.settings import ServeSettings
 from cpt_serving.web.errors import RequestError, bad_request, image_error_status
@@ -49,7 +48,7 @@ class ImageReader:
         self._settings = settings
         self._memory = memory
 
-    def read_tensor(self, tensor: InputTensor, work: Work) -> Rows:
+    def read_tensor(self, tensor: InferInput, work: Work) -> Rows:
         """Return the rows of a tensor, float32 (N, C, H, W); those that came as FP32 bytes are a view of them.
 
         Floats are normalised inputs, (N, C, H, W); UINT8 are pixels 0..255, (N, H, W, C) or (N, H, W), of any size;
@@ -118,7 +117,7 @@ class ImageReader:
                     image.close()  # its memory is free before others may take as much
 
 
-def is_light(tensor: InputTensor) -> bool:
+def is_light(tensor: InferInput) -> bool:
     """Return whether `read_tensor` takes no longer than it takes to hand work to a thread.
 
     Of what stands in JSON that holds only if the JSON is short.
@@ -126,23 +125,7 @@ def is_light(tensor: InputTensor) -> bool:
     return tensor.datatype == NATIVE and (tensor.raw is None or tensor.raw.nbytes <= _LIGHT_BYTES)
 
 
-def raw_tensor(body: bytes, preprocessing: Preprocessing) -> InputTensor:
-    """Return the tensor of a raw request: FP32 and nothing else; how many rows follows from the size.
-
-    Raises:
-        RequestError: 400, if the body is no multiple of a row.
-    """
-    row_bytes = 4 * math.prod(preprocessing.input_shape)
-    count, rest = divmod(len(body), row_bytes)
-    if rest or not count:
-        raise bad_request(
-            f"Expected a body of {row_bytes} bytes for each row of FP32 {list(preprocessing.input_shape)}, "
-            f"but got {len(body)}"
-        )
-    return InputTensor(INPUT_NAME, NATIVE, [count, *preprocessing.input_shape], raw=memoryview(body))
-
-
-def _normalised(tensor: InputTensor, expected: tuple[int, int, int], max_rows: int) -> npt.NDArray[np.float32]:
+def _normalised(tensor: InferInput, expected: tuple[int, int, int], max_rows: int) -> npt.NDArray[np.float32]:
     if len(tensor.shape) != 4 or tuple(tensor.shape[1:]) != expected or tensor.shape[0] < 1:
         raise _wrong_shape(tensor, f"[N, {', '.join(map(str, expected))}]")
     check_rows(tensor.shape[0], max_rows)
@@ -162,7 +145,7 @@ def _normalised(tensor: InputTensor, expected: tuple[int, int, int], max_rows: i
     return rows
 
 
-def _pixels(tensor: InputTensor, max_rows: int) -> list[Upload]:
+def _pixels(tensor: InferInput, max_rows: int) -> list[Upload]:
     shape = tensor.shape
     if len(shape) not in {3, 4} or (len(shape) == 4 and shape[3] not in {1, 3}) or 0 in shape:
         raise _wrong_shape(tensor, "[N, height, width] or [N, height, width, 1 or 3]")
@@ -179,7 +162,7 @@ def _pixels(tensor: InputTensor, max_rows: int) -> list[Upload]:
     return [Pixels(_row_name(index, shape[0]), image) for index, image in enumerate(values)]
 
 
-def _files(tensor: InputTensor, max_rows: int) -> list[Upload]:
+def _files(tensor: InferInput, max_rows: int) -> list[Upload]:
     shape = tensor.shape
     if len(shape) not in {1, 2} or shape[1:] not in ([], [1]) or shape[0] < 1:
         raise _wrong_shape(tensor, "[N] or [N, 1]")
@@ -202,7 +185,7 @@ def _flat(data: object) -> list[object]:
     return [item[0] if isinstance(item, list) and len(item) == 1 else item for item in data]
 
 
-def _wrong_shape(tensor: InputTensor, expected: str) -> RequestError:
+def _wrong_shape(tensor: InferInput, expected: str) -> RequestError:
     return bad_request(
         f"Expected {INPUT_NAME!r} of datatype {tensor.datatype} to have the shape {expected}, "
         f"but got {shown(tensor.shape)}"

@@ -13,13 +13,13 @@ from cpt_deploy.bundle.postprocessing import Prediction
 from cpt_deploy.bundle.runtime import INPUT_NAME, OUTPUT_NAME
 from cpt_deploy.errors import ValidationFailedError
 from cpt_serving.adapters.adapter import Predicts
-from cpt_serving.adapters.image_inputs import NATIVE, ImageReader, is_light, raw_tensor
+from cpt_serving.adapters.image_inputs import NATIVE, ImageReader, is_light
 from cpt_serving.inference.memory import MemoryBudget
 from cpt_serving.inference.model import Tensors
 from cpt_serving.inference.threads import Work
 from cpt_serving.oip.answers import OutputTensor
 from cpt_serving.oip.datatypes import BYTES
-from cpt_serving.oip.requests import InferRequest, InputTensor
+from cpt_serving.oip.schemas import InferInput, InferRequest
 from cpt_serving.oip.tensors import DeclaredTensor, wanted_outputs
 from cpt_serving.samples import Samples, drawing_style, list_samples, sample_image, to_png
 from cpt_serving.settings import ServeSettings
@@ -32,13 +32,7 @@ _EXAMPLE_SIDE = 32
 
 
 class ImageClassification(Predicts):
-    """One version of an image classifier.
-
-    Args:
-        bundle: The bundle of the model.
-        settings: Threads, provider, checks and limits.
-        memory: What decoding may take at once.
-    """
+    """One version of an image classifier."""
 
     kind = "image"
     bundle: Bundle
@@ -105,10 +99,6 @@ class ImageClassification(Predicts):
             return [OutputTensor(OUTPUT_NAME, BYTES, texts, wanted.binary)]
         return [OutputTensor(OUTPUT_NAME, NATIVE, logits, wanted.binary)]
 
-    def raw_input(self, body: bytes) -> InputTensor:
-        """Return the tensor of a raw request: FP32 and nothing else; how many rows follows from the size."""
-        return raw_tensor(body, self.bundle.preprocessing)
-
     def config(self) -> dict[str, Any]:
         """See `Adapter`; shapes are without the number of rows here."""
         config = super().config()
@@ -156,7 +146,7 @@ class ImageClassification(Predicts):
         image.thumbnail((_EXAMPLE_SIDE, _EXAMPLE_SIDE))
         return to_png(image)
 
-    def _tensor(self, request: InferRequest) -> InputTensor:
+    def _tensor(self, request: InferRequest) -> InferInput:
         inputs = request.inputs
         if len(inputs) != 1 or inputs[0].name != INPUT_NAME:
             names = [tensor.name for tensor in inputs]

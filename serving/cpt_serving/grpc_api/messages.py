@@ -12,8 +12,7 @@ from tritonclient.grpc import service_pb2
 from cpt_deploy.bundle.opened import OpenedBundle
 from cpt_serving.oip.answers import OutputTensor
 from cpt_serving.oip.datatypes import BYTES, DTYPES, to_binary, to_integers
-from cpt_serving.oip.requests import InferRequest, InputTensor, wishes
-from cpt_serving.oip.schemas import InferBody
+from cpt_serving.oip.schemas import InferRequest
 from cpt_serving.web.errors import bad_request
 from cpt_serving.web.generation_schemas import checked
 from cpt_serving.web.shown import shown
@@ -40,20 +39,22 @@ def parse_message(message: Any) -> InferRequest:
     Raises:
         RequestError: 400 with what was expected.
     """
-    content = {name: [_described(each) for each in getattr(message, name)] for name in ("inputs", "outputs")}
-    given = checked(InferBody, {**content, "parameters": plain(message.parameters)})
     # Bytes are answered with bytes.
-    binary = bool(message.raw_input_contents)
-    outputs = wishes(given.outputs or (), binary=binary)
-    if len({output.binary for output in outputs}) > 1:
-        raise bad_request("Expected binary_data to be the same of all outputs, as gRPC has it, but got both")
-    return InferRequest(
-        inputs=_inputs(message),
-        outputs=outputs,
-        binary=binary,
-        id=message.id or None,
-        timeout_us=0 if given.parameters is None else given.parameters.timeout or 0,
+    parameters = plain(message.parameters) | {"binary_data_output": bool(message.raw_input_contents)}
+    request = checked(
+        InferRequest,
+        {
+            "id": message.id or None,
+            "inputs": [_described(each) for each in message.inputs],
+            "outputs": [_described(each) for each in message.outputs],
+            "parameters": parameters,
+        },
     )
+    if len({output.as_bytes(request.binary) for output in request.outputs or ()}) > 1:
+        raise bad_request("Expected binary_data to be the same of all outputs, as gRPC has it, but got both")
+    for tensor, raw in zip(request.inputs, _elements_of(message), strict=True):
+        tensor.attach(raw)
+    return request
 
 
 def infer_message(bundle: OpenedBundle, identity: str | None, outputs: Sequence[OutputTensor]) -> Any:
@@ -83,8 +84,8 @@ def plain(parameters: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _inputs(message: Any) -> list[InputTensor]:
-    """Return the tensors; all of them came as bytes, or none."""
+def _elements_of(message: Any) -> list[memoryview]:
+    """Return the bytes of the tensors; all of them came as bytes, or none."""
     raw = message.raw_input_contents
     typed = [tensor.name for tensor in message.inputs if tensor.contents.ListFields()]
     if raw and (typed or len(raw) != len(message.inputs)):
@@ -92,15 +93,7 @@ def _inputs(message: Any) -> list[InputTensor]:
             f"Expected the {len(message.inputs)} tensors in raw_input_contents or in contents, but got "
             f"{len(raw)} in the one and {shown(typed or 'none')} in the other"
         )
-    return [
-        InputTensor(
-            tensor.name,
-            tensor.datatype,
-            list(tensor.shape),
-            raw=memoryview(raw[place]) if raw else _elements(tensor),
-        )
-        for place, tensor in enumerate(message.inputs)
-    ]
+    return [memoryview(each) for each in raw] or [_elements(tensor) for tensor in message.inputs]
 
 
 def _described(tensor: Any) -> dict[str, Any]:

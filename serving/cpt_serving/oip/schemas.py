@@ -1,6 +1,6 @@
 """The shapes of the protocol's requests and answers, as they are checked and as `/docs` shows them."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.json_schema import SkipJsonSchema
@@ -99,6 +99,17 @@ class InferInput(BaseModel):
     datatype: str
     data: Any = None
     parameters: InputParameters | None = None
+    _raw: memoryview | None = None
+
+    @property
+    def raw(self) -> memoryview | None:
+        """Its bytes, if it came as bytes."""
+        return self._raw
+
+    def attach(self, raw: memoryview) -> Self:
+        """Take the bytes that came with it, and return the tensor."""
+        self._raw = raw
+        return self
 
 
 class RequestedOutput(BaseModel):
@@ -109,8 +120,13 @@ class RequestedOutput(BaseModel):
     name: str
     parameters: OutputParameters | None = None
 
+    def as_bytes(self, otherwise: bool) -> bool:
+        """Return whether the client wants it as bytes; `otherwise` holds if it does not say."""
+        wanted = None if self.parameters is None else self.parameters.binary_data
+        return otherwise if wanted is None else wanted
 
-class InferBody(BaseModel):
+
+class InferRequest(BaseModel):
     """A request for inference."""
 
     model_config = ConfigDict(strict=True)
@@ -119,6 +135,16 @@ class InferBody(BaseModel):
     inputs: Annotated[list[InferInput], Field(fail_fast=True)]
     outputs: Annotated[list[RequestedOutput], Field(fail_fast=True)] | None = None
     parameters: InferParameters | None = None
+
+    @property
+    def binary(self) -> bool:
+        """Whether outputs are wanted as bytes that do not say it themselves."""
+        return self.parameters is not None and self.parameters.binary_data_output
+
+    @property
+    def timeout_us(self) -> int:
+        """Microseconds within which the answer is worth having; 0 states none."""
+        return (self.parameters.timeout or 0) if self.parameters else 0
 
 
 class InferOutput(BaseModel):

@@ -6,7 +6,7 @@ from typing import Any
 from PIL import Image
 
 from cpt_serving.oip.requests import HEADER_LENGTH
-from cpt_serving.oip.schemas import InferBody, inline_schema
+from cpt_serving.oip.schemas import InferRequest, inline_schema
 from cpt_serving.samples import to_png
 from cpt_serving.service import Service
 
@@ -15,7 +15,7 @@ HEADERS: list[dict[str, Any]] = [
         "name": HEADER_LENGTH,
         "in": "header",
         "required": False,
-        "description": "bytes of JSON at the start of the body; the tensor's bytes follow. 0: the body is the tensor",
+        "description": "bytes of JSON at the start of the body; the tensor's bytes follow",
         "schema": {"type": "integer", "minimum": 0},
     },
     {
@@ -34,7 +34,7 @@ def infer_body(service: Service) -> dict[str, Any]:
 
     It has an example where nobody needs a key to know what the model takes.
     """
-    content: dict[str, Any] = {"schema": inline_schema(InferBody)}
+    content: dict[str, Any] = {"schema": inline_schema(InferRequest)}
     adapter = None if service.settings.api_keys is not None else service.repository.models.predicting
     example = None if adapter is None else adapter.infer_example()
     if example is not None:

@@ -17,7 +17,7 @@ from cpt_serving.adapters import Adapter
 from cpt_serving.answering import InferCall, infer
 from cpt_serving.inference.engine import Engine
 from cpt_serving.oip.answers import Answer, render_answer
-from cpt_serving.oip.requests import HEADER_LENGTH, InferRequest, header_length, parse_request
+from cpt_serving.oip.requests import HEADER_LENGTH, header_length, parse_request
 from cpt_serving.oip.schemas import InferAnswer
 from cpt_serving.routes.examples import HEADERS, infer_body
 from cpt_serving.service import Service
@@ -120,17 +120,13 @@ async def answer_infer(service: Service, engine: Engine[Adapter]) -> Response:
     """
     body, json_bytes = await _read(service.settings)
 
-    def parse() -> InferRequest:
-        if json_bytes == 0:
-            # A raw request has no JSON, and gets all outputs as bytes.
-            return InferRequest([engine.model.raw_input(body)], binary=True)
-        return parse_request(body, json_bytes)
-
     def deadline(timeout_us: int) -> float | None:
         return request_deadline(service.settings, timeout_us=timeout_us)
 
     heavy = (len(body) if json_bytes is None else json_bytes) > INLINE_BYTES
-    return _InferResponse(await infer(engine, InferCall(parse, heavy, deadline, render_answer)))
+    return _InferResponse(
+        await infer(engine, InferCall(lambda: parse_request(body, json_bytes), heavy, deadline, render_answer))
+    )
 
 
 async def _read(settings: ServeSettings) -> tuple[bytes, int | None]:

@@ -72,13 +72,10 @@ def test_requests_that_fail_are_logged_with_what_is_known(logged):
     assert "rows" not in entries[1]
 
 
-def test_health_and_metrics_are_left_out_unless_asked_for(logged):
+def test_health_and_metrics_are_left_out(logged):
     asked = [("GET", path, {}) for path in ("/health/live", "/v2/health/ready", "/metrics", "/v2")]
     _, lines = logged(*asked)
     assert [json.loads(line)["route"] for line in lines] == ["/v2"]
-    _, lines = logged(*asked, access_log_health=True)
-    routes = [json.loads(line)["route"] for line in lines[1:]]
-    assert set(routes) == {"/health/ready", "/health/live", "/v2/health/ready", "/metrics", "/v2"}
 
 
 def test_text_is_for_people(logged, png):

@@ -71,13 +71,6 @@ def test_an_output_decides_for_itself(client):
     assert "data" in response.json()["outputs"][0]
 
 
-def test_a_raw_request_is_the_tensor_alone(client, expected):
-    output, raw = decode(post(client, ROWS.tobytes(), {LENGTH: "0"}))
-    assert (output["shape"], raw) == ([3, 3], expected.tobytes())
-    for wrong in (b"", ROWS.tobytes()[:-1]):
-        assert "768 bytes for each row" in refusal(post(client, wrong, {LENGTH: "0"}))
-
-
 @pytest.mark.parametrize(("datatype", "dtype"), [("FP64", "<f8"), ("FP16", "<f2")])
 def test_other_floats_are_converted(client, datatype, dtype):
     values = ROWS.astype(dtype)
