@@ -22,7 +22,7 @@ from cpt_serving.oip.schemas import InferAnswer
 from cpt_serving.routes.examples import HEADERS, infer_body
 from cpt_serving.service import Service
 from cpt_serving.settings import ServeSettings
-from cpt_serving.web.bodies import INLINE_BYTES, read_body, running_body, too_large
+from cpt_serving.web.bodies import INLINE_BYTES, running_body, too_large
 from cpt_serving.web.deadlines import request_deadline
 from cpt_serving.web.errors import RequestError, error_answer
 from cpt_serving.web.schemas import error_answers
@@ -131,8 +131,9 @@ async def answer_infer(service: Service, engine: Engine[Adapter]) -> Response:
 
 async def _read(settings: ServeSettings) -> tuple[bytes, int | None]:
     """Return the decompressed body, and how many of its bytes are JSON, if it says that."""
-    json_bytes = header_length(running_body().headers)
-    body = await read_body(settings.max_json_bytes if json_bytes is None else settings.max_body_bytes)
+    found = running_body()
+    json_bytes = header_length(found.headers)
+    body = await found.read(settings.max_json_bytes if json_bytes is None else settings.max_body_bytes)
     if json_bytes is not None and settings.max_json_bytes < json_bytes <= len(body):
         raise too_large(settings.max_json_bytes, f"{json_bytes} bytes of JSON")
     return body, json_bytes

@@ -7,8 +7,6 @@ import time
 from contextvars import ContextVar
 
 import anyio.to_thread
-from anyio import CapacityLimiter
-from anyio.lowlevel import RunVar
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope
 
@@ -22,6 +20,7 @@ INLINE_BYTES = 16 * 1024
 """More bytes than these are decompressed, parsed or compressed in a thread."""
 
 _WATCH_AFTER_S = 0.1
+_DECOMPRESSED_AT_ONCE = 2
 
 
 class BodyBudget:
@@ -35,6 +34,8 @@ class BodyBudget:
         self.limit = limit
         self._taken = 0
         self._lock = threading.Lock()
+        self.decompressing = asyncio.Semaphore(_DECOMPRESSED_AT_ONCE)
+        """Few at once, since how much memory a content takes is known only afterwards."""
 
     @property
     def taken(self) -> int:
@@ -85,8 +86,10 @@ class RequestBody:
         self._task = asyncio.current_task()
         self._timer: asyncio.TimerHandle | None = None
         self._watcher: asyncio.Task[None] | None = None
-        self.arrived = self.completed_at = time.monotonic()
-        """When the last byte had come, in seconds of `time.monotonic`."""
+        self.arrived = time.monotonic()
+        """When the head had come."""
+        self.completed_at = self.arrived
+        """When the last byte had come."""
         self.client_gone = False
         """Whether the request was cancelled because its client closed the connection."""
 
@@ -108,12 +111,30 @@ class RequestBody:
         self._charged += size
 
     async def read(self, max_bytes: int) -> bytes:
-        """Return the body as it came.
+        """Return the whole body, decompressed.
+
+        Args:
+            max_bytes: Largest body, as it comes and decompressed.
 
         Raises:
-            RequestError: 408 if it comes too slowly, 413 if it is larger, 503 if there is no memory for it.
+            RequestError: 413 by the declared size at once and else while it arrives, 408 if it comes too slowly, 415
+                for an unknown `Content-Encoding`, 400 if it does not hold, 503 if there is no memory for the body.
             ClientDisconnect: If the client went away before its end.
         """
+        declared = self.headers.get(b"content-length", b"")
+        if declared.isdigit() and int(declared) > max_bytes:
+            raise too_large(max_bytes, f"{declared.decode()} bytes")
+        coding = self.headers.get(b"content-encoding")
+        codings = content_codings(coding.decode("latin-1")) if coding else []
+        body = await self._read(max_bytes)
+        if codings:
+            async with self._budget.decompressing:
+                body = await anyio.to_thread.run_sync(functools.partial(decompress, body, codings, limit=max_bytes))
+            self.charge(len(body))
+        return body
+
+    async def _read(self, max_bytes: int) -> bytes:
+        """Return the body as it came."""
         chunks: list[bytes] = []
         loop = asyncio.get_running_loop()
         self._window_ends = loop.time() + self._timeout_s
@@ -206,45 +227,6 @@ def running_body() -> RequestBody:
     if found is None:
         raise RuntimeError("Expected a request inside of `RequestEdge`")
     return found
-
-
-async def read_body(max_bytes: int) -> bytes:
-    """Return the whole body of the running request, decompressed.
-
-    Args:
-        max_bytes: Largest body, as it comes and decompressed.
-
-    Raises:
-        RequestError: 413 by the declared size at once and else while it arrives, 408 if it comes too slowly, 415 for
-            an unknown `Content-Encoding`, 400 if it does not hold, 503 if there is no memory for the body.
-        ClientDisconnect: If the client went away before its end.
-    """
-    found = running_body()
-    declared = found.headers.get(b"content-length", b"")
-    if declared.isdigit() and int(declared) > max_bytes:
-        raise too_large(max_bytes, f"{declared.decode()} bytes")
-    coding = found.headers.get(b"content-encoding")
-    codings = content_codings(coding.decode("latin-1")) if coding else []
-    body = await found.read(max_bytes)
-    if codings:
-        # Few at once, since how much memory the content takes is known only afterwards.
-        read = functools.partial(decompress, body, codings, limit=max_bytes)
-        body = await anyio.to_thread.run_sync(read, limiter=_decompressors())
-        found.charge(len(body))
-    return body
-
-
-def _decompressors() -> CapacityLimiter:
-    try:
-        return _limiter.get()
-    except LookupError:
-        limiter = CapacityLimiter(_DECOMPRESSED_AT_ONCE)
-        _limiter.set(limiter)
-        return limiter
-
-
-_DECOMPRESSED_AT_ONCE = 2
-_limiter: RunVar[CapacityLimiter] = RunVar("decompressors")
 
 
 def too_large(limit: int, found: str) -> RequestError:

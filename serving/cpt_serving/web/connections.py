@@ -146,11 +146,13 @@ class _Connection(HttpToolsProtocol):
             super().on_message_complete()
 
     def send_400_response(self, msg: str) -> None:
-        cycle = self.cycle
-        broken = self.busy and self._in_body and not cycle.response_started and not self.pipeline
-        if broken or not self.busy:
+        if self._in_body:
+            unanswered = self.busy and not self.cycle.response_started and not self.pipeline
+        else:
+            unanswered = not self.busy
+        if unanswered:
             self.transport.write(_answer(400, f"Expected a request in HTTP/1.1, but got another: {msg}"))
-        if self._in_body or not self.busy:
+        if unanswered or self._in_body:
             self.transport.close()
         else:  # What came before is answered first.
             self.shutdown()
@@ -183,7 +185,7 @@ class _Connection(HttpToolsProtocol):
     def _give_up(self) -> None:
         self._timer = None
         if not self.transport.is_closing():
-            if self._unread_bytes:
+            if self._unread_bytes and not self._in_body:
                 self.transport.write(_answer(408, "Expected the head of a request in time, but got a part of it"))
             self.transport.close()
 

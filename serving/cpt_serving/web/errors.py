@@ -52,11 +52,9 @@ def bad_request(message: str) -> RequestError:
     return RequestError(400, message)
 
 
-def error_response(
-    request_id: str, status: int, message: str, headers: Mapping[str, str] | None = None
-) -> JsonResponse:
-    """Return the answer that every error has."""
-    return JsonResponse({"error": message, "request_id": request_id}, status, dict(headers or {}))
+def error_response(status: int, message: str, headers: Mapping[str, str] | None = None) -> JsonResponse:
+    """Return the answer to the running request that every error has."""
+    return JsonResponse({"error": message, "request_id": running_id()}, status, dict(headers or {}))
 
 
 def running_id() -> str:
@@ -83,7 +81,7 @@ def as_request_error(error: RequestError | CptError) -> RequestError:
 def error_answer(error: RequestError | CptError) -> JsonResponse:
     """Return the answer to the running request, which ended in one of this project's errors."""
     meant = as_request_error(error)
-    return error_response(running_id(), meant.status, meant.message, meant.headers)
+    return error_response(meant.status, meant.message, meant.headers)
 
 
 def add_error_handlers(app: FastAPI, authorize: Callable[[Request], None]) -> None:
@@ -110,17 +108,17 @@ def add_error_handlers(app: FastAPI, authorize: Callable[[Request], None]) -> No
             404: f"Expected a known path, but got {shown(request.url.path)}",
             405: f"Expected another method for {shown(request.url.path)}, but got {request.method}",
         }.get(error.status_code, str(error.detail))
-        return error_response(running_id(), error.status_code, message, error.headers)
+        return error_response(error.status_code, message, error.headers)
 
     async def invalid_parameters(_request: Request, error: Exception) -> JsonResponse:
         found = error.errors() if isinstance(error, RequestValidationError) else []
         problems = "; ".join(
             f"{'.'.join(map(str, each['loc']))}: {each['msg']}, but got {shown(each.get('input'))}" for each in found
         )
-        return error_response(running_id(), 422, f"Expected valid parameters, but got: {problems}")
+        return error_response(422, f"Expected valid parameters, but got: {problems}")
 
     async def bug(_request: Request, _error: Exception) -> JsonResponse:
-        return error_response(running_id(), 500, INTERNAL_ERROR)  # and goes on, into the log
+        return error_response(500, INTERNAL_ERROR)  # and goes on, into the log
 
     app.add_exception_handler(Exception, bug)
     for kind in (RequestError, CptError):

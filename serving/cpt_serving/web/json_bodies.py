@@ -6,7 +6,7 @@ import anyio.to_thread
 import numpy as np
 import orjson
 
-from cpt_serving.web.bodies import INLINE_BYTES, charge, read_body
+from cpt_serving.web.bodies import INLINE_BYTES, charge, running_body
 from cpt_serving.web.errors import RequestError, bad_request
 
 MAX_DEPTH = 64
@@ -54,9 +54,9 @@ async def read_object(max_bytes: int) -> dict[str, Any]:
     """Return the object that the body of the running request holds; an empty body is an empty object.
 
     Raises:
-        RequestError: As `read_body` and `parse_object` say.
+        RequestError: As `RequestBody.read` and `parse_object` say.
     """
-    body = await read_body(max_bytes)
+    body = await running_body().read(max_bytes)
     if not body.strip():
         return {}
     return parse_object(body) if len(body) <= INLINE_BYTES else await anyio.to_thread.run_sync(parse_object, body)

@@ -111,7 +111,7 @@ class RequestEdge:
             # The last line of defence: a bug must cost one request, not the connection or the process.
             logger.exception("request %s failed", record.request_id)
             if status == 0:
-                await error_response(record.request_id, 500, INTERNAL_ERROR)(inner, receive, send_with_headers)
+                await error_response(500, INTERNAL_ERROR)(inner, receive, send_with_headers)
         finally:
             body.release()
             route, seconds = _route(inner), time.perf_counter() - started
