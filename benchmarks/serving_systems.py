@@ -114,7 +114,7 @@ def http_alone_system(rows: Rows) -> System:
     """An empty ASGI app under the HTTP server that ours runs in: the floor for any server in Python."""
     port = _FIRST_PORT + 10
     command = [
-        sys.executable, "-m", "uvicorn", "empty_app:app", "--port", str(port), "--http", "h11",
+        sys.executable, "-m", "uvicorn", "empty_app:app", "--port", str(port), "--http", "httptools",
         "--log-level", "warning", "--no-access-log", "--app-dir", str(HERE),
     ]  # fmt: skip
     request = PreparedRequest("/", rows.tobytes(), {"Content-Type": "application/octet-stream"})

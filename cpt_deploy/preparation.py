@@ -37,7 +37,7 @@ def prepare(
 ) -> QuantizedModel:
     """Convert a float model to one that trains with cyclic precision and can be deployed.
 
-    This is `quantization.prepare`, which documents the conversion, followed by a trial: the untrained network is
+    This is `quantization.graph.prepare`, which documents the conversion, followed by a trial: the untrained network is
     frozen, written to ONNX and run by onnxruntime, so that a model that cannot be deployed is found before training is
     paid for. If the trial fails for an all-integer network, it is repeated with operations in float.
 

@@ -1,6 +1,5 @@
 """Inference by the Open Inference Protocol, whichever kind of model and over whichever transport."""
 
-import time
 from collections.abc import Callable, Sequence
 from typing import Generic, NamedTuple, TypeVar
 
@@ -9,8 +8,7 @@ from cpt_serving.adapters import Adapter
 from cpt_serving.inference.engine import Engine
 from cpt_serving.inference.threads import Work
 from cpt_serving.oip.answers import OutputTensor
-from cpt_serving.oip.requests import InferRequest
-from cpt_serving.service import Service
+from cpt_serving.oip.schemas import InferRequest
 from cpt_serving.web.records import note_inference, note_model
 
 T = TypeVar("T")
@@ -36,14 +34,13 @@ class InferCall(NamedTuple, Generic[T]):
     render: Callable[[OpenedBundle, str | None, Sequence[OutputTensor]], T]
 
 
-async def infer(service: Service, engine: Engine[Adapter], call: InferCall[T]) -> T:
+async def infer(engine: Engine[Adapter], call: InferCall[T]) -> T:
     """Answer a request for inference.
 
     Raises:
         RequestError: If it cannot be answered as asked.
         ServingError: If the queue is full, the model is not loaded, or the deadline passed.
     """
-    started = time.perf_counter()
     adapter = engine.model
     note_model(engine.bundle)
     with engine.admit(call.deadline(0)) as admission:
@@ -55,17 +52,11 @@ async def infer(service: Service, engine: Engine[Adapter], call: InferCall[T]) -
             inputs = adapter.decode(request, Work())
         else:
             inputs = await admission.prepare(lambda work: adapter.decode(request, work))
-        prepared = time.perf_counter()
         inference = await admission.compute(inputs)
     note_inference(inference)
-    computed = time.perf_counter()
     outputs = inference.outputs
-
     if sum([values.nbytes for values in outputs.values()]) > _INLINE_BYTES:
-        answer = await engine.decoders.run(
+        return await engine.decoders.run(
             lambda _: call.render(engine.bundle, request.id, adapter.encode(request, outputs))
         )
-    else:
-        answer = call.render(engine.bundle, request.id, adapter.encode(request, outputs))
-    service.statistics.observe(engine.bundle).request_converted(prepared - started, time.perf_counter() - computed)
-    return answer
+    return call.render(engine.bundle, request.id, adapter.encode(request, outputs))

@@ -5,20 +5,20 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcon
 
 import anyio.to_thread
 from fastapi import FastAPI
-from opentelemetry.trace import TracerProvider
+from opentelemetry.trace import Tracer, TracerProvider
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import RedirectResponse
+from starlette.types import ASGIApp
 
 import cpt_deploy
 from cpt_serving.access.api_keys import KeyRing, Scope
 from cpt_serving.access.control import AccessControl, require_guards, requires
 from cpt_serving.certificates import Certificate
 from cpt_serving.lifespan import running
-from cpt_serving.oip.statistics import StatisticsRegistry
 from cpt_serving.repository.model_repository import ModelRepository
 from cpt_serving.routes import ROUTERS, page_router
 from cpt_serving.routes.docs import docs_router
-from cpt_serving.routes.v2_infer import direct_infer_routes
+from cpt_serving.routes.v2_infer import DirectInfer
 from cpt_serving.service import Service
 from cpt_serving.settings import ServeSettings, load_settings
 from cpt_serving.shutdown import Shutdown, finished
@@ -26,9 +26,8 @@ from cpt_serving.telemetry.access_log import AccessLog, open_access_log
 from cpt_serving.telemetry.metrics import Metrics
 from cpt_serving.telemetry.tracing import close_tracing, open_tracing, telemetry_of
 from cpt_serving.web.bodies import BodyBudget
-from cpt_serving.web.compression import AnswerCompression
 from cpt_serving.web.errors import add_error_handlers
-from cpt_serving.web.middleware import RequestEdge
+from cpt_serving.web.middleware import AnswerCompression, RequestEdge
 
 _EXPORT_S = 1.0
 """What the end has beyond its deadline to export spans."""
@@ -42,6 +41,17 @@ _CORS_REQUEST_HEADERS = (
     "X-Request-Timeout-Ms",
 )
 _CORS_ANSWER_HEADERS = ("Inference-Header-Content-Length", "Retry-After", "X-Request-Id")
+
+
+class _App(FastAPI):
+    """FastAPI whose added middleware stands around its own, so that what it answers itself costs nothing of that."""
+
+    def build_middleware_stack(self) -> ASGIApp:
+        added, self.user_middleware = self.user_middleware, []
+        app = super().build_middleware_stack()
+        for middleware, arguments, options in reversed(added):
+            app = middleware(app, *arguments, **options)
+        return app
 
 
 def create_app(settings: ServeSettings | None = None) -> FastAPI:
@@ -64,14 +74,12 @@ def create_service(settings: ServeSettings) -> Service:
         BundleError: If there is nothing to serve, or the one bundle cannot be opened.
         DataError: If the certificate cannot be used.
     """
-    metrics, statistics = Metrics(), StatisticsRegistry()
-    repository = ModelRepository(settings, [metrics.observe, statistics.observe], metrics.observe_texts)
-    metrics.show_models(lambda: (engine.bundle for engine in repository.served), lambda: not repository.problem)
+    metrics = Metrics()
+    repository = ModelRepository(settings, metrics.observe)
+    metrics.show_models(lambda: (engine.bundle for engine in repository.models.served), lambda: not repository.problem)
     shutdown = Shutdown(settings.drain_s, settings.shutdown_s, repository.begin_shutdown)
     certificate = None if settings.tls_cert is None else Certificate(settings.tls_cert, settings.tls_key)
-    return Service(
-        settings, repository, metrics, statistics, shutdown, certificate, BodyBudget(settings.max_memory_bytes)
-    )
+    return Service(settings, repository, metrics, shutdown, certificate, BodyBudget(settings.max_memory_bytes))
 
 
 def app_of(service: Service, *, tracer_provider: TracerProvider | None = None) -> FastAPI:
@@ -86,12 +94,12 @@ def app_of(service: Service, *, tracer_provider: TracerProvider | None = None) -
         MissingExtraError: If the settings ask for tracing and it is not installed.
     """
     settings = service.settings
-    names = service.repository.names
+    names = service.repository.models.names
     access_log = open_access_log(settings, service.metrics.access_line_dropped)
     keys = None if settings.api_keys is None else KeyRing(settings.api_keys)
     provider = tracer_provider or open_tracing(settings)
     access = AccessControl(keys, open_metrics=settings.open_metrics)
-    app = FastAPI(
+    app = _App(
         title=names[0] if len(names) == 1 and keys is None else "cpt-deploy",
         summary="Integer networks trained with Cyclic Precision Training, served by cpt-deploy.",
         version=cpt_deploy.__version__,
@@ -99,13 +107,12 @@ def app_of(service: Service, *, tracer_provider: TracerProvider | None = None) -
         openapi_url=None,
         redoc_url=None,
         redirect_slashes=False,
-        lifespan=_lifespan(service, keys, access_log, provider),
+        lifespan=_lifespan(service, access, access_log, provider),
         telemetry=telemetry_of(provider),
     )
     app.state.service, app.state.access = service, access
     _add_middleware(app, service, access_log, provider)
-    add_error_handlers(app, lambda request: access.authorize(request, Scope.INFER))
-    app.router.routes.extend(direct_infer_routes(service))
+    add_error_handlers(app, lambda request: access.check(request.scope["headers"], Scope.INFER))
     for make_router in ROUTERS:
         app.include_router(make_router(service))
     if settings.docs:
@@ -121,8 +128,10 @@ def app_of(service: Service, *, tracer_provider: TracerProvider | None = None) -
 def _add_middleware(
     app: FastAPI, service: Service, access_log: AccessLog | None, provider: TracerProvider | None
 ) -> None:
-    """Put around the routes, from the inside out: compression, other origins, and the edge of every request."""
+    """Put around the framework, from the inside out: inference, compression, origins, and the edge of every request."""
     settings = service.settings
+    if provider is None:  # The framework names spans by its own routes.
+        app.add_middleware(DirectInfer, service=service, access=app.state.access)
     app.add_middleware(AnswerCompression)
     if settings.cors_origins:
         app.add_middleware(
@@ -138,29 +147,35 @@ def _add_middleware(
         body_timeout_s=settings.body_timeout_s,
         metrics=service.metrics,
         access_log=access_log,
-        tracer=None if provider is None else provider.get_tracer("cpt_serving", cpt_deploy.__version__),
+        tracer=_tracer(provider),
     )
+
+
+def _tracer(provider: TracerProvider | None) -> Tracer | None:
+    return None if provider is None else provider.get_tracer("cpt_serving", cpt_deploy.__version__)
 
 
 async def _to_docs() -> RedirectResponse:
     return RedirectResponse("docs")
 
 
-def _grpc(service: Service, keys: KeyRing | None, access_log: AccessLog | None) -> AbstractAsyncContextManager[None]:
+def _grpc(
+    service: Service, access: AccessControl, access_log: AccessLog | None, provider: TracerProvider | None
+) -> AbstractAsyncContextManager[None]:
     if service.settings.grpc_port is None:
         return nullcontext()
     from cpt_serving.grpc_api.server import running_grpc
 
-    return running_grpc(service, service.settings.grpc_port, keys, access_log)
+    return running_grpc(service, service.settings.grpc_port, access, access_log, _tracer(provider))
 
 
 def _lifespan(
-    service: Service, keys: KeyRing | None, access_log: AccessLog | None, provider: TracerProvider | None
+    service: Service, access: AccessControl, access_log: AccessLog | None, provider: TracerProvider | None
 ) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         try:
-            async with running(service), _grpc(service, keys, access_log):
+            async with running(service), _grpc(service, access, access_log, provider):
                 yield
         finally:
             if access_log is not None:

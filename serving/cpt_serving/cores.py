@@ -26,11 +26,6 @@ def quota_cores(cgroups: Path) -> int | None:
     with contextlib.suppress(OSError, ValueError):
         quota, period = (cgroups / "cpu.max").read_text(encoding="ascii").split()
         return None if quota == "max" else _rounded_up(int(quota), int(period))
-    with contextlib.suppress(OSError, ValueError):
-        quota_us, period_us = (
-            int((cgroups / "cpu" / f"cpu.cfs_{name}_us").read_text(encoding="ascii")) for name in ("quota", "period")
-        )
-        return None if quota_us <= 0 else _rounded_up(quota_us, period_us)
     return None
 
 

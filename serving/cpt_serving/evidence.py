@@ -1,6 +1,6 @@
 """What is known of a model before it is served: precision, size, and the report of `cpt validate`."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pydantic import BaseModel, Field
@@ -23,48 +23,19 @@ class InputFacts(BaseModel):
     width: int
 
 
-class Accuracy(BaseModel):
-    """A share of right answers with its 95 % confidence interval."""
+@dataclass(frozen=True)
+class Validation(bundle_evidence.Evidence):
+    """The report of `cpt validate` in short; a figure that was not measured is null.
 
-    value: float
-    interval_95: tuple[float, float]
-    correct: int | None
-
-
-class Integers(BaseModel):
-    """How many integers of all quantized tensors were compared with the exact executor's, and how many differ."""
-
-    compared: int
-    mismatching: int
-
-
-class MeasuredData(BaseModel):
-    """The data set that was measured on."""
-
-    name: str
-    split: str | None
-    samples: int
-
-
-class ValidationFacts(BaseModel):
-    """The report of `cpt validate` in short.
-
-    A figure that was not measured is null.
+    Args:
+        of_this_model: Whether the report is of the files of this bundle as they are.
+        perplexity: Of a language model as served, in onnxruntime.
+        trained_perplexity: Of the trained model before freezing.
     """
 
-    passed: bool
-    verdict: str = Field(description="passed, failed, or undecided where the samples could not tell")
-    of_this_model: bool = Field(description="whether the report is of the files of this bundle as they are")
-    validated_at: str | None = None
-    dataset: MeasuredData | None = None
-    accuracy: Accuracy | None = Field(default=None, description="of what is served, in onnxruntime")
-    trained_accuracy: float | None = Field(default=None, description="of the trained model before freezing")
-    perplexity: float | None = Field(default=None, description="of a language model as served, in onnxruntime")
-    trained_perplexity: float | None = Field(default=None, description="of the trained model before freezing")
-    integers: Integers | None = None
-    float_operators: int | None = Field(default=None, description="float layers left in onnxruntime's graph")
-    runtime: str | None = None
-    cpu: str | None = None
+    of_this_model: bool
+    perplexity: float | None
+    trained_perplexity: float | None
 
 
 class Evidence(BaseModel):
@@ -84,7 +55,7 @@ class Evidence(BaseModel):
     weight_bits: int | float | None = Field(description="with bits by layer their mean over all weights")
     activation_bits: int | None
     cycle: tuple[int, int] | None = Field(description="the bits between which training cycled")
-    validation: ValidationFacts | None = Field(description="null if `cpt validate` was never run")
+    validation: Validation | None = Field(description="null if `cpt validate` was never run")
     server_version: str
     docs: bool = Field(description="whether the server has /docs")
 
@@ -130,7 +101,7 @@ def _report(bundle: OpenedBundle) -> dict[str, Any] | None:
         return bundle.validation
 
 
-def _validation(bundle: OpenedBundle) -> ValidationFacts | None:
+def _validation(bundle: OpenedBundle) -> Validation | None:
     """Return the report in short; one of another form counts as none, since nothing can be said from it."""
     report = _report(bundle)
     try:
@@ -140,30 +111,9 @@ def _validation(bundle: OpenedBundle) -> ValidationFacts | None:
     if found is None or report is None:
         return None
     perplexities = {entry["name"]: entry.get("perplexity") for entry in report["runtimes"]}
-    return ValidationFacts(
-        passed=found.passed,
-        verdict=found.verdict,
+    return Validation(
+        **vars(found),
         of_this_model=found.content_sha256 == bundle.content_sha256,
-        validated_at=found.validated_at,
-        dataset=MeasuredData(name=found.dataset, split=found.split, samples=found.samples),
-        accuracy=_accuracy(found),
-        trained_accuracy=found.trained_accuracy,
         perplexity=perplexities.get("onnxruntime"),
         trained_perplexity=perplexities.get("trained"),
-        integers=_integers(found),
-        float_operators=found.float_operators,
-        runtime=None if found.runtime is None else f"onnxruntime {found.runtime}",
-        cpu=found.cpu,
     )
-
-
-def _accuracy(found: bundle_evidence.Evidence) -> Accuracy | None:
-    if found.accuracy is None or found.interval_95 is None:
-        return None
-    return Accuracy(value=found.accuracy, interval_95=found.interval_95, correct=found.correct)
-
-
-def _integers(found: bundle_evidence.Evidence) -> Integers | None:
-    if found.compared_integers is None or found.mismatching_integers is None:
-        return None
-    return Integers(compared=found.compared_integers, mismatching=found.mismatching_integers)

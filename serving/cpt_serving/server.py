@@ -20,7 +20,7 @@ from cpt_serving.service import Service
 from cpt_serving.settings import ServeSettings
 from cpt_serving.startup_checks import check_settings, warn_if_exposed
 from cpt_serving.telemetry.server_log import logging_to_stderr
-from cpt_serving.web.connections import Connections, HttpProtocol
+from cpt_serving.web.connections import Connections
 
 _UNACKNOWLEDGED_MS = 30_000
 _NUMBERS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -68,15 +68,15 @@ def _prepared(settings: ServeSettings, service: Service) -> tuple[uvicorn.Config
     """Return the configuration of the web server, its app made, and what holds its connections."""
     connections = Connections(
         limit=settings.max_connections,
+        max_head_bytes=settings.max_head_bytes,
         head_timeout_s=settings.head_timeout_s,
         refused=service.metrics.connection_refused,
     )
     certificate = service.certificate
     config = uvicorn.Config(
-        connections.around_app(cast("ASGIApp", app_of(service))),
-        http=settings.http_parser,
+        cast("ASGIApp", app_of(service)),
+        http=cast("type[asyncio.Protocol]", connections.protocol),  # what makes one does as well
         ws="none",
-        h11_max_incomplete_event_size=settings.max_head_bytes,
         log_config=None,
         access_log=False,  # The app writes its own.
         timeout_keep_alive=settings.keep_alive_s,
@@ -87,9 +87,6 @@ def _prepared(settings: ServeSettings, service: Service) -> tuple[uvicorn.Config
         ssl_context_factory=None if certificate is None else lambda _config, _default: certificate.context,
     )
     config.load()
-    parser = cast("Callable[..., HttpProtocol]", config.http_protocol_class)
-    # A function that makes a protocol does as well as a class of it.
-    config.http_protocol_class = cast("type[asyncio.Protocol]", connections.around(parser))
     # Spare the garbage collector all that is there before the first request: it stays.
     gc.collect()
     gc.freeze()
@@ -144,7 +141,7 @@ async def _serve(
     watchdog.daemon = True
 
     def begin() -> None:
-        connections.draining = True
+        connections.drain()
         if not shutdown.draining:
             watchdog.start()
         shutdown.begin()

@@ -1,4 +1,4 @@
-"""What the routes stand on: the served models, the settings, the metrics and the statistics."""
+"""What the routes stand on: the served models, the settings and the metrics."""
 
 from dataclasses import dataclass
 from typing import TypeVar, cast
@@ -7,7 +7,6 @@ from cpt_serving.adapters import Adapter, Generates, Predicts
 from cpt_serving.certificates import Certificate
 from cpt_serving.inference.engine import Engine
 from cpt_serving.inference.errors import InvalidRequestError
-from cpt_serving.oip.statistics import StatisticsRegistry
 from cpt_serving.repository.model_repository import ModelRepository
 from cpt_serving.settings import ServeSettings
 from cpt_serving.shutdown import Shutdown
@@ -24,7 +23,6 @@ class Service:
     settings: ServeSettings
     repository: ModelRepository
     metrics: Metrics
-    statistics: StatisticsRegistry
     shutdown: Shutdown
     certificate: Certificate | None
     memory: BodyBudget
@@ -42,9 +40,7 @@ class Service:
             ModelNotFoundError: If there is no such model.
             NotReadyError: If it could not be opened.
         """
-        if model is None and version is None:
-            return self.repository.default
-        return self.repository.find(model or self.repository.default.bundle.name, version)
+        return self.repository.models.find(model, version)
 
     def find_predicting(self, model: str | None, version: str | None = None) -> Engine[Predicts]:
         """Return the engine of a model that answers `/predict`.

@@ -49,9 +49,6 @@ class ServeSettings(BaseSettings):
     max_batch: int = Field(default=16, ge=1, le=65536)
     """Most rows that are computed together; 1 computes each request on its own."""
 
-    max_delay_ms: float = Field(default=0.0, ge=0, le=10_000)
-    """Milliseconds that a request waits for company while another batch is being computed."""
-
     queue_rows: int = Field(default=1024, ge=1)
     """Most rows of a model that wait; a request that comes on top is answered 429."""
 
@@ -139,9 +136,6 @@ class ServeSettings(BaseSettings):
     access_log_file: Path | None = None
     """A file to which the lines are appended instead."""
 
-    access_log_health: bool = False
-    """Whether requests for health and metrics are logged too."""
-
     log_format: Literal["auto", "json", "text"] = "auto"
     """How lines are written; by default as JSON, and as text on a terminal."""
 
@@ -162,9 +156,6 @@ class ServeSettings(BaseSettings):
 
     trusted_proxies: str = ""
     """Addresses of proxies whose `X-Forwarded-For` and `-Proto` are believed, with commas between; * for all."""
-
-    http_parser: Literal["h11", "httptools"] = "h11"
-    """What reads HTTP: h11, or httptools, which is faster and has no bounds for heads and trailers: behind a proxy."""
 
     max_head_bytes: int = Field(default=16 * 1024, ge=1024)
     """Largest head of a request: its first line and its headers."""

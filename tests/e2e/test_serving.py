@@ -25,7 +25,7 @@ def test_a_row_has_the_same_bits_whatever_batch_it_rides_in(bundle, threads):
         settings = load_settings(bundle=bundle, concurrency=2, threads=threads, max_batch=13)
         repository = ModelRepository(settings)
         await repository.start()
-        engine, sizes = repository.default, set()
+        engine, sizes = repository.models.find(), set()
         for _ in range(20):
             cuts = np.sort(random.choice(np.arange(1, 96), size=random.integers(1, 40), replace=False))
             parts = np.split(rows, cuts)

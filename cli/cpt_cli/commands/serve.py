@@ -45,15 +45,6 @@ def serve(  # noqa: PLR0913, PLR0917  the options are its parameters
         int | None,
         typer.Option(min=1, help="Maximum number of images per batch.", show_default="16", rich_help_panel=_LOAD),
     ] = None,
-    max_delay_ms: Annotated[
-        float | None,
-        typer.Option(
-            min=0,
-            help="Time that a request waits for others to form a batch while another batch is computed.",
-            show_default="0",
-            rich_help_panel=_LOAD,
-        ),
-    ] = None,
     queue_rows: Annotated[
         int | None,
         typer.Option(
@@ -180,7 +171,6 @@ def serve(  # noqa: PLR0913, PLR0917  the options are its parameters
         threads=threads,
         provider=provider,
         max_batch=max_batch,
-        max_delay_ms=max_delay_ms,
         queue_rows=queue_rows,
         timeout_s=timeout_s,
         golden=golden,

@@ -8,59 +8,19 @@ from fastapi import Depends, Request
 from fastapi.routing import APIRoute, RouteContext, iter_route_contexts
 from starlette.routing import BaseRoute
 
-from cpt_serving.access.api_keys import ApiKey, KeyRing, Scope
+from cpt_serving.access.api_keys import KeyRing, Scope
 from cpt_serving.web.errors import RequestError, bad_request
-from cpt_serving.web.records import RequestRecord
+from cpt_serving.web.records import current_record
 from cpt_serving.web.shown import near_name, shown
 
 _REALM = 'Bearer realm="cpt-serve"'
 
 
-def find_key(keys: KeyRing | None, needed: Scope | None, sent: bytes | None) -> ApiKey | None:
-    """Return whose key a request came with, or `None` if it needs no key.
-
-    Args:
-        keys: The keys of the server; with `None` everything is open but what administrators do, which is off.
-        needed: Scope that the request needs; `None` if it is open to everyone.
-        sent: The key that came with it, if one did.
-
-    Raises:
-        RequestError: 401 without a valid key, 403 if no key would be enough.
-    """
-    if needed is None or (keys is None and needed is not Scope.ADMIN):
-        return None
-    if keys is None or (needed is Scope.ADMIN and not keys.has(Scope.ADMIN)):
-        raise RequestError(403, _NO_ADMINISTRATORS)
-    if sent is None:
-        expected = "Expected an API key, as `Authorization: Bearer KEY` or `X-API-Key: KEY`, but got none"
-        raise _refusal(401, expected, _REALM)
-    key = keys.find(sent)
-    if key is None:
-        raise _refusal(
-            401, "Expected an API key of this server, but got another one", f'{_REALM}, error="invalid_token"'
-        )
-    return key
-
-
-def require_scope(key: ApiKey, needed: Scope) -> None:
-    """Raise a `RequestError` of 403 if a key is not enough."""
-    if needed not in key.scopes:
-        raise _refusal(
-            403,
-            f"Expected an API key of the scope {needed}, but {key.name} has {', '.join(sorted(key.scopes))}",
-            f'{_REALM}, error="insufficient_scope", scope="{needed}"',
-        )
-
-
-def _refusal(status: int, message: str, challenge: str) -> RequestError:
-    return RequestError(status, message, {"WWW-Authenticate": challenge})
-
-
 class AccessControl:
-    """Asks requests for their keys.
+    """Asks requests and calls for their keys.
 
     Args:
-        keys: The keys; with `None` everything is open but the routes of administrators, which are off.
+        keys: The keys; with `None` everything is open but what administrators do, which is off.
         open_metrics: Whether the metrics need no key.
     """
 
@@ -68,25 +28,42 @@ class AccessControl:
         self._keys = keys
         self._open_metrics = open_metrics
 
-    def authorize(self, request: Request, needed: Scope | None) -> None:
-        """Return if a request may go on.
+    def check(self, headers: Iterable[tuple[bytes, bytes]], needed: Scope | None) -> None:
+        """Return if what has some headers may go on, and note whose key it came with.
 
         Args:
-            request: The request, of which only the headers are looked at.
+            headers: Those of a request, or the metadata of a call, with names in lower case.
             needed: Scope that it needs; `None` if it is open to everyone.
 
         Raises:
-            RequestError: 401 without a valid key, 403 with one that is not enough.
+            RequestError: 401 without a valid key, 403 with one that is not enough, or if no key would be.
         """
-        if needed is Scope.METRICS and self._open_metrics:
+        keys = self._keys
+        if needed is None or (needed is Scope.METRICS and self._open_metrics):
             return
-        key = find_key(self._keys, needed, presented_key(request.scope["headers"]))
-        if key is None or needed is None:
+        if keys is None and needed is not Scope.ADMIN:
             return
-        record = request.scope["state"].get("record")
-        if isinstance(record, RequestRecord):
+        if keys is None or (needed is Scope.ADMIN and not keys.has(Scope.ADMIN)):
+            raise RequestError(403, _NO_ADMINISTRATORS)
+        sent = presented_key(headers)
+        if sent is None:
+            expected = "Expected an API key, as `Authorization: Bearer KEY` or `X-API-Key: KEY`, but got none"
+            raise _refusal(401, expected)
+        key = keys.find(sent)
+        if key is None:
+            raise _refusal(401, "Expected an API key of this server, but got another one", 'error="invalid_token"')
+        if (record := current_record.get()) is not None:
             record.key = key.name
-        require_scope(key, needed)
+        if needed not in key.scopes:
+            raise _refusal(
+                403,
+                f"Expected an API key of the scope {needed}, but {key.name} has {', '.join(sorted(key.scopes))}",
+                f'error="insufficient_scope", scope="{needed}"',
+            )
+
+
+def _refusal(status: int, message: str, *challenge: str) -> RequestError:
+    return RequestError(status, message, {"WWW-Authenticate": ", ".join([_REALM, *challenge])})
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,9 +82,9 @@ class Guard:
         """Return if a request may go on.
 
         Raises:
-            RequestError: 401 or 403 as `AccessControl.authorize` says, 400 for an unknown query parameter.
+            RequestError: 401 or 403 as `AccessControl.check` says, 400 for an unknown query parameter.
         """
-        request.app.state.access.authorize(request, self.needed)
+        request.app.state.access.check(request.scope["headers"], self.needed)
         if request.scope["query_string"] and not self.any_query:
             _check_query(request)
 

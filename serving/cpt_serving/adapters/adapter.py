@@ -7,28 +7,23 @@ for images or the like in and labelled predictions out, `Generates` for texts. R
 
 import hashlib
 import logging
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Hashable, Sequence
 from typing import Any, ClassVar, Literal
 
-import numpy as np
-import numpy.typing as npt
-
 from cpt_deploy.bundle import read_evidence, require_evidence
 from cpt_deploy.bundle.integrity.signatures import public_keys, require_signature
-from cpt_deploy.bundle.language import LanguageManifest
-from cpt_deploy.bundle.language.text import TextCodec
 from cpt_deploy.bundle.opened import OpenedBundle
+from cpt_deploy.bundle.runtime.providers import CPU, provider_name
 from cpt_deploy.errors import BundleError
 from cpt_serving.inference.memory import MemoryBudget
-from cpt_serving.inference.model import Tensors
+from cpt_serving.inference.model import Model, Tensors, TextModel
 from cpt_serving.inference.threads import Work
 from cpt_serving.oip.answers import OutputTensor
-from cpt_serving.oip.requests import InferRequest, InputTensor
+from cpt_serving.oip.schemas import InferRequest, ModelMetadata, TensorMetadata
 from cpt_serving.oip.tensors import DeclaredTensor
 from cpt_serving.samples import Samples
 from cpt_serving.settings import ServeSettings
-from cpt_serving.web.errors import bad_request
 from cpt_serving.web.uploads import Upload
 
 logger = logging.getLogger(__name__)
@@ -37,8 +32,8 @@ ModelKind = Literal["image", "text"]
 """What a model takes, as the page tells its forms apart."""
 
 
-class Adapter(ABC):
-    """One model version of some kind; a `cpt_serving.inference.model.Model`.
+class Adapter(Model):
+    """One model version of some kind.
 
     Args:
         bundle: The bundle of the model.
@@ -58,25 +53,10 @@ class Adapter(ABC):
     outputs: Sequence[DeclaredTensor]
     """What it gives."""
 
-    row_bytes: int = 1
-    """Bytes that a row takes while it waits, about."""
-
     def __init__(self, bundle: OpenedBundle, settings: ServeSettings, memory: MemoryBudget) -> None:
         self.bundle = bundle
         self.settings = settings
         self.memory = memory
-
-    @abstractmethod
-    def load(self) -> None:
-        """Load the model, warm it up and let it reproduce the golden sample.
-
-        Raises:
-            CptError: If it cannot be loaded, gives something else, or evidence is required and does not hold.
-        """
-
-    @abstractmethod
-    def rows(self, inputs: Tensors) -> int:
-        """Return how many rows a request's inputs have."""
 
     def batch_key(self, inputs: Tensors) -> Hashable:
         """Return what requests must have in common to be computed together."""
@@ -85,10 +65,6 @@ class Adapter(ABC):
     def largest_batch(self, inputs: Tensors) -> int:
         """Return how many rows like these may be computed together."""
         return self.settings.max_batch
-
-    @abstractmethod
-    def run(self, requests: Sequence[Tensors]) -> Sequence[Tensors]:
-        """Compute requests of one key together, and return the outputs of each in their order."""
 
     def declared_rows(self, request: InferRequest) -> int:
         """Return how many rows a request says that it brings, at least 1; `decode` checks it."""
@@ -119,28 +95,43 @@ class Adapter(ABC):
     def encode(self, request: InferRequest, outputs: Tensors) -> Sequence[OutputTensor]:
         """Return what the client wants to know of the outputs, as it wants it."""
 
-    def raw_input(self, body: bytes) -> InputTensor:
-        """Return the tensor of a request that is nothing but its bytes.
+    def metadata(self, versions: Sequence[str]) -> ModelMetadata:
+        """Return what the protocol tells of the model.
 
-        Raises:
-            RequestError: 400, if there can be no such request.
+        Args:
+            versions: Those that are served.
         """
-        raise bad_request(f"Expected JSON before the tensors of {self.bundle.name}, but got a body without")
-
-    def metadata(self) -> dict[str, Any]:
-        """Return inputs and outputs as the protocol's metadata has them."""
-        return {
-            part: [{"name": each.name, "datatype": each.datatype, "shape": each.dims} for each in tensors]
-            for part, tensors in (("inputs", self.inputs), ("outputs", self.outputs))
-        }
+        inputs, outputs = (
+            [TensorMetadata(name=each.name, datatype=each.datatype, shape=each.dims) for each in tensors]
+            for tensors in (self.inputs, self.outputs)
+        )
+        return ModelMetadata(
+            name=self.bundle.name, versions=list(versions), platform="onnx_onnxv1", inputs=inputs, outputs=outputs
+        )
 
     def config(self) -> dict[str, Any]:
-        """Return them as Triton's model configuration has them; 0 as the batch size says that shapes are whole."""
+        """Return the model's configuration in Triton's form; 0 as the batch size says that shapes are whole."""
+        bundle, on_cpu = self.bundle, provider_name(self.settings.provider) == CPU
+        group = {
+            "name": bundle.name,
+            "kind": "KIND_CPU" if on_cpu else "KIND_GPU",
+            "count": self.settings.inferences_at_once,
+        }
+        tensors = {
+            part: [{"name": each.name, "data_type": f"TYPE_{each.datatype}", "dims": each.dims} for each in declared]
+            for part, declared in (("input", self.inputs), ("output", self.outputs))
+        }
         return {
+            "name": bundle.name,
+            "platform": "onnxruntime_onnx",
+            "backend": "onnxruntime",
             "max_batch_size": 0,
-            **{
-                part: [{"name": each.name, "data_type": f"TYPE_{each.datatype}", "dims": each.dims} for each in tensors]
-                for part, tensors in (("input", self.inputs), ("output", self.outputs))
+            **tensors,
+            "instance_group": [group],
+            "default_model_filename": bundle.onnx_path.name,
+            "parameters": {
+                "sha256": {"string_value": bundle.sha256},
+                "version": {"string_value": bundle.version},
             },
         }
 
@@ -226,23 +217,10 @@ class Predicts(Adapter):
         """
 
 
-class Generates(Adapter):
-    """A model that goes on with texts: `/generate` and `/score`; a `cpt_serving.inference.model.TextModel`."""
+class Generates(Adapter, TextModel):
+    """A model that goes on with texts: `/generate` and `/score`."""
 
     ability = "answers /generate and /score"
-
-    manifest: LanguageManifest
-    text: TextCodec
-    chunk: int
-
-    @abstractmethod
-    def inputs_of(self, tokens: npt.NDArray[np.int64], outputs: Tensors | None) -> Tensors:
-        """Return the inputs of a call.
-
-        Args:
-            tokens: int64 (N, T).
-            outputs: What the call before gave; `None` at the beginning.
-        """
 
     @abstractmethod
     def tokens_of(self, text: str) -> list[int]:

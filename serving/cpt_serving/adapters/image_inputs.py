@@ -4,7 +4,6 @@ How much memory a file takes to decode stands in its head, and how many pixels a
 both are compared with the limits before anything is decoded.
 """
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -17,10 +16,10 @@ from cpt_deploy.signature import INPUT_NAME
 from cpt_serving.inference.memory import MemoryBudget
 from cpt_serving.inference.threads import Work
 from cpt_serving.oip.datatypes import BYTES, from_binary
-from cpt_serving.oip.requests import InputTensor
+from cpt_serving.oip.schemas import InferInput
+from cpt_serving.oip.tensors import json_array
 from cpt_serving.settings import ServeSettings
 from cpt_serving.web.errors import RequestError, bad_request, image_error_status
-from cpt_serving.web.numbers import to_numbers
 from cpt_serving.web.shown import shown
 from cpt_serving.web.uploads import EncodedImage, NormalizedInput, Pixels, Upload, check_rows, decode_base64
 
@@ -30,8 +29,7 @@ NATIVE = "FP32"
 Rows = npt.NDArray[np.float32]
 
 _LIGHT_BYTES = 1 << 20
-_FLOATS = frozenset({NATIVE, "FP64", "FP16", "BF16"})
-_ONLY_BINARY = frozenset({"FP16", "BF16"})
+_FLOATS = frozenset({NATIVE, "FP64", "FP16"})
 _UNYIELDING = {"JPEG2000": 1 << 21}
 """Most pixels of formats whose decoder lets no other thread run; so many take it about a tenth of a second."""
 
@@ -50,7 +48,7 @@ class ImageReader:
         self._settings = settings
         self._memory = memory
 
-    def read_tensor(self, tensor: InputTensor, work: Work) -> Rows:
+    def read_tensor(self, tensor: InferInput, work: Work) -> Rows:
         """Return the rows of a tensor, float32 (N, C, H, W); those that came as FP32 bytes are a view of them.
 
         Floats are normalised inputs, (N, C, H, W); UINT8 are pixels 0..255, (N, H, W, C) or (N, H, W), of any size;
@@ -67,7 +65,7 @@ class ImageReader:
         if tensor.datatype == BYTES:
             return self.read(_files(tensor, self._settings.max_rows), work)
         raise bad_request(
-            f"Expected {INPUT_NAME!r} as FP32, FP64, FP16 or BF16 (normalised), UINT8 (pixels) or BYTES (image files), "
+            f"Expected {INPUT_NAME!r} as FP32, FP64 or FP16 (normalised), UINT8 (pixels) or BYTES (image files), "
             f"but got the datatype {shown(tensor.datatype)}"
         )
 
@@ -119,7 +117,7 @@ class ImageReader:
                     image.close()  # its memory is free before others may take as much
 
 
-def is_light(tensor: InputTensor) -> bool:
+def is_light(tensor: InferInput) -> bool:
     """Return whether `read_tensor` takes no longer than it takes to hand work to a thread.
 
     Of what stands in JSON that holds only if the JSON is short.
@@ -127,30 +125,14 @@ def is_light(tensor: InputTensor) -> bool:
     return tensor.datatype == NATIVE and (tensor.raw is None or tensor.raw.nbytes <= _LIGHT_BYTES)
 
 
-def raw_tensor(body: bytes, preprocessing: Preprocessing) -> InputTensor:
-    """Return the tensor of a raw request: FP32 and nothing else; how many rows follows from the size.
-
-    Raises:
-        RequestError: 400, if the body is no multiple of a row.
-    """
-    row_bytes = 4 * math.prod(preprocessing.input_shape)
-    count, rest = divmod(len(body), row_bytes)
-    if rest or not count:
-        raise bad_request(
-            f"Expected a body of {row_bytes} bytes for each row of FP32 {list(preprocessing.input_shape)}, "
-            f"but got {len(body)}"
-        )
-    return InputTensor(INPUT_NAME, NATIVE, [count, *preprocessing.input_shape], raw=memoryview(body))
-
-
-def _normalised(tensor: InputTensor, expected: tuple[int, int, int], max_rows: int) -> npt.NDArray[np.float32]:
+def _normalised(tensor: InferInput, expected: tuple[int, int, int], max_rows: int) -> npt.NDArray[np.float32]:
     if len(tensor.shape) != 4 or tuple(tensor.shape[1:]) != expected or tensor.shape[0] < 1:
         raise _wrong_shape(tensor, f"[N, {', '.join(map(str, expected))}]")
     check_rows(tensor.shape[0], max_rows)
     if tensor.raw is None:
-        if tensor.datatype in _ONLY_BINARY:
-            raise bad_request(f"Expected FP32 or FP64 in JSON, but got {tensor.datatype}, which comes only as bytes")
-        return _json_array(tensor).astype(np.float32)
+        if tensor.datatype == "FP16":
+            raise bad_request("Expected FP32 or FP64 in JSON, but got FP16, which comes only as bytes")
+        return json_array(tensor).astype(np.float32)
     values = from_binary(tensor.name, tensor.datatype, tensor.shape, tensor.raw)
     if tensor.datatype == NATIVE:
         # A copy only if the JSON's length leaves the bytes where no float may stand.
@@ -163,7 +145,7 @@ def _normalised(tensor: InputTensor, expected: tuple[int, int, int], max_rows: i
     return rows
 
 
-def _pixels(tensor: InputTensor, max_rows: int) -> list[Upload]:
+def _pixels(tensor: InferInput, max_rows: int) -> list[Upload]:
     shape = tensor.shape
     if len(shape) not in {3, 4} or (len(shape) == 4 and shape[3] not in {1, 3}) or 0 in shape:
         raise _wrong_shape(tensor, "[N, height, width] or [N, height, width, 1 or 3]")
@@ -171,7 +153,7 @@ def _pixels(tensor: InputTensor, max_rows: int) -> list[Upload]:
     if tensor.raw is not None:
         values = from_binary(tensor.name, tensor.datatype, shape, tensor.raw)
     else:
-        values = _json_array(tensor)
+        values = json_array(tensor)
         if values.dtype.kind == "f" or values.min() < 0 or values.max() > 255:
             raise bad_request(
                 f"Expected the pixels of {INPUT_NAME!r} to be integers 0..255, but got {values.min()}..{values.max()}"
@@ -180,7 +162,7 @@ def _pixels(tensor: InputTensor, max_rows: int) -> list[Upload]:
     return [Pixels(_row_name(index, shape[0]), image) for index, image in enumerate(values)]
 
 
-def _files(tensor: InputTensor, max_rows: int) -> list[Upload]:
+def _files(tensor: InferInput, max_rows: int) -> list[Upload]:
     shape = tensor.shape
     if len(shape) not in {1, 2} or shape[1:] not in ([], [1]) or shape[0] < 1:
         raise _wrong_shape(tensor, "[N] or [N, 1]")
@@ -197,20 +179,13 @@ def _files(tensor: InputTensor, max_rows: int) -> list[Upload]:
     return [EncodedImage(name, file) for name, file in zip(names, files, strict=True)]
 
 
-def _json_array(tensor: InputTensor) -> npt.NDArray[np.int64] | npt.NDArray[np.float64]:
-    array = to_numbers("data", tensor.data)
-    if array.size != math.prod(tensor.shape) or (array.ndim > 1 and list(array.shape) != tensor.shape):
-        raise bad_request(f"Expected data of the shape {tensor.shape}, flat or nested, but got {list(array.shape)}")
-    return array.reshape(tensor.shape)
-
-
 def _flat(data: object) -> list[object]:
     if not isinstance(data, list):
         raise bad_request(f"Expected data to be a list of base64 texts, but got {shown(data)}")
     return [item[0] if isinstance(item, list) and len(item) == 1 else item for item in data]
 
 
-def _wrong_shape(tensor: InputTensor, expected: str) -> RequestError:
+def _wrong_shape(tensor: InferInput, expected: str) -> RequestError:
     return bad_request(
         f"Expected {INPUT_NAME!r} of datatype {tensor.datatype} to have the shape {expected}, "
         f"but got {shown(tensor.shape)}"

@@ -13,14 +13,14 @@ from cpt_deploy.bundle.processors.postprocessing import Prediction
 from cpt_deploy.errors import ValidationFailedError
 from cpt_deploy.signature import INPUT_NAME, OUTPUT_NAME
 from cpt_serving.adapters.adapter import Predicts
-from cpt_serving.adapters.image_inputs import NATIVE, ImageReader, is_light, raw_tensor
+from cpt_serving.adapters.image_inputs import NATIVE, ImageReader, is_light
 from cpt_serving.inference.memory import MemoryBudget
 from cpt_serving.inference.model import Tensors
 from cpt_serving.inference.threads import Work
 from cpt_serving.oip.answers import OutputTensor
 from cpt_serving.oip.datatypes import BYTES
-from cpt_serving.oip.requests import InferRequest, InputTensor, RequestedOutput
-from cpt_serving.oip.tensors import DeclaredTensor
+from cpt_serving.oip.schemas import InferInput, InferRequest
+from cpt_serving.oip.tensors import DeclaredTensor, wanted_outputs
 from cpt_serving.samples import Samples, drawing_style, list_samples, sample_image, to_png
 from cpt_serving.settings import ServeSettings
 from cpt_serving.web.errors import bad_request
@@ -32,13 +32,7 @@ _EXAMPLE_SIDE = 32
 
 
 class ImageClassification(Predicts):
-    """One version of an image classifier.
-
-    Args:
-        bundle: The bundle of the model.
-        settings: Threads, provider, checks and limits.
-        memory: What decoding may take at once.
-    """
+    """One version of an image classifier."""
 
     kind = "image"
     bundle: Bundle
@@ -94,30 +88,24 @@ class ImageClassification(Predicts):
     def decode(self, request: InferRequest, work: Work) -> Tensors:
         """See `Adapter`; what a tensor can be, `ImageReader.read_tensor` says."""
         tensor = self._tensor(request)
-        self._output(request)
+        wanted_outputs(request, self.outputs)
         return {INPUT_NAME: self._reader.read_tensor(tensor, work)}
 
     def encode(self, request: InferRequest, outputs: Tensors) -> Sequence[OutputTensor]:
         """See `Adapter`."""
-        wanted, logits = self._output(request), outputs[OUTPUT_NAME]
+        (wanted,), logits = wanted_outputs(request, self.outputs), outputs[OUTPUT_NAME]
         if wanted.classes:
             texts = classify(logits, self.bundle.labels, wanted.classes)
             return [OutputTensor(OUTPUT_NAME, BYTES, texts, wanted.binary)]
         return [OutputTensor(OUTPUT_NAME, NATIVE, logits, wanted.binary)]
 
-    def raw_input(self, body: bytes) -> InputTensor:
-        """Return the tensor of a raw request: FP32 and nothing else; how many rows follows from the size."""
-        return raw_tensor(body, self.bundle.preprocessing)
-
     def config(self) -> dict[str, Any]:
         """See `Adapter`; shapes are without the number of rows here."""
-        (given,), (made,) = self.inputs, self.outputs
-        kind = f"TYPE_{NATIVE}"
-        return {
-            "max_batch_size": self.settings.max_rows,
-            "input": [{"name": INPUT_NAME, "data_type": kind, "format": "FORMAT_NCHW", "dims": given.dims[1:]}],
-            "output": [{"name": OUTPUT_NAME, "data_type": kind, "dims": made.dims[1:], "label_filename": LABELS_FILE}],
-        }
+        config = super().config()
+        ((given,), (made,)) = config["input"], config["output"]
+        given |= {"format": "FORMAT_NCHW", "dims": given["dims"][1:]}
+        made |= {"dims": made["dims"][1:], "label_filename": LABELS_FILE}
+        return config | {"max_batch_size": self.settings.max_rows}
 
     def infer_example(self) -> dict[str, Any] | None:
         """See `Adapter`; a row of zeros, as the description shows nothing of what is in a bundle."""
@@ -158,21 +146,12 @@ class ImageClassification(Predicts):
         image.thumbnail((_EXAMPLE_SIDE, _EXAMPLE_SIDE))
         return to_png(image)
 
-    def _tensor(self, request: InferRequest) -> InputTensor:
+    def _tensor(self, request: InferRequest) -> InferInput:
         inputs = request.inputs
         if len(inputs) != 1 or inputs[0].name != INPUT_NAME:
             names = [tensor.name for tensor in inputs]
             raise bad_request(f"Expected exactly the input {INPUT_NAME!r}, but got {shown(names)}")
         return inputs[0]
-
-    def _output(self, request: InferRequest) -> RequestedOutput:
-        outputs = request.outputs
-        if not outputs:
-            return RequestedOutput(OUTPUT_NAME, request.binary)
-        if len(outputs) != 1 or outputs[0].name != OUTPUT_NAME:
-            names = [output.name for output in outputs]
-            raise bad_request(f"Expected the output {OUTPUT_NAME!r} once, but got {shown(names)}")
-        return outputs[0]
 
 
 def classify(logits: npt.NDArray[np.float32], labels: Sequence[str], classes: int) -> npt.NDArray[np.object_]:

@@ -22,7 +22,7 @@ from cpt_serving.inference.memory import MemoryBudget
 from cpt_serving.inference.model import Tensors
 from cpt_serving.inference.threads import Work
 from cpt_serving.oip.answers import OutputTensor
-from cpt_serving.oip.requests import InferRequest
+from cpt_serving.oip.schemas import InferRequest
 from cpt_serving.oip.tensors import DeclaredTensor, output_tensors, read_tensors, wanted_outputs
 from cpt_serving.settings import ServeSettings
 from cpt_serving.web.errors import RequestError, bad_request
@@ -36,13 +36,7 @@ _LONGEST_CHUNK = 128
 
 
 class TextGeneration(Generates):
-    """One version of a language model.
-
-    Args:
-        bundle: The bundle of the model.
-        settings: Threads, provider, checks and limits.
-        memory: What decoding may take at once.
-    """
+    """One version of a language model."""
 
     kind = "text"
     bundle: LanguageBundle

@@ -33,4 +33,4 @@ async def model_infer(service: Service, message: Any) -> Any:
 
     # Bytes are taken as they are; elements that stand in the message are read one by one.
     heavy = not message.raw_input_contents and message.ByteSize() > _INLINE_BYTES
-    return await infer(service, engine, InferCall(lambda: parse_message(message), heavy, deadline, infer_message))
+    return await infer(engine, InferCall(lambda: parse_message(message), heavy, deadline, infer_message))

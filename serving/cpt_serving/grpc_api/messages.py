@@ -12,15 +12,9 @@ from tritonclient.grpc import service_pb2
 from cpt_deploy.bundle.opened import OpenedBundle
 from cpt_serving.oip.answers import OutputTensor
 from cpt_serving.oip.datatypes import BYTES, DTYPES, to_binary, to_integers
-from cpt_serving.oip.requests import (
-    InferRequest,
-    InputTensor,
-    parameters_of,
-    parse_outputs,
-    parse_shape,
-    parse_timeout,
-)
+from cpt_serving.oip.schemas import InferRequest
 from cpt_serving.web.errors import bad_request
+from cpt_serving.web.generation_schemas import checked
 from cpt_serving.web.shown import shown
 
 _CONTENTS = {
@@ -46,18 +40,21 @@ def parse_message(message: Any) -> InferRequest:
         RequestError: 400 with what was expected.
     """
     # Bytes are answered with bytes.
-    binary = bool(message.raw_input_contents)
-    listed = [{"name": each.name, "parameters": plain(each.parameters)} for each in message.outputs]
-    outputs = parse_outputs(listed, binary=binary)
-    if len({output.binary for output in outputs}) > 1:
-        raise bad_request("Expected binary_data to be the same of all outputs, as gRPC has it, but got both")
-    return InferRequest(
-        inputs=_inputs(message),
-        outputs=outputs,
-        binary=binary,
-        id=message.id or None,
-        timeout_us=parse_timeout(plain(message.parameters).get("timeout")),
+    parameters = plain(message.parameters) | {"binary_data_output": bool(message.raw_input_contents)}
+    request = checked(
+        InferRequest,
+        {
+            "id": message.id or None,
+            "inputs": [_described(each) for each in message.inputs],
+            "outputs": [_described(each) for each in message.outputs],
+            "parameters": parameters,
+        },
     )
+    if len({output.as_bytes(request.binary) for output in request.outputs or ()}) > 1:
+        raise bad_request("Expected binary_data to be the same of all outputs, as gRPC has it, but got both")
+    for tensor, raw in zip(request.inputs, _elements_of(message), strict=True):
+        tensor.attach(raw)
+    return request
 
 
 def infer_message(bundle: OpenedBundle, identity: str | None, outputs: Sequence[OutputTensor]) -> Any:
@@ -87,8 +84,8 @@ def plain(parameters: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _inputs(message: Any) -> list[InputTensor]:
-    """Return the tensors; all of them came as bytes, or none."""
+def _elements_of(message: Any) -> list[memoryview]:
+    """Return the bytes of the tensors; all of them came as bytes, or none."""
     raw = message.raw_input_contents
     typed = [tensor.name for tensor in message.inputs if tensor.contents.ListFields()]
     if raw and (typed or len(raw) != len(message.inputs)):
@@ -96,16 +93,15 @@ def _inputs(message: Any) -> list[InputTensor]:
             f"Expected the {len(message.inputs)} tensors in raw_input_contents or in contents, but got "
             f"{len(raw)} in the one and {shown(typed or 'none')} in the other"
         )
-    return [
-        _input(tensor, memoryview(raw[place]) if raw else _elements(tensor))
-        for place, tensor in enumerate(message.inputs)
-    ]
+    return [memoryview(each) for each in raw] or [_elements(tensor) for tensor in message.inputs]
 
 
-def _input(tensor: Any, raw: memoryview) -> InputTensor:
-    # Only to refuse what is not known here: of an input no parameter changes anything.
-    parameters_of(f"input {shown(tensor.name)}", {"parameters": plain(tensor.parameters)})
-    return InputTensor(tensor.name, tensor.datatype, parse_shape(tensor.name, list(tensor.shape)), raw=raw)
+def _described(tensor: Any) -> dict[str, Any]:
+    """Return what a message says of an input or of a wanted output, as JSON would."""
+    described = {"name": tensor.name, "parameters": plain(tensor.parameters)}
+    if hasattr(tensor, "shape"):
+        described |= {"shape": list(tensor.shape), "datatype": tensor.datatype}
+    return described
 
 
 def _elements(tensor: Any) -> memoryview:
@@ -114,7 +110,7 @@ def _elements(tensor: Any) -> memoryview:
     field = _CONTENTS.get(datatype)
     if field is None:
         raise bad_request(
-            f"Expected contents of the datatypes {', '.join(_CONTENTS)}, or FP16 or BF16 in raw_input_contents, "
+            f"Expected contents of the datatypes {', '.join(_CONTENTS)}, or FP16 in raw_input_contents, "
             f"but got {shown(datatype)}"
         )
     given = [field.name for field, _ in tensor.contents.ListFields()]

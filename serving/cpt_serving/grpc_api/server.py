@@ -5,34 +5,38 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import grpc
-from grpc_reflection.v1alpha.reflection_pb2_grpc import add_ServerReflectionServicer_to_server
+from grpc_health.v1.health import SERVICE_NAME as HEALTH
+from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
+from grpc_reflection.v1alpha.reflection import SERVICE_NAME as REFLECTION
+from grpc_reflection.v1alpha.reflection import enable_server_reflection
+from opentelemetry.trace import Tracer
 
-from cpt_serving.access.api_keys import KeyRing
+from cpt_serving.access.control import AccessControl
 from cpt_serving.certificates import Certificate
-from cpt_serving.grpc_api.access import KeyInterceptor
-from cpt_serving.grpc_api.calls import Calls
-from cpt_serving.grpc_api.servicer import SERVICE, handlers
-from cpt_serving.grpc_api.standard import Health, Reflection
+from cpt_serving.grpc_api.edge import SERVICE, CallEdge
+from cpt_serving.grpc_api.health import Health
+from cpt_serving.grpc_api.servicer import handlers
 from cpt_serving.service import Service
 from cpt_serving.telemetry.access_log import AccessLog
 
 
 @asynccontextmanager
 async def running_grpc(
-    service: Service, port: int, keys: KeyRing | None, access_log: AccessLog | None
+    service: Service, port: int, access: AccessControl, access_log: AccessLog | None, tracer: Tracer | None
 ) -> AsyncIterator[None]:
     """Answer gRPC calls while the context is open; once the server stops, calls under way are finished.
 
     Args:
         service: What answers.
         port: Where.
-        keys: The API keys, if calls need one.
+        access: Asks for API keys.
         access_log: Where calls are logged, if they are.
+        tracer: Makes spans, if calls are traced.
     """
     settings, shutdown = service.settings, service.shutdown
-    calls = Calls(service.metrics, access_log)
+    edge = CallEdge(service, access, access_log, tracer)
     server = grpc.aio.server(
-        interceptors=[KeyInterceptor(keys, calls)],
+        interceptors=[edge],
         options=[
             ("grpc.max_receive_message_length", settings.max_body_bytes),
             ("grpc.max_send_message_length", -1),
@@ -40,8 +44,9 @@ async def running_grpc(
         ],
         maximum_concurrent_rpcs=settings.max_connections,
     )
-    server.add_generic_rpc_handlers((handlers(service, calls), Health(service, calls, (SERVICE,)).handlers()))
-    add_ServerReflectionServicer_to_server(Reflection((SERVICE,), calls, shutdown), server)
+    server.add_generic_rpc_handlers((handlers(service, edge),))
+    add_HealthServicer_to_server(Health(service), server)
+    enable_server_reflection((SERVICE, HEALTH, REFLECTION), server)
     address = f"{_bracketed(settings.host)}:{port}"
     if service.certificate is None:
         server.add_insecure_port(address)

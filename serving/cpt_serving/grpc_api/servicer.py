@@ -10,29 +10,27 @@ from tritonclient.grpc import service_pb2
 
 from cpt_serving.adapters import Adapter
 from cpt_serving.grpc_api.arriving import parsed
-from cpt_serving.grpc_api.calls import Calls, abort, until_the_end
+from cpt_serving.grpc_api.edge import SERVICE, STREAM, CallEdge, until_the_end
 from cpt_serving.grpc_api.inference import model_infer
 from cpt_serving.grpc_api.messages import plain
 from cpt_serving.inference.engine import Engine, EngineState
 from cpt_serving.inference.errors import ServingError
-from cpt_serving.oip import metadata
-from cpt_serving.oip.repository import changed_version
+from cpt_serving.oip.metadata import server_metadata
+from cpt_serving.oip.schemas import RepositoryParameters
+from cpt_serving.oip.statistics import statistics_of
 from cpt_serving.service import Service
 from cpt_serving.web.errors import RequestError
+from cpt_serving.web.generation_schemas import checked
 from cpt_serving.web.records import given_or_new_id
-
-SERVICE = "inference.GRPCInferenceService"
-
-_STREAM = "ModelStreamInfer"
 
 Call = Callable[[Service, Any], Awaitable[Any]]
 
 
-def handlers(service: Service, calls: Calls) -> grpc.GenericRpcHandler:
+def handlers(service: Service, edge: CallEdge) -> grpc.GenericRpcHandler:
     """Return the calls for a server to answer; those of extensions that are not here are answered as unknown."""
-    methods = {name: _unary(service, calls, name, call) for name, call in _CALLS.items()}
-    methods[_STREAM] = grpc.stream_stream_rpc_method_handler(
-        functools.partial(_stream, service, calls),
+    methods = {name: _unary(service, name, call) for name, call in _CALLS.items()}
+    methods[STREAM.rpartition("/")[2]] = grpc.stream_stream_rpc_method_handler(
+        functools.partial(_stream, service, edge),
         response_serializer=service_pb2.ModelStreamInferResponse.SerializeToString,
     )
     return grpc.method_handlers_generic_handler(SERVICE, methods)
@@ -45,7 +43,7 @@ async def server_live(_service: Service, _request: Any) -> Any:
 
 async def server_ready(service: Service, _request: Any) -> Any:
     """Whether traffic may come."""
-    return service_pb2.ServerReadyResponse(ready=_holds(service.repository.require_ready))
+    return service_pb2.ServerReadyResponse(ready=_holds(service.repository.models.require_ready))
 
 
 async def model_ready(service: Service, request: Any) -> Any:
@@ -53,37 +51,37 @@ async def model_ready(service: Service, request: Any) -> Any:
     return service_pb2.ModelReadyResponse(ready=_holds(lambda: _find(service, request).require_ready()))
 
 
-async def server_metadata(_service: Service, _request: Any) -> Any:
+async def about_server(_service: Service, _request: Any) -> Any:
     """Who serves, and which extensions of the protocol it knows."""
-    return ParseDict(metadata.server_metadata(), service_pb2.ServerMetadataResponse())
+    return ParseDict(server_metadata().model_dump(), service_pb2.ServerMetadataResponse())
 
 
 async def model_metadata(service: Service, request: Any) -> Any:
     """What a model takes and returns."""
     adapter = _find(service, request).model
-    facts = metadata.model_metadata(adapter, service.repository.versions(adapter.bundle.name))
-    return ParseDict(facts, service_pb2.ModelMetadataResponse())
+    found = adapter.metadata(service.repository.models.versions(adapter.bundle.name))
+    return ParseDict(found.model_dump(), service_pb2.ModelMetadataResponse())
 
 
 async def model_config(service: Service, request: Any) -> Any:
     """A model's configuration in Triton's form."""
-    config = metadata.model_config(_find(service, request).model)
-    return ParseDict({"config": config}, service_pb2.ModelConfigResponse())
+    return ParseDict({"config": _find(service, request).model.config()}, service_pb2.ModelConfigResponse())
 
 
 async def model_statistics(service: Service, request: Any) -> Any:
     """How many requests a model had, or every model, and how long each part of them took."""
-    keys = [(each.name, each.version) for each in service.repository.index()]
+    keys = [(each.name, each.version) for each in service.repository.models.index()]
     if request.name:
         _find(service, request)
         keys = [key for key in keys if key[0] == request.name and request.version in ("", key[1])]
-    return ParseDict(service.statistics.render(keys), service_pb2.ModelStatisticsResponse())
+    found = statistics_of(service.metrics.samples(), keys)
+    return ParseDict(found.model_dump(), service_pb2.ModelStatisticsResponse())
 
 
 async def repository_index(service: Service, request: Any) -> Any:
     """The state of every model and version, or of those that are ready."""
     message = service_pb2.RepositoryIndexResponse()
-    for each in service.repository.index():
+    for each in service.repository.models.index():
         if each.state is EngineState.READY or not request.ready:
             message.models.add(name=each.name, version=each.version, state=each.state.value, reason=each.reason)
     return message
@@ -91,13 +89,13 @@ async def repository_index(service: Service, request: Any) -> Any:
 
 async def repository_load(service: Service, request: Any) -> Any:
     """Load a model, or load it again if its files changed."""
-    await service.repository.load(request.model_name, changed_version(plain(request.parameters)))
+    await service.repository.load(request.model_name, _version(request))
     return service_pb2.RepositoryModelLoadResponse()
 
 
 async def repository_unload(service: Service, request: Any) -> Any:
     """Take a model out of service once its requests are answered."""
-    await service.repository.unload(request.model_name, changed_version(plain(request.parameters)))
+    await service.repository.unload(request.model_name, _version(request))
     return service_pb2.RepositoryModelUnloadResponse()
 
 
@@ -105,7 +103,7 @@ _CALLS: dict[str, Call] = {
     "ServerLive": server_live,
     "ServerReady": server_ready,
     "ModelReady": model_ready,
-    "ServerMetadata": server_metadata,
+    "ServerMetadata": about_server,
     "ModelMetadata": model_metadata,
     "ModelInfer": model_infer,
     "ModelConfig": model_config,
@@ -116,28 +114,22 @@ _CALLS: dict[str, Call] = {
 }
 
 
-def _unary(service: Service, calls: Calls, name: str, call: Call) -> Any:
+def _unary(service: Service, name: str, call: Call) -> Any:
     kind = getattr(service_pb2, f"{name}Request")
 
-    async def answer(data: bytes, context: Any) -> Any:
-        try:
-            with calls.under_way(f"/{SERVICE}/{name}", context):
-                async with parsed(service, kind, data) as request:
-                    return await call(service, request)
-        except RequestError as error:
-            await abort(context, error)
+    async def answer(data: bytes, _context: Any) -> Any:
+        async with parsed(service, kind, data) as request:
+            return await call(service, request)
 
-    return grpc.unary_unary_rpc_method_handler(
-        answer,
-        response_serializer=getattr(service_pb2, f"{name}Response").SerializeToString,
-    )
+    serializer = getattr(service_pb2, f"{name}Response").SerializeToString
+    return grpc.unary_unary_rpc_method_handler(answer, response_serializer=serializer)
 
 
-async def _stream(service: Service, calls: Calls, requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
+async def _stream(service: Service, edge: CallEdge, requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
     """Answer the requests of a stream one after the other; one that fails does not end it, the server's end does."""
     async for data in until_the_end(requests, service.shutdown):
         try:
-            with calls.under_way(f"/{SERVICE}/{_STREAM}", context) as record:
+            with edge.under_way(STREAM, context) as record:
                 async with parsed(service, service_pb2.ModelInferRequest, data) as request:
                     if request.id:
                         record.request_id = given_or_new_id(request.id.encode())
@@ -148,8 +140,12 @@ async def _stream(service: Service, calls: Calls, requests: AsyncIterator[Any], 
             yield service_pb2.ModelStreamInferResponse(infer_response=answer)
 
 
+def _version(request: Any) -> str | None:
+    return checked(RepositoryParameters, plain(request.parameters)).version
+
+
 def _find(service: Service, request: Any) -> Engine[Adapter]:
-    return service.repository.find(request.name, request.version or None)
+    return service.repository.models.find(request.name, request.version or None)
 
 
 def _holds(requirement: Callable[[], None]) -> bool:

@@ -1,9 +1,7 @@
 """Dynamic batching: requests wait in one queue, and a free thread computes as many as fit together.
 
 A thread that is free runs what is there at once. While all threads compute, requests pile up, and the next free thread
-takes them together: batches grow with the load by themselves. Only with `max_delay_s` above zero, and only while
-another batch of the model is being computed, are requests held back that long for a batch to fill; that happens on
-the event loop, and no thread is taken from other models for it. A lone request on an idle machine never waits.
+takes them together: batches grow with the load by themselves, and a lone request on an idle machine never waits.
 
 The oldest request takes with it those behind it that have its key, in the order of their arrival and whole: one with
 more rows than a batch may have runs on its own. What is computed together never changes anybody's bits: sums of
@@ -19,7 +17,7 @@ from typing import NamedTuple
 
 from cpt_serving.inference.errors import deadline_passed
 from cpt_serving.inference.model import Model, Tensors
-from cpt_serving.inference.observers import InferenceObserver
+from cpt_serving.inference.observers import ModelObserver
 from cpt_serving.inference.threads import Threads
 
 Clock = Callable[[], float]
@@ -65,8 +63,6 @@ class Batcher:
         model: What computes.
         threads: Where.
         observer: Is told of batches.
-        max_batch: Rows with which a batch is full.
-        max_delay_s: Seconds that a request waits for company while another batch is being computed.
         changed: Is called when another number of requests waits.
         clock: Seconds, as `time.monotonic`.
     """
@@ -75,21 +71,16 @@ class Batcher:
         self,
         model: Model,
         threads: Threads,
-        observer: InferenceObserver,
+        observer: ModelObserver,
         *,
-        max_batch: int,
-        max_delay_s: float = 0.0,
         changed: Callable[[], None] = lambda: None,
         clock: Clock = time.monotonic,
     ) -> None:
         self._model, self._threads, self._observer = model, threads, observer
-        self._max_batch, self._max_delay_s = max_batch, max_delay_s
         self._changed, self._clock = changed, clock
         self._lock = threading.Lock()
         self.waiting: dict[_Request, None] = {}
         """Requests whose computation has not begun, in the order of their arrival."""
-        self._running = 0
-        self._held: asyncio.TimerHandle | None = None
         self.waiting_rows = 0
         """Rows whose computation has not begun."""
         self.pending = 0
@@ -119,7 +110,7 @@ class Batcher:
             self.waiting_rows += request.rows
         timer = None if deadline is None else loop.call_later(deadline - now, self._expire, request)
         self._changed()
-        self._dispatch(loop)
+        self._threads.offer(self._run_next)
         self.pending += 1
         try:
             return await request.answer
@@ -130,20 +121,6 @@ class Batcher:
             self.pending -= 1
             if timer is not None:
                 timer.cancel()
-
-    def _dispatch(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Have a thread compute what waits, now or when it has waited for company."""
-        if self._max_delay_s and self._running and self.waiting_rows < self._max_batch:
-            if self._held is None:
-                self._held = loop.call_later(self._max_delay_s, self._release)
-        else:
-            self._release()
-
-    def _release(self) -> None:
-        if self._held is not None:
-            self._held.cancel()
-            self._held = None
-        self._threads.offer(self._run_next)
 
     def _run_next(self) -> None:
         """Compute the next batch, if no other thread has taken it already. Runs in a compute thread."""
@@ -158,8 +135,6 @@ class Batcher:
             # Whatever goes wrong inside of the model belongs to the requests that asked for it.
             outcome = error
         finished = self._clock()
-        with self._lock:
-            self._running -= 1
         batch[0].loop.call_soon_threadsafe(self._deliver, batch, outcome, started, finished)
 
     def _take(self) -> list[_Request]:
@@ -182,11 +157,6 @@ class Batcher:
             for request in (*batch, *late):
                 del self.waiting[request]
                 self.waiting_rows -= request.rows
-            self._running += bool(batch)
-            held_together = bool(self._max_delay_s and self.waiting)
-        if held_together:
-            # Requests that were held back were offered with one job; what did not fit needs another.
-            self._threads.offer(self._run_next)
         return batch
 
     def _deliver(
@@ -204,8 +174,6 @@ class Batcher:
                 request.answer.set_result(
                     Inference(outcome[number], request.rows, request.arrived, waited_ms, seconds * 1e3, total)
                 )
-        if self._held is not None and not self._running:
-            self._release()
         self._changed()
         if not isinstance(outcome, Exception):
             self.seconds_per_row += _SMOOTHING * (seconds / total - self.seconds_per_row)

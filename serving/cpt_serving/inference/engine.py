@@ -11,7 +11,6 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import TracebackType
 from typing import Generic, TypeVar
 
 import anyio.to_thread
@@ -22,20 +21,11 @@ from cpt_serving.inference.batching import Batcher, Inference
 from cpt_serving.inference.errors import (
     DeadlineExceededError,
     QueueFullError,
-    ServingError,
     deadline_passed,
     not_ready,
 )
 from cpt_serving.inference.model import Model, Tensors
-from cpt_serving.inference.observers import (
-    CANCELLED,
-    DEADLINE,
-    ERROR,
-    QUEUE_FULL,
-    GenerationObserver,
-    InferenceObserver,
-    SilentTexts,
-)
+from cpt_serving.inference.observers import CANCELLED, DEADLINE, ERROR, QUEUE_FULL, ModelObserver
 from cpt_serving.inference.threads import Threads, Work
 from cpt_serving.settings import ServeSettings
 
@@ -73,8 +63,7 @@ class Engine(Generic[M_co]):
         settings: Batching and limits.
         threads: Where it computes, shared by the models of the process.
         decoders: Where the contents of requests are read, shared likewise.
-        observer: Is told about requests and batches.
-        texts: Is told about texts, where the model generates any.
+        observer: Is told about requests, batches and texts.
     """
 
     def __init__(
@@ -83,13 +72,11 @@ class Engine(Generic[M_co]):
         settings: ServeSettings,
         threads: Threads,
         decoders: Threads,
-        observer: InferenceObserver,
-        texts: GenerationObserver | None = None,
+        observer: ModelObserver,
     ) -> None:
         self.model = model
         self.decoders = decoders
         self.observer = observer
-        self.texts: GenerationObserver = texts or SilentTexts()
         self.state = EngineState.LOADING
         self.reason = ""
         self._settings = settings
@@ -99,14 +86,7 @@ class Engine(Generic[M_co]):
         self._most_rows = max(1, min(settings.queue_rows, settings.queue_bytes // model.row_bytes))
         self._prepared = self._prepared_rows = 0
         self._active_texts = 0
-        self.batcher = Batcher(
-            model,
-            threads,
-            observer,
-            max_batch=settings.max_batch,
-            max_delay_s=settings.max_delay_ms / 1e3,
-            changed=self._tell_queue,
-        )
+        self.batcher = Batcher(model, threads, observer, changed=self._tell_queue)
 
     @property
     def bundle(self) -> OpenedBundle:
@@ -160,13 +140,34 @@ class Engine(Generic[M_co]):
         if self.state is not EngineState.READY:
             raise not_ready(self.status)
 
-    def admit(self, deadline: float | None = None) -> "Admission":
-        """Return the place of a request that is going to be computed, to be entered with `with`.
+    @contextmanager
+    def admit(self, deadline: float | None = None) -> Iterator["Admission"]:
+        """Hold the place of a request that is going to be computed, as one row as long as nobody knows how many it has.
 
         Args:
             deadline: When its answer is of no use any more, in seconds of `time.monotonic`.
+
+        Raises:
+            NotReadyError: If the model is not loaded.
+            DeadlineExceededError: If the deadline has passed already.
+            QueueFullError: If the queue is full.
         """
-        return Admission(self, deadline)
+        arrived, admission = time.monotonic(), Admission(self, deadline)
+        try:
+            self.require_loaded()
+            if deadline is not None and arrived >= deadline:
+                raise deadline_passed()
+            self.hold(admission, 1)
+            yield admission
+        except BaseException as error:
+            # What is wrong with the request itself is no failure.
+            reason = failure_of(error) or (ERROR if admission.computing else None)
+            if reason is not None and not admission.finished:
+                self.observer.request_failed(reason, time.monotonic() - arrived)
+            raise
+        finally:
+            if admission.rows:
+                self.hold(admission, 0)
 
     @contextmanager
     def admit_text(self) -> Iterator[None]:
@@ -229,7 +230,7 @@ class Engine(Generic[M_co]):
 
     def _change_texts(self, by: int) -> None:
         self._active_texts += by
-        self.texts.texts_changed(self._active_texts)
+        self.observer.texts_changed(self._active_texts)
 
 
 class Admission:
@@ -240,42 +241,14 @@ class Admission:
         deadline: When its answer is of no use any more, in seconds of `time.monotonic`.
     """
 
-    __slots__ = ("_arrived", "_computing", "_engine", "_finished", "deadline", "rows")
+    __slots__ = ("_engine", "computing", "deadline", "finished", "rows")
 
     def __init__(self, engine: Engine[Model], deadline: float | None) -> None:
         self._engine = engine
-        self._arrived = time.monotonic()
-        self._computing = self._finished = False
         self.deadline = deadline
         self.rows = 0
         """How many it counts for in the queue, apart from those that have been handed on to be computed."""
-
-    def __enter__(self) -> "Admission":
-        """Enter the queue, as one row as long as nobody knows how many there are.
-
-        Raises:
-            NotReadyError: If the model is not loaded.
-            DeadlineExceededError: If the deadline has passed already.
-            QueueFullError: If the queue is full.
-        """
-        self._engine.require_loaded()
-        try:
-            if self.deadline is not None and self._arrived >= self.deadline:
-                raise deadline_passed()
-            self._engine.hold(self, 1)
-        except ServingError as error:
-            self._tell(error)
-            raise
-        return self
-
-    def __exit__(
-        self, _kind: type[BaseException] | None, error: BaseException | None, _traceback: TracebackType | None
-    ) -> None:
-        """Leave the queue, and tell the observer what became of the request."""
-        if self.rows:
-            self._engine.hold(self, 0)
-        if error is not None and not self._finished:
-            self._tell(error)
+        self.computing = self.finished = False
 
     def claim(self, rows: int) -> None:
         """Say how many rows there are, once that is known.
@@ -305,17 +278,11 @@ class Admission:
         engine = self._engine
         self.claim(engine.model.rows(inputs))
         engine.hold(self, 0)
-        self._computing = True
+        self.computing = True
         inference = await engine.batcher.submit(inputs, self.deadline)
-        self._computing, self._finished = False, True
+        self.computing, self.finished = False, True
         engine.observer.request_finished(inference.rows, inference.queue_ms / 1e3, inference.inference_ms / 1e3)
         return inference
-
-    def _tell(self, error: BaseException) -> None:
-        """Tell the observer why there are no outputs; what is wrong with the request itself is no failure."""
-        reason = failure_of(error) or (ERROR if self._computing else None)
-        if reason is not None:
-            self._engine.observer.request_failed(reason, time.monotonic() - self._arrived)
 
 
 def failure_of(error: BaseException) -> str | None:

@@ -99,7 +99,7 @@ async def generate(engine: Engine[TextModel], request: GenerationRequest) -> Asy
                 continue
             if finish == "length":
                 text += stop.add(decode(END)) + stop.rest()
-            engine.texts.text_finished(count, times[-1] - times[0])
+            engine.observer.text_finished(count, times[-1] - times[0])
             yield Piece(text, scored, finish)
             return
 
@@ -121,7 +121,7 @@ async def score(
         for start in range(0, len(tokens) - 1, model.chunk):
             part = tokens[start : min(start + model.chunk, len(tokens) - 1)]
             outputs = await _call(engine, part, outputs, deadline)
-            engine.texts.text_read(len(part))
+            engine.observer.text_read(len(part))
             for offset, row in enumerate(log_softmax(outputs[LOGITS_NAME][0])):
                 scored.append(scored_token(model, tokens[start + offset + 1], row, top))
     return scored
@@ -144,7 +144,7 @@ async def _read(engine: Engine[TextModel], prompt: Sequence[int], deadline: floa
     for start in range(0, len(prompt), engine.model.chunk):
         part = prompt[start : start + engine.model.chunk]
         outputs = await _call(engine, part, outputs, deadline)
-        engine.texts.text_read(len(part))
+        engine.observer.text_read(len(part))
     assert outputs is not None, "a prompt has a token"
     return log_softmax(outputs[LOGITS_NAME][0, -1]), outputs
 
@@ -167,7 +167,7 @@ def _tell(engine: Engine[TextModel], times: list[float], arrived: float) -> None
     """Tell the observer of a further token."""
     now = time.monotonic()
     if times:
-        engine.texts.next_token(now - times[-1])
+        engine.observer.next_token(now - times[-1])
     else:
-        engine.texts.first_token(now - arrived)
+        engine.observer.first_token(now - arrived)
     times.append(now)

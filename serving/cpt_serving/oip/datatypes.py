@@ -24,8 +24,6 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "FP16": np.dtype("<f2"),
     "FP32": np.dtype("<f4"),
     "FP64": np.dtype("<f8"),
-    # NumPy has no bfloat16: these are its bits.
-    "BF16": np.dtype("<u2"),
 }
 """Datatypes whose elements all have the same size."""
 
@@ -44,7 +42,7 @@ def from_binary(name: str, datatype: str, shape: Sequence[int], raw: memoryview)
         raw: Its elements, one-dimensional bytes.
 
     Returns:
-        An array of `shape`; BF16 becomes float32 with the same values, BYTES an array of `bytes` objects.
+        An array of `shape`; of BYTES an array of `bytes` objects.
 
     Raises:
         RequestError: 400, if the bytes are not those of such a tensor.
@@ -57,15 +55,14 @@ def from_binary(name: str, datatype: str, shape: Sequence[int], raw: memoryview)
         raise bad_request(f"Expected a datatype of the protocol, but got {shown(datatype)}")
     if raw.nbytes != count * dtype.itemsize:
         raise bad_request(
-            f"Expected {shown(name)} of datatype {datatype} and shape {_shown(shape)} to have "
+            f"Expected {shown(name)} of datatype {datatype} and shape {shown(list(shape))} to have "
             f"{count * dtype.itemsize} bytes, but got {raw.nbytes}"
         )
     if datatype == "BOOL":
         # Other bytes than 0 and 1 would make an invalid array.
         booleans: npt.NDArray[np.bool_] = np.frombuffer(raw, np.uint8) != 0
         return booleans.reshape(shape)
-    values = np.frombuffer(raw, dtype).reshape(shape)
-    return _widen_bfloat16(values) if datatype == "BF16" else values
+    return np.frombuffer(raw, dtype).reshape(shape)
 
 
 def to_integers(name: str, datatype: str, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -93,12 +90,10 @@ def to_binary(datatype: str, values: npt.NDArray[Any]) -> bytes:
 
     Args:
         datatype: One of the protocol's.
-        values: An array of a type that fits; float32 for BF16, `bytes` objects for BYTES.
+        values: An array of a type that fits; `bytes` objects for BYTES.
     """
     if datatype == BYTES:
         return b"".join(_LENGTH.pack(len(element)) + element for element in values.ravel())
-    if datatype == "BF16":
-        return _narrow_to_bfloat16(values).tobytes()
     return values.astype(DTYPES[datatype], copy=False).tobytes()
 
 
@@ -125,20 +120,3 @@ def _split_elements(name: str, raw: memoryview, count: int) -> npt.NDArray[np.ob
             f"Expected {shown(name)} to hold {count} elements, but {raw.nbytes - position} bytes are left over"
         )
     return elements
-
-
-def _widen_bfloat16(bits: npt.NDArray[np.uint16]) -> npt.NDArray[np.float32]:
-    """Return bfloat16 bits as float32: bfloat16 is its upper half."""
-    return (bits.astype(np.uint32) << 16).view(np.float32)
-
-
-def _narrow_to_bfloat16(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
-    """Return the nearest bfloat16 of each value, ties to even, as bits."""
-    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
-    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
-    # Rounding up would carry the payload of some NaN into infinity.
-    return np.where(np.isnan(values), (bits >> 16) | 0x0040, rounded).astype("<u2")
-
-
-def _shown(shape: Sequence[int]) -> str:
-    return f"{shown(list(shape))}"

@@ -1,8 +1,9 @@
-"""The shapes of the protocol's requests and answers, as `/docs` shows them; requests are parsed without them."""
+"""The shapes of the protocol's requests and answers, as they are checked and as `/docs` shows them."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic.json_schema import SkipJsonSchema
 
 
 def inline_schema(model: type[BaseModel]) -> dict[str, Any]:
@@ -56,30 +57,94 @@ class ModelReadiness(BaseModel):
     ready: Literal[True] = True
 
 
+Count = Annotated[int, Field(ge=0)]
+
+
+class Parameters(BaseModel):
+    """Parameters of a request or of one of its tensors; unknown ones change nothing."""
+
+    model_config = ConfigDict(strict=True)
+
+    shared_memory_region: SkipJsonSchema[None] = None
+    """Not offered: tensors stand in the request and the answer."""
+
+
+class InputParameters(Parameters):
+    """Parameters of an input."""
+
+    binary_data_size: Count | None = Field(default=None, description="how many of the bytes behind the JSON it takes")
+
+
+class OutputParameters(Parameters):
+    """Parameters of an output."""
+
+    binary_data: bool | None = Field(default=None, description="as bytes behind the JSON")
+    classification: Count = Field(default=0, description="the labels of as many classes instead of the numbers")
+
+
+class InferParameters(Parameters):
+    """Parameters of a request for inference."""
+
+    timeout: Count | None = Field(default=None, description="microseconds; 0 states none")
+    binary_data_output: bool = Field(default=False, description="outputs as bytes behind the JSON")
+
+
 class InferInput(BaseModel):
     """A tensor with its data, flat or nested, in row-major order."""
 
+    model_config = ConfigDict(strict=True)
+
     name: str
-    shape: list[int]
+    shape: Annotated[list[Count], Field(fail_fast=True)]
     datatype: str
-    data: list[Any] | None = None
-    parameters: dict[str, Any] | None = None
+    data: Any = None
+    parameters: InputParameters | None = None
+    _raw: memoryview | None = None
+
+    @property
+    def raw(self) -> memoryview | None:
+        """Its bytes, if it came as bytes."""
+        return self._raw
+
+    def attach(self, raw: memoryview) -> Self:
+        """Take the bytes that came with it, and return the tensor."""
+        self._raw = raw
+        return self
 
 
 class RequestedOutput(BaseModel):
-    """An output that the client asks for; its parameters are `binary_data` and `classification`."""
+    """An output that the client asks for."""
+
+    model_config = ConfigDict(strict=True)
 
     name: str
-    parameters: dict[str, Any] | None = None
+    parameters: OutputParameters | None = None
+
+    def as_bytes(self, otherwise: bool) -> bool:
+        """Return whether the client wants it as bytes; `otherwise` holds if it does not say."""
+        wanted = None if self.parameters is None else self.parameters.binary_data
+        return otherwise if wanted is None else wanted
 
 
 class InferRequest(BaseModel):
-    """A request for inference; its parameters are `timeout` (microseconds) and `binary_data_output`."""
+    """A request for inference."""
+
+    model_config = ConfigDict(strict=True)
 
     id: str | None = None
-    inputs: list[InferInput]
-    outputs: list[RequestedOutput] | None = None
-    parameters: dict[str, Any] | None = None
+    inputs: Annotated[list[InferInput], Field(fail_fast=True)]
+    outputs: Annotated[list[RequestedOutput], Field(fail_fast=True)] | None = None
+    parameters: InferParameters | None = None
+
+    @property
+    def binary(self) -> bool:
+        """Whether outputs are wanted as bytes that do not say it themselves."""
+        return self.parameters is not None and self.parameters.binary_data_output
+
+    @property
+    def timeout_us(self) -> int:
+        """Microseconds within which the answer is worth having; 0 states none."""
+        return (self.parameters.timeout or 0) if self.parameters else 0
 
 
 class InferOutput(BaseModel):
@@ -103,7 +168,9 @@ class InferAnswer(BaseModel):
 class RepositoryIndexRequest(BaseModel):
     """What to list."""
 
-    ready: bool = False
+    model_config = ConfigDict(strict=True)
+
+    ready: bool = Field(default=False, description="only what is ready")
 
 
 class RepositoryModel(BaseModel):
@@ -118,11 +185,23 @@ class RepositoryModel(BaseModel):
 class RepositoryParameters(BaseModel):
     """Which version; all without."""
 
+    model_config = ConfigDict(strict=True)
+
     version: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_overrides(cls, given: Any) -> Any:
+        """Raise for a configuration or files: a bundle's are covered by its checksums."""
+        if isinstance(given, dict) and any(name.startswith(("config", "file:")) for name in given):
+            raise ValueError("the model is loaded as it is there, without a configuration and files of the request")
+        return given
 
 
 class RepositoryChange(BaseModel):
     """How to load or unload a model."""
+
+    model_config = ConfigDict(strict=True)
 
     parameters: RepositoryParameters | None = None
 
@@ -130,8 +209,8 @@ class RepositoryChange(BaseModel):
 class StatisticDuration(BaseModel):
     """How often, and the nanoseconds altogether."""
 
-    count: int
-    ns: int
+    count: int = 0
+    ns: int = 0
 
 
 class InferStatistics(BaseModel):
@@ -143,20 +222,11 @@ class InferStatistics(BaseModel):
     compute_input: StatisticDuration
     compute_infer: StatisticDuration
     compute_output: StatisticDuration
-    cache_hit: StatisticDuration
-    cache_miss: StatisticDuration
+    cache_hit: StatisticDuration = StatisticDuration()
+    cache_miss: StatisticDuration = StatisticDuration()
 
 
-class BatchStatistics(BaseModel):
-    """Executions with one number of rows."""
-
-    batch_size: int
-    compute_input: StatisticDuration
-    compute_infer: StatisticDuration
-    compute_output: StatisticDuration
-
-
-class ModelStatisticsAnswer(BaseModel):
+class ModelStatistics(BaseModel):
     """Statistics of one version of a model."""
 
     name: str
@@ -165,13 +235,12 @@ class ModelStatisticsAnswer(BaseModel):
     inference_count: int
     execution_count: int
     inference_stats: InferStatistics
-    batch_stats: list[BatchStatistics]
 
 
 class StatisticsAnswer(BaseModel):
     """Statistics of models."""
 
-    model_stats: list[ModelStatisticsAnswer]
+    model_stats: list[ModelStatistics]
 
 
 class TensorConfig(BaseModel):

@@ -3,14 +3,14 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from cpt_serving.oip.answers import OutputTensor
 from cpt_serving.oip.datatypes import DTYPES, from_binary, to_integers
-from cpt_serving.oip.requests import InferRequest, InputTensor, RequestedOutput
+from cpt_serving.oip.schemas import InferInput, InferRequest
 from cpt_serving.web.errors import bad_request
 from cpt_serving.web.numbers import to_numbers
 from cpt_serving.web.shown import shown
@@ -36,7 +36,21 @@ class DeclaredTensor:
         return [-1 if isinstance(size, str) else size for size in self.shape]
 
 
-def read_tensors(inputs: Sequence[InputTensor], declared: Sequence[DeclaredTensor]) -> dict[str, npt.NDArray[Any]]:
+class Wish(NamedTuple):
+    """How a client wants an output.
+
+    Args:
+        name: Its name.
+        binary: Whether as bytes.
+        classes: How many classes of each row, best first, instead of the numbers; 0 asks for the numbers.
+    """
+
+    name: str
+    binary: bool
+    classes: int = 0
+
+
+def read_tensors(inputs: Sequence[InferInput], declared: Sequence[DeclaredTensor]) -> dict[str, npt.NDArray[Any]]:
     """Return the arrays of a request's tensors by their names; those that are not sent are not there.
 
     Takes long for tensors in JSON: call it in a thread.
@@ -53,7 +67,7 @@ def read_tensors(inputs: Sequence[InputTensor], declared: Sequence[DeclaredTenso
     return tensors
 
 
-def wanted_outputs(request: InferRequest, declared: Sequence[DeclaredTensor]) -> list[RequestedOutput]:
+def wanted_outputs(request: InferRequest, declared: Sequence[DeclaredTensor]) -> list[Wish]:
     """Return which outputs a client wants and how, each once; all of them if it says nothing.
 
     Raises:
@@ -61,23 +75,26 @@ def wanted_outputs(request: InferRequest, declared: Sequence[DeclaredTensor]) ->
     """
     names = [tensor.name for tensor in declared]
     if not request.outputs:
-        return [RequestedOutput(name, request.binary) for name in names]
+        return [Wish(name, request.binary) for name in names]
     wanted = {output.name: output for output in request.outputs}
     unknown = [name for name in wanted if name not in names]
     if unknown:
         raise bad_request(f"Expected outputs among {names}, but got {shown(unknown[0])}")
-    return list(wanted.values())
+    return [
+        Wish(each.name, each.as_bytes(request.binary), each.parameters.classification if each.parameters else 0)
+        for each in wanted.values()
+    ]
 
 
 def output_tensors(
-    wanted: Sequence[RequestedOutput], declared: Sequence[DeclaredTensor], values: Mapping[str, npt.NDArray[Any]]
+    wanted: Sequence[Wish], declared: Sequence[DeclaredTensor], values: Mapping[str, npt.NDArray[Any]]
 ) -> list[OutputTensor]:
     """Return what a client wants of a model's outputs, in the order in which it asked."""
     datatypes = {tensor.name: tensor.datatype for tensor in declared}
     return [OutputTensor(each.name, datatypes[each.name], values[each.name], each.binary) for each in wanted]
 
 
-def _read_tensor(declared: DeclaredTensor, tensor: InputTensor) -> npt.NDArray[Any]:
+def _read_tensor(declared: DeclaredTensor, tensor: InferInput) -> npt.NDArray[Any]:
     fits = len(tensor.shape) == len(declared.shape) and all(
         isinstance(expected, str) or size == expected
         for size, expected in zip(tensor.shape, declared.shape, strict=True)
@@ -93,15 +110,24 @@ def _read_tensor(declared: DeclaredTensor, tensor: InputTensor) -> npt.NDArray[A
     return from_binary(tensor.name, tensor.datatype, tensor.shape, tensor.raw).copy()
 
 
-def _from_json(tensor: InputTensor) -> npt.NDArray[Any]:
-    name, datatype, count = tensor.name, tensor.datatype, math.prod(tensor.shape)
-    if count == 0 and tensor.data == []:
-        return np.empty(tensor.shape, DTYPES[datatype])
-    array = to_numbers(name, tensor.data)
-    if array.size != count:
-        raise bad_request(f"Expected {count} numbers of {name!r} in data, but got {array.size}")
+def json_array(tensor: InferInput) -> npt.NDArray[np.int64] | npt.NDArray[np.float64]:
+    """Return the numbers of a tensor that stand in JSON, as they are there, in its shape.
+
+    Raises:
+        RequestError: 400, if they are none, or of another shape, flat or nested.
+    """
+    if 0 in tensor.shape and tensor.data == []:
+        return np.empty(tensor.shape, np.int64)
+    array = to_numbers("data", tensor.data)
+    if array.size != math.prod(tensor.shape) or (array.ndim > 1 and list(array.shape) != tensor.shape):
+        raise bad_request(f"Expected data of the shape {tensor.shape}, flat or nested, but got {list(array.shape)}")
+    return array.reshape(tensor.shape)
+
+
+def _from_json(tensor: InferInput) -> npt.NDArray[Any]:
+    name, datatype, array = tensor.name, tensor.datatype, json_array(tensor)
     if DTYPES[datatype].kind == "f":
-        return array.astype(DTYPES[datatype]).reshape(tensor.shape)
+        return array.astype(DTYPES[datatype])
     if array.dtype.kind == "f":
         raise bad_request(f"Expected {name!r} to hold integers of {datatype}, but got others")
-    return to_integers(name, datatype, array).reshape(tensor.shape)
+    return to_integers(name, datatype, array)

@@ -3,25 +3,24 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import replace
 
 import anyio.to_thread
 
 from cpt_deploy.bundle.language import open_bundle
+from cpt_deploy.bundle.opened import OpenedBundle
 from cpt_deploy.errors import BundleError, CptError
-from cpt_serving.adapters import Adapter, Generates, Predicts, adapter_of
+from cpt_serving.adapters import Adapter, adapter_of
 from cpt_serving.cores import available_cores
 from cpt_serving.inference.engine import Engine, EngineState
-from cpt_serving.inference.errors import InvalidRequestError, ModelNotFoundError, not_ready
+from cpt_serving.inference.errors import InvalidRequestError, ModelNotFoundError
 from cpt_serving.inference.memory import MemoryBudget
-from cpt_serving.inference.observers import ObserverFactory, Observers, TextObserverFactory
+from cpt_serving.inference.observers import ModelObserver
 from cpt_serving.inference.threads import Threads
 from cpt_serving.repository.model_directory import ModelLocation, find_models
-from cpt_serving.repository.model_table import Entry, Key, ModelStatus, ModelTable
+from cpt_serving.repository.model_table import Entry, Key, ModelTable
 from cpt_serving.settings import ServeSettings
-
-__all__ = ["ModelRepository", "ModelStatus"]
 
 logger = logging.getLogger(__name__)
 
@@ -30,32 +29,27 @@ _BY_REQUEST = "unloaded by request"
 
 
 class ModelRepository:
-    """The bundles at a path. Names and versions of requests are looked up among those that were found there.
+    """The bundles at a path, as they are found, loaded, replaced and unloaded.
 
     Args:
         settings: The path, and how models are run.
-        observe: What makes the observers of each model version.
-        observe_texts: What makes the observer of a language model's texts.
+        observe: Makes the observer of a model version when it is opened.
 
     Raises:
         BundleError: If there is no bundle at the path and none can come, or it is one that cannot be opened.
     """
 
     def __init__(
-        self,
-        settings: ServeSettings,
-        observe: Sequence[ObserverFactory] = (),
-        observe_texts: TextObserverFactory | None = None,
+        self, settings: ServeSettings, observe: Callable[[OpenedBundle], ModelObserver] = lambda _: ModelObserver()
     ) -> None:
         self._settings = settings
-        self._observe = tuple(observe)
-        self._observe_texts = observe_texts
+        self._observe = observe
         self._threads = Threads(settings.inferences_at_once, "compute")
         self._decoders = Threads(available_cores(), "decode")
         self._memory = MemoryBudget(settings.decode_bytes)
-        self._table = ModelTable()
+        self.models = ModelTable()
+        """What there is at present; requests are answered from here."""
         self._changing = asyncio.Lock()
-        self._stopping = False
         self._look_again = asyncio.Event()
         self.problem = ""
         """Why the last look at the path changed nothing; what was loaded is served all the same."""
@@ -66,62 +60,10 @@ class ModelRepository:
         for location in locations:
             self._add(location)
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Names of the models, sorted."""
-        return self._table.names
-
-    @property
-    def default(self) -> Engine[Adapter]:
-        """The engine that is asked when a request names no model: the newest version, if there is one model only.
-
-        Raises:
-            InvalidRequestError: If several models are served.
-            NotReadyError: If none is.
-        """
-        return self.find(self._table.only_name())
-
-    @property
-    def predicting(self) -> Predicts | None:
-        """The adapter of a model that answers `/predict`, from which examples can be made."""
-        return self._table.predicting
-
-    def versions(self, name: str) -> list[str]:
-        """Return the versions of a model, oldest first; empty if there is no such model."""
-        return self._table.versions(name)
-
-    def find(self, name: str, version: str | None = None) -> Engine[Adapter]:
-        """Return the engine of a model.
-
-        Args:
-            name: Its name.
-            version: Its version; `None` is the newest that is ready, else the newest.
-
-        Raises:
-            ModelNotFoundError: If there is no such model, or it was unloaded.
-            NotReadyError: If it could not be opened.
-        """
-        return self._table.find(name, version)
-
-    def index(self) -> list[ModelStatus]:
-        """Return the state of every model and version, sorted by name and version."""
-        return self._table.index()
-
-    @property
-    def served(self) -> list[Engine[Adapter]]:
-        """The engines that answer and are not on their way out."""
-        return self._table.served
-
-    def require_ready(self) -> None:
-        """Raise a `NotReadyError` unless traffic should come: the models are ready and the server is not stopping."""
-        if self._stopping:
-            raise not_ready("the server is shutting down")
-        self._table.require_ready()
-
     def begin_shutdown(self) -> None:
         """Fail readiness from now on; requests are still answered."""
-        self._stopping = True
-        for entry in self._table.values():
+        self.models.stopping = True
+        for entry in self.models.values():
             if entry.engine is not None:
                 entry.engine.retire("the server is shutting down")
 
@@ -131,21 +73,21 @@ class ModelRepository:
         Raises:
             CptError: If none of them can be loaded; in a directory of several, others may fail and are logged.
         """
-        errors: list[CptError] = [BundleError(entry.reason) for entry in self._table.values() if entry.engine is None]
-        for entry in self._table.values():
+        errors: list[CptError] = [BundleError(entry.reason) for entry in self.models.values() if entry.engine is None]
+        for entry in self.models.values():
             if entry.engine is not None:
                 try:
                     entry.engine.load_now()
                 except CptError as error:
                     entry.engine.fail(error.message)
                     errors.append(error)
-        if errors and not any(entry.ready for entry in self._table.values()):
+        if errors and not any(entry.ready for entry in self.models.values()):
             raise errors[0]
 
     async def start(self) -> None:
         """Load the models that were found."""
         async with self._changing:
-            for entry in list(self._table.values()):
+            for entry in list(self.models.values()):
                 if entry.engine is not None and entry.engine.state is EngineState.LOADING:
                     await entry.engine.load()
 
@@ -172,8 +114,8 @@ class ModelRepository:
                 raise ModelNotFoundError(f"Expected a model in the repository, but got {_spelled(name, version)}")
             failures = []
             for key in keys:
-                if key in self._table:
-                    self._table[key].wanted = True
+                if key in self.models:
+                    self.models[key].wanted = True
                 if reason := await self._bring_up(key, found[key]):
                     failures.append(f"version {key[1]}: {reason}")
         if failures:
@@ -190,12 +132,12 @@ class ModelRepository:
             ModelNotFoundError: If there is no such model.
         """
         async with self._changing:
-            keys = self._table.keys_of(name, version)
+            keys = self.models.keys_of(name, version)
             if not keys:
                 raise ModelNotFoundError(f"Expected a served model, but got {_spelled(name, version)}")
             for key in keys:
-                self._table[key].wanted = False
-                await self._take_down(self._table[key], _BY_REQUEST)
+                self.models[key].wanted = False
+                await self._take_down(self.models[key], _BY_REQUEST)
 
     def look_again(self) -> None:
         """Have `watch` look at the path now."""
@@ -222,17 +164,17 @@ class ModelRepository:
             except CptError as error:
                 self._note(error.message)
                 return
-            if not found and self._table:
+            if not found and self.models:
                 self._note(f"Expected models at {self._settings.bundle}, but there are none any more")
                 return
             self._note("")
             for key, location in found.items():
-                entry = self._table.get(key)
+                entry = self.models.get(key)
                 if entry is None or (entry.wanted and entry.location.fingerprint != location.fingerprint):
                     await self._bring_up(key, location)
-            for key in [key for key in self._table if key not in found]:
+            for key in [key for key in self.models if key not in found]:
                 logger.info("%s version %s is gone from %s", *key, self._settings.bundle)
-                await self._take_down(self._table.pop(key), "its directory is gone")
+                await self._take_down(self.models.pop(key), "its directory is gone")
 
     def _note(self, problem: str) -> None:
         """Note whether the path could be looked at; the log has it once."""
@@ -244,7 +186,7 @@ class ModelRepository:
 
     async def _look(self) -> dict[Key, ModelLocation]:
         """Return what the path holds now, by name and version."""
-        known = {entry.location.path: key for key, entry in self._table.items()}
+        known = {entry.location.path: key for key, entry in self.models.items()}
 
         def look() -> dict[Key, ModelLocation]:
             return {
@@ -262,21 +204,18 @@ class ModelRepository:
             if location.name is None:
                 raise
             logger.error("%s", error.message)
-            self._table[location.address()] = Entry(location, None, error.message, initial=True)
+            self.models[location.address()] = Entry(location, None, error.message, initial=True)
         else:
-            self._table[engine.bundle.name, engine.bundle.version] = Entry(location, engine, initial=True)
+            self.models[engine.bundle.name, engine.bundle.version] = Entry(location, engine, initial=True)
 
     def _open(self, location: ModelLocation) -> Engine[Adapter]:
         bundle = location.open()
-        observer = Observers([make(bundle) for make in self._observe])
         adapter = adapter_of(bundle, self._settings, self._memory)
-        tells = self._observe_texts is not None and isinstance(adapter, Generates)
-        texts = self._observe_texts(bundle) if self._observe_texts is not None and tells else None
-        return Engine(adapter, self._settings, self._threads, self._decoders, observer, texts)
+        return Engine(adapter, self._settings, self._threads, self._decoders, self._observe(bundle))
 
     async def _bring_up(self, key: Key, location: ModelLocation) -> str:
         """Load a version beside the one that serves, and let it take over; return why not, if it could not."""
-        entry = self._table.setdefault(key, Entry(replace(location, fingerprint=()), None))
+        entry = self.models.setdefault(key, Entry(replace(location, fingerprint=()), None))
         if entry.ready and not entry.reason and entry.location.fingerprint == location.fingerprint:
             return ""
         entry.location = location
@@ -297,7 +236,7 @@ class ModelRepository:
 
     def _refuse(self, key: Key, reason: str) -> str:
         """Note why a version was not loaded; what serves goes on."""
-        self._table[key].reason = reason
+        self.models[key].reason = reason
         logger.error("%s version %s was not loaded: %s", *key, reason)
         return reason
 

@@ -56,6 +56,9 @@ class Entry:
 class ModelTable(dict[Key, Entry]):
     """The entries by name and version."""
 
+    stopping = False
+    """Whether the server ends: then none is ready."""
+
     @property
     def names(self) -> tuple[str, ...]:
         """Names of the models, sorted."""
@@ -82,24 +85,19 @@ class ModelTable(dict[Key, Entry]):
         """Return the keys of a model's version, or of all its versions."""
         return [key for key in self if key[0] == name and version in (None, key[1])]
 
-    def only_name(self) -> str:
-        """Return the name of the only model.
+    def find(self, name: str | None = None, version: str | None = None) -> Engine[Adapter]:
+        """Return the engine of a model.
+
+        Args:
+            name: Its name; `None` is the only one that is served.
+            version: Its version; `None` is the newest that is ready, else the newest.
 
         Raises:
-            InvalidRequestError: If there are several models.
-            NotReadyError: If there is none.
+            InvalidRequestError: If a name is needed, as several models are served.
+            ModelNotFoundError: If there is no such model, or it was unloaded.
+            NotReadyError: If it could not be opened, or there is none at all.
         """
-        if not self:
-            raise not_ready("there is none yet")
-        if len(self.names) > 1:
-            raise InvalidRequestError(
-                f"Expected the name of a model, as several are served ({_spelled(self.names)}): "
-                "/models/{name}/predict or ?model=name"
-            )
-        return self.names[0]
-
-    def find(self, name: str, version: str | None) -> Engine[Adapter]:
-        """Return the engine of a model; see `ModelRepository.find`."""
+        name = self._only_name() if name is None else name
         asked = None if version is None else self.get((name, version))
         if asked is not None and asked.wanted and asked.engine is not None:
             return asked.engine
@@ -120,17 +118,32 @@ class ModelTable(dict[Key, Entry]):
         return entry.engine
 
     def require_ready(self) -> None:
-        """Raise a `NotReadyError` unless a model is ready, and each that the server started with and still has."""
+        """Raise a `NotReadyError` unless traffic should come.
+
+        That takes a model that is ready, and each that the server started with and still has, and no end of the server.
+        """
+        if self.stopping:
+            raise not_ready("the server is shutting down")
         if not self:
             raise not_ready("there is none yet")
         for name in sorted({name for (name, _), entry in self.items() if entry.initial and entry.wanted}):
-            self.find(name, None).require_ready()
+            self.find(name).require_ready()
         if not any(entry.ready for entry in self.values()):
             raise not_ready("none is loaded")
 
     def index(self) -> list[ModelStatus]:
         """Return the state of every model and version, sorted by name and version."""
         return [_status(key, self[key]) for key in sorted(self, key=lambda key: (key[0], version_order(key[1])))]
+
+    def _only_name(self) -> str:
+        if not self:
+            raise not_ready("there is none yet")
+        if len(self.names) > 1:
+            raise InvalidRequestError(
+                f"Expected the name of a model, as several are served ({_spelled(self.names)}): "
+                "/models/{name}/predict or ?model=name"
+            )
+        return self.names[0]
 
 
 def _status(key: Key, entry: Entry) -> ModelStatus:

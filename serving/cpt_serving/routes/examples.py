@@ -15,7 +15,7 @@ HEADERS: list[dict[str, Any]] = [
         "name": HEADER_LENGTH,
         "in": "header",
         "required": False,
-        "description": "bytes of JSON at the start of the body; the tensor's bytes follow. 0: the body is the tensor",
+        "description": "bytes of JSON at the start of the body; the tensor's bytes follow",
         "schema": {"type": "integer", "minimum": 0},
     },
     {
@@ -35,7 +35,7 @@ def infer_body(service: Service) -> dict[str, Any]:
     It has an example where nobody needs a key to know what the model takes.
     """
     content: dict[str, Any] = {"schema": inline_schema(InferRequest)}
-    adapter = None if service.settings.api_keys is not None else service.repository.predicting
+    adapter = None if service.settings.api_keys is not None else service.repository.models.predicting
     example = None if adapter is None else adapter.infer_example()
     if example is not None:
         content["example"] = example

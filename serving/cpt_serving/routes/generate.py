@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Query
 from pydantic import BaseModel
 from starlette.responses import Response
 
@@ -20,6 +20,7 @@ from cpt_serving.inference.sampling import SamplingOptions
 from cpt_serving.oip.schemas import inline_schema
 from cpt_serving.service import Service
 from cpt_serving.settings import ServeSettings
+from cpt_serving.web.bodies import running_body
 from cpt_serving.web.deadlines import request_deadline
 from cpt_serving.web.errors import bad_request
 from cpt_serving.web.events import event_response
@@ -49,25 +50,25 @@ def generate_router(service: Service) -> APIRouter:
     """Return the routes `/generate` and `/score`, and the same under the name of a model."""
     router = APIRouter(tags=["generate"], dependencies=[requires(Scope.INFER)])
 
-    async def generate_text(request: Request, model: ModelName = None) -> Response:
+    async def generate_text(model: ModelName = None) -> Response:
         """Go on with a text.
 
         With `stream` the answer is a stream of server-sent events: one for each token, with what of the text is
         complete with it, and in the last one what the answer has besides. A client that leaves ends the generation.
         """
-        return await _generate(service, service.find_generating(model), request)
+        return await _generate(service, service.find_generating(model))
 
-    async def generate_by(request: Request, model: str, version: str | None = None) -> Response:
+    async def generate_by(model: str, version: str | None = None) -> Response:
         """Go on with a text by the model of a name: its newest version, or the one of the path."""
-        return await _generate(service, service.find_generating(model, version), request)
+        return await _generate(service, service.find_generating(model, version))
 
-    async def score_text(request: Request, model: ModelName = None) -> JsonResponse:
+    async def score_text(model: ModelName = None) -> JsonResponse:
         """Tell how probable each token of a text is after those before it, and the text's perplexity."""
-        return await _score(service, service.find_generating(model), request)
+        return await _score(service, service.find_generating(model))
 
-    async def score_by(request: Request, model: str, version: str | None = None) -> JsonResponse:
+    async def score_by(model: str, version: str | None = None) -> JsonResponse:
         """Tell the same by the model of a name: its newest version, or the one of the path."""
-        return await _score(service, service.find_generating(model, version), request)
+        return await _score(service, service.find_generating(model, version))
 
     errors = error_answers(*_ERRORS)
     streamed: dict[str, Any] = {"content": {EVENTS_TYPE: {"schema": {"type": "string"}}}}
@@ -105,7 +106,6 @@ def text_bytes(settings: ServeSettings) -> int:
 async def prepare(
     service: Service,
     engine: Engine[Generates],
-    request: Request,
     prompt: str,
     parameters: GenerationParameters,
     *,
@@ -119,7 +119,7 @@ async def prepare(
     limit = service.settings.max_new_tokens
     if parameters.max_tokens > limit:
         raise bad_request(f"Expected max_tokens of at most {limit}, but got {parameters.max_tokens}")
-    deadline = request_deadline(request, service.settings, timeout_us=timeout_us)
+    deadline = request_deadline(service.settings, timeout_us=timeout_us)
     tokens = await _tokens(engine, prompt, deadline) or list(engine.model.text.start)
     seed = secrets.randbelow(_RANDOM_SEEDS) if parameters.seed is None else parameters.seed
     return GenerationRequest(
@@ -128,7 +128,7 @@ async def prepare(
         sampling=SamplingOptions(parameters.temperature, parameters.top_k, parameters.top_p, seed),
         stops=parameters.stops(),
         top=parameters.logprobs or 0,
-        arrived=request.scope.get("state", {}).get("arrived") or time.monotonic(),
+        arrived=running_body().arrived,
         deadline=deadline,
     )
 
@@ -139,11 +139,11 @@ async def _tokens(engine: Engine[Generates], text: str, deadline: float | None) 
         return await admission.prepare(lambda _: engine.model.tokens_of(text))
 
 
-async def _generate(service: Service, engine: Engine[Generates], request: Request) -> Response:
-    body = checked(GenerateBody, await read_object(request, text_bytes(service.settings)))
-    wanted = await prepare(service, engine, request, body.prompt, body)
+async def _generate(service: Service, engine: Engine[Generates]) -> Response:
+    body = checked(GenerateBody, await read_object(text_bytes(service.settings)))
+    wanted = await prepare(service, engine, body.prompt, body)
     if body.stream:
-        return await event_response(request, _events(engine, wanted, body))
+        return await event_response(_events(engine, wanted, body))
     collected = _Collected(wanted)
     async with aclosing(generate(engine, wanted)) as pieces:
         async for piece in pieces:
@@ -167,9 +167,9 @@ async def _events(
             yield event if piece.finish is None else {**_model(engine), **event, **collected.summary()}
 
 
-async def _score(service: Service, engine: Engine[Generates], request: Request) -> JsonResponse:
-    body = checked(ScoreBody, await read_object(request, text_bytes(service.settings)))
-    deadline = request_deadline(request, service.settings)
+async def _score(service: Service, engine: Engine[Generates]) -> JsonResponse:
+    body = checked(ScoreBody, await read_object(text_bytes(service.settings)))
+    deadline = request_deadline(service.settings)
     tokens = await _tokens(engine, body.text, deadline)
     if not tokens:
         raise bad_request("Expected a text of one token or more, but got an empty one")

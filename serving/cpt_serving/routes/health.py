@@ -17,7 +17,7 @@ def health_router(service: Service) -> APIRouter:
 
     async def ready() -> Readiness:
         """The models are loaded, warmed up and have reproduced their golden samples, and the server is not stopping."""
-        service.repository.require_ready()
+        service.repository.models.require_ready()
         return Readiness(detail=service.repository.problem or None)
 
     for prefix in ("", "/v2"):

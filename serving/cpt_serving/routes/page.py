@@ -47,7 +47,7 @@ def page_router(service: Service) -> APIRouter:
     @router.get("/stats")
     async def stats() -> Stats:
         """Counters since the start: a short form of `/metrics`."""
-        return summarize(service.metrics.collect(), clock_s=time.monotonic(), ready=_is_ready(service))
+        return summarize(service.metrics.samples(), clock_s=time.monotonic(), ready=_is_ready(service))
 
     everything = APIRouter()
     for part in (pages, files_router("/page", files), router):
@@ -62,8 +62,8 @@ def _add_model_routes(router: APIRouter, service: Service) -> None:
         repository = service.repository
         return ServedModels(
             models=[
-                ServedModel(name=name, versions=repository.versions(name), kind=_kind(service, name))
-                for name in repository.names
+                ServedModel(name=name, versions=repository.models.versions(name), kind=_kind(service, name))
+                for name in repository.models.names
             ]
         )
 
@@ -102,7 +102,7 @@ def _kind(service: Service, name: str) -> ModelKind | None:
 
 def _is_ready(service: Service) -> bool:
     try:
-        service.repository.require_ready()
+        service.repository.models.require_ready()
     except NotReadyError:
         return False
     return True

@@ -58,7 +58,7 @@ def predict_router(service: Service) -> APIRouter:
 async def _answer(service: Service, engine: Engine[Predicts], request: Request, top_k: int | None) -> JsonResponse:
     bundle, adapter, settings = engine.bundle, engine.model, service.settings
     started = time.perf_counter()
-    deadline = request_deadline(request, settings)
+    deadline = request_deadline(settings)
     content = await read_content(request, settings)
     received = time.perf_counter()
     note_model(bundle)

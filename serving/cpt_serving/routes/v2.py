@@ -4,8 +4,9 @@ from fastapi import APIRouter
 
 from cpt_serving.access.api_keys import Scope
 from cpt_serving.access.control import requires
-from cpt_serving.oip import metadata
+from cpt_serving.oip.metadata import server_metadata
 from cpt_serving.oip.schemas import ModelConfig, ModelMetadata, ModelReadiness, ServerMetadata, StatisticsAnswer
+from cpt_serving.oip.statistics import statistics_of
 from cpt_serving.routes.v2_infer import PATHS
 from cpt_serving.service import Service
 from cpt_serving.web.responses import JsonResponse
@@ -23,12 +24,12 @@ def v2_router(service: Service) -> APIRouter:
 def _add_server_routes(router: APIRouter, service: Service) -> None:
     async def server() -> ServerMetadata:
         """Who serves, and which extensions of the protocol it knows."""
-        return ServerMetadata.model_validate(metadata.server_metadata())
+        return server_metadata()
 
     async def statistics() -> StatisticsAnswer:
         """How many requests each model had, and how long each part of them took."""
-        keys = [(status.name, status.version) for status in service.repository.index()]
-        return StatisticsAnswer.model_validate(service.statistics.render(keys))
+        keys = [(status.name, status.version) for status in service.repository.models.index()]
+        return statistics_of(service.metrics.samples(), keys)
 
     # The protocol's text has the one, its OpenAPI file the other; clients do not follow redirects.
     router.add_api_route("/v2", server)
@@ -39,8 +40,7 @@ def _add_server_routes(router: APIRouter, service: Service) -> None:
 def _add_model_routes(router: APIRouter, service: Service) -> None:
     async def model_metadata(model: str, version: str | None = None) -> ModelMetadata:
         """What a model takes and returns."""
-        adapter = service.find(model, version).model
-        return ModelMetadata.model_validate(metadata.model_metadata(adapter, service.repository.versions(model)))
+        return service.find(model, version).model.metadata(service.repository.models.versions(model))
 
     async def ready(model: str, version: str | None = None) -> ModelReadiness:
         """Whether a model can be asked."""
@@ -49,13 +49,13 @@ def _add_model_routes(router: APIRouter, service: Service) -> None:
 
     async def config(model: str, version: str | None = None) -> JsonResponse:
         """A model's configuration in Triton's form."""
-        return JsonResponse(metadata.model_config(service.find(model, version).model))
+        return JsonResponse(service.find(model, version).model.config())
 
     async def statistics(model: str, version: str | None = None) -> StatisticsAnswer:
         """How many requests a model had, and how long each part of them took."""
         service.find(model, version)
-        versions = service.repository.versions(model) if version is None else [version]
-        return StatisticsAnswer.model_validate(service.statistics.render((model, each) for each in versions))
+        versions = service.repository.models.versions(model) if version is None else [version]
+        return statistics_of(service.metrics.samples(), [(model, each) for each in versions])
 
     errors = error_answers(404, 503)
     for path in PATHS:

@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter
 from starlette.responses import Response
 
 from cpt_serving.access.api_keys import Scope
@@ -12,7 +12,7 @@ from cpt_serving.access.control import requires
 from cpt_serving.adapters import Generates
 from cpt_serving.inference.engine import Engine
 from cpt_serving.inference.generation import GenerationRequest, generate
-from cpt_serving.oip.requests import parse_timeout
+from cpt_serving.oip.schemas import InferParameters
 from cpt_serving.routes.generate import EVENTS_TYPE, json_body, prepare, text_bytes
 from cpt_serving.routes.v2_infer import PATHS
 from cpt_serving.service import Service
@@ -31,19 +31,19 @@ def triton_generate_router(service: Service) -> APIRouter:
     """Return `generate` and `generate_stream`, with and without version."""
     router = APIRouter(tags=["Open Inference Protocol v2"], dependencies=[requires(Scope.INFER)])
 
-    async def whole(request: Request, model: str, version: str | None = None) -> Response:
+    async def whole(model: str, version: str | None = None) -> Response:
         """Go on with a text (Triton's generate extension); the answer comes as a whole."""
-        engine, given, wanted = await _read(service, request, model, version, stream=False)
+        engine, given, wanted = await _read(service, model, version, stream=False)
         texts = []
         async with aclosing(generate(engine, wanted)) as pieces:
             async for piece in pieces:
                 texts.append(piece.text)
         return JsonResponse(_answer(engine, given, "".join(texts)))
 
-    async def stream(request: Request, model: str, version: str | None = None) -> Response:
+    async def stream(model: str, version: str | None = None) -> Response:
         """Go on with a text (Triton's generate extension); each event has what came since the one before."""
-        engine, given, wanted = await _read(service, request, model, version, stream=True)
-        return await event_response(request, _events(engine, given, wanted))
+        engine, given, wanted = await _read(service, model, version, stream=True)
+        return await event_response(_events(engine, given, wanted))
 
     example = {"text_input": "the company said", "parameters": {"max_tokens": 20, "temperature": 0}}
     body = json_body(TritonGenerateBody, example)
@@ -65,7 +65,7 @@ def triton_generate_router(service: Service) -> APIRouter:
 
 
 async def _read(
-    service: Service, request: Request, model: str, version: str | None, *, stream: bool
+    service: Service, model: str, version: str | None, *, stream: bool
 ) -> tuple[Engine[Generates], TritonGenerateBody, GenerationRequest]:
     """Return who answers, the request, and what it asks for.
 
@@ -73,15 +73,15 @@ async def _read(
         RequestError: 400 with what was expected, 404 without such a model.
     """
     engine = service.find_generating(model, version)
-    content = await read_object(request, text_bytes(service.settings))
+    content = await read_object(text_bytes(service.settings))
     given = checked(TritonGenerateBody, {key: content[key] for key in _OWN_KEYS if key in content})
     beside = {key: value for key, value in content.items() if key not in _OWN_KEYS}
     values = {**beside, **(given.parameters or {})}
-    timeout = parse_timeout(values.pop("timeout", None))
+    timeout = checked(InferParameters, {"timeout": values.pop("timeout", None)}).timeout
     parameters = checked(GenerationParameters, values)
     if parameters.stream and not stream:
         raise bad_request("Expected stream to be false here, but got true: generate_stream gives events")
-    return engine, given, await prepare(service, engine, request, given.text_input, parameters, timeout_us=timeout)
+    return engine, given, await prepare(service, engine, given.text_input, parameters, timeout_us=timeout)
 
 
 async def _events(

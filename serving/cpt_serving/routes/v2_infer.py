@@ -1,27 +1,30 @@
 """Inference by the Open Inference Protocol: the path that has to be short."""
 
+import re
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter
 from starlette.responses import Response
-from starlette.routing import Route
-from starlette.types import Receive, Send
+from starlette.types import ASGIApp, Receive, Send
 from starlette.types import Scope as AsgiScope
 
+from cpt_deploy.errors import CptError
 from cpt_serving.access.api_keys import Scope
-from cpt_serving.access.control import Guard, requires
+from cpt_serving.access.control import AccessControl, requires
 from cpt_serving.adapters import Adapter
 from cpt_serving.answering import InferCall, infer
 from cpt_serving.inference.engine import Engine
 from cpt_serving.oip.answers import Answer, render_answer
-from cpt_serving.oip.requests import HEADER_LENGTH, InferRequest, header_length, parse_request
+from cpt_serving.oip.requests import HEADER_LENGTH, header_length, parse_request
 from cpt_serving.oip.schemas import InferAnswer
 from cpt_serving.routes.examples import HEADERS, infer_body
 from cpt_serving.service import Service
 from cpt_serving.settings import ServeSettings
-from cpt_serving.web.bodies import INLINE_BYTES, read_body, too_large
+from cpt_serving.web.bodies import INLINE_BYTES, running_body, too_large
 from cpt_serving.web.deadlines import request_deadline
+from cpt_serving.web.errors import RequestError, error_answer
 from cpt_serving.web.schemas import error_answers
 
 PATHS = ("/v2/models/{model}", "/v2/models/{model}/versions/{version}")
@@ -31,25 +34,27 @@ JSON_TYPE = "application/json"
 BINARY_TYPE = "application/octet-stream"
 
 _ERRORS = (400, 404, 408, 413, 415, 429, 503, 504)
+_PATH = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?/infer")
+_ROUTES = tuple(SimpleNamespace(path=f"{path}/infer") for path in PATHS)
 
 
 def infer_router(service: Service) -> APIRouter:
     """Return the routes that compute, with and without version."""
     router = APIRouter(tags=["Open Inference Protocol v2"], dependencies=[requires(Scope.INFER)])
 
-    async def infer_newest(request: Request, model: str) -> Response:
+    async def infer_newest(model: str) -> Response:
         """Compute the logits, or the classes, of inputs.
 
-        The input `image` is FP32 N x C x H x W (also FP64, FP16, BF16): normalised, as the model computes with it. As
+        The input `image` is FP32 N x C x H x W (also FP64, FP16): normalised, as the model computes with it. As
         UINT8, N x H x W x C, it is pixels of any size, as BYTES image files; both are preprocessed as in `/predict`.
         Tensors stand in the JSON or follow it as bytes. Parameters: `timeout` in microseconds, `binary_data_output`; of
         the output `binary_data`, and `classification` for the labels of as many classes.
         """
-        return await answer_infer(service, request, service.find(model))
+        return await answer_infer(service, service.find(model))
 
-    async def infer_by_version(request: Request, model: str, version: str) -> Response:
+    async def infer_by_version(model: str, version: str) -> Response:
         """Compute the same by one version of a model."""
-        return await answer_infer(service, request, service.find(model, version))
+        return await answer_infer(service, service.find(model, version))
 
     endpoints: tuple[Callable[..., Any], ...] = (infer_newest, infer_by_version)
     for path, endpoint in zip(PATHS, endpoints, strict=True):
@@ -68,69 +73,80 @@ def infer_router(service: Service) -> APIRouter:
 
 
 class DirectInfer:
-    """The route of `infer` without the framework's dependencies and lists of routes, which cost more than small models.
+    """ASGI middleware that answers `infer` in front of the framework, whose layers cost more than small models.
 
-    An ASGI app for a plain route in front of all others; the route in the router is what `/docs` shows of it.
+    It asks for the same key as the route, which is what `/docs` shows of it, and answers where an app is mounted and
+    what has a query.
 
     Args:
+        app: What answers all other requests.
         service: Whose models are asked.
-        path: Template of the route, as metrics name it.
+        access: Asks for the key.
     """
 
-    guard = Guard(Scope.INFER)
-
-    def __init__(self, service: Service, path: str) -> None:
+    def __init__(self, app: ASGIApp, service: Service, access: AccessControl) -> None:
+        self._app = app
         self._service = service
-        self.path = path
+        self._access = access
 
     async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
-        scope["route"] = self
-        request = Request(scope, receive)
-        await self.guard(request)
-        names = scope["path_params"]
-        engine = self._service.find(names["model"], names.get("version"))
-        response = await answer_infer(self._service, request, engine)
+        """Answer a request for inference, or pass another on."""
+        found = None
+        if (
+            scope["type"] == "http"
+            and scope["method"] == "POST"
+            and not (scope["query_string"] or scope.get("root_path"))
+        ):
+            found = _PATH.fullmatch(scope["path"])
+        if found is None:
+            await self._app(scope, receive, send)
+            return
+        model, version = found.groups()
+        scope["route"] = _ROUTES[version is not None]
+        try:
+            self._access.check(scope["headers"], Scope.INFER)
+            response = await answer_infer(self._service, self._service.find(model, version))
+        except (RequestError, CptError) as error:
+            response = error_answer(error)
         await response(scope, receive, send)
 
 
-def direct_infer_routes(service: Service) -> list[Route]:
-    """Return the routes that are looked up first."""
-    return [Route(f"{path}/infer", DirectInfer(service, f"{path}/infer"), methods=["POST"]) for path in PATHS]
-
-
-async def answer_infer(service: Service, request: Request, engine: Engine[Adapter]) -> Response:
+async def answer_infer(service: Service, engine: Engine[Adapter]) -> Response:
     """Answer a request for inference with an engine.
 
     Raises:
         RequestError: If it cannot be answered as asked.
         ServingError: If the queue is full, the model is not loaded, or the deadline passed.
     """
-    body, json_bytes = await _read(request, service.settings)
-
-    def parse() -> InferRequest:
-        if json_bytes == 0:
-            # A raw request has no JSON, and gets all outputs as bytes.
-            return InferRequest([engine.model.raw_input(body)], binary=True)
-        return parse_request(body, json_bytes)
+    body, json_bytes = await _read(service.settings)
 
     def deadline(timeout_us: int) -> float | None:
-        return request_deadline(request, service.settings, timeout_us=timeout_us)
+        return request_deadline(service.settings, timeout_us=timeout_us)
 
     heavy = (len(body) if json_bytes is None else json_bytes) > INLINE_BYTES
-    return _respond(await infer(service, engine, InferCall(parse, heavy, deadline, render_answer)))
+    return _InferResponse(
+        await infer(engine, InferCall(lambda: parse_request(body, json_bytes), heavy, deadline, render_answer))
+    )
 
 
-async def _read(request: Request, settings: ServeSettings) -> tuple[bytes, int | None]:
+async def _read(settings: ServeSettings) -> tuple[bytes, int | None]:
     """Return the decompressed body, and how many of its bytes are JSON, if it says that."""
-    json_bytes = header_length(dict(request.scope["headers"]))
-    body = await read_body(request, settings.max_json_bytes if json_bytes is None else settings.max_body_bytes)
+    found = running_body()
+    json_bytes = header_length(found.headers)
+    body = await found.read(settings.max_json_bytes if json_bytes is None else settings.max_body_bytes)
     if json_bytes is not None and settings.max_json_bytes < json_bytes <= len(body):
         raise too_large(settings.max_json_bytes, f"{json_bytes} bytes of JSON")
     return body, json_bytes
 
 
-def _respond(answer: Answer) -> Response:
-    if answer.json_bytes is None:
-        return Response(answer.body, media_type=JSON_TYPE)
-    return Response(answer.body, headers={HEADER_LENGTH: str(answer.json_bytes)}, media_type=BINARY_TYPE)
+class _InferResponse(Response):
+    """An answer whose headers are written down at once; Starlette's way takes longer than the JSON."""
+
+    def __init__(self, answer: Answer) -> None:
+        self.status_code, self.background, self.body = 200, None, answer.body
+        self.raw_headers = [(b"content-length", b"%d" % len(answer.body))]
+        if answer.json_bytes is None:
+            self.raw_headers.append((b"content-type", JSON_TYPE.encode()))
+        else:
+            length = (HEADER_LENGTH.lower().encode(), b"%d" % answer.json_bytes)
+            self.raw_headers += [(b"content-type", BINARY_TYPE.encode()), length]

@@ -2,15 +2,15 @@
 
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter
 from starlette.responses import Response
 
 from cpt_serving.access.api_keys import Scope
 from cpt_serving.access.control import requires
 from cpt_serving.inference.engine import EngineState
-from cpt_serving.oip.repository import parse_change, parse_index
 from cpt_serving.oip.schemas import RepositoryChange, RepositoryIndexRequest, RepositoryModel, inline_schema
 from cpt_serving.service import Service
+from cpt_serving.web.generation_schemas import checked
 from cpt_serving.web.json_bodies import CONTROL_BYTES, read_object
 from cpt_serving.web.responses import JsonResponse
 from cpt_serving.web.schemas import error_answers
@@ -21,25 +21,21 @@ def repository_router(service: Service) -> APIRouter:
     # Clients of the protocol send JSON without a Content-Type, or nothing at all.
     router = APIRouter(prefix="/v2/repository", tags=["Open Inference Protocol v2"])
 
-    async def index(request: Request) -> JsonResponse:
+    async def index() -> JsonResponse:
         """The state of every model and version, or of those that are ready."""
-        only_ready = parse_index(await read_object(request, CONTROL_BYTES))
+        wanted = checked(RepositoryIndexRequest, await read_object(CONTROL_BYTES))
         return JsonResponse(
-            [
-                {"name": each.name, "version": each.version, "state": each.state.value, "reason": each.reason}
-                for each in service.repository.index()
-                if each.state is EngineState.READY or not only_ready
-            ]
+            [each for each in service.repository.models.index() if each.state is EngineState.READY or not wanted.ready]
         )
 
-    async def load(request: Request, model: str) -> Response:
+    async def load(model: str) -> Response:
         """Load a model, or load it again if its files changed; needs an API key of the scope `admin`."""
-        await service.repository.load(model, parse_change(await read_object(request, CONTROL_BYTES)))
+        await service.repository.load(model, await _version())
         return Response()
 
-    async def unload(request: Request, model: str) -> Response:
+    async def unload(model: str) -> Response:
         """Take a model out of service once its requests are answered; needs an API key of the scope `admin`."""
-        await service.repository.unload(model, parse_change(await read_object(request, CONTROL_BYTES)))
+        await service.repository.unload(model, await _version())
         return Response()
 
     router.add_api_route(
@@ -62,6 +58,12 @@ def repository_router(service: Service) -> APIRouter:
             openapi_extra=_body(inline_schema(RepositoryChange)),
         )
     return router
+
+
+async def _version() -> str | None:
+    """Return which version a client wants to load or unload; `None` stands for all of them."""
+    change = checked(RepositoryChange, await read_object(CONTROL_BYTES))
+    return None if change.parameters is None else change.parameters.version
 
 
 def _body(schema: dict[str, Any]) -> dict[str, Any]:

@@ -17,15 +17,15 @@ function accuracy(validation, kind) {
     const trained = validation.trained_perplexity;
     return figure(validation.perplexity.toFixed(2), "Perplexity as served", trained ? `${trained.toFixed(2)} before export` : "");
   }
-  if (!validation?.accuracy) return figure("–", "Accuracy", "not measured: cpt validate measures it");
-  const { value, interval_95: [low, high] } = validation.accuracy;
+  if (!validation?.interval_95) return figure("–", "Accuracy", "not measured: cpt validate measures it");
+  const { accuracy: value, interval_95: [low, high] } = validation;
   const range = `95 % interval ${percent(low, 2)} to ${percent(high, 2)}`;
   return figure(percent(value, 2), "Accuracy as served", range);
 }
 
 function exactness(validation) {
-  if (!validation?.integers) return figure("–", "Exactness", "not measured: cpt validate measures it");
-  const { compared, mismatching } = validation.integers;
+  const { compared_integers: compared, mismatching_integers: mismatching } = validation ?? {};
+  if (typeof compared !== "number") return figure("–", "Exactness", "not measured: cpt validate measures it");
   return figure(count(mismatching), "Integers that differ", `of ${count(compared)} compared with the exact executor`);
 }
 
@@ -69,11 +69,10 @@ export function showEvidence(facts) {
   const { validation } = facts;
   verdict(validation);
   byId("figures").replaceChildren(accuracy(validation, facts.kind), exactness(validation), precision(facts), size(facts));
-  const data = validation?.dataset;
   describe(byId("details"), [
-    ["Measured on", data && `${data.name}, ${count(data.samples)} ${data.split ?? ""} ${facts.kind === "text" ? "tokens" : "images"}`],
+    ["Measured on", validation && `${validation.dataset}, ${count(validation.samples)} ${validation.split ?? ""} ${facts.kind === "text" ? "tokens" : "images"}`],
     ["Before export", validation?.trained_accuracy && `${percent(validation.trained_accuracy, 2)} in training precision`],
-    ["Runtime", validation?.runtime],
+    ["Runtime", validation?.runtime && `onnxruntime ${validation.runtime}`],
     ["Processor", validation?.cpu],
     ["Validated", validation?.validated_at && new Date(validation.validated_at).toLocaleDateString("en-GB", { dateStyle: "long" })],
     ["SHA-256", make("code", { title: facts.sha256 }, `${facts.sha256.slice(0, 12)}…`)],

@@ -20,7 +20,7 @@ QUIET_ROUTES = frozenset({
     "/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch",
     "/inference.GRPCInferenceService/ServerLive", "/inference.GRPCInferenceService/ServerReady",
 })  # fmt: skip
-"""Asked again and again by machines; left out unless they are asked for."""
+"""Asked again and again by machines, and neither logged nor traced."""
 
 _STDOUT = 1
 _WRITE_EVERY_S = 0.05
@@ -32,20 +32,12 @@ class AccessLog:
     Args:
         descriptor: The file that lines are written to.
         formatter: Makes the line of a request, whose fields are the message of its record.
-        everything: Whether health and metrics are logged too.
         dropped: Called for each request that is left out, as writing is too slow.
     """
 
     def __init__(
-        self,
-        descriptor: int,
-        formatter: logging.Formatter,
-        *,
-        everything: bool = False,
-        dropped: Callable[[], None] = lambda: None,
+        self, descriptor: int, formatter: logging.Formatter, *, dropped: Callable[[], None] = lambda: None
     ) -> None:
-        self._descriptor = descriptor
-        self._quiet = frozenset() if everything else QUIET_ROUTES
         self._log = QueuedLog(descriptor, formatter, gather_s=_WRITE_EVERY_S, dropped=dropped)
 
     def add(self, scope: Mapping[str, Any], record: RequestRecord, route: str, status: int, duration_s: float) -> None:
@@ -58,7 +50,7 @@ class AccessLog:
             status: Status of its answer.
             duration_s: Seconds from its head to the end of its answer.
         """
-        if route in self._quiet:
+        if route in QUIET_ROUTES:
             return
         fields: dict[str, Any] = {
             "time": datetime.now(UTC),
@@ -82,13 +74,11 @@ class AccessLog:
         if record.trace is not None:
             fields["trace_id"] = format_trace_id(record.trace.trace_id)
             fields["span_id"] = format_span_id(record.trace.span_id)
-        self._log.enqueue(logging.makeLogRecord({"msg": fields}))
+        self._log.put(logging.makeLogRecord({"msg": fields}))
 
     def close(self) -> None:
         """Write what is waiting, and end."""
         self._log.close()
-        if self._descriptor != _STDOUT:
-            os.close(self._descriptor)
 
 
 class JsonLine(logging.Formatter):
@@ -129,7 +119,7 @@ def open_access_log(settings: ServeSettings, dropped: Callable[[], None] = lambd
     read_by_people = target == _STDOUT and os.isatty(_STDOUT)
     as_text = settings.log_format == "text" or (settings.log_format == "auto" and read_by_people)
     formatter = TextLine() if as_text else JsonLine()
-    return AccessLog(target, formatter, everything=settings.access_log_health, dropped=dropped)
+    return AccessLog(target, formatter, dropped=dropped)
 
 
 def _open(path: Path) -> int:

@@ -3,23 +3,21 @@
 import logging
 import os
 import queue
-import select
+import threading
 import time
 from collections.abc import Callable
-from logging.handlers import QueueHandler, QueueListener
 
 _PIECE_BYTES = 4096
-"""A pipe that takes anything takes this much without waiting."""
-_LOOK_S = 0.1
 _CLOSE_S = 1.0
+_STDERR = 2
 
 
-class QueuedLog(QueueHandler):
+class QueuedLog(logging.Handler):
     """Takes records on the event loop; when writing falls far behind, they are dropped and counted.
 
     Args:
-        descriptor: The file that lines are written to.
-        formatter: Makes the line of a record.
+        descriptor: The file that lines are written to; closed at the end, but for stdout and stderr.
+        formatter: Makes the line of a record, in the thread.
         most: Records that may wait.
         gather_s: How long the thread waits for more to write at once.
         dropped: Called for each record that is dropped.
@@ -34,105 +32,64 @@ class QueuedLog(QueueHandler):
         gather_s: float = 0.0,
         dropped: Callable[[], None] = lambda: None,
     ) -> None:
-        records: queue.Queue[logging.LogRecord] = queue.Queue(most)
-        super().__init__(records)
-        self._dropped = dropped
-        self._writer = _Writer(descriptor, dropped)
-        self._writer.setFormatter(formatter)
-        self._listener = _Listener(records, self._writer, gather_s)
-        self._listener.start()
+        super().__init__()
+        self.setFormatter(formatter)
+        self._descriptor, self._gather_s, self._dropped = descriptor, gather_s, dropped
+        self._records: queue.Queue[logging.LogRecord | None] = queue.Queue(most)
+        self._taken = self._done = 0
+        self._ending = False
+        # It may stand still for ever before a pipe that nobody reads: the end of the process does not wait for it.
+        self._thread = threading.Thread(target=self._work, name="log", daemon=True)
+        self._thread.start()
 
-    def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
-        """Return the record with its message made; the rest is the thread's work."""
+    def emit(self, record: logging.LogRecord) -> None:
+        """Make the message, which may be about something that changes, and leave the rest to the thread."""
         record.msg, record.args = record.getMessage(), None
-        return record
+        self.put(record)
 
-    def enqueue(self, record: logging.LogRecord) -> None:
-        """Leave the record to the thread, or drop it."""
+    def put(self, record: logging.LogRecord) -> None:
+        """Leave a record to the thread as it is, or drop it."""
         try:
-            self.queue.put_nowait(record)
+            self._records.put_nowait(record)
+            self._taken += 1
         except queue.Full:
             self._dropped()
 
     def close(self) -> None:
         """Write what is waiting, for a second at most if nobody reads."""
-        if not self._writer.closing:
-            self._writer.close()
-            self._listener.stop()
+        if self._ending:  # the library asks again at the end of the process
+            return
+        self._ending, end = True, time.monotonic() + _CLOSE_S
+        try:
+            self._records.put(None, timeout=_CLOSE_S)
+            self._thread.join(max(0.0, end - time.monotonic()))
+        except queue.Full:
+            pass
+        for _ in range(self._taken - self._done):
+            self._dropped()
         super().close()
 
+    def _work(self) -> None:
+        lines, count = bytearray(), 0
+        while (record := self._records.get()) is not None:
+            lines += (self.format(record) + "\n").encode()
+            count += 1
+            if self._gather_s and len(lines) < _PIECE_BYTES and not self._records.empty():
+                continue
+            self._write(lines, count)
+            lines, count = bytearray(), 0
+            if self._records.empty():
+                time.sleep(self._gather_s)
+        self._write(lines, count)
+        if self._descriptor > _STDERR:
+            os.close(self._descriptor)
 
-class _Writer(logging.Handler):
-    """Writes lines to a descriptor; waits for a reader as long as it is not closed."""
-
-    def __init__(self, descriptor: int, dropped: Callable[[], None]) -> None:
-        super().__init__()
-        self._dropped = dropped
-        self._descriptor = descriptor
-        self._poll = select.poll()
-        self._poll.register(descriptor, select.POLLOUT)
-        self._waiting = bytearray()
-        self._until = 0.0
-        self.closing = False
-
-    def createLock(self) -> None:  # noqa: N802  the library's name
-        """Have none: one thread comes here, and at the end of the process nobody may wait for it."""
-        self.lock = None
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Take a line."""
-        self._waiting += (self.format(record) + "\n").encode()
-        if len(self._waiting) >= _PIECE_BYTES:
-            self.flush()
-
-    def flush(self) -> None:
-        """Write the lines that were taken."""
-        lines, self._waiting = memoryview(bytes(self._waiting)), bytearray()
+    def _write(self, lines: bytearray, count: int) -> None:
         try:
-            while lines and self._writable():
-                lines = lines[os.write(self._descriptor, lines[:_PIECE_BYTES]) :]
+            while lines:
+                del lines[: os.write(self._descriptor, lines)]
         except OSError:
             # Who read is gone, or the disk is full: the count is what tells of it.
-            pass
-        for _ in range(bytes(lines).count(b"\n")):
-            self._dropped()
-
-    def close(self) -> None:
-        """Wait for a reader a moment longer at most."""
-        self._until, self.closing = time.monotonic() + _CLOSE_S, True
-        super().close()
-
-    def _writable(self) -> bool:
-        while not self._poll.poll(1000 * _LOOK_S):
-            if self.closing and time.monotonic() > self._until:
-                return False
-        return True
-
-
-class _Listener(QueueListener):
-    """The library's thread, which writes many lines at once where there are many."""
-
-    def __init__(self, records: "queue.Queue[logging.LogRecord]", writer: _Writer, gather_s: float) -> None:
-        super().__init__(records, writer)
-        self._records = records
-        self._writer = writer
-        self._gather_s = gather_s
-
-    def dequeue(self, block: bool) -> logging.LogRecord:
-        """Return the next record."""
-        if not self._records.empty():
-            return self._records.get(block)
-        self._writer.flush()
-        record = self._records.get(block)
-        if not self._writer.closing:
-            time.sleep(self._gather_s)
-        return record
-
-    def enqueue_sentinel(self) -> None:
-        """End the thread behind the last record, also where the queue is full."""
-        self._records.put(None)  # type: ignore[arg-type]
-
-    def stop(self) -> None:
-        """Wait until all is written, or given up."""
-        super().stop()
-        self._writer.flush()
+            for _ in range(count):
+                self._dropped()
+        self._done += count

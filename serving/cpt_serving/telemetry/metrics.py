@@ -1,20 +1,22 @@
-"""Prometheus metrics of the server."""
+"""Prometheus metrics of the server: the one place where anything is counted."""
 
+import time
 from collections.abc import Callable, Iterable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
 from prometheus_client.metrics_core import GaugeMetricFamily
 from prometheus_client.registry import Collector
+from prometheus_client.samples import Sample
 
 from cpt_deploy.bundle.opened import OpenedBundle
-from cpt_serving.inference.observers import FAILURES, GenerationObserver, InferenceObserver
-from cpt_serving.telemetry.generation_metrics import GenerationMetrics
+from cpt_serving.inference.observers import FAILURES, ModelObserver
 
 WATCH_MODELS, WATCH_CERTIFICATE = "watch-models", "watch-certificate"
 """The background tasks of a server."""
 
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+_RATES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
 _MODEL = ("model", "version")
 _FIRST_ERROR = 400
 _REJECTIONS = {
@@ -39,64 +41,46 @@ class Metrics:
     """What the server counts."""
 
     def __init__(self) -> None:
-        self._registry = CollectorRegistry()
+        registry = self._registry = CollectorRegistry()
         self._requests = Counter(
-            "cpt_serve_requests", "Requests answered", ("route", "method", "status"), registry=self._registry
+            "cpt_serve_requests", "Requests answered", ("route", "method", "status"), registry=registry
         )
-        self._request_seconds = self._histogram(
-            "cpt_serve_request_seconds", "From the head of a request to the end of its answer", ("route",)
+        self._request_seconds = Histogram(
+            "cpt_serve_request_seconds",
+            "From the head of a request to the end of its answer",
+            ("route",),
+            buckets=_SECONDS,
+            registry=registry,
         )
         # Looking labels up takes longer than counting.
         self._answers: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
-        self._in_flight = self._gauge("cpt_serve_requests_in_flight", "Requests under way", ())
-        self.inference_seconds = self._histogram("cpt_serve_inference_seconds", "A call of onnxruntime", _MODEL)
-        self.queue_seconds = self._histogram(
-            "cpt_serve_queue_seconds", "How long a request waited for its turn to be computed", _MODEL
+        self._in_flight = Gauge("cpt_serve_requests_in_flight", "Requests under way", registry=registry)
+        self._rejections = _zeroed(
+            Counter(
+                "cpt_serve_rejections", "Requests answered with an error, by reason", ("reason",), registry=registry
+            ),
+            (*_REJECTIONS.values(), "other"),
         )
-        self.model_request_seconds = self._histogram(
-            "cpt_serve_model_request_seconds", "From a request's arrival in the queue to its logits", _MODEL
+        self._background_restarts = _zeroed(
+            Counter(
+                "cpt_serve_background_restarts",
+                "Background tasks that ended and began again",
+                ("task",),
+                registry=registry,
+            ),
+            (WATCH_MODELS, WATCH_CERTIFICATE),
         )
-        self._input_seconds = self._histogram(
-            "cpt_serve_input_seconds", "From a request's last byte to its rows: parsing, decoding, resizing", _MODEL
+        self._dropped_lines = _zeroed(
+            Counter(
+                "cpt_serve_log_lines_dropped", "Lines left out, as writing was too slow", ("log",), registry=registry
+            ),
+            ("access", "server"),
         )
-        self._output_seconds = self._histogram(
-            "cpt_serve_output_seconds", "From a request's logits to the first byte of its answer", _MODEL
-        )
-        self._conversions: dict[tuple[str, str], tuple[Histogram, Histogram]] = {}
-        self.batch_rows = self._histogram("cpt_serve_batch_rows", "Images computed together", _MODEL, _ROWS)
-        self.rows = Counter("cpt_serve_rows", "Images computed", _MODEL, registry=self._registry)
-        self.queued_rows = self._gauge("cpt_serve_queued_rows", "Rows that are read or wait for their turn", _MODEL)
-        self.queued_requests = self._gauge(
-            "cpt_serve_queued_requests", "Requests that are read or wait for their turn", _MODEL
-        )
-        self._rejections = Counter(
-            "cpt_serve_rejections", "Requests answered with an error, by reason", ("reason",), registry=self._registry
-        )
-        for reason in (*_REJECTIONS.values(), "other"):
-            self._rejections.labels(reason)  # A rate needs the zero before the first one.
-        self.failures = Counter(
-            "cpt_serve_inference_failures",
-            "Requests that got no logits: queue_full, deadline, cancelled or error",
-            (*_MODEL, "reason"),
-            registry=self._registry,
-        )
-        self._generation = GenerationMetrics(self._registry)
-        self._background_restarts = Counter(
-            "cpt_serve_background_restarts",
-            "Background tasks that ended and began again",
-            ("task",),
-            registry=self._registry,
-        )
-        for task in (WATCH_MODELS, WATCH_CERTIFICATE):
-            self._background_restarts.labels(task)
-        self._dropped_lines = Counter(
-            "cpt_serve_log_lines_dropped", "Lines left out, as writing was too slow", ("log",), registry=self._registry
-        )
-        for log in ("access", "server"):
-            self._dropped_lines.labels(log)
         self._refused = Counter(
-            "cpt_serve_connections_refused", "Connections refused, as too many were open", registry=self._registry
+            "cpt_serve_connections_refused", "Connections refused, as too many were open", registry=registry
         )
+        self._of_models = _ModelFamilies(registry)
+        self._models: dict[tuple[str, str], ModelMetrics] = {}
 
     def show_models(self, served: Callable[[], Iterable[OpenedBundle]], looked: Callable[[], bool]) -> None:
         """Show which models are served.
@@ -123,10 +107,6 @@ class Metrics:
         """Count a connection that was one too many."""
         self._refused.inc()
 
-    def observe_texts(self, bundle: OpenedBundle) -> GenerationObserver:
-        """Return what counts the texts of a language model."""
-        return self._generation.observe(bundle.name, bundle.version)
-
     def request_started(self) -> None:
         """Count a request as under way."""
         self._in_flight.inc()
@@ -147,32 +127,33 @@ class Metrics:
 
     def request_converted(self, model: str, version: str, input_s: float, output_s: float) -> None:
         """Count what it took to turn a request into rows, and its logits into an answer, in seconds."""
-        key = (model, version)
-        if key not in self._conversions:
-            self._conversions[key] = (self._input_seconds.labels(*key), self._output_seconds.labels(*key))
-        of_input, of_output = self._conversions[key]
-        of_input.observe(input_s)
-        of_output.observe(output_s)
+        metrics = self.of_model(model, version)
+        metrics.input_seconds.observe(input_s)
+        metrics.output_seconds.observe(output_s)
 
-    def observe(self, bundle: OpenedBundle) -> InferenceObserver:
-        """Return what counts the inferences of a model version."""
-        return ModelMetrics(self, bundle.name, bundle.version)
+    def observe(self, bundle: OpenedBundle) -> ModelObserver:
+        """Return what counts the inferences and texts of a model version."""
+        return self.of_model(bundle.name, bundle.version)
+
+    def of_model(self, name: str, version: str) -> "ModelMetrics":
+        """Return the metrics of a model version, which go on when it is loaded again."""
+        found = self._models.get((name, version))
+        return found or self._models.setdefault((name, version), ModelMetrics(self._of_models, name, version))
 
     def render(self) -> bytes:
         """Return all metrics in Prometheus' text format."""
         return generate_latest(self._registry)
 
-    def collect(self) -> Iterable[Metric]:
-        """Return all metrics as objects."""
-        return self._registry.collect()
+    def samples(self) -> list[Sample]:
+        """Return all metrics as samples."""
+        return [sample for family in self._registry.collect() for sample in family.samples]
 
-    def _histogram(
-        self, name: str, documentation: str, labels: tuple[str, ...], buckets: tuple[float, ...] = _SECONDS
-    ) -> Histogram:
-        return Histogram(name, documentation, labels, buckets=buckets, registry=self._registry)
 
-    def _gauge(self, name: str, documentation: str, labels: tuple[str, ...]) -> Gauge:
-        return Gauge(name, documentation, labels, registry=self._registry)
+def _zeroed(counter: Counter, labels: Iterable[str]) -> Counter:
+    """Return a counter that shows its labels from the start: a rate needs the zero before the first one."""
+    for label in labels:
+        counter.labels(label)
+    return counter
 
 
 class _ServedModels(Collector):
@@ -198,29 +179,82 @@ class _ServedModels(Collector):
         )
 
 
-class ModelMetrics:
-    """The metrics of one model version, an `InferenceObserver`.
+class _ModelFamilies:
+    """The metrics that each model version has.
 
     Args:
-        metrics: The server's.
+        registry: Where they are registered.
+    """
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        def histogram(name: str, documentation: str, buckets: tuple[float, ...] = _SECONDS) -> Histogram:
+            return Histogram(f"cpt_serve_{name}", documentation, _MODEL, buckets=buckets, registry=registry)
+
+        def counter(name: str, documentation: str, *labels: str) -> Counter:
+            return Counter(f"cpt_serve_{name}", documentation, (*_MODEL, *labels), registry=registry)
+
+        def gauge(name: str, documentation: str) -> Gauge:
+            return Gauge(f"cpt_serve_{name}", documentation, _MODEL, registry=registry)
+
+        self.inference_seconds = histogram("inference_seconds", "A call of onnxruntime")
+        self.queue_seconds = histogram("queue_seconds", "How long a request waited for its turn to be computed")
+        self.request_seconds = histogram("model_request_seconds", "From a request's arrival in the queue to its logits")
+        self.input_seconds = histogram(
+            "input_seconds", "From a request's last byte to its rows: parsing, decoding, resizing"
+        )
+        self.output_seconds = histogram("output_seconds", "From a request's logits to the first byte of its answer")
+        self.batch_rows = histogram("batch_rows", "Images computed together", _ROWS)
+        self.rows = counter("rows", "Images computed")
+        self.queued_rows = gauge("queued_rows", "Rows that are read or wait for their turn")
+        self.queued_requests = gauge("queued_requests", "Requests that are read or wait for their turn")
+        self.failures = counter(
+            "inference_failures", "Requests that got no logits: queue_full, deadline, cancelled or error", "reason"
+        )
+        self.failure_seconds = counter("inference_failure_seconds", "How long requests took that got no logits")
+        self.last_inference = gauge("last_inference_timestamp_seconds", "When a request last got its logits")
+        self.prompt_tokens = counter("prompt_tokens", "Tokens of prompts and scored texts")
+        self.generated_tokens = counter("generated_tokens", "Tokens generated")
+        self.first_token_seconds = histogram(
+            "time_to_first_token_seconds", "From a request's arrival to its first generated token"
+        )
+        self.token_seconds = histogram("time_per_output_token_seconds", "From a generated token to the next")
+        self.tokens_per_second = histogram(
+            "tokens_per_second", "Tokens a second of a finished text, after its first token", _RATES
+        )
+        self.texts = gauge("texts_in_flight", "Texts that are generated or scored")
+
+
+class ModelMetrics(ModelObserver):
+    """The metrics of one model version.
+
+    Args:
+        families: Those of all.
         name: Name of the model.
         version: Its version.
     """
 
-    def __init__(self, metrics: Metrics, name: str, version: str) -> None:
-        self._inference_seconds = metrics.inference_seconds.labels(name, version)
-        self._queue_seconds = metrics.queue_seconds.labels(name, version)
-        self._request_seconds = metrics.model_request_seconds.labels(name, version)
-        self._batch_rows = metrics.batch_rows.labels(name, version)
-        self._rows = metrics.rows.labels(name, version)
-        self._queued_rows = metrics.queued_rows.labels(name, version)
-        self._queued_requests = metrics.queued_requests.labels(name, version)
-        self._failures = {reason: metrics.failures.labels(name, version, reason) for reason in FAILURES}
+    def __init__(self, families: _ModelFamilies, name: str, version: str) -> None:
+        model = (name, version)
+        self.input_seconds = families.input_seconds.labels(*model)
+        self.output_seconds = families.output_seconds.labels(*model)
+        self._inference_seconds = families.inference_seconds.labels(*model)
+        self._queue_seconds = families.queue_seconds.labels(*model)
+        self._request_seconds = families.request_seconds.labels(*model)
+        self._batch_rows = families.batch_rows.labels(*model)
+        self._rows = families.rows.labels(*model)
+        self._queued_rows = families.queued_rows.labels(*model)
+        self._queued_requests = families.queued_requests.labels(*model)
+        self._failures = {reason: families.failures.labels(*model, reason) for reason in FAILURES}
+        self._failure_seconds = families.failure_seconds.labels(*model)
+        self._last_inference = families.last_inference.labels(*model)
+        # Those of texts come with the first text, as most models have none.
+        self._families, self._model = families, model
 
     def request_finished(self, rows: int, queue_s: float, compute_s: float) -> None:
         """Count how long a request waited, and how long it took."""
         self._queue_seconds.observe(queue_s)
         self._request_seconds.observe(queue_s + compute_s)
+        self._last_inference.set(time.time())
 
     def batch_finished(self, rows: int, compute_s: float) -> None:
         """Count a call of onnxruntime."""
@@ -231,8 +265,32 @@ class ModelMetrics:
     def request_failed(self, reason: str, seconds: float) -> None:
         """Count a request that got no logits."""
         self._failures[reason].inc()
+        self._failure_seconds.inc(seconds)
 
     def queue_changed(self, rows: int, requests: int) -> None:
         """Show how much waits."""
         self._queued_rows.set(rows)
         self._queued_requests.set(requests)
+
+    def texts_changed(self, count: int) -> None:
+        """Show how many texts are under way."""
+        self._families.texts.labels(*self._model).set(count)
+
+    def text_read(self, tokens: int) -> None:
+        """Count tokens that clients brought."""
+        self._families.prompt_tokens.labels(*self._model).inc(tokens)
+
+    def first_token(self, seconds: float) -> None:
+        """Count a text's first token and how long it took."""
+        self._families.generated_tokens.labels(*self._model).inc()
+        self._families.first_token_seconds.labels(*self._model).observe(seconds)
+
+    def next_token(self, seconds: float) -> None:
+        """Count a further token and how long it took."""
+        self._families.generated_tokens.labels(*self._model).inc()
+        self._families.token_seconds.labels(*self._model).observe(seconds)
+
+    def text_finished(self, tokens: int, seconds: float) -> None:
+        """Count how fast a text came; one token alone has no rate."""
+        if tokens > 1 and seconds > 0:
+            self._families.tokens_per_second.labels(*self._model).observe((tokens - 1) / seconds)

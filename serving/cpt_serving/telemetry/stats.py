@@ -1,9 +1,8 @@
 """The metrics in short, as the page's charts read them every second."""
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
-from prometheus_client import Metric
 from prometheus_client.samples import Sample
 from pydantic import BaseModel, Field
 
@@ -36,15 +35,14 @@ class Stats(BaseModel):
     latency: LatencyHistogram
 
 
-def summarize(families: Iterable[Metric], *, clock_s: float, ready: bool) -> Stats:
+def summarize(samples: Sequence[Sample], *, clock_s: float, ready: bool) -> Stats:
     """Return the metrics in short.
 
     Args:
-        families: The metrics, as Prometheus' client collects them.
+        samples: The metrics, as Prometheus' client collects them.
         clock_s: A monotonic time in seconds.
         ready: Whether the server is.
     """
-    samples = [sample for family in families for sample in family.samples]
     answered = list(_predicting(samples, "cpt_serve_requests_total"))
     return Stats(
         clock_s=clock_s,

@@ -8,9 +8,12 @@ import importlib.util
 import logging
 import os
 import time
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 from fastapi.telemetry import TelemetryConfig
-from opentelemetry import trace
+from opentelemetry import propagate, trace
 from starlette.types import Scope
 
 import cpt_deploy
@@ -86,6 +89,29 @@ def telemetry_of(provider: trace.TracerProvider | None) -> TelemetryConfig:
 
 def _is_quiet(scope: Scope) -> bool:
     return scope.get("path") in QUIET_ROUTES
+
+
+def call_span(
+    tracer: trace.Tracer | None, method: str, metadata: Iterable[tuple[str, Any]]
+) -> AbstractContextManager[trace.Span]:
+    """Return the span of a gRPC call, of the client's trace if the call's metadata names one.
+
+    Args:
+        tracer: Makes spans, if calls are traced.
+        method: Full name of the method, `/SERVICE/NAME`.
+        metadata: What came with the call.
+    """
+    if tracer is None or method in QUIET_ROUTES:
+        return nullcontext(trace.INVALID_SPAN)
+    attributes = {"rpc.system.name": "grpc", "rpc.method": method.removeprefix("/")}
+    return tracer.start_as_current_span(
+        method.removeprefix("/"),
+        propagate.extract(dict(metadata)),
+        trace.SpanKind.SERVER,
+        attributes,
+        record_exception=False,
+        set_status_on_exception=False,
+    )
 
 
 def current_trace() -> trace.SpanContext | None:

@@ -1,15 +1,14 @@
 """Receiving a request's body: not more than allowed, not slower than allowed, and not for a client that has gone."""
 
 import asyncio
+import functools
 import threading
 import time
 from contextvars import ContextVar
 
 import anyio.to_thread
-from anyio import CapacityLimiter
-from anyio.lowlevel import RunVar
-from starlette.requests import ClientDisconnect, Request
-from starlette.types import Receive
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive, Scope
 
 from cpt_serving.web.compression import content_codings, decompress
 from cpt_serving.web.errors import RequestError
@@ -21,6 +20,7 @@ INLINE_BYTES = 16 * 1024
 """More bytes than these are decompressed, parsed or compressed in a thread."""
 
 _WATCH_AFTER_S = 0.1
+_DECOMPRESSED_AT_ONCE = 2
 
 
 class BodyBudget:
@@ -34,6 +34,8 @@ class BodyBudget:
         self.limit = limit
         self._taken = 0
         self._lock = threading.Lock()
+        self.decompressing = asyncio.Semaphore(_DECOMPRESSED_AT_ONCE)
+        """Few at once, since how much memory a content takes is known only afterwards."""
 
     @property
     def taken(self) -> int:
@@ -66,12 +68,15 @@ class RequestBody:
     """The body of one request, and whether its client is still there.
 
     Args:
+        scope: The request's.
         receive: The server's.
         budget: What its memory is taken from.
         timeout_s: Seconds in which the body, or a part of it that is large enough, has to come.
     """
 
-    def __init__(self, receive: Receive, budget: BodyBudget, timeout_s: float) -> None:
+    def __init__(self, scope: Scope, receive: Receive, budget: BodyBudget, timeout_s: float) -> None:
+        self.headers: dict[bytes, bytes] = dict(scope["headers"])
+        """The headers of the request, the last of each name."""
         self._receive = receive
         self._budget = budget
         self._timeout_s = timeout_s
@@ -81,8 +86,10 @@ class RequestBody:
         self._task = asyncio.current_task()
         self._timer: asyncio.TimerHandle | None = None
         self._watcher: asyncio.Task[None] | None = None
-        self.completed_at = time.monotonic()
-        """When the last byte had come, in seconds of `time.monotonic`."""
+        self.arrived = time.monotonic()
+        """When the head had come."""
+        self.completed_at = self.arrived
+        """When the last byte had come."""
         self.client_gone = False
         """Whether the request was cancelled because its client closed the connection."""
 
@@ -104,12 +111,30 @@ class RequestBody:
         self._charged += size
 
     async def read(self, max_bytes: int) -> bytes:
-        """Return the body as it came.
+        """Return the whole body, decompressed.
+
+        Args:
+            max_bytes: Largest body, as it comes and decompressed.
 
         Raises:
-            RequestError: 408 if it comes too slowly, 413 if it is larger, 503 if there is no memory for it.
+            RequestError: 413 by the declared size at once and else while it arrives, 408 if it comes too slowly, 415
+                for an unknown `Content-Encoding`, 400 if it does not hold, 503 if there is no memory for the body.
             ClientDisconnect: If the client went away before its end.
         """
+        declared = self.headers.get(b"content-length", b"")
+        if declared.isdigit() and int(declared) > max_bytes:
+            raise too_large(max_bytes, f"{declared.decode()} bytes")
+        coding = self.headers.get(b"content-encoding")
+        codings = content_codings(coding.decode("latin-1")) if coding else []
+        body = await self._read(max_bytes)
+        if codings:
+            async with self._budget.decompressing:
+                body = await anyio.to_thread.run_sync(functools.partial(decompress, body, codings, limit=max_bytes))
+            self.charge(len(body))
+        return body
+
+    async def _read(self, max_bytes: int) -> bytes:
+        """Return the body as it came."""
         chunks: list[bytes] = []
         loop = asyncio.get_running_loop()
         self._window_ends = loop.time() + self._timeout_s
@@ -192,50 +217,16 @@ def charge(size: int) -> None:
         body.charge(size)
 
 
-async def read_body(request: Request, max_bytes: int) -> bytes:
-    """Return the whole body of a request, decompressed.
-
-    Args:
-        request: The request.
-        max_bytes: Largest body, as it comes and decompressed.
+def running_body() -> RequestBody:
+    """Return the body of the running request.
 
     Raises:
-        RequestError: 413 by the declared size at once and else while it arrives, 408 if it comes too slowly, 415 for
-            an unknown `Content-Encoding`, 400 if it does not hold, 503 if there is no memory for the body.
-        ClientDisconnect: If the client went away before its end.
+        RuntimeError: Outside of `RequestEdge`.
     """
-    headers = dict(request.scope["headers"])
-    declared = headers.get(b"content-length", b"")
-    if declared.isdigit() and int(declared) > max_bytes:
-        raise too_large(max_bytes, f"{declared.decode()} bytes")
-    coding = headers.get(b"content-encoding")
-    codings = content_codings(coding.decode("latin-1")) if coding else []
     found = current_body.get()
     if found is None:
         raise RuntimeError("Expected a request inside of `RequestEdge`")
-    body = await found.read(max_bytes)
-    if codings:
-        # Few at once, since how much memory the content takes is known only afterwards.
-        body = await anyio.to_thread.run_sync(_decompress, body, codings, max_bytes, limiter=_decompressors())
-        found.charge(len(body))
-    return body
-
-
-def _decompress(body: bytes, codings: list[str], limit: int) -> bytes:
-    return decompress(body, codings, limit=limit)
-
-
-def _decompressors() -> CapacityLimiter:
-    try:
-        return _limiter.get()
-    except LookupError:
-        limiter = CapacityLimiter(_DECOMPRESSED_AT_ONCE)
-        _limiter.set(limiter)
-        return limiter
-
-
-_DECOMPRESSED_AT_ONCE = 2
-_limiter: RunVar[CapacityLimiter] = RunVar("decompressors")
+    return found
 
 
 def too_large(limit: int, found: str) -> RequestError:

@@ -1,12 +1,8 @@
-"""Compressed bodies: of requests gzip, and deflate in zlib's format as HTTP means it; of answers gzip."""
+"""Compressed bodies of requests: gzip, and deflate in zlib's format as HTTP means it."""
 
 import gzip
 import io
-import re
 import zlib
-
-from starlette.middleware.gzip import GZipMiddleware
-from starlette.types import ASGIApp, Receive, Scope, Send
 
 from cpt_serving.web.errors import RequestError, bad_request
 from cpt_serving.web.shown import shown
@@ -17,28 +13,6 @@ _MOST_CODINGS = 3
 _SAME = {"x-gzip": "gzip"}
 _MEMBER = b"\x1f\x8b\x08"
 _MOST_MEMBERS = 4096  # Each costs as much time as some kilobytes, however few it has.
-_WORTHWHILE = 2048
-_WANTED = re.compile(rb"(?:^|,)\s*(?:x-)?gzip\s*(?:;\s*q=(?!0(?:\.0*)?\s*(?:,|$))[^,]*)?(?:,|$)", re.IGNORECASE)
-
-
-class AnswerCompression(GZipMiddleware):
-    """Starlette's compression, for clients that ask for it: `gzip;q=0` says that one does not.
-
-    Answers below 2 KiB stay as they are: compressing them takes longer than a packet more.
-
-    Args:
-        app: What answers.
-    """
-
-    def __init__(self, app: ASGIApp) -> None:
-        super().__init__(app, _WORTHWHILE, compresslevel=1)
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle one request."""
-        wanted = scope["type"] == "http" and any(
-            name == b"accept-encoding" and _WANTED.search(value) for name, value in scope["headers"]
-        )
-        await (super().__call__ if wanted else self.app)(scope, receive, send)
 
 
 def content_codings(header: str) -> list[str]:

@@ -1,32 +1,26 @@
-"""Open connections: how many there are, how long one may take to say what it wants, and how they end.
+"""Open connections: how many there are, what one may send and how long that may take, and how they end.
 
-All of it is asyncio's own interface, put around the web server's protocol: nothing here knows how that parses HTTP.
+httptools reads HTTP, inside of uvicorn's protocol. It is strict about where a request ends, and leaves three things
+open, which are closed here: heads and trailers without a bound, trailers that become headers, and bodies that are lost
+beside an offer to upgrade.
 """
 
 import asyncio
 import http
+import itertools
 import uuid
 from collections.abc import Callable
-from contextvars import ContextVar, copy_context
 from typing import Any, cast
 
 import orjson
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 _HALF_CLOSED_S = 1.0
 """How long a client is answered that has closed its side: one that only sends no more cannot be told from one that is
 gone, for which nothing should be computed."""
 _REFUSED_S = 1.0
-_CLOSE = (b"connection", b"close")
-
-_current: ContextVar["_Connection | None"] = ContextVar("_current", default=None)
-
-
-class HttpProtocol(asyncio.Protocol):
-    """What is asked of the web server's protocol beside asyncio's interface."""
-
-    def shutdown(self) -> None:
-        """Close the connection, now or after the answer that is under way."""
+_VERSIONS = ("1.0", "1.1")
 
 
 class Connections:
@@ -34,145 +28,204 @@ class Connections:
 
     Args:
         limit: How many may be open; who comes on top is answered 503.
+        max_head_bytes: Most bytes of the head of a request, and of its trailers.
         head_timeout_s: Seconds from the opening of a connection, or from the first byte of a further request on it,
             until the head of the request has to be there.
         refused: Called for each connection that is refused.
     """
 
-    def __init__(self, *, limit: int, head_timeout_s: float, refused: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self, *, limit: int, max_head_bytes: int, head_timeout_s: float, refused: Callable[[], None] = lambda: None
+    ) -> None:
         self.limit = limit
+        self.max_head_bytes = max_head_bytes
         self.head_timeout_s = head_timeout_s
         self.refused = refused
         self.draining = False
-        """Whether answers ask clients to go elsewhere with their next request."""
         self.open: set[_Connection] = set()
 
-    def around(self, protocol: Callable[..., HttpProtocol]) -> Callable[..., asyncio.Protocol]:
-        """Return what makes the protocol of a connection, with the limits around it."""
+    def protocol(self, **options: Any) -> asyncio.Protocol:
+        """Return the protocol of a new connection, from what uvicorn gives one."""
+        return _Connection(self, **options)
 
-        def make(*arguments: Any, **options: Any) -> asyncio.Protocol:
-            return _Connection(self, protocol(*arguments, **options))
-
-        return make
-
-    def around_app(self, app: ASGIApp) -> ASGIApp:
-        """Return an app that tells its connection which requests are under way."""
-
-        async def counted(scope: Scope, receive: Receive, send: Send) -> None:
-            connection = _current.get()
-            if scope["type"] != "http" or connection is None:
-                await app(scope, receive, send)
-                return
-
-            async def send_closing(message: Message) -> None:
-                if self.draining and message["type"] == "http.response.start":
-                    message["headers"] = [*message.get("headers", ()), _CLOSE]
-                await send(message)
-
-            connection.request_begun()
-            try:
-                await app(scope, receive, send_closing)
-            finally:
-                connection.request_ended()
-
-        return counted
+    def drain(self) -> None:
+        """Have answers ask clients to go elsewhere with their next request, from now on."""
+        self.draining = True
+        for connection in self.open:
+            if connection.busy:
+                connection.cycle.keep_alive = False
 
     def cut(self, *, all_of_them: bool) -> None:
         """End connections without a goodbye: those without a request under way, or all."""
         for connection in list(self.open):
-            if all_of_them or not connection.requests:
-                connection.abort()
+            if all_of_them or not connection.busy:
+                connection.transport.abort()
 
 
-class _Connection(asyncio.Protocol):
-    """One connection; passes everything on to the web server's protocol."""
-
-    def __init__(self, connections: Connections, inner: HttpProtocol) -> None:
-        self.requests = 0
-        self._connections = connections
-        self._inner = inner
-        self._loop = asyncio.get_running_loop()
+class _Connection(HttpToolsProtocol):
+    def __init__(self, connections: Connections, **options: Any) -> None:
+        super().__init__(**options)
+        self._all = connections
         self._timer: asyncio.TimerHandle | None = None
-        self._head_begun = False
-        self._half_closed = self._refused = False
-        # The tasks in which the web server calls the app copy it, and so know their connection.
-        self._context = copy_context()
-        self._context.run(_current.set, self)
+        self._refused = self._in_body = False
+        self._unread_bytes = 0
+        """Bytes of which the parser has made nothing yet: of a head, of trailers, of what stands before a chunk."""
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)
-        if len(self._connections.open) >= self._connections.limit:
-            self._refuse()
+    @property
+    def busy(self) -> bool:
+        """Whether a request is under way."""
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
+        if len(self._all.open) >= self._all.limit:
+            self._refused, self.transport = True, transport
+            self._all.refused()
+            transport.write(_answer(503, "Expected fewer open connections, but there are too many", "Retry-After: 1"))
+            # Not closed before the request was read, or the system throws the answer away with it.
+            self._start(_REFUSED_S, transport.close)
             return
-        self._connections.open.add(self)
-        self._start(self._connections.head_timeout_s, self._give_up)
-        self._inner.connection_made(self._transport)
-
-    def data_received(self, data: bytes) -> None:
-        if self._refused:
-            self._transport.close()
-        if not self.requests:
-            self._head_begun = True
-            if self._timer is None:
-                self._start(self._connections.head_timeout_s, self._give_up)
-        self._context.run(self._inner.data_received, data)
-
-    def eof_received(self) -> bool | None:
-        if self._transport.get_extra_info("sslcontext") is not None:  # TLS has no half-closed connections
-            return self._inner.eof_received()
-        self._half_closed = True
-        self._inner.shutdown()
-        self._stop()
-        self._start(_HALF_CLOSED_S, self._transport.close)
-        return True
-
-    def pause_writing(self) -> None:
-        self._inner.pause_writing()
-
-    def resume_writing(self) -> None:
-        self._inner.resume_writing()
+        self._all.open.add(self)
+        super().connection_made(transport)
+        self._answers = _Joined(transport, self.loop)
+        self._start(self._all.head_timeout_s, self._give_up)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop()
-        self._connections.open.discard(self)
-        self._inner.connection_lost(exc)
+        self._all.open.discard(self)
+        super().connection_lost(exc)
 
-    def request_begun(self) -> None:
-        """Note that the head of a request is there."""
-        self.requests += 1
-        self._head_begun = False
-        if not self._half_closed:
-            self._stop()
+    def eof_received(self) -> bool | None:  # type: ignore[override]
+        if self.scheme != "http":  # TLS has no half-closed connections
+            return None
+        self.shutdown()
+        self._stop()
+        self._start(_HALF_CLOSED_S, self.transport.close)
+        return True
 
-    def request_ended(self) -> None:
-        """Note that a request is answered."""
-        self.requests -= 1
+    def data_received(self, data: bytes) -> None:
+        if self._refused:
+            self.transport.close()
+            return
+        self._unset_keepalive_if_required()
+        self._unread_bytes += len(data)
+        try:
+            while data:
+                try:
+                    self.parser.feed_data(data)
+                    break
+                except HttpParserUpgrade as offer:
+                    data = self._head_without_offer() + data[offer.args[0] :]
+            if self._unread_bytes > self._all.max_head_bytes:
+                raise HttpParserError("a part of it is too large")
+        except HttpParserError as error:
+            self.send_400_response(str(error.__context__ or error))
+        if self._timer is None and not self.busy:
+            self._start(self._all.head_timeout_s, self._give_up)
 
-    def abort(self) -> None:
-        """Close the connection at once."""
-        self._transport.abort()
+    def on_headers_complete(self) -> None:
+        if self.parser.should_upgrade():
+            if self.parser.get_method() == b"CONNECT":
+                raise HttpParserError("this is no proxy")
+            return
+        self._check_head()
+        self._in_body, self._unread_bytes = True, 0
+        self._stop()
+        super().on_headers_complete()
+        self.headers = []  # The app has its own; where trailers come to, nobody looks.
+        self.cycle.transport = cast("asyncio.Transport", self._answers)
+        if self._all.draining:
+            self.cycle.keep_alive = False
 
-    def _refuse(self) -> None:
-        self._inner, self._refused = HttpProtocol(), True
-        self._connections.refused()
-        self._transport.write(_answer(503, "Expected fewer open connections, but there are too many", "Retry-After: 1"))
-        # Not closed before the request was read, or the system throws the answer away with it.
-        self._start(_REFUSED_S, self._transport.close)
+    def on_body(self, body: bytes) -> None:
+        self._unread_bytes = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        if not self.parser.should_upgrade():
+            self._in_body, self._unread_bytes = False, 0
+            super().on_message_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        if self._in_body:
+            unanswered = self.busy and not self.cycle.response_started and not self.pipeline
+        else:
+            unanswered = not self.busy
+        if unanswered:
+            self.transport.write(_answer(400, f"Expected a request in HTTP/1.1, but got another: {msg}"))
+        if unanswered or self._in_body:
+            self.transport.close()
+        else:  # What came before is answered first.
+            self.shutdown()
+
+    def _check_head(self) -> None:
+        """Refuse a head that is too large, or that other servers might read as another."""
+        version = self.parser.get_http_version()
+        hosts = 0
+        for index, (name, value) in enumerate(self.headers):
+            if name == b"host":
+                hosts += 1
+            elif name == b"transfer-encoding" and value.lower() != b"chunked":
+                raise HttpParserError("a Transfer-Encoding other than chunked")
+            if value[-1:].isspace():
+                self.headers[index] = (name, value.rstrip())
+        most = self._all.max_head_bytes
+        if self._unread_bytes > most and len(self.url) + sum(map(len, itertools.chain(*self.headers))) > most:
+            raise HttpParserError("its head is too large")
+        if version not in _VERSIONS or hosts > 1 or (not hosts and version == "1.1"):
+            raise HttpParserError(f"HTTP/{version} with {hosts} headers Host")
+
+    def _head_without_offer(self) -> bytes:
+        """Return the head that was read, without its offer to upgrade, and have it and what follows read anew."""
+        first = b"%s %s HTTP/%s" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())
+        lines = [name + b": " + value for name, value in self.headers if name != b"upgrade"]
+        self.parser = HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
+        return b"\r\n".join([first, *lines, b"", b""])
 
     def _give_up(self) -> None:
         self._timer = None
-        if not self._transport.is_closing():
-            if self._head_begun:
-                self._transport.write(_answer(408, "Expected the head of a request in time, but got a part of it"))
-            self._transport.close()
+        if not self.transport.is_closing():
+            if self._unread_bytes and not self._in_body:
+                self.transport.write(_answer(408, "Expected the head of a request in time, but got a part of it"))
+            self.transport.close()
 
     def _start(self, seconds: float, then: Callable[[], None]) -> None:
-        self._timer = self._loop.call_later(seconds, then)
+        self._timer = self.loop.call_later(seconds, then)
 
     def _stop(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+
+class _Joined:
+    """What of a transport uvicorn's answers use; the head and the beginning of a body leave together, as one packet."""
+
+    __slots__ = ("_head", "_loop", "_transport", "is_closing")
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport, self._loop = transport, loop
+        self._head = b""
+        self.is_closing = transport.is_closing
+
+    def write(self, data: bytes) -> None:
+        if self._head:
+            self._transport.write(b"".join((self._head, data)))
+            self._head = b""
+        elif data.startswith(b"HTTP/"):
+            self._head = data
+            self._loop.call_soon(self._flush)  # if the body is still to come
+        else:
+            self._transport.write(data)
+
+    def close(self) -> None:
+        self._flush()
+        self._transport.close()
+
+    def _flush(self) -> None:
+        if self._head and not self.is_closing():
+            self._transport.write(self._head)
+        self._head = b""
 
 
 def _answer(status: int, message: str, *headers: str) -> bytes:

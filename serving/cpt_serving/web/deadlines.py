@@ -1,12 +1,10 @@
 """How long a client waits: from what a request says to a time of the clock."""
 
 import math
-import time
 from collections.abc import Sequence
 
-from starlette.requests import Request
-
 from cpt_serving.settings import ServeSettings
+from cpt_serving.web.bodies import running_body
 from cpt_serving.web.errors import bad_request
 from cpt_serving.web.shown import shown
 
@@ -14,23 +12,24 @@ TIMEOUT_HEADER = "X-Request-Timeout-Ms"
 _RAW_TIMEOUT_HEADER = TIMEOUT_HEADER.lower().encode()
 
 
-def request_deadline(request: Request, settings: ServeSettings, *, timeout_us: float | None = None) -> float | None:
-    """Return when the answer to a request is of no use any more, in seconds of `time.monotonic`.
+def request_deadline(settings: ServeSettings, *, timeout_us: float | None = None) -> float | None:
+    """Return when the answer to the running request is of no use any more, in seconds of `time.monotonic`.
+
+    Its time counts from when its head arrived.
 
     Args:
-        request: The request; its time counts from when its head arrived.
         settings: The deadline of requests that state none.
         timeout_us: Microseconds that its body states, as Triton's parameter `timeout`; 0 states none.
 
     Raises:
         RequestError: 400 if the header `X-Request-Timeout-Ms` is no positive number.
     """
-    given = dict(request.scope["headers"]).get(_RAW_TIMEOUT_HEADER)
+    body = running_body()
+    given = body.headers.get(_RAW_TIMEOUT_HEADER)
     seconds = [timeout_us / 1e6] if timeout_us else []
     if given is not None:
         seconds.append(_milliseconds(given.decode("latin-1")) / 1e3)
-    arrived: float = request.scope.get("state", {}).get("arrived") or time.monotonic()
-    return deadline_after(arrived, seconds, settings)
+    return deadline_after(body.arrived, seconds, settings)
 
 
 def deadline_after(arrived: float, seconds: Sequence[float], settings: ServeSettings) -> float | None:

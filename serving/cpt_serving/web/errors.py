@@ -16,6 +16,7 @@ from cpt_serving.inference.errors import (
     QueueFullError,
     ServingError,
 )
+from cpt_serving.web.records import current_record
 from cpt_serving.web.responses import JsonResponse
 from cpt_serving.web.shown import shown
 
@@ -51,16 +52,15 @@ def bad_request(message: str) -> RequestError:
     return RequestError(400, message)
 
 
-def error_response(
-    request_id: str, status: int, message: str, headers: Mapping[str, str] | None = None
-) -> JsonResponse:
-    """Return the answer that every error has."""
-    return JsonResponse({"error": message, "request_id": request_id}, status, dict(headers or {}))
+def error_response(status: int, message: str, headers: Mapping[str, str] | None = None) -> JsonResponse:
+    """Return the answer to the running request that every error has."""
+    return JsonResponse({"error": message, "request_id": running_id()}, status, dict(headers or {}))
 
 
-def request_id_of(request: Request) -> str:
-    """Return the id that the middleware gave the request."""
-    return str(getattr(request.state, "request_id", ""))
+def running_id() -> str:
+    """Return the id of the running request."""
+    record = current_record.get()
+    return "" if record is None else record.request_id
 
 
 def image_error_status(error: ImageError) -> int:
@@ -78,10 +78,10 @@ def as_request_error(error: RequestError | CptError) -> RequestError:
     return RequestError(status, message, {} if retry_after_s is None else {"Retry-After": str(retry_after_s)})
 
 
-def error_answer(request_id: str, error: RequestError | CptError) -> JsonResponse:
-    """Return the answer to a request that ended in one of this project's errors."""
+def error_answer(error: RequestError | CptError) -> JsonResponse:
+    """Return the answer to the running request, which ended in one of this project's errors."""
     meant = as_request_error(error)
-    return error_response(request_id, meant.status, meant.message, meant.headers)
+    return error_response(meant.status, meant.message, meant.headers)
 
 
 def add_error_handlers(app: FastAPI, authorize: Callable[[Request], None]) -> None:
@@ -92,10 +92,10 @@ def add_error_handlers(app: FastAPI, authorize: Callable[[Request], None]) -> No
         authorize: Raises a `RequestError` for a client that may not even know which paths lead nowhere.
     """
 
-    async def own_error(request: Request, error: Exception) -> JsonResponse:
+    async def own_error(_request: Request, error: Exception) -> JsonResponse:
         if not isinstance(error, RequestError | CptError):
             raise TypeError(f"an error of an unknown kind: {type(error)}")
-        return error_answer(request_id_of(request), error)
+        return error_answer(error)
 
     async def http_error(request: Request, error: Exception) -> JsonResponse:
         if not isinstance(error, HTTPException):
@@ -103,20 +103,24 @@ def add_error_handlers(app: FastAPI, authorize: Callable[[Request], None]) -> No
         try:
             authorize(request)
         except RequestError as refusal:
-            return error_answer(request_id_of(request), refusal)
+            return error_answer(refusal)
         message = {
             404: f"Expected a known path, but got {shown(request.url.path)}",
             405: f"Expected another method for {shown(request.url.path)}, but got {request.method}",
         }.get(error.status_code, str(error.detail))
-        return error_response(request_id_of(request), error.status_code, message, error.headers)
+        return error_response(error.status_code, message, error.headers)
 
-    async def invalid_parameters(request: Request, error: Exception) -> JsonResponse:
+    async def invalid_parameters(_request: Request, error: Exception) -> JsonResponse:
         found = error.errors() if isinstance(error, RequestValidationError) else []
         problems = "; ".join(
             f"{'.'.join(map(str, each['loc']))}: {each['msg']}, but got {shown(each.get('input'))}" for each in found
         )
-        return error_response(request_id_of(request), 422, f"Expected valid parameters, but got: {problems}")
+        return error_response(422, f"Expected valid parameters, but got: {problems}")
 
+    async def bug(_request: Request, _error: Exception) -> JsonResponse:
+        return error_response(500, INTERNAL_ERROR)  # and goes on, into the log
+
+    app.add_exception_handler(Exception, bug)
     for kind in (RequestError, CptError):
         app.add_exception_handler(kind, own_error)
     app.add_exception_handler(HTTPException, http_error)

@@ -5,22 +5,20 @@ from contextlib import aclosing
 from typing import Any, cast
 
 import orjson
-from fastapi import Request
 from starlette.responses import Response, StreamingResponse
 
 from cpt_deploy.errors import CptError
-from cpt_serving.web.errors import INTERNAL_ERROR, RequestError, request_id_of
+from cpt_serving.web.errors import INTERNAL_ERROR, RequestError, running_id
 
 _HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # the latter keeps nginx from collecting them
 
 
-async def event_response(request: Request, events: AsyncIterator[dict[str, Any]]) -> Response:
+async def event_response(events: AsyncIterator[dict[str, Any]]) -> Response:
     """Return a stream of events, once the first of them is there: what fails until then has a status of its own.
 
     What fails later is an event `{"error": ..., "request_id": ...}`, the last one.
 
     Args:
-        request: The request.
         events: Their contents, JSON types; closed when the client leaves.
 
     Raises:
@@ -28,22 +26,20 @@ async def event_response(request: Request, events: AsyncIterator[dict[str, Any]]
     """
     source = cast("AsyncGenerator[dict[str, Any], None]", events)
     first = await anext(source)
-    return StreamingResponse(_lines(request, first, source), media_type="text/event-stream", headers=_HEADERS)
+    return StreamingResponse(_lines(first, source), media_type="text/event-stream", headers=_HEADERS)
 
 
-async def _lines(
-    request: Request, first: dict[str, Any], events: AsyncGenerator[dict[str, Any], None]
-) -> AsyncIterator[bytes]:
+async def _lines(first: dict[str, Any], events: AsyncGenerator[dict[str, Any], None]) -> AsyncIterator[bytes]:
     async with aclosing(events):
         yield _line(first)
         try:
             async for event in events:
                 yield _line(event)
         except (RequestError, CptError) as error:
-            yield _line({"error": error.message, "request_id": request_id_of(request)})
+            yield _line({"error": error.message, "request_id": running_id()})
         except Exception:
             # The status has gone out: this is the only way to tell, before the log gets it.
-            yield _line({"error": INTERNAL_ERROR, "request_id": request_id_of(request)})
+            yield _line({"error": INTERNAL_ERROR, "request_id": running_id()})
             raise
 
 

@@ -5,9 +5,8 @@ from typing import Any
 import anyio.to_thread
 import numpy as np
 import orjson
-from starlette.requests import Request
 
-from cpt_serving.web.bodies import INLINE_BYTES, charge, read_body
+from cpt_serving.web.bodies import INLINE_BYTES, charge, running_body
 from cpt_serving.web.errors import RequestError, bad_request
 
 MAX_DEPTH = 64
@@ -25,6 +24,7 @@ _BYTES_PER_BYTE = 9
 CONTROL_BYTES = 16 * 1024
 """Largest body of a request that is about models rather than about data."""
 
+_SMALL_BYTES = 4096
 _PIECE_BYTES = 1024 * 1024
 _QUOTE = ord('"')
 _STEPS = np.zeros(256, np.int8)
@@ -50,13 +50,13 @@ def parse_object(text: bytes | memoryview) -> dict[str, Any]:
     return content
 
 
-async def read_object(request: Request, max_bytes: int) -> dict[str, Any]:
-    """Return the object that the body of a request holds; an empty body is an empty object.
+async def read_object(max_bytes: int) -> dict[str, Any]:
+    """Return the object that the body of the running request holds; an empty body is an empty object.
 
     Raises:
-        RequestError: As `read_body` and `parse_object` say.
+        RequestError: As `RequestBody.read` and `parse_object` say.
     """
-    body = await read_body(request, max_bytes)
+    body = await running_body().read(max_bytes)
     if not body.strip():
         return {}
     return parse_object(body) if len(body) <= INLINE_BYTES else await anyio.to_thread.run_sync(parse_object, body)
@@ -64,7 +64,10 @@ async def read_object(request: Request, max_bytes: int) -> dict[str, Any]:
 
 def _bound_content(text: bytes) -> None:
     """Raise a `RequestError` for a text that would take too much stack or memory, before it is parsed."""
-    opened, values = text.count(b"[") + text.count(b"{"), text.count(b",")
+    opened = text.count(b"[") + text.count(b"{")
+    if opened <= MAX_DEPTH and len(text) <= _SMALL_BYTES:
+        return
+    values = text.count(b",")
     if values > MAX_VALUES:
         raise RequestError(413, f"Expected JSON of at most {MAX_VALUES} values, but got {values} (or send bytes)")
     if opened > MAX_CONTAINERS:

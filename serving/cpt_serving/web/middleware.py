@@ -2,9 +2,11 @@
 
 import asyncio
 import logging
+import re
 import time
 
 from opentelemetry.trace import Tracer
+from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -27,6 +29,8 @@ SECURITY_HEADERS: tuple[tuple[bytes, bytes], ...] = (
 """What browsers are told about answers that say nothing of their own: run nothing in them, frame them nowhere."""
 
 _RAW_REQUEST_ID_HEADER = REQUEST_ID_HEADER.lower().encode()
+_WORTHWHILE = 2048
+_WANTED = re.compile(rb"(?:^|,)\s*(?:x-)?gzip\s*(?:;\s*q=(?!0(?:\.0*)?\s*(?:,|$))[^,]*)?(?:,|$)", re.IGNORECASE)
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _CLIENT_GONE = 499
 
@@ -68,13 +72,11 @@ class RequestEdge:
             await self._app(scope, receive, send)
             return
         method = scope["method"]
+        body = RequestBody(scope, receive, self._budget, self._body_timeout_s)
         record = RequestRecord(
-            given_or_new_id(dict(scope["headers"]).get(_RAW_REQUEST_ID_HEADER, b"")),
+            given_or_new_id(body.headers.get(_RAW_REQUEST_ID_HEADER, b"")),
             None if self._tracer is None else current_trace(),
         )
-        state = scope.setdefault("state", {})
-        state |= {"request_id": record.request_id, "record": record, "arrived": time.monotonic()}
-        body = RequestBody(receive, self._budget, self._body_timeout_s)
         current_record.set(record)
         current_body.set(body)
         status = 0
@@ -109,7 +111,7 @@ class RequestEdge:
             # The last line of defence: a bug must cost one request, not the connection or the process.
             logger.exception("request %s failed", record.request_id)
             if status == 0:
-                await error_response(record.request_id, 500, INTERNAL_ERROR)(inner, receive, send_with_headers)
+                await error_response(500, INTERNAL_ERROR)(inner, receive, send_with_headers)
         finally:
             body.release()
             route, seconds = _route(inner), time.perf_counter() - started
@@ -124,6 +126,25 @@ class RequestEdge:
         )
         if self._tracer is not None:
             trace_inference(self._tracer, record)
+
+
+class AnswerCompression(GZipMiddleware):
+    """Starlette's compression, for clients that ask for it: `gzip;q=0` says that one does not.
+
+    Answers below 2 KiB stay as they are: compressing them takes longer than a packet more.
+
+    Args:
+        app: What answers.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        super().__init__(app, _WORTHWHILE, compresslevel=1)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
+        body = current_body.get()
+        wanted = body is not None and _WANTED.search(body.headers.get(b"accept-encoding", b""))
+        await (super().__call__ if wanted else self.app)(scope, receive, send)
 
 
 def _headers(message: Message, record: RequestRecord) -> list[tuple[bytes, bytes]]:

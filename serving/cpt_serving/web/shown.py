@@ -7,7 +7,8 @@ from collections.abc import Iterable
 
 def shown(value: object) -> str:
     """Return a short text for a value; unlike `repr`, its cost does not grow with the value."""
-    return _SHORT.repr(value)
+    # Names of tensors come here with every request.
+    return repr(value) if type(value) is str and len(value) < _SHORT.maxstring - 2 else _SHORT.repr(value)
 
 
 def near_name(name: str, known: Iterable[str]) -> str:

@@ -13,7 +13,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from cpt_serving.settings import ServeSettings
-from cpt_serving.web.bodies import charge, read_body, too_large
+from cpt_serving.web.bodies import charge, running_body, too_large
 from cpt_serving.web.errors import RequestError, bad_request
 from cpt_serving.web.json_bodies import parse_object
 from cpt_serving.web.numbers import to_numbers
@@ -62,7 +62,7 @@ async def read_content(request: Request, settings: ServeSettings) -> list[Encode
 
     Raises:
         RequestError: 415 for a content type that says neither, 400 for a body that holds no image, 413 for one that is
-            too large; and as `read_body` says.
+            too large; and as `RequestBody.read` says.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     is_json = kind == "application/json" or kind.endswith("+json")
@@ -74,7 +74,7 @@ async def read_content(request: Request, settings: ServeSettings) -> list[Encode
             f"but got {shown(kind)} "
             "(with curl: -F file=@image.png, or --data-binary @image.png -H 'Content-Type: image/png')",
         )
-    body = await read_body(request, settings.max_json_bytes if is_json else settings.max_body_bytes)
+    body = await running_body().read(settings.max_json_bytes if is_json else settings.max_body_bytes)
     if kind == "multipart/form-data":
         return await _read_form(request, body, settings.max_rows)
     if is_json:

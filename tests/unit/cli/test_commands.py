@@ -343,13 +343,13 @@ def test_serve_says_what_it_serves_and_how_to_ask(capsys, shared_bundle, tmp_pat
     monkeypatch.setattr("cpt_serving.server.run", run_nothing)
     for name in ("one", "two"):
         shutil.copytree(shared_bundle.path, tmp_path / "models" / name / "1")
-    options = ("--watch", 5, "--timeout", 2, "--require-evidence", "--queue-rows", 7, "--max-delay-ms", 1.5)
+    options = ("--watch", 5, "--timeout", 2, "--require-evidence", "--queue-rows", 7)
     _, out, _ = run(capsys, "serve", tmp_path / "models", *options)
     assert "one, two" in out
     assert "http://127.0.0.1:1/models/one/predict" in out
     assert heard[0].max_batch == 3
     settings = heard[2]
-    assert (settings.watch_s, settings.timeout_s, settings.queue_rows, settings.max_delay_ms) == (5, 2, 7, 1.5)
+    assert (settings.watch_s, settings.timeout_s, settings.queue_rows) == (5, 2, 7)
     assert settings.require_evidence
     file = tmp_path / "serve.yaml"
     file.write_text(f"bundle: {shared_bundle.path}\nmax_rows: 5\n")

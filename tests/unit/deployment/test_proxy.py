@@ -61,7 +61,7 @@ def folder(tmp_path_factory):
 def server(folder, shared_bundle):
     """The port of a server with the parser that needs a proxy."""
     port = free_port()
-    settings = {"BUNDLE": shared_bundle.path, "PORT": port, "HTTP_PARSER": "httptools", "ACCESS_LOG": False}
+    settings = {"BUNDLE": shared_bundle.path, "PORT": port, "ACCESS_LOG": False}
     program = "from cpt_serving import load_settings, run; run(load_settings())"
     process = subprocess.Popen(
         [sys.executable, "-c", program],

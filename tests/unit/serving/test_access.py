@@ -234,7 +234,7 @@ def test_loading_by_name_finds_only_what_stands_in_the_directory(shared_bundle, 
                 await repository.load("colours", given)
 
     asyncio.run(load())
-    assert repository.names == ("colours",)
+    assert repository.models.names == ("colours",)
 
 
 def test_pages_of_other_origins_may_ask_only_if_they_are_named(shared_bundle, client, connect_to, png):

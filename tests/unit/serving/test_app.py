@@ -82,7 +82,7 @@ def test_a_model_that_does_not_load_keeps_the_server_unready(tmp_path, bundle_co
 
 def test_a_shutdown_during_loading_is_not_undone_by_its_end(shared_bundle):
     repository = create_app(load_settings(bundle=shared_bundle.path)).state.service.repository
-    engine = repository.find("colours")
+    engine = repository.models.find("colours")
     repository.begin_shutdown()
     asyncio.run(engine.load())
     assert engine.state is EngineState.UNLOADING

@@ -16,7 +16,7 @@ from cpt_serving import load_settings
 from cpt_serving.inference.engine import Engine
 from cpt_serving.inference.errors import DeadlineExceededError, QueueFullError
 from cpt_serving.inference.memory import MemoryBudget
-from cpt_serving.inference.observers import InferenceObserver
+from cpt_serving.inference.observers import ModelObserver
 from cpt_serving.inference.threads import AbandonedError, Threads, Work
 
 HOURS = 9.0
@@ -72,7 +72,7 @@ class GatedModel(RowModel):
         self._gate.release(calls)
 
 
-class Recorder(InferenceObserver):
+class Recorder(ModelObserver):
     def __init__(self):
         self.finished, self.batches, self.failed, self.queued = [], [], [], []
 
@@ -98,14 +98,12 @@ def rows(*values):
 
 
 @asynccontextmanager
-async def batcher(model, *, slots=1, max_batch=4, max_delay_s=0.0, queue_rows=100, recorder=None, **more):
+async def batcher(model, *, slots=1, max_batch=4, queue_rows=100, recorder=None, **more):
     """An engine whose queue is tested, and what it tells."""
     model = model if isinstance(model, RowModel) else RowModel(model)
     model.max_batch = max_batch
     recorder = recorder or Recorder()
-    settings = load_settings(
-        bundle="nowhere", max_batch=max_batch, max_delay_ms=max_delay_s * 1e3, queue_rows=queue_rows, **more
-    )
+    settings = load_settings(bundle="nowhere", max_batch=max_batch, queue_rows=queue_rows, **more)
     threads, decoders = Threads(slots, "compute"), Threads(1, "decode")
     engine = Engine(model, settings, threads, decoders, recorder)
     engine.load_now()
@@ -140,10 +138,10 @@ def answers(inferences):
     return [inference.outputs["y"].ravel().tolist() for inference in inferences]
 
 
-def test_a_lone_request_runs_at_once_even_with_a_delay():
+def test_a_lone_request_runs_at_once():
     async def scenario():
         model = GatedModel()
-        async with batcher(model, max_delay_s=HOURS) as (queue, recorder):
+        async with batcher(model) as (queue, recorder):
             request = submit(queue, 1, 2)
             await model.entered()
             model.let_pass()
@@ -186,39 +184,6 @@ def test_requests_are_neither_split_nor_overtaken():
             model.let_pass(5)
             await asyncio.gather(*requests)
             assert model.calls == [[0], [1, 2, 3], [4, 5, 6], list(range(10, 17)), [7]]
-
-    asyncio.run(scenario())
-
-
-def test_a_delay_waits_for_a_full_batch_while_another_is_computed():
-    async def scenario():
-        model = GatedModel()
-        async with batcher(model, slots=2, max_delay_s=HOURS) as (queue, _):
-            requests = [submit(queue, 0)]
-            await model.entered()
-            requests += [submit(queue, 1), submit(queue, 2, 3)]
-            await settle()
-            assert model.calls == [[0]]
-            requests.append(submit(queue, 4))
-            await model.entered()
-            assert model.calls == [[0], [1, 2, 3, 4]]
-            model.let_pass(2)
-            await asyncio.gather(*requests)
-
-    asyncio.run(scenario())
-
-
-def test_a_delay_ends_when_nothing_is_computed_any_more():
-    async def scenario():
-        model = GatedModel()
-        async with batcher(model, slots=2, max_delay_s=HOURS) as (queue, _):
-            requests = [submit(queue, 0)]
-            await model.entered()
-            requests.append(submit(queue, 1))
-            await settle()
-            model.let_pass(2)
-            await asyncio.gather(*requests)
-            assert model.calls == [[0], [1]]
 
     asyncio.run(scenario())
 
@@ -354,27 +319,6 @@ def test_threads_outlive_a_job_that_fails(caplog):
     assert "a job of the thread compute-0 failed" in caplog.text
 
 
-def test_who_waits_for_company_holds_no_thread_that_others_could_use():
-    async def scenario():
-        model, other = GatedModel(), GatedModel()
-        async with batcher(model, slots=2, max_delay_s=HOURS) as (queue, _):
-            other.max_batch = 4
-            neighbour = Engine(other, load_settings(bundle="nowhere"), queue._threads, queue.decoders, Recorder())
-            neighbour.load_now()
-            requests = [submit(queue, 0)]
-            await model.entered()
-            requests.append(submit(queue, 1))
-            await settle()
-            requests.append(submit(neighbour, 5))
-            await other.entered()
-            assert (model.calls, other.calls) == ([[0]], [[5]])
-            other.let_pass()
-            model.let_pass(2)
-            await asyncio.gather(*requests)
-
-    asyncio.run(scenario())
-
-
 class Gate:
     """Reading a request's content, which waits until the test lets it pass."""
 
@@ -498,12 +442,11 @@ arrivals = st.lists(
     arrivals,
     st.integers(1, 3),
     st.integers(1, 8),
-    st.sampled_from([0.0, 0.002]),
     st.integers(1, 40),
     st.integers(0, 2**32 - 1),
 )
 def test_every_request_gets_the_bits_that_its_rows_have_alone(
-    shared_bundle, arriving, slots, max_batch, max_delay_s, queue_rows, seed
+    shared_bundle, arriving, slots, max_batch, queue_rows, seed
 ):
     model = _real_model(shared_bundle)
     images = np.random.default_rng(seed).uniform(-1, 1, (sum(n for n, *_ in arriving), 3, 8, 8)).astype(np.float32)
@@ -511,9 +454,7 @@ def test_every_request_gets_the_bits_that_its_rows_have_alone(
     parts = [images[offsets[i] : offsets[i + 1]] for i in range(len(arriving))]
 
     async def scenario():
-        async with batcher(
-            model.run, slots=slots, max_batch=max_batch, max_delay_s=max_delay_s, queue_rows=queue_rows
-        ) as (queue, recorder):
+        async with batcher(model.run, slots=slots, max_batch=max_batch, queue_rows=queue_rows) as (queue, recorder):
             requests = []
             for part, (_, pauses, fate) in zip(parts, arriving, strict=True):
                 deadline = 0.0 if fate == "late" else None

@@ -22,14 +22,6 @@ def test_the_limit_of_a_container_is_read_where_linux_states_it(tmp_path, conten
     assert quota_cores(tmp_path) == expected
 
 
-@pytest.mark.parametrize(("quota", "expected"), [(200_000, 2), (250_000, 3), (-1, None)])
-def test_the_older_layout_is_read_too(tmp_path, quota, expected):
-    (tmp_path / "cpu").mkdir()
-    (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text(f"{quota}\n")
-    (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("100000\n")
-    assert quota_cores(tmp_path) == expected
-
-
 def test_without_control_groups_there_is_no_limit(tmp_path):
     assert quota_cores(tmp_path) is None
 

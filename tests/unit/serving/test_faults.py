@@ -30,11 +30,10 @@ def read_all(connection):
     return received
 
 
-@pytest.mark.parametrize("parser", ["h11", "httptools"])
 def test_connections_that_send_too_slowly_are_closed_and_others_served(
-    tmp_path, shared_bundle, png, parser, running_server, wait_until, get
+    tmp_path, shared_bundle, png, running_server, wait_until, get
 ):
-    slow = {"head_timeout_s": 0.3, "body_timeout_s": 0.3, "keep_alive_s": 60, "http_parser": parser}
+    slow = {"head_timeout_s": 0.3, "body_timeout_s": 0.3, "keep_alive_s": 60}
     with running_server(tmp_path, shared_bundle, **slow) as (_, url):
         wait_until(lambda: get(f"{url}/health/ready").status_code == 200)
         with connect(url) as silent, connect(url) as dribbling, connect(url) as again, connect(url) as bodiless:

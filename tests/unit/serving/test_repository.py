@@ -48,7 +48,7 @@ async def started(path, **settings):
 
 
 def states(repository):
-    return {(status.name, status.version): status.state.value for status in repository.index()}
+    return {(status.name, status.version): status.state.value for status in repository.models.index()}
 
 
 def replace_labels(path, bundle_contents, labels):
@@ -74,8 +74,10 @@ def test_a_bundle_is_served_under_its_own_name(shared_bundle):
     async def scenario():
         async with started(shared_bundle.path) as repository:
             assert states(repository) == {("colours", "1"): "READY"}
-            assert repository.default is repository.find("colours") is repository.find("colours", "1")
-            repository.require_ready()
+            assert (
+                repository.models.find() is repository.models.find("colours") is repository.models.find("colours", "1")
+            )
+            repository.models.require_ready()
 
     asyncio.run(scenario())
 
@@ -90,14 +92,14 @@ def test_a_directory_is_served_under_the_names_of_its_directories(models):
 
     async def scenario():
         async with started(path) as repository:
-            assert repository.names == ("one", "three", "two")
-            assert repository.versions("one") == ["1", "9", "10"]
+            assert repository.models.names == ("one", "three", "two")
+            assert repository.models.versions("one") == ["1", "9", "10"]
             assert set(states(repository).values()) == {"READY"}
-            assert repository.find("one").bundle.version == "10"
-            assert repository.find("one", "9").bundle.version == "9"
-            assert repository.find("three").bundle.version == "1"
+            assert repository.models.find("one").bundle.version == "10"
+            assert repository.models.find("one", "9").bundle.version == "9"
+            assert repository.models.find("three").bundle.version == "1"
             with pytest.raises(InvalidRequestError, match="one, three, two"):
-                _ = repository.default
+                _ = repository.models.find()
 
     asyncio.run(scenario())
 
@@ -109,7 +111,7 @@ def test_a_directory_is_served_under_the_names_of_its_directories(models):
 def test_names_are_looked_up_and_never_become_paths(models, name, version):
     async def scenario():
         async with started(models(one=["1"])) as repository:
-            for ask in (repository.find, repository.load, repository.unload):
+            for ask in (repository.models.find, repository.load, repository.unload):
                 with pytest.raises(ModelNotFoundError):  # noqa: PT012  two of the three are to be awaited
                     asked = ask(name, version)
                     await asked
@@ -124,19 +126,19 @@ def test_unloading_is_remembered_until_loading(models):
         async with started(path) as repository:
             await repository.unload("one", "2")
             assert states(repository) == {("one", "1"): "READY", ("one", "2"): "UNAVAILABLE"}
-            assert "by request" in repository.index()[1].reason
-            assert repository.find("one").bundle.version == "1"
+            assert "by request" in repository.models.index()[1].reason
+            assert repository.models.find("one").bundle.version == "1"
             with pytest.raises(ModelNotFoundError, match="unloaded"):
-                repository.find("one", "2")
+                repository.models.find("one", "2")
             await repository.refresh()
             assert states(repository)["one", "2"] == "UNAVAILABLE"
             await repository.unload("one")
             with pytest.raises(NotReadyError, match="none is loaded"):
-                repository.require_ready()
+                repository.models.require_ready()
             await repository.load("one")
             assert set(states(repository).values()) == {"READY"}
-            assert repository.find("one").bundle.version == "2"
-            repository.require_ready()
+            assert repository.models.find("one").bundle.version == "2"
+            repository.models.require_ready()
 
     asyncio.run(scenario())
 
@@ -146,16 +148,16 @@ def test_new_versions_take_over_and_removed_ones_go(models, shared_bundle):
 
     async def scenario():
         async with started(path) as repository:
-            old = repository.find("one")
+            old = repository.models.find("one")
             shutil.copytree(shared_bundle.path, path / "one" / "2")
             shutil.copytree(shared_bundle.path, path / "another" / "1")
             await repository.refresh()
-            assert repository.find("one").bundle.version == "2"
-            assert repository.find("one", "1") is old
-            assert repository.names == ("another", "one")
+            assert repository.models.find("one").bundle.version == "2"
+            assert repository.models.find("one", "1") is old
+            assert repository.models.names == ("another", "one")
             shutil.rmtree(path / "one" / "1")
             await repository.refresh()
-            assert repository.versions("one") == ["2"]
+            assert repository.models.versions("one") == ["2"]
             # Whoever found it before it went is answered all the same.
             assert (await infer(old)).outputs["logits"].shape == (1, 3)
 
@@ -169,14 +171,14 @@ def test_a_bundle_that_is_replaced_in_its_place_is_loaded_again(models, bundle_c
 
     async def scenario():
         async with started(place if single else path) as repository:
-            (name,) = repository.names
-            before = repository.find(name)
+            (name,) = repository.models.names
+            before = repository.models.find(name)
             await repository.refresh()
-            assert repository.find(name) is before
+            assert repository.models.find(name) is before
             replace_labels(place, bundle_contents, ("a", "b", "c"))
             await repository.load(name)
-            assert repository.find(name).bundle.labels == ("a", "b", "c")
-            assert len(repository.index()) == 1
+            assert repository.models.find(name).bundle.labels == ("a", "b", "c")
+            assert len(repository.models.index()) == 1
 
     asyncio.run(scenario())
 
@@ -187,19 +189,19 @@ def test_a_broken_update_leaves_what_serves(models, bundle_contents):
 
     async def scenario():
         async with started(path) as repository:
-            before = repository.find("one")
+            before = repository.models.find("one")
             labels = (place / "labels.txt").read_text()
             (place / "labels.txt").write_text("edited")
             await repository.refresh()
-            assert repository.find("one") is before
+            assert repository.models.find("one") is before
             assert states(repository) == {("one", "1"): "READY"}
-            assert "labels.txt" in repository.index()[0].reason
-            repository.require_ready()
+            assert "labels.txt" in repository.models.index()[0].reason
+            repository.models.require_ready()
             with pytest.raises(InvalidRequestError, match=r"labels\.txt"):
                 await repository.load("one")
             (place / "labels.txt").write_text(labels)
             await repository.refresh()
-            assert repository.index()[0].reason == ""
+            assert repository.models.index()[0].reason == ""
 
     asyncio.run(scenario())
 
@@ -216,10 +218,10 @@ def test_a_version_that_arrives_in_parts_is_tried_again_and_readiness_stays(mode
             assert states(repository) == {
                 ("new", "1"): "UNAVAILABLE", ("one", "1"): "READY", ("one", "2"): "UNAVAILABLE",
             }  # fmt: skip
-            assert repository.find("one").bundle.version == "1"
+            assert repository.models.find("one").bundle.version == "1"
             with pytest.raises(NotReadyError, match=r"model\.onnx.*missing"):
-                repository.find("new")
-            repository.require_ready()
+                repository.models.find("new")
+            repository.models.require_ready()
             for name in ("one/2", "new/1"):
                 shutil.copy(shared_bundle.onnx_path, path / name)
             await repository.refresh()
@@ -234,16 +236,16 @@ def test_a_directory_starts_with_what_is_sound_and_says_what_is_not(models):
 
     async def scenario():
         async with started(path) as repository:
-            assert repository.find("one").bundle.version == "1"
+            assert repository.models.find("one").bundle.version == "1"
             assert states(repository)["one", "2"] == "UNAVAILABLE"
-            repository.require_ready()
+            repository.models.require_ready()
 
     asyncio.run(scenario())
     (path / "two" / "1" / "labels.txt").unlink()
     repository = ModelRepository(load_settings(bundle=path))
     repository.load_now()
     with pytest.raises(NotReadyError, match=r"labels\.txt"):
-        repository.require_ready()
+        repository.models.require_ready()
     shutil.rmtree(path / "one" / "1")
     with pytest.raises(BundleError):
         ModelRepository(load_settings(bundle=path)).load_now()
@@ -257,16 +259,16 @@ def test_a_directory_without_models_waits_for_the_first(models, shared_bundle):
 
     async def scenario():
         async with started(path, watch_s=3600) as repository:
-            for ask in (repository.require_ready, lambda: repository.default):
+            for ask in (repository.models.require_ready, repository.models.find):
                 with pytest.raises(NotReadyError, match="there is none yet"):
                     ask()
             shutil.copytree(shared_bundle.path, path / "one" / "1")
             await repository.refresh()
-            repository.require_ready()
+            repository.models.require_ready()
             shutil.rmtree(path)
             await repository.refresh()
             assert "there is nothing" in repository.problem
-            assert repository.default.bundle.name == "one"
+            assert repository.models.find().bundle.name == "one"
 
     asyncio.run(scenario())
 
@@ -278,7 +280,7 @@ def test_with_required_evidence_a_bundle_without_is_refused(models, shared_bundl
 
     async def scenario():
         async with started(models(one=["1"]), require_evidence=True) as repository:
-            assert "evidence" in repository.index()[0].reason
+            assert "evidence" in repository.models.index()[0].reason
 
     asyncio.run(scenario())
 
@@ -307,12 +309,12 @@ def test_with_a_required_signature_only_what_is_signed_with_a_key_is_loaded(mode
 
     async def scenario():
         async with started(directory, require_signature=keys) as repository:
-            states = {status.name: (status.state, status.reason) for status in repository.index()}
+            states = {status.name: (status.state, status.reason) for status in repository.models.index()}
             assert states["one"][0] == "READY"
             assert "no model.sig" in states["two"][1]
             assert "does not hold" in states["three"][1]
         async with started(directory, require_signature=keys / "old.pub") as repository:
-            assert all(status.state != "READY" for status in repository.index())
+            assert all(status.state != "READY" for status in repository.models.index())
 
     asyncio.run(scenario())
 
@@ -327,7 +329,7 @@ def test_evidence_of_other_files_is_said_where_it_is_not_required(models, caplog
 
     async def scenario():
         async with started(directory) as repository:
-            assert repository.find("one")
+            assert repository.models.find("one")
 
     asyncio.run(scenario())
     assert "was changed after its validation" in caplog.text
@@ -339,7 +341,7 @@ def test_an_unloaded_model_gives_its_memory_back(models):
 
     async def scenario():
         async with started(models(one=["1"])) as repository:
-            engine = weakref.ref(repository.find("one"))
+            engine = weakref.ref(repository.models.find("one"))
             await infer(engine())
             await repository.unload("one")
             for _ in range(500):
@@ -378,7 +380,7 @@ def test_a_directory_that_came_loose_unloads_nothing_and_says_so(models, monkeyp
                     await repository.refresh()
                     assert set(states(repository).values()) == {"READY"}
                     assert str(path) in repository.problem
-                    repository.require_ready()
+                    repository.models.require_ready()
                 assert caplog.text.count("is served all the same") == 1
             if away.exists():
                 if path.exists():

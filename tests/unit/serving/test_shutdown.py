@@ -92,10 +92,10 @@ def test_clients_that_keep_their_connections_lose_no_request(
 def test_a_pipe_that_nobody_reads_holds_neither_requests_nor_the_end(tmp_path, shared_bundle, running_server, get):
     program = tmp_path / "serve.py"
     program.write_text(_FULL_PIPES)
-    settings = {"access_log": True, "access_log_health": True, "drain_s": 0, "shutdown_s": GRACE_S}
+    settings = {"access_log": True, "drain_s": 0, "shutdown_s": GRACE_S}
     with running_server(tmp_path, shared_bundle, program=program, **settings) as (process, url):
         for _ in range(50):
-            assert get(f"{url}/health/live").status_code == 200
+            assert get(f"{url}/v2").status_code == 200
         process.terminate()
         assert process.wait(60) == 0
 

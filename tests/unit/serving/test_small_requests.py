@@ -169,10 +169,13 @@ def test_json_has_a_limit_of_its_own(ask):
     assert answer.status_code == 413
     assert "8388608 bytes" in answer.json()["error"]
     assert grown < 24
-    # The same size is fine as bytes, here of 3,000 rows more than may be in one request.
-    rows = bytes(9 * MIB)
-    raw, _ = ask("POST", INFER, content=rows, headers={"Inference-Header-Content-Length": "0"})
-    assert "images in one request" in raw.json()["error"]
+    # The same size is fine as bytes, here of more rows than may be in one request.
+    count = 9 * MIB // 768
+    image = {"name": "image", "shape": [count, 3, 8, 8], "datatype": "FP32"}
+    head = orjson.dumps({"inputs": [image | {"parameters": {"binary_data_size": 768 * count}}]})
+    headers = {"Inference-Header-Content-Length": str(len(head))}
+    rows, _ = ask("POST", INFER, content=head + bytes(768 * count), headers=headers)
+    assert "images in one request" in rows.json()["error"]
     hidden, _ = ask("POST", INFER, content=json_only, headers={"Inference-Header-Content-Length": str(len(json_only))})
     assert (hidden.status_code, "bytes of JSON" in hidden.text) == (413, True)
     packed, grown = ask("POST", INFER, content=gzip.compress(json_only), headers={**JSON, "content-encoding": "gzip"})

@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import queue
+import socket
 import subprocess
 import sys
 import threading
@@ -9,6 +11,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import httpx2
+import numpy as np
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.sdk.trace import TracerProvider
@@ -75,6 +78,39 @@ def test_inference_by_the_protocol_is_traced_too(traced):
     spans = {span.name: span for span in exporter.get_finished_spans()}
     request = spans["POST /v2/models/{model}/infer"]
     assert spans["queue"].parent.span_id == spans["inference"].parent.span_id == request.context.span_id
+
+
+def test_calls_over_grpc_are_traced_too(shared_bundle):
+    triton = pytest.importorskip("tritonclient.grpc", reason="pip install 'cpt-deploy[grpc]'")
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    image = triton.InferInput("image", [2, 3, 8, 8], "FP32")
+    image.set_data_from_numpy(np.zeros((2, 3, 8, 8), np.float32))
+    with (
+        tracing(shared_bundle, access_log=False, grpc_port=port) as (_, exporter),
+        triton.InferenceServerClient(f"127.0.0.1:{port}") as client,
+    ):
+        client.is_server_live()
+        client.infer("colours", [image], headers={"traceparent": PARENT})
+        with pytest.raises(triton.InferenceServerException):
+            client.get_model_metadata("other")
+        streamed = queue.Queue()
+        client.start_stream(lambda result, error: streamed.put((result, error)))
+        client.async_stream_infer("colours", [image])
+        streamed.get(timeout=30)
+        client.stop_stream()
+    spans = exporter.get_finished_spans()
+    calls = {span.name.rpartition("/")[2]: span for span in spans if span.kind is SpanKind.SERVER}
+    assert list(calls) == ["ModelInfer", "ModelMetadata", "ModelStreamInfer"]  # and none of the liveness
+    call = calls["ModelInfer"]
+    assert f"{call.context.trace_id:032x}" == "4bf92f3577b34da6a3ce929d0e0e4736"
+    assert f"{call.parent.span_id:016x}" == "00f067aa0ba902b7"
+    codes = [span.attributes["rpc.response.status_code"] for span in calls.values()]
+    assert codes == ["OK", "NOT_FOUND", "OK"]
+    for name in ("ModelInfer", "ModelStreamInfer"):
+        children = [span for span in spans if span.parent and span.parent.span_id == calls[name].context.span_id]
+        assert [(span.name, span.attributes["cpt.rows"]) for span in children] == [("queue", 2), ("inference", 2)]
 
 
 def test_the_access_log_names_the_span(shared_bundle, tmp_path):

@@ -262,12 +262,12 @@ def test_contradictory_messages_are_refused(call):
         "Expected the 2 tensors in raw_input_contents or in contents, but got 1 in the one and 'none'": missing,
         "got 2 in the one and ['tokens', 'seen']": both,
         "but got 'probabilities'": unknown,
-        "shared memory": shared,
+        "shared_memory_region: Input should be None": shared,
         "elements of INT64 in int64_contents": wrong_field,
         "at most once, but got 'tokens'": twice,
-        "number of microseconds": late,
+        "parameters.timeout: Input should be a valid integer": late,
         "to have 16 bytes, but got 8": typed_request([2], shape=[1, 2]),
-        "list of sizes": typed_request([2], shape=[1, -1]),
+        "inputs.0.shape.1: Input should be greater": typed_request([2], shape=[1, -1]),
     }.items():
         with pytest.raises(grpc.RpcError) as caught:
             call(request)

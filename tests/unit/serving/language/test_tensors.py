@@ -10,7 +10,7 @@ from cpt_serving import load_settings
 from cpt_serving.adapters import adapter_of
 from cpt_serving.inference.memory import MemoryBudget
 from cpt_serving.inference.threads import Work
-from cpt_serving.oip.requests import InferRequest, InputTensor
+from cpt_serving.oip.schemas import InferInput, InferRequest
 from cpt_serving.web.errors import RequestError
 
 
@@ -86,10 +86,10 @@ def test_what_was_read_counts_towards_the_context(language_bundle):
 
     def read(past, tokens):
         inputs = [
-            InputTensor(name, "INT64", [1, length], raw=memoryview(bytes(8 * length)))
+            InferInput(name=name, datatype="INT64", shape=[1, length]).attach(memoryview(bytes(8 * length)))
             for name, length in (("past", past), ("tokens", tokens))
         ]
-        return adapter.decode(InferRequest(inputs), Work())
+        return adapter.decode(InferRequest(inputs=inputs), Work())
 
     assert read(3, 1)["past"].shape == (1, 3)
     with pytest.raises(RequestError, match="at most 4 tokens, the model's context, but got 5"):
@@ -101,7 +101,9 @@ def test_more_logits_than_the_queue_may_hold_are_refused_before_they_are_made(la
 
     def read(rows, length):
         raw = memoryview(bytes(8 * rows * length))
-        return adapter.decode(InferRequest([InputTensor("tokens", "INT64", [rows, length], raw=raw)]), Work())
+        return adapter.decode(
+            InferRequest(inputs=[InferInput(name="tokens", datatype="INT64", shape=[rows, length]).attach(raw)]), Work()
+        )
 
     assert read(4, 8)["tokens"].shape == (4, 8)
     with pytest.raises(RequestError, match="at most 32 tokens") as caught:

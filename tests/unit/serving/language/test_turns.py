@@ -11,11 +11,11 @@ from cpt_serving import load_settings
 from cpt_serving.adapters import adapter_of, text
 from cpt_serving.inference.batching import Batcher
 from cpt_serving.inference.memory import MemoryBudget
-from cpt_serving.inference.observers import InferenceObserver
+from cpt_serving.inference.observers import ModelObserver
 from cpt_serving.inference.threads import Threads
 
 
-class Recorder(InferenceObserver):
+class Recorder(ModelObserver):
     def __init__(self):
         self.rows = []
 
@@ -41,7 +41,7 @@ def adapter(language_bundle):
 def together(adapter, calls, *, leave=()):
     """Have calls wait behind a job until all of them are there; return their outcomes, and the rows of each batch."""
     observer, threads, began = Recorder(), Threads(1, "compute"), threading.Event()
-    batcher = Batcher(adapter, threads, observer, max_batch=16)
+    batcher = Batcher(adapter, threads, observer)
 
     async def run():
         threads.offer(began.wait)

@@ -7,7 +7,6 @@ import sys
 import threading
 
 import httpx2
-import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -93,9 +92,9 @@ def test_infer_compressed(client, expected, algorithm):
     assert np.array_equal(result.as_numpy("logits"), np.tile(expected, (20, 1)))
 
 
-@pytest.mark.parametrize(("datatype", "dtype"), [("FP16", np.float16), ("FP64", np.float64), ("BF16", None)])
+@pytest.mark.parametrize(("datatype", "dtype"), [("FP16", np.float16), ("FP64", np.float64)])
 def test_infer_from_other_floats(client, datatype, dtype):
-    values = ROWS.astype(dtype or ml_dtypes.bfloat16)
+    values = ROWS.astype(dtype)
     logits = client.infer(MODEL, [image_input(values, datatype)]).as_numpy("logits")
     same = client.infer(MODEL, [image_input(values.astype(np.float32))]).as_numpy("logits")
     assert np.array_equal(logits, same)
@@ -230,7 +229,7 @@ def test_contradictory_contents_are_refused(call):
         "elements of FP32 in fp32_contents": typed_request("FP32", "fp64_contents", [1.0], [1, 3, 8, 8]),
         "768 bytes": typed_request("FP32", "fp32_contents", [1.0], [1, 3, 8, 8]),
         "0..255": typed_request("UINT8", "uint_contents", [256] * 192, [1, 8, 8, 3]),
-        "list of sizes": typed_request("FP32", "fp32_contents", [1.0], [-1, 3, 8, 8]),
+        "inputs.0.shape.0: Input should be greater": typed_request("FP32", "fp32_contents", [1.0], [-1, 3, 8, 8]),
         "exactly the input": service_pb2.ModelInferRequest(model_name=MODEL),
     }
     for message, request in wrong.items():
@@ -250,7 +249,7 @@ def test_any_message_is_understood_or_refused(shared_bundle, data):
     from cpt_serving.inference.threads import Work
     from cpt_serving.web.errors import RequestError
 
-    datatype = data.draw(st.sampled_from(["FP32", "FP64", "FP16", "BF16", "UINT8", "BYTES", "INT8", "BOOL", "", "X"]))
+    datatype = data.draw(st.sampled_from(["FP32", "FP64", "FP16", "UINT8", "BYTES", "INT8", "BOOL", "", "X"]))
     shapes = st.sampled_from([[1, 3, 8, 8], [1, 8, 8, 3], [1], [2, 1]])
     shape = data.draw(shapes | st.lists(st.integers(-(2**63), 2**63 - 1) | st.integers(0, 3), max_size=5))
     request = service_pb2.ModelInferRequest(model_name=MODEL)

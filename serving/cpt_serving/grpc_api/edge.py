@@ -1,0 +1,207 @@
+"""What surrounds every call: id, key, span, metrics, access log, and how errors leave it; `RequestEdge` of gRPC."""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import unquote
+
+import grpc
+from grpc_health.v1.health import SERVICE_NAME as HEALTH
+from opentelemetry.trace import StatusCode, Tracer
+
+from cpt_deploy.errors import CptError
+from cpt_serving.access.api_keys import Scope
+from cpt_serving.access.control import AccessControl
+from cpt_serving.service import Service
+from cpt_serving.shutdown import Shutdown
+from cpt_serving.telemetry.access_log import AccessLog
+from cpt_serving.telemetry.tracing import call_span, current_trace, trace_inference
+from cpt_serving.web.errors import RequestError, as_request_error
+from cpt_serving.web.records import RequestRecord, current_record, given_or_new_id
+from cpt_serving.web.shown import shown
+
+logger = logging.getLogger(__name__)
+
+SERVICE = "inference.GRPCInferenceService"
+STREAM = f"/{SERVICE}/ModelStreamInfer"
+"""The method each of whose messages is a call of its own."""
+
+_OPEN = {f"/{SERVICE}/ServerLive", f"/{SERVICE}/ServerReady", f"/{HEALTH}/Check", f"/{HEALTH}/Watch"}
+_ADMIN = {f"/{SERVICE}/RepositoryModelLoad", f"/{SERVICE}/RepositoryModelUnload"}
+_REQUEST_ID = "x-request-id"
+_CLIENT_GONE, _FIRST_FAULT = 499, 500
+_CODES = {
+    200: grpc.StatusCode.OK,
+    400: grpc.StatusCode.INVALID_ARGUMENT,
+    401: grpc.StatusCode.UNAUTHENTICATED,
+    403: grpc.StatusCode.PERMISSION_DENIED,
+    404: grpc.StatusCode.NOT_FOUND,
+    413: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    429: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    _CLIENT_GONE: grpc.StatusCode.CANCELLED,
+    501: grpc.StatusCode.UNIMPLEMENTED,
+    503: grpc.StatusCode.UNAVAILABLE,
+    504: grpc.StatusCode.DEADLINE_EXCEEDED,
+}
+"""gRPC's codes for the statuses that requests end with over HTTP."""
+
+
+class CallEdge(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+    """Stands around all calls; refuses those without a key of the scope that they need, before their message is read.
+
+    Args:
+        service: What answers.
+        access: Asks for keys.
+        access_log: Where calls are logged, if they are.
+        tracer: Makes spans, if calls are traced.
+    """
+
+    def __init__(
+        self, service: Service, access: AccessControl, access_log: AccessLog | None, tracer: Tracer | None
+    ) -> None:
+        self._metrics, self._shutdown = service.metrics, service.shutdown
+        self._access, self._access_log, self._tracer = access, access_log, tracer
+
+    async def intercept_service(self, continuation: Callable[[Any], Awaitable[Any]], handler_call_details: Any) -> Any:
+        """Return what answers a call: its method, or a refusal."""
+        method: str = handler_call_details.method
+        metadata = [(name.encode(), _raw(value)) for name, value in handler_call_details.invocation_metadata]
+        record = RequestRecord(given_or_new_id(dict(metadata).get(_REQUEST_ID.encode(), b"")))
+        # What answers the call runs in the same task.
+        current_record.set(record)
+        handler = await continuation(handler_call_details)
+        try:
+            self._access.check(metadata, _scope(method))
+            if handler is None:
+                raise RequestError(501, f"Expected a known method, but got {shown(method)}")
+        except RequestError as refusal:
+            # Methods that are not there share a name in the metrics, so that clients cannot make up endless ones.
+            return self._refuse("unknown" if handler is None else method, refusal)
+        return handler if method == STREAM else self._around(method, handler)
+
+    @contextmanager
+    def under_way(self, method: str, context: Any, *, stream: bool = False) -> Iterator[RequestRecord]:
+        """Count, trace and log what is in the context as one call: a whole one, or one message of a stream.
+
+        Args:
+            method: Full name of the method, `/SERVICE/NAME`.
+            context: Of the call.
+            stream: Whether clients end it by leaving.
+
+        Raises:
+            RequestError: With the status that it would end with over HTTP.
+        """
+        call = current_record.get() or RequestRecord(given_or_new_id(b""))
+        record = RequestRecord(call.request_id, key=call.key)
+        current_record.set(record)
+        status, arrived = 200 if stream else _CLIENT_GONE, time.monotonic()
+        self._metrics.request_started()
+        with call_span(self._tracer, method, context.invocation_metadata()) as span:
+            record.trace = current_trace()
+            try:
+                yield record
+                status = 200
+            except (RequestError, CptError) as error:
+                meant = as_request_error(error)
+                status = meant.status
+                raise meant from error
+            except Exception as error:
+                # As over HTTP: a bug must cost one request, and tell its client nothing of the server's inside.
+                status = 500
+                logger.exception("%s failed, request %s", method, record.request_id)
+                raise RequestError(status, "Internal error; the server's log has it") from error
+            finally:
+                current_record.set(call)
+                span.set_attribute("rpc.response.status_code", _CODES.get(status, grpc.StatusCode.INTERNAL).name)
+                if status >= _FIRST_FAULT:
+                    span.set_status(StatusCode.ERROR)
+                self._finish(record, method, context, status, arrived)
+
+    def _finish(self, record: RequestRecord, method: str, context: Any, status: int, arrived: float) -> None:
+        ended = time.monotonic()
+        self._metrics.request_finished(method, "gRPC", status, ended - arrived)
+        if record.inference is not None:
+            self._metrics.request_converted(
+                record.model, record.version, record.asked_at - arrived, ended - record.computed_at
+            )
+            if self._tracer is not None:
+                trace_inference(self._tracer, record)
+        if self._access_log is not None:
+            scope = {"method": "gRPC", "client": (_address(context.peer()),)}
+            self._access_log.add(scope, record, method, status, ended - arrived)
+
+    def _around(self, method: str, handler: Any) -> Any:
+        """Return what answers a method, with all that surrounds it; streams end with the server."""
+        kinds = ("unary", "stream")
+        field = f"{kinds[handler.request_streaming]}_{kinds[handler.response_streaming]}"
+        inner = getattr(handler, field)
+
+        async def unary(request: Any, context: Any) -> Any:
+            try:
+                with self.under_way(method, context):
+                    return await inner(request, context)
+            except RequestError as error:
+                await _abort(context, error)
+
+        async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
+            with self.under_way(method, context, stream=True):
+                async for answer in until_the_end(inner(request, context), self._shutdown):
+                    yield answer
+
+        return handler._replace(**{field: stream if handler.response_streaming else unary})
+
+    def _refuse(self, method: str, refusal: RequestError) -> Any:
+        async def refuse(_requests: Any, context: Any) -> None:
+            try:
+                with self.under_way(method, context):
+                    raise refusal
+            except RequestError as error:
+                await _abort(context, error)
+
+        # A stream is not waited for; on the wire it is the same for a call with one message.
+        return grpc.stream_stream_rpc_method_handler(refuse)
+
+
+def _scope(method: str) -> Scope | None:
+    """Return the scope that a call needs; also one of a method that is not there."""
+    if method in _OPEN:
+        return None
+    return Scope.ADMIN if method in _ADMIN else Scope.INFER
+
+
+async def until_the_end(messages: AsyncIterator[Any], shutdown: Shutdown) -> AsyncIterator[Any]:
+    """Yield the messages of a stream until there are no more, or the server stops before the next one."""
+    waiting: list[asyncio.Future[Any]] = [asyncio.ensure_future(shutdown.stopping())]
+    try:
+        while True:
+            waiting[1:] = [asyncio.ensure_future(anext(messages, None))]
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            message = waiting[1].result() if waiting[1].done() else None
+            if message is None:
+                return
+            yield message
+    finally:
+        for future in waiting:
+            future.cancel()
+
+
+async def _abort(context: Any, error: RequestError) -> None:
+    """End a call with an error, under the call's id."""
+    call = current_record.get()
+    trailing = [] if call is None else [(_REQUEST_ID, call.request_id)]
+    if (after_s := error.headers.get("Retry-After")) is not None:
+        # What gRPC's retry policies know as the time to wait.
+        trailing.append(("grpc-retry-pushback-ms", f"{after_s}000"))
+    await context.abort(_CODES.get(error.status, grpc.StatusCode.INTERNAL), error.message, tuple(trailing))
+
+
+def _address(peer: str) -> str:
+    """Return the address in gRPC's name of a client, such as `ipv4:10.0.0.7:4711` or `ipv6:%5B::1%5D:4711`."""
+    return unquote(peer.partition(":")[2].rpartition(":")[0]).strip("[]")
+
+
+def _raw(value: str | bytes) -> bytes:
+    return value.encode() if isinstance(value, str) else value

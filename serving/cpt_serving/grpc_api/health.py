@@ -1,0 +1,58 @@
+"""gRPC's own health service, `grpc.health.v1`, for probes that do not know the protocol."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from cpt_serving.grpc_api.edge import SERVICE
+from cpt_serving.inference.errors import ServingError
+from cpt_serving.service import Service
+from cpt_serving.web.errors import RequestError
+
+LIVENESS = "liveness"
+"""What probes ask for that want to know whether the process answers; by other names readiness is meant."""
+
+_LOOK_S = 1.0
+_Status = health_pb2.HealthCheckResponse.ServingStatus
+
+
+class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
+    """Whether traffic may come, or with the name `liveness` whether the process answers.
+
+    The library's own would have to be told of each change; this one asks.
+
+    Args:
+        service: Whose readiness it is.
+    """
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    async def Check(self, request: Any, context: Any) -> Any:  # noqa: N802  the library's name
+        """Return the status of a name, or refuse one that is not known."""
+        status = self._status(request.service)
+        if status == _Status.SERVICE_UNKNOWN:
+            raise RequestError(404, f"Expected a service of {SERVICE}, {LIVENESS}, but got {request.service!r:.100}")
+        return health_pb2.HealthCheckResponse(status=status)
+
+    async def Watch(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802  the library's name
+        """Yield the status of a name now and whenever it is another one."""
+        told = None
+        while True:
+            if (status := self._status(request.service)) != told:
+                yield health_pb2.HealthCheckResponse(status=status)
+                told = status
+            await asyncio.sleep(_LOOK_S)
+
+    def _status(self, name: str) -> int:
+        if name == LIVENESS:
+            return int(_Status.SERVING)
+        if name not in ("", SERVICE):
+            return int(_Status.SERVICE_UNKNOWN)
+        try:
+            self._service.repository.models.require_ready()
+        except ServingError:
+            return int(_Status.NOT_SERVING)
+        return int(_Status.SERVING)
