@@ -57,7 +57,7 @@ class FusedOperation:
     """Nodes that are one operation on codes.
 
     Attributes:
-        kind: What the first of them does; None for the network's input.
+        kind: What the first of them does; None for an input of the network.
         nodes: In order: the head, perhaps its BatchNorm, perhaps its clamp.
         norm: The BatchNorm that folds into it.
         clamp: The bounds of its result; infinite ones are none.
@@ -93,15 +93,15 @@ def fused_operations(network: fx.GraphModule) -> list[FusedOperation]:
         network: A graph in the vocabulary, with the shapes of its nodes; with quantizers or before it has them.
 
     Returns:
-        The network's input and its operations. What keeps codes, quantizes, or computes in float is in none.
+        The network's inputs that are read, and its operations. What keeps codes, quantizes, or computes in float is in
+        none.
     """
     found: list[FusedOperation] = []
     absorbed: set[fx.Node] = set()
     for node in network.graph.nodes:
         kind = kind_of(node, network)
         computes = kind not in (None, Kind.KEEP, Kind.EDGE, Kind.FLOAT)
-        is_read_input = node.op == "placeholder" and bool(node.users)
-        if node not in absorbed and (computes or is_read_input):
+        if node not in absorbed and (computes or (node.op == "placeholder" and node.users)):
             found.append(fused_operation(node, network))
             absorbed.update(found[-1].nodes)
     return found

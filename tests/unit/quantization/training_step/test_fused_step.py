@@ -17,7 +17,6 @@ from cpt_deploy.quantization import QuantizationConfig, QuantizedModel, prepare
 from cpt_deploy.quantization import model as model_module
 from cpt_deploy.quantization.kernels import Kernels, Selection, load_native
 from cpt_deploy.quantization.kernels.reference import TorchKernels
-from cpt_deploy.quantization.model import Engine
 from cpt_deploy.quantization.numerics import gradients
 from cpt_deploy.quantization.training_step.products import Compute, has_bf16_units
 
@@ -289,20 +288,22 @@ def test_only_training_of_codes_takes_the_program(path: Compute) -> None:
     model.compute = path
     x = torch.randn(4, 3, 8, 8)
 
-    def engine() -> Engine | None:
-        return model._engine(x)
+    def fused() -> bool:
+        return model.execution_path(x).fused
 
-    assert engine() is not None
+    assert fused()
     with torch.no_grad():
-        assert engine() is None
+        assert not fused()
     with torch.autocast("cpu", torch.bfloat16):
-        assert engine() is None
+        assert not fused()
     model.set_bits(16, 8)
-    assert engine() is None
+    assert not fused()
     model.set_bits(8, 16)
-    assert engine() is None
+    assert not fused()
     model.set_bits(8, 8)
-    assert model.eval()._engine(x) is None
+    assert fused()
+    model.eval()
+    assert not fused()
 
 
 def test_hooks_and_frozen_statistics_run_module_by_module(path: Compute) -> None:
