@@ -1,6 +1,6 @@
 """Whole test sets through the integer executor and onnxruntime: every code of every quantized tensor.
 
-Each network takes some CPT steps on Fashion-MNIST (28x28, padded to 32x32), is settled and frozen with weights at 8
+Each network takes some CPT steps on Fashion-MNIST (28x28, padded to 32x32), is calibrated and frozen with weights at 8
 and at 4 bits, and all 10,000 test images are run in batches of 32 on one thread; the first images also one by one and
 on two threads. Beside that: how far the trained model at these bits, by fake quantization, is from its integers.
 
@@ -25,9 +25,9 @@ from cpt_deploy.data import ImageSet, eval_loader, load_images
 from cpt_deploy.export import write_onnx
 from cpt_deploy.integer import IntegerExecutor, IntegerGraph, freeze
 from cpt_deploy.models import build_model
-from cpt_deploy.quantization import QuantizationConfig, QuantizedModel, prepare, settle
+from cpt_deploy.quantization import QuantizationConfig, QuantizedModel, calibrate, prepare
 from cpt_deploy.validation.accuracy.statistics import mcnemar_exact
-from cpt_deploy.validation.integers.intermediate_outputs import tap_model
+from cpt_deploy.validation.integers.intermediate_outputs import with_intermediate_outputs
 
 NETWORKS = [
     "resnet20", "resnet38", "mobilenetv2", "torchvision/resnet18", "torchvision/resnet34", "torchvision/resnet50",
@@ -71,7 +71,7 @@ class Sessions:
     """A model in onnxruntime with its codes visible, on one thread and on two."""
 
     def __init__(self, model: bytes) -> None:
-        tapped = tap_model(model)
+        tapped = with_intermediate_outputs(model)
         self.names = [tap.name for tap in tapped.taps]
         self.hidden = [tap.name for tap in tapped.hidden]
         self.by_threads = {threads: OnnxRuntimeModel(tapped.model, threads=threads) for threads in (1, 2)}
@@ -85,21 +85,21 @@ class Sessions:
 
 
 def evaluated_codes(model: QuantizedModel, graph: IntegerGraph) -> dict[str, Tensor]:
-    """Return a dictionary that each evaluation of the trained model fills with the codes of its edges."""
+    """Return a dictionary that each evaluation of the trained model fills with the codes of its activations."""
     codes: dict[str, Tensor] = {}
-    for name, edge in model.edges():
+    for name, quantizer in model.quantizers():
 
         def keep(_module: nn.Module, _inputs: object, y: Tensor, name: str = name) -> None:
             if name in graph.tensors:
                 codes[name] = (torch.round(y / graph.tensors[name].scale) + graph.tensors[name].zero_point).byte()
 
-        edge.register_forward_hook(keep)
+        quantizer.register_forward_hook(keep)
     return codes
 
 
 def measure(model: QuantizedModel, bits: int, train: ImageSet, test: ImageSet, limit: int) -> dict[str, Any]:
-    """Settle and freeze a network at some bits and compare on the test images."""
-    settle(model, (inputs for inputs, _ in batches(train, 128, 2560)), weight_bits=bits)
+    """Calibrate and freeze a network at some bits and compare on the test images."""
+    calibrate(model, (inputs for inputs, _ in batches(train, 128, 2560)), weight_bits=bits)
     graph = freeze(model, weight_bits=bits)
     executor, sessions, evaluated = IntegerExecutor(graph), Sessions(write_onnx(graph)), evaluated_codes(model, graph)
     counts: dict[str, list[int]] = {key: [0, 0] for key in ("batch 32", "batch 1", "2 threads", "trained")}
@@ -111,7 +111,7 @@ def measure(model: QuantizedModel, bits: int, train: ImageSet, test: ImageSet, l
     for index, (inputs, labels) in enumerate(batches(test, 32, limit)):
         expected = executor.trace(inputs)
         add("batch 32", sessions.differences(inputs, expected, 1))
-        with torch.no_grad(), model.upper_bound(bits):
+        with torch.no_grad(), model.at_max_bits(bits):
             logits = model(inputs)
         pairs = [(int((expected[name] != codes).sum()), codes.numel()) for name, codes in evaluated.items()]
         add("trained", (sum(p[0] for p in pairs), sum(p[1] for p in pairs)))

@@ -1,7 +1,7 @@
 """What one CPT run gives at several bits, against runs trained statically at 8 bits and at each of them.
 
 For each seed a network is trained with CPT 3-8, statically at 8 bits, and statically at each width (the first and the
-last layer and the residual stream at 8 bits, as in CPT). Each is settled and frozen at the bits asked for, and the
+last layer and the residual stream at 8 bits, as in CPT). Each is calibrated and frozen at the bits asked for, and the
 accuracy is onnxruntime's on the whole test set. The settings are in `training_grid.py`; runs and results are kept in
 the folder of `learning.py`, which has most of them: the same command goes on there.
 
@@ -18,36 +18,36 @@ from typing import Any
 import numpy as np
 import torch
 from measuring import machine, machine_line, markdown_table, write_results
-from training_grid import CYCLES, EPOCHS, LOWER, MODEL, UPPER, trained_run
+from training_grid import CYCLES, EPOCHS, MAX_BITS, MIN_BITS, MODEL, trained_run
 
 from cpt_deploy.bundle import OnnxRuntimeModel
 from cpt_deploy.data import ImageSet, eval_loader, load_images
 from cpt_deploy.export import write_onnx
 from cpt_deploy.integer import freeze
-from cpt_deploy.quantization import settle
-from cpt_deploy.training import TrainedRun, load_run, settling_inputs
+from cpt_deploy.quantization import calibrate
+from cpt_deploy.training import TrainedRun, calibration_inputs, load_run
 
 DATASET = "fashion-mnist"
-Widths = tuple[int, int]
+BitAllocation = tuple[int, int]
 
 
 #: Bits of weights and activations that the runs are exported at; below 8 bits also with activations of 8.
 WIDTHS = (8, 6, 5, 4, 3)
-BELOW = tuple(bits for bits in WIDTHS if bits < UPPER)
+BELOW = tuple(bits for bits in WIDTHS if bits < MAX_BITS)
 
 
-def kinds() -> dict[str, list[Widths]]:
+def kinds() -> dict[str, list[BitAllocation]]:
     """Return the runs of a seed, and bits of weights and activations to export them at."""
-    everything = [(UPPER, UPPER), *((bits, activations) for bits in BELOW for activations in (UPPER, bits))]
-    return {"cpt": everything, f"static{UPPER}": everything, **{f"static{bits}": [(bits, bits)] for bits in BELOW}}
+    everything = [(MAX_BITS, MAX_BITS), *((bits, activations) for bits in BELOW for activations in (MAX_BITS, bits))]
+    return {"cpt": everything, f"static{MAX_BITS}": everything, **{f"static{bits}": [(bits, bits)] for bits in BELOW}}
 
 
-def accuracy_at(run: TrainedRun, widths: Widths, train_images: ImageSet, test_images: ImageSet) -> float:
+def accuracy_at(run: TrainedRun, allocation: BitAllocation, train_images: ImageSet, test_images: ImageSet) -> float:
     """Return the accuracy in onnxruntime on the whole test set of a run frozen at some bits."""
-    weights, activations = widths
-    settle(
+    weights, activations = allocation
+    calibrate(
         run.model,
-        settling_inputs(run.recipe, run.preprocessing, train_images),
+        calibration_inputs(run.recipe, run.preprocessing, train_images),
         weight_bits=weights,
         activation_bits=activations,
     )
@@ -59,12 +59,12 @@ def accuracy_at(run: TrainedRun, widths: Widths, train_images: ImageSet, test_im
     return correct / len(test_images)
 
 
-def measure(run: TrainedRun, folder: Path, widths: list[Widths], images: tuple[ImageSet, ImageSet]) -> Any:
+def measure(run: TrainedRun, folder: Path, allocation: list[BitAllocation], images: tuple[ImageSet, ImageSet]) -> Any:
     """Measure a run at all widths; what `exports.json` in its folder has already is not done again."""
     path = folder / "exports.json"
     known: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
     measured = known.get("accuracy", {}) if known.get("weights_sha256") == run.weights_sha256 else {}
-    for pair in widths:
+    for pair in allocation:
         key = f"{pair[0]}/{pair[1]}"
         if key not in measured:
             measured[key] = accuracy_at(run, pair, *images)
@@ -73,9 +73,9 @@ def measure(run: TrainedRun, folder: Path, widths: list[Widths], images: tuple[I
     return {"accuracy": measured, "gbitops": run.report.cost["gbitops"], "seconds": run.report.seconds["training"]}
 
 
-def cell(runs: list[dict[str, Any]], widths: Widths) -> str:
+def cell(runs: list[dict[str, Any]], allocation: BitAllocation) -> str:
     """Return mean and standard deviation over the seeds, in percent."""
-    values = [100 * run["accuracy"][f"{widths[0]}/{widths[1]}"] for run in runs]
+    values = [100 * run["accuracy"][f"{allocation[0]}/{allocation[1]}"] for run in runs]
     deviation = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
     return f"{np.mean(values):.2f}{deviation}"
 
@@ -88,7 +88,7 @@ def table(results: dict[str, list[dict[str, Any]]]) -> str:
     ]  # fmt: skip
     rows = []
     for bits in WIDTHS:
-        cells = [cell(results[name], (bits, a)) for name in ("cpt", f"static{UPPER}") for a in (UPPER, bits)]
+        cells = [cell(results[name], (bits, a)) for name in ("cpt", f"static{MAX_BITS}") for a in (MAX_BITS, bits)]
         rows.append([f"{bits} bits", *cells, cell(results[f"static{bits}"], (bits, bits))])
     return markdown_table(header, rows)
 
@@ -105,16 +105,16 @@ def main() -> None:
     results: dict[str, list[dict[str, Any]]] = {}
     arguments.folder.mkdir(parents=True, exist_ok=True)
     for seed in range(arguments.seeds):
-        for kind, widths in kinds().items():
+        for kind, allocation in kinds().items():
             folder = trained_run(arguments.folder, DATASET, kind, seed, arguments.steps)
-            results.setdefault(kind, []).append(measure(load_run(folder), folder, widths, images))
+            results.setdefault(kind, []).append(measure(load_run(folder), folder, allocation, images))
     info, command = machine(), f"OMP_NUM_THREADS=1 python benchmarks/family.py --seeds {arguments.seeds}"
-    costs = {kind: statistics.mean(run["gbitops"] for run in results[kind]) for kind in ("cpt", f"static{UPPER}")}
+    costs = {kind: statistics.mean(run["gbitops"] for run in results[kind]) for kind in ("cpt", f"static{MAX_BITS}")}
     title = (
-        f"{MODEL} on Fashion-MNIST, {EPOCHS} epochs, CPT {LOWER}-{UPPER} bits in {CYCLES} cycles: accuracy (%) in "
-        f"onnxruntime on all {len(images[1]):,} test images, mean ± standard deviation of {arguments.seeds} seeds "
-        f"(`{command}`). The CPT run takes {costs['cpt'] / costs[f'static{UPPER}']:.2f} of the BitOPs of static "
-        f"{UPPER} bits.\n\n"
+        f"{MODEL} on Fashion-MNIST, {EPOCHS} epochs, CPT {MIN_BITS}-{MAX_BITS} bits in {CYCLES} cycles: accuracy (%) "
+        f"in onnxruntime on all {len(images[1]):,} test images, mean ± standard deviation of {arguments.seeds} seeds "
+        f"(`{command}`). The CPT run takes {costs['cpt'] / costs[f'static{MAX_BITS}']:.2f} of the BitOPs of static "
+        f"{MAX_BITS} bits.\n\n"
     )
     write_results(
         "family",

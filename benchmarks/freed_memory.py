@@ -32,7 +32,7 @@ PLAIN, KEPT = "as the system has it", "kept"
 def language_step(hidden: int) -> Step:
     """Return a step of a two-layer LSTM on chunks of the usual size for the Penn Treebank."""
     network = build_language_model("lstm-lm", VOCABULARY, embedding=hidden, hidden=hidden, dropout=0.0)
-    model = prepare_language_model(network, QuantizationConfig(lower=5, upper=8)).train()
+    model = prepare_language_model(network, QuantizationConfig(min_bits=5, max_bits=8)).train()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     tokens, targets = torch.randint(VOCABULARY, (2, ROWS, TOKENS))
 

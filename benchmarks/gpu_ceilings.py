@@ -1,4 +1,4 @@
-"""What a card can do at most, and how near the kernels of quantized training come to it: bandwidth and matrix products.
+"""What a GPU can do at most, and how near the kernels of quantized training come to it: bandwidth and matrix products.
 
 Used by `training_gpu.py`. On a CPU it does the same on tiny shapes, for the tests.
 """
@@ -12,7 +12,7 @@ from measuring import interleaved, markdown_table
 from torch import Tensor
 from training_steps import Step, synchronized_clock
 
-from cpt_deploy.quantization.kernels import Clamp, Grid, Kernels, Site, Terms
+from cpt_deploy.quantization.kernels import Clamp, GradientTerms, Kernels, OutputGradient, QuantizationParameters
 from cpt_deploy.quantization.training_step import int8_products
 
 REPEATS = 10
@@ -103,10 +103,14 @@ def _kernel_calls(device: torch.device, kernels: Kernels, shape: tuple[int, ...]
     x = torch.randn(shape, device=device).contiguous(memory_format=torch.channels_last)
     gradient = torch.randn_like(x).bfloat16()
     number = torch.tensor(255.0, device=device)
-    grid = Grid(torch.tensor(0.05, device=device), torch.tensor(128.0, device=device), number)
+    grid = QuantizationParameters(torch.tensor(0.05, device=device), torch.tensor(128.0, device=device), number)
     codes = kernels.quantize(x, grid)
     ones, zeros = torch.ones(shape[1], device=device), torch.zeros(shape[1], device=device)
-    site, terms, relu = Site(gradient, x, ones, zeros, Clamp(low=0.0)), Terms(ones, zeros, zeros), Clamp(low=0.0)
+    site, terms, relu = (
+        OutputGradient(gradient, x, ones, zeros, Clamp(low=0.0)),
+        GradientTerms(ones, zeros, zeros),
+        Clamp(low=0.0),
+    )
     step, seed = torch.tensor(0.1, device=device), torch.tensor(7, device=device)
     _, passed = kernels.add_quantize(codes, codes, (grid, grid), relu, grid)
     calls: dict[str, tuple[Callable[[], Any], float]] = {
@@ -133,7 +137,7 @@ def linear_products(device: torch.device, sizes: Sizes, rounds: int) -> list[dic
         codes = torch.randint(0, 256, (rows, inputs), device=device).to(torch.uint8)
         weight = torch.randint(-127, 128, (outputs, inputs), device=device).to(torch.int8)
         gradient = torch.randint(-120, 120, (rows, outputs), device=device).bfloat16()
-        grid = Grid(*(torch.tensor(value, device=device) for value in (0.05, 128.0, 255.0)))
+        grid = QuantizationParameters(*(torch.tensor(value, device=device) for value in (0.05, 128.0, 255.0)))
         factor = torch.rand(outputs, device=device)
         x, real = codes.bfloat16(), weight.bfloat16()
         steps: dict[str, Step] = {

@@ -57,7 +57,7 @@ def vmap_times(name: str, images: int, size: int, networks: int = 4, rounds: int
     torch.set_num_threads(1)
     torch.manual_seed(0)
     x = torch.randn(images, 3, size, size).to(memory_format=torch.channels_last)
-    bits32 = QuantizationConfig(lower=32, upper=32)  # the quantizers' own functions cannot run under vmap
+    bits32 = QuantizationConfig(min_bits=32, max_bits=32)  # the quantizers' own functions cannot run under vmap
     nets: list[nn.Module] = [
         prepare(build_model(name, num_classes=10, in_channels=3, input_size=(size, size)), bits32, (3, size, size))
         .eval()

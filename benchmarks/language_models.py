@@ -76,7 +76,7 @@ def main() -> None:
     first = next(iter(reports.values()))
     table = (
         f"Two-layer LSTM of {arguments.size} on the Penn Treebank, {first['steps']:,} steps ({first['epochs']:.2f} "
-        f"epochs), seed {arguments.seed}, settled, at 8 bits (`python benchmarks/language_models.py`)\n\n"
+        f"epochs), seed {arguments.seed}, calibrated, at 8 bits (`python benchmarks/language_models.py`)\n\n"
         + markdown_table(header, [row(name, report) for name, report in reports.items()])
         + f"\n\n{machine_line(info)}"
     )

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from measuring import RESULTS, machine, markdown_table, write_results
-from training_grid import TASKS, UPPER, Task, cpu_seconds, run_settings, trained_run
+from training_grid import MAX_BITS, TASKS, Task, cpu_seconds, run_settings, trained_run
 
 from cpt_deploy.training import RunReport
 
@@ -30,7 +30,7 @@ ROWS = {
     "cpt-large-saving": "CPT, REX (large saving)",
     "cpt-small-saving": "CPT, exponential (small saving)",
 }
-REFERENCE = f"static{UPPER}"
+REFERENCE = f"static{MAX_BITS}"
 COLUMNS = {"accuracy": "accuracy, %", "perplexity": "perplexity"}
 PERCENT = 100
 
@@ -109,7 +109,7 @@ def _processor_time(runs: Mapping[str, Mapping[str, Any]], processor: str) -> st
 def table(task: Task, runs: Mapping[str, Any]) -> str:
     """Return the table of a data set, its kinds in rows."""
     processors = sorted({run["processor"] for seeds in runs.values() for run in seeds.values()})
-    header = ["precision", "seeds", COLUMNS[task.metric], f"minus static {UPPER}, paired", "BitOPs"]
+    header = ["precision", "seeds", COLUMNS[task.metric], f"minus static {MAX_BITS}, paired", "BitOPs"]
     header += [f"processor time, {processor}" for processor in processors]
     rows = [row(kind, runs, task.metric, processors) for kind in ROWS if kind in runs]
     return f"{task.title}\n\n{markdown_table(header, rows)}"
@@ -146,8 +146,9 @@ def main() -> None:
     settings = {name: {kind: run_settings(name, kind, 0) for kind in task.kinds} for name, task in TASKS.items()}
     runs = merged(published(settings), finished(arguments.folder, processor_name(info)))
     introduction = (
-        "Of the settled model on the whole test set, mean ± standard deviation over seeds; BitOPs relative to static "
-        f"{UPPER}; processor time of a whole run with evaluation, one thread, median, by the widest units of the "
+        "Of the calibrated model on the whole test set, mean ± standard deviation over seeds; BitOPs relative to "
+        f"static {MAX_BITS}; processor time of a whole run with evaluation, one thread, median, by the widest "
+        f"units of the "
         "processor (`OMP_NUM_THREADS=1 python benchmarks/learning.py`)."
     )
     parts = [f"**{name}**: {table(TASKS[name], kinds)}" for name, kinds in runs.items()]

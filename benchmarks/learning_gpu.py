@@ -1,7 +1,7 @@
 """What ResNet-38 and ResNet-74 learn on CIFAR-10-size images, statically at 8 bits and with CPT 3-8, on a GPU.
 
 The paper's recipe, `cifar10-paper`: 64,000 iterations of 128 images, 32 cycles. Runs live in a folder. Each call goes
-on with those that are not finished, several at once since one small network leaves most of a card idle, and stops them
+on with those that are not finished, several at once since one small network leaves most of a GPU idle, and stops them
 after `--seconds` with their state saved: the same command goes on there, on another machine too if the folder is
 brought along. The table shows what there is, with the last evaluation of unfinished runs.
 
@@ -25,15 +25,15 @@ from typing import Any, NamedTuple
 
 import torch
 from measuring import RESULTS, machine, machine_line, markdown_table, write_results
-from training_grid import KINDS, UPPER
+from training_grid import KINDS, MAX_BITS
 from training_steps import gpu
 
 from cpt_deploy.errors import RunInterruptedError
 from cpt_deploy.recipe import Recipe, load_recipe
 from cpt_deploy.training import train
 
-REFERENCE = f"static{UPPER}"
-ROWS = {REFERENCE: f"static {UPPER}", "cpt": f"CPT 3-{UPPER}"}
+REFERENCE = f"static{MAX_BITS}"
+ROWS = {REFERENCE: f"static {MAX_BITS}", "cpt": f"CPT 3-{MAX_BITS}"}
 #: How long a run that was told to stop may take to save its state.
 GRACE = 60.0
 POLL = 0.2
@@ -67,7 +67,7 @@ class Planned(NamedTuple):
         place = [f"train.device={device}", f"data.workers={workers}"]
         if smoke:
             data = ["data={name: digits, augment: []}", "precision.cycles=2"]
-            pace = ["train.eval_every=4 steps", "train.checkpoint_every=4 steps", "train.settle_batches=2"]
+            pace = ["train.eval_every=4 steps", "train.checkpoint_every=4 steps", "train.calibration_batches=2"]
         else:
             data = ["data.name=cifar10-jpeg"]
         return load_recipe("cifar10-paper", [*model, *pace, *data, *place, *KINDS[self.kind]])
@@ -146,7 +146,15 @@ def found(planned: Planned, directory: Path) -> dict[str, Any] | None:
 
 def table(results: list[dict[str, Any]]) -> str:
     """Return a row for each network and kind: accuracy of finished runs, and how far the others are."""
-    header = ["network", "precision", "finished", "accuracy, %", f"minus static {UPPER}, paired", "BitOPs", "going on"]
+    header = [
+        "network",
+        "precision",
+        "finished",
+        "accuracy, %",
+        f"minus static {MAX_BITS}, paired",
+        "BitOPs",
+        "going on",
+    ]
     rows = []
     for model, kind in dict.fromkeys((run["model"], run["kind"]) for run in results):
         mine = [run for run in results if (run["model"], run["kind"]) == (model, kind)]
@@ -208,8 +216,9 @@ def main(words: list[str] | None = None) -> None:
     results = [run for run in shown if run is not None]
     info = machine() | ({"gpu": gpu()} if arguments.device.startswith("cuda") else {})
     title = (
-        f"CIFAR-10-size images, {arguments.iterations:,} iterations of 128: accuracy of the settled model at {UPPER} "
-        "bits on the test images that are here, mean ± standard deviation over seeds; of runs that are not finished, "
+        f"CIFAR-10-size images, {arguments.iterations:,} iterations of 128: accuracy of the calibrated model at "
+        f"{MAX_BITS} bits on the test images that are here, mean ± standard deviation over seeds; of runs that "
+        f"are not finished, "
         "the last evaluation (`python benchmarks/learning_gpu.py`)"
     )
     write_results(

@@ -30,8 +30,8 @@ from cpt_deploy.integer import IntegerExecutor, IntegerGraph, freeze
 from cpt_deploy.integer.float_costs import float_costs
 from cpt_deploy.integer.graph import FullyConnected, Quantize
 from cpt_deploy.models import build_model
-from cpt_deploy.quantization import QuantizationConfig, QuantizedModel, prepare, settle
-from cpt_deploy.validation.integers.intermediate_outputs import tap_model
+from cpt_deploy.quantization import QuantizationConfig, QuantizedModel, calibrate, prepare
+from cpt_deploy.validation.integers.intermediate_outputs import with_intermediate_outputs
 
 CLASSES = 10
 TOKENS, LENGTH = 100, 16
@@ -180,20 +180,20 @@ def count_differences(graph: IntegerGraph, model: bytes, x: Tensor) -> Differenc
     """Compare the executor with onnxruntime on inputs."""
     entries = [operation.output for operation in graph.operations if isinstance(operation, Quantize)]
     layers = [o.output for o in graph.weighted() if isinstance(o, FullyConnected) and o.output not in graph.tensors]
-    tapped = tap_model(model, products=layers)
+    tapped = with_intermediate_outputs(model, products=layers)
     names = ["logits", *(tap.name for tap in tapped.taps)]
     session = open_session(tapped.model)
     got = dict(zip(names, session.run(names, {session.get_inputs()[0].name: x.numpy()}), strict=True))
     executor = IntegerExecutor(graph)
     given = {name: torch.from_numpy(got[name]) for name in entries if name in got}
-    followed, own = (executor.trace(x, codes) for codes in (given, None))
-    compared = [name for name in names if name in followed and name not in given]
+    replayed, own = (executor.trace(x, codes) for codes in (given, None))
+    compared = [name for name in names if name in replayed and name not in given]
     codes = [name for name in names if name in graph.tensors]
     with torch.no_grad():
         expected = executor(x).numpy()
     return Differences(
         integers=sum(got[name].size for name in compared),
-        differing=sum(_other(got[name], followed[name]) for name in compared),
+        differing=sum(_other(got[name], replayed[name]) for name in compared),
         hidden=len(tapped.hidden),
         codes=sum(got[name].size for name in codes),
         other_codes=sum(_other(got[name], own[name]) for name in codes),
@@ -232,7 +232,7 @@ def convert(network: Network) -> Converted:
     dtype = torch.int64 if network.tokens else torch.float32
     model = prepare(network.make(), torch.zeros(2, *network.shape, dtype=dtype), QuantizationConfig())
     loss = training_step(model, network)
-    settle(model, [network.inputs(4) for _ in range(2)])
+    calibrate(model, [network.inputs(4) for _ in range(2)])
     graph = freeze(model.eval())
     return Converted(model, graph, write_onnx(graph), loss)
 

@@ -18,7 +18,7 @@ from measuring import interleaved, machine, machine_line, markdown_table, median
 from cpt_deploy.export import write_float_onnx, write_onnx
 from cpt_deploy.integer import freeze
 from cpt_deploy.models import build_model
-from cpt_deploy.quantization import QuantizationConfig, QuantizedModel, make_native, prepare, settle
+from cpt_deploy.quantization import QuantizationConfig, QuantizedModel, calibrate, make_native, prepare
 from cpt_deploy.validation import static_quantization
 
 NETWORKS = {"resnet20": (3, 32, 32), "torchvision/resnet18": (3, 224, 224), "torchvision/mobilenet_v2": (3, 224, 224)}
@@ -32,18 +32,18 @@ def images(count: int, shape: tuple[int, ...]) -> torch.Tensor:
     return smooth + 0.2 * torch.randn(count, *shape)
 
 
-def settled_model(name: str, shape: tuple[int, int, int]) -> QuantizedModel:
+def calibrated_model(name: str, shape: tuple[int, int, int]) -> QuantizedModel:
     """Return a network with random weights and known ranges."""
     torch.manual_seed(0)
     network = build_model(name, num_classes=10 if shape[1] == 32 else 1000, in_channels=3, input_size=shape[1:])
     model = prepare(network, torch.zeros(2, *shape), QuantizationConfig())
-    settle(model, [images(8, shape) for _ in range(4)])
+    calibrate(model, [images(8, shape) for _ in range(4)])
     return model.eval()
 
 
 def files(name: str, shape: tuple[int, int, int]) -> dict[str, bytes]:
     """Return the ONNX files of one network with random weights."""
-    model = settled_model(name, shape)
+    model = calibrated_model(name, shape)
     floats, portable = write_float_onnx(model), write_onnx(freeze(model))
     make_native(model)
     return {

@@ -13,7 +13,7 @@ from typing import Any
 
 import onnxruntime
 from measuring import interleaved, machine, machine_line, markdown_table, median_ratio, write_results
-from onnx_latency import NETWORKS, images, settled_model
+from onnx_latency import NETWORKS, calibrated_model, images
 
 from cpt_deploy.export import smallest_opset, write_float_onnx, write_onnx
 from cpt_deploy.integer import freeze
@@ -32,7 +32,7 @@ def session(model: bytes) -> onnxruntime.InferenceSession:
 def measure(name: str, rounds: int) -> list[dict[str, Any]]:
     """Write the files of one network, load and time them."""
     shape = NETWORKS[name]
-    model = settled_model(name, shape)
+    model = calibrated_model(name, shape)
     size = len(write_float_onnx(model))
     files, opsets, weights = {}, {}, {}
     for bits in BITS:

@@ -1,6 +1,6 @@
 """What portable weights cost in accuracy: trained networks frozen portable and native, on the same whole test sets.
 
-Each network is settled twice without the limit of pairs, on other training batches, so that the table has beside the
+Each network is calibrated twice without the limit of pairs, on other training batches, so that the table has beside the
 difference between the two forms what chance alone makes of one of them. Images: accuracy in onnxruntime and McNemar's
 exact test on paired answers. Text: the mean difference of the tokens' losses, with its standard error. Runs that are
 finished are taken as they are.
@@ -30,16 +30,23 @@ from cpt_deploy.integer import freeze
 from cpt_deploy.quantization import (
     QuantizedLanguageModel,
     QuantizedModel,
+    calibrate,
+    calibrating,
     make_native,
-    observing,
     reduced_layers,
-    settle,
 )
 from cpt_deploy.recipe import load_recipe
-from cpt_deploy.training import TrainedLanguageModel, TrainedRun, load_language_model, load_run, settling_inputs, train
+from cpt_deploy.training import (
+    TrainedLanguageModel,
+    TrainedRun,
+    calibration_inputs,
+    load_language_model,
+    load_run,
+    train,
+)
 from cpt_deploy.validation import mcnemar_exact
 
-SHORT = ("train.epochs=null", "lr.warmup_steps=20", "train.settle_batches=20")
+SHORT = ("train.epochs=null", "lr.warmup_steps=20", "train.calibration_batches=20")
 SMALL_CIFAR = ("data.name=cifar10-jpeg", "data.input.size=[16,16]")
 MOBILENET = ("model.name=mobilenetv2", "train.batch_size=64", "optimizer.lr=0.05")
 IMAGES = {
@@ -57,7 +64,7 @@ TEXTS = {
     ),
 }  # fmt: skip
 KEPT = ("train.eval_every=null", "train.checkpoint_every=null")
-SETTLE_BATCHES = 40
+CALIBRATION_BATCHES = 40
 TEXT_TOKENS = 40_000
 
 
@@ -71,7 +78,7 @@ def trained(name: str, preset: str, settings: tuple[str, ...], folder: Path) -> 
 
 
 def forms(model: Any) -> dict[str, Any]:
-    """Return copies of a model: portable, native, and native to be settled on other batches."""
+    """Return copies of a model: portable, native, and native to be calibrated on other batches."""
     copies = {name: copy.deepcopy(model).eval() for name in ("portable", "native", "native again")}
     for name in ("native", "native again"):
         make_native(copies[name])
@@ -87,15 +94,15 @@ def reduced(model: QuantizedModel | QuantizedLanguageModel) -> dict[str, Any]:
 def images_result(run: TrainedRun, name: str) -> dict[str, Any]:
     """Measure one network on images in all forms."""
     recipe = run.recipe.model_copy(
-        update={"train": run.recipe.train.model_copy(update={"settle_batches": 2 * SETTLE_BATCHES})}
+        update={"train": run.recipe.train.model_copy(update={"calibration_batches": 2 * CALIBRATION_BATCHES})}
     )
-    batches = list(settling_inputs(recipe, run.preprocessing))
+    batches = list(calibration_inputs(recipe, run.preprocessing))
     half = max(len(batches) // 2, 1)
     test = load_images(recipe.data.name, split="test", root=None)
     right: dict[str, NDArray[np.bool_]] = {}
     models = forms(run.model)
     for form, model in models.items():
-        settle(model, batches[half:] if form == "native again" else batches[:half])
+        calibrate(model, batches[half:] if form == "native again" else batches[:half])
         right[form] = answers(model, run, test)
     return {
         "network": name,
@@ -138,9 +145,9 @@ def text_result(run: TrainedLanguageModel, name: str) -> dict[str, Any]:
     rows = training_rows(run.tokenizer.encode(corpus.text("train")), run.recipe.train.batch_size)
     models, losses = forms(run.model), {}
     for form, model in models.items():
-        first = SETTLE_BATCHES if form == "native again" else 0
-        settle_text(
-            model, (training_chunk(rows, run.recipe.data.text.sequence, first + i) for i in range(SETTLE_BATCHES))
+        first = CALIBRATION_BATCHES if form == "native again" else 0
+        calibrate_text(
+            model, (training_chunk(rows, run.recipe.data.text.sequence, first + i) for i in range(CALIBRATION_BATCHES))
         )
         losses[form] = text_losses(model, run, ids)
     differences = {key: losses[form] - losses["native"] for key, form in
@@ -158,10 +165,10 @@ def text_result(run: TrainedLanguageModel, name: str) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def settle_text(model: QuantizedLanguageModel, chunks: Iterator[Any]) -> None:
+def calibrate_text(model: QuantizedLanguageModel, chunks: Iterator[Any]) -> None:
     """Estimate a language model's activation ranges on chunks of training text."""
     state = None
-    with model.upper_bound(), observing(model):
+    with model.at_max_bits(), calibrating(model):
         for chunk in chunks:
             _, state = model(chunk.tokens, None if chunk.first else state)
             state = state if model.carries_state else None
@@ -169,9 +176,9 @@ def settle_text(model: QuantizedLanguageModel, chunks: Iterator[Any]) -> None:
 
 @torch.no_grad()
 def text_losses(model: QuantizedLanguageModel, run: TrainedLanguageModel, ids: Any) -> NDArray[np.float64]:
-    """Return the loss of each token at the upper bound, whose codes are those of the integers."""
+    """Return the loss of each token at max_bits, whose codes are those of the integers."""
     text, found, state = run.recipe.data.text, [], None
-    with model.upper_bound():
+    with model.at_max_bits():
         for chunk in evaluation_chunks(ids, run.recipe.train.eval_batch_size, text.sequence, text.context):
             score = model.score(chunk.tokens, chunk.targets, state)
             state, losses = score.state, score.losses
@@ -187,7 +194,7 @@ def _flat(losses: Tensor) -> NDArray[np.float64]:
 def table(results: list[dict[str, Any]]) -> str:
     """Return a row for each network."""
     header = ["network", "test", "channels reduced", "native", "portable", "portable against native, 95 % interval",
-              "lost / won", "p", "chance: native settled on other batches"]  # fmt: skip
+              "lost / won", "p", "chance: native calibrated on other batches"]  # fmt: skip
     rows = []
     for r in results:
         if "accuracy" in r:
@@ -230,9 +237,9 @@ def main() -> None:
     lost, won = (sum(r["portable"][key] for r in results if "accuracy" in r) for key in ("lost", "won"))
     info = machine()
     text = (
-        "What portable weights cost: the same trained networks frozen portable and native, each settled on the same "
-        f"{SETTLE_BATCHES} training batches, on their whole test sets (`python benchmarks/portable.py`). Of all images "
-        f"together portable models lose {lost} that native ones get right and win {won} (McNemar p = "
+        "What portable weights cost: the same trained networks frozen portable and native, each calibrated on the same "
+        f"{CALIBRATION_BATCHES} training batches, on their whole test sets (`python benchmarks/portable.py`). Of all "
+        f"images together portable models lose {lost} that native ones get right and win {won} (McNemar p = "
         f"{mcnemar_exact(lost, won):.2f}).\n\n{table(results)}\n\n{machine_line(info)}"
     )
     if arguments.only is None:

@@ -1,6 +1,6 @@
 """The precision range test of two networks on Fashion-MNIST: at how many bits does training accuracy start to rise?
 
-All precisions up to the upper bound are tried, not only those up to the first that trains, so that the whole curve can
+All precisions up to max_bits are tried, not only those up to the first that trains, so that the whole curve can
 be seen; the bound is the first one that trains either way.
 
     CPT_DATA_DIR=… python benchmarks/range_tests.py [--models resnet20 mobilenetv2] [--steps 100] [--seeds 0]
@@ -35,7 +35,7 @@ def tested(model: str, seed: int, steps: int) -> dict[str, Any]:
         if done % steps == 0:
             print(f"{model}, seed {seed}: {done} of {total} steps, {accuracy:.0%}", file=sys.stderr, flush=True)
 
-    outcome = range_test(recipe, steps=steps, to_upper=True, on_step=tell)
+    outcome = range_test(recipe, steps=steps, to_max_bits=True, on_step=tell)
     return {
         "model": model,
         "seed": seed,
@@ -54,10 +54,10 @@ def table(results: list[dict[str, Any]], steps: int, info: dict[str, Any]) -> st
         for entry in result["precisions"]:
             figures = f"{100 * entry['rise']:+.1f} ± {100 * entry['standard_error']:.1f}"
             cell = "diverged" if entry["diverged"] else figures
-            cells.append(f"**{cell}**" if entry["bits"] == result["lower"] else cell)
-        lower = "none" if result["lower"] is None else f"{result['lower']} bits"
-        rows.append([result["model"], str(result["batch_size"]), str(result["seed"]), *cells, lower])
-    header = ["network", "batch", "seed", *(f"{count} bits" for count in bits), "lower bound"]
+            cells.append(f"**{cell}**" if entry["bits"] == result["min_bits"] else cell)
+        min_bits = "none" if result["min_bits"] is None else f"{result['min_bits']} bits"
+        rows.append([result["model"], str(result["batch_size"]), str(result["seed"]), *cells, min_bits])
+    header = ["network", "batch", "seed", *(f"{count} bits" for count in bits), "min_bits"]
     title = (
         f"Precision range test on Fashion-MNIST, {steps} steps at each precision: rise of the training accuracy in "
         "points ± standard error; bold: the first rise beyond threshold and chance (`python benchmarks/range_tests.py`)"

@@ -1,6 +1,6 @@
 """Whether a change of the code left all integers and losses as they were: run it before, and again after.
 
-Each network, with random weights, takes some training steps on codes, is settled on noise, frozen (at 8 bits, at 4,
+Each network, with random weights, takes some training steps on codes, is calibrated on noise, frozen (at 8 bits, at 4,
 and symmetric) and written. Losses are kept to the last bit; of each model.onnx a digest of every constant and one of
 its nodes.
 
@@ -24,7 +24,7 @@ from torch.nn import functional
 from cpt_deploy.export import write_onnx
 from cpt_deploy.integer import freeze
 from cpt_deploy.models import build_model
-from cpt_deploy.quantization import QuantizationConfig, QuantizedModel, prepare, settle
+from cpt_deploy.quantization import QuantizationConfig, QuantizedModel, calibrate, prepare
 from cpt_deploy.quantization.state.symmetric import make_symmetric
 
 STEPS, BATCH, CLASSES = 5, 8, 10
@@ -95,7 +95,7 @@ def written(name: str, model: QuantizedModel, **bits: int) -> Found:
 
 
 def results(make: Callable[[], nn.Module], shape: tuple[int, ...]) -> Found:
-    """Train a network for some steps on each path, settle, freeze and write it."""
+    """Train a network for some steps on each path, calibrate, freeze and write it."""
     torch.manual_seed(0)
     model = prepare(make(), torch.zeros(2, *shape), QuantizationConfig()).train()
     batches = [(torch.randn(BATCH, *shape), torch.randint(0, CLASSES, (BATCH,))) for _ in range(STEPS)]
@@ -114,12 +114,12 @@ def results(make: Callable[[], nn.Module], shape: tuple[int, ...]) -> Found:
             optimizer.step()
             found[f"{compute}: loss of step {step}"] = loss.item().hex()
     four = copy.deepcopy(trained)
-    settle(trained, [inputs for inputs, _ in batches])
+    calibrate(trained, [inputs for inputs, _ in batches])
     found |= written("8 bits", trained)
-    settle(four, [inputs for inputs, _ in batches], weight_bits=4, activation_bits=4)
+    calibrate(four, [inputs for inputs, _ in batches], weight_bits=4, activation_bits=4)
     found |= written("4 bits", four, weight_bits=4, activation_bits=4)
     make_symmetric(trained)
-    settle(trained, [inputs for inputs, _ in batches])
+    calibrate(trained, [inputs for inputs, _ in batches])
     return found | written("symmetric", trained)
 
 

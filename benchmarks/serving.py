@@ -36,7 +36,7 @@ from cpt_deploy.bundle import Bundle, Preprocessing
 from cpt_deploy.bundle.runtime.sessions import may_saturate
 from cpt_deploy.export import ModelIdentity, export_bundle
 from cpt_deploy.models import build_model
-from cpt_deploy.quantization import QuantizationConfig, prepare, settle
+from cpt_deploy.quantization import QuantizationConfig, calibrate, prepare
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def make_bundle(case: Case, folder: Path) -> Bundle:
     torch.manual_seed(0)
     network = build_model(case.network, num_classes=case.classes, in_channels=3, input_size=case.shape[1:])
     model = prepare(network, torch.zeros(2, *case.shape), QuantizationConfig())
-    settle(model, [images(8, case.shape) for _ in range(4)])
+    calibrate(model, [images(8, case.shape) for _ in range(4)])
     model.eval()
     name = case.network.rpartition("/")[2]
     preprocessing = Preprocessing(3, case.shape[1:], mean=(0.5,) * 3, std=(0.25,) * 3)

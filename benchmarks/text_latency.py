@@ -27,7 +27,7 @@ from cpt_deploy.bundle.runtime.sessions import open_session, session_options
 from cpt_deploy.export.language.kinds import language_manifest, write_language_onnx
 from cpt_deploy.integer.language import IntegerLanguageModel, IntegerTransformer, freeze_language_model
 from cpt_deploy.models.language import TransformerLanguageModel
-from cpt_deploy.quantization import QuantizationConfig, observing, prepare_language_model
+from cpt_deploy.quantization import QuantizationConfig, calibrating, prepare_language_model
 
 VOCABULARY, SHAPE = 10_000, {"features": 512, "layers": 6, "heads": 8, "inner": 2048, "context": 256}
 CASES = {"one token after 128": (128, 1), "64 tokens": (0, 64)}
@@ -39,7 +39,7 @@ def frozen_model() -> IntegerTransformer:
     torch.manual_seed(0)
     network = TransformerLanguageModel(VOCABULARY, **SHAPE, dropout=0.0)
     model = prepare_language_model(network, QuantizationConfig())
-    with torch.no_grad(), observing(model):
+    with torch.no_grad(), calibrating(model):
         model(torch.randint(0, VOCABULARY, (2, 64)))
     frozen = freeze_language_model(model.eval())
     assert isinstance(frozen, IntegerTransformer)

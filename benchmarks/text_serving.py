@@ -29,7 +29,7 @@ from server_processes import RunningServer, ServerCommand, only_awake, running, 
 from cpt_deploy.bundle.processors.tokenization import WordTokenizer
 from cpt_deploy.export.language.bundle_export import LanguageIdentity, export_language_bundle
 from cpt_deploy.models.language import build_language_model
-from cpt_deploy.quantization import QuantizationConfig, observing, prepare_language_model
+from cpt_deploy.quantization import QuantizationConfig, calibrating, prepare_language_model
 
 VOCABULARY = 10_000
 MODELS: dict[str, dict[str, Any]] = {
@@ -46,7 +46,7 @@ def write_bundle(name: str, folder: Path) -> Path:
     torch.manual_seed(0)
     network = build_language_model(name, VOCABULARY, **MODELS[name])
     model = prepare_language_model(network, QuantizationConfig())
-    with torch.no_grad(), observing(model):
+    with torch.no_grad(), calibrating(model):
         model(torch.randint(0, VOCABULARY, (2, 64)))
     tokenizer = WordTokenizer(["<eos>", "<unk>", *(f"w{number}" for number in range(VOCABULARY - 2))])
     identity = LanguageIdentity(name, name, tokenizer)

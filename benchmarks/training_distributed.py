@@ -25,7 +25,7 @@ from cpt_deploy.models import build_model
 from cpt_deploy.quantization import QuantizationConfig, prepare
 from cpt_deploy.recipe import load_recipe
 from cpt_deploy.training import train
-from cpt_deploy.training.distributed.process_group import Ranks, joined, launched
+from cpt_deploy.training.distributed.process_group import ProcessGroup, joined, launched
 from cpt_deploy.training.distributed.synchronization import Synchronization
 from cpt_deploy.training.loop.loop import setup
 from cpt_deploy.training.run_directory.metrics_log import read_metrics
@@ -52,7 +52,7 @@ def _as_rank(rank: int, count: int, port: int, function: Callable[..., None], ar
     function(*arguments)
 
 
-def training_step(compute: str, ranks: Ranks) -> Callable[[], None]:
+def training_step(compute: str, ranks: ProcessGroup) -> Callable[[], None]:
     """Return a function that makes one step on this process's part of the batch, ResNet-20 on 32x32 images."""
     torch.manual_seed(0)
     network = build_model("resnet20", num_classes=10, in_channels=3, input_size=(32, 32))

@@ -1,8 +1,8 @@
 """A training step on a GPU: float32, TF32, bfloat16 autocast, other quantizers, and cpt-deploy on each of its paths.
 
 ResNet-74 on 32x32 images, ResNet-50 on 224x224 and a GPT-like Transformer. All variants of a network start from the
-same weights and take turns in one interleaved measurement; what the card can do at most is measured beside them. It
-ends within `--seconds`; what it did not reach is said, and `--networks` measures one by one: results of the same card
+same weights and take turns in one interleaved measurement; what the GPU can do at most is measured beside them. It
+ends within `--seconds`; what it did not reach is said, and `--networks` measures one by one: results of the same GPU
 and versions are kept.
 
     python benchmarks/training_gpu.py [--networks resnet74 ...] [--seconds 560]
@@ -228,7 +228,7 @@ def networks(device: torch.device, *, smoke: bool, compiled: bool) -> dict[str, 
 
 
 def known_results(folder: Path, info: dict[str, Any]) -> dict[str, Any]:
-    """Return the networks that were measured before on the same card with the same versions."""
+    """Return the networks that were measured before on the same GPU with the same versions."""
     path = folder / "training_gpu.json"
     known: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
     same = known.get("machine") == json.loads(json.dumps(info)) and known.get("bits") == BITS

@@ -14,25 +14,25 @@ from typing import Any, Literal
 from cpt_deploy.recipe import load_recipe
 from cpt_deploy.training import train
 
-MODEL, EPOCHS, CYCLES, LOWER, UPPER = "resnet8", 2, 8, 3, 8
-TEXT_SIZE, TEXT_STEPS, TEXT_LOWER = 128, 500, 5
+MODEL, EPOCHS, CYCLES, MIN_BITS, MAX_BITS = "resnet8", 2, 8, 3, 8
+TEXT_SIZE, TEXT_STEPS, TEXT_MIN_BITS = 128, 500, 5
 
 Metric = Literal["accuracy", "perplexity"]
 
 
 def _static(bits: int) -> list[str]:
-    if bits == UPPER:
+    if bits == MAX_BITS:
         return ["precision.schedule=static"]
     # Static at the width, but the ends and the residual stream hold 8 bits, as they do in the CPT runs.
-    return ["precision.schedule=piecewise", f"precision.lower={bits}", f"precision.points=[[0, {bits}]]"]
+    return ["precision.schedule=piecewise", f"precision.min_bits={bits}", f"precision.points=[[0, {bits}]]"]
 
 
-def _cyclic(schedule: str, lower: int = LOWER) -> list[str]:
-    return [f"precision.schedule={schedule}", f"precision.lower={lower}"]
+def _cyclic(schedule: str, min_bits: int = MIN_BITS) -> list[str]:
+    return [f"precision.schedule={schedule}", f"precision.min_bits={min_bits}"]
 
 
 #: Quantizers of 32 bits round to what float32 holds.
-_FLOAT32 = ["precision={schedule: static, lower: 32, upper: 32, grad_lower: 32, grad_upper: 32}"]
+_FLOAT32 = ["precision={schedule: static, lower: 32, upper: 32, grad_min_bits: 32, grad_max_bits: 32}"]
 
 #: Precision of each kind of run on images.
 KINDS = {
@@ -50,14 +50,14 @@ KINDS = {
 
 #: The same on text, where the whole network cycles, as in the paper, and a static run is at its width to the end.
 TEXT_KINDS = {
-    "float32": [*_FLOAT32, "precision.ends=cycle"],
+    "float32": [*_FLOAT32, "precision.ends=scheduled"],
     **{
-        f"static{bits}": ["precision.schedule=static", f"precision.lower={bits}", f"precision.upper={bits}"]
+        f"static{bits}": ["precision.schedule=static", f"precision.min_bits={bits}", f"precision.max_bits={bits}"]
         for bits in (8, 6, 4)
     },
-    "cpt": _cyclic("cosine", TEXT_LOWER),
-    "cpt-large-saving": _cyclic("rex", TEXT_LOWER),
-    "cpt-small-saving": _cyclic("exponential", TEXT_LOWER),
+    "cpt": _cyclic("cosine", TEXT_MIN_BITS),
+    "cpt-large-saving": _cyclic("rex", TEXT_MIN_BITS),
+    "cpt-small-saving": _cyclic("exponential", TEXT_MIN_BITS),
 }
 
 
@@ -89,7 +89,7 @@ def _images(*settings: str) -> Task:
         (f"train.epochs={EPOCHS}",),
         KINDS,
         "accuracy",
-        f"{MODEL}, {EPOCHS} epochs, CPT {LOWER}-{UPPER} bits in {CYCLES} cycles",
+        f"{MODEL}, {EPOCHS} epochs, CPT {MIN_BITS}-{MAX_BITS} bits in {CYCLES} cycles",
     )
 
 
@@ -110,8 +110,9 @@ TASKS = {
         ("train.epochs=null", f"train.steps={TEXT_STEPS}"),
         TEXT_KINDS,
         "perplexity",
-        f"two-layer LSTM of {TEXT_SIZE}, {TEXT_STEPS} steps of 700 tokens, CPT {TEXT_LOWER}-{UPPER}/{UPPER} bits in "
-        f"{CYCLES} cycles",
+        f"two-layer LSTM of {TEXT_SIZE}, {TEXT_STEPS} steps of 700 tokens, CPT "
+        f"{TEXT_MIN_BITS}-{MAX_BITS}/{MAX_BITS} bits "
+        f"in {CYCLES} cycles",
     ),
 }
 
@@ -121,7 +122,7 @@ def run_settings(dataset: str, kind: str, seed: int, steps: int | None = None) -
     task = TASKS[dataset]
     length = list(task.length)
     if steps is not None:
-        length = ["train.epochs=null", f"train.steps={steps}", "lr.warmup_steps=0", "train.settle_batches=2"]
+        length = ["train.epochs=null", f"train.steps={steps}", "lr.warmup_steps=0", "train.calibration_batches=2"]
     kept = ["train.eval_every=null", "train.checkpoint_every=100 steps"]
     named = [f"precision.cycles={CYCLES}", f"seed={seed}", f"name={dataset}-{kind}"]
     return [*task.settings, *named, *length, *kept, *task.kinds[kind]]

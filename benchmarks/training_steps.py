@@ -107,7 +107,7 @@ def launches(step: Step, device: torch.device) -> int:
 
 @functools.cache
 def gpu() -> dict[str, Any]:
-    """Return the card, its driver and the versions that only matter there."""
+    """Return the GPU, its driver and the versions that only matter there."""
     properties = torch.cuda.get_device_properties(0)
     query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0"]
     try:

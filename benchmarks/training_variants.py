@@ -13,11 +13,11 @@ from torch.ao.quantization import (
 from torch.nn import functional
 
 from cpt_deploy.quantization.kernels import active, kernels_on
-from cpt_deploy.quantization.modules.activation_quantizer import EdgeQuantizer
+from cpt_deploy.quantization.modules.activation_quantizer import ActivationQuantizer
 from cpt_deploy.quantization.modules.layers import QuantizedLinear, quantized_layer
 from cpt_deploy.quantization.state.precision_state import PrecisionState
 from cpt_deploy.quantization.training_step.fused_layers import layer_output
-from cpt_deploy.quantization.training_step.fused_operations import Coded, Engine, encode
+from cpt_deploy.quantization.training_step.fused_operations import Engine, QuantizedValues, encode
 from cpt_deploy.quantization.training_step.products import choose_compute, has_bf16_units
 
 LAYERS = (nn.Conv2d, nn.Linear)
@@ -142,9 +142,9 @@ class TransformerBlock(nn.Module):
     def quantize(self, bits: int, compute: Literal["modules", "float32", "bf16"]) -> None:
         """Replace the Linear layers by quantized ones, and put a quantizer in front of them."""
         precision = PrecisionState(8, 0)
-        self.edges = nn.ModuleList(EdgeQuantizer(precision, "cycle", 0.1) for _ in range(4))
+        self.edges = nn.ModuleList(ActivationQuantizer(precision, "scheduled", 0.1) for _ in range(4))
         for index, name in enumerate(("query", "key", "value", "out", "up", "down")):
-            setattr(self, name, quantized_layer(getattr(self, name), precision, "cycle", index))
+            setattr(self, name, quantized_layer(getattr(self, name), precision, "scheduled", index))
         precision.set(weights=bits, activations=bits, gradients=8)
         device = self.up.weight.device
         self.edges.to(device)
@@ -167,7 +167,7 @@ class TransformerBlock(nn.Module):
         hidden = self._linear(self.up, self._read(2, self.norm2(x)))
         return x + self._linear(self.down, self._read(3, functional.gelu(hidden)))
 
-    def _read(self, index: int, x: Tensor) -> Tensor | Coded:
+    def _read(self, index: int, x: Tensor) -> Tensor | QuantizedValues:
         """Quantize what a layer reads, if layers are quantized."""
         if self.edges is None:
             return x

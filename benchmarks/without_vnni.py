@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 from measuring import interleaved, machine, machine_line, markdown_table, median_ratio, write_results
-from onnx_latency import NETWORKS, images, settled_model
+from onnx_latency import NETWORKS, calibrated_model, images
 
 from cpt_deploy.bundle.runtime.cpu import read_cpu
 from cpt_deploy.bundle.runtime.sessions import open_session, session_options
@@ -35,7 +35,7 @@ def fast_session(model: bytes) -> Any:
 
 def measure(name: str, shape: tuple[int, int, int], rounds: int) -> dict[str, Any]:
     """Time one network at batch 1 and compare the logits of a batch with the executor's."""
-    model = settled_model(name, shape)
+    model = calibrated_model(name, shape)
     floats, portable = write_float_onnx(model), freeze(model)
     make_native(model)
     graph = freeze(model)

@@ -16,7 +16,7 @@ _PUBLIC = {
     "export_onnx": "cpt_deploy.export",
     "freeze": "cpt_deploy.integer",
     "prepare": "cpt_deploy.preparation",
-    "settle": "cpt_deploy.quantization",
+    "calibrate": "cpt_deploy.quantization",
 }
 
 __all__ = [
@@ -25,11 +25,11 @@ __all__ = [
     "IntegerExecutor",
     "QuantizationConfig",
     "__version__",
+    "calibrate",
     "export_bundle",
     "export_onnx",
     "freeze",
     "prepare",
-    "settle",
 ]
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from cpt_deploy import quantization
 from cpt_deploy.errors import ConversionError
 from cpt_deploy.quantization import QuantizationConfig, QuantizedModel
-from cpt_deploy.quantization.calibration.calibrate import observing
+from cpt_deploy.quantization.calibration.calibrate import calibrating
 from cpt_deploy.quantization.graph.signature import DynamicShapes, ExampleInputs
 from cpt_deploy.signature import Signature
 
@@ -96,25 +96,27 @@ def try_out(model: QuantizedModel) -> None:
 
 @contextmanager
 def _provisional_ranges(model: QuantizedModel, device: torch.device) -> Iterator[list[dict[str, Tensor]]]:
-    """Inside the context every edge has a range; yields the batches that it is from, of other sizes where they may."""
+    """Give every activation quantizer a range in the context; yield the random batches that the ranges come from."""
     generator = torch.Generator().manual_seed(0)
     batches = [
         {name: x.to(device) for name, x in _random_inputs(model.signature, number, generator).items()}
         for number in range(2 if model.signature.free else 1)
     ]
-    edges = [edge for _, edge in model.edges()]
+    quantizers = [quantizer for _, quantizer in model.quantizers()]
     try:
-        with torch.no_grad(), observing(model, statistics=False):
+        with torch.no_grad(), calibrating(model, statistics=False):
             for batch in batches:
                 model.network(*batch.values())
-        for edge in edges:
-            if not bool(torch.isfinite(edge.low) & torch.isfinite(edge.high) & (edge.low < edge.high)):
-                edge.low.fill_(-1.0)  # random inputs outside of a function's domain, or a dead layer
-                edge.high.fill_(1.0)
+        for quantizer in quantizers:
+            if not bool(
+                torch.isfinite(quantizer.low) & torch.isfinite(quantizer.high) & (quantizer.low < quantizer.high)
+            ):
+                quantizer.low.fill_(-1.0)  # random inputs outside of a function's domain, or a dead layer
+                quantizer.high.fill_(1.0)
         yield batches
     finally:
-        for edge in edges:
-            edge.reset()
+        for quantizer in quantizers:
+            quantizer.reset()
 
 
 def _random_inputs(signature: Signature, number: int, generator: torch.Generator) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Your own model and your own training loop: prepare, train with cycling bits, settle, export, classify.
+"""Your own model and your own training loop: prepare, train with cycling bits, calibrate, export, classify.
 
     python examples/train_custom_model.py my-bundle
     cpt validate my-bundle --data digits
@@ -12,7 +12,7 @@ import sys
 import torch
 from torch import nn
 
-from cpt_deploy import CyclicPrecision, QuantizationConfig, export_bundle, prepare, settle
+from cpt_deploy import CyclicPrecision, QuantizationConfig, calibrate, export_bundle, prepare
 from cpt_deploy.bundle import OnnxRuntimeModel, Preprocessing, top_k
 from cpt_deploy.data import eval_loader, load_images, train_loader
 from cpt_deploy.export import ModelIdentity
@@ -50,7 +50,7 @@ def main(destination: str) -> float:
     preprocessing = Preprocessing(channels=1, size=(8, 8), mean=(0.305,), std=(0.376,))
     train, test = load_images("digits", split="train"), load_images("digits", split="test")
 
-    model = prepare(Net(), torch.zeros(2, *preprocessing.input_shape), QuantizationConfig(lower=3, upper=8))
+    model = prepare(Net(), torch.zeros(2, *preprocessing.input_shape), QuantizationConfig(min_bits=3, max_bits=8))
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
     steps_per_epoch = len(train) // BATCH_SIZE
     schedule = CyclicPrecision(model, total_steps=EPOCHS * steps_per_epoch, cycles=4)
@@ -64,8 +64,8 @@ def main(destination: str) -> float:
             schedule.step()
         print(f"epoch {epoch + 1}/{EPOCHS}  loss {loss.item():.3f}")
 
-    # Statistics and ranges were estimated at mixed bits; what is exported are those of the upper bound.
-    settle(model, train_loader(train, preprocessing, (), batch_size=64, seed=0, epoch=EPOCHS))
+    # Statistics and ranges were estimated at mixed bits; what is exported are those of max_bits.
+    calibrate(model, train_loader(train, preprocessing, (), batch_size=64, seed=0, epoch=EPOCHS))
     model.eval()
 
     identity = ModelIdentity(

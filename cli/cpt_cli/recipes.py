@@ -29,10 +29,10 @@ def parse_bounds(bits: str, option: str = "--bits") -> tuple[int, int]:
     Raises:
         UsageError: If the value has another form.
     """
-    lower, _, upper = bits.partition("-")
-    if not (lower.isdigit() and upper.isdigit()):
+    min_bits, _, max_bits = bits.partition("-")
+    if not (min_bits.isdigit() and max_bits.isdigit()):
         raise UsageError(
             f"Expected {option} as MIN-MAX, such as 4-8, but got {bits!r}",
-            hint="for the same bits throughout use the static schedule: precision.schedule=static precision.upper=8",
+            hint="for the same bits throughout use the static schedule: precision.schedule=static precision.max_bits=8",
         )
-    return int(lower), int(upper)
+    return int(min_bits), int(max_bits)

@@ -12,7 +12,7 @@ from torch.nn import functional
 from cpt_deploy.data import FittedImages, recipe_images
 from cpt_deploy.data.images import Split
 from cpt_deploy.errors import UsageError
-from cpt_deploy.training import Ranks, TrainedRun, choose_device, load_run
+from cpt_deploy.training import ProcessGroup, TrainedRun, choose_device, load_run
 
 Batches = tuple[tuple[Tensor, Tensor], ...]
 """Inputs, float32 (N, C, H, W), and labels, int64 (N,)."""
@@ -68,7 +68,7 @@ def load_minimum(
         CptError: If run, data set or device cannot be used.
     """
     run = load_run(run_dir)
-    chosen_device = choose_device(device, Ranks())
+    chosen_device = choose_device(device, ProcessGroup())
     inputs, labels = _images_of(run, split, images, seed)
     model = run.model.to(chosen_device).to(memory_format=torch.channels_last)
     if inputs.dim() == 4:

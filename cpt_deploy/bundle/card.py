@@ -50,7 +50,7 @@ class EvaluationResult:
         split: Split of the data set.
         metric: Name of the metric, as the Hub spells it.
         samples: Number of samples it was measured on, if known.
-        interval: Lower and upper bound of its 95 % confidence interval, if known.
+        interval: Lower and max_bits of its 95 % confidence interval, if known.
     """
 
     value: float
@@ -159,7 +159,7 @@ def origin(fields: CardFields) -> str:
 def front_matter(
     name: str, fields: CardFields, results: Sequence[EvaluationResult], *, task: str = "image-classification"
 ) -> str:
-    """Return the YAML at the top of a card.
+    """Return the YAML at the top of a GPU.
 
     Args:
         name: Name of the model.

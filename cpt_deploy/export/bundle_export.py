@@ -73,13 +73,13 @@ def export_bundle(
     """Freeze a trained model and write it as a bundle, all or nothing.
 
     Args:
-        model: The model, settled at the bits to be exported.
+        model: The model, calibrated at the bits to be exported.
         destination: Directory of the bundle; an existing bundle there is replaced.
         identity: Name, labels, preprocessing and facts.
         golden_inputs: A few normalised inputs, float32 (N, C, H, W), whose exact codes (where parts compute in float:
             logits with a tolerance) are stored for self-checks.
-        weight_bits: Bits of the cycling layers' weights, or of single layers by name; None is the upper bound.
-        activation_bits: Bits of the cycling activations; None is the upper bound.
+        weight_bits: Bits of the scheduled layers' weights, or of single layers by name; None is max_bits.
+        activation_bits: Bits of the scheduled activations; None is max_bits.
         opset: ONNX opset of model.onnx; None takes the least at which nothing could be smaller (`write_onnx`).
         formats: Further forms of the model, as `cpt_deploy.bundle.FORMATS` names them.
 
@@ -101,7 +101,7 @@ def export_bundle(
         "weight_bits": mean_bits(weight_bits, {o.source: (o.bits, o.codes.size) for o in graph.weighted()}),
         "activation_bits": activation_bits or max(tensor.bits for tensor in graph.tensors.values()),
         "quantization": CALIBRATED if identity.calibrated else TRAINED,
-        **({} if identity.calibrated else {"cycle": [model.config.lower, model.config.upper]}),
+        **({} if identity.calibrated else {"scheduled": [model.config.min_bits, model.config.max_bits]}),
         **({"activations": SYMMETRIC} if any(tensor.signed for tensor in graph.tensors.values()) else {}),
         **({} if floats is None else float_facts(floats, model.conversion.reason)),
         "opset": opset,
@@ -153,7 +153,7 @@ def _check_classifies(signature: Signature, labels: int) -> None:
 
 
 def mean_bits(weight_bits: WeightBits, layers: Mapping[str, tuple[int, int]]) -> int | float:
-    """Return what a bundle says of the bits of its cycling layers' weights.
+    """Return what a bundle says of the bits of its scheduled layers' weights.
 
     Args:
         weight_bits: What was asked for.

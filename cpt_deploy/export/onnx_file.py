@@ -24,8 +24,8 @@ def export_onnx(
     Args:
         model: A trained model, calibrated at the bits that it is exported at.
         path: The file; one that is there is replaced, in one step.
-        weight_bits: Bits of the weights that follow the schedule, or by layer; None for the model's upper bound.
-        activation_bits: Bits of the activations that follow it; None for the model's upper bound.
+        weight_bits: Bits of the weights that follow the schedule, or by layer; None for the model's max_bits.
+        activation_bits: Bits of the activations that follow it; None for the model's max_bits.
         opset: ONNX opset, 13 to 25; None for the least at which the file is smallest.
 
     Returns:

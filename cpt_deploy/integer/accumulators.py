@@ -8,7 +8,7 @@ from cpt_deploy.errors import ConversionError
 from cpt_deploy.integer.graph import Embed, GlobalAverage, IntegerGraph, QuantizedTensor, WeightedOperation
 from cpt_deploy.precision.accumulators import INT32_MOST, worst_average_sum, worst_sums
 from cpt_deploy.quantization.numerics.folding import Codes
-from cpt_deploy.quantization.numerics.saturation import pair_limit, worst_pair
+from cpt_deploy.quantization.numerics.saturation import saturation_limit, worst_pair_sum
 
 
 def check_accumulators(graph: IntegerGraph) -> None:
@@ -23,7 +23,7 @@ def check_accumulators(graph: IntegerGraph) -> None:
         elif isinstance(operation, GlobalAverage):
             source = graph.tensors[operation.inputs[0]]
             positions = math.prod(size or 1 for size in source.shape[1:])  # what is free has no worst case
-            check_sum(operation.output, worst_average_sum(positions, levels=source.levels - source.least))
+            check_sum(operation.output, worst_average_sum(positions, quant_max=source.quant_max - source.least))
 
 
 def worst_sum(operation: WeightedOperation, source: QuantizedTensor) -> int:
@@ -31,7 +31,7 @@ def worst_sum(operation: WeightedOperation, source: QuantizedTensor) -> int:
     sums = worst_sums(
         operation.executed_codes,
         operation.bias,
-        levels=source.levels - source.least,
+        quant_max=source.quant_max - source.least,
         zero_point=source.zero_point - source.least,
     )
     return int(sums.max(initial=0))
@@ -48,7 +48,7 @@ def can_saturate(graph: IntegerGraph) -> bool:
 
 def pair_can_saturate(codes: Codes, activation_bits: int) -> bool:
     """Return whether two products of an output channel of codes (O, ...) could exceed 16 bits, see `pairs`."""
-    return float(worst_pair(torch.from_numpy(codes).float()).amax()) > pair_limit(activation_bits)
+    return float(worst_pair_sum(torch.from_numpy(codes).float()).amax()) > saturation_limit(activation_bits)
 
 
 def check_sum(name: str, worst: int) -> None:

@@ -26,7 +26,7 @@ def dequantize(codes: Tensor, tensor: QuantizedTensor) -> Tensor:
 
 def requantize(accumulator: Tensor, multiplier: Tensor | float, output: QuantizedTensor) -> Tensor:
     """`rint(clamp(f32(acc) · m)) + z`: clamp in float, round half to even, add the zero point."""
-    low, high = output.least - output.zero_point, output.levels - output.zero_point
+    low, high = output.least - output.zero_point, output.quant_max - output.zero_point
     scaled = accumulator.to(torch.float32) * multiplier
     return torch.round(scaled.clamp_(low, high)).add_(output.zero_point)
 
@@ -94,10 +94,10 @@ def pad(x: Tensor, operation: Pad, zero_point: int) -> Tensor:
     pairs = list(zip(operation.pads[:dimensions], operation.pads[dimensions:], strict=True))
     while pairs and pairs[0] == (0, 0):
         pairs.pop(0)
-    widths = [width for pair in reversed(pairs) for width in pair]
+    allocation = [width for pair in reversed(pairs) for width in pair]
     if operation.mode == "constant":
-        return functional.pad(x, widths, value=float(zero_point))
-    return functional.pad(x, widths, operation.mode)
+        return functional.pad(x, allocation, value=float(zero_point))
+    return functional.pad(x, allocation, operation.mode)
 
 
 def max_pool(x: Tensor, operation: MaxPool) -> Tensor:
@@ -112,7 +112,7 @@ def max_pool(x: Tensor, operation: MaxPool) -> Tensor:
 
 
 def _saturate(codes: Tensor, tensor: QuantizedTensor) -> Tensor:
-    return codes.clamp_(tensor.least, tensor.levels)
+    return codes.clamp_(tensor.least, tensor.quant_max)
 
 
 def _f32(value: float) -> np.float32:

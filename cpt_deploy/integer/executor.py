@@ -47,7 +47,7 @@ EXACT_FLOAT32 = 2**24
 
 def fits_float32(operation: WeightedOperation, source: QuantizedTensor) -> bool:
     """Return whether no partial sum of a layer can leave the integers that float32 holds."""
-    reach = max(source.zero_point - source.least, source.levels - source.zero_point)
+    reach = max(source.zero_point - source.least, source.quant_max - source.zero_point)
     sums = np.abs(operation.executed_codes.astype(np.int64)).reshape(len(operation.codes), -1).sum(axis=1)
     worst = sums * reach + np.abs(operation.bias.astype(np.int64))
     return bool(worst.max(initial=0) < EXACT_FLOAT32)

@@ -49,7 +49,7 @@ class QuantizedTensor:
         return -(2 ** (self.bits - 1)) if self.signed else 0
 
     @property
-    def levels(self) -> int:
+    def quant_max(self) -> int:
         """The greatest code."""
         return self.least + int(2**self.bits - 1)
 

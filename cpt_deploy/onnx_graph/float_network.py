@@ -10,7 +10,7 @@ from torch import nn
 
 from cpt_deploy.quantization.graph.signature import dims_of, zeros_of
 from cpt_deploy.quantization.model import QuantizedModel
-from cpt_deploy.quantization.modules.activation_quantizer import EdgeQuantizer, LayerInput
+from cpt_deploy.quantization.modules.activation_quantizer import ActivationQuantizer, Requantize
 from cpt_deploy.quantization.modules.layers import QuantizedLayer, without_quantizer
 
 
@@ -21,7 +21,7 @@ def float_model(model: QuantizedModel) -> nn.Module:
         if node.op != "call_module":
             continue
         module = network.get_submodule(str(node.target))
-        if isinstance(module, EdgeQuantizer | LayerInput):
+        if isinstance(module, ActivationQuantizer | Requantize):
             node.replace_all_uses_with(node.all_input_nodes[0])
             network.graph.erase_node(node)
         elif isinstance(module, QuantizedLayer):

@@ -1,4 +1,4 @@
-"""Writes an integer graph as ONNX with QuantizeLinear/DequantizeLinear on every edge, the form that onnxruntime fuses.
+"""Write an integer graph as ONNX with QuantizeLinear and DequantizeLinear, in the form that onnxruntime fuses.
 
 What fuses and what does not was measured; each trap is named where the code avoids it. `docs/quantization.md` has the
 whole list.
@@ -52,7 +52,7 @@ def write_onnx(graph: IntegerGraph, *, opset: int | None = None, metadata: dict[
     """Return the ONNX file of an integer graph.
 
     Inputs and outputs are those of the graph's signature; the batch dimension N is free, and what else is free in the
-    signature has its name. The uint8 or int8 tensor of each edge has the name that it has in the graph.
+    signature has its name. The uint8 or int8 tensor of each activation has the name that it has in the graph.
 
     Args:
         graph: The frozen network.
@@ -199,7 +199,7 @@ class _Writer:
             self._node("QuantizeLinear", [real, *parameters], unclipped)
             low, high = (
                 self._constant(f"code_{code}", np.array(code, dtype=tensor.dtype))
-                for code in (tensor.least, tensor.levels)
+                for code in (tensor.least, tensor.quant_max)
             )
             self._node("Clip", [unclipped, low, high], tensor.name)
         else:

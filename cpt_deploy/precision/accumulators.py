@@ -15,7 +15,7 @@ Sums = npt.NDArray[np.int64]
 
 
 def worst_sums(
-    codes: npt.NDArray[np.integer], bias: npt.NDArray[np.integer] | None = None, *, levels: int, zero_point: int
+    codes: npt.NDArray[np.integer], bias: npt.NDArray[np.integer] | None = None, *, quant_max: int, zero_point: int
 ) -> Sums:
     """Return the maximum magnitude of any partial sum per output channel, int64 (O,).
 
@@ -25,18 +25,18 @@ def worst_sums(
     Args:
         codes: Quantized weights as they are executed, output channels first: (O, ...).
         bias: Integer bias that is added to the sums, (O,).
-        levels: Maximum quantized value of the input relative to its minimum: 255 for 8 bits.
+        quant_max: Maximum quantized value of the input relative to its minimum: 255 for 8 bits.
         zero_point: Zero point relative to the same minimum: in [0, levels]. Signed inputs start at −128, so theirs is
             128, which is how kernels without signed products see them.
     """
     rows = codes.reshape(len(codes), -1).astype(np.int64)
     positive, negative = np.maximum(rows, 0).sum(axis=1), np.maximum(-rows, 0).sum(axis=1)
-    above = levels * positive + zero_point * negative
-    below = levels * negative + zero_point * positive
+    above = quant_max * positive + zero_point * negative
+    below = quant_max * negative + zero_point * positive
     worst: Sums = np.maximum(above, below)
     return worst if bias is None else worst + np.abs(bias.astype(np.int64))
 
 
-def worst_average_sum(positions: int, *, levels: int) -> int:
+def worst_average_sum(positions: int, *, quant_max: int) -> int:
     """Return the maximum sum of an average over `positions` inputs, which adds quantized values without weights."""
-    return positions * levels
+    return positions * quant_max

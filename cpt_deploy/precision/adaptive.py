@@ -135,14 +135,14 @@ class ProgressiveSchedule:
         self.periods, self.scale, self.threshold = state["periods"], state["scale"], state["threshold"]
 
 
-def progressive_stages(lower: int, upper: int) -> tuple[int, ...]:
+def progressive_stages(min_bits: int, max_bits: int) -> tuple[int, ...]:
     """Return FracTrain's stages scaled to the given bounds; between 3 and 8 they are 3, 4, 6, 8."""
-    return tuple(round(lower + (upper - lower) * share) for share in _STAGES)
+    return tuple(round(min_bits + (max_bits - min_bits) * share) for share in _STAGES)
 
 
 @schedules.register("progressive")
-def _progressive(lower: int, upper: int, _cycles: int, _points: Points | None) -> PrecisionSchedule:
-    return ProgressiveSchedule(progressive_stages(lower, upper))
+def _progressive(min_bits: int, max_bits: int, _cycles: int, _points: Points | None) -> PrecisionSchedule:
+    return ProgressiveSchedule(progressive_stages(min_bits, max_bits))
 
 
 def follow_losses(schedule: AdaptiveSchedule, losses: Sequence[float], steps_per_period: int) -> None:

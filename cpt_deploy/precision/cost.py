@@ -76,22 +76,22 @@ class BitOpsSummary:
 
     Args:
         total: BitOPs spent.
-        static_upper: BitOPs of the same steps with every layer at its max_bits.
+        static_max_bits: BitOPs of the same steps with every layer at its max_bits.
     """
 
     total: int
-    static_upper: int
+    static_max_bits: int
 
     @property
     def saving(self) -> float:
-        """The share of `static_upper` that was saved, 0 before the first step."""
-        return 1.0 - self.total / self.static_upper if self.static_upper else 0.0
+        """The share of `static_max_bits` that was saved, 0 before the first step."""
+        return 1.0 - self.total / self.static_max_bits if self.static_max_bits else 0.0
 
     def to_dict(self) -> dict[str, float]:
         """Return the figures as JSON types, in GBitOPs (1e9), and the saving as a share."""
         return {
             "gbitops": self.total / 1e9,
-            "gbitops_static_upper": self.static_upper / 1e9,
+            "gbitops_static_upper": self.static_max_bits / 1e9,
             "saving": self.saving,
         }
 
@@ -101,19 +101,19 @@ class BitOpsMeter:
 
     Args:
         layers: All layers with multiplications, those in float as well.
-        upper: Bits of the layers with fixed precision.
+        max_bits: Bits of the layers with fixed precision.
         groups: The max_bits of each group of layers.
     """
 
-    def __init__(self, layers: Sequence[LayerCost], upper: int, groups: Mapping[Role, int] | None = None) -> None:
+    def __init__(self, layers: Sequence[LayerCost], max_bits: int, groups: Mapping[Role, int] | None = None) -> None:
         self.layers = tuple(layers)
-        self.upper = upper
+        self.max_bits = max_bits
         self.groups = dict(groups or {})
-        self._macs: dict[Role, int] = dict.fromkeys(("cycle", "hold", "float", *self.groups), 0)
+        self._macs: dict[Role, int] = dict.fromkeys(("scheduled", "fixed", "float", *self.groups), 0)
         for layer in layers:
             self._macs[layer.role] += layer.macs
         self._total = 0
-        self._static_upper = 0
+        self._static_max_bits = 0
 
     @property
     def total(self) -> int:
@@ -132,8 +132,8 @@ class BitOpsMeter:
             groups: Forward bits of groups; a group that is left out has `forward_bits`, or its max_bits if that is
                 lower.
         """
-        bits = {"cycle": forward_bits, "hold": self.upper}
-        bits |= {role: min(forward_bits, upper) for role, upper in self.groups.items()} | dict(groups or {})
+        bits = {"scheduled": forward_bits, "fixed": self.max_bits}
+        bits |= {role: min(forward_bits, max_bits) for role, max_bits in self.groups.items()} | dict(groups or {})
         per_sample = sum(self._macs[role] * _weight(own, backward_bits) for role, own in bits.items())
         return (per_sample + self._macs["float"] * _weight(FLOAT_BITS, FLOAT_BITS)) * samples
 
@@ -141,7 +141,7 @@ class BitOpsMeter:
         """Count one training step and return its BitOPs; the arguments are those of `step_cost`."""
         cost = self.step_cost(forward_bits, backward_bits, samples, groups)
         self._total += cost
-        self._static_upper += self.step_cost(self.upper, backward_bits, samples, self.groups)
+        self._static_max_bits += self.step_cost(self.max_bits, backward_bits, samples, self.groups)
         return cost
 
     def add_run(
@@ -173,15 +173,15 @@ class BitOpsMeter:
 
     def summary(self) -> BitOpsSummary:
         """Return the cost of the run so far, and that of the same steps at static precision."""
-        return BitOpsSummary(self._total, self._static_upper)
+        return BitOpsSummary(self._total, self._static_max_bits)
 
     def state_dict(self) -> dict[str, int]:
         """Return the counts, to be saved in a checkpoint."""
-        return {"total": self._total, "static_upper": self._static_upper}
+        return {"total": self._total, "static_max_bits": self._static_max_bits}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
         """Restore counts that `state_dict` returned."""
-        self._total, self._static_upper = int(state["total"]), int(state["static_upper"])
+        self._total, self._static_max_bits = int(state["total"]), int(state["static_max_bits"])
 
 
 def _period(schedule: PrecisionSchedule, total_steps: int) -> int:

@@ -62,23 +62,23 @@ class CyclicSchedule:
     authors' code exactly; otherwise the run still ends at the end of a cycle rather than at the start of another.
 
     Args:
-        lower: Minimum bits.
-        upper: Maximum bits.
+        min_bits: Minimum bits.
+        max_bits: Maximum bits.
         cycles: Number of cycles in the run.
         profile: The rise, one of `PROFILES`.
         shape: "repeated" rises and drops back at once in each cycle. The triangular shapes alternate between falling
-            and rising, and the last cycle rises, so an even number of cycles begins at `upper`: "vertical" falls as
+            and rising, and the last cycle rises, so an even number of cycles begins at `max_bits`: "vertical" falls as
             `1 - S(z)`, "horizontal" as `S(1 - z)`.
     """
 
-    lower: int
-    upper: int
+    min_bits: int
+    max_bits: int
     cycles: int = 32
     profile: str = "cosine"
     shape: Shape = "repeated"
 
     def __post_init__(self) -> None:
-        check_bounds(self.lower, self.upper)
+        check_bounds(self.min_bits, self.max_bits)
         if self.cycles < 1:
             raise UsageError(f"Expected cycles to be at least 1, but got {self.cycles}")
         if self.profile not in PROFILES:
@@ -98,14 +98,14 @@ class CyclicSchedule:
             )
         cycle, offset = divmod(step * self.cycles, total_steps)
         z = offset / total_steps
-        span = float(self.upper - self.lower)
+        span = float(self.max_bits - self.min_bits)
         rise = PROFILES[self.profile]
         # round() goes half to even, as the rint of the authors' code does.
         if self.shape == "repeated" or (self.cycles - 1 - cycle) % 2 == 0:
-            return round(self.lower + span * rise(z))
+            return round(self.min_bits + span * rise(z))
         if self.shape == "vertical":
-            return round(self.upper - span * rise(z))
-        return round(self.lower + span * rise(1.0 - z))
+            return round(self.max_bits - span * rise(z))
+        return round(self.min_bits + span * rise(1.0 - z))
 
 
 @dataclass(frozen=True)
@@ -136,33 +136,33 @@ class PiecewiseSchedule:
 
 
 ScheduleFactory = Callable[[int, int, int, Points | None], PrecisionSchedule]
-"""A function that builds a schedule from `lower`, `upper`, `cycles` and `points`."""
+"""A function that builds a schedule from `min_bits`, `max_bits`, `cycles` and `points`."""
 
 schedules: Registry[ScheduleFactory] = Registry("precision schedule")
 """The schedules that a recipe can name; others are given as `module:attribute`, see `build_schedule`."""
 
 
 @schedules.register("static")
-def _static(_lower: int, upper: int, _cycles: int, _points: Points | None) -> PrecisionSchedule:
-    return StaticSchedule(upper)
+def _static(_lower: int, max_bits: int, _cycles: int, _points: Points | None) -> PrecisionSchedule:
+    return StaticSchedule(max_bits)
 
 
 @schedules.register("piecewise")
-def _piecewise(lower: int, upper: int, _cycles: int, points: Points | None) -> PrecisionSchedule:
+def _piecewise(min_bits: int, max_bits: int, _cycles: int, points: Points | None) -> PrecisionSchedule:
     if not points:
         raise UsageError(
             "Expected the piecewise schedule to have points, but got none",
             hint="give pairs of a start, as a fraction of the run, and bits: [[0, 3], [0.5, 6], [0.9, 8]]",
         )
-    outside = [bits for _, bits in points if not lower <= bits <= upper]
+    outside = [bits for _, bits in points if not min_bits <= bits <= max_bits]
     if outside:
-        raise UsageError(f"Expected the bits of points to lie in {lower}..{upper}, but got {outside}")
+        raise UsageError(f"Expected the bits of points to lie in {min_bits}..{max_bits}, but got {outside}")
     return PiecewiseSchedule(tuple((float(start), int(bits)) for start, bits in points))
 
 
 def _cyclic(profile: str, shape: Shape) -> ScheduleFactory:
-    def build(lower: int, upper: int, cycles: int, _points: Points | None) -> PrecisionSchedule:
-        return CyclicSchedule(lower, upper, cycles, profile, shape)
+    def build(min_bits: int, max_bits: int, cycles: int, _points: Points | None) -> PrecisionSchedule:
+        return CyclicSchedule(min_bits, max_bits, cycles, profile, shape)
 
     return build
 
@@ -202,8 +202,8 @@ def published_name(name: str) -> tuple[str, Saving] | None:
 def build_schedule(
     name: str,
     *,
-    lower: int,
-    upper: int,
+    min_bits: int,
+    max_bits: int,
     cycles: int = 32,
     points: Points | None = None,
 ) -> PrecisionSchedule:
@@ -211,21 +211,21 @@ def build_schedule(
 
     Args:
         name: One of `schedules`, a short name of Wolfe & Kyrillidis ("CR", "RTH", ...), or an import path
-            "module:attribute" of a schedule or of a callable that returns one; of `lower`, `upper`, `cycles` and
+            "module:attribute" of a schedule or of a callable that returns one; of `min_bits`, `max_bits`, `cycles` and
             `points`, the callable gets those that it has parameters for.
-        lower: Minimum bits, at least 2.
-        upper: Maximum bits, at most 32; the bits of the static schedule.
+        min_bits: Minimum bits, at least 2.
+        max_bits: Maximum bits, at most 32; the bits of the static schedule.
         cycles: Number of cycles of the cyclic schedules.
         points: Start fractions and bits of the piecewise schedule.
 
     Raises:
         UsageError: If the name is unknown or an argument is out of range.
     """
-    check_bounds(lower, upper)
+    check_bounds(min_bits, max_bits)
     if ":" in name:
-        return _build_imported(name, {"lower": lower, "upper": upper, "cycles": cycles, "points": points})
+        return _build_imported(name, {"min_bits": min_bits, "max_bits": max_bits, "cycles": cycles, "points": points})
     long_name = _CYCLIC[name.upper()][0] if name.upper() in _CYCLIC else name
-    return schedules.get(long_name)(lower, upper, cycles, points)
+    return schedules.get(long_name)(min_bits, max_bits, cycles, points)
 
 
 def _build_imported(path: str, settings: dict[str, object]) -> PrecisionSchedule:
@@ -245,14 +245,14 @@ def _build_imported(path: str, settings: dict[str, object]) -> PrecisionSchedule
     return found
 
 
-def check_bounds(lower: int, upper: int) -> None:
+def check_bounds(min_bits: int, max_bits: int) -> None:
     """Check that the bounds are in order and within `LEAST_BITS` and `MOST_BITS`.
 
     Raises:
         UsageError: If they are not.
     """
-    if not LEAST_BITS <= lower <= upper <= MOST_BITS:
-        got = f"{lower}" if lower == upper else f"{lower}..{upper}"
+    if not LEAST_BITS <= min_bits <= max_bits <= MOST_BITS:
+        got = f"{min_bits}" if min_bits == max_bits else f"{min_bits}..{max_bits}"
         raise UsageError(f"Expected bits with {LEAST_BITS} <= lower <= upper <= {MOST_BITS}, but got {got}")
 
 

@@ -1,13 +1,13 @@
-"""How tensors become integers while training: affine functions, layers, edges and `prepare(model)`."""
+"""How tensors become integers while training: affine functions, layers, activations and `prepare(model)`."""
 
-from cpt_deploy.quantization.calibration.bias_rounding import round_offsets
+from cpt_deploy.quantization.calibration.bias_rounding import round_biases
 from cpt_deploy.quantization.calibration.bit_allocation import (
     LayerSensitivity,
     allocate_bits,
     measure_loss_sensitivity,
     measure_sensitivity,
 )
-from cpt_deploy.quantization.calibration.calibrate import estimate, observing, settle
+from cpt_deploy.quantization.calibration.calibrate import calibrate, calibrating, estimate
 from cpt_deploy.quantization.graph.prepare import prepare
 from cpt_deploy.quantization.language import QuantizedLanguageModel, Score, prepare_language_model
 from cpt_deploy.quantization.model import QuantizedModel
@@ -15,13 +15,12 @@ from cpt_deploy.quantization.modules.synchronized_norm import set_synchronized, 
 from cpt_deploy.quantization.state.config import LayerGroup, QuantizationConfig
 from cpt_deploy.quantization.state.cyclic_precision import CyclicPrecision
 from cpt_deploy.quantization.state.portability import ReducedLayer, make_native, reduced_layers
-from cpt_deploy.quantization.state.scheduled_model import CyclingModel, LayerInfo, WeightBits
+from cpt_deploy.quantization.state.scheduled_model import LayerInfo, ScheduledModel, WeightBits
 from cpt_deploy.quantization.state.symmetric import make_symmetric
 from cpt_deploy.quantization.training_step.execution_path import ExecutionPath
 
 __all__ = [
     "CyclicPrecision",
-    "CyclingModel",
     "ExecutionPath",
     "LayerGroup",
     "LayerInfo",
@@ -30,20 +29,21 @@ __all__ = [
     "QuantizedLanguageModel",
     "QuantizedModel",
     "ReducedLayer",
+    "ScheduledModel",
     "Score",
     "WeightBits",
     "allocate_bits",
+    "calibrate",
+    "calibrating",
     "estimate",
     "make_native",
     "make_symmetric",
     "measure_loss_sensitivity",
     "measure_sensitivity",
-    "observing",
     "prepare",
     "prepare_language_model",
     "reduced_layers",
-    "round_offsets",
+    "round_biases",
     "set_synchronized",
-    "settle",
     "synchronize_norms",
 ]

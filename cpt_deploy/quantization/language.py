@@ -3,7 +3,7 @@
 Every Embedding, LSTM and Linear of the network becomes a quantized layer; a Linear gets a quantizer of its input. What
 is between them, attention's products, LayerNorm, softmax, dropout and sums, stays in float32: onnxruntime's integer
 kernels for transformers have uint8 inputs and float outputs, and quantized attention products gained nothing there. So
-unlike `prepare` no graph is traced and no edge beyond the layers' inputs is quantized.
+unlike `prepare` no graph is traced and no activation beyond the layers' inputs is quantized.
 """
 
 import copy
@@ -14,14 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from cpt_deploy.errors import ConversionError, UsageError
-from cpt_deploy.quantization.modules.activation_quantizer import EdgeQuantizer
+from cpt_deploy.quantization.modules.activation_quantizer import ActivationQuantizer
 from cpt_deploy.quantization.modules.embedding import quantized_embedding
 from cpt_deploy.quantization.modules.layers import QuantizedLinear, quantized_layer
 from cpt_deploy.quantization.modules.recurrent import quantized_lstm
 from cpt_deploy.quantization.numerics.stochastic_rounding import mix_into
 from cpt_deploy.quantization.state.config import QuantizationConfig
 from cpt_deploy.quantization.state.precision_state import PrecisionState, Role
-from cpt_deploy.quantization.state.scheduled_model import CyclingModel, LayerInfo
+from cpt_deploy.quantization.state.scheduled_model import LayerInfo, ScheduledModel
 
 State = tuple[Tensor, ...]
 """What a network remembers of the tokens before; the batch is axis 1 in an LSTM's, axis 0 in a Transformer's."""
@@ -53,7 +53,7 @@ class LanguageNetwork(Protocol):
     context: int | None
     #: Whether the state of one chunk of a text is handed to the next one in training and evaluation.
     carries_state: bool
-    #: The layers before and after everything else, which can hold the upper bound.
+    #: The layers before and after everything else, which can stay at max_bits.
     embedding: nn.Module
     head: nn.Module
 
@@ -75,16 +75,16 @@ class InputQuantizedLinear(nn.Module):
 
     def __init__(self, layer: QuantizedLinear, momentum: float) -> None:
         super().__init__()
-        self.edge = EdgeQuantizer(layer.precision, layer.role, momentum)
+        self.quantizer = ActivationQuantizer(layer.precision, layer.role, momentum)
         self.layer = layer
 
     def forward(self, x: Tensor) -> Tensor:
         """Quantize the input and multiply by the quantized weight."""
-        y: Tensor = self.layer(self.edge(x))
+        y: Tensor = self.layer(self.quantizer(x))
         return y
 
 
-class QuantizedLanguageModel(CyclingModel):
+class QuantizedLanguageModel(ScheduledModel):
     """A model made by `prepare_language_model`.
 
     Attributes:
@@ -159,7 +159,7 @@ class QuantizedLanguageModel(CyclingModel):
         return _Scorer(self)
 
     def set_step(self, step: int, first_sample: int = 0) -> None:
-        """Tell the training step, see `CyclingModel`.
+        """Tell the training step, see `ScheduledModel`.
 
         Layers see all tokens of a part one after the other, so what tells the noise of the parts apart is the seed.
         """
@@ -213,20 +213,20 @@ def prepare_language_model(network: nn.Module, config: QuantizationConfig) -> Qu
 
     Args:
         network: See `LanguageNetwork`; it is copied, not changed. Parameters that layers share stay shared.
-        config: Bounds, and whether `embedding` and `head` hold the upper bound.
+        config: Bounds, and whether `embedding` and `head` stay at max_bits.
 
     Returns:
-        The model, at the upper bound.
+        The model, at max_bits.
 
     Raises:
         ConversionError: If it has an LSTM of a kind that has no quantized form, or no layer at all.
     """
     network = copy.deepcopy(network)
-    precision = PrecisionState(config.upper, config.seed)
+    precision = PrecisionState(config.max_bits, config.seed)
     layers: list[LayerInfo] = []
     for name, module in list(_replaceable(network)):
-        held = config.ends == "hold" and name.partition(".")[0] in ("embedding", "head")
-        role: Role = "hold" if held else "cycle"
+        held = config.ends == "fixed" and name.partition(".")[0] in ("embedding", "head")
+        role: Role = "fixed" if held else "scheduled"
         index = len(layers)
         if isinstance(module, nn.Embedding):
             replaced: nn.Module = quantized_embedding(module, precision, role, index)

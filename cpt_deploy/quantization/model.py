@@ -14,13 +14,13 @@ from cpt_deploy.errors import CptWarning, DataError, UsageError
 from cpt_deploy.quantization.graph.operator_kinds import IS_FLOAT, module_of
 from cpt_deploy.quantization.graph.results import Structure
 from cpt_deploy.quantization.kernels import active
-from cpt_deploy.quantization.modules.activation_quantizer import EdgeQuantizer
+from cpt_deploy.quantization.modules.activation_quantizer import ActivationQuantizer
 from cpt_deploy.quantization.state.config import QuantizationConfig
 from cpt_deploy.quantization.state.precision_state import PrecisionState
-from cpt_deploy.quantization.state.scheduled_model import CyclingModel, LayerInfo
+from cpt_deploy.quantization.state.scheduled_model import LayerInfo, ScheduledModel
 from cpt_deploy.quantization.training_step.execution_path import ExecutionPath
 from cpt_deploy.quantization.training_step.fused_operations import Engine
-from cpt_deploy.quantization.training_step.fused_step import TrainingProgram
+from cpt_deploy.quantization.training_step.fused_step import FusedStep
 from cpt_deploy.quantization.training_step.products import Compute, choose_compute
 from cpt_deploy.signature import Signature
 
@@ -60,11 +60,11 @@ class Calling:
         return tuple(given[name] for name in self.parameters)
 
 
-class QuantizedModel(CyclingModel):
+class QuantizedModel(ScheduledModel):
     """A model made by `prepare`; call it as the float model.
 
     Attributes:
-        network: The traced graph with its layers and edge quantizers; it takes the tensors of the signature, and
+        network: The traced graph with its layers and activation quantizers; it takes the tensors of the signature, and
             returns one tensor, or a tuple of several.
         precision: The current bits.
         config: What it was prepared with.
@@ -87,7 +87,7 @@ class QuantizedModel(CyclingModel):
         self.signature = signature
         self.calling = calling
         self.compute: Compute = "auto"
-        self._program: TrainingProgram | None = None
+        self._program: FusedStep | None = None
         self._obstacles: set[str] = set()
         self._normalises_samples: bool | None = None
 
@@ -156,8 +156,8 @@ class QuantizedModel(CyclingModel):
         }
         return next((reason for reason, holds in reasons.items() if holds), None)
 
-    def _fused_step(self) -> TrainingProgram:
-        self._program = self._program or TrainingProgram(self.network, self.signature)
+    def _fused_step(self) -> FusedStep:
+        self._program = self._program or FusedStep(self.network, self.signature)
         return self._program
 
     @staticmethod
@@ -199,10 +199,10 @@ class QuantizedModel(CyclingModel):
         for node, noted in zip(_called(self.network), notes, strict=True):
             node.meta.update(noted)
 
-    def edges(self) -> Iterator[tuple[str, EdgeQuantizer]]:
-        """Yield name and quantizer of every edge, in the order of the graph."""
+    def quantizers(self) -> Iterator[tuple[str, ActivationQuantizer]]:
+        """Yield name and quantizer of every activation, in the order of the graph."""
         for path, module in self.network.named_modules():
-            if isinstance(module, EdgeQuantizer):
+            if isinstance(module, ActivationQuantizer):
                 yield path.rpartition(".")[2], module
 
 

@@ -98,10 +98,10 @@ class Experiment:
         steps = recipe.train.total_steps(self.epoch_steps)
         first, between, last = self.layers
         ends = [LayerCost("first", first, precision.ends), LayerCost("last", last, precision.ends)]
-        meter = BitOpsMeter([*ends, LayerCost("between", between, "cycle")], precision.upper)
+        meter = BitOpsMeter([*ends, LayerCost("between", between, "scheduled")], precision.max_bits)
         run = meter.add_run(forward, backward, steps, self.step_samples)
         per_step = PAPER_SAMPLES // 64_000
-        paper = BitOpsMeter([LayerCost("convolutions", first + between, "cycle")], precision.upper)
+        paper = BitOpsMeter([LayerCost("convolutions", first + between, "scheduled")], precision.max_bits)
         counted = paper.add_run(forward, backward, 64_000, per_step)
         return ExperimentCost(steps, run.total / 1e9, run.saving, counted.total / 1e9, counted.saving)
 
@@ -134,10 +134,10 @@ def _compose(path: Path, table: Mapping[str, Any], network: str, data: str, prec
         "data": {"name": source["name"]},
         "precision": {
             "schedule": bits.get("schedule", "cosine"),
-            "lower": bits["lower"],
-            "upper": bits["upper"],
-            "grad_lower": bits["grad"],
-            "grad_upper": bits["grad"],
+            "min_bits": bits["min_bits"],
+            "max_bits": bits["max_bits"],
+            "grad_min_bits": bits["grad"],
+            "grad_max_bits": bits["grad"],
         },
     }
     values = _merged(_merged(own, table["recipe"]), layers.get("settings", {}))

@@ -46,8 +46,8 @@ class GroupSettings(Settings):
 
     match: Annotated[str, Field(min_length=1)]
     schedule: str | None = None
-    lower: Bits | None = None
-    upper: Bits | None = None
+    min_bits: Bits | None = None
+    max_bits: Bits | None = None
     cycles: Count | None = None
     points: Points | None = None
 
@@ -55,23 +55,23 @@ class GroupSettings(Settings):
 class PrecisionSettings(Settings):
     """Bits over the run, with one schedule for forward (weights and activations) and one for backward (gradients).
 
-    `lower` and `upper` bound the forward bits, `cycles` is the number of cycles in the run, `points` are the
+    `min_bits` and `max_bits` bound the forward bits, `cycles` is the number of cycles in the run, `points` are the
     (start fraction, bits) pairs of the piecewise schedule. `ends` selects fixed precision (at max_bits) or scheduled
     precision for the first and the last layer. `range_momentum` is the weight of a new batch in the tracked activation
     ranges. Layers in `groups` have a separate schedule; `progressive` has the settings of the schedule of that name.
     """
 
     schedule: str = "cosine"
-    lower: Bits = 3
-    upper: Bits = 8
+    min_bits: Bits = 3
+    max_bits: Bits = 8
     cycles: Count = 32
     points: Points | None = None
     grad_schedule: str = "static"
-    grad_lower: Bits = 8
-    grad_upper: Bits = 8
+    grad_min_bits: Bits = 8
+    grad_max_bits: Bits = 8
     grad_cycles: Count | None = None
     grad_points: Points | None = None
-    ends: Literal["hold", "cycle"] = "hold"
+    ends: Literal["fixed", "scheduled"] = "fixed"
     range_momentum: Annotated[float, Field(gt=0.0, le=1.0)] = 0.1
     groups: tuple[GroupSettings, ...] = ()
     progressive: ProgressiveSettings = ProgressiveSettings()
@@ -80,9 +80,10 @@ class PrecisionSettings(Settings):
     def _schedules_exist(self) -> Self:
         problems = []
         for group in self.groups:
-            if group.upper is not None and group.upper > self.upper:
+            if group.max_bits is not None and group.max_bits > self.max_bits:
                 problems.append(
-                    f"Expected max_bits of {group.match} to be at most the model's {self.upper}, but got {group.upper}"
+                    f"Expected max_bits of {group.match} to be at most the model's {self.max_bits}, "
+                    f"but got {group.max_bits}"
                 )
         for name, build in self._builders():
             if ":" in name:  # a user's own code is imported when the run starts, not when a file is read
@@ -108,8 +109,10 @@ class PrecisionSettings(Settings):
             UsageError: If an import path cannot be resolved.
         """
         if self.schedule == PROGRESSIVE:
-            return self._progressive(self.progressive.stages, "stages", self.lower, self.upper)
-        return build_schedule(self.schedule, lower=self.lower, upper=self.upper, cycles=self.cycles, points=self.points)
+            return self._progressive(self.progressive.stages, "stages", self.min_bits, self.max_bits)
+        return build_schedule(
+            self.schedule, min_bits=self.min_bits, max_bits=self.max_bits, cycles=self.cycles, points=self.points
+        )
 
     def backward_schedule(self) -> PrecisionSchedule:
         """Build the schedule of gradients, with as many cycles as the forward schedule unless `grad_cycles` is set.
@@ -118,11 +121,13 @@ class PrecisionSettings(Settings):
             UsageError: If an import path cannot be resolved.
         """
         if self.grad_schedule == PROGRESSIVE:
-            return self._progressive(self.progressive.grad_stages, "grad_stages", self.grad_lower, self.grad_upper)
+            return self._progressive(
+                self.progressive.grad_stages, "grad_stages", self.grad_min_bits, self.grad_max_bits
+            )
         return build_schedule(
             self.grad_schedule,
-            lower=self.grad_lower,
-            upper=self.grad_upper,
+            min_bits=self.grad_min_bits,
+            max_bits=self.grad_max_bits,
             cycles=self.grad_cycles or self.cycles,
             points=self.grad_points,
         )
@@ -136,23 +141,28 @@ class PrecisionSettings(Settings):
         return {f"group{number}": self._group_schedule(group) for number, group in enumerate(self.groups, start=1)}
 
     def _group_schedule(self, group: GroupSettings) -> PrecisionSchedule:
-        lower, upper = self.bounds_of(group)
+        min_bits, max_bits = self.bounds_of(group)
         name = group.schedule or self.schedule
         if name == PROGRESSIVE:
-            return ProgressiveSchedule(progressive_stages(lower, upper), self.progressive.rule)
+            return ProgressiveSchedule(progressive_stages(min_bits, max_bits), self.progressive.rule)
         points = group.points if group.schedule or group.points else self.points
-        return build_schedule(name, lower=lower, upper=upper, cycles=group.cycles or self.cycles, points=points)
+        return build_schedule(
+            name, min_bits=min_bits, max_bits=max_bits, cycles=group.cycles or self.cycles, points=points
+        )
 
     def bounds_of(self, group: GroupSettings) -> tuple[int, int]:
         """Return min_bits and max_bits of a group."""
-        upper = self.upper if group.upper is None else group.upper
-        lower = min(self.lower, upper) if group.lower is None else group.lower
-        return lower, upper
+        max_bits = self.max_bits if group.max_bits is None else group.max_bits
+        min_bits = min(self.min_bits, max_bits) if group.min_bits is None else group.min_bits
+        return min_bits, max_bits
 
-    def _progressive(self, stages: tuple[int, ...] | None, name: str, lower: int, upper: int) -> PrecisionSchedule:
-        chosen = progressive_stages(lower, upper) if stages is None else stages
-        if not chosen or (chosen[0], chosen[-1]) != (lower, upper):
+    def _progressive(
+        self, stages: tuple[int, ...] | None, name: str, min_bits: int, max_bits: int
+    ) -> PrecisionSchedule:
+        chosen = progressive_stages(min_bits, max_bits) if stages is None else stages
+        if not chosen or (chosen[0], chosen[-1]) != (min_bits, max_bits):
             raise UsageError(
-                f"Expected progressive.{name} to go from min_bits {lower} to max_bits {upper}, but got {list(chosen)}"
+                f"Expected progressive.{name} to go from min_bits {min_bits} to max_bits {max_bits}, "
+                f"but got {list(chosen)}"
             )
         return ProgressiveSchedule(chosen, self.progressive.rule)

@@ -185,8 +185,8 @@ class TrainSettings(Settings):
     """Length, batches, evaluation, checkpoints and hardware of the run.
 
     Exactly one of `epochs` and `steps`. `eval_every` and `checkpoint_every` are intervals such as "1 epoch" or
-    "390 steps"; a bare number means epochs (null: only at the end). `log_every` is in steps. `settle_batches` is the
-    number of training batches that calibrate BatchNorm statistics and activation ranges at max_bits after the last
+    "390 steps"; a bare number means epochs (null: only at the end). `log_every` is in steps. `calibration_batches` is
+    the number of training batches that calibrate BatchNorm statistics and activation ranges at max_bits after the last
     step. `amp: auto` means bfloat16 autocast on CUDA only. `compute` selects how a CPU trains quantized layers:
     `float32` and `bf16` run the fused training step on integers, with backward products of that type; `modules` runs
     each module by itself; `auto` uses the fastest of them. `cuda_graph` captures a classifier's step as a CUDA graph
@@ -207,7 +207,7 @@ class TrainSettings(Settings):
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
     cuda_graph: bool = False
     swa: SwaSettings = SwaSettings()
-    settle_batches: Annotated[int, Field(ge=0)] = 100
+    calibration_batches: Annotated[int, Field(ge=0)] = 100
     deterministic: bool = True
 
     @model_validator(mode="before")

@@ -30,7 +30,7 @@ def smoke_recipe(recipe: Recipe) -> Recipe:
                     "eval_every": None,
                     "checkpoint_every": None,
                     "log_every": 1,
-                    "settle_batches": 1,
+                    "calibration_batches": 1,
                     "device": "cpu",
                 }
             ),

@@ -25,7 +25,7 @@ def plot_curves(
     """Draw the curves of a run from its `metrics.csv`.
 
     Args:
-        metrics: The file, with the columns step, loss, accuracy, bits, grad_bits, test_loss, test_accuracy, settled;
+        metrics: The file, with the columns step, loss, accuracy, bits, grad_bits, test_loss, test_accuracy, calibrated;
             if perplexity or test_perplexity have values, they are drawn instead of accuracy.
         destination: The PNG file to write.
         title: Title of the plot.
@@ -98,10 +98,10 @@ def _draw_test(
     axes: Any, rows: list[dict[str, str]], column: str, *, scale: float, name: str = "test"
 ) -> tuple[float, float] | None:
     """Draw evaluations during training as a line, the one after calibration as a star; return the star's position."""
-    steps, values = _points([row for row in rows if not row["settled"]], column)
+    steps, values = _points([row for row in rows if not row["calibrated"]], column)
     style = {"color": _TEST, "linestyle": "--", "marker": "o", "markersize": 4}
     axes.plot(steps, [scale * value for value in values], label=f"{name}, at max_bits", **style)
-    steps, values = _points([row for row in rows if row["settled"]], column)
+    steps, values = _points([row for row in rows if row["calibrated"]], column)
     if not values:
         return None
     final = steps[-1], scale * values[-1]

@@ -25,7 +25,7 @@ def plot_range_test(outcome: Mapping[str, Any], destination: Path, *, title: str
     for entry in outcome["precisions"]:
         accuracy = [100 * value for value in entry["accuracy"]]
         end = start + steps  # a run that diverged has fewer steps
-        found = entry["bits"] == outcome["lower"]
+        found = entry["bits"] == outcome["min_bits"]
         axes.axvspan(start, end, color=GREEN if found else GREY, alpha=0.14 if found else 0.05, linewidth=0)
         axes.plot(range(start, start + len(accuracy)), accuracy, color=BLUE, linewidth=0.7, alpha=0.45)
         width = max(1, round(len(accuracy) / 4))

@@ -87,7 +87,7 @@ def _band(
     means = [scale * value for value in band.means]
     axes.plot(band.steps, means, style, color=colour, marker=marker, markersize=4, linewidth=1.3, label=label or None)
     if band.deviations is not None:
-        widths = [scale * value for value in band.deviations]
-        low = [mean - width for mean, width in zip(means, widths, strict=True)]
-        high = [mean + width for mean, width in zip(means, widths, strict=True)]
+        allocation = [scale * value for value in band.deviations]
+        low = [mean - width for mean, width in zip(means, allocation, strict=True)]
+        high = [mean + width for mean, width in zip(means, allocation, strict=True)]
         axes.fill_between(band.steps, low, high, color=colour, alpha=0.2, linewidth=0)

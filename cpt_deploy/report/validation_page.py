@@ -251,7 +251,7 @@ def _saturation(report: Report) -> str:
     columns = (Column("layer", number=False), Column("activation bits"), Column("worst pair"),
                Column("channels at risk"))  # fmt: skip
     rows = [
-        (layer["name"], layer["activation_bits"], f"{layer['worst_pair']:,}",
+        (layer["name"], layer["activation_bits"], f"{layer['worst_pair_sum']:,}",
          f"{layer['channels_at_risk']} of {layer['channels']}")
         for layer in layers
     ]  # fmt: skip

@@ -22,8 +22,8 @@ class ExportOptions:
     """What an export can be asked for.
 
     Args:
-        bits: Bits of the weights; the run's upper bound, at most 8, if None.
-        activation_bits: Bits of the cycling activations; the upper bound likewise if None.
+        bits: Bits of the weights; the run's max_bits, at most 8, if None.
+        activation_bits: Bits of the scheduled activations; max_bits likewise if None.
         budget: Most size of the weights, as a fraction of that at 8 bits, instead of `bits`: layers get bits each.
         native: Whether weights keep their whole range, though pairs of products may saturate on x86 without VNNI.
         symmetric: Whether activations are int8 with a zero point of 0, for TensorRT and its like.
@@ -52,8 +52,8 @@ class BitAllocation:
     """Bits of an export.
 
     Args:
-        weights: Bits of the cycling layers' weights, or of each layer by name.
-        activations: Bits of the cycling activations.
+        weights: Bits of the scheduled layers' weights, or of each layer by name.
+        activations: Bits of the scheduled activations.
         folder: Name of the bundle's folder.
         facts: What the bundle says of the choice.
     """
@@ -67,10 +67,10 @@ class BitAllocation:
         """Return whether weights and activations all have these bits."""
         return self.weights == bits == self.activations
 
-    def describe(self, upper: int) -> str:
-        """Return them in words; activations at the upper bound go without saying."""
+    def describe(self, max_bits: int) -> str:
+        """Return them in words; activations at max_bits go without saying."""
         weights = f"{self.weights} bits" if isinstance(self.weights, int) else "bits by layer"
-        activations = "" if self.activations == upper else f", activations at {self.activations} bits,"
+        activations = "" if self.activations == max_bits else f", activations at {self.activations} bits,"
         return f"weights at {weights}{activations}"
 
 
@@ -79,7 +79,7 @@ class Sensitivity:
     """What fewer bits do to the layers of a run.
 
     Args:
-        layers: Of each cycling layer.
+        layers: Of each scheduled layer.
         cost: What the bundle calls their costs.
         facts: What it says of the samples that they were measured on.
     """

@@ -13,7 +13,7 @@ from cpt_deploy.tasks.reporting import Reporter
 if TYPE_CHECKING:
     import torch
 
-    from cpt_deploy.quantization import CyclingModel
+    from cpt_deploy.quantization import ScheduledModel
     from cpt_deploy.training import RunReport, TrainingTask
 
 Entry = Mapping[str, Any]
@@ -32,8 +32,8 @@ class SavedRun(Protocol):
         """All settings as resolved."""
 
     @property
-    def model(self) -> "CyclingModel":
-        """The calibrated model at its upper bound, in evaluation mode, on the CPU."""
+    def model(self) -> "ScheduledModel":
+        """The calibrated model at max_bits, in evaluation mode, on the CPU."""
 
     @property
     def weights_sha256(self) -> str:
@@ -62,7 +62,7 @@ class RunExport(Protocol):
 
         Args:
             candidates: Bits to try in each layer.
-            activation_bits: Bits of the cycling activations, at which the model was calibrated.
+            activation_bits: Bits of the scheduled activations, at which the model was calibrated.
             reporter: Hears of each layer.
         """
 
@@ -113,7 +113,7 @@ class SweptRun(Protocol[B_contra]):
         """Return an export's place on the plot's y axis, with the ends of its interval."""
 
     def trained_quality(self, document: Mapping[str, Any]) -> float:
-        """Return the same of the trained model at its upper bound."""
+        """Return the same of the trained model at max_bits."""
 
 
 class Task(Protocol[B]):

@@ -1,6 +1,6 @@
 """Training runs: train a recipe into a run directory, resumable at any step, and load finished runs."""
 
-from cpt_deploy.training.distributed.process_group import Ranks, choose_device
+from cpt_deploy.training.distributed.process_group import ProcessGroup, choose_device
 from cpt_deploy.training.evaluation import evaluate
 from cpt_deploy.training.experiments.compared import FinishedRun, RunGroup, group_runs, read_finished_run
 from cpt_deploy.training.experiments.range_test import (
@@ -13,7 +13,7 @@ from cpt_deploy.training.experiments.range_test import (
 from cpt_deploy.training.experiments.seed_curves import seed_curves
 from cpt_deploy.training.experiments.trials import TrialOutcome, TrialQueue, TrialState, TrialStatus
 from cpt_deploy.training.fine_tuning import Pretrained
-from cpt_deploy.training.loop.inputs import settling_inputs
+from cpt_deploy.training.loop.inputs import calibration_inputs
 from cpt_deploy.training.loop.interruption import Interruption
 from cpt_deploy.training.loop.trainer import plan_run, train
 from cpt_deploy.training.reporting.profiling import ProfileReport
@@ -38,9 +38,9 @@ __all__ = [
     "FinishedRun",
     "Interruption",
     "Pretrained",
+    "ProcessGroup",
     "ProfileReport",
     "RangeTest",
-    "Ranks",
     "RunDirectory",
     "RunGroup",
     "RunReport",
@@ -55,6 +55,7 @@ __all__ = [
     "TrialQueue",
     "TrialState",
     "TrialStatus",
+    "calibration_inputs",
     "choose_device",
     "disk_errors",
     "evaluate",
@@ -66,7 +67,6 @@ __all__ = [
     "range_test",
     "read_finished_run",
     "seed_curves",
-    "settling_inputs",
     "train",
     "write_atomically",
 ]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from cpt_deploy.quantization import QuantizedModel
-from cpt_deploy.training.distributed.process_group import ALONE, Ranks
+from cpt_deploy.training.distributed.process_group import ALONE, ProcessGroup
 from cpt_deploy.training.reporting.reports import Evaluation
 
 MANY_CLASSES = 5
@@ -22,7 +22,7 @@ def evaluate(
     device: torch.device,
     step: int,
     stop: Callable[[], bool] = lambda: False,
-    ranks: Ranks = ALONE,
+    process_group: ProcessGroup = ALONE,
 ) -> Evaluation | None:
     """Evaluate a model at max_bits, in float32 whatever its training dtype.
 
@@ -33,7 +33,7 @@ def evaluate(
         device: Device of the model.
         step: Number of finished steps, for the result.
         stop: Called before each batch; if it returns true, evaluation stops.
-        ranks: The processes that evaluate together, each of which must call this.
+        process_group: The processes that evaluate together, each of which must call this.
 
     Returns:
         The evaluation of all images of all processes, or `None` if `stop` returned true in one of them.
@@ -44,7 +44,7 @@ def evaluate(
     training = model.training
     model.eval()
     try:
-        with torch.no_grad(), model.upper_bound():
+        with torch.no_grad(), model.at_max_bits():
             for inputs, labels in batches:
                 stopped = stop()
                 if stopped:
@@ -58,7 +58,7 @@ def evaluate(
                 images += len(target)
     finally:
         model.train(training)
-    told = ranks.gather(torch.tensor([*totals.tolist(), float(images), float(stopped)], dtype=torch.float64))
+    told = process_group.gather(torch.tensor([*totals.tolist(), float(images), float(stopped)], dtype=torch.float64))
     loss_sum, top1, top5, count, stopped_in = told.sum(dim=0).tolist()
     if stopped_in:
         return None

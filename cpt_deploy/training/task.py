@@ -9,17 +9,17 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from cpt_deploy.quantization import CyclingModel
+from cpt_deploy.quantization import ScheduledModel
 from cpt_deploy.recipe import Recipe
 from cpt_deploy.recipe.tasks import task_name, tasks
-from cpt_deploy.training.distributed.process_group import Ranks
+from cpt_deploy.training.distributed.process_group import ProcessGroup
 from cpt_deploy.training.distributed.synchronization import Synchronization
 from cpt_deploy.training.fine_tuning import Pretrained
 from cpt_deploy.training.reporting.reports import Evaluation
 from cpt_deploy.training.run_directory.run_directory import RunDirectory
 
 Stop = Callable[[], bool]
-"""Asked before each batch of an evaluation or of settling whether to give up."""
+"""Asked before each batch of an evaluation or of calibration whether to give up."""
 
 
 class StepOutcome(NamedTuple):
@@ -39,7 +39,7 @@ class StepOutcome(NamedTuple):
 
 
 class Final(NamedTuple):
-    """The evaluation of the settled model.
+    """The evaluation of the calibrated model.
 
     Args:
         test: On what the report's result is.
@@ -104,7 +104,7 @@ class TrainingTask(Protocol):
             UsageError: If they cannot.
         """
 
-    def build_model(self) -> CyclingModel:
+    def build_model(self) -> ScheduledModel:
         """Build the CPT model, with the weights that the run begins with, on the CPU."""
 
     def begin(self, directory: RunDirectory) -> None:
@@ -117,7 +117,7 @@ class TrainingTask(Protocol):
             CheckpointError: If they do not.
         """
 
-    def stream(self, steps: range, ranks: Ranks, *, pin_memory: bool) -> Iterator[Any]:
+    def stream(self, steps: range, process_group: ProcessGroup, *, pin_memory: bool) -> Iterator[Any]:
         """Yield this process's part of the batch of each of these steps, counted from the beginning of the run."""
 
     def step(self, model: nn.Module, batch: Any, device: torch.device, *, autocast: bool) -> StepOutcome:
@@ -130,27 +130,31 @@ class TrainingTask(Protocol):
             autocast: Whether float operations compute in bfloat16.
         """
 
-    def state(self, model: CyclingModel, ranks: Ranks) -> Mapping[str, Tensor]:
+    def state(self, model: ScheduledModel, process_group: ProcessGroup) -> Mapping[str, Tensor]:
         """Return what the next step needs of the one before, over all processes, each of which must call this."""
 
-    def restore(self, state: Mapping[str, Tensor], model: CyclingModel, device: torch.device, ranks: Ranks) -> None:
+    def restore(
+        self, state: Mapping[str, Tensor], model: ScheduledModel, device: torch.device, process_group: ProcessGroup
+    ) -> None:
         """Go on from what `state` returned, in whatever number of processes."""
 
     def evaluate(
-        self, model: CyclingModel, device: torch.device, step: int, stop: Stop, ranks: Ranks
+        self, model: ScheduledModel, device: torch.device, step: int, stop: Stop, process_group: ProcessGroup
     ) -> Evaluation | None:
-        """Evaluate on the way, at the upper bound; `None` if a process was told to stop."""
+        """Evaluate on the way, at max_bits; `None` if a process was told to stop."""
 
     def is_better(self, evaluation: Evaluation, best: Evaluation) -> bool:
         """Return whether an evaluation is better than the best so far."""
 
-    def settle(self, synchronization: Synchronization, device: torch.device, stop: Stop, ranks: Ranks) -> None:
-        """Re-estimate statistics and ranges at the upper bound on training batches; every process must call it."""
+    def calibrate(
+        self, synchronization: Synchronization, device: torch.device, stop: Stop, process_group: ProcessGroup
+    ) -> None:
+        """Re-estimate statistics and ranges at max_bits on training batches; every process must call it."""
 
-    def evaluate_settled(
-        self, model: CyclingModel, device: torch.device, step: int, stop: Stop, ranks: Ranks
+    def evaluate_calibrated(
+        self, model: ScheduledModel, device: torch.device, step: int, stop: Stop, process_group: ProcessGroup
     ) -> Final | None:
-        """Evaluate the settled model; `None` if a process was told to stop."""
+        """Evaluate the calibrated model; `None` if a process was told to stop."""
 
     def describe(self) -> dict[str, Any]:
         """Return `data`, `classes` and `preprocessing` of the report."""

@@ -8,7 +8,7 @@ import torch
 
 from cpt_deploy.data.text import Chunk
 from cpt_deploy.quantization import QuantizedLanguageModel
-from cpt_deploy.training.distributed.process_group import ALONE, Ranks
+from cpt_deploy.training.distributed.process_group import ALONE, ProcessGroup
 from cpt_deploy.training.reporting.reports import Evaluation
 
 
@@ -20,7 +20,7 @@ def evaluate_text(
     device: torch.device,
     step: int = 0,
     stop: Callable[[], bool] = lambda: False,
-    ranks: Ranks = ALONE,
+    process_group: ProcessGroup = ALONE,
 ) -> Evaluation | None:
     """Evaluate a model at max_bits, in float32 whatever its training dtype.
 
@@ -30,7 +30,7 @@ def evaluate_text(
         device: Device of the model.
         step: Number of finished steps, for the result.
         stop: Called before each chunk; if it returns true, evaluation stops.
-        ranks: The processes that evaluate together, each of which must call this.
+        process_group: The processes that evaluate together, each of which must call this.
 
     Returns:
         The evaluation of the rows of all processes, or `None` if `stop` returned true in one of them.
@@ -41,7 +41,7 @@ def evaluate_text(
     stopped = False
     model.eval()
     try:
-        with model.upper_bound():
+        with model.at_max_bits():
             for chunk in chunks:
                 stopped = stop()
                 if stopped:
@@ -53,7 +53,7 @@ def evaluate_text(
                 count += score.targets
     finally:
         model.train(training)
-    told = ranks.gather(torch.tensor([float(loss), float(hits), count, stopped], dtype=torch.float64))
+    told = process_group.gather(torch.tensor([float(loss), float(hits), count, stopped], dtype=torch.float64))
     loss_sum, top1, targets, stopped_in = told.sum(dim=0).tolist()
     if stopped_in:
         return None

@@ -13,7 +13,13 @@ from cpt_deploy.validation.gate import constant_reasons
 from cpt_deploy.validation.integers.accumulators import Accumulator, bundle_accumulators, overflow_reasons
 from cpt_deploy.validation.integers.compare_integers import GraphComparison, compare_integers
 from cpt_deploy.validation.integers.integer_model import BundledIntegerModel, IntegerModel
-from cpt_deploy.validation.integers.intermediate_outputs import Tap, TappedModel, add_taps, quantized_tensors, tap_model
+from cpt_deploy.validation.integers.intermediate_outputs import (
+    IntermediateOutput,
+    ObservableModel,
+    add_intermediate_outputs,
+    quantized_tensors,
+    with_intermediate_outputs,
+)
 from cpt_deploy.validation.integers.saturation import (
     LayerSaturation,
     Portability,
@@ -40,10 +46,12 @@ __all__ = [
     "Footprint",
     "GraphComparison",
     "IntegerModel",
+    "IntermediateOutput",
     "LabelledImages",
     "Latency",
     "LayerSaturation",
     "NonInferiority",
+    "ObservableModel",
     "PairResult",
     "Portability",
     "Proportion",
@@ -51,13 +59,11 @@ __all__ = [
     "Reference",
     "RelativeLatency",
     "RuntimeResult",
-    "Tap",
-    "TappedModel",
     "TensorResult",
     "TrainedModel",
     "ValidationReport",
     "ValidationReporter",
-    "add_taps",
+    "add_intermediate_outputs",
     "benchmark",
     "bundle_accumulators",
     "bundle_portability",
@@ -78,7 +84,7 @@ __all__ = [
     "software_versions",
     "static_quantization",
     "tango_interval",
-    "tap_model",
     "validate",
     "wilson_interval",
+    "with_intermediate_outputs",
 ]

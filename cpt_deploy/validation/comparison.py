@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cpt_deploy.validation.accuracy.statistics import Proportion, mcnemar_exact, wilson_interval
-from cpt_deploy.validation.integers.intermediate_outputs import Tap
+from cpt_deploy.validation.integers.intermediate_outputs import IntermediateOutput
 
 Logits = npt.NDArray[np.float32]
 Codes = npt.NDArray[np.uint8] | npt.NDArray[np.int8]
@@ -227,15 +227,15 @@ class IntegerComparison:
     """Counts the differing integers of each tensor.
 
     Args:
-        taps: The tensors to compare, in graph order.
+        intermediates: The tensors to compare, in graph order.
         units: Real value of one unit of the integer sums, by name, of tensors with real values: two unequal results of
             a layer differ by at least one unit.
     """
 
-    def __init__(self, taps: Sequence[Tap], units: Mapping[str, float] | None = None) -> None:
-        self.taps = tuple(taps)
+    def __init__(self, intermediates: Sequence[IntermediateOutput], units: Mapping[str, float] | None = None) -> None:
+        self.intermediates = tuple(intermediates)
         self.units = dict(units or {})
-        self._counts = {tap.name: [0, 0, 0] for tap in taps}
+        self._counts = {intermediate.name: [0, 0, 0] for intermediate in intermediates}
 
     def add(self, expected: Mapping[str, Values], got: Mapping[str, Values]) -> None:
         """Add a batch: the integers of each tensor by name, uint8 or int8 (float32 if real), of equal shapes.
@@ -243,20 +243,25 @@ class IntegerComparison:
         Raises:
             ValueError: If two shapes differ.
         """
-        for tap in self.taps:
-            first, second = expected[tap.name], got[tap.name]
+        for intermediate in self.intermediates:
+            first, second = expected[intermediate.name], got[intermediate.name]
             if first.shape != second.shape:
-                raise ValueError(f"Expected tensor {tap.name} of shape {first.shape}, but got {second.shape}")
-            counts = self._counts[tap.name]
+                raise ValueError(f"Expected tensor {intermediate.name} of shape {first.shape}, but got {second.shape}")
+            counts = self._counts[intermediate.name]
             counts[0] += first.size
             if np.array_equal(first, second):
                 continue
             difference = np.abs(first.astype(np.float64) - second.astype(np.float64))
-            if tap.name in self.units:
-                difference = np.ceil(np.nan_to_num(difference / self.units[tap.name], nan=2.0**31, posinf=2.0**31))
+            if intermediate.name in self.units:
+                difference = np.ceil(
+                    np.nan_to_num(difference / self.units[intermediate.name], nan=2.0**31, posinf=2.0**31)
+                )
             counts[1] += int(np.count_nonzero(difference))
             counts[2] = max(counts[2], int(difference.max()))
 
     def results(self) -> tuple[TensorResult, ...]:
         """Return the result of each tensor, in graph order."""
-        return tuple(TensorResult(tap.name, tap.operator, *self._counts[tap.name]) for tap in self.taps)
+        return tuple(
+            TensorResult(intermediate.name, intermediate.operator, *self._counts[intermediate.name])
+            for intermediate in self.intermediates
+        )

@@ -20,9 +20,9 @@ from cpt_deploy.validation.comparison import (
     ServedLogits,
     TrainedCodes,
 )
-from cpt_deploy.validation.integers.integer_model import Follower, IntegerModel
-from cpt_deploy.validation.integers.intermediate_outputs import TappedModel
-from cpt_deploy.validation.integers.replay import FollowedIntegers, inside_notes
+from cpt_deploy.validation.integers.integer_model import IntegerModel, Replay
+from cpt_deploy.validation.integers.intermediate_outputs import ObservableModel
+from cpt_deploy.validation.integers.replay import ReplayedIntegers, inside_notes
 
 Labels = npt.NDArray[np.int64]
 
@@ -59,10 +59,10 @@ class Subject:
         unoptimized: The same file with onnxruntime's optimizations off.
         trained: The trained model, if available.
         executor: The integer model, if it is to be compared.
-        tapped: The model with intermediate outputs, if they are to be compared with the integer model's.
+        observable: The model with intermediate outputs, if they are to be compared with the integer model's.
         formats: Further formats of the model by name.
         provider: The execution provider of onnxruntime.
-        follower: The integer model of a network with operations in float: it is replayed from onnxruntime's integers at
+        replay: The integer model of a network with operations in float: it is replayed from onnxruntime's integers at
             the boundaries, and differences of the free-running executor are reported separately.
         logit_scale: Scale of the quantized logits; `None` if they are real numbers or it is unknown.
     """
@@ -71,10 +71,10 @@ class Subject:
     unoptimized: OnnxRuntimeModel
     trained: TrainedModel | None
     executor: IntegerModel | None
-    tapped: TappedModel | None
+    observable: ObservableModel | None
     formats: Mapping[str, TrainedModel] = field(default_factory=dict)
     provider: str = "cpu"
-    follower: Follower | None = None
+    replay: Replay | None = None
     logit_scale: float | None = None
 
     def runtimes(self) -> list[str]:
@@ -168,39 +168,39 @@ def measure(
         confusion=confusion.result(),
         logit_pairs=sampler.result() if sampler else None,
         notes=inside.notes() if inside else (),
-        own_way=inside.own_way if isinstance(inside, FollowedIntegers) else None,
+        own_way=inside.own_way if isinstance(inside, ReplayedIntegers) else None,
         served_logits=_served_logits(subject, runtimes, inside),
         trained_codes=trained_codes.result() if trained_codes else None,
     )
 
 
 def _served_logits(
-    subject: Subject, runtimes: RuntimeComparison, inside: "_Inside | FollowedIntegers | None"
+    subject: Subject, runtimes: RuntimeComparison, inside: "_Inside | ReplayedIntegers | None"
 ) -> ServedLogits | None:
-    if isinstance(inside, FollowedIntegers):
+    if isinstance(inside, ReplayedIntegers):
         return inside.logits.result()
     # with float parts, the free-running executor may compute different integers
-    if subject.executor is None or subject.follower is not None:
+    if subject.executor is None or subject.replay is not None:
         return None
     pair = next(pair for pair in runtimes.comparisons() if (pair.first, pair.second) == ("executor", "onnxruntime"))
     return ServedLogits(runtimes.logits, pair.other_logits, pair.worst_logit_difference)
 
 
-def _inside(subject: Subject) -> "_Inside | FollowedIntegers | None":
-    if subject.tapped is None:
+def _inside(subject: Subject) -> "_Inside | ReplayedIntegers | None":
+    if subject.observable is None:
         return None
-    if subject.follower is not None:
-        return FollowedIntegers(subject.tapped, subject.follower, subject.provider)
-    return _Inside(subject.tapped, subject.provider)
+    if subject.replay is not None:
+        return ReplayedIntegers(subject.observable, subject.replay, subject.provider)
+    return _Inside(subject.observable, subject.provider)
 
 
 class _Inside:
     """Compares a model with intermediate outputs and the executor."""
 
-    def __init__(self, tapped: TappedModel, provider: str) -> None:
-        self.session = OnnxRuntimeModel(tapped.model, threads=None, provider=provider)
-        self.unoptimized_session = OnnxRuntimeModel(tapped.model, threads=None, optimize=False, provider=provider)
-        self.tapped = tapped
+    def __init__(self, observable: ObservableModel, provider: str) -> None:
+        self.session = OnnxRuntimeModel(observable.model, threads=None, provider=provider)
+        self.unoptimized_session = OnnxRuntimeModel(observable.model, threads=None, optimize=False, provider=provider)
+        self.observable = observable
         self.comparison: IntegerComparison | None = None
         self.unoptimized: IntegerComparison | None = None
         self.unmatched: list[str] = []
@@ -209,17 +209,19 @@ class _Inside:
     def add(self, inputs: Inputs, expected: Mapping[str, Codes], served: Logits) -> None:
         got = self.session.trace(inputs)
         if self.comparison is None or self.unoptimized is None:
-            taps = [tap for tap in self.tapped.taps if tap.name in expected]
-            self.comparison, self.unoptimized = IntegerComparison(taps), IntegerComparison(taps)
-            compared = {tap.name for tap in self.comparison.taps}
-            listed = [tap.name for tap in (*self.tapped.taps, *self.tapped.hidden)]
+            intermediates = [
+                intermediate for intermediate in self.observable.intermediates if intermediate.name in expected
+            ]
+            self.comparison, self.unoptimized = IntegerComparison(intermediates), IntegerComparison(intermediates)
+            compared = {intermediate.name for intermediate in self.comparison.intermediates}
+            listed = [intermediate.name for intermediate in (*self.observable.intermediates, *self.observable.hidden)]
             self.unmatched = [name for name in dict.fromkeys([*listed, *expected]) if name not in compared]
         self.comparison.add(expected, got)
         self.unoptimized.add(expected, self.unoptimized_session.trace(inputs))
         self.same_logits &= np.array_equal(got["logits"], served, equal_nan=True)
 
     def notes(self) -> tuple[str, ...]:
-        hidden = [tap.name for tap in self.tapped.hidden]
+        hidden = [intermediate.name for intermediate in self.observable.hidden]
         others = [name for name in self.unmatched if name not in hidden]
         return inside_notes(hidden, others, same_logits=self.same_logits)
 

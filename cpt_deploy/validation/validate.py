@@ -24,7 +24,7 @@ from cpt_deploy.validation.comparison import IntegerComparison
 from cpt_deploy.validation.gate import judge
 from cpt_deploy.validation.integers.accumulators import bundle_accumulators
 from cpt_deploy.validation.integers.integer_model import BundledIntegerModel, IntegerModel
-from cpt_deploy.validation.integers.intermediate_outputs import tap_model
+from cpt_deploy.validation.integers.intermediate_outputs import with_intermediate_outputs
 from cpt_deploy.validation.integers.saturation import LayerSaturation, bundle_portability, bundle_saturation
 from cpt_deploy.validation.measuring import Batch, Subject, ValidationReporter, measure
 from cpt_deploy.validation.onnx.constants import compare_constants
@@ -277,17 +277,19 @@ def _subject(
         notes.append(f"the {provider_name(provider)} compiles the graph: its operators cannot be listed")
     look_inside = integer_model is not None and (with_onnx or gate.require_exact)
     executor = BundledIntegerModel(bundle) if integer_model == "bundled" else integer_model
-    follower = executor if isinstance(executor, BundledIntegerModel) and bundle.float_parts is not None else None
-    products = () if follower is None else follower.products
+    replay = executor if isinstance(executor, BundledIntegerModel) and bundle.float_parts is not None else None
+    products = () if replay is None else replay.products
     subject = Subject(
         served=OnnxRuntimeModel(bundle.onnx_path, threads=None, provider=provider),
         unoptimized=OnnxRuntimeModel(bundle.onnx_path, threads=None, optimize=False, provider=provider),
         trained=None if trained is None else trained.model,
         executor=executor,
-        tapped=tap_model(bundle.onnx_path.read_bytes(), provider, products) if look_inside else None,
+        observable=with_intermediate_outputs(bundle.onnx_path.read_bytes(), provider, products)
+        if look_inside
+        else None,
         formats=load_formats(bundle) if with_torch or gate.require_exact else {},
         provider=provider,
-        follower=follower,
+        replay=replay,
         logit_scale=executor.logit_scale if isinstance(executor, BundledIntegerModel) else None,
     )
     return subject, notes

@@ -7,26 +7,26 @@ from cpt_deploy.tasks.reporting import Reporter
 
 
 def bits_trained_at(run: SavedRun) -> list[int]:
-    """Return the bits of the run's schedule and its upper bound, ascending."""
-    return sorted({int(entry) for entry in run.report.bits["shares"]} | {run.recipe.precision.upper})
+    """Return the bits of the run's schedule and max_bits, ascending."""
+    return sorted({int(entry) for entry in run.report.bits["shares"]} | {run.recipe.precision.max_bits})
 
 
-def folder_name(weights: str, activations: int, upper: int) -> str:
-    """Return the name of a bundle's folder; activations at the upper bound go without saying."""
-    return f"bundle-{weights}" + ("" if activations == upper else f"-act{activations}")
+def folder_name(weights: str, activations: int, max_bits: int) -> str:
+    """Return the name of a bundle's folder; activations at max_bits go without saying."""
+    return f"bundle-{weights}" + ("" if activations == max_bits else f"-act{activations}")
 
 
 def given_bits(run: SavedRun, bits: int | None, activation_bits: int | None, *, force: bool) -> BitAllocation:
-    """Return the bits asked for, the run's upper bound where nothing is.
+    """Return the bits asked for, the run's max_bits where nothing is.
 
     Raises:
         UsageError: If the run never trained at these bits and `force` is not set.
     """
-    upper = min(run.recipe.precision.upper, MOST_BITS)
-    weights, activations = bits or upper, activation_bits or upper
+    max_bits = min(run.recipe.precision.max_bits, MOST_BITS)
+    weights, activations = bits or max_bits, activation_bits or max_bits
     for given in (weights, activations):
         _check_trained_at(run, given, force=force)
-    return BitAllocation(weights, activations, folder_name(f"{weights}bit", activations, upper))
+    return BitAllocation(weights, activations, folder_name(f"{weights}bit", activations, max_bits))
 
 
 def allocated_bits(
@@ -35,9 +35,9 @@ def allocated_bits(
     """Choose bits for each layer by its measured sensitivity, so that all weights stay within a budget.
 
     Args:
-        export: The export of the run, whose model is calibrated at its upper bound.
+        export: The export of the run, whose model is calibrated at max_bits.
         budget: Most size of all weights, as a fraction of their size at 8 bits.
-        activation_bits: Bits of the cycling activations; the upper bound if None.
+        activation_bits: Bits of the scheduled activations; max_bits if None.
         reporter: Hears of what goes on.
         force: Whether activations may have bits that the run never trained at.
 
@@ -47,16 +47,16 @@ def allocated_bits(
     from cpt_deploy.quantization import allocate_bits
 
     run = export.run
-    upper = min(run.recipe.precision.upper, MOST_BITS)
-    activations = activation_bits or upper
+    max_bits = min(run.recipe.precision.max_bits, MOST_BITS)
+    activations = activation_bits or max_bits
     _check_trained_at(run, activations, force=force)
-    calibrate(export, BitAllocation(upper, activations), reporter)
+    calibrate(export, BitAllocation(max_bits, activations), reporter)
     candidates = [bits for bits in bits_trained_at(run) if bits <= MOST_BITS]
     measured = export.measure_sensitivity(candidates, activations, reporter)
     total = sum(layer.weights for layer in run.model.layers())
     held = total - sum(layer.weights for layer in measured.layers)
-    bits = allocate_bits(measured.layers, budget=budget, held_weights=held, upper=upper)
-    size = (upper * held + sum(bits[layer.name] * layer.weights for layer in measured.layers)) / (MOST_BITS * total)
+    bits = allocate_bits(measured.layers, budget=budget, held_weights=held, max_bits=max_bits)
+    size = (max_bits * held + sum(bits[layer.name] * layer.weights for layer in measured.layers)) / (MOST_BITS * total)
     facts = {
         "budget": budget,
         "size_of_8_bits": round(size, 4),
@@ -71,7 +71,7 @@ def allocated_bits(
             for layer in measured.layers
         ],
     }
-    folder = folder_name(f"budget{100 * budget:g}", activations, upper)
+    folder = folder_name(f"budget{100 * budget:g}", activations, max_bits)
     return BitAllocation(bits, activations, folder, {"mixed_precision": facts})
 
 
@@ -84,7 +84,7 @@ def calibrate(export: RunExport, bits: BitAllocation, reporter: Reporter, *, ane
         reporter: Hears of what goes on.
         anew: Whether to calibrate in any case, since the ranges have changed.
     """
-    if anew or not bits.are(export.run.recipe.precision.upper):
+    if anew or not bits.are(export.run.recipe.precision.max_bits):
         export.calibrate(bits, reporter)
 
 

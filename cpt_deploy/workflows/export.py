@@ -8,7 +8,7 @@ from cpt_deploy.tasks import SILENT, ExportOptions, ExportSummary, Reporter, tas
 from cpt_deploy.workflows.bit_allocation import allocated_bits, calibrate, given_bits
 
 if TYPE_CHECKING:
-    from cpt_deploy.quantization import CyclingModel, WeightBits
+    from cpt_deploy.quantization import ScheduledModel, WeightBits
 
 
 def export_run(
@@ -54,12 +54,12 @@ def describe_export(bundle: OpenedBundle) -> ExportSummary:
     return task_of_bundle(bundle.path).describe_export(bundle)
 
 
-def note_reduced(model: "CyclingModel", weight_bits: "WeightBits", reporter: Reporter) -> None:
+def note_reduced(model: "ScheduledModel", weight_bits: "WeightBits", reporter: Reporter) -> None:
     """Say which layers lose range so that no sum of theirs saturates or overflows.
 
     Args:
         model: The model.
-        weight_bits: Bits of the cycling weights that will be exported, or of each layer by name.
+        weight_bits: Bits of the scheduled weights that will be exported, or of each layer by name.
         reporter: Hears of it.
     """
     from cpt_deploy.quantization import reduced_layers
@@ -69,5 +69,5 @@ def note_reduced(model: "CyclingModel", weight_bits: "WeightBits", reporter: Rep
         channels = sum(layer.reduced_channels for layer in reduced)
         reporter.note(
             f"weights have a smaller range in {channels} channels of {len(reduced)} layers, so that sums are exact on "
-            f"any processor; the smallest is ±{min(layer.least_levels for layer in reduced)} instead of ±127"
+            f"any processor; the smallest is ±{min(layer.least_quant_max for layer in reduced)} instead of ±127"
         )

@@ -92,7 +92,7 @@ def export_float_model(
     if heads:
         reporter.note(f"{' and '.join(heads)} left out: auxiliary heads, which only help training")
     weights, activations = options.bits or MOST_BITS, options.activation_bits or MOST_BITS
-    config = QuantizationConfig(lower=min(weights, activations), upper=MOST_BITS)
+    config = QuantizationConfig(min_bits=min(weights, activations), max_bits=MOST_BITS)
     model = prepare(network, torch.zeros(2, *preprocessing.input_shape), config).eval()
     if options.symmetric:
         make_symmetric(model, activations)
@@ -206,7 +206,7 @@ def _calibrate(
     """Observe the range of each activation; return on how many images, and the float model's accuracy on them."""
     import torch
 
-    from cpt_deploy.quantization import settle
+    from cpt_deploy.quantization import calibrate
 
     seen = correct = 0
 
@@ -218,7 +218,7 @@ def _calibrate(
             seen += len(labels)
             yield inputs
 
-    used = settle(
+    used = calibrate(
         model, observed(), weight_bits=options.bits, activation_bits=options.activation_bits, statistics=False
     )
     accuracy = correct / seen

@@ -1,4 +1,4 @@
-"""The lower bound of the cycle, found before a run: the precision range test, its evidence, and the recipe it gives."""
+"""The min_bits of the cycle, found before a run: the precision range test, its evidence, and the recipe it gives."""
 
 import json
 from pathlib import Path
@@ -20,7 +20,7 @@ def find_lower_bound(
     *,
     steps: int = 100,
     threshold: float = 0.01,
-    to_upper: bool = False,
+    to_max_bits: bool = False,
     folder: Path | None = None,
     reporter: Reporter = SILENT,
 ) -> "RangeTest":
@@ -30,7 +30,7 @@ def find_lower_bound(
         recipe: The settings of the run.
         steps: Steps at each precision.
         threshold: By how much training accuracy has to rise, 0 to 1.
-        to_upper: Whether to go on to the upper bound, to see all of the curve.
+        to_max_bits: Whether to go on to max_bits, to see all of the curve.
         folder: Where to write figures and plot; nowhere if None.
         reporter: Hears of what goes on.
 
@@ -40,12 +40,12 @@ def find_lower_bound(
     """
     from cpt_deploy.training import range_test
 
-    with reporter.bar("range test", steps * (recipe.precision.upper - 1)) as bar:
+    with reporter.bar("range test", steps * (recipe.precision.max_bits - 1)) as bar:
         outcome = range_test(
             recipe,
             steps=steps,
             threshold=threshold,
-            to_upper=to_upper,
+            to_max_bits=to_max_bits,
             on_step=lambda done, total, accuracy: bar.advance(done, total, detail=f"train {readable.share(accuracy)}"),
         )
     if folder is not None:
@@ -54,17 +54,18 @@ def find_lower_bound(
 
 
 def with_lower_bound(recipe: "Recipe", outcome: "RangeTest") -> "Recipe":
-    """Return a recipe whose lower bound is what a range test found.
+    """Return a recipe whose min_bits is what a range test found.
 
     Raises:
         UsageError: If it found none.
     """
-    if outcome.lower is None:
+    if outcome.min_bits is None:
         raise UsageError(
-            f"Expected training accuracy to rise at some precision up to {recipe.precision.upper} bits, but it did not",
+            f"Expected training accuracy to rise at some precision up to {recipe.precision.max_bits} bits, "
+            "but it did not",
             hint="cpt range-test --steps 300 takes more steps; check optimizer.lr",
         )
-    return recipe.model_copy(update={"precision": recipe.precision.model_copy(update={"lower": outcome.lower})})
+    return recipe.model_copy(update={"precision": recipe.precision.model_copy(update={"min_bits": outcome.min_bits})})
 
 
 def _write(outcome: "RangeTest", folder: Path, name: str) -> None:

@@ -59,8 +59,8 @@ def sweep_run(  # noqa: PLR0913  what a sweep can be asked for
     Args:
         run_dir: The run.
         bits: Bits of the weights; those of 8, 6, 5, 4 and 3 that the run trained at if None.
-        activation_bits: Bits of the cycling activations to combine them with, where None stands for those of the
-            weights; the run's upper bound if None.
+        activation_bits: Bits of the scheduled activations to combine them with, where None stands for those of the
+            weights; the run's max_bits if None.
         rounds: Timed calls of each model.
         force: Whether to export at bits that the run never trained at.
         native: Whether weights keep their whole range.
@@ -75,8 +75,8 @@ def sweep_run(  # noqa: PLR0913  what a sweep can be asked for
     task = task_of_run(run_dir)
     swept = task.sweep(run_dir, data_dir, limit)
     run = swept.run
-    chosen = bits or [b for b in USUAL_BITS if b in bits_trained_at(run)] or [run.recipe.precision.upper]
-    pairs = list(dict.fromkeys((b, a or b) for a in activation_bits or [run.recipe.precision.upper] for b in chosen))
+    chosen = bits or [b for b in USUAL_BITS if b in bits_trained_at(run)] or [run.recipe.precision.max_bits]
+    pairs = list(dict.fromkeys((b, a or b) for a in activation_bits or [run.recipe.precision.max_bits] for b in chosen))
     for pair in pairs:
         given_bits(run, *pair, force=force)
     root = data_dir or (Path(run.recipe.data.root) if run.recipe.data.root else None)
@@ -95,7 +95,7 @@ def sweep_run(  # noqa: PLR0913  what a sweep can be asked for
         for done, (weights, activations) in enumerate(pairs):
             bar.advance(done, detail=f"weights {weights} bits, activations {activations}")
             options = ExportOptions(bits=weights, activation_bits=activations, force=force, native=native)
-            name = folder_name(f"{weights}bit", activations, run.recipe.precision.upper) + options.suffix
+            name = folder_name(f"{weights}bit", activations, run.recipe.precision.max_bits) + options.suffix
             known = _known(task, swept, folder / name, (weights, activations))
             if known is None:
                 export_run(run_dir, options, destination=folder / name, data_dir=data_dir, reporter=reporter)
@@ -199,7 +199,7 @@ def _point(swept: SweptRun[Any], entry: Entry) -> "SweepPoint":
     return SweepPoint(
         label=f"{weights}",
         series="activations at the weights' bits"
-        if activations == weights != swept.run.recipe.precision.upper
+        if activations == weights != swept.run.recipe.precision.max_bits
         else f"activations at {activations} bits",
         quality=quality,
         low=low,

@@ -83,7 +83,7 @@ def test_an_edited_file_stops_the_gate_and_the_evidence(
     monkeypatch.chdir(workspace)
     allowed = "2"
     if edit == "what needs no exact kernels":
-        allowed = "5"  # the run was settled for portable weights, so a native bundle is not quite the trained model
+        allowed = "5"  # the run was calibrated for portable weights, so a native bundle is not quite the trained model
         bundle_copy = tmp_path / "native"
         assert main(["export", str(run_dir), "--native", "--out", str(bundle_copy)]) == 0
     words = ["validate", str(bundle_copy), "--data", "digits", "--run", str(run_dir), "--max-drop", allowed]

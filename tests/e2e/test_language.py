@@ -20,7 +20,7 @@ def run(cpt, workspace):
             words.append(generator.choice(chain[words[-1]]))
         lines.append(" ".join(words))
     (workspace / "corpus.txt").write_text("\n".join(lines) + "\n")
-    small = ("train.eval_batch_size=2", "train.epochs=1", "train.settle_batches=8")
+    small = ("train.eval_batch_size=2", "train.epochs=1", "train.calibration_batches=8")
     settings = ("data.name=corpus.txt", "model.args.hidden=16", "model.args.embedding=16", "train.batch_size=4")
     cpt("train", "ptb-lstm", *settings, *small, "--out", "runs/text")
     return workspace / "runs" / "text"
@@ -70,8 +70,8 @@ def test_an_export_cannot_saturate(typed, run, workspace):
 def test_a_sweep_measures_each_width_and_a_second_one_keeps_what_it_has(typed, run):
     words = ("sweep", run, "--bits", "8,5", "--act-bits", "8,same", "--rounds", 3, "--json")
     document = json.loads(typed(*words).out)
-    widths = [(entry["weight_bits"], entry["activation_bits"]) for entry in document["exports"]]
-    assert widths == [(8, 8), (5, 8), (5, 5)]
+    allocation = [(entry["weight_bits"], entry["activation_bits"]) for entry in document["exports"]]
+    assert allocation == [(8, 8), (5, 8), (5, 5)]
     for entry in document["exports"]:
         assert entry["mismatching_integers"] == 0 < entry["compared_integers"]
         assert entry["perplexity"] == pytest.approx(document["trained_perplexity"], rel=0.2)

@@ -7,8 +7,8 @@ import shutil
 def test_a_sweep_measures_each_width_and_a_second_one_keeps_what_it_has(cpt, run_dir):
     words = ("sweep", run_dir, "--bits", "8,3", "--act-bits", "8,same", "--rounds", 3, "--json")
     document = json.loads(cpt(*words).stdout)
-    widths = [(entry["weight_bits"], entry["activation_bits"]) for entry in document["exports"]]
-    assert widths == [(8, 8), (3, 8), (3, 3)]
+    allocation = [(entry["weight_bits"], entry["activation_bits"]) for entry in document["exports"]]
+    assert allocation == [(8, 8), (3, 8), (3, 3)]
     for entry in document["exports"]:
         assert entry["mismatching_integers"] == 0
         assert entry["compared_integers"] > 1_000_000

@@ -1,4 +1,4 @@
-"""`cpt export --activations symmetric`: settled, exact in onnxruntime, recorded, and an edited file is noticed."""
+"""`cpt export --activations symmetric`: calibrated, exact in onnxruntime, recorded, and an edited file is noticed."""
 
 import hashlib
 import json

@@ -17,7 +17,12 @@ def run(cpt, workspace):
     lines = [VERSES[(number * number) % 3] for number in range(300)]
     (workspace / "verses.txt").write_text("\n".join(lines) + "\n")
     shape = f"model.args={{features: 32, layers: 2, heads: 2, inner: 64, context: {CONTEXT}, dropout: 0.0}}"
-    small = ("train.steps=60", "train.eval_every=60 steps", "train.checkpoint_every=60 steps", "train.settle_batches=8")
+    small = (
+        "train.steps=60",
+        "train.eval_every=60 steps",
+        "train.checkpoint_every=60 steps",
+        "train.calibration_batches=8",
+    )
     text = ("data.name=verses.txt", f"data.text.sequence={CONTEXT // 2}", f"data.text.context={CONTEXT // 2}")
     cpt("train", "tinyshakespeare-transformer", shape, *small, *text, "precision.cycles=2", "--out", "runs/verses")
     return workspace / "runs" / "verses"

@@ -100,7 +100,7 @@ def test_the_server_answers_plain_http(server, digits):
 def test_the_same_run_exports_at_fewer_bits(here, capsys, run_dir, tmp_path):
     five = str(tmp_path / "five")
     assert main(["export", str(run_dir), "--bits", "5", "--out", five]) == 0
-    assert "settled BatchNorm statistics and activation ranges with weights at 5 bits" in capsys.readouterr().err
+    assert "calibrated BatchNorm statistics and activation ranges with weights at 5 bits" in capsys.readouterr().err
     words = ["--data", "digits", "--limit", "100", "--run", str(run_dir), "--max-drop", "10"]
     assert main(["validate", five, *words]) == 0
     assert "passed" in capsys.readouterr().out
@@ -325,7 +325,7 @@ def test_a_full_disk_leaves_no_half_bundle(here, capsys, run_dir, bundle_copy, t
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["ctrl-c", "sigterm"])
 def test_an_interrupted_run_is_saved_and_goes_on(cpt, start, tmp_path, number, code):
     out = tmp_path / "run"
-    settings = ["train.epochs=12", "precision.cycles=2", "train.settle_batches=2", "train.eval_every=null"]
+    settings = ["train.epochs=12", "precision.cycles=2", "train.calibration_batches=2", "train.eval_every=null"]
     process = start("train", "digits-quickstart", *settings, "--out", out)
     assert process.stderr.readline().startswith("epoch 1/12")
     process.send_signal(number)

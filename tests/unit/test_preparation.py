@@ -22,7 +22,7 @@ from cpt_deploy.errors import ConversionError, DataError, UsageError
 from cpt_deploy.integer import IntegerExecutor, freeze
 from cpt_deploy.integer.graph import IntegerGraph, Quantize
 from cpt_deploy.onnx_graph.writer import write_onnx
-from cpt_deploy.quantization import QuantizationConfig, QuantizedModel, settle
+from cpt_deploy.quantization import QuantizationConfig, QuantizedModel, calibrate
 
 SHAPE = (3, 8, 8)
 FEATURES = 6
@@ -65,7 +65,7 @@ def prepared(network: nn.Module, shape: tuple[int, ...] = SHAPE) -> QuantizedMod
 
 
 def trained(network: nn.Module, shape: tuple[int, ...] = SHAPE) -> QuantizedModel:
-    """Prepare a network, take a step module by module and one on codes, and settle."""
+    """Prepare a network, take a step module by module and one on codes, and calibrate."""
     model = prepared(network, shape).train()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     for step, compute in enumerate(("modules", "auto")):
@@ -78,7 +78,7 @@ def trained(network: nn.Module, shape: tuple[int, ...] = SHAPE) -> QuantizedMode
         optimizer.step()
     assert bool(torch.isfinite(loss))
     model.set_bits(8, 8)
-    settle(model, [torch.randn(8, *shape)])
+    calibrate(model, [torch.randn(8, *shape)])
     return model.eval()
 
 
@@ -172,7 +172,7 @@ def test_any_sequence_of_them_computes_what_it_is_converted_from(
     x = torch.randn(3, *SHAPE)
     with torch.no_grad():
         expected = network(x)
-        model = quantization.prepare(network, torch.zeros(2, *SHAPE), QuantizationConfig(lower=32, upper=32))
+        model = quantization.prepare(network, torch.zeros(2, *SHAPE), QuantizationConfig(min_bits=32, max_bits=32))
         assert not any(node.meta.get("is_float") for node in model.network.graph.nodes)
         assert torch.allclose(model(x), expected, rtol=1e-3, atol=1e-4 * float(1 + expected.abs().max()))
 
@@ -292,7 +292,7 @@ def test_a_bias_that_is_computed_is_added_in_float_and_learns_as_before(name: st
     torch.manual_seed(0)
     network = COMPUTED_BIASES[name]()
     assert_converts(network, floats=True)
-    model = quantization.prepare(network, torch.zeros(2, *SHAPE), QuantizationConfig(lower=32, upper=32))
+    model = quantization.prepare(network, torch.zeros(2, *SHAPE), QuantizationConfig(min_bits=32, max_bits=32))
     model.set_bits(32, 32)
     x, sizes = torch.randn(4, *SHAPE), []
     for one in (network.train(), model.train()):
@@ -385,7 +385,7 @@ class Named(nn.Module):
     "names",
     [
         ("update", "values", "keys", "pop", "items", "clear", "forward_", "logits"),
-        ("edges", "layer_inputs", "network", "precision", "image"),
+        ("activations", "layer_inputs", "network", "precision", "image"),
         ("graph", "meta", "code", "recompile", "self", "lambda", "image_codes"),
         ("relu_module", "x_codes", "activation_1", "mean_codes", "input_ids"),
     ],
@@ -554,7 +554,7 @@ def test_free_dimensions_have_names_and_fit(shapes: Any, said: str) -> None:
 
 
 def test_a_model_is_called_with_the_arguments_that_it_was_prepared_with() -> None:
-    model = quantization.prepare(Network(), IMAGE, QuantizationConfig(lower=32, upper=32)).eval()
+    model = quantization.prepare(Network(), IMAGE, QuantizationConfig(min_bits=32, max_bits=32)).eval()
     assert torch.equal(model(IMAGE), model(x=IMAGE))
     for arguments, named in (((), {}), ((IMAGE, IMAGE), {}), ((), {"y": IMAGE}), ((IMAGE,), {"x": IMAGE})):
         with pytest.raises(UsageError, match="Expected the inputs x"):
@@ -576,7 +576,7 @@ def test_an_empty_batch_is_refused_in_training() -> None:
         model(torch.zeros(0, *SHAPE))
 
 
-def test_settling_takes_what_a_dataloader_yields() -> None:
+def test_calibration_takes_what_a_dataloader_yields() -> None:
     images, labels = torch.randn(9, *SHAPE), torch.arange(9)
     expected: dict[str, Tensor] | None = None
     pairs = list(zip(images, labels, strict=True))
@@ -589,7 +589,7 @@ def test_settling_takes_what_a_dataloader_yields() -> None:
         model = quantization.prepare(
             Network(features=nn.BatchNorm1d(FEATURES)), torch.zeros(2, *SHAPE), QuantizationConfig()
         )
-        assert settle(model, data) == 2  # the last batch of one is added to the one before it
+        assert calibrate(model, data) == 2  # the last batch of one is added to the one before it
         expected = expected or model.state_dict()
         assert all(torch.equal(value, expected[key]) for key, value in model.state_dict().items())
 
@@ -612,7 +612,7 @@ def test_batches_that_a_model_does_not_take_are_said(batch: Any, said: str) -> N
     )
     before = copy.deepcopy(model.state_dict())
     with pytest.raises(DataError, match=said):
-        settle(model, [batch])
+        calibrate(model, [batch])
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 

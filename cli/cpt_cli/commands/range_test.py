@@ -24,7 +24,9 @@ def range_test(
     threshold: Annotated[
         float, typer.Option(min=0.0, max=100.0, help="Rise of training accuracy, in points, that counts as progress.")
     ] = 1.0,
-    to_upper: Annotated[bool, typer.Option("--all", help="Continue up to max_bits, to see the whole curve.")] = False,
+    to_max_bits: Annotated[
+        bool, typer.Option("--all", help="Continue up to max_bits, to see the whole curve.")
+    ] = False,
     folder: Annotated[
         Path | None, typer.Option("--out", help="Write range_test.json and range_test.png to this directory.")
     ] = None,
@@ -43,15 +45,15 @@ def range_test(
     source, overrides = split_words(words or [])
     recipe = load_recipe(source, overrides)
     outcome = find_lower_bound(
-        recipe, steps=steps, threshold=threshold / 100, to_upper=to_upper, folder=folder, reporter=out
+        recipe, steps=steps, threshold=threshold / 100, to_max_bits=to_max_bits, folder=folder, reporter=out
     )
     show_range_test(outcome, recipe.name, folder)
     out.result({"recipe": recipe.name, **outcome.to_dict()})
     if out.quiet:
-        out.line(str(outcome.lower or "none"))
-    if outcome.lower is not None:
+        out.line(str(outcome.min_bits or "none"))
+    if outcome.min_bits is not None:
         given = " ".join(words or [])
-        out.hint(f"cpt train {given + ' ' if given else ''}precision.lower={outcome.lower}")
+        out.hint(f"cpt train {given + ' ' if given else ''}precision.min_bits={outcome.min_bits}")
 
 
 COMMAND = Command(

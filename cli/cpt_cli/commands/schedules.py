@@ -86,14 +86,14 @@ def _by_name(
     from cpt_deploy.precision import build_schedule
     from cpt_deploy.precision import schedules as known
 
-    lower, upper = parse_bounds(bits)
+    min_bits, max_bits = parse_bounds(bits)
     chosen = names or [name for name in known if name not in ("static", "piecewise", "progressive")]
     shown = []
     for name in chosen:
-        points = [(0.0, lower), (0.5, upper)] if name == "piecewise" else None
-        schedule = build_schedule(name, lower=lower, upper=upper, cycles=cycles, points=points)
+        points = [(0.0, min_bits), (0.5, max_bits)] if name == "piecewise" else None
+        schedule = build_schedule(name, min_bits=min_bits, max_bits=max_bits, cycles=cycles, points=points)
         backward = _backward(*gradients, cycles)
-        shown.append(show_schedule(_long_name(name), schedule, backward, upper, steps, losses))
+        shown.append(show_schedule(_long_name(name), schedule, backward, max_bits, steps, losses))
     return shown
 
 
@@ -101,9 +101,9 @@ def _backward(name: str, bits: str, cycles: int) -> "PrecisionSchedule":
     from cpt_deploy.precision import build_schedule
 
     if bits.isdigit():
-        return build_schedule("static", lower=int(bits), upper=int(bits))
-    lower, upper = parse_bounds(bits, "--grad-bits")
-    return build_schedule(name, lower=lower, upper=upper, cycles=cycles)
+        return build_schedule("static", min_bits=int(bits), max_bits=int(bits))
+    min_bits, max_bits = parse_bounds(bits, "--grad-bits")
+    return build_schedule(name, min_bits=min_bits, max_bits=max_bits, cycles=cycles)
 
 
 def _table(shown: "list[ShownSchedule]", steps: int, cycles: int, title: str) -> None:

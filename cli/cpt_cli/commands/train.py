@@ -113,15 +113,15 @@ def train(  # noqa: PLR0913, PLR0917  the options are its parameters
         recipe = _with_tested_bounds(recipe, directory)
     report = run_training(recipe, directory, resume=resume is not None, profile_steps=profile)
     out.result({"run": directory, "report": report.to_dict(), "files_bytes": files_bytes(directory)})
-    out.hint(f"cpt export {readable.path(directory)}" + (" --bits 8" if report.bits["upper"] == 8 else ""))
+    out.hint(f"cpt export {readable.path(directory)}" + (" --bits 8" if report.bits["max_bits"] == 8 else ""))
 
 
 def _given_bounds(bits: str | None) -> list[str]:
     """Return the settings that --bits overrides."""
     if bits is None or bits == AUTO:
         return []
-    lower, upper = parse_bounds(bits)
-    return [f"precision.lower={lower}", f"precision.upper={upper}"]
+    min_bits, max_bits = parse_bounds(bits)
+    return [f"precision.min_bits={min_bits}", f"precision.max_bits={max_bits}"]
 
 
 def _with_tested_bounds(recipe: "Recipe", directory: Path) -> "Recipe":

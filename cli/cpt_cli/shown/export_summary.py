@@ -42,15 +42,15 @@ def show_export(bundle: "OpenedBundle") -> "ExportSummary":
 def show_mixed_precision(chosen: Mapping[str, Any]) -> None:
     """Print the bits that each layer got, and what fewer bits in it alone cost."""
     cost = next(name for name in _COSTS if all(name in layer for layer in chosen["layers"]))
-    widths = sorted({int(bits) for layer in chosen["layers"] for bits in layer[cost]})
+    allocation = sorted({int(bits) for layer in chosen["layers"] for bits in layer[cost]})
     out.table(
-        ("layer", "weights", "bits", *(f"at {bits} bits" for bits in widths)),
+        ("layer", "weights", "bits", *(f"at {bits} bits" for bits in allocation)),
         [
             (
                 layer["layer"],
                 f"{layer['weights']:,}",
                 layer["bits"],
-                *(f"{layer[cost][str(bits)]:.2g}" for bits in widths),
+                *(f"{layer[cost][str(bits)]:.2g}" for bits in allocation),
             )
             for layer in chosen["layers"]
         ],

@@ -11,11 +11,11 @@ if TYPE_CHECKING:
 
 
 def show_range_test(outcome: "RangeTest", name: str, folder: Path | None) -> None:
-    """Print what happened at each precision, the lower bound, and where the evidence is."""
+    """Print what happened at each precision, min_bits, and where the evidence is."""
     if not out.quiet:
         out.table(("bits", "accuracy before", "after", "rise, points", "± s.e.", "trains"), _rows(outcome))
-        lower = "none: accuracy rose at no precision" if outcome.lower is None else f"{outcome.lower} bits"
-        out.fields(f"Precision range test of {name}", {"lower bound": lower})
+        min_bits = "none: accuracy rose at no precision" if outcome.min_bits is None else f"{outcome.min_bits} bits"
+        out.fields(f"Precision range test of {name}", {"min_bits": min_bits})
     if folder is not None:
         out.note(f"wrote {readable.path(folder / 'range_test.png')}")
 

@@ -22,7 +22,7 @@ class ShownSchedule:
         short: The short name of Wolfe & Kyrillidis, if it is theirs.
         group: Their group of saving, likewise.
         bits: Bits of every step.
-        saving: BitOPs saved against static bits at the upper bound; `None` for gradients, which have no such run.
+        saving: BitOPs saved against static bits at max_bits; `None` for gradients, which have no such run.
         follows_loss: Whether its bits follow a loss that was not given.
     """
 
@@ -57,7 +57,12 @@ class ShownSchedule:
 
 
 def show_schedule(
-    name: str, schedule: "PrecisionSchedule", backward: "PrecisionSchedule", upper: int, steps: int, losses: list[float]
+    name: str,
+    schedule: "PrecisionSchedule",
+    backward: "PrecisionSchedule",
+    max_bits: int,
+    steps: int,
+    losses: list[float],
 ) -> ShownSchedule:
     """Describe a schedule.
 
@@ -65,7 +70,7 @@ def show_schedule(
         name: Its long name.
         schedule: The schedule; if it follows the loss it is told `losses`.
         backward: The gradients' schedule, for the cost.
-        upper: Upper bound, to whose static run the cost is compared.
+        max_bits: max_bits, to whose static run the cost is compared.
         steps: Steps of the run.
         losses: Mean training loss of each period of a run; empty if unknown.
     """
@@ -82,7 +87,7 @@ def show_schedule(
         published[0] if published else None,
         f"{published[1]} saving" if published else None,
         [schedule.bits_at(step, steps) for step in range(steps)],
-        1 - relative_cost(schedule, backward, steps, reference_bits=upper),
+        1 - relative_cost(schedule, backward, steps, reference_bits=max_bits),
         follows,
     )
 
@@ -92,22 +97,22 @@ def show_recipe(recipe: "Recipe", steps: int, losses: list[float]) -> list[Shown
     precision = recipe.precision
     shown = [
         show_schedule(
-            f"forward: {precision.schedule} {_range(precision.lower, precision.upper)}",
+            f"forward: {precision.schedule} {_range(precision.min_bits, precision.max_bits)}",
             precision.forward_schedule(),
             precision.backward_schedule(),
-            precision.upper,
+            precision.max_bits,
             steps,
             losses,
         )
     ]
     for group, schedule in zip(precision.groups, precision.group_schedules().values(), strict=True):
-        lower, upper = precision.bounds_of(group)
-        name = f"{group.match}: {group.schedule or precision.schedule} {_range(lower, upper)}"
-        shown.append(show_schedule(name, schedule, precision.backward_schedule(), upper, steps, losses))
+        min_bits, max_bits = precision.bounds_of(group)
+        name = f"{group.match}: {group.schedule or precision.schedule} {_range(min_bits, max_bits)}"
+        shown.append(show_schedule(name, schedule, precision.backward_schedule(), max_bits, steps, losses))
     grads = precision.backward_schedule()
-    name = f"gradients: {precision.grad_schedule} {_range(precision.grad_lower, precision.grad_upper)}"
+    name = f"gradients: {precision.grad_schedule} {_range(precision.grad_min_bits, precision.grad_max_bits)}"
     # What gradients cost is part of the cost of the forward schedules.
-    shown.append(replace(show_schedule(name, grads, grads, precision.grad_upper, steps, losses), saving=None))
+    shown.append(replace(show_schedule(name, grads, grads, precision.grad_max_bits, steps, losses), saving=None))
     return shown
 
 
@@ -147,5 +152,5 @@ def _by_epoch(rows: list[tuple[float, float]]) -> list[float]:
     return [sum(losses) / len(losses) for _, losses in sorted(epochs.items())]
 
 
-def _range(lower: int, upper: int) -> str:
-    return f"{lower}-{upper}" if lower < upper else f"{upper}"
+def _range(min_bits: int, max_bits: int) -> str:
+    return f"{min_bits}-{max_bits}" if min_bits < max_bits else f"{max_bits}"

@@ -52,12 +52,12 @@ def run_training(recipe: "Recipe", directory: Path, *, resume: bool = False, pro
 def show_trained(report: "RunReport", directory: Path) -> None:
     """Print what came of a run, and what it left in its directory."""
     files = files_bytes(directory)
-    upper, cost = report.bits["upper"], report.cost
+    max_bits, cost = report.bits["max_bits"], report.cost
     out.fields(
         f"Trained {report.name}",
         {
             **_describe_result(report),
-            "cost": f"{cost['gbitops']:,.0f} GBitOPs, {readable.share(cost['saving'])} less than static {upper} bits",
+            "cost": f"{cost['gbitops']:,.0f} GBitOPs, {readable.share(cost['saving'])} below static {max_bits} bits",
             "time": _describe_time(report),
             "run": readable.path(directory),
             "files": ", ".join(f"{name} ({readable.size(size)})" for name, size in files.items()),
@@ -71,13 +71,15 @@ def show_trained(report: "RunReport", directory: Path) -> None:
 
 def _describe_result(report: "RunReport") -> dict[str, str]:
     """Return the result of a run: accuracy, or perplexity, of the calibrated model."""
-    test, best, upper = report.test, report.best, report.bits["upper"]
+    test, best, max_bits = report.test, report.best, report.bits["max_bits"]
     if test.perplexity is None or report.valid is None:
         on_the_way = "" if best is None else f", best during training {readable.share(best.top1)}"
-        return {f"accuracy at {upper} bits": f"{readable.share(test.top1)} of {test.images:,} test images{on_the_way}"}
+        return {
+            f"accuracy at {max_bits} bits": f"{readable.share(test.top1)} of {test.images:,} test images{on_the_way}"
+        }
     on_the_way = "" if best is None else f" (best during training {best.perplexity:.2f})"
     texts = f"{test.perplexity:.2f} on the test text, {report.valid.perplexity:.2f} on the validation text{on_the_way}"
-    return {f"perplexity at {upper} bits": texts}
+    return {f"perplexity at {max_bits} bits": texts}
 
 
 def _describe_time(report: "RunReport") -> str:

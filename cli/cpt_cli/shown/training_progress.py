@@ -62,7 +62,7 @@ class TrainingProgress:
     def evaluated(self, evaluation: "Evaluation") -> None:
         """Complete the epoch's line with the accuracy on the test images, or the perplexity of the validation text."""
         self._last_result = describe_result(evaluation)
-        if evaluation.settled:
+        if evaluation.calibrated:
             self._flush()
             return
         best = ", best" if evaluation.best else ""
@@ -184,7 +184,7 @@ def show_profile(profile: "ProfileReport") -> None:
 
 def show_step_costs(report: "RunReport") -> None:
     """Print what a step costs at each bit-width: its BitOPs, and what was measured."""
-    upper = max((cost["gbitops"] or 0.0 for cost in report.steps_by_bits.values()), default=0.0)
+    max_bits = max((cost["gbitops"] or 0.0 for cost in report.steps_by_bits.values()), default=0.0)
     rows = []
     for bits, cost in report.steps_by_bits.items():
         operations, memory = cost["gbitops"] or 0.0, cost["memory_bytes"]
@@ -192,7 +192,7 @@ def show_step_costs(report: "RunReport") -> None:
             (
                 bits,
                 f"{operations:,.1f}",
-                f"{operations / upper:.0%}",
+                f"{operations / max_bits:.0%}",
                 cost["steps"],
                 f"{1e3 * (cost['median_seconds'] or 0.0):,.1f}",
                 "" if memory is None else readable.size(int(memory)),
@@ -204,27 +204,29 @@ def show_step_costs(report: "RunReport") -> None:
 
 def _describe_layers(plan: "TrainPlan") -> str:
     precision = plan.recipe.precision
-    cycling, held = plan.layers.get("cycle", 0), plan.layers.get("hold", 0)
-    parts = [f"{cycling} cycling"]
+    scheduled, held = plan.layers.get("scheduled", 0), plan.layers.get("fixed", 0)
+    parts = [f"{scheduled} cycling"]
     for number, group in enumerate(precision.groups, start=1):
-        lower, upper = precision.bounds_of(group)
+        min_bits, max_bits = precision.bounds_of(group)
         schedule = group.schedule or precision.schedule
-        parts.append(f"{plan.layers.get(f'group{number}', 0)} of {group.match} ({schedule}, {lower}-{upper} bits)")
-    return ", ".join([*parts, f"{held} held at {precision.upper} bits"])
+        parts.append(
+            f"{plan.layers.get(f'group{number}', 0)} of {group.match} ({schedule}, {min_bits}-{max_bits} bits)"
+        )
+    return ", ".join([*parts, f"{held} held at {precision.max_bits} bits"])
 
 
 def _describe_cost(plan: "TrainPlan") -> str:
     if plan.relative_cost is None:
         return "follows from the training loss, which decides when bits rise"
-    return f"{readable.share(plan.relative_cost)} of the BitOPs of static {plan.recipe.precision.upper} bits"
+    return f"{readable.share(plan.relative_cost)} of the BitOPs of static {plan.recipe.precision.max_bits} bits"
 
 
 def _describe_precision(plan: "TrainPlan") -> str:
     precision = plan.recipe.precision
     schedule = precision.forward_schedule()
     line, shown = _schedule_line(schedule, plan.total_steps)
-    bits = f"{precision.lower}-{precision.upper}" if precision.schedule != "static" else f"{precision.upper}"
-    return f"{line}{shown}  {precision.schedule} {bits} bits forward, {precision.grad_upper} backward"
+    bits = f"{precision.min_bits}-{precision.max_bits}" if precision.schedule != "static" else f"{precision.max_bits}"
+    return f"{line}{shown}  {precision.schedule} {bits} bits forward, {precision.grad_max_bits} backward"
 
 
 def _schedule_line(schedule: "PrecisionSchedule", total_steps: int) -> tuple[str, str]:

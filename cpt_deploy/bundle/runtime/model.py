@@ -20,15 +20,15 @@ class OnnxRuntimeModel:
         threads: Number of threads per call; `None` is one per physical core.
         optimize: Whether onnxruntime may fuse the graph to integer operators, which makes it fast.
         provider: "cpu", "cuda", "tensorrt", or the name of one of onnxruntime's execution providers.
-        taps: Whether `trace` also returns the intermediate outputs as integers (needs the `onnx` package).
+        intermediates: Whether `trace` also returns the intermediate outputs as integers (needs the `onnx` package).
         rest_between_runs: Whether its threads stop at once after a call instead of busy-waiting for the next one, so
             that several models can be timed in alternation.
 
     Raises:
         BundleError: If onnxruntime cannot load the file, or its input is not "image" or its output not "logits".
         UsageError: If the provider does not exist or `threads` is less than 1.
-        MissingExtraError: If the installed onnxruntime lacks the provider or cannot start it, or `taps` is set and
-            `onnx` is not installed.
+        MissingExtraError: If the installed onnxruntime lacks the provider or cannot start it, or `intermediates` is set
+            and `onnx` is not installed.
     """
 
     def __init__(
@@ -38,12 +38,12 @@ class OnnxRuntimeModel:
         threads: int | None = 1,
         optimize: bool = True,
         provider: str = "cpu",
-        taps: bool = False,
+        intermediates: bool = False,
         rest_between_runs: bool = False,
     ) -> None:
         where = "the given bytes" if isinstance(model, bytes) else str(model)
         self._session: Any = open_session(
-            _with_taps(model if isinstance(model, bytes) else str(model)) if taps else model,
+            _with_intermediates(model if isinstance(model, bytes) else str(model)) if intermediates else model,
             where=where,
             threads=threads,
             optimize=optimize,
@@ -51,7 +51,7 @@ class OnnxRuntimeModel:
             rest_between_runs=rest_between_runs,
         )
         self.input_shape: tuple[int, int, int] = _checked_input_shape(self._session, where)
-        self.tap_names: tuple[str, ...] = tuple(
+        self.intermediate_names: tuple[str, ...] = tuple(
             output.name for output in self._session.get_outputs() if output.name != OUTPUT_NAME
         )
 
@@ -85,7 +85,7 @@ class OnnxRuntimeModel:
         Raises:
             ValueError: If the dtype or the shape differs.
         """
-        names = [OUTPUT_NAME, *self.tap_names]
+        names = [OUTPUT_NAME, *self.intermediate_names]
         return dict(zip(names, self._session.run(names, {INPUT_NAME: self._checked(inputs)}), strict=True))
 
     def reproduce_golden(self, golden: Golden) -> GoldenCheck:
@@ -123,7 +123,7 @@ def _checked_input_shape(session: Any, where: str) -> tuple[int, int, int]:
     return channels, height, width
 
 
-def _with_taps(source: str | bytes) -> bytes:
+def _with_intermediates(source: str | bytes) -> bytes:
     """Return the model with the integers of every activation quantizer as additional outputs.
 
     onnxruntime still fuses everything: the integers between two operators also exist in the fused graph.

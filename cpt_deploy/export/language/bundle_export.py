@@ -64,12 +64,12 @@ def export_language_bundle(
     """Freeze a trained language model and write it as a bundle, all or nothing.
 
     Args:
-        model: The model, settled at the bits to be exported.
+        model: The model, calibrated at the bits to be exported.
         destination: Directory of the bundle; an existing bundle there is replaced.
         identity: Name, tokenizer and facts.
         golden_text: Tokens of a text, of whose beginning the exact logits are stored for self-checks.
-        weight_bits: Bits of the cycling layers' weights, or of single layers by name; None is the upper bound.
-        activation_bits: Bits of the cycling activations; None is the upper bound.
+        weight_bits: Bits of the scheduled layers' weights, or of single layers by name; None is max_bits.
+        activation_bits: Bits of the scheduled activations; None is max_bits.
         opset: ONNX opset of model.onnx; None takes the least at which nothing could be smaller (`chosen_opset`).
 
     Raises:
@@ -88,9 +88,9 @@ def export_language_bundle(
         "weight_bits": mean_bits(
             weight_bits, {part.name: (part.bits, part.codes.size) for part in weighted_parts(frozen)}
         ),
-        "activation_bits": activation_bits or model.precision.upper,
+        "activation_bits": activation_bits or model.precision.max_bits,
         "quantization": TRAINED,
-        "cycle": [model.config.lower, model.config.upper],
+        "scheduled": [model.config.min_bits, model.config.max_bits],
         "opset": opset,
         "portable": portable,
         "reduced_layers": [asdict(layer) for layer in reduced_layers(model, weight_bits)],
@@ -138,9 +138,9 @@ def describe_language_quantization(model: IntegerLanguageModel) -> dict[str, Any
     activations = [
         {
             "name": f"{linear.name}.codes",
-            "bits": int(linear.grid.levels).bit_length(),
-            "scale": linear.grid.scale,
-            "zero_point": linear.grid.zero_point,
+            "bits": int(linear.qparams.quant_max).bit_length(),
+            "scale": linear.qparams.scale,
+            "zero_point": linear.qparams.zero_point,
             "granularity": "per tensor",
             "symmetric": False,
         }

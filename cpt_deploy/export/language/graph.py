@@ -83,14 +83,16 @@ class GraphBuilder:
 
     def product(self, linear: IntegerLinear, x: str) -> str:
         """Multiply codes of a float input; the output is float32 (..., O), the integers are NAME.codes and .sums."""
-        name, grid = linear.name, linear.grid
-        scale = self.constant(f"{name}.input_scale", np.array(grid.scale, np.float32))
-        zero = self.constant(f"{name}.input_zero_point", np.array(grid.zero_point, np.uint8))
-        codes = self.add("QuantizeLinear", [x, scale, zero], f"{name}.{'codes' if grid.levels == 255 else 'unclipped'}")
-        if grid.levels < 255:
+        name, qparams = linear.name, linear.qparams
+        scale = self.constant(f"{name}.input_scale", np.array(qparams.scale, np.float32))
+        zero = self.constant(f"{name}.input_zero_point", np.array(qparams.zero_point, np.uint8))
+        codes = self.add(
+            "QuantizeLinear", [x, scale, zero], f"{name}.{'codes' if qparams.quant_max == 255 else 'unclipped'}"
+        )
+        if qparams.quant_max < 255:
             limits = [
                 self.constant("code.0", np.array(0, np.uint8)),
-                self.constant(f"code.{grid.levels}", np.array(grid.levels, np.uint8)),
+                self.constant(f"code.{qparams.quant_max}", np.array(qparams.quant_max, np.uint8)),
             ]
             codes = self.add("Clip", [codes, *limits], f"{name}.codes")
         # A column is an output channel here; weights of its own memory order keep the file and the trained codes alike.

@@ -26,9 +26,9 @@ def freeze_language_model(
     """Return the integers of a trained language model.
 
     Args:
-        model: The model, settled at the bits to be exported.
-        weight_bits: Bits of the cycling layers' weights, or of single layers by name; None is the upper bound.
-        activation_bits: Bits of the cycling activations; None is the upper bound.
+        model: The model, calibrated at the bits to be exported.
+        weight_bits: Bits of the scheduled layers' weights, or of single layers by name; None is max_bits.
+        activation_bits: Bits of the scheduled activations; None is max_bits.
 
     Raises:
         ConversionError: If its network has no integer form, its bits are more than 8, or a layer's input was never

@@ -129,9 +129,9 @@ def freeze_lstm(
     """Return the integers of a trained LSTM language model.
 
     Args:
-        model: The model, settled at the bits to be exported.
-        weight_bits: Bits of the cycling layers' weights, or of single layers by name; None is the upper bound.
-        activation_bits: Bits of the cycling activations; None is the upper bound.
+        model: The model, calibrated at the bits to be exported.
+        weight_bits: Bits of the scheduled layers' weights, or of single layers by name; None is max_bits.
+        activation_bits: Bits of the scheduled activations; None is max_bits.
 
     Raises:
         ConversionError: If it is another model, or its bits are more than 8.
@@ -140,12 +140,12 @@ def freeze_lstm(
     network = model.network
     if not isinstance(network, LstmLanguageModel) or not isinstance(network.head, SoftmaxHead):
         raise ConversionError(f"Expected an LSTM language model, but got {type(network).__name__}")
-    with model.upper_bound(weight_bits, activation_bits):
+    with model.at_max_bits(weight_bits, activation_bits):
         layers = []
         for number, layer in enumerate(network.layers):
             assert isinstance(layer, QuantizedLSTM)
-            inward = frozen_linear(f"layers.{number}.input_layer", layer.input_layer, layer.input_edge)
-            onward = frozen_linear(f"layers.{number}.hidden_layer", layer.hidden_layer, layer.hidden_edge)
+            inward = frozen_linear(f"layers.{number}.input_layer", layer.input_layer, layer.input_quantizer)
+            onward = frozen_linear(f"layers.{number}.hidden_layer", layer.hidden_layer, layer.hidden_quantizer)
             layers.append((inward, onward))
         return IntegerLstm(
             table=frozen_table("embedding", network.embedding),
@@ -161,7 +161,7 @@ def _layer(
     projected = inward(x, trace)
     outputs, codes, sums = [], [], []
     for step in projected:
-        codes.append(onward.grid.encode(h))
+        codes.append(onward.qparams.encode(h))
         sums.append(onward.accumulate(codes[-1]))
         h, c = cell(step + onward.scaled(sums[-1]), c)
         outputs.append(h)

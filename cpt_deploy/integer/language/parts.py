@@ -11,9 +11,9 @@ from cpt_deploy.errors import ConversionError
 from cpt_deploy.integer.accumulators import check_sum, pair_can_saturate
 from cpt_deploy.precision.accumulators import worst_sums
 from cpt_deploy.quantization.language import InputQuantizedLinear
-from cpt_deploy.quantization.modules.activation_quantizer import EdgeQuantizer
+from cpt_deploy.quantization.modules.activation_quantizer import ActivationQuantizer
 from cpt_deploy.quantization.modules.layers import QuantizedEmbedding, QuantizedLayer
-from cpt_deploy.quantization.numerics.affine import quantize_weight, symmetric_levels
+from cpt_deploy.quantization.numerics.affine import quantize_weight, symmetric_quant_max
 
 Floats = npt.NDArray[np.float32]
 Codes = npt.NDArray[np.int8]
@@ -37,23 +37,23 @@ class Trace:
 
 
 @dataclass(frozen=True, slots=True)
-class Grid:
+class QuantizationParameters:
     """Unsigned codes of an activation: `x ≈ (code − zero_point) · scale`, codes in [0, levels].
 
     Args:
         scale: A float32's value.
         zero_point: Integer in [0, levels].
-        levels: Greatest code, at most 255.
+        quant_max: Greatest code, at most 255.
     """
 
     scale: float
     zero_point: int
-    levels: int
+    quant_max: int
 
     def encode(self, x: Floats) -> npt.NDArray[np.uint8]:
         """Return codes as ONNX QuantizeLinear and Clip define them, same shape."""
         codes = np.rint(x / np.float32(self.scale)) + np.float32(self.zero_point)
-        return np.asarray(np.clip(codes, 0, self.levels), np.uint8)
+        return np.asarray(np.clip(codes, 0, self.quant_max), np.uint8)
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,14 +102,14 @@ class IntegerLinear:
         codes: int8 (O, I).
         scales: float32 (O,).
         bias: float32 (O,), or none.
-        grid: Of its input.
+        qparams: Of its input.
     """
 
     name: str
     codes: Codes
     scales: Floats
     bias: Floats | None
-    grid: Grid
+    qparams: QuantizationParameters
 
     @property
     def bits(self) -> int:
@@ -119,16 +119,16 @@ class IntegerLinear:
     @property
     def can_saturate(self) -> bool:
         """Whether two products could exceed 16 bits where a processor without VNNI adds them, see `pairs`."""
-        return pair_can_saturate(self.codes, self.grid.levels.bit_length())
+        return pair_can_saturate(self.codes, self.qparams.quant_max.bit_length())
 
     @property
     def factors(self) -> Floats:
         """What the integers are multiplied by, float32 (O,)."""
-        return np.float32(self.grid.scale) * self.scales
+        return np.float32(self.qparams.scale) * self.scales
 
     def accumulate(self, codes: npt.NDArray[np.uint8]) -> npt.NDArray[np.int32]:
         """Return the integer sums of products, (..., O), of codes (..., I); exact."""
-        centred = codes.astype(np.int32) - self.grid.zero_point
+        centred = codes.astype(np.int32) - self.qparams.zero_point
         # Floats hold the sums exactly as long as these stay below 2^24, or 2^53, and are multiplied fast.
         greatest = 255 * int(np.abs(self.codes.astype(np.int64)).sum(axis=1).max(initial=0))
         kind: type[np.float32 | np.float64] = np.float32 if greatest < _EXACT_FLOAT32 else np.float64
@@ -142,7 +142,7 @@ class IntegerLinear:
 
     def __call__(self, x: Floats, trace: Trace | None = None) -> Floats:
         """Return the output, float32 (..., O), of an input, float32 (..., I); the trace gets the integers."""
-        codes = self.grid.encode(x)
+        codes = self.qparams.encode(x)
         sums = self.accumulate(codes)
         if trace is not None:
             trace.codes[self.name], trace.sums[self.name] = codes, sums
@@ -157,9 +157,9 @@ class IntegerLinear:
         """Return what the numbers mean, as JSON types."""
         return {
             "name": self.name,
-            "scale": self.grid.scale,
-            "zero_point": self.grid.zero_point,
-            "levels": self.grid.levels,
+            "scale": self.qparams.scale,
+            "zero_point": self.qparams.zero_point,
+            "levels": self.qparams.quant_max,
         }
 
     @classmethod
@@ -170,8 +170,10 @@ class IntegerLinear:
             KeyError: If something is missing.
         """
         name = description["name"]
-        grid = Grid(float(description["scale"]), int(description["zero_point"]), int(description["levels"]))
-        return cls(name, arrays[f"{name}.weight"], arrays[f"{name}.weight_scale"], arrays.get(f"{name}.bias"), grid)
+        qparams = QuantizationParameters(
+            float(description["scale"]), int(description["zero_point"]), int(description["levels"])
+        )
+        return cls(name, arrays[f"{name}.weight"], arrays[f"{name}.weight_scale"], arrays.get(f"{name}.bias"), qparams)
 
 
 def bits_of(codes: Codes) -> int:
@@ -191,7 +193,7 @@ def frozen_table(name: str, layer: object) -> IntegerTable:
     return IntegerTable(name, codes, scales)
 
 
-def frozen_linear(name: str, layer: QuantizedLayer, edge: EdgeQuantizer) -> IntegerLinear:
+def frozen_linear(name: str, layer: QuantizedLayer, quantizer: ActivationQuantizer) -> IntegerLinear:
     """Return a Linear's codes at the present bits, and the grid of its input in the range that training kept.
 
     Raises:
@@ -199,28 +201,30 @@ def frozen_linear(name: str, layer: QuantizedLayer, edge: EdgeQuantizer) -> Inte
             int32.
     """
     codes, scales = _weight(layer)
-    grid = edge.kept_grid()
-    levels = int(grid.levels)
-    if levels > 255:
-        raise ConversionError(f"Expected activations of at most 8 bits, but {name} has {levels + 1} codes")
-    if int(edge.batches) == 0:
+    qparams = quantizer.kept_qparams()
+    quant_max = int(qparams.quant_max)
+    if quant_max > 255:
+        raise ConversionError(f"Expected activations of at most 8 bits, but {name} has {quant_max + 1} codes")
+    if int(quantizer.batches) == 0:
         raise ConversionError(f"Expected a model whose ranges were observed, but {name} has seen no batch")
-    sums = worst_sums(codes, levels=levels, zero_point=int(grid.zero_point))
+    sums = worst_sums(codes, quant_max=quant_max, zero_point=int(qparams.zero_point))
     check_sum(name, int(sums.max(initial=0)))
     bias = None if layer.bias is None else layer.bias.detach().cpu().float().numpy().copy()
-    return IntegerLinear(name, codes, scales, bias, Grid(float(grid.scale), int(grid.zero_point), levels))
+    return IntegerLinear(
+        name, codes, scales, bias, QuantizationParameters(float(qparams.scale), int(qparams.zero_point), quant_max)
+    )
 
 
 def frozen_product(name: str, module: object) -> IntegerLinear:
     """Return a Linear that quantizes its own input, by the name of that module; see `frozen_linear`."""
     assert isinstance(module, InputQuantizedLinear)
-    return frozen_linear(f"{name}.layer", module.layer, module.edge)
+    return frozen_linear(f"{name}.layer", module.layer, module.quantizer)
 
 
 def _weight(layer: QuantizedLayer) -> tuple[Codes, Floats]:
     weight = layer.channel_weight.detach().float()
-    levels = layer.limited_levels(layer.precision.weight_levels_of(layer.index, layer.role), weight)
-    if float(levels.max()) > symmetric_levels(8):
-        raise ConversionError(f"Expected weights of at most 8 bits, but got codes up to {int(levels.max())}")
-    codes, scales = quantize_weight(weight, levels)
+    quant_max = layer.limited_quant_max(layer.precision.weight_quant_max_of(layer.index, layer.role), weight)
+    if float(quant_max.max()) > symmetric_quant_max(8):
+        raise ConversionError(f"Expected weights of at most 8 bits, but got codes up to {int(quant_max.max())}")
+    codes, scales = quantize_weight(weight, quant_max)
     return codes.cpu().numpy().astype(np.int8), scales.cpu().float().numpy().reshape(-1).copy()

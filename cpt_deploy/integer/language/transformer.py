@@ -183,9 +183,9 @@ def freeze_transformer(
     """Return the integers of a trained Transformer language model.
 
     Args:
-        model: The model, settled at the bits to be exported.
-        weight_bits: Bits of the cycling layers' weights, or of single layers by name; None is the upper bound.
-        activation_bits: Bits of the cycling activations; None is the upper bound.
+        model: The model, calibrated at the bits to be exported.
+        weight_bits: Bits of the scheduled layers' weights, or of single layers by name; None is max_bits.
+        activation_bits: Bits of the scheduled activations; None is max_bits.
 
     Raises:
         ConversionError: If it is another model, its bits are more than 8, or a layer's input was never observed.
@@ -194,7 +194,7 @@ def freeze_transformer(
     network = model.network
     if not isinstance(network, TransformerLanguageModel):
         raise ConversionError(f"Expected a Transformer language model, but got {type(network).__name__}")
-    with model.upper_bound(weight_bits, activation_bits):
+    with model.at_max_bits(weight_bits, activation_bits):
         return IntegerTransformer(
             embedding=frozen_embedding(network.embedding),
             positions=network.get_buffer("positions").detach().cpu().float().numpy().copy(),

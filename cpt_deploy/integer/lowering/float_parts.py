@@ -18,7 +18,7 @@ from cpt_deploy.quantization.graph.capture.training_behaviour import is_normalis
 from cpt_deploy.quantization.graph.operator_kinds import IS_FLOAT, module_of
 from cpt_deploy.quantization.modules.attention import ScaledDotProductAttention
 from cpt_deploy.quantization.modules.layers import QuantizedEmbedding
-from cpt_deploy.quantization.numerics.affine import quantize_weight, symmetric_levels
+from cpt_deploy.quantization.numerics.affine import quantize_weight, symmetric_quant_max
 from cpt_deploy.signature import Signature
 
 aten = torch.ops.aten
@@ -128,9 +128,9 @@ class FloatLowering:
         ]
 
     def _embed(self, node: fx.Node, layer: QuantizedEmbedding, bits: int) -> Embed:
-        levels = torch.tensor(float(symmetric_levels(bits)))
+        quant_max = torch.tensor(float(symmetric_quant_max(bits)))
         with torch.no_grad():
-            codes, scales = quantize_weight(layer.float_weight.cpu(), levels)
+            codes, scales = quantize_weight(layer.float_weight.cpu(), quant_max)
         self.names[node] = self.real_name(node)
         return Embed(
             (self.name_of(node.all_input_nodes[0]),),

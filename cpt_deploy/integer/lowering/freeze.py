@@ -28,7 +28,7 @@ from cpt_deploy.integer.lowering.float_parts import INPUT, FloatLowering
 from cpt_deploy.integer.lowering.lookup import tabulate
 from cpt_deploy.integer.lowering.movements import KeptTensor, lower_kept
 from cpt_deploy.integer.lowering.paddings import with_paddings_inside
-from cpt_deploy.integer.lowering.quantized_tensors import edge_tensor
+from cpt_deploy.integer.lowering.quantized_tensors import quantized_tensor
 from cpt_deploy.integer.lowering.subpixel import transposed_convolution
 from cpt_deploy.quantization.graph.capture.tracing import propagate_shapes, results_of, sizes_of
 from cpt_deploy.quantization.graph.entries import has_float_operations
@@ -36,7 +36,7 @@ from cpt_deploy.quantization.graph.fusion import FusedOperation, Norm, fused_ope
 from cpt_deploy.quantization.graph.naming import own_name
 from cpt_deploy.quantization.graph.operator_kinds import Kind, kind_of, module_of
 from cpt_deploy.quantization.model import QuantizedModel
-from cpt_deploy.quantization.modules.activation_quantizer import EdgeQuantizer, LayerInput
+from cpt_deploy.quantization.modules.activation_quantizer import ActivationQuantizer, Requantize
 from cpt_deploy.quantization.modules.layers import (
     QuantizedConv1d,
     QuantizedConv2d,
@@ -54,32 +54,30 @@ from cpt_deploy.quantization.state.scheduled_model import WeightBits
 def freeze(
     model: QuantizedModel, *, weight_bits: WeightBits = None, activation_bits: int | None = None
 ) -> IntegerGraph:
-    """Freeze a model to integers, at the upper bound (at most 8 bits) or at the bits asked for.
+    """Freeze a model to integers, at max_bits (at most 8 bits) or at the bits asked for.
 
-    Layers and edges that hold the upper bound keep it; where a cycling layer reads such an edge, a table brings its
-    codes to the cycling activations' bits. The model must have been settled at these bits (`settle`). After
-    `make_symmetric` all activations are signed, and each ReLU is an operation of its own.
+    Layers and activations that stay at max_bits keep it; where a scheduled layer reads such an activation, a table
+    brings its codes to the scheduled activations' bits. The model must have been calibrated at these bits
+    (`calibrate`). After `make_symmetric` all activations are signed, and each ReLU is an operation of its own.
 
     Args:
         model: A trained CPT model; it is not changed.
-        weight_bits: Bits of the cycling layers' weights, or of single layers by name, 2 to 8; None is the upper bound.
-        activation_bits: Bits of the cycling activations, 2 to the upper bound; None is the upper bound.
+        weight_bits: Bits of the scheduled layers' weights, or of single layers by name, 2 to 8; None is max_bits.
+        activation_bits: Bits of the scheduled activations, 2 to max_bits; None is max_bits.
 
     Raises:
         UsageError: If the bits are out of range, or given for a layer that the model does not have.
-        ConversionError: If an edge has not seen any data, an operation cannot be executed in integers, or a sum could
-            leave int32.
+        ConversionError: If an activation has not seen any data, an operation cannot be executed in integers, or a sum
+            could leave int32.
     """
-    upper = min(model.config.upper, MOST_INTEGER_BITS)
-    given = weight_bits.values() if isinstance(weight_bits, Mapping) else [weight_bits or upper]
+    max_bits = min(model.config.max_bits, MOST_INTEGER_BITS)
+    given = weight_bits.values() if isinstance(weight_bits, Mapping) else [weight_bits or max_bits]
     for bits in given:
         if not 2 <= bits <= MOST_INTEGER_BITS:
             raise UsageError(f"Expected bits to export between 2 and {MOST_INTEGER_BITS}, but got {bits}")
-    if activation_bits is not None and not 2 <= activation_bits <= upper:
-        raise UsageError(
-            f"Expected bits of activations between 2 and the upper bound {upper}, but got {activation_bits}"
-        )
-    graph = with_paddings_inside(_Lowering(model, weight_bits, activation_bits or upper).run())
+    if activation_bits is not None and not 2 <= activation_bits <= max_bits:
+        raise UsageError(f"Expected bits of activations between 2 and max_bits {max_bits}, but got {activation_bits}")
+    graph = with_paddings_inside(_Lowering(model, weight_bits, activation_bits or max_bits).run())
     check_accumulators(graph)
     return with_names(graph, _other_names(graph))
 
@@ -102,7 +100,7 @@ class _Lowering:
 
     def __init__(self, model: QuantizedModel, weight_bits: WeightBits, activation_bits: int) -> None:
         self.network = model.network
-        self.upper = min(model.config.upper, MOST_INTEGER_BITS)
+        self.max_bits = min(model.config.max_bits, MOST_INTEGER_BITS)
         self.layer_bits = {name: min(bits, MOST_INTEGER_BITS) for name, bits in model.layer_bits(weight_bits).items()}
         self.activation_bits = activation_bits
         self.precision = model.precision
@@ -128,10 +126,10 @@ class _Lowering:
     def _run_integers(self) -> None:
         for node in self.network.graph.nodes:
             module = self._module(node)
-            if isinstance(module, EdgeQuantizer):
-                self._lower_edge(node, module)
-            elif isinstance(module, LayerInput):
-                self._lower_layer_input(node, module)
+            if isinstance(module, ActivationQuantizer):
+                self._lower_quantizer(node, module)
+            elif isinstance(module, Requantize):
+                self._lower_requantize(node, module)
             elif self._is_kept(node):
                 self._lower_kept(node)
 
@@ -140,15 +138,15 @@ class _Lowering:
             module = self._module(node)
             if node.op in ("placeholder", "output"):
                 continue
-            if isinstance(module, EdgeQuantizer) and node.all_input_nodes[0] in floats.names:
+            if isinstance(module, ActivationQuantizer) and node.all_input_nodes[0] in floats.names:
                 name = self._new_name(f"{own_name(node)}_codes")
                 bits = max(self._bits_of(module.role), module.least_bits)
-                self._finish(node, edge_tensor(name, module, bits, sizes_of(node)))
+                self._finish(node, quantized_tensor(name, module, bits, sizes_of(node)))
                 self.operations.append(Quantize((floats.names[node.all_input_nodes[0]],), name))
-            elif isinstance(module, EdgeQuantizer):
-                self._lower_edge(node, module)
-            elif isinstance(module, LayerInput):
-                self._lower_layer_input(node, module)
+            elif isinstance(module, ActivationQuantizer):
+                self._lower_quantizer(node, module)
+            elif isinstance(module, Requantize):
+                self._lower_requantize(node, module)
             elif isinstance(module, QuantizedLinear):
                 operation = self._lower_layer(node, None, self.finished[node.all_input_nodes[0]], None)
                 self.operations.append(operation)
@@ -163,11 +161,13 @@ class _Lowering:
         reads = [source for source in node.all_input_nodes if source in self.finished or source in self.parts]
         return bool(reads) and kind_of(node, self.network) is Kind.KEEP
 
-    # --- edges --------------------------------------------------------------------------------------------------
+    # --- activations --------------------------------------------------------------------------------------------------
 
-    def _lower_edge(self, node: fx.Node, edge: EdgeQuantizer) -> None:
+    def _lower_quantizer(self, node: fx.Node, quantizer: ActivationQuantizer) -> None:
         name, operation = own_name(node), self.ending[node]
-        tensor = edge_tensor(name, edge, max(self._bits_of(edge.role), edge.least_bits), sizes_of(node))
+        tensor = quantized_tensor(
+            name, quantizer, max(self._bits_of(quantizer.role), quantizer.least_bits), sizes_of(node)
+        )
         if operation.head.op == "placeholder":
             self.operations.append(Quantize((self.floats.names[operation.head],), name))
         else:
@@ -182,20 +182,20 @@ class _Lowering:
             tensor = made
         self._finish(node, tensor)
 
-    def _lower_layer_input(self, node: fx.Node, module: LayerInput) -> None:
+    def _lower_requantize(self, node: fx.Node, module: Requantize) -> None:
         source, bits = self.finished[node.all_input_nodes[0]], self._bits_of(module.role)
-        if bits == self.upper:
+        if bits == self.max_bits:
             self.finished[node] = source
             return
         name = self._new_name(f"{own_name(node)}_input")
-        tensor = edge_tensor(name, module.source, bits, source.shape)
+        tensor = quantized_tensor(name, module.source, bits, source.shape)
         operation, tensor = tabulate(nn.Identity(), source, tensor)
         self.operations.append(operation)
         self._finish(node, tensor)
 
     def _bits_of(self, role: Role) -> int:
         """Return the bits at which activations of a role are frozen."""
-        return self.upper if role == "hold" else min(self.activation_bits, self.precision.upper_of(role))
+        return self.max_bits if role == "fixed" else min(self.activation_bits, self.precision.max_bits_of(role))
 
     def _finish(self, node: fx.Node, tensor: QuantizedTensor) -> None:
         self.finished[node] = tensor

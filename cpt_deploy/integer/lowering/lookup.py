@@ -55,13 +55,13 @@ def tabulate(module: nn.Module, source: QuantizedTensor, output: QuantizedTensor
     for nudge in _NUDGES:
         moved = replace(output, scale=float(np.float32(output.scale * (1.0 + nudge))))
         positions = values / moved.scale + moved.zero_point
-        inside = (positions > moved.least - 1) & (positions < moved.levels + 1)
+        inside = (positions > moved.least - 1) & (positions < moved.quant_max + 1)
         to_boundary = np.abs(positions - np.floor(positions) - 0.5)
         if np.all(to_boundary[inside] > MARGIN):
             table = np.zeros(256, dtype=moved.dtype)
-            table[: len(values)] = np.clip(np.rint(positions), moved.least, moved.levels)
+            table[: len(values)] = np.clip(np.rint(positions), moved.least, moved.quant_max)
             return Lookup((source.name,), moved.name, function, parameters(module), table), moved
     raise ConversionError(
         f"Expected a scale near {output.scale} at which every code of {function} rounds safely, but found none",
-        hint="this needs values that sit exactly between two codes; settle the model on other batches",
+        hint="this needs values that sit exactly between two codes; calibrate the model on other batches",
     )

@@ -11,7 +11,7 @@ from torch import Tensor
 from cpt_deploy.quantization.graph.fusion import Norm, fused_operations, quantizer_of
 from cpt_deploy.quantization.graph.operator_kinds import Kind, module_of
 from cpt_deploy.quantization.model import QuantizedModel
-from cpt_deploy.quantization.modules.activation_quantizer import EdgeQuantizer, LayerInput
+from cpt_deploy.quantization.modules.activation_quantizer import ActivationQuantizer, Requantize
 from cpt_deploy.quantization.modules.layers import QuantizedLayer
 from cpt_deploy.quantization.numerics.folding import channelwise, fold_layer, normalisation
 from cpt_deploy.quantization.state.config import MOST_INTEGER_BITS
@@ -20,7 +20,7 @@ _KINDS = (Kind.LAYER, Kind.NORM)
 
 
 @torch.no_grad()
-def round_offsets(model: QuantizedModel) -> None:
+def round_biases(model: QuantizedModel) -> None:
     """Round biases and BatchNorm offsets to the int32 grids of the present bits and ranges, in place.
 
     Each moves by at most half a step of `input scale · weight scale`; doing it twice changes nothing more.
@@ -63,12 +63,14 @@ def _shift_norm(norm: Norm, change: Tensor) -> None:
     if norm.affine:
         norm.bias.add_(change.to(norm.bias))
         return
-    assert norm.running_mean is not None, "settling keeps statistics"
+    assert norm.running_mean is not None, "calibration keeps statistics"
     assert norm.running_var is not None
     deviation = (norm.running_var.double() + norm.eps).sqrt()
     norm.running_mean.sub_((change.to(deviation) * deviation).to(norm.running_mean))
 
 
-def _scale(source: EdgeQuantizer | LayerInput) -> float:
-    grid = source.kept_grid() if isinstance(source, EdgeQuantizer) else source.source.kept_grid(source.role)
-    return float(grid.scale)
+def _scale(source: ActivationQuantizer | Requantize) -> float:
+    qparams = (
+        source.kept_qparams() if isinstance(source, ActivationQuantizer) else source.source.kept_qparams(source.role)
+    )
+    return float(qparams.scale)

@@ -15,7 +15,7 @@ from torch.nn import functional
 from cpt_deploy.errors import DataError, UsageError
 from cpt_deploy.quantization.language import QuantizedLanguageModel
 from cpt_deploy.quantization.model import QuantizedModel
-from cpt_deploy.quantization.state.scheduled_model import CyclingModel
+from cpt_deploy.quantization.state.scheduled_model import ScheduledModel
 
 #: What a budget is a fraction of: all weights at so many bits.
 REFERENCE_BITS = 8
@@ -28,14 +28,14 @@ class LayerSensitivity:
     Attributes:
         name: Module path of the layer.
         weights: Number of its weights.
-        cost: By bits, what is lost with only this layer at those bits against all layers at the upper bound, in nats.
-        upper: The layer's own upper bound.
+        cost: By bits, what is lost with only this layer at those bits against all layers at max_bits, in nats.
+        max_bits: The layer's max_bits.
     """
 
     name: str
     weights: int
     cost: Mapping[int, float]
-    upper: int = REFERENCE_BITS
+    max_bits: int = REFERENCE_BITS
 
 
 def measure_sensitivity(
@@ -48,18 +48,18 @@ def measure_sensitivity(
 ) -> list[LayerSensitivity]:
     """Measure what single layers at fewer bits do to the class probabilities.
 
-    BatchNorm uses each batch's own statistics meanwhile, as settling at those bits would give it new ones.
+    BatchNorm uses each batch's own statistics meanwhile, as calibration at those bits would give it new ones.
 
     Args:
-        model: A trained model, settled at `activation_bits`; it is not changed.
+        model: A trained model, calibrated at `activation_bits`; it is not changed.
         batches: Training inputs, each of N > 1 samples; a few hundred in all.
-        candidates: Bits to try in each cycling layer.
-        activation_bits: Bits of the cycling activations; None is the upper bound.
+        candidates: Bits to try in each scheduled layer.
+        activation_bits: Bits of the scheduled activations; None is max_bits.
         progress: Is told the number of layers that are done.
 
     Returns:
-        An entry for each cycling layer, in the order of the graph. The cost is the mean Kullback-Leibler divergence of
-        the class probabilities from those with all layers at the upper bound.
+        An entry for each scheduled layer, in the order of the graph. The cost is the mean Kullback-Leibler divergence
+        of the class probabilities from those with all layers at max_bits.
 
     Raises:
         DataError: If there is no batch.
@@ -67,7 +67,7 @@ def measure_sensitivity(
     if not batches:
         raise DataError("Expected at least one batch to measure sensitivity on, but got none")
     with torch.no_grad(), _batch_statistics(model):
-        with model.upper_bound(None, activation_bits):
+        with model.at_max_bits(None, activation_bits):
             reference = [functional.log_softmax(model(batch), dim=1) for batch in batches]
         return _measure(model, lambda: _divergence(model, batches, reference), candidates, activation_bits, progress)
 
@@ -83,15 +83,15 @@ def measure_loss_sensitivity(
     """Measure what single layers at fewer bits do to the loss of a language model.
 
     Args:
-        model: A trained model, settled at `activation_bits`; it is not changed.
+        model: A trained model, calibrated at `activation_bits`; it is not changed.
         chunks: Tokens, those that follow them, int64 (N, T) each, negative where none is to be predicted, and whether
             the rows begin here; some thousand tokens in all.
-        candidates: Bits to try in each cycling layer.
-        activation_bits: Bits of the cycling activations; None is the upper bound.
+        candidates: Bits to try in each scheduled layer.
+        activation_bits: Bits of the scheduled activations; None is max_bits.
         progress: Is told the number of layers that are done.
 
     Returns:
-        An entry for each cycling layer, in the order in which they compute. The cost is the rise of the mean negative
+        An entry for each scheduled layer, in the order in which they compute. The cost is the rise of the mean negative
         log-likelihood of a token; noise can make it negative.
 
     Raises:
@@ -103,7 +103,7 @@ def measure_loss_sensitivity(
     model.eval()
     try:
         with torch.no_grad():
-            with model.upper_bound(None, activation_bits):
+            with model.at_max_bits(None, activation_bits):
                 reference = _loss(model, chunks)
             return _measure(model, lambda: _loss(model, chunks) - reference, candidates, activation_bits, progress)
     finally:
@@ -111,21 +111,21 @@ def measure_loss_sensitivity(
 
 
 def _measure(
-    model: CyclingModel,
+    model: ScheduledModel,
     cost: Callable[[], float],
     candidates: Sequence[int],
     activation_bits: int | None,
     progress: Callable[[int], None],
 ) -> list[LayerSensitivity]:
-    """Bring each cycling layer alone to each of the bits up to its upper bound, and return what that costs."""
+    """Bring each scheduled layer alone to each of the bits up to max_bits, and return what that costs."""
     results = []
-    cycling = [layer for layer in model.layers() if layer.role != "hold"]
-    for done, layer in enumerate(cycling, start=1):
-        costs, upper = {}, model.precision.upper_of(layer.role)
-        for bits in (candidate for candidate in candidates if candidate <= upper):
-            with model.upper_bound({layer.name: bits}, activation_bits):
+    scheduled = [layer for layer in model.layers() if layer.role != "fixed"]
+    for done, layer in enumerate(scheduled, start=1):
+        costs, max_bits = {}, model.precision.max_bits_of(layer.role)
+        for bits in (candidate for candidate in candidates if candidate <= max_bits):
+            with model.at_max_bits({layer.name: bits}, activation_bits):
                 costs[bits] = cost()
-        results.append(LayerSensitivity(layer.name, layer.weights, costs, upper))
+        results.append(LayerSensitivity(layer.name, layer.weights, costs, max_bits))
         progress(done)
     return results
 
@@ -170,18 +170,18 @@ def _batch_statistics(model: QuantizedModel) -> Iterator[None]:
 
 
 def allocate_bits(
-    layers: Sequence[LayerSensitivity], *, budget: float, held_weights: int, upper: int = REFERENCE_BITS
+    layers: Sequence[LayerSensitivity], *, budget: float, held_weights: int, max_bits: int = REFERENCE_BITS
 ) -> dict[str, int]:
     """Choose bits for each layer so that all weights together stay within a budget.
 
-    All layers begin at the upper bound. The step that costs the least for each bit saved is taken, again and
+    All layers begin at max_bits. The step that costs the least for each bit saved is taken, again and
     again, until the budget is met; what is left of it then goes to where a bit gains the most.
 
     Args:
         layers: Sensitivity of the layers that may have fewer bits.
         budget: Most size of all weights, as a fraction of their size at 8 bits, in (0, 1].
-        held_weights: Number of weights in the other layers, which keep the upper bound.
-        upper: Bits of the upper bound.
+        held_weights: Number of weights in the other layers, which keep max_bits.
+        max_bits: Bits of max_bits.
 
     Returns:
         Bits by layer name.
@@ -189,17 +189,17 @@ def allocate_bits(
     Raises:
         UsageError: If the budget is out of range or cannot be met.
     """
-    tops = {layer.name: min(upper, layer.upper) for layer in layers}
+    tops = {layer.name: min(max_bits, layer.max_bits) for layer in layers}
     costs = {layer.name: _costs(layer, tops[layer.name]) for layer in layers}
     sizes = {layer.name: layer.weights for layer in layers}
     whole = REFERENCE_BITS * (held_weights + sum(sizes.values()))
-    room = budget * whole - upper * held_weights
+    room = budget * whole - max_bits * held_weights
     least = {name: min(cost) for name, cost in costs.items()}
     if not 0 < budget <= 1 or sum(least[name] * sizes[name] for name in sizes) > room:
-        reachable = (upper * held_weights + sum(least[name] * sizes[name] for name in sizes)) / whole
+        reachable = (max_bits * held_weights + sum(least[name] * sizes[name] for name in sizes)) / whole
         raise UsageError(
             f"Expected a budget from {reachable:.3f} to 1 of the weights' size at 8 bits, but got {budget:g}",
-            hint="the first and the last layer keep the upper bound, and no layer goes below the bits it trained at",
+            hint="the first and the last layer keep max_bits, and no layer goes below the bits it trained at",
         )
     bits = dict(tops)
     while sum(bits[name] * sizes[name] for name in sizes) > room:
@@ -209,10 +209,10 @@ def allocate_bits(
     return _spend_rest(bits, costs, sizes, room)
 
 
-def _costs(layer: LayerSensitivity, upper: int) -> dict[int, float]:
+def _costs(layer: LayerSensitivity, max_bits: int) -> dict[int, float]:
     """Return the cost by bits without what noise adds: it never falls as the bits do, and is 0 at the bound."""
-    costs, worst = {upper: 0.0}, 0.0
-    for bits in sorted((b for b in layer.cost if b < upper), reverse=True):
+    costs, worst = {max_bits: 0.0}, 0.0
+    for bits in sorted((b for b in layer.cost if b < max_bits), reverse=True):
         worst = max(worst, layer.cost[bits])
         costs[bits] = worst
     return costs

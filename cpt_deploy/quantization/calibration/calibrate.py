@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from cpt_deploy.errors import DataError
-from cpt_deploy.quantization.calibration.bias_rounding import round_offsets
+from cpt_deploy.quantization.calibration.bias_rounding import round_biases
 from cpt_deploy.quantization.graph.capture.training_behaviour import keeps_statistics
 from cpt_deploy.quantization.model import QuantizedModel
-from cpt_deploy.quantization.state.scheduled_model import CyclingModel, WeightBits
+from cpt_deploy.quantization.state.scheduled_model import ScheduledModel, WeightBits
 from cpt_deploy.signature import BATCH, TensorSpec
 
 Batches = Iterable[Tensor | Sequence[Any] | Mapping[str, Any]]
@@ -21,7 +21,7 @@ Batches = Iterable[Tensor | Sequence[Any] | Mapping[str, Any]]
 Inputs = tuple[Tensor, ...]
 
 
-def settle(
+def calibrate(
     model: QuantizedModel,
     batches: Batches,
     *,
@@ -29,20 +29,20 @@ def settle(
     activation_bits: int | None = None,
     statistics: bool = True,
 ) -> int:
-    """Re-estimate BatchNorm statistics and activation ranges at the upper bound, or at the bits to be frozen.
+    """Re-estimate BatchNorm statistics and activation ranges at max_bits, or at the bits to be frozen.
 
     While the bits cycle both are averages over mixed precisions. This replaces them by plain averages over the given
     batches, at the precision that is frozen; dropout is off. Afterwards biases and BatchNorm offsets are rounded to the
-    grids of the integer model's biases (`round_offsets`), so that the model computes what its integers will.
+    grids of the integer model's biases (`round_biases`), so that the model computes what its integers will.
 
     Args:
         model: The model; its mode and bits are restored afterwards.
         batches: Training inputs as the model's signature has them, or a DataLoader of (inputs, labels) or of
             dictionaries. Some tens to hundreds are enough. A last batch of one is added to the one before it where
             BatchNorm needs more.
-        weight_bits: Bits of the cycling weights, or of single layers by name, if they are to be frozen at other bits
-            than the upper bound.
-        activation_bits: Bits of the cycling activations, likewise.
+        weight_bits: Bits of the scheduled weights, or of single layers by name, if they are to be frozen at other bits
+            than max_bits.
+        activation_bits: Bits of the scheduled activations, likewise.
         statistics: Whether BatchNorm statistics are estimated, too. Those of a float model that is only calibrated
             stay as they are.
 
@@ -53,15 +53,15 @@ def settle(
         DataError: If there is no batch, or none that the model takes; the model is then as before.
         UsageError: If bits are out of range, or given for a layer that the model does not have.
     """
-    with model.upper_bound(weight_bits, activation_bits):
+    with model.at_max_bits(weight_bits, activation_bits):
         used = estimate(model, batches, statistics=statistics)
-        round_offsets(model)
+        round_biases(model)
     return used
 
 
 @torch.no_grad()
 def estimate(model: QuantizedModel, batches: Batches, *, statistics: bool = True) -> int:
-    """Estimate what `settle` does, at the present bits, and leave the offsets as they are.
+    """Estimate what `calibrate` does, at the present bits, and leave the offsets as they are.
 
     Raises:
         DataError: If there is no batch, or none that the model takes; the model is then as before.
@@ -80,8 +80,8 @@ def _observe(model: QuantizedModel, inputs: Iterable[Inputs], *, statistics: boo
     remaining = iter(inputs)
     first = next(remaining, None)
     if first is None:
-        raise DataError("Expected at least one batch to settle on, but got none")
-    with observing(model, statistics=statistics):
+        raise DataError("Expected at least one batch to calibrate on, but got none")
+    with calibrating(model, statistics=statistics):
         model(*first)
         return 1 + sum(1 for batch in remaining if model(*batch) is not None)
 
@@ -189,27 +189,27 @@ def _named(batch: Any) -> str:
 
 
 @contextmanager
-def observing(model: CyclingModel, *, statistics: bool = True) -> Iterator[None]:
-    """Inside the context BatchNorms and edges average over all batches alike; everything else is in evaluation."""
+def calibrating(model: ScheduledModel, *, statistics: bool = True) -> Iterator[None]:
+    """Let BatchNorms and activation quantizers average over all batches alike; the rest is in evaluation mode."""
     modes = {module: module.training for module in model.modules()}
     norms = [module for module in model.modules() if statistics and keeps_statistics(module)]
     momenta = [norm.momentum for norm in norms]
-    edges = [edge for _, edge in model.edges()]
+    quantizers = [quantizer for _, quantizer in model.quantizers()]
     try:
         model.eval()
         for norm in norms:
             norm.train()
             norm.reset_running_stats()
             norm.momentum = None  # cumulative average
-        for edge in edges:
-            edge.train()
-            edge.reset()
-            edge.cumulative = True
+        for quantizer in quantizers:
+            quantizer.train()
+            quantizer.reset()
+            quantizer.cumulative = True
         yield
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
-        for edge in edges:
-            edge.cumulative = False
+        for quantizer in quantizers:
+            quantizer.cumulative = False
         for module, mode in modes.items():
             module.training = mode

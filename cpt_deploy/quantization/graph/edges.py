@@ -9,7 +9,7 @@ from cpt_deploy.quantization.graph.entries import has_float_operations, insert_e
 from cpt_deploy.quantization.graph.fusion import FusedOperation, fused_operations
 from cpt_deploy.quantization.graph.naming import add_quantizer
 from cpt_deploy.quantization.graph.operator_kinds import Kind, kind_of, module_of
-from cpt_deploy.quantization.modules.activation_quantizer import EdgeQuantizer
+from cpt_deploy.quantization.modules.activation_quantizer import ActivationQuantizer
 from cpt_deploy.quantization.modules.layers import CONVOLUTIONS, QuantizedLayer
 from cpt_deploy.quantization.state.config import QuantizationConfig
 from cpt_deploy.quantization.state.precision_state import PrecisionState, Role
@@ -21,7 +21,7 @@ LOGITS_LEAST_BITS = 8
 def insert_edges(traced: fx.GraphModule, precision: PrecisionState, config: QuantizationConfig) -> None:
     """Put the activation quantizers into a graph whose layers are quantized.
 
-    An edge that only layers of one role read has that role. Every other holds the upper bound, and layers that cycle
+    An activation that only layers of one role read has that role. Every other stays at max_bits, and layers that cycle
     get inputs of their own.
     """
     floats = has_float_operations(traced)
@@ -37,12 +37,14 @@ def _insert_edge(
 ) -> None:
     readers = list(_readers(operation.end, traced))
     roles = {_role(reader, traced) for reader in readers}
-    role: Role = (roles.pop() if len(roles) == 1 else None) or "hold"  # held as well where groups share an edge
+    role: Role = (roles.pop() if len(roles) == 1 else None) or "fixed"  # held as well where groups share an activation
     is_logits = any(reader.op == "output" for reader in readers)
-    edge = EdgeQuantizer(precision, role, config.range_momentum, least_bits=LOGITS_LEAST_BITS if is_logits else 0)
-    _insert_after(traced, operation.end, add_quantizer(traced, "edges", operation.head.name, edge))
-    if role == "hold":
-        insert_layer_inputs(traced, [node for node in readers if _role(node, traced) not in (None, "hold")], edge)
+    quantizer = ActivationQuantizer(
+        precision, role, config.range_momentum, least_bits=LOGITS_LEAST_BITS if is_logits else 0
+    )
+    _insert_after(traced, operation.end, add_quantizer(traced, "activations", operation.head.name, quantizer))
+    if role == "fixed":
+        insert_layer_inputs(traced, [node for node in readers if _role(node, traced) not in (None, "fixed")], quantizer)
 
 
 def _makes_codes(operation: FusedOperation, traced: fx.GraphModule) -> bool:

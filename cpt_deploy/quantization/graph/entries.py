@@ -1,10 +1,10 @@
-"""Quantizers where float values enter layers, and where layers that cycle read what holds the upper bound."""
+"""Quantizers where float values enter layers, and where layers that cycle read what stays at max_bits."""
 
 from torch import fx
 
 from cpt_deploy.quantization.graph.naming import add_quantizer
 from cpt_deploy.quantization.graph.operator_kinds import IS_FLOAT, module_of
-from cpt_deploy.quantization.modules.activation_quantizer import EdgeQuantizer, LayerInput
+from cpt_deploy.quantization.modules.activation_quantizer import ActivationQuantizer, Requantize
 from cpt_deploy.quantization.modules.layers import QuantizedEmbedding, QuantizedLayer
 from cpt_deploy.quantization.state.precision_state import PrecisionState, Role
 
@@ -17,7 +17,7 @@ def has_float_operations(traced: fx.GraphModule) -> bool:
 def insert_entries(traced: fx.GraphModule, precision: PrecisionState, momentum: float) -> None:
     """Put a quantizer between each float value and the layers that read it; other readers get the value itself.
 
-    It has the role of these layers, if they have one; otherwise it holds the upper bound, and those that cycle get
+    It has the role of these layers, if they have one; otherwise it stays at max_bits, and those that cycle get
     inputs of their own.
     """
     by_source: dict[fx.Node, list[fx.Node]] = {}
@@ -25,23 +25,23 @@ def insert_entries(traced: fx.GraphModule, precision: PrecisionState, momentum: 
         module = module_of(node, traced)
         if isinstance(module, QuantizedLayer) and not isinstance(module, QuantizedEmbedding):
             source = node.all_input_nodes[0]
-            if not isinstance(module_of(source, traced), EdgeQuantizer | LayerInput):
+            if not isinstance(module_of(source, traced), ActivationQuantizer | Requantize):
                 by_source.setdefault(source, []).append(node)
     for source, layers in by_source.items():
         roles = {_role(node, traced) for node in layers}
-        edge = EdgeQuantizer(precision, roles.pop() if len(roles) == 1 else "hold", momentum)
-        _insert(traced, source, add_quantizer(traced, "edges", source.name, edge), layers)
-        if edge.role == "hold":
-            insert_layer_inputs(traced, [node for node in layers if _role(node, traced) != "hold"], edge)
+        quantizer = ActivationQuantizer(precision, roles.pop() if len(roles) == 1 else "fixed", momentum)
+        _insert(traced, source, add_quantizer(traced, "activations", source.name, quantizer), layers)
+        if quantizer.role == "fixed":
+            insert_layer_inputs(traced, [node for node in layers if _role(node, traced) != "fixed"], quantizer)
 
 
-def insert_layer_inputs(traced: fx.GraphModule, layers: list[fx.Node], edge: EdgeQuantizer) -> None:
-    """Bring what layers read from a held edge to their bits; those of one role that read the same tensor share it."""
+def insert_layer_inputs(traced: fx.GraphModule, layers: list[fx.Node], quantizer: ActivationQuantizer) -> None:
+    """Requantize a fixed activation for the scheduled layers that read it; layers of one role share the result."""
     by_source: dict[tuple[fx.Node, Role], list[fx.Node]] = {}
     for layer in layers:
         by_source.setdefault((layer.all_input_nodes[0], _role(layer, traced)), []).append(layer)
     for (source, role), readers in by_source.items():
-        target = add_quantizer(traced, "layer_inputs", readers[0].name, LayerInput(edge, role))
+        target = add_quantizer(traced, "layer_inputs", readers[0].name, Requantize(quantizer, role))
         _insert(traced, source, target, readers)
 
 

@@ -18,7 +18,7 @@ from cpt_deploy.quantization.graph.capture.aten import aten
 from cpt_deploy.quantization.graph.capture.tracer import is_stochastic_depth
 from cpt_deploy.quantization.graph.operator_kinds import IS_FLOAT, Kind, kind_of, module_of
 from cpt_deploy.quantization.kernels import Clamp
-from cpt_deploy.quantization.modules.activation_quantizer import EdgeQuantizer, LayerInput
+from cpt_deploy.quantization.modules.activation_quantizer import ActivationQuantizer, Requantize
 
 Norm = nn.BatchNorm1d | nn.BatchNorm2d
 
@@ -111,24 +111,24 @@ def fused_operation(head: fx.Node, network: fx.GraphModule) -> FusedOperation:
     """Return the operation that begins with a node."""
     kind, nodes, norm, clamp = kind_of(head, network), [head], None, Clamp()
     for part in ABSORBED.get(kind, ()) if kind else ():
-        follower = _only_reader(nodes[-1])
-        if follower is None:
+        replay = _only_reader(nodes[-1])
+        if replay is None:
             break
-        if part == "norm" and kind_of(follower, network) is Kind.NORM:
-            norm = module_of(follower, network)
-        elif part == "clamp" and (bounds := _clamp_of(follower, network)) is not None:
+        if part == "norm" and kind_of(replay, network) is Kind.NORM:
+            norm = module_of(replay, network)
+        elif part == "clamp" and (bounds := _clamp_of(replay, network)) is not None:
             clamp = bounds
         else:
             continue
-        nodes.append(follower)
+        nodes.append(replay)
     reader = _only_reader(nodes[-1])
-    quantizer = reader if isinstance(module_of(reader, network), EdgeQuantizer) else None
+    quantizer = reader if isinstance(module_of(reader, network), ActivationQuantizer) else None
     return FusedOperation(kind, tuple(nodes), norm, clamp, quantizer)  # type: ignore[arg-type]
 
 
 def quantizer_of(
     node: fx.Node, network: fx.GraphModule, *, training: bool = False
-) -> EdgeQuantizer | LayerInput | None:
+) -> ActivationQuantizer | Requantize | None:
     """Return the quantizer on whose codes a node's value lies, perhaps moved; None if there is none.
 
     Args:
@@ -139,7 +139,7 @@ def quantizer_of(
     while kind_of(node, network) is Kind.KEEP and not (training and _scales(module_of(node, network))):
         node = node.all_input_nodes[0]
     module = module_of(node, network)
-    return module if isinstance(module, EdgeQuantizer | LayerInput) else None
+    return module if isinstance(module, ActivationQuantizer | Requantize) else None
 
 
 def _scales(module: nn.Module | None) -> bool:

@@ -17,7 +17,7 @@ from cpt_deploy.quantization.graph.capture.tracing import (
     shape_of,
     sizes_of,
 )
-from cpt_deploy.quantization.modules.activation_quantizer import EdgeQuantizer, LayerInput
+from cpt_deploy.quantization.modules.activation_quantizer import ActivationQuantizer, Requantize
 from cpt_deploy.quantization.modules.layers import QuantizedLayer, is_quantizable
 from cpt_deploy.quantization.modules.synchronized_norm import SynchronizedBatchNorm1d, SynchronizedBatchNorm2d
 
@@ -61,8 +61,8 @@ _MODULE_KINDS: dict[type[nn.Module], Kind] = {
     nn.Dropout1d: Kind.KEEP,
     nn.Dropout2d: Kind.KEEP,
     nn.Flatten: Kind.KEEP,
-    EdgeQuantizer: Kind.EDGE,
-    LayerInput: Kind.EDGE,
+    ActivationQuantizer: Kind.EDGE,
+    Requantize: Kind.EDGE,
 }
 
 _SPLITS = ("chunk", "split", torch.chunk, torch.split)
@@ -180,7 +180,7 @@ def _module_kind(node: fx.Node, module: nn.Module) -> Kind | None:
     if isinstance(module, nn.AdaptiveAvgPool2d):
         return _adaptive_kind(sizes_of(node.all_input_nodes[0])[-2:], sizes_of(node)[-2:])
     if isinstance(module, Padding):  # of the batch there is none
-        return Kind.KEEP if len(module.widths) // 2 < len(node.meta["shape"]) else None
+        return Kind.KEEP if len(module.allocation) // 2 < len(node.meta["shape"]) else None
     return Kind.KEEP if is_stochastic_depth(module) else _MODULE_KINDS.get(type(module))
 
 

@@ -1,4 +1,4 @@
-"""From a float model to a CPT model: quantized layers, and a quantizer on every edge of the graph."""
+"""From a float model to a CPT model: quantized layers, and a quantizer on every activation of the graph."""
 
 import math
 import warnings
@@ -60,10 +60,10 @@ def prepare(
 ) -> QuantizedModel:
     """Convert a float model to one that trains with cyclic precision and can be frozen to integers.
 
-    Every Conv, Linear and Embedding gets a quantized weight and a quantized output gradient. Every edge that integer
-    execution needs gets a quantizer: after each layer (with its BatchNorm and ReLU, which fuse into it), sum, product,
-    concatenation and average, at the inputs and at the outputs. Edges that only cycling layers read follow the
-    schedule; all others hold the upper bound, so the residual stream is never cut to the lower bound.
+    Every Conv, Linear and Embedding gets a quantized weight and a quantized output gradient. Every activation that
+    integer execution needs gets a quantizer: after each layer (with its BatchNorm and ReLU, which fuse into it), sum,
+    product, concatenation and average, at the inputs and at the outputs. Activations that only scheduled layers read
+    follow the schedule; all others stay at max_bits, so the residual stream is never cut to min_bits.
 
     A model with operations that have no integer form (LayerNorm, softmax, GELU, parameters outside of layers) keeps
     them in float: quantizers then stand at the input of each Linear and around each Conv, and what lies between is
@@ -86,7 +86,7 @@ def prepare(
             float is tried then. `cpt_deploy.prepare` freezes and writes it.
 
     Returns:
-        The CPT model, at the upper bound. It is called as the model is, and returns what the model does.
+        The CPT model, at max_bits. It is called as the model is, and returns what the model does.
 
     Raises:
         UsageError: If the example inputs are no such tensors, or `dynamic_shapes` do not fit to them.
@@ -161,8 +161,8 @@ def _try(prepared: QuantizedModel, trial: Trial | None) -> None:
 
 
 def _prepared(traced: fx.GraphModule, config: QuantizationConfig, reference: Reference) -> QuantizedModel:
-    """Return the model of a graph in the vocabulary: its layers quantized, and its edges."""
-    precision = PrecisionState(config.upper, config.seed, {group.name: group.upper for group in config.groups})
+    """Return the model of a graph in the vocabulary: its layers quantized, and its activations."""
+    precision = PrecisionState(config.max_bits, config.seed, {group.name: group.max_bits for group in config.groups})
     layers = _replace_layers(traced, precision, config)
     insert_edges(traced, precision, config)
     traced.graph.lint()
@@ -234,7 +234,7 @@ def _replace_layers(traced: fx.GraphModule, precision: PrecisionState, config: Q
     for index, target in enumerate(targets):
         module = traced.get_submodule(target)
         # an Embedding computes no products, which fewer bits would make cheaper
-        role: Role = "hold" if isinstance(module, nn.Embedding) else roles[target]
+        role: Role = "fixed" if isinstance(module, nn.Embedding) else roles[target]
         nodes = [node for node in calls if node.target == target]
         layer = quantized_layer(module, precision, role, index)
         traced.set_submodule(target, layer)

@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 
-class Grid(NamedTuple):
+class QuantizationParameters(NamedTuple):
     """Quantization parameters: real value = (q − zero_point) · scale with q in [0, levels]; 0-dim float32 each."""
 
     scale: Tensor
     zero_point: Tensor
-    levels: Tensor
+    quant_max: Tensor
 
 
 class Clamp(NamedTuple):
@@ -37,7 +37,7 @@ class Average(NamedTuple):
     momentum: float
 
 
-class GridLevels(NamedTuple):
+class QuantMax(NamedTuple):
     """The max quantized values for which to compute quantization parameters of a range.
 
     Args:
@@ -65,8 +65,8 @@ class Observed(NamedTuple):
 
     low: Tensor
     high: Tensor
-    own: Grid
-    cycle: Grid
+    own: QuantizationParameters
+    cycle: QuantizationParameters
 
 
 class Statistics(NamedTuple):
@@ -100,7 +100,7 @@ class BatchNorm(NamedTuple):
     eps: float
 
 
-class Unit(NamedTuple):
+class AccumulatorScale(NamedTuple):
     """The real value of one unit of a layer's integer sums (accumulators): input · weight.
 
     Args:
@@ -130,7 +130,7 @@ class Normalised(NamedTuple):
     deviation: Tensor
 
 
-class Site(NamedTuple):
+class OutputGradient(NamedTuple):
     """The gradient of `clamp(x · factor + offset)`, a layer's normalised and clamped output, with its operands.
 
     Args:
@@ -148,7 +148,7 @@ class Site(NamedTuple):
     clamp: Clamp
 
 
-class Terms(NamedTuple):
+class GradientTerms(NamedTuple):
     """Coefficients of the gradient of a layer's output: passed gradient · p + x · q + r; (C,) float32 each.
 
     See `terms` in kernels/parameters.py for the derivation.
@@ -179,32 +179,39 @@ class Kernels(Protocol):
     def range(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return min and max of a float32 tensor."""
 
-    def observe(self, low: Tensor, high: Tensor, average: Average | None, levels: GridLevels) -> Observed:
+    def observe(self, low: Tensor, high: Tensor, average: Average | None, quant_max: QuantMax) -> Observed:
         """Extend a range to include 0, update the moving average, if any, and return it with its parameters."""
 
-    def quantize(self, x: Tensor, grid: Grid) -> Tensor:
+    def quantize(self, x: Tensor, qparams: QuantizationParameters) -> Tensor:
         """Return the quantized values of a float32 tensor: rint(x / scale) + zero_point, saturated."""
 
-    def requantize(self, codes: Tensor, source: Grid, target: Grid) -> Tensor:
+    def requantize(self, codes: Tensor, source: QuantizationParameters, target: QuantizationParameters) -> Tensor:
         """Return quantized values requantized from one set of parameters to another."""
 
     def centre(self, codes: Tensor, zero_point: Tensor, dtype: torch.dtype) -> Tensor:
         """Return `codes − zero_point` as float32 or bfloat16, which holds these integers exactly."""
 
-    def dequantize(self, codes: Tensor, grid: Grid) -> Tensor:
+    def dequantize(self, codes: Tensor, qparams: QuantizationParameters) -> Tensor:
         """Return the float32 values of quantized values."""
 
-    def quantize_weight(self, weight: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return quantized values (int8) and scales (O,) of a float32 weight (O, ...); `levels` is 0-dim or (O,)."""
+    def quantize_weight(self, weight: Tensor, quant_max: Tensor) -> tuple[Tensor, Tensor]:
+        """Return quantized values (int8) and scales (O,) of a float32 weight (O, ...); `quant_max` is 0-dim or (O,)."""
 
     def real_weight(self, codes: Tensor, scales: Tensor, step: Tensor, dtype: torch.dtype) -> Tensor:
         """Return `codes · (scales · step)` in a float type; codes int8 (O, ...), scales (O,), step 0-dim."""
 
-    def add_range(self, a: Tensor, b: Tensor, grids: tuple[Grid, Grid], clamp: Clamp) -> tuple[Tensor, Tensor]:
+    def add_range(
+        self, a: Tensor, b: Tensor, qparams_each: tuple[QuantizationParameters, QuantizationParameters], clamp: Clamp
+    ) -> tuple[Tensor, Tensor]:
         """Return the range of the clamped sum of two quantized tensors."""
 
     def add_quantize(
-        self, a: Tensor, b: Tensor, grids: tuple[Grid, Grid], clamp: Clamp, grid: Grid
+        self,
+        a: Tensor,
+        b: Tensor,
+        qparams_each: tuple[QuantizationParameters, QuantizationParameters],
+        clamp: Clamp,
+        qparams: QuantizationParameters,
     ) -> tuple[Tensor, Tensor]:
         """Return the quantized clamped sum, and a bit per element in memory order: 1 if the clamp did not change it."""
 
@@ -215,7 +222,13 @@ class Kernels(Protocol):
         """Return statistics of each channel of a float32 tensor."""
 
     def normalise(
-        self, statistics: Statistics, unit: Unit, bias: Tensor | None, norm: BatchNorm | None, clamp: Clamp, count: int
+        self,
+        statistics: Statistics,
+        unit: AccumulatorScale,
+        bias: Tensor | None,
+        norm: BatchNorm | None,
+        clamp: Clamp,
+        count: int,
     ) -> tuple[Normalised, tuple[Tensor, Tensor]]:
         """Return the normalisation of a layer's sums, and the range of its output after the clamp.
 
@@ -230,7 +243,9 @@ class Kernels(Protocol):
             count: Number of values per channel.
         """
 
-    def affine_quantize(self, x: Tensor, factor: Tensor, offset: Tensor, clamp: Clamp, grid: Grid) -> Tensor:
+    def affine_quantize(
+        self, x: Tensor, factor: Tensor, offset: Tensor, clamp: Clamp, qparams: QuantizationParameters
+    ) -> Tensor:
         """Return the quantized values of `clamp(x · factor + offset)`, factor and offset (C,)."""
 
     def scale_sums(self, sums: Tensor, shift: Tensor | None, factor: Tensor, offset: Tensor) -> Tensor:
@@ -239,12 +254,12 @@ class Kernels(Protocol):
         Without a shift the sums may also be float32.
         """
 
-    def gradient_sums(self, site: Site, mean: Tensor) -> tuple[Tensor, Tensor]:
+    def gradient_sums(self, site: OutputGradient, mean: Tensor) -> tuple[Tensor, Tensor]:
         """Return per channel, (C,) float32, the sums of the passed gradient and of its product with `x − mean`."""
 
     def normalisation_terms(
         self, norm: Normalised, passed: Tensor, products: Tensor, count: int
-    ) -> tuple[Terms, Tensor]:
+    ) -> tuple[GradientTerms, Tensor]:
         """Return the coefficients of the gradient through BatchNorm, see `terms` in parameters.py, and that of γ.
 
         Args:
@@ -254,13 +269,15 @@ class Kernels(Protocol):
             count: Number of values per channel.
         """
 
-    def gradient_range(self, site: Site, terms: Terms) -> tuple[Tensor, Tensor]:
+    def gradient_range(self, site: OutputGradient, terms: GradientTerms) -> tuple[Tensor, Tensor]:
         """Return the range of the gradient of the layer's output."""
 
-    def gradient_step(self, low: Tensor, high: Tensor, levels: Tensor) -> Tensor:
+    def gradient_step(self, low: Tensor, high: Tensor, quant_max: Tensor) -> Tensor:
         """Return a gradient's quantization step, 0-dim: `range / (levels − 1)`, range including 0; 1 if it is empty."""
 
-    def gradient_codes(self, site: Site, terms: Terms, step: Tensor, seed: Tensor, dtype: torch.dtype) -> Tensor:
+    def gradient_codes(
+        self, site: OutputGradient, terms: GradientTerms, step: Tensor, seed: Tensor, dtype: torch.dtype
+    ) -> Tensor:
         """Return the gradient of the layer's output, rounded: floor(gradient / step + noise of index and seed).
 
         The integers have type float32 or bfloat16, and bfloat16 if `site.gradient` is bfloat16.

@@ -9,22 +9,22 @@ from torch import Tensor
 
 from cpt_deploy.quantization.kernels import parameters
 from cpt_deploy.quantization.kernels.interface import (
+    AccumulatorScale,
     Average,
     BatchNorm,
     Clamp,
-    Grid,
-    GridLevels,
+    GradientTerms,
     Normalised,
     Observed,
-    Site,
+    OutputGradient,
+    QuantizationParameters,
+    QuantMax,
     Statistics,
-    Terms,
-    Unit,
 )
 from cpt_deploy.quantization.kernels.layout import aligned, channels_of, dense
 
 
-class _Grid(Structure):
+class _QuantizationParameters(Structure):
     _fields_ = (("scale", c_float), ("zero_point", c_float), ("levels", c_float))
 
 
@@ -65,17 +65,28 @@ _SITE, _TERMS, _AVERAGE, _STATISTICS, _NORM = (
 
 _ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "range": (_P, _N, _P, _I),
-    "quantize": (_P, _N, _Grid, _P, _I),
-    "requantize": (_P, _N, _Grid, _Grid, _P, _I),
+    "quantize": (_P, _N, _QuantizationParameters, _P, _I),
+    "requantize": (_P, _N, _QuantizationParameters, _QuantizationParameters, _P, _I),
     "centre": (_P, _N, _F, _P, _I, _I),
-    "dequantize": (_P, _N, _Grid, _P, _I),
+    "dequantize": (_P, _N, _QuantizationParameters, _P, _I),
     "quantize_weight": (_P, _N, _N, _P, _N, _P, _P, _I),
     "real_weight": (_P, _N, _N, _P, _P, _P, _I, _I),
-    "add_range": (_P, _P, _N, _Grid, _Grid, _Clamp, _P, _I),
-    "add_quantize": (_P, _P, _N, _Grid, _Grid, _Clamp, _Grid, _P, _P, _I),
+    "add_range": (_P, _P, _N, _QuantizationParameters, _QuantizationParameters, _Clamp, _P, _I),
+    "add_quantize": (
+        _P,
+        _P,
+        _N,
+        _QuantizationParameters,
+        _QuantizationParameters,
+        _Clamp,
+        _QuantizationParameters,
+        _P,
+        _P,
+        _I,
+    ),
     "mask": (_P, _P, _N, _P, _I, _I),
     "statistics": (_P, _N, _N, _P, _P, _P, _P, _I),
-    "affine_quantize": (_P, _N, _N, _P, _P, _Clamp, _Grid, _P, _I),
+    "affine_quantize": (_P, _N, _N, _P, _P, _Clamp, _QuantizationParameters, _P, _I),
     "scale_sums": (_P, _N, _N, _P, _P, _P, _P, _I),
     "gradient_sums": (_SITE, _P, _P, _P, _I, _I),
     "gradient_range": (_SITE, _TERMS, _P, _I, _I),
@@ -128,17 +139,17 @@ class NativeKernels:
         self._call("range", x.data_ptr(), x.numel(), found.data_ptr())
         return found[0], found[1]
 
-    def quantize(self, x: Tensor, grid: Grid) -> Tensor:
+    def quantize(self, x: Tensor, qparams: QuantizationParameters) -> Tensor:
         """Return quantized values."""
         x = dense(x)
         codes = _codes_like(x)
-        self._call("quantize", x.data_ptr(), x.numel(), _grid(grid), codes.data_ptr())
+        self._call("quantize", x.data_ptr(), x.numel(), _qparams(qparams), codes.data_ptr())
         return codes
 
-    def requantize(self, codes: Tensor, source: Grid, target: Grid) -> Tensor:
+    def requantize(self, codes: Tensor, source: QuantizationParameters, target: QuantizationParameters) -> Tensor:
         """Return requantized values."""
         out = torch.empty_like(codes)
-        self._call("requantize", codes.data_ptr(), codes.numel(), _grid(source), _grid(target), out.data_ptr())
+        self._call("requantize", codes.data_ptr(), codes.numel(), _qparams(source), _qparams(target), out.data_ptr())
         return out
 
     def centre(self, codes: Tensor, zero_point: Tensor, dtype: torch.dtype) -> Tensor:
@@ -147,20 +158,20 @@ class NativeKernels:
         self._call("centre", codes.data_ptr(), codes.numel(), zero_point.item(), out.data_ptr(), _is_bf16(out))
         return out
 
-    def dequantize(self, codes: Tensor, grid: Grid) -> Tensor:
+    def dequantize(self, codes: Tensor, qparams: QuantizationParameters) -> Tensor:
         """Return real values."""
         out = torch.empty_like(codes, dtype=torch.float32)
-        self._call("dequantize", codes.data_ptr(), codes.numel(), _grid(grid), out.data_ptr())
+        self._call("dequantize", codes.data_ptr(), codes.numel(), _qparams(qparams), out.data_ptr())
         return out
 
-    def quantize_weight(self, weight: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
+    def quantize_weight(self, weight: Tensor, quant_max: Tensor) -> tuple[Tensor, Tensor]:
         """Return quantized values and scales."""
         weight, count = dense(weight.detach()), weight.shape[0]
         codes, scales = torch.empty_like(weight, dtype=torch.int8), torch.empty(count)
-        inputs, stride = weight[0].numel() if count else 0, levels.stride(0) if levels.dim() else 0
+        inputs, stride = weight[0].numel() if count else 0, quant_max.stride(0) if quant_max.dim() else 0
         self._call(
             "quantize_weight",
-            weight.data_ptr(), count, inputs, levels.data_ptr(), stride, codes.data_ptr(), scales.data_ptr(),
+            weight.data_ptr(), count, inputs, quant_max.data_ptr(), stride, codes.data_ptr(), scales.data_ptr(),
         )  # fmt: skip
         return codes, scales
 
@@ -172,24 +183,31 @@ class NativeKernels:
         self._call("real_weight", codes.data_ptr(), count, inputs, *pointers, _is_bf16(out))
         return out
 
-    def add_range(self, a: Tensor, b: Tensor, grids: tuple[Grid, Grid], clamp: Clamp) -> tuple[Tensor, Tensor]:
+    def add_range(
+        self, a: Tensor, b: Tensor, qparams_each: tuple[QuantizationParameters, QuantizationParameters], clamp: Clamp
+    ) -> tuple[Tensor, Tensor]:
         """Return the range of a clamped sum."""
         b, found = aligned(b, a), torch.empty(2)
         self._call(
             "add_range",
-            a.data_ptr(), b.data_ptr(), a.numel(), _grid(grids[0]), _grid(grids[1]), _Clamp(*clamp), found.data_ptr(),
+            a.data_ptr(), b.data_ptr(), a.numel(), *map(_qparams, qparams_each), _Clamp(*clamp), found.data_ptr(),
         )  # fmt: skip
         return found[0], found[1]
 
     def add_quantize(
-        self, a: Tensor, b: Tensor, grids: tuple[Grid, Grid], clamp: Clamp, grid: Grid
+        self,
+        a: Tensor,
+        b: Tensor,
+        qparams_each: tuple[QuantizationParameters, QuantizationParameters],
+        clamp: Clamp,
+        qparams: QuantizationParameters,
     ) -> tuple[Tensor, Tensor]:
         """Return a quantized clamped sum and its mask."""
         b, codes = aligned(b, a), torch.empty_like(a)
         passed = torch.empty((a.numel() + 7) // 8, dtype=torch.uint8)
         self._call(
             "add_quantize",
-            a.data_ptr(), b.data_ptr(), a.numel(), _grid(grids[0]), _grid(grids[1]), _Clamp(*clamp), _grid(grid),
+            a.data_ptr(), b.data_ptr(), a.numel(), *map(_qparams, qparams_each), _Clamp(*clamp), _qparams(qparams),
             codes.data_ptr(), passed.data_ptr(),
         )  # fmt: skip
         return codes, passed
@@ -207,13 +225,15 @@ class NativeKernels:
         self._call("statistics", x.data_ptr(), rows, channels, *(tensor.data_ptr() for tensor in found))
         return Statistics(*found)
 
-    def affine_quantize(self, x: Tensor, factor: Tensor, offset: Tensor, clamp: Clamp, grid: Grid) -> Tensor:
+    def affine_quantize(
+        self, x: Tensor, factor: Tensor, offset: Tensor, clamp: Clamp, qparams: QuantizationParameters
+    ) -> Tensor:
         """Return quantized values of a clamped affine function."""
         channels, rows = _channels_and_rows(x)
         codes = _codes_like(x)
         self._call(
             "affine_quantize",
-            x.data_ptr(), rows, channels, factor.data_ptr(), offset.data_ptr(), _Clamp(*clamp), _grid(grid),
+            x.data_ptr(), rows, channels, factor.data_ptr(), offset.data_ptr(), _Clamp(*clamp), _qparams(qparams),
             codes.data_ptr(),
         )  # fmt: skip
         return codes
@@ -229,20 +249,22 @@ class NativeKernels:
         self._call("scale_sums", sums.data_ptr(), rows, channels, *pointers)
         return out
 
-    def gradient_sums(self, site: Site, mean: Tensor) -> tuple[Tensor, Tensor]:
+    def gradient_sums(self, site: OutputGradient, mean: Tensor) -> tuple[Tensor, Tensor]:
         """Return sums for the backward pass of a normalisation."""
         passed, products = torch.empty(2, channels_of(site.x)).unbind()
         pointers = (tensor.data_ptr() for tensor in (mean, passed, products))
         self._call("gradient_sums", _site(site), *pointers, _is_bf16(site.gradient))
         return passed, products
 
-    def gradient_range(self, site: Site, terms: Terms) -> tuple[Tensor, Tensor]:
+    def gradient_range(self, site: OutputGradient, terms: GradientTerms) -> tuple[Tensor, Tensor]:
         """Return the range of the gradient of a layer's output."""
         found = torch.empty(2)
         self._call("gradient_range", _site(site), _terms(terms), found.data_ptr(), _is_bf16(site.gradient))
         return found[0], found[1]
 
-    def gradient_codes(self, site: Site, terms: Terms, step: Tensor, seed: Tensor, dtype: torch.dtype) -> Tensor:
+    def gradient_codes(
+        self, site: OutputGradient, terms: GradientTerms, step: Tensor, seed: Tensor, dtype: torch.dtype
+    ) -> Tensor:
         """Return the gradient of a layer's output in steps, rounded stochastically."""
         codes = torch.empty_like(site.gradient, dtype=dtype)
         types = (_is_bf16(site.gradient), _is_bf16(codes))
@@ -258,62 +280,70 @@ class NativeKernels:
         self._call("round_gradient", gradient.data_ptr(), gradient.numel(), *noise, out.data_ptr())
         return out
 
-    def observe(self, low: Tensor, high: Tensor, average: Average | None, levels: GridLevels) -> Observed:
+    def observe(self, low: Tensor, high: Tensor, average: Average | None, quant_max: QuantMax) -> Observed:
         """Return a range with its quantization parameters."""
         (low, high), out = parameters.whole(low, high), torch.empty(8)
         pointers = (tensor.data_ptr() for tensor in (low, high))
         moved = None if average is None else _Average(*(tensor.data_ptr() for tensor in average[:3]), average.momentum)
-        most = (levels.own.data_ptr(), levels.cycle.data_ptr(), levels.least)
-        self._call("observe", *pointers, moved, *most, levels.symmetric, out.data_ptr())
-        bottom, top, *grids = out.unbind()
-        return Observed(bottom, top, Grid(*grids[:3]), Grid(*grids[3:]))
+        most = (quant_max.own.data_ptr(), quant_max.cycle.data_ptr(), quant_max.least)
+        self._call("observe", *pointers, moved, *most, quant_max.symmetric, out.data_ptr())
+        bottom, top, *qparams_each = out.unbind()
+        return Observed(
+            bottom, top, QuantizationParameters(*qparams_each[:3]), QuantizationParameters(*qparams_each[3:])
+        )
 
-    def gradient_step(self, low: Tensor, high: Tensor, levels: Tensor) -> Tensor:
+    def gradient_step(self, low: Tensor, high: Tensor, quant_max: Tensor) -> Tensor:
         """Return the quantization step of a gradient."""
         (low, high), step = parameters.whole(low, high), torch.empty(())
-        self._call("gradient_step", *(tensor.data_ptr() for tensor in (low, high, levels, step)))
+        self._call("gradient_step", *(tensor.data_ptr() for tensor in (low, high, quant_max, step)))
         return step
 
     def normalise(
-        self, statistics: Statistics, unit: Unit, bias: Tensor | None, norm: BatchNorm | None, clamp: Clamp, count: int
+        self,
+        statistics: Statistics,
+        unit: AccumulatorScale,
+        bias: Tensor | None,
+        norm: BatchNorm | None,
+        clamp: Clamp,
+        count: int,
     ) -> tuple[Normalised, tuple[Tensor, Tensor]]:
         """Return a layer's normalisation and its output's range, and update the running averages of the BatchNorm."""
         channels = len(unit.weight)
         out, ends = torch.empty(5, channels), torch.empty(2)
         sums = _Statistics(*(tensor.data_ptr() for tensor in statistics))
         pointers = (*(tensor.data_ptr() for tensor in unit), None if bias is None else bias.data_ptr())
-        followed = _BatchNorm() if norm is None else _BatchNorm(*(tensor.data_ptr() for tensor in norm[:5]), *norm[5:])
+        replayed = _BatchNorm() if norm is None else _BatchNorm(*(tensor.data_ptr() for tensor in norm[:5]), *norm[5:])
         sizes = (count, channels)
-        self._call("normalise", sums, *pointers, followed, _Clamp(*clamp), *sizes, out.data_ptr(), ends.data_ptr())
+        self._call("normalise", sums, *pointers, replayed, _Clamp(*clamp), *sizes, out.data_ptr(), ends.data_ptr())
         return Normalised(*out.unbind()), (ends[0], ends[1])
 
     def normalisation_terms(
         self, norm: Normalised, passed: Tensor, products: Tensor, count: int
-    ) -> tuple[Terms, Tensor]:
+    ) -> tuple[GradientTerms, Tensor]:
         """Return the coefficients of the gradient through BatchNorm, see `parameters.terms`, and the gradient of γ."""
         channels = len(passed)
         out = torch.empty(3, channels)
         read = (norm.mean, norm.gain, norm.deviation, passed, products)
         self._call("normalisation_terms", *(tensor.data_ptr() for tensor in read), count, channels, out.data_ptr())
         q, r, grad_gamma = out.unbind()
-        return Terms(norm.gain, q, r), grad_gamma
+        return GradientTerms(norm.gain, q, r), grad_gamma
 
 
 def _codes_like(x: Tensor) -> Tensor:
     return torch.empty_like(x, dtype=torch.uint8)
 
 
-def _grid(grid: Grid) -> _Grid:
-    return _Grid(grid.scale.item(), grid.zero_point.item(), grid.levels.item())
+def _qparams(qparams: QuantizationParameters) -> _QuantizationParameters:
+    return _QuantizationParameters(qparams.scale.item(), qparams.zero_point.item(), qparams.quant_max.item())
 
 
-def _site(site: Site) -> _Site:
+def _site(site: OutputGradient) -> _Site:
     channels, rows = _channels_and_rows(site.x)
     pointers = (tensor.data_ptr() for tensor in site[:4])
     return _Site(*pointers, _Clamp(*site.clamp), rows, channels)
 
 
-def _terms(terms: Terms) -> _Terms:
+def _terms(terms: GradientTerms) -> _Terms:
     return _Terms(*(tensor.data_ptr() for tensor in terms))
 
 

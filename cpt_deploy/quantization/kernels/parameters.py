@@ -4,16 +4,16 @@ import torch
 from torch import Tensor
 
 from cpt_deploy.quantization.kernels.interface import (
+    AccumulatorScale,
     Average,
     BatchNorm,
     Clamp,
-    Grid,
-    GridLevels,
+    GradientTerms,
     Normalised,
     Observed,
+    QuantizationParameters,
+    QuantMax,
     Statistics,
-    Terms,
-    Unit,
 )
 from cpt_deploy.quantization.numerics import affine
 
@@ -24,20 +24,20 @@ def whole(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def observe(low: Tensor, high: Tensor, average: Average | None, levels: GridLevels) -> Observed:
+def observe(low: Tensor, high: Tensor, average: Average | None, quant_max: QuantMax) -> Observed:
     """Extend a range to include 0, update the moving average, if any, and return it with its parameters."""
     low, high = affine.including_zero(*whole(low, high))
     if average is not None:
         take(low, high, average)
-    own = levels.own.clamp(min=levels.least) if levels.least else levels.own
-    grids = (grid_on(low, high, most, symmetric=levels.symmetric) for most in (own, levels.cycle))
-    return Observed(low, high, *grids)
+    own = quant_max.own.clamp(min=quant_max.least) if quant_max.least else quant_max.own
+    qparams_each = (qparams_on(low, high, most, symmetric=quant_max.symmetric) for most in (own, quant_max.cycle))
+    return Observed(low, high, *qparams_each)
 
 
-def grid_on(low: Tensor, high: Tensor, levels: Tensor, *, symmetric: bool) -> Grid:
+def qparams_on(low: Tensor, high: Tensor, quant_max: Tensor, *, symmetric: bool) -> QuantizationParameters:
     """Return the quantization parameters of a range that includes 0, given the max quantized value."""
     parameters = affine.symmetric_parameters if symmetric else affine.affine_parameters
-    return Grid(*parameters(low, high, levels), levels)
+    return QuantizationParameters(*parameters(low, high, quant_max), quant_max)
 
 
 @torch.no_grad()
@@ -49,16 +49,16 @@ def take(low: Tensor, high: Tensor, average: Average) -> None:
     average.high.lerp_(high.to(average.high.dtype), weight)
 
 
-def gradient_step(low: Tensor, high: Tensor, levels: Tensor) -> Tensor:
+def gradient_step(low: Tensor, high: Tensor, quant_max: Tensor) -> Tensor:
     """Return the quantization step of a gradient, 0-dim: `range / (levels − 1)`, or 1 if the range is empty.
 
     Args:
         low: Min value of the gradient, float32.
         high: Max value of the gradient, float32.
-        levels: Max quantized value, 0-dim float32.
+        quant_max: Max quantized value, 0-dim float32.
     """
     low, high = affine.including_zero(*whole(low, high))
-    width = (high - low) / (levels - 1.0)
+    width = (high - low) / (quant_max - 1.0)
     return torch.where(width == 0, torch.ones_like(width), width)
 
 
@@ -73,7 +73,12 @@ def scale(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
 
 
 def normalise(
-    statistics: Statistics, unit: Unit, bias: Tensor | None, norm: BatchNorm | None, clamp: Clamp, count: int
+    statistics: Statistics,
+    unit: AccumulatorScale,
+    bias: Tensor | None,
+    norm: BatchNorm | None,
+    clamp: Clamp,
+    count: int,
 ) -> tuple[Normalised, tuple[Tensor, Tensor]]:
     """Return a layer's normalisation and its output's range, and update the running averages of the BatchNorm."""
     per = unit.input * unit.weight
@@ -118,13 +123,13 @@ def ends(statistics: Statistics, norm: Normalised, clamp: Clamp) -> tuple[Tensor
     return low, high
 
 
-def normalisation_terms(norm: Normalised, passed: Tensor, products: Tensor, count: int) -> tuple[Terms, Tensor]:
+def normalisation_terms(norm: Normalised, passed: Tensor, products: Tensor, count: int) -> tuple[GradientTerms, Tensor]:
     """Return the coefficients of the gradient through BatchNorm, see `terms`, and the gradient of γ."""
     grad_gamma = products * norm.deviation
     return terms(norm, grad_gamma, passed, count), grad_gamma
 
 
-def terms(norm: Normalised, grad_gamma: Tensor, grad_beta: Tensor, count: int | Tensor) -> Terms:
+def terms(norm: Normalised, grad_gamma: Tensor, grad_beta: Tensor, count: int | Tensor) -> GradientTerms:
     """Return the coefficients p, q, r of the gradient through BatchNorm: passed gradient · p + x · q + r, each (C,)."""
     # Per channel, with n values: x are the layer's integer sums, `unit` is their real value, y = x · unit the layer's
     # output (without bias), and g is the gradient of z that the clamp passed. With σ = √(variance of y + eps):
@@ -134,4 +139,4 @@ def terms(norm: Normalised, grad_gamma: Tensor, grad_beta: Tensor, count: int | 
     # (Ioffe & Szegedy, 2015). This is linear in g and x, ∂L/∂y = g · p + x · q + r, with
     #     p = gain,   q = −gain · deviation · ∂L/∂γ / n,   r = −gain · ∂L/∂β / n − q · mean
     q = norm.gain * norm.deviation * grad_gamma / -count
-    return Terms(norm.gain, q, norm.gain * grad_beta / -count - q * norm.mean)
+    return GradientTerms(norm.gain, q, norm.gain * grad_beta / -count - q * norm.mean)

@@ -4,7 +4,13 @@ import torch
 from torch import Tensor
 
 from cpt_deploy.quantization.kernels import parameters
-from cpt_deploy.quantization.kernels.interface import Clamp, Grid, Site, Statistics, Terms
+from cpt_deploy.quantization.kernels.interface import (
+    Clamp,
+    GradientTerms,
+    OutputGradient,
+    QuantizationParameters,
+    Statistics,
+)
 from cpt_deploy.quantization.kernels.layout import check_not_empty, flat, rows_of
 from cpt_deploy.quantization.numerics import affine
 from cpt_deploy.quantization.numerics.stochastic_rounding import index_noise
@@ -27,11 +33,11 @@ class TorchKernels:
         low, high = torch.aminmax(affine.in_memory_order(x))
         return low, high
 
-    def quantize(self, x: Tensor, grid: Grid) -> Tensor:
+    def quantize(self, x: Tensor, qparams: QuantizationParameters) -> Tensor:
         """Return quantized values."""
-        return affine.quantize(x, grid.scale, grid.zero_point, grid.levels).to(torch.uint8)
+        return affine.quantize(x, qparams.scale, qparams.zero_point, qparams.quant_max).to(torch.uint8)
 
-    def requantize(self, codes: Tensor, source: Grid, target: Grid) -> Tensor:
+    def requantize(self, codes: Tensor, source: QuantizationParameters, target: QuantizationParameters) -> Tensor:
         """Return requantized values."""
         return self.quantize(self.dequantize(codes, source), target)
 
@@ -39,32 +45,39 @@ class TorchKernels:
         """Return `codes − zero_point`."""
         return codes.to(torch.float32).sub_(zero_point).to(dtype)
 
-    def dequantize(self, codes: Tensor, grid: Grid) -> Tensor:
+    def dequantize(self, codes: Tensor, qparams: QuantizationParameters) -> Tensor:
         """Return real values."""
-        return self.centre(codes, grid.zero_point, torch.float32).mul_(grid.scale)
+        return self.centre(codes, qparams.zero_point, torch.float32).mul_(qparams.scale)
 
-    def quantize_weight(self, weight: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
+    def quantize_weight(self, weight: Tensor, quant_max: Tensor) -> tuple[Tensor, Tensor]:
         """Return quantized values and scales."""
         check_not_empty("quantize_weight", weight)
-        codes, scales = affine.quantize_weight(weight, levels)
+        codes, scales = affine.quantize_weight(weight, quant_max)
         return codes.to(torch.int8), scales
 
-    def add_range(self, a: Tensor, b: Tensor, grids: tuple[Grid, Grid], clamp: Clamp) -> tuple[Tensor, Tensor]:
+    def add_range(
+        self, a: Tensor, b: Tensor, qparams_each: tuple[QuantizationParameters, QuantizationParameters], clamp: Clamp
+    ) -> tuple[Tensor, Tensor]:
         """Return the range of a clamped sum."""
-        return self.range(self._sum(a, b, grids).clamp_(clamp.low, clamp.high))
+        return self.range(self._sum(a, b, qparams_each).clamp_(clamp.low, clamp.high))
 
     def add_quantize(
-        self, a: Tensor, b: Tensor, grids: tuple[Grid, Grid], clamp: Clamp, grid: Grid
+        self,
+        a: Tensor,
+        b: Tensor,
+        qparams_each: tuple[QuantizationParameters, QuantizationParameters],
+        clamp: Clamp,
+        qparams: QuantizationParameters,
     ) -> tuple[Tensor, Tensor]:
         """Return a quantized clamped sum and its mask."""
-        total = self._sum(a, b, grids)
+        total = self._sum(a, b, qparams_each)
         inside = flat((total > clamp.low) & (total < clamp.high)).to(torch.uint8)
         padded = torch.nn.functional.pad(inside, (0, -len(inside) % 8)).view(-1, 8)
         passed = (padded * _bits(padded.device)).sum(dim=1, dtype=torch.uint8)
-        return self.quantize(total.clamp_(clamp.low, clamp.high), grid), passed
+        return self.quantize(total.clamp_(clamp.low, clamp.high), qparams), passed
 
-    def _sum(self, a: Tensor, b: Tensor, grids: tuple[Grid, Grid]) -> Tensor:
-        return self.dequantize(a, grids[0]).add_(self.dequantize(b, grids[1]))
+    def _sum(self, a: Tensor, b: Tensor, qparams_each: tuple[QuantizationParameters, QuantizationParameters]) -> Tensor:
+        return self.dequantize(a, qparams_each[0]).add_(self.dequantize(b, qparams_each[1]))
 
     def mask(self, gradient: Tensor, passed: Tensor) -> Tensor:
         """Return a masked gradient."""
@@ -81,27 +94,31 @@ class TorchKernels:
         low, high = torch.aminmax(rows, dim=0)
         return Statistics(mean, variance, low, high)
 
-    def affine_quantize(self, x: Tensor, factor: Tensor, offset: Tensor, clamp: Clamp, grid: Grid) -> Tensor:
+    def affine_quantize(
+        self, x: Tensor, factor: Tensor, offset: Tensor, clamp: Clamp, qparams: QuantizationParameters
+    ) -> Tensor:
         """Return quantized values of a clamped affine function."""
         values = (x * _along(factor, x)).add_(_along(offset, x)).clamp_(clamp.low, clamp.high)
-        return self.quantize(values, grid)
+        return self.quantize(values, qparams)
 
     def scale_sums(self, sums: Tensor, shift: Tensor | None, factor: Tensor, offset: Tensor) -> Tensor:
         """Return `(sums + shift) · factor + offset`."""
         shifted = sums if shift is None else sums + _along(shift, sums)
         return (shifted.to(torch.float32) * _along(factor, sums)).add_(_along(offset, sums))
 
-    def gradient_sums(self, site: Site, mean: Tensor) -> tuple[Tensor, Tensor]:
+    def gradient_sums(self, site: OutputGradient, mean: Tensor) -> tuple[Tensor, Tensor]:
         """Return sums for the backward pass of a normalisation."""
         check_not_empty("gradient_sums", site.x)
         passed = rows_of(_passed(site))
         return passed.sum(dim=0), (passed * (rows_of(site.x) - mean)).sum(dim=0)
 
-    def gradient_range(self, site: Site, terms: Terms) -> tuple[Tensor, Tensor]:
+    def gradient_range(self, site: OutputGradient, terms: GradientTerms) -> tuple[Tensor, Tensor]:
         """Return the range of the gradient of a layer's output."""
         return self.range(_gradient(site, terms))
 
-    def gradient_codes(self, site: Site, terms: Terms, step: Tensor, seed: Tensor, dtype: torch.dtype) -> Tensor:
+    def gradient_codes(
+        self, site: OutputGradient, terms: GradientTerms, step: Tensor, seed: Tensor, dtype: torch.dtype
+    ) -> Tensor:
         """Return the gradient of a layer's output in steps, rounded stochastically."""
         gradient = _gradient(site, terms)
         return _with_noise(gradient.div_(step), seed).floor_().to(dtype)
@@ -119,14 +136,14 @@ def _along(values: Tensor, x: Tensor) -> Tensor:
     return values.view(1, -1, 1, 1) if x.dim() == 4 else values
 
 
-def _passed(site: Site) -> Tensor:
+def _passed(site: OutputGradient) -> Tensor:
     value = (site.x * _along(site.factor, site.x)).add_(_along(site.offset, site.x))
     inside = (value > site.clamp.low) & (value < site.clamp.high)
     gradient = site.gradient.to(torch.float32)
     return torch.where(inside, gradient, torch.zeros_like(gradient))
 
 
-def _gradient(site: Site, terms: Terms) -> Tensor:
+def _gradient(site: OutputGradient, terms: GradientTerms) -> Tensor:
     p, q, r = (_along(values, site.x) for values in terms)
     return (_passed(site) * p).add_(site.x * q).add_(r)
 

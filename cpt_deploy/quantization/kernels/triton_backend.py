@@ -13,17 +13,17 @@ from cpt_deploy.quantization.kernels import triton_channels as channels_
 from cpt_deploy.quantization.kernels import triton_elements as elements
 from cpt_deploy.quantization.kernels import triton_parameters as parameters
 from cpt_deploy.quantization.kernels.interface import (
+    AccumulatorScale,
     Average,
     BatchNorm,
     Clamp,
-    Grid,
-    GridLevels,
+    GradientTerms,
     Normalised,
     Observed,
-    Site,
+    OutputGradient,
+    QuantizationParameters,
+    QuantMax,
     Statistics,
-    Terms,
-    Unit,
 )
 from cpt_deploy.quantization.kernels.layout import aligned, channels_of, check_not_empty, dense
 
@@ -48,24 +48,25 @@ class TritonKernels:
         launch(elements.range_kernel, (count,), x, parts, x.numel(), count, block=_BLOCK)
         return parts[0], parts[1]
 
-    def observe(self, low: Tensor, high: Tensor, average: Average | None, levels: GridLevels) -> Observed:
+    def observe(self, low: Tensor, high: Tensor, average: Average | None, quant_max: QuantMax) -> Observed:
         """Return a range with its quantization parameters."""
         out = low.new_empty(8)
-        kept = (low, high, levels.own, 1.0) if average is None else average
+        kept = (low, high, quant_max.own, 1.0) if average is None else average
         launch(
             parameters.observe_kernel, (1,),
-            low, high, low.numel(), *kept[:3], float(kept[3]), levels.own, levels.cycle, float(levels.least), out,
-            averages=average is not None, symmetric=levels.symmetric, block=_MERGED,
+            low, high, low.numel(), *kept[:3], float(kept[3]), quant_max.own, quant_max.cycle,
+            float(quant_max.least), out,
+            averages=average is not None, symmetric=quant_max.symmetric, block=_MERGED,
         )  # fmt: skip
         bottom, top, *rest = out.unbind()
-        return Observed(bottom, top, Grid(*rest[:3]), Grid(*rest[3:]))
+        return Observed(bottom, top, QuantizationParameters(*rest[:3]), QuantizationParameters(*rest[3:]))
 
-    def quantize(self, x: Tensor, grid: Grid) -> Tensor:
+    def quantize(self, x: Tensor, qparams: QuantizationParameters) -> Tensor:
         """Return quantized values."""
         x = dense(x)
-        return _each(elements.quantize_kernel, x, torch.empty_like(x, dtype=torch.uint8), *grid)
+        return _each(elements.quantize_kernel, x, torch.empty_like(x, dtype=torch.uint8), *qparams)
 
-    def requantize(self, codes: Tensor, source: Grid, target: Grid) -> Tensor:
+    def requantize(self, codes: Tensor, source: QuantizationParameters, target: QuantizationParameters) -> Tensor:
         """Return requantized values."""
         return _each(elements.requantize_kernel, codes, torch.empty_like(codes), *source[:2], *target)
 
@@ -73,18 +74,20 @@ class TritonKernels:
         """Return `codes − zero_point`."""
         return _each(elements.centre_kernel, codes, torch.empty_like(codes, dtype=dtype), zero_point)
 
-    def dequantize(self, codes: Tensor, grid: Grid) -> Tensor:
+    def dequantize(self, codes: Tensor, qparams: QuantizationParameters) -> Tensor:
         """Return real values."""
-        return _each(elements.dequantize_kernel, codes, torch.empty_like(codes, dtype=torch.float32), *grid[:2])
+        return _each(elements.dequantize_kernel, codes, torch.empty_like(codes, dtype=torch.float32), *qparams[:2])
 
-    def quantize_weight(self, weight: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
+    def quantize_weight(self, weight: Tensor, quant_max: Tensor) -> tuple[Tensor, Tensor]:
         """Return quantized values and scales."""
         check_not_empty("quantize_weight", weight)
         weight, count = dense(weight.detach()), weight.shape[0]
         codes, scales = torch.empty_like(weight, dtype=torch.int8), weight.new_empty(count)
-        inputs, stride = weight.numel() // count, levels.stride(0) if levels.dim() else 0
+        inputs, stride = weight.numel() // count, quant_max.stride(0) if quant_max.dim() else 0
         block = min(triton.next_power_of_2(inputs), _BLOCK)
-        launch(parameters.quantize_weight_kernel, (count,), weight, codes, scales, inputs, levels, stride, block=block)
+        launch(
+            parameters.quantize_weight_kernel, (count,), weight, codes, scales, inputs, quant_max, stride, block=block
+        )
         return codes, scales
 
     def real_weight(self, codes: Tensor, scales: Tensor, step: Tensor, dtype: torch.dtype) -> Tensor:
@@ -95,19 +98,26 @@ class TritonKernels:
         launch(parameters.real_weight_kernel, grid, codes, out, scales, inputs, step, block=block)
         return out
 
-    def add_range(self, a: Tensor, b: Tensor, grids: tuple[Grid, Grid], clamp: Clamp) -> tuple[Tensor, Tensor]:
+    def add_range(
+        self, a: Tensor, b: Tensor, qparams_each: tuple[QuantizationParameters, QuantizationParameters], clamp: Clamp
+    ) -> tuple[Tensor, Tensor]:
         """Return the range of a clamped sum, in parts."""
         check_not_empty("add_range", a)
         b, count = aligned(b, a), _parts(a.numel())
-        parts = grids[0].scale.new_empty(2, count)
+        parts = qparams_each[0].scale.new_empty(2, count)
         launch(
             elements.add_range_kernel, (count,),
-            a, b, parts, a.numel(), count, *grids[0][:2], *grids[1][:2], *clamp, block=_BLOCK,
+            a, b, parts, a.numel(), count, *qparams_each[0][:2], *qparams_each[1][:2], *clamp, block=_BLOCK,
         )  # fmt: skip
         return parts[0], parts[1]
 
     def add_quantize(
-        self, a: Tensor, b: Tensor, grids: tuple[Grid, Grid], clamp: Clamp, grid: Grid
+        self,
+        a: Tensor,
+        b: Tensor,
+        qparams_each: tuple[QuantizationParameters, QuantizationParameters],
+        clamp: Clamp,
+        qparams: QuantizationParameters,
     ) -> tuple[Tensor, Tensor]:
         """Return a quantized clamped sum and its mask."""
         b, codes = aligned(b, a), torch.empty_like(a)
@@ -115,7 +125,7 @@ class TritonKernels:
         block = _BLOCK // 8
         launch(
             elements.add_quantize_kernel, (triton.cdiv(len(passed), block),),
-            a, b, codes, passed, a.numel(), *grids[0][:2], *grids[1][:2], *clamp, *grid, block=block,
+            a, b, codes, passed, a.numel(), *qparams_each[0][:2], *qparams_each[1][:2], *clamp, *qparams, block=block,
         )  # fmt: skip
         return codes, passed
 
@@ -136,26 +146,34 @@ class TritonKernels:
         return Statistics(*out.unbind())
 
     def normalise(
-        self, statistics: Statistics, unit: Unit, bias: Tensor | None, norm: BatchNorm | None, clamp: Clamp, count: int
+        self,
+        statistics: Statistics,
+        unit: AccumulatorScale,
+        bias: Tensor | None,
+        norm: BatchNorm | None,
+        clamp: Clamp,
+        count: int,
     ) -> tuple[Normalised, tuple[Tensor, Tensor]]:
         """Return a layer's normalisation and its output's range in one part per channel."""
         channels = len(unit.weight)
         out, ends = unit.weight.new_empty(5, channels), unit.weight.new_empty(2, channels)
         nothing = unit.weight
-        followed = (nothing, nothing, nothing, nothing, nothing, 0.0, 0.0) if norm is None else norm
+        replayed = (nothing, nothing, nothing, nothing, nothing, 0.0, 0.0) if norm is None else norm
         launch(
             parameters.normalise_kernel, (triton.cdiv(channels, _MOST_WIDTH),),
-            *statistics, *unit, nothing if bias is None else bias, *followed, count, out, ends, channels, *clamp,
+            *statistics, *unit, nothing if bias is None else bias, *replayed, count, out, ends, channels, *clamp,
             biased=bias is not None, normed=norm is not None, width=_MOST_WIDTH,
         )  # fmt: skip
         return Normalised(*out.unbind()), (ends[0], ends[1])
 
-    def affine_quantize(self, x: Tensor, factor: Tensor, offset: Tensor, clamp: Clamp, grid: Grid) -> Tensor:
+    def affine_quantize(
+        self, x: Tensor, factor: Tensor, offset: Tensor, clamp: Clamp, qparams: QuantizationParameters
+    ) -> Tensor:
         """Return quantized values of a clamped affine function."""
         tiles, codes = _Tiles(x), torch.empty_like(x, dtype=torch.uint8)
         launch(
             channels_.affine_quantize_kernel, tiles.all,
-            x, codes, factor, offset, *tiles.shape, *clamp, *grid, **tiles.sizes,
+            x, codes, factor, offset, *tiles.shape, *clamp, *qparams, **tiles.sizes,
         )  # fmt: skip
         return codes
 
@@ -169,7 +187,7 @@ class TritonKernels:
         )  # fmt: skip
         return out
 
-    def gradient_sums(self, site: Site, mean: Tensor) -> tuple[Tensor, Tensor]:
+    def gradient_sums(self, site: OutputGradient, mean: Tensor) -> tuple[Tensor, Tensor]:
         """Return sums for the backward pass of a normalisation."""
         check_not_empty("gradient_sums", site.x)
         tiles = _Tiles(site.x)
@@ -186,7 +204,7 @@ class TritonKernels:
 
     def normalisation_terms(
         self, norm: Normalised, passed: Tensor, products: Tensor, count: int
-    ) -> tuple[Terms, Tensor]:
+    ) -> tuple[GradientTerms, Tensor]:
         """Return the coefficients of the gradient through BatchNorm, see `terms` in parameters.py, and that of γ."""
         channels = len(passed)
         out = passed.new_empty(3, channels)
@@ -194,9 +212,9 @@ class TritonKernels:
             parameters.normalisation_terms_kernel, (triton.cdiv(channels, _MOST_WIDTH),),
             norm.mean, norm.gain, norm.deviation, passed, products, out, channels, count, width=_MOST_WIDTH,
         )  # fmt: skip
-        return Terms(norm.gain, out[0], out[1]), out[2]
+        return GradientTerms(norm.gain, out[0], out[1]), out[2]
 
-    def gradient_range(self, site: Site, terms: Terms) -> tuple[Tensor, Tensor]:
+    def gradient_range(self, site: OutputGradient, terms: GradientTerms) -> tuple[Tensor, Tensor]:
         """Return the range of the gradient of a layer's output, in parts."""
         check_not_empty("gradient_range", site.x)
         tiles = _Tiles(site.x)
@@ -207,13 +225,15 @@ class TritonKernels:
         )  # fmt: skip
         return parts[0], parts[1]
 
-    def gradient_step(self, low: Tensor, high: Tensor, levels: Tensor) -> Tensor:
+    def gradient_step(self, low: Tensor, high: Tensor, quant_max: Tensor) -> Tensor:
         """Return the quantization step of a gradient."""
-        step = torch.empty_like(levels)
-        launch(parameters.gradient_step_kernel, (1,), low, high, low.numel(), levels, step, block=_MERGED)
+        step = torch.empty_like(quant_max)
+        launch(parameters.gradient_step_kernel, (1,), low, high, low.numel(), quant_max, step, block=_MERGED)
         return step
 
-    def gradient_codes(self, site: Site, terms: Terms, step: Tensor, seed: Tensor, dtype: torch.dtype) -> Tensor:
+    def gradient_codes(
+        self, site: OutputGradient, terms: GradientTerms, step: Tensor, seed: Tensor, dtype: torch.dtype
+    ) -> Tensor:
         """Return the gradient of a layer's output in steps, rounded stochastically."""
         tiles, codes = _Tiles(site.x), torch.empty_like(site.gradient, dtype=dtype)
         launch(

@@ -85,7 +85,7 @@ def merge_statistics_kernel(
 
 @triton.jit(do_not_specialize_on_alignment=GRID)
 def affine_quantize_kernel(
-    x, codes, factor, offset, rows, channels, low_bound, high_bound, scale, zero_point, levels,
+    x, codes, factor, offset, rows, channels, low_bound, high_bound, scale, zero_point, quant_max,
     rows_a_tile: tl.constexpr, width: tl.constexpr,
 ):  # fmt: skip
     """Quantize clamp(x · factor + offset)."""
@@ -95,7 +95,7 @@ def affine_quantize_kernel(
     a = tl.load(factor + columns, mask=there, other=0.0)[None, :]
     b = tl.load(offset + columns, mask=there, other=0.0)[None, :]
     value = clamped(tl.load(x + offsets, mask=inside, other=0.0) * a + b, low_bound, high_bound)
-    tl.store(codes + offsets, code_of(value, tl.load(scale), tl.load(zero_point), tl.load(levels)), mask=inside)
+    tl.store(codes + offsets, code_of(value, tl.load(scale), tl.load(zero_point), tl.load(quant_max)), mask=inside)
 
 
 @triton.jit

@@ -32,9 +32,9 @@ def rounded(x):
 
 
 @triton.jit
-def code_of(x, scale, zero_point, levels):
+def code_of(x, scale, zero_point, quant_max):
     """Quantize values."""
-    return clamped(rounded(tl.div_rn(x, scale)) + zero_point, 0.0, levels).to(tl.int32).to(tl.uint8)
+    return clamped(rounded(tl.div_rn(x, scale)) + zero_point, 0.0, quant_max).to(tl.int32).to(tl.uint8)
 
 
 @triton.jit
@@ -95,23 +95,23 @@ def range_kernel(x, parts, n, count, block: tl.constexpr):
 
 
 @triton.jit(do_not_specialize_on_alignment=GRID)
-def quantize_kernel(x, codes, n, scale, zero_point, levels, block: tl.constexpr):
+def quantize_kernel(x, codes, n, scale, zero_point, quant_max, block: tl.constexpr):
     """Quantize float32 values."""
     offsets = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
     inside = offsets < n
     value = tl.load(x + offsets, mask=inside, other=0.0)
-    tl.store(codes + offsets, code_of(value, tl.load(scale), tl.load(zero_point), tl.load(levels)), mask=inside)
+    tl.store(codes + offsets, code_of(value, tl.load(scale), tl.load(zero_point), tl.load(quant_max)), mask=inside)
 
 
 @triton.jit(do_not_specialize_on_alignment=["from_scale", "from_zero_point", *GRID])
 def requantize_kernel(
-    x, codes, n, from_scale, from_zero_point, scale, zero_point, levels, block: tl.constexpr
+    x, codes, n, from_scale, from_zero_point, scale, zero_point, quant_max, block: tl.constexpr
 ):  # fmt: skip
     """Requantize values from one set of quantization parameters to another."""
     offsets = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
     inside = offsets < n
     value = real_of(tl.load(x + offsets, mask=inside, other=0), tl.load(from_scale), tl.load(from_zero_point))
-    tl.store(codes + offsets, code_of(value, tl.load(scale), tl.load(zero_point), tl.load(levels)), mask=inside)
+    tl.store(codes + offsets, code_of(value, tl.load(scale), tl.load(zero_point), tl.load(quant_max)), mask=inside)
 
 
 @triton.jit(do_not_specialize_on_alignment=["zero_point"])
@@ -159,7 +159,7 @@ def add_range_kernel(
 @triton.jit(do_not_specialize_on_alignment=[*SUM, *GRID])
 def add_quantize_kernel(
     a, b, codes, passed, n, a_scale, a_zero_point, b_scale, b_zero_point, low_bound, high_bound,
-    scale, zero_point, levels, block: tl.constexpr,
+    scale, zero_point, quant_max, block: tl.constexpr,
 ):  # fmt: skip
     """Quantize the clamped sum; bit i % 8 of passed[i / 8] is 1 if the clamp did not change element i."""
     byte = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
@@ -170,7 +170,7 @@ def add_quantize_kernel(
     right = real_of(tl.load(b + offsets, mask=inside, other=0), tl.load(b_scale), tl.load(b_zero_point))
     value = left + right
     alone = inside & (value > low_bound) & (value < high_bound)
-    code = code_of(clamped(value, low_bound, high_bound), tl.load(scale), tl.load(zero_point), tl.load(levels))
+    code = code_of(clamped(value, low_bound, high_bound), tl.load(scale), tl.load(zero_point), tl.load(quant_max))
     tl.store(codes + offsets, code, mask=inside)
     packed = tl.sum(alone.to(tl.int32) << bit[None, :], axis=1)
     tl.store(passed + byte, packed.to(tl.uint8), mask=byte * 8 < n)

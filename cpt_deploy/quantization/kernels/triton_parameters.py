@@ -33,19 +33,19 @@ def merged_range(low, high, count, block: tl.constexpr):
 
 
 @triton.jit
-def store_grid(low, high, levels, out, symmetric: tl.constexpr):
+def store_grid(low, high, quant_max, out, symmetric: tl.constexpr):
     """Store scale, zero point and max quantized value of a range."""
     if symmetric:
-        zero_point = tl.div_rn(levels + 1.0, 2.0)
+        zero_point = tl.div_rn(quant_max + 1.0, 2.0)
         width = tl.div_rn(tl.where(high > -low, high, -low), zero_point - 1.0)
         scale = tl.where(width == 0.0, 1.0, width)
     else:
-        width = tl.div_rn(high - low, levels)
+        width = tl.div_rn(high - low, quant_max)
         scale = tl.where(width == 0.0, 1.0, width)
-        zero_point = clamped(rounded(tl.div_rn(-low, scale)), 0.0, levels)
+        zero_point = clamped(rounded(tl.div_rn(-low, scale)), 0.0, quant_max)
     tl.store(out, scale)
     tl.store(out + 1, zero_point)
-    tl.store(out + 2, levels)
+    tl.store(out + 2, quant_max)
 
 
 @triton.jit
@@ -76,21 +76,21 @@ def observe_kernel(
         moved(average_high, top, weight)
     tl.store(out, bottom)
     tl.store(out + 1, top)
-    own_levels = tl.load(own)
-    store_grid(bottom, top, tl.where(own_levels < least, least, own_levels), out + 2, symmetric)
+    own_quant_max = tl.load(own)
+    store_grid(bottom, top, tl.where(own_quant_max < least, least, own_quant_max), out + 2, symmetric)
     store_grid(bottom, top, tl.load(cycle), out + 5, symmetric)
 
 
 @triton.jit(do_not_specialize=["count"], do_not_specialize_on_alignment=["low", "high", "levels", "out"])
-def gradient_step_kernel(low, high, count, levels, out, block: tl.constexpr):
+def gradient_step_kernel(low, high, count, quant_max, out, block: tl.constexpr):
     """Compute the quantization step of a gradient."""
     bottom, top = merged_range(low, high, count, block)
-    width = tl.div_rn(top - bottom, tl.load(levels) - 1.0)
+    width = tl.div_rn(top - bottom, tl.load(quant_max) - 1.0)
     tl.store(out, tl.where(width == 0.0, 1.0, width))
 
 
 @triton.jit(do_not_specialize_on_alignment=["levels"])
-def quantize_weight_kernel(weight, codes, scales, inputs, levels, levels_stride, block: tl.constexpr):
+def quantize_weight_kernel(weight, codes, scales, inputs, quant_max, levels_stride, block: tl.constexpr):
     """Quantize one output channel per program, and store its scale."""
     channel = tl.program_id(0).to(tl.int64)
     row = weight + channel * inputs
@@ -103,7 +103,7 @@ def quantize_weight_kernel(weight, codes, scales, inputs, levels, levels_stride,
         value = tl.load(row + start + index, mask=inside, other=0.0)
         low, high = lesser(low, value, inside), greater(high, value, inside)
         bad = not_numbers(bad, value, inside)
-    most = tl.load(levels + channel * levels_stride)
+    most = tl.load(quant_max + channel * levels_stride)
     least, greatest = tl.min(low, axis=0), tl.max(high, axis=0)
     scale = tl.div_rn(tl.where(greatest > -least, greatest, -least), most)
     scale = tl.where(tl.max(bad, axis=0) > 0, float("nan"), tl.where(scale == 0.0, 1.0, scale))

@@ -5,12 +5,12 @@ import math
 import torch
 from torch import Tensor, nn
 
-from cpt_deploy.quantization.kernels import Average, Grid, GridLevels, Kernels, Observed, parameters
-from cpt_deploy.quantization.numerics.affine import fake_quantize, including_zero, range_of, unsigned_levels
+from cpt_deploy.quantization.kernels import Average, Kernels, Observed, QuantizationParameters, QuantMax, parameters
+from cpt_deploy.quantization.numerics.affine import fake_quantize, including_zero, range_of, unsigned_quant_max
 from cpt_deploy.quantization.state.precision_state import PrecisionState, Role
 
 
-class EdgeQuantizer(nn.Module):
+class ActivationQuantizer(nn.Module):
     """Quantizes an activation tensor: per tensor, unsigned, with a zero point.
 
     In training it uses the range of the batch and updates a moving average of it; in evaluation it uses the average.
@@ -61,23 +61,23 @@ class EdgeQuantizer(nn.Module):
         """Fake-quantize `x` in the range of the last forward pass, at the bits of a role."""
         if not self.precision.quantizes_activations(role):
             return x
-        return fake_quantize(x, *self._grid(self.current, role, least_bits))
+        return fake_quantize(x, *self._qparams(self.current, role, least_bits))
 
-    def grid(self, role: Role | None = None) -> Grid:
+    def qparams(self, role: Role | None = None) -> QuantizationParameters:
         """Return the quantization parameters of the last forward pass, or those at a role's bits in the same range."""
-        if self._observed is not None and role in (None, "cycle"):
+        if self._observed is not None and role in (None, "scheduled"):
             return self._observed.own if role is None else self._observed.cycle
-        return self._grid(self.current, role or self.role, 0 if role else self.least_bits)
+        return self._qparams(self.current, role or self.role, 0 if role else self.least_bits)
 
-    def kept_grid(self, role: Role | None = None) -> Grid:
+    def kept_qparams(self, role: Role | None = None) -> QuantizationParameters:
         """Return the quantization parameters in the averaged range, as evaluation uses it."""
-        return self._grid((self.low, self.high), role or self.role, 0 if role else self.least_bits)
+        return self._qparams((self.low, self.high), role or self.role, 0 if role else self.least_bits)
 
-    def _grid(self, limits: tuple[Tensor, Tensor], role: Role, least_bits: int) -> Grid:
-        levels = self.precision.activation_levels(role)
+    def _qparams(self, limits: tuple[Tensor, Tensor], role: Role, least_bits: int) -> QuantizationParameters:
+        quant_max = self.precision.activation_quant_max(role)
         if least_bits:
-            levels = levels.clamp(min=float(unsigned_levels(least_bits)))
-        return parameters.grid_on(*limits, levels, symmetric=self.symmetric)
+            quant_max = quant_max.clamp(min=float(unsigned_quant_max(least_bits)))
+        return parameters.qparams_on(*limits, quant_max, symmetric=self.symmetric)
 
     def take(self, low: Tensor, high: Tensor, kernels: Kernels | None = None) -> None:
         """Set the current range to that of a training batch and update the moving average.
@@ -94,10 +94,10 @@ class EdgeQuantizer(nn.Module):
                 self.observe(*self.current)
             return
         state = self.precision
-        least = float(unsigned_levels(self.least_bits)) if self.least_bits else 0.0
-        own, cycle = state.activation_levels(self.role), state.activation_levels("cycle")
-        levels = GridLevels(own, cycle, least, self.symmetric)
-        self._observed = kernels.observe(low, high, None if self.deferred else self._average(), levels)
+        least = float(unsigned_quant_max(self.least_bits)) if self.least_bits else 0.0
+        own, cycle = state.activation_quant_max(self.role), state.activation_quant_max("scheduled")
+        quant_max = QuantMax(own, cycle, least, self.symmetric)
+        self._observed = kernels.observe(low, high, None if self.deferred else self._average(), quant_max)
         self.current = (self._observed.low, self._observed.high)
 
     def observe(self, low: Tensor, high: Tensor) -> None:
@@ -123,7 +123,7 @@ class EdgeQuantizer(nn.Module):
         return f"role={self.role}"
 
 
-class LayerInput(nn.Module):
+class Requantize(nn.Module):
     """Requantizes a tensor of fixed precision to the bits of a layer of scheduled precision, in the tensor's range.
 
     At max_bits it is the identity, so the frozen graph has no such operation, unless the layer belongs to a group with
@@ -134,13 +134,13 @@ class LayerInput(nn.Module):
         role: The role whose bits the layer has.
     """
 
-    def __init__(self, source: EdgeQuantizer, role: Role = "cycle") -> None:
+    def __init__(self, source: ActivationQuantizer, role: Role = "scheduled") -> None:
         super().__init__()
         self.role = role
         self._source = (source,)  # in a tuple, so that this module does not register the source's buffers again
 
     @property
-    def source(self) -> EdgeQuantizer:
+    def source(self) -> ActivationQuantizer:
         """The activation quantizer of the tensor that this module reads."""
         return self._source[0]
 
@@ -149,6 +149,6 @@ class LayerInput(nn.Module):
         source = self.source
         bits = source.precision.activation_bits
         # A compiled graph serves all bits, so there values that already have these bits are quantized once more.
-        if not torch.compiler.is_compiling() and bits[self.role] == bits["hold"]:
+        if not torch.compiler.is_compiling() and bits[self.role] == bits["fixed"]:
             return x
         return source.quantize(x, self.role)

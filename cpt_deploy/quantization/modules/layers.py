@@ -9,10 +9,10 @@ from torch.nn import functional
 from torch.nn.utils import parametrize
 
 from cpt_deploy.quantization.modules.strided import seen_pixels, skips_pixels
-from cpt_deploy.quantization.numerics.accumulator_range import can_overflow, summed_levels
+from cpt_deploy.quantization.numerics.accumulator_range import can_overflow, summed_quant_max
 from cpt_deploy.quantization.numerics.affine import fake_quantize_weight
 from cpt_deploy.quantization.numerics.gradients import with_quantized_gradient
-from cpt_deploy.quantization.numerics.saturation import portable_levels
+from cpt_deploy.quantization.numerics.saturation import portable_quant_max
 from cpt_deploy.quantization.state.precision_state import PrecisionState, Role
 
 
@@ -72,23 +72,27 @@ class QuantizedLayer(nn.Module):
         """The fake-quantized weight in torch's layout, as the forward pass uses it at the current bits."""
         if not self.precision.quantizes_weights(self.index, self.role):
             return self.float_weight
-        weight, levels = self.channel_weight, self.precision.weight_levels_of(self.index, self.role)
-        limited = self.trained_levels(levels, weight) if self.training else self.limited_levels(levels, weight)
+        weight, quant_max = self.channel_weight, self.precision.weight_quant_max_of(self.index, self.role)
+        limited = (
+            self.trained_quant_max(quant_max, weight) if self.training else self.limited_quant_max(quant_max, weight)
+        )
         return self.turned(fake_quantize_weight(weight, limited))
 
-    def trained_levels(self, levels: Tensor, weight: Tensor) -> Tensor:
+    def trained_quant_max(self, quant_max: Tensor, weight: Tensor) -> Tensor:
         """Return the max quantized weight, 0-dim; or per channel, (O,), where sums of many inputs require a lower one.
 
         Args:
-            levels: The max quantized value at these bits.
+            quant_max: The max quantized value at these bits.
             weight: `channel_weight`.
         """
-        return summed_levels(weight, levels) if can_overflow(weight[0].numel()) else levels
+        return summed_quant_max(weight, quant_max) if can_overflow(weight[0].numel()) else quant_max
 
-    def limited_levels(self, levels: Tensor, weight: Tensor) -> Tensor:
+    def limited_quant_max(self, quant_max: Tensor, weight: Tensor) -> Tensor:
         """Return the same for evaluation and freezing, where also pairs are limited unless the model is native."""
-        limit = self.precision.pair_limit
-        return self.trained_levels(levels if limit is None else portable_levels(weight, levels, limit), weight)
+        limit = self.precision.saturation_limit
+        return self.trained_quant_max(
+            quant_max if limit is None else portable_quant_max(weight, quant_max, limit), weight
+        )
 
     def gradient_seed(self, y: Tensor) -> Tensor:
         """Return the seed of the stochastic-rounding noise of the gradient of the layer's output (N, ...) in this step.
@@ -100,7 +104,7 @@ class QuantizedLayer(nn.Module):
     def _with_quantized_gradient(self, y: Tensor) -> Tensor:
         if not (self.training and self.precision.quantizes_gradients):
             return y
-        return with_quantized_gradient(y, self.precision.gradient_levels, self.gradient_seed(y))
+        return with_quantized_gradient(y, self.precision.gradient_quant_max, self.gradient_seed(y))
 
 
 class QuantizedConv1d(QuantizedLayer, nn.Conv1d):  # type: ignore[misc]  # torch declares the same attributes wider
@@ -180,13 +184,13 @@ class QuantizedEmbedding(QuantizedLayer, nn.Embedding):  # type: ignore[misc]  #
         """Return the fake-quantized rows; only those that are read are quantized."""
         rows = super().forward(input)
         if self.precision.quantizes_weights(self.index, self.role):
-            levels = self.precision.weight_levels_of(self.index, self.role)
-            rows = fake_quantize_weight(rows.reshape(-1, rows.shape[-1]), levels).view_as(rows)
+            quant_max = self.precision.weight_quant_max_of(self.index, self.role)
+            rows = fake_quantize_weight(rows.reshape(-1, rows.shape[-1]), quant_max).view_as(rows)
         return self._with_quantized_gradient(rows)
 
-    def limited_levels(self, levels: Tensor, weight: Tensor) -> Tensor:
+    def limited_quant_max(self, quant_max: Tensor, weight: Tensor) -> Tensor:
         """Return the max quantized weight, which is not limited here."""
-        return levels
+        return quant_max
 
 
 #: Layers that slide a kernel over positions; with a following BatchNorm and ReLU they form one integer operation.

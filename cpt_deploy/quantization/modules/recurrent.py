@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cpt_deploy.quantization.modules.activation_quantizer import EdgeQuantizer
+from cpt_deploy.quantization.modules.activation_quantizer import ActivationQuantizer
 from cpt_deploy.quantization.modules.layers import QuantizedLinear, quantized_layer
 from cpt_deploy.quantization.numerics.affine import fake_quantize, range_of
 from cpt_deploy.quantization.numerics.gradients import with_quantized_gradient
@@ -36,27 +36,27 @@ class QuantizedLSTM(nn.Module):
     """One LSTM layer, called as `nn.LSTM(batch_first=True)`: (N, T, I), ((1, N, H), (1, N, H)) to (N, T, H), state.
 
     Args:
-        input_layer: W and b; its input is quantized by `input_edge`.
-        hidden_layer: U; its input is quantized by `hidden_edge`.
+        input_layer: W and b; its input is quantized by `input_quantizer`.
+        hidden_layer: U; its input is quantized by `hidden_quantizer`.
         momentum: Weight of a new batch in the moving average of the ranges.
     """
 
     def __init__(self, input_layer: QuantizedLinear, hidden_layer: QuantizedLinear, momentum: float) -> None:
         super().__init__()
         precision, role = input_layer.precision, input_layer.role
-        self.input_edge = EdgeQuantizer(precision, role, momentum)
+        self.input_quantizer = ActivationQuantizer(precision, role, momentum)
         self.input_layer = input_layer
-        self.hidden_edge = EdgeQuantizer(precision, role, momentum)
+        self.hidden_quantizer = ActivationQuantizer(precision, role, momentum)
         self.hidden_layer = hidden_layer
         self.hidden_size = hidden_layer.in_features
 
     def forward(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """Return the hidden states of all steps and the state after the last one."""
         h, c = state[0][0], state[1][0]
-        steps = self.input_edge(x).transpose(0, 1)
+        steps = self.input_quantizer(x).transpose(0, 1)
         projected = functional.linear(steps, self.input_layer.quantized_weight, self.input_layer.bias)
         weight = self.hidden_layer.quantized_weight
-        quantizer = _HiddenQuantizer(self.hidden_edge)
+        quantizer = _HiddenQuantizer(self.hidden_quantizer)
         outputs = []
         for number, inward in enumerate(projected.unbind(0)):
             gates = inward + functional.linear(quantizer(h), weight)
@@ -70,7 +70,7 @@ class QuantizedLSTM(nn.Module):
         if not (self.training and precision.quantizes_gradients):
             return gates
         seed = mix_into(precision.seeds[self.input_layer.index], number)
-        return with_quantized_gradient(gates, precision.get_buffer("gradient_levels"), seed)
+        return with_quantized_gradient(gates, precision.get_buffer("gradient_quant_max"), seed)
 
 
 def _cell(gates: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
@@ -82,29 +82,29 @@ def _cell(gates: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
 class _HiddenQuantizer:
     """Quantizes the hidden state of each step of a chunk, and updates its range once per chunk."""
 
-    def __init__(self, edge: EdgeQuantizer) -> None:
-        self.edge = edge
-        self.observes = edge.training
-        self.quantizes = edge.precision.quantizes_activations(edge.role)
+    def __init__(self, quantizer: ActivationQuantizer) -> None:
+        self.quantizer = quantizer
+        self.observes = quantizer.training
+        self.quantizes = quantizer.precision.quantizes_activations(quantizer.role)
         self.ends: list[tuple[Tensor, Tensor]] = []
-        self.kept = edge.kept_grid()
+        self.kept = quantizer.kept_qparams()
 
     def __call__(self, h: Tensor) -> Tensor:
         if self.observes:
-            self.edge.current = range_of(h)
-            self.ends.append(self.edge.current)
-            return self.edge.quantize(h, self.edge.role)
+            self.quantizer.current = range_of(h)
+            self.ends.append(self.quantizer.current)
+            return self.quantizer.quantize(h, self.quantizer.role)
         return fake_quantize(h, *self.kept) if self.quantizes else h
 
     def finish(self) -> None:
         """Update the range with the min and max over all steps."""
         if self.observes:
             lows, highs = zip(*self.ends, strict=True)
-            self.edge.current = torch.stack(lows).amin(), torch.stack(highs).amax()
-            if not self.edge.deferred:
-                self.edge.observe(*self.edge.current)
+            self.quantizer.current = torch.stack(lows).amin(), torch.stack(highs).amax()
+            if not self.quantizer.deferred:
+                self.quantizer.observe(*self.quantizer.current)
         else:
-            self.edge.current = (self.edge.low, self.edge.high)
+            self.quantizer.current = (self.quantizer.low, self.quantizer.high)
 
 
 def quantized_lstm(lstm: nn.LSTM, precision: PrecisionState, role: Role, index: int, momentum: float) -> QuantizedLSTM:

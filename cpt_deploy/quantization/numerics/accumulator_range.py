@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from cpt_deploy.precision.accumulators import INT32_MOST
-from cpt_deploy.quantization.numerics.affine import symmetric_levels, unsigned_levels
+from cpt_deploy.quantization.numerics.affine import symmetric_quant_max, unsigned_quant_max
 
-_EXECUTED_LEVELS = symmetric_levels(8)
+_EXECUTED_LEVELS = symmetric_quant_max(8)
 _FOR_BIAS = 2**26
 
-SUM_LIMIT = (INT32_MOST - _FOR_BIAS) // unsigned_levels(8)
+SUM_LIMIT = (INT32_MOST - _FOR_BIAS) // unsigned_quant_max(8)
 """Max sum of the magnitudes of a channel's quantized weights, with activations of 8 bits."""
 
 
@@ -22,15 +22,15 @@ def can_overflow(inputs: int) -> bool:
     return inputs * _EXECUTED_LEVELS > SUM_LIMIT
 
 
-def summed_levels(weight: Tensor, levels: Tensor) -> Tensor:
+def summed_quant_max(weight: Tensor, quant_max: Tensor) -> Tensor:
     """Return for each output channel the max quantized value at which the sum of magnitudes surely keeps the limit.
 
     `|rint(x)| ≤ |x| + 1/2`, so `Σ|quantized weights| ≤ levels · Σ|w| / max|w| + inputs / 2`.
 
     Args:
         weight: Float32 tensor of shape (O, ...).
-        levels: Max quantized value allowed otherwise, 0-dim or (O,), float32. Values of more than 8 bits, which occur
-            only in training, are not limited.
+        quant_max: Max quantized value allowed otherwise, 0-dim or (O,), float32. Values of more than 8 bits, which
+            occur only in training, are not limited.
 
     Returns:
         Float32 tensor of shape (O,); 0 where no value keeps the limit.
@@ -39,5 +39,5 @@ def summed_levels(weight: Tensor, levels: Tensor) -> Tensor:
     most = magnitudes.amax(dim=1).clamp(min=torch.finfo(torch.float32).tiny)
     room = SUM_LIMIT - magnitudes.shape[1] / 2
     limited = torch.floor(room / (magnitudes.sum(dim=1) / most).clamp(min=1.0)).clamp(min=0.0).to(weight.dtype)
-    levels = levels.to(weight.device)
-    return torch.where(levels > _EXECUTED_LEVELS, levels, torch.minimum(limited, levels))
+    quant_max = quant_max.to(weight.device)
+    return torch.where(quant_max > _EXECUTED_LEVELS, quant_max, torch.minimum(limited, quant_max))

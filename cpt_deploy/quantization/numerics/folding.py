@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from cpt_deploy.quantization.modules.layers import QuantizedLayer
 from cpt_deploy.quantization.numerics.accumulator_range import SUM_LIMIT
-from cpt_deploy.quantization.numerics.affine import quantize_weight, symmetric_levels
-from cpt_deploy.quantization.numerics.saturation import worst_pair
+from cpt_deploy.quantization.numerics.affine import quantize_weight, symmetric_quant_max
+from cpt_deploy.quantization.numerics.saturation import worst_pair_sum
 
 #: Max magnitude of a bias, well inside int32 so that accumulators cannot overflow.
 BIAS_LIMIT = 2**30
@@ -79,12 +79,12 @@ def fold_layer(
     """
     with torch.no_grad():
         weight = layer.channel_weight
-        levels = layer.limited_levels(torch.tensor(float(symmetric_levels(bits))), weight)
-        codes, scales = quantize_weight(weight, levels)
+        quant_max = layer.limited_quant_max(torch.tensor(float(symmetric_quant_max(bits))), weight)
+        codes, scales = quantize_weight(weight, quant_max)
     factor, offset = normalisation(norm, codes.shape[0])
     if layer.bias is not None:
         offset = offset + _float64(layer.bias) * factor
-    shift = _shift(codes, bits, layer.precision.pair_limit)
+    shift = _shift(codes, bits, layer.precision.saturation_limit)
     return fold(_float64(codes), _float64(scales) / 2**shift, factor, offset, input_scale, bias_limit, shift=shift)
 
 
@@ -92,7 +92,7 @@ def _shift(codes: Tensor, bits: int, limit: int | None) -> int:
     """Return the left shift of the quantized weights: to 8 bits, or less if pairs or sums would exceed their limit."""
     shift = 8 - bits
     sums = float(codes.double().abs().flatten(1).sum(dim=1).amax())
-    pairs = 0.0 if limit is None else float(worst_pair(codes).amax())
+    pairs = 0.0 if limit is None else float(worst_pair_sum(codes).amax())
     while shift and (sums * 2**shift > SUM_LIMIT or (limit is not None and pairs * 2**shift > limit)):
         shift -= 1
     return shift

@@ -9,7 +9,7 @@ from cpt_deploy.quantization.kernels import kernels_on
 from cpt_deploy.quantization.kernels.layout import dense
 
 
-def quantize_gradient(gradient: Tensor, levels: Tensor, seed: int | Tensor) -> Tensor:
+def quantize_gradient(gradient: Tensor, quant_max: Tensor, seed: int | Tensor) -> Tensor:
     """Round a gradient stochastically to one of `levels + 1` values.
 
     The values are multiples of the step `range / (levels − 1)`, including 0: one value is left free so that rounding
@@ -18,14 +18,14 @@ def quantize_gradient(gradient: Tensor, levels: Tensor, seed: int | Tensor) -> T
 
     Args:
         gradient: Float32 tensor of any shape; other types are converted to float32.
-        levels: Max quantized value, 0-dim float32.
+        quant_max: Max quantized value, 0-dim float32.
         seed: Seed of the stochastic-rounding noise, an integer or 0-dim int64 on the gradient's device.
 
     Returns:
         The rounded gradient; NaN and infinite inputs give NaN, never a number.
     """
     gradient, kernels = dense(gradient.float()), kernels_on(gradient.device)
-    step = kernels.gradient_step(*kernels.range(gradient), levels)
+    step = kernels.gradient_step(*kernels.range(gradient), quant_max)
     if isinstance(seed, int):
         seed = torch.full((), seed & 0xFFFFFFFF, dtype=torch.int64, device=gradient.device)
     return kernels.round_gradient(gradient, step, seed)
@@ -35,16 +35,16 @@ class _QuantizeGradient(torch.autograd.Function):
     """The identity with a quantized gradient."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, levels: Tensor, seed: int | Tensor) -> Tensor:
-        ctx.levels, ctx.seed = levels, seed
+    def forward(ctx: Any, x: Tensor, quant_max: Tensor, seed: int | Tensor) -> Tensor:
+        ctx.quant_max, ctx.seed = quant_max, seed
         return x.view_as(x)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
-        return quantize_gradient(grad_outputs[0], ctx.levels, ctx.seed), None, None
+        return quantize_gradient(grad_outputs[0], ctx.quant_max, ctx.seed), None, None
 
 
-def with_quantized_gradient(x: Tensor, levels: Tensor, seed: int | Tensor) -> Tensor:
+def with_quantized_gradient(x: Tensor, quant_max: Tensor, seed: int | Tensor) -> Tensor:
     """Return `x`, with its gradient quantized by `quantize_gradient` in the backward pass."""
-    result: Tensor = _QuantizeGradient.apply(x, levels, seed)
+    result: Tensor = _QuantizeGradient.apply(x, quant_max, seed)
     return result

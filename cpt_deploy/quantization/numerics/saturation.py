@@ -2,27 +2,27 @@
 
 On x86 processors without VNNI, `vpmaddubsw` multiplies unsigned activations by signed weights and adds each two
 adjacent products in 16 bits, saturating silently. No two products of an output channel can leave int16 if its two
-largest quantized weights of one sign add up to at most `pair_limit`.
+largest quantized weights of one sign add up to at most `saturation_limit`.
 """
 
 import torch
 from torch import Tensor
 
-from cpt_deploy.quantization.numerics.affine import channel_scales, symmetric_levels, unsigned_levels
+from cpt_deploy.quantization.numerics.affine import channel_scales, symmetric_quant_max, unsigned_quant_max
 
 _INT16_MOST = 2**15 - 1
-_EXECUTED_LEVELS = symmetric_levels(8)
+_EXECUTED_LEVELS = symmetric_quant_max(8)
 
 
-def pair_limit(activation_bits: int) -> int:
+def saturation_limit(activation_bits: int) -> int:
     """Return the max sum of two quantized weights of one sign: 128 for activations of 8 bits.
 
     At 7 activation bits or fewer, no two weights of 8 bits exceed it.
     """
-    return _INT16_MOST // unsigned_levels(activation_bits)
+    return _INT16_MOST // unsigned_quant_max(activation_bits)
 
 
-def worst_pair(codes: Tensor) -> Tensor:
+def worst_pair_sum(codes: Tensor) -> Tensor:
     """Return the max sum of two quantized weights of one sign in each output channel; a missing one counts 0.
 
     Args:
@@ -34,7 +34,7 @@ def worst_pair(codes: Tensor) -> Tensor:
     return torch.stack([side.sum(dim=1) for side in _two_largest(codes)]).amax(dim=0)
 
 
-def portable_levels(weight: Tensor, levels: Tensor, limit: int) -> Tensor:
+def portable_quant_max(weight: Tensor, quant_max: Tensor, limit: int) -> Tensor:
     """Return for each output channel the max quantized value at which no two weights of one sign exceed a limit.
 
     A smaller range is needed only for 8-bit weights, and there only in channels with two large weights of one sign.
@@ -43,24 +43,24 @@ def portable_levels(weight: Tensor, levels: Tensor, limit: int) -> Tensor:
 
     Args:
         weight: Float32 tensor of shape (O, ...).
-        levels: Max quantized value at these bits, 0-dim float32. Values of more than 8 bits, which occur only in
+        quant_max: Max quantized value at these bits, 0-dim float32. Values of more than 8 bits, which occur only in
             training, are not limited.
-        limit: Max sum of two quantized weights, see `pair_limit`.
+        limit: Max sum of two quantized weights, see `saturation_limit`.
 
     Returns:
-        Float32 tensor of shape (O,), or `levels` itself if the limit cannot be exceeded.
+        Float32 tensor of shape (O,), or `quant_max` itself if the limit cannot be exceeded.
     """
-    least, levels = limit // 2, levels.to(weight.device)
+    least, quant_max = limit // 2, quant_max.to(weight.device)
     if least >= _EXECUTED_LEVELS:
-        return levels
+        return quant_max
     candidates = torch.arange(least, _EXECUTED_LEVELS + 1, dtype=weight.dtype, device=weight.device)
     # Rounding keeps the order, so the two largest weights of a sign have the two largest quantized values.
-    scales = channel_scales(weight, torch.ones_like(levels)).view(-1, 1, 1) / candidates
+    scales = channel_scales(weight, torch.ones_like(quant_max)).view(-1, 1, 1) / candidates
     fits = torch.ones(len(weight), len(candidates), dtype=torch.bool, device=weight.device)
     for side in _two_largest(weight.detach()):
         fits &= torch.round(side.unsqueeze(2) / scales).sum(dim=1) <= limit
     most = torch.where(fits, candidates, torch.full_like(candidates, least)).amax(dim=1)
-    return torch.where((most < levels) & (levels <= _EXECUTED_LEVELS), most, levels)
+    return torch.where((most < quant_max) & (quant_max <= _EXECUTED_LEVELS), most, quant_max)
 
 
 def _two_largest(values: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,7 @@ from typing import Literal
 
 from cpt_deploy.errors import UsageError
 
-EndLayers = Literal["hold", "cycle"]
+EndLayers = Literal["fixed", "scheduled"]
 
 LEAST_BITS = 2
 MOST_BITS = 32
@@ -40,12 +40,12 @@ class LayerGroup:
     Args:
         name: The role of these layers, an identifier.
         match: Shell pattern of the layers' names.
-        upper: Their max_bits, at which they are frozen.
+        max_bits: Their max_bits, at which they are frozen.
     """
 
     name: str
     match: str
-    upper: int
+    max_bits: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +53,8 @@ class QuantizationConfig:
     """How a float model becomes a CPT model.
 
     Args:
-        lower: Min bits of the schedule, 2 to `upper`.
-        upper: Max bits of the schedule, at most 32; 24 and more mean float32. The model is frozen at these bits.
+        min_bits: Min bits of the schedule, 2 to `max_bits`.
+        max_bits: Max bits of the schedule, at most 32; 24 and more mean float32. The model is frozen at these bits.
         ends: Whether the first and the last layer have fixed precision (max_bits) or follow the schedule as the others.
         range_momentum: Weight of a new batch in the moving average of activation ranges, in (0, 1].
         seed: Seed of the gradients' stochastic rounding.
@@ -64,29 +64,29 @@ class QuantizationConfig:
         UsageError: If the bounds are out of order or out of range.
     """
 
-    lower: int = 3
-    upper: int = 8
-    ends: EndLayers = "hold"
+    min_bits: int = 3
+    max_bits: int = 8
+    ends: EndLayers = "fixed"
     range_momentum: float = 0.1
     seed: int = 0
     groups: tuple[LayerGroup, ...] = ()
 
     def __post_init__(self) -> None:
-        given: dict[str, object] = {"min_bits": self.lower, "max_bits": self.upper}
+        given: dict[str, object] = {"min_bits": self.min_bits, "max_bits": self.max_bits}
         for kind, bits in given.items():
             if not isinstance(bits, Integral):
                 raise UsageError(f"Expected whole numbers of bits for {kind}, but got {bits!r}")
-        if not LEAST_BITS <= self.lower <= self.upper <= MOST_BITS:
+        if not LEAST_BITS <= self.min_bits <= self.max_bits <= MOST_BITS:
             raise UsageError(
                 f"Expected {LEAST_BITS} <= lower <= upper <= {MOST_BITS} bits, "
-                f"but got lower={self.lower}, upper={self.upper}"
+                f"but got lower={self.min_bits}, upper={self.max_bits}"
             )
         if not 0.0 < self.range_momentum <= 1.0:
             raise UsageError(f"Expected range_momentum to be in (0, 1], but got {self.range_momentum}")
         for group in self.groups:
-            if not LEAST_BITS <= group.upper <= self.upper:
+            if not LEAST_BITS <= group.max_bits <= self.max_bits:
                 raise UsageError(
-                    f"Expected max_bits of layers {group.match!r} in {LEAST_BITS}..{self.upper} bits, "
-                    f"but got {group.upper}",
+                    f"Expected max_bits of layers {group.match!r} in {LEAST_BITS}..{self.max_bits} bits, "
+                    f"but got {group.max_bits}",
                     hint="they cannot exceed the model's own max_bits, which tensors between layers always have",
                 )

@@ -4,14 +4,14 @@ from typing import Any
 
 from cpt_deploy.errors import UsageError
 from cpt_deploy.precision import PrecisionSchedule, build_schedule
-from cpt_deploy.quantization.state.scheduled_model import CyclingModel
+from cpt_deploy.quantization.state.scheduled_model import ScheduledModel
 
 
 class CyclicPrecision:
     """Sets the bits of a model step by step: cyclic precision training (Fu et al., 2021, equation 3).
 
     It is used as the schedulers of `torch.optim.lr_scheduler` are: made before the first step, whose bits it sets, and
-    told after each. After the last step the model is at its upper bound, at which it is evaluated and served.
+    told after each. After the last step the model is at max_bits, at which it is evaluated and served.
 
     >>> import torch
     >>> from cpt_deploy import CyclicPrecision, QuantizationConfig, prepare
@@ -29,7 +29,7 @@ class CyclicPrecision:
     Args:
         model: What `prepare` returned; the bounds of the cycle are those that it was prepared with.
         total_steps: Steps of the whole training.
-        cycles: How often the bits rise from the lower to the upper bound.
+        cycles: How often the bits rise from the lower to max_bits.
         schedule: A name that `cpt schedules` lists, such as "cosine" (the paper's) or "rex-triangular-vertical", or an
             object with a method `bits_at(step, total_steps)`.
         gradient_bits: Bits of the gradients, the same in all steps.
@@ -41,7 +41,7 @@ class CyclicPrecision:
 
     def __init__(
         self,
-        model: CyclingModel,
+        model: ScheduledModel,
         total_steps: int,
         cycles: int = 32,
         *,
@@ -51,7 +51,7 @@ class CyclicPrecision:
     ) -> None:
         if isinstance(schedule, str):
             config = model.config
-            schedule = build_schedule(schedule, lower=config.lower, upper=config.upper, cycles=cycles)
+            schedule = build_schedule(schedule, min_bits=config.min_bits, max_bits=config.max_bits, cycles=cycles)
         self.model = model
         self.schedule = schedule
         self.total_steps = total_steps
@@ -94,6 +94,6 @@ class CyclicPrecision:
             )
         self.last_step = step
         done = step == self.total_steps
-        self._bits = self.model.config.upper if done else self.schedule.bits_at(step, self.total_steps)
+        self._bits = self.model.config.max_bits if done else self.schedule.bits_at(step, self.total_steps)
         self.model.set_bits(self._bits, self.gradient_bits)
         self.model.set_step(step)

@@ -22,11 +22,11 @@ def layer_roles(names: Sequence[str], config: QuantizationConfig) -> dict[str, R
     Raises:
         UsageError: If a group gets no layer; the hint lists the nearest names.
     """
-    held = {names[0], names[-1]} if config.ends == "hold" else set()
+    held = {names[0], names[-1]} if config.ends == "fixed" else set()
     roles: dict[str, Role] = {}
     for name in names:
         matching = (group.name for group in config.groups if fnmatchcase(name, group.match))
-        roles[name] = "hold" if name in held else next(matching, "cycle")
+        roles[name] = "fixed" if name in held else next(matching, "scheduled")
     for group in config.groups:
         if group.name not in roles.values():
             raise _empty(group.match, [name for name in names if fnmatchcase(name, group.match)], names, held)
@@ -43,7 +43,7 @@ def _empty(pattern: str, matched: Sequence[str], names: Sequence[str], held: set
     if set(matched) <= held:
         return UsageError(
             f"Expected layers of scheduled precision, but {pattern!r} matches only {listed}, which has fixed precision",
-            hint="precision.ends=cycle lets the first and the last layer follow the schedule too",
+            hint="precision.ends=scheduled lets the first and the last layer follow the schedule too",
         )
     return UsageError(
         f"Expected each group to have layers, but those of {pattern!r} ({listed}, …) belong to earlier groups",

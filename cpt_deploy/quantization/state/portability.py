@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 
 from cpt_deploy.quantization.modules.layers import QuantizedEmbedding, QuantizedLayer
-from cpt_deploy.quantization.numerics.affine import symmetric_levels
-from cpt_deploy.quantization.state.scheduled_model import CyclingModel, WeightBits
+from cpt_deploy.quantization.numerics.affine import symmetric_quant_max
+from cpt_deploy.quantization.state.scheduled_model import ScheduledModel, WeightBits
 
 _EXECUTED_BITS = 8
 
@@ -22,16 +22,16 @@ class ReducedLayer:
         layer: Its module path.
         channels: Number of its output channels.
         reduced_channels: Number of channels whose range is smaller than their bits allow.
-        least_levels: The smallest max quantized value of a channel; 127 is that of 8 bits.
+        least_quant_max: The smallest max quantized value of a channel; 127 is that of 8 bits.
     """
 
     layer: str
     channels: int
     reduced_channels: int
-    least_levels: int
+    least_quant_max: int
 
 
-def make_native(model: CyclingModel) -> None:
+def make_native(model: ScheduledModel) -> None:
     """Let weights keep their whole range in evaluation, calibration and freezing; the model is then not portable.
 
     By default no pair of quantized weights of a layer can saturate 16 bits: weights of 8 bits have a smaller range in
@@ -44,7 +44,7 @@ def make_native(model: CyclingModel) -> None:
     model.precision.native = True
 
 
-def reduced_layers(model: CyclingModel, weight_bits: WeightBits = None) -> list[ReducedLayer]:
+def reduced_layers(model: ScheduledModel, weight_bits: WeightBits = None) -> list[ReducedLayer]:
     """Return the layers whose range is smaller than their bits allow, in the order of the graph.
 
     Args:
@@ -52,19 +52,19 @@ def reduced_layers(model: CyclingModel, weight_bits: WeightBits = None) -> list[
         weight_bits: Bits of the scheduled weights, or of single layers by name; None means max_bits, at most 8.
     """
     found = []
-    with torch.no_grad(), model.upper_bound(weight_bits):
+    with torch.no_grad(), model.at_max_bits(weight_bits):
         for name, layer in _layers(model):
             bits = min(layer.precision.weight_bits_of(layer.index, layer.role), _EXECUTED_BITS)
             weight = layer.channel_weight
-            full = torch.tensor(float(symmetric_levels(bits)), device=weight.device)
-            levels = layer.limited_levels(full, weight).expand(len(weight))
-            reduced = int((levels < full).sum())
+            full = torch.tensor(float(symmetric_quant_max(bits)), device=weight.device)
+            quant_max = layer.limited_quant_max(full, weight).expand(len(weight))
+            reduced = int((quant_max < full).sum())
             if reduced:
-                found.append(ReducedLayer(name, len(levels), reduced, int(levels.min())))
+                found.append(ReducedLayer(name, len(quant_max), reduced, int(quant_max.min())))
     return found
 
 
-def _layers(model: CyclingModel) -> list[tuple[str, QuantizedLayer]]:
+def _layers(model: ScheduledModel) -> list[tuple[str, QuantizedLayer]]:
     """Return all quantized layers with their names, except embeddings, which do not multiply."""
     modules = [(info.name, model.get_submodule(f"network.{info.name}")) for info in model.layers()]
     return [

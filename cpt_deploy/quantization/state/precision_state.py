@@ -7,15 +7,15 @@ import torch
 from torch import Tensor, nn
 
 from cpt_deploy.errors import UsageError
-from cpt_deploy.quantization.numerics.affine import symmetric_levels, unsigned_levels
-from cpt_deploy.quantization.numerics.saturation import pair_limit
+from cpt_deploy.quantization.numerics.affine import symmetric_quant_max, unsigned_quant_max
+from cpt_deploy.quantization.numerics.saturation import saturation_limit
 from cpt_deploy.quantization.numerics.stochastic_rounding import mix_into, mix_seed, seed_from_index
 from cpt_deploy.quantization.state.config import FLOAT_BITS, MOST_INTEGER_BITS, whole_bits
 
 Role = str
 """The role that determines a tensor's bits: "cycle", "hold", or the name of a group of layers."""
 
-ROLES: tuple[Role, ...] = ("cycle", "hold")
+ROLES: tuple[Role, ...] = ("scheduled", "fixed")
 """The roles of every model: scheduled and fixed precision."""
 
 
@@ -43,25 +43,25 @@ class PrecisionState(nn.Module):
     new data, not new code, when bits and steps change.
 
     Args:
-        upper: The max_bits of the model.
+        max_bits: The max_bits of the model.
         seed: Seed of the gradients' stochastic-rounding noise.
-        groups: The max_bits of each group of layers, at most `upper`.
+        groups: The max_bits of each group of layers, at most `max_bits`.
     """
 
-    gradient_levels: Tensor
+    gradient_quant_max: Tensor
     seeds: Tensor
     layer_seeds: Tensor
 
-    def __init__(self, upper: int, seed: int, groups: Mapping[Role, int] | None = None) -> None:
+    def __init__(self, max_bits: int, seed: int, groups: Mapping[Role, int] | None = None) -> None:
         super().__init__()
-        self.upper = upper
+        self.max_bits = max_bits
         self.groups: dict[Role, int] = dict(groups or {})
         self.seed = seed
         #: Number of the current training step, which seeds the noise; `None` until it is set.
         self.step: int | None = None
         #: Index in the whole batch of the first sample of this process.
         self.first_sample = 0
-        self.weight_bits: dict[Role, int] = {**dict.fromkeys(ROLES, upper), **self.groups}
+        self.weight_bits: dict[Role, int] = {**dict.fromkeys(ROLES, max_bits), **self.groups}
         self.activation_bits: dict[Role, int] = dict(self.weight_bits)
         self.gradient_bits = 8
         #: Whether weights keep their whole range in evaluation and freezing, though pairs of products may saturate.
@@ -75,12 +75,12 @@ class PrecisionState(nn.Module):
         for role in self.weight_bits:
             self.register_buffer(f"weight_levels_{role}", torch.tensor(0.0), persistent=False)
             self.register_buffer(f"activation_levels_{role}", torch.tensor(0.0), persistent=False)
-        self.register_buffer("gradient_levels", torch.tensor(0.0), persistent=False)
+        self.register_buffer("gradient_quant_max", torch.tensor(0.0), persistent=False)
         self._filled: dict[str, int] = {}
         # Seeds of the noise of each layer's gradients: for the run, and for the current step.
         self.register_buffer("layer_seeds", torch.zeros(0, dtype=torch.int64), persistent=False)
         self.register_buffer("seeds", torch.zeros(0, dtype=torch.int64), persistent=False)
-        self.set(weights=upper, activations=upper, gradients=self.gradient_bits)
+        self.set(weights=max_bits, activations=max_bits, gradients=self.gradient_bits)
 
     def set(self, *, weights: int, activations: int, gradients: int, groups: Mapping[Role, int] | None = None) -> None:
         """Set the bits of all tensors of scheduled precision.
@@ -98,28 +98,28 @@ class PrecisionState(nn.Module):
         given = {role: whole_bits(role, bits) for role, bits in (groups or {}).items()}
         weights, activations = whole_bits("weights", weights), whole_bits("activations", activations)
         gradients = whole_bits("gradients", gradients)
-        self.weight_bits["cycle"] = weights
-        self.activation_bits["cycle"] = activations
-        for role, upper in self.groups.items():
-            self.weight_bits[role] = given.get(role, min(weights, upper))
-            self.activation_bits[role] = given.get(role, min(activations, upper))
+        self.weight_bits["scheduled"] = weights
+        self.activation_bits["scheduled"] = activations
+        for role, max_bits in self.groups.items():
+            self.weight_bits[role] = given.get(role, min(weights, max_bits))
+            self.activation_bits[role] = given.get(role, min(activations, max_bits))
         self.gradient_bits = gradients
-        self._fill_levels()
+        self._fill_quant_max()
 
-    def _fill_levels(self) -> None:
+    def _fill_quant_max(self) -> None:
         for role in self.weight_bits:
-            self._fill(f"weight_levels_{role}", symmetric_levels(self.weight_bits[role]))
-            self._fill(f"activation_levels_{role}", unsigned_levels(self.activation_bits[role]))
+            self._fill(f"weight_levels_{role}", symmetric_quant_max(self.weight_bits[role]))
+            self._fill(f"activation_levels_{role}", unsigned_quant_max(self.activation_bits[role]))
             self._quantizes_weights[role] = self.weight_bits[role] < FLOAT_BITS
             self._quantizes_activations[role] = self.activation_bits[role] < FLOAT_BITS
-        self._fill("gradient_levels", unsigned_levels(self.gradient_bits))
+        self._fill("gradient_quant_max", unsigned_quant_max(self.gradient_bits))
         self.quantizes_gradients = self.gradient_bits < FLOAT_BITS
 
-    def _fill(self, name: str, levels: int) -> None:
+    def _fill(self, name: str, quant_max: int) -> None:
         """Set a max quantized value on the device if it has changed."""
-        if self._filled.get(name) != levels:
-            self.get_buffer(name).fill_(float(levels))
-            self._filled[name] = levels
+        if self._filled.get(name) != quant_max:
+            self.get_buffer(name).fill_(float(quant_max))
+            self._filled[name] = quant_max
 
     def bits(self) -> Bits:
         """Return all current bits, for `restore`."""
@@ -129,7 +129,7 @@ class PrecisionState(nn.Module):
         """Restore the bits that `bits` returned."""
         self.weight_bits, self.activation_bits = dict(bits.weights), dict(bits.activations)
         self.gradient_bits, self.own_weight_bits = bits.gradients, dict(bits.own_weights)
-        self._fill_levels()
+        self._fill_quant_max()
 
     def packed(self) -> Tensor:
         """Return the step (−1 if there is none), the bits of gradients, and those of weights and activations by role.
@@ -160,9 +160,9 @@ class PrecisionState(nn.Module):
         if step >= 0:
             self.set_step(step, 0)
 
-    def upper_of(self, role: Role) -> int:
+    def max_bits_of(self, role: Role) -> int:
         """Return the max_bits of a role."""
-        return self.groups.get(role, self.upper)
+        return self.groups.get(role, self.max_bits)
 
     def add_layer(self, index: int) -> None:
         """Add the seeds of a layer."""
@@ -172,7 +172,7 @@ class PrecisionState(nn.Module):
         self.seeds = mix_into(self.layer_seeds, 0)
 
     def set_step(self, step: int, first_sample: int) -> None:
-        """Set the seeds of a step, see `CyclingModel.set_step`."""
+        """Set the seeds of a step, see `ScheduledModel.set_step`."""
         self.step = step
         self.seeds.copy_(mix_into(self.layer_seeds, step))
         self.first_sample = first_sample
@@ -187,20 +187,20 @@ class PrecisionState(nn.Module):
         seed = self.seeds[index]
         return seed_from_index(seed, self.first_sample * sample) if self.first_sample else seed
 
-    def weight_levels(self, role: Role) -> Tensor:
+    def weight_quant_max(self, role: Role) -> Tensor:
         """Return the max quantized weight of a role, 0-dim float32."""
         return self.get_buffer(f"weight_levels_{role}")
 
-    def activation_levels(self, role: Role) -> Tensor:
+    def activation_quant_max(self, role: Role) -> Tensor:
         """Return the max quantized activation of a role, 0-dim float32."""
         return self.get_buffer(f"activation_levels_{role}")
 
-    def weight_levels_of(self, index: int, role: Role) -> Tensor:
+    def weight_quant_max_of(self, index: int, role: Role) -> Tensor:
         """Return the max quantized weight of a layer, which may have its own bits, 0-dim float32."""
-        levels = self.weight_levels(role)
+        quant_max = self.weight_quant_max(role)
         if index not in self.own_weight_bits:
-            return levels
-        return torch.full_like(levels, float(symmetric_levels(self.own_weight_bits[index])))
+            return quant_max
+        return torch.full_like(quant_max, float(symmetric_quant_max(self.own_weight_bits[index])))
 
     def weight_bits_of(self, index: int, role: Role) -> int:
         """Return the bits of a layer's weights: its own, or those of its role."""
@@ -216,9 +216,9 @@ class PrecisionState(nn.Module):
         return self._quantizes_activations[role]
 
     @property
-    def pair_limit(self) -> int | None:
+    def saturation_limit(self) -> int | None:
         """Max sum of two quantized weights of one sign in evaluation and freezing; None means no limit."""
-        return None if self.native else pair_limit(min(max(self.activation_bits.values()), MOST_INTEGER_BITS))
+        return None if self.native else saturation_limit(min(max(self.activation_bits.values()), MOST_INTEGER_BITS))
 
     @property
     def branches(self) -> tuple[bool, ...]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from cpt_deploy.errors import CptWarning, UsageError
 from cpt_deploy.quantization.graph.conversion import Conversion
-from cpt_deploy.quantization.modules.activation_quantizer import EdgeQuantizer
+from cpt_deploy.quantization.modules.activation_quantizer import ActivationQuantizer
 from cpt_deploy.quantization.state.config import QuantizationConfig, whole_bits
 from cpt_deploy.quantization.state.precision_state import PrecisionState, Role
 
@@ -43,7 +43,7 @@ class LayerInfo:
     weights: int
 
 
-class CyclingModel(nn.Module):
+class ScheduledModel(nn.Module):
     """A model whose bits follow a schedule. Its present bits and step are in its `state_dict`, under "bits".
 
     Args:
@@ -68,10 +68,10 @@ class CyclingModel(nn.Module):
         """Return the quantized layers in order of execution."""
         return list(self._layers)
 
-    def edges(self) -> Iterator[tuple[str, EdgeQuantizer]]:
+    def quantizers(self) -> Iterator[tuple[str, ActivationQuantizer]]:
         """Yield all activation quantizers with their names, in the order of the modules."""
         for name, module in self.named_modules():
-            if isinstance(module, EdgeQuantizer):
+            if isinstance(module, ActivationQuantizer):
                 yield name, module
 
     def set_bits(self, forward: int, backward: int, groups: Mapping[Role, int] | None = None) -> None:
@@ -161,11 +161,11 @@ class CyclingModel(nn.Module):
             UsageError: If bits are out of range, or given for a layer that the model does not have.
         """
         state = self.precision
-        uppers = {layer.name: state.upper_of(layer.role) for layer in self._layers}
+        max_bits = {layer.name: state.max_bits_of(layer.role) for layer in self._layers}
         if not isinstance(weight_bits, Mapping):
-            given = state.upper if weight_bits is None else whole_bits("weights", weight_bits)
-            most = {"cycle": given, **{role: min(given, upper) for role, upper in state.groups.items()}}
-            return {layer.name: most.get(layer.role, state.upper) for layer in self._layers}
+            given = state.max_bits if weight_bits is None else whole_bits("weights", weight_bits)
+            most = {"scheduled": given, **{role: min(given, max_bits) for role, max_bits in state.groups.items()}}
+            return {layer.name: most.get(layer.role, state.max_bits) for layer in self._layers}
         names = [layer.name for layer in self._layers]
         for name, bits in weight_bits.items():
             whole_bits(name, bits)
@@ -175,10 +175,10 @@ class CyclingModel(nn.Module):
                     f"Expected bits for layers of the model, but got some for {name!r}",
                     hint=f"did you mean {near[0]}?" if near else "the layers are " + ", ".join(names),
                 )
-        return {name: weight_bits.get(name, uppers[name]) for name in names}
+        return {name: weight_bits.get(name, max_bits[name]) for name in names}
 
     @contextmanager
-    def upper_bound(self, weight_bits: WeightBits = None, activation_bits: int | None = None) -> Iterator[None]:
+    def at_max_bits(self, weight_bits: WeightBits = None, activation_bits: int | None = None) -> Iterator[None]:
         """Run at max_bits, or at the given bits, inside the context; the previous bits are restored on exit.
 
         Args:
@@ -194,8 +194,8 @@ class CyclingModel(nn.Module):
             own = dict(enumerate(self.layer_bits(weight_bits).values()))  # a layer's index is its position
             weight_bits = None
         state.set(
-            weights=weight_bits or state.upper,
-            activations=activation_bits or state.upper,
+            weights=weight_bits or state.max_bits,
+            activations=activation_bits or state.max_bits,
             gradients=state.gradient_bits,
         )
         state.own_weight_bits = own

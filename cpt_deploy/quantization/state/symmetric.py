@@ -19,12 +19,12 @@ def make_symmetric(model: QuantizedModel, activation_bits: int | None = None) ->
     Raises:
         UsageError: If activations do not have 8 bits.
     """
-    bits = min(model.config.upper, activation_bits or BITS)
+    bits = min(model.config.max_bits, activation_bits or BITS)
     if bits != BITS:
         raise UsageError(
             f"Expected activations of {BITS} bits to make them symmetric, but got {bits}",
             hint="fewer bits need a Clip of the codes, which the runtimes that ask for symmetric int8 do not take",
         )
-    for _, edge in model.edges():
-        edge.symmetric = True
+    for _, quantizer in model.quantizers():
+        quantizer.symmetric = True
     model.precision.native = True

@@ -8,51 +8,51 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from cpt_deploy.quantization.kernels import (
+    AccumulatorScale,
     BatchNorm,
     Clamp,
+    GradientTerms,
     Kernels,
     Normalised,
-    Site,
+    OutputGradient,
     Statistics,
-    Terms,
-    Unit,
     parameters,
 )
 from cpt_deploy.quantization.kernels.layout import aligned, dense
-from cpt_deploy.quantization.modules.activation_quantizer import EdgeQuantizer
+from cpt_deploy.quantization.modules.activation_quantizer import ActivationQuantizer
 from cpt_deploy.quantization.modules.layers import QuantizedLayer, QuantizedLinear
 from cpt_deploy.quantization.modules.synchronized_norm import is_synchronized, over_processes, summed_over_processes
-from cpt_deploy.quantization.training_step.fused_operations import Coded, Engine, carrier_of
+from cpt_deploy.quantization.training_step.fused_operations import Engine, QuantizedValues, surrogate_of
 from cpt_deploy.quantization.training_step.products import Scaling, backward_products, forward_product
 
 
 @dataclass(frozen=True, slots=True)
-class LayerSegment:
+class FusedLayer:
     """A layer, its BatchNorm if it has one, its clamp, and the quantizer of what comes out.
 
     Args:
         layer: QuantizedConv2d, QuantizedConvTranspose2d or QuantizedLinear.
         norm: BatchNorm over the layer's channels, in training; perhaps one over all processes.
         clamp: A ReLU's bounds.
-        edge: The quantizer.
+        activation: The quantizer.
     """
 
     layer: QuantizedLayer
     norm: nn.BatchNorm1d | nn.BatchNorm2d | None
     clamp: Clamp
-    edge: EdgeQuantizer
+    quantizer: ActivationQuantizer
 
-    def __call__(self, x: Coded, engine: Engine) -> Coded:
+    def __call__(self, x: QuantizedValues, engine: Engine) -> QuantizedValues:
         """Return the codes of the layer's normalised, clamped and quantized output."""
         affine = (None, None) if self.norm is None else (self.norm.weight, self.norm.bias)
         parameters = (self.layer.channel_weight, self.layer.bias, *affine)
-        carrier, codes = _LayerFunction.apply(x.carrier, *parameters, _LayerCall(x, self, engine))
-        return Coded(carrier, codes, self.edge.grid())
+        surrogate, codes = _LayerFunction.apply(x.surrogate, *parameters, _LayerCall(x, self, engine))
+        return QuantizedValues(surrogate, codes, self.quantizer.qparams())
 
 
 class _LayerCall(NamedTuple):
-    x: Coded
-    segment: LayerSegment
+    x: QuantizedValues
+    fused: FusedLayer
     engine: Engine
 
 
@@ -60,68 +60,68 @@ class _LayerFunction(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        carrier: Tensor,
+        surrogate: Tensor,
         weight: Tensor,
         bias: Tensor | None,
         gamma: Tensor | None,
         beta: Tensor | None,
         call: _LayerCall,
     ) -> tuple[Tensor, Tensor]:
-        (x, segment, engine), kernels, layer = call, call.engine.kernels, call.segment.layer
-        weight_codes, scales = kernels.quantize_weight(weight, _weight_levels(layer, weight))
-        sums = forward_product(layer, x.codes, x.grid, weight_codes, kernels)
+        (x, fused, engine), kernels, layer = call, call.engine.kernels, call.fused.layer
+        weight_codes, scales = kernels.quantize_weight(weight, _weight_quant_max(layer, weight))
+        sums = forward_product(layer, x.codes, x.qparams, weight_codes, kernels)
         statistics = kernels.statistics(sums)
-        unit, own_count = Unit(x.grid.scale, scales), sums.numel() // len(scales)
-        norm, ends, ctx.count = _normalise(segment, statistics, unit, own_count, kernels)
-        segment.edge.take(*ends, kernels)
-        codes = kernels.affine_quantize(sums, norm.factor, norm.offset, segment.clamp, segment.edge.grid())
+        unit, own_count = AccumulatorScale(x.qparams.scale, scales), sums.numel() // len(scales)
+        norm, ends, ctx.count = _normalise(fused, statistics, unit, own_count, kernels)
+        fused.quantizer.take(*ends, kernels)
+        codes = kernels.affine_quantize(sums, norm.factor, norm.offset, fused.clamp, fused.quantizer.qparams())
         ctx.mark_non_differentiable(codes)
         ctx.set_materialize_grads(False)  # codes have no gradient, not one of zeros
         ctx.save_for_backward(x.codes, sums, weight_codes, scales, *norm)
-        ctx.grid, ctx.segment, ctx.kernels, ctx.has_bias = x.grid, segment, kernels, bias is not None
+        ctx.qparams, ctx.fused, ctx.kernels, ctx.has_bias = x.qparams, fused, kernels, bias is not None
         ctx.dtype = engine.gradient_dtype
-        return carrier_of(codes, engine.gradient_dtype), codes
+        return surrogate_of(codes, engine.gradient_dtype), codes
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor, _: None) -> tuple[Tensor | None, ...]:
         codes, sums, weight_codes, scales, *values = ctx.saved_tensors
-        norm, segment, kernels = Normalised(*values), ctx.segment, ctx.kernels
-        site = Site(aligned(gradient, sums), sums, norm.factor, norm.offset, segment.clamp)
+        norm, fused, kernels = Normalised(*values), ctx.fused, ctx.kernels
+        site = OutputGradient(aligned(gradient, sums), sums, norm.factor, norm.offset, fused.clamp)
         grad_gamma = grad_beta = None
-        terms = Terms(norm.gain, norm.deviation, norm.deviation)
-        if segment.norm is not None:
+        terms = GradientTerms(norm.gain, norm.deviation, norm.deviation)
+        if fused.norm is not None:
             grad_beta, products = kernels.gradient_sums(site, norm.mean)
-            if is_synchronized(segment.norm):
+            if is_synchronized(fused.norm):
                 grad_gamma = products * norm.deviation  # of this process alone: gradients are averaged later
                 terms = parameters.terms(norm, *summed_over_processes(grad_gamma, grad_beta), ctx.count)
             else:
                 terms, grad_gamma = kernels.normalisation_terms(norm, grad_beta, products, ctx.count)
         weights = (weight_codes, scales)
-        grads = _layer_gradients(ctx, segment.layer, site, terms, Coded(gradient, codes, ctx.grid), weights)
+        grads = _layer_gradients(ctx, fused.layer, site, terms, QuantizedValues(gradient, codes, ctx.qparams), weights)
         return *grads, grad_gamma, grad_beta, None
 
 
 def _normalise(
-    segment: LayerSegment, statistics: Statistics, unit: Unit, count: int, kernels: Kernels
+    fused: FusedLayer, statistics: Statistics, unit: AccumulatorScale, count: int, kernels: Kernels
 ) -> tuple[Normalised, tuple[Tensor, Tensor], int | Tensor]:
     """Return what makes a layer's output of its sums, that output's range, and of how many values a mean is made.
 
     Args:
-        segment: The segment, whose BatchNorm tracks the batch.
+        fused: The segment, whose BatchNorm tracks the batch.
         statistics: Those of the sums.
         unit: What one unit of the sums stands for.
         count: Values in a channel.
         kernels: Backend.
     """
-    bias, norm = segment.layer.bias, segment.norm
+    bias, norm = fused.layer.bias, fused.norm
     if norm is None or not is_synchronized(norm):
         following = None if norm is None else _batch_norm(norm)
-        return *kernels.normalise(statistics, unit, bias, following, segment.clamp, count), count
+        return *kernels.normalise(statistics, unit, bias, following, fused.clamp, count), count
     per = unit.input * unit.weight  # each process has units of its own, so they exchange real values
     mean, variance, total = over_processes(statistics.mean * per, statistics.variance * per.square(), count)
     result = parameters.normalised(mean, variance, mean / per, per, bias, _batch_norm(norm), total)
-    return result, parameters.ends(statistics, result, segment.clamp), total
+    return result, parameters.ends(statistics, result, fused.clamp), total
 
 
 def _batch_norm(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> BatchNorm:
@@ -135,7 +135,12 @@ def _batch_norm(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> BatchNorm:
 
 
 def _layer_gradients(
-    ctx: Any, layer: QuantizedLayer, site: Site, terms: Terms, x: Coded, weights: tuple[Tensor, Tensor]
+    ctx: Any,
+    layer: QuantizedLayer,
+    site: OutputGradient,
+    terms: GradientTerms,
+    x: QuantizedValues,
+    weights: tuple[Tensor, Tensor],
 ) -> tuple[Tensor | None, Tensor, Tensor | None]:
     """Round the gradient of a layer's output and return those of input, weight and bias.
 
@@ -148,30 +153,30 @@ def _layer_gradients(
         weights: Codes and scales.
     """
     kernels, precision, (weight_codes, scales) = ctx.kernels, layer.precision, weights
-    step = kernels.gradient_step(*kernels.gradient_range(site, terms), precision.gradient_levels)
+    step = kernels.gradient_step(*kernels.gradient_range(site, terms), precision.gradient_quant_max)
     rounded = kernels.gradient_codes(site, terms, step, layer.gradient_seed(site.x), ctx.dtype)
     real_weight = kernels.real_weight(weight_codes, scales, step, rounded.dtype)
     grad_input, grad_weight = backward_products(
-        layer, rounded, x.codes, x.grid, real_weight, kernels, inward=ctx.needs_input_grad[0]
+        layer, rounded, x.codes, x.qparams, real_weight, kernels, inward=ctx.needs_input_grad[0]
     )
     grad_bias = None
     if ctx.has_bias:
         dims = [0, 2, 3] if rounded.dim() == 4 else list(range(rounded.dim() - 1))
         grad_bias = rounded.sum(dims, dtype=torch.float32) * step
-    return grad_input, kernels.scale(grad_weight, x.grid.scale, step), grad_bias
+    return grad_input, kernels.scale(grad_weight, x.qparams.scale, step), grad_bias
 
 
-def _weight_levels(layer: QuantizedLayer, weight: Tensor) -> Tensor:
-    return layer.trained_levels(layer.precision.weight_levels_of(layer.index, layer.role), weight)
+def _weight_quant_max(layer: QuantizedLayer, weight: Tensor) -> Tensor:
+    return layer.trained_quant_max(layer.precision.weight_quant_max_of(layer.index, layer.role), weight)
 
 
-def layer_output(layer: QuantizedLayer, x: Coded, engine: Engine) -> Tensor:
+def layer_output(layer: QuantizedLayer, x: QuantizedValues, engine: Engine) -> Tensor:
     """Return a layer's real output, float32, where what follows it is no segment."""
     if isinstance(layer, QuantizedLinear) and x.codes.dim() != 2:
         # kernels take four dimensions for an image; a Linear's are rows of features whatever their number
-        rows = Coded(x.carrier.flatten(0, -2), x.codes.flatten(0, -2), x.grid)
+        rows = QuantizedValues(x.surrogate.flatten(0, -2), x.codes.flatten(0, -2), x.qparams)
         return layer_output(layer, rows, engine).view(*x.codes.shape[:-1], -1)
-    result: Tensor = _OutputFunction.apply(x.carrier, layer.channel_weight, layer.bias, layer, x, engine)
+    result: Tensor = _OutputFunction.apply(x.surrogate, layer.channel_weight, layer.bias, layer, x, engine)
     return result
 
 
@@ -179,18 +184,18 @@ class _OutputFunction(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        carrier: Tensor,
+        surrogate: Tensor,
         weight: Tensor,
         bias: Tensor | None,
         layer: QuantizedLayer,
-        x: Coded,
+        x: QuantizedValues,
         engine: Engine,
     ) -> Tensor:
-        weight_codes, scales = engine.kernels.quantize_weight(weight, _weight_levels(layer, weight))
-        scaling = Scaling(x.grid.scale * scales, torch.zeros_like(scales) if bias is None else bias.detach())
-        output = forward_product(layer, x.codes, x.grid, weight_codes, engine.kernels, scaling)
+        weight_codes, scales = engine.kernels.quantize_weight(weight, _weight_quant_max(layer, weight))
+        scaling = Scaling(x.qparams.scale * scales, torch.zeros_like(scales) if bias is None else bias.detach())
+        output = forward_product(layer, x.codes, x.qparams, weight_codes, engine.kernels, scaling)
         ctx.save_for_backward(x.codes, weight_codes, scales)
-        ctx.grid, ctx.layer, ctx.kernels = x.grid, layer, engine.kernels
+        ctx.qparams, ctx.layer, ctx.kernels = x.qparams, layer, engine.kernels
         ctx.has_bias, ctx.dtype = bias is not None, engine.gradient_dtype
         return output
 
@@ -202,6 +207,8 @@ class _OutputFunction(torch.autograd.Function):
         if gradient.dim() == 4:
             gradient = gradient.contiguous(memory_format=torch.channels_last)
         zeros, ones = torch.zeros_like(scales), torch.ones_like(scales)
-        site, terms = Site(gradient, gradient, ones, zeros, Clamp()), Terms(zeros, ones, zeros)
-        grads = _layer_gradients(ctx, ctx.layer, site, terms, Coded(gradient, codes, ctx.grid), (weight_codes, scales))
+        site, terms = OutputGradient(gradient, gradient, ones, zeros, Clamp()), GradientTerms(zeros, ones, zeros)
+        grads = _layer_gradients(
+            ctx, ctx.layer, site, terms, QuantizedValues(gradient, codes, ctx.qparams), (weight_codes, scales)
+        )
         return *grads, None, None, None

@@ -12,22 +12,22 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from cpt_deploy.quantization.kernels import Clamp, Grid, Kernels
-from cpt_deploy.quantization.modules.activation_quantizer import EdgeQuantizer
+from cpt_deploy.quantization.kernels import Clamp, Kernels, QuantizationParameters
+from cpt_deploy.quantization.modules.activation_quantizer import ActivationQuantizer
 
 
-class Coded(NamedTuple):
+class QuantizedValues(NamedTuple):
     """A quantized tensor between two segments.
 
     Args:
-        carrier: Stands for the real tensor in autograd: of its shape, without memory, in the gradients' type.
+        surrogate: Stands for the real tensor in autograd: of its shape, without memory, in the gradients' type.
         codes: uint8.
-        grid: What the codes stand for.
+        qparams: What the codes stand for.
     """
 
-    carrier: Tensor
+    surrogate: Tensor
     codes: Tensor
-    grid: Grid
+    qparams: QuantizationParameters
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,35 +45,35 @@ class Engine:
     replayable: bool = False
 
 
-def encode(x: Tensor, grid: Grid, engine: Engine) -> Coded:
+def encode(x: Tensor, qparams: QuantizationParameters, engine: Engine) -> QuantizedValues:
     """Quantize a tensor, in float32; the gradient passes straight through."""
-    carrier, codes = _Encode.apply(x.float(), grid, engine)
-    return Coded(carrier, codes, grid)
+    surrogate, codes = _Encode.apply(x.float(), qparams, engine)
+    return QuantizedValues(surrogate, codes, qparams)
 
 
-def decode(x: Coded, engine: Engine) -> Tensor:
+def decode(x: QuantizedValues, engine: Engine) -> Tensor:
     """Return the float32 tensor that codes stand for; the gradient passes through."""
-    result: Tensor = _Decode.apply(x.carrier, x, engine)
+    result: Tensor = _Decode.apply(x.surrogate, x, engine)
     return result
 
 
-def requantize(x: Coded, grid: Grid, engine: Engine) -> Coded:
+def requantize(x: QuantizedValues, qparams: QuantizationParameters, engine: Engine) -> QuantizedValues:
     """Bring codes to another grid; the gradient passes straight through."""
-    return Coded(x.carrier, engine.kernels.requantize(x.codes, x.grid, grid), grid)
+    return QuantizedValues(x.surrogate, engine.kernels.requantize(x.codes, x.qparams, qparams), qparams)
 
 
-def carrier_of(codes: Tensor, dtype: torch.dtype) -> Tensor:
+def surrogate_of(codes: Tensor, dtype: torch.dtype) -> Tensor:
     """Return what stands for a quantized tensor in autograd: its shape, and no memory."""
     return torch.empty((), dtype=dtype, device=codes.device).expand(codes.shape)
 
 
 class _Encode(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, grid: Grid, engine: Engine) -> tuple[Tensor, Tensor]:
-        codes = engine.kernels.quantize(x, grid)
+    def forward(ctx: Any, x: Tensor, qparams: QuantizationParameters, engine: Engine) -> tuple[Tensor, Tensor]:
+        codes = engine.kernels.quantize(x, qparams)
         ctx.mark_non_differentiable(codes)
         ctx.set_materialize_grads(False)  # codes have no gradient, not one of zeros
-        return carrier_of(codes, engine.gradient_dtype), codes
+        return surrogate_of(codes, engine.gradient_dtype), codes
 
     @staticmethod
     @once_differentiable
@@ -83,9 +83,9 @@ class _Encode(torch.autograd.Function):
 
 class _Decode(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, carrier: Tensor, x: Coded, engine: Engine) -> Tensor:
+    def forward(ctx: Any, surrogate: Tensor, x: QuantizedValues, engine: Engine) -> Tensor:
         ctx.dtype = engine.gradient_dtype
-        return engine.kernels.dequantize(x.codes, x.grid)
+        return engine.kernels.dequantize(x.codes, x.qparams)
 
     @staticmethod
     @once_differentiable
@@ -97,33 +97,39 @@ class _Decode(torch.autograd.Function):
 
 
 @dataclass(frozen=True, slots=True)
-class AddSegment:
+class FusedAdd:
     """A sum of two quantized tensors of one shape, its clamp, and the quantizer of what comes out."""
 
     clamp: Clamp
-    edge: EdgeQuantizer
+    quantizer: ActivationQuantizer
 
-    def __call__(self, a: Coded, b: Coded, engine: Engine) -> Coded:
+    def __call__(self, a: QuantizedValues, b: QuantizedValues, engine: Engine) -> QuantizedValues:
         """Return the codes of the clamped and quantized sum."""
-        carrier, codes = _AddFunction.apply(a.carrier, b.carrier, a, b, self, engine)
-        return Coded(carrier, codes, self.edge.grid())
+        surrogate, codes = _AddFunction.apply(a.surrogate, b.surrogate, a, b, self, engine)
+        return QuantizedValues(surrogate, codes, self.quantizer.qparams())
 
 
 class _AddFunction(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, carrier_a: Tensor, carrier_b: Tensor, a: Coded, b: Coded, segment: AddSegment, engine: Engine
+        ctx: Any,
+        surrogate_a: Tensor,
+        surrogate_b: Tensor,
+        a: QuantizedValues,
+        b: QuantizedValues,
+        fused: FusedAdd,
+        engine: Engine,
     ) -> tuple[Tensor, Tensor]:
-        kernels, grids = engine.kernels, (a.grid, b.grid)
-        segment.edge.take(*kernels.add_range(a.codes, b.codes, grids, segment.clamp), kernels)
-        codes, passed = kernels.add_quantize(a.codes, b.codes, grids, segment.clamp, segment.edge.grid())
+        kernels, qparams_each = engine.kernels, (a.qparams, b.qparams)
+        fused.quantizer.take(*kernels.add_range(a.codes, b.codes, qparams_each, fused.clamp), kernels)
+        codes, passed = kernels.add_quantize(a.codes, b.codes, qparams_each, fused.clamp, fused.quantizer.qparams())
         ctx.mark_non_differentiable(codes)
         ctx.set_materialize_grads(False)  # codes have no gradient, not one of zeros
-        ctx.kernels, ctx.clamps = kernels, segment.clamp != Clamp()
+        ctx.kernels, ctx.clamps = kernels, fused.clamp != Clamp()
         ctx.layout = codes.stride()
         if ctx.clamps:
             ctx.save_for_backward(passed)
-        return carrier_of(codes, engine.gradient_dtype), codes
+        return surrogate_of(codes, engine.gradient_dtype), codes
 
     @staticmethod
     @once_differentiable

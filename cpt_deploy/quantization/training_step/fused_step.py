@@ -15,12 +15,19 @@ from torch import Tensor, fx, nn
 from cpt_deploy.quantization.graph.capture.tracing import propagate_shapes, results_of
 from cpt_deploy.quantization.graph.fusion import FusedOperation, Norm, fused_operations, quantizer_of
 from cpt_deploy.quantization.graph.operator_kinds import Kind, kind_of, module_of
-from cpt_deploy.quantization.kernels import Grid
-from cpt_deploy.quantization.modules.activation_quantizer import EdgeQuantizer, LayerInput
+from cpt_deploy.quantization.kernels import QuantizationParameters
+from cpt_deploy.quantization.modules.activation_quantizer import ActivationQuantizer, Requantize
 from cpt_deploy.quantization.modules.layers import QuantizedConv2d, QuantizedConvTranspose2d, QuantizedLinear
 from cpt_deploy.quantization.state.precision_state import Role
-from cpt_deploy.quantization.training_step.fused_layers import LayerSegment, layer_output
-from cpt_deploy.quantization.training_step.fused_operations import AddSegment, Coded, Engine, decode, encode, requantize
+from cpt_deploy.quantization.training_step.fused_layers import FusedLayer, layer_output
+from cpt_deploy.quantization.training_step.fused_operations import (
+    Engine,
+    FusedAdd,
+    QuantizedValues,
+    decode,
+    encode,
+    requantize,
+)
 from cpt_deploy.signature import Signature
 
 
@@ -41,11 +48,11 @@ class _Step:
     finished: list[str] = field(default_factory=list)
 
 
-class TrainingProgram:
+class FusedStep:
     """Runs a network in training on codes.
 
     Args:
-        network: The traced network of a prepared model, with its layers and edges.
+        network: The traced network of a prepared model, with its layers and activations.
         signature: Its inputs and outputs.
     """
 
@@ -55,14 +62,14 @@ class TrainingProgram:
         self._steps, self._inputs, self._outputs = self._builder.build()
         self._modules = list(network.modules())
         self._names = {module: name for name, module in network.named_modules()}
-        followed = (EdgeQuantizer, nn.modules.batchnorm._BatchNorm)
-        self._followed = [module for module in self._modules if isinstance(module, followed)]
+        replayed = (ActivationQuantizer, nn.modules.batchnorm._BatchNorm)
+        self._followed = [module for module in self._modules if isinstance(module, replayed)]
 
     def obstacle(self) -> str | None:
         """Return in words what is not as the program takes it: hooks, or what does not follow the batch in training."""
-        for followed in self._followed:
-            if not followed.training:
-                return f"{self._names[followed]!r} is in evaluation mode"
+        for replayed in self._followed:
+            if not replayed.training:
+                return f"{self._names[replayed]!r} is in evaluation mode"
         for module in self._modules:
             for kind, hooks in (
                 ("forward hook", module._forward_hooks),
@@ -106,8 +113,8 @@ class _Builder:
     def build(self) -> tuple[list[_Step], list[str], list[str]]:
         nodes = list(self.network.graph.nodes)
         operations = fused_operations(self.network)
-        segments = {o.quantizer: (o, run) for o in operations if (run := self._segment(o)) is not None}
-        inside = {node for operation, _ in segments.values() for node in operation.nodes}
+        all_fused = {o.quantizer: (o, run) for o in operations if (run := self._segment(o)) is not None}
+        inside = {node for operation, _ in all_fused.values() for node in operation.nodes}
         given, outputs = list[str](), list[str]()
         for node in nodes:
             if node.op == "placeholder":
@@ -115,8 +122,8 @@ class _Builder:
                 self.made.add(node.name)
             elif node.op == "output":
                 outputs = [self._real(result) for result in results_of(self.network.graph)]
-            elif node in segments:
-                operation, run = segments[node]
+            elif node in all_fused:
+                operation, run = all_fused[node]
                 self._add(_coded(node), run, *(self._codes(source) for source in operation.head.all_input_nodes))
             elif kind_of(node, self.network) is Kind.EDGE:
                 self._quantizer(node)
@@ -148,58 +155,58 @@ class _Builder:
         """Return the name of a node's codes; where an operation moved or chose among them, found again on the grid."""
         name = _coded(node)
         if name not in self.made:
-            grid = self._grid_of(node)
-            assert grid is not None
-            self._add(name, lambda x: encode(x, grid(), self.engine), self._real(node))
+            qparams = self._qparams_of(node)
+            assert qparams is not None
+            self._add(name, lambda x: encode(x, qparams(), self.engine), self._real(node))
         return name
 
-    def _grid_of(self, node: fx.Node) -> Callable[[], Grid] | None:
+    def _qparams_of(self, node: fx.Node) -> Callable[[], QuantizationParameters] | None:
         """Return what tells the grid on which a node's value lies, if it lies on one."""
         module = quantizer_of(node, self.network, training=True)
-        if isinstance(module, LayerInput):
-            return lambda: module.source.grid(module.role)
-        return None if module is None else module.grid
+        if isinstance(module, Requantize):
+            return lambda: module.source.qparams(module.role)
+        return None if module is None else module.qparams
 
     def _module(self, node: fx.Node | None) -> nn.Module | None:
         return module_of(node, self.network)
 
     # --- operations -----------------------------------------------------------------------------------------------
 
-    def _segment(self, operation: FusedOperation) -> Callable[..., Coded] | None:
+    def _segment(self, operation: FusedOperation) -> Callable[..., QuantizedValues] | None:
         """Return what computes an operation on codes at once; None where it runs module by module."""
         layer, quantizer = self._module(operation.head), self._module(operation.quantizer)
         sources = operation.head.all_input_nodes
-        if not isinstance(quantizer, EdgeQuantizer):
+        if not isinstance(quantizer, ActivationQuantizer):
             return None
         if operation.kind is Kind.ADD and self._are_quantized(sources):
-            add = AddSegment(operation.clamp, quantizer)
+            add = FusedAdd(operation.clamp, quantizer)
             return lambda a, b: add(a, b, self.engine)
-        if not _has_products(layer) or self._grid_of(sources[0]) is None or not _is_ordinary(operation.norm):
+        if not _has_products(layer) or self._qparams_of(sources[0]) is None or not _is_ordinary(operation.norm):
             return None
-        whole = LayerSegment(layer, operation.norm, operation.clamp, quantizer)
+        whole = FusedLayer(layer, operation.norm, operation.clamp, quantizer)
         return lambda x: whole(x, self.engine)
 
     def _are_quantized(self, nodes: list[fx.Node]) -> bool:
         """Return whether nodes are two different quantizers of one shape."""
-        quantizers = [node for node in nodes if isinstance(self._module(node), EdgeQuantizer)]
+        quantizers = [node for node in nodes if isinstance(self._module(node), ActivationQuantizer)]
         return len(nodes) == len(quantizers) == 2 and len({node.meta["shape"] for node in nodes}) == 1
 
     def _quantizer(self, node: fx.Node) -> None:
         module, source = self._module(node), node.all_input_nodes[0]
-        if isinstance(module, LayerInput):
-            edge, role = module.source, module.role
+        if isinstance(module, Requantize):
+            quantizer, role = module.source, module.role
             if _coded(source) in self.made:
-                self._add(_coded(node), lambda x: _at_bits_of(role, x, edge, self.engine), _coded(source))
+                self._add(_coded(node), lambda x: _at_bits_of(role, x, quantizer, self.engine), _coded(source))
             else:
-                self._add(_coded(node), lambda x: encode(x, edge.grid(role), self.engine), self._real(source))
+                self._add(_coded(node), lambda x: encode(x, quantizer.qparams(role), self.engine), self._real(source))
             return
-        assert isinstance(module, EdgeQuantizer)
+        assert isinstance(module, ActivationQuantizer)
         self._add(_coded(node), lambda x: _observe(x, module, self.engine), self._real(source))
 
     def _plain(self, node: fx.Node) -> None:
         """Run a node as the graph says, on real values; a layer's products are on codes nevertheless."""
         layer = self._module(node)
-        if _has_products(layer) and self._grid_of(node.all_input_nodes[0]) is not None:
+        if _has_products(layer) and self._qparams_of(node.all_input_nodes[0]) is not None:
             self._add(node.name, lambda x: layer_output(layer, x, self.engine), self._codes(node.all_input_nodes[0]))
             return
         if node.op == "get_attr":
@@ -220,17 +227,17 @@ class _Builder:
         self._add(node.name, run, *names)
 
 
-def _observe(x: Tensor, edge: EdgeQuantizer, engine: Engine) -> Coded:
+def _observe(x: Tensor, quantizer: ActivationQuantizer, engine: Engine) -> QuantizedValues:
     x = x.float()
-    edge.take(*engine.kernels.range(x.detach()), engine.kernels)
-    return encode(x, edge.grid(), engine)
+    quantizer.take(*engine.kernels.range(x.detach()), engine.kernels)
+    return encode(x, quantizer.qparams(), engine)
 
 
-def _at_bits_of(role: Role, x: Coded, edge: EdgeQuantizer, engine: Engine) -> Coded:
-    """Bring codes to the bits of cycling layers; at the upper bound they are there."""
-    bits = edge.precision.activation_bits
-    same = bits[role] == bits["hold"] and not engine.replayable
-    return x if same else requantize(x, edge.grid(role), engine)
+def _at_bits_of(role: Role, x: QuantizedValues, quantizer: ActivationQuantizer, engine: Engine) -> QuantizedValues:
+    """Bring codes to the bits of scheduled layers; at max_bits they are there."""
+    bits = quantizer.precision.activation_bits
+    same = bits[role] == bits["fixed"] and not engine.replayable
+    return x if same else requantize(x, quantizer.qparams(role), engine)
 
 
 def _coded(node: fx.Node) -> str:

@@ -11,10 +11,10 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from cpt_deploy.quantization.kernels import Grid
+from cpt_deploy.quantization.kernels import QuantizationParameters
 from cpt_deploy.quantization.numerics.affine import channel_scales
 
-#: Below so many multiply-accumulates products in bfloat16 are taken. A guess until it has been measured on a card, see
+#: Below so many multiply-accumulates products in bfloat16 are taken. A guess until it has been measured on a GPU, see
 #: `benchmarks/training_gpu.py`, whose table of products is there for it.
 _LEAST_MACS = 1 << 33
 #: Rows of int8 matrices then begin at addresses that tensor cores read fast.
@@ -48,25 +48,27 @@ def suits_int8(codes: Tensor, weight: Tensor) -> bool:
     return aligned and max(rows, inputs, outputs) <= MOST_SUMMED and rows * inputs * outputs >= _LEAST_MACS
 
 
-def forward(codes: Tensor, grid: Grid, weight: Tensor, factor: Tensor | None, offset: Tensor | None) -> Tensor:
+def forward(
+    codes: Tensor, qparams: QuantizationParameters, weight: Tensor, factor: Tensor | None, offset: Tensor | None
+) -> Tensor:
     """Return `(codes − zero_point) · weightᵀ · factor + offset`, float32 (..., O).
 
     Args:
         codes: uint8 (..., I).
-        grid: Their grid.
+        qparams: Their grid.
         weight: Codes, int8 (O, I).
         factor: (O,) float32; `None` is 1.
         offset: (O,) float32; `None` is 0.
     """
     from cpt_deploy.quantization.kernels.int8_matmul import Epilogue, multiply
 
-    columns = (128 - _integer(grid.zero_point)) * weight.sum(dim=1)
+    columns = (128 - _integer(qparams.zero_point)) * weight.sum(dim=1)
     product = multiply(codes.reshape(-1, codes.shape[-1]), weight, Epilogue(None, columns, factor, offset))
     return product.view(*codes.shape[:-1], -1)
 
 
 def backward(
-    gradient: Tensor, codes: Tensor, grid: Grid, weight: Tensor, *, inward: bool
+    gradient: Tensor, codes: Tensor, qparams: QuantizationParameters, weight: Tensor, *, inward: bool
 ) -> tuple[Tensor | None, Tensor]:
     """Return the gradients of a Linear's input and weight.
 
@@ -74,7 +76,7 @@ def backward(
         gradient: Codes of the output's gradient, integers (..., O) of at most 256 successive values, in bfloat16 or
             float32.
         codes: Codes of the input, uint8 (..., I).
-        grid: Their grid.
+        qparams: Their grid.
         weight: The weight times the gradient's step, real values (O, I).
         inward: Whether the input's gradient is wanted.
 
@@ -95,7 +97,7 @@ def backward(
         grad_input = multiply(packed.rows, turned, Epilogue(columns=columns, factor=scales), gradient.dtype)
         grad_input = grad_input.view(codes.shape)
     inputs = pack(codes.reshape(len(rows), -1), None, keep_rows=False)
-    back, less = 128 - _integer(grid.zero_point), _integer(shift)
+    back, less = 128 - _integer(qparams.zero_point), _integer(shift)
     epilogue = Epilogue(back * packed.sums.long(), less * inputs.sums.long() + less * back * len(rows))
     return grad_input, multiply(packed.columns, inputs.columns, epilogue)
 

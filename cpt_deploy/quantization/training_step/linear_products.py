@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from cpt_deploy.quantization.kernels import Grid, Kernels
+from cpt_deploy.quantization.kernels import Kernels, QuantizationParameters
 
 Unit = Literal["int8", "float32"]
 
@@ -40,12 +40,14 @@ class Trial:
 _trials: dict[tuple[str | int, ...], Trial] = {}
 
 
-def forward(codes: Tensor, grid: Grid, weight: Tensor, kernels: Kernels, factor: Tensor, offset: Tensor) -> Tensor:
+def forward(
+    codes: Tensor, qparams: QuantizationParameters, weight: Tensor, kernels: Kernels, factor: Tensor, offset: Tensor
+) -> Tensor:
     """Return `(Σ (code − zero_point) · weight) · factor + offset`, float32, of shape (..., O).
 
     Args:
         codes: uint8, (..., I).
-        grid: Theirs.
+        qparams: Theirs.
         weight: Codes, int8, (O, I).
         kernels: Backend.
         factor: (O,) float32.
@@ -54,11 +56,11 @@ def forward(codes: Tensor, grid: Grid, weight: Tensor, kernels: Kernels, factor:
 
     def by_int8() -> Tensor:
         product = torch._int_mm(_signed(codes.reshape(-1, codes.shape[-1])), _transposed(weight))
-        shift = (128 - integer(grid.zero_point)) * weight.sum(dim=1, dtype=torch.int32)
+        shift = (128 - integer(qparams.zero_point)) * weight.sum(dim=1, dtype=torch.int32)
         return kernels.scale_sums(product, shift, factor, offset).view(*codes.shape[:-1], -1)
 
     def by_float32() -> Tensor:
-        sums = kernels.centre(codes, grid.zero_point, torch.float32) @ weight.float().t()
+        sums = kernels.centre(codes, qparams.zero_point, torch.float32) @ weight.float().t()
         return sums.mul_(factor).add_(offset)
 
     shape = (codes.numel() // codes.shape[-1], codes.shape[-1], len(weight))
@@ -67,21 +69,21 @@ def forward(codes: Tensor, grid: Grid, weight: Tensor, kernels: Kernels, factor:
     return _faster("forward", shape, {"int8": by_int8, "float32": by_float32})
 
 
-def weight_gradient(gradient: Tensor, codes: Tensor, grid: Grid, kernels: Kernels) -> Tensor:
+def weight_gradient(gradient: Tensor, codes: Tensor, qparams: QuantizationParameters, kernels: Kernels) -> Tensor:
     """Return `gradientᵀ · (codes − zero_point)`, (O, I) float32, of at most `MOST_ROWS` rows.
 
     Args:
         gradient: Integers of at most 8 bits in float32 or bfloat16, (rows, O).
         codes: uint8, (rows, I).
-        grid: Theirs.
+        qparams: Theirs.
         kernels: Backend.
     """
 
     def by_int8() -> Tensor:
-        return _int8_weight_gradient(gradient, codes, integer(grid.zero_point))
+        return _int8_weight_gradient(gradient, codes, integer(qparams.zero_point))
 
     def by_float32() -> Tensor:
-        return gradient.float().t() @ kernels.centre(codes, grid.zero_point, torch.float32)
+        return gradient.float().t() @ kernels.centre(codes, qparams.zero_point, torch.float32)
 
     shape = (len(codes), codes.shape[1], gradient.shape[1])
     if shape[0] * _GREATEST_CODE**2 > _EXACT_IN_FLOAT32:
@@ -92,9 +94,9 @@ def weight_gradient(gradient: Tensor, codes: Tensor, grid: Grid, kernels: Kernel
 def trial_of(rows: int, inputs: int, outputs: int, kernels: Kernels) -> Trial:
     """Try a forward product of a shape on zeros and return what came of it; no sum may be able to leave float32."""
     codes = torch.zeros(rows, inputs, dtype=torch.uint8)
-    grid = Grid(torch.tensor(1.0), torch.tensor(0.0), torch.tensor(255.0))
+    qparams = QuantizationParameters(torch.tensor(1.0), torch.tensor(0.0), torch.tensor(255.0))
     weight = torch.zeros(outputs, inputs, dtype=torch.int8)
-    forward(codes, grid, weight, kernels, torch.ones(outputs), torch.zeros(outputs))
+    forward(codes, qparams, weight, kernels, torch.ones(outputs), torch.zeros(outputs))
     return _trials[_key("forward", (rows, inputs, outputs))]
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from cpt_deploy.errors import UsageError
-from cpt_deploy.quantization.kernels import Grid, Kernels
+from cpt_deploy.quantization.kernels import Kernels, QuantizationParameters
 from cpt_deploy.quantization.modules.layers import (
     QuantizedConv2d,
     QuantizedConvTranspose2d,
@@ -85,36 +85,41 @@ class Scaling(NamedTuple):
 
 
 def forward_product(
-    layer: QuantizedLayer, codes: Tensor, grid: Grid, weight: Tensor, kernels: Kernels, scaling: Scaling | None = None
+    layer: QuantizedLayer,
+    codes: Tensor,
+    qparams: QuantizationParameters,
+    weight: Tensor,
+    kernels: Kernels,
+    scaling: Scaling | None = None,
 ) -> Tensor:
     """Return the sums of products of a layer's codes, float32: integers, or in real values if it is told their scaling.
 
     Args:
         layer: Gives stride, padding, dilation and groups.
         codes: Codes of the input, uint8.
-        grid: Their grid; what counts is `code − zero_point`.
+        qparams: Their grid; what counts is `code − zero_point`.
         weight: Codes of the weight, int8.
         kernels: Backend.
         scaling: Makes integers real values.
     """
     if isinstance(layer, QuantizedLinear) and int8_products.suits_int8(codes, weight):
-        return int8_products.forward(codes, grid, weight, *(scaling or (None, None)))
+        return int8_products.forward(codes, qparams, weight, *(scaling or (None, None)))
     if isinstance(layer, QuantizedConvTranspose2d):
-        sums = _transposed_convolution(layer, codes, grid, weight, kernels)
+        sums = _transposed_convolution(layer, codes, qparams, weight, kernels)
         return sums if scaling is None else kernels.scale_sums(sums, None, *scaling)
     if codes.device.type != "cpu":
         assert isinstance(layer, QuantizedConv2d | QuantizedLinear)
-        sums = gpu_products.forward(layer, codes, grid.zero_point, weight, kernels)
+        sums = gpu_products.forward(layer, codes, qparams.zero_point, weight, kernels)
         return sums if scaling is None else kernels.scale_sums(sums, None, *scaling)
     if isinstance(layer, QuantizedLinear) and int8_is_exact():
         factor, offset = scaling or (torch.ones(len(weight)), torch.zeros(len(weight)))
-        return linear_products.forward(codes, grid, weight, kernels, factor, offset)
+        return linear_products.forward(codes, qparams, weight, kernels, factor, offset)
     if not isinstance(layer, QuantizedConv2d):
-        sums = kernels.centre(codes, grid.zero_point, torch.float32) @ weight.float().t()
+        sums = kernels.centre(codes, qparams.zero_point, torch.float32) @ weight.float().t()
     elif int8_is_exact():
-        sums = _int8_convolution(codes, linear_products.integer(grid.zero_point), weight, _geometry(layer))
+        sums = _int8_convolution(codes, linear_products.integer(qparams.zero_point), weight, _geometry(layer))
     else:
-        x = kernels.centre(codes, grid.zero_point, torch.float32)
+        x = kernels.centre(codes, qparams.zero_point, torch.float32)
         sums = _channels_last(torch.conv2d(x, weight.float(), None, *_geometry(layer)))
     if scaling is None:
         return sums
@@ -126,7 +131,7 @@ def backward_products(
     layer: QuantizedLayer,
     gradient: Tensor,
     codes: Tensor,
-    grid: Grid,
+    qparams: QuantizationParameters,
     weight: Tensor,
     kernels: Kernels,
     *,
@@ -138,7 +143,7 @@ def backward_products(
         layer: Gives stride, padding, dilation and groups.
         gradient: Codes of the output's gradient: integers in bfloat16 or float32, which is the type of the products.
         codes: Codes of the input, uint8.
-        grid: Their grid.
+        qparams: Their grid.
         weight: The weight, times the gradient's step, in the gradient's type.
         kernels: Backend.
         inward: Whether the input's gradient is wanted.
@@ -148,7 +153,7 @@ def backward_products(
         input scale.
     """
     if isinstance(layer, QuantizedConvTranspose2d):
-        x = kernels.centre(codes, grid.zero_point, gradient.dtype)
+        x = kernels.centre(codes, qparams.zero_point, gradient.dtype)
         geometry = (layer.stride, layer.padding, layer.dilation, True, layer.output_padding, layer.groups)
         grad_input, grad_weight, _ = torch.ops.aten.convolution_backward(
             gradient, x, layer.turned(weight), None, *geometry, [inward, True, False]
@@ -158,7 +163,7 @@ def backward_products(
         stride, padding, dilation, groups = _geometry(layer)
         skips = skips_pixels(layer, codes.device)
         seen = _channels_last(seen_pixels(codes, layer)) if skips else codes
-        x = kernels.centre(seen, grid.zero_point, gradient.dtype)
+        x = kernels.centre(seen, qparams.zero_point, gradient.dtype)
         grad_input, grad_weight, _ = torch.ops.aten.convolution_backward(
             gradient, x, weight, None, [1, 1] if skips else stride, padding, dilation, False, [0, 0], groups,
             [inward, True, False],
@@ -167,26 +172,26 @@ def backward_products(
             grad_input = spread_pixels(grad_input, layer, codes.shape)
         return grad_input, grad_weight
     if gradient.dtype == torch.bfloat16 and int8_products.suits_int8(codes, weight):
-        return int8_products.backward(gradient, codes, grid, weight, inward=inward)
+        return int8_products.backward(gradient, codes, qparams, weight, inward=inward)
     grad_input = gradient @ weight if inward else None
     rows = gradient.reshape(-1, gradient.shape[-1])
     x = codes.reshape(len(rows), -1)
     if codes.device.type != "cpu":
-        return grad_input, gpu_products.weight_gradient(rows, kernels.centre(x, grid.zero_point, gradient.dtype))
+        return grad_input, gpu_products.weight_gradient(rows, kernels.centre(x, qparams.zero_point, gradient.dtype))
     if len(rows) <= linear_products.MOST_ROWS and int8_is_exact():
-        return grad_input, linear_products.weight_gradient(rows, x, grid, kernels)
-    return grad_input, (rows.t() @ kernels.centre(x, grid.zero_point, gradient.dtype))
+        return grad_input, linear_products.weight_gradient(rows, x, qparams, kernels)
+    return grad_input, (rows.t() @ kernels.centre(x, qparams.zero_point, gradient.dtype))
 
 
 def _transposed_convolution(
-    layer: QuantizedConvTranspose2d, codes: Tensor, grid: Grid, weight: Tensor, kernels: Kernels
+    layer: QuantizedConvTranspose2d, codes: Tensor, qparams: QuantizationParameters, weight: Tensor, kernels: Kernels
 ) -> Tensor:
     """Return the sums of a transposed convolution in float32; int8 kernels have no such product.
 
     The ordinary convolution that it is equal to (`integer.lowering.subpixel`) takes longer in int8 than this in
     float32.
     """
-    x, kernel = kernels.centre(codes, grid.zero_point, torch.float32), layer.turned(weight.float())
+    x, kernel = kernels.centre(codes, qparams.zero_point, torch.float32), layer.turned(weight.float())
     geometry = (layer.stride, layer.padding, layer.output_padding, layer.groups, layer.dilation)
     with gpu_products.as_written(codes.device):
         return _channels_last(torch.conv_transpose2d(x, kernel, None, *geometry))  # type: ignore[arg-type]

@@ -11,7 +11,7 @@ from torch import Tensor
 from cpt_deploy.bundle import Bundle, Preprocessing
 from cpt_deploy.data import ImageSet, recipe_images
 from cpt_deploy.export import ModelIdentity, export_bundle
-from cpt_deploy.quantization import make_native, make_symmetric, measure_sensitivity, settle
+from cpt_deploy.quantization import calibrate, make_native, make_symmetric, measure_sensitivity
 from cpt_deploy.tasks.exporting import (
     TRAINED_DIGEST,
     BitAllocation,
@@ -21,7 +21,7 @@ from cpt_deploy.tasks.exporting import (
     shippable,
 )
 from cpt_deploy.tasks.reporting import Reporter
-from cpt_deploy.training import TrainedRun, load_run, settling_inputs
+from cpt_deploy.training import TrainedRun, calibration_inputs, load_run
 from cpt_deploy.validation.accuracy.reference import TRAINED_TEST
 
 GOLDEN_IMAGES = 8
@@ -47,18 +47,19 @@ class ImageExport:
     def calibrate(self, bits: BitAllocation, reporter: Reporter) -> None:
         """Estimate BatchNorm statistics and activation ranges anew, see `RunExport`."""
         run = self.run
-        used = settle(run.model, _training_inputs(run), weight_bits=bits.weights, activation_bits=bits.activations)
+        used = calibrate(run.model, _training_inputs(run), weight_bits=bits.weights, activation_bits=bits.activations)
         reporter.note(
-            f"settled BatchNorm statistics and activation ranges with {bits.describe(run.recipe.precision.upper)} on "
-            f"{used} training batches"
+            f"calibrated BatchNorm statistics and activation ranges with "
+            f"{bits.describe(run.recipe.precision.max_bits)} "
+            f"on {used} training batches"
         )
 
     def measure_sensitivity(self, candidates: Sequence[int], activation_bits: int, reporter: Reporter) -> Sensitivity:
         """Measure what fewer bits do to the class probabilities, see `RunExport`."""
         model = self.run.model
         batches = _first_batches(_training_inputs(self.run))
-        cycling = sum(layer.role != "hold" for layer in model.layers())
-        with reporter.bar("measuring sensitivity", cycling) as bar:
+        scheduled = sum(layer.role != "fixed" for layer in model.layers())
+        with reporter.bar("measuring sensitivity", scheduled) as bar:
             layers = measure_sensitivity(
                 model, batches, candidates, activation_bits=activation_bits, progress=bar.advance
             )
@@ -110,7 +111,7 @@ def evenly_chosen_inputs(images: ImageSet, preprocessing: Preprocessing) -> Tens
 
 
 def _training_inputs(run: TrainedRun) -> Iterator[Tensor]:
-    return settling_inputs(run.recipe, run.preprocessing)
+    return calibration_inputs(run.recipe, run.preprocessing)
 
 
 def _first_batches(batches: Iterator[Tensor]) -> list[Tensor]:

@@ -40,7 +40,7 @@ class ImageSweep:
         return min(self.limit or images, images)
 
     def figures(self, bundle: Bundle) -> dict[str, Any]:
-        """Return accuracy in onnxruntime with its interval, and that of the trained model at its upper bound."""
+        """Return accuracy in onnxruntime with its interval, and that of the trained model at max_bits."""
         assert bundle.validation is not None
         runtimes = {runtime["name"]: runtime for runtime in bundle.validation["runtimes"]}
         return {
@@ -63,7 +63,7 @@ class ImageSweep:
         dataset, trained = document["dataset"], document["exports"][0]["trained_accuracy"]
         return (
             f"{document['run']} on {dataset['samples']:,} images of {dataset['name']} ({dataset['split']}); trained "
-            f"model at its upper bound {readable.share(trained)}; one image on one thread, float32 takes "
+            f"model at max_bits {readable.share(trained)}; one image on one thread, float32 takes "
             f"{document[FLOAT]['milliseconds']:.3f} ms"
         )
 

@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 from cpt_deploy.data import ArrayImages, FileImages, eval_loader, training_stream
 from cpt_deploy.errors import UsageError
-from cpt_deploy.quantization import CyclingModel, QuantizedModel
+from cpt_deploy.quantization import QuantizedModel, ScheduledModel
 from cpt_deploy.recipe import Recipe
 from cpt_deploy.recipe.tasks import CLASSIFICATION
-from cpt_deploy.training.distributed.process_group import Ranks
+from cpt_deploy.training.distributed.process_group import ProcessGroup
 from cpt_deploy.training.distributed.synchronization import Synchronization
 from cpt_deploy.training.evaluation import evaluate
 from cpt_deploy.training.fine_tuning import Pretrained, build_pretrained, resolve_weights
-from cpt_deploy.training.loop.inputs import settling_inputs
+from cpt_deploy.training.loop.inputs import calibration_inputs
 from cpt_deploy.training.loop.setup import RunData, build_cpt_model, load_data
 from cpt_deploy.training.reporting.reports import Evaluation
 from cpt_deploy.training.run_directory.run_directory import RunDirectory
@@ -109,7 +109,7 @@ class Classification:
     def check(self, directory: RunDirectory) -> None:
         """Check nothing: the recipe names the data."""
 
-    def stream(self, steps: range, ranks: Ranks, *, pin_memory: bool) -> Iterator[tuple[Tensor, Tensor]]:
+    def stream(self, steps: range, process_group: ProcessGroup, *, pin_memory: bool) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield inputs and labels, see `TrainingTask`."""
         return training_stream(
             self.data.train_inputs,
@@ -118,7 +118,7 @@ class Classification:
             seed=self.recipe.seed,
             batches=steps,
             workers=self.workers,
-            share=ranks.share,
+            share=process_group.share,
             pin_memory=pin_memory,
         )
 
@@ -134,15 +134,17 @@ class Classification:
         correct = (logits.detach().argmax(1) == y).sum()
         return StepOutcome(self.loss(logits.float(), y), correct, len(y), self.step_samples)
 
-    def state(self, model: CyclingModel, ranks: Ranks) -> Mapping[str, Tensor]:
+    def state(self, model: ScheduledModel, process_group: ProcessGroup) -> Mapping[str, Tensor]:
         """Return nothing: batches do not depend on each other."""
         return {}
 
-    def restore(self, state: Mapping[str, Tensor], model: CyclingModel, device: torch.device, ranks: Ranks) -> None:
+    def restore(
+        self, state: Mapping[str, Tensor], model: ScheduledModel, device: torch.device, process_group: ProcessGroup
+    ) -> None:
         """Restore nothing."""
 
     def evaluate(
-        self, model: CyclingModel, device: torch.device, step: int, stop: Stop, ranks: Ranks
+        self, model: ScheduledModel, device: torch.device, step: int, stop: Stop, process_group: ProcessGroup
     ) -> Evaluation | None:
         """Evaluate on the test images, see `TrainingTask`."""
         assert isinstance(model, QuantizedModel)
@@ -151,28 +153,36 @@ class Classification:
             self.data.preprocessing,
             self.recipe.train.eval_batch_size,
             workers=self.workers,
-            share=ranks.share,
+            share=process_group.share,
             pin_memory=device.type == "cuda",
         )
-        return evaluate(model, batches, classes=self.classes, device=device, step=step, stop=stop, ranks=ranks)
+        return evaluate(
+            model, batches, classes=self.classes, device=device, step=step, stop=stop, process_group=process_group
+        )
 
     def is_better(self, evaluation: Evaluation, best: Evaluation) -> bool:
         """Return whether more images are classified right."""
         return evaluation.top1 > best.top1
 
-    def settle(self, synchronization: Synchronization, device: torch.device, stop: Stop, ranks: Ranks) -> None:
-        """Settle on training batches of the epochs after the last one; each process takes some of them."""
-        batches = settling_inputs(
-            self.recipe, self.data.preprocessing, self.data.train_inputs, workers=self.workers, share=ranks.share
+    def calibrate(
+        self, synchronization: Synchronization, device: torch.device, stop: Stop, process_group: ProcessGroup
+    ) -> None:
+        """Calibrate on training batches of the epochs after the last one; each process takes some of them."""
+        batches = calibration_inputs(
+            self.recipe,
+            self.data.preprocessing,
+            self.data.train_inputs,
+            workers=self.workers,
+            share=process_group.share,
         )
         wanted = takewhile(lambda _: not stop(), batches)
-        synchronization.settle(inputs.to(device, memory_format=torch.channels_last) for inputs in wanted)
+        synchronization.calibrate(inputs.to(device, memory_format=torch.channels_last) for inputs in wanted)
 
-    def evaluate_settled(
-        self, model: CyclingModel, device: torch.device, step: int, stop: Stop, ranks: Ranks
+    def evaluate_calibrated(
+        self, model: ScheduledModel, device: torch.device, step: int, stop: Stop, process_group: ProcessGroup
     ) -> Final | None:
         """See `TrainingTask`."""
-        result = self.evaluate(model, device, step, stop, ranks)
+        result = self.evaluate(model, device, step, stop, process_group)
         return None if result is None else Final(result, result)
 
     def describe(self) -> dict[str, Any]:

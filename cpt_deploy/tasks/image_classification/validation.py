@@ -100,7 +100,7 @@ def reference_of(bundle: Bundle, origin: Origin) -> Reference | None:
 
 
 def trained_reference(run_dir: Path) -> Reference:
-    """Return a run's model at its upper bound, with the run's own preprocessing, classes and accuracy.
+    """Return a run's model at max_bits, with the run's own preprocessing, classes and accuracy.
 
     Raises:
         CheckpointError: If the run is unfinished or damaged.
@@ -112,7 +112,7 @@ def trained_reference(run_dir: Path) -> Reference:
     run = load_run(run_dir)
 
     def forward(inputs: Any) -> Any:
-        with torch.no_grad(), run.model.upper_bound():
+        with torch.no_grad(), run.model.at_max_bits():
             return run.model(torch.from_numpy(inputs)).numpy()
 
     test, digest = run.report.test, run.report.data.get("test_sha256")

@@ -10,7 +10,7 @@ from cpt_deploy.bundle.language import LanguageBundle
 from cpt_deploy.data.text import Corpus, evaluation_chunks, load_corpus, training_chunk, training_rows
 from cpt_deploy.errors import UsageError
 from cpt_deploy.export.language.bundle_export import LanguageIdentity, export_language_bundle
-from cpt_deploy.quantization import make_native, measure_loss_sensitivity, observing
+from cpt_deploy.quantization import calibrating, make_native, measure_loss_sensitivity
 from cpt_deploy.tasks.exporting import (
     TRAINED_DIGEST,
     BitAllocation,
@@ -22,7 +22,7 @@ from cpt_deploy.tasks.exporting import (
 from cpt_deploy.tasks.reporting import Reporter
 from cpt_deploy.training import TrainedLanguageModel, load_language_model
 
-SETTLE_CHUNKS = 64
+CALIBRATION_CHUNKS = 64
 """Chunks of training text on which ranges are estimated anew at other bits."""
 SENSITIVITY_TOKENS = 8192
 """Tokens of validation text that each layer's sensitivity is measured on."""
@@ -47,11 +47,12 @@ class TextExport:
         recipe, model, state = self.run.recipe, self.run.model, None
         rows = training_rows(self.run.tokenizer.encode(self.corpus.text("train")), recipe.train.batch_size)
         reporter.note(
-            f"estimating activation ranges with {bits.describe(recipe.precision.upper)} on {SETTLE_CHUNKS} chunks of "
-            "training text"
+            f"estimating activation ranges with {bits.describe(recipe.precision.max_bits)} on "
+            f"{CALIBRATION_CHUNKS} chunks "
+            "of training text"
         )
-        with torch.no_grad(), model.upper_bound(bits.weights, bits.activations), observing(model):
-            for number in range(SETTLE_CHUNKS):
+        with torch.no_grad(), model.at_max_bits(bits.weights, bits.activations), calibrating(model):
+            for number in range(CALIBRATION_CHUNKS):
                 chunk = training_chunk(rows, recipe.data.text.sequence, number)
                 _, state = model(chunk.tokens, None if chunk.first else state)
                 state = state if model.carries_state else None
@@ -62,8 +63,8 @@ class TextExport:
         ids = self.run.tokenizer.encode(self.corpus.text("valid"))[: SENSITIVITY_TOKENS + 1]
         text = recipe.data.text
         chunks = list(evaluation_chunks(ids, recipe.train.batch_size, text.sequence, text.context))
-        cycling = sum(layer.role != "hold" for layer in model.layers())
-        with reporter.bar("measuring sensitivity", cycling) as bar:
+        scheduled = sum(layer.role != "fixed" for layer in model.layers())
+        with reporter.bar("measuring sensitivity", scheduled) as bar:
             layers = measure_loss_sensitivity(
                 model, chunks, candidates, activation_bits=activation_bits, progress=bar.advance
             )

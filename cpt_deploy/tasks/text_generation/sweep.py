@@ -57,7 +57,7 @@ class TextSweep:
         return {"perplexity": runtimes["onnxruntime"]["perplexity"]}
 
     def compare(self, bundles: Sequence[LanguageBundle], rounds: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        """Time one token after some on one thread, and measure the trained model at its upper bound."""
+        """Time one token after some on one thread, and measure the trained model at max_bits."""
         trained = likelihood(trained_step(self.run.model), self._rows, self.run.model.context)
         calls = {str(bundle.path): _next_token(bundle) for bundle in bundles}
         times = interleaved(calls, rounds=rounds)
@@ -69,7 +69,7 @@ class TextSweep:
         dataset = document["dataset"]
         return (
             f"{document['run']} on {dataset['samples']:,} tokens of {dataset['name']} ({dataset['split']}); trained "
-            f"model at its upper bound {document['trained_perplexity']:.3f}; one token on one thread"
+            f"model at max_bits {document['trained_perplexity']:.3f}; one token on one thread"
         )
 
     def row(self, entry: Entry, document: Mapping[str, Any]) -> tuple[str, ...]:

@@ -29,11 +29,11 @@ from cpt_deploy.data.text import (
     training_rows,
 )
 from cpt_deploy.errors import CheckpointError, UsageError
-from cpt_deploy.quantization import CyclingModel, QuantizedLanguageModel, observing
+from cpt_deploy.quantization import QuantizedLanguageModel, ScheduledModel, calibrating
 from cpt_deploy.quantization.language import Score, State, detached
 from cpt_deploy.recipe import Recipe
 from cpt_deploy.recipe.tasks import LANGUAGE_MODEL
-from cpt_deploy.training.distributed.process_group import Ranks
+from cpt_deploy.training.distributed.process_group import ProcessGroup
 from cpt_deploy.training.distributed.synchronization import Synchronization
 from cpt_deploy.training.fine_tuning import Pretrained, refuse_weights
 from cpt_deploy.training.loop.setup import build_quantized_language_model
@@ -159,9 +159,9 @@ class LanguageModelling:
                 hint="resume with the text that the run began with",
             )
 
-    def stream(self, steps: range, ranks: Ranks, *, pin_memory: bool) -> Iterator[Chunk]:
+    def stream(self, steps: range, process_group: ProcessGroup, *, pin_memory: bool) -> Iterator[Chunk]:
         """Yield chunks of this process's rows, see `TrainingTask`."""
-        rows = self.train_rows[ranks.share.of(self.rows)]
+        rows = self.train_rows[process_group.share.of(self.rows)]
         for number in steps:
             yield training_chunk(rows, self.length, number)
 
@@ -174,48 +174,52 @@ class LanguageModelling:
         whole = self.rows * batch.tokens.shape[1]
         return StepOutcome(score.losses.float().mean(), score.hits, score.targets, whole)
 
-    def state(self, model: CyclingModel, ranks: Ranks) -> Mapping[str, Tensor]:
+    def state(self, model: ScheduledModel, process_group: ProcessGroup) -> Mapping[str, Tensor]:
         """Return the carried state of all rows."""
         assert isinstance(model, QuantizedLanguageModel)
         if self._carried is None:
             return {}
-        parts = ranks.collect(tuple(tensor.cpu() for tensor in self._carried))
+        parts = process_group.collect(tuple(tensor.cpu() for tensor in self._carried))
         return {str(place): tensor for place, tensor in enumerate(model.joined(parts))}
 
-    def restore(self, state: Mapping[str, Tensor], model: CyclingModel, device: torch.device, ranks: Ranks) -> None:
+    def restore(
+        self, state: Mapping[str, Tensor], model: ScheduledModel, device: torch.device, process_group: ProcessGroup
+    ) -> None:
         """Carry on the state of this process's rows."""
         assert isinstance(model, QuantizedLanguageModel)
         whole = tuple(state[str(place)].to(device) for place in range(len(state)))
-        self._carried = model.rows_of(whole, ranks.share.of(self.rows)) if whole else None
+        self._carried = model.rows_of(whole, process_group.share.of(self.rows)) if whole else None
 
     def evaluate(
-        self, model: CyclingModel, device: torch.device, step: int, stop: Stop, ranks: Ranks
+        self, model: ScheduledModel, device: torch.device, step: int, stop: Stop, process_group: ProcessGroup
     ) -> Evaluation | None:
         """Evaluate on the validation text, see `TrainingTask`."""
-        return self._evaluate("valid", model, device, step, stop, ranks)
+        return self._evaluate("valid", model, device, step, stop, process_group)
 
     def is_better(self, evaluation: Evaluation, best: Evaluation) -> bool:
         """Return whether the text is more likely."""
         return evaluation.loss < best.loss
 
-    def settle(self, synchronization: Synchronization, device: torch.device, stop: Stop, ranks: Ranks) -> None:
-        """Settle on the first chunks of the training text, with carried state; each process has its rows of them."""
+    def calibrate(
+        self, synchronization: Synchronization, device: torch.device, stop: Stop, process_group: ProcessGroup
+    ) -> None:
+        """Calibrate on the first chunks of the training text, with carried state; each process has its rows of them."""
         model = synchronization.model
         assert isinstance(model, QuantizedLanguageModel)
-        with torch.no_grad(), model.upper_bound(), observing(model):
+        with torch.no_grad(), model.at_max_bits(), calibrating(model):
             state: State | None = None
-            for chunk in self.stream(range(self.recipe.train.settle_batches), ranks, pin_memory=False):
+            for chunk in self.stream(range(self.recipe.train.calibration_batches), process_group, pin_memory=False):
                 synchronization.begin()
                 _, state = model(chunk.tokens.to(device), None if chunk.first else state)
                 state = state if model.carries_state else None
                 if synchronization.exchange_ranges(stop()):
                     return
 
-    def evaluate_settled(
-        self, model: CyclingModel, device: torch.device, step: int, stop: Stop, ranks: Ranks
+    def evaluate_calibrated(
+        self, model: ScheduledModel, device: torch.device, step: int, stop: Stop, process_group: ProcessGroup
     ) -> Final | None:
         """Evaluate on test and validation text, see `TrainingTask`."""
-        test, valid = (self._evaluate(split, model, device, step, stop, ranks) for split in ("test", "valid"))
+        test, valid = (self._evaluate(split, model, device, step, stop, process_group) for split in ("test", "valid"))
         return None if test is None or valid is None else Final(test, valid)
 
     def describe(self) -> dict[str, Any]:
@@ -231,12 +235,18 @@ class LanguageModelling:
         return {"data": data, "classes": (), "preprocessing": {}}
 
     def _evaluate(
-        self, split: TextSplit, model: CyclingModel, device: torch.device, step: int, stop: Stop, ranks: Ranks
+        self,
+        split: TextSplit,
+        model: ScheduledModel,
+        device: torch.device,
+        step: int,
+        stop: Stop,
+        process_group: ProcessGroup,
     ) -> Evaluation | None:
         assert isinstance(model, QuantizedLanguageModel)
         rows = self.recipe.train.eval_batch_size
-        chunks = evaluation_chunks(self.ids(split), rows, self.length, self.context, ranks.share)
-        return evaluate_text(model, chunks, device=device, step=step, stop=stop, ranks=ranks)
+        chunks = evaluation_chunks(self.ids(split), rows, self.length, self.context, process_group.share)
+        return evaluate_text(model, chunks, device=device, step=step, stop=stop, process_group=process_group)
 
 
 def _check_settings(recipe: Recipe) -> None:

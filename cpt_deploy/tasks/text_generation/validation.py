@@ -81,7 +81,7 @@ def check_bundle(bundle: LanguageBundle, provider: str) -> BundleCheck:
 
 
 def trained_reference(run_dir: Path, options: ValidationOptions) -> "LanguageReference":
-    """Return a run's model at its upper bound, with the text as its own tokenizer reads it.
+    """Return a run's model at max_bits, with the text as its own tokenizer reads it.
 
     Raises:
         CptError: If the run or the text cannot be read.
@@ -131,11 +131,11 @@ def _measured_again(run: "TrainedLanguageModel", text: "Ids") -> tuple[float, fl
 
 
 def trained_step(model: "QuantizedLanguageModel") -> "Step":
-    """Return a trained model at its upper bound as a function of NumPy arrays."""
+    """Return a trained model at max_bits as a function of NumPy arrays."""
     import torch
 
     def step(tokens: Any, state: Any) -> Any:
-        with torch.no_grad(), model.upper_bound():
+        with torch.no_grad(), model.at_max_bits():
             scores, after = model(torch.from_numpy(tokens), state)
         return scores.numpy(), after
 

@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Ranks:
+class ProcessGroup:
     """The process group as seen by this process.
 
     Args:
@@ -115,11 +115,11 @@ class Ranks:
             dist.all_reduce(torch.zeros(1))  # on the CPU, whatever the run is on
 
 
-ALONE = Ranks()
+ALONE = ProcessGroup()
 
 
 @contextmanager
-def joined(device: str) -> Iterator[tuple[Ranks, torch.device]]:
+def joined(device: str) -> Iterator[tuple[ProcessGroup, torch.device]]:
     """Join the process group that torchrun started, for the duration of the context; no-op for a single process.
 
     Args:
@@ -132,27 +132,27 @@ def joined(device: str) -> Iterator[tuple[Ranks, torch.device]]:
     Raises:
         UsageError: If the device does not exist here, or all processes would share one GPU.
     """
-    ranks = launched()
-    chosen = choose_device(device, ranks)
-    if ranks.count == 1:
-        yield ranks, chosen
+    process_group = launched()
+    chosen = choose_device(device, process_group)
+    if process_group.count == 1:
+        yield process_group, chosen
         return
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     dist.init_process_group("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo")
     # Not destroyed after an error: this process ends, and torchrun ends the others.
-    yield ranks, chosen
+    yield process_group, chosen
     dist.destroy_process_group()
 
 
-def launched() -> Ranks:
+def launched() -> ProcessGroup:
     """Return the process group that torchrun's environment describes; without torchrun, a group of one."""
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count == 1:
-        return Ranks()
+        return ProcessGroup()
     environment = (os.environ.get(name, "0") for name in ("RANK", "LOCAL_RANK"))
     rank, local = (int(value) for value in environment)
-    return Ranks(rank, count, local, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    return ProcessGroup(rank, count, local, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def is_lost_connection(error: RuntimeError) -> bool:
@@ -160,7 +160,7 @@ def is_lost_connection(error: RuntimeError) -> bool:
     return isinstance(error, dist.DistError) or "gloo/transport" in str(error)
 
 
-def choose_device(name: str, ranks: Ranks) -> torch.device:
+def choose_device(name: str, process_group: ProcessGroup) -> torch.device:
     """Return the device that a recipe names; "auto" is a GPU if one is available.
 
     Raises:
@@ -171,13 +171,13 @@ def choose_device(name: str, ranks: Ranks) -> torch.device:
     device = torch.device(name)
     if device.type != "cuda":
         return device
-    if ranks.count > 1 and device.index is not None:
+    if process_group.count > 1 and device.index is not None:
         raise UsageError(
             f"Expected train.device=auto, cpu or cuda with several processes, but got {name!r}",
             hint="each process takes the GPU of its local rank",
         )
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    index = ranks.local if device.index is None else device.index
+    index = process_group.local if device.index is None else device.index
     if index >= count:
         raise UsageError(
             f"Expected train.device to be an available device, but got 'cuda:{index}' with {count} CUDA devices",

@@ -14,15 +14,15 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from cpt_deploy.quantization import (
-    CyclingModel,
     QuantizedModel,
+    ScheduledModel,
+    calibrate,
     estimate,
-    round_offsets,
+    round_biases,
     set_synchronized,
-    settle,
     synchronize_norms,
 )
-from cpt_deploy.training.distributed.process_group import Ranks
+from cpt_deploy.training.distributed.process_group import ProcessGroup
 
 
 class StepTotals(NamedTuple):
@@ -47,23 +47,23 @@ class Synchronization:
 
     Args:
         model: This process's copy, which gets the weights and buffers of the main process.
-        ranks: The process group.
+        process_group: The process group.
         device: Device of the model.
     """
 
-    def __init__(self, model: CyclingModel, ranks: Ranks, device: torch.device) -> None:
-        self.model, self.ranks = model, ranks
-        self.edges = [edge for _, edge in model.edges()]
+    def __init__(self, model: ScheduledModel, process_group: ProcessGroup, device: torch.device) -> None:
+        self.model, self.process_group = model, process_group
+        self.quantizers = [quantizer for _, quantizer in model.quantizers()]
         #: Whether the tokens of a process decide which layers it computes: the clusters of an adaptive softmax.
         self.partial = any(isinstance(module, nn.AdaptiveLogSoftmaxWithLoss) for module in model.modules())
         self.replica = model.training_module()
-        if ranks.count == 1:
+        if process_group.count == 1:
             return
         if isinstance(model, QuantizedModel):
             synchronize_norms(model.network)
             model.modules_replaced()
-        for edge in self.edges:
-            edge.deferred = True
+        for quantizer in self.quantizers:
+            quantizer.deferred = True
         replicate: Any = DistributedDataParallel
         known = signature(replicate).parameters
         buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # its older name
@@ -77,9 +77,9 @@ class Synchronization:
 
     def begin(self) -> None:
         """Reset ranges before a forward pass whose ranges will be exchanged."""
-        if self.ranks.count > 1 and self.partial:
-            for edge in self.edges:
-                edge.forget()
+        if self.process_group.count > 1 and self.partial:
+            for quantizer in self.quantizers:
+                quantizer.forget()
 
     def exchange(self, loss: Tensor, correct: Tensor, signal: int) -> StepTotals:
         """Exchange loss, hits, signal and ranges of this step's forward; every process must call it once per step.
@@ -89,7 +89,7 @@ class Synchronization:
             correct: Its hits, 0-dim.
             signal: Number of the signal that it received, or 0.
         """
-        if self.ranks.count == 1:
+        if self.process_group.count == 1:
             return StepTotals(loss, correct, torch.tensor(signal))
         losses, hits, signals = self._exchange(torch.stack([loss, correct, torch.full_like(loss, signal)]).float())
         return StepTotals(losses.sum(), hits.sum(), signals.amax())
@@ -100,25 +100,28 @@ class Synchronization:
         Returns:
             Whether any process is to stop.
         """
-        if self.ranks.count == 1:
+        if self.process_group.count == 1:
             return stop
-        (stops,) = self._exchange(self.edges[0].low.new_tensor([float(stop)]))
+        (stops,) = self._exchange(self.quantizers[0].low.new_tensor([float(stop)]))
         return bool(stops.any())
 
     def _exchange(self, figures: Tensor) -> Tensor:
         """Update all ranges with those over all processes; return the `figures` (n,) of each process as (n, count)."""
-        lows, highs = (torch.stack(ends).float() for ends in zip(*(edge.current for edge in self.edges), strict=True))
-        told = self.ranks.gather(torch.cat([lows, highs, figures]))
-        count = len(self.edges)
+        lows, highs = (
+            torch.stack(ends).float()
+            for ends in zip(*(quantizer.current for quantizer in self.quantizers), strict=True)
+        )
+        told = self.process_group.gather(torch.cat([lows, highs, figures]))
+        count = len(self.quantizers)
         low, high = told[:, :count].amin(0), told[:, count : 2 * count].amax(0)
         # A tensor that no process computed keeps its average; finding out takes a read from the device.
         missed = (low > high).tolist() if self.partial else [False] * count
-        for edge, least, greatest, is_missed in zip(self.edges, low, high, missed, strict=True):
+        for quantizer, least, greatest, is_missed in zip(self.quantizers, low, high, missed, strict=True):
             if not is_missed:
-                edge.observe(least, greatest)
+                quantizer.observe(least, greatest)
         return told[:, 2 * count :].T
 
-    def settle(self, inputs: Iterable[Tensor]) -> int:
+    def calibrate(self, inputs: Iterable[Tensor]) -> int:
         """Calibrate on the batches of all processes, each of which has whole batches of its own.
 
         Calibration only averages over batches, so the average of the processes' averages, weighted by their numbers
@@ -134,22 +137,22 @@ class Synchronization:
         iterator = iter(inputs)
         first = next(iterator, None)
         batches = iter(()) if first is None else chain([first], iterator)
-        if self.ranks.count == 1:
-            return settle(self.model, batches)
+        if self.process_group.count == 1:
+            return calibrate(self.model, batches)
         set_synchronized(self.model, False)
-        for edge in self.edges:
-            edge.deferred = False
-        with self.model.upper_bound():
+        for quantizer in self.quantizers:
+            quantizer.deferred = False
+        with self.model.at_max_bits():
             used = 0 if first is None else estimate(self.model, batches)
             total = self._average(used)
-            round_offsets(self.model)  # in the common ranges, so that all processes round alike
+            round_biases(self.model)  # in the common ranges, so that all processes round alike
         return total
 
     def _average(self, used: int) -> int:
         """Average the statistics of all processes, each estimated on `used` batches; return their total number."""
         statistics, counts = self._statistics()
         own = torch.cat([tensor.reshape(-1).double() for tensor in statistics])
-        weighted = self.ranks.gather(torch.cat([own * used, own.new_full((1,), used)])).sum(0)
+        weighted = self.process_group.gather(torch.cat([own * used, own.new_full((1,), used)])).sum(0)
         total = round(float(weighted[-1]))
         average = weighted[:-1] / max(total, 1)
         for tensor in statistics:
@@ -163,6 +166,6 @@ class Synchronization:
         """Return the buffers that calibration estimates, and those that count its batches."""
         norms = [m for m in self.model.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
         buffers = [tensor for norm in norms for tensor in (norm.running_mean, norm.running_var) if tensor is not None]
-        buffers += [tensor for edge in self.edges for tensor in (edge.low, edge.high)]
+        buffers += [tensor for quantizer in self.quantizers for tensor in (quantizer.low, quantizer.high)]
         counts = [norm.num_batches_tracked for norm in norms if norm.num_batches_tracked is not None]
-        return buffers, counts + [edge.batches for edge in self.edges]
+        return buffers, counts + [quantizer.batches for quantizer in self.quantizers]

@@ -104,19 +104,19 @@ class RangeTest:
     """The outcome of a precision range test.
 
     Args:
-        lower: The min_bits of the schedule; `None` if accuracy rose at no precision.
+        min_bits: The min_bits of the schedule; `None` if accuracy rose at no precision.
         threshold: The rise of accuracy that counts as progress.
         progress: Progress at each tested precision, ascending.
     """
 
-    lower: int | None
+    min_bits: int | None
     threshold: float
     progress: tuple[BitsProgress, ...]
 
     def to_dict(self) -> dict[str, Any]:
         """Return the outcome as JSON types."""
         return {
-            "lower": self.lower,
+            "min_bits": self.min_bits,
             "threshold": self.threshold,
             "precisions": [progress.to_dict() for progress in self.progress],
         }
@@ -127,7 +127,7 @@ def range_test(
     *,
     steps: int = DEFAULT_STEPS,
     threshold: float = DEFAULT_THRESHOLD,
-    to_upper: bool = False,
+    to_max_bits: bool = False,
     on_step: Callable[[int, int, float], None] | None = None,
 ) -> RangeTest:
     """Find the min_bits of a recipe's schedule.
@@ -140,7 +140,7 @@ def range_test(
         recipe: The recipe; its own min_bits and schedule are ignored.
         steps: Steps at each precision.
         threshold: Rise of the training accuracy that counts as progress, as a fraction of 1.
-        to_upper: Continue up to max_bits after min_bits is found, to show the whole curve.
+        to_max_bits: Continue up to max_bits after min_bits is found, to show the whole curve.
         on_step: Called with the steps done, the max number of steps, and the accuracy of the step.
 
     Raises:
@@ -148,15 +148,15 @@ def range_test(
         TrainingDivergedError: If the loss becomes NaN or infinite at max_bits, or in the first step.
         CptError: If data, model or settings do not fit.
     """
-    upper = recipe.precision.upper
+    max_bits = recipe.precision.max_bits
     if steps < 4:
         raise UsageError(f"Expected at least 4 steps at each precision, but got {steps}")
-    widened = recipe.precision.model_copy(update={"lower": LEAST_BITS, "schedule": "cosine"})
+    widened = recipe.precision.model_copy(update={"min_bits": LEAST_BITS, "schedule": "cosine"})
     with seeded(recipe.seed, deterministic=recipe.train.deterministic), freed_memory_kept():
         device = choose_device(recipe.train.device, ALONE)
         task = load_task(recipe.model_copy(update={"precision": widened}), device)
         objects = build_objects(task.build_model(), task.recipe, task.total_steps, device)
-        precisions = range(LEAST_BITS, upper + 1)
+        precisions = range(LEAST_BITS, max_bits + 1)
         batches = task.stream(range(len(precisions) * steps), ALONE, pin_memory=False)
         found: int | None = None
         results: list[BitsProgress] = []
@@ -171,21 +171,21 @@ def range_test(
             carried_before, own = dict(task.state(objects.model, ALONE)), islice(batches, steps)
             results.append(_train_at(objects, task, bits, own, tell))
             if results[-1].diverged:
-                _check_divergence(results[-1], upper)
+                _check_divergence(results[-1], max_bits)
                 objects.model.load_state_dict(model_before)
                 objects.optimizer.load_state_dict(optimizer_before)
                 task.restore(carried_before, objects.model, device, ALONE)
                 deque(own, maxlen=0)  # each precision has its own batches, even after a divergence
             if found is None and results[-1].exceeds(threshold):
                 found = bits
-            if found is not None and not to_upper:
+            if found is not None and not to_max_bits:
                 break
     return RangeTest(found, threshold, tuple(results))
 
 
-def _check_divergence(progress: BitsProgress, upper: int) -> None:
+def _check_divergence(progress: BitsProgress, max_bits: int) -> None:
     """Make sure that low precision is the cause of a divergence: not at max_bits and not in the first step."""
-    if progress.bits == upper or not progress.loss:
+    if progress.bits == max_bits or not progress.loss:
         raise TrainingDivergedError(
             f"Expected a finite loss, but got NaN or infinity at {progress.bits} bits, step {len(progress.loss) + 1} "
             "of the range test",
@@ -202,7 +202,7 @@ def _train_at(
 ) -> BitsProgress:
     recipe, samples = task.recipe, 0
     set_learning_rate(objects.optimizer, recipe.optimizer.lr)
-    objects.model.train().set_bits(bits, recipe.precision.grad_upper)
+    objects.model.train().set_bits(bits, recipe.precision.grad_max_bits)
     module = objects.model.training_module()
     accuracies: list[float] = []
     losses: list[float] = []

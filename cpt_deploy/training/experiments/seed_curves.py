@@ -27,7 +27,7 @@ def seed_curves(group: RunGroup) -> SeedCurves:
         group.label,
         seed_band(logs, "loss"),
         seed_band(logs, group.measure),
-        seed_band([[row for row in rows if not row["settled"]] for rows in logs], f"test_{group.measure}"),
+        seed_band([[row for row in rows if not row["calibrated"]] for rows in logs], f"test_{group.measure}"),
         bit_steps,
         bits,
         group.measure,

@@ -39,7 +39,7 @@ def record_cuda_graph(step: Callable[[], StepOutcome]) -> Replay:
     return replay
 
 
-class RecordedStep:
+class CudaGraphStep:
     """Computes steps by replaying a recording, made after `WARMUP_STEPS` eager steps.
 
     Args:
@@ -101,7 +101,7 @@ class RecordedStep:
             parameter.grad = gradient
 
 
-def recorded_step(run: Run, *, autocast: bool) -> RecordedStep | None:
+def cuda_graph_step(run: Run, *, autocast: bool) -> CudaGraphStep | None:
     """Return the CUDA-graph step of a run if its recipe asks for it, otherwise `None`.
 
     Args:
@@ -114,14 +114,15 @@ def recorded_step(run: Run, *, autocast: bool) -> RecordedStep | None:
     task, objects = run.task, run.objects
     if not task.recipe.train.cuda_graph:
         return None
-    if objects.device.type != "cuda" or run.ranks.count > 1 or task.name != CLASSIFICATION:
-        what = f"{task.name} on {objects.device.type} in {run.ranks.count} process{'es' * (run.ranks.count > 1)}"
+    if objects.device.type != "cuda" or run.process_group.count > 1 or task.name != CLASSIFICATION:
+        count = run.process_group.count
+        what = f"{task.name} on {objects.device.type} in {count} process{'es' * (count > 1)}"
         raise UsageError(
             f"Expected train.cuda_graph for classification on cuda in one process, but got {what}",
             hint="leave train.cuda_graph at false",
         )
     parameters = [parameter for parameter in objects.model.parameters() if parameter.requires_grad]
-    return RecordedStep(gradients_of(run, autocast=autocast), parameters, objects.device)
+    return CudaGraphStep(gradients_of(run, autocast=autocast), parameters, objects.device)
 
 
 def gradients_of(run: Run, *, autocast: bool) -> Callable[[Batch], StepOutcome]:

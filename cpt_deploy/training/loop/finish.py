@@ -35,27 +35,27 @@ def finish(run: Run) -> RunReport:
     settings = task.recipe.train
     if objects.averaged is not None:
         _take_average(objects)
-    if settings.settle_batches:
-        _settle(run)
-    settle_seconds = watch.lap()
-    found = task.evaluate_settled(
-        objects.model, objects.device, progress.step, lambda: run.interruption.requested, run.ranks
+    if settings.calibration_batches:
+        _calibrate(run)
+    calibration_seconds = watch.lap()
+    found = task.evaluate_calibrated(
+        objects.model, objects.device, progress.step, lambda: run.interruption.requested, run.process_group
     )
     if found is None:
         _raise_if_interrupted(run)
     assert found is not None
     progress.eval_seconds += watch.lap()
-    result = Final(*(replace(evaluation, settled=True) for evaluation in found))
+    result = Final(*(replace(evaluation, calibrated=True) for evaluation in found))
     epoch = round(progress.step / task.steps_per_epoch, 4)
     run.log.log({"step": progress.step, "epoch": epoch, **evaluation_columns(result.held_out)})
     run.reporter.evaluated(result.held_out)
-    return run.ranks.from_main(lambda: _write_results(run, result, settle_seconds))
+    return run.process_group.from_main(lambda: _write_results(run, result, calibration_seconds))
 
 
-def _write_results(run: Run, result: Final, settle_seconds: float) -> RunReport:
+def _write_results(run: Run, result: Final, calibration_seconds: float) -> RunReport:
     digest = _write_weights(run)
     draw_curves(run)
-    report = _report(run, result, digest, settle_seconds)
+    report = _report(run, result, digest, calibration_seconds)
     text = json.dumps(report.to_dict(), indent=2, ensure_ascii=False) + "\n"
     with disk_errors("the report", run.directory.report):
         write_atomically(run.directory.report, text.encode())
@@ -68,7 +68,7 @@ def draw_curves(run: Run) -> None:
     Raises:
         DataError: If it cannot be written.
     """
-    if not run.ranks.is_main:
+    if not run.process_group.is_main:
         return
     objects, directory, total = run.objects, run.directory, run.task.total_steps
     with disk_errors("curves", directory.curves):
@@ -90,13 +90,13 @@ def _take_average(objects: RunObjects) -> None:
             parameter.copy_(average)
 
 
-def _settle(run: Run) -> None:
+def _calibrate(run: Run) -> None:
     """Calibrate the model on training batches.
 
     Raises:
         RunInterruptedError: After a signal.
     """
-    run.task.settle(run.synchronization, run.objects.device, lambda: run.interruption.requested, run.ranks)
+    run.task.calibrate(run.synchronization, run.objects.device, lambda: run.interruption.requested, run.process_group)
     _raise_if_interrupted(run)
 
 
@@ -123,7 +123,7 @@ def _write_weights(run: Run) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _report(run: Run, result: Final, weights_sha256: str, settle_seconds: float) -> RunReport:
+def _report(run: Run, result: Final, weights_sha256: str, calibration_seconds: float) -> RunReport:
     task, objects, progress = run.task, run.objects, run.progress
     recipe, cost = task.recipe, objects.meter.summary()
     precision = recipe.precision
@@ -141,11 +141,11 @@ def _report(run: Run, result: Final, weights_sha256: str, settle_seconds: float)
         task=task.name,
         **task.describe(),
         bits={
-            "lower": precision.lower,
-            "upper": precision.upper,
+            "min_bits": precision.min_bits,
+            "max_bits": precision.max_bits,
             "schedule": precision.schedule,
             "grad_schedule": precision.grad_schedule,
-            "grad_upper": precision.grad_upper,
+            "grad_max_bits": precision.grad_max_bits,
             "shares": {str(bits): share for bits, share in shares.items()},
         },
         steps=progress.step,
@@ -158,11 +158,11 @@ def _report(run: Run, result: Final, weights_sha256: str, settle_seconds: float)
             "training": progress.train_seconds,
             "waiting_for_data": progress.data_seconds,
             "evaluation": progress.eval_seconds,
-            "settling": settle_seconds,
-            "total": progress.train_seconds + progress.eval_seconds + settle_seconds,
+            "calibration": calibration_seconds,
+            "total": progress.train_seconds + progress.eval_seconds + calibration_seconds,
         },
         images_per_s=progress.samples / max(progress.train_seconds, 1e-9),
-        device=_describe_device(objects.device, run.ranks.count),
+        device=_describe_device(objects.device, run.process_group.count),
         versions={
             "cpt-deploy": cpt_deploy.__version__,
             "python": platform.python_version(),
@@ -180,7 +180,7 @@ def _steps_by_bits(run: Run) -> dict[str, dict[str, float | int | None]]:
     recipe, batch = run.task.recipe, run.task.step_samples
 
     def on_paper(bits: str) -> float:
-        return run.objects.meter.step_cost(int(bits), recipe.precision.grad_upper, batch) / 1e9
+        return run.objects.meter.step_cost(int(bits), recipe.precision.grad_max_bits, batch) / 1e9
 
     return {bits: {"gbitops": on_paper(bits), **cost} for bits, cost in run.costs.summary().items()}
 

@@ -18,7 +18,7 @@ from cpt_deploy.data import (
 from cpt_deploy.recipe import Recipe
 
 
-def settling_inputs(
+def calibration_inputs(
     recipe: Recipe,
     preprocessing: Preprocessing,
     images: ImageSet | FittedImages | None = None,
@@ -29,7 +29,7 @@ def settling_inputs(
     """Yield the inputs of calibration: augmented training batches of the epochs after the run's last one.
 
     Args:
-        recipe: The run's settings; `train.settle_batches` is the number of batches, at least 1.
+        recipe: The run's settings; `train.calibration_batches` is the number of batches, at least 1.
         preprocessing: How an image becomes an input.
         images: The training images; the recipe's are loaded if None.
         workers: Number of loading processes.
@@ -44,7 +44,7 @@ def settling_inputs(
     per_epoch = batches_per_epoch(len(fitted.source), recipe.train.batch_size)
     first = -(-recipe.train.total_steps(per_epoch) // per_epoch) * per_epoch
     augment = build_augmentations([(step.name, step.parameters) for step in recipe.data.augment], preprocessing.size)
-    numbers = range(first + share.index, first + max(recipe.train.settle_batches, 1), share.count)
+    numbers = range(first + share.index, first + max(recipe.train.calibration_batches, 1), share.count)
     for inputs, _ in training_stream(
         fitted, augment, batch_size=recipe.train.batch_size, seed=recipe.seed, batches=numbers, workers=workers
     ):

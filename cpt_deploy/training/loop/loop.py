@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from cpt_deploy.errors import RunInterruptedError, TrainingDivergedError
 from cpt_deploy.recipe import parse_every
-from cpt_deploy.training.loop.cuda_graph_step import recorded_step
+from cpt_deploy.training.loop.cuda_graph_step import cuda_graph_step
 from cpt_deploy.training.loop.learning_rate import learning_rate_at
 from cpt_deploy.training.loop.optimizers import set_learning_rate
 from cpt_deploy.training.loop.progress import Stopwatch, Window
@@ -35,14 +35,14 @@ class TrainingLoop:
 
     def __init__(self, run: Run, profiler: StepProfiler | None = None) -> None:
         self.task, self.objects, self.directory, self.progress = run.task, run.objects, run.directory, run.progress
-        self.log, self.reporter, self.ranks, self.parts = run.log, run.reporter, run.ranks, run
+        self.log, self.reporter, self.process_group, self.parts = run.log, run.reporter, run.process_group, run
         self.profiler = profiler
         task, objects = run.task, run.objects
         self.settings = task.recipe.train
         self.total, self.per_epoch = task.total_steps, task.steps_per_epoch
         self.on_gpu = objects.device.type == "cuda"
         self.autocast = self.settings.amp == "bf16" or (self.settings.amp == "auto" and self.on_gpu)
-        self.recorded = recorded_step(run, autocast=self.autocast)
+        self.recorded = cuda_graph_step(run, autocast=self.autocast)
         # Each read of a loss waits for the device, so on a GPU losses are read at log steps only.
         self.read_each_step = not self.on_gpu
         self.signal: int | None = None
@@ -60,7 +60,7 @@ class TrainingLoop:
         progress = self.progress
         if progress.step and progress.evaluated_step != progress.step and self._evaluation_due():
             self._evaluate()  # the run was stopped during this evaluation
-        stream = self.task.stream(range(progress.step, self.total), self.ranks, pin_memory=self.on_gpu)
+        stream = self.task.stream(range(progress.step, self.total), self.process_group, pin_memory=self.on_gpu)
         while (batch := self._next(stream)) is not None:
             self.parts.costs.begin(self._position(progress.step).bits)
             self._step(batch)
@@ -81,13 +81,13 @@ class TrainingLoop:
 
     def _step(self, batch: Any) -> None:
         objects, progress, now = self.objects, self.progress, self._position(self.progress.step)
-        part = self.ranks.share.of(self.task.rows)
+        part = self.process_group.share.of(self.task.rows)
         groups = objects.group_bits(progress.step, self.total)
         objects.model.set_bits(now.bits, now.grad_bits, groups)
         objects.model.set_step(progress.step, part.start)
         set_learning_rate(objects.optimizer, now.lr)
-        if self.ranks.count > 1:  # dropout differs between processes, and is the same after resuming
-            seed_torch(self.task.recipe.seed, progress.step, self.ranks.rank)
+        if self.process_group.count > 1:  # dropout differs between processes, and is the same after resuming
+            seed_torch(self.task.recipe.seed, progress.step, self.process_group.rank)
         self.parts.synchronization.begin()
         replayed = self._replayed(batch)
         loss, correct, samples, whole = replayed or self.task.step(
@@ -104,7 +104,7 @@ class TrainingLoop:
         if replayed is None:
             objects.optimizer.zero_grad(set_to_none=True)
             # Gradients are averaged over the processes, whose parts may differ by a sample.
-            mine = loss if self.ranks.count == 1 else loss * (samples * self.ranks.count / whole)
+            mine = loss if self.process_group.count == 1 else loss * (samples * self.process_group.count / whole)
             mine.backward()  # type: ignore[no-untyped-call]
         if self.settings.grad_clip is not None:
             nn.utils.clip_grad_norm_(objects.model.parameters(), self.settings.grad_clip)
@@ -137,7 +137,7 @@ class TrainingLoop:
         if self._evaluation_due():
             self._evaluate()
         self.parts.following.finished(step)  # after the rows of this step, before the checkpoint
-        if self.ranks.count == 1:
+        if self.process_group.count == 1:
             self.signal = self.parts.interruption.signal_number
         if last or self._due(settings.checkpoint_every) or self.signal is not None:
             self._save()
@@ -155,7 +155,7 @@ class TrainingLoop:
             self.objects.device,
             progress.step,
             lambda: self.parts.interruption.requested,
-            self.ranks,
+            self.process_group,
         )
         progress.eval_seconds += self.watch.lap()
         if result is None:
@@ -176,8 +176,8 @@ class TrainingLoop:
         self._read_losses()
         if not all_finite(self.objects.model):
             raise self._diverged(self.progress.step - 1, "a weight that is NaN or infinite")
-        carried = self.task.state(self.objects.model, self.ranks)
-        if self.ranks.is_main:
+        carried = self.task.state(self.objects.model, self.process_group)
+        if self.process_group.is_main:
             progress = {**self.progress.state_dict(), "meter": self.objects.meter.state_dict()}
             state = {
                 **progress,
@@ -194,7 +194,7 @@ class TrainingLoop:
         bad = self.progress.window.read()
         if bad is not None:
             raise self._diverged(bad[0], f"{bad[1]}")
-        if self.ranks.count > 1 and self.told_signal is not None:
+        if self.process_group.count > 1 and self.told_signal is not None:
             self.signal = self.signal or int(self.told_signal) or None
 
     def _diverged(self, step: int, found: str) -> TrainingDivergedError:
@@ -203,7 +203,7 @@ class TrainingLoop:
         return TrainingDivergedError(
             f"Expected a finite loss, but got {found} at step {at.step} of {self.total}, "
             f"at {at.bits} bits forward and {at.grad_bits} backward; {kept}",
-            hint="lower optimizer.lr, add lr.warmup_steps, set train.grad_clip, or raise precision.lower",
+            hint="lower optimizer.lr, add lr.warmup_steps, set train.grad_clip, or raise precision.min_bits",
         )
 
     def _position(self, step: int) -> StepProgress:

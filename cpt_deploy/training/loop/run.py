@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from cpt_deploy.training.distributed.process_group import Ranks
+from cpt_deploy.training.distributed.process_group import ProcessGroup
 from cpt_deploy.training.distributed.synchronization import Synchronization
 from cpt_deploy.training.loop.interruption import Interruption
 from cpt_deploy.training.loop.loss_following import LossFollowing
@@ -29,7 +29,7 @@ class Run:
         log: Log of its metrics.
         reporter: Receives its events.
         interruption: Records signals that ask it to stop.
-        ranks: The process group; only the main process writes and reports.
+        process_group: The process group; only the main process writes and reports.
         synchronization: Keeps the models of all processes equal.
         costs: Measured costs of steps.
         following: Passes the training loss to adaptive schedules.
@@ -42,7 +42,7 @@ class Run:
     log: MetricsLog | NoLog
     reporter: TrainReporter
     interruption: Interruption
-    ranks: Ranks
+    process_group: ProcessGroup
     synchronization: Synchronization
     costs: StepCosts
     following: LossFollowing
@@ -50,4 +50,4 @@ class Run:
     def signal_of_any(self) -> int | None:
         """Return the signal that any process received, or `None`; every process must call it."""
         own = torch.tensor([float(self.interruption.signal_number or 0)])
-        return int(self.ranks.gather(own).max()) or None
+        return int(self.process_group.gather(own).max()) or None

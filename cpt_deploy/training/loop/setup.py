@@ -29,11 +29,11 @@ from cpt_deploy.models import build_model
 from cpt_deploy.models.language import build_language_model
 from cpt_deploy.precision import BitOpsMeter, LayerCost, PrecisionSchedule, share_of_steps
 from cpt_deploy.quantization import (
-    CyclingModel,
     LayerGroup,
     QuantizationConfig,
     QuantizedLanguageModel,
     QuantizedModel,
+    ScheduledModel,
     prepare_language_model,
 )
 from cpt_deploy.recipe import Recipe
@@ -94,7 +94,7 @@ class RunObjects:
     """
 
     device: torch.device
-    model: CyclingModel
+    model: ScheduledModel
     optimizer: torch.optim.Optimizer
     averaged: AveragedModel | None
     forward: PrecisionSchedule
@@ -220,8 +220,8 @@ def prepare_network(
     """
     precision = recipe.precision
     config = QuantizationConfig(
-        lower=precision.lower,
-        upper=precision.upper,
+        min_bits=precision.min_bits,
+        max_bits=precision.max_bits,
         ends=precision.ends,
         range_momentum=precision.range_momentum,
         seed=recipe.seed,
@@ -244,8 +244,8 @@ def build_quantized_language_model(recipe: Recipe, vocabulary: int) -> Quantized
     """
     precision = recipe.precision
     config = QuantizationConfig(
-        lower=precision.lower,
-        upper=precision.upper,
+        min_bits=precision.min_bits,
+        max_bits=precision.max_bits,
         ends=precision.ends,
         range_momentum=precision.range_momentum,
         seed=recipe.seed,
@@ -254,7 +254,7 @@ def build_quantized_language_model(recipe: Recipe, vocabulary: int) -> Quantized
     return prepare_language_model(network, config)
 
 
-def build_objects(model: CyclingModel, recipe: Recipe, total_steps: int, device: torch.device) -> RunObjects:
+def build_objects(model: ScheduledModel, recipe: Recipe, total_steps: int, device: torch.device) -> RunObjects:
     """Move the model to the device and build optimizer, schedules and cost meter of a run.
 
     Args:
@@ -271,20 +271,20 @@ def build_objects(model: CyclingModel, recipe: Recipe, total_steps: int, device:
     optimizer = build_optimizer(model, recipe.optimizer)
     averaged = AveragedModel(model) if recipe.train.swa.enabled else None
     forward, backward = recipe.precision.forward_schedule(), recipe.precision.backward_schedule()
-    _check_bits(forward, recipe.precision.lower, recipe.precision.upper, total_steps)
-    _check_bits(backward, recipe.precision.grad_lower, recipe.precision.grad_upper, total_steps)
+    _check_bits(forward, recipe.precision.min_bits, recipe.precision.max_bits, total_steps)
+    _check_bits(backward, recipe.precision.grad_min_bits, recipe.precision.grad_max_bits, total_steps)
     groups = recipe.precision.group_schedules()
     for settings, schedule in zip(recipe.precision.groups, groups.values(), strict=True):
         _check_bits(schedule, *recipe.precision.bounds_of(settings), total_steps)
     costs = [LayerCost(layer.name, layer.macs, layer.role) for layer in model.layers()]
-    meter = BitOpsMeter(costs, recipe.precision.upper, model.precision.groups)
+    meter = BitOpsMeter(costs, recipe.precision.max_bits, model.precision.groups)
     return RunObjects(device, model, optimizer, averaged, forward, backward, meter, groups)
 
 
-def _check_bits(schedule: PrecisionSchedule, lower: int, upper: int, total_steps: int) -> None:
+def _check_bits(schedule: PrecisionSchedule, min_bits: int, max_bits: int, total_steps: int) -> None:
     """Make sure that a schedule, which may be user-defined, stays within min_bits and max_bits of the recipe."""
     bits = share_of_steps(schedule, total_steps)
-    if min(bits) < lower or max(bits) > upper:
+    if min(bits) < min_bits or max(bits) > max_bits:
         raise UsageError(
-            f"Expected a precision schedule within {lower}..{upper} bits, but got {min(bits)}..{max(bits)}"
+            f"Expected a precision schedule within {min_bits}..{max_bits} bits, but got {min(bits)}..{max(bits)}"
         )

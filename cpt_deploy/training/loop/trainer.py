@@ -6,7 +6,13 @@ from pathlib import Path
 from cpt_deploy.errors import ProcessLostError, RunInterruptedError, TrainingDivergedError
 from cpt_deploy.precision import AdaptiveSchedule, BitOpsMeter
 from cpt_deploy.recipe import Recipe, parse_every
-from cpt_deploy.training.distributed.process_group import Ranks, choose_device, is_lost_connection, joined, launched
+from cpt_deploy.training.distributed.process_group import (
+    ProcessGroup,
+    choose_device,
+    is_lost_connection,
+    joined,
+    launched,
+)
 from cpt_deploy.training.distributed.synchronization import Synchronization
 from cpt_deploy.training.loop.allocator_settings import freed_memory_kept
 from cpt_deploy.training.loop.finish import draw_curves, finish
@@ -62,31 +68,41 @@ def train(
         seeded(recipe.seed, deterministic=recipe.train.deterministic),
         Interruption() as interruption,
         freed_memory_kept(),
-        joined(recipe.train.device) as (ranks, device),
+        joined(recipe.train.device) as (process_group, device),
         ExitStack() as lock,
     ):
-        if not ranks.is_main or reporter is None:
+        if not process_group.is_main or reporter is None:
             reporter = SilentReporter()
-        directory = RunDirectory(ranks.from_main(lambda: run_dir))
-        with ranks.agreeing():
-            task = load_task(recipe, device, ranks.per_machine)
-            task.check_processes(ranks.count)
-        finished = ranks.from_main(lambda: _reentered(directory, task, lock)) if resume else None
+        directory = RunDirectory(process_group.from_main(lambda: run_dir))
+        with process_group.agreeing():
+            task = load_task(recipe, device, process_group.per_machine)
+            task.check_processes(process_group.count)
+        finished = process_group.from_main(lambda: _reentered(directory, task, lock)) if resume else None
         if finished is not None:
             return finished
-        with ranks.agreeing():
+        with process_group.agreeing():
             objects = build_objects(task.build_model(), task.recipe, task.total_steps, device)
         if not resume:
-            ranks.from_main(lambda: _begin(directory, task, lock))
+            process_group.from_main(lambda: _begin(directory, task, lock))
         following = LossFollowing(
             objects.schedules, parse_every(task.recipe.precision.progressive.every).steps(task.steps_per_epoch)
         )
-        progress, costs = _restored(objects, task, following, directory, ranks, resume=resume)
-        reporter.start(_plan(task, objects, directory.path, progress.step, ranks))
-        log = _open_log(directory, progress, ranks)
-        synchronization = Synchronization(objects.model, ranks, device)
+        progress, costs = _restored(objects, task, following, directory, process_group, resume=resume)
+        reporter.start(_plan(task, objects, directory.path, progress.step, process_group))
+        log = _open_log(directory, progress, process_group)
+        synchronization = Synchronization(objects.model, process_group, device)
         run = Run(
-            task, objects, directory, progress, log, reporter, interruption, ranks, synchronization, costs, following
+            task,
+            objects,
+            directory,
+            progress,
+            log,
+            reporter,
+            interruption,
+            process_group,
+            synchronization,
+            costs,
+            following,
         )
         try:
             report = _carried_out(run, profile_steps)
@@ -98,7 +114,7 @@ def train(
 
 def _carried_out(run: Run, profile_steps: int) -> RunReport:
     profiling = None
-    if profile_steps and run.ranks.is_main:
+    if profile_steps and run.process_group.is_main:
         on_gpu = run.objects.device.type == "cuda"
         profiling = StepProfiler(run.objects.model, profile_steps, run.directory.trace, on_gpu=on_gpu)
     try:
@@ -109,7 +125,7 @@ def _carried_out(run: Run, profile_steps: int) -> RunReport:
         return finish(run)
     except (RunInterruptedError, TrainingDivergedError):
         draw_curves(run)
-        run.ranks.wait()  # torchrun ends all processes when one ends, so the main one must be ready
+        run.process_group.wait()  # torchrun ends all processes when one ends, so the main one must be ready
         raise
     except RuntimeError as error:
         if not is_lost_connection(error):
@@ -117,8 +133,8 @@ def _carried_out(run: Run, profile_steps: int) -> RunReport:
         last = run.directory.last
         kept = f"the last good checkpoint is {last}" if last.is_file() else "there is no checkpoint yet"
         raise ProcessLostError(
-            f"Expected all {run.ranks.count} processes to continue, but the connection to one was lost after step "
-            f"{run.progress.step} of {run.task.total_steps}; {kept}",
+            f"Expected all {run.process_group.count} processes to continue, but the connection to one was lost after "
+            f"step {run.progress.step} of {run.task.total_steps}; {kept}",
             hint=f"continue with any number of processes: cpt train --resume {run.directory.path}",
         ) from error
 
@@ -143,7 +159,7 @@ def _restored(
     task: TrainingTask,
     following: LossFollowing,
     directory: RunDirectory,
-    ranks: Ranks,
+    process_group: ProcessGroup,
     *,
     resume: bool,
 ) -> tuple[RunProgress, StepCosts]:
@@ -152,22 +168,22 @@ def _restored(
     def read() -> Checkpoint | None:
         return read_checkpoint(directory.last) if resume and directory.last.is_file() else None
 
-    costs, checkpoint = StepCosts(objects.device), ranks.from_main(read)
+    costs, checkpoint = StepCosts(objects.device), process_group.from_main(read)
     if checkpoint is None:
         return RunProgress(), costs
-    with ranks.agreeing():
+    with process_group.agreeing():
         state, carried = restore(checkpoint, objects.model, objects.optimizer, objects.averaged)
-    task.restore(carried, objects.model, objects.device, ranks)
+    task.restore(carried, objects.model, objects.device, process_group)
     objects.meter.load_state_dict(state.pop("meter"))
     costs.load_state_dict(state.pop("costs", {}))
-    followed = state.pop("following", None)  # checkpoints of earlier versions have none
-    if followed is not None:
-        following.load_state_dict(followed)
+    replayed = state.pop("following", None)  # checkpoints of earlier versions have none
+    if replayed is not None:
+        following.load_state_dict(replayed)
     return RunProgress.from_state_dict(state), costs
 
 
-def _open_log(directory: RunDirectory, progress: RunProgress, ranks: Ranks) -> MetricsLog | NoLog:
-    if not ranks.is_main:
+def _open_log(directory: RunDirectory, progress: RunProgress, process_group: ProcessGroup) -> MetricsLog | NoLog:
+    if not process_group.is_main:
         return NoLog()
     return MetricsLog(directory, progress.step, after_evaluation=progress.evaluated_step == progress.step)
 
@@ -178,14 +194,16 @@ def plan_run(recipe: Recipe, run_dir: Path) -> TrainPlan:
     Raises:
         CptError: If data, model or settings do not fit, as `train` would raise it.
     """
-    ranks = launched()
-    device = choose_device(recipe.train.device, ranks)
-    task = load_task(recipe, device, ranks.per_machine)
+    process_group = launched()
+    device = choose_device(recipe.train.device, process_group)
+    task = load_task(recipe, device, process_group.per_machine)
     objects = build_objects(task.build_model(), task.recipe, task.total_steps, device)
-    return _plan(task, objects, run_dir, 0, ranks)
+    return _plan(task, objects, run_dir, 0, process_group)
 
 
-def _plan(task: TrainingTask, objects: RunObjects, run_dir: Path, first_step: int, ranks: Ranks) -> TrainPlan:
+def _plan(
+    task: TrainingTask, objects: RunObjects, run_dir: Path, first_step: int, process_group: ProcessGroup
+) -> TrainPlan:
     layers = objects.model.layers()
     return TrainPlan(
         run_dir=run_dir,
@@ -201,7 +219,7 @@ def _plan(task: TrainingTask, objects: RunObjects, run_dir: Path, first_step: in
         total_steps=task.total_steps,
         first_step=first_step,
         relative_cost=_relative_cost(objects, task.total_steps),
-        processes=ranks.count,
+        processes=process_group.count,
         workers=task.workers,
         unit=task.unit,
         pretrained=task.pretrained,
@@ -214,6 +232,6 @@ def _relative_cost(objects: RunObjects, total_steps: int) -> float | None:
     """Return the BitOPs of the scheduled layers relative to static ones; `None` if a schedule depends on the loss."""
     if any(isinstance(schedule, AdaptiveSchedule) for schedule in objects.schedules):
         return None
-    cycling = [layer for layer in objects.meter.layers if layer.role not in ("hold", "float")]
-    meter = BitOpsMeter(cycling, objects.meter.upper, objects.meter.groups)
+    scheduled = [layer for layer in objects.meter.layers if layer.role not in ("fixed", "float")]
+    meter = BitOpsMeter(scheduled, objects.meter.max_bits, objects.meter.groups)
     return 1.0 - meter.add_run(objects.forward, objects.backward, total_steps, 1, objects.groups).saving

@@ -105,7 +105,7 @@ class Evaluation:
         top5: Share of samples whose class is among the five most likely; `None` with up to five classes, and for text.
         images: Number of samples.
         seconds: Time it took.
-        settled: Whether it is the final one, after calibration.
+        calibrated: Whether it is the final one, after calibration.
         best: Whether it is the best of the run so far (the final one is not compared).
         perplexity: exp(loss) of a text; `None` for images.
     """
@@ -116,7 +116,7 @@ class Evaluation:
     top5: float | None
     images: int
     seconds: float
-    settled: bool = False
+    calibrated: bool = False
     best: bool = False
     perplexity: float | None = None
 
@@ -217,7 +217,7 @@ class TrainReporter(Protocol):
         """Receive the progress after each step."""
 
     def evaluated(self, evaluation: Evaluation) -> None:
-        """Receive an evaluation; the last one has `settled` set."""
+        """Receive an evaluation; the last one has `calibrated` set."""
 
     def profiled(self, profile: "ProfileReport") -> None:
         """Receive the profile after the profiled steps."""

@@ -30,7 +30,7 @@ COLUMNS = (
     "test_accuracy",
     "test_top5",
     "test_perplexity",
-    "settled",  # 1 in the row of the final evaluation
+    "calibrated",  # 1 in the row of the final evaluation
 )
 
 _TAGS = {
@@ -117,7 +117,7 @@ def evaluation_columns(evaluation: Evaluation) -> dict[str, float | None]:
         "test_accuracy": evaluation.top1,
         "test_top5": evaluation.top5,
         "test_perplexity": evaluation.perplexity,
-        "settled": 1 if evaluation.settled else None,
+        "calibrated": 1 if evaluation.calibrated else None,
     }
 
 
@@ -128,7 +128,7 @@ def _kept_rows(path: Path, first_step: int, *, after_evaluation: bool) -> str:
     writer.writeheader()
     for row in rows:
         is_evaluation = row["test_loss"] != ""
-        late = is_evaluation and int(row["step"]) == first_step and (row["settled"] != "" or not after_evaluation)
+        late = is_evaluation and int(row["step"]) == first_step and (row["calibrated"] != "" or not after_evaluation)
         if int(row["step"]) <= first_step and not late:
             writer.writerow(row)
     return text.getvalue()

@@ -11,7 +11,7 @@ from safetensors.torch import load
 from cpt_deploy.bundle import Preprocessing
 from cpt_deploy.bundle.processors.tokenization import Tokenizer, read_tokenizer
 from cpt_deploy.errors import CheckpointError, UsageError
-from cpt_deploy.quantization import CyclingModel, QuantizedLanguageModel, QuantizedModel
+from cpt_deploy.quantization import QuantizedLanguageModel, QuantizedModel, ScheduledModel
 from cpt_deploy.recipe import Recipe, load_recipe
 from cpt_deploy.recipe.tasks import CLASSIFICATION, LANGUAGE_MODEL
 from cpt_deploy.training.loop.setup import build_cpt_model, build_quantized_language_model
@@ -131,7 +131,7 @@ def _verified_weights(directory: RunDirectory, report: RunReport) -> tuple[bytes
     return content, digest
 
 
-def _load_weights(model: CyclingModel, content: bytes, recipe: Recipe, directory: RunDirectory) -> None:
+def _load_weights(model: ScheduledModel, content: bytes, recipe: Recipe, directory: RunDirectory) -> None:
     """Load the calibrated weights and set the model to evaluation mode at max_bits."""
     try:
         model.load_state_dict(load(content))
@@ -141,4 +141,4 @@ def _load_weights(model: CyclingModel, content: bytes, recipe: Recipe, directory
             f"but got: {str(error).splitlines()[0]}"
         ) from error
     model.eval()
-    model.set_bits(recipe.precision.upper, recipe.precision.grad_upper)
+    model.set_bits(recipe.precision.max_bits, recipe.precision.grad_max_bits)

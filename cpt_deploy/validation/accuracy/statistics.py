@@ -13,7 +13,7 @@ class Proportion:
         successes: Number of successes.
         trials: Number of trials, at least 1.
         low: Lower bound of the interval.
-        high: Upper bound.
+        high: max_bits.
     """
 
     successes: int

@@ -56,14 +56,14 @@ def _graph_sums(graph: dict[str, Any], tensors: dict[str, npt.NDArray[Any]]) -> 
         name = operation["output"]
         if operation["type"] == "GlobalAverage":
             source = sources[operation["inputs"][0]]
-            yield Accumulator(name, worst_average_sum(math.prod(source["shape"][1:]), levels=_levels(source)))
+            yield Accumulator(name, worst_average_sum(math.prod(source["shape"][1:]), quant_max=_levels(source)))
         elif "codes" in operation and operation["type"] != "Embed":
             source = sources[operation["inputs"][0]]
             least = -(2 ** (int(source["bits"]) - 1)) if source.get("signed") else 0
             worst = worst_sums(
                 executed_codes(operation, tensors),
                 tensors[operation["bias"]["tensor"]],
-                levels=_levels(source),
+                quant_max=_levels(source),
                 zero_point=int(source["zero_point"]) - least,
             )
             yield Accumulator(name, int(worst.max(initial=0)))
@@ -72,7 +72,7 @@ def _graph_sums(graph: dict[str, Any], tensors: dict[str, npt.NDArray[Any]]) -> 
 def _products(activations: Sequence[dict[str, Any]], tensors: dict[str, npt.NDArray[Any]]) -> Iterable[Accumulator]:
     for entry in activations:
         name = entry["name"].removesuffix(".codes")
-        worst = worst_sums(tensors[f"{name}.weight"], levels=_levels(entry), zero_point=int(entry["zero_point"]))
+        worst = worst_sums(tensors[f"{name}.weight"], quant_max=_levels(entry), zero_point=int(entry["zero_point"]))
         yield Accumulator(name, int(worst.max(initial=0)))
 
 

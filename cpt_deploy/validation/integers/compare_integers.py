@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from cpt_deploy.bundle.runtime.sessions import open_session
 from cpt_deploy.validation.comparison import IntegerComparison, TensorResult
-from cpt_deploy.validation.integers.intermediate_outputs import tap_model
+from cpt_deploy.validation.integers.intermediate_outputs import with_intermediate_outputs
 
 if TYPE_CHECKING:
     from cpt_deploy.integer import IntegerGraph
@@ -61,28 +61,34 @@ def compare_integers(
 
     file = onnx_file if isinstance(onnx_file, bytes) else onnx_file.read_bytes()
     units = product_units(graph)
-    tapped = tap_model(file, provider, units)
-    session = open_session(tapped.model, provider=provider)
+    observable = with_intermediate_outputs(file, provider, units)
+    session = open_session(observable.model, provider=provider)
     names = [output.name for output in session.get_outputs()]
     got = dict(zip(names, session.run(names, dict(inputs)), strict=True))
 
     executor = IntegerExecutor(graph)
     given = {name: torch.from_numpy(x) for name, x in inputs.items()}
     codes = {name: torch.from_numpy(got[name]) for name in graph.entries if name in got}
-    followed = {name: values.numpy() for name, values in executor.trace(given, codes).items()}
+    replayed = {name: values.numpy() for name, values in executor.trace(given, codes).items()}
     own = {name: values.numpy() for name, values in executor.trace(given).items()}
 
     judged = {*graph.tensors, *units} - reached_from(graph, set(graph.entries) - codes.keys()) - set(graph.entries)
-    exact = IntegerComparison([tap for tap in tapped.taps if tap.name in judged], units)
-    exact.add(followed, got)
-    free = IntegerComparison([tap for tap in tapped.taps if tap.name in graph.tensors])
+    exact = IntegerComparison(
+        [intermediate for intermediate in observable.intermediates if intermediate.name in judged], units
+    )
+    exact.add(replayed, got)
+    free = IntegerComparison(
+        [intermediate for intermediate in observable.intermediates if intermediate.name in graph.tensors]
+    )
     free.add(own, got)
     outputs = {}
     for tensor, made in zip(graph.signature.outputs, graph.outputs, strict=True):
-        wanted = followed[made]
+        wanted = replayed[made]
         if made in graph.tensors:
             quantized = graph.tensors[made]
             wanted = (wanted.astype(np.float32) - np.float32(quantized.zero_point)) * np.float32(quantized.scale)
         difference = np.abs(wanted - got[tensor.name]).max(initial=0.0)
         outputs[tensor.name] = float(difference) / (float(np.abs(wanted).max(initial=0.0)) or 1.0)
-    return GraphComparison(exact.results(), free.results(), outputs, tuple(tap.name for tap in tapped.hidden))
+    return GraphComparison(
+        exact.results(), free.results(), outputs, tuple(intermediate.name for intermediate in observable.hidden)
+    )

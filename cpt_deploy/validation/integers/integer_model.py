@@ -24,7 +24,7 @@ class IntegerModel(Protocol):
         ...
 
 
-class Follower(Protocol):
+class Replay(Protocol):
     """An integer model with operations in float, which can be replayed from a runtime's integers at its boundaries."""
 
     @property

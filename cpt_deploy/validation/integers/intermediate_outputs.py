@@ -19,7 +19,7 @@ _MOVING = frozenset(
 
 
 @dataclass(frozen=True)
-class Tap:
+class IntermediateOutput:
     """A quantized tensor.
 
     Args:
@@ -32,21 +32,21 @@ class Tap:
 
 
 @dataclass(frozen=True)
-class TappedModel:
+class ObservableModel:
     """A model with intermediate outputs.
 
     Args:
         model: The serialized ONNX model.
-        taps: The tensors that were added as outputs, in graph order.
+        intermediates: The tensors that were added as outputs, in graph order.
         hidden: The tensors that were not added, since as outputs they would prevent fusions of onnxruntime.
     """
 
     model: bytes
-    taps: tuple[Tap, ...]
-    hidden: tuple[Tap, ...]
+    intermediates: tuple[IntermediateOutput, ...]
+    hidden: tuple[IntermediateOutput, ...]
 
 
-def quantized_tensors(model: bytes) -> tuple[Tap, ...]:
+def quantized_tensors(model: bytes) -> tuple[IntermediateOutput, ...]:
     """List the quantized activations (uint8 or int8) between a model's operators, in graph order.
 
     If a QuantizeLinear is followed by a Clip (below 8 bits), the clipped tensor is listed. Tensors whose integers are
@@ -64,7 +64,7 @@ def quantized_tensors(model: bytes) -> tuple[Tap, ...]:
         for name in node.input:
             readers.setdefault(name, []).append(node)
     return tuple(
-        Tap(name, _origin(node, made_by))
+        IntermediateOutput(name, _origin(node, made_by))
         for node in graph.node
         for name in node.output
         if _holds_codes(node, types.get(name), onnx.TensorProto)
@@ -73,7 +73,7 @@ def quantized_tensors(model: bytes) -> tuple[Tap, ...]:
     )
 
 
-def add_taps(model: bytes, names: Collection[str], real: Collection[str] = ()) -> bytes:
+def add_intermediate_outputs(model: bytes, names: Collection[str], real: Collection[str] = ()) -> bytes:
     """Return a model with quantized tensors as further outputs, in the given order.
 
     Args:
@@ -94,7 +94,7 @@ def add_taps(model: bytes, names: Collection[str], real: Collection[str] = ()) -
     return serialized
 
 
-def tap_model(model: bytes, provider: str = "cpu", products: Collection[str] = ()) -> TappedModel:
+def with_intermediate_outputs(model: bytes, provider: str = "cpu", products: Collection[str] = ()) -> ObservableModel:
     """Add the quantized tensors of a model as outputs, as far as the optimized graph stays the same.
 
     An output between two operators can prevent a fusion, and then kernels other than the served ones would be compared.
@@ -114,13 +114,19 @@ def tap_model(model: bytes, provider: str = "cpu", products: Collection[str] = (
     counted = keeps_operators(provider)
     plain = _computing_operators(model, provider) if counted else {}
 
-    def harmless(taps: tuple[Tap, ...]) -> bool:
+    def harmless(intermediates: tuple[IntermediateOutput, ...]) -> bool:
         return (
             not counted
-            or _computing_operators(add_taps(model, [tap.name for tap in taps], products), provider) == plain
+            or _computing_operators(
+                add_intermediate_outputs(model, [intermediate.name for intermediate in intermediates], products),
+                provider,
+            )
+            == plain
         )
 
-    def largest_harmless(kept: tuple[Tap, ...], candidates: tuple[Tap, ...]) -> tuple[Tap, ...]:
+    def largest_harmless(
+        kept: tuple[IntermediateOutput, ...], candidates: tuple[IntermediateOutput, ...]
+    ) -> tuple[IntermediateOutput, ...]:
         """Return `kept` with all candidates that can be added, by bisection of the candidates."""
         if not candidates or harmless(kept + candidates):
             return kept + candidates
@@ -131,26 +137,28 @@ def tap_model(model: bytes, provider: str = "cpu", products: Collection[str] = (
 
     everything = _in_graph_order(model, (*quantized_tensors(model), *_real_results(model, products)))
     kept = largest_harmless((), everything)
-    return TappedModel(
-        model=add_taps(model, [tap.name for tap in kept], products),
-        taps=kept,
-        hidden=tuple(tap for tap in everything if tap not in kept),
+    return ObservableModel(
+        model=add_intermediate_outputs(model, [intermediate.name for intermediate in kept], products),
+        intermediates=kept,
+        hidden=tuple(intermediate for intermediate in everything if intermediate not in kept),
     )
 
 
-def _real_results(model: bytes, names: Collection[str]) -> tuple[Tap, ...]:
+def _real_results(model: bytes, names: Collection[str]) -> tuple[IntermediateOutput, ...]:
     """Return real-valued results of layers with their multiplying operator, which a bias Add may follow."""
     graph = require_onnx().load_from_string(model).graph
     made_by = {name: node for node in graph.node for name in node.output}
     nodes = {name: made_by[name] for name in names if name in made_by}
     multiplied = {name: made_by.get(node.input[0]) if node.op_type == "Add" else node for name, node in nodes.items()}
-    return tuple(Tap(name, "MatMul" if node is None else str(node.op_type)) for name, node in multiplied.items())
+    return tuple(
+        IntermediateOutput(name, "MatMul" if node is None else str(node.op_type)) for name, node in multiplied.items()
+    )
 
 
-def _in_graph_order(model: bytes, taps: tuple[Tap, ...]) -> tuple[Tap, ...]:
+def _in_graph_order(model: bytes, intermediates: tuple[IntermediateOutput, ...]) -> tuple[IntermediateOutput, ...]:
     nodes = require_onnx().load_from_string(model).graph.node
     order = {name: i for i, node in enumerate(nodes) for name in node.output}
-    return tuple(sorted(taps, key=lambda tap: order[tap.name]))
+    return tuple(sorted(intermediates, key=lambda intermediate: order[intermediate.name]))
 
 
 def _holds_codes(node: Any, kind: int | None, types: Any) -> bool:

@@ -12,8 +12,8 @@ import numpy.typing as npt
 
 from cpt_deploy.bundle import OnnxRuntimeModel
 from cpt_deploy.validation.comparison import Codes, IntegerComparison, LogitAgreement, Logits
-from cpt_deploy.validation.integers.integer_model import Follower
-from cpt_deploy.validation.integers.intermediate_outputs import TappedModel
+from cpt_deploy.validation.integers.integer_model import Replay
+from cpt_deploy.validation.integers.intermediate_outputs import ObservableModel
 
 LAST_PLACES = 1e-4
 """Max difference of a logit, as a share of the max logit, if all boundaries are replayed: the operations after the last
@@ -22,23 +22,23 @@ A_CODE = 1e-2
 """Likewise if a boundary is no intermediate output: an integer may differ by one there."""
 
 
-class FollowedIntegers:
+class ReplayedIntegers:
     """Compares a model with intermediate outputs and the executor replayed from its boundaries.
 
     Args:
-        tapped: The model with its quantized tensors and the real results of its layers as outputs.
-        follower: The integer model.
+        observable: The model with its quantized tensors and the real results of its layers as outputs.
+        replay: The integer model.
         provider: The execution provider of onnxruntime.
     """
 
-    def __init__(self, tapped: TappedModel, follower: Follower, provider: str) -> None:
-        self.session = OnnxRuntimeModel(tapped.model, threads=None, provider=provider)
-        self.tapped, self.follower = tapped, follower
+    def __init__(self, observable: ObservableModel, replay: Replay, provider: str) -> None:
+        self.session = OnnxRuntimeModel(observable.model, threads=None, provider=provider)
+        self.observable, self.replay = observable, replay
         self.comparison: IntegerComparison | None = None
         self.own_way: IntegerComparison | None = None
         self.unmatched: list[str] = []
         self.same_logits = True
-        seen = set(follower.entries) <= {tap.name for tap in tapped.taps}
+        seen = set(replay.entries) <= {intermediate.name for intermediate in observable.intermediates}
         self.logits = LogitAgreement(LAST_PLACES if seen else A_CODE)
 
     def add(self, inputs: npt.NDArray[np.float32], own: Mapping[str, Codes], served: Logits) -> None:
@@ -50,15 +50,19 @@ class FollowedIntegers:
             served: onnxruntime's logits, float32 (N, K).
         """
         got = self.session.trace(inputs)
-        entries = set(self.follower.entries) & set(got)
-        logits, expected = self.follower.follow(inputs, {name: got[name] for name in entries})
+        entries = set(self.replay.entries) & set(got)
+        logits, expected = self.replay.follow(inputs, {name: got[name] for name in entries})
         self.logits.add(logits, served)
         if self.comparison is None or self.own_way is None:
-            taps = self.tapped.taps
-            self.comparison = IntegerComparison([tap for tap in taps if tap.name in expected], self.follower.products)
-            self.own_way = IntegerComparison([tap for tap in taps if tap.name in own])
-            compared = {tap.name for tap in self.comparison.taps} | entries
-            listed = [tap.name for tap in (*taps, *self.tapped.hidden)]
+            intermediates = self.observable.intermediates
+            self.comparison = IntegerComparison(
+                [intermediate for intermediate in intermediates if intermediate.name in expected], self.replay.products
+            )
+            self.own_way = IntegerComparison(
+                [intermediate for intermediate in intermediates if intermediate.name in own]
+            )
+            compared = {intermediate.name for intermediate in self.comparison.intermediates} | entries
+            listed = [intermediate.name for intermediate in (*intermediates, *self.observable.hidden)]
             self.unmatched = [name for name in dict.fromkeys([*listed, *expected, *own]) if name not in compared]
         self.comparison.add(expected, got)
         self.own_way.add(own, got)
@@ -66,7 +70,7 @@ class FollowedIntegers:
 
     def notes(self) -> tuple[str, ...]:
         """Return notes on tensors that could not be compared, as sentences."""
-        hidden = [tap.name for tap in self.tapped.hidden]
+        hidden = [intermediate.name for intermediate in self.observable.hidden]
         others = [name for name in self.unmatched if name not in hidden]
         return inside_notes(hidden, others, same_logits=self.same_logits)
 

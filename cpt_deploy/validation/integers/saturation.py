@@ -3,7 +3,7 @@
 There, onnxruntime's kernels multiply unsigned activations by signed weights and add each two adjacent products in
 int16, which saturates silently (`vpmaddubsw`). Which products are adjacent depends on a kernel's packing; the verdict
 here ignores the order and takes the two worst weights of an output channel, so "cannot" is certain on every such
-processor and "can" is an upper bound. Depthwise convolutions have separate kernels that do not saturate; they are
+processor and "can" is max_bits. Depthwise convolutions have separate kernels that do not saturate; they are
 judged likewise, to be conservative. With signed activations nothing can saturate: their kernels add in 32 bits, and two
 of their products, at most 128 · 127 each, would even fit into 16.
 """
@@ -30,14 +30,14 @@ class LayerSaturation:
     Args:
         name: Name of the layer's output tensor; in a language model, of the layer itself.
         activation_bits: Bits of its input.
-        worst_pair: The max magnitude of the sum of two products.
+        worst_pair_sum: The max magnitude of the sum of two products.
         channels: Number of output channels.
         channels_at_risk: Number of channels that can leave the range of int16.
     """
 
     name: str
     activation_bits: int
-    worst_pair: int
+    worst_pair_sum: int
     channels: int
     channels_at_risk: int
 
@@ -55,13 +55,13 @@ class ReducedRange:
         layer: Its module path.
         channels: Number of output channels.
         reduced_channels: Number of channels with a reduced range.
-        least_levels: The smallest max quantized value of a channel; 127 is that of 8 bits.
+        least_quant_max: The smallest max quantized value of a channel; 127 is that of 8 bits.
     """
 
     layer: str
     channels: int
     reduced_channels: int
-    least_levels: int
+    least_quant_max: int
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def layer_saturation(
     return LayerSaturation(
         name=name,
         activation_bits=activation_bits,
-        worst_pair=int(max(above.max(initial=0), below.max(initial=0))),
+        worst_pair_sum=int(max(above.max(initial=0), below.max(initial=0))),
         channels=len(rows),
         channels_at_risk=int(at_risk.sum()),
     )

@@ -12,7 +12,7 @@ from cpt_deploy.bundle.language import TOKENS_NAME, LanguageBundle, LanguageMode
 from cpt_deploy.bundle.language.manifest import LOGITS_NAME
 from cpt_deploy.bundle.runtime.sessions import open_session
 from cpt_deploy.integer.language import IntegerLanguageModel, Trace, read_integer_model
-from cpt_deploy.validation.language.taps import tap_products
+from cpt_deploy.validation.language.taps import with_product_outputs
 
 Tokens = npt.NDArray[np.int64]
 Step = Callable[[Tokens, Any], tuple[npt.NDArray[np.float32], Any]]
@@ -190,7 +190,7 @@ def _follow(
     bundle: LanguageBundle, model: IntegerLanguageModel, rows: Tokens, found: LanguageMeasurements, provider: str
 ) -> None:
     """Run executor, serving session and session with intermediate outputs side by side, and compare their results."""
-    content, names = tap_products(bundle.onnx_path.read_bytes())
+    content, names = with_product_outputs(bundle.onnx_path.read_bytes())
     served = LanguageModel(bundle.onnx_path, bundle.manifest, provider=provider)
     session = open_session(content, where=str(bundle.onnx_path), provider=provider)
     linears = {linear.name: linear for linear in model.linears()}

@@ -10,7 +10,7 @@ _KINDS = ((0, TensorProto.UINT8), (1, TensorProto.INT32))
 CODES, SUMS = "codes", "sums"
 
 
-def tap_products(content: bytes) -> tuple[bytes, tuple[str, ...]]:
+def with_product_outputs(content: bytes) -> tuple[bytes, tuple[str, ...]]:
     """Return a model with outputs "tap:NAME.codes" and "tap:NAME.sums", the input and the result of each product.
 
     Args:
@@ -25,16 +25,16 @@ def tap_products(content: bytes) -> tuple[bytes, tuple[str, ...]]:
         if node.op_type == "MatMulInteger":
             names.append(_product(node))
             for name, kind in _integers(node):
-                tapped = f"tap:{name}"
-                model.graph.node.append(helper.make_node("Identity", [_source(node, name)], [tapped]))
-                model.graph.output.append(helper.make_tensor_value_info(tapped, kind, None))
+                observable = f"tap:{name}"
+                model.graph.node.append(helper.make_node("Identity", [_source(node, name)], [observable]))
+                model.graph.output.append(helper.make_tensor_value_info(observable, kind, None))
         elif node.op_type == "Scan":
-            names += _tap_body(model.graph, node)
+            names += _observable_body(model.graph, node)
     serialized: bytes = model.SerializeToString()
     return serialized, tuple(names)
 
 
-def _tap_body(graph: onnx.GraphProto, scan: onnx.NodeProto) -> list[str]:
+def _observable_body(graph: onnx.GraphProto, scan: onnx.NodeProto) -> list[str]:
     """Add the integers of the products in a Scan's body as outputs, and return the products' names."""
     body = next(attribute.g for attribute in scan.attribute if attribute.name == "body")
     names = []

@@ -157,7 +157,7 @@ class Engine(Generic[M_co]):
             self.require_loaded()
             if deadline is not None and arrived >= deadline:
                 raise deadline_passed()
-            self.hold(admission, 1)
+            self.fixed(admission, 1)
             yield admission
         except BaseException as error:
             # What is wrong with the request itself is no failure.
@@ -167,7 +167,7 @@ class Engine(Generic[M_co]):
             raise
         finally:
             if admission.rows:
-                self.hold(admission, 0)
+                self.fixed(admission, 0)
 
     @contextmanager
     def admit_text(self) -> Iterator[None]:
@@ -201,7 +201,7 @@ class Engine(Generic[M_co]):
         if not self._loaded:
             raise not_ready(self.status)
 
-    def hold(self, admission: "Admission", rows: int) -> None:
+    def fixed(self, admission: "Admission", rows: int) -> None:
         """Count an admitted request in the queue with another number of rows; 0 takes it out.
 
         Raises:
@@ -257,7 +257,7 @@ class Admission:
             QueueFullError: If there is no room for so many.
         """
         if rows != self.rows:
-            self._engine.hold(self, rows)
+            self._engine.fixed(self, rows)
 
     async def prepare(self, function: Callable[[Work], T]) -> T:
         """Return what a function returns that reads what the request brings, which can take long: in a thread.
@@ -277,7 +277,7 @@ class Admission:
         """
         engine = self._engine
         self.claim(engine.model.rows(inputs))
-        engine.hold(self, 0)
+        engine.fixed(self, 0)
         self.computing = True
         inference = await engine.batcher.submit(inputs, self.deadline)
         self.computing, self.finished = False, True

@@ -11,7 +11,7 @@ let previous = null;
 /**
  * Return a quantile of a histogram by linear interpolation within its bucket, as Prometheus does.
  *
- * @param {number[]} bounds upper bounds of the buckets; the last bucket has none
+ * @param {number[]} bounds max_bits of the buckets; the last bucket has none
  * @param {number[]} counts observations in each bucket, one more than there are bounds
  */
 export function quantile(bounds, counts, share) {

@@ -105,8 +105,10 @@ def errors_kept(model, x):
     }
     edge_errors = {}
     hooks = [
-        edge.register_forward_hook(lambda _, args, out, name=name: edge_errors.update({name: (out - args[0]).detach()}))
-        for name, edge in model.edges()
+        quantizer.register_forward_hook(
+            lambda _, args, out, name=name: edge_errors.update({name: (out - args[0]).detach()})
+        )
+        for name, quantizer in model.quantizers()
     ]
     with torch.no_grad():
         model(x)

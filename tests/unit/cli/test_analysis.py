@@ -11,7 +11,13 @@ from cpt_deploy.analysis import Minimum, load_minimum, mean_loss
 from cpt_deploy.recipe import load_recipe
 from cpt_deploy.training import evaluate, train
 
-SMALL = ["model.args.width=4", "train.epochs=1", "train.eval_every=null", "train.settle_batches=2", "train.device=cpu"]
+SMALL = [
+    "model.args.width=4",
+    "train.epochs=1",
+    "train.eval_every=null",
+    "train.calibration_batches=2",
+    "train.device=cpu",
+]
 
 
 @pytest.fixture(scope="module")

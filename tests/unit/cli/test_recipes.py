@@ -27,7 +27,7 @@ def test_a_pattern_chooses_and_the_table_has_cost_and_the_papers_figure(capsys, 
 def test_one_recipe_is_shown_in_full(capsys):
     assert main(["recipes", "resnet18-imagenet-cpt8-32", "--json"]) == 0
     shown = json.loads(capsys.readouterr().out)
-    assert (shown["recipe"]["precision"]["lower"], shown["recipe"]["precision"]["upper"]) == (8, 32)
+    assert (shown["recipe"]["precision"]["min_bits"], shown["recipe"]["precision"]["max_bits"]) == (8, 32)
     assert shown["published"]["top1"] == {"value": 70.67, "source": "printed in a table"}
     assert "at most 8 bits" in shown["note"]
     assert main(["recipes", "resnet18-imagenet-cpt8-32"]) == 0

@@ -19,7 +19,7 @@ common:
   train.epochs: 20
   train.eval_every: null
   train.log_every: 1
-  train.settle_batches: 2
+  train.calibration_batches: 2
   train.device: cpu
 seeds: [3]
 """

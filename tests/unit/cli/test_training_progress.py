@@ -24,7 +24,7 @@ def plan(*overrides, first_step=0):
         device="cpu",
         parameters=19_714,
         macs=533_824,
-        layers={"cycle": 5, "hold": 2},
+        layers={"scheduled": 5, "fixed": 2},
         train_images=1442,
         test_images=355,
         classes=10,
@@ -45,7 +45,7 @@ def run_four_steps(**settings):
         for number in range(1, 5):
             progress.step(step(number))
         progress.evaluated(Evaluation(4, loss=0.1, top1=0.9, top5=None, images=355, seconds=0.1, best=True))
-        progress.evaluated(Evaluation(4, loss=0.1, top1=0.91, top5=None, images=355, seconds=0.1, settled=True))
+        progress.evaluated(Evaluation(4, loss=0.1, top1=0.91, top5=None, images=355, seconds=0.1, calibrated=True))
 
 
 def test_without_a_terminal_an_epoch_is_one_line(capsys):

@@ -15,7 +15,7 @@ from torch import Tensor
 from cpt_deploy.errors import ConversionError, CptWarning
 from cpt_deploy.export import write_onnx
 from cpt_deploy.integer import freeze
-from cpt_deploy.quantization import QuantizationConfig, QuantizedModel, prepare, settle
+from cpt_deploy.quantization import QuantizationConfig, QuantizedModel, calibrate, prepare
 from cpt_deploy.quantization.graph.equivalence import float_bits
 from cpt_deploy.quantization.state.precision_state import Bits
 from tests.unit.export.drawn_networks import SIDE, Drawn, networks
@@ -77,7 +77,7 @@ def test_a_network_converts_to_what_it_computes_or_is_refused(families: ModuleTy
     torch.manual_seed(1)
     assert_same_function(network, model, torch.randn(4, *SHAPE))
     x = torch.randn(8, *SHAPE)
-    settle(model, [x])
+    calibrate(model, [x])
     graph = freeze(model)
     assert families.count_differences(graph, write_onnx(graph), x).differing == 0
     assert_close_at(model.eval(), x)

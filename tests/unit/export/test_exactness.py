@@ -21,14 +21,14 @@ from cpt_deploy.export import write_onnx
 from cpt_deploy.export.programs import load_program, write_torchscript
 from cpt_deploy.integer import IntegerExecutor, IntegerGraph, freeze
 from cpt_deploy.models import build_model
-from cpt_deploy.quantization import LayerGroup, QuantizationConfig, WeightBits, prepare, settle
+from cpt_deploy.quantization import LayerGroup, QuantizationConfig, WeightBits, calibrate, prepare
 
 
 def frozen(
     network: nn.Module,
     shape: tuple[int, ...],
     *,
-    upper: int = 8,
+    max_bits: int = 8,
     weight_bits: WeightBits = None,
     activation_bits: int | None = None,
     seed: int = 0,
@@ -42,10 +42,10 @@ def frozen(
             nn.init.normal_(module.bias, std=0.3)
             module.weight.data *= torch.where(torch.rand_like(module.weight) < 0.1, -1.0, 1.0)
     model = prepare(
-        network, torch.zeros(2, *shape), QuantizationConfig(lower=min(3, upper), upper=upper, groups=groups)
+        network, torch.zeros(2, *shape), QuantizationConfig(min_bits=min(3, max_bits), max_bits=max_bits, groups=groups)
     )
     bits: dict[str, Any] = {"weight_bits": weight_bits, "activation_bits": activation_bits}
-    settle(model, [torch.randn(4, *shape) for _ in range(2)], **bits)
+    calibrate(model, [torch.randn(4, *shape) for _ in range(2)], **bits)
     return freeze(model, **bits)
 
 
@@ -119,9 +119,9 @@ def test_batch_size_and_threads_do_not_matter(batch: int, threads: int) -> None:
     assert_exact(graph, torch.randn(batch, 3, 32, 32), threads)
 
 
-@pytest.mark.parametrize(("upper", "weight_bits"), [(8, 2), (8, 4), (6, None), (4, 3), (3, None), (2, None)])
-def test_fewer_bits_agree_too_and_still_fuse(upper: int, weight_bits: int | None) -> None:
-    graph = frozen(MODELS["resnet20"][0](), (3, 32, 32), upper=upper, weight_bits=weight_bits)
+@pytest.mark.parametrize(("max_bits", "weight_bits"), [(8, 2), (8, 4), (6, None), (4, 3), (3, None), (2, None)])
+def test_fewer_bits_agree_too_and_still_fuse(max_bits: int, weight_bits: int | None) -> None:
+    graph = frozen(MODELS["resnet20"][0](), (3, 32, 32), max_bits=max_bits, weight_bits=weight_bits)
     assert_exact(graph, 3 * torch.randn(8, 3, 32, 32))
     operators = optimized_operators(write_onnx(graph))
     assert (operators["QLinearConv"], operators["QLinearAdd"], operators["QGemm"]) == (21, 9, 1)
@@ -193,14 +193,14 @@ def convolutions(draw: st.DrawFn) -> tuple[nn.Module, tuple[int, ...]]:
 
 @given(convolutions(), st.integers(2, 8), st.integers(0, 1000), st.integers(1, 5))
 @settings(max_examples=60)
-def test_any_convolution_agrees(case: tuple[nn.Module, tuple[int, ...]], upper: int, seed: int, batch: int) -> None:
+def test_any_convolution_agrees(case: tuple[nn.Module, tuple[int, ...]], max_bits: int, seed: int, batch: int) -> None:
     network, shape = case
-    graph = frozen(network, shape, upper=upper, seed=seed)
+    graph = frozen(network, shape, max_bits=max_bits, seed=seed)
     assert_exact(graph, 2 * torch.randn(batch, *shape))
 
 
 class _Residual(nn.Module):
-    """Edges that hold the upper bound feed cycling layers: at once, through a maximum, and from a table."""
+    """Activations that stay at max_bits feed scheduled layers: at once, through a maximum, and from a table."""
 
     def __init__(self, channels: int, activation: nn.Module, *, pooled: bool) -> None:
         super().__init__()
@@ -225,7 +225,7 @@ def test_held_edges_brought_to_fewer_bits_agree(
     channels: int, activation: nn.Module, pooled: bool, bits: list[int], seed: int
 ) -> None:
     network = _Residual(channels, activation, pooled=pooled)
-    graph = frozen(network, (3, 7, 7), upper=bits[1], activation_bits=bits[0], seed=seed)
+    graph = frozen(network, (3, 7, 7), max_bits=bits[1], activation_bits=bits[0], seed=seed)
     tables = [name for name in graph.tensors if name.endswith("_input")]
     assert bool(tables) == (bits[0] < bits[1])
     assert_exact(graph, 2 * torch.randn(3, 3, 7, 7))
@@ -256,8 +256,8 @@ class _Binary(nn.Module):
     st.integers(1, 9),
 )  # fmt: skip
 @settings(max_examples=60)
-def test_sums_products_and_concatenations_agree(kind: str, channels: int, upper: int, seed: int, size: int) -> None:
-    graph = frozen(_Binary(channels, kind), (3, size, size), upper=upper, seed=seed)
+def test_sums_products_and_concatenations_agree(kind: str, channels: int, max_bits: int, seed: int, size: int) -> None:
+    graph = frozen(_Binary(channels, kind), (3, size, size), max_bits=max_bits, seed=seed)
     assert_exact(graph, 2 * torch.randn(3, 3, size, size))
 
 

@@ -19,7 +19,7 @@ from cpt_deploy.export import ModelIdentity, export_bundle, float_model, write_f
 from cpt_deploy.export.bundle_export import digest
 from cpt_deploy.integer import IntegerExecutor, freeze, graph_from_bundle
 from cpt_deploy.models import build_model
-from cpt_deploy.quantization import QuantizationConfig, QuantizedModel, make_native, prepare, settle
+from cpt_deploy.quantization import QuantizationConfig, QuantizedModel, calibrate, make_native, prepare
 
 LABELS = tuple(f"class {i}" for i in range(10))
 PREPROCESSING = Preprocessing(channels=3, size=(32, 32), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
@@ -34,7 +34,7 @@ def network() -> nn.Module:
 @pytest.fixture(scope="module")
 def model(network: nn.Module) -> QuantizedModel:
     prepared = prepare(network, torch.zeros(2, 3, 32, 32), QuantizationConfig())
-    settle(prepared, [torch.randn(8, 3, 32, 32) for _ in range(2)])
+    calibrate(prepared, [torch.randn(8, 3, 32, 32) for _ in range(2)])
     return prepared.eval()
 
 

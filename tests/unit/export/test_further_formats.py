@@ -16,7 +16,7 @@ from cpt_deploy.export import ModelIdentity, export_bundle, further_formats
 from cpt_deploy.export.programs import WRITERS, load_program
 from cpt_deploy.integer import freeze
 from cpt_deploy.models import build_model
-from cpt_deploy.quantization import QuantizationConfig, QuantizedModel, prepare, settle
+from cpt_deploy.quantization import QuantizationConfig, QuantizedModel, calibrate, prepare
 from cpt_deploy.validation import validate
 
 IDENTITY = ModelIdentity(
@@ -48,7 +48,7 @@ def model() -> QuantizedModel:
     torch.manual_seed(0)
     network = build_model("tiny", num_classes=10, in_channels=1, input_size=(8, 8))
     prepared = prepare(network, torch.zeros(2, 1, 8, 8), QuantizationConfig())
-    settle(prepared, [torch.randn(8, 1, 8, 8) for _ in range(2)])
+    calibrate(prepared, [torch.randn(8, 1, 8, 8) for _ in range(2)])
     return prepared.eval()
 
 

@@ -23,7 +23,7 @@ from cpt_deploy.export.programs import load_program, write_torchscript
 from cpt_deploy.integer import IntegerExecutor, IntegerGraph, freeze
 from cpt_deploy.integer.graph import from_dict, to_dict
 from cpt_deploy.onnx_graph.float_network import write_float_onnx
-from cpt_deploy.quantization import QuantizationConfig, make_symmetric, prepare, settle
+from cpt_deploy.quantization import QuantizationConfig, calibrate, make_symmetric, prepare
 from cpt_deploy.quantization.graph.entries import has_float_operations
 from cpt_deploy.validation import layer_saturation
 
@@ -228,7 +228,7 @@ def test_with_float_bits_it_computes_and_learns_what_the_network_does(name: str,
     if with_float:
         network = nn.Sequential(network, nn.GELU(), nn.Softmax(dim=1))
     x = R(4, *shape)
-    model = prepare(network, torch.zeros(2, *shape), QuantizationConfig(lower=32, upper=32)).train()
+    model = prepare(network, torch.zeros(2, *shape), QuantizationConfig(min_bits=32, max_bits=32)).train()
     model.set_bits(32, 32)
     assert has_float_operations(model.network) is with_float
     expected, wanted = gradients(network.train(), x)
@@ -244,7 +244,7 @@ def test_with_float_bits_it_computes_and_learns_what_the_network_does(name: str,
 def test_training_on_codes_is_training_module_by_module(name: str) -> None:
     """The logits of a step, and its gradients but for what rounding makes of them."""
     network, shape = build(name)
-    model = prepare(network, torch.zeros(2, *shape), QuantizationConfig(lower=8)).train()
+    model = prepare(network, torch.zeros(2, *shape), QuantizationConfig(min_bits=8)).train()
     by_modules = copy.deepcopy(model)
     model.compute, by_modules.compute = "float32", "modules"
     x = R(16, *shape)
@@ -283,7 +283,7 @@ def frozen(name: str, *, symmetric: bool = False, **bits: Any) -> IntegerGraph:
     model = prepare(network, torch.zeros(2, *shape), QuantizationConfig())
     if symmetric:
         make_symmetric(model)
-    settle(model, [R(4, *shape) for _ in range(2)], **bits)
+    calibrate(model, [R(4, *shape) for _ in range(2)], **bits)
     return freeze(model, **bits)
 
 

@@ -20,13 +20,13 @@ from cpt_deploy.bundle import OnnxRuntimeModel
 from cpt_deploy.export import write_onnx
 from cpt_deploy.integer import IntegerExecutor, IntegerGraph, freeze
 from cpt_deploy.models import build_model
-from cpt_deploy.quantization import QuantizationConfig, QuantizedModel, make_native, prepare, settle
-from cpt_deploy.validation import layer_saturation, optimized_operators, tap_model
+from cpt_deploy.quantization import QuantizationConfig, QuantizedModel, calibrate, make_native, prepare
+from cpt_deploy.validation import layer_saturation, optimized_operators, with_intermediate_outputs
 
 Integers = NDArray[np.int64]
 
 
-def trained(network: nn.Module, shape: tuple[int, ...], *, upper: int = 8, seed: int = 0) -> QuantizedModel:
+def trained(network: nn.Module, shape: tuple[int, ...], *, max_bits: int = 8, seed: int = 0) -> QuantizedModel:
     torch.manual_seed(seed)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -34,14 +34,14 @@ def trained(network: nn.Module, shape: tuple[int, ...], *, upper: int = 8, seed:
             module.weight.data *= torch.where(torch.rand_like(module.weight) < 0.1, -1.0, 1.0)
         if isinstance(module, nn.Conv2d | nn.Linear):  # heavy tails, so that some channels keep their range
             module.weight.data = module.weight.data**3
-    return prepare(network, torch.zeros(2, *shape), QuantizationConfig(lower=min(3, upper), upper=upper))
+    return prepare(network, torch.zeros(2, *shape), QuantizationConfig(min_bits=min(3, max_bits), max_bits=max_bits))
 
 
 def frozen(model: QuantizedModel, *, weight_bits: int | None = None, portable: bool = True) -> IntegerGraph:
     if not portable:
         make_native(model)
     torch.manual_seed(1)
-    settle(model, [torch.randn(4, *model.signature.inputs[0].shape) for _ in range(2)], weight_bits=weight_bits)
+    calibrate(model, [torch.randn(4, *model.signature.inputs[0].shape) for _ in range(2)], weight_bits=weight_bits)
     return freeze(model, weight_bits=weight_bits)
 
 
@@ -71,7 +71,7 @@ def saturates(graph: IntegerGraph) -> bool:
     rng = np.random.default_rng(0)
     for operation in graph.weighted():
         codes = operation.executed_codes.reshape(len(operation.codes), -1).astype(np.int64)
-        for packed, x in hard_inputs(codes, graph.tensors[operation.inputs[0]].levels, rng):
+        for packed, x in hard_inputs(codes, graph.tensors[operation.inputs[0]].quant_max, rng):
             if not np.array_equal(accumulate_in_16_bits(packed, x), packed @ x):
                 return True
     return False
@@ -83,10 +83,10 @@ def cannot_saturate(graph: IntegerGraph) -> bool:
 
 
 def assert_exact(graph: IntegerGraph, x: torch.Tensor) -> None:
-    tapped = tap_model(write_onnx(graph))
-    served = OnnxRuntimeModel(tapped.model).trace(x.numpy())
+    observable = with_intermediate_outputs(write_onnx(graph))
+    served = OnnxRuntimeModel(observable.model).trace(x.numpy())
     codes = IntegerExecutor(graph).trace(x)
-    assert {tap.name for tap in tapped.taps} == set(codes)
+    assert {intermediate.name for intermediate in observable.intermediates} == set(codes)
     assert not {name: 1 for name in codes if not np.array_equal(codes[name].numpy(), served[name])}
 
 
@@ -104,8 +104,10 @@ def networks(draw: st.DrawFn) -> nn.Module:
 
 @given(networks(), st.integers(2, 8), st.integers(2, 8), st.integers(0, 1000))
 @settings(max_examples=40)
-def test_no_portable_model_saturates_whatever_its_input(network: nn.Module, upper: int, bits: int, seed: int) -> None:
-    graph = frozen(trained(network, (4, 8, 8), upper=upper, seed=seed), weight_bits=bits)
+def test_no_portable_model_saturates_whatever_its_input(
+    network: nn.Module, max_bits: int, bits: int, seed: int
+) -> None:
+    graph = frozen(trained(network, (4, 8, 8), max_bits=max_bits, seed=seed), weight_bits=bits)
     assert cannot_saturate(graph)
     assert not saturates(graph)
     assert_exact(graph, 2 * torch.randn(3, 4, 8, 8))

@@ -18,7 +18,7 @@ from cpt_deploy.export.programs import WRITERS, load_program
 from cpt_deploy.integer import IntegerExecutor, IntegerGraph, freeze
 from cpt_deploy.integer.executor import fits_float32
 from cpt_deploy.models import build_model
-from cpt_deploy.quantization import QuantizationConfig, prepare, settle
+from cpt_deploy.quantization import QuantizationConfig, calibrate, prepare
 
 ALONE = """
 import sys
@@ -57,8 +57,8 @@ class Everything(nn.Module):
 
 def frozen(network: nn.Module, shape: tuple[int, ...], weight_bits: int | None = None) -> IntegerGraph:
     torch.manual_seed(0)
-    model = prepare(network, torch.zeros(2, *shape), QuantizationConfig(lower=3, upper=8))
-    settle(model, [torch.randn(8, *shape)], weight_bits=weight_bits)
+    model = prepare(network, torch.zeros(2, *shape), QuantizationConfig(min_bits=3, max_bits=8))
+    calibrate(model, [torch.randn(8, *shape)], weight_bits=weight_bits)
     return freeze(model, weight_bits=weight_bits)
 
 

@@ -14,7 +14,7 @@ from cpt_deploy.bundle.runtime.sessions import open_session
 from cpt_deploy.integer import IntegerExecutor, freeze
 from cpt_deploy.integer.graph import IntegerGraph, from_dict, to_dict
 from cpt_deploy.onnx_graph.writer import write_onnx
-from cpt_deploy.quantization import QuantizationConfig, QuantizedModel, settle
+from cpt_deploy.quantization import QuantizationConfig, QuantizedModel, calibrate
 from cpt_deploy.signature import size_at
 from cpt_deploy.validation import compare_integers
 from tests.unit.export.signature_networks import FIXED, FREE, Case
@@ -41,7 +41,7 @@ def batch_of(model: QuantizedModel, case: Case, rows: int, sizes: dict[str, int]
 def trained(case: Case) -> tuple[QuantizedModel, IntegerGraph]:
     """Return a model after three steps and its frozen graph, as it comes back from JSON and arrays."""
     torch.manual_seed(0)
-    model = prepare(case.make(), case.example, QuantizationConfig(lower=4), dynamic_shapes=case.dynamic_shapes)
+    model = prepare(case.make(), case.example, QuantizationConfig(min_bits=4), dynamic_shapes=case.dynamic_shapes)
     assert (model.conversion.reason is None) == case.integers_only, model.conversion
     optimizer = torch.optim.SGD(model.parameters(), 0.05)
     model.train()
@@ -52,7 +52,7 @@ def trained(case: Case) -> tuple[QuantizedModel, IntegerGraph]:
         sum(leaf.square().mean() for leaf in tree_leaves(result) if leaf is not None).backward()
         optimizer.step()
         optimizer.zero_grad()
-    settle(model, [batch_of(model, case, 4, sizes) for sizes in case.sizes])
+    calibrate(model, [batch_of(model, case, 4, sizes) for sizes in case.sizes])
     description, arrays = to_dict(freeze(model.eval()))
     return model, from_dict(json.loads(json.dumps(description)), arrays)
 
@@ -89,7 +89,7 @@ def test_a_prepared_model_is_called_as_the_network_and_returns_what_it_does(name
     case = CASES[name]
     torch.manual_seed(0)
     network = case.make().eval()
-    model = prepare(network, case.example, QuantizationConfig(lower=32, upper=32)).eval()
+    model = prepare(network, case.example, QuantizationConfig(min_bits=32, max_bits=32)).eval()
     inputs = batch_of(model, case, 3, {})
     wanted, got = network(**inputs), model(**inputs)
     assert tree_structure(wanted) == tree_structure(got)

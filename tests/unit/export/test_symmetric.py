@@ -20,7 +20,7 @@ from cpt_deploy.export import write_onnx
 from cpt_deploy.integer import IntegerExecutor, IntegerGraph, freeze
 from cpt_deploy.integer.graph import from_dict, to_dict
 from cpt_deploy.models import build_model
-from cpt_deploy.quantization import QuantizationConfig, make_symmetric, prepare, settle
+from cpt_deploy.quantization import QuantizationConfig, calibrate, make_symmetric, prepare
 from cpt_deploy.quantization.numerics.affine import fake_quantize, symmetric_parameters
 from cpt_deploy.validation import quantized_tensors
 
@@ -35,7 +35,7 @@ def frozen(
             nn.init.normal_(module.bias, std=0.3)
     model = prepare(network, torch.zeros(2, *shape), QuantizationConfig())
     make_symmetric(model)
-    settle(model, [torch.randn(4, *shape) for _ in range(2)], weight_bits=weight_bits)
+    calibrate(model, [torch.randn(4, *shape) for _ in range(2)], weight_bits=weight_bits)
     return freeze(model, weight_bits=weight_bits)
 
 
@@ -92,7 +92,7 @@ def test_the_file_holds_what_tensorrt_asks_for() -> None:
     }  # fmt: skip
     relus = sum(node.op_type == "Relu" for node in model.graph.node)
     assert relus == 19
-    assert [tap.name for tap in quantized_tensors(write_onnx(graph))] != []
+    assert [intermediate.name for intermediate in quantized_tensors(write_onnx(graph))] != []
 
 
 def test_weights_of_few_bits_agree_too() -> None:
@@ -173,6 +173,6 @@ def test_a_graph_is_stored_and_read_back_with_its_signs() -> None:
 def test_other_bits_than_8_are_refused() -> None:
     network = nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.Linear(3, 2))
     with pytest.raises(UsageError, match="8 bits to make them symmetric, but got 6"):
-        make_symmetric(prepare(network, torch.zeros(2, 1, 2, 2), QuantizationConfig(upper=6)))
+        make_symmetric(prepare(network, torch.zeros(2, 1, 2, 2), QuantizationConfig(max_bits=6)))
     with pytest.raises(UsageError, match="but got 4"):
         make_symmetric(prepare(network, torch.zeros(2, 1, 2, 2), QuantizationConfig()), 4)

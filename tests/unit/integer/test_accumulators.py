@@ -14,7 +14,7 @@ from cpt_deploy.integer import IntegerExecutor, freeze
 from cpt_deploy.integer.accumulators import check_accumulators, worst_sum
 from cpt_deploy.integer.graph import FullyConnected, GlobalAverage, IntegerGraph, QuantizedTensor
 from cpt_deploy.precision.accumulators import INT32_MOST
-from cpt_deploy.quantization import QuantizationConfig, prepare, settle
+from cpt_deploy.quantization import QuantizationConfig, calibrate, prepare
 from tests.unit.integer.graphs import graph_between
 
 INPUTS = 3 * 224 * 224
@@ -27,9 +27,9 @@ def test_many_inputs_of_one_sign_agree_with_float_and_onnxruntime(sign, bits):
     network = nn.Sequential(nn.Flatten(), nn.Linear(INPUTS, 3)).eval()
     with torch.no_grad():
         network[1].weight.copy_(sign * (0.9 + 0.1 * torch.rand(3, INPUTS)))
-    model = prepare(network, torch.zeros(2, 3, 224, 224), QuantizationConfig(lower=4, ends="cycle")).eval()
+    model = prepare(network, torch.zeros(2, 3, 224, 224), QuantizationConfig(min_bits=4, ends="scheduled")).eval()
     x = torch.stack([torch.ones(3, 224, 224), torch.rand(3, 224, 224), torch.zeros(3, 224, 224)])
-    settle(model, [x], weight_bits=bits)
+    calibrate(model, [x], weight_bits=bits)
     graph = freeze(model, weight_bits=bits)
     (layer,) = graph.weighted()
     assert 0.7 * INT32_MOST < worst_sum(layer, graph.tensors[layer.inputs[0]]) <= INT32_MOST

@@ -17,7 +17,7 @@ from cpt_deploy.integer import IntegerExecutor, freeze
 from cpt_deploy.integer.float_calls import function_of
 from cpt_deploy.integer.graph import Embed, FullyConnected, IntegerGraph, Quantize, from_dict, to_dict
 from cpt_deploy.onnx_graph.writer import write_onnx
-from cpt_deploy.quantization import QuantizationConfig, prepare, settle
+from cpt_deploy.quantization import QuantizationConfig, calibrate, prepare
 
 
 class TokenClassifier(nn.Module):
@@ -61,7 +61,7 @@ MODELS = {"vit": (vit, SHAPE), "swin": (swin, SHAPE), "tokens": (TokenClassifier
 
 
 def frozen(name: str) -> tuple[IntegerGraph, Tensor, Tensor]:
-    """Return a settled model's graph, as it comes back from JSON and arrays, with inputs and the model's results."""
+    """Return a calibrated model's graph, as it comes back from JSON and arrays, with inputs and the model's results."""
     torch.manual_seed(0)
     make, shape = MODELS[name]
     dtype = torch.int64 if name == "tokens" else torch.float32
@@ -69,7 +69,7 @@ def frozen(name: str) -> tuple[IntegerGraph, Tensor, Tensor]:
     model = prepare(make(), torch.zeros(2, *shape, dtype=dtype), QuantizationConfig())
     for parameter in model.parameters():
         parameter.data.add_(0.02 * torch.randn_like(parameter))  # biases of zero would hide how they are added
-    settle(model, [x])
+    calibrate(model, [x])
     model.eval()
     description, arrays = to_dict(freeze(model))
     with torch.no_grad():

@@ -10,7 +10,7 @@ from cpt_deploy.integer import IntegerExecutor, freeze
 from cpt_deploy.integer.executor import fits_float32
 from cpt_deploy.integer.graph import Convolution, QuantizedTensor, from_dict, to_dict
 from cpt_deploy.models import build_model
-from cpt_deploy.quantization import QuantizationConfig, QuantizedModel, prepare, settle
+from cpt_deploy.quantization import QuantizationConfig, QuantizedModel, calibrate, prepare
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +18,7 @@ def model() -> QuantizedModel:
     torch.manual_seed(0)
     network = build_model("mobilenetv2", num_classes=10, in_channels=3, input_size=(32, 32))
     prepared = prepare(network, torch.zeros(2, 3, 32, 32), QuantizationConfig())
-    settle(prepared, [torch.randn(8, 3, 32, 32) for _ in range(2)])
+    calibrate(prepared, [torch.randn(8, 3, 32, 32) for _ in range(2)])
     return prepared.eval()
 
 
@@ -45,7 +45,7 @@ def test_the_frozen_model_follows_the_trained_one() -> None:
     torch.manual_seed(0)
     network = build_model("tiny", num_classes=10, in_channels=1, input_size=(8, 8))
     model = prepare(network, torch.zeros(2, 1, 8, 8), QuantizationConfig())
-    settle(model, [torch.randn(32, 1, 8, 8) for _ in range(4)])
+    calibrate(model, [torch.randn(32, 1, 8, 8) for _ in range(4)])
     graph, x = freeze(model.eval()), torch.randn(200, 1, 8, 8)
     with torch.no_grad():
         trained = model(x)
@@ -57,7 +57,7 @@ def test_the_frozen_model_follows_the_trained_one() -> None:
 @pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 7, 8])
 def test_weights_use_the_codes_of_their_bits(model: QuantizedModel, bits: int) -> None:
     graph = freeze(model, weight_bits=bits)
-    held = {layer.name for layer in model.layers() if layer.role == "hold"}
+    held = {layer.name for layer in model.layers() if layer.role == "fixed"}
     for operation in graph.weighted():
         expected = 8 if operation.source in held else bits
         assert operation.bits == expected

@@ -20,7 +20,7 @@ from cpt_deploy.export import write_float_onnx, write_onnx
 from cpt_deploy.integer import IntegerExecutor, freeze
 from cpt_deploy.models import build_model
 from cpt_deploy.models.imported import OnnxSource, open_source
-from cpt_deploy.quantization import QuantizationConfig, prepare, settle
+from cpt_deploy.quantization import QuantizationConfig, calibrate, prepare
 
 RANDOM = np.random.default_rng(7)
 
@@ -90,7 +90,7 @@ CONV = ("Conv", "x conv.weight conv.bias", "c", {"pads": [1, 1, 1, 1]})
 MIDDLES: dict[str, tuple[list[tuple[Any, ...]], dict[str, np.ndarray], int]] = {
     "clip with attributes": ([("Clip", "c", "h", {"min": 0.0, "max": 6.0})], {}, 10),
     "clip with operands": ([("Clip", "c low high", "h", {})], {"low": np.float32(0), "high": np.float32(1)}, 17),
-    "clip without an upper bound": ([("Clip", "c low", "h", {})], {"low": np.float32(0)}, 17),
+    "clip without max_bits": ([("Clip", "c low", "h", {})], {"low": np.float32(0)}, 17),
     "batch norm": (
         [("Relu", "c", "r", {}), ("BatchNormalization", "r s b m v", "h", {"epsilon": 1e-3})],
         {"s": array(4), "b": array(4), "m": array(4), "v": np.abs(array(4)) + 0.1},
@@ -244,7 +244,7 @@ def test_files_of_torchs_exporter_are_served_in_the_same_integers(name: str, tmp
     module = assert_same(path, (3, 32, 32), 5)
     model = prepare(module, torch.zeros(2, 3, 32, 32), QuantizationConfig())
     assert next(layer.name for layer in model.layers()) in {"conv1", "features.0.0"}
-    settle(model, [torch.randn(4, 3, 32, 32)], statistics=False)
+    calibrate(model, [torch.randn(4, 3, 32, 32)], statistics=False)
     graph = freeze(model)
     x = torch.randn(3, 3, 32, 32)
     (tmp_path / "int.onnx").write_bytes(write_onnx(graph))

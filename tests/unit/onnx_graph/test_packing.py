@@ -20,17 +20,17 @@ from cpt_deploy.export import smallest_opset, write_onnx
 from cpt_deploy.integer import IntegerExecutor, IntegerGraph, freeze
 from cpt_deploy.models import build_model
 from cpt_deploy.onnx_graph.packing import packed_tensor
-from cpt_deploy.quantization import QuantizationConfig, prepare, settle
-from cpt_deploy.validation import float_operators, optimized_operators, tap_model
+from cpt_deploy.quantization import QuantizationConfig, calibrate, prepare
+from cpt_deploy.validation import float_operators, optimized_operators, with_intermediate_outputs
 
 
 def frozen(
-    network: nn.Module, *, weight_bits: int, upper: int = 8, size: int = 32, channels: int = 3, ends: str = "hold"
+    network: nn.Module, *, weight_bits: int, max_bits: int = 8, size: int = 32, channels: int = 3, ends: str = "fixed"
 ) -> IntegerGraph:
     torch.manual_seed(0)
-    config = QuantizationConfig(lower=2, upper=upper, ends=ends)
+    config = QuantizationConfig(min_bits=2, max_bits=max_bits, ends=ends)
     model = prepare(network, torch.zeros(2, channels, size, size), config)
-    settle(model, [torch.randn(4, channels, size, size)], weight_bits=weight_bits)
+    calibrate(model, [torch.randn(4, channels, size, size)], weight_bits=weight_bits)
     return freeze(model, weight_bits=weight_bits)
 
 
@@ -91,9 +91,9 @@ def test_packed_files_run_on_the_same_kernels_and_give_the_same_logits(at_bits, 
 
 def test_all_integers_of_a_packed_file_can_be_looked_at(at_bits) -> None:
     graph = at_bits(4)
-    tapped = tap_model(write_onnx(graph))
-    assert [tap.name for tap in tapped.taps] == list(graph.tensors)
-    assert tapped.hidden == ()
+    observable = with_intermediate_outputs(write_onnx(graph))
+    assert [intermediate.name for intermediate in observable.intermediates] == list(graph.tensors)
+    assert observable.hidden == ()
 
 
 def test_a_dequantizer_that_reads_int4_itself_stays_in_float(at_bits) -> None:
@@ -124,7 +124,7 @@ def test_a_rewritten_first_convolution_is_packed_too(size, stride, rearranged) -
         nn.Conv2d(3, 5, 3, stride, 1), nn.BatchNorm2d(5), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
         nn.Linear(5, 3),
     )  # fmt: skip
-    graph = frozen(network, weight_bits=4, size=size, ends="cycle")
+    graph = frozen(network, weight_bits=4, size=size, ends="scheduled")
     model = write_onnx(graph)
     assert weight_types(model) == {"INT4"}
     assert rearranged in optimized_operators(model)

@@ -31,7 +31,7 @@ def turning_periods(losses: list[float], **rule: float) -> list[int]:
 
 def test_stages_between_3_and_8_are_those_of_the_published_example():
     assert progressive_stages(3, 8) == FRACTRAIN
-    assert build_schedule("progressive", lower=3, upper=8).stages == FRACTRAIN
+    assert build_schedule("progressive", min_bits=3, max_bits=8).stages == FRACTRAIN
     assert (PlateauRule().threshold, PlateauRule().decay) == (0.05, 0.3)
 
 
@@ -71,7 +71,7 @@ def test_bits_and_cost_are_those_that_steps_ran_at():
     schedule = ProgressiveSchedule((3, 8))
     follow_losses(schedule, [1.0] * 10, 2)
     assert [schedule.bits_at(step, 20) for step in (0, 9, 10, 19)] == [3, 3, 8, 8]
-    meter = BitOpsMeter([LayerCost("all", 1, "cycle")], upper=8)
+    meter = BitOpsMeter([LayerCost("all", 1, "scheduled")], max_bits=8)
     spent = meter.add_run(schedule, StaticSchedule(8), 20, 1)
     assert spent.total == 10 * (9 + 2 * 3 * 8) + 10 * (64 + 2 * 8 * 8)
 

@@ -19,7 +19,7 @@ STEPS = 64_000
 
 def saving(name: str, low: int, high: int, grad: int, cycles: int = 32, steps: int = STEPS) -> float:
     """Percent saved against static `high` bits."""
-    forward = build_schedule(name, lower=low, upper=high, cycles=cycles)
+    forward = build_schedule(name, min_bits=low, max_bits=high, cycles=cycles)
     return 100 * (1 - relative_cost(forward, StaticSchedule(grad), steps))
 
 
@@ -77,7 +77,7 @@ def test_share_of_steps_of_the_cosine(low, shares):
 
 @pytest.mark.parametrize(("name", "mean"), [("CR", 5.5), ("ER", 6.83), ("RR", 3.80), ("RTH", 3.81), ("ETH", 6.83)])
 def test_mean_bits(name, mean):
-    shares = share_of_steps(build_schedule(name, lower=3, upper=8, cycles=8), STEPS)
+    shares = share_of_steps(build_schedule(name, min_bits=3, max_bits=8, cycles=8), STEPS)
     assert sum(bits * share for bits, share in shares.items()) == pytest.approx(mean, abs=0.01)
 
 
@@ -93,13 +93,16 @@ def test_a_run_without_steps_has_no_cost_ratio():
 
 
 def test_the_meter_gives_the_bitops_of_the_papers_imagenet_table():
-    resnet18 = BitOpsMeter([LayerCost("all", 1_814_073_344, "cycle")], upper=8)
+    resnet18 = BitOpsMeter([LayerCost("all", 1_814_073_344, "scheduled")], max_bits=8)
     assert resnet18.step_cost(8, 8, samples=64_000 * 128) / 1e9 == pytest.approx(2.86e9, rel=0.005)
 
 
 LAYERS = st.lists(
     st.builds(
-        LayerCost, name=st.just("layer"), macs=st.integers(1, 10**10), role=st.sampled_from(["cycle", "hold", "float"])
+        LayerCost,
+        name=st.just("layer"),
+        macs=st.integers(1, 10**10),
+        role=st.sampled_from(["scheduled", "fixed", "float"]),
     ),
     min_size=1,
     max_size=6,
@@ -109,25 +112,25 @@ STEPS_TAKEN = st.lists(st.tuples(st.integers(2, 8), st.integers(2, 8), st.intege
 
 @given(layers=LAYERS, steps=STEPS_TAKEN)
 def test_the_meter_adds_up_every_layer_at_its_own_bits(layers, steps):
-    meter = BitOpsMeter(layers, upper=8)
+    meter = BitOpsMeter(layers, max_bits=8)
     added = [meter.add(*step) for step in steps]
 
     def cost(layer: LayerCost, forward: int, backward: int) -> int:
-        fw, bw = {"cycle": (forward, backward), "hold": (8, backward), "float": (32, 32)}[layer.role]
+        fw, bw = {"scheduled": (forward, backward), "fixed": (8, backward), "float": (32, 32)}[layer.role]
         return layer.macs * (fw * fw + fw * bw + fw * bw)
 
     expected = [sum(cost(layer, fw, bw) for layer in layers) * samples for fw, bw, samples in steps]
     assert added == expected
     assert meter.total == sum(expected)
-    assert meter.summary().static_upper == sum(sum(cost(layer, 8, bw) for layer in layers) * n for _, bw, n in steps)
+    assert meter.summary().static_max_bits == sum(sum(cost(layer, 8, bw) for layer in layers) * n for _, bw, n in steps)
     assert 0 <= meter.summary().saving < 1
 
 
 def test_the_meter_resumes_from_its_state():
-    whole, first = (BitOpsMeter([LayerCost("a", 1000, "cycle")], upper=8) for _ in range(2))
+    whole, first = (BitOpsMeter([LayerCost("a", 1000, "scheduled")], max_bits=8) for _ in range(2))
     for meter in (whole, first):
         meter.add(3, 8, 128)
-    resumed = BitOpsMeter(first.layers, upper=8)
+    resumed = BitOpsMeter(first.layers, max_bits=8)
     resumed.load_state_dict(first.state_dict())
     for meter in (whole, resumed):
         meter.add(8, 8, 128)
@@ -135,10 +138,10 @@ def test_the_meter_resumes_from_its_state():
 
 
 def test_the_summary_is_in_gbitops():
-    meter = BitOpsMeter([LayerCost("a", 10**9, "cycle")], upper=8)
+    meter = BitOpsMeter([LayerCost("a", 10**9, "scheduled")], max_bits=8)
     meter.add(4, 8, 1)
     assert meter.summary().to_dict() == {"gbitops": 80.0, "gbitops_static_upper": 192.0, "saving": 1 - 80 / 192}
 
 
 def test_a_meter_at_rest_has_saved_nothing():
-    assert BitOpsMeter([], upper=8).summary().saving == 0
+    assert BitOpsMeter([], max_bits=8).summary().saving == 0

@@ -50,7 +50,7 @@ def test_the_ten_published_schedules_are_registered():
 def test_cosine_equals_the_authors_code_at_every_step_of_a_cifar_run():
     step = np.arange(64_000)
     authors = np.rint(3 + 0.5 * (8 - 3) * (1 + np.cos(np.pi * ((step % 2000) / 2000) + np.pi)))
-    np.testing.assert_array_equal(bits_of(build_schedule("cosine", lower=3, upper=8, cycles=32), 64_000), authors)
+    np.testing.assert_array_equal(bits_of(build_schedule("cosine", min_bits=3, max_bits=8, cycles=32), 64_000), authors)
 
 
 @pytest.mark.parametrize("name", CYCLIC)
@@ -58,7 +58,7 @@ def test_cosine_equals_the_authors_code_at_every_step_of_a_cifar_run():
 def test_cyclic_schedules_round_the_published_curve(name, low, high):
     total, cycles = 4000, 8
     curve = reference_curve(name, low, high, cycles, total)
-    got = bits_of(build_schedule(name, lower=low, upper=high, cycles=cycles), total)
+    got = bits_of(build_schedule(name, min_bits=low, max_bits=high, cycles=cycles), total)
     # Exactly at a half the last digit of the curve decides, and that differs between writings of one formula.
     decided = np.abs(curve - np.floor(curve) - 0.5) > 1e-9
     np.testing.assert_array_equal(got[decided], np.rint(curve)[decided])
@@ -70,7 +70,7 @@ def test_cyclic_schedules_round_the_published_curve(name, low, high):
     [("CR", "cosine"), ("er", "exponential"), ("RTH", "rex-triangular-horizontal"), ("LT", "linear-triangular")],
 )
 def test_short_names_of_the_paper_are_accepted(short, name):
-    assert build_schedule(short, lower=3, upper=8) == build_schedule(name, lower=3, upper=8)
+    assert build_schedule(short, min_bits=3, max_bits=8) == build_schedule(name, min_bits=3, max_bits=8)
 
 
 @given(
@@ -82,7 +82,7 @@ def test_short_names_of_the_paper_are_accepted(short, name):
 )
 def test_bits_stay_within_the_bounds(name, bounds, cycles, total, share):
     low, high = bounds
-    schedule = build_schedule(name, lower=low, upper=high, cycles=cycles)
+    schedule = build_schedule(name, min_bits=low, max_bits=high, cycles=cycles)
     assert low <= schedule.bits_at(int(share * total), total) <= high
 
 
@@ -90,7 +90,7 @@ def test_bits_stay_within_the_bounds(name, bounds, cycles, total, share):
     total=st.integers(300, 5000), cycles=st.integers(1, 30), name=st.sampled_from(["CR", "LR", "ER", "CT", "LT", "ETV"])
 )
 def test_a_run_ends_at_the_upper_bound_whether_or_not_the_cycles_divide_it(total, cycles, name):
-    schedule = build_schedule(name, lower=3, upper=8, cycles=cycles)
+    schedule = build_schedule(name, min_bits=3, max_bits=8, cycles=cycles)
     # A cycle of ten steps or more ends within a rounding step of its top.
     assert schedule.bits_at(total - 1, total) == 8
 
@@ -98,7 +98,7 @@ def test_a_run_ends_at_the_upper_bound_whether_or_not_the_cycles_divide_it(total
 @pytest.mark.parametrize("name", TRIANGULAR)
 @pytest.mark.parametrize(("cycles", "first"), [(8, 8), (7, 3)], ids=["even", "odd"])
 def test_triangular_runs_end_rising_also_with_an_odd_number_of_cycles(name, cycles, first):
-    bits = bits_of(build_schedule(name, lower=3, upper=8, cycles=cycles), 5600)
+    bits = bits_of(build_schedule(name, min_bits=3, max_bits=8, cycles=cycles), 5600)
     assert (bits[0], bits[-1]) == (first, 8)
     assert (np.diff(bits[-5600 // cycles :]) >= 0).all()
 
@@ -125,11 +125,11 @@ def test_steps_outside_of_the_run_are_refused(schedule, step):
 
 
 def test_static_runs_at_the_upper_bound():
-    assert set(bits_of(build_schedule("static", lower=3, upper=6), 50)) == {6}
+    assert set(bits_of(build_schedule("static", min_bits=3, max_bits=6), 50)) == {6}
 
 
 def test_piecewise_changes_exactly_at_its_points():
-    schedule = build_schedule("piecewise", lower=3, upper=8, points=[(0, 3), (0.07, 5), (0.7, 8)])
+    schedule = build_schedule("piecewise", min_bits=3, max_bits=8, points=[(0, 3), (0.07, 5), (0.7, 8)])
     np.testing.assert_array_equal(bits_of(schedule, 100), [3] * 7 + [5] * 63 + [8] * 30)
 
 
@@ -140,34 +140,34 @@ def test_piecewise_changes_exactly_at_its_points():
 )
 def test_piecewise_refuses_points_that_do_not_cover_the_run_in_order(points):
     with pytest.raises(UsageError, match="points"):
-        build_schedule("piecewise", lower=3, upper=8, points=points)
+        build_schedule("piecewise", min_bits=3, max_bits=8, points=points)
 
 
 def test_piecewise_refuses_bits_outside_of_the_bounds():
     with pytest.raises(UsageError, match=r"3\.\.8.*\[9\]"):
-        build_schedule("piecewise", lower=3, upper=8, points=[(0, 3), (0.5, 9)])
+        build_schedule("piecewise", min_bits=3, max_bits=8, points=[(0, 3), (0.5, 9)])
 
 
 @pytest.mark.parametrize(("low", "high"), [(8, 3), (1, 8), (3, 33)])
 def test_bounds_out_of_order_or_range_are_refused(low, high):
     with pytest.raises(UsageError, match="Expected bits"):
-        build_schedule("cosine", lower=low, upper=high)
+        build_schedule("cosine", min_bits=low, max_bits=high)
 
 
 def test_no_cycles_are_refused():
     with pytest.raises(UsageError, match="cycles"):
-        build_schedule("cosine", lower=3, upper=8, cycles=0)
+        build_schedule("cosine", min_bits=3, max_bits=8, cycles=0)
 
 
 def test_an_unknown_name_suggests_the_nearest():
     with pytest.raises(UsageError) as caught:
-        build_schedule("cosin", lower=3, upper=8)
+        build_schedule("cosin", min_bits=3, max_bits=8)
     assert "cosine" in (caught.value.hint or "")
 
 
 @pytest.mark.parametrize("name", ["static", *CYCLIC])
 def test_schedules_survive_pickling(name):
-    schedule = build_schedule(name, lower=3, upper=8, cycles=4)
+    schedule = build_schedule(name, min_bits=3, max_bits=8, cycles=4)
     assert pickle.loads(pickle.dumps(schedule)) == schedule
 
 
@@ -197,11 +197,11 @@ def user_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     ids=["class", "object", "function"],
 )
 def test_a_users_schedule_is_imported(user_module, attribute, bits):
-    schedule = build_schedule(f"{user_module}:{attribute}", lower=3, upper=8, cycles=5)
+    schedule = build_schedule(f"{user_module}:{attribute}", min_bits=3, max_bits=8, cycles=5)
     assert [schedule.bits_at(0, 10), schedule.bits_at(9, 10)] == bits
 
 
 @pytest.mark.parametrize("attribute", ["wrong", "number"])
 def test_an_imported_object_that_is_no_schedule_is_refused(user_module, attribute):
     with pytest.raises(UsageError, match="bits_at"):
-        build_schedule(f"{user_module}:{attribute}", lower=3, upper=8)
+        build_schedule(f"{user_module}:{attribute}", min_bits=3, max_bits=8)

@@ -19,7 +19,7 @@ def fresh() -> Iterator[None]:
 
 
 class Residual(nn.Module):
-    """Cycling layers that read a held edge, BatchNorm, a sum, a Linear."""
+    """Scheduled layers that read a held activation, BatchNorm, a sum, a Linear."""
 
     def __init__(self) -> None:
         super().__init__()

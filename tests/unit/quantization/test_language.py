@@ -9,7 +9,7 @@ from torch import nn
 
 from cpt_deploy.errors import ConversionError, UsageError
 from cpt_deploy.models.language import LstmLanguageModel, TransformerLanguageModel, build_language_model
-from cpt_deploy.quantization import QuantizationConfig, observing, prepare_language_model
+from cpt_deploy.quantization import QuantizationConfig, calibrating, prepare_language_model
 from cpt_deploy.quantization.modules.embedding import QuantizedEmbedding
 from cpt_deploy.quantization.numerics.affine import quantize, quantize_weight
 
@@ -21,7 +21,7 @@ NETWORKS = {
     "adaptive transformer": lambda: TransformerLanguageModel(50, **SMALL, cutoffs=[10, 30]),
     "untied adaptive": lambda: TransformerLanguageModel(50, **SMALL, cutoffs=[10, 30], tie_weights=False),
 }
-CONFIG = QuantizationConfig(lower=4, upper=8, ends="cycle")
+CONFIG = QuantizationConfig(min_bits=4, max_bits=8, ends="scheduled")
 
 
 @pytest.fixture(params=NETWORKS)
@@ -35,15 +35,15 @@ def tokens():
     return torch.randint(0, 50, (3, 9), generator=torch.Generator().manual_seed(2))
 
 
-def settled(network, tokens, config=CONFIG):
+def calibrated(network, tokens, config=CONFIG):
     model = prepare_language_model(network, config)
-    with torch.no_grad(), observing(model):
+    with torch.no_grad(), calibrating(model):
         model(tokens)
     return model.eval()
 
 
 def test_at_32_bits_nothing_is_quantized(network, tokens):
-    model = prepare_language_model(network, QuantizationConfig(lower=4, upper=32, ends="cycle"))
+    model = prepare_language_model(network, QuantizationConfig(min_bits=4, max_bits=32, ends="scheduled"))
     expected, state = network(tokens, network.initial_state(3))
     found, own_state = model(tokens)
     torch.testing.assert_close(found, expected)
@@ -52,7 +52,7 @@ def test_at_32_bits_nothing_is_quantized(network, tokens):
 
 
 def test_in_two_parts_with_their_state_is_as_in_one(network, tokens):
-    model = settled(network, tokens)
+    model = calibrated(network, tokens)
     whole, _ = model(tokens)
     first, state = model(tokens[:, :4])
     second, _ = model(tokens[:, 4:], state)
@@ -61,14 +61,14 @@ def test_in_two_parts_with_their_state_is_as_in_one(network, tokens):
 
 
 def test_no_token_sees_a_later_one(network, tokens):
-    model = settled(network, tokens)
+    model = calibrated(network, tokens)
     changed = tokens.clone()
     changed[:, 5:] = (changed[:, 5:] + 7) % 50
     torch.testing.assert_close(model(changed)[0][:, :5], model(tokens)[0][:, :5])
 
 
 def test_scores_are_those_of_the_log_probabilities(network, tokens):
-    model = settled(network, tokens)
+    model = calibrated(network, tokens)
     targets = tokens.roll(-1, 1)
     targets[0, :4] = -100
     score = model.score(tokens, targets)
@@ -93,8 +93,8 @@ def test_bits_change_what_is_computed_and_gradients_arrive(network, tokens):
 
 
 def test_ends_hold_where_they_are_to(network):
-    model = prepare_language_model(network, QuantizationConfig(lower=4, upper=8))
-    held = {layer.name.partition(".")[0] for layer in model.layers() if layer.role == "hold"}
+    model = prepare_language_model(network, QuantizationConfig(min_bits=4, max_bits=8))
+    held = {layer.name.partition(".")[0] for layer in model.layers() if layer.role == "fixed"}
     assert held == {"embedding", "head"}
 
 
@@ -103,7 +103,7 @@ def test_macs_of_an_lstm_are_those_of_its_matrices():
     assert sum(layer.macs for layer in model.layers()) == 4 * 20 * (12 + 20) + 4 * 20 * (20 + 20) + 20 * 50
 
 
-def test_rows_of_the_table_are_on_their_own_grid():
+def test_rows_of_the_table_are_on_their_own_qparams():
     table = nn.Embedding(6, 4)
     network = LstmLanguageModel(6, embedding=4, hidden=4, layers=1)
     network.embedding = table
@@ -117,13 +117,13 @@ def test_rows_of_the_table_are_on_their_own_grid():
 
 def test_an_lstm_layer_is_integer_products_and_onnx_gates(tokens):
     """Codes by our scales through onnxruntime's float LSTM, whose gates lie i, o, f, c, step by step."""
-    model = settled(LstmLanguageModel(50, embedding=12, hidden=20, layers=1, dropout=0.0), tokens)
+    model = calibrated(LstmLanguageModel(50, embedding=12, hidden=20, layers=1, dropout=0.0), tokens)
     layer = model.network.layers[0]
     x = model.network.embedding(tokens)
     with torch.no_grad():
         found, (h, c) = layer(x, tuple(part[:1] for part in model.initial_state(3)))
     weights = [
-        quantize_weight(part.weight, part.limited_levels(torch.tensor(127.0), part.weight))
+        quantize_weight(part.weight, part.limited_quant_max(torch.tensor(127.0), part.weight))
         for part in (layer.input_layer, layer.hidden_layer)
     ]
     w, r = ((codes * scale[:, None]).detach() for codes, scale in weights)
@@ -132,16 +132,16 @@ def test_an_lstm_layer_is_integer_products_and_onnx_gates(tokens):
     session = _onnx_lstm(w[order], r[order], bias)
     state, cell = torch.zeros(3, 20), torch.zeros(3, 20)
     for step in range(tokens.shape[1]):
-        inputs = {"x": _fake(layer.input_edge, x[:, step])[None], "h": _fake(layer.hidden_edge, state)[None]}
+        inputs = {"x": _fake(layer.input_quantizer, x[:, step])[None], "h": _fake(layer.hidden_quantizer, state)[None]}
         feed = {name: tensor.detach().numpy() for name, tensor in {**inputs, "c": cell[None]}.items()}
         state, cell = (torch.from_numpy(value[0]) for value in session.run(None, feed))
         torch.testing.assert_close(found[:, step], state, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close((h[0], c[0]), (state, cell), rtol=1e-4, atol=1e-5)
 
 
-def _fake(edge, x):
-    grid = edge.kept_grid()
-    return (quantize(x, *grid) - grid.zero_point) * grid.scale
+def _fake(quantizer, x):
+    qparams = quantizer.kept_qparams()
+    return (quantize(x, *qparams) - qparams.zero_point) * qparams.scale
 
 
 def _onnx_lstm(w, r, bias):
@@ -164,9 +164,9 @@ def test_training_ranges_of_the_hidden_state_are_the_extremes_of_the_chunk(token
     layer.register_forward_hook(lambda module, inputs, output: states.append(output[0]))
     model.score(tokens, tokens)
     seen = states[0][:, :-1].detach()  # the last state is multiplied in the next chunk
-    assert math.isclose(float(layer.hidden_edge.high), max(float(seen.max()), 0.0), rel_tol=1e-6)
-    assert math.isclose(float(layer.hidden_edge.low), min(float(seen.min()), 0.0), rel_tol=1e-6)
-    assert int(layer.hidden_edge.batches) == 1
+    assert math.isclose(float(layer.hidden_quantizer.high), max(float(seen.max()), 0.0), rel_tol=1e-6)
+    assert math.isclose(float(layer.hidden_quantizer.low), min(float(seen.min()), 0.0), rel_tol=1e-6)
+    assert int(layer.hidden_quantizer.batches) == 1
 
 
 def test_more_tokens_than_the_context_are_an_error(tokens):

@@ -106,7 +106,11 @@ def test_no_step_waits_for_the_device(launches, monkeypatch: pytest.MonkeyPatch,
 def test_steps_launch_the_same_at_all_bits(launches: list[str]) -> None:
     """So a step that a CUDA graph has recorded serves all bits; levels and seeds are read from tensors that stay."""
     model = model_on_gpu()
-    state = (model.precision.seeds, model.precision.gradient_levels, model.precision.activation_levels("cycle"))
+    state = (
+        model.precision.seeds,
+        model.precision.gradient_quant_max,
+        model.precision.activation_quant_max("scheduled"),
+    )
     recorded = []
     for number in (0, 5, 2):  # 3, 8 and 5 bits
         model.set_bits(3 + number, 8)
@@ -118,7 +122,11 @@ def test_steps_launch_the_same_at_all_bits(launches: list[str]) -> None:
         recorded.append((list(launches), operations.names))
     assert recorded[0][0] == recorded[1][0] == recorded[2][0]
     assert recorded[1][1] == recorded[2][1]
-    after = (model.precision.seeds, model.precision.gradient_levels, model.precision.activation_levels("cycle"))
+    after = (
+        model.precision.seeds,
+        model.precision.gradient_quant_max,
+        model.precision.activation_quant_max("scheduled"),
+    )
     assert all(a is b for a, b in zip(state, after, strict=True))
 
 

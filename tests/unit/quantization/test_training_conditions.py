@@ -1,6 +1,6 @@
 """Training steps under what PyTorch has for training: autocast, checkpointing, accumulation, CUDA graphs, DDP.
 
-On the CPU where it can, and with the marker `gpu` on a card.
+On the CPU where it can, and with the marker `gpu` on a GPU.
 """
 
 import copy

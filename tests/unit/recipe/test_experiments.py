@@ -33,7 +33,7 @@ STATIC_8 = {"resnet38": 1.31e8, "resnet74": 2.65e8, "resnet110": 3.98e8, "resnet
 def test_every_experiment_of_the_paper_is_listed():
     assert sorted(experiments()) == sorted(EXPECTED)
     assert set(EXPECTED) < set(preset_names())
-    assert preset_names("resnet74-cifar100-cpt*") == [f"resnet74-cifar100-cpt3-{upper}" for upper in (4, 6, 8)]
+    assert preset_names("resnet74-cifar100-cpt*") == [f"resnet74-cifar100-cpt3-{max_bits}" for max_bits in (4, 6, 8)]
 
 
 @pytest.mark.parametrize("name", EXPECTED)
@@ -45,10 +45,10 @@ def test_an_experiment_is_a_whole_recipe_with_its_static_run_beside_it(name):
     assert (precision.grad_schedule, precision.cycles) == ("static", 32)
     assert (experiment.baseline is None) == (precision.schedule == "static")
     if experiment.baseline is None:
-        assert precision.lower == precision.upper
+        assert precision.min_bits == precision.max_bits
         return
     baseline = load_recipe(experiment.baseline)
-    static = baseline.precision.model_copy(update={"schedule": "cosine", "lower": precision.lower})
+    static = baseline.precision.model_copy(update={"schedule": "cosine", "min_bits": precision.min_bits})
     assert baseline.model_copy(update={"name": name, "precision": static}) == recipe
 
 
@@ -67,7 +67,7 @@ def test_cost_and_saving_are_what_the_paper_prints(name):
         assert cost.paper_gbitops == pytest.approx(gbitops.value, rel=0.01)
     if experiment.precision == "static8" and experiment.network in STATIC_8:
         assert cost.paper_gbitops == pytest.approx(STATIC_8[experiment.network], rel=0.003)
-    # Where the first and the last layer hold the upper bound, a run of ours saves a little less.
+    # Where the first and the last layer stay at max_bits, a run of ours saves a little less.
     assert cost.saving - 1e-4 < cost.paper_saving < cost.saving + 0.03
     steps = {"imagenet": 120 * (1281167 // 256), "ptb": 40 * 1328, "wikitext103": 200_000}
     assert cost.steps == steps.get(experiment.data, 64_000)
@@ -92,5 +92,5 @@ def test_a_smoke_run_keeps_network_data_and_precision():
     recipe = load_recipe("resnet110-cifar10-cpt3-6")
     smoke = smoke_recipe(recipe)
     assert (smoke.model, smoke.data.name, smoke.data.augment) == (recipe.model, "cifar10", recipe.data.augment)
-    assert (smoke.precision.lower, smoke.precision.upper, smoke.precision.grad_upper) == (3, 6, 6)
+    assert (smoke.precision.min_bits, smoke.precision.max_bits, smoke.precision.grad_max_bits) == (3, 6, 6)
     assert (smoke.train.steps, smoke.train.device, smoke.data.limit) == (2, "cpu", 4)

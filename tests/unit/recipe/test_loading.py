@@ -28,8 +28,8 @@ def test_paper_preset_has_the_authors_settings():
     assert (recipe.train.steps, recipe.train.batch_size) == (64000, 128)
     assert (recipe.optimizer.lr, recipe.optimizer.momentum, recipe.optimizer.weight_decay) == (0.1, 0.9, 1e-4)
     assert [fraction * 64000 for fraction in recipe.lr.milestones] == [32000, 48000]
-    assert (recipe.precision.lower, recipe.precision.upper, recipe.precision.cycles) == (3, 8, 32)
-    assert (recipe.precision.grad_schedule, recipe.precision.grad_upper) == ("static", 8)
+    assert (recipe.precision.min_bits, recipe.precision.max_bits, recipe.precision.cycles) == (3, 8, 32)
+    assert (recipe.precision.grad_schedule, recipe.precision.grad_max_bits) == ("static", 8)
 
 
 def test_file_goes_over_defaults_and_overrides_over_the_file(tmp_path):
@@ -76,7 +76,7 @@ def test_all_mistakes_are_reported_at_once_with_lines_and_near_names(tmp_path):
     assert "model.nme (line 3): unknown setting; did you mean name" in message
     assert "precision.uper (line 5): unknown setting; did you mean upper" in message
     assert "train.batch_size (line 6)" in message
-    assert "lower (line 7): unknown setting; did you mean precision.lower" in message
+    assert "lower (line 7): unknown setting; did you mean precision.min_bits" in message
     assert "optimizer.name: Expected 'sgd' or 'adamw', but got 'adam'" in message
     assert "nonsense: expected the form" in message
     assert caught.value.exit_code == 2
@@ -151,7 +151,7 @@ def test_saved_recipe_reads_back_as_it_was(tmp_path_factory, seed, lr, bits, mil
         {
             "seed": seed,
             "optimizer": {"lr": lr},
-            "precision": {"lower": bits[0], "upper": bits[1]},
+            "precision": {"min_bits": bits[0], "max_bits": bits[1]},
             "lr": {"milestones": milestones},
             "data": {"augment": [{"name": "random_crop", "padding": 1}]},
         }

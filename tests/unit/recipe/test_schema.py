@@ -56,7 +56,7 @@ def test_length_is_in_steps_or_epochs():
 
 
 def test_schedules_of_the_paper_cost_what_it_prints():
-    precision = PrecisionSettings(lower=3, upper=8, cycles=32)
+    precision = PrecisionSettings(min_bits=3, max_bits=8, cycles=32)
 
     cost = relative_cost(precision.forward_schedule(), precision.backward_schedule(), 64000)
 
@@ -66,9 +66,9 @@ def test_schedules_of_the_paper_cost_what_it_prints():
 @pytest.mark.parametrize(
     ("section", "values", "reason"),
     [
-        ("precision", {"lower": 9, "upper": 8}, "lower <= upper"),
-        ("precision", {"lower": 1}, "greater than or equal to 2"),
-        ("precision", {"grad_lower": 9, "grad_upper": 8}, "lower <= upper"),
+        ("precision", {"min_bits": 9, "max_bits": 8}, "lower <= upper"),
+        ("precision", {"min_bits": 1}, "greater than or equal to 2"),
+        ("precision", {"grad_min_bits": 9, "grad_max_bits": 8}, "lower <= upper"),
         ("precision", {"schedule": "cosin"}, "did you mean cosine"),
         ("precision", {"schedule": "piecewise"}, "points"),
         ("data", {"input": {"channels": 3, "mean": [0.5]}}, "3 values"),

@@ -7,7 +7,7 @@ from PIL import Image
 
 from cpt_deploy.report import plot_curves
 
-HEADER = "step,loss,accuracy,bits,grad_bits,test_loss,test_accuracy,settled\n"
+HEADER = "step,loss,accuracy,bits,grad_bits,test_loss,test_accuracy,calibrated\n"
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ def make_report(**changes):
     names = ("trained", "executor", "onnxruntime", "onnxruntime-unoptimized")
     pair = {"worst_logit_difference": 0.5, "other_labels": 1, "only_first_right": 0, "only_second_right": 0}
     tensor = {"operator": "Conv", "values": 1000, "worst_difference": 0, "mismatches": 0}
-    layer = {"name": "a", "activation_bits": 8, "worst_pair": 40000, "channels": 4}
+    layer = {"name": "a", "activation_bits": 8, "worst_pair_sum": 40000, "channels": 4}
     report = {
         "bundle": "net<work>",
         "model_sha256": "f" * 64,

@@ -128,7 +128,7 @@ def submit(engine, *values, deadline=None, read=None):
     return asyncio.ensure_future(infer(engine, rows(*values), deadline, read))
 
 
-async def settle():
+async def calibrate():
     """Let everything run that the event loop has ready."""
     for _ in range(5):
         await asyncio.sleep(0)
@@ -159,7 +159,7 @@ def test_what_waits_while_all_threads_compute_is_taken_together_in_order():
             first = submit(queue, 0)
             await model.entered()
             waiting = [submit(queue, 1), submit(queue, 2, 3), submit(queue, 4), submit(queue, 5)]
-            await settle()
+            await calibrate()
             assert recorder.queued[-1] == 5
             model.let_pass(3)
             inferences = await asyncio.gather(first, *waiting)
@@ -180,7 +180,7 @@ def test_requests_are_neither_split_nor_overtaken():
             # The second does not fit beside the first, and the third must not go before it; the fourth is too large.
             for values in ([1, 2, 3], [4, 5], [6], range(10, 17), [7]):
                 requests.append(submit(queue, *values))
-            await settle()
+            await calibrate()
             model.let_pass(5)
             await asyncio.gather(*requests)
             assert model.calls == [[0], [1, 2, 3], [4, 5, 6], list(range(10, 17)), [7]]
@@ -195,7 +195,7 @@ def test_a_full_queue_is_429_and_the_others_go_on():
             requests = [submit(queue, 0)]
             await model.entered()
             requests += [submit(queue, 1), submit(queue, 2, 3)]
-            await settle()
+            await calibrate()
             with pytest.raises(QueueFullError, match="queue of 3 rows, but 3 are waiting") as caught:
                 await infer(queue, rows(4))
             assert caught.value.retry_after_s >= 1
@@ -235,12 +235,12 @@ def test_a_deadline_that_passes_during_the_computation_is_504_too():
         loop, timers = asyncio.get_running_loop(), []
         start_timer = loop.call_later
 
-        def hold(seconds, callback, *arguments):
+        def fixed(seconds, callback, *arguments):
             timers.append((callback, arguments))
             return start_timer(seconds, callback, *arguments)
 
         async with batcher(model) as (queue, recorder):
-            loop.call_later = hold
+            loop.call_later = fixed
             late = submit(queue, 0, deadline=loop.time() + HOURS)
             await model.entered()
             loop.call_later = start_timer
@@ -262,12 +262,12 @@ def test_cancelled_requests_are_not_computed():
             first = submit(queue, 0)
             await model.entered()
             gone, stays = submit(queue, 1), submit(queue, 2)
-            await settle()
+            await calibrate()
             gone.cancel()
-            await settle()
+            await calibrate()
             # Its place in the queue is free again.
             last = submit(queue, 3)
-            await settle()
+            await calibrate()
             model.let_pass(2)
             assert answers(await asyncio.gather(first, stays, last)) == [[0], [4], [6]]
             assert model.calls == [[0], [2, 3]]
@@ -369,7 +369,7 @@ def test_a_request_ends_where_it_is_and_frees_its_place(place, end):
             if ahead:
                 await gate.entered()
             ends = submit(queue, 1, deadline=deadline, read=gate)
-            await settle()
+            await calibrate()
             if not ahead:
                 await gate.entered()
             if end == "cancelled":
@@ -395,7 +395,7 @@ def test_a_queue_of_large_rows_is_shorter():
             requests = [submit(queue, 0)]
             await model.entered()
             requests += [submit(queue, 1), submit(queue, 2)]
-            await settle()
+            await calibrate()
             with pytest.raises(QueueFullError, match="queue of 2 rows"):
                 await infer(queue, rows(3))
             model.let_pass(3)
@@ -407,7 +407,7 @@ def test_a_queue_of_large_rows_is_shorter():
 def test_memory_is_given_in_order_and_not_to_those_who_left():
     budget, taken, give_back = MemoryBudget(10), [], threading.Event()
 
-    def hold(name, size, work):
+    def fixed(name, size, work):
         with suppress(AbandonedError), budget.holding(size, work):
             taken.append(name)
             assert give_back.wait(60)
@@ -415,7 +415,7 @@ def test_memory_is_given_in_order_and_not_to_those_who_left():
     works = {name: Work() for name in "abcd"}
     threads = []
     for name, size in (("a", 8), ("b", 8), ("c", 8), ("d", 2)):
-        threads.append(threading.Thread(target=hold, args=(name, size, works[name])))
+        threads.append(threading.Thread(target=fixed, args=(name, size, works[name])))
         threads[-1].start()
         while len(budget._line) + len(taken) < len(threads):
             time.sleep(0.001)

@@ -22,7 +22,7 @@ SMALL = (
     "train.log_every=4",
     "train.eval_every=1 epoch",
     "train.checkpoint_every=1 epoch",
-    "train.settle_batches=3",
+    "train.calibration_batches=3",
     "train.device=cpu",
     "precision.cycles=2",
 )
@@ -219,7 +219,7 @@ def language(corpus):
             "train.eval_every=20 steps",
             "train.checkpoint_every=10 steps",
             "train.log_every=10",
-            "train.settle_batches=4",
+            "train.calibration_batches=4",
             "train.device=cpu",
             "precision.cycles=2",
             *overrides,

@@ -24,7 +24,7 @@ SETTINGS = (
     "train.eval_every=3 steps",
     "train.log_every=3",
     "train.checkpoint_every=null",
-    "train.settle_batches=1",
+    "train.calibration_batches=1",
     "train.device=cpu",
     "precision.cycles=2",
 )

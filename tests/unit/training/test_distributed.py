@@ -17,11 +17,11 @@ from cpt_deploy.quantization import QuantizationConfig, QuantizedModel, prepare,
 from cpt_deploy.quantization.numerics.stochastic_rounding import index_noise
 from cpt_deploy.quantization.training_step.products import has_bf16_units
 from cpt_deploy.training import SilentReporter, evaluate, load_run, train
-from cpt_deploy.training.distributed.process_group import Ranks, choose_device, joined, launched
+from cpt_deploy.training.distributed.process_group import ProcessGroup, choose_device, joined, launched
 from cpt_deploy.training.run_directory.metrics_log import read_metrics
 
 EVERY_STEP = ("train.log_every=1",)
-FLOAT = ("precision={lower: 32, upper: 32, schedule: static, grad_lower: 32, grad_upper: 32}",)
+FLOAT = ("precision={lower: 32, upper: 32, schedule: static, grad_min_bits: 32, grad_max_bits: 32}",)
 
 
 def _train(rank, recipe, directory, resume=False, action=None):
@@ -228,16 +228,16 @@ def test_devices_of_processes(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
 
-    assert choose_device("auto", Ranks(rank=5, count=6, local=1)) == torch.device("cuda:1")
-    assert choose_device("cuda:1", Ranks()) == torch.device("cuda:1")
+    assert choose_device("auto", ProcessGroup(rank=5, count=6, local=1)) == torch.device("cuda:1")
+    assert choose_device("cuda:1", ProcessGroup()) == torch.device("cuda:1")
     with pytest.raises(UsageError, match="several processes"):
-        choose_device("cuda:1", Ranks(count=2))
+        choose_device("cuda:1", ProcessGroup(count=2))
     with pytest.raises(UsageError, match="cuda:2"):
-        choose_device("cuda", Ranks(rank=2, count=3, local=2))
+        choose_device("cuda", ProcessGroup(rank=2, count=3, local=2))
 
 
 def test_without_torchrun_there_is_one_process(monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    assert launched() == Ranks()
+    assert launched() == ProcessGroup()
     monkeypatch.setenv("WORLD_SIZE", "1")
-    assert launched() == Ranks()
+    assert launched() == ProcessGroup()

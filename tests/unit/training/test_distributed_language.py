@@ -19,7 +19,7 @@ from cpt_deploy.training.run_directory.metrics_log import read_metrics
 # Without dropout, whose random numbers are each process's own; in float32, without the noise of rounding.
 SHORT = ("train.steps=14", "train.eval_every=14 steps", "train.log_every=1", "optimizer.lr=1.0")
 PLAIN = (*SHORT, "model.args.dropout=0.0")
-FLOAT = ("precision={lower: 32, upper: 32, schedule: static, grad_lower: 32, grad_upper: 32}",)
+FLOAT = ("precision={lower: 32, upper: 32, schedule: static, grad_min_bits: 32, grad_max_bits: 32}",)
 BANDS = (
     "model.name=transformer-lm",
     "model.args={features: 16, layers: 1, heads: 2, inner: 16, context: 24, dropout: 0.0, cutoffs: [2, 9]}",
@@ -53,7 +53,7 @@ def test_in_float_three_processes_are_one(in_processes, language, tmp_path, sett
 
     assert np.abs(losses(tmp_path / "three") - losses(tmp_path / "one")).max() < 1e-4
     one, three = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "three"))
-    for name, tensor in one.items():  # weights, and the ranges on which the model settled
+    for name, tensor in one.items():  # weights, and the ranges on which the model calibrated
         assert torch.allclose(three[name], tensor, rtol=1e-3, atol=1e-4), name
     report = load_language_model(tmp_path / "three").report
     assert report.test.perplexity == pytest.approx(alone.test.perplexity, rel=1e-3)

@@ -13,7 +13,7 @@ CPU = torch.device("cpu")
 def model():
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 7))
-    prepared = prepare(network, torch.zeros(2, 1, 8, 8), QuantizationConfig(lower=3, upper=8, ends="cycle"))
+    prepared = prepare(network, torch.zeros(2, 1, 8, 8), QuantizationConfig(min_bits=3, max_bits=8, ends="scheduled"))
     prepared(torch.randn(32, 1, 8, 8))
     return prepared
 
@@ -54,7 +54,7 @@ def test_evaluation_is_at_the_upper_bound_and_leaves_mode_and_bits(model):
 
     assert (result.loss, result.top1) == (expected.loss, expected.top1)
     assert model.training
-    assert model.precision.weight_bits["cycle"] == 3
+    assert model.precision.weight_bits["scheduled"] == 3
     assert model.precision.gradient_bits == 6
 
 

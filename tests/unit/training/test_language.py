@@ -32,10 +32,10 @@ def test_a_run_learns_and_is_read_back(language, tmp_path, outcome):
     assert report.test.perplexity == pytest.approx(math.exp(report.test.loss))
     assert report.test.images == 30 * 11 - 1
     assert math.exp(entropy) - 0.1 < report.test.perplexity < 4.5  # of 9 different words
-    assert report.valid.settled
+    assert report.valid.calibrated
     rows = outcome(tmp_path / "run")["rows"]
     assert float(rows[0]["perplexity"]) == pytest.approx(math.exp(float(rows[0]["loss"])))
-    assert {row["settled"] for row in rows} == {"", "1"}
+    assert {row["calibrated"] for row in rows} == {"", "1"}
     assert float(rows[-1]["test_perplexity"]) == report.valid.perplexity
     trained = load_language_model(tmp_path / "run")
     assert trained.tokenizer.size == 10  # with <eos> and <unk>
@@ -103,7 +103,7 @@ def test_evaluations_without_progress_lower_the_rate(language, tmp_path, outcome
 
 
 def test_the_range_test_reads_text(language):
-    result = range_test(language("precision.upper=4", "precision.lower=3"), steps=8, to_upper=True)
+    result = range_test(language("precision.max_bits=4", "precision.min_bits=3"), steps=8, to_max_bits=True)
     assert [entry.bits for entry in result.progress] == [2, 3, 4]
     assert all(entry.batch_size == 8 * 12 for entry in result.progress[:1])
     assert json.dumps(result.to_dict())
@@ -119,4 +119,4 @@ def test_presets_save_what_the_paper_figures_say(name):
     ratio = relative_cost(forward, backward, 8000, reference_bits=8)
     saving, tolerance = PAPER_SAVINGS[name]
     assert 1 - ratio == pytest.approx(saving, abs=tolerance)
-    assert recipe.precision.ends == "cycle"
+    assert recipe.precision.ends == "scheduled"

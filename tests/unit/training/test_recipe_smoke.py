@@ -24,7 +24,7 @@ from cpt_deploy.models.language import build_language_model
 from cpt_deploy.quantization import QuantizationConfig, prepare_language_model
 from cpt_deploy.recipe import experiments, load_recipe, smoke_recipe
 from cpt_deploy.training import RunReport
-from cpt_deploy.training.distributed.process_group import Ranks
+from cpt_deploy.training.distributed.process_group import ProcessGroup
 from cpt_deploy.training.loop.setup import build_cpt_model, load_data
 from cpt_deploy.training.task import load_task
 
@@ -99,9 +99,9 @@ def prepared():
             shared.clear()
             shared[key] = build_cpt_model(recipe, len(loaded.train.classes), loaded.preprocessing)
         model, precision = shared[key], recipe.precision
-        model.config = replace(model.config, lower=precision.lower, upper=precision.upper)
-        model.precision.upper = precision.upper
-        model.precision.weight_bits["hold"] = model.precision.activation_bits["hold"] = precision.upper
+        model.config = replace(model.config, min_bits=precision.min_bits, max_bits=precision.max_bits)
+        model.precision.max_bits = precision.max_bits
+        model.precision.weight_bits["fixed"] = model.precision.activation_bits["fixed"] = precision.max_bits
         return model.train()
 
     return get
@@ -172,9 +172,9 @@ def test_the_operations_in_the_table_are_those_of_the_language_model(network):
     vocabulary = {"ptb": 10_000, "wikitext103": 267_735}[experiment.data]
     with torch.device("meta"):  # shapes alone: the Transformer has 247 million parameters
         float_model = build_language_model(network, vocabulary, **experiment.values["model"]["args"])
-    model = prepare_language_model(float_model, QuantizationConfig(ends="cycle"))
+    model = prepare_language_model(float_model, QuantizationConfig(ends="scheduled"))
     assert sum(layer.macs for layer in model.layers()) == sum(experiment.layers)
-    assert {layer.role for layer in model.layers()} == {"cycle"}
+    assert {layer.role for layer in model.layers()} == {"scheduled"}
 
 
 @pytest.mark.parametrize("name", [name for name in TEXT if "lstm" in name])
@@ -182,10 +182,10 @@ def test_every_experiment_with_the_lstm_takes_a_step(name, corpus):
     recipe = smoke_recipe(load_recipe(name, [f"data.root={corpus}", "data.text.sequence=5"]))
     task = load_task(recipe, torch.device("cpu"))
     model = task.build_model()
-    model.train().set_bits(recipe.precision.lower, recipe.precision.grad_upper)
+    model.train().set_bits(recipe.precision.min_bits, recipe.precision.grad_max_bits)
     outcome = task.step(
         model.training_module(),
-        next(iter(task.stream(range(1), Ranks(), pin_memory=False))),
+        next(iter(task.stream(range(1), ProcessGroup(), pin_memory=False))),
         torch.device("cpu"),
         autocast=False,
     )
@@ -210,10 +210,10 @@ def test_every_experiment_with_the_transformer_takes_a_step(name, corpus):
     recipe = smoke_recipe(load_recipe(name, [*smaller, "data.text.context=8"]))
     task = load_task(recipe, torch.device("cpu"))
     model = task.build_model()
-    model.train().set_bits(recipe.precision.lower, recipe.precision.grad_upper)
+    model.train().set_bits(recipe.precision.min_bits, recipe.precision.grad_max_bits)
     outcome = task.step(
         model.training_module(),
-        next(iter(task.stream(range(1), Ranks(), pin_memory=False))),
+        next(iter(task.stream(range(1), ProcessGroup(), pin_memory=False))),
         torch.device("cpu"),
         autocast=False,
     )

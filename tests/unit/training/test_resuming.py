@@ -105,14 +105,14 @@ class Images:
 """
 
 
-@pytest.mark.parametrize("settle", [0, 2], ids=["not settled", "settled"])
-def test_signal_in_an_evaluation_does_not_lose_the_evaluation(recipe, tmp_path, outcome, own_module, settle):
+@pytest.mark.parametrize("calibrate", [0, 2], ids=["not calibrated", "calibrated"])
+def test_signal_in_an_evaluation_does_not_lose_the_evaluation(recipe, tmp_path, outcome, own_module, calibrate):
     own_module("own_interrupting", INTERRUPTING_DATA)
     mine = recipe(
         "data={name: own_interrupting:Images, cache_mb: 0}",
         "train.batch_size=4",
         "train.eval_batch_size=4",
-        f"train.settle_batches={settle}",
+        f"train.calibration_batches={calibrate}",
     )
     train(mine, tmp_path / "whole")
 
@@ -132,7 +132,7 @@ class ArmAtTheEnd(SilentReporter):
         self.path = path
 
     def evaluated(self, evaluation):
-        if evaluation.step == 4 and not evaluation.settled:
+        if evaluation.step == 4 and not evaluation.calibrated:
             self.path.touch()
 
 

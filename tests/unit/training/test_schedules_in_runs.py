@@ -16,7 +16,7 @@ from cpt_deploy.training.run_directory.metrics_log import read_metrics
 PROGRESSIVE = (
     "precision.schedule=progressive",
     "precision.grad_schedule=progressive",
-    "precision.grad_lower=6",
+    "precision.grad_min_bits=6",
     "precision.progressive.stages=[3, 4, 6, 8]",
     "precision.progressive.grad_stages=[6, 6, 8, 8]",
     "precision.progressive.threshold=2",
@@ -45,11 +45,11 @@ def test_bits_rise_where_the_loss_is_flat_and_cost_what_they_are(recipe, tmp_pat
     assert logged(tmp_path / "run", "grad_bits") == EXPECTED_GRADIENTS
     assert recorder.plan.relative_cost is None
     assert report.bits["shares"] == pytest.approx({"3": 4 / 22, "4": 4 / 22, "6": 4 / 22, "8": 10 / 22})
-    macs = {"cycle": 0, "hold": 0}
+    macs = {"scheduled": 0, "fixed": 0}
     for layer in load_run(tmp_path / "run").model.layers():
         macs[layer.role] += layer.macs
     spent = sum(
-        (macs["cycle"] * weight(bits, grads) + macs["hold"] * weight(8, grads)) * 128
+        (macs["scheduled"] * weight(bits, grads) + macs["fixed"] * weight(8, grads)) * 128
         for bits, grads in zip(EXPECTED, EXPECTED_GRADIENTS, strict=True)
     )
     assert report.cost["gbitops"] == pytest.approx(spent / 1e9)
@@ -72,7 +72,12 @@ def test_a_run_that_follows_the_loss_goes_on_as_if_nothing_had_been(
 
 
 def test_gradients_can_cycle_too(recipe, tmp_path):
-    cyclic = ("precision.grad_schedule=linear", "precision.grad_lower=6", "precision.grad_upper=8", "train.log_every=1")
+    cyclic = (
+        "precision.grad_schedule=linear",
+        "precision.grad_min_bits=6",
+        "precision.grad_max_bits=8",
+        "train.log_every=1",
+    )
     train(recipe(*cyclic), tmp_path / "run")
     # Two cycles of 11 steps; rint(6 + 2 z) at z = 0, 1/11, 2/11, ...
     assert logged(tmp_path / "run", "grad_bits") == [round(6 + 2 * step / 11) for step in range(11)] * 2
@@ -88,9 +93,9 @@ def test_groups_run_at_bits_of_their_own_and_are_frozen_at_their_bound(tmp_path,
                 "data": {"name": "digits"},
                 "precision": {
                     "cycles": 2,
-                    "groups": [{"match": "groups.1.*", "schedule": "linear", "lower": 4, "upper": 6}],
+                    "groups": [{"match": "groups.1.*", "schedule": "linear", "min_bits": 4, "max_bits": 6}],
                 },
-                "train": {"epochs": 1, "batch_size": 128, "log_every": 1, "settle_batches": 2, "device": "cpu"},
+                "train": {"epochs": 1, "batch_size": 128, "log_every": 1, "calibration_batches": 2, "device": "cpu"},
             }
         )
     )
@@ -102,15 +107,15 @@ def test_groups_run_at_bits_of_their_own_and_are_frozen_at_their_bound(tmp_path,
     macs: dict[str, int] = {}
     for layer in run.model.layers():
         macs[layer.role] = macs.get(layer.role, 0) + layer.macs
-    assert report.model["layers"] == {"hold": 2, "cycle": 2, "group1": 3}
+    assert report.model["layers"] == {"fixed": 2, "scheduled": 2, "group1": 3}
     main, own = run.recipe.precision.forward_schedule(), run.recipe.precision.group_schedules()["group1"]
     spent = 128 * sum(
-        macs["hold"] * weight(8, 8)
-        + macs["cycle"] * weight(main.bits_at(step, 11), 8)
+        macs["fixed"] * weight(8, 8)
+        + macs["scheduled"] * weight(main.bits_at(step, 11), 8)
         + macs["group1"] * weight(own.bits_at(step, 11), 8)
         for step in range(11)
     )
-    static = 128 * 11 * ((macs["hold"] + macs["cycle"]) * weight(8, 8) + macs["group1"] * weight(6, 8))
+    static = 128 * 11 * ((macs["fixed"] + macs["scheduled"]) * weight(8, 8) + macs["group1"] * weight(6, 8))
     assert report.cost["gbitops"] == pytest.approx(spent / 1e9)
     assert report.cost["gbitops_static_upper"] == pytest.approx(static / 1e9)
     bits = {operation.source: operation.bits for operation in freeze(run.model).weighted()}

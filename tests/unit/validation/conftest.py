@@ -11,14 +11,14 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from cpt_deploy.bundle import Bundle, BundleContents, GoldenSample, OnnxRuntimeModel, Preprocessing, write_bundle
-from cpt_deploy.validation import add_taps, quantized_tensors
+from cpt_deploy.validation import add_intermediate_outputs, quantized_tensors
 
 CLASSES = ("zero", "one", "two")
 LOGIT_SCALE, LOGIT_ZERO_POINT = 0.05, 128
 
 
 class NetworkWriter:
-    """Collects the nodes of a network with QuantizeLinear and DequantizeLinear on every edge."""
+    """Collects the nodes of a network with QuantizeLinear and DequantizeLinear on every activation."""
 
     def __init__(self, scale_shape: tuple[int, ...] = (), seed: int = 4) -> None:
         self.scale_shape = scale_shape
@@ -96,8 +96,8 @@ def make_network(
 ) -> Network:
     """Convolution, residual block, mean, linear.
 
-    Optionally with a further operator between two of its edges, scales of another shape, or a last layer whose result
-    is not quantized.
+    Optionally with a further operator between two of its activations, scales of another shape, or a last layer whose
+    result is not quantized.
     """
     w = NetworkWriter(scale_shape)
     x = w.quantize("image", "x", 1 / 32, 128)
@@ -170,7 +170,7 @@ def stored_tensors(network: Network) -> dict[str, np.ndarray]:
 def write_test_bundle(path: Path, network: Network) -> Bundle:
     """Write the network's bundle, with what onnxruntime computes as its golden sample."""
     inputs = np.random.default_rng(1).normal(size=(4, 1, 8, 8)).astype(np.float32)
-    codes = OnnxRuntimeModel(add_taps(network.model, ["y"])).trace(inputs)["y"]
+    codes = OnnxRuntimeModel(add_intermediate_outputs(network.model, ["y"])).trace(inputs)["y"]
     return write_bundle(
         path,
         contents=BundleContents(
@@ -218,8 +218,10 @@ class Echo:
     samples: int = 0
 
     def run(self, inputs: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        tapped = add_taps(self.model, [tap.name for tap in quantized_tensors(self.model)])
-        codes = {name: value.copy() for name, value in OnnxRuntimeModel(tapped).trace(inputs).items()}
+        observable = add_intermediate_outputs(
+            self.model, [intermediate.name for intermediate in quantized_tensors(self.model)]
+        )
+        codes = {name: value.copy() for name, value in OnnxRuntimeModel(observable).trace(inputs).items()}
         logits = codes.pop("logits")
         self.change(codes)
         self.samples += len(inputs)

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cpt_deploy.validation.comparison import IntegerComparison, RuntimeComparison
-from cpt_deploy.validation.integers.intermediate_outputs import Tap
+from cpt_deploy.validation.integers.intermediate_outputs import IntermediateOutput
 
 
 @given(seed=st.integers(0, 1000), cuts=st.lists(st.integers(0, 60), max_size=4).map(sorted))
@@ -44,7 +44,7 @@ def test_mismatching_integers_are_counted_by_tensor(seed, batches):
     rng = np.random.default_rng(seed)
     first, second = (rng.integers(0, 256, (batches, 5, 7), dtype=np.uint8) for _ in range(2))
     same = rng.integers(0, 256, (batches, 3), dtype=np.uint8)
-    comparison = IntegerComparison([Tap("same", "Conv"), Tap("other", "Add")])
+    comparison = IntegerComparison([IntermediateOutput("same", "Conv"), IntermediateOutput("other", "Add")])
     for a, b, c in zip(first, second, same, strict=True):
         comparison.add({"other": a, "same": c}, {"other": b, "same": c, "unused": c})
     alike, other = comparison.results()
@@ -55,6 +55,6 @@ def test_mismatching_integers_are_counted_by_tensor(seed, batches):
 
 
 def test_tensors_of_other_shapes_are_not_compared():
-    comparison = IntegerComparison([Tap("x", "Conv")])
+    comparison = IntegerComparison([IntermediateOutput("x", "Conv")])
     with pytest.raises(ValueError, match="tensor x"):
         comparison.add({"x": np.zeros((2, 3), np.uint8)}, {"x": np.zeros((3, 2), np.uint8)})

@@ -12,11 +12,11 @@ from cpt_deploy.bundle import Preprocessing
 from cpt_deploy.export import ModelIdentity, export_bundle, write_float_onnx
 from cpt_deploy.quantization import (
     QuantizationConfig,
+    calibrate,
     make_native,
     make_symmetric,
     prepare,
     reduced_layers,
-    settle,
 )
 from cpt_deploy.report import render_validation_page
 from cpt_deploy.validation import Reference, bundle_saturation, compare_constants, validate
@@ -71,7 +71,7 @@ def prepared(*, native=False, symmetric=False, weight_bits=None, activation_bits
         make_symmetric(model, activation_bits)
     if native:
         make_native(model)
-    settle(model, [torch.randn(64, *SHAPE)], weight_bits=weight_bits, activation_bits=activation_bits)
+    calibrate(model, [torch.randn(64, *SHAPE)], weight_bits=weight_bits, activation_bits=activation_bits)
     return model.eval()
 
 
@@ -91,7 +91,7 @@ def report(form, images):
     bits = asked.get("weight_bits"), asked.get("activation_bits")
 
     def run(inputs: np.ndarray) -> np.ndarray:
-        with torch.no_grad(), model.upper_bound(*bits):
+        with torch.no_grad(), model.at_max_bits(*bits):
             return model(torch.from_numpy(inputs)).numpy()
 
     return validate(

@@ -12,12 +12,12 @@ from torchvision.models.vision_transformer import VisionTransformer
 from cpt_deploy.bundle import Bundle, GoldenLogits, OnnxRuntimeModel, Preprocessing, compare_golden, read_golden
 from cpt_deploy.errors import BundleError, ConversionError
 from cpt_deploy.export import ModelIdentity, export_bundle
-from cpt_deploy.quantization import QuantizationConfig, QuantizedModel, prepare, settle
+from cpt_deploy.quantization import QuantizationConfig, QuantizedModel, calibrate, prepare
 from cpt_deploy.report import render_validation_page
 from cpt_deploy.validation import Reference, compare_constants, validate
 from cpt_deploy.validation.comparison import IntegerComparison
 from cpt_deploy.validation.integers.integer_model import BundledIntegerModel
-from cpt_deploy.validation.integers.intermediate_outputs import Tap, tap_model
+from cpt_deploy.validation.integers.intermediate_outputs import IntermediateOutput, with_intermediate_outputs
 
 LABELS = ("zero", "one", "two")
 SHAPE = (1, 8, 8)
@@ -36,7 +36,7 @@ def prepared() -> QuantizedModel:
     model = prepare(transformer(), torch.zeros(2, *SHAPE), QuantizationConfig())
     for parameter in model.parameters():
         parameter.data.add_(0.02 * torch.randn_like(parameter))
-    settle(model, [torch.randn(64, *SHAPE)])
+    calibrate(model, [torch.randn(64, *SHAPE)])
     return model.eval()
 
 
@@ -150,17 +150,17 @@ def test_what_comes_of_an_entry_that_is_not_given_is_left_out(hybrid):
 
 def test_layers_with_real_results_become_visible_without_changing_what_runs(hybrid):
     model = BundledIntegerModel(hybrid)
-    tapped = tap_model(hybrid.onnx_path.read_bytes(), products=model.products)
-    assert tapped.hidden == ()
-    assert set(model.products) <= {tap.name for tap in tapped.taps}
+    observable = with_intermediate_outputs(hybrid.onnx_path.read_bytes(), products=model.products)
+    assert observable.hidden == ()
+    assert set(model.products) <= {intermediate.name for intermediate in observable.intermediates}
     inputs = np.random.default_rng(0).normal(size=(3, *SHAPE)).astype(np.float32)
-    traced = OnnxRuntimeModel(tapped.model).trace(inputs)
+    traced = OnnxRuntimeModel(observable.model).trace(inputs)
     assert all(traced[name].dtype == np.float32 for name in model.products)
     assert np.array_equal(traced["logits"], OnnxRuntimeModel(hybrid.onnx_path).run(inputs))
 
 
 def test_real_results_are_compared_as_numbers_in_units_of_the_sum():
-    comparison = IntegerComparison([Tap("product", "MatMul")], {"product": 0.25})
+    comparison = IntegerComparison([IntermediateOutput("product", "MatMul")], {"product": 0.25})
     expected = np.array([1.0, 2.0, 3.0], np.float32)
     comparison.add({"product": expected}, {"product": expected})
     comparison.add({"product": expected}, {"product": np.array([1.0, 2.0000002, 4.0], np.float32)})

@@ -13,7 +13,7 @@ from torch import nn
 from cpt_deploy.bundle import Bundle, Preprocessing
 from cpt_deploy.data import ArrayImages
 from cpt_deploy.export import ModelIdentity, export_bundle
-from cpt_deploy.quantization import QuantizationConfig, prepare, settle
+from cpt_deploy.quantization import QuantizationConfig, calibrate, prepare
 
 BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
 NODE_MODULES = Path(os.environ.get("CPT_NODE_MODULES", "."))
@@ -35,7 +35,7 @@ def portable(tmp_path_factory) -> Bundle:
         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10),
     )  # fmt: skip
     model = prepare(network, torch.zeros(2, 1, 8, 8), QuantizationConfig())
-    settle(model, [torch.randn(16, 1, 8, 8) for _ in range(2)])
+    calibrate(model, [torch.randn(16, 1, 8, 8) for _ in range(2)])
     identity = ModelIdentity(
         "tiny", "tiny", [str(digit) for digit in range(10)], Preprocessing(1, (8, 8), mean=(0.5,), std=(0.5,)),
     )  # fmt: skip

@@ -11,7 +11,7 @@ SHORT = (
     "train.epochs=null",
     "train.eval_every=null",
     "train.checkpoint_every=null",
-    "train.settle_batches=4",
+    "train.calibration_batches=4",
     "train.device=cpu",
     "precision.cycles=2",
 )

@@ -33,8 +33,8 @@ def test_logits_are_those_of_plain_integer_arithmetic(shared_bundle, reference_c
 
 
 def test_taps_show_the_integers_of_every_edge(shared_bundle, reference_codes):
-    model = OnnxRuntimeModel(shared_bundle.onnx_path, taps=True)
-    assert model.tap_names == ("image_codes", "flat_codes", "logit_codes")
+    model = OnnxRuntimeModel(shared_bundle.onnx_path, intermediates=True)
+    assert model.intermediate_names == ("image_codes", "flat_codes", "logit_codes")
     traced = model.trace(RANDOM)
     assert np.array_equal(traced["logit_codes"], reference_codes(RANDOM))
     assert traced["image_codes"].dtype == np.uint8
@@ -136,10 +136,10 @@ def test_other_inputs_are_refused_with_what_was_expected(shared_bundle, inputs):
 
 @pytest.mark.parametrize("content", [b"", b"not a model"], ids=["empty", "text"])
 @pytest.mark.parametrize("taps", [False, True])
-def test_files_that_are_no_models_are_bundle_errors(tmp_path, content, taps):
+def test_files_that_are_no_models_are_bundle_errors(tmp_path, content, intermediates):
     (tmp_path / "model.onnx").write_bytes(content)
     with pytest.raises(BundleError) as caught:
-        OnnxRuntimeModel(tmp_path / "model.onnx", taps=taps)
+        OnnxRuntimeModel(tmp_path / "model.onnx", intermediates=intermediates)
     assert "\n" not in caught.value.message
 
 
@@ -166,7 +166,7 @@ def test_unknown_provider_and_thread_count_are_usage_errors(shared_bundle):
 def test_taps_without_onnx_name_the_extra(shared_bundle, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "onnx", None)
     with pytest.raises(MissingExtraError, match="onnx") as caught:
-        OnnxRuntimeModel(shared_bundle.onnx_path, taps=True)
+        OnnxRuntimeModel(shared_bundle.onnx_path, intermediates=True)
     assert caught.value.exit_code == 3
 
 

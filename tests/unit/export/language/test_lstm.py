@@ -16,23 +16,23 @@ from cpt_deploy.export.language.lstm_onnx import lstm_manifest, write_lstm_onnx
 from cpt_deploy.integer.language import IntegerLstm, Trace, freeze_lstm
 from cpt_deploy.models.language.catalog import build_language_model
 from cpt_deploy.quantization import QuantizationConfig, prepare_language_model
-from cpt_deploy.quantization.calibration.calibrate import observing
+from cpt_deploy.quantization.calibration.calibrate import calibrating
 from cpt_deploy.validation.language.gate import LanguageReference
 from cpt_deploy.validation.language.measuring import rows_of
-from cpt_deploy.validation.language.taps import tap_products
+from cpt_deploy.validation.language.taps import with_product_outputs
 from cpt_deploy.validation.language.validate import validate_language
 
 VOCABULARY = 37
 
 
-def trained(upper=8, **args):
+def trained(max_bits=8, **args):
     torch.manual_seed(0)
     network = build_language_model("lstm-lm", VOCABULARY, **{"embedding": 24, "hidden": 32, "dropout": 0.0, **args})
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.mul_(3)  # gates that do something
-    model = prepare_language_model(network, QuantizationConfig(lower=2, upper=upper))
-    with torch.no_grad(), observing(model):
+    model = prepare_language_model(network, QuantizationConfig(min_bits=2, max_bits=max_bits))
+    with torch.no_grad(), calibrating(model):
         for seed in range(3):
             model(tokens(4, 20, seed))
     return model.eval()
@@ -53,7 +53,7 @@ def frozen(model):
 
 
 def trace_of_runtime(frozen, given):
-    content, names = tap_products(write_lstm_onnx(frozen))
+    content, names = with_product_outputs(write_lstm_onnx(frozen))
     assert names == tuple(linear.name for linear in frozen.linears())
     session = open_session(content)
     outputs = [output.name for output in session.get_outputs()]
@@ -62,18 +62,18 @@ def trace_of_runtime(frozen, given):
     return {name.removeprefix("tap:"): value for name, value in zip(outputs, values, strict=True)}
 
 
-@pytest.mark.parametrize(("upper", "weights", "activations"), [(8, None, None), (8, 5, 6), (6, None, None)])
+@pytest.mark.parametrize(("max_bits", "weights", "activations"), [(8, None, None), (8, 5, 6), (6, None, None)])
 @pytest.mark.parametrize("tied", [False, True])
-def test_every_integer_of_the_runtime_follows_from_its_codes(upper, weights, activations, tied):
-    model = trained(upper, **({"embedding": 32, "tie_weights": True} if tied else {}))
+def test_every_integer_of_the_runtime_follows_from_its_codes(max_bits, weights, activations, tied):
+    model = trained(max_bits, **({"embedding": 32, "tie_weights": True} if tied else {}))
     frozen = freeze_lstm(model, weight_bits=weights, activation_bits=activations)
     given = tokens(3, 50).numpy()
     found = trace_of_runtime(frozen, given)
     compared = 0
     for linear in frozen.linears():
         codes, sums = found[f"{linear.name}.codes"], found[f"{linear.name}.sums"]
-        assert codes.max() <= linear.grid.levels
-        np.testing.assert_array_equal(sums, (codes.astype(np.int64) - linear.grid.zero_point) @ linear.codes.T)
+        assert codes.max() <= linear.qparams.quant_max
+        np.testing.assert_array_equal(sums, (codes.astype(np.int64) - linear.qparams.zero_point) @ linear.codes.T)
         np.testing.assert_array_equal(sums, linear.accumulate(codes))
         compared += sums.size
     assert compared == 3 * 50 * (4 * (4 * 32) + VOCABULARY)
@@ -127,10 +127,10 @@ def test_description_and_arrays_give_the_model_back(frozen):
 
 def test_models_of_other_kinds_and_bits_are_refused():
     with pytest.raises(ConversionError, match="at most 8 bits"):
-        freeze_lstm(trained(upper=10))
+        freeze_lstm(trained(max_bits=10))
     network = build_language_model("lstm-lm", VOCABULARY, embedding=24, hidden=32)
     with pytest.raises(ConversionError, match="ranges were observed"):
-        freeze_lstm(prepare_language_model(network, QuantizationConfig(lower=2, upper=8)))
+        freeze_lstm(prepare_language_model(network, QuantizationConfig(min_bits=2, max_bits=8)))
 
 
 def test_a_bundle_is_exported_opened_and_validated(model, tmp_path):

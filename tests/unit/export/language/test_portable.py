@@ -13,9 +13,9 @@ from cpt_deploy.export.language.kinds import language_manifest, write_language_o
 from cpt_deploy.integer.language import freeze_language_model
 from cpt_deploy.models.language.catalog import build_language_model
 from cpt_deploy.quantization import QuantizationConfig, make_native, prepare_language_model, reduced_layers
-from cpt_deploy.quantization.calibration.calibrate import observing
+from cpt_deploy.quantization.calibration.calibrate import calibrating
 from cpt_deploy.validation import bundle_saturation
-from cpt_deploy.validation.language.taps import tap_products
+from cpt_deploy.validation.language.taps import with_product_outputs
 from cpt_deploy.validation.language.validate import validate_language
 
 VOCABULARY = 41
@@ -37,10 +37,10 @@ def trained(kind, *, portable):
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.mul_(2)
-    model = prepare_language_model(network, QuantizationConfig(lower=2, upper=8))
+    model = prepare_language_model(network, QuantizationConfig(min_bits=2, max_bits=8))
     if not portable:
         make_native(model)
-    with torch.no_grad(), observing(model):
+    with torch.no_grad(), calibrating(model):
         for seed in range(3):
             model(tokens(4, 20, seed))
     return model.eval()
@@ -52,7 +52,7 @@ def kind(request):
 
 
 def wrong_sums_of_the_fast_kernels(frozen, *, optimize):
-    content, names = tap_products(write_language_onnx(frozen))
+    content, names = with_product_outputs(write_language_onnx(frozen))
     session = onnxruntime.InferenceSession(content, session_options(exact_sums=False, optimize=optimize))
     outputs = [f"tap:{name}.{part}" for name in names for part in ("codes", "sums")]
     given = {"tokens": tokens(4, 20).numpy(), **language_manifest(frozen).initial_state(4)}
@@ -63,7 +63,7 @@ def wrong_sums_of_the_fast_kernels(frozen, *, optimize):
     )
 
 
-def worst_pair(codes):
+def worst_pair_sum(codes):
     """The greatest sum of two codes of one sign in a row."""
     ordered = np.sort(codes.astype(int), axis=1)
     return max(int(ordered[:, -2:].clip(min=0).sum(axis=1).max()), int((-ordered[:, :2]).clip(min=0).sum(axis=1).max()))
@@ -81,9 +81,9 @@ def test_sums_of_another_model_are_wrong_there(kind):
 
 def test_no_pair_of_codes_leaves_16_bits_and_rows_of_tokens_keep_their_codes(kind):
     plain, portable = (freeze_language_model(trained(kind, portable=wanted)) for wanted in (False, True))
-    assert max(worst_pair(linear.codes) for linear in plain.linears()) * 255 > 2**15 - 1
+    assert max(worst_pair_sum(linear.codes) for linear in plain.linears()) * 255 > 2**15 - 1
     for linear in portable.linears():
-        assert worst_pair(linear.codes) * 255 <= 2**15 - 1
+        assert worst_pair_sum(linear.codes) * 255 <= 2**15 - 1
         assert linear.bits == 8
     for before, after in zip(plain.tables(), portable.tables(), strict=True):
         np.testing.assert_array_equal(before.codes, after.codes)
@@ -92,10 +92,10 @@ def test_no_pair_of_codes_leaves_16_bits_and_rows_of_tokens_keep_their_codes(kin
 def test_weights_of_fewer_bits_lose_nothing(kind):
     plain, portable = (trained(kind, portable=wanted) for wanted in (False, True))
     names = [layer.name for layer in plain.layers()]
-    widths = dict.fromkeys(names, 7)
-    assert reduced_layers(portable, widths) == []
+    allocation = dict.fromkeys(names, 7)
+    assert reduced_layers(portable, allocation) == []
     pairs = zip(
-        *(freeze_language_model(model, weight_bits=widths).linears() for model in (plain, portable)), strict=True
+        *(freeze_language_model(model, weight_bits=allocation).linears() for model in (plain, portable)), strict=True
     )
     assert all(np.array_equal(before.codes, after.codes) for before, after in pairs)
 
@@ -120,7 +120,7 @@ def test_a_portable_bundle_says_so_and_is_valid(kind, tmp_path):
     model = trained(kind, portable=True)
     reduced = [
         {"layer": entry.layer, "channels": entry.channels, "reduced_channels": entry.reduced_channels,
-         "least_levels": entry.least_levels}
+         "least_quant_max": entry.least_quant_max}
         for entry in reduced_layers(model)
     ]  # fmt: skip
     assert reduced

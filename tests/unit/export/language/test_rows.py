@@ -8,7 +8,7 @@ from cpt_deploy.bundle.language import LanguageModel
 from cpt_deploy.export.language.kinds import language_manifest, write_language_onnx
 from cpt_deploy.integer.language import freeze_language_model
 from cpt_deploy.models.language import build_language_model
-from cpt_deploy.quantization import QuantizationConfig, observing, prepare_language_model
+from cpt_deploy.quantization import QuantizationConfig, calibrating, prepare_language_model
 
 MODELS = {
     "lstm-lm": {"embedding": 48, "hidden": 40, "layers": 2},
@@ -20,7 +20,7 @@ MODELS = {
 def test_rows_do_not_depend_on_each_other(name):
     torch.manual_seed(0)
     model = prepare_language_model(build_language_model(name, 300, **MODELS[name]), QuantizationConfig())
-    with torch.no_grad(), observing(model):
+    with torch.no_grad(), calibrating(model):
         model(torch.randint(0, 300, (4, 30)))
     frozen = freeze_language_model(model.eval())
     manifest = language_manifest(frozen)

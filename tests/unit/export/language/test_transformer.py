@@ -14,10 +14,10 @@ from cpt_deploy.export.language.kinds import language_manifest, write_language_o
 from cpt_deploy.integer.language import Trace, freeze_language_model, read_integer_model
 from cpt_deploy.models.language.catalog import build_language_model
 from cpt_deploy.quantization import QuantizationConfig, prepare_language_model
-from cpt_deploy.quantization.calibration.calibrate import observing
+from cpt_deploy.quantization.calibration.calibrate import calibrating
 from cpt_deploy.validation.language.gate import LanguageReference
 from cpt_deploy.validation.language.measuring import chunks_of
-from cpt_deploy.validation.language.taps import tap_products
+from cpt_deploy.validation.language.taps import with_product_outputs
 from cpt_deploy.validation.language.validate import validate_language
 
 VOCABULARY, CONTEXT, LAYERS, HEADS, FEATURES, INNER = 37, 24, 2, 4, 32, 48
@@ -30,7 +30,7 @@ NETWORKS = {
 }
 
 
-def trained(upper=8, **args):
+def trained(max_bits=8, **args):
     torch.manual_seed(0)
     shape = {"features": FEATURES, "layers": LAYERS, "heads": HEADS, "inner": INNER, "context": CONTEXT}
     network = build_language_model("transformer-lm", VOCABULARY, **shape, dropout=0.0, **args)
@@ -42,8 +42,8 @@ def trained(upper=8, **args):
                 parameter.uniform_(0.5, 1.5)
             elif "qkv" in name:
                 parameter.mul_(4)  # attention that attends to something
-    model = prepare_language_model(network, QuantizationConfig(lower=2, upper=upper))
-    with torch.no_grad(), observing(model):
+    model = prepare_language_model(network, QuantizationConfig(min_bits=2, max_bits=max_bits))
+    with torch.no_grad(), calibrating(model):
         for seed in range(3):
             model(tokens(4, 20, seed))
     return model.eval()
@@ -69,7 +69,7 @@ def runtime(frozen):
 
 
 def integers_of_runtime(frozen, given):
-    content, names = tap_products(write_language_onnx(frozen))
+    content, names = with_product_outputs(write_language_onnx(frozen))
     assert names == tuple(linear.name for linear in frozen.linears())
     session = open_session(content)
     outputs = [output.name for output in session.get_outputs()]
@@ -78,16 +78,16 @@ def integers_of_runtime(frozen, given):
     return {name.removeprefix("tap:"): value for name, value in zip(outputs, values, strict=True)}
 
 
-@pytest.mark.parametrize(("upper", "weights", "activations"), [(8, None, None), (8, 5, 6), (6, None, None)])
+@pytest.mark.parametrize(("max_bits", "weights", "activations"), [(8, None, None), (8, 5, 6), (6, None, None)])
 @pytest.mark.parametrize("args", NETWORKS.values(), ids=NETWORKS)
-def test_every_integer_of_the_runtime_follows_from_its_codes(upper, weights, activations, args):
-    frozen = freeze_language_model(trained(upper, **args), weight_bits=weights, activation_bits=activations)
+def test_every_integer_of_the_runtime_follows_from_its_codes(max_bits, weights, activations, args):
+    frozen = freeze_language_model(trained(max_bits, **args), weight_bits=weights, activation_bits=activations)
     found = integers_of_runtime(frozen, tokens(3, CONTEXT).numpy())
     compared = 0
     for linear in frozen.linears():
         codes, sums = found[f"{linear.name}.codes"], found[f"{linear.name}.sums"]
-        assert codes.max() <= linear.grid.levels
-        np.testing.assert_array_equal(sums, (codes.astype(np.int64) - linear.grid.zero_point) @ linear.codes.T)
+        assert codes.max() <= linear.qparams.quant_max
+        np.testing.assert_array_equal(sums, (codes.astype(np.int64) - linear.qparams.zero_point) @ linear.codes.T)
         np.testing.assert_array_equal(sums, linear.accumulate(codes))
         compared += sums.size
     a_token = LAYERS * (3 * FEATURES + FEATURES + INNER + FEATURES) + VOCABULARY
@@ -95,9 +95,9 @@ def test_every_integer_of_the_runtime_follows_from_its_codes(upper, weights, act
         a_token += 3 * FEATURES + 2 + FEATURES // 2 + FEATURES // 4  # projections; bands, and their two narrow layers
     assert compared == 3 * CONTEXT * a_token
     # The weights are those of the trained layers: codes of no more than the bits allow.
-    most = {8: 127, 6: 31}[upper] if weights is None else 2 ** (weights - 1) - 1
-    cycling = [linear for linear in frozen.linears() if linear.name.startswith("blocks")]
-    greatest = {int(np.abs(linear.codes.astype(int)).max()) for linear in cycling}
+    most = {8: 127, 6: 31}[max_bits] if weights is None else 2 ** (weights - 1) - 1
+    scheduled = [linear for linear in frozen.linears() if linear.name.startswith("blocks")]
+    greatest = {int(np.abs(linear.codes.astype(int)).max()) for linear in scheduled}
     if most == 127:  # of 8 bits less where two large ones would saturate without VNNI
         assert min(greatest) >= 64
         assert max(greatest) <= most
@@ -214,9 +214,9 @@ def test_more_tokens_than_the_context_are_refused(model, frozen, runtime, past, 
 
 def test_what_cannot_be_frozen_is_refused():
     with pytest.raises(ConversionError, match="at most 8 bits"):
-        freeze_language_model(trained(upper=10))
+        freeze_language_model(trained(max_bits=10))
     network = build_language_model("transformer-lm", VOCABULARY, features=FEATURES, heads=2, layers=1, inner=8)
-    model = prepare_language_model(network, QuantizationConfig(lower=2, upper=8))
+    model = prepare_language_model(network, QuantizationConfig(min_bits=2, max_bits=8))
     with pytest.raises(ConversionError, match="ranges were observed"):
         freeze_language_model(model)
     model.network = torch.nn.Linear(2, 2)

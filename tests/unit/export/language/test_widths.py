@@ -18,8 +18,8 @@ from cpt_deploy.export.language.kinds import language_manifest, write_language_o
 from cpt_deploy.integer.language import freeze_language_model
 from cpt_deploy.models.language.catalog import build_language_model
 from cpt_deploy.quantization import QuantizationConfig, prepare_language_model
-from cpt_deploy.quantization.calibration.calibrate import observing
-from cpt_deploy.validation.language.taps import tap_products
+from cpt_deploy.quantization.calibration.calibrate import calibrating
+from cpt_deploy.validation.language.taps import with_product_outputs
 from cpt_deploy.validation.language.validate import validate_language
 
 VOCABULARY = 41
@@ -39,22 +39,22 @@ def model(request):
     torch.manual_seed(0)
     name, args = NETWORKS[request.param]
     network = build_language_model(name, VOCABULARY, **args, dropout=0.0)
-    model = prepare_language_model(network, QuantizationConfig(lower=2, upper=8, ends="cycle"))
-    with torch.no_grad(), observing(model):
+    model = prepare_language_model(network, QuantizationConfig(min_bits=2, max_bits=8, ends="scheduled"))
+    with torch.no_grad(), calibrating(model):
         for seed in range(3):
             model(tokens(4, 20, seed))
     return model.eval()
 
 
 @pytest.fixture(scope="module")
-def widths(model):
+def allocation(model):
     """Bits that go round through the layers."""
     return {layer.name: (2, 4, 8, 3, 6)[place % 5] for place, layer in enumerate(model.layers())}
 
 
 @pytest.fixture(scope="module")
-def frozen(model, widths):
-    return freeze_language_model(model, weight_bits=widths)
+def frozen(model, allocation):
+    return freeze_language_model(model, weight_bits=allocation)
 
 
 def parts(frozen):
@@ -72,15 +72,17 @@ def nodes(graph):
     return [*graph.node, *(node for body in bodies for node in nodes(body))]
 
 
-def test_each_layer_has_the_codes_of_its_bits(model, widths, frozen):
-    assert set(parts(frozen)) == set(widths)
+def test_each_layer_has_the_codes_of_its_bits(model, allocation, frozen):
+    assert set(parts(frozen)) == set(allocation)
     for name, part in parts(frozen).items():
         layer = model.network.get_submodule(name)
         weight = layer.weight.detach().numpy()
-        levels = layer.limited_levels(torch.tensor(float(2 ** (widths[name] - 1) - 1)), layer.channel_weight).numpy()
-        scales = np.abs(weight).max(axis=1, keepdims=True) / np.atleast_1d(levels)[:, None]
+        quant_max = layer.limited_quant_max(
+            torch.tensor(float(2 ** (allocation[name] - 1) - 1)), layer.channel_weight
+        ).numpy()
+        scales = np.abs(weight).max(axis=1, keepdims=True) / np.atleast_1d(quant_max)[:, None]
         np.testing.assert_array_equal(part.codes, np.rint(weight / scales))
-        assert part.bits == widths[name]
+        assert part.bits == allocation[name]
 
 
 def test_layers_that_are_not_named_have_the_upper_bound(model):
@@ -91,11 +93,11 @@ def test_layers_that_are_not_named_have_the_upper_bound(model):
 
 
 @pytest.mark.parametrize(("opset", "types"), [(19, {}), (21, {2: "INT4"}), (24, {2: "INT4"}), (25, {2: "INT2"})])
-def test_codes_take_the_smallest_type_of_the_opset(frozen, widths, opset, types):
+def test_codes_take_the_smallest_type_of_the_opset(frozen, allocation, opset, types):
     file = onnx.load_from_string(write_language_onnx(frozen, opset=opset))
     assert [entry.version for entry in file.opset_import] == [opset]
     found = {entry.name: TensorProto.DataType.Name(entry.data_type) for entry in initializers(file.graph)}
-    for name, bits in widths.items():
+    for name, bits in allocation.items():
         packed = types.get(bits, "INT4") if bits <= 4 and types else None
         assert found.get(f"{name}.weight.packed") == packed
         assert found.get(f"{name}.weight") == (None if packed else "INT8")
@@ -115,7 +117,7 @@ def test_the_least_opset_is_chosen_that_packs_most(model, frozen):
 
 @pytest.mark.parametrize("opset", [19, 21, 25])
 def test_every_integer_of_the_runtime_follows_from_its_codes(frozen, opset):
-    content, names = tap_products(write_language_onnx(frozen, opset=opset))
+    content, names = with_product_outputs(write_language_onnx(frozen, opset=opset))
     session = open_session(content)
     outputs = [output.name for output in session.get_outputs()]
     given = {"tokens": tokens(3, 20).numpy(), **language_manifest(frozen).initial_state(3)}
@@ -123,7 +125,7 @@ def test_every_integer_of_the_runtime_follows_from_its_codes(frozen, opset):
     assert names == tuple(linear.name for linear in frozen.linears())
     for linear in frozen.linears():
         codes, sums = (found[f"tap:{linear.name}.{kind}"] for kind in ("codes", "sums"))
-        np.testing.assert_array_equal(sums, (codes.astype(np.int64) - linear.grid.zero_point) @ linear.codes.T)
+        np.testing.assert_array_equal(sums, (codes.astype(np.int64) - linear.qparams.zero_point) @ linear.codes.T)
 
 
 def test_packed_files_are_smaller_and_give_the_same_logits(frozen):
@@ -155,18 +157,18 @@ def test_onnx_itself_runs_the_packed_file(frozen):
     np.testing.assert_allclose(reference, expected, atol=2e-3 * np.abs(expected).max())
 
 
-def test_a_bundle_of_mixed_widths_tells_them_and_is_valid(model, widths, tmp_path):
+def test_a_bundle_of_mixed_widths_tells_them_and_is_valid(model, allocation, tmp_path):
     words = WordTokenizer(["<eos>", "<unk>", *(f"w{number}" for number in range(VOCABULARY - 2))])
     text = tokens(1, 400)[0].numpy()
     identity = LanguageIdentity("mixed", "some-lm", words)
-    bundle = export_language_bundle(model, tmp_path / "bundle", identity, text, weight_bits=widths)
+    bundle = export_language_bundle(model, tmp_path / "bundle", identity, text, weight_bits=allocation)
     sizes = {layer.name: layer.weights for layer in model.layers()}
-    mean = sum(widths[name] * size for name, size in sizes.items()) / sum(sizes.values())
+    mean = sum(allocation[name] * size for name, size in sizes.items()) / sum(sizes.values())
     assert bundle.facts["weight_bits"] == pytest.approx(mean, abs=0.005)
     assert bundle.facts["opset"] == 25
     assert f"| weight bits | {bundle.facts['weight_bits']} |" in (bundle.path / "README.md").read_text()
     weights = json.loads((bundle.path / "quantization.json").read_text())["weights"]
-    assert {entry["layer"]: entry["bits"] for entry in weights} == widths
+    assert {entry["layer"]: entry["bits"] for entry in weights} == allocation
     report = validate_language(bundle, text, {"name": "words", "split": "test"})
     assert report.passed, report.reasons
     assert report.content["integers"]["mismatching"] == 0 < report.content["integers"]["compared"]

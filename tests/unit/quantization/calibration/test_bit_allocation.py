@@ -15,13 +15,13 @@ from cpt_deploy.quantization import (
     QuantizationConfig,
     QuantizedLanguageModel,
     allocate_bits,
+    calibrating,
     measure_loss_sensitivity,
     measure_sensitivity,
-    observing,
     prepare,
     prepare_language_model,
 )
-from cpt_deploy.quantization.calibration.calibrate import settle
+from cpt_deploy.quantization.calibration.calibrate import calibrate
 
 CANDIDATES = (3, 4, 5, 6, 8)
 
@@ -38,7 +38,7 @@ def test_the_divergence_is_that_of_the_class_probabilities() -> None:
     net = nn.Sequential(*[nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 1), nn.Flatten(), nn.Linear(64, 3)])
     model = prepare(net, torch.zeros(2, 1, 6, 6), QuantizationConfig()).eval()
     batch = torch.randn(16, 1, 6, 6)
-    settle(model, [batch])
+    calibrate(model, [batch])
     [layer] = measure_sensitivity(model, [batch], [2, 8])
     with torch.no_grad():
         before = model(batch).softmax(1)
@@ -58,7 +58,7 @@ def _rounded(weight: torch.Tensor, bits: int) -> torch.Tensor:
 
 def test_measuring_changes_nothing() -> None:
     model = prepare(network(), torch.zeros(2, 1, 6, 6), QuantizationConfig()).train()
-    settle(model, [torch.randn(16, 1, 6, 6)])
+    calibrate(model, [torch.randn(16, 1, 6, 6)])
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     told: list[int] = []
     layers = measure_sensitivity(model, [torch.randn(8, 1, 6, 6)], CANDIDATES, progress=told.append)
@@ -77,8 +77,8 @@ def language_model(name: str, **args: int) -> QuantizedLanguageModel:
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.mul_(3)
-    model = prepare_language_model(network, QuantizationConfig(lower=2, ends="cycle"))
-    with torch.no_grad(), observing(model):
+    model = prepare_language_model(network, QuantizationConfig(min_bits=2, ends="scheduled"))
+    with torch.no_grad(), calibrating(model):
         model(torch.randint(0, 11, (4, 12)))
     return model
 

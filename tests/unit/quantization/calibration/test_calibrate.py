@@ -1,11 +1,11 @@
-"""Settling: plain averages over the given batches, at the bits asked for, and nothing else changes."""
+"""Calibration: plain averages over the given batches, at the bits asked for, and nothing else changes."""
 
 import pytest
 import torch
 from torch import nn
 
 from cpt_deploy.errors import DataError, UsageError
-from cpt_deploy.quantization import QuantizationConfig, prepare, settle
+from cpt_deploy.quantization import QuantizationConfig, calibrate, prepare
 
 
 def network() -> nn.Module:
@@ -16,16 +16,16 @@ def test_ranges_become_the_mean_of_the_batches_extremes() -> None:
     model = prepare(network(), torch.zeros(2, 1, 4, 4), QuantizationConfig()).train()
     model(100 * torch.randn(8, 1, 4, 4))  # forgotten
     batches = [torch.randn(8, 1, 4, 4) for _ in range(5)]
-    assert settle(model, iter(batches)) == 5
-    edge = dict(model.edges())[next(name for name, _ in model.edges())]
-    assert edge.low == pytest.approx(float(torch.stack([b.min() for b in batches]).mean()), rel=1e-5)
-    assert edge.high == pytest.approx(float(torch.stack([b.max() for b in batches]).mean()), rel=1e-5)
+    assert calibrate(model, iter(batches)) == 5
+    quantizer = dict(model.quantizers())[next(name for name, _ in model.quantizers())]
+    assert quantizer.low == pytest.approx(float(torch.stack([b.min() for b in batches]).mean()), rel=1e-5)
+    assert quantizer.high == pytest.approx(float(torch.stack([b.max() for b in batches]).mean()), rel=1e-5)
 
 
 def test_batchnorm_statistics_become_the_mean_of_the_batches() -> None:
-    model = prepare(network(), torch.zeros(2, 1, 4, 4), QuantizationConfig(lower=32, upper=32))
+    model = prepare(network(), torch.zeros(2, 1, 4, 4), QuantizationConfig(min_bits=32, max_bits=32))
     batches = [torch.randn(8, 1, 4, 4) for _ in range(4)]
-    settle(model, batches)
+    calibrate(model, batches)
     conv, norm = model.network.get_submodule("0"), model.network.get_submodule("1")
     with torch.no_grad():
         means = torch.stack([conv(batch).mean(dim=(0, 2, 3)) for batch in batches]).mean(dim=0)
@@ -37,32 +37,32 @@ def test_weights_modes_and_bits_are_as_before() -> None:
     model = prepare(network(), torch.zeros(2, 1, 4, 4), QuantizationConfig()).train()
     model.set_bits(3, 8)
     before = {name: p.clone() for name, p in model.named_parameters()}
-    settle(model, [torch.randn(4, 1, 4, 4)], weight_bits=4)
+    calibrate(model, [torch.randn(4, 1, 4, 4)], weight_bits=4)
     after = dict(model.named_parameters())
     assert {name for name, p in after.items() if not torch.equal(before[name], p)} == {
         "network.1.bias",
         "network.4.bias",
     }
     assert all(module.training for module in model.modules())
-    assert model.precision.weight_bits["cycle"] == 3
-    assert not any(edge.cumulative for _, edge in model.edges())
+    assert model.precision.weight_bits["scheduled"] == 3
+    assert not any(quantizer.cumulative for _, quantizer in model.quantizers())
 
 
-def test_activations_run_at_their_bits_while_settling() -> None:
+def test_activations_run_at_their_bits_in_calibration() -> None:
     net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 1), nn.Flatten(), nn.Linear(16, 3))
     model = prepare(net, torch.zeros(2, 1, 4, 4), QuantizationConfig())
     seen = []
     model.network.get_submodule("2").register_forward_hook(lambda _m, args, _y: seen.append(len(args[0].unique())))
     batches = [torch.randn(32, 1, 4, 4)]
-    settle(model, batches, activation_bits=2)
-    settle(model, batches)
+    calibrate(model, batches, activation_bits=2)
+    calibrate(model, batches)
     assert seen[0] <= 4 < seen[1]
 
 
-def test_single_layers_run_at_their_bits_while_settling() -> None:
+def test_single_layers_run_at_their_bits_in_calibration() -> None:
     net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(16, 30), nn.Linear(30, 3))
     model = prepare(net, torch.zeros(2, 1, 4, 4), QuantizationConfig())
-    with model.upper_bound({"2": 2}):
+    with model.at_max_bits({"2": 2}):
         weights = {i: model.network.get_submodule(i).quantized_weight[0].unique().numel() for i in ("0", "2", "3")}
     assert weights["2"] <= 3 < min(weights["0"], weights["3"])
     assert model.layer_bits({"2": 2}) == {"0": 8, "2": 2, "3": 8}
@@ -79,26 +79,26 @@ def test_bits_that_do_not_fit_leave_the_model_as_it_was(bits: dict[str, object],
     model(torch.randn(4, 1, 4, 4))
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with pytest.raises(UsageError, match=part):
-        settle(model, [torch.randn(4, 1, 4, 4)], **bits)  # type: ignore[arg-type]
+        calibrate(model, [torch.randn(4, 1, 4, 4)], **bits)  # type: ignore[arg-type]
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
 def test_no_batch_is_an_error_and_changes_nothing() -> None:
     model = prepare(network(), torch.zeros(2, 1, 4, 4), QuantizationConfig()).train()
     model(torch.randn(4, 1, 4, 4))
-    before = {name: (float(edge.low), float(edge.high)) for name, edge in model.edges()}
+    before = {name: (float(quantizer.low), float(quantizer.high)) for name, quantizer in model.quantizers()}
     with pytest.raises(DataError, match="at least one batch"):
-        settle(model, [])
-    assert before == {name: (float(edge.low), float(edge.high)) for name, edge in model.edges()}
+        calibrate(model, [])
+    assert before == {name: (float(quantizer.low), float(quantizer.high)) for name, quantizer in model.quantizers()}
 
 
 def test_statistics_of_a_float_model_stay_as_they_are_if_asked() -> None:
     model = prepare(network(), torch.zeros(2, 1, 4, 4), QuantizationConfig())
     norm = model.network.get_submodule("1")
     before = norm.running_mean.clone()
-    settle(model, [5 + torch.randn(8, 1, 4, 4)], statistics=False)
+    calibrate(model, [5 + torch.randn(8, 1, 4, 4)], statistics=False)
     assert torch.equal(norm.running_mean, before)
-    assert all(int(edge.batches) == 1 for _, edge in model.edges())
+    assert all(int(quantizer.batches) == 1 for _, quantizer in model.quantizers())
 
 
 def test_a_batch_norm_that_is_called_twice_clips_nothing():
@@ -118,10 +118,10 @@ def test_a_batch_norm_that_is_called_twice_clips_nothing():
     network = Twice()
     model = prepare(network, torch.zeros(2, 2, 8, 8), QuantizationConfig())
     batches = [torch.randn(16, 2, 8, 8) for _ in range(8)]
-    assert settle(model, iter(batches)) == 8
-    settled = model.network.get_submodule("norm")
-    network.norm.load_state_dict({**network.norm.state_dict(), "running_mean": settled.running_mean,
-                                  "running_var": settled.running_var})  # fmt: skip
+    assert calibrate(model, iter(batches)) == 8
+    calibrated = model.network.get_submodule("norm")
+    network.norm.load_state_dict({**network.norm.state_dict(), "running_mean": calibrated.running_mean,
+                                  "running_var": calibrated.running_var})  # fmt: skip
     with torch.no_grad():
         expected, got = network.eval()(batches[0]), model.eval()(batches[0])
     assert float((got - expected).abs().max()) < 0.02 * float(expected.abs().max())

@@ -275,4 +275,4 @@ def test_bits_are_whole_numbers(bits: object) -> None:
     with pytest.raises(UsageError, match="to be whole numbers from 2 to 32, but got"):
         model.set_bits(bits, 8)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="whole numbers"):
-        QuantizationConfig(lower=2.5)  # type: ignore[arg-type]
+        QuantizationConfig(min_bits=2.5)  # type: ignore[arg-type]

@@ -14,7 +14,7 @@ from cpt_deploy.bundle.runtime.operators import float_operators
 from cpt_deploy.bundle.runtime.sessions import open_session
 from cpt_deploy.export import write_onnx
 from cpt_deploy.integer import IntegerExecutor, IntegerGraph, freeze
-from cpt_deploy.quantization import QuantizationConfig, QuantizedModel, make_symmetric, prepare, settle
+from cpt_deploy.quantization import QuantizationConfig, QuantizedModel, calibrate, make_symmetric, prepare
 from cpt_deploy.quantization.graph import fusion
 from cpt_deploy.quantization.graph.fusion import FusedOperation, fused_operations
 from cpt_deploy.quantization.graph.operator_kinds import Kind
@@ -53,8 +53,8 @@ def step(model: QuantizedModel) -> tuple[Tensor, Tensor]:
 
 
 def frozen(model: QuantizedModel, in_float: str = "") -> IntegerGraph:
-    """The integers of a settled model, which onnxruntime must come to as well, with no other operator in float."""
-    settle(model, batches())
+    """The integers of a calibrated model, which onnxruntime must come to as well, with no other operator in float."""
+    calibrate(model, batches())
     graph = freeze(model)
     data, x = write_onnx(graph), batches(4)[-1]
     session = open_session(data)
@@ -91,7 +91,9 @@ def test_a_pattern_that_is_added_is_taken_everywhere() -> None:
     layers = [o for o in fused_operations(model.network) if o.kind is Kind.LAYER]
     assert [len(o.nodes) for o in layers] == [3, 3, 1]
     assert all(o.quantizer is not None for o in layers)
-    assert len(list(model.edges())) == len(list(by_relu.edges()))  # no quantizer between BatchNorm and activation
+    assert len(list(model.quantizers())) == len(
+        list(by_relu.quantizers())
+    )  # no quantizer between BatchNorm and activation
     for compute in ("float32", "modules"):  # the fused step computes a ReLU, bit by bit
         for each in (model, by_relu):
             each.compute = compute  # type: ignore[assignment]
@@ -139,7 +141,7 @@ def test_beside_operations_in_float_a_clamp_is_part_of_a_convolution() -> None:
     assert model.conversion.path == "float parts"
     layers = [o for o in fused_operations(model.network) if o.kind is Kind.LAYER]
     assert [o.clamp for o in layers] == [Clamp(0.0, 1.5), Clamp(0.0), Clamp()]
-    settle(model, batches())
+    calibrate(model, batches())
     calls = [getattr(o, "target", "") for o in freeze(model).operations]
     assert not any("clamp" in target for target in calls)
 
@@ -160,7 +162,7 @@ def test_what_does_not_follow_alone_is_no_part(function: Any) -> None:
 
 
 def test_the_same_operations_are_found_before_and_after_quantizers_are_in_the_graph(monkeypatch) -> None:
-    from cpt_deploy.quantization.graph import edges
+    from cpt_deploy.quantization.graph import quantizers
 
     before: list[list[str]] = []
 
@@ -170,7 +172,7 @@ def test_the_same_operations_are_found_before_and_after_quantizers_are_in_the_gr
         assert all(operation.quantizer is None for operation in found)
         return found
 
-    monkeypatch.setattr(edges, "fused_operations", listening)
+    monkeypatch.setattr(quantizers, "fused_operations", listening)
     model = prepared(Written(lambda net, x: functional.relu(net.a(x) + functional.relu6(net.b(x)))))
     after = fused_operations(model.network)
     assert before == [[name for operation in after for name in names(operation)]]
@@ -191,7 +193,7 @@ def test_copies_and_pickles_have_the_same_operations(how: str, floats: bool) -> 
         assert set(theirs.nodes) <= nodes
         assert theirs.norm is None or theirs.norm is not ours.norm
     for each in (model, other):
-        settle(each, batches())  # rounds offsets to the grids of the biases
+        calibrate(each, batches())  # rounds offsets to the grids of the biases
     x = batches(1)[0]
     assert torch.equal(model.eval()(x), other.eval()(x))
 

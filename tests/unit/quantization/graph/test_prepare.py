@@ -11,7 +11,7 @@ from torchvision.models import get_model
 from cpt_deploy.errors import ConversionError, UsageError
 from cpt_deploy.models import build_model
 from cpt_deploy.quantization import QuantizationConfig, QuantizedModel, prepare
-from cpt_deploy.quantization.modules.activation_quantizer import EdgeQuantizer, LayerInput
+from cpt_deploy.quantization.modules.activation_quantizer import ActivationQuantizer, Requantize
 
 
 def tiny(**options: object) -> QuantizedModel:
@@ -74,7 +74,7 @@ def test_with_float_bits_the_prepared_model_computes_what_the_model_computes(net
     x = torch.randn(2, 3, size, size)
     with torch.no_grad():
         expected = copy.deepcopy(float_model)(x.clone())
-        prepared = prepare(float_model, torch.zeros(2, 3, size, size), QuantizationConfig(lower=32, upper=32))
+        prepared = prepare(float_model, torch.zeros(2, 3, size, size), QuantizationConfig(min_bits=32, max_bits=32))
         assert torch.allclose(prepared(x), expected, rtol=1e-3, atol=1e-4)
 
 
@@ -90,9 +90,9 @@ def test_the_float_model_is_left_as_it_was() -> None:
 
 def test_first_and_last_layer_hold_the_upper_bound_unless_told_otherwise() -> None:
     roles = [layer.role for layer in tiny().layers()]
-    assert roles[0] == roles[-1] == "hold"
-    assert set(roles[1:-1]) == {"cycle"}
-    assert {layer.role for layer in tiny(ends="cycle").layers()} == {"cycle"}
+    assert roles[0] == roles[-1] == "fixed"
+    assert set(roles[1:-1]) == {"scheduled"}
+    assert {layer.role for layer in tiny(ends="scheduled").layers()} == {"scheduled"}
 
 
 def test_macs_are_those_of_the_published_network() -> None:
@@ -102,7 +102,7 @@ def test_macs_are_those_of_the_published_network() -> None:
 
 
 def test_cycling_weights_and_activations_take_the_current_bits_and_held_ones_do_not() -> None:
-    model = tiny(lower=2, upper=8).train()
+    model = tiny(min_bits=2, max_bits=8).train()
     model.compute = "modules"
     model.set_bits(3, 8)
     values: dict[str, int] = {}
@@ -113,18 +113,18 @@ def test_cycling_weights_and_activations_take_the_current_bits_and_held_ones_do_
 
         return hook
 
-    edges = dict(model.edges())
-    for name, edge in edges.items():
-        edge.register_forward_hook(record(name))
-    inputs = [m for m in model.modules() if isinstance(m, LayerInput)]
+    quantizers = dict(model.quantizers())
+    for name, quantizer in quantizers.items():
+        quantizer.register_forward_hook(record(name))
+    inputs = [m for m in model.modules() if isinstance(m, Requantize)]
     for i, module in enumerate(inputs):
         module.register_forward_hook(record(f"input {i}"))
     model(torch.randn(32, 1, 8, 8))
-    cycling = [name for name, edge in edges.items() if edge.role == "cycle"]
-    held = [name for name, edge in edges.items() if edge.role == "hold"]
-    assert cycling
+    scheduled = [name for name, quantizer in quantizers.items() if quantizer.role == "scheduled"]
+    held = [name for name, quantizer in quantizers.items() if quantizer.role == "fixed"]
+    assert scheduled
     assert inputs
-    assert all(values[name] <= 8 for name in cycling)
+    assert all(values[name] <= 8 for name in scheduled)
     assert all(values[f"input {i}"] <= 8 for i in range(len(inputs)))
     assert all(values[name] > 8 for name in held)
 
@@ -132,9 +132,9 @@ def test_cycling_weights_and_activations_take_the_current_bits_and_held_ones_do_
 def test_at_the_upper_bound_a_layer_input_changes_nothing() -> None:
     model = tiny().train()
     x = torch.randn(8, 1, 8, 8)
-    with model.upper_bound():
+    with model.at_max_bits():
         model(x)
-        source = next(m for m in model.modules() if isinstance(m, LayerInput))
+        source = next(m for m in model.modules() if isinstance(m, Requantize))
         y = source.source(torch.randn(8, 3, 4, 4))
         assert torch.equal(source(y), y)
 
@@ -142,11 +142,11 @@ def test_at_the_upper_bound_a_layer_input_changes_nothing() -> None:
 def test_the_upper_bound_context_restores_the_bits_even_after_an_error() -> None:
     model = tiny()
     model.set_bits(3, 6)
-    with model.upper_bound():
-        assert model.precision.weight_bits["cycle"] == 8
-    with pytest.raises(RuntimeError), model.upper_bound():
+    with model.at_max_bits():
+        assert model.precision.weight_bits["scheduled"] == 8
+    with pytest.raises(RuntimeError), model.at_max_bits():
         model(torch.randn(1, 7, 8, 8))
-    assert model.precision.weight_bits["cycle"] == 3
+    assert model.precision.weight_bits["scheduled"] == 3
     assert model.precision.gradient_bits == 6
 
 
@@ -158,8 +158,8 @@ def test_bits_out_of_range_are_refused(bits: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("bounds", [(1, 8), (8, 3), (3, 40)])
 def test_bounds_out_of_order_are_refused(bounds: tuple[int, int]) -> None:
-    with pytest.raises(UsageError, match="lower"):
-        QuantizationConfig(lower=bounds[0], upper=bounds[1])
+    with pytest.raises(UsageError, match="min_bits"):
+        QuantizationConfig(min_bits=bounds[0], max_bits=bounds[1])
 
 
 def test_gradients_are_quantized_and_reproducible() -> None:
@@ -199,9 +199,9 @@ def test_a_deep_copy_is_independent() -> None:
     model(torch.randn(8, 1, 8, 8))
     twin = copy.deepcopy(model)
     twin.set_bits(3, 8)
-    assert model.precision.weight_bits["cycle"] == 8
-    twins = [module for module in twin.modules() if isinstance(module, LayerInput)]
-    own = {id(edge) for edge in twin.modules() if isinstance(edge, EdgeQuantizer)}
+    assert model.precision.weight_bits["scheduled"] == 8
+    twins = [module for module in twin.modules() if isinstance(module, Requantize)]
+    own = {id(quantizer) for quantizer in twin.modules() if isinstance(quantizer, ActivationQuantizer)}
     assert all(id(module.source) in own for module in twins)
 
 
@@ -274,5 +274,5 @@ class _Shifted(nn.Module):
 def test_names_that_every_module_has_are_avoided() -> None:
     x = torch.randn(2, 1, 8, 8)
     network = _Shifted().eval()
-    model = prepare(network, torch.zeros(2, 1, 8, 8), QuantizationConfig(lower=32, upper=32)).eval()
+    model = prepare(network, torch.zeros(2, 1, 8, 8), QuantizationConfig(min_bits=32, max_bits=32)).eval()
     assert torch.allclose(model(x), network(x), atol=1e-6)

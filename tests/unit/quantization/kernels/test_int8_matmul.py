@@ -1,4 +1,4 @@
-"""int8 products for tensor cores: exact against 64-bit integers, and compiled for cards that are not here.
+"""int8 products for tensor cores: exact against 64-bit integers, and compiled for GPUs that are not here.
 
 Without a GPU the kernels run in Triton's interpreter, which a process has for all of Triton or not at all: one test
 runs those of this file that need it in a process of their own.
@@ -117,7 +117,7 @@ def test_a_linears_products_are_those_of_integers(monkeypatch) -> None:
     monkeypatch.setattr(int8_products, "_LEAST_MACS", 0)
     gradient, codes, grid, weight, scales = operands((3, 16), 48, 32)
     precision = PrecisionState(8, 0)
-    layer = quantized_layer(nn.Linear(48, 32), precision, "cycle", 0)
+    layer = quantized_layer(nn.Linear(48, 32), precision, "scheduled", 0)
     sums = products.forward_product(layer, codes, grid, weight, TorchKernels())
     exact = (codes.double() - grid.zero_point) @ weight.double().t()
     assert torch.equal(sums.double(), exact)

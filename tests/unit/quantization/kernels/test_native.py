@@ -13,7 +13,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cpt_deploy.quantization.kernels import Clamp, Grid, Kernels, Site, Terms, load_native
+from cpt_deploy.quantization.kernels import (
+    Clamp,
+    GradientTerms,
+    Kernels,
+    OutputGradient,
+    QuantizationParameters,
+    load_native,
+)
 from cpt_deploy.quantization.kernels import compile as compilation
 from cpt_deploy.quantization.kernels.native import NativeKernels
 from cpt_deploy.quantization.kernels.parameters import gradient_step, whole
@@ -32,13 +39,13 @@ def tensor(shape: tuple[int, ...], seed: int = 0, scale: float = 1.0) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last) if len(shape) == 4 else x
 
 
-def levels(bits: int) -> Tensor:
+def quant_max(bits: int) -> Tensor:
     return torch.tensor(float(2**bits - 1))
 
 
-def grid_of(x: Tensor, bits: int = 8) -> Grid:
-    scale, zero_point = affine_parameters(*including_zero(*torch.aminmax(x)), levels(bits))
-    return Grid(scale, zero_point, levels(bits))
+def qparams_of(x: Tensor, bits: int = 8) -> QuantizationParameters:
+    scale, zero_point = affine_parameters(*including_zero(*torch.aminmax(x)), quant_max(bits))
+    return QuantizationParameters(scale, zero_point, quant_max(bits))
 
 
 def per_channel(x: Tensor, seed: int) -> Tensor:
@@ -55,15 +62,15 @@ def test_ranges_and_codes_are_those_of_torch(native: Kernels, shape: tuple[int, 
     x = tensor(shape)
     assert whole(*native.range(x)) == TORCH.range(x)
     for bits in (2, 3, 8):
-        grid, coarse = grid_of(x, bits), grid_of(2 * x, 2)
-        codes = TORCH.quantize(x, grid)
-        assert equal(native.quantize(x, grid), codes)
-        assert equal(native.requantize(codes, grid, coarse), TORCH.requantize(codes, grid, coarse))
-        assert equal(native.dequantize(codes, grid), TORCH.dequantize(codes, grid))
+        qparams, coarse = qparams_of(x, bits), qparams_of(2 * x, 2)
+        codes = TORCH.quantize(x, qparams)
+        assert equal(native.quantize(x, qparams), codes)
+        assert equal(native.requantize(codes, qparams, coarse), TORCH.requantize(codes, qparams, coarse))
+        assert equal(native.dequantize(codes, qparams), TORCH.dequantize(codes, qparams))
         for dtype in (torch.float32, torch.bfloat16):
-            centred = native.centre(codes, grid.zero_point, dtype)
-            assert equal(centred, TORCH.centre(codes, grid.zero_point, dtype))
-            assert torch.equal(centred.double() + grid.zero_point, codes.double())
+            centred = native.centre(codes, qparams.zero_point, dtype)
+            assert equal(centred, TORCH.centre(codes, qparams.zero_point, dtype))
+            assert torch.equal(centred.double() + qparams.zero_point, codes.double())
 
 
 @given(values=st.lists(st.floats(width=32), min_size=1, max_size=200))
@@ -95,18 +102,18 @@ def test_weights_have_the_codes_and_scales_that_torch_gives_them(native: Kernels
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_sums_and_their_masks_are_those_of_torch(native: Kernels, shape: tuple[int, ...], clamp: Clamp) -> None:
     a, b = tensor(shape, 1), tensor(shape, 2)
-    grids = (grid_of(a), grid_of(b))
-    codes = (TORCH.quantize(a, grids[0]), TORCH.quantize(b, grids[1]))
-    expected = TORCH.add_range(*codes, grids, clamp)
-    assert whole(*native.add_range(*codes, grids, clamp)) == expected
-    grid = Grid(*affine_parameters(*including_zero(*expected), levels(8)), levels(8))
-    found, passed = native.add_quantize(*codes, grids, clamp, grid)
-    expected_codes, expected_passed = TORCH.add_quantize(*codes, grids, clamp, grid)
+    qparams_each = (qparams_of(a), qparams_of(b))
+    codes = (TORCH.quantize(a, qparams_each[0]), TORCH.quantize(b, qparams_each[1]))
+    expected = TORCH.add_range(*codes, qparams_each, clamp)
+    assert whole(*native.add_range(*codes, qparams_each, clamp)) == expected
+    qparams = QuantizationParameters(*affine_parameters(*including_zero(*expected), quant_max(8)), quant_max(8))
+    found, passed = native.add_quantize(*codes, qparams_each, clamp, qparams)
+    expected_codes, expected_passed = TORCH.add_quantize(*codes, qparams_each, clamp, qparams)
     assert equal(found, expected_codes)
     assert equal(passed, expected_passed)
     for dtype in (torch.float32, torch.bfloat16):
         gradient = tensor(shape, 3).to(dtype)
-        total = TORCH.dequantize(codes[0], grids[0]) + TORCH.dequantize(codes[1], grids[1])
+        total = TORCH.dequantize(codes[0], qparams_each[0]) + TORCH.dequantize(codes[1], qparams_each[1])
         inside = (total > clamp.low) & (total < clamp.high)
         for kernels in (native, TORCH):
             assert equal(kernels.mask(gradient, passed), torch.where(inside, gradient, torch.zeros_like(gradient)))
@@ -117,15 +124,15 @@ def test_sums_and_their_masks_are_those_of_torch(native: Kernels, shape: tuple[i
 def test_what_follows_a_layer_is_that_of_torch(native: Kernels, shape: tuple[int, ...], clamp: Clamp) -> None:
     x = tensor(shape, scale=100.0).round()
     factor, offset = per_channel(x, 1) * 0.01, per_channel(x, 2) - 1
-    grid = grid_of(torch.stack([-factor.max() * 300, factor.max() * 300]).clamp(*clamp))
-    expected = TORCH.affine_quantize(x, factor, offset, clamp, grid)
-    assert equal(native.affine_quantize(x, factor, offset, clamp, grid), expected)
+    qparams = qparams_of(torch.stack([-factor.max() * 300, factor.max() * 300]).clamp(*clamp))
+    expected = TORCH.affine_quantize(x, factor, offset, clamp, qparams)
+    assert equal(native.affine_quantize(x, factor, offset, clamp, qparams), expected)
     for dtype in (torch.float32, torch.bfloat16):
-        site = Site(tensor(shape, 3).to(dtype), x, factor, offset, clamp)
-        terms = Terms(per_channel(x, 4), per_channel(x, 5) * 1e-3, per_channel(x, 6) - 1)
+        site = OutputGradient(tensor(shape, 3).to(dtype), x, factor, offset, clamp)
+        terms = GradientTerms(per_channel(x, 4), per_channel(x, 5) * 1e-3, per_channel(x, 6) - 1)
         low, high = TORCH.gradient_range(site, terms)
         assert whole(*native.gradient_range(site, terms)) == (low, high)
-        step = gradient_step(*including_zero(low, high), levels(8))
+        step = gradient_step(*including_zero(low, high), quant_max(8))
         for kept in {dtype, torch.bfloat16}:
             codes = native.gradient_codes(site, terms, step, torch.tensor(0xFFFFFFF0), kept)
             assert equal(codes, TORCH.gradient_codes(site, terms, step, torch.tensor(0xFFFFFFF0), kept))
@@ -158,7 +165,7 @@ def test_scaled_sums_are_those_of_torch(native: Kernels, shape: tuple[int, int])
 def test_gradient_sums_are_those_of_float64(native: Kernels, shape: tuple[int, ...], dtype: torch.dtype) -> None:
     x, factor = tensor(shape) + 10.0, per_channel(tensor(shape), 1)
     gradient = tensor(shape, 3).to(dtype)
-    site = Site(gradient, x, factor, -10 * factor, Clamp(low=0.0))
+    site = OutputGradient(gradient, x, factor, -10 * factor, Clamp(low=0.0))
     mean = TORCH.statistics(x).mean
 
     def rows(values: Tensor) -> Tensor:
@@ -176,7 +183,7 @@ def test_gradient_sums_are_those_of_float64(native: Kernels, shape: tuple[int, .
 @pytest.mark.parametrize("size", [1.0, 1e-8, 1e-30])
 def test_gradients_are_rounded_as_in_plain_torch(native: Kernels, size: float, seed: int) -> None:
     gradient = tensor((7, 24, 9, 5), 5, size)
-    step = gradient_step(*including_zero(*TORCH.range(gradient)), levels(8))
+    step = gradient_step(*including_zero(*TORCH.range(gradient)), quant_max(8))
     of_seed = step, torch.tensor(seed)
     assert equal(native.round_gradient(gradient, *of_seed), TORCH.round_gradient(gradient, *of_seed))
 
@@ -185,11 +192,11 @@ def test_results_do_not_depend_on_the_number_of_threads(native: Kernels) -> None
     if not isinstance(native, NativeKernels):
         pytest.skip("a matter of the CPU")
     x = tensor((16, 24, 40, 40), scale=50.0)
-    site = Site(tensor((16, 24, 40, 40), 3), x, per_channel(x, 1), per_channel(x, 2), Clamp(low=0.0))
+    site = OutputGradient(tensor((16, 24, 40, 40), 3), x, per_channel(x, 1), per_channel(x, 2), Clamp(low=0.0))
 
     def results() -> list[Tensor]:
         mean = native.statistics(x)
-        return [*mean, *native.gradient_sums(site, mean.mean), *native.range(x), native.quantize(x, grid_of(x))]
+        return [*mean, *native.gradient_sums(site, mean.mean), *native.range(x), native.quantize(x, qparams_of(x))]
 
     before = torch.get_num_threads()
     try:
@@ -204,23 +211,23 @@ def test_results_do_not_depend_on_the_number_of_threads(native: Kernels) -> None
 @pytest.mark.parametrize("shape", [(0,), (0, 5), (0, 5, 3, 3)], ids=str)
 def test_an_empty_tensor_has_codes_but_no_range_and_no_statistics(native: Kernels, shape: tuple[int, ...]) -> None:
     x, one = torch.empty(shape), torch.ones(())
-    codes, grid = torch.empty(shape, dtype=torch.uint8), Grid(one, one, levels(8))
-    site = Site(x, x, torch.ones(5), torch.ones(5), Clamp())
+    codes, qparams = torch.empty(shape, dtype=torch.uint8), QuantizationParameters(one, one, quant_max(8))
+    site = OutputGradient(x, x, torch.ones(5), torch.ones(5), Clamp())
     for kernels in (native, TORCH):
         with pytest.raises(ValueError, match="at least one element"):
             kernels.range(x)
         with pytest.raises(ValueError, match="at least one element"):
-            kernels.add_range(codes, codes, (grid, grid), Clamp())
+            kernels.add_range(codes, codes, (qparams, qparams), Clamp())
         if len(shape) > 1:
             with pytest.raises(ValueError, match="at least one element"):
                 kernels.statistics(x)
             with pytest.raises(ValueError, match="at least one element"):
                 kernels.gradient_sums(site, torch.ones(5))
             with pytest.raises(ValueError, match="at least one element"):
-                kernels.gradient_range(site, Terms(*torch.ones(3, 5)))
+                kernels.gradient_range(site, GradientTerms(*torch.ones(3, 5)))
             with pytest.raises(ValueError, match="at least one element"):
-                kernels.quantize_weight(x, levels(8))
-    assert TORCH.quantize(x, grid).shape == shape
+                kernels.quantize_weight(x, quant_max(8))
+    assert TORCH.quantize(x, qparams).shape == shape
 
 
 @pytest.mark.parametrize("shape", [(0,), (0, 5)], ids=str)
@@ -228,13 +235,13 @@ def test_compiled_kernels_leave_an_empty_tensor_as_it_is(native: Kernels, shape:
     if not isinstance(native, NativeKernels):
         pytest.skip("a matter of the CPU")
     x, one = torch.empty(shape), torch.ones(())
-    grid, terms = Grid(one, one, levels(8)), Terms(*torch.ones(3, 5))
-    codes = native.quantize(x, grid)
-    assert codes.shape == native.dequantize(native.requantize(codes, grid, grid), grid).shape == shape
+    qparams, terms = QuantizationParameters(one, one, quant_max(8)), GradientTerms(*torch.ones(3, 5))
+    codes = native.quantize(x, qparams)
+    assert codes.shape == native.dequantize(native.requantize(codes, qparams, qparams), qparams).shape == shape
     assert native.round_gradient(x, one, torch.tensor(1)).shape == shape
     if len(shape) > 1:
-        assert native.affine_quantize(x, torch.ones(5), torch.ones(5), Clamp(), grid).shape == shape
-        site = Site(x, x, torch.ones(5), torch.ones(5), Clamp())
+        assert native.affine_quantize(x, torch.ones(5), torch.ones(5), Clamp(), qparams).shape == shape
+        site = OutputGradient(x, x, torch.ones(5), torch.ones(5), Clamp())
         assert native.gradient_codes(site, terms, one, torch.tensor(1), torch.float32).shape == shape
 
 
@@ -249,16 +256,16 @@ def test_a_kernel_without_memory_raises(tmp_path: Path, monkeypatch: pytest.Monk
     kernels = load_native("generic")
     assert isinstance(kernels, NativeKernels)
     x, one = tensor((2, 5, 3, 3)), torch.ones(())
-    grid, site = grid_of(x), Site(x, x, torch.ones(5), torch.ones(5), Clamp())
-    codes = kernels.quantize(x, grid)  # needs none of its own
+    qparams, site = qparams_of(x), OutputGradient(x, x, torch.ones(5), torch.ones(5), Clamp())
+    codes = kernels.quantize(x, qparams)  # needs none of its own
     calls: list[Callable[[], object]] = [
         lambda: kernels.range(x),
-        lambda: kernels.add_range(codes, codes, (grid, grid), Clamp()),
+        lambda: kernels.add_range(codes, codes, (qparams, qparams), Clamp()),
         lambda: kernels.statistics(x),
-        lambda: kernels.affine_quantize(x, torch.ones(5), torch.ones(5), Clamp(), grid),
+        lambda: kernels.affine_quantize(x, torch.ones(5), torch.ones(5), Clamp(), qparams),
         lambda: kernels.gradient_sums(site, torch.ones(5)),
-        lambda: kernels.gradient_range(site, Terms(*torch.ones(3, 5))),
-        lambda: kernels.gradient_codes(site, Terms(*torch.ones(3, 5)), one, torch.tensor(1), torch.float32),
+        lambda: kernels.gradient_range(site, GradientTerms(*torch.ones(3, 5))),
+        lambda: kernels.gradient_codes(site, GradientTerms(*torch.ones(3, 5)), one, torch.tensor(1), torch.float32),
     ]
     for call in calls:
         with pytest.raises(MemoryError, match="Expected memory"):

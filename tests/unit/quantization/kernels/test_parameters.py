@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cpt_deploy.quantization.kernels import Average, BatchNorm, Clamp, GridLevels, Unit
+from cpt_deploy.quantization.kernels import AccumulatorScale, Average, BatchNorm, Clamp, QuantMax
 from cpt_deploy.quantization.kernels.reference import TorchKernels
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -28,20 +28,20 @@ def equal(found: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> bool:
     least=st.sampled_from([0.0, 255.0]),
 )
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
-def test_a_range_in_parts_has_the_grids_that_torch_gives_it(native, lows, extent, bits, symmetric, least):
+def test_a_range_in_parts_has_the_qparams_each_that_torch_gives_it(native, lows, extent, bits, symmetric, least):
     low = torch.tensor(lows)
-    levels = GridLevels(torch.tensor(2.0**bits - 1), HEIGHT, least, symmetric)
-    found, expected = (kernels.observe(low, low + extent, None, levels) for kernels in (native, TORCH))
+    quant_max = QuantMax(torch.tensor(2.0**bits - 1), HEIGHT, least, symmetric)
+    found, expected = (kernels.observe(low, low + extent, None, quant_max) for kernels in (native, TORCH))
     for a, b in ((found.own, expected.own), (found.cycle, expected.cycle), (found[:2], expected[:2])):
         assert equal(a, b)
-    step = native.gradient_step(low, low + extent, levels.own)
-    assert torch.equal(step, TORCH.gradient_step(low, low + extent, levels.own))
+    step = native.gradient_step(low, low + extent, quant_max.own)
+    assert torch.equal(step, TORCH.gradient_step(low, low + extent, quant_max.own))
 
 
 def test_a_part_that_is_not_a_number_shows_in_range_and_step(native) -> None:
     low = torch.zeros(1500)
     low[1400] = float("nan")
-    found = native.observe(low, low + 1, None, GridLevels(WIDTH, HEIGHT, 0.0, False))
+    found = native.observe(low, low + 1, None, QuantMax(WIDTH, HEIGHT, 0.0, False))
     assert found.low.isnan()
     assert found.own.scale.isnan()
     assert native.gradient_step(low, low + 1, WIDTH).isnan()
@@ -54,7 +54,7 @@ def test_a_moving_average_of_ranges_is_that_of_torch(native, in_place: bool) -> 
     for number in range(15):
         ends = torch.tensor([-1.0 - number % 4]), torch.tensor([2.0 + number % 3])
         for kernels, average in zip((native, TORCH), averages, strict=True):
-            kernels.observe(*ends, average, GridLevels(WIDTH, HEIGHT, 0.0, False))
+            kernels.observe(*ends, average, QuantMax(WIDTH, HEIGHT, 0.0, False))
     assert averages[0].batches == averages[1].batches == 15
     assert torch.allclose(torch.stack(averages[0][:2]), torch.stack(averages[1][:2]), rtol=1e-6)
 
@@ -64,7 +64,7 @@ def test_a_moving_average_of_ranges_is_that_of_torch(native, in_place: bool) -> 
 def test_normalisation_is_that_of_torch(native, in_place: bool, channels: int, normed: bool) -> None:
     torch.manual_seed(channels)
     x = torch.randn(64, channels) * 50 + 10
-    statistics, unit = TORCH.statistics(x), Unit(torch.tensor(0.03), torch.rand(channels) + 0.5)
+    statistics, unit = TORCH.statistics(x), AccumulatorScale(torch.tensor(0.03), torch.rand(channels) + 0.5)
     results = []
     for kernels in (native, TORCH):
         averages = (torch.zeros(channels), unit.weight.clone(), torch.tensor(3))

@@ -18,15 +18,15 @@ from cpt_deploy.models import build_model
 from cpt_deploy.quantization import QuantizationConfig, QuantizedModel, prepare
 from cpt_deploy.quantization import model as model_module
 from cpt_deploy.quantization.kernels import (
+    AccumulatorScale,
     Average,
     BatchNorm,
     Clamp,
     Grid,
-    GridLevels,
     Kernels,
+    OutputGradient,
+    QuantMax,
     Selection,
-    Site,
-    Unit,
 )
 from cpt_deploy.quantization.kernels.reference import TorchKernels
 
@@ -122,8 +122,8 @@ def every_launch(kernels: Kernels, shape: tuple[int, int, int, int]) -> None:
     scalar, x = torch.tensor(1.0), torch.randn(shape).contiguous(memory_format=torch.channels_last)
     codes, channels, grid = x.to(torch.uint8), torch.ones(shape[1]), Grid(scalar, scalar, scalar)
     average, count, rows = Average(scalar, scalar, torch.tensor(0), 0.1), torch.tensor(0), x.numel() // shape[1]
-    kernels.observe(*kernels.range(x), average, GridLevels(scalar, scalar, 0.0, False))
-    kernels.observe(channels, channels, None, GridLevels(scalar, scalar, 0.0, True))
+    kernels.observe(*kernels.range(x), average, QuantMax(scalar, scalar, 0.0, False))
+    kernels.observe(channels, channels, None, QuantMax(scalar, scalar, 0.0, True))
     kernels.quantize(x, grid)
     kernels.requantize(codes, grid, grid)
     kernels.centre(codes, scalar, torch.bfloat16)
@@ -135,12 +135,12 @@ def every_launch(kernels: Kernels, shape: tuple[int, int, int, int]) -> None:
     kernels.mask(x.bfloat16(), codes)
     norm = BatchNorm(channels, channels, channels, channels, count, 0.1, 1e-5)
     statistics = kernels.statistics(x)
-    normalised, _ = kernels.normalise(statistics, Unit(scalar, channels), None, norm, Clamp(), rows)
-    kernels.normalise(statistics, Unit(scalar, channels), channels, None, Clamp(), rows)
+    normalised, _ = kernels.normalise(statistics, AccumulatorScale(scalar, channels), None, norm, Clamp(), rows)
+    kernels.normalise(statistics, AccumulatorScale(scalar, channels), channels, None, Clamp(), rows)
     kernels.affine_quantize(x, channels, channels, Clamp(), grid)
     kernels.scale_sums(x.to(torch.int32), channels.to(torch.int32), channels, channels)
     kernels.scale_sums(x, None, channels, channels)
-    site = Site(x.bfloat16(), x, channels, channels, Clamp(low=0.0))
+    site = OutputGradient(x.bfloat16(), x, channels, channels, Clamp(low=0.0))
     kernels.gradient_sums(site, channels)
     terms, _ = kernels.normalisation_terms(normalised, channels, channels, rows)
     kernels.gradient_range(site, terms)
@@ -151,7 +151,7 @@ def every_launch(kernels: Kernels, shape: tuple[int, int, int, int]) -> None:
 
 
 class NoCard(DriverBase):  # type: ignore[misc]
-    """What Triton asks of a driver until it launches, for a card that is not there."""
+    """What Triton asks of a driver until it launches, for a GPU that is not there."""
 
     def __init__(self, capability: int) -> None:
         self.capability = capability
@@ -173,7 +173,7 @@ class NoCard(DriverBase):  # type: ignore[misc]
         return None
 
     def get_current_device(self) -> str:
-        return f"no card of {self.capability}"  # kernels are kept by device
+        return f"no GPU of {self.capability}"  # kernels are kept by device
 
     def get_current_stream(self, _: object) -> int:
         return 0

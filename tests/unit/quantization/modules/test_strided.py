@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from cpt_deploy.quantization.kernels import Grid
+from cpt_deploy.quantization.kernels import QuantizationParameters
 from cpt_deploy.quantization.kernels.reference import TorchKernels
 from cpt_deploy.quantization.modules.layers import QuantizedConv1d, QuantizedConv2d, quantized_layer
 from cpt_deploy.quantization.modules.strided import seen_pixels, skips_pixels, spread_pixels
@@ -56,15 +56,15 @@ def test_pixels_that_are_seen_and_spread_are_those_of_torchs_convolution(height,
 @pytest.mark.parametrize("size", [7, 8])
 def test_gradients_of_codes_are_those_of_a_convolution_in_float64(channels, size):
     conv = nn.Conv2d(channels, 6, 1, stride=2, bias=False)
-    layer = quantized_layer(conv, PrecisionState(8, 0), "cycle", 0)
+    layer = quantized_layer(conv, PrecisionState(8, 0), "scheduled", 0)
     last = torch.channels_last
     codes = torch.randint(0, 256, (2, channels, size, size), dtype=torch.uint8).contiguous(memory_format=last)
     half = (size + 1) // 2
     gradient = torch.randint(-127, 128, (2, 6, half, half)).float().contiguous(memory_format=last)
     weight = torch.randint(-127, 128, (6, channels, 1, 1)).float()
     kernels = TorchKernels()
-    grid = Grid(torch.tensor(0.5), torch.tensor(7.0), torch.tensor(255.0))
-    inward, of_weight = backward_products(layer, gradient, codes, grid, weight, kernels, inward=True)
+    qparams = QuantizationParameters(torch.tensor(0.5), torch.tensor(7.0), torch.tensor(255.0))
+    inward, of_weight = backward_products(layer, gradient, codes, qparams, weight, kernels, inward=True)
 
     x = (codes.double() - 7).requires_grad_()
     w = weight.double().requires_grad_()
@@ -76,7 +76,7 @@ def test_gradients_of_codes_are_those_of_a_convolution_in_float64(channels, size
 @pytest.mark.parametrize(("conv", "shape"), [(nn.Conv1d, (2, 4, 9)), (nn.Conv2d, (2, 4, 9, 7))])
 def test_layers_by_themselves_compute_what_torch_computes(conv, shape):
     torch.manual_seed(0)
-    layer = quantized_layer(conv(4, 6, 1, stride=2), PrecisionState(8, 0), "cycle", 0).eval()
+    layer = quantized_layer(conv(4, 6, 1, stride=2), PrecisionState(8, 0), "scheduled", 0).eval()
     assert isinstance(layer, QuantizedConv1d | QuantizedConv2d)
     x = torch.randn(shape)
     expected = layer._conv_forward(x, layer.quantized_weight, layer.bias)

@@ -20,8 +20,8 @@ from cpt_deploy.quantization.numerics.affine import (
     quantize,
     quantize_weight,
     range_of,
-    symmetric_levels,
-    unsigned_levels,
+    symmetric_quant_max,
+    unsigned_quant_max,
 )
 
 finite = st.floats(-1e6, 1e6, width=32).map(lambda v: 0.0 if abs(v) < 1e-20 else v)
@@ -29,7 +29,7 @@ tensors = hnp.arrays(np.float32, hnp.array_shapes(min_dims=1, max_dims=3, max_si
 
 
 def levels_of(bits: int) -> torch.Tensor:
-    return torch.tensor(float(unsigned_levels(bits)))
+    return torch.tensor(float(unsigned_quant_max(bits)))
 
 
 def onnx_quantizer() -> onnx.ModelProto:
@@ -73,12 +73,12 @@ def test_codes_and_values_are_those_of_onnx_quantize_linear(array: np.ndarray) -
 @given(tensors, st.integers(2, 16))
 def test_zero_is_exact_and_the_error_at_most_half_a_step(array: np.ndarray, bits: int) -> None:
     x = torch.from_numpy(array)
-    levels = levels_of(bits)
-    scale, zero_point = affine_parameters(*range_of(x), levels)
+    quant_max = levels_of(bits)
+    scale, zero_point = affine_parameters(*range_of(x), quant_max)
     assert zero_point == torch.round(zero_point)
-    assert 0 <= zero_point <= levels
-    assert fake_quantize(torch.zeros(1), scale, zero_point, levels) == 0
-    y = fake_quantize(x, scale, zero_point, levels).double()
+    assert 0 <= zero_point <= quant_max
+    assert fake_quantize(torch.zeros(1), scale, zero_point, quant_max) == 0
+    y = fake_quantize(x, scale, zero_point, quant_max).double()
     # the zero point's own rounding moves the ends of the range by up to half a step more
     assert torch.all((y - x.double()).abs() <= scale.double() * (1.0 + 1e-4) + 1e-30)
 
@@ -86,10 +86,10 @@ def test_zero_is_exact_and_the_error_at_most_half_a_step(array: np.ndarray, bits
 @given(tensors, st.integers(2, 8))
 def test_quantizing_twice_changes_nothing(array: np.ndarray, bits: int) -> None:
     x = torch.from_numpy(array)
-    levels = levels_of(bits)
-    scale, zero_point = affine_parameters(*range_of(x), levels)
-    once = fake_quantize(x, scale, zero_point, levels)
-    assert torch.equal(fake_quantize(once, scale, zero_point, levels), once)
+    quant_max = levels_of(bits)
+    scale, zero_point = affine_parameters(*range_of(x), quant_max)
+    once = fake_quantize(x, scale, zero_point, quant_max)
+    assert torch.equal(fake_quantize(once, scale, zero_point, quant_max), once)
 
 
 @given(tensors, st.integers(2, 8))
@@ -99,7 +99,7 @@ def test_order_is_kept(array: np.ndarray, bits: int) -> None:
     codes = quantize(x, scale, zero_point, levels_of(bits))
     assert torch.all(codes.diff() >= 0)
     assert codes.min() >= 0
-    assert codes.max() <= unsigned_levels(bits)
+    assert codes.max() <= unsigned_quant_max(bits)
 
 
 def test_values_half_way_go_to_the_even_code() -> None:
@@ -124,18 +124,18 @@ def test_the_range_of_a_channels_last_tensor_is_the_same() -> None:
     st.integers(2, 8),
 )
 def test_weights_follow_the_symmetric_formula_per_channel(array: np.ndarray, bits: int) -> None:
-    levels = symmetric_levels(bits)
-    codes, scales = quantize_weight(torch.from_numpy(array), torch.tensor(float(levels)))
+    quant_max = symmetric_quant_max(bits)
+    codes, scales = quantize_weight(torch.from_numpy(array), torch.tensor(float(quant_max)))
     for channel, (row, scale) in enumerate(zip(array, scales.numpy(), strict=True)):
         largest = np.abs(row).max()
-        expected_scale = np.float32(largest) / np.float32(levels) if largest else np.float32(1)
+        expected_scale = np.float32(largest) / np.float32(quant_max) if largest else np.float32(1)
         assert scale == expected_scale
-        expected = np.clip(np.rint(row / expected_scale), -levels, levels)
+        expected = np.clip(np.rint(row / expected_scale), -quant_max, quant_max)
         assert np.array_equal(codes[channel].numpy(), expected)
 
 
 def test_two_bit_weights_are_ternary() -> None:
-    codes, _ = quantize_weight(torch.randn(4, 50), torch.tensor(float(symmetric_levels(2))))
+    codes, _ = quantize_weight(torch.randn(4, 50), torch.tensor(float(symmetric_quant_max(2))))
     assert set(codes.unique().tolist()) == {-1.0, 0.0, 1.0}
 
 
@@ -149,7 +149,7 @@ def test_gradients_pass_straight_through() -> None:
     assert torch.equal(weight.grad, torch.ones(2, 5))
 
 
-def test_dequantize_inverts_quantize_on_the_grid() -> None:
+def test_dequantize_inverts_quantize_on_the_qparams() -> None:
     scale, zero_point = torch.tensor(0.25), torch.tensor(3.0)
     codes = torch.arange(8.0)
     assert torch.equal(quantize(dequantize(codes, scale, zero_point), scale, zero_point, levels_of(3)), codes)

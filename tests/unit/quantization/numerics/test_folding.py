@@ -20,19 +20,19 @@ def layer_and_norm(seed: int) -> tuple[QuantizedConv2d, nn.BatchNorm2d]:
     nn.init.normal_(norm.bias)
     norm.running_mean.normal_()
     norm.running_var.uniform_(0.1, 3)
-    layer = quantized_layer(conv, PrecisionState(8, 0), "cycle", 0)
+    layer = quantized_layer(conv, PrecisionState(8, 0), "scheduled", 0)
     assert isinstance(layer, QuantizedConv2d)
     return layer, norm
 
 
 @given(st.integers(0, 10_000), st.integers(2, 8))
 @settings(max_examples=40)
-def test_folding_keeps_codes_up_to_sign_and_the_function_up_to_the_bias_grid(seed: int, bits: int) -> None:
+def test_folding_keeps_codes_up_to_sign_and_the_function_up_to_the_bias_qparams(seed: int, bits: int) -> None:
     layer, norm = layer_and_norm(seed)
     input_scale = 0.02
     folded = fold_layer(layer, norm, bits, input_scale)
-    levels = layer.limited_levels(torch.tensor(float(2 ** (bits - 1) - 1)), layer.channel_weight)
-    codes, scales = quantize_weight(layer.weight, levels)
+    quant_max = layer.limited_quant_max(torch.tensor(float(2 ** (bits - 1) - 1)), layer.channel_weight)
+    codes, scales = quantize_weight(layer.weight, quant_max)
     assert np.array_equal(np.abs(folded.codes), np.abs(codes.numpy()))
     x = torch.randint(-100, 100, (2, 3, 5, 5)).double()
     with torch.no_grad():

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from cpt_deploy import CyclicPrecision, IntegerExecutor, QuantizationConfig, export_onnx, prepare, settle
+from cpt_deploy import CyclicPrecision, IntegerExecutor, QuantizationConfig, calibrate, export_onnx, prepare
 from cpt_deploy.errors import CptWarning, UsageError
 from cpt_deploy.quantization import LayerGroup
 
@@ -40,21 +40,21 @@ def steps(model, schedule, optimizer, count, first=0):
 
 @pytest.mark.parametrize(("total", "cycles"), [(64, 8), (50, 3), (32, 32)])
 def test_bits_are_those_of_the_paper(total, cycles):
-    model = small(lower=3, upper=8)
+    model = small(min_bits=3, max_bits=8)
     schedule = CyclicPrecision(model, total, cycles)
     for step in range(total):
         z = (step * cycles) % total / total
         assert schedule.get_last_bits() == round(3 + 2.5 * (1 - math.cos(math.pi * z)))
-        assert model.precision.weight_bits["cycle"] == schedule.get_last_bits()
+        assert model.precision.weight_bits["scheduled"] == schedule.get_last_bits()
         assert model.precision.step == step
         schedule.step()
-    assert schedule.get_last_bits() == model.precision.weight_bits["cycle"] == 8
+    assert schedule.get_last_bits() == model.precision.weight_bits["scheduled"] == 8
     with pytest.raises(UsageError, match=f"at most {total} steps"):
         schedule.step()
 
 
 def test_another_schedule_and_other_bits_of_gradients():
-    model = small(lower=4, upper=6)
+    model = small(min_bits=4, max_bits=6)
     schedule = CyclicPrecision(model, 4, 1, schedule="linear", gradient_bits=6)
     assert (schedule.get_last_bits(), model.precision.gradient_bits) == (4, 6)
     with pytest.raises(UsageError, match="one precision cycle a step"):
@@ -110,7 +110,7 @@ def test_a_step_without_the_schedule_is_noticed():
 def test_an_exported_file_computes_what_its_graph_says(tmp_path):
     model = small()
     batches = [torch.randn(8, *SHAPE) for _ in range(4)]
-    settle(model, batches)
+    calibrate(model, batches)
     graph = export_onnx(model.eval(), tmp_path / "net.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "net.onnx", providers=["CPUExecutionProvider"])
     (found,) = session.run(None, {session.get_inputs()[0].name: batches[0].numpy()})

@@ -9,10 +9,10 @@ from torch import nn
 from cpt_deploy.errors import UsageError
 from cpt_deploy.models import build_model
 from cpt_deploy.quantization import LayerGroup, QuantizationConfig, QuantizedModel, prepare
-from cpt_deploy.quantization.modules.activation_quantizer import EdgeQuantizer, LayerInput
+from cpt_deploy.quantization.modules.activation_quantizer import ActivationQuantizer, Requantize
 from cpt_deploy.quantization.modules.layers import QuantizedLayer
 
-SECOND = LayerGroup("group1", "groups.1.*", upper=6)
+SECOND = LayerGroup("group1", "groups.1.*", max_bits=6)
 
 
 def tiny(*groups: LayerGroup, **options: object) -> QuantizedModel:
@@ -30,7 +30,7 @@ def bits_of_weights(model: QuantizedModel) -> dict[str, int]:
 
 
 def test_layers_have_the_bits_of_the_first_group_that_matches():
-    model = tiny(LayerGroup("group1", "*.shortcut.0", upper=5), LayerGroup("group2", "groups.1.*", upper=6))
+    model = tiny(LayerGroup("group1", "*.shortcut.0", max_bits=5), LayerGroup("group2", "groups.1.*", max_bits=6))
     model.set_bits(3, 8, {"group1": 4, "group2": 5})
     assert bits_of_weights(model) == {
         "conv1": 8,
@@ -68,21 +68,21 @@ def test_weights_and_inputs_of_a_group_lie_on_its_own_grid():
 
 def test_an_edge_has_the_bits_of_a_group_only_if_nothing_else_reads_it():
     network = tiny(SECOND).network
-    roles = {name: module.role for name, module in network.named_modules() if isinstance(module, EdgeQuantizer)}
-    inputs = {module.role for module in network.modules() if isinstance(module, LayerInput)}
+    roles = {name: module.role for name, module in network.named_modules() if isinstance(module, ActivationQuantizer)}
+    inputs = {module.role for module in network.modules() if isinstance(module, Requantize)}
     # The second block's convolution and shortcut both belong to the group; the first block's input is added as well.
-    assert set(roles.values()) == {"cycle", "group1", "hold"}
-    assert inputs == {"cycle"}
+    assert set(roles.values()) == {"scheduled", "group1", "fixed"}
+    assert inputs == {"scheduled"}
     shared = tiny(LayerGroup("group1", "*.shortcut.0", 6)).network
-    assert {module.role for module in shared.modules() if isinstance(module, LayerInput)} == {"cycle", "group1"}
+    assert {module.role for module in shared.modules() if isinstance(module, Requantize)} == {"scheduled", "group1"}
 
 
 def test_the_upper_bound_is_each_groups_own_and_bits_come_back():
     model = tiny(SECOND)
     model.set_bits(4, 7, {"group1": 3})
-    with model.upper_bound():
+    with model.at_max_bits():
         assert bits_of_weights(model)["groups.1.0.conv1"] == 6
-        with model.upper_bound(4, 8):
+        with model.at_max_bits(4, 8):
             assert bits_of_weights(model)["groups.1.0.conv1"] == 4
             assert model.precision.activation_bits["group1"] == 6
         assert (model.precision.weight_bits["group1"], model.precision.activation_bits["group1"]) == (6, 6)
@@ -96,7 +96,7 @@ def test_the_upper_bound_is_each_groups_own_and_bits_come_back():
 @pytest.mark.parametrize(
     ("group", "name"),
     [(SECOND, "groups.1.0.conv1"), (LayerGroup("group1", "*.shortcut.0", 6), "groups.1.0.shortcut.0")],
-    ids=["edge of the group", "edge that is shared"],
+    ids=["activation of the group", "activation that is shared"],
 )
 def test_training_on_codes_computes_what_the_modules_do(group, name):
     """Both paths with a group at bits of its own, from the same weights, in the first step's loss and gradients."""
@@ -127,11 +127,13 @@ def test_bits_of_groups_are_data_to_a_compiled_layer():
         compilations += 1
         return graph.forward
 
-    levels = torch.compile(lambda: layer.precision.weight_levels(layer.role) * 1.0, backend=backend, fullgraph=True)
+    quant_max = torch.compile(
+        lambda: layer.precision.weight_quant_max(layer.role) * 1.0, backend=backend, fullgraph=True
+    )
     found = []
     for bits in (2, 3, 4, 5, 6):
         layer.precision.set(weights=8, activations=8, gradients=8, groups={"group1": bits})
-        found.append(float(levels()))
+        found.append(float(quant_max()))
     assert found == [1, 3, 7, 15, 31]
     assert compilations == 1
 
@@ -140,7 +142,7 @@ def test_bits_of_groups_are_data_to_a_compiled_layer():
     ("groups", "message", "hint"),
     [
         ([LayerGroup("group1", "group.1.*", 8)], r"matches layers.*'group\.1\.\*'", r"did you mean groups\.1\.0"),
-        ([LayerGroup("group1", "fc", 8)], "matches only fc, which has fixed", "precision.ends=cycle"),
+        ([LayerGroup("group1", "fc", 8)], "matches only fc, which has fixed", "precision.ends=scheduled"),
         ([SECOND, LayerGroup("group2", "groups.1.0.conv1", 8)], "belong to earlier groups", "first group"),
         ([LayerGroup("group1", "fc", 9)], r"max_bits of layers 'fc' in 2\.\.8", "cannot exceed"),
     ],
@@ -153,5 +155,5 @@ def test_groups_that_get_no_layers_are_refused(groups, message, hint):
 
 
 def test_the_ends_can_be_a_group_where_they_cycle():
-    model = tiny(LayerGroup("group1", "fc", 8), ends="cycle")
+    model = tiny(LayerGroup("group1", "fc", 8), ends="scheduled")
     assert [layer.name for layer in model.layers() if layer.role == "group1"] == ["fc"]

@@ -13,7 +13,7 @@ from cpt_deploy.quantization import QuantizationConfig, QuantizedModel, prepare
 from cpt_deploy.quantization import model as model_module
 from cpt_deploy.quantization.kernels import Selection, load_native
 from cpt_deploy.quantization.kernels.reference import TorchKernels
-from cpt_deploy.quantization.training_step.fused_step import TrainingProgram
+from cpt_deploy.quantization.training_step.fused_step import FusedStep
 
 
 def network(**bounds: int) -> QuantizedModel:
@@ -25,13 +25,13 @@ def network(**bounds: int) -> QuantizedModel:
 def fused_steps(monkeypatch: pytest.MonkeyPatch) -> list[torch.dtype]:
     """The types of gradients of the fused steps that ran."""
     ran: list[torch.dtype] = []
-    call = TrainingProgram.__call__
+    call = FusedStep.__call__
 
     def listening(self, x, engine):
         ran.append(engine.gradient_dtype)
         return call(self, x, engine)
 
-    monkeypatch.setattr(TrainingProgram, "__call__", listening)
+    monkeypatch.setattr(FusedStep, "__call__", listening)
     return ran
 
 
@@ -98,7 +98,7 @@ def test_what_leaves_steps_to_the_modules_is_the_reason(
 
 
 def test_bits_and_types_that_kernels_do_not_take_are_the_reason() -> None:
-    assert "9 bits" in network(upper=9).execution_path().reason
+    assert "9 bits" in network(max_bits=9).execution_path().reason
     model = network()
     model.compute = "float32"
     assert model.execution_path().fused

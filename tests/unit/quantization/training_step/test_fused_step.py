@@ -91,7 +91,7 @@ def both(model: QuantizedModel, compute: Compute) -> tuple[QuantizedModel, Quant
 
 
 @pytest.mark.parametrize("drop", [nn.Dropout(0.5), StochasticDepth(0.5, "row")], ids=["dropout", "stochastic depth"])
-def test_what_is_dropped_in_training_scales_the_rest_off_the_grid(path: Compute, drop: nn.Module) -> None:
+def test_what_is_dropped_in_training_scales_the_rest_off_the_qparams(path: Compute, drop: nn.Module) -> None:
     torch.manual_seed(0)
     model = prepared(nn.Sequential(nn.Linear(6, 40), nn.ReLU(), drop, nn.Linear(40, 3)), (6,))
     fast, modules = both(model, path)
@@ -107,7 +107,7 @@ def test_what_is_dropped_in_training_scales_the_rest_off_the_grid(path: Compute,
 @pytest.mark.parametrize("bits", [2, 3, 8])
 def test_a_layer_gives_the_codes_that_its_modules_give(path: Compute, bits: int) -> None:
     torch.manual_seed(0)
-    model = single_layer(lower=2, ends="cycle")
+    model = single_layer(min_bits=2, ends="scheduled")
     model.set_bits(bits, 8)
     fast, modules = both(model, path)
     x = torch.randn(16, 3, 8, 8)

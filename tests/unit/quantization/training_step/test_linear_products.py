@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cpt_deploy.quantization.kernels import Grid, active
+from cpt_deploy.quantization.kernels import QuantizationParameters, active
 from cpt_deploy.quantization.training_step import linear_products
 from cpt_deploy.quantization.training_step.linear_products import (
     MOST_ROWS,
@@ -25,8 +25,8 @@ pytestmark = pytest.mark.skipif(not int8_is_exact(), reason="this processor has 
 KERNELS = active().kernels
 
 
-def grid_with(zero_point: int) -> Grid:
-    return Grid(torch.tensor(0.1), torch.tensor(float(zero_point)), torch.tensor(255.0))
+def qparams_with(zero_point: int) -> QuantizationParameters:
+    return QuantizationParameters(torch.tensor(0.1), torch.tensor(float(zero_point)), torch.tensor(255.0))
 
 
 def on_each_unit(monkeypatch: pytest.MonkeyPatch, product: str, shape: tuple[int, int, int]) -> Iterator[Unit]:
@@ -52,7 +52,7 @@ def test_forward_gives_the_same_bits_by_each_unit(
     sums = (codes.double() - zero_point) @ weight.double().t()
     expected = sums.float() * factor + offset
     for _ in on_each_unit(monkeypatch, "forward", shape):
-        assert torch.equal(forward(codes, grid_with(zero_point), weight, KERNELS, factor, offset), expected)
+        assert torch.equal(forward(codes, qparams_with(zero_point), weight, KERNELS, factor, offset), expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -68,7 +68,7 @@ def test_a_weights_gradient_is_the_same_by_each_unit(
     for zero_point in (0, 255):
         expected = (gradient.double().t() @ (codes.double() - zero_point)).float()
         for _ in on_each_unit(monkeypatch, "weight gradient", (258, 16, 12)):
-            assert torch.equal(weight_gradient(gradient, codes, grid_with(zero_point), KERNELS), expected)
+            assert torch.equal(weight_gradient(gradient, codes, qparams_with(zero_point), KERNELS), expected)
 
 
 @given(rows=st.integers(1, 40), inputs=st.integers(1, 900), outputs=st.integers(1, 20), zero_point=st.integers(0, 255))
@@ -77,9 +77,9 @@ def test_any_shape_has_the_exact_integers(rows: int, inputs: int, outputs: int, 
     weight = torch.randint(-127, 128, (outputs, inputs), dtype=torch.int8)
     gradient = torch.randint(-100, 156, (rows, outputs)).float()
     centred, ones, zeros = codes.double() - zero_point, torch.ones(outputs), torch.zeros(outputs)
-    found = forward(codes, grid_with(zero_point), weight, KERNELS, ones, zeros)
+    found = forward(codes, qparams_with(zero_point), weight, KERNELS, ones, zeros)
     assert torch.equal(found.double(), centred @ weight.double().t())
-    found = weight_gradient(gradient, codes, grid_with(zero_point), KERNELS)
+    found = weight_gradient(gradient, codes, qparams_with(zero_point), KERNELS)
     assert torch.equal(found.double(), gradient.double().t() @ centred)
 
 
@@ -88,11 +88,11 @@ def test_sums_beyond_24_bits_are_rounded_once() -> None:
     codes, gradient = torch.full((rows, 8), 255, dtype=torch.uint8), torch.full((rows, 8), 255.0)
     gradient[::3] = 0.0
     exact = 255 * 255 * int((gradient[:, 0] > 0).sum())
-    found = weight_gradient(gradient, codes, grid_with(0), KERNELS)
+    found = weight_gradient(gradient, codes, qparams_with(0), KERNELS)
     assert torch.all(found == torch.tensor(exact).float())
     weight = torch.full((8, 4097), 127, dtype=torch.int8)
     codes = torch.full((3, 4097), 255, dtype=torch.uint8)
-    found = forward(codes, grid_with(0), weight, KERNELS, torch.ones(8), torch.zeros(8))
+    found = forward(codes, qparams_with(0), weight, KERNELS, torch.ones(8), torch.zeros(8))
     assert torch.all(found == torch.tensor(4097 * 255 * 127).float())
 
 

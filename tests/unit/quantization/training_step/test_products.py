@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from cpt_deploy.errors import UsageError
 from cpt_deploy.quantization import QuantizationConfig, prepare
-from cpt_deploy.quantization.kernels import Grid
+from cpt_deploy.quantization.kernels import QuantizationParameters
 from cpt_deploy.quantization.kernels.reference import TorchKernels
 from cpt_deploy.quantization.training_step import products
 from cpt_deploy.quantization.training_step.products import choose_compute, int8_is_exact
@@ -34,14 +34,14 @@ def test_int8_and_float32_products_of_codes_are_equal(
     layer = model.get_submodule("network.0")
     codes = torch.randint(0, 256, (64, 512), dtype=torch.uint8)
     weight = torch.randint(-127, 128, (300, 512), dtype=torch.int8)
-    grid = grid_with(zero_point)
+    qparams = qparams_with(zero_point)
     gradient = torch.randint(-200, 56, (64, 300)).bfloat16()
     scaled = torch.randn(300, 512)
 
     def results() -> list[Tensor]:
         kernels = TorchKernels()
-        forward = products.forward_product(layer, codes, grid, weight, kernels)
-        return [forward, products.backward_products(layer, gradient, codes, grid, scaled, kernels, inward=False)[1]]
+        forward = products.forward_product(layer, codes, qparams, weight, kernels)
+        return [forward, products.backward_products(layer, gradient, codes, qparams, scaled, kernels, inward=False)[1]]
 
     exact = (codes.double() - zero_point) @ weight.double().t(), gradient.double().t() @ (codes.double() - zero_point)
     int8 = results()
@@ -51,5 +51,5 @@ def test_int8_and_float32_products_of_codes_are_equal(
     assert torch.allclose(int8[1].double(), exact[1], rtol=1e-6)
 
 
-def grid_with(zero_point: int) -> Grid:
-    return Grid(torch.tensor(0.1), torch.tensor(float(zero_point)), torch.tensor(255.0))
+def qparams_with(zero_point: int) -> QuantizationParameters:
+    return QuantizationParameters(torch.tensor(0.1), torch.tensor(float(zero_point)), torch.tensor(255.0))

@@ -30,8 +30,8 @@ PENALTY = 0.25
 def bigram_table(size: int = len(WORDS)) -> npt.NDArray[np.float32]:
     """Logits (V, V) of the next word by the present one."""
     table = np.random.default_rng(0).normal(0, 1, (size, size)).astype(np.float32)
-    for word, follower in zip(CYCLE, CYCLE[1:] + CYCLE[:1], strict=True):
-        table[word, follower] = 8
+    for word, replay in zip(CYCLE, CYCLE[1:] + CYCLE[:1], strict=True):
+        table[word, replay] = 8
     return table
 
 

@@ -59,8 +59,8 @@ def test_an_uploaded_image_gets_its_label_bars_and_timings(browser, colours_url,
         assert sorted(names) == ["blue", "green", "red"]
         shares = [float(text.strip("<>% \u00a0")) for text in page.locator("#classes .share").all_inner_texts()]
         assert shares == sorted(shares, reverse=True)
-        widths = [box.bounding_box()["width"] for box in page.locator("#classes .fill").all()]
-        assert widths == sorted(widths, reverse=True)
+        allocation = [box.bounding_box()["width"] for box in page.locator("#classes .fill").all()]
+        assert allocation == sorted(allocation, reverse=True)
         assert "green" in page.inner_text("#status")
         assert page.locator("#timings dd").count() == 6
         assert page.inner_text("#batch") == "Computed alone."

@@ -46,11 +46,11 @@ def test_chance_alone_seldom_counts_as_progress():
 
 
 def test_digits_train_from_few_bits_on(recipe):
-    outcome = range_test(recipe("model.args.width=16"), steps=30, to_upper=True)
+    outcome = range_test(recipe("model.args.width=16"), steps=30, to_max_bits=True)
 
     assert [entry.bits for entry in outcome.progress] == [2, 3, 4, 5, 6, 7, 8]
-    assert outcome.lower == next(entry.bits for entry in outcome.progress if entry.exceeds(0.01))
-    assert outcome.lower <= 4
+    assert outcome.min_bits == next(entry.bits for entry in outcome.progress if entry.exceeds(0.01))
+    assert outcome.min_bits <= 4
     assert outcome.progress[-1].after > 0.6
 
 
@@ -58,14 +58,16 @@ def test_it_stops_at_the_first_precision_that_trains_and_repeats_itself(recipe):
     first, second = (range_test(recipe("model.args.width=16"), steps=30) for _ in range(2))
 
     assert first == second
-    assert first.progress[-1].bits == first.lower
+    assert first.progress[-1].bits == first.min_bits
 
 
 def test_a_network_that_does_not_learn_has_no_lower_bound(recipe):
     told = []
-    outcome = range_test(recipe("optimizer.lr=1e-9", "precision.upper=4"), steps=8, on_step=lambda *a: told.append(a))
+    outcome = range_test(
+        recipe("optimizer.lr=1e-9", "precision.max_bits=4"), steps=8, on_step=lambda *a: told.append(a)
+    )
 
-    assert outcome.lower is None
+    assert outcome.min_bits is None
     assert [entry.bits for entry in outcome.progress] == [2, 3, 4]
     assert [done for done, _, _ in told] == list(range(1, 25))
     assert {total for _, total, _ in told} == {24}
@@ -85,7 +87,7 @@ def test_the_command_writes_its_evidence(capsys, tmp_path):
     printed = json.loads(capsys.readouterr().out)
     written = json.loads((tmp_path / "range" / "range_test.json").read_text())
     assert printed["precisions"] == written["precisions"]
-    assert printed["lower"] == written["lower"] == printed["precisions"][-1]["bits"]
+    assert printed["min_bits"] == written["min_bits"] == printed["precisions"][-1]["bits"]
     with Image.open(tmp_path / "range" / "range_test.png") as picture:
         assert picture.width > 800
 
@@ -95,8 +97,8 @@ def test_a_run_takes_the_bound_that_was_found(capsys, tmp_path, monkeypatch):
     arguments = [*WIDE, "train.epochs=1", "train.eval_every=null", "--bits", "auto", "--out", str(tmp_path / "run")]
     assert main(["train", *arguments, "--json"]) == 0
 
-    found = json.loads((tmp_path / "run-range-test" / "range_test.json").read_text())["lower"]
-    assert json.loads(capsys.readouterr().out)["report"]["bits"]["lower"] == found
+    found = json.loads((tmp_path / "run-range-test" / "range_test.json").read_text())["min_bits"]
+    assert json.loads(capsys.readouterr().out)["report"]["bits"]["min_bits"] == found
 
 
 @pytest.mark.parametrize("bits", ["4", "4-", "8-4", "1-8", "auto-8"])
@@ -108,7 +110,7 @@ def test_bounds_that_are_none_are_refused(capsys, bits):
 def test_bounds_can_be_given_in_one_word(capsys):
     assert main(["train", *WIDE, "--bits", "4-6", "--dry-run", "--json"]) == 0
     precision = json.loads(capsys.readouterr().out)["recipe"]["precision"]
-    assert (precision["lower"], precision["upper"]) == (4, 6)
+    assert (precision["min_bits"], precision["max_bits"]) == (4, 6)
 
 
 @pytest.fixture
@@ -124,7 +126,7 @@ def states(monkeypatch):
 
     def spoilt(model, x):
         steps.append(1)
-        few = model.precision.weight_bits["cycle"] <= 3
+        few = model.precision.weight_bits["scheduled"] <= 3
         return forward(model, x) * (float("nan") if few and len(steps) == 5 else 1.0)
 
     monkeypatch.setattr(QuantizedModel, "set_bits", remember)
@@ -137,7 +139,7 @@ def test_a_precision_at_which_the_loss_explodes_is_gone_back_from(recipe, states
 
     assert [entry.diverged for entry in outcome.progress][:3] == [True, True, False]
     assert [len(entry.loss) for entry in outcome.progress][:3] == [4, 4, 30]
-    assert outcome.lower >= 4
+    assert outcome.min_bits >= 4
     for bits in (3, 4):
         assert all(torch.equal(value, states[2][name]) for name, value in states[bits].items())
     plot_range_test(outcome.to_dict(), tmp_path / "range.png")
@@ -146,4 +148,4 @@ def test_a_precision_at_which_the_loss_explodes_is_gone_back_from(recipe, states
 
 def test_a_loss_that_explodes_at_the_upper_bound_is_an_error(recipe, states):
     with pytest.raises(TrainingDivergedError, match="at 3 bits, step 5"):
-        range_test(recipe("precision.upper=3"), steps=30)
+        range_test(recipe("precision.max_bits=3"), steps=30)

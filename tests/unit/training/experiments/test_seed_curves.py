@@ -43,7 +43,7 @@ def test_curves_of_a_group_are_those_of_its_logs(runs):
         values = [float(row["loss"]) for log in logs for row in log if row["step"] == str(step) and row["loss"]]
         assert curves.loss.means[index] == pytest.approx(statistics.fmean(values))
         assert curves.loss.deviations[index] == pytest.approx(statistics.stdev(values))
-    assert curves.held_out.steps == [11, 22]  # the settled evaluation is another model's
+    assert curves.held_out.steps == [11, 22]  # the calibrated evaluation is another model's
     logged = {int(row["step"]): int(row["bits"]) for row in logs[0] if row["bits"]}
     assert logged == {step: curves.bits[step - 1] for step in logged}  # after a step its bits are the last ones
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from cpt_deploy.errors import UsageError
 from cpt_deploy.training import train
-from cpt_deploy.training.loop.cuda_graph_step import WARMUP_STEPS, RecordedStep, gradients_of
+from cpt_deploy.training.loop.cuda_graph_step import WARMUP_STEPS, CudaGraphStep, gradients_of
 from cpt_deploy.training.loop.loop import loop
 from cpt_deploy.training.task import StepOutcome
 
@@ -57,7 +57,7 @@ def recorded(linear):
         loss.backward()
         return StepOutcome(loss, torch.tensor(0), len(batch[0]), len(batch[0]))
 
-    return RecordedStep(step, list(linear.parameters()), CPU, StandIn(list(linear.parameters())))
+    return CudaGraphStep(step, list(linear.parameters()), CPU, StandIn(list(linear.parameters())))
 
 
 def batch_of(rows: int, seed: int = 0):
@@ -110,12 +110,12 @@ def test_a_run_with_recorded_steps_ends_as_one_without(recipe, tmp_path, outcome
 
     def on_cpu(run, *, autocast):
         parameters = list(run.objects.model.parameters())
-        made.append(RecordedStep(gradients_of(run, autocast=autocast), parameters, CPU, StandIn(parameters)))
+        made.append(CudaGraphStep(gradients_of(run, autocast=autocast), parameters, CPU, StandIn(parameters)))
         return made[-1]
 
     settings = ["train.batch_size=96", "train.epochs=3", "train.device=cpu"]  # the last batch of an epoch is smaller
     train(recipe(*settings), tmp_path / "plain")
-    monkeypatch.setattr(loop, "recorded_step", on_cpu)
+    monkeypatch.setattr(loop, "cuda_graph_step", on_cpu)
     train(recipe(*settings), tmp_path / "recorded")
 
     (recorded,) = made

@@ -91,18 +91,18 @@ def test_reporter_hears_the_run(recipe, tmp_path, recorder):
     assert [event.step for event in steps] == list(range(1, 23))
     assert [event.bits for event in steps[:11]] == [event.bits for event in steps[11:]]
     assert (steps[0].bits, steps[-1].bits) == (3, 8)
-    assert [(event.step, event.settled) for event in recorder.evaluations] == [(11, False), (22, False), (22, True)]
+    assert [(event.step, event.calibrated) for event in recorder.evaluations] == [(11, False), (22, False), (22, True)]
     assert recorder.report.test == recorder.evaluations[-1]
 
 
 def test_cost_is_that_of_the_schedule_and_the_layers(recipe, tmp_path, recorder):
     report = train(recipe("train.steps=8"), tmp_path / "run", reporter=recorder)
     layers = load_run(tmp_path / "run").model.layers()
-    cycle, hold = (sum(layer.macs for layer in layers if layer.role == role) for role in ("cycle", "hold"))
+    cycle, fixed = (sum(layer.macs for layer in layers if layer.role == role) for role in ("scheduled", "fixed"))
 
     bits = [event.bits for event in recorder.steps]
-    spent = sum(128 * (cycle * (b * b + 16 * b) + hold * (64 + 128)) for b in bits)
-    static = 8 * 128 * (cycle + hold) * 192
+    spent = sum(128 * (cycle * (b * b + 16 * b) + fixed * (64 + 128)) for b in bits)
+    static = 8 * 128 * (cycle + fixed) * 192
     assert report.cost["gbitops"] == pytest.approx(spent / 1e9)
     assert report.cost["ratio_to_static"] == pytest.approx(spent / static)
 
@@ -128,7 +128,7 @@ def test_averaged_weights_are_the_mean_of_the_epochs(recipe, tmp_path, train_unt
     first = load_file(tmp_path / "half" / "checkpoints" / "last.safetensors")
     last = load_file(tmp_path / "run" / "checkpoints" / "last.safetensors")
     result = load_file(tmp_path / "run" / "model.safetensors")
-    for name in ("network.conv1.weight", "network.bn1.weight", "network.fc.weight"):  # settling rounds offsets
+    for name in ("network.conv1.weight", "network.bn1.weight", "network.fc.weight"):  # calibration rounds offsets
         mean = (first[f"model.{name}"] + last[f"model.{name}"]) / 2
         assert torch.allclose(result[name], mean, rtol=1e-5, atol=1e-7)
 

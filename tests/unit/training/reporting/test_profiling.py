@@ -15,7 +15,7 @@ def profiled(request, recipe, tmp_path_factory):
             return lambda value: setattr(self, f"told_{name}", value)
 
     directory, told = tmp_path_factory.mktemp("profile") / "run", Profiled()
-    settings = ("train.epochs=1", "train.settle_batches=0", f"train.compute={request.param}")
+    settings = ("train.epochs=1", "train.calibration_batches=0", f"train.compute={request.param}")
     train(recipe(*settings), directory, reporter=told, profile_steps=3)
     return told.told_profiled, directory, settings
 

@@ -45,7 +45,7 @@ def test_evaluation_that_is_not_in_the_checkpoint_is_dropped(tmp_path):
 
 
 def test_final_evaluation_is_done_again_and_dropped(tmp_path):
-    rows_of(tmp_path, [{"step": 10, "test_loss": 1.1}, {"step": 10, "test_loss": 1.0, "settled": 1}])
+    rows_of(tmp_path, [{"step": 10, "test_loss": 1.1}, {"step": 10, "test_loss": 1.0, "calibrated": 1}])
 
     assert rows_of(tmp_path, [], first_step=10) == [("10", "", "1.1")]
 

@@ -33,7 +33,7 @@ def holder(tmp_path):
     """Starts a process that holds the lock of a directory."""
     started = []
 
-    def hold(directory=tmp_path):
+    def fixed(directory=tmp_path):
         process = subprocess.Popen(
             [sys.executable, "-c", HOLDER, str(directory / "run.lock")], stdout=subprocess.PIPE, text=True
         )
@@ -41,7 +41,7 @@ def holder(tmp_path):
         assert process.stdout.readline() == "locked\n"
         return process
 
-    yield hold
+    yield fixed
     for process in started:
         process.kill()
         process.wait()

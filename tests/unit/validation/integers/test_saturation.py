@@ -42,7 +42,7 @@ def test_channels_at_risk_are_those_in_which_some_pair_saturates(codes, bits, si
 
 @given(codes=WEIGHTS, bits=st.integers(2, 8), signed=st.booleans(), data=st.data())
 def test_no_inputs_exceed_the_worst_pair(codes, bits, signed, data):
-    worst = layer_saturation("layer", codes, bits, signed=signed).worst_pair
+    worst = layer_saturation("layer", codes, bits, signed=signed).worst_pair_sum
     inputs = data.draw(hnp.arrays(np.int64, codes.shape, elements=st.integers(*extreme_codes(bits, signed))))
     products = codes.astype(np.int64) * inputs
     for row in products:
@@ -58,13 +58,13 @@ def test_the_limit_at_8_bits_is_128_codes_of_one_sign(first, second, bits, possi
 
 
 def test_symmetric_weights_never_saturate_beside_signed_activations():
-    assert layer_saturation("layer", np.full((4, 8), -127, np.int8), 8, signed=True).worst_pair == 128 * 254
+    assert layer_saturation("layer", np.full((4, 8), -127, np.int8), 8, signed=True).worst_pair_sum == 128 * 254
     assert not layer_saturation("layer", np.full((4, 8), 127, np.int8), 8, signed=True).possible
 
 
 def test_seven_bit_weights_never_saturate():
     codes = np.full((4, 8, 3, 3), 63, np.int8)
-    assert layer_saturation("layer", codes, 8).worst_pair == 255 * 126
+    assert layer_saturation("layer", codes, 8).worst_pair_sum == 255 * 126
 
 
 def test_a_bundle_is_judged_layer_by_layer_at_the_bits_of_its_inputs(bundle, network):
@@ -84,8 +84,8 @@ def test_a_graph_that_lacks_its_tensors_is_a_bundle_error(bundle_contents, tmp_p
 def test_a_portable_bundle_says_what_it_gave_up(bundle, bundle_contents, tmp_path):
     assert bundle_portability(bundle) is None
     entries = [
-        {"layer": "conv", "channels": 8, "reduced_channels": 3, "least_levels": 70},
-        {"layer": "fc", "channels": 2, "reduced_channels": 2, "least_levels": 64},
+        {"layer": "conv", "channels": 8, "reduced_channels": 3, "least_quant_max": 70},
+        {"layer": "fc", "channels": 2, "reduced_channels": 2, "least_quant_max": 64},
     ]
     contents = replace(bundle_contents(), facts={"portable": True, "reduced_layers": entries})
     portability = bundle_portability(write_bundle(tmp_path / "portable", contents=contents))

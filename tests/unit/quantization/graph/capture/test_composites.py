@@ -46,7 +46,7 @@ def test_the_network_itself_stays_as_it_was(network, layers):
 def test_it_becomes_part_of_the_layer_before_it(network):
     prepared = prepare(network, torch.zeros(2, 3, 8, 8), QuantizationConfig())
     assert [layer.name for layer in prepared.layers()] == ["0", "4"]
-    assert len(dict(prepared.edges())) == 4  # input, layer with norm and ReLU, mean, logits
+    assert len(dict(prepared.quantizers())) == 4  # input, layer with norm and ReLU, mean, logits
 
 
 def test_its_linear_layer_is_one_of_the_prepared_model(network, layers):

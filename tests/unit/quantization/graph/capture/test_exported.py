@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torchvision.models.swin_transformer import SwinTransformer
 from torchvision.models.vision_transformer import VisionTransformer
 
-from cpt_deploy.quantization import QuantizationConfig, prepare, settle
+from cpt_deploy.quantization import QuantizationConfig, calibrate, prepare
 
 SHAPE = (3, 16, 16)
 
@@ -47,7 +47,7 @@ def inputs(shape: tuple[int, ...], dtype: torch.dtype, count: int = 4) -> Tensor
 def test_float_bits_leave_the_model_as_it_is_and_codes_train_every_parameter(make, shape, dtype) -> None:
     torch.manual_seed(0)
     network, x = make().eval(), inputs(shape, dtype)
-    exact = prepare(network, torch.zeros(2, *shape, dtype=dtype), QuantizationConfig(lower=32, upper=32)).eval()
+    exact = prepare(network, torch.zeros(2, *shape, dtype=dtype), QuantizationConfig(min_bits=32, max_bits=32)).eval()
     assert torch.allclose(exact(x), network(x), atol=1e-5)
     model = prepare(network, torch.zeros(2, *shape, dtype=dtype), QuantizationConfig()).train()
     assert len(model.layers()) == sum(
@@ -56,7 +56,7 @@ def test_float_bits_leave_the_model_as_it_is_and_codes_train_every_parameter(mak
     model.set_bits(4, 8)
     model(x).square().mean().backward()
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters())
-    settle(model, [x])
+    calibrate(model, [x])
     model.eval()
     model.set_bits(8, 8)
     difference = (model(x) - network(x)).norm() / network(x).norm()

@@ -74,7 +74,7 @@ def test_a_layer_that_is_called_and_whose_weight_is_read_keeps_its_own_geometry(
     network = Written(lambda s, x: (functional.conv2d(x, s.conv.weight, stride=2) + s.conv(x)).mean([2, 3]),
                       conv=nn.Conv2d(3, 4, 3, 2, bias=False))  # fmt: skip
     x = torch.randn(2, 3, 9, 9)
-    model = prepare(network, torch.zeros(2, 3, 9, 9), QuantizationConfig(lower=32, upper=32)).eval()
+    model = prepare(network, torch.zeros(2, 3, 9, 9), QuantizationConfig(min_bits=32, max_bits=32)).eval()
     assert len(model.layers()) == 2
     assert torch.allclose(model(x), network(x), atol=1e-5)
 
@@ -182,7 +182,7 @@ def test_the_same_padding_of_timm_is_integers_from_end_to_end() -> None:
         *small(layers.ScaledStdConv2d(8, 8, 3, padding=1)),
     )  # fmt: skip
     x = torch.randn(2, 3, 13, 12)
-    model = prepare(network, torch.zeros(2, 3, 13, 12), QuantizationConfig(lower=32, upper=32)).eval()
+    model = prepare(network, torch.zeros(2, 3, 13, 12), QuantizationConfig(min_bits=32, max_bits=32)).eval()
     assert not has_float_operations(model.network)
     assert [layer.name for layer in model.layers()] == ["0", "3", "4", "8"]
     assert torch.allclose(model(x), network.eval()(x), atol=1e-5)
