@@ -27,6 +27,8 @@ HERE = Path(__file__).parent / "serving_peers"
 PEERS = ("litserve", "bentoml", "mlserver")
 HTTP_ALONE = "HTTP alone"
 ROWS_PER_BATCH = 32
+_MEMORY = str(2**30)
+"""Bytes for what waits, so that nobody is refused: the other servers have no such bounds."""
 _FIRST_PORT = 18200
 
 
@@ -95,7 +97,7 @@ def cpt_deploy_system(bundle: Bundle, rows: Rows) -> System:
     command = [sys.executable, "-m", "cpt_cli", "serve", str(bundle.path), "--port", str(port)]
     environment = {
         "CPT_SERVE_THREADS": "1", "CPT_SERVE_MAX_BATCH": str(ROWS_PER_BATCH), "CPT_SERVE_QUEUE_ROWS": "4096",
-        "CPT_SERVE_ACCESS_LOG": "false",
+        "CPT_SERVE_QUEUE_BYTES": _MEMORY, "CPT_SERVE_MAX_MEMORY_BYTES": _MEMORY, "CPT_SERVE_ACCESS_LOG": "false",
     }  # fmt: skip
     request = PreparedRequest(
         f"/v2/models/{bundle.name}/infer",
