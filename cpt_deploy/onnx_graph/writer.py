@@ -59,7 +59,7 @@ def write_onnx(graph: IntegerGraph, *, opset: int | None = None, metadata: dict[
         opset: ONNX opset, 13 to 25. Up to 20 all weight codes are stored as int8; from 21 on those of at most 4 bits as
             INT4, from 25 on those of 2 bits as INT2. None takes the least opset at which nothing could be smaller.
         metadata: Entries of the file's metadata_props; where no layer can saturate one is added
-            (`bundle.runtime.model.model.sessions`).
+            (`bundle.runtime.sessions`).
 
     Raises:
         UsageError: If the opset is outside 13 to 25, or has not what the graph needs.
