@@ -13,7 +13,7 @@ _PROGRAM = """
 import json, resource
 import torch
 from pathlib import Path
-from cpt_deploy.training.freed_memory import freed_memory_kept
+from cpt_deploy.training.loop.allocator_settings import freed_memory_kept
 
 BLOCK = 12_000_000  # 48 MB of float32, above what glibc ever keeps by itself
 
