@@ -2,8 +2,8 @@
 
 import re
 import sys
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 BATCH = "N"
@@ -118,16 +118,6 @@ def _other_size(free: FreeSize, number: int, place: int) -> int:
         if free.least <= size <= most and size != free.example:
             return size
     return free.example
-
-
-def renamed(signature: Signature, inputs: Iterable[str], outputs: Iterable[str]) -> Signature:
-    """Return a signature without states whose inputs and outputs have other names."""
-    return replace(
-        signature,
-        inputs=tuple(replace(tensor, name=name) for tensor, name in zip(signature.inputs, inputs, strict=True)),
-        outputs=tuple(replace(tensor, name=name) for tensor, name in zip(signature.outputs, outputs, strict=True)),
-        states=(),
-    )
 
 
 def to_json(signature: Signature) -> dict[str, Any]:

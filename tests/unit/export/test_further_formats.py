@@ -98,10 +98,10 @@ def test_a_file_of_another_network_fails_exactness(
     model: QuantizedModel, bundle: Bundle, tmp_path: Path, kind: str
 ) -> None:
     graph = freeze(model)
-    first, *others = graph.operations
+    entry, first, *others = graph.operations
     codes = first.codes.copy()
     codes.flat[np.abs(codes).argmax()] = 0
-    other = replace(graph, operations=(replace(first, codes=codes), *others))
+    other = replace(graph, operations=(entry, replace(first, codes=codes), *others))
     damaged = with_file(bundle, tmp_path / "bundle", FORMATS[kind].file, WRITERS[kind](other))
     report = validate(damaged, Noise(), require_exact=True)
     assert len(report.reasons) == 1

@@ -344,7 +344,7 @@ def test_the_float_network_is_written_beside_it(name: str) -> None:
 def test_padding_with_zeros_is_no_operation_of_its_own() -> None:
     """The "same" padding of TensorFlow is wider at the end; a convolution pads so itself."""
     graph = frozen("zeros")
-    first = graph.operations[0]
+    _, first, *_ = graph.operations
     assert type(first).__name__ == "Convolution"
     assert first.pads == (0, 0, 1, 1)  # type: ignore[attr-defined]
 

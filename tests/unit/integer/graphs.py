@@ -10,8 +10,9 @@ def graph_between(
     source: str, output: str, operations: Sequence[Operation], tensors: dict[str, QuantizedTensor]
 ) -> IntegerGraph:
     """Return a graph with one input, which is quantized to `source`, and one output."""
-    signature = Signature(
-        (TensorSpec(INPUT_NAME, "float32", tensors[source].shape),),
-        (TensorSpec(OUTPUT_NAME, "float32", tensors[output].shape),),
+    given, made = (
+        tuple(f"{name}_{axis}" if size is None else size for axis, size in enumerate(tensors[name].shape))
+        for name in (source, output)
     )
+    signature = Signature((TensorSpec(INPUT_NAME, "float32", given),), (TensorSpec(OUTPUT_NAME, "float32", made),))
     return IntegerGraph(signature, (output,), (Quantize((INPUT_NAME,), source), *operations), tensors)

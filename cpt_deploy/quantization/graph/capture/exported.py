@@ -6,6 +6,7 @@ than evaluation (dropout, stochastic depth, BatchNorm) is kept as modules, so th
 """
 
 import inspect
+import itertools
 import operator
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -115,7 +116,14 @@ def _reason(error: Exception) -> str:
     if isinstance(error, GuardOnDataDependentSymNode):
         return "its control flow depends on values of tensors"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if "Suggested fixes:" in lines:  # of free sizes
+        fixes = lines[lines.index("Suggested fixes:") + 1 :]
+        return f"not every size is possible that dynamic_shapes names; torch suggests {', '.join(_until_prose(fixes))}"
     return lines[0].partition(". ")[0] if lines else type(error).__name__
+
+
+def _until_prose(fixes: list[str]) -> list[str]:
+    return list(itertools.takewhile(lambda line: "=" in line, fixes))
 
 
 def _graph_module(model: nn.Module, program: fx.GraphModule) -> fx.GraphModule:

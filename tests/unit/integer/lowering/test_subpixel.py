@@ -39,26 +39,31 @@ def layers(draw: st.DrawFn, dimensions: int) -> tuple[nn.ConvTranspose1d | nn.Co
     return layer, sizes
 
 
-def integer_graph(layer: nn.ConvTranspose1d | nn.ConvTranspose2d, weight: Tensor, bias: Tensor, size) -> IntegerGraph:
+def integer_graph(
+    layer: nn.ConvTranspose1d | nn.ConvTranspose2d, weight: Tensor, bias: Tensor, size, free: bool
+) -> IntegerGraph:
     """The layer on codes of scale 1, whose sums are its output's codes less 128."""
     groups = layer.groups
     grouped = weight.reshape(groups, -1, *weight.shape[1:]).transpose(1, 2).flatten(0, 1)
     codes, scales = grouped.numpy().astype(np.int8), np.ones(layer.out_channels, np.float32)
     folded = FoldedWeights(np.ascontiguousarray(codes), 0, scales, bias.numpy().astype(np.int32))
     made = layer.double()(torch.zeros(1, layer.in_channels, *size, dtype=torch.double))
-    source = QuantizedTensor("x", 1.0, 1, 8, (layer.in_channels, *size))
-    output = QuantizedTensor("y", 1.0, 128, 8, tuple(made.shape[1:]))
+    sizes = ([None] * len(size), [None] * len(size)) if free else (size, made.shape[2:])
+    source = QuantizedTensor("x", 1.0, 1, 8, (layer.in_channels, *sizes[0]))
+    output = QuantizedTensor("y", 1.0, 128, 8, (layer.out_channels, *sizes[1]))
     steps = transposed_convolution(layer, folded, 8, (source, output, "layer"))  # type: ignore[arg-type]
     tensors = {tensor.name: tensor for tensor in (source, *(tensor for _, tensor in steps))}
     return graph_between("x", "y", tuple(operation for operation, _ in steps), tensors)
 
 
-def check(layer: nn.ConvTranspose1d | nn.ConvTranspose2d, size: tuple[int, ...], seed: int) -> None:
+def check(
+    layer: nn.ConvTranspose1d | nn.ConvTranspose2d, size: tuple[int, ...], seed: int, *, free: bool = False
+) -> None:
     generator = torch.Generator().manual_seed(seed)
     weight = torch.randint(-1, 2, layer.weight.shape, generator=generator)
     bias = torch.randint(-9, 10, (layer.out_channels,), generator=generator)
     x = torch.randint(0, 3, (2, layer.in_channels, *size), generator=generator) - 1
-    graph = integer_graph(layer, weight, bias, size)
+    graph = integer_graph(layer, weight, bias, size, free)
     layer.weight.data, layer.bias.data = weight.double(), bias.double()
     expected = layer(x.double()).detach().numpy()
     assert np.abs(expected).max(initial=0) <= 127  # nothing saturates
@@ -77,6 +82,13 @@ def test_two_dimensions_give_what_torch_gives(given_layer, seed: int) -> None:
 @given(layers(1), st.integers(0, 99))
 def test_one_dimension_gives_what_torch_gives(given_layer, seed: int) -> None:
     check(*given_layer, seed)
+
+
+@settings(max_examples=40)
+@given(layers(2) | layers(1), st.integers(0, 99))
+def test_one_graph_takes_any_size(given_layer, seed: int) -> None:
+    layer, sizes = given_layer
+    check(layer, sizes, seed, free=True)
 
 
 @pytest.mark.parametrize(

@@ -88,10 +88,10 @@ def test_an_exported_bundle_is_exact(tmp_path, images):
 
 def test_a_file_with_another_weight_than_the_graph_is_caught_at_that_layer(tmp_path, images):
     graph = integer_graph()
-    convolution, *others = graph.operations
+    entry, convolution, *others = graph.operations
     codes = convolution.codes.copy()
     codes[2, 0, 1, 1] += 20
-    other = replace(graph, operations=(replace(convolution, codes=codes), *others))
+    other = replace(graph, operations=(entry, replace(convolution, codes=codes), *others))
     report = validate(write_graph(tmp_path / "bundle", graph, other), images, require_exact=True)
     assert (report.first_difference.name, report.first_difference.operator) == ("a", "Conv")
     assert report.tensors[0].mismatches == 0

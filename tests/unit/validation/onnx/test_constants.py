@@ -203,11 +203,11 @@ def test_every_form_of_the_first_layer_is_as_exported_and_one_code_less_is_not(
     bundle = write(tmp_path_factory.mktemp("bundles") / "bundle", graph)
     assert compare_constants(bundle).differences == ()
     assert compare_constants(bundle).compared > sum(operation.codes.size for operation in graph.weighted())
-    first, *others = graph.operations
+    entry, first, *others = graph.operations
     codes = first.codes.copy()
     place = tuple(np.random.default_rng(seed).integers(codes.shape))
     codes[place] += 1 if codes[place] <= 0 else -1
-    other = replace(graph, operations=(replace(first, codes=codes), *others))
+    other = replace(graph, operations=(entry, replace(first, codes=codes), *others))
     changed = edit(bundle, lambda constants, _: constants["a.weight_codes"].CopyFrom(_stored(other)))
     (difference,) = compare_constants(changed).differences
     assert (difference.tensor, difference.part, difference.differing) == ("a", "weight codes", 1)
@@ -216,14 +216,14 @@ def test_every_form_of_the_first_layer_is_as_exported_and_one_code_less_is_not(
 def padded_graph(mode: str) -> IntegerGraph:
     """The graph of `make_graph` with codes around the first layer's output, which the second no longer pads."""
     graph = make_graph()
-    first, second, *others = graph.operations
+    entry, first, second, *others = graph.operations
     inner = graph.tensors["a"]
     tensors = {name: tensor for name, tensor in graph.tensors.items() if name in ("x", "a")}
     tensors["padded"] = replace(inner, name="padded", shape=(6, 10, 10))
     pad = Pad(("a",), "padded", mode, (0, 0, 1, 1, 0, 0, 1, 1))
     # after the first layer comes the padding; what adds both needs one of the sizes, so it adds the second twice
     second, total = replace(second, inputs=("padded",), pads=(0,) * 4), replace(others[0], inputs=("b", "b"))
-    operations = (first, pad, second, total, *others[1:])
+    operations = (entry, first, pad, second, total, *others[1:])
     return replace(graph, operations=operations, tensors=tensors | graph.tensors | {"padded": tensors["padded"]})
 
 
