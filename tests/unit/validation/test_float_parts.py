@@ -67,12 +67,12 @@ def test_every_integer_is_recomputed_from_the_codes_at_its_entry(report, hybrid)
     assert report.mismatching_integers == 0
     compared = {tensor.name: tensor.values for tensor in report.tensors}
     entries = BundledIntegerModel(hybrid).entries
-    # the convolution's codes, and the results of the four Linear layers of a block and of the head
-    assert len(compared) == 6
+    # the codes of the image and of the convolution, and the results of the four Linear layers of a block and the head
+    assert len(compared) == 7
     assert not set(compared) & set(entries)
     tokens, samples = 5, 150
     assert sorted(compared.values()) == sorted(
-        samples * size for size in (3, 4 * 16, tokens * 16, tokens * 16, tokens * 32, tokens * 48)
+        samples * size for size in (8 * 8, 3, 4 * 16, tokens * 16, tokens * 16, tokens * 32, tokens * 48)
     )
     assert {tensor.name for tensor in report.float_parts.own_way} >= set(entries)
     assert report.unoptimized_tensors is None
@@ -141,10 +141,10 @@ def test_what_comes_of_an_entry_that_is_not_given_is_left_out(hybrid):
     _, codes = model.run(inputs)
     given = {name: codes[name] for name in model.entries}
     _, everything = model.follow(inputs, given)
-    assert len(everything) == 6
+    assert len(everything) == 7
     missing = model.entries[2]
     _, rest = model.follow(inputs, {name: values for name, values in given.items() if name != missing})
-    assert len(rest) == 5
+    assert len(rest) == 6
     assert set(rest) < set(everything)
 
 
