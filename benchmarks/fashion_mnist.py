@@ -91,7 +91,7 @@ def against_float(run: Path, bundle: Bundle, rounds: int) -> dict[str, Any]:
         "speedup": {},
     }
     for batch in (1, 32):
-        feed = {"image": torch.randn(batch, *model.input_shape).numpy()}
+        feed = {"image": torch.randn(batch, *model.signature.inputs[0].shape).numpy()}
         times = interleaved({k: partial(s.run, None, feed) for k, s in sessions.items()}, rounds=rounds)
         result["milliseconds"][str(batch)] = {k: 1e3 * statistics.median(v) for k, v in times.items()}
         result["speedup"][str(batch)] = median_ratio(times["float32"], times["integer"])

@@ -72,7 +72,7 @@ def test_the_network_of_these_tests_has_every_operation(everything: IntegerGraph
     kinds = {type(operation).__name__ for operation in everything.operations}
     assert kinds == {
         "Convolution", "FullyConnected", "Add", "Multiply", "Concatenate", "GlobalAverage", "Lookup", "MaxPool",
-        "Reshape", "Transpose", "Slice",
+        "Reshape", "Transpose", "Slice", "Quantize",
     }  # fmt: skip
 
 

@@ -1,6 +1,8 @@
 """Networks of several inputs and outputs, from preparing to onnxruntime: every integer, and the results."""
 
+import copy
 import json
+import pickle
 from dataclasses import replace
 from typing import Any
 
@@ -101,6 +103,18 @@ def test_a_prepared_model_is_called_as_the_network_and_returns_what_it_does(name
     assert type(wanted) is type(got)
     close = tree_map(_same, wanted, got)
     assert all(tree_leaves(close))
+
+
+@pytest.mark.parametrize("name", ["siamese", "dictionary"])
+def test_copies_and_pickles_are_called_alike(name: str) -> None:
+    case = CASES[name]
+    model = quantization.prepare(case.make(), case.example, QuantizationConfig())
+    inputs = batch_of(model, case, 3, {})
+    calibrate(model, [inputs])
+    wanted = model.eval()(**inputs)
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert all(tree_leaves(tree_map(_same, wanted, twin(**inputs))))
+        assert twin.signature == model.signature
 
 
 @pytest.mark.parametrize("kind", WRITERS)

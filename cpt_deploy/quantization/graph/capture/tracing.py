@@ -90,12 +90,19 @@ def _graph(model: nn.Module, example: Example, structure: Structure) -> fx.Graph
     from cpt_deploy.quantization.graph.capture.known_sizes import SizeTracer
 
     try:
-        return Tracer(example, structure).trace(model)
+        return _without_tracer(Tracer(example, structure).trace(model))
     except Exception as error:
         try:
-            return SizeTracer(example, structure).trace(model)
+            return _without_tracer(SizeTracer(example, structure).trace(model))
         except Exception:
             raise error from None
+
+
+def _without_tracer(graph: fx.Graph) -> fx.Graph:
+    """Return a graph that does not name the tracer that made it: unpickling would trace with another of that class."""
+    plain = fx.Graph()
+    plain.output(plain.graph_copy(graph, {}))
+    return plain
 
 
 class _ShapeRecorder(fx.Interpreter):
