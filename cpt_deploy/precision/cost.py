@@ -14,7 +14,7 @@ from cpt_deploy.precision.schedules import CyclicSchedule, PrecisionSchedule, St
 FLOAT_BITS = 32
 
 Role = str
-"""The precision a layer follows: "cycle" (scheduled), "hold" (fixed at max_bits), "float", or a group's name."""
+"""The precision a layer follows: "scheduled", "fixed", "float", or a group's name."""
 
 
 def share_of_steps(schedule: PrecisionSchedule, total_steps: int) -> dict[int, float]:
@@ -61,7 +61,7 @@ class LayerCost:
     Args:
         name: Its name in the model.
         macs: Multiply-accumulates per sample in forward.
-        role: "cycle" follows the schedule, "hold" stays at max_bits, "float" runs at 32 bits; any other value names a
+        role: "scheduled" follows the schedule, "fixed" stays at max_bits, "float" runs at 32 bits; any other value names a
             group.
     """
 

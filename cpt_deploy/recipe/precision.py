@@ -58,7 +58,9 @@ class PrecisionSettings(Settings):
     `min_bits` and `max_bits` bound the forward bits, `cycles` is the number of cycles in the run, `points` are the
     (start fraction, bits) pairs of the piecewise schedule. `ends` selects fixed precision (at max_bits) or scheduled
     precision for the first and the last layer. `range_momentum` is the weight of a new batch in the tracked activation
-    ranges. Layers in `groups` have a separate schedule; `progressive` has the settings of the schedule of that name.
+    ranges. `include` (empty means all) and `exclude` are patterns of module names: excluded layers stay in float, with
+    all that is between quantized layers. Layers in `groups` have a separate schedule; `progressive` has the settings of
+    the schedule of that name.
     """
 
     schedule: str = "cosine"
@@ -73,6 +75,8 @@ class PrecisionSettings(Settings):
     grad_points: Points | None = None
     ends: Literal["fixed", "scheduled"] = "fixed"
     range_momentum: Annotated[float, Field(gt=0.0, le=1.0)] = 0.1
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
     groups: tuple[GroupSettings, ...] = ()
     progressive: ProgressiveSettings = ProgressiveSettings()
 

@@ -10,6 +10,7 @@ from cpt_deploy.errors import ConversionError
 from cpt_deploy.quantization.graph.capture.functional_layers import lift_products
 from cpt_deploy.quantization.graph.capture.tracing import describe
 from cpt_deploy.quantization.graph.capture.training_behaviour import replace_by_module
+from cpt_deploy.quantization.graph.chosen_layers import EXCLUDED
 from cpt_deploy.quantization.graph.fusion import fused_operation
 from cpt_deploy.quantization.graph.naming import free_name
 from cpt_deploy.quantization.graph.operator_kinds import IS_FLOAT, module_of
@@ -45,7 +46,7 @@ def lift(traced: fx.GraphModule, model: nn.Module) -> fx.GraphModule:
         if isinstance(module_of(layer, traced), CONVOLUTIONS):
             on_codes.update(_absorbed(traced, layer))
     for node in traced.graph.nodes:
-        if _is_other_product(node):
+        if _is_other_product(node) and not node.meta.get(EXCLUDED):
             raise ConversionError(
                 f"Expected weights in Conv1d/2d, ConvTranspose1d/2d, Linear and Embedding layers, but got "
                 f"{describe(node, traced)}"

@@ -20,6 +20,7 @@ from cpt_deploy.quantization.graph.capture.tracing import (
     shape_of,
     trace,
 )
+from cpt_deploy.quantization.graph.chosen_layers import excluded_modules, float_layers, mark_excluded
 from cpt_deploy.quantization.graph.conversion import Conversion
 from cpt_deploy.quantization.graph.edges import insert_edges
 from cpt_deploy.quantization.graph.equivalence import DiffersError, Reference
@@ -124,7 +125,8 @@ def _first_that_is_the_same(
     Branches on `self.training` are traced as in evaluation, then as in training; last come operations in float.
     """
     reasons: list[NoIntegerFormError] = []
-    for training in (False, True) if reference.example.is_float else ():
+    excluded = excluded_modules(reference.given.model, config)
+    for training in (False, True) if reference.example.is_float and not excluded else ():
         source, model = reference.given.to_convert()
         try:
             prepared = _prepared(_integer_graph(source, model, reference, training=training), config, reference)
@@ -139,14 +141,18 @@ def _first_that_is_the_same(
     try:
         check_capturable(model)
         traced = capture(source, model, reference.example, reference.structure)
-        prepared = _prepared(lift(traced, model), config, reference)
+        mark_excluded(traced, excluded)
+        lifted = lift(traced, model)
+        prepared = _prepared(lifted, config, reference)
+        prepared.float_layers = float_layers(lifted)
         reference.check(prepared)
         if trial is not None:
             trial(prepared)
     except ConversionError as error:
         differs = next((reason for reason in reasons if isinstance(reason, DiffersError)), error)
         raise differs from error
-    return prepared, reasons[0].reason if reasons else "it reads token ids"
+    reason = f"excluded from quantization: {', '.join(sorted(excluded))}" if excluded else "it reads token ids"
+    return prepared, reasons[0].reason if reasons else reason
 
 
 def _try(prepared: QuantizedModel, trial: Trial | None) -> None:

@@ -17,7 +17,7 @@ class ActivationQuantizer(nn.Module):
 
     Args:
         precision: The model's bits.
-        role: "cycle" or a group's role if only such layers read the tensor, else "hold".
+        role: "scheduled" or a group's role if only such layers read the tensor, else "fixed".
         momentum: Weight of a new batch in the moving average of the range.
         least_bits: Min bits of the tensor; the logits keep 8 whatever max_bits, since no layer reads them.
     """

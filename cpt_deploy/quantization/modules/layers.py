@@ -23,7 +23,7 @@ class QuantizedLayer(nn.Module):
         weight: The parameter, in torch's layout; None if the weight is computed by a parametrization.
         weight_of: The parametrization that computes the weight, in torch's layout; None if the weight is a parameter.
         weight_shape: Shape of the weight with output channels first, (O, ...).
-        role: "cycle", "hold" (always max_bits) or a group's name.
+        role: "scheduled", "fixed" (always max_bits) or a group's name.
         index: Position among the model's layers; seeds the gradient's stochastic-rounding noise.
     """
 

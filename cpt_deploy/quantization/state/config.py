@@ -1,5 +1,6 @@
 """The configuration of `prepare`: min_bits and max_bits, groups of layers, and how ranges are tracked."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Literal
@@ -7,6 +8,8 @@ from typing import Literal
 from cpt_deploy.errors import UsageError
 
 EndLayers = Literal["fixed", "scheduled"]
+Choice = str | type
+"""Modules of a model: a shell pattern of their names, or their type."""
 
 LEAST_BITS = 2
 MOST_BITS = 32
@@ -59,6 +62,9 @@ class QuantizationConfig:
         range_momentum: Weight of a new batch in the moving average of activation ranges, in (0, 1].
         seed: Seed of the gradients' stochastic rounding.
         groups: Groups of layers with their own bits; a layer belongs to the first group that matches its name.
+        include: Shell patterns of module names, or types of modules, whose layers are quantized; empty means all.
+        exclude: Likewise those that stay in float, with all modules inside of them. What is between quantized layers
+            then stays in float too, see docs/float-parts.md.
 
     Raises:
         UsageError: If the bounds are out of order or out of range.
@@ -70,16 +76,25 @@ class QuantizationConfig:
     range_momentum: float = 0.1
     seed: int = 0
     groups: tuple[LayerGroup, ...] = ()
+    include: Sequence[Choice] = ()
+    exclude: Sequence[Choice] = ()
 
     def __post_init__(self) -> None:
+        for name in ("include", "exclude"):
+            choices: object = getattr(self, name)
+            if isinstance(choices, str) or not isinstance(choices, Sequence):
+                raise UsageError(f"Expected {name} to be a list of patterns or types, but got {choices!r}")
+            if not all(isinstance(choice, str | type) for choice in choices):
+                raise UsageError(f"Expected {name} to hold patterns or types of modules, but got {list(choices)!r}")
+            object.__setattr__(self, name, tuple(choices))
         given: dict[str, object] = {"min_bits": self.min_bits, "max_bits": self.max_bits}
         for kind, bits in given.items():
             if not isinstance(bits, Integral):
                 raise UsageError(f"Expected whole numbers of bits for {kind}, but got {bits!r}")
         if not LEAST_BITS <= self.min_bits <= self.max_bits <= MOST_BITS:
             raise UsageError(
-                f"Expected {LEAST_BITS} <= lower <= upper <= {MOST_BITS} bits, "
-                f"but got lower={self.min_bits}, upper={self.max_bits}"
+                f"Expected {LEAST_BITS} <= min_bits <= max_bits <= {MOST_BITS}, "
+                f"but got min_bits={self.min_bits}, max_bits={self.max_bits}"
             )
         if not 0.0 < self.range_momentum <= 1.0:
             raise UsageError(f"Expected range_momentum to be in (0, 1], but got {self.range_momentum}")

@@ -13,7 +13,7 @@ from cpt_deploy.quantization.numerics.stochastic_rounding import mix_into, mix_s
 from cpt_deploy.quantization.state.config import FLOAT_BITS, MOST_INTEGER_BITS, whole_bits
 
 Role = str
-"""The role that determines a tensor's bits: "cycle", "hold", or the name of a group of layers."""
+"""The role that determines a tensor's bits: "scheduled", "fixed", or the name of a group of layers."""
 
 ROLES: tuple[Role, ...] = ("scheduled", "fixed")
 """The roles of every model: scheduled and fixed precision."""
@@ -38,7 +38,7 @@ class Bits(NamedTuple):
 class PrecisionState(nn.Module):
     """Bits of weights, activations and gradients, also as max quantized values on the model's device.
 
-    Tensors with role "cycle" follow the schedule; those with role "hold" stay at max_bits; those of a group follow the
+    Tensors with role "scheduled" follow the schedule; those with role "fixed" stay at max_bits; those of a group follow the
     group's own schedule. Max quantized values and seeds are tensors on the device, so kernels and compiled graphs see
     new data, not new code, when bits and steps change.
 

@@ -33,7 +33,7 @@ class LayerInfo:
     Attributes:
         name: Its module path.
         macs: Multiply-accumulates per sample in forward.
-        role: "cycle", "hold" (always max_bits), or the name of its group.
+        role: "scheduled", "fixed" (always max_bits), or the name of its group.
         weights: Number of weights, without the bias.
     """
 
@@ -60,6 +60,7 @@ class ScheduledModel(nn.Module):
         self.precision = precision
         self.config = config
         self.conversion = Conversion("integers")
+        self.float_layers: list[LayerInfo] = []
         self._last_step: tuple[tuple[int | None, int], int] | None = None
         self._said = False
         self._layers = layers

@@ -229,6 +229,8 @@ def prepare_network(
             LayerGroup(f"group{number}", group.match, precision.bounds_of(group)[1])
             for number, group in enumerate(precision.groups, start=1)
         ),
+        include=precision.include,
+        exclude=precision.exclude,
     )
     convert = quantization.prepare if trained else preparation.prepare
     prepared = convert(network, torch.zeros(2, *preprocessing.input_shape), config)
@@ -243,6 +245,11 @@ def build_quantized_language_model(recipe: Recipe, vocabulary: int) -> Quantized
         UsageError: If the model is unknown, or does not take the arguments.
     """
     precision = recipe.precision
+    if precision.include or precision.exclude:
+        raise UsageError(
+            f"Expected no precision.include and precision.exclude for {recipe.model.name}, all of whose layers are "
+            "quantized"
+        )
     config = QuantizationConfig(
         min_bits=precision.min_bits,
         max_bits=precision.max_bits,
@@ -276,7 +283,7 @@ def build_objects(model: ScheduledModel, recipe: Recipe, total_steps: int, devic
     groups = recipe.precision.group_schedules()
     for settings, schedule in zip(recipe.precision.groups, groups.values(), strict=True):
         _check_bits(schedule, *recipe.precision.bounds_of(settings), total_steps)
-    costs = [LayerCost(layer.name, layer.macs, layer.role) for layer in model.layers()]
+    costs = [LayerCost(layer.name, layer.macs, layer.role) for layer in (*model.layers(), *model.float_layers)]
     meter = BitOpsMeter(costs, recipe.precision.max_bits, model.precision.groups)
     return RunObjects(device, model, optimizer, averaged, forward, backward, meter, groups)
 

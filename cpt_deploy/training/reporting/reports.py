@@ -29,7 +29,7 @@ class TrainPlan:
         workers: Loading processes of each of them.
         parameters: Number of trainable parameters.
         macs: Multiply-accumulates per sample in the quantized layers.
-        layers: Number of quantized layers by role: "cycle", "hold", and the names of groups.
+        layers: Number of quantized layers by role: "scheduled", "fixed", and the names of groups.
         train_images: Number of training samples: images, or tokens.
         test_images: Number of test samples.
         classes: Number of classes, or size of the vocabulary.

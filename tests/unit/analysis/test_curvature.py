@@ -84,7 +84,7 @@ class Network(nn.Module):
 def quantized():
     """A trained-looking quantized network in evaluation, with inputs and labels."""
     torch.manual_seed(0)
-    model = prepare(Network(), torch.zeros(2, 1, 4, 4), QuantizationConfig(lower=3, upper=4)).double()
+    model = prepare(Network(), torch.zeros(2, 1, 4, 4), QuantizationConfig(min_bits=3, max_bits=4)).double()
     x, y = torch.randn(16, 1, 4, 4, dtype=torch.float64), torch.randint(0, 3, (16,))
     with torch.no_grad():
         for _ in range(3):

@@ -8,6 +8,7 @@ than evaluation (dropout, stochastic depth, BatchNorm) is kept as modules, so th
 import inspect
 import itertools
 import operator
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -68,7 +69,9 @@ def _export(model: nn.Module, example: Example, name: str) -> fx.GraphModule:
     inputs = zeros_of(example.signature, 2, number=1 if example.signature.free else 0, device=device)
     given = dict(zip(example.parameters, inputs, strict=True))
     try:
-        with torch.no_grad():
+        with torch.no_grad(), warnings.catch_warnings():
+            # recurrent layers list their weights anew when these are replaced, which changes nothing
+            warnings.filterwarnings("ignore", "The tensor attributes .*_flat_weights", UserWarning)
             program = torch.export.export(
                 model,
                 () if example.by_name else inputs,

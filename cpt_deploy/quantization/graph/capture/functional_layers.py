@@ -16,6 +16,7 @@ from torch.nn import functional
 from torch.nn.utils import parametrize
 
 from cpt_deploy.quantization.graph.capture.aten import aten
+from cpt_deploy.quantization.graph.chosen_layers import EXCLUDED
 
 _CONVOLUTION = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 _TRANSPOSED = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
@@ -97,7 +98,7 @@ def lift_products(traced: fx.GraphModule) -> list[fx.Node]:
     _expose_parametrizations(traced)
     _split_computed_biases(traced)
     for node in list(traced.graph.nodes):
-        product = _product(node, traced)
+        product = None if node.meta.get(EXCLUDED) else _product(node, traced)
         if product is None:
             continue
         product, last = _with_bias(product, node, traced)
