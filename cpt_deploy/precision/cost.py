@@ -61,8 +61,8 @@ class LayerCost:
     Args:
         name: Its name in the model.
         macs: Multiply-accumulates per sample in forward.
-        role: "scheduled" follows the schedule, "fixed" stays at max_bits, "float" runs at 32 bits; any other value names a
-            group.
+        role: "scheduled" follows the schedule, "fixed" stays at max_bits, "float" runs at 32 bits; any other value
+            names a group.
     """
 
     name: str

@@ -28,10 +28,10 @@ def float_section(report: Mapping[str, Any]) -> str:
         f"<section><h2>Computed in float</h2>\n<p>{share} of the {_total(floats):,} multiply-accumulates per "
         f"image run on integers. In float: {escape(named)}, since {escape(floats['reason'])}.</p>"
     )
-    if floats["own_way"] is None:
+    if floats["free_running"] is None:
         return f"{text}</section>"
-    differing = sum(tensor["mismatches"] for tensor in floats["own_way"])
-    codes = sum(tensor["values"] for tensor in floats["own_way"])
+    differing = sum(tensor["mismatches"] for tensor in floats["free_running"])
+    codes = sum(tensor["values"] for tensor in floats["free_running"])
     text += (
         f"\n<p>Free-running, that is computing the float operations too, the executor differs from onnxruntime in "
         f"{differing:,} of {codes:,} quantized values: the last digits of a float can move a value across a rounding "
@@ -40,7 +40,7 @@ def float_section(report: Mapping[str, Any]) -> str:
     columns = (Column("tensor", number=False), Column("differing"), Column("of"), Column("worst"))
     rows = [
         (tensor["name"], f"{tensor['mismatches']:,}", f"{tensor['values']:,}", str(tensor["worst_difference"]))
-        for tensor in floats["own_way"]
+        for tensor in floats["free_running"]
         if tensor["mismatches"]
     ]
     listed = f"\n{table('Differing quantized values, executor free-running', columns, rows)}" if rows else ""

@@ -98,7 +98,7 @@ class Measurement:
         runtimes: Logits and labels of the runtimes.
         integers: The executor's integers against onnxruntime's in every compared tensor; `None` if none were.
         unoptimized: The same with onnxruntime's optimizations off; `None` if some operations compute in float.
-        own_way: Integers of the free-running executor of a network with operations in float; else `None`.
+        free_running: Integers of the free-running executor of a network with operations in float; else `None`.
         confusion: Confusion matrix of onnxruntime.
         logit_pairs: Some logits of the trained model and of onnxruntime; `None` without a trained model.
         notes: Notes on what could not be compared.
@@ -112,7 +112,7 @@ class Measurement:
     confusion: Confusion
     logit_pairs: LogitPairs | None
     notes: tuple[str, ...]
-    own_way: IntegerComparison | None = None
+    free_running: IntegerComparison | None = None
     served_logits: ServedLogits | None = None
     trained_codes: TrainedCodes | None = None
 
@@ -168,7 +168,7 @@ def measure(
         confusion=confusion.result(),
         logit_pairs=sampler.result() if sampler else None,
         notes=inside.notes() if inside else (),
-        own_way=inside.own_way if isinstance(inside, ReplayedIntegers) else None,
+        free_running=inside.free_running if isinstance(inside, ReplayedIntegers) else None,
         served_logits=_served_logits(subject, runtimes, inside),
         trained_codes=trained_codes.result() if trained_codes else None,
     )

@@ -84,15 +84,15 @@ class FloatFacts:
         integer_macs: Multiply-accumulates per input that run on integers.
         float_macs: Multiply-accumulates per input in float.
         reason: Why the network is not integer from end to end.
-        own_way: Integers of the free-running executor, which computes the float parts itself, against onnxruntime's;
-            these may differ. `None` if they were not compared.
+        free_running: Integers of the free-running executor, which computes the float parts itself, against
+            onnxruntime's; these may differ. `None` if they were not compared.
     """
 
     operators: dict[str, int]
     integer_macs: int
     float_macs: int
     reason: str
-    own_way: tuple[TensorResult, ...] | None
+    free_running: tuple[TensorResult, ...] | None
 
     @property
     def integer_share(self) -> float:
@@ -102,9 +102,11 @@ class FloatFacts:
     @property
     def other_codes(self) -> tuple[int, int] | None:
         """Number of differing integers of the free-running executor, and number of all its integers."""
-        if self.own_way is None:
+        if self.free_running is None:
             return None
-        return sum(tensor.mismatches for tensor in self.own_way), sum(tensor.values for tensor in self.own_way)
+        return sum(tensor.mismatches for tensor in self.free_running), sum(
+            tensor.values for tensor in self.free_running
+        )
 
 
 @dataclass(frozen=True)

@@ -157,7 +157,7 @@ def validate(  # noqa: PLR0913  subject, samples and requirements
             logit_pairs=measured.logit_pairs,
             reference="float model" if bundle.calibrated else "trained model",
             provider=provider_name(provider),
-            float_parts=_float_facts(bundle, measured.own_way),
+            float_parts=_float_facts(bundle, measured.free_running),
             contradictions=(
                 *([] if trained is None else trained.differences(bundle)),
                 *contradictions(bundle),
@@ -178,7 +178,7 @@ def file_contradictions(bundle: OpenedBundle, saturation: Sequence[LayerSaturati
     return [f"model.onnx says that no sum can saturate on any processor, but in {possible} layers one can"]
 
 
-def _float_facts(bundle: Bundle, own_way: IntegerComparison | None) -> FloatFacts | None:
+def _float_facts(bundle: Bundle, free_running: IntegerComparison | None) -> FloatFacts | None:
     parts = bundle.float_parts
     if parts is None:
         return None
@@ -188,7 +188,7 @@ def _float_facts(bundle: Bundle, own_way: IntegerComparison | None) -> FloatFact
             int(parts["integer_macs"]),
             int(parts["float_macs"]),
             str(parts["reason"]),
-            None if own_way is None else own_way.results(),
+            None if free_running is None else free_running.results(),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise BundleError(

@@ -15,7 +15,8 @@ class CyclicPrecision:
 
     >>> import torch
     >>> from cpt_deploy import CyclicPrecision, QuantizationConfig, prepare
-    >>> model = prepare(torch.nn.Linear(4, 2), torch.zeros(2, 4), QuantizationConfig(min_bits=3, max_bits=8, ends="scheduled"))
+    >>> config = QuantizationConfig(min_bits=3, max_bits=8, ends="scheduled")
+    >>> model = prepare(torch.nn.Linear(4, 2), torch.zeros(2, 4), config)
     >>> schedule = CyclicPrecision(model, total_steps=8, cycles=2)
     >>> bits = []
     >>> for _ in range(8):

@@ -38,9 +38,9 @@ class Bits(NamedTuple):
 class PrecisionState(nn.Module):
     """Bits of weights, activations and gradients, also as max quantized values on the model's device.
 
-    Tensors with role "scheduled" follow the schedule; those with role "fixed" stay at max_bits; those of a group follow the
-    group's own schedule. Max quantized values and seeds are tensors on the device, so kernels and compiled graphs see
-    new data, not new code, when bits and steps change.
+    Tensors with role "scheduled" follow the schedule; those with role "fixed" stay at max_bits; those of a group follow
+    the group's own schedule. Max quantized values and seeds are tensors on the device, so kernels and compiled graphs
+    see new data, not new code, when bits and steps change.
 
     Args:
         max_bits: The max_bits of the model.

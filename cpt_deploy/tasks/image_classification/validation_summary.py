@@ -98,7 +98,7 @@ def _float_lines(floats: "FloatFacts") -> dict[str, str]:
     }
     if floats.other_codes is not None:
         differing, codes = floats.other_codes
-        lines["executor on its own way"] = f"{differing:,} of {codes:,} codes differ, which is not judged"
+        lines["free-running executor"] = f"{differing:,} of {codes:,} codes differ, which is not judged"
     return lines
 
 

@@ -158,7 +158,7 @@ def summarize(report: "LanguageReport") -> ValidationSummary:
     others = sum(product["other_codes"] for product in integers["products"])
     statement = (
         f"{_rise(report)}, {integers['mismatching']:,} of {integers['compared']:,} integer sums differ given the same "
-        f"codes; on their own way {others:,} of {codes:,} codes differ, logits by {content['worst_logit']:.2g} at most"
+        f"codes; free-running, {others:,} of {codes:,} codes differ, logits by {content['worst_logit']:.2g} at most"
     )
     here = content["saturation"]["applies_to_this_cpu"]
     saturation = saturation_in_words(report.saturation, report.portability, saturates_here=here)

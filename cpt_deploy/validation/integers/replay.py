@@ -35,7 +35,7 @@ class ReplayedIntegers:
         self.session = OnnxRuntimeModel(observable.model, threads=None, provider=provider)
         self.observable, self.replay = observable, replay
         self.comparison: IntegerComparison | None = None
-        self.own_way: IntegerComparison | None = None
+        self.free_running: IntegerComparison | None = None
         self.unmatched: list[str] = []
         self.same_logits = True
         seen = set(replay.entries) <= {intermediate.name for intermediate in observable.intermediates}
@@ -53,19 +53,19 @@ class ReplayedIntegers:
         entries = set(self.replay.entries) & set(got)
         logits, expected = self.replay.follow(inputs, {name: got[name] for name in entries})
         self.logits.add(logits, served)
-        if self.comparison is None or self.own_way is None:
+        if self.comparison is None or self.free_running is None:
             intermediates = self.observable.intermediates
             self.comparison = IntegerComparison(
                 [intermediate for intermediate in intermediates if intermediate.name in expected], self.replay.products
             )
-            self.own_way = IntegerComparison(
+            self.free_running = IntegerComparison(
                 [intermediate for intermediate in intermediates if intermediate.name in own]
             )
             compared = {intermediate.name for intermediate in self.comparison.intermediates} | entries
             listed = [intermediate.name for intermediate in (*intermediates, *self.observable.hidden)]
             self.unmatched = [name for name in dict.fromkeys([*listed, *expected, *own]) if name not in compared]
         self.comparison.add(expected, got)
-        self.own_way.add(own, got)
+        self.free_running.add(own, got)
         self.same_logits &= np.array_equal(got["logits"], served, equal_nan=True)
 
     def notes(self) -> tuple[str, ...]:

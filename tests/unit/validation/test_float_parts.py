@@ -74,7 +74,7 @@ def test_every_integer_is_recomputed_from_the_codes_at_its_entry(report, hybrid)
     assert sorted(compared.values()) == sorted(
         samples * size for size in (8 * 8, 3, 4 * 16, tokens * 16, tokens * 16, tokens * 32, tokens * 48)
     )
-    assert {tensor.name for tensor in report.float_parts.own_way} >= set(entries)
+    assert {tensor.name for tensor in report.float_parts.free_running} >= set(entries)
     assert report.unoptimized_tensors is None
 
 
