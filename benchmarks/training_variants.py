@@ -136,18 +136,18 @@ class TransformerBlock(nn.Module):
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.query, self.key, self.value, self.out = (nn.Linear(width, width) for _ in range(4))
         self.up, self.down = nn.Linear(width, hidden), nn.Linear(hidden, width)
-        self.edges: nn.ModuleList | None = None
+        self.quantizers: nn.ModuleList | None = None
         self.engine: Engine | None = None
 
     def quantize(self, bits: int, compute: Literal["modules", "float32", "bf16"]) -> None:
         """Replace the Linear layers by quantized ones, and put a quantizer in front of them."""
         precision = PrecisionState(8, 0)
-        self.edges = nn.ModuleList(ActivationQuantizer(precision, "scheduled", 0.1) for _ in range(4))
+        self.quantizers = nn.ModuleList(ActivationQuantizer(precision, "scheduled", 0.1) for _ in range(4))
         for index, name in enumerate(("query", "key", "value", "out", "up", "down")):
             setattr(self, name, quantized_layer(getattr(self, name), precision, "scheduled", index))
         precision.set(weights=bits, activations=bits, gradients=8)
         device = self.up.weight.device
-        self.edges.to(device)
+        self.quantizers.to(device)
         precision.to(device)
         if choose_compute(compute, native=True, device=device.type) != "modules":
             dtype = torch.bfloat16 if compute == "bf16" else torch.float32
@@ -169,13 +169,13 @@ class TransformerBlock(nn.Module):
 
     def _read(self, index: int, x: Tensor) -> Tensor | QuantizedValues:
         """Quantize what a layer reads, if layers are quantized."""
-        if self.edges is None:
+        if self.quantizers is None:
             return x
-        edge, x = self.edges[index], x.float()  # under autocast attention is in bfloat16
+        quantizer, x = self.quantizers[index], x.float()  # under autocast attention is in bfloat16
         if self.engine is None:
-            return edge(x)
-        edge.take(*self.engine.kernels.range(x.detach()), self.engine.kernels)
-        return encode(x, edge.grid(), self.engine)
+            return quantizer(x)
+        quantizer.take(*self.engine.kernels.range(x.detach()), self.engine.kernels)
+        return encode(x, quantizer.qparams(), self.engine)
 
     def _linear(self, layer: nn.Module, x: Any) -> Tensor:
         if self.engine is None:

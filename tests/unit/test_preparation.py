@@ -385,7 +385,7 @@ class Named(nn.Module):
     "names",
     [
         ("update", "values", "keys", "pop", "items", "clear", "forward_", "logits"),
-        ("activations", "layer_inputs", "network", "precision", "image"),
+        ("activation_quantizers", "requantize", "network", "precision", "image"),
         ("graph", "meta", "code", "recompile", "self", "lambda", "image_codes"),
         ("relu_module", "x_codes", "activation_1", "mean_codes", "input_ids"),
     ],

@@ -205,14 +205,14 @@ def show_step_costs(report: "RunReport") -> None:
 def _describe_layers(plan: "TrainPlan") -> str:
     precision = plan.recipe.precision
     scheduled, held = plan.layers.get("scheduled", 0), plan.layers.get("fixed", 0)
-    parts = [f"{scheduled} cycling"]
+    parts = [f"{scheduled} scheduled"]
     for number, group in enumerate(precision.groups, start=1):
         min_bits, max_bits = precision.bounds_of(group)
         schedule = group.schedule or precision.schedule
         parts.append(
             f"{plan.layers.get(f'group{number}', 0)} of {group.match} ({schedule}, {min_bits}-{max_bits} bits)"
         )
-    return ", ".join([*parts, f"{held} held at {precision.max_bits} bits"])
+    return ", ".join([*parts, f"{held} fixed at {precision.max_bits} bits"])
 
 
 def _describe_cost(plan: "TrainPlan") -> str:

@@ -30,18 +30,18 @@ def insert_entries(traced: fx.GraphModule, precision: PrecisionState, momentum: 
     for source, layers in by_source.items():
         roles = {_role(node, traced) for node in layers}
         quantizer = ActivationQuantizer(precision, roles.pop() if len(roles) == 1 else "fixed", momentum)
-        _insert(traced, source, add_quantizer(traced, "activations", source.name, quantizer), layers)
+        _insert(traced, source, add_quantizer(traced, "activation_quantizers", source.name, quantizer), layers)
         if quantizer.role == "fixed":
-            insert_layer_inputs(traced, [node for node in layers if _role(node, traced) != "fixed"], quantizer)
+            insert_requantize(traced, [node for node in layers if _role(node, traced) != "fixed"], quantizer)
 
 
-def insert_layer_inputs(traced: fx.GraphModule, layers: list[fx.Node], quantizer: ActivationQuantizer) -> None:
+def insert_requantize(traced: fx.GraphModule, layers: list[fx.Node], quantizer: ActivationQuantizer) -> None:
     """Requantize a fixed activation for the scheduled layers that read it; layers of one role share the result."""
     by_source: dict[tuple[fx.Node, Role], list[fx.Node]] = {}
     for layer in layers:
         by_source.setdefault((layer.all_input_nodes[0], _role(layer, traced)), []).append(layer)
     for (source, role), readers in by_source.items():
-        target = add_quantizer(traced, "layer_inputs", readers[0].name, Requantize(quantizer, role))
+        target = add_quantizer(traced, "requantize", readers[0].name, Requantize(quantizer, role))
         _insert(traced, source, target, readers)
 
 

@@ -23,7 +23,7 @@ def add_quantizer(traced: fx.GraphModule, container: str, name: str, module: nn.
 
     Args:
         traced: The network.
-        container: "activations" or "layer_inputs"; the network may have modules of these names, beside which the
+        container: "activation_quantizers" or "requantize"; the network may have modules of these names, beside which the
             container has another one.
         name: Name of the node before it, or of the layer that reads it.
         module: The quantizer.

@@ -35,7 +35,7 @@ class Kind(Enum):
     AVERAGE = "average pooling"
     GLOBAL_AVERAGE = "mean over all positions"
     KEEP = "codes are moved, selected or left alone: same scale before and after"
-    EDGE = "a quantizer"
+    QUANTIZER = "a quantizer"
     FLOAT = "computed in float: between quantizers, or where no integer form would gain anything"
 
 
@@ -61,8 +61,8 @@ _MODULE_KINDS: dict[type[nn.Module], Kind] = {
     nn.Dropout1d: Kind.KEEP,
     nn.Dropout2d: Kind.KEEP,
     nn.Flatten: Kind.KEEP,
-    ActivationQuantizer: Kind.EDGE,
-    Requantize: Kind.EDGE,
+    ActivationQuantizer: Kind.QUANTIZER,
+    Requantize: Kind.QUANTIZER,
 }
 
 _SPLITS = ("chunk", "split", torch.chunk, torch.split)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from torch import fx, nn
 
 from cpt_deploy.errors import ConversionError, CptWarning
+from cpt_deploy.quantization.graph.activation_quantizers import insert_quantizers
 from cpt_deploy.quantization.graph.capture.exported import capture
 from cpt_deploy.quantization.graph.capture.functional_layers import lift_products
 from cpt_deploy.quantization.graph.capture.output_sizes import fix_output_sizes
@@ -22,7 +23,6 @@ from cpt_deploy.quantization.graph.capture.tracing import (
 )
 from cpt_deploy.quantization.graph.chosen_layers import excluded_modules, float_layers, mark_excluded
 from cpt_deploy.quantization.graph.conversion import Conversion
-from cpt_deploy.quantization.graph.edges import insert_edges
 from cpt_deploy.quantization.graph.equivalence import DiffersError, Reference
 from cpt_deploy.quantization.graph.handed_in import HandedIn, same_randomness, untouched
 from cpt_deploy.quantization.graph.lifting import lift
@@ -170,7 +170,7 @@ def _prepared(traced: fx.GraphModule, config: QuantizationConfig, reference: Ref
     """Return the model of a graph in the vocabulary: its layers quantized, and its activations."""
     precision = PrecisionState(config.max_bits, config.seed, {group.name: group.max_bits for group in config.groups})
     layers = _replace_layers(traced, precision, config)
-    insert_edges(traced, precision, config)
+    insert_quantizers(traced, precision, config)
     traced.graph.lint()
     traced.recompile()
     device = next((parameter.device for parameter in traced.parameters()), None)

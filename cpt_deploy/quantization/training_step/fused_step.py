@@ -125,7 +125,7 @@ class _Builder:
             elif node in all_fused:
                 operation, run = all_fused[node]
                 self._add(_coded(node), run, *(self._codes(source) for source in operation.head.all_input_nodes))
-            elif kind_of(node, self.network) is Kind.EDGE:
+            elif kind_of(node, self.network) is Kind.QUANTIZER:
                 self._quantizer(node)
             elif node not in inside:
                 self._plain(node)

@@ -12,7 +12,7 @@ from cpt_deploy.bundle.language import TOKENS_NAME, LanguageBundle, LanguageMode
 from cpt_deploy.bundle.language.manifest import LOGITS_NAME
 from cpt_deploy.bundle.runtime.sessions import open_session
 from cpt_deploy.integer.language import IntegerLanguageModel, Trace, read_integer_model
-from cpt_deploy.validation.language.taps import with_product_outputs
+from cpt_deploy.validation.language.intermediate_outputs import with_product_outputs
 
 Tokens = npt.NDArray[np.int64]
 Step = Callable[[Tokens, Any], tuple[npt.NDArray[np.float32], Any]]

@@ -68,12 +68,12 @@ def test_a_run_is_fine_tuned_with_a_new_head(recipe, run_dir, two_classes):
     task = load_task(recipe(f"model.weights={run_dir}", two_classes), CPU)
     state = task.build_model().state_dict()
     weights = load_file(run_dir / "model.safetensors")
-    names = [name for name in weights if not name.startswith("network.edges")]
+    names = [name for name in weights if not name.startswith("network.activation_quantizers")]
     taken = [name for name in names if not name.startswith("network.fc")]
     assert set(names) - set(taken) == {"network.fc.weight", "network.fc.bias"}
     assert all(torch.equal(state[name], weights[name]) for name in taken)
     assert state["network.fc.weight"].shape[0] == 2
-    assert float(state["network.edges.x.batches"]) == 0.0  # ranges are those of the new images
+    assert float(state["network.activation_quantizers.x.batches"]) == 0.0  # ranges are those of the new images
     assert task.pretrained.fresh == ("fc.weight", "fc.bias")
     assert task.pretrained.classes == 10
 

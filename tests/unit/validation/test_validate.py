@@ -131,7 +131,10 @@ def test_the_report_names_the_execution_provider(bundle, images, echo):
 
 
 def test_where_the_graph_is_compiled_its_operators_are_not_listed(bundle, images, echo, monkeypatch):
-    for name in ("validate", "taps"):  # as modules: the package has a function of the first one's name
+    for name in (
+        "validate",
+        "integers.intermediate_outputs",
+    ):  # as modules: the package has a function of the first one's name
         module = importlib.import_module(f"cpt_deploy.validation.{name}")
         monkeypatch.setattr(module, "keeps_operators", lambda provider: False)
     report = validate(bundle, images, integer_model=echo, limit=3)

@@ -135,7 +135,7 @@ def test_other_inputs_are_refused_with_what_was_expected(shared_bundle, inputs):
 
 
 @pytest.mark.parametrize("content", [b"", b"not a model"], ids=["empty", "text"])
-@pytest.mark.parametrize("taps", [False, True])
+@pytest.mark.parametrize("intermediates", [False, True])
 def test_files_that_are_no_models_are_bundle_errors(tmp_path, content, intermediates):
     (tmp_path / "model.onnx").write_bytes(content)
     with pytest.raises(BundleError) as caught:

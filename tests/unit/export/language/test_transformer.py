@@ -16,8 +16,8 @@ from cpt_deploy.models.language.catalog import build_language_model
 from cpt_deploy.quantization import QuantizationConfig, prepare_language_model
 from cpt_deploy.quantization.calibration.calibrate import calibrating
 from cpt_deploy.validation.language.gate import LanguageReference
+from cpt_deploy.validation.language.intermediate_outputs import with_product_outputs
 from cpt_deploy.validation.language.measuring import chunks_of
-from cpt_deploy.validation.language.taps import with_product_outputs
 from cpt_deploy.validation.language.validate import validate_language
 
 VOCABULARY, CONTEXT, LAYERS, HEADS, FEATURES, INNER = 37, 24, 2, 4, 32, 48

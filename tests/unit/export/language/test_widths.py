@@ -19,7 +19,7 @@ from cpt_deploy.integer.language import freeze_language_model
 from cpt_deploy.models.language.catalog import build_language_model
 from cpt_deploy.quantization import QuantizationConfig, prepare_language_model
 from cpt_deploy.quantization.calibration.calibrate import calibrating
-from cpt_deploy.validation.language.taps import with_product_outputs
+from cpt_deploy.validation.language.intermediate_outputs import with_product_outputs
 from cpt_deploy.validation.language.validate import validate_language
 
 VOCABULARY = 41

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from torch import fx
 
 from cpt_deploy.quantization.graph.capture.tracing import is_tensor
-from cpt_deploy.quantization.graph.entries import has_float_operations, insert_entries, insert_layer_inputs
+from cpt_deploy.quantization.graph.entries import has_float_operations, insert_entries, insert_requantize
 from cpt_deploy.quantization.graph.fusion import FusedOperation, fused_operations
 from cpt_deploy.quantization.graph.naming import add_quantizer
 from cpt_deploy.quantization.graph.operator_kinds import Kind, kind_of, module_of
@@ -18,7 +18,7 @@ from cpt_deploy.quantization.state.precision_state import PrecisionState, Role
 LOGITS_LEAST_BITS = 8
 
 
-def insert_edges(traced: fx.GraphModule, precision: PrecisionState, config: QuantizationConfig) -> None:
+def insert_quantizers(traced: fx.GraphModule, precision: PrecisionState, config: QuantizationConfig) -> None:
     """Put the activation quantizers into a graph whose layers are quantized.
 
     An activation that only layers of one role read has that role. Every other stays at max_bits, and layers that cycle
@@ -27,12 +27,12 @@ def insert_edges(traced: fx.GraphModule, precision: PrecisionState, config: Quan
     floats = has_float_operations(traced)
     for operation in fused_operations(traced):
         if not floats or _makes_codes(operation, traced):
-            _insert_edge(operation, traced, precision, config)
+            _insert_quantizer(operation, traced, precision, config)
     if floats:
         insert_entries(traced, precision, config.range_momentum)
 
 
-def _insert_edge(
+def _insert_quantizer(
     operation: FusedOperation, traced: fx.GraphModule, precision: PrecisionState, config: QuantizationConfig
 ) -> None:
     readers = list(_readers(operation.end, traced))
@@ -42,9 +42,9 @@ def _insert_edge(
     quantizer = ActivationQuantizer(
         precision, role, config.range_momentum, least_bits=LOGITS_LEAST_BITS if is_logits else 0
     )
-    _insert_after(traced, operation.end, add_quantizer(traced, "activations", operation.head.name, quantizer))
+    _insert_after(traced, operation.end, add_quantizer(traced, "activation_quantizers", operation.head.name, quantizer))
     if role == "fixed":
-        insert_layer_inputs(traced, [node for node in readers if _role(node, traced) not in (None, "fixed")], quantizer)
+        insert_requantize(traced, [node for node in readers if _role(node, traced) not in (None, "fixed")], quantizer)
 
 
 def _makes_codes(operation: FusedOperation, traced: fx.GraphModule) -> bool:
