@@ -23,8 +23,8 @@ def add_quantizer(traced: fx.GraphModule, container: str, name: str, module: nn.
 
     Args:
         traced: The network.
-        container: "activation_quantizers" or "requantize"; the network may have modules of these names, beside which the
-            container has another one.
+        container: "activation_quantizers" or "requantize". The network may have modules of these names; the container
+            then gets another one.
         name: Name of the node before it, or of the layer that reads it.
         module: The quantizer.
 
