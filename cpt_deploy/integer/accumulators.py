@@ -61,5 +61,5 @@ def check_sum(name: str, worst: int) -> None:
         raise ConversionError(
             f"Expected the sums of {name} to fit into int32, but from its weights and its bias they can reach "
             f"{worst:,}, {worst / INT32_MOST:.2f} times as much",
-            hint="let several layers have a part of its inputs each, and add their results",
+            hint="split its inputs over several layers, and add their results",
         )

@@ -169,7 +169,7 @@ def write_skeleton(graph: IntegerGraph, opset: int) -> onnx.ModelProto:
         cause = str(error.__cause__ or error).strip().partition("\n")[0]
         raise ConversionError(
             f"Expected float operations that torch.onnx can write, but got: {cause}",
-            hint="replace the operation in the model, or put it outside of what is exported",
+            hint="replace the operation in the model, or exclude it from the exported model",
         ) from error
     finally:
         logging.getLogger("torch.onnx").setLevel(level)

@@ -103,9 +103,9 @@ class Reference:
         other = next((run for run, one in zip(RUNS, structures, strict=True) if one != structures[-1]), None)
         if other is not None:
             raise ConversionError(
-                f"Expected a network that returns the same structure of tensors always, but {type(model).__name__} "
+                f"Expected a network that always returns the same structure of tensors, but {type(model).__name__} "
                 f"returns others in {other.mode} of {len(batches[other.seed][0])} samples than in {RUNS[-1].mode}",
-                hint="switch auxiliary outputs off, or wrap it in a module whose forward returns the same always",
+                hint="switch auxiliary outputs off, or wrap it in a module whose forward always returns the same",
             )
         return cls(given, example, structures[0], batches, [structures[0].tensors(result) for result in found])
 
@@ -137,7 +137,7 @@ class Reference:
             raise DiffersError(
                 f"Expected the graph of {type(self.given.model).__name__} to compute any batch, "
                 f"but in {run.mode} one of {_sizes(batch, self.example.signature)} failed: {cause}",
-                hint="sizes must follow from the input, the batch size above all",
+                hint="sizes must be derived from the input, above all the batch size",
                 reason=f"its graph fails on a batch of {_sizes(batch, self.example.signature)}: {cause}",
             ) from error
 
@@ -195,7 +195,7 @@ class Reference:
             place = first_difference(model, call, prepared.network, batches[run.seed], replay)
         raise DiffersError(
             f"Expected the prepared network to compute what {type(model).__name__} computes, but in {run.mode} its "
-            f"values differ from {place} on (results by {distance:.3g}, where the greatest is {size:.3g})",
+            f"values differ from {place} on (results by {distance:.3g}, where the largest is {size:.3g})",
             hint=_advice(self.given, run),
             reason=f"{place} has no integer form that computes the same in {run.mode}",
         )
@@ -204,13 +204,13 @@ class Reference:
 def _advice(given: HandedIn, run: Run) -> str:
     peculiar = given.peculiar()
     if peculiar:
-        return f"{peculiar[0]} belongs to what the network computes: write it into the forward of a module"
+        return f"{peculiar[0]} is part of the computation: write it into the forward of a module"
     return (
-        "a branch on `self.training` is taken as it is in one mode, and what is drawn or counted at each call as it "
-        "was once: write what differs between the modes as a module (nn.Dropout, nn.BatchNorm2d, …)"
+        "a branch on `self.training` is traced in one mode, and values that are drawn or counted at each call are "
+        "traced once: write computations that differ between the modes as modules (nn.Dropout, nn.BatchNorm2d, …)"
         if run.training
-        else "what forward does must follow from its input, its parameters and its buffers; write what does not as a "
-        "module of torch.nn, or leave it out"
+        else "forward must depend only on its input, its parameters and its buffers; write other computations as "
+        "modules of torch.nn, or leave them out"
     )
 
 

@@ -108,7 +108,7 @@ def prepare(
     dropped = given.dropped()
     if dropped:
         warnings.warn(
-            f"{', '.join(dropped)} changes nothing that the network computes: the prepared network does not have it",
+            f"{', '.join(dropped)} does not change the network's computation: the prepared network does not have it",
             CptWarning,
             stacklevel=2,
         )
@@ -201,7 +201,7 @@ def _check_parameters(traced: fx.GraphModule) -> None:
         if node.op == "get_attr" and any(is_tensor(user) for user in node.users):
             raise NoIntegerFormError(
                 f"Expected parameters in layers only, but got the bare parameter {node.target!r}",
-                reason=f"the parameter {node.target!r} stands outside of a layer",
+                reason=f"the parameter {node.target!r} is outside of a layer",
             )
 
 

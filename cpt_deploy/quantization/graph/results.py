@@ -73,7 +73,7 @@ class Structure:
         leaves, spec = _pytree.tree_flatten(result)
         found = [_Leaf.TENSOR if is_tensor(leaf) else leaf for leaf in leaves]
         if (spec, found) != (self._spec, self._leaves):
-            raise ValueError("its result is put together in another way than when the network runs")
+            raise ValueError("its result has another structure than when the network runs")
         return [leaf for leaf in leaves if is_tensor(leaf)]
 
     def built(self, tensors: Sequence[Any]) -> Any:

@@ -57,7 +57,7 @@ def capture(source: nn.Module, model: nn.Module, example: Example, structure: St
     if not all(is_tensor(result) for result in results_of(traced.graph)):
         raise ConversionError(
             "Expected a network that returns floating-point values, but it returns others",
-            hint="leave argmax and comparisons to what reads the results",
+            hint="move argmax and comparisons to the code that reads the results",
         )
     return traced
 
@@ -78,8 +78,8 @@ def _export(model: nn.Module, example: Example, name: str) -> fx.GraphModule:
     except Exception as error:
         raise ConversionError(
             f"Expected a model whose graph can be traced, but capturing {name} failed: {_reason(error)}",
-            hint="control flow that depends on tensor values must go, and the batch size must be free"
-            + (", and so must the sizes that dynamic_shapes names" if example.signature.free else ""),
+            hint="remove control flow that depends on tensor values; the batch size must be free"
+            + (", and so must the sizes in dynamic_shapes" if example.signature.free else ""),
         ) from error
     module: fx.GraphModule = program.module(check_guards=False)
     return module
@@ -118,7 +118,7 @@ def _reason(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if "Suggested fixes:" in lines:  # of free sizes
         fixes = lines[lines.index("Suggested fixes:") + 1 :]
-        return f"not every size is possible that dynamic_shapes names; torch suggests {', '.join(_until_prose(fixes))}"
+        return f"not every size in dynamic_shapes is possible; torch suggests {', '.join(_until_prose(fixes))}"
     return lines[0].partition(". ")[0] if lines else type(error).__name__
 
 
@@ -162,7 +162,7 @@ def _list_results(traced: fx.GraphModule, spec: torch.utils._pytree.TreeSpec, st
     except ValueError as error:
         raise ConversionError(
             f"Expected a model that returns the same tensors in training and in evaluation, but {error}",
-            hint="leave what is no tensor, and what only one mode returns, out of the result",
+            hint="return only tensors, and the same ones in both modes",
         ) from error
     output.args = (results[0] if len(results) == 1 else tuple(results),)
     traced.graph._codegen = fx.graph.CodeGen()

@@ -28,8 +28,8 @@ def fix_output_sizes(traced: fx.GraphModule, signature: Signature) -> None:
         if paddings.setdefault(target, padding) != padding:
             raise NoIntegerFormError(
                 f"Expected one output size of each layer, but got several at {describe(node, traced)}",
-                hint="give each size a layer of its own",
-                reason=f"{describe(node, traced)} is told several output sizes",
+                hint="use one layer for each size",
+                reason=f"{describe(node, traced)} is called with several output sizes",
             )
         if told:
             node.args, node.kwargs = (node.all_input_nodes[0],), {}

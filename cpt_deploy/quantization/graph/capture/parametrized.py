@@ -42,8 +42,8 @@ def as_parametrizations(model: nn.Module) -> nn.Module:
             if isinstance(hook, SpectralNorm):
                 raise ConversionError(
                     f"Expected parametrizations, but module {name!r} has the older torch.nn.utils.spectral_norm",
-                    hint="torch.nn.utils.remove_spectral_norm(layer) keeps the weight that it has, and "
-                    "torch.nn.utils.parametrizations.spectral_norm(layer) goes on with it",
+                    hint="torch.nn.utils.remove_spectral_norm(layer) keeps the present weight, and "
+                    "torch.nn.utils.parametrizations.spectral_norm(layer) continues from it",
                 )
             del module._forward_pre_hooks[key]
             if isinstance(hook, WeightNorm):

@@ -58,7 +58,7 @@ def trace(
     except Exception as error:
         raise NoIntegerFormError(
             f"Expected a model whose graph can be traced, but tracing {type(model).__name__} failed: {error}",
-            hint="control flow that depends on tensor values must go, or into a module of its own",
+            hint="remove control flow that depends on tensor values, or move it into a separate module",
             reason=f"its graph cannot be traced: {error}",
         ) from error
     traced = fx.GraphModule(model, graph)
