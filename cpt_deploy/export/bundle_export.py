@@ -36,7 +36,7 @@ TRAINED, CALIBRATED = "trained with cyclic precision", "calibrated only"
 
 @dataclass(frozen=True)
 class ModelIdentity:
-    """Facts of a bundle about its model beside the integers.
+    """Facts of a bundle about its model, besides the integers.
 
     Args:
         name: Name of the model in the server.
@@ -45,7 +45,7 @@ class ModelIdentity:
         preprocessing: From image to input, as in evaluation.
         facts: Further facts for config.json: data set, digest of the trained weights and the like.
         recipe: The recipe of the run, YAML text.
-        card: Text of the model card beside the facts.
+        card: Text of the model card, besides the facts.
         calibrated: Whether it is a float model whose ranges were calibrated, not trained with cyclic precision.
     """
 
@@ -70,7 +70,7 @@ def export_bundle(
     opset: int | None = None,
     formats: Sequence[str] = (),
 ) -> Bundle:
-    """Freeze a trained model and write it as a bundle, all or nothing.
+    """Freeze a trained model and write it as a bundle, atomically.
 
     Args:
         model: The model, calibrated at the bits to be exported.

@@ -149,7 +149,7 @@ class Float(Operation):
 
 @dataclass(frozen=True, slots=True)
 class Add(Operation):
-    """Sum of two tensors of one shape; an output with zero point 0 includes a ReLU."""
+    """Sum of two tensors of one shape; an output zero point of 0 implements a ReLU after it."""
 
 
 @dataclass(frozen=True, slots=True)

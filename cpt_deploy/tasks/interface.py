@@ -98,7 +98,7 @@ class SweptRun(Protocol[B_contra]):
         """Number of samples of the test set that a validation measures."""
 
     def figures(self, bundle: B_contra) -> dict[str, Any]:
-        """Return the figures of a validated bundle for sweep.json, beside its bits, sizes and integers."""
+        """Return the figures of a validated bundle for sweep.json, besides its bits, sizes and integers."""
 
     def compare(self, bundles: Sequence[B_contra], rounds: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """Time all bundles alternately, and return the figures for sweep.json: of the reference, and of each bundle."""

@@ -32,7 +32,7 @@ from cpt_deploy.quantization.state.scheduled_model import WeightBits
 
 @dataclass(frozen=True)
 class LanguageIdentity:
-    """Facts of a bundle about its language model beside the integers.
+    """Facts of a bundle about its language model, besides the integers.
 
     Args:
         name: Name of the model in the server.
@@ -40,7 +40,7 @@ class LanguageIdentity:
         tokenizer: From text to tokens and back.
         facts: Further facts for config.json.
         recipe: The recipe of the run, YAML text.
-        card: Text of the model card beside the facts.
+        card: Text of the model card, besides the facts.
     """
 
     name: str
@@ -61,7 +61,7 @@ def export_language_bundle(
     activation_bits: int | None = None,
     opset: int | None = None,
 ) -> LanguageBundle:
-    """Freeze a trained language model and write it as a bundle, all or nothing.
+    """Freeze a trained language model and write it as a bundle, atomically.
 
     Args:
         model: The model, calibrated at the bits to be exported.

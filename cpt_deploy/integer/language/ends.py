@@ -45,7 +45,7 @@ class IntegerEmbedding:
         return out
 
     def describe(self) -> dict[str, Any]:
-        """Return what its numbers mean, as JSON types."""
+        """Return its metadata as JSON types."""
         return {
             "tables": [table.name for table in self.tables],
             "projections": [projection.describe() for projection in self.projections],
@@ -53,7 +53,7 @@ class IntegerEmbedding:
 
     @classmethod
     def from_arrays(cls, description: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) -> "IntegerEmbedding":
-        """Read what `describe` gave.
+        """Rebuild it from the result of `describe`.
 
         Raises:
             KeyError: If something is missing.
@@ -100,7 +100,7 @@ class IntegerHead:
         return np.concatenate(parts, axis=-1)
 
     def describe(self) -> dict[str, Any]:
-        """Return what its numbers mean, as JSON types."""
+        """Return its metadata as JSON types."""
         return {
             "first": [linear.describe() for linear in self.first],
             "tails": [[linear.describe() for linear in tail] for tail in self.tails],
@@ -108,7 +108,7 @@ class IntegerHead:
 
     @classmethod
     def from_arrays(cls, description: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) -> "IntegerHead":
-        """Read what `describe` gave.
+        """Rebuild it from the result of `describe`.
 
         Raises:
             KeyError: If something is missing.

@@ -59,7 +59,7 @@ class FloatLowering:
         return self.finished[node].name if node in self.finished else self.names[node]
 
     def lower(self, node: fx.Node, bits: Mapping[str, int]) -> list[Operation]:  # noqa: PLR0911
-        """Return the operations of a node: none for one that does nothing in evaluation, or ends in a quantizer."""
+        """Return the operations of a node: none if it has no effect in evaluation, or is lowered with its quantizer."""
         if node.op == "get_attr":
             return [self._constant(self.real_name(node), attrgetter(str(node.target))(self.network), node)]
         module = module_of(node, self.network)

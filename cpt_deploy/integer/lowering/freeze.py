@@ -54,7 +54,7 @@ from cpt_deploy.quantization.state.scheduled_model import WeightBits
 def freeze(
     model: QuantizedModel, *, weight_bits: WeightBits = None, activation_bits: int | None = None
 ) -> IntegerGraph:
-    """Freeze a model to integers, at max_bits (at most 8 bits) or at the bits asked for.
+    """Freeze a model to integers, at max_bits (at most 8 bits) or at the requested bits.
 
     Fixed layers and activations stay at max_bits; where a scheduled layer reads a fixed activation, a table requantizes
     it to the bits of scheduled activations. The model must have been calibrated at these bits (`calibrate`). After

@@ -1,4 +1,4 @@
-"""Insert activation quantizers into a graph: behind each fused operation, and where real values enter layers."""
+"""Insert activation quantizers into a graph: after each fused operation, and where real values enter layers."""
 
 from collections.abc import Iterator
 
@@ -48,7 +48,7 @@ def _insert_edge(
 
 
 def _makes_codes(operation: FusedOperation, traced: fx.GraphModule) -> bool:
-    """Return whether a result is quantized beside float operations: a convolution's, or one that only they read."""
+    """Return whether to quantize a result beside float parts: a convolution's, or an input that only they read."""
     nodes = [operation.head]
     if operation.head.op == "placeholder":
         nodes = [user for user in operation.head.users if is_tensor(user)]

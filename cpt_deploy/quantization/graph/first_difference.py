@@ -1,6 +1,6 @@
 """Find the first operation of a network whose result does not occur in the graph that was made from it.
 
-Values are compared by a fingerprint: their number, their maximum magnitude, and two sums. Operations are the calls of
+Values are compared by a fingerprint: their number, their maximum magnitude, and two means. Operations are the calls of
 torch's functions that the network makes, so operations that a graph decomposes (attention, SiLU) are compared as a
 whole.
 """
@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from cpt_deploy.quantization.graph.capture.tracing import describe, results_of
 
-#: Relative difference up to which two sums count as equal, since operators may be composed differently.
+#: Relative difference up to which fingerprints count as equal, since operators may be composed differently.
 _TOLERANCE = 1e-5
 
 

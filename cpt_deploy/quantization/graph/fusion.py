@@ -1,6 +1,6 @@
 """Fusion patterns: which consecutive nodes form one integer operation. Only this module decides it.
 
-`prepare` inserts an activation quantizer behind each fused operation, the fused training step computes it at once,
+`prepare` inserts an activation quantizer after each fused operation, the fused training step computes it at once,
 freezing lowers it to one integer operation, and bias rounding finds a layer's offsets in it. They all call
 `fused_operations`, which finds the same operations before and after quantizers are inserted, so a graph that is copied,
 pickled, or given other modules needs no record of them.
@@ -22,7 +22,7 @@ from cpt_deploy.quantization.modules.activation_quantizer import ActivationQuant
 
 Norm = nn.BatchNorm1d | nn.BatchNorm2d
 
-#: The operations that each kind absorbs behind it, in this order; nothing else may read the values in between.
+#: The operations after it that each kind absorbs, in this order; nothing else may read the values in between.
 ABSORBED: dict[Kind, tuple[Literal["norm", "clamp"], ...]] = {
     Kind.LAYER: ("norm", "clamp"),
     Kind.NORM: ("clamp",),
@@ -61,7 +61,7 @@ class FusedOperation:
         nodes: In order: the head, perhaps its BatchNorm, perhaps its clamp.
         norm: The BatchNorm that folds into it.
         clamp: The bounds of its result; infinite if there are none.
-        quantizer: The activation quantizer behind it, if nothing else reads the result.
+        quantizer: The activation quantizer after it, if nothing else reads the result.
     """
 
     kind: Kind | None

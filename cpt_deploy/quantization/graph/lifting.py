@@ -1,4 +1,4 @@
-"""Select the operators of a captured graph that run on integers: the layers, and what a convolution absorbs.
+"""Select the operators of a captured graph that run on integers: layers, and the operators that convolutions absorb.
 
 All other operators are computed in float, and so is the output of a Linear layer: in a transformer the matrix products
 take the time, and the residual stream keeps its precision.

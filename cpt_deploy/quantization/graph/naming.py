@@ -1,6 +1,6 @@
 """Choose names of modules that are added to a network, and rename a network's own that a graph cannot have.
 
-A `torch.fx.GraphModule` holds the modules of a network beside attributes of its own, and its generated code uses their
+A `torch.fx.GraphModule` holds the modules of a network besides its own attributes, and its generated code uses their
 names.
 """
 
@@ -13,7 +13,7 @@ from torch import fx, nn
 
 
 def free_name(owner: nn.Module, name: str) -> str:
-    """Return `name`, with underscores appended until `owner` has no attribute of that name."""
+    """Return `name`, with underscores appended until it is no keyword and no attribute of `owner`."""
     while hasattr(owner, name) or keyword.iskeyword(name):
         name += "_"
     return name

@@ -40,7 +40,7 @@ class Structure:
         """Record the structure of a result.
 
         Raises:
-            ConversionError: If it has no tensors, or anything beside tensors and constants.
+            ConversionError: If it has no tensors, or anything besides tensors and constants.
         """
         _register(result)
         paths, self._spec = _pytree.tree_flatten_with_path(result)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def check_options(options: ValidationOptions) -> None:
     """Check the options of a validation, see `Task`."""
     if options.run is not None and options.source is not None:
-        raise UsageError("Expected either --run or --from, but got both", hint="a bundle has one model behind it")
+        raise UsageError("Expected either --run or --from, but got both", hint="a bundle has one origin")
     if options.page is None:
         return
     if find_spec("matplotlib") is None:

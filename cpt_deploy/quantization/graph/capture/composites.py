@@ -23,7 +23,7 @@ def taken_apart(model: nn.Module) -> nn.Module:
     """Return a copy of a model in which such modules are replaced by modules of torch, one per operation.
 
     A class that only sets defaults of a torch class becomes that class. In timm (parameters and buffers stay the same),
-    `BatchNormAct2d`, a BatchNorm with dropout and an activation behind it, becomes a Sequential of `norm`, `drop` and
+    `BatchNormAct2d`, a BatchNorm with dropout and an activation after it, becomes a Sequential of `norm`, `drop` and
     `act`; `Linear`, whose weight is cast in scripts, becomes torch's. In transformers, `Conv1D`, GPT-2's Linear with a
     transposed weight, becomes torch's Linear.
     """

@@ -60,7 +60,7 @@ def constant_arithmetic(node: fx.Node, traced: fx.GraphModule, seen: Seen) -> tu
     Args:
         node: A call of a function or a method.
         traced: Its graph.
-        seen: What its nodes yield.
+        seen: Shapes and values of its nodes.
 
     Returns:
         The module that computes the same, and the tensor that it reads; or None.

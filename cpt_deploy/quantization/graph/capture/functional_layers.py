@@ -333,7 +333,7 @@ def _sources(node: fx.Node) -> list[fx.Node]:
 
 
 def _computation(product: _Product, traced: fx.GraphModule) -> tuple[fx.Node, fx.GraphModule]:
-    """Return the largest parameter that a weight is computed from, and the graph that computes the weight from it."""
+    """Return the largest parameter that a weight is computed from, and the graph that computes the weight."""
     needed = _sources(product.weight)
     held = [node for node in needed if node.op == "get_attr"]
     values = {node: _value(node, traced) for node in held}

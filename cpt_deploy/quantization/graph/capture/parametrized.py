@@ -75,7 +75,7 @@ def _hooks(module: nn.Module) -> dict[int, WeightNorm | SpectralNorm | prune.Bas
 
 
 def _copied(model: nn.Module) -> nn.Module:
-    """Copy a model; values computed by hooks are kept, since torch copies only leaves of the autograd graph."""
+    """Copy a model; values computed by hooks are detached, since torch copies only leaves of the autograd graph."""
     computed = [value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor)]
     return copy.deepcopy(model, {id(value): value.detach() for value in computed if not value.is_leaf})
 

@@ -38,7 +38,7 @@ class Tracer(fx.Tracer):
         return graph
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """Return whether a module is one operation: by its class, unless the instance has hooks or its own forward."""
+        """Return whether a module is one operation: by its class, unless the instance has its own forward."""
         if "forward" in m.__dict__ and not isinstance(m.forward, _StandIn):
             return False
         if is_stochastic_depth(m):

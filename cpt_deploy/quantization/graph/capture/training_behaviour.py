@@ -48,7 +48,7 @@ class _Mark(nn.Module):
         super().__init__()
         self._mark_of = name
         self._parameters, self._buffers = module._parameters, module._buffers
-        self.__dict__["_marked"] = module  # no submodule, so that names stay as they are
+        self.__dict__["_marked"] = module  # not a submodule, so that names do not change
 
     def __getattr__(self, name: str) -> Any:
         try:
