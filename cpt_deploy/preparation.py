@@ -1,4 +1,4 @@
-"""`prepare` with a trial deployment: the untrained network is frozen, exported and run before training is paid for."""
+"""`prepare` with a trial deployment: the untrained network is frozen, exported and run before any training."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -38,8 +38,8 @@ def prepare(
     """Convert a float model to one that trains with cyclic precision and can be deployed.
 
     This is `quantization.graph.prepare`, which documents the conversion, followed by a trial: the untrained network is
-    frozen, written to ONNX and run by onnxruntime, so that a model that cannot be deployed is found before training is
-    paid for. If the trial fails for an all-integer network, it is repeated with operations in float.
+    frozen, written to ONNX and run by onnxruntime, so that a model that cannot be deployed is found before training. If
+    the trial fails for an all-integer network, it is repeated with operations in float.
 
     Args:
         model: A float model that takes tensors (N, ...) and returns tensors (N, ...), alone or in tuples, lists,
@@ -47,14 +47,14 @@ def prepare(
         example_inputs: A tensor, e.g. `torch.zeros(2, 3, 32, 32)`; a tuple of tensors, one for each argument; or a
             dictionary of tensors by the names of the arguments. float32 or int64 (token ids), the batch first.
         config: Bounds and fixed or scheduled precision.
-        dynamic_shapes: Dimensions beside the batch that are free, as in `torch.export`: `{2: Dim("height")}` of one
-            tensor, a tuple or dictionary of such of several; `8 * Dim("height")` where sizes have to be multiples.
+        dynamic_shapes: Free dimensions beside the batch, as in `torch.export`: `{2: Dim("height")}` for one tensor, a
+            tuple or dictionary of these for several; `8 * Dim("height")` where sizes have to be multiples.
 
     Returns:
         The CPT model, at max_bits.
 
     Raises:
-        UsageError: If the example inputs are no such tensors, or `dynamic_shapes` do not fit to them.
+        UsageError: If the example inputs are not such tensors, or `dynamic_shapes` do not fit them.
         ConversionError: If the model cannot be captured, frozen, written or run; names the operation and the module.
     """
     return quantization.prepare(model, example_inputs, config, dynamic_shapes=dynamic_shapes, trial=try_out)

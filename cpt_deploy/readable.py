@@ -1,4 +1,4 @@
-"""Numbers as people read them: sizes, counts, durations, shares, and a schedule as one line of blocks."""
+"""Format values for people: sizes, counts, durations, shares, paths, and a series as one line of blocks."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,7 +37,7 @@ def duration(seconds: float) -> str:
 
 
 def share(fraction: float | None, digits: int = 2) -> str:
-    """Return a fraction as a percentage, or a dash where there is none."""
+    """Return a fraction as a percentage, or a dash for None."""
     return "-" if fraction is None else f"{100 * fraction:.{digits}f} %"
 
 
@@ -58,7 +58,7 @@ def sparkline(values: Sequence[float], width: int = 64) -> str:
 
 
 def path(location: Path) -> str:
-    """Return a path as a user would type it: relative to the working directory where it lies below it."""
+    """Return a path as a user would type it: relative to the working directory if it is below it."""
     resolved = location.resolve()
     here = Path.cwd().resolve()
     return str(resolved.relative_to(here)) if resolved.is_relative_to(here) else str(location)

@@ -1,4 +1,4 @@
-"""What a model takes and returns: named tensors, whose first dimension is the batch and is free. Needs no PyTorch."""
+"""The signature of a model: named input and output tensors with a free batch dimension first. Needs no PyTorch."""
 
 import re
 import sys
@@ -7,12 +7,12 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 BATCH = "N"
-"""Name of the batch dimension, which every tensor of a signature has first."""
+"""Name of the batch dimension, the first of every tensor of a signature."""
 INPUT_NAME, TOKENS_NAME, OUTPUT_NAME = "image", "input_ids", "logits"
-"""Names of the only input (of real values, of integers) and the only output of a model that was given no others."""
+"""Default names of a single input (of real values, of integers) and of a single output."""
 
 Size = int | str
-"""Size of one dimension: a number; or, where it is free, its name, or `factor*name+offset`."""
+"""Size of one dimension: a number; or, if it is free, its name or `factor*name+offset`."""
 
 _FREE = re.compile(r"(?:(?P<factor>\d+)\*)?(?P<name>[A-Za-z_]\w*)(?P<offset>[+-]\d+)?")
 
@@ -23,9 +23,9 @@ class TensorSpec:
 
     Attributes:
         name: Unique among inputs and outputs; also its name in the ONNX file.
-        dtype: "float32", "int64", ..., as NumPy names it.
-        shape: Sizes without the batch dimension. That of an output may be a name of its own where it follows from free
-            sizes in another way than `factor*name+offset`.
+        dtype: NumPy's name of the dtype: "float32", "int64", ...
+        shape: Sizes without the batch dimension. A size of an output gets a new name if it depends on free sizes in
+            another way than `factor*name+offset`.
     """
 
     name: str
@@ -39,8 +39,8 @@ class FreeSize:
 
     Attributes:
         example: The size in the example that the model was captured with.
-        least: The least size.
-        most: The greatest size; None if there is none.
+        least: The minimum size.
+        most: The maximum size; None if there is none.
     """
 
     example: int
@@ -55,7 +55,7 @@ class Signature:
     Attributes:
         inputs: In the order of the model's arguments.
         outputs: In the order in which the model returns them.
-        states: Pairs (input, output): what a call returns in the output goes into the input of the next call.
+        states: Pairs (input, output): the output of a call is the input of the next call.
         free: The free dimensions beside the batch, by name.
     """
 
@@ -70,10 +70,10 @@ class Signature:
         return tuple(tensor.name for tensor in (*self.inputs, *self.outputs))
 
     def sizes(self, number: int = 0) -> dict[str, int]:
-        """Return sizes of the free dimensions: those of the example for 0, and others for each greater number.
+        """Return sizes of the free dimensions: those of the example for 0, and others for each larger number.
 
-        The others are so far from the example's that they are seen behind strides, too, and differ from each other,
-        where the bounds permit.
+        Where the bounds permit, the others differ from each other, and from the example's by enough that the difference
+        remains visible after strides.
         """
         return {
             name: _other_size(free, number, place) if number else free.example
@@ -87,10 +87,10 @@ class Signature:
 
 
 def size_at(size: Size, free: Mapping[str, int]) -> int:
-    """Return the size of a dimension where the free ones have given sizes.
+    """Return the size of a dimension for given sizes of the free dimensions.
 
     Raises:
-        KeyError: If it does not follow from those.
+        KeyError: If it does not follow from these.
     """
     if isinstance(size, int):
         return size
@@ -101,12 +101,12 @@ def size_at(size: Size, free: Mapping[str, int]) -> int:
 
 
 def size_of(name: str, factor: int, offset: int) -> str:
-    """Return a free size as a signature writes it: "height", "8*height", "2*length-1"."""
+    """Return a free size in the notation of a signature: "height", "8*height", "2*length-1"."""
     return (f"{factor}*" if factor != 1 else "") + name + (f"{offset:+d}" if offset else "")
 
 
 def free_name(size: Size) -> str | None:
-    """Return the name of the free dimension that a size follows from; None of a number, or if it does not."""
+    """Return the name of the free dimension that determines a size; None for a number, or if there is none."""
     match = None if isinstance(size, int) else _FREE.fullmatch(size)
     return None if match is None else match["name"]
 
@@ -121,7 +121,7 @@ def _other_size(free: FreeSize, number: int, place: int) -> int:
 
 
 def to_json(signature: Signature) -> dict[str, Any]:
-    """Return a signature as JSON holds it."""
+    """Return a signature as JSON values."""
     return {
         "inputs": [_tensor_to_json(tensor) for tensor in signature.inputs],
         "outputs": [_tensor_to_json(tensor) for tensor in signature.outputs],
@@ -131,7 +131,7 @@ def to_json(signature: Signature) -> dict[str, Any]:
 
 
 def from_json(data: Mapping[str, Any]) -> Signature:
-    """Return the signature that `to_json` wrote.
+    """Rebuild a signature from the result of `to_json`.
 
     Raises:
         KeyError: If a part is missing.

@@ -1,4 +1,4 @@
-"""An integer model as files: ONNX with quantizers on every activation, and the bundle that ships."""
+"""Export an integer model: to an ONNX file with quantizers on every activation, and to the bundle that ships."""
 
 from cpt_deploy.export.bundle_export import ModelIdentity, export_bundle
 from cpt_deploy.export.onnx_file import export_onnx

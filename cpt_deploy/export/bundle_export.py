@@ -1,4 +1,4 @@
-"""From a trained CPT model to a bundle: freeze, write ONNX, record every integer, take the golden sample."""
+"""Export a trained CPT model to a bundle: freeze, write ONNX, record all integers and the golden sample."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -31,21 +31,21 @@ from cpt_deploy.signature import INPUT_NAME, OUTPUT_NAME, Signature
 
 SYMMETRIC = "symmetric"
 TRAINED, CALIBRATED = "trained with cyclic precision", "calibrated only"
-"""How a bundle says that its integers came about, in config.json, quantization.json and the card."""
+"""Origin of a bundle's integers, as config.json, quantization.json and the model card state it."""
 
 
 @dataclass(frozen=True)
 class ModelIdentity:
-    """What a bundle says of its model beside the integers.
+    """Facts of a bundle about its model, besides the integers.
 
     Args:
         name: Name of the model in the server.
         architecture: Name of the architecture.
         labels: Class names in the order of the logits.
-        preprocessing: From image to input, as evaluation used it.
+        preprocessing: From image to input, as in evaluation.
         facts: Further facts for config.json: data set, digest of the trained weights and the like.
         recipe: The recipe of the run, YAML text.
-        card: What the model card says beside the facts.
+        card: Text of the model card, besides the facts.
         calibrated: Whether it is a float model whose ranges were calibrated, not trained with cyclic precision.
     """
 
@@ -70,24 +70,24 @@ def export_bundle(
     opset: int | None = None,
     formats: Sequence[str] = (),
 ) -> Bundle:
-    """Freeze a trained model and write it as a bundle, all or nothing.
+    """Freeze a trained model and write it as a bundle, atomically.
 
     Args:
         model: The model, calibrated at the bits to be exported.
         destination: Directory of the bundle; an existing bundle there is replaced.
         identity: Name, labels, preprocessing and facts.
-        golden_inputs: A few normalised inputs, float32 (N, C, H, W), whose exact codes (where parts compute in float:
-            logits with a tolerance) are stored for self-checks.
+        golden_inputs: A few normalised inputs, float32 (N, C, H, W), whose exact quantized logits (with float parts:
+            real logits with a tolerance) are stored for self-checks.
         weight_bits: Bits of the scheduled layers' weights, or of single layers by name; None is max_bits.
         activation_bits: Bits of the scheduled activations; None is max_bits.
-        opset: ONNX opset of model.onnx; None takes the least at which nothing could be smaller (`write_onnx`).
-        formats: Further forms of the model, as `cpt_deploy.bundle.FORMATS` names them.
+        opset: ONNX opset of model.onnx; None is the lowest with the smallest types for the weights (`write_onnx`).
+        formats: Further formats of the model, keys of `cpt_deploy.bundle.FORMATS`.
 
     Returns:
         The bundle, opened and verified.
 
     Raises:
-        ConversionError: If the model cannot be frozen, or not be written in one of the formats.
+        ConversionError: If the model cannot be frozen, or cannot be written in one of the formats.
         UsageError: If bits or opset are out of range.
         BundleError: If the labels do not fit the logits, or the bundle cannot be written.
     """
@@ -135,10 +135,10 @@ def export_bundle(
 
 
 def _check_classifies(signature: Signature, labels: int) -> None:
-    """Raise unless a model takes one image and returns one logit for each label.
+    """Check that a model takes one image and returns one logit for each label.
 
     Raises:
-        BundleError: Otherwise.
+        BundleError: If it does not.
     """
     if (signature.names, signature.free) != ((INPUT_NAME, OUTPUT_NAME), {}):
         raise BundleError(
@@ -153,14 +153,14 @@ def _check_classifies(signature: Signature, labels: int) -> None:
 
 
 def mean_bits(weight_bits: WeightBits, layers: Mapping[str, tuple[int, int]]) -> int | float:
-    """Return what a bundle says of the bits of its scheduled layers' weights.
+    """Return the bits of the scheduled layers' weights, as a bundle states them.
 
     Args:
-        weight_bits: What was asked for.
-        layers: Bits and number of the weights of each layer by its name.
+        weight_bits: The requested bits.
+        layers: Bits and number of the weights of each layer by name.
 
     Returns:
-        The bits; with bits by layer the mean over all weights of those layers.
+        The bits; with bits by layer, the mean over all weights of these layers.
     """
     if isinstance(weight_bits, int):
         return weight_bits
@@ -171,7 +171,7 @@ def mean_bits(weight_bits: WeightBits, layers: Mapping[str, tuple[int, int]]) ->
 
 
 def describe_quantization(graph: IntegerGraph) -> dict[str, Any]:
-    """Return what `quantization.json` says of each weight and each activation, with a digest of the codes."""
+    """Describe each weight and each activation for `quantization.json`, with a digest of the integers."""
     weights = [
         {
             "layer": operation.source,

@@ -1,4 +1,4 @@
-"""What a bundle says of the parts of its network that compute in float."""
+"""Describe the float parts of a network for its bundle."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ _NOTE = (
 
 
 def describe_floats(floats: FloatCosts, reason: str | None) -> dict[str, Any]:
-    """Return what `quantization.json` says of them under `float_parts`; the reason is that of the conversion."""
+    """Return the entry `float_parts` of `quantization.json`; the reason is that of the conversion."""
     return {
         "reason": reason or "",
         "operators": floats.operators,
@@ -23,7 +23,7 @@ def describe_floats(floats: FloatCosts, reason: str | None) -> dict[str, Any]:
 
 
 def float_facts(floats: FloatCosts, reason: str | None) -> dict[str, str]:
-    """Return the lines of `config.json` and the model card."""
+    """Return the lines about float parts of `config.json` and the model card."""
     return {
         "computed_in_float": ", ".join(f"{count} {name}" for name, count in floats.operators.items())
         or "movements only",

@@ -1,4 +1,4 @@
-"""The further forms of a model in a bundle, each compared with the integer executor before it is kept."""
+"""Write further formats of a model for a bundle, each compared with the integer executor first."""
 
 from collections.abc import Sequence
 
@@ -17,11 +17,11 @@ def write_formats(graph: IntegerGraph, formats: Sequence[str], inputs: Tensor) -
 
     Args:
         graph: The frozen network.
-        formats: Names of `FORMATS`; those that each bundle has are left out.
-        inputs: Normalised inputs, float32 (N, C, H, W), on which a file has to give the executor's logits.
+        formats: Names of `FORMATS`; those that every bundle has are skipped.
+        inputs: Normalised inputs, float32 (N, C, H, W), for which a file has to compute the executor's logits.
 
     Raises:
-        ConversionError: If the network cannot take a format, or its file computes something else.
+        ConversionError: If the network cannot be written in a format, or its file computes other logits.
     """
     inputs = inputs.detach().cpu().to(torch.float32)
     expected = IntegerExecutor(graph)(inputs)

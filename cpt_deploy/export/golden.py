@@ -1,4 +1,4 @@
-"""The golden sample of an exported classifier, and how far the logits of networks with float parts may lie from it."""
+"""Make the golden sample of an exported classifier, with a tolerance for the logits of networks with float parts."""
 
 import numpy as np
 import numpy.typing as npt
@@ -10,20 +10,20 @@ from cpt_deploy.integer.executor import IntegerExecutor
 from cpt_deploy.integer.graph import IntegerGraph
 
 _TOLERATED = 10.0
-"""By how much more than at export the golden logits may differ elsewhere."""
+"""Ratio of the tolerance to the difference that is measured at export."""
 LAST_PLACES = 1e-5
-"""Least tolerance as a share of the greatest logit: a few last places of float32."""
+"""Minimum tolerance as a share of the largest logit: a few units in the last place of float32."""
 _A_CODE = 0.01
-"""Likewise where a code may come out differently elsewhere though none did at export."""
+"""The same if a quantized value may differ on another machine though none did at export."""
 
 
 def golden_sample(graph: IntegerGraph, inputs: Tensor, onnx: bytes) -> Golden:
-    """Return inputs with what the integer executor computes for them.
+    """Return inputs with the integer executor's results.
 
     Args:
         graph: The frozen network.
         inputs: Normalised inputs, float32 (N, C, H, W).
-        onnx: The graph as it was written; where parts of it compute in float it runs, to find the tolerance.
+        onnx: The ONNX file of the graph; with float parts it is run to determine the tolerance.
     """
     inputs = inputs.detach().cpu().to(torch.float32)
     arrays = np.ascontiguousarray(inputs.numpy())
@@ -44,14 +44,14 @@ def golden_sample(graph: IntegerGraph, inputs: Tensor, onnx: bytes) -> Golden:
 def golden_tolerance(
     logits: npt.NDArray[np.float32], served: npt.NDArray[np.float32], least: float = LAST_PLACES
 ) -> float:
-    """Return by how much a runtime's logits may differ from the executor's.
+    """Return the tolerance of a runtime's logits against the executor's.
 
-    Floats between integers differ in their last places, and where that moves a value over a rounding boundary a code
-    differs by one.
+    Floats between integers differ in their last digits, and where that moves a value over a rounding boundary, a
+    quantized value differs by one.
 
     Args:
-        logits: The executor's, float32 (N, K).
-        served: Those of onnxruntime at export, float32 (N, K).
-        least: What to allow at least, as a share of the greatest logit.
+        logits: The executor's logits, float32 (N, K).
+        served: The logits of onnxruntime at export, float32 (N, K).
+        least: Minimum tolerance, as a share of the largest logit.
     """
     return max(_TOLERATED * float(np.abs(logits - served).max()), least * float(np.abs(logits).max()))

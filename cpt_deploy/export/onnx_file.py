@@ -1,4 +1,4 @@
-"""A trained model as one ONNX file, for those who ship it in their own way."""
+"""Export a trained model as a single ONNX file, for deployments without a bundle."""
 
 from pathlib import Path
 
@@ -19,17 +19,17 @@ def export_onnx(
 ) -> IntegerGraph:
     """Freeze a model to integers and write it as an ONNX file with QuantizeLinear and DequantizeLinear.
 
-    Its integers are the same on every x86 and Arm processor; `make_native(model)` before calibration gives that up.
+    Its integers are the same on every x86 and Arm processor, unless `make_native(model)` was called before calibration.
 
     Args:
-        model: A trained model, calibrated at the bits that it is exported at.
-        path: The file; one that is there is replaced, in one step.
-        weight_bits: Bits of the weights that follow the schedule, or by layer; None for the model's max_bits.
-        activation_bits: Bits of the activations that follow it; None for the model's max_bits.
-        opset: ONNX opset, 13 to 25; None for the least at which the file is smallest.
+        model: A trained model, calibrated at the bits to be exported.
+        path: The file; an existing one is replaced atomically.
+        weight_bits: Bits of the scheduled weights, or by layer; None is the model's max_bits.
+        activation_bits: Bits of the scheduled activations; None is the model's max_bits.
+        opset: ONNX opset, 13 to 25; None is the lowest with the smallest types for the weights.
 
     Returns:
-        What the file computes, integer by integer: `IntegerExecutor(graph)` runs it.
+        The integer graph that the file computes: `IntegerExecutor(graph)` runs it.
 
     Raises:
         UsageError: If the bits or the opset are out of range.

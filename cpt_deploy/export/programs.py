@@ -1,7 +1,7 @@
-"""The exact executor as a file that runs with PyTorch alone: TorchScript, and a program of `torch.export`.
+"""Export the integer executor as a file that runs with PyTorch alone: TorchScript or a `torch.export` program.
 
-Both hold the int8 weights and compute as `IntegerExecutor` does on the CPU. PyTorch has deprecated `torch.jit`; its
-warnings are about this module's choice, not the user's, and are kept back.
+Both hold the int8 weights and compute the same as `IntegerExecutor` on the CPU. PyTorch has deprecated `torch.jit`; its
+warnings concern this module's choice, not the user's, and are suppressed.
 """
 
 import io
@@ -20,7 +20,7 @@ from cpt_deploy.integer.graph import IntegerGraph
 from cpt_deploy.quantization.graph.signature import dims_of
 
 Program = Callable[..., Any]
-"""Maps inputs, on the CPU, to outputs as a graph's signature has them: one tensor, or a tuple of several."""
+"""Function from inputs to outputs, on the CPU, as in a graph's signature: one tensor, or a tuple of several."""
 
 
 def write_torchscript(graph: IntegerGraph) -> bytes:
@@ -52,13 +52,13 @@ def write_pt2(graph: IntegerGraph) -> bytes:
         )
         for module in program.graph_module.modules():
             for node in module.graph.nodes if isinstance(module, fx.GraphModule) else ():
-                node.meta.pop("stack_trace", None)  # lines of this project's files
+                node.meta.pop("stack_trace", None)  # it has lines of this project's files
         torch.export.save(program, buffer)
     return buffer.getvalue()
 
 
 WRITERS: dict[str, Callable[[IntegerGraph], bytes]] = {"torchscript": write_torchscript, "pt2": write_pt2}
-"""What writes each format, by its name."""
+"""Writer of each format, by name."""
 
 
 def load_program(kind: str, source: Path | bytes) -> Program:
@@ -66,7 +66,7 @@ def load_program(kind: str, source: Path | bytes) -> Program:
 
     Args:
         kind: "torchscript" or "pt2".
-        source: The file or its content. Load only what you trust: PyTorch does not promise that reading a program
+        source: The file or its content. Load only files that you trust: PyTorch does not promise that reading a program
             runs no code of its author.
 
     Raises:
@@ -74,7 +74,7 @@ def load_program(kind: str, source: Path | bytes) -> Program:
     """
     file = io.BytesIO(source if isinstance(source, bytes) else source.read_bytes())
     if not zipfile.is_zipfile(file):
-        raise RuntimeError("not an archive as PyTorch writes it")  # torch.export would log a traceback of its own
+        raise RuntimeError("not an archive as PyTorch writes it")  # torch.export would log a traceback
     file.seek(0)
     with _quiet():
         module: Program = (
@@ -91,14 +91,14 @@ def load_program(kind: str, source: Path | bytes) -> Program:
 
 
 def _example(graph: IntegerGraph) -> tuple[Tensor, ...]:
-    """Return a batch of two of zeros that take the memory of one number, since a program carries its example."""
+    """Return a batch of two zeros, expanded from one number in memory, since a program stores its example."""
     shapes = graph.signature.input_shapes(1 if graph.signature.free else 0)
     kinds = (getattr(torch, tensor.dtype) for tensor in graph.signature.inputs)
     return tuple(torch.zeros(1, dtype=kind).expand(2, *shape) for kind, shape in zip(kinds, shapes, strict=True))
 
 
 def _without_debug_records(archive: bytes) -> bytes:
-    """Leave out what maps TorchScript to lines of the files it was traced from, with their paths on this machine."""
+    """Remove the records that map TorchScript to source lines, since they contain paths of this machine."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(archive)) as full, zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as lean:
         for record in full.infolist():

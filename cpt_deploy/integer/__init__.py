@@ -1,4 +1,4 @@
-"""A trained CPT model as an integer model, and the exact execution of it."""
+"""Integer models made from trained CPT models, and their exact execution."""
 
 from cpt_deploy.integer.executor import IntegerExecutor
 from cpt_deploy.integer.graph import IntegerGraph, QuantizedTensor

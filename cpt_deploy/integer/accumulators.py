@@ -1,4 +1,4 @@
-"""What sums of a frozen network can do, layer by layer, from its codes: none leaves int32, and which leave int16."""
+"""Bounds of the integer sums of a frozen network: check that none exceeds int32, and find those that exceed int16."""
 
 import math
 
@@ -12,22 +12,22 @@ from cpt_deploy.quantization.numerics.saturation import saturation_limit, worst_
 
 
 def check_accumulators(graph: IntegerGraph) -> None:
-    """Raise unless every sum of the graph fits into int32, in any order of summation.
+    """Check that every sum of the graph fits into int32, in any order of summation.
 
     Raises:
-        ConversionError: Otherwise; names the first layer whose sums do not.
+        ConversionError: If one does not; names the first such layer.
     """
     for operation in graph.operations:
         if isinstance(operation, WeightedOperation) and not isinstance(operation, Embed):
             check_sum(operation.source, worst_sum(operation, graph.tensors[operation.inputs[0]]))
         elif isinstance(operation, GlobalAverage):
             source = graph.tensors[operation.inputs[0]]
-            positions = math.prod(size or 1 for size in source.shape[1:])  # what is free has no worst case
+            positions = math.prod(size or 1 for size in source.shape[1:])  # free sizes have no worst case
             check_sum(operation.output, worst_average_sum(positions, quant_max=source.quant_max - source.least))
 
 
 def worst_sum(operation: WeightedOperation, source: QuantizedTensor) -> int:
-    """Return the greatest magnitude that a partial sum of a layer can have."""
+    """Return the maximum magnitude of any partial sum of a layer."""
     sums = worst_sums(
         operation.executed_codes,
         operation.bias,
@@ -38,7 +38,7 @@ def worst_sum(operation: WeightedOperation, source: QuantizedTensor) -> int:
 
 
 def can_saturate(graph: IntegerGraph) -> bool:
-    """Return whether two products of a layer could exceed 16 bits where a processor without VNNI adds them."""
+    """Return whether sums of two products in any layer can exceed 16 bits, as processors without VNNI add them."""
     return any(
         pair_can_saturate(operation.executed_codes, source.bits)
         for operation in graph.weighted()
@@ -47,12 +47,12 @@ def can_saturate(graph: IntegerGraph) -> bool:
 
 
 def pair_can_saturate(codes: Codes, activation_bits: int) -> bool:
-    """Return whether two products of an output channel of codes (O, ...) could exceed 16 bits, see `pairs`."""
+    """Return whether sums of two products of one output channel of codes (O, ...) can exceed 16 bits."""
     return float(worst_pair_sum(torch.from_numpy(codes).float()).amax()) > saturation_limit(activation_bits)
 
 
 def check_sum(name: str, worst: int) -> None:
-    """Raise unless a layer's worst sum fits into int32.
+    """Check that the maximum sum of a layer fits into int32.
 
     Raises:
         ConversionError: If it does not.
@@ -61,5 +61,5 @@ def check_sum(name: str, worst: int) -> None:
         raise ConversionError(
             f"Expected the sums of {name} to fit into int32, but from its weights and its bias they can reach "
             f"{worst:,}, {worst / INT32_MOST:.2f} times as much",
-            hint="let several layers have a part of its inputs each, and add their results",
+            hint="split its inputs over several layers, and add their results",
         )

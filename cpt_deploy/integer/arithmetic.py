@@ -1,7 +1,7 @@
-"""The arithmetic of onnxruntime's integer kernels on codes in float32, operation by operation, bit for bit.
+"""The arithmetic of onnxruntime's integer kernels, bit for bit, on integers that are stored in float32.
 
-Each function states the float32 operations of its kernel, which it performs in the same order. Constants are Python
-floats that float32 holds exactly, so that a trace of these functions holds them as numbers.
+The docstring of each function states the float32 operations of its kernel, which it performs in the same order.
+Constants are Python floats that float32 represents exactly, so that a trace of these functions has them as numbers.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from cpt_deploy.integer.graph import Convolution, MaxPool, Pad, QuantizedTensor
 
 
 def quantize(x: Tensor, tensor: QuantizedTensor) -> Tensor:
-    """`rint(x / s) + z` with true division, as QuantizeLinear; x · (1 / s) would differ in one code of a million."""
+    """`rint(x / s) + z` with true division, as QuantizeLinear; x · (1 / s) would differ in one value of a million."""
     return _saturate(torch.round(x / tensor.scale) + tensor.zero_point, tensor)
 
 
@@ -32,7 +32,7 @@ def requantize(accumulator: Tensor, multiplier: Tensor | float, output: Quantize
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor, operation: Convolution) -> Tensor:
-    """Return the exact sums of a convolution of centred codes, in the precision of the arguments."""
+    """Return the exact sums of a convolution of integers minus their zero point, in the dtype of the arguments."""
     dimensions = len(operation.strides)
     begins, ends = operation.pads[:dimensions], operation.pads[dimensions:]
     padding: tuple[int, ...] = begins
@@ -57,9 +57,9 @@ def add(inputs: Sequence[Tensor], sources: Sequence[QuantizedTensor], output: Qu
 
 
 def multiply(inputs: Sequence[Tensor], sources: Sequence[QuantizedTensor], output: QuantizedTensor) -> Tensor:
-    """`rint(f32(f32((a − z_a)·(b − z_b)·m) + z_c))`, `m = f32(f32(s_a·s_b) / s_c)`; the product of codes is exact.
+    """`rint(f32(f32((a − z_a)·(b − z_b)·m) + z_c))`, `m = f32(f32(s_a·s_b) / s_c)`; the integer product is exact.
 
-    The zero point is added before rounding, which decides ties.
+    The zero point is added before rounding, which determines how ties round.
     """
     (a, b), (first, second) = inputs, sources
     product = (a - first.zero_point) * (b - second.zero_point)
@@ -82,14 +82,14 @@ def global_average(x: Tensor, source: QuantizedTensor, output: QuantizedTensor) 
 
 
 def rescale(x: Tensor, source: QuantizedTensor, output: QuantizedTensor) -> Tensor:
-    """Bring codes to another scale as a table of 256 entries does: dequantize and quantize, in float32."""
+    """Requantize as a table of 256 entries does: dequantize and quantize, in float32."""
     if (source.scale, source.zero_point, source.bits) == (output.scale, output.zero_point, output.bits):
         return x
     return quantize(dequantize(x, source), output)
 
 
 def pad(x: Tensor, operation: Pad, zero_point: int) -> Tensor:
-    """Return codes with others around them."""
+    """Pad quantized values, with the zero point or with values of the tensor."""
     dimensions = len(operation.pads) // 2
     pairs = list(zip(operation.pads[:dimensions], operation.pads[dimensions:], strict=True))
     while pairs and pairs[0] == (0, 0):
@@ -101,7 +101,7 @@ def pad(x: Tensor, operation: Pad, zero_point: int) -> Tensor:
 
 
 def max_pool(x: Tensor, operation: MaxPool) -> Tensor:
-    """Return the greatest code of each window."""
+    """Return the maximum of each window."""
     dimensions = len(operation.kernel)
     pool = functional.max_pool2d if dimensions == 2 else functional.max_pool1d
     padding = operation.pads[:dimensions]

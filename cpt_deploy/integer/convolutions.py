@@ -1,4 +1,4 @@
-"""Parts of convolutions, and operations executed as such: BatchNorm alone, constants, average pooling."""
+"""Build convolutions, also for BatchNorm alone, constants and average pooling, which are executed as convolutions."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from cpt_deploy.quantization.numerics.folding import FoldedWeights
 
 
 def fields_of(folded: FoldedWeights) -> dict[str, Any]:
-    """Return the arguments of a weighted operation that folding determines."""
+    """Return the fields of a weighted operation that folding determines."""
     return {"codes": folded.codes, "shift": folded.shift, "scales": folded.scales, "bias": folded.bias}
 
 
@@ -21,7 +21,7 @@ def has_positions(tensor: QuantizedTensor) -> bool:
 
 
 def pads_of(layer: nn.Conv1d | nn.Conv2d) -> tuple[int, ...]:
-    """Return a layer's padding as ONNX wants it: begins of all dimensions, then ends."""
+    """Return a layer's padding in ONNX order: begins of all dimensions, then ends."""
     if layer.padding == "valid":
         return (0,) * 2 * len(layer.kernel_size)
     if layer.padding == "same":
@@ -39,7 +39,7 @@ def depthwise(
     strides: tuple[int, ...],
     pads: tuple[int, ...],
 ) -> Convolution:
-    """Return a convolution of each channel by itself."""
+    """Return a depthwise convolution."""
     return Convolution(
         inputs=(source.name,),
         output=output.name,
@@ -54,7 +54,7 @@ def depthwise(
 
 
 def average(module: nn.Module, source: QuantizedTensor, output: QuantizedTensor) -> Convolution:
-    """Write average pooling as a depthwise convolution with all codes 1: its sums are exact integers."""
+    """Write average pooling as a depthwise convolution with all weights 1: its sums are exact integers."""
     kernel, strides, padding, divisor = _average_window(module, source, output)
     channels = source.channels
     codes = np.ones((channels, 1, *kernel), dtype=np.int8)
@@ -70,7 +70,7 @@ def _average_window(
     if isinstance(module, nn.AvgPool2d):
         kernel, strides, padding = pair(module.kernel_size), pair(module.stride), pair(module.padding)
         return kernel, strides, padding * 2, float(module.divisor_override or np.prod(kernel))
-    # adaptive pooling to a divisor of the input's size
+    # adaptive pooling to a size that divides the input's
     sizes = zip(source.shape[1:], output.shape[1:], strict=True)
     kernel = tuple(before // after for before, after in sizes)  # type: ignore[operator]  # neither is free
     return kernel, kernel, (0, 0, 0, 0), float(np.prod(kernel))

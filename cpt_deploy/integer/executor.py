@@ -1,7 +1,7 @@
-"""Executes an integer graph in PyTorch, in the arithmetic of onnxruntime's integer kernels: same codes, bit for bit.
+"""Execute an integer graph in PyTorch with the arithmetic of onnxruntime's integer kernels, bit for bit.
 
-Codes are carried in float32. A float32 convolution of integers is exact while every partial sum stays below 2^24;
-where a layer could exceed that, float64 takes its place.
+Integers are stored in float32. A float32 convolution of integers is exact while every partial sum stays below 2^24; a
+layer that could exceed it is computed in float64.
 """
 
 from collections.abc import Mapping
@@ -39,14 +39,14 @@ from cpt_deploy.integer.graph import (
 )
 
 Inputs = Tensor | Mapping[str, Tensor]
-"""The inputs of a graph by name; or the only one."""
+"""The inputs of a graph by name, or its only input."""
 
-#: float32 holds every integer up to here.
+#: float32 represents all integers up to this magnitude.
 EXACT_FLOAT32 = 2**24
 
 
 def fits_float32(operation: WeightedOperation, source: QuantizedTensor) -> bool:
-    """Return whether no partial sum of a layer can leave the integers that float32 holds."""
+    """Return whether float32 represents every partial sum of a layer exactly."""
     reach = max(source.zero_point - source.least, source.quant_max - source.zero_point)
     sums = np.abs(operation.executed_codes.astype(np.int64)).reshape(len(operation.codes), -1).sum(axis=1)
     worst = sums * reach + np.abs(operation.bias.astype(np.int64))
@@ -56,11 +56,11 @@ def fits_float32(operation: WeightedOperation, source: QuantizedTensor) -> bool:
 class IntegerExecutor(nn.Module):
     """Runs a frozen graph.
 
-    The module can be traced and exported: its weights are int8 buffers, its biases int32, and nothing in `forward`
-    depends on the values or on the size of the batch.
+    The module can be traced and exported: its weights are int8 buffers, its biases int32, and the control flow of
+    `forward` depends neither on the values nor on the batch size.
 
     Args:
-        graph: What `freeze` made.
+        graph: A frozen graph, see `freeze`.
     """
 
     def __init__(self, graph: IntegerGraph) -> None:
@@ -77,13 +77,13 @@ class IntegerExecutor(nn.Module):
             self._index[operation.output] = i
 
     def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """Return the outputs of inputs in the order of the graph's signature: one tensor, or a tuple of several."""
+        """Return the outputs: one tensor, or a tuple of several. Inputs are in the order of the graph's signature."""
         values = self._run(dict(zip((tensor.name for tensor in self.graph.signature.inputs), inputs, strict=True)))
         results = tuple(self._real(name, values) for name in self.graph.outputs)
         return results[0] if len(results) == 1 else results
 
     def run(self, inputs: Inputs) -> dict[str, Tensor]:
-        """Return the outputs by name, float32, of inputs by name (or of the only one)."""
+        """Return the outputs by name, float32, for inputs by name (or the only one)."""
         values = self._run(self._named(inputs))
         names = (tensor.name for tensor in self.graph.signature.outputs)
         return {name: self._real(made, values) for name, made in zip(names, self.graph.outputs, strict=True)}
@@ -96,7 +96,7 @@ class IntegerExecutor(nn.Module):
         """Return the inputs by name.
 
         Raises:
-            UsageError: If they are not those of the graph.
+            UsageError: If the names are not those of the graph.
         """
         names = [tensor.name for tensor in self.graph.signature.inputs]
         given = {names[0]: inputs} if isinstance(inputs, Tensor) and len(names) == 1 else inputs
@@ -107,15 +107,15 @@ class IntegerExecutor(nn.Module):
 
     @torch.no_grad()
     def trace(self, inputs: Inputs, given: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-        """Return the codes of every tensor of the graph, uint8 or int8, by name, in the order they are made in.
+        """Return the quantized values of every tensor of the graph, uint8 or int8, by name, in the order of execution.
 
         Args:
             inputs: The inputs by name, or the only one.
-            given: Codes of tensors that are made from real values, by name, to be read instead of the executor's own:
-                with those of another runtime the integers in between have to be the same in both.
+            given: Quantized values of tensors that are quantized from real values, by name, to replace the executor's
+                own: with those of another runtime, all other integers have to be equal in both.
 
         Returns:
-            The codes; and the real values of layers whose output is not quantized, and of the graph's outputs.
+            The quantized values; and the real values of layers whose output is not quantized, and of the outputs.
         """
         products = {o.output for o in self.graph.operations if isinstance(o, FullyConnected | Embed)}
         signed = {name for name, tensor in self.graph.tensors.items() if tensor.signed}
@@ -127,9 +127,9 @@ class IntegerExecutor(nn.Module):
 
     @torch.no_grad()
     def entries(self, inputs: Inputs, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the codes of tensors that are made from real values, each computed from `given` ones before it.
+        """Return the tensors that are quantized from real values, each computed from the `given` ones before it.
 
-        So they tell what the float operations between two of them make, without what differed earlier.
+        So a mismatch comes from the float operations directly before the tensor, not from earlier mismatches.
         """
         own: dict[str, Tensor] = {}
         self._run(self._named(inputs), given=given, own=own)
@@ -219,7 +219,7 @@ def _moved(operation: Operation, x: Tensor, source: QuantizedTensor, output: Qua
 
 
 class _Layer(nn.Module):
-    """A convolution or a fully connected layer on codes, (N, ...) → (N, ...), with int8 weights.
+    """A convolution or a fully connected layer on integers, (N, ...) → (N, ...), with int8 weights.
 
     `y = rint(clamp(f32(acc) · m)) + z_y` with `m = f32(f32(s_x·s_w) / s_y)`; acc is exact and includes the bias.
     """
@@ -233,7 +233,7 @@ class _Layer(nn.Module):
         self.operation = operation
         self.source, self.output = graph.tensors[operation.inputs[0]], graph.tensors.get(operation.output)
         self.dtype = torch.float32 if fits_float32(operation, self.source) else torch.float64
-        # f32(f32(s_x · s_w) / s_y), in this order; one for each output channel, at all positions
+        # f32(f32(s_x · s_w) / s_y), in this order; one per output channel, for all positions
         multiplier = np.float32(self.source.scale) * operation.scales
         if self.output is not None:
             multiplier = multiplier / np.float32(self.output.scale)
@@ -245,7 +245,7 @@ class _Layer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         dtype, weight, bias, multiplier = self.dtype, self.weight, self.bias, self.multiplier
         if x.device.type != "cpu":
-            dtype = torch.float64  # other devices may convolve in TF32 or by Winograd, which are not exact
+            dtype = torch.float64  # other devices may use TF32 or Winograd convolutions, which are not exact
             weight, bias, multiplier = (tensor.to(x.device) for tensor in (weight, bias, multiplier))
         centred, weight, bias = (x - self.source.zero_point).to(dtype), weight.to(dtype), bias.to(dtype)
         if isinstance(self.operation, Convolution):

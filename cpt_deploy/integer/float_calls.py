@@ -1,4 +1,4 @@
-"""Float operations of a frozen graph as data, and back: which PyTorch operator with which arguments."""
+"""Convert calls of PyTorch operators to float operations of a frozen graph, which are plain data, and back."""
 
 import json
 import operator
@@ -11,20 +11,20 @@ from torch import Tensor, fx
 from cpt_deploy.errors import ConversionError
 from cpt_deploy.integer.graph import Constant, Embed, Float, IntegerGraph
 
-#: What sizes are computed with, and parts taken by.
+#: Functions for arithmetic on sizes, and for elements of tuples.
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
     f"operator.{function.__name__}": function
     for function in (operator.add, operator.sub, operator.mul, operator.floordiv, operator.getitem)
 }
-#: Operators of ATen that do something else than compute.
+#: ATen operators with side effects, which a graph must not call.
 _FORBIDDEN = frozenset({"from_file", "save", "set_data", "resize"})
 
 
 def encode(target: Any, arguments: Any, options: Any, inputs: Sequence[fx.Node]) -> tuple[str, str]:
-    """Return name and arguments of a call as `Float` holds them.
+    """Return name and arguments of a call as the fields of `Float`.
 
     Raises:
-        ConversionError: If the operation is not among those that a graph can hold.
+        ConversionError: If a graph cannot hold the operation.
     """
     if isinstance(target, torch._ops.OpOverload) and target.namespace == "aten":
         name = str(target)
@@ -59,7 +59,7 @@ def _same_scalars(target: Any, arguments: list[Any]) -> list[Any]:
 
 
 def float_call(target: str, inputs: tuple[str, ...], output: str, *arguments: Any) -> Float:
-    """Return an operation of ATen on tensors by name, followed by plain arguments."""
+    """Return the operation that calls an ATen operator with tensors, then plain arguments."""
     entries = [{"input": i} for i in range(len(inputs))]
     return Float(inputs, output, target, json.dumps([[*entries, *arguments], {}]))
 
@@ -68,7 +68,7 @@ def call(operation: Float, inputs: Sequence[Any]) -> Any:
     """Execute a float operation.
 
     Raises:
-        ConversionError: If it names no operator that computes.
+        ConversionError: If it names no operator without side effects.
     """
     arguments, options = json.loads(operation.arguments)
 
@@ -91,7 +91,7 @@ def function_of(target: str) -> Callable[..., Any]:
     """Return the function that a float operation names.
 
     Raises:
-        ConversionError: If it is none that computes.
+        ConversionError: If it is no operator without side effects.
     """
     if target in _FUNCTIONS:
         return _FUNCTIONS[target]

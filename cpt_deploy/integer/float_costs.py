@@ -1,4 +1,4 @@
-"""How much of a frozen graph is computed in float: which operators, and what share of the multiply-accumulates."""
+"""Count the operators of a frozen graph that compute in float, and their share of the multiply-accumulates."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -23,11 +23,10 @@ _MOVING = frozenset(
 
 @dataclass(frozen=True)
 class FloatCosts:
-    """What of a network is computed in float.
+    """The float operators and multiply-accumulates of a network.
 
     Args:
-        operators: How often each of PyTorch's operators computes in float, by name; mere movements of values do not
-            count.
+        operators: Number of calls of each PyTorch operator in float, by name, except those that only move values.
         integer_macs: Multiply-accumulates of one input in the layers, which run on integers.
         float_macs: Those in float, of attention for example.
     """
@@ -43,9 +42,9 @@ class FloatCosts:
 
 
 def float_costs(graph: IntegerGraph) -> FloatCosts:
-    """Return what a graph computes in float; its executor runs once, on zeros."""
+    """Measure the float operators and multiply-accumulates of a graph; its executor runs once, on zeros."""
     executor = IntegerExecutor(graph).eval()
-    # attention counts only as the two products that it is in PyTorch's plain form
+    # only PyTorch's plain form of attention is counted, as two matrix products
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
         executor(*zeros_of(graph.signature, 1))
     layers = {f"{type(executor).__name__}._layers.{i}" for i in range(len(graph.weighted()))}
@@ -55,7 +54,7 @@ def float_costs(graph: IntegerGraph) -> FloatCosts:
 
 
 def float_operators(graph: IntegerGraph) -> dict[str, int]:
-    """Return how often each of PyTorch's operators computes in float, by name, the most frequent first."""
+    """Return the number of calls of each PyTorch operator in float, by name, the most frequent first."""
     names = [
         operation.target.split(".")[1]
         for operation in graph.operations

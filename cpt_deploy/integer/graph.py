@@ -1,4 +1,4 @@
-"""The integer model: tensors of codes and the operations between them, as plain data (NumPy only)."""
+"""The integer graph: quantized tensors and the operations between them, as plain data (NumPy only)."""
 
 from collections.abc import Mapping, Set
 from dataclasses import dataclass, field, replace
@@ -34,10 +34,10 @@ class QuantizedTensor:
 
     @property
     def channels(self) -> int:
-        """The size of the first dimension behind the batch.
+        """The size of the first dimension after the batch.
 
         Raises:
-            ConversionError: If it is free.
+            ConversionError: If the size is free.
         """
         if (size := self.shape[0]) is None:
             raise ConversionError(f"Expected channels of a known number, but those of {self.name!r} are free")
@@ -45,23 +45,23 @@ class QuantizedTensor:
 
     @property
     def least(self) -> int:
-        """The least code."""
+        """The minimum quantized value."""
         return -(2 ** (self.bits - 1)) if self.signed else 0
 
     @property
     def quant_max(self) -> int:
-        """The greatest code."""
+        """The maximum quantized value."""
         return self.least + int(2**self.bits - 1)
 
     @property
     def dtype(self) -> type[np.int8 | np.uint8]:
-        """The type that holds the codes."""
+        """The NumPy type of the quantized values."""
         return np.int8 if self.signed else np.uint8
 
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One step of an integer graph: reads tensors by name, makes one tensor."""
+    """One step of an integer graph: reads tensors by name, computes one tensor."""
 
     inputs: tuple[str, ...]
     output: str
@@ -73,9 +73,9 @@ class WeightedOperation(Operation):
 
     Attributes:
         codes: Weight codes as trained, int8, output channels first.
-        shift: The codes are executed times 2^shift, so that they fill 8 bits. Products and sums are multiplied by a
-            power of two, which changes nothing, but the bias gets a grid that much finer.
-        scales: Real step of one executed code of each output channel, float32 (O,).
+        shift: The executed weights are `codes · 2^shift`, so that they fill 8 bits. Products and sums are multiplied by
+            a power of two, which loses nothing, and the bias is rounded that much more finely.
+        scales: Scale of the executed weights of each output channel, float32 (O,).
         bias: int32 (O,) at scale `input scale · scales`.
         bits: Bits of the weight codes.
         source: Module path in the trained model.
@@ -90,7 +90,7 @@ class WeightedOperation(Operation):
 
     @property
     def executed_codes(self) -> Codes:
-        """The codes that multiply activations, `codes · 2^shift`, int8."""
+        """The integers that multiply activations, `codes · 2^shift`, int8."""
         return self.codes << np.int8(self.shift)
 
 
@@ -106,37 +106,37 @@ class Convolution(WeightedOperation):
 
 @dataclass(frozen=True, slots=True)
 class FullyConnected(WeightedOperation):
-    """Product of (..., I) with codes (O, I); the result is real where the output is no quantized tensor."""
+    """Product of (..., I) with weights (O, I); the result is real if the output is no quantized tensor."""
 
 
 def adds_real_bias(source: QuantizedTensor) -> bool:
-    """Return whether a layer with a real result adds its bias in float, after its sums were scaled.
+    """Return whether a layer with a real result adds its bias in float, after scaling its sums.
 
-    Only on rows of unsigned codes is there a kernel that adds it to the integer sums.
+    Only for rows of unsigned integers is there a kernel that adds it to the integer sums.
     """
     return source.signed or len(source.shape) > 1
 
 
 @dataclass(frozen=True, slots=True)
 class Embed(WeightedOperation):
-    """Rows of codes (V, D) at int64 indices of any shape, in real values; there is no bias."""
+    """Real values of the rows of weights (V, D) at int64 indices of any shape; there is no bias."""
 
 
 @dataclass(frozen=True, slots=True)
 class Quantize(Operation):
-    """Real values, of an input or of float operations, to codes."""
+    """Quantization of real values, of an input or of float operations."""
 
 
 @dataclass(frozen=True, slots=True)
 class Constant(Operation):
-    """A tensor of real values, integers or truth values that float operations read."""
+    """A tensor of real values, integers or booleans that float operations read."""
 
     value: NDArray[Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Float(Operation):
-    """An operation on real values, as PyTorch's operator computes it; quantized inputs are dequantized.
+    """An operation on real values by a PyTorch operator; quantized inputs are dequantized.
 
     Attributes:
         target: "aten.softmax.int", or "operator.mul" on sizes.
@@ -149,7 +149,7 @@ class Float(Operation):
 
 @dataclass(frozen=True, slots=True)
 class Add(Operation):
-    """Sum of two tensors of one shape; a ReLU after it is the output's zero point of 0."""
+    """Sum of two tensors of one shape; an output zero point of 0 implements a ReLU after it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,12 +171,12 @@ class GlobalAverage(Operation):
 
 @dataclass(frozen=True, slots=True)
 class Lookup(Operation):
-    """A function of one code, as a table of 2^8 output codes.
+    """An elementwise function, as a table of 2^8 quantized outputs.
 
     Attributes:
         function: The real function, as an ONNX operator.
         parameters: Its parameters, in the operator's order.
-        table: uint8 or int8 (256,), for codes from the least one on.
+        table: uint8 or int8 (256,), for quantized inputs in ascending order.
     """
 
     function: str
@@ -186,7 +186,7 @@ class Lookup(Operation):
 
 @dataclass(frozen=True, slots=True)
 class MaxPool(Operation):
-    """Maximum over windows; padding never wins. `pads` as in ONNX."""
+    """Maximum over windows; padding is never the maximum. `pads` as in ONNX."""
 
     kernel: tuple[int, ...]
     strides: tuple[int, ...]
@@ -197,11 +197,11 @@ class MaxPool(Operation):
 
 @dataclass(frozen=True, slots=True)
 class Pad(Operation):
-    """Codes around a tensor, those of real zeros or of what it holds.
+    """Padding with real zeros or with values of the tensor.
 
     Attributes:
         mode: "constant", "reflect", "replicate" or "circular", as in PyTorch.
-        pads: As in ONNX, the batch dimension included: all begins, then all ends; negative ones cut.
+        pads: As in ONNX, the batch dimension included: all begins, then all ends; negative widths crop.
     """
 
     mode: str
@@ -213,8 +213,8 @@ class Reshape(Operation):
     """New shape of the non-batch dimensions, which are those of the output tensor.
 
     Attributes:
-        sizes: Where some of them are free: all sizes, with the batch, as in ONNX, where 0 is the size that the input
-            has in that place, and -1 what remains.
+        sizes: Empty unless some of them are free; then all sizes, with the batch, as in ONNX: 0 is the size of the same
+            dimension of the input, and -1 is inferred.
     """
 
     sizes: tuple[int, ...] = ()
@@ -241,10 +241,10 @@ class IntegerGraph:
     """A frozen network.
 
     Attributes:
-        signature: Inputs and outputs. Operations read the inputs by their names; `Quantize` makes codes of them.
-        outputs: For each output the name of the tensor that it is, real values or codes.
+        signature: Inputs and outputs. Operations read the inputs by their names; `Quantize` quantizes them.
+        outputs: Name of the tensor of each output, real or quantized.
         operations: In an order in which they can run.
-        tensors: All quantized tensors by name, in the order in which they are made.
+        tensors: All quantized tensors by name, in the order in which they are computed.
     """
 
     signature: Signature
@@ -254,7 +254,7 @@ class IntegerGraph:
 
     @property
     def entries(self) -> tuple[str, ...]:
-        """The tensors that are quantized from what operations compute in float: where stretches of integers begin."""
+        """The tensors that are quantized from results of float operations: where stretches of integers begin."""
         given = {tensor.name for tensor in self.signature.inputs}
         return tuple(o.output for o in self.operations if isinstance(o, Quantize) and o.inputs[0] not in given)
 
@@ -269,7 +269,7 @@ class IntegerGraph:
 
 
 def product_units(graph: IntegerGraph) -> dict[str, float]:
-    """Return the layers whose results are real values, and what one unit of their integer sums is worth at least."""
+    """Return the layers with real results, each with the minimum accumulator scale of its channels."""
     return {
         operation.output: float(operation.scales.min()) * graph.tensors[operation.inputs[0]].scale
         for operation in graph.operations
@@ -278,7 +278,7 @@ def product_units(graph: IntegerGraph) -> dict[str, float]:
 
 
 def reached_from(graph: IntegerGraph, entries: Set[str]) -> set[str]:
-    """Return what integers alone compute from some entries."""
+    """Return the tensors that are computed from some entries by integer operations alone."""
     reached = set(entries)
     for operation in graph.operations:
         if not isinstance(operation, Float | Quantize) and reached & set(operation.inputs):
@@ -287,7 +287,7 @@ def reached_from(graph: IntegerGraph, entries: Set[str]) -> set[str]:
 
 
 def with_names(graph: IntegerGraph, names: Mapping[str, str]) -> IntegerGraph:
-    """Return a graph in which some tensors have other names; inputs and outputs keep theirs.
+    """Rename tensors of a graph; inputs and outputs keep their names.
 
     Args:
         graph: The graph.
@@ -316,10 +316,10 @@ OPERATIONS: dict[str, type[Operation]] = {
 
 
 def to_dict(graph: IntegerGraph) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
-    """Split a graph into what JSON holds and its arrays; `from_dict` puts it together again.
+    """Split a graph into JSON values and arrays; `from_dict` is the inverse.
 
     Returns:
-        A dictionary of JSON values, in which arrays stand as `{"tensor": name}`, and the arrays by name.
+        A dictionary of JSON values, with `{"tensor": name}` in place of arrays, and the arrays by name.
     """
     arrays: dict[str, NDArray[Any]] = {}
     operations = []
@@ -347,7 +347,7 @@ def to_dict(graph: IntegerGraph) -> tuple[dict[str, Any], dict[str, NDArray[Any]
 
 
 def from_dict(data: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> IntegerGraph:
-    """Rebuild a graph from `to_dict`'s two parts.
+    """Rebuild a graph from the two results of `to_dict`.
 
     Raises:
         KeyError: If a part is missing.

@@ -1,4 +1,4 @@
-"""The integer graph that a bundle carries beside its ONNX file, read back for checking one against the other."""
+"""Read the integer graph that a bundle stores beside its ONNX file, to check one against the other."""
 
 from cpt_deploy.bundle import Bundle
 from cpt_deploy.errors import BundleError

@@ -1,1 +1,1 @@
-"""Integer graphs as ONNX files, in the form that onnxruntime runs with integer kernels."""
+"""Write integer graphs as ONNX files, in the form that onnxruntime runs with integer kernels."""

@@ -1,4 +1,4 @@
-"""The same network in float32, as the reference that size and latency are compared with."""
+"""Export a CPT model's network in float32, as the reference for size and latency."""
 
 import copy
 import tempfile
@@ -15,7 +15,7 @@ from cpt_deploy.quantization.modules.layers import QuantizedLayer, without_quant
 
 
 def float_model(model: QuantizedModel) -> nn.Module:
-    """Return the network of a CPT model without any quantizer, in evaluation mode; parameters are copied."""
+    """Return the network of a CPT model without quantizers, in evaluation mode; parameters are copied."""
     network = copy.deepcopy(model.network)
     for node in list(network.graph.nodes):
         if node.op != "call_module":
@@ -41,7 +41,7 @@ def write_float_onnx(model: QuantizedModel, *, opset: int = 18) -> bytes:
     """
     network = float_model(model).cpu()
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter's own deprecations are not the user's concern
+        warnings.simplefilter("ignore")  # deprecations inside of the exporter do not concern the user
         program = torch.onnx.export(
             network,
             zeros_of(model.signature, 2, number=1 if model.signature.free else 0),

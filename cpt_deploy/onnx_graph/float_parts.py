@@ -1,7 +1,7 @@
-"""The float operations of a frozen graph as ONNX, written by `torch.onnx`; the integer ones stand in it by name.
+"""Write the float operations of a frozen graph to ONNX by `torch.onnx`, with placeholders for the integer ones.
 
-The whole graph is exported once, with one symbol for the batch size, so that shapes agree everywhere. In place of each
-integer operation there is an operator `StandIn`, which the writer of integer graphs replaces.
+The whole graph is exported once, with one symbol for the batch size, so that shapes agree everywhere. The placeholder
+of each integer operation is an operator `StandIn`, which the writer of integer graphs replaces.
 """
 
 import functools
@@ -34,17 +34,17 @@ from cpt_deploy.integer.graph import (
 from cpt_deploy.quantization.graph.signature import dims_of, zeros_of
 
 DOMAIN = "cpt_deploy"
-#: Names of inputs and outputs of the skeleton, which nothing else in it has.
+#: Prefixes of the names of the skeleton's inputs and outputs, which no other name in it has.
 _GIVEN, _MADE = "cpt_input:", "cpt_output:"
-#: An end that is that of the axis.
+#: End of a slice that reaches to the end of the axis.
 _LAST = 2**63 - 1
-#: `torch.onnx` writes LayerNormalization and what attention needs from here on.
+#: Minimum opset in which `torch.onnx` writes LayerNormalization and the operators of attention.
 FLOAT_OPSET = 18
 
 
 @torch.library.custom_op("cpt_deploy::stand_in", mutates_args=())
 def _stand_in(inputs: list[Tensor], key: str, keep: int, tail: list[int]) -> Tensor:
-    """Stand for the operation that makes `key`: `keep` leading sizes of its input, then those of `tail`."""
+    """Represent the operation with output `key`, of shape: the first `keep` sizes of its input, then `tail`."""
     return inputs[0].new_zeros([*inputs[0].shape[:keep], *tail], dtype=torch.float32)
 
 
@@ -87,7 +87,7 @@ class _Skeleton(nn.Module):
 
 
 def _sizes(operation: Operation, x: Tensor, output: QuantizedTensor) -> list[Any]:
-    """Return the sizes behind the batch of what an integer operation makes; free ones follow from its input's."""
+    """Return the sizes of an integer operation's output without the batch; free ones follow from its input's."""
     before: list[Any] = list(x.shape)
     sizes = before
     match operation:
@@ -135,7 +135,7 @@ def _stand_in_operator() -> Any:
 
 
 def write_skeleton(graph: IntegerGraph, opset: int) -> onnx.ModelProto:
-    """Return the ONNX form of a graph with a `StandIn` (attribute `key`: the output's name) for each integer operation.
+    """Return a graph as ONNX with a `StandIn` (attribute `key`: the output's name) for each integer operation.
 
     Args:
         graph: A frozen graph with float operations.
@@ -154,7 +154,7 @@ def write_skeleton(graph: IntegerGraph, opset: int) -> onnx.ModelProto:
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")  # of deprecations within the exporter
+            warnings.simplefilter("ignore")  # deprecations inside of the exporter
             program = torch.export.export(_Skeleton(graph).eval(), example, dynamic_shapes=(shapes,))
             exported = torch.onnx.export(
                 program,
@@ -169,7 +169,7 @@ def write_skeleton(graph: IntegerGraph, opset: int) -> onnx.ModelProto:
         cause = str(error.__cause__ or error).strip().partition("\n")[0]
         raise ConversionError(
             f"Expected float operations that torch.onnx can write, but got: {cause}",
-            hint="replace the operation in the model, or put it outside of what is exported",
+            hint="replace the operation in the model, or exclude it from the exported model",
         ) from error
     finally:
         logging.getLogger("torch.onnx").setLevel(level)

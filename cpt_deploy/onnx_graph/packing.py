@@ -1,8 +1,8 @@
-"""Weight codes of few bits in the file: two or four to a byte, brought to int8 when a session is created.
+"""Pack weights of few bits in the file, two or four per byte; they are cast to int8 when a session is created.
 
-onnxruntime computes what depends on constants alone when it loads a file, so a layer whose packed codes are cast to
-int8 by operators of their own fuses as if they had been stored as int8. A layer whose DequantizeLinear reads packed
-codes itself stays in float.
+onnxruntime folds constant expressions when it loads a file, so a layer whose packed weights are cast to int8 by
+separate operators fuses as if they were stored as int8. A layer whose DequantizeLinear reads packed weights directly
+stays in float.
 """
 
 from collections.abc import Iterable
@@ -16,17 +16,17 @@ from cpt_deploy.quantization.numerics.folding import Codes
 
 #: Opset of a file in which nothing is packed.
 DEFAULT_OPSET = 17
-#: The first opset in which Pad can go around.
+#: The first opset with the mode "wrap" of Pad (circular padding).
 WRAP_OPSET = 19
-#: The first opsets with the types that hold two and four codes in a byte.
+#: The first opsets with the types INT4 (two values per byte) and INT2 (four per byte).
 INT4_OPSET, INT2_OPSET = 21, 25
 
-#: Most bits of the codes, first opset, type; the smallest type first. Codes are symmetric: 2 bits are −1, 0 and 1.
+#: Maximum bits, first opset, and type; the smallest type first. Weights are symmetric: 2 bits are −1, 0 and 1.
 _PACKED = ((2, INT2_OPSET, TensorProto.INT2), (4, INT4_OPSET, TensorProto.INT4))
 
 
 def smallest_opset(graph: IntegerGraph) -> int:
-    """Return the least opset at which each layer's codes take as few bits as ONNX has a type for.
+    """Return the lowest opset that has the smallest ONNX type for each layer's weights.
 
     That is 17 while all weights have 5 bits or more (19 with circular padding), 21 (INT4) with weights of 3 or 4, 25
     (INT2) with weights of 2.
@@ -36,10 +36,10 @@ def smallest_opset(graph: IntegerGraph) -> int:
 
 
 def packing_opset(bits: Iterable[int], default: int) -> int:
-    """Return the least opset that has the smallest types for codes of so many bits, `default` if int8 is all of them.
+    """Return the lowest opset that has the smallest types for weights of the given bits; `default` if all are int8.
 
     Args:
-        bits: Those of each layer's codes.
+        bits: Bits of each layer's weights.
         default: Opset of a file in which nothing is packed.
     """
     fewest = min(bits, default=8)
@@ -47,10 +47,10 @@ def packing_opset(bits: Iterable[int], default: int) -> int:
 
 
 def packed_type(bits: int, opset: int) -> np.dtype | None:
-    """Return NumPy's name of the smallest type that an opset has for codes, or None if that is int8.
+    """Return the NumPy dtype of the smallest type that an opset has for weights, or None if that is int8.
 
     Args:
-        bits: Bits of the codes: they lie within ±(2^(bits − 1) − 1).
+        bits: Bits of the weights: they lie within ±(2^(bits − 1) − 1).
         opset: ONNX opset of the file.
     """
     kind = next((kind for most_bits, least, kind in _PACKED if bits <= most_bits and opset >= least), None)
@@ -58,11 +58,11 @@ def packed_type(bits: int, opset: int) -> np.dtype | None:
 
 
 def packed_tensor(name: str, codes: Codes, bits: int, opset: int) -> onnx.TensorProto | None:
-    """Return codes as an initializer of their `packed_type`, or None if they have none.
+    """Return weights as an initializer of their `packed_type`, or None if they have none.
 
     Args:
         name: Name of the initializer.
-        codes: Weight codes of any shape, not shifted.
+        codes: Quantized weights of any shape, not shifted.
         bits: Their bits.
         opset: ONNX opset of the file.
     """

@@ -1,7 +1,7 @@
-"""The first convolution in a form that onnxruntime's fast integer kernel takes: four channels or more.
+"""Rewrite the first convolution to four channels or more, which onnxruntime's fast integer kernel requires.
 
-An image has three channels or one, and with those the convolution goes through a slower path. Both rewrites below
-compute the same integers: the added weights are zero.
+An image has three channels or one, and a convolution of these takes a slower path. Both rewrites compute the same
+integers: the added weights are zero.
 """
 
 from dataclasses import dataclass
@@ -17,13 +17,13 @@ STRIDE = 2
 
 @dataclass(frozen=True, slots=True)
 class Stem:
-    """A convolution after its input was rearranged.
+    """A convolution on a rearranged input.
 
     Attributes:
-        codes: Weight codes over the rearranged channels, not shifted.
+        codes: Quantized weights over the rearranged channels, not shifted.
         strides: Strides of the convolution.
         pads: Padding, ONNX order.
-        added_channels: How many channels of real zero are appended to the input; 0 if it goes space-to-depth.
+        added_channels: Number of channels of real zero that are appended to the input; 0 with SpaceToDepth.
     """
 
     codes: Codes
@@ -36,7 +36,7 @@ def align_stem(operation: Convolution, source: QuantizedTensor, output: Quantize
     """Return the rewritten form of a convolution of one to three channels, or None if it has more.
 
     A 2-D convolution of stride 2 on a few channels becomes one of stride 1 on blocks of 2×2 pixels (`SpaceToDepth`),
-    which is fastest; others get channels of zeros.
+    which is fastest; other convolutions get input channels of zeros.
     """
     channels = operation.codes.shape[1]
     if operation.groups != 1 or channels >= CHANNEL_BLOCK:

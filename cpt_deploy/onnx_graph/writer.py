@@ -1,6 +1,6 @@
 """Write an integer graph as ONNX with QuantizeLinear and DequantizeLinear, in the form that onnxruntime fuses.
 
-What fuses and what does not was measured; each trap is named where the code avoids it. `docs/quantization.md` has the
+Which patterns fuse was measured; comments name each pitfall where the code avoids it. `docs/quantization.md` has the
 whole list.
 """
 
@@ -42,7 +42,7 @@ from cpt_deploy.onnx_graph.stem import STRIDE, Stem, align_stem
 from cpt_deploy.quantization.numerics.folding import Codes
 from cpt_deploy.signature import BATCH, TensorSpec
 
-#: ONNX's names of the ways to pad.
+#: ONNX's names of the padding modes.
 PAD_MODES = {"constant": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}
 LEAST_OPSET = 13  # per-channel DequantizeLinear
 MOST_OPSET = 25
@@ -51,18 +51,18 @@ MOST_OPSET = 25
 def write_onnx(graph: IntegerGraph, *, opset: int | None = None, metadata: dict[str, str] | None = None) -> bytes:
     """Return the ONNX file of an integer graph.
 
-    Inputs and outputs are those of the graph's signature; the batch dimension N is free, and what else is free in the
-    signature has its name. The uint8 or int8 tensor of each activation has the name that it has in the graph.
+    Inputs and outputs are those of the graph's signature; the batch dimension N is free, and the other free dimensions
+    have their names from the signature. The uint8 or int8 tensor of each activation has its name from the graph.
 
     Args:
         graph: The frozen network.
-        opset: ONNX opset, 13 to 25. Up to 20 all weight codes are stored as int8; from 21 on those of at most 4 bits as
-            INT4, from 25 on those of 2 bits as INT2. None takes the least opset at which nothing could be smaller.
-        metadata: Entries of the file's metadata_props; where no layer can saturate one is added
+        opset: ONNX opset, 13 to 25. Up to 20 all weights are stored as int8; from 21 on those of at most 4 bits as
+            INT4, from 25 on those of 2 bits as INT2. None is the lowest opset with the smallest types for the weights.
+        metadata: Entries of the file's metadata_props; if no layer can saturate, one is added
             (`bundle.runtime.sessions`).
 
     Raises:
-        UsageError: If the opset is outside 13 to 25, or has not what the graph needs.
+        UsageError: If the opset is outside 13 to 25, or lacks an operator that the graph needs.
     """
     opset = smallest_opset(graph) if opset is None else opset
     if not LEAST_OPSET <= opset <= MOST_OPSET:
@@ -91,7 +91,7 @@ class _Writer:
         return self._finished(metadata)
 
     def write_with_floats(self, metadata: dict[str, str]) -> bytes:
-        """Write a graph with float operations: as `torch.onnx` writes those, and the integer ones in their places."""
+        """Write a graph with float operations: these as `torch.onnx` writes them, integer ones for placeholders."""
         skeleton = write_skeleton(self.graph, self.opset).graph
         made = {
             value.name: tensor.name for value, tensor in zip(skeleton.input, self.graph.signature.inputs, strict=True)
@@ -117,7 +117,7 @@ class _Writer:
         return self._finished(metadata)
 
     def _emit_real(self, operation: Operation, source: str) -> None:
-        """Write an integer operation beside float ones."""
+        """Write an integer operation of a graph with float operations."""
         match operation:
             case Quantize():
                 self._quantize(source, self.graph.tensors[operation.output])
@@ -135,10 +135,10 @@ class _Writer:
                 self._emit(operation, self.graph.tensors[operation.output])
 
     def _emit_product(self, operation: FullyConnected) -> None:
-        """Write a layer with a real output: Gemm on rows, and otherwise MatMul, which becomes MatMulIntegerToFloat.
+        """Write a layer with a real output: Gemm for 2-D inputs, otherwise MatMul, which becomes MatMulIntegerToFloat.
 
-        On rows onnxruntime would join MatMul and Add to a Gemm in float before it looks at quantizers; a Gemm with a
-        bias in float would stay in float, too, so beside signed activations an Add follows it.
+        For 2-D inputs onnxruntime would fuse MatMul and Add to a float Gemm before it fuses quantizers; a Gemm with a
+        float bias would stay in float, too, so with signed activations the bias is an Add after it.
         """
         name, source = operation.output, self.graph.tensors[operation.inputs[0]]
         real, rows = self._real(source.name), len(source.shape) == 1
@@ -182,7 +182,7 @@ class _Writer:
         return name
 
     def _node(self, kind: str, inputs: list[str], output: str, **attributes: Any) -> None:
-        # Only what computes is named: in a small network the names of quantizers are a good part of the file.
+        # Only computing nodes are named: in a small network the names of quantizers are a good part of the file.
         name = output.removesuffix(".result") if output.endswith(".result") else None
         self.nodes.append(helper.make_node(kind, inputs, [output], name=name, **attributes))
 
@@ -192,7 +192,7 @@ class _Writer:
         return [scale, self._constant(f"code_{tensor.zero_point}", np.array(tensor.zero_point, dtype=tensor.dtype))]
 
     def _quantize(self, real: str, tensor: QuantizedTensor, *, saturate: bool = True) -> None:
-        """Real values → codes. Below 8 bits the codes are clipped as integers, which still fuses."""
+        """Quantize real values. Below 8 bits the integers are clipped, which still fuses."""
         parameters = self._parameters(tensor)
         if saturate and tensor.bits < 8:
             unclipped = f"{tensor.name}.unclipped"
@@ -206,7 +206,7 @@ class _Writer:
             self._node("QuantizeLinear", [real, *parameters], tensor.name)
 
     def _real(self, name: str) -> str:
-        """Return the name of a tensor's real values, dequantized on first use: readers of codes need none."""
+        """Return the name of a tensor's real values, dequantized on first use: readers of integers need none."""
         real = f"{name}.real"
         if name not in self.dequantized:
             self.dequantized.add(name)
@@ -248,7 +248,7 @@ class _Writer:
             self._node("Gemm", [self._real(name), weight, self._bias(operation)], result, transB=1)
             return
         codes, strides, pads = operation.codes, operation.strides, operation.pads
-        # onnxruntime on x86 gains from the rewritten stem, for which signed activations are not written
+        # the rewritten stem is faster in onnxruntime on x86, for which signed activations are not exported
         signed = self.graph.tensors[name].signed
         stem = None if signed else align_stem(operation, self.graph.tensors[name], output)
         if stem is None:
@@ -268,7 +268,7 @@ class _Writer:
         )
 
     def _rearranged(self, name: str, stem: Stem) -> str:
-        """Return the real values of a tensor whose codes are rearranged for a stem convolution."""
+        """Return the name of the real values of a tensor that is rearranged for a stem convolution."""
         tensor = self.graph.tensors[name]
         scale, zero_point = self._parameters(tensor)
         kind = "padded" if stem.added_channels else "blocks"
@@ -286,7 +286,7 @@ class _Writer:
         return f"{codes}.real"
 
     def _pad(self, operation: Pad, source: str, result: str) -> None:
-        """Pad codes or, for runtimes that know integers only between quantizers, real values."""
+        """Pad quantized values or, for runtimes that know integers only between quantizers, real values."""
         tensor = self.graph.tensors[operation.inputs[0]]
         inputs = [source, self._constant(f"{operation.output}.pads", np.array(operation.pads, dtype=np.int64))]
         if operation.mode == "circular" and self.opset < WRAP_OPSET:
@@ -297,12 +297,12 @@ class _Writer:
         self._node("Pad", inputs, result, mode=PAD_MODES[operation.mode])
 
     def _weight(self, operation: WeightedOperation, codes: Codes, *, axis: int = 0) -> str:
-        """Return the real values of a layer's codes, which may be rearranged but are not shifted.
+        """Return the name of the real values of a layer's weights, which may be rearranged but are not shifted.
 
         Args:
             operation: The layer.
-            codes: Its codes.
-            axis: Which of their axes is that of the output channels.
+            codes: Its quantized weights.
+            axis: Their axis of the output channels.
         """
         name = operation.output
         stored = self._executed_codes(operation, codes)
@@ -313,11 +313,11 @@ class _Writer:
         return f"{name}.weight"
 
     def _weight_zeros(self, name: str, channels: int) -> str:
-        """Return zero points that only this layer reads: where two share them, `session.x64quantprecision` fails."""
+        """Return zero points for this layer only: if two layers share them, `session.x64quantprecision` fails."""
         return self._constant(f"{name}.weight_zeros", np.zeros(channels, dtype=np.int8))
 
     def _executed_codes(self, operation: WeightedOperation, codes: Codes) -> str:
-        """Return the int8 codes that multiply activations; packed ones are unpacked and shifted at load."""
+        """Return the int8 weights that multiply activations; packed ones are unpacked and shifted at load."""
         name = f"{operation.output}.weight_codes"
         packed = packed_tensor(name, codes, operation.bits, self.opset)
         if packed is None:
@@ -341,7 +341,7 @@ class _Writer:
         return f"{name}.bias"
 
     def _emit_function(self, operation: Lookup, source: str, result: str) -> None:
-        """Write a table as the function it tabulates: `freeze` chose scales at which every runtime gets that table."""
+        """Write a table as its function: at the scales that `freeze` chose, every runtime computes the same table."""
         if operation.function == "Clip":
             bounds = [self._constant(f"value_{v}", np.array(v, dtype=np.float32)) for v in operation.parameters]
             self._node("Clip", [source, *bounds], result)

@@ -1,4 +1,4 @@
-"""How tensors become integers while training: affine functions, layers, activations and `prepare(model)`."""
+"""Quantization in training: affine functions, quantized layers, activation quantizers and `prepare(model)`."""
 
 from cpt_deploy.quantization.calibration.bias_rounding import round_biases
 from cpt_deploy.quantization.calibration.bit_allocation import (

@@ -1,9 +1,9 @@
-"""Language models that train with cyclic precision: the layers of a float network, replaced one by one.
+"""Convert language models to train with cyclic precision, by replacing the layers of a float network.
 
-Every Embedding, LSTM and Linear of the network becomes a quantized layer; a Linear gets a quantizer of its input. What
-is between them, attention's products, LayerNorm, softmax, dropout and sums, stays in float32: onnxruntime's integer
-kernels for transformers have uint8 inputs and float outputs, and quantized attention products gained nothing there. So
-unlike `prepare` no graph is traced and no activation beyond the layers' inputs is quantized.
+Every Embedding, LSTM and Linear of the network becomes a quantized layer; a Linear gets a quantizer of its input. The
+operations between them (attention's products, LayerNorm, softmax, dropout and sums) stay in float32: onnxruntime's
+integer kernels for transformers have uint8 inputs and float outputs, and quantized attention products gained nothing
+there. So, unlike in `prepare`, no graph is traced, and no activations except the layers' inputs are quantized.
 """
 
 import copy
@@ -24,18 +24,18 @@ from cpt_deploy.quantization.state.precision_state import PrecisionState, Role
 from cpt_deploy.quantization.state.scheduled_model import LayerInfo, ScheduledModel
 
 State = tuple[Tensor, ...]
-"""What a network remembers of the tokens before; the batch is axis 1 in an LSTM's, axis 0 in a Transformer's."""
+"""State of a network after the previous tokens; the batch is axis 1 for an LSTM, axis 0 for a Transformer."""
 
 
 class Score(NamedTuple):
-    """What a model says about tokens whose successors are known.
+    """Losses and hits of a model on tokens whose successors are known.
 
     Args:
-        losses: Negative log-likelihood of each target in nats, float32, of those only that are to be predicted.
-        hits: How many of them are the most likely token, 0-dim; with bands, those found without looking into a band.
-        targets: How many there are.
-        state: What the next chunk of the text begins with: the state after the last token, nothing if the model
-            carries none.
+        losses: Negative log-likelihood of each target that is to be predicted, in nats, float32.
+        hits: Number of targets that are the most likely token, 0-dim; with bands, those found without computing a band.
+        targets: Number of targets.
+        state: Initial state of the next chunk of the text: the state after the last token, empty if the model carries
+            none.
     """
 
     losses: Tensor
@@ -45,15 +45,15 @@ class Score(NamedTuple):
 
 
 class LanguageNetwork(Protocol):
-    """What a network is to be for `prepare_language_model`: an `nn.Module` with these."""
+    """Interface that `prepare_language_model` requires of a network, which is an `nn.Module`."""
 
     #: Number of different tokens.
     vocabulary: int
-    #: Most tokens that it can look back on together with the present ones, or None without a limit.
+    #: Maximum number of past and present tokens together, or None without a limit.
     context: int | None
-    #: Whether the state of one chunk of a text is handed to the next one in training and evaluation.
+    #: Whether the state after one chunk of a text is the initial state of the next, in training and evaluation.
     carries_state: bool
-    #: The layers before and after everything else, which can stay at max_bits.
+    #: The first and the last layer, which can stay at max_bits.
     embedding: nn.Module
     head: nn.Module
 
@@ -61,13 +61,13 @@ class LanguageNetwork(Protocol):
         """Return the state before the first token."""
 
     def features(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
-        """Return what the head reads, (N, T, F), of tokens, int64 (N, T), and the state after them."""
+        """Return the head's input, (N, T, F), for tokens, int64 (N, T), and the state after them."""
 
     def log_probabilities(self, features: Tensor) -> Tensor:
-        """Return log-probabilities of all tokens, (..., vocabulary), of features (..., F)."""
+        """Return log-probabilities of all tokens, (..., vocabulary), for features (..., F)."""
 
     def losses(self, features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Return negative log-likelihoods, (n,), and the number of hits, of features (n, F) and targets int64 (n,)."""
+        """Return negative log-likelihoods, (n,), and the number of hits, for features (n, F) and targets int64 (n,)."""
 
 
 class InputQuantizedLinear(nn.Module):
@@ -108,16 +108,16 @@ class QuantizedLanguageModel(ScheduledModel):
 
     @property
     def context(self) -> int | None:
-        """Most tokens that it can look back on together with the present ones, or None without a limit."""
+        """Maximum number of past and present tokens together, or None without a limit."""
         return self._language.context
 
     @property
     def carries_state(self) -> bool:
-        """Whether the state of one chunk of a text is handed to the next one."""
+        """Whether the state after one chunk of a text is the initial state of the next."""
         return self._language.carries_state
 
     def initial_state(self, batch: int) -> State:
-        """Return the state before the first token of so many rows."""
+        """Return the state before the first token, for a batch of `batch` rows."""
         return self._language.initial_state(batch)
 
     def forward(self, tokens: Tensor, state: State | None = None) -> tuple[Tensor, State]:
@@ -125,7 +125,7 @@ class QuantizedLanguageModel(ScheduledModel):
 
         Args:
             tokens: int64 (N, T).
-            state: Where the rows go on; their beginning by default.
+            state: State before the tokens; the initial state by default.
 
         Raises:
             UsageError: If the tokens and those before them are more than the model's context.
@@ -135,12 +135,12 @@ class QuantizedLanguageModel(ScheduledModel):
         return self._language.log_probabilities(features), state
 
     def score(self, tokens: Tensor, targets: Tensor, state: State | None = None) -> Score:
-        """Return how likely the model finds the tokens that follow.
+        """Return the losses and hits of the model on the tokens that follow.
 
         Args:
             tokens: int64 (N, T).
             targets: int64 (N, T), negative where nothing is to be predicted.
-            state: Where the rows go on; their beginning by default.
+            state: State before the tokens; the initial state by default.
 
         Raises:
             UsageError: If the tokens are more than the model's context.
@@ -159,9 +159,9 @@ class QuantizedLanguageModel(ScheduledModel):
         return _Scorer(self)
 
     def set_step(self, step: int, first_sample: int = 0) -> None:
-        """Tell the training step, see `ScheduledModel`.
+        """Set the training step, see `ScheduledModel`.
 
-        Layers see all tokens of a part one after the other, so what tells the noise of the parts apart is the seed.
+        Layers see the tokens of a part as one sequence, so the seed makes the noise of the parts differ.
         """
         super().set_step(step)
         if first_sample:
@@ -178,7 +178,7 @@ class QuantizedLanguageModel(ScheduledModel):
         return tuple(torch.cat(part, axis) for part, axis in zip(parts, self._batch_axes(), strict=True))
 
     def _batch_axes(self) -> list[int]:
-        """Return along which axis each tensor of the state has the rows: the one that grows with their number."""
+        """Return the batch axis of each tensor of the state: the one that grows with the number of rows."""
         shapes = zip(*(tuple(tensor.shape for tensor in self.initial_state(rows)) for rows in (1, 2)), strict=True)
         return [[one == two for one, two in zip(*pair, strict=True)].index(False) for pair in shapes]
 
@@ -219,7 +219,7 @@ def prepare_language_model(network: nn.Module, config: QuantizationConfig) -> Qu
         The model, at max_bits.
 
     Raises:
-        ConversionError: If it has an LSTM of a kind that has no quantized form, or no layer at all.
+        ConversionError: If it has an LSTM without a quantized form, or no layer at all.
     """
     network = copy.deepcopy(network)
     precision = PrecisionState(config.max_bits, config.seed)
@@ -252,7 +252,7 @@ def prepare_language_model(network: nn.Module, config: QuantizationConfig) -> Qu
 
 
 def _replaceable(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Yield the layers in the order in which the network computes: embedding, what is between, head."""
+    """Yield the layers in the order of execution: embedding, layers between, head."""
     kinds: tuple[type[nn.Module], ...] = (nn.Embedding, nn.LSTM, nn.Linear)
     found = [(name, module) for name, module in network.named_modules() if type(module) in kinds]
     order = {"embedding": 0, "head": 2}
@@ -272,5 +272,5 @@ def _check_lstm(name: str, lstm: nn.LSTM) -> None:
 
 
 def detached(state: State) -> State:
-    """Return a state through which no gradient goes back: where truncated backpropagation through time ends."""
+    """Return a state detached from autograd: truncated backpropagation through time ends there."""
     return tuple(tensor.detach() for tensor in state)

@@ -1,4 +1,4 @@
-"""The CPT model: a traced network whose bits are one shared state."""
+"""The CPT model: a traced network of quantized layers that share one precision state."""
 
 import math
 import warnings
@@ -24,19 +24,19 @@ from cpt_deploy.quantization.training_step.fused_step import FusedStep
 from cpt_deploy.quantization.training_step.products import Compute, choose_compute
 from cpt_deploy.signature import Signature
 
-#: Codes of more bits fit neither a byte nor the significand of bfloat16.
+#: Quantized values of more bits fit neither into a byte nor into the significand of bfloat16.
 CODE_BITS = 8
-#: What preparing and fusion note of nodes in their `meta`.
+#: Keys of `node.meta` that preparing and fusion set.
 _NOTED = ("shape", "dtype", IS_FLOAT)
 
 
 @dataclass(frozen=True, slots=True)
 class Calling:
-    """How a model is called, and what it returns.
+    """Arguments and result structure of a model.
 
     Attributes:
         parameters: Names of its arguments, in the order of the signature's inputs.
-        structure: How the tensors that it returns are put together.
+        structure: Structure of the result.
     """
 
     parameters: tuple[str, ...]
@@ -46,7 +46,7 @@ class Calling:
         """Return the input tensors of a call.
 
         Raises:
-            UsageError: If these are not the arguments that the model was prepared with.
+            UsageError: If the arguments are not those that the model was prepared with.
         """
         if not named and len(args) == len(self.parameters):
             return args
@@ -61,15 +61,15 @@ class Calling:
 
 
 class QuantizedModel(ScheduledModel):
-    """A model made by `prepare`; call it as the float model.
+    """A model made by `prepare`; it is called like the float model.
 
     Attributes:
         network: The traced graph with its layers and activation quantizers; it takes the tensors of the signature, and
             returns one tensor, or a tuple of several.
         precision: The current bits.
-        config: What it was prepared with.
+        config: The configuration that it was prepared with.
         signature: Names, types and shapes of its inputs and outputs.
-        calling: How it is called, and what it returns.
+        calling: Its arguments and result structure.
         compute: How training steps compute, see `products.Compute`; evaluation is always module by module.
     """
 
@@ -92,7 +92,7 @@ class QuantizedModel(ScheduledModel):
         self._normalises_samples: bool | None = None
 
     def forward(self, *args: Any, **named: Any) -> Any:
-        """Return what the float model returns, at the present bits."""
+        """Return the results of the network at the present bits, in the structure of the float model's."""
         inputs = self.calling.inputs(args, named)
         result = self._result(inputs)
         self.watch_step(result if isinstance(result, Tensor) else result[0])
@@ -120,13 +120,13 @@ class QuantizedModel(ScheduledModel):
         return self.network(*inputs)
 
     def execution_path(self, *inputs: Tensor) -> ExecutionPath:
-        """Return which way a training step on a batch would run now, and why.
+        """Return how a training step on a batch would run now, and why.
 
         Args:
-            inputs: The batch, of which types and device count; without one it is float32 on the model's device.
+            inputs: The batch, of which only dtypes and device matter; by default float32 on the model's device.
 
         Raises:
-            UsageError: If `compute` asks for what the processor does not have.
+            UsageError: If `compute` is a setting that the processor does not support.
         """
         own = next(self.parameters())
         device = inputs[0].device.type if inputs else own.device.type
@@ -144,7 +144,7 @@ class QuantizedModel(ScheduledModel):
         return ExecutionPath(compute, f"compute is {self.compute!r}, with the kernels {chosen.kernels.name!r}")
 
     def _excluded(self, device: str, dtypes: set[torch.dtype]) -> str | None:
-        """Return why no step on such a device and of such types runs on codes, whatever is set; None if it may."""
+        """Return why no step on such a device and dtypes can be fused, whatever the settings; None if it can."""
         bits = self.precision.most_bits
         reasons = {
             "the model is in evaluation mode": not self.training,
@@ -175,7 +175,7 @@ class QuantizedModel(ScheduledModel):
             )
 
     def normalises_samples(self) -> bool:
-        """Return whether a BatchNorm finds one value of each channel in a sample, so that it needs more than one."""
+        """Return whether a BatchNorm sees one value per channel and sample, so that it needs more than one sample."""
         if self._normalises_samples is None:
             self._normalises_samples = any(
                 isinstance(module_of(node, self.network), _BatchNorm) and math.prod(node.meta["shape"][2:]) == 1
@@ -184,16 +184,16 @@ class QuantizedModel(ScheduledModel):
         return self._normalises_samples
 
     def modules_replaced(self) -> None:
-        """Take the network's modules as they are now; to be called by whoever puts others in their place."""
+        """Drop the fused step after modules of the network were replaced; to be called by whoever replaces them."""
         self._program = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave the program out of copies, which make their own, and add what a pickled graph would lose."""
+        """Exclude the fused step, which copies build themselves, and add the node metadata that pickling would lose."""
         notes = [{key: node.meta[key] for key in _NOTED if key in node.meta} for node in _called(self.network)]
         return {**self.__dict__, "_program": None, "_notes": notes}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Give the nodes of the graph back what was noted of them."""
+        """Restore the metadata of the graph's nodes."""
         notes = state.pop("_notes")
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         for node, noted in zip(_called(self.network), notes, strict=True):
@@ -207,5 +207,5 @@ class QuantizedModel(ScheduledModel):
 
 
 def _called(network: fx.GraphModule) -> list[fx.Node]:
-    """Return what a graph is given and calls: an unpickled one has it in the same order, under other names."""
+    """Return the inputs and calls of a graph, whose order pickling keeps, but not their names."""
     return [node for node in network.graph.nodes if node.op not in ("get_attr", "output")]

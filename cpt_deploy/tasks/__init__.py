@@ -1,6 +1,6 @@
-"""Kinds of models: the interface in which they differ, and one folder a kind, each with the same file names.
+"""Tasks (image classification, text generation): one interface, and one folder per task with the same file names.
 
-None imports torch before something is asked that needs it.
+None imports torch until a function needs it.
 """
 
 from cpt_deploy.tasks.evidence import BundleCheck, Evidence, Origin, Table, ValidationOptions, ValidationSummary

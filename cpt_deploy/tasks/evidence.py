@@ -1,4 +1,4 @@
-"""What a validation is asked for and what comes of it, whatever the task."""
+"""Options and results of a validation, for every task."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,22 +13,22 @@ WITHOUT_VNNI = "on x86 processors without VNNI"
 
 @dataclass(frozen=True)
 class ValidationOptions:
-    """What a validation can be asked for.
+    """Options of a validation.
 
     Args:
         data: Name, path or import path of the data to measure on.
-        data_dir: Folder that holds them.
-        run: The run to compare with; the one that the bundle lies in, if there is one, if None.
-        source: The float model to compare a calibrated bundle with; the one that lies around it, if there is one, if
-            None.
-        limit: How many samples; all if None.
-        max_drop: Most that may be lost from the trained model to onnxruntime: points of accuracy, percent of
-            perplexity; 0.5 if there is something to compare with if None.
-        no_gate: Whether nothing that is lost is judged.
-        allow_undecided: Whether samples that cannot tell what is lost from what is allowed pass.
-        require_exact: Whether every integer must agree; on a CPU with torch and onnx if None.
+        data_dir: Folder of the data.
+        run: The run to compare with; None is the run whose directory contains the bundle, if any.
+        source: The float model to compare a calibrated bundle with; None is the one in a folder around the bundle, if
+            any.
+        limit: Number of samples; None is all.
+        max_drop: Maximum allowed drop from the trained model to onnxruntime: points of accuracy, percent of perplexity;
+            None is 0.5 if there is a model to compare with.
+        no_gate: Whether to skip the judgement of the drop.
+        allow_undecided: Whether to pass if the samples are too few to decide whether the drop is allowed.
+        require_exact: Whether all integers must agree; None requires it on a CPU with torch and onnx.
         provider: Execution provider of onnxruntime.
-        page: Where to write the page of the evidence too.
+        page: Path of an additional HTML page of the evidence.
     """
 
     data: str
@@ -46,7 +46,7 @@ class ValidationOptions:
 
 @dataclass(frozen=True)
 class Origin:
-    """What a bundle was made from and is compared with, as far as it is here.
+    """The run or float model that a bundle was made from and is compared with, if available.
 
     Args:
         run: The run.
@@ -59,7 +59,7 @@ class Origin:
 
 @dataclass(frozen=True)
 class Table:
-    """A table for people: a title, names of columns, and rows of cells."""
+    """A table to print: a title, names of columns, and rows of cells."""
 
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
@@ -68,14 +68,14 @@ class Table:
 
 @dataclass(frozen=True)
 class ValidationSummary:
-    """What a validation found, for people.
+    """Results of a validation in words.
 
     Args:
-        table: What was measured of each runtime.
-        facts: What else was found, by name.
-        statement: What stands behind the verdict, where that is a sentence.
+        table: Measurements of each runtime.
+        facts: Further results, by name.
+        statement: Sentence to print after the verdict, if any.
         lines: Further sentences.
-        notes: What was not measured, and why.
+        notes: Measurements that were skipped, and why.
     """
 
     table: Table
@@ -87,17 +87,17 @@ class ValidationSummary:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What came of a validation.
+    """Result of a validation.
 
     Args:
         passed: Whether the bundle may be served.
         verdict: "passed", "failed" or "undecided".
         reasons: Why it failed.
-        undecided: What these samples cannot tell.
-        content: What validation.json holds.
-        summary: The same for people.
-        report: What the task's own validation gives, for programs that want more.
-        page: The page of the evidence, if one was drawn.
+        undecided: Questions that these samples cannot decide.
+        content: Content of validation.json.
+        summary: The same in words.
+        report: The report of the task's own validation, for programs that need more.
+        page: The HTML page of the evidence, if one was written.
     """
 
     passed: bool
@@ -112,13 +112,13 @@ class Evidence:
 
 @dataclass(frozen=True)
 class BundleCheck:
-    """What a bundle says of itself, without any data: its golden sample, its constants, the bounds of its sums.
+    """Result of checking a bundle without data: its golden sample, its constants, the bounds of its sums.
 
     Args:
-        reasons: Why it fails; empty if it does not.
-        statement: What was reproduced, as a sentence.
+        reasons: Why it fails; empty if it passes.
+        statement: Result of the golden sample, as a sentence.
         content: The figures, by name.
-        portability: What happens on processors without VNNI, as a sentence, if the bundle says that it is portable.
+        portability: Behaviour on processors without VNNI, as a sentence, if the bundle is declared portable.
     """
 
     reasons: Sequence[str]
@@ -128,18 +128,18 @@ class BundleCheck:
 
     @property
     def passed(self) -> bool:
-        """Whether nothing is wrong."""
+        """Whether the bundle passes."""
         return not self.reasons
 
 
 def saturation_in_words(
     layers: "Sequence[LayerSaturation]", portability: "Portability | None", *, saturates_here: bool | None = None
 ) -> str:
-    """Return what happens on x86 processors without VNNI.
+    """Describe the behaviour on x86 processors without VNNI.
 
     Args:
         layers: The verdict on each layer of a bundle.
-        portability: What the bundle gave up, if it was exported to be portable.
+        portability: Ranges that were reduced, if the bundle was exported to be portable.
         saturates_here: Whether this processor is one of them; None if unknown.
     """
     hazard = sum(layer.possible for layer in layers)

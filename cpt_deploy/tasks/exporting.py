@@ -1,4 +1,4 @@
-"""What an export is asked for and what is said of it, whatever the task."""
+"""Options and results of an export, for every task."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,23 +12,23 @@ if TYPE_CHECKING:
 
 MOST_BITS = 8
 TRAINED_DIGEST = "trained_sha256"
-"""The fact in a bundle's config.json that names the trained weights it was made from."""
+"""Key in a bundle's config.json: digest of the trained weights that it was made from."""
 SOURCE_FILE, SOURCE_DIGEST, SOURCE_MODEL = "source_file", "source_sha256", "source_model"
-"""The facts that name the file of a float model it was made from, and the model that weights belong to."""
+"""Keys of the float model that a bundle was made from: its file, and the model that its weights belong to."""
 
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """What an export can be asked for.
+    """Options of an export.
 
     Args:
-        bits: Bits of the weights; the run's max_bits, at most 8, if None.
-        activation_bits: Bits of the scheduled activations; max_bits likewise if None.
-        budget: Most size of the weights, as a fraction of that at 8 bits, instead of `bits`: layers get bits each.
-        native: Whether weights keep their whole range, though pairs of products may saturate on x86 without VNNI.
-        symmetric: Whether activations are int8 with a zero point of 0, for TensorRT and its like.
-        opset: ONNX opset; the least at which no weights could be smaller if None.
-        formats: Further forms of the model, names of `cpt_deploy.bundle.FORMATS`.
+        bits: Bits of the weights; None is the run's max_bits, at most 8.
+        activation_bits: Bits of the scheduled activations; None is max_bits likewise.
+        budget: Maximum size of the weights, as a fraction of that at 8 bits, instead of `bits`: chooses bits per layer.
+        native: Whether weights keep their full range, though sums of two products may saturate on x86 without VNNI.
+        symmetric: Whether activations are int8 with a zero point of 0, for TensorRT and similar engines.
+        opset: ONNX opset; None is the lowest with the smallest types for the weights.
+        formats: Further formats of the model, keys of `cpt_deploy.bundle.FORMATS`.
         force: Whether to export at bits that the run never trained at.
     """
 
@@ -43,7 +43,7 @@ class ExportOptions:
 
     @property
     def suffix(self) -> str:
-        """What the name of a bundle's folder ends in, beside the bits."""
+        """Suffix of the name of a bundle's folder, after the bits."""
         return ("-native" if self.native else "") + ("-symmetric" if self.symmetric else "")
 
 
@@ -55,7 +55,7 @@ class BitAllocation:
         weights: Bits of the scheduled layers' weights, or of each layer by name.
         activations: Bits of the scheduled activations.
         folder: Name of the bundle's folder.
-        facts: What the bundle says of the choice.
+        facts: Facts about the choice for the bundle.
     """
 
     weights: int | Mapping[str, int]
@@ -68,7 +68,7 @@ class BitAllocation:
         return self.weights == bits == self.activations
 
     def describe(self, max_bits: int) -> str:
-        """Return them in words; activations at max_bits go without saying."""
+        """Describe the bits in words; activations at max_bits are not mentioned."""
         weights = f"{self.weights} bits" if isinstance(self.weights, int) else "bits by layer"
         activations = "" if self.activations == max_bits else f", activations at {self.activations} bits,"
         return f"weights at {weights}{activations}"
@@ -76,12 +76,12 @@ class BitAllocation:
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """What fewer bits do to the layers of a run.
+    """Sensitivity of a run's layers to fewer bits.
 
     Args:
-        layers: Of each scheduled layer.
-        cost: What the bundle calls their costs.
-        facts: What it says of the samples that they were measured on.
+        layers: Sensitivity of each scheduled layer.
+        cost: Name of the costs in the bundle.
+        facts: Facts for the bundle about the samples that they were measured on.
     """
 
     layers: "Sequence[LayerSensitivity]"
@@ -91,15 +91,15 @@ class Sensitivity:
 
 @dataclass(frozen=True)
 class ExportSummary:
-    """What is said of a bundle that was just written.
+    """Summary of a bundle that was just written.
 
     Args:
-        golden: How onnxruntime on this machine did on its golden sample.
-        reproduced: Whether that was good enough.
-        differs: In words, in what it was not.
-        title: What follows after its name: its bits, and what sets it apart.
-        facts: What is worth knowing of it, by name.
-        content: What scripts are told of it beside that.
+        golden: Results of onnxruntime on this machine on the golden sample.
+        reproduced: Whether it reproduces the golden sample.
+        differs: The mismatch in words.
+        title: Text after its name: its bits, and its other options.
+        facts: Facts to print, by name.
+        content: Further content of the JSON output for scripts.
     """
 
     golden: Any
@@ -111,7 +111,7 @@ class ExportSummary:
 
 
 def weights_in_words(facts: Mapping[str, Any]) -> str:
-    """Return what stands behind the name of an exported model: its bits."""
+    """Describe the bits of an exported model, as text after its name."""
     return (
         f" with weights of {facts['weight_bits']} bits"
         + (" on average" if "mixed_precision" in facts else "")
@@ -120,7 +120,7 @@ def weights_in_words(facts: Mapping[str, Any]) -> str:
 
 
 def dataset_name(name: str) -> str:
-    """Return the name of a data set as a bundle says it: of a path only the last part, for paths do not ship."""
+    """Return the name of a data set for a bundle: of a path the last part, since bundles must not contain paths."""
     return name if ":" in name else Path(name).name
 
 

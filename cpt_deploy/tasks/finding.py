@@ -1,4 +1,4 @@
-"""Which task a run or a bundle is of."""
+"""Find the task of a run or of a bundle."""
 
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,14 @@ def task_named(name: str) -> Task[Any]:
     """Return a task by its name.
 
     Raises:
-        UsageError: If there is none of this name.
+        UsageError: If there is no task of this name.
     """
     task: Task[Any] = tasks.get(name)
     return task
 
 
 def task_of_run(run_dir: Path) -> Task[Any]:
-    """Return the task of a run as its recipe says it; a directory without one is left to the first who reads it.
+    """Return the task of a run from its recipe; without a recipe, the first task, whose reader reports the problem.
 
     Raises:
         RecipeError: If its recipe is damaged.
@@ -33,8 +33,8 @@ def task_of_run(run_dir: Path) -> Task[Any]:
 
 
 def task_of_bundle(path: Path) -> Task[Any]:
-    """Return the task of a bundle as its config.json says it.
+    """Return the task of a bundle from its config.json.
 
-    Only who opens it depends on this: what it says counts after its checksum was verified.
+    It only selects the code that opens the bundle: the content is trusted after its checksum was verified.
     """
     return task_named(bundle_kind(path) or CLASSIFICATION)

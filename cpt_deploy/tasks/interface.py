@@ -1,4 +1,4 @@
-"""The one interface in which kinds of models differ: what workflows, commands and the trainer ask of a task."""
+"""The interface of tasks, which workflows, commands and the trainer use."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from cpt_deploy.training import RunReport, TrainingTask
 
 Entry = Mapping[str, Any]
-"""What sweep.json says of an export: its bits, its bundle, and what was measured of it."""
+"""Entry of sweep.json for an export: its bits, its bundle, and its measurements."""
 
 
 class SavedRun(Protocol):
@@ -25,11 +25,11 @@ class SavedRun(Protocol):
 
     @property
     def path(self) -> Path:
-        """Its directory."""
+        """Directory of the run."""
 
     @property
     def recipe(self) -> Recipe:
-        """All settings as resolved."""
+        """All settings after resolving defaults."""
 
     @property
     def model(self) -> "ScheduledModel":
@@ -41,29 +41,29 @@ class SavedRun(Protocol):
 
     @property
     def report(self) -> "RunReport":
-        """What `report.json` holds."""
+        """Content of `report.json`."""
 
 
 class RunExport(Protocol):
-    """One export of a run, step by step; its model changes on the way."""
+    """One export of a run in steps, which change its model."""
 
     @property
     def run(self) -> SavedRun:
         """The run."""
 
     def change_ranges(self) -> bool:
-        """Give weights and activations the ranges that were asked for, and return whether any changed."""
+        """Set the ranges of weights and activations as the options require, and return whether any changed."""
 
     def calibrate(self, bits: BitAllocation, reporter: Reporter) -> None:
-        """Estimate activation ranges, and statistics if there are any, anew at these bits on training data."""
+        """Estimate activation ranges, and statistics if there are any, at these bits on training data."""
 
     def measure_sensitivity(self, candidates: Sequence[int], activation_bits: int, reporter: Reporter) -> Sensitivity:
-        """Measure what fewer bits in one layer alone do, on samples that the test set does not have.
+        """Measure the cost of fewer bits in single layers, on samples outside of the test set.
 
         Args:
             candidates: Bits to try in each layer.
             activation_bits: Bits of the scheduled activations, at which the model was calibrated.
-            reporter: Hears of each layer.
+            reporter: Receives the progress after each layer.
         """
 
     def write(self, destination: Path, bits: BitAllocation) -> OpenedBundle:
@@ -77,12 +77,12 @@ B_contra = TypeVar("B_contra", bound=OpenedBundle, contravariant=True)
 
 
 class SweptRun(Protocol[B_contra]):
-    """A run whose exports are put side by side.
+    """A run whose exports are compared.
 
     Attributes:
-        columns: Of the table, as `row` fills them.
-        quality_label: What the plot's y axis is, with its unit.
-        latency_label: What is timed.
+        columns: Columns of the table, in the order of `row`.
+        quality_label: Label of the plot's y axis, with its unit.
+        latency_label: Description of the timed call.
     """
 
     columns: tuple[str, ...]
@@ -95,34 +95,34 @@ class SweptRun(Protocol[B_contra]):
 
     @property
     def samples(self) -> int:
-        """How much of the test set a validation measures."""
+        """Number of samples of the test set that a validation measures."""
 
     def figures(self, bundle: B_contra) -> dict[str, Any]:
-        """Return what sweep.json says of a validated bundle, beside its bits, sizes and integers."""
+        """Return the figures of a validated bundle for sweep.json, besides its bits, sizes and integers."""
 
     def compare(self, bundles: Sequence[B_contra], rounds: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        """Time all in turn, and return what sweep.json says of what they are compared with, and of each."""
+        """Time all bundles alternately, and return the figures for sweep.json: of the reference, and of each bundle."""
 
     def summary(self, document: Mapping[str, Any]) -> str:
-        """Return what the table is of, as one line."""
+        """Describe the table in one line."""
 
     def row(self, entry: Entry, document: Mapping[str, Any]) -> tuple[str, ...]:
         """Return an export as a row of the table."""
 
     def quality(self, entry: Entry) -> tuple[float, float, float]:
-        """Return an export's place on the plot's y axis, with the ends of its interval."""
+        """Return an export's value on the plot's y axis, with the bounds of its interval."""
 
     def trained_quality(self, document: Mapping[str, Any]) -> float:
-        """Return the same of the trained model at max_bits."""
+        """Return the same value of the trained model at max_bits."""
 
 
 class Task(Protocol[B]):
-    """A kind of model: how it is trained, exported, judged and asked.
+    """A kind of model: how it is trained, exported, validated and called.
 
     Attributes:
-        name: As `data.task` of a recipe, `report.json` and `config.json` have it.
-        pipeline_tag: As the Hub has it.
-        unit: What a sample is, in the plural.
+        name: Name in `data.task` of a recipe, in `report.json` and in `config.json`.
+        pipeline_tag: Name of the task on the Hugging Face Hub.
+        unit: Name of the samples, in the plural.
     """
 
     name: str
@@ -130,64 +130,64 @@ class Task(Protocol[B]):
     unit: str
 
     def knows(self, data: str) -> bool:
-        """Return whether `data.name` of a recipe can only be meant for this task."""
+        """Return whether `data.name` of a recipe can only belong to this task."""
 
     def load_training(self, recipe: Recipe, device: "torch.device", processes: int) -> "TrainingTask":
-        """Open the data of a recipe and resolve what it leaves to them, see `cpt_deploy.training.load_task`."""
+        """Open the data of a recipe and resolve settings that depend on them, see `cpt_deploy.training.load_task`."""
 
     def open_bundle(self, path: Path) -> B:
         """Open a bundle.
 
         Raises:
-            BundleError: If there is none, or it is damaged.
+            BundleError: If there is no bundle, or it is damaged.
         """
 
     def begin_export(self, run_dir: Path, options: ExportOptions, data_dir: Path | None) -> RunExport:
-        """Read a run whose model is to be exported.
+        """Load a run to export its model.
 
         Raises:
-            UsageError: If the task has no form for what is asked.
+            UsageError: If the task does not support an option.
             CheckpointError: If the run is missing, unfinished or damaged.
             DataError: If its data are missing.
         """
 
     def describe_export(self, bundle: B) -> ExportSummary:
-        """Say what was exported, and whether onnxruntime on this machine reproduces its golden sample."""
+        """Describe the bundle, and whether onnxruntime on this machine reproduces its golden sample."""
 
     def check_validation(self, options: ValidationOptions) -> None:
-        """Make sure that a validation can be what is asked for.
+        """Check the options of a validation.
 
         Raises:
-            CptError: Otherwise.
+            CptError: If the task does not support an option, or a package for it is missing.
         """
 
     def validate(
         self, bundle: B, options: ValidationOptions, origin: Origin, reporter: Reporter, *, require_exact: bool
     ) -> Evidence:
-        """Measure a bundle, judge it against what it comes from, and store the evidence in it.
+        """Measure a bundle, judge it against its origin, and store the evidence in it.
 
         Raises:
-            CptError: If the data or what it comes from cannot be read.
+            CptError: If the data or the origin cannot be read.
         """
 
     def check_bundle(self, bundle: B, provider: str, *, require_exact: bool) -> BundleCheck:
-        """Check a bundle by itself: its golden sample in onnxruntime, and what else needs no data."""
+        """Check a bundle without data: its golden sample in onnxruntime, and its files."""
 
     def sweep(self, run_dir: Path, data_dir: Path | None, limit: int | None) -> SweptRun[B]:
-        """Read a run whose exports are to be put side by side.
+        """Load a run to compare its exports.
 
         Args:
             run_dir: The run.
-            data_dir: Folder that holds its data; the recipe's if None.
-            limit: How many samples of the test set a validation measures; all if None.
+            data_dir: Folder of its data; None is the recipe's.
+            limit: Number of samples of the test set that a validation measures; None is all.
 
         Raises:
             CheckpointError: If the run is missing, unfinished or damaged.
         """
 
     def example_request(self, address: str) -> str:
-        """Return what to tell curl to ask a served model something.
+        """Return arguments of curl for an example request to a served model.
 
         Args:
-            address: The server's, with the path of the model if it has several.
+            address: Address of the server, with the path of the model if it serves several.
         """

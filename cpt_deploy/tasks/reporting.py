@@ -1,4 +1,4 @@
-"""Who hears of what goes on while something is exported, validated or swept; nothing here is printed."""
+"""Interfaces that receive the progress of workflows; nothing here is printed."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -6,42 +6,42 @@ from typing import Protocol
 
 
 class Progress(Protocol):
-    """A stretch of work of known length."""
+    """Progress of an operation of known length."""
 
     def advance(self, done: int, total: int | None = None, *, detail: str = "") -> None:
-        """Hear that `done` units are finished, with a few figures beside."""
+        """Set the number of finished units to `done`, with a few figures in `detail`."""
 
 
 class Reporter(Protocol):
-    """Hears of what goes on; `cpt_cli.output.Output` prints it."""
+    """Receives messages and progress; `cpt_cli.output.Output` prints them."""
 
     def note(self, text: str) -> None:
-        """Hear in one line what is going on."""
+        """Receive a message of one line."""
 
     def warning(self, text: str) -> None:
-        """Hear in one line of something that is allowed, and probably not meant."""
+        """Receive a warning of one line about something that is allowed but probably not intended."""
 
     def bar(self, description: str, total: int, *, start: int = 0) -> AbstractContextManager[Progress]:
-        """Hear of a stretch of work, of which `start` units are done; it lasts as long as the context."""
+        """Begin an operation of `total` units, of which `start` are done; it ends with the context."""
 
 
 class _NoProgress:
     def advance(self, done: int, total: int | None = None, *, detail: str = "") -> None:
-        """Say nothing."""
+        """Do nothing."""
 
 
 class SilentReporter:
-    """Says nothing."""
+    """A reporter that discards everything."""
 
     def note(self, text: str) -> None:
-        """Say nothing."""
+        """Do nothing."""
 
     def warning(self, text: str) -> None:
-        """Say nothing."""
+        """Do nothing."""
 
     @contextmanager
     def bar(self, description: str, total: int, *, start: int = 0) -> Iterator[Progress]:
-        """Show nothing."""
+        """Do nothing."""
         yield _NoProgress()
 
 

@@ -1,6 +1,6 @@
-"""What the commands do, as functions: they return data, tell a reporter what goes on, and print nothing.
+"""The commands as functions: they return data, report progress to a reporter, and print nothing.
 
-Importing this package loads no torch; a function does, where it needs it.
+Importing this package does not import torch; functions import it where they need it.
 """
 
 from cpt_deploy.tasks import (

@@ -1,4 +1,4 @@
-"""What a bundle gains over the float network and over onnxruntime's own quantization of it."""
+"""Compare the latency of a bundle with the float network and with onnxruntime's own quantization of it."""
 
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -26,18 +26,18 @@ def benchmark_bundle(
     provider: str = "cpu",
     reporter: Reporter = SILENT,
 ) -> "BenchmarkReport":
-    """Time a classifier's bundle beside the float32 export of its network and onnxruntime's quantization of that.
+    """Time a classifier's bundle, the float32 export of its network, and onnxruntime's quantization of that export.
 
-    The two others need what the bundle was made from, and PyTorch; without them only the bundle is measured.
+    The last two need the origin of the bundle, and PyTorch; without these only the bundle is measured.
 
     Args:
         path: The bundle.
-        batches: Images in a call.
-        threads: Threads of onnxruntime.
-        run: The run of the bundle; the one that it lies in if None.
-        seconds: How long to time each batch size and thread count.
+        batches: Batch sizes, in images per call.
+        threads: Numbers of threads of onnxruntime.
+        run: The run of the bundle; None is the run whose directory contains it.
+        seconds: Duration of the measurement of each batch size and thread count.
         provider: Execution provider of onnxruntime.
-        reporter: Hears of what goes on.
+        reporter: Receives messages and progress.
 
     Raises:
         UsageError: If the bundle was not exported from the given run.
@@ -50,7 +50,7 @@ def benchmark_bundle(
     from cpt_deploy.validation import benchmark
 
     bundle = Bundle.open(path)
-    choose_provider(SessionOptions(), provider)  # raises before the float network is created
+    choose_provider(SessionOptions(), provider)  # raises errors before the float network is created
     others = _others(bundle, run, reporter)
     with reporter.bar("timing", len(batches) * len(threads)) as bar:
         return benchmark(
@@ -84,7 +84,7 @@ def _others(bundle: Bundle, run: Path | None, reporter: Reporter) -> dict[str, b
 
 
 def _quantized(bundle: Bundle, origin: Origin) -> "QuantizedModel":
-    """Return what a bundle was frozen from, of a float model without ranges."""
+    """Return the model that a bundle was frozen from; that of a float model has no ranges."""
     import torch
 
     from cpt_deploy.quantization import QuantizationConfig, prepare

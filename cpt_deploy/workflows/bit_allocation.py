@@ -1,4 +1,4 @@
-"""At which bits a run is exported: checked against those that it trained at, or chosen by layer within a budget."""
+"""Determine the bits of a run's export: requested and checked against its training, or chosen per layer by a budget."""
 
 from cpt_deploy.errors import UsageError
 from cpt_deploy.tasks.exporting import MOST_BITS, BitAllocation
@@ -12,12 +12,12 @@ def bits_trained_at(run: SavedRun) -> list[int]:
 
 
 def folder_name(weights: str, activations: int, max_bits: int) -> str:
-    """Return the name of a bundle's folder; activations at max_bits go without saying."""
+    """Return the name of a bundle's folder; activations at max_bits are not mentioned."""
     return f"bundle-{weights}" + ("" if activations == max_bits else f"-act{activations}")
 
 
 def given_bits(run: SavedRun, bits: int | None, activation_bits: int | None, *, force: bool) -> BitAllocation:
-    """Return the bits asked for, the run's max_bits where nothing is.
+    """Return the requested bits; None is the run's max_bits.
 
     Raises:
         UsageError: If the run never trained at these bits and `force` is not set.
@@ -36,9 +36,9 @@ def allocated_bits(
 
     Args:
         export: The export of the run, whose model is calibrated at max_bits.
-        budget: Most size of all weights, as a fraction of their size at 8 bits.
-        activation_bits: Bits of the scheduled activations; max_bits if None.
-        reporter: Hears of what goes on.
+        budget: Maximum size of all weights, as a fraction of their size at 8 bits.
+        activation_bits: Bits of the scheduled activations; None is max_bits.
+        reporter: Receives messages and progress.
         force: Whether activations may have bits that the run never trained at.
 
     Raises:
@@ -76,13 +76,13 @@ def allocated_bits(
 
 
 def calibrate(export: RunExport, bits: BitAllocation, reporter: Reporter, *, anew: bool = False) -> None:
-    """Calibrate a run's model, unless training has calibrated it at these bits.
+    """Calibrate a run's model, unless training calibrated it at these bits.
 
     Args:
         export: The export of the run.
         bits: The bits.
-        reporter: Hears of what goes on.
-        anew: Whether to calibrate in any case, since the ranges have changed.
+        reporter: Receives messages and progress.
+        anew: Whether to calibrate in any case, since ranges were changed.
     """
     if anew or not bits.are(export.run.recipe.precision.max_bits):
         export.calibrate(bits, reporter)

@@ -1,4 +1,4 @@
-"""What a data set of images holds, and all that is wrong with it."""
+"""Check a data set of images, and report its content and its errors."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,9 +14,9 @@ def check_dataset(name: str, root: Path | None = None, *, reporter: Reporter = S
     """Decode all images of a data set.
 
     Args:
-        name: A folder, or another data set as `data.name` has it.
-        root: Where a known one is.
-        reporter: Hears of what goes on.
+        name: A folder, or another data set as in `data.name` of a recipe.
+        root: Folder of a known data set.
+        reporter: Receives messages and progress.
 
     Raises:
         DataError: If there is no such data set.
@@ -34,6 +34,6 @@ def check_dataset(name: str, root: Path | None = None, *, reporter: Reporter = S
         images: dict[Any, Any] = {"test": load_images(name, split="test", root=root)}
         try:
             images = {"train": load_images(name, split="train", root=root), **images}
-        except DataError as error:  # a test set by itself
+        except DataError as error:  # a test set without a training set
             reporter.note(error.message)
         return inspect_images(images, progress)

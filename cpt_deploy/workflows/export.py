@@ -1,4 +1,4 @@
-"""From a run to the bundle that ships."""
+"""Export a run to the bundle that ships."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,18 +23,18 @@ def export_run(
 
     Args:
         run_dir: The directory of the run.
-        options: Bits and forms of the bundle.
-        destination: Where to write; `RUN/bundle-<bits>bit` or the like if None. A bundle that is there is replaced.
-        data_dir: Folder that holds the data set; the recipe's if None.
-        reporter: Hears of what goes on.
+        options: Bits and formats of the bundle.
+        destination: Directory of the bundle; None is `RUN/bundle-<bits>bit` or similar. An existing bundle is replaced.
+        data_dir: Folder of the data set; None is the recipe's.
+        reporter: Receives messages and progress.
 
     Returns:
         The bundle, opened and verified.
 
     Raises:
-        UsageError: If the task has no form for what is asked, the run never trained at these bits and `force` is not
-            set, or the budget cannot be met.
-        ConversionError: If the model cannot take one of the formats.
+        UsageError: If the task does not support an option, the run never trained at these bits and `force` is not set,
+            or the budget cannot be met.
+        ConversionError: If the model cannot be written in one of the formats.
         CheckpointError: If the run is unfinished or damaged.
         BundleError: If the bundle cannot be written.
     """
@@ -50,17 +50,17 @@ def export_run(
 
 
 def describe_export(bundle: OpenedBundle) -> ExportSummary:
-    """Say what a bundle holds, and whether onnxruntime on this machine reproduces its golden sample."""
+    """Describe a bundle, and whether onnxruntime on this machine reproduces its golden sample."""
     return task_of_bundle(bundle.path).describe_export(bundle)
 
 
 def note_reduced(model: "ScheduledModel", weight_bits: "WeightBits", reporter: Reporter) -> None:
-    """Say which layers lose range so that no sum of theirs saturates or overflows.
+    """Report the layers whose range is reduced so that none of their sums saturates or overflows.
 
     Args:
         model: The model.
         weight_bits: Bits of the scheduled weights that will be exported, or of each layer by name.
-        reporter: Hears of it.
+        reporter: Receives the message.
     """
     from cpt_deploy.quantization import reduced_layers
 

@@ -1,4 +1,4 @@
-"""From the file of a float model that was trained elsewhere to a bundle: calibrated, frozen, written."""
+"""Export a float model that was trained elsewhere to a bundle: calibrate, freeze and write it."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -26,22 +26,22 @@ CALIBRATION_BATCHES = 16
 CALIBRATION_BATCH_SIZE = 32
 ACCURACY = "calibration_accuracy"
 GUESSING = 1.5
-"""Accuracy, in multiples of that of guessing, up to which something is probably wrong."""
+"""Accuracy, as a multiple of that of guessing, below which labels or preprocessing are probably wrong."""
 
 
 @dataclass(frozen=True)
 class FloatModel:
-    """A float model, and what belongs to it.
+    """A float model, with its data, labels and preprocessing.
 
     Args:
         path: Its file: ONNX, or weights.
         data: Name, path or import path of the data set to calibrate on.
-        data_dir: Folder that holds it.
-        model: Name or import path of the model that weights belong to.
-        batches: Most calibration batches.
-        labels: A file of class names, one a line; the data set's if None.
-        input: What is said of the input: size, channels, mean, std; the rest comes from file, model and data.
-        name: Name of the model in the bundle; the file's if None.
+        data_dir: Folder of the data set.
+        model: Name or import path of the model that the weights belong to.
+        batches: Maximum number of calibration batches.
+        labels: File of class names, one per line; None is the data set's.
+        input: Settings of the input: size, channels, mean, std; the rest comes from file, model and data.
+        name: Name of the model in the bundle; None is the file's.
     """
 
     path: Path
@@ -65,13 +65,13 @@ def export_float_model(
 
     Args:
         source: The model and the data.
-        options: Bits and forms of the bundle.
-        destination: Where to write; `<file>-bundle-<bits>bit` beside the file if None.
-        reporter: Hears of what goes on.
+        options: Bits and formats of the bundle.
+        destination: Directory of the bundle; None is `<file>-bundle-<bits>bit` beside the file.
+        reporter: Receives messages and progress.
 
     Raises:
         UsageError: If file, model, data and options do not fit each other.
-        ConversionError: If the model holds an operation without an integer form.
+        ConversionError: If the model has an operation without an integer form.
         DataError: If the file or the data is missing or damaged.
         BundleError: If the bundle cannot be written.
     """
@@ -137,7 +137,7 @@ def _labels(path: Path | None, images: "ImageSet") -> tuple[str, ...]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"Expected class names, one a line, in {readable.path(path)}, but got: {error}") from error
+        raise DataError(f"Expected class names, one per line, in {readable.path(path)}, but got: {error}") from error
     labels = tuple(line.strip() for line in lines if line.strip())
     if len(labels) != len(images.classes):
         raise UsageError(
@@ -150,7 +150,7 @@ def _labels(path: Path | None, images: "ImageSet") -> tuple[str, ...]:
 def _preprocessing(
     opened: "SourceModel", images: "ImageSet", source: FloatModel, reporter: Reporter
 ) -> "Preprocessing":
-    """Put together how images become inputs: what the user says, then file or model, then the data set."""
+    """Return the preprocessing: settings of the user first, then of the file or model, then of the data set."""
     from cpt_deploy.data import default_preprocessing, resolve_preprocessing
     from cpt_deploy.models.torchvision_models import PREFIX, published_normalization
     from cpt_deploy.recipe import InputSettings
@@ -172,7 +172,7 @@ def _preprocessing(
     for key in ("mean", "std"):
         wanted = settings.get("channels", default.channels)
         if key in settings and len(settings[key]) != wanted:
-            raise UsageError(f"Expected --{key} to have {wanted} numbers, one a channel, but got {len(settings[key])}")
+            raise UsageError(f"Expected {wanted} numbers for --{key}, one per channel, but got {len(settings[key])}")
     preprocessing = resolve_preprocessing(InputSettings(**settings), default)
     height, width = preprocessing.size
     reporter.note(
@@ -187,7 +187,7 @@ def _numbers(values: Sequence[float]) -> str:
 
 
 def _batches(images: "ImageSet", preprocessing: "Preprocessing", most: int) -> Iterator[tuple["Tensor", "Tensor"]]:
-    """Yield calibration batches: training images in random order, none twice, not augmented."""
+    """Yield calibration batches: training images in random order, without repetition or augmentation."""
     from itertools import islice
 
     from cpt_deploy.data import train_loader
@@ -203,7 +203,7 @@ def _calibrate(
     options: ExportOptions,
     reporter: Reporter,
 ) -> dict[str, Any]:
-    """Observe the range of each activation; return on how many images, and the float model's accuracy on them."""
+    """Calibrate the model; return the number of images, and the float model's accuracy on them."""
     import torch
 
     from cpt_deploy.quantization import calibrate

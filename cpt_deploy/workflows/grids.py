@@ -1,4 +1,4 @@
-"""A grid of experiments: several at once, each a process of its own, gone on with where it was interrupted."""
+"""Train a grid of experiments: several at once, each in its own process, resumed after interruptions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TrainedGrid:
-    """What came of a grid so far.
+    """State of a grid.
 
     Args:
         trials: The state of each point.
-        runs: Directories of those that are finished.
-        signal_number: The signal that ended the work, if one did.
+        runs: Directories of the finished runs.
+        signal_number: The signal that ended the work, if any.
     """
 
     trials: "tuple[TrialStatus, ...]"
@@ -29,23 +29,23 @@ class TrainedGrid:
     signal_number: int | None = None
 
     def in_state(self, state: str) -> list[str]:
-        """Return the names of the points that are finished, failed or what else is asked."""
+        """Return the names of the points in a state, such as finished or failed."""
         return [trial.name for trial in self.trials if trial.state == state]
 
 
 def train_grid(
     points: "Sequence[GridPoint]", folder: Path, *, jobs: int = 1, retry: bool = False, reporter: Reporter = SILENT
 ) -> TrainedGrid:
-    """Train what of a grid is waiting; SIGINT and SIGTERM let the running ones save and stop.
+    """Train the waiting points of a grid; on SIGINT and SIGTERM running ones save a checkpoint and stop.
 
-    Several processes or machines that share the folder work through one grid. A run that fails does not end the others.
+    Several processes or machines that share the folder train one grid together. A failed run does not end the others.
 
     Args:
-        points: The experiments, as `load_grid` reads them.
+        points: The experiments, from `load_grid`.
         folder: Directory of the runs.
-        jobs: Runs at once, which share the processor's cores.
-        retry: Whether failed runs are tried again, and those that look as if they ran.
-        reporter: Hears of what goes on.
+        jobs: Number of simultaneous runs, which share the processor's cores.
+        retry: Whether failed runs are tried again, and those whose state is still "running".
+        reporter: Receives messages and progress.
 
     Raises:
         DataError: If the folder cannot be written.
@@ -62,7 +62,7 @@ def train_grid(
 
 
 def figure_in_words(trial: "TrialOutcome | TrialStatus") -> str:
-    """Return what a trial is judged by: accuracy, or perplexity."""
+    """Describe the result of a trial: its accuracy or perplexity."""
     return readable.share(trial.accuracy) if trial.perplexity is None else f"{trial.perplexity:.2f}"
 
 
@@ -76,7 +76,7 @@ def _work(
     running: list[str] = []
     done = sum(trial.state == "finished" for trial in queue.statuses())
     if done:
-        reporter.note(f"going on: {done} of {len(points)} runs are finished")
+        reporter.note(f"resuming: {done} of {len(points)} runs are finished")
 
     with Interruption() as interruption, reporter.bar("grid", len(points), start=done) as bar:
 

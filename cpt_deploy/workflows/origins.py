@@ -1,4 +1,4 @@
-"""What a bundle was made from: its run, or the float model that it was calibrated from."""
+"""Find the origin of a bundle: its run, or the float model that it was calibrated from."""
 
 import hashlib
 from pathlib import Path
@@ -11,15 +11,15 @@ from cpt_deploy.tasks.exporting import SOURCE_DIGEST, SOURCE_FILE, SOURCE_MODEL,
 
 
 def find_origin(bundle: OpenedBundle, run: Path | None = None, source: Path | None = None) -> Origin:
-    """Return what a bundle was made from, as far as it is here.
+    """Find the run or float model that a bundle was made from, if available.
 
     Args:
         bundle: The bundle.
-        run: Its run, if it is known; one that the bundle lies in if None.
-        source: Its float model, likewise.
+        run: Its run, if known; None is the run whose directory contains the bundle.
+        source: Its float model, if known; None is one in a folder around the bundle.
 
     Raises:
-        UsageError: If the given run or file is another.
+        UsageError: If the bundle was not made from the given run or file.
     """
     if run is not None and not is_run_of(run, bundle):
         raise UsageError(
@@ -34,7 +34,7 @@ def find_origin(bundle: OpenedBundle, run: Path | None = None, source: Path | No
 
 
 def find_run(bundle: OpenedBundle) -> Path | None:
-    """Return the run that a bundle was exported from, if the bundle lies inside of it and its weights are the same."""
+    """Return the run that a bundle was exported from, if the bundle is inside of it and the weights are the same."""
     for folder in bundle.path.resolve().parents:
         if (folder / "report.json").is_file() and is_run_of(folder, bundle):
             return folder
@@ -59,7 +59,7 @@ def find_source(bundle: OpenedBundle, given: Path | None = None) -> Path | None:
     A bundle whose model is named by an import path needs the file to be given.
 
     Raises:
-        UsageError: If the given file is another.
+        UsageError: If the bundle was not made from the given file.
     """
     digest, name = bundle.facts.get(SOURCE_DIGEST), bundle.facts.get(SOURCE_FILE)
     if given is not None:
@@ -73,6 +73,6 @@ def find_source(bundle: OpenedBundle, given: Path | None = None) -> Path | None:
     if digest is None or not isinstance(name, str) or Path(name).name != name:
         return None
     if ":" in str(bundle.facts.get(SOURCE_MODEL, "")):
-        return None  # an import path runs code: only where the user names the file, not because a bundle says so
+        return None  # an import path runs code: only if the user names the file, never from a bundle's content
     candidates = [folder / name for folder in bundle.path.resolve().parents]
     return next((path for path in candidates if path.is_file() and file_digest(path) == digest), None)

@@ -1,4 +1,4 @@
-"""Classifying image files with a bundle in this process."""
+"""Classify image files with a bundle, without a server."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,16 +10,16 @@ if TYPE_CHECKING:
     from cpt_deploy.bundle import Prediction
 
 Classifier = Callable[[Path], "list[Prediction]"]
-"""Maps an image file to its most probable classes, best first; raises `ImageError` if the file is no image."""
+"""Function from an image file to its most probable classes, best first; raises `ImageError` if it is no image."""
 
 
 def image_classifier(bundle: Path, *, top_k: int = 1, threads: int | None = None) -> Classifier:
-    """Return what classifies image files as a server of the bundle would.
+    """Return a function that classifies image files as a server of the bundle does.
 
     Args:
         bundle: The bundle.
-        top_k: How many classes an image gets.
-        threads: Threads to compute with; all cores if None.
+        top_k: Number of classes per image.
+        threads: Number of threads; None is all cores.
 
     Raises:
         BundleError: If the bundle is missing or damaged.
@@ -44,7 +44,7 @@ def read_image(path: Path) -> bytes:
     """Return the content of an image file.
 
     Raises:
-        ImageError: If it cannot be read.
+        ImageError: If the file cannot be read.
     """
     try:
         return path.read_bytes()
@@ -53,7 +53,7 @@ def read_image(path: Path) -> bytes:
 
 
 def naming(path: Path, error: ImageError) -> ImageError:
-    """Return an error about an image with the file's name in front, unless it is there."""
+    """Return an error about an image with the file's name as prefix, unless the message has it."""
     if error.message.startswith("Expected a readable image file"):
         return error
     return type(error)(f"{path}: {error.message}", hint=error.hint)

@@ -1,4 +1,4 @@
-"""The whole path once, step by step, on data that needs no download: scikit-learn's handwritten digits."""
+"""The quickstart: train, export and validate a small model on scikit-learn's handwritten digits, without a download."""
 
 import shutil
 from pathlib import Path
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 PRESET = "digits-quickstart"
 BITS = 8
 MAX_DROP = 2.0
-"""Points of accuracy that may be lost; the digits are so few that even equal answers cannot prove a loss below one."""
+"""Allowed drop in points of accuracy; the digits are so few that even equal answers cannot prove a drop below one."""
 RUN, DIGIT, LOG, SUMMARY = "run", "digit.png", "server.log", "quickstart.json"
 
 
 def make_room(directory: Path) -> None:
-    """Remove what an earlier quickstart wrote; anything else is refused.
+    """Remove the files of an earlier quickstart from a directory.
 
     Raises:
-        UsageError: If the directory holds something else.
+        UsageError: If the directory contains other files.
     """
     if not directory.exists():
         directory.mkdir(parents=True)
@@ -44,19 +44,19 @@ def make_room(directory: Path) -> None:
 
 
 def train_digits(directory: Path, reporter: "TrainReporter | None" = None) -> "RunReport":
-    """Train a small ResNet while its bits cycle between 3 and 8; the run is in `DIRECTORY/run`."""
+    """Train a small ResNet with bits that cycle between 3 and 8; the run is in `DIRECTORY/run`."""
     import torch
 
     from cpt_deploy.recipe import load_recipe
     from cpt_deploy.training import train
 
-    # The network is so small that more threads would only wait for each other.
+    # The network is so small that more threads would only cause waiting.
     torch.set_num_threads(1)
     return train(load_recipe(PRESET), directory / RUN, reporter=reporter)
 
 
 def export_digits(directory: Path, reporter: Reporter = SILENT) -> OpenedBundle:
-    """Freeze it to 8-bit integers."""
+    """Freeze the trained model to 8-bit integers."""
     return export_run(directory / RUN, ExportOptions(bits=BITS), reporter=reporter)
 
 

@@ -1,4 +1,4 @@
-"""The min_bits of the cycle, found before a run: the precision range test, its evidence, and the recipe it gives."""
+"""Run the precision range test, which finds min_bits before a run, and write its figures and the resulting recipe."""
 
 import json
 from pathlib import Path
@@ -28,11 +28,11 @@ def find_lower_bound(
 
     Args:
         recipe: The settings of the run.
-        steps: Steps at each precision.
-        threshold: By how much training accuracy has to rise, 0 to 1.
-        to_max_bits: Whether to go on to max_bits, to see all of the curve.
-        folder: Where to write figures and plot; nowhere if None.
-        reporter: Hears of what goes on.
+        steps: Number of steps at each precision.
+        threshold: Required increase of the training accuracy, 0 to 1.
+        to_max_bits: Whether to continue to max_bits, to record the whole curve.
+        folder: Directory for figures and plot; None writes nothing.
+        reporter: Receives messages and progress.
 
     Raises:
         UsageError: If a setting does not fit, or the folder cannot be written.
@@ -54,10 +54,10 @@ def find_lower_bound(
 
 
 def with_lower_bound(recipe: "Recipe", outcome: "RangeTest") -> "Recipe":
-    """Return a recipe whose min_bits is what a range test found.
+    """Return a recipe with the min_bits that a range test found.
 
     Raises:
-        UsageError: If it found none.
+        UsageError: If the test found none.
     """
     if outcome.min_bits is None:
         raise UsageError(

@@ -1,4 +1,4 @@
-"""A server in a process of its own: started on a free port, awaited until it is ready, stopped in order."""
+"""Run a server in a separate process: start it on a free port, wait until it is ready, and stop it gracefully."""
 
 import json
 import os
@@ -20,17 +20,17 @@ _PAUSE_S = 0.1
 
 @contextmanager
 def running_server(bundle: Path, log: Path) -> Iterator[str]:
-    """Serve a bundle while the context lasts; gives the server's address once it is ready.
+    """Serve a bundle inside the context; yields the server's address once it is ready.
 
     Args:
         bundle: The bundle.
-        log: File for what the server says.
+        log: File for the server's log.
 
     Raises:
-        CptError: If the server ends or does not get ready.
+        CptError: If the server ends or does not become ready.
     """
     words = [sys.executable, "-m", "cpt_cli", "serve", str(bundle), "--port", "0", "--json"]
-    # Nobody routes traffic to this server, so it need not announce its end.
+    # No load balancer routes traffic to this server, so it can stop without draining.
     environment = os.environ | {"CPT_SERVE_DRAIN_S": "0"}
     with log.open("w", encoding="utf-8") as errors:
         process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment)
@@ -48,7 +48,7 @@ def running_server(bundle: Path, log: Path) -> Iterator[str]:
 
 
 def _address(process: "subprocess.Popen[str]", log: Path) -> str:
-    """Return the address from the JSON object that the server prints when it has its port."""
+    """Return the address from the JSON object that the server prints when it has a port."""
     assert process.stdout is not None
     line = process.stdout.readline()
     document = json.loads(line) if line else {}
@@ -61,7 +61,7 @@ def _address(process: "subprocess.Popen[str]", log: Path) -> str:
 
 def _await_ready(url: str, process: "subprocess.Popen[str]", log: Path) -> None:
     deadline = time.monotonic() + READY_WITHIN_S
-    # A proxy of the environment could not reach this machine's own address.
+    # A proxy from the environment could not reach this machine's local address.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     while time.monotonic() < deadline and process.poll() is None:
         try:

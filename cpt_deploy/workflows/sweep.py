@@ -1,4 +1,4 @@
-"""One run at several bits: each exported, validated and timed, side by side."""
+"""Sweep: export, validate and time one run at several bits, and compare the results."""
 
 import json
 import math
@@ -27,12 +27,12 @@ USUAL_BITS = (8, 6, 5, 4, 3)
 
 @dataclass(frozen=True)
 class Sweep:
-    """What a sweep found.
+    """Result of a sweep.
 
     Args:
-        folder: Where its bundles, table, figures and plot are.
-        content: What sweep.json holds.
-        table: The same for people.
+        folder: Directory of its bundles, table, figures and plot.
+        content: Content of sweep.json.
+        table: The same as a table.
     """
 
     folder: Path
@@ -40,7 +40,7 @@ class Sweep:
     table: Table
 
 
-def sweep_run(  # noqa: PLR0913  what a sweep can be asked for
+def sweep_run(  # noqa: PLR0913  the options of a sweep
     run_dir: Path,
     *,
     bits: Sequence[int] | None = None,
@@ -54,19 +54,19 @@ def sweep_run(  # noqa: PLR0913  what a sweep can be asked for
 ) -> Sweep:
     """Export, validate and time a run at several bits; write table, figures and plot into `RUN/sweep`.
 
-    What an earlier sweep of the same weights has exported and validated is kept; only the times are taken anew.
+    Bundles that an earlier sweep of the same weights exported and validated are kept; only latency is measured again.
 
     Args:
         run_dir: The run.
-        bits: Bits of the weights; those of 8, 6, 5, 4 and 3 that the run trained at if None.
-        activation_bits: Bits of the scheduled activations to combine them with, where None stands for those of the
-            weights; the run's max_bits if None.
-        rounds: Timed calls of each model.
+        bits: Bits of the weights; None is those of 8, 6, 5, 4 and 3 that the run trained at.
+        activation_bits: Bits of the scheduled activations to combine them with, where an entry None is the bits of the
+            weights; None is the run's max_bits.
+        rounds: Number of timed calls of each model.
         force: Whether to export at bits that the run never trained at.
-        native: Whether weights keep their whole range.
-        data_dir: Folder that holds the data; the recipe's if None.
-        limit: How many samples of the test set; all if None.
-        reporter: Hears of what goes on.
+        native: Whether weights keep their full range.
+        data_dir: Folder of the data; None is the recipe's.
+        limit: Number of samples of the test set; None is all.
+        reporter: Receives messages and progress.
 
     Raises:
         UsageError: If the run never trained at some of the bits and `force` is not set; nothing is written then.
@@ -85,7 +85,7 @@ def sweep_run(  # noqa: PLR0913  what a sweep can be asked for
         data_dir=root,
         run=run_dir,
         limit=limit,
-        no_gate=True,  # a sweep shows what is lost
+        no_gate=True,  # a sweep shows the drop without judging it
         require_exact=False,
     )
     folder = run.path / FOLDER
@@ -113,7 +113,7 @@ def sweep_run(  # noqa: PLR0913  what a sweep can be asked for
 
 
 def _known(task: Task[Any], swept: SweptRun[Any], path: Path, bits: tuple[int, int]) -> OpenedBundle | None:
-    """Return a bundle that is exported and validated already, in the same way."""
+    """Return a bundle that is exported and validated already with the same options; None if there is none."""
     from cpt_deploy.validation import software_versions
 
     try:
@@ -169,7 +169,7 @@ def _measure(
 
 
 def _weights_bytes(bundle: OpenedBundle) -> int:
-    """Return the size of all weights if each took no more than its bits."""
+    """Return the size of all weights if each was stored in exactly its bits."""
     return sum(-(-math.prod(w["shape"]) * w["bits"] // 8) for w in bundle.quantization["weights"])
 
 

@@ -1,4 +1,4 @@
-"""One trial of a grid as a process of its own: `cpt train`, begun or gone on with."""
+"""Run trials of a grid as separate processes of `cpt train`, started or resumed."""
 
 import json
 import os
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 
 class TrialProcesses:
-    """Starts trials and passes on a request to stop; may be used from several threads.
+    """Starts trials and forwards a request to stop; may be used from several threads.
 
-    Each process is in a session of its own, so that a signal to the terminal's reaches it once, through `interrupt`.
+    Each process has its own session, so that a signal from the terminal reaches it once, through `interrupt`.
 
     Args:
-        folder: The grid's directory: runs are in `runs/`, what they say on stderr in `logs/`.
-        jobs: How many run at once; each gets its share of the processor's cores, unless OMP_NUM_THREADS says otherwise.
+        folder: The grid's directory: runs are in `runs/`, their stderr in `logs/`.
+        jobs: Number of simultaneous runs; each gets its share of the processor's cores unless OMP_NUM_THREADS is set.
     """
 
     def __init__(self, folder: Path, jobs: int) -> None:
@@ -43,7 +43,7 @@ class TrialProcesses:
         return self._folder / "runs" / name
 
     def execute(self, point: "GridPoint") -> "TrialOutcome":
-        """Train one point to its end and return what came of it."""
+        """Train one point to its end, and return the outcome."""
         run = self.run_directory(point.name)
         begun = (run / "recipe.yaml").is_file()
         words = ["--resume", str(run)] if begun else [point.source, *point.overrides, "--out", str(run)]
@@ -67,7 +67,7 @@ class TrialProcesses:
         return _outcome(process.returncode, answer)
 
     def interrupt(self) -> None:
-        """Ask all running trials to save and stop, once."""
+        """Request all running trials to save and stop, once."""
         with self._lock:
             if not self._interrupted:
                 self._interrupted = True
@@ -88,7 +88,7 @@ def _outcome(code: int, answer: str) -> "TrialOutcome":
             return TrialOutcome("finished", perplexity=float(test["perplexity"]))
         return TrialOutcome("finished", float(test["top1"]))
     if code in (128 + signal.SIGINT, 128 + signal.SIGTERM, -signal.SIGTERM, -signal.SIGINT):
-        return TrialOutcome("interrupted", message="stopped; it goes on from its last checkpoint")
+        return TrialOutcome("interrupted", message="stopped; it resumes from its last checkpoint")
     if "error" in document:
         return TrialOutcome("failed", message=str(document["error"]["message"]).partition("\n")[0])
     how = f"signal {-code} ended it" if code < 0 else f"it ended with code {code}"

@@ -1,4 +1,4 @@
-"""The gate between training and serving: a bundle measured against what it was made from, or checked by itself."""
+"""Validate a bundle before serving: measure it against its origin, or check it without data."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,16 +11,16 @@ from cpt_deploy.workflows.origins import find_origin
 
 
 def validate_bundle(path: Path, options: ValidationOptions, *, reporter: Reporter = SILENT) -> Evidence:
-    """Measure a bundle on data, judge it against what it was made from, and store the evidence in it.
+    """Measure a bundle on data, judge it against its origin, and store the evidence in it.
 
     Args:
         path: The bundle.
-        options: The data, what to compare with, and what is allowed.
-        reporter: Hears of what goes on.
+        options: The data, the model to compare with, and the allowed drop.
+        reporter: Receives messages and progress.
 
     Raises:
-        UsageError: If the bundle was not made from the given run or file, or what is asked for does not fit.
-        MissingExtraError: If it needs a package that is not installed.
+        UsageError: If the bundle was not made from the given run or file, or options do not fit.
+        MissingExtraError: If a package is not installed that the validation needs.
         DataError: If the bundle, the data or the run cannot be read.
     """
     task = task_of_bundle(path)
@@ -35,15 +35,15 @@ def validate_bundle(path: Path, options: ValidationOptions, *, reporter: Reporte
 
 
 def check_bundle(path: Path, *, provider: str = "cpu", require_exact: bool | None = None) -> BundleCheck:
-    """Check a bundle by itself: checksums, golden sample in onnxruntime, constants, and the bounds of its sums.
+    """Check a bundle without data: checksums, golden sample in onnxruntime, constants, and the bounds of its sums.
 
     Args:
         path: The bundle.
         provider: Execution provider of onnxruntime.
-        require_exact: Whether onnxruntime must reproduce the integers of the golden sample; on a CPU if None.
+        require_exact: Whether onnxruntime must reproduce the integers of the golden sample; None requires it on a CPU.
 
     Raises:
-        BundleError: If there is no bundle, or a file is not what was exported.
+        BundleError: If there is no bundle, or a file was changed after the export.
     """
     task = task_of_bundle(path)
     bundle = task.open_bundle(path)
@@ -55,7 +55,7 @@ def check_bundle(path: Path, *, provider: str = "cpu", require_exact: bool | Non
 
 
 def _bounds(bundle: OpenedBundle) -> tuple[list[str], str | None]:
-    """Return what is wrong with the sums of a bundle, and of a portable one that it cannot saturate."""
+    """Return the errors of a bundle's sums, and for a portable one the statement that it cannot saturate."""
     from cpt_deploy.validation import bundle_accumulators, bundle_portability, bundle_saturation, overflow_reasons
 
     overflows = overflow_reasons(bundle_accumulators(bundle))

@@ -1,1 +1,1 @@
-"""Integer language models as ONNX and as bundles."""
+"""Export integer language models as ONNX and as bundles."""

@@ -1,4 +1,4 @@
-"""From a trained language model to a bundle: freeze, write ONNX, take the golden sample."""
+"""Export a trained language model to a bundle: freeze, write ONNX, record the golden sample."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -32,7 +32,7 @@ from cpt_deploy.quantization.state.scheduled_model import WeightBits
 
 @dataclass(frozen=True)
 class LanguageIdentity:
-    """What a bundle says of its language model beside the integers.
+    """Facts of a bundle about its language model, besides the integers.
 
     Args:
         name: Name of the model in the server.
@@ -40,7 +40,7 @@ class LanguageIdentity:
         tokenizer: From text to tokens and back.
         facts: Further facts for config.json.
         recipe: The recipe of the run, YAML text.
-        card: What the model card says beside the facts.
+        card: Text of the model card, besides the facts.
     """
 
     name: str
@@ -61,16 +61,16 @@ def export_language_bundle(
     activation_bits: int | None = None,
     opset: int | None = None,
 ) -> LanguageBundle:
-    """Freeze a trained language model and write it as a bundle, all or nothing.
+    """Freeze a trained language model and write it as a bundle, atomically.
 
     Args:
         model: The model, calibrated at the bits to be exported.
         destination: Directory of the bundle; an existing bundle there is replaced.
         identity: Name, tokenizer and facts.
-        golden_text: Tokens of a text, of whose beginning the exact logits are stored for self-checks.
+        golden_text: Tokens of a text; the exact logits of its beginning are stored for self-checks.
         weight_bits: Bits of the scheduled layers' weights, or of single layers by name; None is max_bits.
         activation_bits: Bits of the scheduled activations; None is max_bits.
-        opset: ONNX opset of model.onnx; None takes the least at which nothing could be smaller (`chosen_opset`).
+        opset: ONNX opset of model.onnx; None is the lowest with the smallest types for the weights (`chosen_opset`).
 
     Raises:
         ConversionError: If the model cannot be frozen.
@@ -121,7 +121,7 @@ def export_language_bundle(
 
 
 def describe_language_quantization(model: IntegerLanguageModel) -> dict[str, Any]:
-    """Return what `quantization.json` says of each weight and each input of a product, with a digest of the codes."""
+    """Describe each weight and each input of a product for `quantization.json`, with a digest of the integers."""
     weights = [
         {
             "layer": part.name,

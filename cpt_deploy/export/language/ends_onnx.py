@@ -1,4 +1,4 @@
-"""A Transformer's embedding and head as ONNX, plain or in bands: see `integer.language.ends`."""
+"""Write a Transformer's embedding and head as ONNX, plain or in bands: see `integer.language.ends`."""
 
 import numpy as np
 
@@ -9,7 +9,7 @@ from cpt_deploy.integer.language.parts import IntegerLinear, IntegerTable
 
 
 def add_embedding(builder: GraphBuilder, embedding: IntegerEmbedding) -> str:
-    """Look the tokens up and return the name of their rows, (N, T, F)."""
+    """Add the lookup of tokens, and return the name of their rows, (N, T, F)."""
     if not embedding.projections:
         return builder.rows(embedding.tables[0], TOKENS_NAME, "embedding.output")
     start, out = 0, ""
@@ -22,7 +22,7 @@ def add_embedding(builder: GraphBuilder, embedding: IntegerEmbedding) -> str:
 def _add_band(
     builder: GraphBuilder, name: str, start: int, table: IntegerTable, projection: IntegerLinear, before: str
 ) -> str:
-    """Look all tokens up in a band, and return the name of its rows where they are tokens of this band or beyond it."""
+    """Add the lookup of a band; return the name of its rows for tokens of this or later bands, else of `before`."""
     zero = builder.constant("place.0", np.array(0, np.int64))
     last = builder.constant(f"{name}.last", np.array(len(table.codes) - 1, np.int64))
     places = TOKENS_NAME
@@ -40,7 +40,7 @@ def _add_band(
 
 
 def add_head(builder: GraphBuilder, head: IntegerHead, x: str) -> None:
-    """Give the graph its output of scores, (N, T, V), from features, (N, T, F)."""
+    """Add the graph's output, the scores (N, T, V), from features, (N, T, F)."""
     first = [builder.product(linear, x) for linear in head.first]
     if not head.tails:
         builder.add("Identity", first, LOGITS_NAME)

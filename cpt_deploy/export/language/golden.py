@@ -1,4 +1,4 @@
-"""The golden sample of an exported language model, and how far it may come out differently elsewhere."""
+"""Make the golden sample of an exported language model, with a tolerance for other machines."""
 
 from typing import Any
 
@@ -13,18 +13,18 @@ from cpt_deploy.integer.language import IntegerLanguageModel, read_integer_model
 GOLDEN_ROWS, GOLDEN_TOKENS = 4, 16
 
 _COMPARED_ROWS, _COMPARED_LOGITS = 64, 4_000_000
-"""Rows of the text on which it is seen what last places of floats change; fewer where that would make more logits. A
-code that they move is rare and changes logits by much more, so the few golden tokens alone may not meet one."""
+"""Rows of the text, and maximum number of logits, on which the effect of the last digits of floats is measured. A
+changed quantized value is rare but changes logits by much more, so the few golden tokens alone may show none."""
 _LAST_PLACES = 2.0**-22
-"""Share of its value by which a float is moved to see this: here onnxruntime may give the executor's very floats."""
+"""Relative change of floats to measure this effect: onnxruntime on this machine may compute the executor's floats."""
 _TOLERATED = 4.0
-"""By how much more than was seen at export the golden logits may differ elsewhere."""
+"""Ratio of the tolerance to the difference that is measured at export."""
 _LEAST_TOLERANCE = 1e-5
-"""Of the greatest logit: a few last places of float32, where nothing differed at export."""
+"""Minimum tolerance as a share of the largest logit: a few units in the last place of float32."""
 
 
 def golden_tokens(model: IntegerLanguageModel, onnx: bytes, text: npt.NDArray[np.integer[Any]]) -> GoldenText:
-    """Return the first tokens of a text with the executor's logits, and by how much onnxruntime may differ.
+    """Return the first tokens of a text with the executor's logits and the tolerance of a runtime's.
 
     Raises:
         BundleError: If the text has no token.
@@ -43,7 +43,7 @@ def golden_tokens(model: IntegerLanguageModel, onnx: bytes, text: npt.NDArray[np
 
 
 def _moved(model: IntegerLanguageModel) -> IntegerLanguageModel:
-    """Return a model whose floats are moved by some last places, and whose codes are the same."""
+    """Return a model with slightly changed floats and the same integers."""
     generator = np.random.default_rng(0)
 
     def moved(array: npt.NDArray[Any]) -> npt.NDArray[Any]:

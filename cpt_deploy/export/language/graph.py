@@ -1,9 +1,9 @@
-"""Parts that ONNX graphs of language models share: constants by name, rows of a table, products of codes.
+"""Build the common parts of ONNX graphs of language models: constants by name, rows of a table, integer products.
 
-A product is QuantizeLinear (below 8 bits with a Clip of the codes), MatMulInteger, and from there on floats. The
-integer operators stand in the graph as they are, so what is computed in integers does not depend on what a runtime
-fuses; weights are int8 (I, O), one scale a column. Those of few bits are packed and cast to int8, which onnxruntime
-does once, when it loads the file.
+A product is QuantizeLinear (below 8 bits with a Clip of the integers), MatMulInteger, and then float operators. The
+graph contains the integer operators explicitly, so the integers do not depend on a runtime's fusions. Weights are int8
+(I, O), with one scale per column. Those of few bits are packed and cast to int8, which onnxruntime does once, when it
+loads the file.
 """
 
 from collections.abc import Sequence
@@ -28,11 +28,11 @@ def chosen_opset(model: IntegerLanguageModel, opset: int | None = None) -> int:
 
     Args:
         model: The frozen model.
-        opset: What is asked for; None is the least at which no weights could be smaller: 19, with weights of 3 or 4
-            bits 21, with weights of 2 bits 25.
+        opset: The requested opset; None is the lowest with the smallest types for the weights: 19, with weights of 3 or
+            4 bits 21, with weights of 2 bits 25.
 
     Raises:
-        UsageError: If the graphs cannot have the opset that is asked for.
+        UsageError: If the graphs cannot be written in the requested opset.
     """
     if opset is None:
         return packing_opset((part.bits for part in weighted_parts(model)), LEAST_OPSET)
@@ -60,12 +60,12 @@ class GraphBuilder:
         return names[0]
 
     def constant(self, name: str, value: npt.NDArray[Any]) -> str:
-        """Add a constant, once, and return its name."""
+        """Add a constant unless it is there already, and return its name."""
         self.constants.setdefault(name, value)
         return name
 
     def codes(self, name: str, part: IntegerTable | IntegerLinear, codes: npt.NDArray[np.int8]) -> str:
-        """Add the weight codes of a part, packed where the opset has a type for their bits, and return them as int8."""
+        """Add the weights of a part, packed where the opset has a type for their bits; return their name as int8."""
         packed = packed_type(part.bits, self.opset)
         if packed is None:
             return self.constant(name, codes)
@@ -73,7 +73,7 @@ class GraphBuilder:
         return self.add("Cast", [source], name, to=TensorProto.INT8)
 
     def rows(self, table: IntegerTable, tokens: str, output: str) -> str:
-        """Look rows up, float32 (..., E), of tokens (...)."""
+        """Add the lookup of rows, float32 (..., E), for tokens (...)."""
         codes = self.codes(f"{table.name}.weight", table, table.codes)
         scales = self.constant(f"{table.name}.weight_scale", table.scales.reshape(-1, 1))
         gathered = self.add("Gather", [codes, tokens], f"{output}.codes", axis=0)
@@ -82,7 +82,7 @@ class GraphBuilder:
         return self.add("Mul", [floats, factors], output)
 
     def product(self, linear: IntegerLinear, x: str) -> str:
-        """Multiply codes of a float input; the output is float32 (..., O), the integers are NAME.codes and .sums."""
+        """Add an integer product of a float input, to float32 (..., O); its integers are NAME.codes and NAME.sums."""
         name, qparams = linear.name, linear.qparams
         scale = self.constant(f"{name}.input_scale", np.array(qparams.scale, np.float32))
         zero = self.constant(f"{name}.input_zero_point", np.array(qparams.zero_point, np.uint8))
@@ -95,7 +95,7 @@ class GraphBuilder:
                 self.constant(f"code.{qparams.quant_max}", np.array(qparams.quant_max, np.uint8)),
             ]
             codes = self.add("Clip", [codes, *limits], f"{name}.codes")
-        # A column is an output channel here; weights of its own memory order keep the file and the trained codes alike.
+        # Columns are output channels here; contiguous weights make the file's integers equal to the trained ones.
         weight = self.codes(f"{name}.weight", linear, np.ascontiguousarray(linear.codes.T))
         sums = self.add("MatMulInteger", [codes, weight, zero], f"{name}.sums")
         floats = self.add("Cast", [sums], f"{name}.unscaled", to=TensorProto.FLOAT)
@@ -119,7 +119,7 @@ def value(name: str, kind: int, shape: Sequence[int | str | None]) -> onnx.Value
 
 
 def serialized(graph: onnx.GraphProto, opset: int, metadata: dict[str, str]) -> bytes:
-    """Return a model of ONNX' own operators, checked."""
+    """Return a model that only has standard ONNX operators, after checking it."""
     opsets = [helper.make_opsetid("", opset)]
     model = helper.make_model(
         graph, opset_imports=opsets, ir_version=helper.find_min_ir_version_for(opsets), producer_name="cpt-deploy"

@@ -1,4 +1,4 @@
-"""Which ONNX graph belongs to which integer language model."""
+"""Write integer language models as ONNX, each by the writer of its kind."""
 
 from cpt_deploy.bundle.language import LanguageManifest
 from cpt_deploy.errors import ConversionError
@@ -8,10 +8,10 @@ from cpt_deploy.integer.language import IntegerLanguageModel, IntegerLstm, Integ
 
 
 def language_manifest(model: IntegerLanguageModel) -> LanguageManifest:
-    """Return how a model is run once it is exported.
+    """Return the manifest of an exported model, which describes how to run it.
 
     Raises:
-        ConversionError: If it is of no known kind.
+        ConversionError: If the model is of no known kind.
     """
     if isinstance(model, IntegerLstm):
         return lstm_manifest(model)
@@ -27,8 +27,9 @@ def write_language_onnx(
 
     Args:
         model: The frozen model.
-        opset: ONNX opset, 19 to 25; None is the least at which no weights could be smaller, see `graph.chosen_opset`.
-        metadata: Goes into the model's properties.
+        opset: ONNX opset, 19 to 25; None is the lowest with the smallest types for the weights, see
+            `graph.chosen_opset`.
+        metadata: Entries of the file's metadata_props.
 
     Raises:
         ConversionError: If it is of no known kind.

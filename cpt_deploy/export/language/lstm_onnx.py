@@ -1,8 +1,8 @@
-"""The integer LSTM as ONNX: one product of all steps for what goes in, and a Scan over the steps for what goes on.
+"""Write the integer LSTM as ONNX: one MatMul for the inputs of all time steps, then a Scan for the recurrence.
 
 Inputs: `tokens`, int64 (N, T); `h` and `c`, float32 (layers, N, H). Outputs: `logits`, float32 (N, T, V), `h_after` and
-`c_after`. onnxruntime has no LSTM with static integers (its DynamicQuantizeLSTM takes the range of each call anew), so
-the cell is written out, in the operations of `quantization.modules.recurrent`.
+`c_after`. onnxruntime has no LSTM with static quantization (its DynamicQuantizeLSTM computes ranges in each call), so
+the cell is written as single operators, those of `quantization.modules.recurrent`.
 """
 
 import numpy as np
@@ -18,7 +18,7 @@ _STATES = ("h", "c")
 
 
 def lstm_manifest(model: IntegerLstm) -> LanguageManifest:
-    """Return how the exported model is run."""
+    """Return the manifest of the exported model, which describes how to run it."""
     shape = (len(model.layers), BATCH, model.hidden)
     return LanguageManifest(
         model.vocabulary, tuple(StateTensor(name, f"{name}_after", shape) for name in _STATES), context=None
@@ -31,7 +31,7 @@ def write_lstm_onnx(model: IntegerLstm, *, opset: int | None = None, metadata: d
     Args:
         model: The frozen model.
         opset: ONNX opset, see `chosen_opset`.
-        metadata: Goes into the model's properties.
+        metadata: Entries of the file's metadata_props.
 
     Raises:
         UsageError: If the opset is out of range.
@@ -78,9 +78,9 @@ def _layer(
 
 
 def _step(number: int, onward: IntegerLinear, opset: int) -> onnx.GraphProto:
-    """Return the graph of one step: h, c and what goes in, to h, c, and the hidden state for the layer's output."""
+    """Return the graph of one time step: from h, c and the input's product to h, c and the layer's output."""
     step, size = GraphBuilder(opset), onward.codes.shape[1]
-    # Names of a body must not hide those around it.
+    # Names in the body of a Scan must not shadow those of the outer graph.
     h, c, inward = (f"step.{number}.{name}" for name in ("h", "c", "inward"))
     product = step.product(onward, h)
     gates = step.add("Add", [inward, product], f"step.{number}.gates")

@@ -1,9 +1,9 @@
-"""The integer Transformer as ONNX: products of codes, and between them LayerNorm, attention and sums in float32.
+"""Write the integer Transformer as ONNX: integer products, with LayerNorm, attention and sums in float32 between them.
 
 Inputs: `tokens`, int64 (N, T); `k_0`, `v_0`, `k_1`, …, float32 (N, heads, past, F / heads). Outputs: `logits`, float32
-(N, T, V), and `k_0_after`, …, with the present tokens' keys and values behind those before. Positions and what a token
-may see follow from the length of the past, inside of the graph: any T after any past is right, up to the context;
-beyond it there is no position to look up and the call fails.
+(N, T, V), and `k_0_after`, …, with the present tokens' keys and values appended to the past ones. The graph derives
+positions and the causal mask from the length of the past: any T after any past is correct, up to the context; beyond it
+there is no position to look up, and the call fails.
 """
 
 import numpy as np
@@ -19,7 +19,7 @@ _MASK = "mask"
 
 
 def transformer_manifest(model: IntegerTransformer) -> LanguageManifest:
-    """Return how the exported model is run."""
+    """Return the manifest of the exported model, which describes how to run it."""
     shape = (BATCH, model.heads, PAST, model.features // model.heads)
     states = tuple(StateTensor(name, _after(name), shape) for name in _caches(model))
     return LanguageManifest(model.vocabulary, states, model.context)
@@ -33,7 +33,7 @@ def write_transformer_onnx(
     Args:
         model: The frozen model.
         opset: ONNX opset, see `chosen_opset`.
-        metadata: Goes into the model's properties.
+        metadata: Entries of the file's metadata_props.
 
     Raises:
         UsageError: If the opset is out of range.
@@ -80,7 +80,7 @@ def _add_places(builder: GraphBuilder, model: IntegerTransformer) -> str:
         for name, number in (("hide", -np.inf), ("show", 0))
     )
     builder.add("Where", [hidden, nothing, all_of_it], _MASK)
-    # Gather refuses places beyond the table, where Slice would give fewer rows.
+    # Gather rejects positions beyond the table, where Slice would return fewer rows.
     return builder.add("Gather", [builder.constant(POSITIONS, model.positions), present], f"{POSITIONS}.present")
 
 

@@ -1,4 +1,4 @@
-"""Trained language models as integers, and their exact execution in NumPy."""
+"""Integer models made from trained language models, and their exact execution in NumPy."""
 
 from cpt_deploy.integer.language.ends import IntegerEmbedding, IntegerHead
 from cpt_deploy.integer.language.kinds import freeze_language_model, read_integer_model

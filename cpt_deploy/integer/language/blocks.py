@@ -1,4 +1,4 @@
-"""What a Transformer's block is made of: LayerNorms in float32, and products of codes."""
+"""An integer Transformer block: LayerNorms in float32, and products of quantized values."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ class Norm:
         name: Its module path.
         weight: float32 (F,).
         bias: float32 (F,).
-        epsilon: Is added to the variance.
+        epsilon: Added to the variance.
     """
 
     name: str
@@ -38,12 +38,12 @@ class Norm:
         return {f"{self.name}.weight": self.weight, f"{self.name}.bias": self.bias}
 
     def describe(self) -> dict[str, Any]:
-        """Return what the numbers mean, as JSON types."""
+        """Return its metadata as JSON types."""
         return {"name": self.name, "epsilon": self.epsilon}
 
     @classmethod
     def from_arrays(cls, description: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) -> "Norm":
-        """Read what `describe` and `arrays` gave.
+        """Rebuild it from the results of `describe` and `arrays`.
 
         Raises:
             KeyError: If something is missing.
@@ -54,15 +54,15 @@ class Norm:
 
 @dataclass(frozen=True, eq=False)
 class IntegerBlock:
-    """Attention and two Linears, each with a LayerNorm before and a sum after it.
+    """Attention and two Linears, each with a LayerNorm before it and a residual sum after it.
 
     Args:
-        attention_norm: Before attention.
-        qkv: Queries, keys and values of all heads, in this order.
-        out: Of what the heads give.
-        inner_norm: Before the two Linears.
-        inner: The first of them, with a ReLU behind it.
-        outer: The second.
+        attention_norm: LayerNorm before attention.
+        qkv: Product for queries, keys and values of all heads, in this order.
+        out: Product on the output of the heads.
+        inner_norm: LayerNorm before the two Linears.
+        inner: The first Linear, followed by a ReLU.
+        outer: The second Linear.
     """
 
     attention_norm: Norm
@@ -73,15 +73,15 @@ class IntegerBlock:
     outer: IntegerLinear
 
     def norms(self) -> tuple[Norm, Norm]:
-        """Return both."""
+        """Return both LayerNorms."""
         return self.attention_norm, self.inner_norm
 
     def linears(self) -> tuple[IntegerLinear, ...]:
-        """Return the products in the order in which they are computed."""
+        """Return the products in the order of execution."""
         return self.qkv, self.out, self.inner, self.outer
 
     def describe(self) -> dict[str, Any]:
-        """Return what its numbers mean, as JSON types."""
+        """Return the block's metadata as JSON types."""
         return {
             "norms": [norm.describe() for norm in self.norms()],
             "linears": [linear.describe() for linear in self.linears()],
@@ -89,7 +89,7 @@ class IntegerBlock:
 
     @classmethod
     def from_arrays(cls, description: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) -> "IntegerBlock":
-        """Read what `describe` gave.
+        """Rebuild it from the result of `describe`.
 
         Raises:
             KeyError: If something is missing.
@@ -100,7 +100,7 @@ class IntegerBlock:
 
 
 def frozen_block(name: str, block: nn.Module) -> IntegerBlock:
-    """Return a block of a network by its name, at the present bits; see `frozen_linear`."""
+    """Freeze a block of a network at the present bits; see `frozen_linear`."""
 
     def product(path: str) -> IntegerLinear:
         return frozen_product(f"{name}.{path}", block.get_submodule(path))
@@ -113,7 +113,7 @@ def frozen_block(name: str, block: nn.Module) -> IntegerBlock:
 
 
 def frozen_norm(name: str, norm: object) -> Norm:
-    """Return a LayerNorm by its name."""
+    """Return the frozen form of a LayerNorm."""
     assert isinstance(norm, nn.LayerNorm)
     weight, bias = (part.detach().cpu().float().numpy().copy() for part in (norm.weight, norm.bias))
     return Norm(name, weight, bias, norm.eps)

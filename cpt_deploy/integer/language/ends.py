@@ -1,7 +1,7 @@
-"""What stands before and after a Transformer's blocks as integers: rows of tokens, and scores of tokens.
+"""The embedding and the head of an integer Transformer: from tokens to rows, and from features to scores.
 
-With adaptive input and softmax each token is looked up in all bands and the row of its own is taken, so that the graph
-is the same for all tokens; a band's products are small.
+With adaptive input and softmax each token is looked up in all bands and the row from its own band is selected, so that
+the graph is the same for all tokens; a band's products are small.
 """
 
 from collections.abc import Mapping
@@ -19,18 +19,18 @@ from cpt_deploy.quantization.modules.layers import QuantizedEmbedding
 
 @dataclass(frozen=True, eq=False)
 class IntegerEmbedding:
-    """Bands of tokens, each a table: int64 (N, T) to float32 (N, T, F).
+    """Tables of rows, one per band of tokens: int64 (N, T) to float32 (N, T, F).
 
     Args:
-        tables: One, or those of the bands in the order of the tokens.
-        projections: Of each band from its dimensions to F; none where there is one table of F dimensions.
+        tables: One table, or those of the bands in the order of the tokens.
+        projections: Product of each band from its dimensions to F; none if there is one table of F dimensions.
     """
 
     tables: tuple[IntegerTable, ...]
     projections: tuple[IntegerLinear, ...] = ()
 
     def __call__(self, tokens: npt.NDArray[np.int64], trace: Trace | None = None) -> Floats:
-        """Look tokens up."""
+        """Return the rows of tokens."""
         if not self.projections:
             return self.tables[0](tokens)
         out: Floats | None = None
@@ -45,7 +45,7 @@ class IntegerEmbedding:
         return out
 
     def describe(self) -> dict[str, Any]:
-        """Return what its numbers mean, as JSON types."""
+        """Return its metadata as JSON types."""
         return {
             "tables": [table.name for table in self.tables],
             "projections": [projection.describe() for projection in self.projections],
@@ -53,7 +53,7 @@ class IntegerEmbedding:
 
     @classmethod
     def from_arrays(cls, description: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) -> "IntegerEmbedding":
-        """Read what `describe` gave.
+        """Rebuild it from the result of `describe`.
 
         Raises:
             KeyError: If something is missing.
@@ -66,12 +66,13 @@ class IntegerEmbedding:
 
 @dataclass(frozen=True, eq=False)
 class IntegerHead:
-    """From features, float32 (N, T, F), to the scores of all tokens, (N, T, V).
+    """Products from features, float32 (N, T, F), to the scores of all tokens, (N, T, V).
 
     Args:
-        first: Logits of the first band's tokens, and with bands those of the other bands; of all tokens without.
-        tails: Of each further band, from F to its dimensions and from there to the logits of its tokens. With any, the
-            scores are log-probabilities, else logits.
+        first: Product for the logits of all tokens; with bands for those of the first band's tokens and of the other
+            bands.
+        tails: Two products for each further band, from F to its dimensions, and from these to the logits of its tokens.
+            With bands the scores are log-probabilities, otherwise logits.
     """
 
     first: tuple[IntegerLinear, ...]
@@ -83,7 +84,7 @@ class IntegerHead:
         return len(self.first[0].codes) + sum(len(wide.codes) for _, wide in self.tails)
 
     def linears(self) -> tuple[IntegerLinear, ...]:
-        """Return the products in the order in which they are computed."""
+        """Return the products in the order of execution."""
         return (*self.first, *(linear for tail in self.tails for linear in tail))
 
     def __call__(self, x: Floats, trace: Trace | None = None) -> Floats:
@@ -99,7 +100,7 @@ class IntegerHead:
         return np.concatenate(parts, axis=-1)
 
     def describe(self) -> dict[str, Any]:
-        """Return what its numbers mean, as JSON types."""
+        """Return its metadata as JSON types."""
         return {
             "first": [linear.describe() for linear in self.first],
             "tails": [[linear.describe() for linear in tail] for tail in self.tails],
@@ -107,7 +108,7 @@ class IntegerHead:
 
     @classmethod
     def from_arrays(cls, description: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) -> "IntegerHead":
-        """Read what `describe` gave.
+        """Rebuild it from the result of `describe`.
 
         Raises:
             KeyError: If something is missing.
@@ -126,10 +127,10 @@ def log_softmax(x: Floats) -> Floats:
 
 
 def frozen_embedding(module: object) -> IntegerEmbedding:
-    """Return the integers of a network's `embedding`, plain or adaptive.
+    """Freeze a network's `embedding`, plain or adaptive.
 
     Raises:
-        ConversionError: If it is something else, or `frozen_linear` refuses a projection.
+        ConversionError: If it is another module, or `frozen_linear` rejects a projection.
     """
     if isinstance(module, QuantizedEmbedding):
         return IntegerEmbedding((frozen_table("embedding", module),))
@@ -143,10 +144,10 @@ def frozen_embedding(module: object) -> IntegerEmbedding:
 
 
 def frozen_head(module: object) -> IntegerHead:
-    """Return the integers of a network's `head`, plain or adaptive.
+    """Freeze a network's `head`, plain or adaptive.
 
     Raises:
-        ConversionError: If it is something else, or `frozen_linear` refuses a product.
+        ConversionError: If it is another module, or `frozen_linear` rejects a product.
     """
     if isinstance(module, SoftmaxHead):
         return IntegerHead((frozen_product("head.decoder", module.decoder),))

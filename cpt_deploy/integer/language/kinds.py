@@ -1,4 +1,4 @@
-"""Which integer model belongs to which network, and to which description."""
+"""Freeze language models and read them back, each by the integer model of its kind."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -23,7 +23,7 @@ _KINDS: dict[str, type[IntegerLanguageModel]] = {kind.kind: kind for kind in (In
 def freeze_language_model(
     model: QuantizedLanguageModel, *, weight_bits: WeightBits = None, activation_bits: int | None = None
 ) -> IntegerLanguageModel:
-    """Return the integers of a trained language model.
+    """Freeze a trained language model to integers.
 
     Args:
         model: The model, calibrated at the bits to be exported.
@@ -45,10 +45,10 @@ def freeze_language_model(
 
 
 def read_integer_model(description: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) -> IntegerLanguageModel:
-    """Read what a model's `describe` and `arrays` gave.
+    """Rebuild a model from the results of its `describe` and `arrays`.
 
     Raises:
-        BundleError: If it describes no model of a known kind, or a tensor is missing.
+        BundleError: If the description is of no known kind, or a tensor is missing.
     """
     try:
         return _KINDS[description["type"]].from_arrays(description, arrays)

@@ -1,7 +1,7 @@
-"""The LSTM language model as integers: its products on codes, its gates in float32.
+"""The integer LSTM language model: products on quantized values, gates in float32.
 
-The arithmetic is that of the graph that is exported, operation by operation, so that given the same codes each sum is
-the same integer; sigmoid and tanh differ between libraries in their last places.
+The arithmetic is that of the exported graph, operation by operation, so that from the same quantized values each sum is
+the same integer; sigmoid and tanh differ between libraries in their last digits.
 """
 
 from collections.abc import Mapping
@@ -37,8 +37,8 @@ class IntegerLstm:
 
     Args:
         table: The embedding.
-        layers: Of each layer, the product of its input, with the bias, and that of its hidden state.
-        head: From the last layer's hidden state to logits.
+        layers: For each layer, the product of its input, with the bias, and the product of its hidden state.
+        head: Product from the last layer's hidden state to logits.
     """
 
     table: IntegerTable
@@ -63,7 +63,7 @@ class IntegerLstm:
         return (self.table,)
 
     def linears(self) -> tuple[IntegerLinear, ...]:
-        """Return the products in the order in which they are computed."""
+        """Return the products in the order of execution."""
         return (*(linear for layer in self.layers for linear in layer), self.head)
 
     def initial_state(self, batch: int) -> State:
@@ -79,7 +79,7 @@ class IntegerLstm:
         Args:
             tokens: int64 (N, T).
             state: The state before; zeros by default.
-            trace: Gets the integers; those of the layers are (T, N, …), those of the head (N, T, …).
+            trace: Records the integers; those of the layers are (T, N, …), those of the head (N, T, …).
         """
         h, c = self.initial_state(len(tokens)) if state is None else state
         x = self.table(tokens.T)
@@ -97,7 +97,7 @@ class IntegerLstm:
         return arrays_of([*self.tables(), *self.linears()])
 
     def describe(self) -> dict[str, Any]:
-        """Return what its numbers mean, as JSON types."""
+        """Return the model's metadata as JSON types."""
         return {
             "type": self.kind,
             "table": self.table.name,
@@ -107,7 +107,7 @@ class IntegerLstm:
 
     @classmethod
     def from_arrays(cls, description: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) -> "IntegerLstm":
-        """Read what `describe` and `arrays` gave.
+        """Rebuild it from the results of `describe` and `arrays`.
 
         Raises:
             KeyError: If something is missing.
@@ -126,7 +126,7 @@ class IntegerLstm:
 def freeze_lstm(
     model: QuantizedLanguageModel, *, weight_bits: WeightBits = None, activation_bits: int | None = None
 ) -> IntegerLstm:
-    """Return the integers of a trained LSTM language model.
+    """Freeze a trained LSTM language model to integers.
 
     Args:
         model: The model, calibrated at the bits to be exported.
@@ -171,7 +171,7 @@ def _layer(
 
 
 def cell(gates: Floats, c: Floats) -> tuple[Floats, Floats]:
-    """Return h and c after a step, (N, H) each, of the gates i, f, g, o, (N, 4H)."""
+    """Return h and c after a step, (N, H) each, from the gates i, f, g, o, (N, 4H)."""
     i, f, g, o = np.split(gates, 4, axis=-1)
     c = _sigmoid(f) * c + _sigmoid(i) * np.tanh(g)
     return _sigmoid(o) * np.tanh(c), c

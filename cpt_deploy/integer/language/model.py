@@ -1,4 +1,4 @@
-"""What every integer language model is, whatever its network: codes and floats that run from tokens to logits."""
+"""The interface of integer language models, independent of their networks: from tokens to logits."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar, Protocol, Self
@@ -9,17 +9,17 @@ import numpy.typing as npt
 from cpt_deploy.integer.language.parts import Arrays, Floats, IntegerLinear, IntegerTable, Trace
 
 State = tuple[Floats, ...]
-"""What a model remembers of the tokens before, in the order of the exported model's states."""
+"""State of a model after the previous tokens, in the order of the exported model's states."""
 
 
 class IntegerLanguageModel(Protocol):
     """A frozen language model.
 
-    Its `run` has the arithmetic of the graph that is exported, operation by operation, so that given the same codes
-    each sum is the same integer; what is in floats between them differs between libraries in its last places.
+    Its `run` has the arithmetic of the exported graph, operation by operation, so that from the same quantized values
+    each sum is the same integer; the floats between them differ between libraries in their last digits.
     """
 
-    #: Name of its kind, the "type" of what `describe` gives.
+    #: Name of its kind, the "type" in the result of `describe`.
     kind: ClassVar[str]
 
     @property
@@ -28,16 +28,16 @@ class IntegerLanguageModel(Protocol):
 
     @property
     def context(self) -> int | None:
-        """Most tokens that it can look at, those before and the present ones, or None without a limit."""
+        """Maximum number of past and present tokens together, or None without a limit."""
 
     def tables(self) -> tuple[IntegerTable, ...]:
         """Return the embedding's tables."""
 
     def linears(self) -> tuple[IntegerLinear, ...]:
-        """Return the products in the order in which they are computed."""
+        """Return the products in the order of execution."""
 
     def initial_state(self, batch: int) -> State:
-        """Return the state before the first token of so many rows."""
+        """Return the state before the first token, for a batch of `batch` rows."""
 
     def run(
         self, tokens: npt.NDArray[np.int64], state: State | None = None, trace: Trace | None = None
@@ -46,19 +46,19 @@ class IntegerLanguageModel(Protocol):
 
         Args:
             tokens: int64 (N, T).
-            state: The state before; that before the first token by default.
-            trace: Gets the integers.
+            state: The state before these tokens; the initial state by default.
+            trace: Records the integers.
         """
 
     def arrays(self) -> Arrays:
         """Return its tensors by name."""
 
     def describe(self) -> dict[str, Any]:
-        """Return what its numbers mean, as JSON types."""
+        """Return the model's metadata as JSON types."""
 
     @classmethod
     def from_arrays(cls, description: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) -> Self:
-        """Read what `describe` and `arrays` gave.
+        """Rebuild it from the results of `describe` and `arrays`.
 
         Raises:
             KeyError: If something is missing.
@@ -66,5 +66,5 @@ class IntegerLanguageModel(Protocol):
 
 
 def weighted_parts(model: IntegerLanguageModel) -> list[IntegerTable | IntegerLinear]:
-    """Return what has weight codes: tables, then products."""
+    """Return the parts with quantized weights: tables, then products."""
     return [*model.tables(), *model.linears()]

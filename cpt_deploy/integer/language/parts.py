@@ -1,4 +1,4 @@
-"""What integer language models are made of: tables of rows, and products of codes between floats."""
+"""Parts of integer language models: tables of rows, and integer products between floats."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -28,8 +28,8 @@ class Trace:
     """The integers of one call, by the names of `IntegerLinear`.
 
     Args:
-        codes: What each product reads, uint8 (..., I).
-        sums: What each product gives, int32 (..., O).
+        codes: Quantized input of each product, uint8 (..., I).
+        sums: Integer sums of each product, int32 (..., O).
     """
 
     codes: dict[str, npt.NDArray[np.uint8]] = field(default_factory=dict)
@@ -38,12 +38,12 @@ class Trace:
 
 @dataclass(frozen=True, slots=True)
 class QuantizationParameters:
-    """Unsigned codes of an activation: `x ≈ (code − zero_point) · scale`, codes in [0, levels].
+    """Unsigned quantization of an activation: `x ≈ (code − zero_point) · scale`, codes in [0, quant_max].
 
     Args:
-        scale: A float32's value.
-        zero_point: Integer in [0, levels].
-        quant_max: Greatest code, at most 255.
+        scale: Scale, a float32 value.
+        zero_point: Integer in [0, quant_max].
+        quant_max: Maximum quantized value, at most 255.
     """
 
     scale: float
@@ -51,14 +51,14 @@ class QuantizationParameters:
     quant_max: int
 
     def encode(self, x: Floats) -> npt.NDArray[np.uint8]:
-        """Return codes as ONNX QuantizeLinear and Clip define them, same shape."""
+        """Quantize as ONNX QuantizeLinear and Clip do; the shape is kept."""
         codes = np.rint(x / np.float32(self.scale)) + np.float32(self.zero_point)
         return np.asarray(np.clip(codes, 0, self.quant_max), np.uint8)
 
 
 @dataclass(frozen=True, eq=False)
 class IntegerTable:
-    """An embedding: rows of codes, each with a scale of its own.
+    """An embedding: quantized rows, with one scale per row.
 
     Args:
         name: Its module path.
@@ -76,7 +76,7 @@ class IntegerTable:
         return bits_of(self.codes)
 
     def __call__(self, tokens: npt.NDArray[np.int64]) -> Floats:
-        """Return rows, float32 (..., E), of tokens (...)."""
+        """Return the rows, float32 (..., E), of tokens (...)."""
         return self.codes[tokens].astype(np.float32) * self.scales[tokens][..., None]
 
     def arrays(self) -> Arrays:
@@ -85,7 +85,7 @@ class IntegerTable:
 
     @classmethod
     def from_arrays(cls, name: str, arrays: Mapping[str, npt.NDArray[Any]]) -> "IntegerTable":
-        """Read what `arrays` gave.
+        """Rebuild it from the result of `arrays`.
 
         Raises:
             KeyError: If something is missing.
@@ -95,14 +95,14 @@ class IntegerTable:
 
 @dataclass(frozen=True, eq=False)
 class IntegerLinear:
-    """A Linear on codes, between floats: `f32(Σ (q − z)·w) · f32(s·s_w) + b`.
+    """A Linear in integers, between floats: `f32(Σ (q − z)·w) · f32(s·s_w) + b`.
 
     Args:
         name: Its module path.
         codes: int8 (O, I).
         scales: float32 (O,).
         bias: float32 (O,), or none.
-        qparams: Of its input.
+        qparams: Quantization parameters of its input.
     """
 
     name: str
@@ -118,30 +118,30 @@ class IntegerLinear:
 
     @property
     def can_saturate(self) -> bool:
-        """Whether two products could exceed 16 bits where a processor without VNNI adds them, see `pairs`."""
+        """Whether sums of two products can exceed 16 bits, as processors without VNNI add them."""
         return pair_can_saturate(self.codes, self.qparams.quant_max.bit_length())
 
     @property
     def factors(self) -> Floats:
-        """What the integers are multiplied by, float32 (O,)."""
+        """Factors from integer sums to real values, float32 (O,)."""
         return np.float32(self.qparams.scale) * self.scales
 
     def accumulate(self, codes: npt.NDArray[np.uint8]) -> npt.NDArray[np.int32]:
-        """Return the integer sums of products, (..., O), of codes (..., I); exact."""
+        """Return the exact integer sums of products, (..., O), for quantized inputs (..., I)."""
         centred = codes.astype(np.int32) - self.qparams.zero_point
-        # Floats hold the sums exactly as long as these stay below 2^24, or 2^53, and are multiplied fast.
+        # Float products are fast, and exact while the sums stay below 2^24 (float32) or 2^53 (float64).
         greatest = 255 * int(np.abs(self.codes.astype(np.int64)).sum(axis=1).max(initial=0))
         kind: type[np.float32 | np.float64] = np.float32 if greatest < _EXACT_FLOAT32 else np.float64
         sums = np.matmul(centred.astype(kind), self.codes.astype(kind).T)
         return np.asarray(sums, np.int32)
 
     def scaled(self, sums: npt.NDArray[np.int32]) -> Floats:
-        """Return the output of integer sums."""
+        """Return the real output for integer sums."""
         products = sums.astype(np.float32) * self.factors
         return products if self.bias is None else products + self.bias
 
     def __call__(self, x: Floats, trace: Trace | None = None) -> Floats:
-        """Return the output, float32 (..., O), of an input, float32 (..., I); the trace gets the integers."""
+        """Return the output, float32 (..., O), for an input, float32 (..., I); the trace records the integers."""
         codes = self.qparams.encode(x)
         sums = self.accumulate(codes)
         if trace is not None:
@@ -154,7 +154,7 @@ class IntegerLinear:
         return arrays if self.bias is None else {**arrays, f"{self.name}.bias": self.bias}
 
     def describe(self) -> dict[str, Any]:
-        """Return what the numbers mean, as JSON types."""
+        """Return its metadata as JSON types."""
         return {
             "name": self.name,
             "scale": self.qparams.scale,
@@ -164,7 +164,7 @@ class IntegerLinear:
 
     @classmethod
     def from_arrays(cls, description: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) -> "IntegerLinear":
-        """Read what `describe` and `arrays` gave.
+        """Rebuild it from the results of `describe` and `arrays`.
 
         Raises:
             KeyError: If something is missing.
@@ -177,7 +177,7 @@ class IntegerLinear:
 
 
 def bits_of(codes: Codes) -> int:
-    """Return the least bits, 2 or more, whose symmetric codes these are: within ±(2^(bits − 1) − 1)."""
+    """Return the minimum number of bits, 2 or more, that holds these codes: within ±(2^(bits − 1) − 1)."""
     return max(2, 1 + int(np.abs(codes.astype(np.int16)).max(initial=0)).bit_length())
 
 
@@ -187,18 +187,17 @@ def arrays_of(parts: Iterable[IntegerTable | IntegerLinear]) -> Arrays:
 
 
 def frozen_table(name: str, layer: object) -> IntegerTable:
-    """Return an embedding's codes at the present bits."""
+    """Freeze an embedding at the present bits."""
     assert isinstance(layer, QuantizedEmbedding)
     codes, scales = _weight(layer)
     return IntegerTable(name, codes, scales)
 
 
 def frozen_linear(name: str, layer: QuantizedLayer, quantizer: ActivationQuantizer) -> IntegerLinear:
-    """Return a Linear's codes at the present bits, and the grid of its input in the range that training kept.
+    """Freeze a Linear at the present bits, with the quantization parameters of its input from the trained range.
 
     Raises:
-        ConversionError: If the input's range was never observed or has more codes than a byte, or a sum could leave
-            int32.
+        ConversionError: If the input's range was never observed, its bits are more than 8, or a sum could exceed int32.
     """
     codes, scales = _weight(layer)
     qparams = quantizer.kept_qparams()
@@ -216,7 +215,7 @@ def frozen_linear(name: str, layer: QuantizedLayer, quantizer: ActivationQuantiz
 
 
 def frozen_product(name: str, module: object) -> IntegerLinear:
-    """Return a Linear that quantizes its own input, by the name of that module; see `frozen_linear`."""
+    """Freeze a Linear that quantizes its input, under the name of that module; see `frozen_linear`."""
     assert isinstance(module, InputQuantizedLinear)
     return frozen_linear(f"{name}.layer", module.layer, module.quantizer)
 

@@ -1,8 +1,8 @@
-"""The Transformer language model as integers: every Linear and the embedding on codes, all between them in float32.
+"""The integer Transformer language model: every Linear and the embedding in integers, the rest in float32.
 
-Float are, as in training: positions, LayerNorm, attention's two products and its softmax, ReLU and the sums. The state
-is the cache of keys and values, so a text in one call or in several gives the same numbers up to the rounding of
-floats, which can move a code by one.
+As in training, positions, LayerNorm, attention's two products and its softmax, ReLU and the sums are in float. The
+state is the cache of keys and values, so a text in one call or in several gives the same numbers up to float rounding,
+which can change a quantized value by one.
 """
 
 import math
@@ -38,11 +38,11 @@ class IntegerTransformer:
 
     Args:
         embedding: From tokens to rows.
-        positions: What is added to the rows by their places in the text, float32 (context, F).
-        blocks: Its layers.
-        norm: Before the head.
+        positions: Position embeddings, added to the rows, float32 (context, F).
+        blocks: The blocks in order.
+        norm: LayerNorm before the head.
         head: From features to scores.
-        heads: Of attention.
+        heads: Number of attention heads.
     """
 
     embedding: IntegerEmbedding
@@ -61,7 +61,7 @@ class IntegerTransformer:
 
     @property
     def context(self) -> int:
-        """Most tokens before and now together."""
+        """Maximum number of past and present tokens together."""
         return len(self.positions)
 
     @property
@@ -71,12 +71,12 @@ class IntegerTransformer:
 
     @property
     def row_factor(self) -> np.float32:
-        """What the embedding's rows are multiplied by."""
+        """Factor of the embedding's rows."""
         return np.float32(math.sqrt(self.features))
 
     @property
     def query_factor(self) -> np.float32:
-        """What queries are multiplied by before they meet the keys."""
+        """Factor of the queries before the product with the keys."""
         return np.float32(1 / math.sqrt(self.features // self.heads))
 
     def tables(self) -> tuple[IntegerTable, ...]:
@@ -84,12 +84,12 @@ class IntegerTransformer:
         return self.embedding.tables
 
     def linears(self) -> tuple[IntegerLinear, ...]:
-        """Return the products in the order in which they are computed."""
+        """Return the products in the order of execution."""
         between = (linear for block in self.blocks for linear in block.linears())
         return (*self.embedding.projections, *between, *self.head.linears())
 
     def norms(self) -> tuple[Norm, ...]:
-        """Return the LayerNorms in the order in which they are computed."""
+        """Return the LayerNorms in the order of execution."""
         return (*(norm for block in self.blocks for norm in block.norms()), self.norm)
 
     def initial_state(self, batch: int) -> State:
@@ -104,8 +104,8 @@ class IntegerTransformer:
 
         Args:
             tokens: int64 (N, T).
-            state: The state before; an empty one by default.
-            trace: Gets the integers.
+            state: The state before these tokens; an empty one by default.
+            trace: Records the integers.
 
         Raises:
             UsageError: If the tokens and those before them are more than the context.
@@ -144,7 +144,7 @@ class IntegerTransformer:
         return arrays_of([*self.tables(), *self.linears()]) | norms | {POSITIONS: self.positions}
 
     def describe(self) -> dict[str, Any]:
-        """Return what its numbers mean, as JSON types."""
+        """Return the model's metadata as JSON types."""
         return {
             "type": self.kind,
             "embedding": self.embedding.describe(),
@@ -156,7 +156,7 @@ class IntegerTransformer:
 
     @classmethod
     def from_arrays(cls, description: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) -> Self:
-        """Read what `describe` and `arrays` gave.
+        """Rebuild it from the results of `describe` and `arrays`.
 
         Raises:
             KeyError: If something is missing.
@@ -172,7 +172,7 @@ class IntegerTransformer:
 
 
 def causal_mask(past: int, total: int) -> Floats:
-    """Return what is added to scores, float32 (total - past, total): 0, and −∞ where a token would see a later one."""
+    """Return the causal mask added to scores, float32 (total - past, total): −∞ for later tokens, otherwise 0."""
     hidden = np.arange(total) > np.arange(past, total)[:, None]
     return np.where(hidden, np.float32(-np.inf), np.float32(0))
 
@@ -180,7 +180,7 @@ def causal_mask(past: int, total: int) -> Floats:
 def freeze_transformer(
     model: QuantizedLanguageModel, *, weight_bits: WeightBits = None, activation_bits: int | None = None
 ) -> IntegerTransformer:
-    """Return the integers of a trained Transformer language model.
+    """Freeze a trained Transformer language model to integers.
 
     Args:
         model: The model, calibrated at the bits to be exported.

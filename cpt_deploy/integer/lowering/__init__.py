@@ -1,1 +1,1 @@
-"""From a trained model to its integer graph: one file for each kind of operation that becomes integers."""
+"""Lower a trained model to its integer graph: one module for each kind of operation."""

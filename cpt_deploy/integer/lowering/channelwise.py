@@ -1,4 +1,4 @@
-"""What scales and shifts each channel (BatchNorm alone, constants, a hard sigmoid) as a depthwise convolution."""
+"""Lower operations that scale and shift each channel (BatchNorm alone, constants, hard sigmoid) to convolutions."""
 
 import math
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from cpt_deploy.quantization.graph.capture.constants import ChannelwiseConstant,
 from cpt_deploy.quantization.numerics.folding import BIAS_LIMIT, FLOAT_BIAS_LIMIT, Floats, channelwise, normalisation
 
 Lowered = list[tuple[Operation, QuantizedTensor]]
-"""Operations in order, each with the tensor that it makes."""
+"""Operations in order, each with its output tensor."""
 
 
 def lower_channelwise(
@@ -23,21 +23,21 @@ def lower_channelwise(
     tensors: tuple[QuantizedTensor, QuantizedTensor],
     new_name: Callable[[str], str],
 ) -> Lowered:
-    """Lower a module that scales and shifts each channel, or averages over windows, to a convolution over positions.
+    """Lower a module that scales and shifts each channel, or averages over windows, to a depthwise convolution.
 
     Args:
         module: The module.
         name: Its path.
-        tensors: What it reads and what it makes.
-        new_name: Gives a tensor a name that no other has.
+        tensors: Its input and its output tensor.
+        new_name: Returns an unused name for a tensor.
 
     Raises:
-        ConversionError: If there are more than two dimensions of positions, and sizes of them are free.
+        ConversionError: If there are more than two spatial dimensions, and some of their sizes are free.
     """
     source, output = tensors
     if has_positions(source):
         return [(_convolution(module, name, source, output), output)]
-    # features, or more than two dimensions of positions, which become one
+    # features, or more than two spatial dimensions, which are flattened to one
     positions = [size for size in source.shape[1:] if size is not None]
     if len(positions) < len(source.shape) - 1:
         raise ConversionError(f"Expected positions of {source.name!r} of known sizes, but some are free")
@@ -58,7 +58,7 @@ def _convolution(module: nn.Module | None, name: str, source: QuantizedTensor, o
         case nn.BatchNorm1d() | nn.BatchNorm2d():
             factor, offset = normalisation(module, channels)
         case nn.Hardsigmoid():
-            # x/6 + 1/2, cut at 0 by the zero point and at 1 by the greatest code: the observed range lies in [0, 1]
+            # x/6 + 1/2, clamped at 0 by the zero point and at 1 by quant_max: the observed range lies in [0, 1]
             factor, offset = np.full(channels, 1 / 6), np.full(channels, 0.5)
         case ChannelwiseConstant():
             factor, offset = (_of_channels(value, channels) for value in (module.factor, module.offset))
@@ -69,12 +69,12 @@ def _convolution(module: nn.Module | None, name: str, source: QuantizedTensor, o
 
 
 def bias_limit(source: QuantizedTensor) -> int:
-    """Return the greatest bias code of a layer; beside signed activations biases are stored in float."""
+    """Return the maximum int32 bias of a layer; with signed activations biases are stored in float."""
     return FLOAT_BIAS_LIMIT if source.signed else BIAS_LIMIT
 
 
 def reshape(source: QuantizedTensor, output: QuantizedTensor) -> Operation:
-    """Return the operation that gives a tensor's codes another shape."""
+    """Return the operation that reshapes a quantized tensor."""
     return Reshape((source.name,), output.name)
 
 

@@ -1,4 +1,4 @@
-"""Float operations that ONNX or onnxruntime has in another form than PyTorch, as operations that both have alike."""
+"""Rewrite float operations that differ between PyTorch and ONNX or onnxruntime as operations that agree in both."""
 
 import itertools
 from typing import Any
@@ -23,16 +23,16 @@ def _arguments(node: fx.Node) -> dict[str, Any]:
 
 
 def needs_factors(node: fx.Node) -> bool:
-    """Return whether an average has windows that reach over the input's end, which runtimes divide differently."""
+    """Return whether an average pooling has windows beyond the input's end, which runtimes divide differently."""
     return bool(_arguments(node)["ceil_mode"])
 
 
 def average_with_factors(node: fx.Node, source: str, output: str) -> list[Operation]:
-    """Write average pooling as that of a padded input without cut windows, times a factor for each position.
+    """Write average pooling as that of a padded input without cropped windows, times a factor for each position.
 
     Args:
         node: A call of `aten.avg_pool1d` to `3d`, with shapes.
-        source: Name of its input's real values.
+        source: Name of the input's real values.
         output: Name of the result.
     """
     values, dimensions = _arguments(node), CEILED[node.target]
@@ -58,7 +58,7 @@ def average_with_factors(node: fx.Node, source: str, output: str) -> list[Operat
 
 
 def _divisor(start: int, kernel: int, size: int, padding: int, *, include: bool) -> int:
-    """Return how many positions of one dimension a window counts, as PyTorch does."""
+    """Return the number of positions of one dimension that PyTorch counts in a window."""
     end = min(start + kernel, size + padding)
     return end - start if include else min(end, size) - max(start, 0)
 
@@ -69,12 +69,12 @@ def _each(value: Any, dimensions: int) -> list[int]:
 
 
 def by_own_statistics(source: str, output: str, name: str, eps: float, rank: int) -> list[Operation]:
-    """Normalise each channel of a tensor (N, C, ...) by mean and variance of the batch at hand.
+    """Normalise each channel of a tensor (N, C, ...) by mean and variance of its batch.
 
     Args:
         source: Name of the tensor.
         output: Name of the result.
-        name: What the names of the steps between begin with.
+        name: Prefix of the names of intermediate results.
         eps: Added to the variance.
         rank: Number of dimensions of the tensor.
     """

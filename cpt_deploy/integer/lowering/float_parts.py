@@ -1,4 +1,4 @@
-"""The float parts of a trained model as operations of a frozen graph."""
+"""Lower the float parts of a trained model to operations of a frozen graph."""
 
 from collections.abc import Mapping
 from operator import attrgetter
@@ -24,7 +24,7 @@ from cpt_deploy.signature import Signature
 aten = torch.ops.aten
 
 INPUT = "input:"
-"""What stands before the name of an input while a graph is lowered, since nodes may have the same name."""
+"""Prefix of the names of inputs while a graph is lowered, since nodes may have the same names."""
 
 
 class FloatLowering:
@@ -32,8 +32,8 @@ class FloatLowering:
 
     Args:
         network: The network of a prepared model.
-        finished: The quantized tensors of nodes, as they are lowered.
-        signature: Its inputs and outputs.
+        finished: The quantized tensors of the nodes that are lowered already.
+        signature: Inputs and outputs of the network.
 
     Attributes:
         names: Names of the real values of nodes.
@@ -48,18 +48,18 @@ class FloatLowering:
         self.names = dict(zip(given, (INPUT + tensor.name for tensor in signature.inputs), strict=True))
 
     def real_name(self, node: fx.Node) -> str:
-        """Return the name of a node's real values: the node's, which comes from the model, but for those of ends."""
+        """Return the name of a node's real values: the node's own, unless an input or output has that name."""
         name = node.name
         while name in self._taken:
             name += "_real"
         return name
 
     def name_of(self, node: fx.Node) -> str:
-        """Return the name of what a node makes, in codes or real."""
+        """Return the name of a node's result, quantized or real."""
         return self.finished[node].name if node in self.finished else self.names[node]
 
     def lower(self, node: fx.Node, bits: Mapping[str, int]) -> list[Operation]:  # noqa: PLR0911
-        """Return the operations of a node: none for one that does nothing in evaluation, or ends in a quantizer."""
+        """Return the operations of a node: none if it has no effect in evaluation, or is lowered with its quantizer."""
         if node.op == "get_attr":
             return [self._constant(self.real_name(node), attrgetter(str(node.target))(self.network), node)]
         module = module_of(node, self.network)
@@ -103,7 +103,7 @@ class FloatLowering:
         )
 
     def _normalisation(self, node: fx.Node, norm: Any) -> list[Operation]:
-        """Lower a BatchNorm: by its running averages, or by the batch's own where it keeps none."""
+        """Lower a BatchNorm: by its running averages, or by the batch's statistics if it keeps none."""
         shape = (-1, *[1] * (len(node.meta["shape"]) - 2))
         names = {part: f"{self.real_name(node)}_{part}" for part in ("factor", "offset", "scaled")}
         source = self.name_of(node.all_input_nodes[0])

@@ -1,4 +1,4 @@
-"""From a CPT model to an integer graph: each run of nodes between two quantizers becomes one integer operation."""
+"""Freeze a CPT model to an integer graph: the nodes between two quantizers become one integer operation."""
 
 import operator
 from collections.abc import Mapping
@@ -54,11 +54,11 @@ from cpt_deploy.quantization.state.scheduled_model import WeightBits
 def freeze(
     model: QuantizedModel, *, weight_bits: WeightBits = None, activation_bits: int | None = None
 ) -> IntegerGraph:
-    """Freeze a model to integers, at max_bits (at most 8 bits) or at the bits asked for.
+    """Freeze a model to integers, at max_bits (at most 8 bits) or at the requested bits.
 
-    Layers and activations that stay at max_bits keep it; where a scheduled layer reads such an activation, a table
-    brings its codes to the scheduled activations' bits. The model must have been calibrated at these bits
-    (`calibrate`). After `make_symmetric` all activations are signed, and each ReLU is an operation of its own.
+    Fixed layers and activations stay at max_bits; where a scheduled layer reads a fixed activation, a table requantizes
+    it to the bits of scheduled activations. The model must have been calibrated at these bits (`calibrate`). After
+    `make_symmetric` all activations are signed, and each ReLU is a separate operation.
 
     Args:
         model: A trained CPT model; it is not changed.
@@ -83,7 +83,7 @@ def freeze(
 
 
 def _other_names(graph: IntegerGraph) -> dict[str, str]:
-    """Return new names of tensors that are called as an input or output: nodes have names of the model's own code."""
+    """Return new names of tensors with the name of an input or output: names of nodes come from the model's code."""
     taken = {*graph.tensors, *graph.signature.names}
     names = {INPUT + tensor.name: tensor.name for tensor in graph.signature.inputs}
     for name in graph.signature.names:
@@ -171,7 +171,7 @@ class _Lowering:
         if operation.head.op == "placeholder":
             self.operations.append(Quantize((self.floats.names[operation.head],), name))
         else:
-            clamps = tensor.signed and operation.clamps  # where the least code is not real zero, saturation is no ReLU
+            clamps = tensor.signed and operation.clamps  # else saturating at quant_min implements ReLU
             made = replace(tensor, name=self._new_name(f"{name}_unclamped")) if clamps else tensor
             lowered, made = self._lower_operation(operation, made)
             self.operations.append(lowered)
@@ -194,7 +194,7 @@ class _Lowering:
         self._finish(node, tensor)
 
     def _bits_of(self, role: Role) -> int:
-        """Return the bits at which activations of a role are frozen."""
+        """Return the bits at which the activations of a role are frozen."""
         return self.max_bits if role == "fixed" else min(self.activation_bits, self.precision.max_bits_of(role))
 
     def _finish(self, node: fx.Node, tensor: QuantizedTensor) -> None:
@@ -202,7 +202,7 @@ class _Lowering:
         self.tensors[tensor.name] = tensor
 
     def _new_name(self, name: str) -> str:
-        """Return a name that no node and no tensor has."""
+        """Return a name that neither a node nor a tensor has."""
         while name in self.names or name in self.tensors:
             name += "_"
         self.names.add(name)
@@ -272,13 +272,13 @@ class _Lowering:
         return reshape(pooled, output)
 
     def _last_of(self, lowered: Lowered) -> Operation:
-        """Take all operations but the last, and return that."""
+        """Add all operations except the last, and return the last."""
         *before, (last, _) = lowered
         self.operations.extend(operation for operation, _ in before)
         self.tensors.update({tensor.name: tensor for _, tensor in before})
         return last
 
-    # --- what only moves codes --------------------------------------------------------------------------------------
+    # --- movements --------------------------------------------------------------------------------------------------
 
     def _lower_kept(self, node: fx.Node) -> None:
         source = node.all_input_nodes[0]

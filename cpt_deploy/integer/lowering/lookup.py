@@ -1,4 +1,4 @@
-"""Functions of one code: 256 results, chosen so that every runtime arrives at the same ones."""
+"""Tabulate elementwise functions: 256 results, at scales at which every runtime rounds to the same ones."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,15 +10,15 @@ from torch import nn
 from cpt_deploy.errors import ConversionError
 from cpt_deploy.integer.graph import Lookup, QuantizedTensor
 
-#: No result may lie closer than this, in codes, to where rounding changes. float32 implementations of sigmoid and
-#: its like differ from each other by some 1e-7, which is 3e-5 of a code at 8 bits.
+#: Minimum distance of a result from a rounding boundary, in steps of the output. float32 implementations of sigmoid and
+#: similar functions differ from each other by some 1e-7, which is 3e-5 of a step at 8 bits.
 MARGIN = 5e-4
-#: How far the output's scale may be moved to keep the margin, in steps of 1e-4 of itself: no accuracy depends on it.
+#: Relative changes of the output's scale to try to keep the margin, in steps of 1e-4: too small to affect accuracy.
 _NUDGES = [sign * step * 1e-4 for step in range(60) for sign in (1, -1)][1:]
 
 _FUNCTIONS: dict[type[nn.Module], tuple[str, Callable[[nn.Module], tuple[float, ...]]]] = {
-    # fewer bits for the same values: onnxruntime fuses a function that does nothing to a table; without any it would
-    # dequantize and quantize in float
+    # requantization: onnxruntime fuses an identity function to a table; without a function it would dequantize and
+    # quantize in float
     nn.Identity: ("LeakyRelu", lambda module: (1.0,)),
     nn.ReLU: ("Relu", lambda module: ()),
     nn.ReLU6: ("Clip", lambda module: (0.0, 6.0)),
@@ -33,16 +33,16 @@ _FUNCTIONS: dict[type[nn.Module], tuple[str, Callable[[nn.Module], tuple[float, 
 
 
 def tabulate(module: nn.Module, source: QuantizedTensor, output: QuantizedTensor) -> tuple[Lookup, QuantizedTensor]:
-    """Tabulate an elementwise activation.
+    """Tabulate an elementwise activation function.
 
     Args:
-        module: The activation.
-        source: The tensor it reads.
-        output: The tensor it makes, as observed.
+        module: The activation function.
+        source: The input tensor.
+        output: The output tensor, with the observed range.
 
     Returns:
-        The operation, and the output with its scale moved by a few ten-thousandths if a result would otherwise lie
-        too near to where rounding changes.
+        The operation, and the output with its scale changed by a few ten-thousandths if a result would otherwise lie
+        too near to a rounding boundary.
 
     Raises:
         ConversionError: If no scale nearby keeps the margin.

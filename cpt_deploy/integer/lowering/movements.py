@@ -1,4 +1,4 @@
-"""Operations that move, select or leave codes alone: pooling by maximum, reshaping, transposition, splitting."""
+"""Lower operations that keep quantized values: max pooling, padding, reshaping, transposition, splitting."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,7 +14,7 @@ from cpt_deploy.quantization.graph.capture.tracing import is_tensor, seen_shapes
 
 @dataclass(frozen=True, slots=True)
 class KeptTensor:
-    """A tensor that is split along an axis; the parts are taken one by one.
+    """A tensor that is split along an axis; its parts are lowered one by one.
 
     Attributes:
         source: The tensor that is split.
@@ -27,7 +27,7 @@ class KeptTensor:
     bounds: tuple[int, ...]
 
     def part(self, index: int, name: str) -> tuple[Operation, QuantizedTensor]:
-        """Return the operation that takes one part, and the part."""
+        """Return the operation that extracts one part, and the part."""
         index %= len(self.bounds) - 1
         start, end = self.bounds[index], self.bounds[index + 1]
         shape: list[int | None] = list(self.source.shape)
@@ -36,14 +36,14 @@ class KeptTensor:
 
 
 def same_codes(source: QuantizedTensor, name: str, shape: tuple[int | None, ...]) -> QuantizedTensor:
-    """Return a tensor of another name and shape on the same scale."""
+    """Return a tensor of another name and shape with the same quantization parameters."""
     return replace(source, name=name, shape=shape)
 
 
 def lower_kept(
     node: fx.Node, module: nn.Module | None, source: QuantizedTensor
 ) -> tuple[Operation, QuantizedTensor] | KeptTensor | None:
-    """Lower a node that keeps codes.
+    """Lower a node that keeps quantized values.
 
     Returns:
         An operation and its output; or the tensor to be split; or None if nothing changes in evaluation.
@@ -64,10 +64,10 @@ def lower_kept(
 
 
 def _free_sizes(node: fx.Node) -> tuple[int, ...]:
-    """Return the sizes of a reshaped tensor as ONNX has them: 0 for what stays, -1 for what remains.
+    """Return the sizes of a reshaped tensor as in ONNX: 0 for unchanged sizes, -1 for an inferred one.
 
     Raises:
-        ConversionError: If more than one free size is another than that of the input in its place.
+        ConversionError: If more than one free size differs from the input's size of the same dimension.
     """
     before, after = (seen_shapes(each) for each in (node.all_input_nodes[0], node))
     sizes = [0]

@@ -1,4 +1,4 @@
-"""Zeros around what a convolution reads, put into the convolution, which pads as it goes."""
+"""Merge zero padding into the convolutions that read the padded tensor."""
 
 from dataclasses import replace
 
@@ -6,9 +6,9 @@ from cpt_deploy.integer.graph import Convolution, IntegerGraph, Operation, Pad
 
 
 def with_paddings_inside(graph: IntegerGraph) -> IntegerGraph:
-    """Return a graph in which convolutions pad with zeros themselves, where that is all that is between them.
+    """Return a graph in which zero padding directly before a convolution is part of the convolution.
 
-    So networks with the "same" padding of TensorFlow, which is wider at the end, have no operation more.
+    So networks with the "same" padding of TensorFlow, which is wider at the end, need no extra operation.
     """
     made_by = {operation.output: operation for operation in graph.operations}
     operations: list[Operation] = []
@@ -26,7 +26,7 @@ def with_paddings_inside(graph: IntegerGraph) -> IntegerGraph:
 
 
 def _of_positions(pad: Pad) -> tuple[int, ...]:
-    """Return the widths at positions: all begins, then all ends."""
+    """Return the widths of the spatial dimensions: all begins, then all ends."""
     dimensions = len(pad.pads) // 2
     return (*pad.pads[2:dimensions], *pad.pads[dimensions + 2 :])
 

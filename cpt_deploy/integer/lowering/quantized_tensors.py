@@ -1,4 +1,4 @@
-"""The quantized tensor of an activation: its observed range at some bits."""
+"""Make the quantized tensor of an activation from its observed range."""
 
 import torch
 
@@ -11,7 +11,7 @@ from cpt_deploy.quantization.numerics.affine import affine_parameters, symmetric
 def quantized_tensor(
     name: str, quantizer: ActivationQuantizer, bits: int, shape: tuple[int | None, ...]
 ) -> QuantizedTensor:
-    """Return the tensor of an activation's range at some bits.
+    """Return the quantized tensor of an activation at a number of bits.
 
     Args:
         name: Name of the tensor.

@@ -1,8 +1,8 @@
-"""A transposed convolution as an ordinary one: each output position of a block of strides is a channel of its own.
+"""Lower a transposed convolution to an ordinary one whose channels are the positions of a block of outputs.
 
-An output at `y` reads the inputs `x` and the taps `k` with `s·x + k·d − p = y`. Outputs whose `y` leaves the same
-rest when divided by the stride `s` read the same taps at neighbouring inputs. So a convolution without a stride, with
-`s` channels for each output channel and axis, computes them all, and what is left is to put them side by side
+An output at `y` reads the inputs `x` and the kernel positions (taps) `k` with `s·x + k·d − p = y`. Outputs whose `y`
+have the same remainder modulo the stride `s` read the same taps at neighbouring inputs. So a convolution of stride 1,
+with `s` channels for each output channel and axis, computes them all, and the results are then interleaved
 (W. Shi et al., "Real-Time Single Image and Video Super-Resolution Using an Efficient Sub-Pixel Convolutional Neural
 Network", 2016, arXiv:1609.05158; "Is the deconvolution layer the same as a convolutional layer?", arXiv:1609.07009).
 """
@@ -21,9 +21,9 @@ from cpt_deploy.integer.graph import Convolution, Operation, QuantizedTensor, Re
 from cpt_deploy.quantization.modules.layers import QuantizedConvTranspose1d, QuantizedConvTranspose2d
 from cpt_deploy.quantization.numerics.folding import Codes, FoldedWeights
 
-#: A size from which an axis of any size is found.
+#: Size at which the axis of a free size is computed.
 _ANY_SIZE = 1024
-#: The end of an axis of any size.
+#: End of an axis of free size.
 _LAST = 2**63 - 1
 
 
@@ -32,13 +32,14 @@ class Axis:
     """One spatial axis of the ordinary convolution.
 
     Attributes:
-        stride: Positions of a block.
+        stride: Number of positions of a block.
         taps: For each tap of the kernel, its position in the block and in the new kernel.
-        kernel: Taps of the new kernel; those that no tap of the old one goes to are zero.
-        dilation: Of the new kernel.
+        kernel: Number of taps of the new kernel; those without a tap of the old one are zero.
+        dilation: Dilation of the new kernel.
         pads: Zeros before and after the input.
-        blocks: How many blocks there are; None if the size is free.
-        kept: Where the output begins and ends within the positions of all blocks; counted from the end if it is free.
+        blocks: Number of blocks; None if the size is free.
+        kept: Begin and end of the output within the positions of all blocks; the end counts from the end of the axis if
+            the size is free.
     """
 
     stride: int
@@ -51,7 +52,7 @@ class Axis:
 
 
 def axes_of(layer: nn.ConvTranspose1d | nn.ConvTranspose2d, size: Sequence[int | None]) -> tuple[Axis, ...]:
-    """Return the axes of a transposed convolution of an input with so many positions on each; None where it is free."""
+    """Return the axes of a transposed convolution for an input of given spatial sizes; None is a free size."""
     options = (layer.kernel_size, layer.stride, layer.padding, layer.output_padding, layer.dilation)
     return tuple(
         _free_axis(*values[1:]) if values[0] is None else _axis(*values) for values in zip(size, *options, strict=True)
@@ -59,7 +60,7 @@ def axes_of(layer: nn.ConvTranspose1d | nn.ConvTranspose2d, size: Sequence[int |
 
 
 def _free_axis(*options: int) -> Axis:
-    """Return the axis of an input of any size: blocks are as many more than positions, whatever their number is."""
+    """Return the axis of an input of free size: the numbers of blocks and of positions differ by a constant."""
     axis = _axis(_ANY_SIZE, *options)
     assert axis.blocks is not None
     end = axis.kept[1] - axis.blocks * axis.stride
@@ -67,7 +68,7 @@ def _free_axis(*options: int) -> Axis:
 
 
 def _axis(size: int, kernel: int, stride: int, padding: int, output_padding: int, dilation: int) -> Axis:
-    """Return the axis with the fewest taps; of those the one of which least is cut off."""
+    """Return the axis with the fewest taps; among equals the one with the fewest blocks, which crops least."""
     outputs = (size - 1) * stride - 2 * padding + dilation * (kernel - 1) + output_padding + 1
     offsets = [tap * dilation - padding for tap in range(kernel)]
     found = [_axis_from(size, outputs, stride, offsets, first) for first in range(stride)]
@@ -77,8 +78,8 @@ def _axis(size: int, kernel: int, stride: int, padding: int, output_padding: int
 def _axis_from(size: int, outputs: int, stride: int, offsets: Sequence[int], first: int) -> Axis:
     """Return the axis whose first block begins `first` positions before the output."""
     blocks = -(-(outputs + first) // stride)
-    reads = [-((offset + first) // stride) for offset in offsets]  # the input that a tap reads, from its block's place
-    # a convolution pads, but does not cut its input: taps of zero reach what it has to read over
+    reads = [-((offset + first) // stride) for offset in offsets]  # the input that a tap reads, relative to its block
+    # a convolution pads but does not crop its input: zero taps skip the inputs that it should not read
     least, most = min(0, *reads), max(size - blocks, *reads)
     step = math.gcd(most - least, *(read - least for read in reads)) or 1
     taps = tuple((offset + first) % stride for offset in offsets), tuple((read - least) // step for read in reads)
@@ -88,9 +89,9 @@ def _axis_from(size: int, outputs: int, stride: int, offsets: Sequence[int], fir
 
 
 def ordinary_kernel(codes: Codes, axes: Sequence[Axis], groups: int) -> Codes:
-    """Return the kernel of the ordinary convolution, (g · block · O/g, I/g, ...), of one with (O, I/g, ...).
+    """Return the kernel of the ordinary convolution, (g · block · O/g, I/g, ...), from one with (O, I/g, ...).
 
-    Its channels are those of a group together, in it those of a position of the block, in the order of `in_blocks`.
+    Its channels are ordered by group, then by position in the block, as in `in_blocks`.
     """
     outputs, inputs = codes.shape[:2]
     block, kernel = [axis.stride for axis in axes], [axis.kernel for axis in axes]
@@ -106,7 +107,7 @@ def ordinary_kernel(codes: Codes, axes: Sequence[Axis], groups: int) -> Codes:
 
 
 def in_blocks(values: NDArray[Any], axes: Sequence[Axis], groups: int) -> NDArray[Any]:
-    """Return values of the output channels, (O,), as those of the ordinary convolution's channels."""
+    """Repeat values of the output channels, (O,), for the channels of the ordinary convolution."""
     block = math.prod(axis.stride for axis in axes)
     return np.repeat(values.reshape(groups, 1, -1), block, axis=1).reshape(-1)
 
@@ -117,16 +118,16 @@ def transposed_convolution(
     bits: int,
     ends: tuple[QuantizedTensor, QuantizedTensor, str],
 ) -> list[tuple[Operation, QuantizedTensor]]:
-    """Return the operations of a transposed convolution on codes, each with the tensor that it makes.
+    """Return the operations of a transposed convolution in integers, each with its output tensor.
 
-    The codes of blocks are moved with channels innermost, as onnxruntime's convolutions have them: the transpositions
-    before and after cancel those that it puts there itself, and one movement of rows is left.
+    Blocks are interleaved with channels innermost, the layout of onnxruntime's convolutions: the transpositions before
+    and after cancel those that onnxruntime inserts, and one movement of rows is left.
 
     Args:
-        layer: Gives the geometry.
-        folded: Codes (O, I/g, ...) and what belongs to them.
+        layer: Layer with the geometry.
+        folded: Folded weights, with codes (O, I/g, ...).
         bits: Bits of the codes.
-        ends: The tensor that it reads, the one that it makes, and the layer's name.
+        ends: The input tensor, the output tensor, and the layer's name.
     """
     source, output, name = ends
     axes, groups = axes_of(layer, source.shape[1:]), layer.groups
@@ -173,7 +174,7 @@ def _put_side_by_side(moved: "_Movements", axes: Sequence[Axis], groups: int) ->
 
 
 def _put_axes_together(moved: "_Movements", strides: Sequence[int], groups: int, each: int) -> None:
-    """Put blocks of any number side by side, axis by axis: a reshaped tensor can have one size that is not known."""
+    """Interleave blocks of free number, axis by axis: a reshape can infer only one size."""
     channels = groups * each
     if len(strides) == 1:
         moved.permute((0, 2, 1))
@@ -191,16 +192,16 @@ def _put_axes_together(moved: "_Movements", strides: Sequence[int], groups: int,
 
 
 class _Movements:
-    """Collects movements of codes, from a tensor of some shape to the one that is wanted.
+    """Collects movements of quantized values, from a tensor of a given shape to the output.
 
     Args:
-        output: The tensor that is wanted.
-        shape: Shape of the first one, without the batch dimension.
+        output: The output tensor.
+        shape: Shape of the first tensor, without the batch dimension.
     """
 
     def __init__(self, output: QuantizedTensor, shape: tuple[int | None, ...]) -> None:
         self._output = output
-        #: What moves, and the tensor that it makes.
+        #: The movements, each with its output tensor.
         self.steps: list[tuple[Operation, QuantizedTensor]] = []
         self.last = replace(output, name=f"{output.name}_blocks", shape=shape)
 
@@ -210,11 +211,11 @@ class _Movements:
             self._add(Transpose((self.last.name,), "", order), tuple(self.last.shape[axis - 1] for axis in order[1:]))
 
     def reshape(self, shape: tuple[int | None, ...], sizes: tuple[int, ...] = ()) -> None:
-        """Give another shape; `sizes` as in `Reshape`."""
+        """Reshape; `sizes` as in `Reshape`."""
         self._add(Reshape((self.last.name,), "", sizes), shape)
 
     def cut(self, axis: int, start: int, end: int) -> None:
-        """Take a range of an axis, counted without the batch dimension."""
+        """Crop an axis, counted without the batch dimension, to a range."""
         shape = self.last.shape
         if start or end not in (shape[axis], _LAST):
             shape = (*shape[:axis], None if shape[axis] is None else end - start, *shape[axis + 1 :])
@@ -226,7 +227,7 @@ class _Movements:
         self.steps.append((replace(operation, output=name), self.last))
 
     def named(self) -> list[tuple[Operation, QuantizedTensor]]:
-        """Return the movements, of which the last makes the tensor that is wanted."""
+        """Return the movements; the last one computes the output tensor."""
         if not self.steps:
             return []
         operation, _ = self.steps[-1]

@@ -1,1 +1,1 @@
-"""Ranges and BatchNorm statistics at the served precision, and what follows: biases, bits by layer."""
+"""Calibration of activation ranges and BatchNorm statistics, bias rounding, and bit allocation."""

@@ -1,8 +1,8 @@
-"""What layers add to their sums, rounded to the grids of the integer model's biases.
+"""Round biases and BatchNorm offsets to multiples of the accumulator scale, as the integer model's biases are.
 
 An integer layer adds an int32 bias at scale `s_x · s_w`. A trained offset lies between two of its steps; where rounding
-it moves a sum across a rounding boundary a code differs, and in a deep network such codes multiply. A model whose
-offsets lie on the grids differs from its integer form only by the rounding of float32.
+it moves a sum across a rounding boundary, a quantized value differs, and in a deep network such mismatches multiply. A
+model whose offsets are rounded already differs from its integer form only by the rounding of float32.
 """
 
 import torch
@@ -21,16 +21,16 @@ _KINDS = (Kind.LAYER, Kind.NORM)
 
 @torch.no_grad()
 def round_biases(model: QuantizedModel) -> None:
-    """Round biases and BatchNorm offsets to the int32 grids of the present bits and ranges, in place.
+    """Round biases and BatchNorm offsets in place, to multiples of the accumulator scale at the present precision.
 
-    Each moves by at most half a step of `input scale · weight scale`; doing it twice changes nothing more.
+    Each changes by at most half of `input scale · weight scale`; rounding twice changes nothing more.
 
     Args:
         model: A model whose activation ranges are known.
     """
     network, precision = model.network, model.precision
     if max(*precision.weight_bits.values(), *precision.activation_bits.values()) > MOST_INTEGER_BITS:
-        return  # nothing that integer kernels execute
+        return  # integer kernels execute none of it
     for operation in fused_operations(network):
         source = quantizer_of(operation.head.all_input_nodes[0], network) if operation.kind in _KINDS else None
         if source is None:
@@ -59,7 +59,7 @@ def _round_layer(layer: QuantizedLayer, norm: Norm | None, bits: int, input_scal
 
 
 def _shift_norm(norm: Norm, change: Tensor) -> None:
-    """Add `change`, float64 (C,), to what BatchNorm adds; one without parameters has its mean moved instead."""
+    """Add `change`, float64 (C,), to the offset of a BatchNorm; without parameters its mean is shifted instead."""
     if norm.affine:
         norm.bias.add_(change.to(norm.bias))
         return

@@ -1,7 +1,7 @@
-"""Mixed precision: how much each layer suffers from fewer bits, and which bits each gets within a budget of size.
+"""Mixed precision: measure each layer's sensitivity to fewer bits, and choose bits per layer within a size budget.
 
-A layer alone is brought to fewer bits, and what that costs is measured: of a classifier the divergence of the class
-probabilities, of a language model the rise of the loss, both in nats. The choice of bits is the same for both.
+Each layer alone is quantized to fewer bits, and the cost is measured in nats: for a classifier the divergence of the
+class probabilities, for a language model the increase of the loss. The choice of bits is the same for both.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,18 +17,18 @@ from cpt_deploy.quantization.language import QuantizedLanguageModel
 from cpt_deploy.quantization.model import QuantizedModel
 from cpt_deploy.quantization.state.scheduled_model import ScheduledModel
 
-#: What a budget is a fraction of: all weights at so many bits.
+#: A budget is a fraction of the size of all weights at this number of bits.
 REFERENCE_BITS = 8
 
 
 @dataclass(frozen=True, slots=True)
 class LayerSensitivity:
-    """What a layer's weights cost and gain at fewer bits.
+    """Size of a layer's weights, and the cost of fewer bits for them.
 
     Attributes:
         name: Module path of the layer.
         weights: Number of its weights.
-        cost: By bits, what is lost with only this layer at those bits against all layers at max_bits, in nats.
+        cost: By bits, the loss in nats with only this layer at those bits, compared to all layers at max_bits.
         max_bits: The layer's max_bits.
     """
 
@@ -46,16 +46,16 @@ def measure_sensitivity(
     activation_bits: int | None = None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> list[LayerSensitivity]:
-    """Measure what single layers at fewer bits do to the class probabilities.
+    """Measure how single layers at fewer bits change the class probabilities of a classifier.
 
-    BatchNorm uses each batch's own statistics meanwhile, as calibration at those bits would give it new ones.
+    Meanwhile BatchNorm uses each batch's own statistics, since calibration at those bits would estimate new ones.
 
     Args:
         model: A trained model, calibrated at `activation_bits`; it is not changed.
         batches: Training inputs, each of N > 1 samples; a few hundred in all.
         candidates: Bits to try in each scheduled layer.
         activation_bits: Bits of the scheduled activations; None is max_bits.
-        progress: Is told the number of layers that are done.
+        progress: Called with the number of layers that are done.
 
     Returns:
         An entry for each scheduled layer, in the order of the graph. The cost is the mean Kullback-Leibler divergence
@@ -80,19 +80,19 @@ def measure_loss_sensitivity(
     activation_bits: int | None = None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> list[LayerSensitivity]:
-    """Measure what single layers at fewer bits do to the loss of a language model.
+    """Measure how single layers at fewer bits change the loss of a language model.
 
     Args:
         model: A trained model, calibrated at `activation_bits`; it is not changed.
-        chunks: Tokens, those that follow them, int64 (N, T) each, negative where none is to be predicted, and whether
-            the rows begin here; some thousand tokens in all.
+        chunks: Triples of tokens and their targets, int64 (N, T) each, negative where nothing is to be predicted, and
+            whether the rows begin here; some thousand tokens in all.
         candidates: Bits to try in each scheduled layer.
         activation_bits: Bits of the scheduled activations; None is max_bits.
-        progress: Is told the number of layers that are done.
+        progress: Called with the number of layers that are done.
 
     Returns:
-        An entry for each scheduled layer, in the order in which they compute. The cost is the rise of the mean negative
-        log-likelihood of a token; noise can make it negative.
+        An entry for each scheduled layer, in the order of execution. The cost is the increase of the mean negative
+        log-likelihood per token; noise can make it negative.
 
     Raises:
         DataError: If there is no chunk.
@@ -117,7 +117,7 @@ def _measure(
     activation_bits: int | None,
     progress: Callable[[int], None],
 ) -> list[LayerSensitivity]:
-    """Bring each scheduled layer alone to each of the bits up to max_bits, and return what that costs."""
+    """Set each scheduled layer alone to each of the candidate bits up to max_bits, and return the costs."""
     results = []
     scheduled = [layer for layer in model.layers() if layer.role != "fixed"]
     for done, layer in enumerate(scheduled, start=1):
@@ -151,7 +151,7 @@ def _divergence(model: QuantizedModel, batches: Sequence[Tensor], reference: Seq
 
 @contextmanager
 def _batch_statistics(model: QuantizedModel) -> Iterator[None]:
-    """Inside the context BatchNorms normalise by the batch and keep what they have; all else is in evaluation."""
+    """Inside the context BatchNorms use batch statistics and keep their averages; the rest is in evaluation mode."""
     modes = {module: module.training for module in model.modules()}
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)]
     kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
@@ -174,14 +174,14 @@ def allocate_bits(
 ) -> dict[str, int]:
     """Choose bits for each layer so that all weights together stay within a budget.
 
-    All layers begin at max_bits. The step that costs the least for each bit saved is taken, again and
-    again, until the budget is met; what is left of it then goes to where a bit gains the most.
+    All layers begin at max_bits. The step with the lowest cost per bit saved is taken repeatedly until the budget is
+    met; the rest of the budget is then spent on the bits that gain the most.
 
     Args:
         layers: Sensitivity of the layers that may have fewer bits.
-        budget: Most size of all weights, as a fraction of their size at 8 bits, in (0, 1].
+        budget: Maximum size of all weights, as a fraction of their size at 8 bits, in (0, 1].
         held_weights: Number of weights in the other layers, which keep max_bits.
-        max_bits: Bits of max_bits.
+        max_bits: Bits at which all layers begin, and which the other layers keep.
 
     Returns:
         Bits by layer name.
@@ -210,7 +210,7 @@ def allocate_bits(
 
 
 def _costs(layer: LayerSensitivity, max_bits: int) -> dict[int, float]:
-    """Return the cost by bits without what noise adds: it never falls as the bits do, and is 0 at the bound."""
+    """Return the cost by bits, made monotonic against noise: it never falls with fewer bits, and is 0 at max_bits."""
     costs, worst = {max_bits: 0.0}, 0.0
     for bits in sorted((b for b in layer.cost if b < max_bits), reverse=True):
         worst = max(worst, layer.cost[bits])
@@ -219,7 +219,7 @@ def _costs(layer: LayerSensitivity, max_bits: int) -> dict[int, float]:
 
 
 def _price(cost: Mapping[int, float], size: int, now: int, then: int) -> tuple[float, int]:
-    """Return the cost of each bit that a step saves; of equal ones the step that saves the most comes first."""
+    """Return the sort key of a step: the cost per bit saved, then, for equal costs, the larger saving first."""
     saved = (now - then) * size
     return (cost[then] - cost[now]) / saved, -saved
 

@@ -1,4 +1,4 @@
-"""Re-estimation of BatchNorm statistics and activation ranges at the precision that will be served."""
+"""Calibrate a model: estimate BatchNorm statistics and activation ranges at the precision that will be served."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,7 +16,8 @@ from cpt_deploy.quantization.state.scheduled_model import ScheduledModel, Weight
 from cpt_deploy.signature import BATCH, TensorSpec
 
 Batches = Iterable[Tensor | Sequence[Any] | Mapping[str, Any]]
-"""Training inputs, or what a DataLoader yields: (inputs, labels), or a dictionary with the inputs. See `inputs_of`."""
+"""Batches of training inputs, as a DataLoader yields them: inputs alone, (inputs, labels), or a dictionary with the
+inputs. See `inputs_of`."""
 
 Inputs = tuple[Tensor, ...]
 
@@ -31,14 +32,14 @@ def calibrate(
 ) -> int:
     """Re-estimate BatchNorm statistics and activation ranges at max_bits, or at the bits to be frozen.
 
-    While the bits cycle both are averages over mixed precisions. This replaces them by plain averages over the given
-    batches, at the precision that is frozen; dropout is off. Afterwards biases and BatchNorm offsets are rounded to the
-    grids of the integer model's biases (`round_biases`), so that the model computes what its integers will.
+    After training under a precision schedule both are averages over mixed precisions. This replaces them by plain
+    averages over the given batches, at the precision that is frozen; dropout is off. Afterwards biases and BatchNorm
+    offsets are rounded to multiples of the accumulator scale (`round_biases`), as in the integer model.
 
     Args:
         model: The model; its mode and bits are restored afterwards.
-        batches: Training inputs as the model's signature has them, or a DataLoader of (inputs, labels) or of
-            dictionaries. Some tens to hundreds are enough. A last batch of one is added to the one before it where
+        batches: Training inputs as in the model's signature, or a DataLoader of (inputs, labels) or of dictionaries.
+            Some tens to hundreds of batches are enough. A last batch of one sample is joined to the one before it where
             BatchNorm needs more.
         weight_bits: Bits of the scheduled weights, or of single layers by name, if they are to be frozen at other bits
             than max_bits.
@@ -50,7 +51,7 @@ def calibrate(
         The number of batches used.
 
     Raises:
-        DataError: If there is no batch, or none that the model takes; the model is then as before.
+        DataError: If there is no batch, or none that fits the model; the model is then unchanged.
         UsageError: If bits are out of range, or given for a layer that the model does not have.
     """
     with model.at_max_bits(weight_bits, activation_bits):
@@ -61,15 +62,15 @@ def calibrate(
 
 @torch.no_grad()
 def estimate(model: QuantizedModel, batches: Batches, *, statistics: bool = True) -> int:
-    """Estimate what `calibrate` does, at the present bits, and leave the offsets as they are.
+    """Estimate ranges and statistics as `calibrate` does, at the present bits, without rounding offsets.
 
     Raises:
-        DataError: If there is no batch, or none that the model takes; the model is then as before.
+        DataError: If there is no batch, or none that fits the model; the model is then unchanged.
     """
     inputs: Iterable[Inputs] = _inputs(model, batches, at_least=2 if statistics and model.normalises_samples() else 1)
     if statistics and _shares_norms(model):
-        # A BatchNorm that is called twice has one average of two distributions. What it then makes of each is another
-        # range than that of values normalised batch by batch, so ranges are taken again.
+        # A BatchNorm that is called twice averages two distributions. Values that are normalised by that average have
+        # other ranges than values normalised batch by batch, so ranges are estimated again.
         inputs = list(inputs)
         _observe(model, inputs, statistics=True)
         statistics = False
@@ -93,7 +94,7 @@ def _shares_norms(model: QuantizedModel) -> bool:
 
 
 def _inputs(model: QuantizedModel, batches: Batches, at_least: int) -> Iterator[Inputs]:
-    """Yield the inputs of batches on the model's device; those of less than `at_least` samples with the one before."""
+    """Yield batches of inputs on the model's device; one below `at_least` samples is joined to the one before."""
     device = next(model.parameters()).device
     held: Inputs | None = None
     for batch in batches:
@@ -118,18 +119,18 @@ def _fit_together(one: Inputs, other: Inputs) -> bool:
 
 
 def inputs_of(batch: Any, model: QuantizedModel) -> Inputs:
-    """Return the inputs of what a DataLoader yields, in the order of the model's arguments.
+    """Return the model's inputs from a batch of a DataLoader, in the order of the model's arguments.
 
-    They are what it yields, or the first of a sequence; several are the first of a sequence, or by themselves in a
-    tuple or dictionary that is the first of it. In a dictionary they are under the names of arguments, or of the
-    signature; one input is otherwise the only tensor of its shape.
+    A single input is the batch itself or the first element of a sequence; several inputs are the first elements of a
+    sequence, or a tuple or dictionary that is its first element. In a dictionary, inputs have the names of the
+    arguments or of the signature; otherwise a single input is the only tensor of its shape.
 
     Args:
-        batch: What it yields.
-        model: The model that takes them.
+        batch: The batch.
+        model: The model.
 
     Raises:
-        DataError: If there are none of such shapes, or values are bytes or not finite.
+        DataError: If no tensors have the inputs' shapes, or values are bytes or not finite.
     """
     found = _found(batch, model)
     if found is None:
@@ -167,7 +168,7 @@ def _found(batch: Any, model: QuantizedModel) -> list[Tensor] | None:
 
 
 def _fits(value: Any, tensor: TensorSpec) -> bool:
-    """Return whether a value is a batch of an input, as far as its shape says."""
+    """Return whether a value may be a batch of an input, judging by its shape."""
     if not isinstance(value, Tensor) or value.dim() != len(tensor.shape) + 1 or not len(value):
         return False
     return all(isinstance(size, str) or size == got for size, got in zip(tensor.shape, value.shape[1:], strict=True))
@@ -190,7 +191,7 @@ def _named(batch: Any) -> str:
 
 @contextmanager
 def calibrating(model: ScheduledModel, *, statistics: bool = True) -> Iterator[None]:
-    """Let BatchNorms and activation quantizers average over all batches alike; the rest is in evaluation mode."""
+    """Make BatchNorms and activation quantizers average over all batches equally; the rest is in evaluation mode."""
     modes = {module: module.training for module in model.modules()}
     norms = [module for module in model.modules() if statistics and keeps_statistics(module)]
     momenta = [norm.momentum for norm in norms]

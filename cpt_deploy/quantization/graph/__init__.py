@@ -1,1 +1,1 @@
-"""From a float network to a graph of quantized layers: what becomes integers, and where tensors are quantized."""
+"""Convert a float network to a graph of quantized layers, with quantizers where operations become integers."""

@@ -1,4 +1,4 @@
-"""Where activation quantizers stand: behind each operation on codes, and where real values enter layers."""
+"""Insert activation quantizers into a graph: after each fused operation, and where real values enter layers."""
 
 from collections.abc import Iterator
 
@@ -14,15 +14,15 @@ from cpt_deploy.quantization.modules.layers import CONVOLUTIONS, QuantizedLayer
 from cpt_deploy.quantization.state.config import QuantizationConfig
 from cpt_deploy.quantization.state.precision_state import PrecisionState, Role
 
-#: The logits are read by no layer, so nothing is saved by giving them fewer bits.
+#: No layer reads the logits, so fewer bits for them would save nothing.
 LOGITS_LEAST_BITS = 8
 
 
 def insert_quantizers(traced: fx.GraphModule, precision: PrecisionState, config: QuantizationConfig) -> None:
-    """Put the activation quantizers into a graph whose layers are quantized.
+    """Insert activation quantizers into a graph whose layers are quantized.
 
-    An activation that only layers of one role read has that role. Every other stays at max_bits, and layers that cycle
-    get inputs of their own.
+    An activation that is read only by layers of one role gets that role. Every other one stays at max_bits, and the
+    scheduled layers that read it get an input quantizer of their own.
     """
     floats = has_float_operations(traced)
     for operation in fused_operations(traced):
@@ -37,7 +37,7 @@ def _insert_quantizer(
 ) -> None:
     readers = list(_readers(operation.end, traced))
     roles = {_role(reader, traced) for reader in readers}
-    role: Role = (roles.pop() if len(roles) == 1 else None) or "fixed"  # held as well where groups share an activation
+    role: Role = (roles.pop() if len(roles) == 1 else None) or "fixed"  # fixed as well where groups share an activation
     is_logits = any(reader.op == "output" for reader in readers)
     quantizer = ActivationQuantizer(
         precision, role, config.range_momentum, least_bits=LOGITS_LEAST_BITS if is_logits else 0
@@ -48,7 +48,7 @@ def _insert_quantizer(
 
 
 def _makes_codes(operation: FusedOperation, traced: fx.GraphModule) -> bool:
-    """Return whether a result lies on codes beside float operations: that of a convolution, and what only they read."""
+    """Return whether to quantize a result beside float parts: a convolution's, or an input that only they read."""
     nodes = [operation.head]
     if operation.head.op == "placeholder":
         nodes = [user for user in operation.head.users if is_tensor(user)]
@@ -56,12 +56,12 @@ def _makes_codes(operation: FusedOperation, traced: fx.GraphModule) -> bool:
 
 
 def _readers(node: fx.Node, traced: fx.GraphModule) -> Iterator[fx.Node]:
-    """Yield what reads a tensor, looking through operations that keep codes."""
+    """Yield the nodes that read a tensor, looking through operations that keep its quantized values."""
     for user in node.users:
         kind = kind_of(user, traced)
         if kind is Kind.KEEP:
             yield from _readers(user, traced)
-        elif kind is not None or user.op == "output":  # all else is arithmetic on sizes
+        elif kind is not None or user.op == "output":  # the rest is arithmetic on sizes
             yield user
 
 

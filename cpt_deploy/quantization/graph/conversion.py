@@ -1,4 +1,4 @@
-"""Which way a network was converted, and why."""
+"""Record whether a network was converted to integers from end to end or with float parts, and why."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -11,10 +11,11 @@ class Conversion:
     """How a prepared network was made.
 
     Attributes:
-        path: "integers": every operation has an integer form; "float parts": layers run on integers, what lies between
-            them in float.
-        reason: Why it is not all integers: the first operation without an integer form and its module; `None` if it is.
-        dropped_hooks: Hooks of the network that only looked on; the prepared network does not have them.
+        path: "integers": every operation has an integer form; "float parts": layers run on integers, the operations
+            between them in float.
+        reason: Why it is not all integers: the first operation without an integer form and its module; `None` if all
+            operations are integers.
+        dropped_hooks: Hooks of the network that only observe; the prepared network does not have them.
     """
 
     path: Path
@@ -27,5 +28,5 @@ class Conversion:
 
     @property
     def in_words(self) -> str:
-        """One line that says it."""
+        """Describe the conversion in one line."""
         return "integers from end to end" if self.reason is None else f"float between the layers: {self.reason}"

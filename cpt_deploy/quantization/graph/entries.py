@@ -1,4 +1,4 @@
-"""Quantizers where float values enter layers, and where layers that cycle read what stays at max_bits."""
+"""Insert quantizers where float values enter layers, and where scheduled layers read fixed activations."""
 
 from torch import fx
 
@@ -10,15 +10,15 @@ from cpt_deploy.quantization.state.precision_state import PrecisionState, Role
 
 
 def has_float_operations(traced: fx.GraphModule) -> bool:
-    """Return whether a graph holds operations that are computed in float."""
+    """Return whether a graph has operations that are computed in float."""
     return any(node.meta.get(IS_FLOAT) for node in traced.graph.nodes)
 
 
 def insert_entries(traced: fx.GraphModule, precision: PrecisionState, momentum: float) -> None:
-    """Put a quantizer between each float value and the layers that read it; other readers get the value itself.
+    """Insert a quantizer between each float value and the layers that read it; other readers get the value itself.
 
-    It has the role of these layers, if they have one; otherwise it stays at max_bits, and those that cycle get
-    inputs of their own.
+    It has the role of these layers if they share one; otherwise it stays at max_bits, and the scheduled ones get an
+    input quantizer of their own.
     """
     by_source: dict[fx.Node, list[fx.Node]] = {}
     for node in traced.graph.nodes:
@@ -52,7 +52,7 @@ def _role(node: fx.Node, traced: fx.GraphModule) -> Role:
 
 
 def _insert(traced: fx.GraphModule, source: fx.Node, target: str, readers: list[fx.Node]) -> None:
-    """Put a quantizer between a value and those of its readers that are named, the first of which is the earliest."""
+    """Insert a quantizer between a value and the given readers of it, the first of which comes first in the graph."""
     with traced.graph.inserting_before(readers[0]):
         inserted = traced.graph.call_module(target, (source,))
     inserted.meta["shape"] = source.meta["shape"]

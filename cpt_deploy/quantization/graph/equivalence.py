@@ -1,7 +1,8 @@
-"""Whether a prepared network, its quantizers off, computes what the network computes that was handed in.
+"""Check that a prepared network with its quantizers off computes the same as the original network.
 
 Both run on random batches in training and then in evaluation, from the same random state, so that running statistics
-count as well. What is still as it was initialised (zeros, ones) would hide differences: on both sides it is varied.
+are compared as well. Parameters at their initial value (zeros, ones) would hide differences, so they are varied on both
+sides.
 """
 
 from collections.abc import Callable, Iterator
@@ -27,21 +28,21 @@ from cpt_deploy.signature import Signature
 
 Inputs = tuple[Tensor, ...]
 
-#: Sizes of the batches; values of the second are four times as large, and meet bounds that the first does not. Where
-#: further dimensions are free the second has other sizes in them, too.
+#: Size and scale of each batch. Values of the second are four times as large, so they reach bounds that the first does
+#: not. Other free dimensions have different sizes in the second batch, too.
 _BATCHES = ((2, 1.0), (3, 4.0))
-#: Greatest difference, relative to the greatest result, that float32's rounding explains.
+#: Maximum difference, relative to the largest result, that float32 rounding explains.
 _TOLERANCE = 1e-5
-#: The same in float64, of what lay farther apart in float32.
+#: The same in float64, for results that differed by more in float32.
 _FLOAT64_TOLERANCE = 2e-6
-#: The same where only float32 can be computed and operators are put together differently.
+#: The same where only float32 can be computed and operators are composed differently.
 _FLOAT32_TOLERANCE = 1e-4
-#: How much more than by one rounding of its input a result may move.
+#: By how many times the effect of one rounding of its input a result may differ.
 _ROUNDINGS = 64
 
 
 class DiffersError(NoIntegerFormError):
-    """A graph does not compute what the network computes that it was made of."""
+    """A graph does not compute the same as the network that it was made from."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Run:
 
     Attributes:
         training: Whether in training mode.
-        seed: Of the random state, and which batch it is.
+        seed: Seed of the random state, and index of the batch.
     """
 
     training: bool
@@ -67,12 +68,12 @@ RUNS = tuple(Run(training, seed) for training in (True, False) for seed in range
 
 @dataclass
 class Reference:
-    """What a network computes.
+    """The results of a network on random batches, to compare prepared networks with.
 
     Attributes:
         given: The network.
-        example: What it takes.
-        structure: What it returns.
+        example: Its inputs.
+        structure: Structure of its outputs.
         batches: The inputs.
         results: The tensors of each of `RUNS`.
     """
@@ -85,10 +86,10 @@ class Reference:
 
     @classmethod
     def of(cls, given: HandedIn, example: Example) -> "Reference":
-        """Run a network as it was handed in; it is left as it was.
+        """Run the original network, and leave it unchanged.
 
         Raises:
-            ConversionError: If it does not take such inputs, or does not return the same tensors in both modes.
+            ConversionError: If it does not accept the inputs, or does not return the same tensors in both modes.
         """
         model = given.model
         device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
@@ -102,22 +103,22 @@ class Reference:
         other = next((run for run, one in zip(RUNS, structures, strict=True) if one != structures[-1]), None)
         if other is not None:
             raise ConversionError(
-                f"Expected a network that returns the same structure of tensors always, but {type(model).__name__} "
+                f"Expected a network that always returns the same structure of tensors, but {type(model).__name__} "
                 f"returns others in {other.mode} of {len(batches[other.seed][0])} samples than in {RUNS[-1].mode}",
-                hint="switch auxiliary outputs off, or wrap it in a module whose forward returns the same always",
+                hint="switch auxiliary outputs off, or wrap it in a module whose forward always returns the same",
             )
         return cls(given, example, structures[0], batches, [structures[0].tensors(result) for result in found])
 
     def result(self, model: nn.Module, batch: Inputs, run: Run) -> list[Tensor]:
-        """Return the tensors that the network returns for a batch, in a mode and from a random state."""
+        """Return the output tensors of the network for a batch, in the mode and from the random state of a run."""
         tensors: list[Tensor] = self.structure.tensors(result_of(partial(self.example.call, model), model, batch, run))
         return tensors
 
     def check(self, prepared: QuantizedModel) -> None:
-        """Compare a prepared network with the one that was handed in; both are left as they were.
+        """Compare a prepared network with the original one; both are left unchanged.
 
         Raises:
-            DiffersError: If they compute different things, with the first operation or module that does.
+            DiffersError: If their results differ; names the first operation or module that differs.
         """
         with float_bits(prepared), varied(prepared):
             for run, expected in zip(RUNS, self.results, strict=True):
@@ -136,12 +137,12 @@ class Reference:
             raise DiffersError(
                 f"Expected the graph of {type(self.given.model).__name__} to compute any batch, "
                 f"but in {run.mode} one of {_sizes(batch, self.example.signature)} failed: {cause}",
-                hint="sizes must follow from the input, the batch size above all",
+                hint="sizes must be derived from the input, above all the batch size",
                 reason=f"its graph fails on a batch of {_sizes(batch, self.example.signature)}: {cause}",
             ) from error
 
     def _decide(self, prepared: QuantizedModel) -> None:
-        """Compare in float64, where roundings are far below what matters, if both compute in it."""
+        """Compare in float64, where rounding is negligible, if both can compute in it."""
         try:
             pair, dtype = (deepcopy(self.given.model).double(), deepcopy(prepared).double()), torch.float64
             self._compare(*pair, dtype, _FLOAT64_TOLERANCE)
@@ -165,7 +166,7 @@ class Reference:
                     self._refuse(model, prepared, batches, run, distance, _size(want))
 
     def _moved(self, model: nn.Module, batches: list[Inputs], run: Run, place: int, want: Tensor) -> float:
-        """Return how far a result moves when its inputs are one rounding away."""
+        """Return how far a result moves when its inputs change by one rounding."""
         with untouched(model), varied(model):
             nearby = [
                 self.result(model, tuple(map(_rounded, batches[other.seed])), other)
@@ -194,7 +195,7 @@ class Reference:
             place = first_difference(model, call, prepared.network, batches[run.seed], replay)
         raise DiffersError(
             f"Expected the prepared network to compute what {type(model).__name__} computes, but in {run.mode} its "
-            f"values differ from {place} on (results by {distance:.3g}, where the greatest is {size:.3g})",
+            f"values differ from {place} on (results by {distance:.3g}, where the largest is {size:.3g})",
             hint=_advice(self.given, run),
             reason=f"{place} has no integer form that computes the same in {run.mode}",
         )
@@ -203,13 +204,13 @@ class Reference:
 def _advice(given: HandedIn, run: Run) -> str:
     peculiar = given.peculiar()
     if peculiar:
-        return f"{peculiar[0]} belongs to what the network computes: write it into the forward of a module"
+        return f"{peculiar[0]} is part of the computation: write it into the forward of a module"
     return (
-        "a branch on `self.training` is taken as it is in one mode, and what is drawn or counted at each call as it "
-        "was once: write what differs between the modes as a module (nn.Dropout, nn.BatchNorm2d, …)"
+        "a branch on `self.training` is traced in one mode, and values that are drawn or counted at each call are "
+        "traced once: write computations that differ between the modes as modules (nn.Dropout, nn.BatchNorm2d, …)"
         if run.training
-        else "what forward does must follow from its input, its parameters and its buffers; write what does not as a "
-        "module of torch.nn, or leave it out"
+        else "forward must depend only on its input, its parameters and its buffers; write other computations as "
+        "modules of torch.nn, or leave them out"
     )
 
 
@@ -217,7 +218,7 @@ def _advice(given: HandedIn, run: Run) -> str:
 
 
 def result_of(call: Callable[..., Any], model: nn.Module, batch: Inputs, run: Run) -> Any:
-    """Return what a call of a network computes of a batch, in a mode and from a random state."""
+    """Return the result of a call of a network on a batch, in the mode and from the random state of a run."""
     model.train(run.training)
     seed_all(run.seed)
     with torch.no_grad():
@@ -225,7 +226,7 @@ def result_of(call: Callable[..., Any], model: nn.Module, batch: Inputs, run: Ru
 
 
 def tensors_of(network: nn.Module, batch: Inputs, run: Run) -> list[Tensor]:
-    """Return the tensors that a graph returns for a batch, in a mode and from a random state."""
+    """Return the output tensors of a graph for a batch, in the mode and from the random state of a run."""
     result = result_of(_with_list(network), network, batch, run)
     return [result] if isinstance(result, Tensor) else list(result)
 
@@ -252,7 +253,7 @@ def _checked_result(model: nn.Module, example: Example, batch: Inputs, run: Run)
 
 @contextmanager
 def float_bits(prepared: QuantizedModel) -> Iterator[None]:
-    """Switch the quantizers of a prepared network off, and leave it as it was afterwards."""
+    """Switch the quantizers of a prepared network off inside the context, and restore them afterwards."""
     state = prepared.precision
     before = state.bits()
     with untouched(prepared):
@@ -266,8 +267,8 @@ def float_bits(prepared: QuantizedModel) -> Iterator[None]:
 
 @contextmanager
 def varied(model: nn.Module) -> Iterator[None]:
-    """Vary trained parameters whose values are all alike, by what depends on their size alone; restore them later."""
-    trained = [p for p in model.parameters() if p.requires_grad]  # a buffer that is a weight is none of them
+    """Vary trained parameters whose values are all equal, as a function of their size alone, and restore them."""
+    trained = [p for p in model.parameters() if p.requires_grad]  # weights that are buffers are not trained
     alike = [p for p in trained if p.is_floating_point() and p.numel() and _is_constant(p)]
     before = [parameter.detach().clone() for parameter in alike]
     with torch.no_grad():
@@ -290,7 +291,7 @@ def _is_constant(parameter: Tensor) -> bool:
 
 
 def _rounded(x: Tensor) -> Tensor:
-    """Return a batch one rounding away."""
+    """Return a batch that is one float32 rounding away from `x`."""
     if not x.is_floating_point():
         return x
     away = torch.where(torch.arange(x.numel(), device=x.device) % 2 == 0, torch.inf, -torch.inf)
@@ -302,13 +303,13 @@ def _are_close(got: Tensor, expected: Tensor) -> bool:
 
 
 def _sizes(batch: Inputs, signature: Signature) -> str:
-    """Return the sizes of a batch in words: how many samples, and what is free beside."""
+    """Return the sizes of a batch in words: the number of samples, and its other free sizes."""
     shapes = ", ".join(str(tuple(x.shape)) for x in batch)
     return f"{len(batch[0])} samples {shapes}" if signature.free else str(len(batch[0]))
 
 
 def _distance(got: Tensor, expected: Tensor) -> float:
-    """Return the greatest difference; what is no number on both sides is the same."""
+    """Return the maximum difference; values that are NaN on both sides count as equal."""
     same = (got == expected) | (got.isnan() & expected.isnan())
     return float(torch.where(same, 0.0, (got - expected).abs()).nan_to_num(torch.inf).max()) if got.numel() else 0.0
 

@@ -1,7 +1,8 @@
-"""Where a graph departs from the network that it was made of: the network's first operation whose value it never has.
+"""Find the first operation of a network whose result does not occur in the graph that was made from it.
 
-Values are known by a fingerprint: their number, the greatest, and two sums. Operations are the calls of torch's
-functions that the network makes, so what a graph takes apart (attention, SiLU) is compared as a whole.
+Values are compared by a fingerprint: their number, their maximum magnitude, and two means. Operations are the calls of
+torch's functions that the network makes, so operations that a graph decomposes (attention, SiLU) are compared as a
+whole.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -16,12 +17,12 @@ from torch.utils._pytree import tree_leaves
 
 from cpt_deploy.quantization.graph.capture.tracing import describe, results_of
 
-#: Relative difference up to which two sums are one, as operators may be put together differently.
+#: Relative difference up to which fingerprints count as equal, since operators may be composed differently.
 _TOLERANCE = 1e-5
 
 
 class _Fingerprint(NamedTuple):
-    """How many values, their greatest magnitude, and their means along two directions in units of it."""
+    """The number of values, their maximum magnitude, and two weighted means relative to it."""
 
     number: int
     size: float
@@ -48,7 +49,7 @@ def _fingerprints(values: Any) -> list[_Fingerprint]:
 
 
 class _Call(NamedTuple):
-    """A call that a network makes: its name, its module's path, and fingerprints of what it reads and makes."""
+    """A call that a network makes: its name, its module's path, and fingerprints of its inputs and results."""
 
     name: str
     module: str
@@ -63,7 +64,7 @@ class _Call(NamedTuple):
 
 
 class _Calls(TorchFunctionMode):
-    """Keeps the calls of torch's functions, in order."""
+    """Records the calls of torch's functions, in order."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -85,7 +86,7 @@ class _Calls(TorchFunctionMode):
 
     @contextmanager
     def recording(self) -> Iterator[None]:
-        """Keep the calls that are made meanwhile, with the module that makes them."""
+        """Record the calls that are made inside the context, with the module that makes them."""
         enter = register_module_forward_pre_hook(
             lambda module, given: self.stack.append(self.paths.get(module, self.stack[-1] if self.stack else ""))
         )
@@ -99,7 +100,7 @@ class _Calls(TorchFunctionMode):
 
 
 class _Values(fx.Interpreter):
-    """Runs a graph and keeps the fingerprint of each node's tensor."""
+    """Runs a graph and records the fingerprint of each node's tensor."""
 
     def __init__(self, network: fx.GraphModule) -> None:
         super().__init__(network)
@@ -119,14 +120,14 @@ def first_difference(
     batch: Sequence[Tensor],
     replay: Callable[[nn.Module], None],
 ) -> str:
-    """Return in words the first operation of a network whose value is none of a graph's.
+    """Describe the first operation of a network whose result does not occur in a graph.
 
     Args:
         model: The network.
         call: Calls it with its inputs.
         network: The graph.
         batch: Inputs on which their results differ.
-        replay: Brings either of them into the state and mode in which they differ.
+        replay: Runs either of them in the state and mode in which their results differ.
     """
     calls, values = _Calls(model), _Values(network)
     with torch.no_grad():

@@ -1,11 +1,11 @@
-"""What fuses: the runs of nodes that are one operation on codes. It is decided here and nowhere else.
+"""Fusion patterns: which consecutive nodes form one integer operation. Only this module decides it.
 
-Preparing puts an activation quantizer behind each run, the fused training step computes it at once, freezing lowers it
-to one integer operation, and bias rounding looks for what a layer adds in it. They all ask `fused_operations`, which
-finds the same runs before quantizers stand in the graph and after, so that nothing has to be kept beside a graph that
-is copied, pickled, or given other modules.
+`prepare` inserts an activation quantizer after each fused operation, the fused training step computes it at once,
+freezing lowers it to one integer operation, and bias rounding finds a layer's offsets in it. They all call
+`fused_operations`, which finds the same operations before and after quantizers are inserted, so a graph that is copied,
+pickled, or given other modules needs no record of them.
 
-A pattern is a line of `ABSORBED`; an activation that only saturates, one of `CLAMPS`.
+Each line of `ABSORBED` is a pattern; each of `CLAMPS` is an activation function that only saturates.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ from cpt_deploy.quantization.modules.activation_quantizer import ActivationQuant
 
 Norm = nn.BatchNorm1d | nn.BatchNorm2d
 
-#: What an operation absorbs of what follows it, in this order; nothing else may read what lies between.
+#: The operations after it that each kind absorbs, in this order; nothing else may read the values in between.
 ABSORBED: dict[Kind, tuple[Literal["norm", "clamp"], ...]] = {
     Kind.LAYER: ("norm", "clamp"),
     Kind.NORM: ("clamp",),
@@ -39,7 +39,7 @@ def _bounds(low: float, high: float | None) -> Clamp:
     return Clamp(low) if high is None else Clamp(low, high)
 
 
-#: Activations that bring values into bounds: classes of modules, and operators of captured graphs, which become them.
+#: Activation functions that clamp: module classes, and operators of captured graphs, which become such modules.
 CLAMPS: dict[object, Callable[..., Clamp | None]] = {
     nn.ReLU: lambda module: Clamp(0.0),
     nn.ReLU6: lambda module: Clamp(0.0, 6.0),
@@ -54,14 +54,14 @@ CLAMPS: dict[object, Callable[..., Clamp | None]] = {
 
 @dataclass(frozen=True, slots=True)
 class FusedOperation:
-    """Nodes that are one operation on codes.
+    """Nodes that form one integer operation.
 
     Attributes:
-        kind: What the first of them does; None for an input of the network.
+        kind: Kind of the first node; None for an input of the network.
         nodes: In order: the head, perhaps its BatchNorm, perhaps its clamp.
         norm: The BatchNorm that folds into it.
-        clamp: The bounds of its result; infinite ones are none.
-        quantizer: The activation quantizer behind it, if that alone reads the result.
+        clamp: The bounds of its result; infinite if there are none.
+        quantizer: The activation quantizer after it, if nothing else reads the result.
     """
 
     kind: Kind | None
@@ -87,14 +87,14 @@ class FusedOperation:
 
 
 def fused_operations(network: fx.GraphModule) -> list[FusedOperation]:
-    """Return what a graph computes on codes, in its order.
+    """Return the fused operations of a graph, in its order.
 
     Args:
         network: A graph in the vocabulary, with the shapes of its nodes; with quantizers or before it has them.
 
     Returns:
-        The network's inputs that are read, and its operations. What keeps codes, quantizes, or computes in float is in
-        none.
+        The inputs of the network that are read, and its operations. Nodes that keep quantized values, quantize, or
+        compute in float belong to none.
     """
     found: list[FusedOperation] = []
     absorbed: set[fx.Node] = set()
@@ -108,7 +108,7 @@ def fused_operations(network: fx.GraphModule) -> list[FusedOperation]:
 
 
 def fused_operation(head: fx.Node, network: fx.GraphModule) -> FusedOperation:
-    """Return the operation that begins with a node."""
+    """Return the fused operation that begins with a node."""
     kind, nodes, norm, clamp = kind_of(head, network), [head], None, Clamp()
     for part in ABSORBED.get(kind, ()) if kind else ():
         replay = _only_reader(nodes[-1])
@@ -129,12 +129,12 @@ def fused_operation(head: fx.Node, network: fx.GraphModule) -> FusedOperation:
 def quantizer_of(
     node: fx.Node, network: fx.GraphModule, *, training: bool = False
 ) -> ActivationQuantizer | Requantize | None:
-    """Return the quantizer on whose codes a node's value lies, perhaps moved; None if there is none.
+    """Return the quantizer whose quantized values a node yields, perhaps moved; None if there is none.
 
     Args:
         node: Any node.
         network: Its graph, with quantizers.
-        training: Whether in training, where what drops values scales the others, off the grid.
+        training: Whether in training, where dropout scales the values that it keeps, so they are not quantized values.
     """
     while kind_of(node, network) is Kind.KEEP and not (training and _scales(module_of(node, network))):
         node = node.all_input_nodes[0]
@@ -147,7 +147,7 @@ def _scales(module: nn.Module | None) -> bool:
 
 
 def _clamp_of(node: fx.Node, network: fx.GraphModule) -> Clamp | None:
-    """Return the bounds of an activation that saturates at real zero: there lies the least code of its result."""
+    """Return the bounds of an activation that saturates at real zero, where quant_min of its result is."""
     module = module_of(node, network)
     find = CLAMPS.get(node.target if module is None else type(module))
     if find is None or node.meta.get(IS_FLOAT) or len(node.all_input_nodes) > 1:  # bounds that are computed

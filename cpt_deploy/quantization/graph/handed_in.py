@@ -1,4 +1,4 @@
-"""A network as its owner hands it in: hooks and forwards of single instances belong to what it computes."""
+"""The original network with its hooks and replaced forwards, which are part of its computation."""
 
 import copy
 import random
@@ -24,14 +24,14 @@ HookKey = tuple[str, str, int]
 
 @dataclass(frozen=True)
 class HandedIn:
-    """A network to convert, and what there is about it beside its class.
+    """A network to convert, with the hooks and replaced forwards of its instances.
 
     Attributes:
         model: The network itself if forwards of instances were replaced, since these may call what they replaced;
             otherwise a copy.
         replaced: Paths of modules whose `forward` was replaced on the instance.
-        hooks: The hooks that there are.
-        acting: Those that change what is computed; known after `watched`.
+        hooks: All of its hooks.
+        acting: The hooks that change the computation; known after `watched`.
     """
 
     model: nn.Module
@@ -41,7 +41,7 @@ class HandedIn:
 
     @classmethod
     def of(cls, model: nn.Module) -> "HandedIn":
-        """Look at a network."""
+        """Collect the hooks and replaced forwards of a network."""
         replaced = tuple(name for name, module in model.named_modules() if "forward" in module.__dict__)
         hooks = tuple(
             (name, kind, number)
@@ -52,17 +52,17 @@ class HandedIn:
         return cls(model if replaced else copy.deepcopy(model), replaced, hooks, set())
 
     def dropped(self) -> tuple[str, ...]:
-        """Return in words the hooks that only look on, and so are no part of what is converted."""
+        """Describe the hooks that only observe, and so are not converted."""
         return tuple(describe_hook(key) for key in self.hooks if key not in self.acting)
 
     def peculiar(self) -> tuple[str, ...]:
-        """Return in words what may change what a module's class computes."""
+        """Describe the replaced forwards and acting hooks, which may change the computation of a module's class."""
         replaced = [f"the replaced forward of {_module_name(name)}" for name in self.replaced]
         return (*replaced, *(describe_hook(key) for key in self.hooks if key in self.acting))
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Find out which forward hooks act, while the network runs."""
+        """Find the forward hooks that change the computation while the network runs inside the context."""
         kept: list[tuple[dict[int, Any], int, Any]] = []
         for key in self.hooks:
             name, kind, number = key
@@ -78,9 +78,9 @@ class HandedIn:
                 hooks[number] = hook
 
     def to_convert(self) -> tuple[nn.Module, nn.Module]:
-        """Return what is traced, with all that acts, and a copy that is only what its classes say, to hold the result.
+        """Return the network to trace, with its acting hooks, and a copy without any, to hold the result.
 
-        Both are one where nothing acts. What is traced may be the network that was handed in: leave it `untouched`.
+        Both are the same object if no hook acts. The network to trace may be the original one: leave it `untouched`.
         """
         if not self.replaced and not self.acting:
             plain = _plain(taken_apart(self.model))
@@ -95,7 +95,7 @@ class HandedIn:
 
 
 def describe_hook(key: HookKey) -> str:
-    """Return a hook and its place in words."""
+    """Describe a hook and its place."""
     return f"the {(_FORWARD_HOOKS | _BACKWARD_HOOKS)[key[1]]} on {_module_name(key[0])}"
 
 
@@ -112,7 +112,7 @@ def _plain(model: nn.Module) -> nn.Module:
 
 
 def _watch(hook: Callable[..., Any], module: nn.Module, acts: Callable[[], None]) -> Callable[..., Any]:
-    """Return a hook that tells when it changed something: a result, an argument in place, or its module."""
+    """Wrap a hook to report when it changed something: a result, an argument in place, or its module."""
 
     def watched(*given: Any) -> Any:
         tensors = [leaf for leaf in tree_leaves(given[1:]) if isinstance(leaf, Tensor)]
@@ -133,21 +133,21 @@ def _attributes(module: nn.Module) -> dict[str, Any]:
 
 
 def _is_given(result: Any, given: Any) -> bool:
-    """Return whether a hook gave back nothing, or only what it was given."""
+    """Return whether a hook returned nothing, or only its arguments."""
     if result is None:
         return True
     ours, theirs = tree_leaves(result), tree_leaves(given)
     return len(ours) == len(theirs) and all(a is b for a, b in zip(ours, theirs, strict=True))
 
 
-# --- leaving things as they are -------------------------------------------------------------------------------------
+# --- restoring state -----------------------------------------------------------------------------------------------
 
 
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
-    """Leave a network as it was, whatever is done with it: attributes, hooks, modes and the values of buffers.
+    """Restore a network after the context: attributes, hooks, modes and the values of buffers.
 
-    Containers that are attributes are restored in place, one level deep, since others may hold them too.
+    Containers that are attributes are restored in place, one level deep, since other objects may refer to them.
     """
     modules = list(model.modules())
     attributes = [dict(module.__dict__) for module in modules]
@@ -178,7 +178,7 @@ def _refill(container: Any, content: Any) -> None:
 
 @contextmanager
 def same_randomness(model: nn.Module) -> Iterator[None]:
-    """Leave all generators of random numbers as they were: torch's on the CPU and on the model's device, others."""
+    """Restore all random number generators: torch's on the CPU and on the model's device, NumPy's and Python's."""
     devices = {parameter.device.index for parameter in model.parameters() if parameter.device.type == "cuda"}
     python, arrays = random.getstate(), np.random.get_state()  # the user's network may use it
     try:
@@ -190,7 +190,7 @@ def same_randomness(model: nn.Module) -> Iterator[None]:
 
 
 def seed_all(seed: int) -> None:
-    """Seed what a network may draw from."""
+    """Seed all random number generators that a network may use."""
     torch.manual_seed(seed)
     random.seed(seed)
     np.random.seed(seed)

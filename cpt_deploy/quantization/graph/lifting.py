@@ -1,7 +1,7 @@
-"""Which operators of a captured graph run on codes: the layers, and what a convolution absorbs.
+"""Select the operators of a captured graph that run on integers: layers, and the operators that convolutions absorb.
 
-All else is computed in float, and so is what a Linear layer makes: in a transformer the products take the time, and
-the residual stream keeps its precision.
+All other operators are computed in float, and so is the output of a Linear layer: in a transformer the matrix products
+take the time, and the residual stream keeps its precision.
 """
 
 from torch import fx, nn
@@ -17,7 +17,7 @@ from cpt_deploy.quantization.graph.operator_kinds import IS_FLOAT, module_of
 from cpt_deploy.quantization.kernels import Clamp
 from cpt_deploy.quantization.modules.layers import CONVOLUTIONS
 
-#: Products with weights that no layer of ours computes; they would be served in float.
+#: Products with weights that no quantized layer computes; they would be served in float.
 _OTHER_PRODUCTS = frozenset(
     {
         "addmm", "mm", "addmv", "mv", "conv1d", "conv2d", "conv3d",
@@ -28,14 +28,14 @@ _OTHER_PRODUCTS = frozenset(
 
 
 def lift(traced: fx.GraphModule, model: nn.Module) -> fx.GraphModule:
-    """Turn what runs on codes into modules of the vocabulary, and mark all else as computed in float.
+    """Replace the operators that run on integers by modules of the vocabulary, and mark the others as float.
 
     Args:
         traced: A captured graph.
         model: The model that it was captured from, with its modules.
 
     Returns:
-        The graph on a module that holds what it uses, and nothing else.
+        The graph on a module that holds only the modules and parameters that it uses.
 
     Raises:
         ConversionError: If products with weights would stay in float.
@@ -76,5 +76,5 @@ def _is_other_product(node: fx.Node) -> bool:
 
 
 def _is_parameter(node: fx.Node) -> bool:
-    """Return whether a value is a parameter or only moved from one."""
+    """Return whether a value is a parameter, or one that was only reshaped or moved."""
     return node.op == "get_attr" or bool(node.all_input_nodes and all(_is_parameter(n) for n in node.all_input_nodes))

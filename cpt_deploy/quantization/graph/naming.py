@@ -1,6 +1,7 @@
-"""Names of modules: those that are added to a network clash with none, and a network's own that a graph cannot have.
+"""Choose names of modules that are added to a network, and rename a network's own that a graph cannot have.
 
-A `torch.fx.GraphModule` holds the modules of a network beside attributes of its own, and its code names them.
+A `torch.fx.GraphModule` holds the modules of a network besides its own attributes, and its generated code uses their
+names.
 """
 
 import keyword
@@ -12,7 +13,7 @@ from torch import fx, nn
 
 
 def free_name(owner: nn.Module, name: str) -> str:
-    """Return `name`, or what it takes of underscores behind it to be a name that `owner` can give to a new module."""
+    """Return `name`, with underscores appended until it is no keyword and no attribute of `owner`."""
     while hasattr(owner, name) or keyword.iskeyword(name):
         name += "_"
     return name
@@ -47,7 +48,7 @@ def own_name(node: fx.Node) -> str:
 
 
 def place(traced: fx.GraphModule, name: str, module: nn.Module) -> None:
-    """Put a module at a path of a graph's module, where there may be one that only holds its parameters."""
+    """Set a module at a path of a graph's module, where there may be one that only holds its parameters."""
     try:
         operator.attrgetter(name)(traced)
     except AttributeError:
@@ -60,7 +61,7 @@ def place(traced: fx.GraphModule, name: str, module: nn.Module) -> None:
 
 
 class _RenamedDict(nn.ModuleDict):
-    """A ModuleDict whose modules are registered under other names than they are asked for by."""
+    """A ModuleDict whose modules are registered under other names than their keys."""
 
     def __init__(self, modules: dict[str, nn.Module]) -> None:
         super().__init__()
@@ -76,19 +77,19 @@ class _RenamedDict(nn.ModuleDict):
         return iter(self.by_key)
 
     def keys(self) -> KeysView[str]:
-        """Return the names by which modules are asked for."""
+        """Return the original keys."""
         return self.by_key.keys()
 
     def items(self) -> ItemsView[str, nn.Module]:
-        """Return these names with the modules."""
+        """Return the original keys with the modules."""
         return self.by_key.items()
 
 
 def rename_clashing(model: nn.Module) -> None:
-    """Register what has a name that no graph can have under another one, in place.
+    """Rename modules, parameters and buffers whose names a graph cannot have, in place.
 
-    Such names are Python's keywords, `self`, and at the top those of attributes of a GraphModule, as `graph` or `meta`.
-    The model's own code finds everything under its old name.
+    Such names are Python's keywords, `self`, and at the top level those of attributes of a GraphModule, such as `graph`
+    or `meta`. The model's own code still finds everything under its old name.
     """
     graph_module = fx.GraphModule(nn.Module(), fx.Graph())
     for path, module in list(model.named_modules()):

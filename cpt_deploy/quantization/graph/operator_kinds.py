@@ -1,4 +1,4 @@
-"""The operations that have an integer form, and how a node of a traced graph is recognised as one of them."""
+"""Classify the nodes of a traced graph by the operations that have an integer form."""
 
 import operator
 from enum import Enum
@@ -23,7 +23,7 @@ from cpt_deploy.quantization.modules.synchronized_norm import SynchronizedBatchN
 
 
 class Kind(Enum):
-    """What a node does, as far as integers are concerned."""
+    """Kind of a node's operation, as integer execution distinguishes them."""
 
     LAYER = "a layer with weights"
     NORM = "batch normalisation"
@@ -98,22 +98,23 @@ _TARGET_KINDS: dict[object, Kind] = {
 }
 
 
-#: Kinds whose operations take nothing by name once `trace` gave it by position: scaled sums, `out=` and types do.
+#: Kinds whose plain form has no keyword arguments once `trace` has made them positional; scaled sums, `out=` and dtypes
+#: keep some.
 _PLAIN = (Kind.ADD, Kind.MULTIPLY, Kind.CONCATENATE)
 
-#: Softplus is a straight line from here on in every float32, as ONNX has it everywhere.
+#: From this threshold on, Softplus is linear in float32 anyway, so it equals ONNX's Softplus, which has no threshold.
 _LEAST_THRESHOLD = 20
 
 
-#: Key of `node.meta` that marks an operation which is computed in float though its kind has an integer form.
+#: Key of `node.meta` that marks an operation that is computed in float though its kind has an integer form.
 IS_FLOAT = "is_float"
 
 
 def classify(node: fx.Node, traced: fx.GraphModule) -> Kind:
-    """Return what a tensor-valued node does.
+    """Return the kind of a tensor-valued node.
 
     Raises:
-        ConversionError: If the operation has no integer form; names the operation and the module it stands in.
+        ConversionError: If the operation has no integer form; names the operation and its module.
     """
     kind = kind_of(node, traced)
     if kind is None:
@@ -122,12 +123,12 @@ def classify(node: fx.Node, traced: fx.GraphModule) -> Kind:
 
 
 def module_of(node: fx.Node | None, traced: fx.GraphModule) -> nn.Module | None:
-    """Return the module that a node calls, if it calls one."""
+    """Return the module that a node calls, or None if it calls none."""
     return traced.get_submodule(str(node.target)) if node is not None and node.op == "call_module" else None
 
 
 def no_integer_form(node: fx.Node, traced: fx.GraphModule) -> NoIntegerFormError:
-    """Return the error that names an operation."""
+    """Return the error that names an operation without an integer form."""
     return NoIntegerFormError(
         f"Expected operations that have an integer form, but got {describe(node, traced)}",
         hint="supported: Conv1d/2d, ConvTranspose1d/2d, Linear, BatchNorm, ReLU-like and elementwise activations, "
@@ -137,19 +138,19 @@ def no_integer_form(node: fx.Node, traced: fx.GraphModule) -> NoIntegerFormError
 
 
 def computes(node: fx.Node) -> bool:
-    """Return whether a node works on tensors: it yields one, or splits one (the rest is arithmetic on sizes)."""
+    """Return whether a node yields or splits a tensor (the rest is arithmetic on sizes)."""
     if node.op not in ("call_module", "call_function", "call_method"):
         return False
     return is_tensor(node) or node.target in _SPLITS
 
 
 def _reads_two_tensors(node: fx.Node) -> bool:
-    """Return whether a sum or a product has no operand that is a mask or a number that `join_constants` left."""
+    """Return whether both operands are tensors: neither a mask nor a number that `join_constants` left."""
     return len(node.args) == 2 and all(isinstance(operand, fx.Node) and is_tensor(operand) for operand in node.args)
 
 
 def kind_of(node: fx.Node, traced: fx.GraphModule) -> Kind | None:
-    """Return what a node does; None if it does not work on tensors, or has no integer form."""
+    """Return the kind of a node; None if it does not compute on tensors, or has no integer form."""
     if not computes(node):
         return None
     if node.meta.get(IS_FLOAT) or isinstance(node.target, torch._ops.OpOverload):
@@ -179,18 +180,18 @@ def _module_kind(node: fx.Node, module: nn.Module) -> Kind | None:
         return None
     if isinstance(module, nn.AdaptiveAvgPool2d):
         return _adaptive_kind(sizes_of(node.all_input_nodes[0])[-2:], sizes_of(node)[-2:])
-    if isinstance(module, Padding):  # of the batch there is none
+    if isinstance(module, Padding):  # the batch dimension cannot be padded
         return Kind.KEEP if len(module.allocation) // 2 < len(node.meta["shape"]) else None
     return Kind.KEEP if is_stochastic_depth(module) else _MODULE_KINDS.get(type(module))
 
 
 def _is_float_form(node: fx.Node, module: nn.Module) -> bool:
-    """Return whether a module of a kind that has an integer form is set to something that has none."""
+    """Return whether a module whose kind has an integer form has settings that have none."""
     match module:
         case nn.modules.batchnorm._BatchNorm():
             return not has_statistics(module)
         case nn.Softplus():
-            return module.beta != 1 or module.threshold < _LEAST_THRESHOLD  # ONNX has one Softplus only
+            return module.beta != 1 or module.threshold < _LEAST_THRESHOLD  # ONNX's Softplus has no parameters
         case nn.AvgPool2d():
             source = node.all_input_nodes[0]
             if module.ceil_mode and has_free_positions(source):
@@ -207,7 +208,7 @@ def has_statistics(norm: nn.Module | None) -> bool:
 
 
 def has_one_divisor(pool: nn.AvgPool2d, shape: tuple[int, ...]) -> bool:
-    """Return whether all windows of an average are divided by one number, on inputs of a shape (C, H, W)."""
+    """Return whether all windows of an average pooling have the same divisor, on inputs of a shape (C, H, W)."""
     if pool.divisor_override:
         return not pool.ceil_mode or not _cuts_windows(pool, shape)
     return not (any(pair(pool.padding)) and not pool.count_include_pad) and not (
@@ -221,7 +222,7 @@ def _cuts_windows(pool: nn.AvgPool2d, shape: tuple[int, ...]) -> bool:
 
 
 def pair(value: int | tuple[int, ...]) -> tuple[int, ...]:
-    """Return a size of two dimensions that is given as one number or two."""
+    """Return a two-dimensional size that is given as one number or two."""
     return (value, value) if isinstance(value, int) else tuple(value)
 
 
@@ -230,7 +231,7 @@ def _adaptive_kind(before: tuple[int | None, ...], after: tuple[int | None, ...]
         return Kind.GLOBAL_AVERAGE
     sizes = [(b, a) for b, a in zip(before, after, strict=True) if b is not None and a is not None]
     if len(sizes) < len(before):
-        return None  # the windows have other sizes each time
+        return None  # the sizes of the windows vary
     if before == after:
         return Kind.KEEP
     return Kind.AVERAGE if all(b % a == 0 for b, a in sizes) else None

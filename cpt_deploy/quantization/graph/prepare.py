@@ -1,4 +1,4 @@
-"""From a float model to a CPT model: quantized layers, and a quantizer on every activation of the graph."""
+"""Convert a float model to a CPT model: quantized layers, and a quantizer on every activation of the graph."""
 
 import math
 import warnings
@@ -67,11 +67,12 @@ def prepare(
     follow the schedule; all others stay at max_bits, so the residual stream is never cut to min_bits.
 
     A model with operations that have no integer form (LayerNorm, softmax, GELU, parameters outside of layers) keeps
-    them in float: quantizers then stand at the input of each Linear and around each Conv, and what lies between is
-    computed as the model does it (`has_float_operations`). Which of both it is, and why, is `conversion` of the result.
+    them in float: quantizers are then inserted at the input of each Linear and around each Conv, and the operations
+    between are those of the model (`has_float_operations`). The attribute `conversion` of the result says which of both
+    was chosen, and why.
 
-    With its quantizers off, the result is compared with the model as it was handed in, hooks and replaced forwards
-    included, on random batches in training and in evaluation. For that the model's copy runs, and its hooks with it.
+    With its quantizers off, the result is compared with the original model, hooks and replaced forwards included, on
+    random batches in training and in evaluation. For that a copy of the model runs, with its hooks.
 
     Args:
         model: A float model that takes tensors (N, ...) and returns tensors (N, ...), alone or in tuples, lists,
@@ -80,19 +81,19 @@ def prepare(
             dictionary of tensors by the names of the arguments. float32 or int64 (token ids), the batch first. A single
             tensor and a single result are named "image" ("input_ids" if it has integers) and "logits" in `signature`;
             others have the names of arguments, keys and fields.
-        config: Bounds and roles.
-        dynamic_shapes: Dimensions beside the batch that are free, as in `torch.export`: `{2: Dim("height")}` of one
-            tensor, a tuple or dictionary of such of several; `8 * Dim("height")` where sizes have to be multiples.
-        trial: Raises a ConversionError for a prepared model that cannot be deployed; one that keeps operations in
-            float is tried then. `cpt_deploy.prepare` freezes and writes it.
+        config: Bounds of the bits, and which layers are scheduled.
+        dynamic_shapes: Free dimensions beside the batch, as in `torch.export`: `{2: Dim("height")}` for one tensor, a
+            tuple or dictionary of these for several; `8 * Dim("height")` where sizes have to be multiples.
+        trial: Raises a ConversionError for a prepared model that cannot be deployed; then a model that keeps operations
+            in float is tried. `cpt_deploy.prepare` freezes the model and writes it as ONNX.
 
     Returns:
-        The CPT model, at max_bits. It is called as the model is, and returns what the model does.
+        The CPT model, at max_bits. Its calls have the arguments and the result structure of the float model.
 
     Raises:
-        UsageError: If the example inputs are no such tensors, or `dynamic_shapes` do not fit to them.
+        UsageError: If the example inputs are not such tensors, or `dynamic_shapes` do not fit them.
         ConversionError: If the model cannot be captured, products with weights have no integer form, or no graph
-            computes what the model computes; names the operation and the module.
+            computes the same as the model; names the operation and the module.
     """
     model = unwrapped(model)
     example = read_example(model, example_inputs, dynamic_shapes)
@@ -108,7 +109,7 @@ def prepare(
     dropped = given.dropped()
     if dropped:
         warnings.warn(
-            f"{', '.join(dropped)} changes nothing that the network computes: the prepared network does not have it",
+            f"{', '.join(dropped)} does not change the network's computation: the prepared network does not have it",
             CptWarning,
             stacklevel=2,
         )
@@ -120,9 +121,9 @@ def prepare(
 def _first_that_is_the_same(
     reference: Reference, config: QuantizationConfig, trial: Trial | None
 ) -> tuple[QuantizedModel, str | None]:
-    """Return the first prepared network that computes what was handed in, and why it is not integer from end to end.
+    """Return the first prepared network that computes the same as the original, and why it is not all integers.
 
-    Branches on `self.training` are traced as in evaluation, then as in training; last come operations in float.
+    Candidates in order: branches on `self.training` traced as in evaluation; as in training; operations in float.
     """
     reasons: list[NoIntegerFormError] = []
     excluded = excluded_modules(reference.given.model, config)
@@ -136,7 +137,7 @@ def _first_that_is_the_same(
         except NoIntegerFormError as error:
             reasons.append(error)
             if not isinstance(error, DiffersError):
-                break  # in training there are no fewer operations
+                break  # tracing as in training yields no fewer operations
     source, model = reference.given.to_convert()
     try:
         check_capturable(model)
@@ -156,7 +157,7 @@ def _first_that_is_the_same(
 
 
 def _try(prepared: QuantizedModel, trial: Trial | None) -> None:
-    """Try a network of integers; what refuses it is the reason to keep operations in float."""
+    """Try to deploy a network of integers; if it fails, the error is the reason to keep operations in float."""
     try:
         if trial is not None:
             trial(prepared)
@@ -167,7 +168,7 @@ def _try(prepared: QuantizedModel, trial: Trial | None) -> None:
 
 
 def _prepared(traced: fx.GraphModule, config: QuantizationConfig, reference: Reference) -> QuantizedModel:
-    """Return the model of a graph in the vocabulary: its layers quantized, and its activations."""
+    """Quantize the layers and activations of a graph in the vocabulary, and return the model."""
     precision = PrecisionState(config.max_bits, config.seed, {group.name: group.max_bits for group in config.groups})
     layers = _replace_layers(traced, precision, config)
     insert_quantizers(traced, precision, config)
@@ -183,10 +184,10 @@ def _integer_graph(source: nn.Module, model: nn.Module, reference: Reference, *,
     """Return the graph of a model that is integer from end to end.
 
     Raises:
-        NoIntegerFormError: If it is not.
+        NoIntegerFormError: If an operation has no integer form.
     """
     traced = trace(source, model, reference.example, reference.structure, training=training)
-    if lift_products(traced):  # the parameters that the layers have now, the network's own module needs no more
+    if lift_products(traced):  # the network's module no longer needs the parameters that the layers have now
         traced = fx.GraphModule(traced, traced.graph, class_name=type(model).__name__)
     lift_paddings(traced)
     fix_output_sizes(traced, reference.example.signature)
@@ -206,7 +207,7 @@ def _check_parameters(traced: fx.GraphModule) -> None:
         if node.op == "get_attr" and any(is_tensor(user) for user in node.users):
             raise NoIntegerFormError(
                 f"Expected parameters in layers only, but got the bare parameter {node.target!r}",
-                reason=f"the parameter {node.target!r} stands outside of a layer",
+                reason=f"the parameter {node.target!r} is outside of a layer",
             )
 
 
@@ -254,7 +255,7 @@ def _macs(node: fx.Node, layer: QuantizedLayer) -> int:
     if isinstance(layer, QuantizedEmbedding):
         return 0
     if isinstance(layer, QuantizedConvTranspose1d | QuantizedConvTranspose2d):
-        values = node.all_input_nodes[0].meta["shape"]  # each of them is multiplied by all that its channel has
+        values = node.all_input_nodes[0].meta["shape"]  # each value is multiplied by all weights of its channel
         return int(math.prod(values)) // 2 * (layer.weight_shape.numel() // layer.in_channels)
     outputs = int(math.prod(node.meta["shape"])) // 2  # of a batch of 2
     return outputs * math.prod(layer.weight_shape[1:])

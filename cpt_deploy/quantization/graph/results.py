@@ -1,4 +1,4 @@
-"""What a network returns: tensors in tuples, lists, dictionaries and dataclasses, as a list of tensors and back."""
+"""Flatten a network's result (tuples, lists, dictionaries, dataclasses) to a list of tensors, and rebuild it."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
@@ -15,32 +15,32 @@ from cpt_deploy.signature import OUTPUT_NAME, Signature, Size, TensorSpec, size_
 
 
 class _Leaf(Enum):
-    TENSOR = "what stands for a tensor among the leaves of a structure"
+    TENSOR = "placeholder of a tensor among the leaves of a structure"
 
 
-#: At how many sizes of free dimensions the sizes of results are looked at.
+#: Number of sizes of the free dimensions at which the shapes of results are measured.
 _TRIALS = 4
 _CONSTANTS = (bool, int, float, str, type(None))
 
 
 def is_any_tensor(leaf: Any) -> bool:
-    """Return whether a part of a result is a tensor, or stands for one in a graph."""
+    """Return whether a part of a result is a tensor, or represents one in a graph."""
     return isinstance(leaf, Tensor | fx.Proxy | fx.Node)
 
 
 class Structure:
-    """How the tensors that a network returns are put together.
+    """Nested structure of the tensors that a network returns.
 
     Attributes:
-        names: Names of the tensors, by where they stand: "logits" where there is nothing else, "output_1" in tuples,
-            keys of dictionaries, fields of dataclasses.
+        names: Names of the tensors, by their position: "logits" for a single tensor, "output_1" in tuples, keys of
+            dictionaries, fields of dataclasses.
     """
 
     def __init__(self, result: Any) -> None:
-        """Take a result apart.
+        """Record the structure of a result.
 
         Raises:
-            ConversionError: If it holds no tensors, or something beside tensors and constants.
+            ConversionError: If it has no tensors, or anything besides tensors and constants.
         """
         _register(result)
         paths, self._spec = _pytree.tree_flatten_with_path(result)
@@ -59,25 +59,25 @@ class Structure:
         self.is_one_tensor = isinstance(result, Tensor)
 
     def __eq__(self, other: object) -> bool:
-        """Return whether two results are put together alike, constants included."""
+        """Return whether two results have the same structure, constants included."""
         return isinstance(other, Structure) and (self._spec, self._leaves) == (other._spec, other._leaves)
 
     __hash__ = None  # type: ignore[assignment]
 
     def tensors(self, result: Any, is_tensor: Callable[[Any], bool] = is_any_tensor) -> list[Any]:
-        """Return the tensors of a result, or of what stands for one.
+        """Return the tensors of a result, or the nodes or proxies that represent them.
 
         Raises:
-            ValueError: If it is put together otherwise.
+            ValueError: If it has another structure.
         """
         leaves, spec = _pytree.tree_flatten(result)
         found = [_Leaf.TENSOR if is_tensor(leaf) else leaf for leaf in leaves]
         if (spec, found) != (self._spec, self._leaves):
-            raise ValueError("its result is put together in another way than when the network runs")
+            raise ValueError("its result has another structure than when the network runs")
         return [leaf for leaf in leaves if is_tensor(leaf)]
 
     def built(self, tensors: Sequence[Any]) -> Any:
-        """Return a result of the network from its tensors."""
+        """Rebuild a result of the network from its tensors."""
         if self.is_one_tensor:
             return tensors[0]
         remaining = iter(tensors)
@@ -87,7 +87,7 @@ class Structure:
 
 
 def _register(result: Any) -> None:
-    """Let dataclasses be taken apart, wherever they stand in a result."""
+    """Register the dataclasses of a result with pytree, at any depth."""
     for leaf in _pytree.tree_leaves(result):
         if dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
             torch.export.register_dataclass(type(leaf))
@@ -110,17 +110,17 @@ def _distinct(names: list[str]) -> tuple[str, ...]:
 
 
 def complete_signature(network: fx.GraphModule, signature: Signature, names: Sequence[str]) -> Signature:
-    """Return a signature with the outputs of a network, which runs on zeros in evaluation.
+    """Return a signature with the outputs of a network, found by running it on zeros in evaluation mode.
 
     Args:
-        network: Takes the tensors of the signature, and returns one tensor or a tuple of them.
+        network: Network that takes the tensors of the signature, and returns one tensor or a tuple of them.
         signature: The inputs.
-        names: Names of the outputs; one that an input has, too, gets "_output" behind it.
+        names: Names of the outputs; one that is also an input's gets the suffix "_output".
 
     Raises:
-        ConversionError: If a result has not the batch dimension first.
+        ConversionError: If the first dimension of a result is not the batch.
     """
-    # two sizes suffice for what is affine, two more tell whether it is
+    # two sizes determine an affine function, two more check that it is affine
     shapes = _shapes(network, signature, range(_TRIALS if signature.free else 1))
     taken = {tensor.name for tensor in signature.inputs}
     outputs = []
@@ -134,7 +134,7 @@ def complete_signature(network: fx.GraphModule, signature: Signature, names: Seq
 
 
 def _shapes(network: fx.GraphModule, signature: Signature, numbers: Iterable[int]) -> list[list[tuple[int, ...]]]:
-    """Return the shapes of a network's results with the free sizes of `signature.sizes` of each number."""
+    """Return the shapes of a network's results with the free sizes `signature.sizes(number)` for each number."""
     modes = {module: module.training for module in network.modules()}
     device = next((parameter.device for parameter in network.parameters()), None)
     found = []
@@ -157,7 +157,7 @@ def _shapes(network: fx.GraphModule, signature: Signature, numbers: Iterable[int
 
 
 def _size(signature: Signature, name: str, seen: Sequence[int]) -> Size:
-    """Return a size that was seen with each of some sizes of the free dimensions."""
+    """Return the size, as a function of a free dimension, that was seen at several sizes of the free dimensions."""
     if len(set(seen)) == 1:
         return seen[0]
     for free in signature.free:

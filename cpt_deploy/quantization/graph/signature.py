@@ -1,4 +1,4 @@
-"""What a network takes, from example inputs: its signature, how it is called, and further inputs of that kind."""
+"""Derive a network's signature and calling convention from example inputs, and make random inputs of that kind."""
 
 import inspect
 from collections.abc import Mapping, Sequence
@@ -24,15 +24,15 @@ from cpt_deploy.signature import (
 )
 
 ExampleInputs = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
-"""A tensor; or several by position; or several by the names of their parameters. The batch comes first in each."""
+"""A tensor, several by position, or several by the names of their parameters. The first dimension is the batch."""
 DynamicShapes = Mapping[Any, Any] | Sequence[Any] | None
-"""Which dimensions beside the batch are free, as `torch.export` has it: `Dim`s by axis, for each input."""
+"""Free dimensions beside the batch, as in `torch.export`: `Dim`s by axis, for each input."""
 
 _TYPES = (torch.float32, torch.int64, torch.int32, torch.bool)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """Return what `torch.compile`, DataParallel or DistributedDataParallel were given: it computes the same."""
+    """Return the module that `torch.compile`, DataParallel or DistributedDataParallel wraps: it computes the same."""
     while True:
         if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
             model = model.module
@@ -43,10 +43,10 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def check_parameters(model: nn.Module) -> None:
-    """Make sure that a network has parameters in float32 that are numbers.
+    """Check that all parameters of a network are float32 and not NaN.
 
     Raises:
-        ConversionError: If one has no values, another type or NaN; names it.
+        ConversionError: If a parameter has no values, another dtype or NaN; names it.
     """
     for name, parameter in model.named_parameters():
         if is_lazy(parameter) or parameter.is_meta:
@@ -67,13 +67,13 @@ def check_parameters(model: nn.Module) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """What a network takes.
+    """Inputs of a network.
 
     Attributes:
-        signature: Its inputs; outputs are not known yet.
+        signature: Signature of the inputs; outputs are not known yet.
         parameters: Names of forward's parameters, in the order of the inputs.
-        by_name: Whether they are given by name.
-        ranges: Least and greatest value of each input of integers: for each position, or for all where sizes are free.
+        by_name: Whether they are passed by name.
+        ranges: Min and max of each integer input: for each position, or for all positions where sizes are free.
     """
 
     signature: Signature
@@ -87,7 +87,7 @@ class Example:
         return all(tensor.dtype == "float32" for tensor in self.signature.inputs)
 
     def call(self, function: Any, inputs: Sequence[Any]) -> Any:
-        """Call a network, or what stands for it, with its inputs."""
+        """Call a network, or a function in its place, with its inputs."""
         return function(**dict(zip(self.parameters, inputs, strict=True))) if self.by_name else function(*inputs)
 
     def random(self, rows: int, factor: float, generator: torch.Generator, number: int = 0) -> tuple[Tensor, ...]:
@@ -95,9 +95,9 @@ class Example:
 
         Args:
             rows: Size of the batch.
-            factor: What normal values are multiplied by.
-            generator: Where randomness comes from.
-            number: Which sizes free dimensions have, see `Signature.sizes`.
+            factor: Factor of the normal values.
+            generator: Source of randomness.
+            number: Selects the sizes of free dimensions, see `Signature.sizes`.
         """
         inputs = []
         given = zip(self.signature.inputs, self.signature.input_shapes(number), self.ranges, strict=True)
@@ -111,7 +111,7 @@ class Example:
         return tuple(inputs)
 
     def described(self) -> str:
-        """Return the inputs in words."""
+        """Describe the inputs in words."""
         shapes = [f"(N, {', '.join(map(str, tensor.shape))})" for tensor in self.signature.inputs]
         if len(shapes) == 1:
             return f"an input of shape {shapes[0]}"
@@ -122,7 +122,7 @@ class Example:
 def zeros_of(
     signature: Signature, rows: int, *, number: int = 0, device: torch.device | None = None
 ) -> tuple[Tensor, ...]:
-    """Return a batch of zeros for each input; `number` says which sizes free dimensions have."""
+    """Return a batch of zeros for each input; `number` selects the sizes of free dimensions."""
     return tuple(
         torch.zeros(rows, *shape, dtype=getattr(torch, tensor.dtype), device=device)
         for tensor, shape in zip(signature.inputs, signature.input_shapes(number), strict=True)
@@ -130,16 +130,16 @@ def zeros_of(
 
 
 def read_example(model: nn.Module, inputs: ExampleInputs, dynamic_shapes: DynamicShapes = None) -> Example:
-    """Return what a network takes.
+    """Derive the inputs of a network from example inputs.
 
     Args:
         model: The network.
-        inputs: Example inputs; their values do not matter but for the range of integers.
-        dynamic_shapes: The dimensions beside the batch that are free.
+        inputs: Example inputs; of their values only the range of integers matters.
+        dynamic_shapes: The free dimensions beside the batch.
 
     Raises:
-        UsageError: If these are no such inputs, or `dynamic_shapes` do not fit to them.
-        ConversionError: If the network takes others; names its parameters.
+        UsageError: If the inputs are not such tensors, or `dynamic_shapes` do not fit them.
+        ConversionError: If the network takes other inputs; names its parameters.
     """
     alone, by_name = isinstance(inputs, Tensor), isinstance(inputs, Mapping)
     if isinstance(inputs, Tensor):
@@ -193,7 +193,7 @@ def _range(value: Tensor, shape: tuple[Size, ...]) -> tuple[Tensor, Tensor]:
 
 
 def _parameters(model: nn.Module, count: int) -> tuple[str, ...]:
-    """Return the names of the parameters that `count` values go to by position."""
+    """Return the names of the parameters that receive `count` positional values."""
     names: list[str] = []
     for parameter in inspect.signature(model.forward).parameters.values():
         if parameter.kind is parameter.VAR_POSITIONAL:
@@ -241,7 +241,7 @@ def _dim(size: Size, dims: Mapping[str, Any]) -> Any:
 
 
 def _by_input(dynamic_shapes: DynamicShapes, parameters: Sequence[str], *, alone: bool) -> list[Any]:
-    """Return what is said of each input."""
+    """Return the entry of `dynamic_shapes` for each input."""
     if dynamic_shapes is None:
         return [None] * len(parameters)
     if alone and isinstance(dynamic_shapes, Mapping) and all(isinstance(axis, int) for axis in dynamic_shapes):
@@ -260,7 +260,7 @@ def _by_input(dynamic_shapes: DynamicShapes, parameters: Sequence[str], *, alone
 
 
 def _shape(name: str, value: Tensor, spec: Any, free: dict[str, FreeSize]) -> tuple[int | str, ...]:
-    """Return the shape of an input without the batch; what is free in it is added to `free`."""
+    """Return the shape of an input without the batch; its free sizes are added to `free`."""
     axes = dict(spec) if isinstance(spec, Mapping) else dict(enumerate(spec or ()))
     if not all(isinstance(axis, int) and -value.dim() <= axis < value.dim() for axis in axes):
         raise UsageError(f"Expected dynamic_shapes of {name!r} by axes of {tuple(value.shape)}, but got {list(axes)}")

@@ -1,1 +1,1 @@
-"""The fused training step: what is one integer operation when served is one operation of autograd here."""
+"""The fused training step: each integer operation of the served network is one autograd operation."""

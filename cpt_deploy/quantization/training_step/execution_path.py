@@ -1,4 +1,4 @@
-"""Which way the training steps of a model run, and why."""
+"""Whether the training steps of a model run fused or module by module, and why."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -9,10 +9,10 @@ class ExecutionPath:
     """How a training step of a model runs.
 
     Attributes:
-        compute: "float32" or "bf16": the fused training step on codes, with backward products of this type; "modules":
-            each module by itself, as in evaluation.
-        reason: Why, in words.
-        hindered: Whether the settings ask for the fused step, and something in the model is in its way.
+        compute: "float32" or "bf16": the fused training step on integers, with backward products of this type;
+            "modules": module by module, as in evaluation.
+        reason: The reason in words.
+        hindered: Whether the settings ask for the fused step but something in the model prevents it.
     """
 
     compute: Literal["float32", "bf16", "modules"]
@@ -25,6 +25,6 @@ class ExecutionPath:
         return self.compute != "modules"
 
     def __str__(self) -> str:
-        """Return both in one line."""
+        """Describe the path and its reason in one line."""
         way = f"the fused step on codes, backward in {self.compute}" if self.fused else "module by module"
         return f"{way}: {self.reason}"

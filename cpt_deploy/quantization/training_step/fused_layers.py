@@ -1,4 +1,4 @@
-"""A layer of a training step on codes: with its BatchNorm, ReLU and quantizer one operation, or by itself."""
+"""Layers of the fused training step: fused with BatchNorm, ReLU and activation quantizer, or alone."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -28,13 +28,13 @@ from cpt_deploy.quantization.training_step.products import Scaling, backward_pro
 
 @dataclass(frozen=True, slots=True)
 class FusedLayer:
-    """A layer, its BatchNorm if it has one, its clamp, and the quantizer of what comes out.
+    """A layer, its BatchNorm if it has one, its clamp, and the quantizer of its output.
 
     Args:
         layer: QuantizedConv2d, QuantizedConvTranspose2d or QuantizedLinear.
-        norm: BatchNorm over the layer's channels, in training; perhaps one over all processes.
-        clamp: A ReLU's bounds.
-        activation: The quantizer.
+        norm: BatchNorm over the layer's channels, in training mode; perhaps synchronized over all processes.
+        clamp: Bounds of its ReLU.
+        quantizer: Quantizer of the output.
     """
 
     layer: QuantizedLayer
@@ -43,7 +43,7 @@ class FusedLayer:
     quantizer: ActivationQuantizer
 
     def __call__(self, x: QuantizedValues, engine: Engine) -> QuantizedValues:
-        """Return the codes of the layer's normalised, clamped and quantized output."""
+        """Return the layer's normalised, clamped and quantized output."""
         affine = (None, None) if self.norm is None else (self.norm.weight, self.norm.bias)
         parameters = (self.layer.channel_weight, self.layer.bias, *affine)
         surrogate, codes = _LayerFunction.apply(x.surrogate, *parameters, _LayerCall(x, self, engine))
@@ -76,7 +76,7 @@ class _LayerFunction(torch.autograd.Function):
         fused.quantizer.take(*ends, kernels)
         codes = kernels.affine_quantize(sums, norm.factor, norm.offset, fused.clamp, fused.quantizer.qparams())
         ctx.mark_non_differentiable(codes)
-        ctx.set_materialize_grads(False)  # codes have no gradient, not one of zeros
+        ctx.set_materialize_grads(False)  # codes have no gradient; do not allocate zeros for it
         ctx.save_for_backward(x.codes, sums, weight_codes, scales, *norm)
         ctx.qparams, ctx.fused, ctx.kernels, ctx.has_bias = x.qparams, fused, kernels, bias is not None
         ctx.dtype = engine.gradient_dtype
@@ -105,27 +105,27 @@ class _LayerFunction(torch.autograd.Function):
 def _normalise(
     fused: FusedLayer, statistics: Statistics, unit: AccumulatorScale, count: int, kernels: Kernels
 ) -> tuple[Normalised, tuple[Tensor, Tensor], int | Tensor]:
-    """Return what makes a layer's output of its sums, that output's range, and of how many values a mean is made.
+    """Return factors from a layer's sums to its output, the output's range, and the number of values per mean.
 
     Args:
-        fused: The segment, whose BatchNorm tracks the batch.
-        statistics: Those of the sums.
-        unit: What one unit of the sums stands for.
-        count: Values in a channel.
+        fused: The fused layer, whose BatchNorm updates its running averages.
+        statistics: Statistics of the sums.
+        unit: Real value of 1 in the sums.
+        count: Values per channel.
         kernels: Backend.
     """
     bias, norm = fused.layer.bias, fused.norm
     if norm is None or not is_synchronized(norm):
         following = None if norm is None else _batch_norm(norm)
         return *kernels.normalise(statistics, unit, bias, following, fused.clamp, count), count
-    per = unit.input * unit.weight  # each process has units of its own, so they exchange real values
+    per = unit.input * unit.weight  # the scales differ between processes, so they exchange real values
     mean, variance, total = over_processes(statistics.mean * per, statistics.variance * per.square(), count)
     result = parameters.normalised(mean, variance, mean / per, per, bias, _batch_norm(norm), total)
     return result, parameters.ends(statistics, result, fused.clamp), total
 
 
 def _batch_norm(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> BatchNorm:
-    """Return a BatchNorm's tensors; what has no parameters or averages is in no segment."""
+    """Return a BatchNorm's tensors; one without parameters or averages is never fused."""
     assert norm.running_mean is not None
     assert norm.running_var is not None
     assert norm.num_batches_tracked is not None
@@ -142,15 +142,15 @@ def _layer_gradients(
     x: QuantizedValues,
     weights: tuple[Tensor, Tensor],
 ) -> tuple[Tensor | None, Tensor, Tensor | None]:
-    """Round the gradient of a layer's output and return those of input, weight and bias.
+    """Round the gradient of a layer's output, and return the gradients of input, weight and bias.
 
     Args:
-        ctx: Of the function whose backward this is.
+        ctx: Context of the autograd function.
         layer: The layer.
-        site: Where the gradient arrives.
-        terms: From there to the layer's output.
+        site: Gradient of the fused output, with the tensors that its backward needs.
+        terms: Terms from that gradient to the gradient of the layer's output.
         x: The layer's input.
-        weights: Codes and scales.
+        weights: Quantized values and scales of the weight.
     """
     kernels, precision, (weight_codes, scales) = ctx.kernels, layer.precision, weights
     step = kernels.gradient_step(*kernels.gradient_range(site, terms), precision.gradient_quant_max)
@@ -171,9 +171,9 @@ def _weight_quant_max(layer: QuantizedLayer, weight: Tensor) -> Tensor:
 
 
 def layer_output(layer: QuantizedLayer, x: QuantizedValues, engine: Engine) -> Tensor:
-    """Return a layer's real output, float32, where what follows it is no segment."""
+    """Return a layer's real output, float32, where no fused operation follows it."""
     if isinstance(layer, QuantizedLinear) and x.codes.dim() != 2:
-        # kernels take four dimensions for an image; a Linear's are rows of features whatever their number
+        # kernels treat four dimensions as an image; a Linear's input is rows of features in any number of dimensions
         rows = QuantizedValues(x.surrogate.flatten(0, -2), x.codes.flatten(0, -2), x.qparams)
         return layer_output(layer, rows, engine).view(*x.codes.shape[:-1], -1)
     result: Tensor = _OutputFunction.apply(x.surrogate, layer.channel_weight, layer.bias, layer, x, engine)

@@ -1,8 +1,8 @@
-"""Training steps on codes: what is one integer operation in the frozen network is one operation of autograd here.
+"""Autograd operations of the fused training step, one for each integer operation of the frozen network.
 
-A segment takes codes and gives codes: a layer with its BatchNorm and ReLU, a sum with its ReLU, or a quantizer alone.
-It computes the same as its modules do one by one, and keeps one byte an input and the layer's sums for backward, from
-which the ReLU's mask follows.
+A fused operation maps quantized values to quantized values: a layer with its BatchNorm and ReLU, a sum with its ReLU,
+or a quantizer alone. It computes the same as its modules one by one, and saves for backward one byte per input value
+and the layer's sums, from which the ReLU's mask follows.
 """
 
 from dataclasses import dataclass
@@ -17,12 +17,12 @@ from cpt_deploy.quantization.modules.activation_quantizer import ActivationQuant
 
 
 class QuantizedValues(NamedTuple):
-    """A quantized tensor between two segments.
+    """A quantized tensor between two fused operations.
 
     Args:
-        surrogate: Stands for the real tensor in autograd: of its shape, without memory, in the gradients' type.
-        codes: uint8.
-        qparams: What the codes stand for.
+        surrogate: Represents the real tensor in autograd: same shape, no memory, dtype of the gradients.
+        codes: Quantized values, uint8.
+        qparams: Their scale and zero point.
     """
 
     surrogate: Tensor
@@ -32,12 +32,12 @@ class QuantizedValues(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """What segments compute with.
+    """Backend and settings of fused operations.
 
     Args:
         kernels: Backend.
-        gradient_dtype: Type of gradients between segments, and of backward products.
-        replayable: Whether the same operations run at all bits, so that a recorded step serves them all.
+        gradient_dtype: Dtype of gradients between fused operations, and of backward products.
+        replayable: Whether the same operations run at all bits, so that one CUDA-graph step serves them all.
     """
 
     kernels: Kernels
@@ -52,18 +52,18 @@ def encode(x: Tensor, qparams: QuantizationParameters, engine: Engine) -> Quanti
 
 
 def decode(x: QuantizedValues, engine: Engine) -> Tensor:
-    """Return the float32 tensor that codes stand for; the gradient passes through."""
+    """Dequantize to a float32 tensor; the gradient passes through."""
     result: Tensor = _Decode.apply(x.surrogate, x, engine)
     return result
 
 
 def requantize(x: QuantizedValues, qparams: QuantizationParameters, engine: Engine) -> QuantizedValues:
-    """Bring codes to another grid; the gradient passes straight through."""
+    """Requantize to other quantization parameters; the gradient passes straight through."""
     return QuantizedValues(x.surrogate, engine.kernels.requantize(x.codes, x.qparams, qparams), qparams)
 
 
 def surrogate_of(codes: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return what stands for a quantized tensor in autograd: its shape, and no memory."""
+    """Return a tensor that represents a quantized one in autograd: same shape, no memory."""
     return torch.empty((), dtype=dtype, device=codes.device).expand(codes.shape)
 
 
@@ -98,13 +98,13 @@ class _Decode(torch.autograd.Function):
 
 @dataclass(frozen=True, slots=True)
 class FusedAdd:
-    """A sum of two quantized tensors of one shape, its clamp, and the quantizer of what comes out."""
+    """A sum of two quantized tensors of one shape, its clamp, and the quantizer of its output."""
 
     clamp: Clamp
     quantizer: ActivationQuantizer
 
     def __call__(self, a: QuantizedValues, b: QuantizedValues, engine: Engine) -> QuantizedValues:
-        """Return the codes of the clamped and quantized sum."""
+        """Return the clamped and quantized sum."""
         surrogate, codes = _AddFunction.apply(a.surrogate, b.surrogate, a, b, self, engine)
         return QuantizedValues(surrogate, codes, self.quantizer.qparams())
 

@@ -1,7 +1,6 @@
-"""The training step of a prepared network as a list of segments on codes, made from the same graph and modules.
+"""The fused training step: a list of fused operations, built from the graph and modules of a prepared network.
 
-Where the frozen network will have one integer operation this has one segment; what has no segment runs as the module
-that it is, on real values.
+Each integer operation of the frozen network is one fused operation; all others run as modules, on real values.
 """
 
 from collections.abc import Callable
@@ -33,13 +32,13 @@ from cpt_deploy.signature import Signature
 
 @dataclass(slots=True)
 class _Step:
-    """One operation.
+    """One operation of the step.
 
     Args:
-        result: Name of what it yields.
-        run: Takes the values of `inputs`.
-        inputs: Names of what it reads.
-        finished: Names that nothing reads afterwards.
+        result: Name of its result.
+        run: Function of the values of `inputs`.
+        inputs: Names of the values that it reads.
+        finished: Names of values that nothing reads afterwards.
     """
 
     result: str
@@ -49,7 +48,7 @@ class _Step:
 
 
 class FusedStep:
-    """Runs a network in training on codes.
+    """Runs a network in training on quantized values.
 
     Args:
         network: The traced network of a prepared model, with its layers and activations.
@@ -66,7 +65,7 @@ class FusedStep:
         self._followed = [module for module in self._modules if isinstance(module, replayed)]
 
     def obstacle(self) -> str | None:
-        """Return in words what is not as the program takes it: hooks, or what does not follow the batch in training."""
+        """Describe what prevents the fused step: hooks, or modules in evaluation mode; None if nothing does."""
         for replayed in self._followed:
             if not replayed.training:
                 return f"{self._names[replayed]!r} is in evaluation mode"
@@ -82,7 +81,7 @@ class FusedStep:
         return None
 
     def __call__(self, inputs: tuple[Tensor, ...], engine: Engine) -> Tensor | tuple[Tensor, ...]:
-        """Return the results, float32, of a batch: one tensor, or a tuple of several."""
+        """Return the outputs of a batch, float32: one tensor, or a tuple of several."""
         values: dict[str, Any] = {
             name: x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
             for name, x in zip(self._inputs, inputs, strict=True)
@@ -97,10 +96,10 @@ class FusedStep:
 
 
 class _Builder:
-    """Makes the steps of a graph.
+    """Builds the steps of a graph.
 
-    A node's value is real under the node's name, and on codes under the name of `_coded`; either is made from the
-    other when something reads it.
+    The real value of a node has the node's name, its quantized value the name from `_coded`; either is computed from
+    the other when something reads it.
     """
 
     engine: Engine
@@ -152,7 +151,7 @@ class _Builder:
         return node.name
 
     def _codes(self, node: fx.Node) -> str:
-        """Return the name of a node's codes; where an operation moved or chose among them, found again on the grid."""
+        """Return the name of a node's quantized values; values that were moved or selected are encoded again."""
         name = _coded(node)
         if name not in self.made:
             qparams = self._qparams_of(node)
@@ -161,7 +160,7 @@ class _Builder:
         return name
 
     def _qparams_of(self, node: fx.Node) -> Callable[[], QuantizationParameters] | None:
-        """Return what tells the grid on which a node's value lies, if it lies on one."""
+        """Return a function that yields the quantization parameters of a node's value; None if it is not quantized."""
         module = quantizer_of(node, self.network, training=True)
         if isinstance(module, Requantize):
             return lambda: module.source.qparams(module.role)
@@ -173,7 +172,7 @@ class _Builder:
     # --- operations -----------------------------------------------------------------------------------------------
 
     def _segment(self, operation: FusedOperation) -> Callable[..., QuantizedValues] | None:
-        """Return what computes an operation on codes at once; None where it runs module by module."""
+        """Return the function that computes an operation fused; None if it runs module by module."""
         layer, quantizer = self._module(operation.head), self._module(operation.quantizer)
         sources = operation.head.all_input_nodes
         if not isinstance(quantizer, ActivationQuantizer):
@@ -187,7 +186,7 @@ class _Builder:
         return lambda x: whole(x, self.engine)
 
     def _are_quantized(self, nodes: list[fx.Node]) -> bool:
-        """Return whether nodes are two different quantizers of one shape."""
+        """Return whether nodes are the quantized values of two different quantizers, of one shape."""
         quantizers = [node for node in nodes if isinstance(self._module(node), ActivationQuantizer)]
         return len(nodes) == len(quantizers) == 2 and len({node.meta["shape"] for node in nodes}) == 1
 
@@ -204,7 +203,7 @@ class _Builder:
         self._add(_coded(node), lambda x: _observe(x, module, self.engine), self._real(source))
 
     def _plain(self, node: fx.Node) -> None:
-        """Run a node as the graph says, on real values; a layer's products are on codes nevertheless."""
+        """Run a node as in the graph, on real values; the products of a layer are still on quantized values."""
         layer = self._module(node)
         if _has_products(layer) and self._qparams_of(node.all_input_nodes[0]) is not None:
             self._add(node.name, lambda x: layer_output(layer, x, self.engine), self._codes(node.all_input_nodes[0]))
@@ -234,7 +233,7 @@ def _observe(x: Tensor, quantizer: ActivationQuantizer, engine: Engine) -> Quant
 
 
 def _at_bits_of(role: Role, x: QuantizedValues, quantizer: ActivationQuantizer, engine: Engine) -> QuantizedValues:
-    """Bring codes to the bits of scheduled layers; at max_bits they are there."""
+    """Requantize to the bits of scheduled layers; at max_bits nothing changes."""
     bits = quantizer.precision.activation_bits
     same = bits[role] == bits["fixed"] and not engine.replayable
     return x if same else requantize(x, quantizer.qparams(role), engine)

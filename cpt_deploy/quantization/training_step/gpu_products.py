@@ -1,8 +1,9 @@
-"""Products of codes on a GPU: bfloat16 matrix units where they tell sums in float32, TF32 where they do not.
+"""Products of quantized values on a GPU: in bfloat16 where the result is float32, otherwise in TF32.
 
-Integers within ±255 are exact in both, and so are sums of their products up to 2^24, which are added in float32. A
-product of matrices takes bfloat16 and gives float32. A convolution of cuDNN's gives the type that it takes, so forward
-it takes float32, which its units read as TF32 unless torch is told otherwise; a bfloat16 result would be rounded.
+Integers within ±255 are exact in both, and so are sums of their products up to 2^24, which are added in float32. Matrix
+products have bfloat16 inputs and a float32 result. The result of a cuDNN convolution has the type of its inputs, and
+bfloat16 would be rounded; so the forward convolution has float32 inputs, which its units read as TF32 unless torch is
+configured otherwise.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -17,13 +18,13 @@ from cpt_deploy.quantization.kernels.layout import rows_of
 def forward(
     layer: nn.Conv2d | nn.Linear, codes: Tensor, zero_point: Tensor, weight: Tensor, kernels: Kernels
 ) -> Tensor:
-    """Return the sums of products of a layer's codes: integers in float32, channels-last.
+    """Return a layer's integer sums of products, in float32, channels-last.
 
     Args:
-        layer: Gives stride, padding, dilation and groups.
-        codes: Codes of the input, uint8.
-        zero_point: What counts is `code − zero_point`.
-        weight: Codes of the weight, int8.
+        layer: Layer with stride, padding, dilation and groups.
+        codes: Quantized values of the input, uint8.
+        zero_point: Zero point, subtracted from `codes`.
+        weight: Quantized values of the weight, int8.
         kernels: Backend.
     """
     with as_written(codes.device):
@@ -49,7 +50,7 @@ def weight_gradient(gradient: Tensor, x: Tensor) -> Tensor:
 
 
 def is_matrix_product(layer: nn.Conv2d | nn.Linear) -> bool:
-    """Return whether a layer is a product of its input's rows of channels and a matrix."""
+    """Return whether a layer is a matrix product on the channels of each position of its input."""
     if isinstance(layer, nn.Linear):
         return True
     is_point = layer.kernel_size == (1, 1) and layer.stride == (1, 1) and layer.padding == (0, 0)
@@ -57,7 +58,7 @@ def is_matrix_product(layer: nn.Conv2d | nn.Linear) -> bool:
 
 
 def as_written(device: torch.device) -> AbstractContextManager[object]:
-    """Keep autocast from rounding what is exact."""
+    """Disable autocast, which would round exact values."""
     kind = device.type
     if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
         return nullcontext()

@@ -1,8 +1,8 @@
-"""A Linear layer's three products in int8 on a GPU's tensor cores; nothing here waits for the device.
+"""A Linear layer's three products in int8 on a GPU's tensor cores, without synchronising with the device.
 
-Forward and for the weight's gradient both sides are codes, brought into int8 by shifts whose share of the sums is put
-back, so the sums are exact. For the input's gradient the weight with its scales, which differ from row to row of what
-is summed, is rounded once more: to 127 levels a side of each column.
+In the forward product and the weight's gradient both operands are quantized values, shifted into int8; the shift's
+contribution to the sums is corrected, so they are exact. In the input's gradient, the scales of the weight differ along
+the summed dimension, so the real weight is rounded once more, to ±127 steps per column.
 """
 
 import functools
@@ -14,29 +14,29 @@ from torch import Tensor
 from cpt_deploy.quantization.kernels import QuantizationParameters
 from cpt_deploy.quantization.numerics.affine import channel_scales
 
-#: Below so many multiply-accumulates products in bfloat16 are taken. A guess until it has been measured on a GPU, see
-#: `benchmarks/training_gpu.py`, whose table of products is there for it.
+#: Below this number of multiply-accumulates bfloat16 products are used. A guess until it has been measured on a GPU:
+#: `benchmarks/training_gpu.py` has a table of products for it.
 _LEAST_MACS = 1 << 33
-#: Rows of int8 matrices then begin at addresses that tensor cores read fast.
+#: Required multiple of the sizes in bytes: rows of int8 matrices then begin at addresses that tensor cores read fast.
 _ALIGNMENT = 16
-#: Tensor cores multiply int8 from this compute capability on.
+#: Minimum compute capability of tensor cores that multiply int8.
 _LEAST_CAPABILITY = (8, 0)
 
 
 @functools.cache
 def has_int8_tensor_cores(device: torch.device) -> bool:
-    """Return whether a device multiplies int8 matrices on tensor cores, and Triton is there to tell it to."""
+    """Return whether a device multiplies int8 matrices on tensor cores, and Triton is available to compile for it."""
     if device.type != "cuda" or not torch.cuda.is_available() or find_spec("triton") is None:
         return False
     return torch.cuda.get_device_capability(device) >= _LEAST_CAPABILITY
 
 
 def suits_int8(codes: Tensor, weight: Tensor) -> bool:
-    """Return whether a Linear's products are large enough, and of shapes, for int8 tensor cores.
+    """Return whether the sizes and shapes of a Linear's products suit int8 tensor cores.
 
     Args:
-        codes: Codes of the input, (..., I).
-        weight: Codes of the weight, (O, I).
+        codes: Quantized values of the input, (..., I).
+        weight: Quantized values of the weight, (O, I).
     """
     if not has_int8_tensor_cores(codes.device):
         return False
@@ -54,9 +54,9 @@ def forward(
     """Return `(codes − zero_point) · weightᵀ · factor + offset`, float32 (..., O).
 
     Args:
-        codes: uint8 (..., I).
-        qparams: Their grid.
-        weight: Codes, int8 (O, I).
+        codes: Quantized values of the input, uint8 (..., I).
+        qparams: Their quantization parameters.
+        weight: Quantized values of the weight, int8 (O, I).
         factor: (O,) float32; `None` is 1.
         offset: (O,) float32; `None` is 0.
     """
@@ -73,12 +73,12 @@ def backward(
     """Return the gradients of a Linear's input and weight.
 
     Args:
-        gradient: Codes of the output's gradient, integers (..., O) of at most 256 successive values, in bfloat16 or
+        gradient: Quantized gradient of the output, (..., O), integers within a range of 256 values, in bfloat16 or
             float32.
-        codes: Codes of the input, uint8 (..., I).
-        qparams: Their grid.
+        codes: Quantized values of the input, uint8 (..., I).
+        qparams: Their quantization parameters.
         weight: The weight times the gradient's step, real values (O, I).
-        inward: Whether the input's gradient is wanted.
+        inward: Whether the input's gradient is needed.
 
     Returns:
         The input's gradient, (..., I) in the gradient's type, in real values; and the weight's, float32 (O, I), in
@@ -110,5 +110,5 @@ def _weight_columns(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _integer(value: Tensor) -> Tensor:
-    """Return an integer in a float tensor as int64; where a NaN stood in the tensor the scales are NaN."""
+    """Convert an integer in a float tensor to int64; if the tensor had a NaN, the scales are NaN anyway."""
     return value.nan_to_num().long()

@@ -1,8 +1,8 @@
-"""A Linear's products of codes on a CPU: exact integers, of the unit that is faster on the shape at hand.
+"""Exact integer products of a Linear on a CPU, in int8 or float32, whichever is faster for the shape.
 
-int8 units add in 32 bits. float32 adds integers exactly up to 2^24; where no sum can go beyond that both give the same
-bits, so there the first product of a shape is made by both, in turns, and the faster unit makes all others. What a run
-computes does not depend on which that is. Where a sum may go beyond 2^24, the product is int8's.
+int8 units add in 32 bits; float32 adds integers exactly up to 2^24. Where no sum can exceed 2^24, both give the same
+bits: the first product of a shape is timed on both, alternating, and the faster one computes all later products. So the
+results of a run do not depend on the choice. Where a sum may exceed 2^24, int8 computes the product.
 """
 
 import time
@@ -17,7 +17,7 @@ from cpt_deploy.quantization.kernels import Kernels, QuantizationParameters
 
 Unit = Literal["int8", "float32"]
 
-#: Above so many rows the sum of a weight gradient's products may leave 32 bits.
+#: Maximum number of rows for which the sums of a weight gradient's products fit into 32 bits.
 MOST_ROWS = (2**31 - 1) // 255**2
 _EXACT_IN_FLOAT32 = 2**24
 _GREATEST_CODE, _GREATEST_WEIGHT = 255, 127
@@ -26,11 +26,11 @@ _ROUNDS = 3
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """What came of trying the units on a shape.
+    """Result of timing both units on a shape.
 
     Args:
-        unit: The faster one.
-        seconds: The least time that each took; empty if only int8 is exact.
+        unit: The faster unit.
+        seconds: Minimum time of each; empty if only int8 is exact.
     """
 
     unit: Unit
@@ -46,9 +46,9 @@ def forward(
     """Return `(Σ (code − zero_point) · weight) · factor + offset`, float32, of shape (..., O).
 
     Args:
-        codes: uint8, (..., I).
-        qparams: Theirs.
-        weight: Codes, int8, (O, I).
+        codes: Quantized values of the input, uint8, (..., I).
+        qparams: Their quantization parameters.
+        weight: Quantized values of the weight, int8, (O, I).
         kernels: Backend.
         factor: (O,) float32.
         offset: (O,) float32.
@@ -70,12 +70,12 @@ def forward(
 
 
 def weight_gradient(gradient: Tensor, codes: Tensor, qparams: QuantizationParameters, kernels: Kernels) -> Tensor:
-    """Return `gradientᵀ · (codes − zero_point)`, (O, I) float32, of at most `MOST_ROWS` rows.
+    """Return `gradientᵀ · (codes − zero_point)`, (O, I) float32, for at most `MOST_ROWS` rows.
 
     Args:
         gradient: Integers of at most 8 bits in float32 or bfloat16, (rows, O).
-        codes: uint8, (rows, I).
-        qparams: Theirs.
+        codes: Quantized values of the input, uint8, (rows, I).
+        qparams: Their quantization parameters.
         kernels: Backend.
     """
 
@@ -92,7 +92,7 @@ def weight_gradient(gradient: Tensor, codes: Tensor, qparams: QuantizationParame
 
 
 def trial_of(rows: int, inputs: int, outputs: int, kernels: Kernels) -> Trial:
-    """Try a forward product of a shape on zeros and return what came of it; no sum may be able to leave float32."""
+    """Time a forward product of a shape on zeros, and return the result; all its sums must be exact in float32."""
     codes = torch.zeros(rows, inputs, dtype=torch.uint8)
     qparams = QuantizationParameters(torch.tensor(1.0), torch.tensor(0.0), torch.tensor(255.0))
     weight = torch.zeros(outputs, inputs, dtype=torch.int8)
@@ -101,7 +101,7 @@ def trial_of(rows: int, inputs: int, outputs: int, kernels: Kernels) -> Trial:
 
 
 def _key(product: str, shape: tuple[int, int, int]) -> tuple[str | int, ...]:
-    """Return what a trial is known by; numbers of rows up to the next power of two share one."""
+    """Return the key of a trial; numbers of rows up to the next power of two share one."""
     rows, inputs, outputs = shape
     return product, (rows - 1).bit_length(), inputs, outputs, torch.get_num_threads()
 
@@ -111,7 +111,7 @@ def _faster(product: str, shape: tuple[int, int, int], makers: Mapping[Unit, Cal
     if key in _trials:
         return makers[_trials[key].unit]()
     result = makers["int8"]()
-    if not torch.equal(result, makers["float32"]()):  # another algorithm than sums of products, or not a number
+    if not torch.equal(result, makers["float32"]()):  # not computed as sums of products, or NaN
         _trials[key] = Trial("int8")
         return result
     seconds = {unit: float("inf") for unit in makers}
@@ -125,7 +125,7 @@ def _faster(product: str, shape: tuple[int, int, int], makers: Mapping[Unit, Cal
 
 
 def _int8_weight_gradient(rows: Tensor, codes: Tensor, zero_point: int) -> Tensor:
-    """Return `rowsᵀ · (codes − zero_point)`, (O, I): both sides shifted into int8, the shifts put back, in 32 bits."""
+    """Return `rowsᵀ · (codes − zero_point)`, (O, I): operands shifted into int8, the shifts corrected in 32 bits."""
     shift = int(rows.min().nan_to_num()) + 128
     left, right = (rows - shift).to(torch.int8), _signed(codes)
     ones = torch.ones(8, len(rows), dtype=torch.int8)
@@ -136,16 +136,16 @@ def _int8_weight_gradient(rows: Tensor, codes: Tensor, zero_point: int) -> Tenso
 
 
 def _transposed(x: Tensor) -> Tensor:
-    """Return a matrix's transpose; torch._int_mm reads that of a single column wrong, whose strides are ambiguous."""
+    """Return a matrix's transpose; torch._int_mm reads that of a single column wrong, as its strides are ambiguous."""
     return x.t() if x.shape[1] > 1 else x.reshape(1, -1)
 
 
 def _signed(codes: Tensor) -> Tensor:
-    """Return uint8 codes as int8, less by 128."""
+    """Return uint8 values as int8, minus 128."""
     return (codes ^ 128).view(torch.int8)
 
 
 def integer(zero_point: Tensor) -> int:
-    """Return a zero point as a number; the codes of a tensor with a NaN do not matter, its scale is NaN."""
+    """Return a zero point as a number; with a NaN in the tensor any value will do, since the scale is NaN."""
     value = float(zero_point)
     return int(value) if value == value else 0  # noqa: PLR0124

@@ -1,8 +1,8 @@
-"""A layer's three products on codes: forward exactly, backward in bfloat16 or float32.
+"""A layer's three products on quantized values: forward exact, backward in bfloat16 or float32.
 
 The forward product of integers is exact in int8 units, which add in 32 bits, and in float32 up to 2^24; both give the
-same result. Backward, codes are exact in bfloat16; the weight with its scales and the products are rounded to it, but
-for a Linear's weight gradient, which is exact (see `linear_products`).
+same result. In the backward products, quantized values are exact in bfloat16; the real weight and the products are
+rounded to it, except for a Linear's weight gradient, which is exact (see `linear_products`).
 """
 
 import functools
@@ -23,8 +23,8 @@ from cpt_deploy.quantization.modules.strided import seen_pixels, skips_pixels, s
 from cpt_deploy.quantization.training_step import gpu_products, int8_products, linear_products
 
 Compute = Literal["auto", "float32", "bf16", "modules"]
-"""How a training step computes: `float32` and `bf16` name the type of backward products, `modules` is each module by
-itself as in evaluation, and `auto` the fastest of them that fits the processor."""
+"""How a training step computes: `float32` and `bf16` are the dtype of backward products, `modules` runs module by
+module as in evaluation, and `auto` is the fastest of them that suits the processor."""
 
 
 @functools.cache
@@ -40,7 +40,7 @@ def has_bf16_units(device: str = "cpu") -> bool:
 
 @functools.cache
 def int8_is_exact() -> bool:
-    """Return whether int8 convolutions and products add without saturation here: tried, not looked up."""
+    """Return whether int8 convolutions and products add without saturation on this processor, found by trying."""
     codes = torch.full((1, 64, 4, 4), 255, dtype=torch.uint8).contiguous(memory_format=torch.channels_last)
     weight = torch.full((16, 64, 3, 3), 127, dtype=torch.int8).contiguous(memory_format=torch.channels_last)
     rows = codes.reshape(16, 64)
@@ -48,22 +48,22 @@ def int8_is_exact() -> bool:
     try:
         found = _int8_convolution(codes, 3, weight, geometry)
         product = torch._int_mm((rows ^ 128).view(torch.int8), weight[:, :, 0, 0].t())
-    except (RuntimeError, AttributeError):  # another processor's build of torch has no such operators
+    except (RuntimeError, AttributeError):  # builds of torch for other processors lack these operators
         return False
     wanted = torch.conv2d(codes.double() - 3, weight.double(), padding=1)
     return bool(torch.equal(found.double(), wanted)) and bool((product == 127 * 127 * 64).all())
 
 
 def choose_compute(compute: Compute, *, native: bool, device: str = "cpu") -> Literal["float32", "bf16", "modules"]:
-    """Return what `auto` means here, or check that what is asked for is possible.
+    """Resolve `auto`, or check that the requested setting is possible.
 
     Args:
         compute: The setting.
-        native: Whether there are kernels made for the device.
-        device: Its type, "cpu" or "cuda".
+        native: Whether there are kernels compiled for the device.
+        device: Device type, "cpu" or "cuda".
 
     Raises:
-        UsageError: If bfloat16 is asked for on a processor without it.
+        UsageError: If bfloat16 is requested on a processor without it.
     """
     if compute == "auto":
         if not native:
@@ -78,7 +78,7 @@ def choose_compute(compute: Compute, *, native: bool, device: str = "cpu") -> Li
 
 
 class Scaling(NamedTuple):
-    """What a layer's sums are multiplied by, and what is added; (O,) each."""
+    """Factor and offset of a layer's sums; (O,) each."""
 
     factor: Tensor
     offset: Tensor
@@ -92,15 +92,15 @@ def forward_product(
     kernels: Kernels,
     scaling: Scaling | None = None,
 ) -> Tensor:
-    """Return the sums of products of a layer's codes, float32: integers, or in real values if it is told their scaling.
+    """Return a layer's sums of products, float32: integers, or real values if a scaling is given.
 
     Args:
-        layer: Gives stride, padding, dilation and groups.
-        codes: Codes of the input, uint8.
-        qparams: Their grid; what counts is `code − zero_point`.
-        weight: Codes of the weight, int8.
+        layer: Layer with stride, padding, dilation and groups.
+        codes: Quantized values of the input, uint8.
+        qparams: Their quantization parameters; the zero point is subtracted.
+        weight: Quantized values of the weight, int8.
         kernels: Backend.
-        scaling: Makes integers real values.
+        scaling: Factor and offset from integers to real values.
     """
     if isinstance(layer, QuantizedLinear) and int8_products.suits_int8(codes, weight):
         return int8_products.forward(codes, qparams, weight, *(scaling or (None, None)))
@@ -140,13 +140,13 @@ def backward_products(
     """Return the gradients of a layer's input and weight.
 
     Args:
-        layer: Gives stride, padding, dilation and groups.
-        gradient: Codes of the output's gradient: integers in bfloat16 or float32, which is the type of the products.
-        codes: Codes of the input, uint8.
-        qparams: Their grid.
-        weight: The weight, times the gradient's step, in the gradient's type.
+        layer: Layer with stride, padding, dilation and groups.
+        gradient: Quantized gradient of the output: integers in bfloat16 or float32, the dtype of the products.
+        codes: Quantized values of the input, uint8.
+        qparams: Their quantization parameters.
+        weight: The weight times the gradient's step, in the gradient's dtype.
         kernels: Backend.
-        inward: Whether the input's gradient is wanted.
+        inward: Whether the input's gradient is needed.
 
     Returns:
         The input's gradient in real values, and the weight's, float32 or the gradient's type, in units of step times
@@ -188,8 +188,7 @@ def _transposed_convolution(
 ) -> Tensor:
     """Return the sums of a transposed convolution in float32; int8 kernels have no such product.
 
-    The ordinary convolution that it is equal to (`integer.lowering.subpixel`) takes longer in int8 than this in
-    float32.
+    The equivalent ordinary convolution (`integer.lowering.subpixel`) is slower in int8 than this one in float32.
     """
     x, kernel = kernels.centre(codes, qparams.zero_point, torch.float32), layer.turned(weight.float())
     geometry = (layer.stride, layer.padding, layer.output_padding, layer.groups, layer.dilation)

@@ -1,4 +1,4 @@
-"""Classification of images."""
+"""The task of classifying images."""
 
 from cpt_deploy.bundle import Bundle
 from cpt_deploy.tasks.image_classification.task import ImageClassification

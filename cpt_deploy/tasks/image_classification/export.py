@@ -1,4 +1,4 @@
-"""From the run of a classifier to its bundle: calibration batches, sensitivity, golden images."""
+"""Export the run of a classifier to a bundle: calibration batches, sensitivity, golden images."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -26,7 +26,7 @@ from cpt_deploy.validation.accuracy.reference import TRAINED_TEST
 
 GOLDEN_IMAGES = 8
 SENSITIVITY_IMAGES = 256
-"""Training images that each layer's sensitivity is measured on."""
+"""Number of training images on which each layer's sensitivity is measured."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class ImageExport:
         return self.options.native or self.options.symmetric
 
     def calibrate(self, bits: BitAllocation, reporter: Reporter) -> None:
-        """Estimate BatchNorm statistics and activation ranges anew, see `RunExport`."""
+        """Estimate BatchNorm statistics and activation ranges again, see `RunExport`."""
         run = self.run
         used = calibrate(run.model, _training_inputs(run), weight_bits=bits.weights, activation_bits=bits.activations)
         reporter.note(
@@ -55,7 +55,7 @@ class ImageExport:
         )
 
     def measure_sensitivity(self, candidates: Sequence[int], activation_bits: int, reporter: Reporter) -> Sensitivity:
-        """Measure what fewer bits do to the class probabilities, see `RunExport`."""
+        """Measure how fewer bits change the class probabilities, see `RunExport`."""
         model = self.run.model
         batches = _first_batches(_training_inputs(self.run))
         scheduled = sum(layer.role != "fixed" for layer in model.layers())
@@ -96,7 +96,7 @@ class ImageExport:
 
 
 def begin_export(run_dir: Path, options: ExportOptions, data_dir: Path | None) -> ImageExport:
-    """Read a run whose model is to be exported, see `Task`."""
+    """Load a run to export its model, see `Task`."""
     run = load_run(run_dir)
     if data_dir is not None:
         data = run.recipe.data.model_copy(update={"root": str(data_dir)})
@@ -105,7 +105,7 @@ def begin_export(run_dir: Path, options: ExportOptions, data_dir: Path | None) -
 
 
 def evenly_chosen_inputs(images: ImageSet, preprocessing: Preprocessing) -> Tensor:
-    """Return a few images as normalised inputs, spread over the set since many sets are sorted by class."""
+    """Return a few images as normalised inputs, evenly spaced in the set since many sets are sorted by class."""
     chosen = np.linspace(0, len(images) - 1, min(GOLDEN_IMAGES, len(images))).astype(int)
     return torch.from_numpy(np.stack([preprocessing.apply(images.image(int(index))) for index in chosen]))
 
@@ -115,7 +115,7 @@ def _training_inputs(run: TrainedRun) -> Iterator[Tensor]:
 
 
 def _first_batches(batches: Iterator[Tensor]) -> list[Tensor]:
-    """Return batches until they hold the images that sensitivity is measured on, if there are so many."""
+    """Return the first batches that have enough images to measure sensitivity, or all if there are fewer."""
     taken: list[Tensor] = []
     missing = SENSITIVITY_IMAGES
     for batch in batches:

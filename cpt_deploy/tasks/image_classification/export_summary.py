@@ -1,4 +1,4 @@
-"""What is said of a classifier's bundle that was just written."""
+"""Summarise a classifier's bundle that was just written."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,7 +8,7 @@ from cpt_deploy.tasks.exporting import ExportSummary, weights_in_words
 
 
 def describe_export(bundle: Bundle) -> ExportSummary:
-    """Say what was exported, and whether onnxruntime reproduces its golden sample, see `Task`."""
+    """Describe the bundle, and whether onnxruntime reproduces its golden sample, see `Task`."""
     check = OnnxRuntimeModel(bundle.onnx_path).reproduce_golden(bundle.golden)
     same = f"all {check.values} {check.what} of the golden sample are reproduced"
     differs = f"{check.mismatches} of {check.values} {check.what} of the golden sample are not reproduced"

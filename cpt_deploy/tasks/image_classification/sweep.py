@@ -1,4 +1,4 @@
-"""A sweep of a classifier: accuracy, and latency beside float32."""
+"""The sweep of a classifier: accuracy, and latency compared with float32."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,7 +20,7 @@ class ImageSweep:
 
     Args:
         run_dir: The run.
-        limit: How many test images; all if None.
+        limit: Number of test images; None is all.
     """
 
     columns: tuple[str, ...] = (
@@ -35,7 +35,7 @@ class ImageSweep:
 
     @property
     def samples(self) -> int:
-        """Test images."""
+        """Number of test images."""
         images = int(self.run.report.data["test_images"])
         return min(self.limit or images, images)
 
@@ -50,7 +50,7 @@ class ImageSweep:
         }
 
     def compare(self, bundles: Sequence[Bundle], rounds: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        """Time one image on one thread, also in float32."""
+        """Measure the latency of one image on one thread, also in float32."""
         float_file = write_float_onnx(self.run.model)
         files: dict[str, Path | bytes] = {FLOAT: float_file}
         latencies = compare_latency(files | {str(b.path): b.onnx_path for b in bundles}, rounds=rounds)

@@ -1,4 +1,4 @@
-"""Classification of images, as a task: which file of this folder answers what."""
+"""Image classification as a `Task`, which delegates to the other modules of this folder."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,7 +26,7 @@ class ImageClassification:
     unit = "images"
 
     def knows(self, data: str) -> bool:
-        """Know nothing for sure: images are what is left."""
+        """Return False: data that no other task knows are images."""
         return False
 
     def load_training(self, recipe: Recipe, device: "torch.device", processes: int) -> "Classification":

@@ -1,4 +1,4 @@
-"""The training of a classifier of images."""
+"""The training task of image classifiers."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -28,7 +28,7 @@ class Classification:
     """The task, see `TrainingTask`.
 
     Args:
-        data: Images, and how they become inputs.
+        data: Images and their preprocessing.
     """
 
     name = CLASSIFICATION
@@ -61,12 +61,12 @@ class Classification:
 
     @property
     def step_samples(self) -> int:
-        """Images of a batch."""
+        """Number of images of a batch."""
         return min(self.recipe.train.batch_size, len(self.data.train))
 
     @property
     def rows(self) -> int:
-        """Images of a batch."""
+        """Number of images of a batch."""
         return self.step_samples
 
     @property
@@ -76,12 +76,12 @@ class Classification:
 
     @property
     def samples(self) -> tuple[int, int]:
-        """Number of images."""
+        """Number of training and of test images."""
         return len(self.data.train), len(self.data.test)
 
     @property
     def left_out(self) -> Mapping[str, int]:
-        """Files of both splits that are not read as images, and those that cannot be read, see `TrainingTask`."""
+        """Number of files of both splits that are no images, and of those that cannot be read, see `TrainingTask`."""
         counts: Counter[str] = Counter()
         for images in (self.data.train, self.data.test):
             if isinstance(images, FileImages):
@@ -89,7 +89,7 @@ class Classification:
         return dict(counts.most_common())
 
     def check_processes(self, count: int) -> None:
-        """Make sure that each process has an image of each batch, see `TrainingTask`."""
+        """Check that each process has an image of each batch, see `TrainingTask`."""
         if self.step_samples < count:
             raise UsageError(
                 f"Expected batches of at least one image for each process, but got {self.step_samples} for {count}",
@@ -97,14 +97,14 @@ class Classification:
             )
 
     def build_model(self) -> QuantizedModel:
-        """Build it, with the weights that the recipe begins with, see `TrainingTask`."""
+        """Build the model, with the initial weights of the recipe, see `TrainingTask`."""
         if self.recipe.model.weights is None:
             return build_cpt_model(self.recipe, self.classes, self.data.preprocessing)
         model, self.pretrained = build_pretrained(self.recipe, self.classes, self.data.preprocessing)
         return model
 
     def begin(self, directory: RunDirectory) -> None:
-        """Write nothing: classes and preprocessing stand in the report."""
+        """Write nothing: the report contains classes and preprocessing."""
 
     def check(self, directory: RunDirectory) -> None:
         """Check nothing: the recipe names the data."""
@@ -161,13 +161,13 @@ class Classification:
         )
 
     def is_better(self, evaluation: Evaluation, best: Evaluation) -> bool:
-        """Return whether more images are classified right."""
+        """Return whether the accuracy is higher."""
         return evaluation.top1 > best.top1
 
     def calibrate(
         self, synchronization: Synchronization, device: torch.device, stop: Stop, process_group: ProcessGroup
     ) -> None:
-        """Calibrate on training batches of the epochs after the last one; each process takes some of them."""
+        """Calibrate on training batches of the epochs after the last one, distributed over the processes."""
         batches = calibration_inputs(
             self.recipe,
             self.data.preprocessing,
@@ -203,5 +203,5 @@ class Classification:
 
 
 def load_classification(recipe: Recipe, device: torch.device, processes: int) -> Classification:
-    """Open the images of a recipe and read the weights that it begins with, see `load_task`."""
+    """Open the images of a recipe and read its initial weights, see `load_task`."""
     return Classification(load_data(resolve_weights(recipe), device, processes))

@@ -1,4 +1,4 @@
-"""The validation of a classifier: on labelled images, against its run or its float model, or by itself."""
+"""Validate a classifier: on labelled images, against its run or its float model, or without data."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 
 def check_options(options: ValidationOptions) -> None:
-    """Make sure that a validation can be what is asked for, see `Task`."""
+    """Check the options of a validation, see `Task`."""
     if options.run is not None and options.source is not None:
-        raise UsageError("Expected either --run or --from, but got both", hint="a bundle has one model behind it")
+        raise UsageError("Expected either --run or --from, but got both", hint="a bundle has one origin")
     if options.page is None:
         return
     if find_spec("matplotlib") is None:
@@ -93,7 +93,7 @@ def check_bundle(bundle: Bundle, provider: str, *, require_exact: bool) -> Bundl
 
 
 def reference_of(bundle: Bundle, origin: Origin) -> Reference | None:
-    """Return what a bundle is compared with: the model of its run, or the float model that it was made from."""
+    """Return the model that a bundle is compared with: that of its run, or the float model that it was made from."""
     if origin.source is not None:
         return source_reference(bundle, origin.source)
     return None if origin.run is None else trained_reference(origin.run)
@@ -121,12 +121,12 @@ def trained_reference(run_dir: Path) -> Reference:
 
 
 def source_reference(bundle: Bundle, path: Path) -> Reference:
-    """Return the float model of a calibrated bundle, with the preprocessing and the labels that export was given.
+    """Return the float model of a calibrated bundle, with the preprocessing and the labels of the export.
 
-    The file of a float model says nothing of them, so config.json does, where export recorded them.
+    The file of a float model does not contain them, so the export records them in config.json.
 
     Raises:
-        BundleError: If config.json does not.
+        BundleError: If config.json does not contain them.
         CptError: As `source_network` does.
     """
     import torch

@@ -1,4 +1,4 @@
-"""What a validation of a classifier found, for people."""
+"""Summarise the validation of a classifier in words."""
 
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def summarize(report: "ValidationReport") -> ValidationSummary:
-    """Return what was measured, other labels and logits against onnxruntime, and what was not measured."""
+    """Return measurements, differences of labels and logits to onnxruntime, and skipped measurements."""
     table = Table(
         ("runtime", "accuracy", "95 % interval", "other labels", "worst logit difference"),
         tuple((report.title(entry.name), *_accuracy_cells(entry.name, report)) for entry in report.runtimes),
@@ -31,7 +31,7 @@ def _facts(report: "ValidationReport") -> dict[str, str]:
             f"{len(report.tensors)} tensors are the same"
         )
     if report.tensors is not None and report.float_parts is not None:
-        integers += ", each from the codes that onnxruntime had at its entry"
+        integers += ", replayed from onnxruntime's integers at each entry"
     facts = {
         "integers": integers + (f", first difference in {differing.name}" if differing else ""),
         "golden sample": f"{golden.values - golden.mismatches} of {golden.values} {golden.what} reproduced",
@@ -65,10 +65,10 @@ def _facts(report: "ValidationReport") -> dict[str, str]:
 
 
 def _logit_lines(report: "ValidationReport") -> dict[str, str]:
-    """Return what is said of the executor's logits: beside those that are served, and beside the trained model's."""
+    """Compare the executor's logits with the served ones and with the trained model's."""
     lines, served, trained = {}, report.served_logits, report.trained_codes
     if served is not None:
-        within = "" if served.tolerance is None else f", within {served.tolerance:g} of a sample's greatest"
+        within = "" if served.tolerance is None else f", within {served.tolerance:g} of a sample's largest"
         lines["logits served"] = (
             f"{served.values - served.differing:,} of {served.values:,} are the integer executor's{within}"
         )
@@ -90,7 +90,7 @@ def _lost(report: "ValidationReport", verdict: "NonInferiority") -> str:
 
 
 def _float_lines(floats: "FloatFacts") -> dict[str, str]:
-    """Return what is said of the parts of a network that compute in float."""
+    """Describe the float parts of a network."""
     lines = {
         "on integers": f"{readable.share(floats.integer_share)} of the multiply-accumulates",
         "in float": ", ".join(f"{count} {name}" for name, count in floats.operators.items()) or "movements only",
@@ -98,7 +98,7 @@ def _float_lines(floats: "FloatFacts") -> dict[str, str]:
     }
     if floats.other_codes is not None:
         differing, codes = floats.other_codes
-        lines["free-running executor"] = f"{differing:,} of {codes:,} codes differ, which is not judged"
+        lines["free-running executor"] = f"{differing:,} of {codes:,} integers differ, which is not judged"
     return lines
 
 

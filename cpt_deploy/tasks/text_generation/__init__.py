@@ -1,4 +1,4 @@
-"""Generation of text by a language model."""
+"""The task of generating text by a language model."""
 
 from cpt_deploy.bundle.language import LanguageBundle
 from cpt_deploy.tasks.interface import Task

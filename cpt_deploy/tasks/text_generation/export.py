@@ -1,4 +1,4 @@
-"""From the run of a language model to its bundle: calibration on text, sensitivity, golden tokens."""
+"""Export the run of a language model to a bundle: calibration on text, sensitivity, golden tokens."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,9 +23,9 @@ from cpt_deploy.tasks.reporting import Reporter
 from cpt_deploy.training import TrainedLanguageModel, load_language_model
 
 CALIBRATION_CHUNKS = 64
-"""Chunks of training text on which ranges are estimated anew at other bits."""
+"""Number of chunks of training text on which ranges are estimated at other bits."""
 SENSITIVITY_TOKENS = 8192
-"""Tokens of validation text that each layer's sensitivity is measured on."""
+"""Number of tokens of validation text on which each layer's sensitivity is measured."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class TextExport:
         return self.options.native
 
     def calibrate(self, bits: BitAllocation, reporter: Reporter) -> None:
-        """Estimate activation ranges anew on training text, see `RunExport`."""
+        """Estimate activation ranges again on training text, see `RunExport`."""
         recipe, model, state = self.run.recipe, self.run.model, None
         rows = training_rows(self.run.tokenizer.encode(self.corpus.text("train")), recipe.train.batch_size)
         reporter.note(
@@ -58,7 +58,7 @@ class TextExport:
                 state = state if model.carries_state else None
 
     def measure_sensitivity(self, candidates: Sequence[int], activation_bits: int, reporter: Reporter) -> Sensitivity:
-        """Measure what fewer bits do to the loss on validation text, see `RunExport`."""
+        """Measure how fewer bits change the loss on validation text, see `RunExport`."""
         recipe, model = self.run.recipe, self.run.model
         ids = self.run.tokenizer.encode(self.corpus.text("valid"))[: SENSITIVITY_TOKENS + 1]
         text = recipe.data.text
@@ -97,7 +97,7 @@ class TextExport:
 
 
 def begin_export(run_dir: Path, options: ExportOptions, data_dir: Path | None) -> TextExport:
-    """Read a run whose model is to be exported, and its text, see `Task`."""
+    """Load a run and its text to export its model, see `Task`."""
     if options.symmetric:
         raise UsageError(
             "Expected affine activations for a language model, but got --activations symmetric",

@@ -1,11 +1,11 @@
-"""What is said of a language model's bundle that was just written."""
+"""Summarise a language model's bundle that was just written."""
 
 from cpt_deploy.bundle.language import LanguageBundle, LanguageModel
 from cpt_deploy.tasks.exporting import ExportSummary, weights_in_words
 
 
 def describe_export(bundle: LanguageBundle) -> ExportSummary:
-    """Say what was exported, and how near onnxruntime comes to its golden sample, see `Task`."""
+    """Describe the bundle, and how much onnxruntime differs from its golden sample, see `Task`."""
     check = LanguageModel(bundle.onnx_path, bundle.manifest).reproduce_golden(bundle.golden)
     differs = f"golden logits differ by {check.worst:.2g} at most, {bundle.golden.tolerance:.2g} are allowed"
     facts = {

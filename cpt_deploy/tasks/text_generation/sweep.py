@@ -1,4 +1,4 @@
-"""A sweep of a language model: perplexity, and latency of a token."""
+"""The sweep of a language model: perplexity, and latency of a token."""
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -22,8 +22,8 @@ class TextSweep:
 
     Args:
         run_dir: The run.
-        data_dir: Folder that holds the corpus; the recipe's if None.
-        limit: How many tokens of the test text; all if None.
+        data_dir: Folder of the corpus; None is the recipe's.
+        limit: Number of tokens of the test text; None is all.
     """
 
     columns: tuple[str, ...] = (
@@ -38,7 +38,7 @@ class TextSweep:
 
     @property
     def samples(self) -> int:
-        """Tokens that are predicted."""
+        """Number of predicted tokens."""
         rows, length = self._rows.shape
         return int(rows * (length - 1))
 
@@ -57,7 +57,7 @@ class TextSweep:
         return {"perplexity": runtimes["onnxruntime"]["perplexity"]}
 
     def compare(self, bundles: Sequence[LanguageBundle], rounds: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        """Time one token after some on one thread, and measure the trained model at max_bits."""
+        """Measure the latency of one token after others on one thread, and the trained model at max_bits."""
         trained = likelihood(trained_step(self.run.model), self._rows, self.run.model.context)
         calls = {str(bundle.path): _next_token(bundle) for bundle in bundles}
         times = interleaved(calls, rounds=rounds)
@@ -84,7 +84,7 @@ class TextSweep:
         )
 
     def quality(self, entry: Entry) -> tuple[float, float, float]:
-        """Return perplexity; all exports read the same text, so it has no interval of its own here."""
+        """Return perplexity; it has no interval here, since all exports read the same text."""
         return (float(entry["perplexity"]),) * 3
 
     def trained_quality(self, document: Mapping[str, Any]) -> float:
@@ -93,7 +93,7 @@ class TextSweep:
 
 
 def _next_token(bundle: LanguageBundle) -> Callable[[], object]:
-    """Return what computes the last token of a golden text behind the others."""
+    """Return a function that computes the last token of a golden text after the others."""
     model, tokens = LanguageModel(bundle.onnx_path, bundle.manifest), bundle.golden.tokens[:1]
     before = tokens[:, :-1]
     state = model.run(before)[1] if before.size else None

@@ -1,4 +1,4 @@
-"""Generation of text, as a task: which file of this folder answers what."""
+"""Text generation as a `Task`, which delegates to the other modules of this folder."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,7 +26,7 @@ class TextGeneration:
     unit = "tokens"
 
     def knows(self, data: str) -> bool:
-        """Return whether they are a known corpus or a file of text."""
+        """Return whether the data are a known corpus or a text file."""
         from cpt_deploy.data.text import is_corpus
 
         return is_corpus(data)

@@ -1,9 +1,9 @@
-"""The training of a language model: truncated backpropagation through time with carried state, and perplexity.
+"""The training task of language models: truncated backpropagation through time with carried state, and perplexity.
 
-A step reads the next `data.text.sequence` tokens of each of `train.batch_size` rows. The state at its end is where the
-next step begins, without its gradient; at the beginning of an epoch it is empty. Perplexity is exp of the mean negative
-log-likelihood of every token of a text but the first, each predicted once; the text lies in `train.eval_batch_size`
-parallel rows, each of which begins with an empty state (1 row: the text as it is).
+A step reads the next `data.text.sequence` tokens of each of `train.batch_size` rows. The state at its end is the
+initial state of the next step, without its gradient; at the beginning of an epoch it is empty. Perplexity is exp of the
+mean negative log-likelihood of every token of a text except the first, each predicted once; the text is divided into
+`train.eval_batch_size` parallel rows, each of which begins with an empty state (1 row: the text as it is).
 """
 
 import hashlib
@@ -83,12 +83,12 @@ class LanguageModelling:
 
     @property
     def step_samples(self) -> int:
-        """Tokens of a step."""
+        """Number of tokens of a step."""
         return self.rows * min(self.length, int(self.train_rows.shape[1]) - 1)
 
     @property
     def rows(self) -> int:
-        """Rows of a batch."""
+        """Number of rows of a batch."""
         return int(self.train_rows.shape[0])
 
     @property
@@ -98,12 +98,12 @@ class LanguageModelling:
 
     @property
     def samples(self) -> tuple[int, int]:
-        """Number of tokens."""
+        """Number of training and of test tokens."""
         return len(self.train), len(self.ids("test"))
 
     @property
     def left_out(self) -> Mapping[str, int]:
-        """No files: a corpus is read whole."""
+        """Return no files: a corpus is read completely."""
         return {}
 
     def ids(self, split: TextSplit) -> Ids:
@@ -116,12 +116,12 @@ class LanguageModelling:
         return self._held_out[split]
 
     def _limited(self, ids: Ids, rows: int) -> Ids:
-        """Return the tokens that `data.limit` chunks of so many rows read and predict."""
+        """Return the tokens that `data.limit` chunks of `rows` rows read and predict."""
         limit = self.recipe.data.limit
         return ids if limit is None else ids[: rows * (limit * self.length + 1)]
 
     def check_processes(self, count: int) -> None:
-        """Make sure that each process has a row of each batch, see `TrainingTask`."""
+        """Check that each process has a row of each batch, see `TrainingTask`."""
         if self.rows < count:
             raise UsageError(
                 f"Expected batches of at least one row of text for each process, but got {self.rows} for {count}",
@@ -145,7 +145,7 @@ class LanguageModelling:
             write_atomically(directory.tokenizer, self.tokenizer.to_json().encode())
 
     def check(self, directory: RunDirectory) -> None:
-        """Make sure that the corpus still has the vocabulary that the run began with, see `TrainingTask`."""
+        """Check that the corpus still has the vocabulary with which the run began, see `TrainingTask`."""
         try:
             begun = directory.tokenizer.read_text(encoding="utf-8")
         except OSError as error:
@@ -185,7 +185,7 @@ class LanguageModelling:
     def restore(
         self, state: Mapping[str, Tensor], model: ScheduledModel, device: torch.device, process_group: ProcessGroup
     ) -> None:
-        """Carry on the state of this process's rows."""
+        """Restore the state of this process's rows."""
         assert isinstance(model, QuantizedLanguageModel)
         whole = tuple(state[str(place)].to(device) for place in range(len(state)))
         self._carried = model.rows_of(whole, process_group.share.of(self.rows)) if whole else None
@@ -197,13 +197,13 @@ class LanguageModelling:
         return self._evaluate("valid", model, device, step, stop, process_group)
 
     def is_better(self, evaluation: Evaluation, best: Evaluation) -> bool:
-        """Return whether the text is more likely."""
+        """Return whether the loss is lower."""
         return evaluation.loss < best.loss
 
     def calibrate(
         self, synchronization: Synchronization, device: torch.device, stop: Stop, process_group: ProcessGroup
     ) -> None:
-        """Calibrate on the first chunks of the training text, with carried state; each process has its rows of them."""
+        """Calibrate on the first chunks of the training text, with carried state; each process reads its own rows."""
         model = synchronization.model
         assert isinstance(model, QuantizedLanguageModel)
         with torch.no_grad(), model.at_max_bits(), calibrating(model):
@@ -271,7 +271,7 @@ def load_language_modelling(recipe: Recipe) -> LanguageModelling:
     settings = recipe.data
     name = settings.name
     if name not in corpora and Path(name).expanduser().exists():
-        name = str(Path(name).expanduser().resolve())  # a run is read again from other working directories
+        name = str(Path(name).expanduser().resolve())  # a run may be read from other working directories
     root = None if settings.root is None else Path(settings.root).expanduser().resolve()
     data = settings.model_copy(update={"name": name, "root": None if root is None else str(root)})
     corpus = load_corpus(name, root)

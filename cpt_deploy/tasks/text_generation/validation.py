@@ -1,4 +1,4 @@
-"""The validation of a language model: on a text, against its run, or by itself."""
+"""Validate a language model: on a text, against its run, or without data."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 def check_options(options: ValidationOptions) -> None:
-    """Make sure that a validation can be what is asked for, see `Task`."""
+    """Check the options of a validation, see `Task`."""
     if options.source is not None or options.page is not None:
         raise UsageError("Expected no --from and no --html for a language model, but got one")
 
@@ -81,7 +81,7 @@ def check_bundle(bundle: LanguageBundle, provider: str) -> BundleCheck:
 
 
 def trained_reference(run_dir: Path, options: ValidationOptions) -> "LanguageReference":
-    """Return a run's model at max_bits, with the text as its own tokenizer reads it.
+    """Return a run's model at max_bits, with the text as tokenized by its own tokenizer.
 
     Raises:
         CptError: If the run or the text cannot be read.
@@ -101,10 +101,10 @@ def test_tokens(tokenizer: "Tokenizer", data: str, data_dir: Path | None, limit:
     """Return the tokens of a corpus' test text.
 
     Args:
-        tokenizer: The model's.
+        tokenizer: The model's tokenizer.
         data: Name or path of the corpus.
-        data_dir: Folder that holds it.
-        limit: How many tokens are to be predicted; all but the first if None.
+        data_dir: Folder of the corpus.
+        limit: Number of tokens to predict; None is all except the first.
 
     Raises:
         DataError: If the text cannot be read.
@@ -116,7 +116,7 @@ def test_tokens(tokenizer: "Tokenizer", data: str, data_dir: Path | None, limit:
 
 
 def _measured_again(run: "TrainedLanguageModel", text: "Ids") -> tuple[float, float] | None:
-    """Return a run's perplexity of its test text as its report says it, and as the same evaluation gives it here."""
+    """Return a run's perplexity on its test text: from its report, and from the same evaluation on this machine."""
     import torch
 
     from cpt_deploy.data.text import evaluation_chunks
@@ -143,7 +143,7 @@ def trained_step(model: "QuantizedLanguageModel") -> "Step":
 
 
 def summarize(report: "LanguageReport") -> ValidationSummary:
-    """Return perplexity in each runtime, the verdict on its rise, and which integers differ."""
+    """Return perplexity in each runtime, the verdict on its increase, and the integers that differ."""
     content = report.content
     table = Table(
         ("model", "perplexity", "loss", "most probable token"),
@@ -157,8 +157,9 @@ def summarize(report: "LanguageReport") -> ValidationSummary:
     codes = sum(product["codes"] for product in integers["products"])
     others = sum(product["other_codes"] for product in integers["products"])
     statement = (
-        f"{_rise(report)}, {integers['mismatching']:,} of {integers['compared']:,} integer sums differ given the same "
-        f"codes; free-running, {others:,} of {codes:,} codes differ, logits by {content['worst_logit']:.2g} at most"
+        f"{_rise(report)}, {integers['mismatching']:,} of {integers['compared']:,} integer sums differ given the "
+        f"same inputs; free-running, {others:,} of {codes:,} inputs differ, "
+        f"and logits by {content['worst_logit']:.2g} at most"
     )
     here = content["saturation"]["applies_to_this_cpu"]
     saturation = saturation_in_words(report.saturation, report.portability, saturates_here=here)
@@ -166,7 +167,7 @@ def summarize(report: "LanguageReport") -> ValidationSummary:
 
 
 def _rise(report: "LanguageReport") -> str:
-    """Return what is said of perplexity: the rise with its interval and what is allowed."""
+    """Describe the increase of perplexity, with its interval and the allowed maximum."""
     from cpt_deploy.validation.accuracy.noninferiority import NonInferiority
     from cpt_deploy.validation.language.gate import rise_interval
 

@@ -1,1 +1,1 @@
-"""Networks as graphs: traced by `torch.fx`, or captured by `torch.export` where operations stay in float."""
+"""Make graphs of networks: traced by `torch.fx`, or captured by `torch.export` if operations stay in float."""

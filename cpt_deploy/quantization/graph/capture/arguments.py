@@ -1,4 +1,4 @@
-"""Arguments of traced calls in the one form that the vocabulary reads: by position, and part by part."""
+"""Normalise the arguments of traced calls to the form that the vocabulary reads: positional, sequences unpacked."""
 
 import operator
 from typing import Any
@@ -16,13 +16,13 @@ _SIGNATURES = {
     "transpose": ("input", "dim0", "dim1"),
     "permute": ("input", "dims"),
 }
-"""Arguments of functions and methods in their order; `input` is the tensor itself of a method."""
+"""Arguments of functions and methods in their order; `input` is the tensor of a method."""
 
 _ALIASES = {"axis": "dim", "self": "input", "tensor": "input", "split_size_or_sections": "split_size"}
 
 
 def give_by_position(traced: fx.GraphModule) -> None:
-    """Give by position what was given by name, and leave out what changes nothing."""
+    """Make keyword arguments positional, and remove arguments that have no effect."""
     for node in traced.graph.nodes:
         target = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
         names = _SIGNATURES.get(target.removesuffix("_"))
@@ -38,7 +38,7 @@ def give_by_position(traced: fx.GraphModule) -> None:
 
 
 def unpack_sequences(traced: fx.GraphModule) -> bool:
-    """Let concatenations of all parts of a split tensor, or of some in a row, name each part; tell if there were any.
+    """Rewrite concatenations of consecutive parts of a split tensor to name each part; return whether there were any.
 
     `torch.cat(x.chunk(3, 1), 1)` is traced with the tuple as one value.
     """

@@ -1,4 +1,4 @@
-"""ATen operators in a graph: which of them overwrite their argument, and the form of them that does not."""
+"""Rewrite ATen operators of a graph: in-place ones out of place, and others to forms that `torch.onnx` can write."""
 
 import math
 from typing import Any
@@ -10,7 +10,7 @@ from cpt_deploy.errors import ConversionError
 
 aten = torch.ops.aten
 
-#: Types of arguments that are a number of either kind.
+#: Argument types that accept both int and float.
 _NUMBERS = ("number", "Optional[number]")
 
 #: Operators whose result shares memory with their argument.
@@ -34,9 +34,9 @@ def is_mutating(node: fx.Node) -> bool:
 
 
 def make_out_of_place(traced: fx.GraphModule) -> None:
-    """Rewrite operators that overwrite their argument; what read it afterwards reads the result.
+    """Rewrite in-place operators out of place; nodes that read the argument afterwards read the result.
 
-    `view` becomes `reshape`, since quantizers may lay tensors out otherwise than what they replace.
+    `view` becomes `reshape`, since quantizers may return another memory layout than the operators that they replace.
 
     Raises:
         ConversionError: If a part of a tensor is overwritten.
@@ -72,10 +72,10 @@ def _functional(target: Any) -> Any:
 
 
 def bring_to_known_forms(traced: fx.GraphModule) -> None:
-    """Rewrite calls that `torch.onnx` writes wrongly or not at all by others that compute the same.
+    """Replace calls that `torch.onnx` writes wrongly or not at all by others that compute the same.
 
-    Numbers of one call are all floats if one is, and an average with a divisor of its own is one with the size of its
-    window, times a factor.
+    The numbers of one call are all made floats if one is, and an average pooling with `divisor_override` becomes one
+    divided by the window size, times a factor.
     """
     for node in list(traced.graph.nodes):
         if not is_aten(node):
@@ -87,7 +87,7 @@ def bring_to_known_forms(traced: fx.GraphModule) -> None:
                 float(value) if i in places and type(value) is int else value for i, value in enumerate(node.args)
             )
         divided = node.target is aten.avg_pool2d.default and len(node.args) > 6 and node.args[6] is not None
-        if divided and not node.args[4]:  # windows that reach over the end are written out when it is frozen
+        if divided and not node.args[4]:  # freezing handles windows beyond the end
             _divide_by_window(traced, node)
 
 

@@ -1,4 +1,4 @@
-"""Modules of other libraries, put as torch's own before a graph is made of a network."""
+"""Replace modules of other libraries by equivalent torch modules before a network is traced."""
 
 import copy
 from collections import OrderedDict
@@ -9,7 +9,7 @@ from torch.nn.utils import parametrize
 from cpt_deploy.quantization.graph.naming import rename_clashing
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
-#: What a class may define without computing anything else than what it inherits from.
+#: Attributes that a class may define while still computing the same as its base class.
 _DESCRIPTIVE = frozenset(
     {
         "__init__", "__module__", "__qualname__", "__doc__", "__annotations__", "__annotate__", "__annotate_func__",
@@ -20,12 +20,12 @@ _DESCRIPTIVE = frozenset(
 
 
 def taken_apart(model: nn.Module) -> nn.Module:
-    """Return a copy of a model in which such modules are what they compute, one operation a module of torch.
+    """Return a copy of a model in which such modules are replaced by modules of torch, one per operation.
 
-    A class that only sets defaults of one of torch's is that one. Of timm, whose parameters and buffers stay the same:
-    `BatchNormAct2d`, a BatchNorm with dropout and an activation behind it, becomes a Sequential of `norm`, `drop` and
-    `act`; `Linear`, whose weight is cast in scripts, becomes torch's. Of transformers: `Conv1D`, GPT-2's Linear, whose
-    weight lies the other way round, becomes torch's Linear.
+    A class that only sets defaults of a torch class becomes that class. In timm (parameters and buffers stay the same),
+    `BatchNormAct2d`, a BatchNorm with dropout and an activation after it, becomes a Sequential of `norm`, `drop` and
+    `act`; `Linear`, whose weight is cast in scripts, becomes torch's. In transformers, `Conv1D`, GPT-2's Linear with a
+    transposed weight, becomes torch's Linear.
     """
     model = copy.deepcopy(model)
     for name, module in list(model.named_modules()):
@@ -45,7 +45,7 @@ def taken_apart(model: nn.Module) -> nn.Module:
 
 
 def like(module: nn.Module, kind: type[nn.Module] | None = None) -> nn.Module:
-    """Return another module with the same attributes, parameters and parts, of the same class or of a given one."""
+    """Return a new module with the same attributes, parameters and submodules, of the same or a given class."""
     kind = kind or type(module)
     other = kind.__new__(kind)
     other.__dict__ = dict(vars(module))
@@ -53,7 +53,7 @@ def like(module: nn.Module, kind: type[nn.Module] | None = None) -> nn.Module:
 
 
 def _base(module: nn.Module) -> type[nn.Module] | None:
-    """Return the layer of torch's that a module is, of a class that only sets its defaults; None for all others."""
+    """Return the torch class of which a module's class only sets defaults; None for all other classes."""
     kind = type(module)
     base = next(cls for cls in kind.__mro__ if cls.__module__.startswith("torch."))
     if base is kind or issubclass(kind, _CONTAINERS) or not issubclass(base, nn.Module) or base is nn.Module:

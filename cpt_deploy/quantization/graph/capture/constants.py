@@ -1,7 +1,7 @@
-"""Arithmetic with constants, and clamping: the modules in which they enter the graph of an integer network.
+"""Recognise arithmetic with constants and clamping, and replace both by modules in the graph of an integer network.
 
-`(x - mean) / std` with buffers, `2 * x`, `1 - x` and `-x` are `x · factor + offset` for each channel; consecutive ones
-are joined, so that a value is rounded once. `torch.clamp`, `minimum` and `maximum` with numbers are `nn.Hardtanh`.
+`(x - mean) / std` with buffers, `2 * x`, `1 - x` and `-x` become `x · factor + offset` per channel; consecutive ones
+are joined, so that a value is rounded once. `torch.clamp`, `minimum` and `maximum` with numbers become `nn.Hardtanh`.
 """
 
 import operator
@@ -14,15 +14,15 @@ from torch import Tensor, fx, nn
 from cpt_deploy.quantization.graph.capture.sizes import Seen
 from cpt_deploy.quantization.graph.naming import free_name
 
-#: Bounds of a clamp that has none on one side; finite, since they are written as numbers to JSON and ONNX.
+#: Bound on the open side of a one-sided clamp; finite, since it is written as a number to JSON and ONNX.
 _UNBOUNDED = torch.finfo(torch.float32).max
 
 Constant = float | Tensor
-"""A number, or a tensor of one number for each channel, which broadcasts to what it is combined with."""
+"""A number, or a tensor of one number per channel, which broadcasts to the tensor that it is combined with."""
 
 
 class ChannelwiseConstant(nn.Module):
-    """`x · factor + offset`, with numbers or with tensors of one number for each channel, held as buffers."""
+    """`x · factor + offset`, with numbers or with tensors of one number per channel, held as buffers."""
 
     factor: Constant
     offset: Constant
@@ -60,7 +60,7 @@ def constant_arithmetic(node: fx.Node, traced: fx.GraphModule, seen: Seen) -> tu
     Args:
         node: A call of a function or a method.
         traced: Its graph.
-        seen: What its nodes yield.
+        seen: Shapes and values of its nodes.
 
     Returns:
         The module that computes the same, and the tensor that it reads; or None.
@@ -166,7 +166,7 @@ def _number(value: Any, traced: fx.GraphModule) -> float | None:
 
 
 def fold_buffers(traced: fx.GraphModule) -> None:
-    """Compute once what depends on buffers only, as `self.mean[:, None, None]`."""
+    """Compute values that depend on buffers only, such as `self.mean[:, None, None]`, once."""
     values: dict[fx.Node, Any] = {}
     for node in list(traced.graph.nodes):
         if node.op == "get_attr":
@@ -194,7 +194,7 @@ def fold_buffers(traced: fx.GraphModule) -> None:
 
 
 def join_constants(traced: fx.GraphModule) -> None:
-    """Let one module compute what two consecutive ones do, where nothing reads the value in between."""
+    """Join consecutive constant modules to one, where nothing else reads the value in between."""
     for node in list(traced.graph.nodes):
         second, source = _constant(node, traced), next(iter(node.all_input_nodes), None)
         first = None if source is None else _constant(source, traced)

@@ -1,8 +1,8 @@
-"""From models that are not integer from end to end to a graph of ATen operators.
+"""Capture models with float parts as a graph of ATen operators.
 
-`torch.export` runs a model on tensors without values and writes down every operator, with the batch size as a symbol:
-attention is then products and a softmax, the class token a parameter that is expanded. What training does otherwise
-than evaluation (dropout, stochastic depth, BatchNorm) is kept as modules, so the graph trains as the model did.
+`torch.export` runs a model on tensors without values and records every operator, with the batch size as a symbol:
+attention becomes matrix products and a softmax, the class token an expanded parameter. Modules that differ between
+training and evaluation (dropout, stochastic depth, BatchNorm) are kept, so the graph trains as the model did.
 """
 
 import inspect
@@ -26,20 +26,20 @@ from cpt_deploy.quantization.graph.signature import Example, dims_of, zeros_of
 
 
 def capture(source: nn.Module, model: nn.Module, example: Example, structure: Structure) -> fx.GraphModule:
-    """Capture a model as a graph of ATen operators and of modules for what training does otherwise than evaluation.
+    """Capture a model as a graph of ATen operators, and of modules that differ between training and evaluation.
 
     Args:
-        source: What is captured, with its hooks.
-        model: What the graph shares its parameters with: a copy without hooks, or the same.
-        example: What the model takes.
-        structure: What it returns.
+        source: The model to capture, with its hooks.
+        model: The model with which the graph shares its parameters: a copy without hooks, or `source` itself.
+        example: Inputs of the model.
+        structure: Structure of its outputs.
 
     Returns:
-        A graph of the input tensors that computes what the model does, for any batch size, and returns one tensor or a
-        tuple of them; `node.meta["val"]` holds symbolic shapes and `node.meta["shape"]` those of a batch of two.
+        A graph of the input tensors that computes the same as the model, for any batch size, and returns one tensor or
+        a tuple of them; `node.meta["val"]` holds symbolic shapes and `node.meta["shape"]` those of a batch of two.
 
     Raises:
-        ConversionError: If the model cannot be captured, with the operator and the module.
+        ConversionError: If the model cannot be captured; names the operator and the module.
     """
     source.train()
     with marked(source), _fixed_momentum(source):
@@ -58,14 +58,14 @@ def capture(source: nn.Module, model: nn.Module, example: Example, structure: St
     if not all(is_tensor(result) for result in results_of(traced.graph)):
         raise ConversionError(
             "Expected a network that returns floating-point values, but it returns others",
-            hint="leave argmax and comparisons to what reads the results",
+            hint="move argmax and comparisons to the code that reads the results",
         )
     return traced
 
 
 def _export(model: nn.Module, example: Example, name: str) -> fx.GraphModule:
     device = next((parameter.device for parameter in model.parameters()), None)
-    # sizes of their own, so that none is taken for another
+    # distinct sizes, so that none is confused with another
     inputs = zeros_of(example.signature, 2, number=1 if example.signature.free else 0, device=device)
     given = dict(zip(example.parameters, inputs, strict=True))
     try:
@@ -81,8 +81,8 @@ def _export(model: nn.Module, example: Example, name: str) -> fx.GraphModule:
     except Exception as error:
         raise ConversionError(
             f"Expected a model whose graph can be traced, but capturing {name} failed: {_reason(error)}",
-            hint="control flow that depends on tensor values must go, and the batch size must be free"
-            + (", and so must the sizes that dynamic_shapes names" if example.signature.free else ""),
+            hint="remove control flow that depends on tensor values; the batch size must be free"
+            + (", and so must the sizes in dynamic_shapes" if example.signature.free else ""),
         ) from error
     module: fx.GraphModule = program.module(check_guards=False)
     return module
@@ -104,7 +104,7 @@ def _by_parameter(model: nn.Module, example: Example) -> Any:
 
 @contextmanager
 def _fixed_momentum(model: nn.Module) -> Iterator[None]:
-    """Let BatchNorms that average all batches alike, which count them, have a momentum; as modules they keep none."""
+    """Give BatchNorms with a cumulative average, which count batches, a momentum during capture only."""
     counting = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.momentum is None]
     for norm in counting:
         norm.momentum = 0.1
@@ -121,7 +121,7 @@ def _reason(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if "Suggested fixes:" in lines:  # of free sizes
         fixes = lines[lines.index("Suggested fixes:") + 1 :]
-        return f"not every size is possible that dynamic_shapes names; torch suggests {', '.join(_until_prose(fixes))}"
+        return f"not every size in dynamic_shapes is possible; torch suggests {', '.join(_until_prose(fixes))}"
     return lines[0].partition(". ")[0] if lines else type(error).__name__
 
 
@@ -130,7 +130,7 @@ def _until_prose(fixes: list[str]) -> list[str]:
 
 
 def _graph_module(model: nn.Module, program: fx.GraphModule) -> fx.GraphModule:
-    """Put a captured graph on the model's own parameters, under their names."""
+    """Bind a captured graph to the model's own parameters, under their names."""
     for node in list(program.graph.nodes):
         if node.op == "get_attr" and not _has_attribute(model, str(node.target)):
             model.register_buffer(str(node.target).replace(".", "_"), _attribute(program, str(node.target)))
@@ -165,17 +165,17 @@ def _list_results(traced: fx.GraphModule, spec: torch.utils._pytree.TreeSpec, st
     except ValueError as error:
         raise ConversionError(
             f"Expected a model that returns the same tensors in training and in evaluation, but {error}",
-            hint="leave what is no tensor, and what only one mode returns, out of the result",
+            hint="return only tensors, and the same ones in both modes",
         ) from error
     output.args = (results[0] if len(results) == 1 else tuple(results),)
     traced.graph._codegen = fx.graph.CodeGen()
 
 
-# --- what does not depend on the input ---------------------------------------------------------------
+# --- independent of the input ------------------------------------------------------------------------
 
 
 def _fold_constants(traced: fx.GraphModule) -> None:
-    """Compute once what depends on neither input nor parameters: masks of windows, positions."""
+    """Compute values that depend on neither input nor parameters (masks of windows, positions) once."""
     values: dict[fx.Node, Any] = {}
     for node in list(traced.graph.nodes):
         if node.op == "get_attr":
@@ -205,7 +205,7 @@ def _fold_constants(traced: fx.GraphModule) -> None:
 
 
 def _is_constant(node: fx.Node, values: dict[fx.Node, Any]) -> bool:
-    """Return whether a node's value is known: it reads known ones, or only the type of what it reads."""
+    """Return whether a node's value is known: it reads known values, or only the types of others."""
     if isinstance(node.target, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in node.target.tags:
         return False
     if node.target is aten.new_zeros.default:
@@ -218,7 +218,7 @@ def _is_constant(node: fx.Node, values: dict[fx.Node, Any]) -> bool:
 
 
 def _read_batch_size_once(traced: fx.GraphModule) -> None:
-    """Let all that need the batch size read the input's, whose values they then do not depend on."""
+    """Make all users of the batch size read it from the input, so they depend on no other tensor for it."""
     placeholders = list(traced.graph.find_nodes(op="placeholder"))
     given = placeholders[0]
     batch = given.meta["val"].shape[0]

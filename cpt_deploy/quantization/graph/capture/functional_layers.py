@@ -1,8 +1,8 @@
-"""Products with parameters that are no layer's own: `F.conv2d(x, self.weight)`, `x @ self.w`, a computed weight.
+"""Replace products with bare or computed parameters, such as `F.conv2d(x, self.weight)` and `x @ self.w`, by layers.
 
-Each becomes a layer of torch's that holds the parameter. A weight that is computed of parameters alone (standardised,
-masked, transposed) is computed by a parametrization of that layer, so that training goes on with it. Where several
-products read one parameter, their layers share it.
+Each becomes a torch layer that holds the parameter. A weight that is computed from parameters alone (standardised,
+masked, transposed) is computed by a parametrization of that layer, so that it remains trainable. Where several products
+read one parameter, their layers share it.
 """
 
 import operator
@@ -22,7 +22,7 @@ _CONVOLUTION = ("input", "weight", "bias", "stride", "padding", "dilation", "gro
 _TRANSPOSED = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
 _LINEAR = ("input", "weight", "bias")
 
-#: Names of the arguments; of `right` the weight lies as (I, O).
+#: Layer and argument names of each product; the weight named `right` is (I, O).
 _PRODUCTS: dict[object, tuple[type[nn.Module], tuple[str, ...]]] = {
     torch.conv1d: (nn.Conv1d, _CONVOLUTION),
     torch.conv2d: (nn.Conv2d, _CONVOLUTION),
@@ -59,10 +59,10 @@ class _Product(NamedTuple):
     """A call of a product of a tensor and a weight.
 
     Args:
-        kind: The layer that computes it.
-        input: What is multiplied.
-        weight: The parameter, or what computes it.
-        turned: Whether the weight is the transpose of what that yields.
+        kind: The layer class that computes it.
+        input: The tensor that is multiplied.
+        weight: The parameter, or the node that computes it.
+        turned: Whether the weight is the transpose of that node's value.
         bias: The parameter that is added, if there is one.
         options: Geometry by the names of the layer's arguments.
     """
@@ -76,7 +76,7 @@ class _Product(NamedTuple):
 
 
 class _ComputedWeight(nn.Module):
-    """Computes a weight of one parameter, which is given, and others, which it holds."""
+    """Computes a weight from one parameter, its argument, and others, which it holds."""
 
     def __init__(self, computation: fx.GraphModule) -> None:
         super().__init__()
@@ -89,9 +89,9 @@ class _ComputedWeight(nn.Module):
 
 
 def lift_products(traced: fx.GraphModule) -> list[fx.Node]:
-    """Let layers compute all products of tensors with parameters, and return the nodes that call them.
+    """Replace all products of tensors with parameters by layers, and return the nodes that call them.
 
-    A product of which the weight, the bias or the geometry depends on the input stays as it is.
+    A product whose weight, bias or geometry depends on the input is left unchanged.
     """
     calls: list[fx.Node] = []
     layers: dict[tuple[Any, ...], str] = {}
@@ -120,7 +120,7 @@ def lift_products(traced: fx.GraphModule) -> list[fx.Node]:
 
 
 def _expose_parametrizations(traced: fx.GraphModule) -> None:
-    """Write `layer.parametrizations.weight()` as calls of the parametrizations on the parameters."""
+    """Expand `layer.parametrizations.weight()` to calls of the parametrizations on the parameters."""
     for node in list(traced.graph.nodes):
         module = traced.get_submodule(str(node.target)) if node.op == "call_module" else None
         if not isinstance(module, parametrize.ParametrizationList) or node.args:
@@ -135,7 +135,7 @@ def _expose_parametrizations(traced: fx.GraphModule) -> None:
 
 
 def _split_computed_biases(traced: fx.GraphModule) -> None:
-    """Write a captured product whose bias is computed of parameters (scaled, masked) as one without, and a sum."""
+    """Split a captured product whose bias is computed from parameters (scaled, masked) into a product and a sum."""
     for node in list(traced.graph.nodes):
         kind, names = _PRODUCTS.get(node.target, (nn.Module, ()))
         if not isinstance(node.target, OpOverload) or names[1:3] != ("weight", "bias"):
@@ -171,7 +171,7 @@ def _product(node: fx.Node, traced: fx.GraphModule) -> _Product | None:
         return None
     if not _is_of_parameters(weight) or any(_holds_nodes(v) for v in values.values()):
         return None
-    if _is_of_parameters(given) and kind is not nn.Embedding:  # positions that are looked up may be a buffer
+    if _is_of_parameters(given) and kind is not nn.Embedding:  # the positions of an Embedding may be a buffer
         return None
     while turned or kind is nn.Linear:
         inner = _turned(weight, traced)
@@ -185,7 +185,7 @@ def _product(node: fx.Node, traced: fx.GraphModule) -> _Product | None:
 
 
 def _with_bias(product: _Product, node: fx.Node, traced: fx.GraphModule) -> tuple[_Product, fx.Node]:
-    """Take a parameter that is added to the result of a matrix product as its bias; return what is replaced then."""
+    """Use a parameter that is added to a matrix product as its bias; return the product and the node to replace."""
     user = next(iter(node.users)) if len(node.users) == 1 else None
     if product.kind is not nn.Linear or product.bias is not None or user is None or user.target not in _ADDITIONS:
         return product, node
@@ -198,13 +198,13 @@ def _with_bias(product: _Product, node: fx.Node, traced: fx.GraphModule) -> tupl
 
 
 def _is_of_parameters(node: fx.Node) -> bool:
-    """Return whether a value depends on parameters and buffers alone, and on some."""
+    """Return whether a value depends on parameters or buffers, and on nothing else."""
     sources = node.all_input_nodes
     return node.op == "get_attr" or bool(sources and all(_is_of_parameters(source) for source in sources))
 
 
 def _turned(node: fx.Node, traced: fx.GraphModule) -> fx.Node | None:
-    """Return the parameter of which a value is the transpose."""
+    """Return the parameter whose transpose a value is; None for other values."""
     source = node.all_input_nodes[0] if node.all_input_nodes else None
     if source is None or source.op != "get_attr" or _value(source, traced).dim() != 2:
         return None
@@ -244,12 +244,12 @@ def _shape(product: _Product, traced: fx.GraphModule) -> tuple[int, ...]:
 
 
 def _place(traced: fx.GraphModule, product: _Product, own: Set[str]) -> str:
-    """Make the layer of a product, put it into the graph's module and return its path.
+    """Create the layer of a product in the graph's module, and return its path.
 
     Args:
         traced: The graph.
         product: The product.
-        own: What nothing else reads, by name: then the module that holds it may be replaced.
+        own: Names of parameters that nothing else reads: the module that holds them may be replaced.
     """
     weight = product.weight
     if weight.op == "get_attr" and not product.turned:
@@ -272,7 +272,7 @@ def _place(traced: fx.GraphModule, product: _Product, own: Set[str]) -> str:
 
 
 def _parameter(value: Tensor) -> nn.Parameter:
-    """Return a parameter as it is; a buffer is not trained."""
+    """Return a parameter unchanged, and a buffer as a parameter that is not trained."""
     return value if isinstance(value, nn.Parameter) else nn.Parameter(value, requires_grad=False)
 
 
@@ -290,7 +290,7 @@ def _layer(product: _Product, shape: tuple[int, ...]) -> nn.Module:
 
 
 def _path(traced: fx.GraphModule, product: _Product, weight: fx.Node, own: Set[str]) -> str:
-    """Return where a layer stands: where the module is of which the weight is, if that does nothing else.
+    """Return the path of a layer: that of the module that holds the weight, if it has no other use.
 
     Otherwise it is named by its parameter: `attention.in_proj` for `attention.in_proj_weight`.
     """
@@ -321,7 +321,7 @@ def _has(traced: fx.GraphModule, path: str) -> bool:
 
 
 def _sources(node: fx.Node) -> list[fx.Node]:
-    """Return all that a value is computed of and itself, in an order in which it can be computed."""
+    """Return a node and all nodes that it is computed from, in topological order."""
     found: dict[fx.Node, None] = {}
 
     def visit(part: fx.Node) -> None:
@@ -334,7 +334,7 @@ def _sources(node: fx.Node) -> list[fx.Node]:
 
 
 def _computation(product: _Product, traced: fx.GraphModule) -> tuple[fx.Node, fx.GraphModule]:
-    """Return the parameter of which most of a weight is computed, and what computes it of that."""
+    """Return the largest parameter that a weight is computed from, and the graph that computes the weight."""
     needed = _sources(product.weight)
     held = [node for node in needed if node.op == "get_attr"]
     values = {node: _value(node, traced) for node in held}

@@ -1,8 +1,8 @@
-"""Tracing with sizes as numbers, for networks that compute with them in Python.
+"""Trace with sizes as numbers, for networks that compute with them in Python.
 
-`math.ceil(x.shape[2] / stride)` and `max(padding, 0)`, as in the "same" padding of TensorFlow, need numbers, which a
-traced tensor does not have. Here it has them: of every tensor that the input determines, all sizes but that of the
-batch and of what else is free. They are found when they are asked for, on tensors that have shapes and no values.
+`math.ceil(x.shape[2] / stride)` and `max(padding, 0)`, as in the "same" padding of TensorFlow, need numbers, which
+traced tensors do not have. This tracer supplies them: all sizes that the input determines, except for the batch and
+other free dimensions. They are computed on demand, on tensors that have shapes and no values.
 """
 
 from typing import Any
@@ -18,11 +18,11 @@ from cpt_deploy.quantization.graph.signature import Example, zeros_of
 
 
 class SizeTracer(Tracer):
-    """A tracer whose tensors know their sizes.
+    """A tracer whose tensors have sizes as numbers.
 
     Args:
-        example: What the network takes.
-        structure: What it returns.
+        example: Inputs of the network.
+        structure: Structure of its outputs.
     """
 
     def __init__(self, example: Example, structure: Structure) -> None:
@@ -37,19 +37,19 @@ class SizeTracer(Tracer):
         self._evaluates = False
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
-        """Return what stands for a value while tracing."""
+        """Return the proxy of a value while tracing."""
         return _SizedProxy(node, self)
 
     def call_module(self, m: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Trace a call of a module, or compute it while sizes are looked for."""
+        """Trace a call of a module, or run it while sizes are computed."""
         return forward(*args, **kwargs) if self._evaluates else super().call_module(m, forward, args, kwargs)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
-        """Return an attribute of a module: a parameter is traced, but not while sizes are looked for."""
+        """Return an attribute of a module: a parameter is traced, except while sizes are computed."""
         return attr_val if self._evaluates else super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def sizes(self, proxy: fx.Proxy) -> tuple[Any, ...] | None:
-        """Return the sizes of a tensor, those of free dimensions as traced numbers; None of what is no tensor."""
+        """Return the sizes of a tensor, those of free dimensions as traced numbers; None for other values."""
         self._evaluates = True
         try:
             with self._mode, torch.no_grad():

@@ -1,4 +1,4 @@
-"""`output_size=` of transposed convolutions as the output padding that it comes to."""
+"""Replace `output_size=` of transposed convolutions by the equivalent output padding."""
 
 from torch import fx, nn
 from torch.nn.utils import parametrize
@@ -11,10 +11,10 @@ _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d)
 
 
 def fix_output_sizes(traced: fx.GraphModule, signature: Signature) -> None:
-    """Note all shapes anew, and let transposed convolutions that were told a size have it of themselves.
+    """Propagate all shapes again, and set the output padding of transposed convolutions that are called with a size.
 
     Raises:
-        NoIntegerFormError: If calls of one layer are told sizes that it cannot have of one output padding.
+        NoIntegerFormError: If the calls of one layer ask for sizes that no single output padding yields.
     """
     propagate_shapes(traced, signature)
     paddings: dict[str, tuple[int, ...]] = {}
@@ -28,8 +28,8 @@ def fix_output_sizes(traced: fx.GraphModule, signature: Signature) -> None:
         if paddings.setdefault(target, padding) != padding:
             raise NoIntegerFormError(
                 f"Expected one output size of each layer, but got several at {describe(node, traced)}",
-                hint="give each size a layer of its own",
-                reason=f"{describe(node, traced)} is told several output sizes",
+                hint="use one layer for each size",
+                reason=f"{describe(node, traced)} is called with several output sizes",
             )
         if told:
             node.args, node.kwargs = (node.all_input_nodes[0],), {}
@@ -42,7 +42,7 @@ def fix_output_sizes(traced: fx.GraphModule, signature: Signature) -> None:
 
 
 def _output_padding(node: fx.Node, layer: nn.ConvTranspose1d | nn.ConvTranspose2d) -> tuple[int, ...]:
-    """Return what is missing at the end of each axis to the size that the layer made when shapes were noted."""
+    """Return the padding at the end of each axis that yields the recorded output size."""
     sizes, made = node.all_input_nodes[0].meta["shape"][2:], node.meta["shape"][2:]
     kernel = (layer.kernel_size, layer.stride, layer.padding, layer.dilation)
     return tuple(

@@ -1,4 +1,4 @@
-"""Padding as an operation that moves codes: of modules, of functions, and of convolutions that pad by more than 0."""
+"""Replace the padding of modules, functions and convolutions by an operation that moves quantized values."""
 
 import math
 from collections.abc import Sequence
@@ -26,10 +26,11 @@ _MODES: dict[type[nn.Module], str] = {
 
 
 class Padding(nn.Module):
-    """Pads by zeros or by what is there, as `torch.nn.functional.pad`, so that a grid is kept.
+    """Pads with zeros or with values of the tensor, as `torch.nn.functional.pad`; scale and zero point are kept.
 
     Args:
-        allocation: Begin and end of the last dimension, then of the one before it, and so on; negative ones cut.
+        allocation: Widths at begin and end of the last dimension, then of the one before it, and so on; negative widths
+            crop.
         mode: "constant" for zeros, "reflect", "replicate" or "circular".
     """
 
@@ -39,7 +40,7 @@ class Padding(nn.Module):
         self.mode = mode
 
     def forward(self, x: Tensor) -> Tensor:
-        """Pad a tensor of any shape that has the dimensions."""
+        """Pad a tensor that has at least the padded dimensions."""
         return functional.pad(x, self.allocation, self.mode)
 
     def extra_repr(self) -> str:
@@ -48,7 +49,7 @@ class Padding(nn.Module):
 
 
 def lift_paddings(traced: fx.GraphModule) -> None:
-    """Let a `Padding` stand wherever a network pads; a value other than 0 becomes 0 between two shifts.
+    """Replace all padding of a network by `Padding`; a value other than 0 becomes 0 between two shifts.
 
     Raises:
         NoIntegerFormError: If a width or value is computed, or the value is infinite.
@@ -83,7 +84,7 @@ def _replace(traced: fx.GraphModule, node: fx.Node, allocation: Any, mode: Any, 
 
 
 def _before_convolution(traced: fx.GraphModule, node: fx.Node, convolution: nn.Conv1d | nn.Conv2d) -> None:
-    """Put a convolution's padding before each of its calls, and one that does not pad in its place."""
+    """Insert a convolution's padding before each of its calls, and replace it by a convolution without padding."""
     plain: Any = like(convolution)
     plain.padding, plain.padding_mode = (0,) * len(convolution.kernel_size), "zeros"
     traced.set_submodule(str(node.target), plain)

@@ -1,7 +1,7 @@
-"""Weights that hooks compute before each forward, in torch's older ways, as the parametrizations that replaced them.
+"""Replace weights that hooks compute before each forward, torch's older mechanism, by parametrizations.
 
 `torch.nn.utils.prune` and `torch.nn.utils.weight_norm` keep parameters of their own and set `weight` in a hook. As a
-parametrization the same computation is part of the layer, so training goes on with it.
+parametrization the same computation is part of the layer, so it remains trainable.
 """
 
 import copy
@@ -15,7 +15,7 @@ from cpt_deploy.errors import ConversionError
 
 
 class _Mask(nn.Module):
-    """What pruning does to a parameter."""
+    """Masks a parameter, as pruning does."""
 
     mask: Tensor
 
@@ -24,15 +24,15 @@ class _Mask(nn.Module):
         self.register_buffer("mask", mask)
 
     def forward(self, original: Tensor) -> Tensor:
-        """Return the parameter without what is pruned."""
+        """Return the parameter with its pruned values set to zero."""
         return original * self.mask
 
 
 def as_parametrizations(model: nn.Module) -> nn.Module:
-    """Return a copy of a model in which such hooks are parametrizations, or the model itself if it has none.
+    """Return a copy of a model with such hooks replaced by parametrizations, or the model itself if it has none.
 
     Raises:
-        ConversionError: If a module has the older spectral norm, which draws anew what it is.
+        ConversionError: If a module has the older spectral norm, since a parametrization would draw a new random state.
     """
     if not any(_hooks(module) for module in model.modules()):
         return model
@@ -42,8 +42,8 @@ def as_parametrizations(model: nn.Module) -> nn.Module:
             if isinstance(hook, SpectralNorm):
                 raise ConversionError(
                     f"Expected parametrizations, but module {name!r} has the older torch.nn.utils.spectral_norm",
-                    hint="torch.nn.utils.remove_spectral_norm(layer) keeps the weight that it has, and "
-                    "torch.nn.utils.parametrizations.spectral_norm(layer) goes on with it",
+                    hint="torch.nn.utils.remove_spectral_norm(layer) keeps the present weight, and "
+                    "torch.nn.utils.parametrizations.spectral_norm(layer) continues from it",
                 )
             del module._forward_pre_hooks[key]
             if isinstance(hook, WeightNorm):
@@ -54,7 +54,7 @@ def as_parametrizations(model: nn.Module) -> nn.Module:
 
 
 def check_capturable(model: nn.Module) -> None:
-    """Check that no parametrization changes its state while it computes, which a captured graph cannot hold.
+    """Check that no parametrization changes its state while it computes, which a captured graph cannot express.
 
     Raises:
         ConversionError: If one does; names the module.
@@ -75,7 +75,7 @@ def _hooks(module: nn.Module) -> dict[int, WeightNorm | SpectralNorm | prune.Bas
 
 
 def _copied(model: nn.Module) -> nn.Module:
-    """Copy a model; what its hooks computed are no leaves of a graph, which torch does not copy, and are left as is."""
+    """Copy a model; values computed by hooks are detached, since torch copies only leaves of the autograd graph."""
     computed = [value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor)]
     return copy.deepcopy(model, {id(value): value.detach() for value in computed if not value.is_leaf})
 
@@ -99,5 +99,5 @@ def _pruned(module: nn.Module, name: str) -> None:
 
 
 def _set_parameter(module: nn.Module, name: str, value: nn.Parameter) -> None:
-    vars(module).pop(name, None)  # what the hook computed
+    vars(module).pop(name, None)  # the value that the hook computed
     module.register_parameter(name, value)

@@ -1,4 +1,4 @@
-"""What the nodes of a traced graph yield, found without computing: shapes of tensors, and sizes as numbers."""
+"""Find the shapes of tensors and the sizes as numbers in a traced graph, without computing values."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,16 +10,16 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from cpt_deploy.quantization.graph.signature import zeros_of
 from cpt_deploy.signature import Signature
 
-#: Two sizes of a batch: what is the same in both, and at other sizes of what is free beside it, depends on neither.
+#: Two batch sizes: a value that is the same for both, and at other free sizes, depends on no free dimension.
 _BATCHES = (2, 3)
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What nodes yield for a batch of two.
+    """Values and shapes of nodes for a batch of two.
 
     Args:
-        values: By node: the shape of a floating-point tensor (`torch.Size`) in a tuple of one, or the value itself.
+        values: By node: the shape of a floating-point tensor (`torch.Size`) in a 1-tuple, or the value itself.
     """
 
     values: dict[fx.Node, Any]
@@ -55,12 +55,12 @@ class _Observer(fx.Interpreter):
 
 
 def fold_sizes(traced: fx.GraphModule, signature: Signature) -> Seen:
-    """Put numbers in the place of sizes that depend on no free dimension, and return what nodes yield.
+    """Replace sizes that depend on no free dimension by numbers, and return the values and shapes of all nodes.
 
-    So `avg_pool2d(x, x.shape[2:])` has a window of known size. Nothing is computed: tensors have shapes only.
+    So `avg_pool2d(x, x.shape[2:])` gets a window of known size. Nothing is computed: tensors have shapes only.
 
     Args:
-        traced: A graph in evaluation mode; what nobody reads any more is left in it.
+        traced: A graph in evaluation mode; nodes that are no longer read are left in it.
         signature: Its inputs.
     """
     first, second = (_observed(traced, signature, rows, number) for number, rows in enumerate(_BATCHES))

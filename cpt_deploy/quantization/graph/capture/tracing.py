@@ -1,4 +1,4 @@
-"""From any traceable model to a graph in a small vocabulary: modules compute; functions add, multiply and reshape."""
+"""Trace a model to a graph in a small vocabulary: modules compute; functions add, multiply and reshape."""
 
 import operator
 from collections.abc import Callable
@@ -23,9 +23,9 @@ class NoIntegerFormError(ConversionError):
     """A model is not integer from end to end; it may be captured with operations in float.
 
     Args:
-        message: As of every error.
-        hint: The same.
-        reason: What is in the way, as it stands behind "because".
+        message: Message of the error.
+        hint: Hint of the error.
+        reason: The obstacle, as a clause that may follow "because".
     """
 
     def __init__(self, message: str, *, hint: str | None = None, reason: str) -> None:
@@ -36,21 +36,21 @@ class NoIntegerFormError(ConversionError):
 def trace(
     source: nn.Module, model: nn.Module, example: Example, structure: Structure, *, training: bool = False
 ) -> fx.GraphModule:
-    """Trace a model, bring its graph to the vocabulary of `prepare`, and note the shape of each tensor.
+    """Trace a model, rewrite its graph to the vocabulary of `prepare`, and record the shape of each tensor.
 
     Args:
-        source: What is traced: any module whose graph `torch.fx` can trace, with its hooks.
-        model: What holds the modules of the graph: a copy without hooks, or the same.
-        example: What the model takes.
-        structure: What it returns.
-        training: Whether branches on `self.training` are taken as they are in training.
+        source: The module to trace, with its hooks; `torch.fx` must be able to trace it.
+        model: The module that holds the modules of the graph: a copy without hooks, or `source` itself.
+        example: Inputs of the model.
+        structure: Structure of its outputs.
+        training: Whether branches on `self.training` are taken as in training.
 
     Returns:
         A graph module of the input tensors, which returns one tensor or a tuple of them; `node.meta["shape"]` holds
         shapes for a batch of 2.
 
     Raises:
-        NoIntegerFormError: If the model cannot be traced, or its graph does not take such inputs.
+        NoIntegerFormError: If the model cannot be traced, or its graph fails on the example's inputs.
     """
     source.train(training)
     try:
@@ -58,11 +58,11 @@ def trace(
     except Exception as error:
         raise NoIntegerFormError(
             f"Expected a model whose graph can be traced, but tracing {type(model).__name__} failed: {error}",
-            hint="control flow that depends on tensor values must go, or into a module of its own",
+            hint="remove control flow that depends on tensor values, or move it into a separate module",
             reason=f"its graph cannot be traced: {error}",
         ) from error
     traced = fx.GraphModule(model, graph)
-    traced.eval()  # shapes are found without changing statistics
+    traced.eval()  # propagating shapes must not change statistics
     fold_buffers(traced)
     give_by_position(traced)
     try:
@@ -86,7 +86,7 @@ def trace(
 
 
 def _graph(model: nn.Module, example: Example, structure: Structure) -> fx.Graph:
-    """Trace a model; where it asks for numbers, with its sizes known."""
+    """Trace a model; with known sizes if its code needs them as numbers."""
     from cpt_deploy.quantization.graph.capture.known_sizes import SizeTracer
 
     try:
@@ -106,7 +106,7 @@ def _without_tracer(graph: fx.Graph) -> fx.Graph:
 
 
 class _ShapeRecorder(fx.Interpreter):
-    """Runs a graph and notes the shape of every floating-point tensor, how many a tuple holds, and what is another."""
+    """Runs a graph and records the shape of each floating-point tensor, tuple lengths, and dtypes of other tensors."""
 
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
@@ -125,10 +125,10 @@ class _ShapeRecorder(fx.Interpreter):
 
 
 def propagate_shapes(traced: fx.GraphModule, signature: Signature) -> None:
-    """Run a graph on a batch of two zeros, in evaluation mode, and note in `node.meta["shape"]` what comes out.
+    """Run a graph on a batch of two zeros, in evaluation mode, and record shapes in `node.meta["shape"]`.
 
-    With free dimensions beside the batch it runs on other sizes as well, and `node.meta["other_shape"]` holds the shape
-    that it has then.
+    With free dimensions beside the batch it also runs on other sizes, and records their shapes in
+    `node.meta["other_shape"]`.
     """
     modes = {module: module.training for module in traced.modules()}
     traced.eval()
@@ -166,7 +166,7 @@ def shape_of(node: fx.Node) -> tuple[int, ...]:
 
 
 def seen_shapes(node: fx.Node) -> list[tuple[int, ...]]:
-    """Return the shape of a node's tensor, and the one that it had with other free sizes; the batch is included."""
+    """Return the shape of a node's tensor, and its shape at other free sizes if recorded; the batch is included."""
     return [node.meta["shape"], node.meta.get("other_shape", node.meta["shape"])]
 
 
@@ -177,12 +177,12 @@ def sizes_of(node: fx.Node) -> tuple[int | None, ...]:
 
 
 def has_free_positions(node: fx.Node) -> bool:
-    """Return whether some size behind the channels of a node's tensor is free."""
+    """Return whether any size after the channels of a node's tensor is free."""
     return None in sizes_of(node)[1:]
 
 
 def describe(node: fx.Node, traced: fx.GraphModule) -> str:
-    """Return an operation and its place as an error message names them."""
+    """Describe an operation and its place for an error message."""
     if node.op == "placeholder":
         return "the input" if len(node.graph.find_nodes(op="placeholder")) == 1 else f"the input {node.name!r}"
     if "lifted" in node.meta:
@@ -223,7 +223,7 @@ def _dropout(node: fx.Node) -> nn.Module:
 
 
 def _never_drops(node: fx.Node) -> bool:
-    """Return whether a dropout in a graph that was traced in training is off."""
+    """Return whether a dropout is off in a graph that was traced as in training."""
     return node.target is functional.dropout and _argument(node, 2, "training", True) is False
 
 
@@ -260,7 +260,7 @@ _FUNCTION_MODULES: dict[object, Callable[[fx.Node], nn.Module]] = {
 
 
 def _lift_functions(traced: fx.GraphModule, seen: Seen, *, training: bool) -> None:
-    """Replace functional forms by the modules that `prepare` knows, each under a name of its own."""
+    """Replace functional forms by the modules that `prepare` knows, each under a new name."""
     for node in list(traced.graph.nodes):
         if node.op not in ("call_function", "call_method"):
             continue
@@ -287,7 +287,7 @@ def _first_tensor(node: fx.Node) -> fx.Node:
 
 
 def _module_for(node: fx.Node, traced: fx.GraphModule, seen: Seen) -> tuple[nn.Module, fx.Node] | None:
-    """Return the module that computes what a function or a method does, and the tensor that it reads."""
+    """Return the module equivalent to a function or a method, and the tensor that it reads; None if there is none."""
     if node.target in _FUNCTION_MODULES:
         return _FUNCTION_MODULES[node.target](node), _first_tensor(node)
     return constant_arithmetic(node, traced, seen) or clamp(node, traced, seen)
@@ -309,7 +309,7 @@ def _is_in_place(node: fx.Node) -> bool:
 
 
 def _make_out_of_place(traced: fx.GraphModule) -> None:
-    """Rewrite in-place operations; what read the overwritten tensor afterwards reads the result."""
+    """Rewrite in-place operations; nodes that read the overwritten tensor afterwards read the result."""
     order = {node: i for i, node in enumerate(traced.graph.nodes)}
     for node in list(traced.graph.nodes):
         in_place = bool(node.meta.get("in_place")) or _is_in_place(node)
@@ -335,7 +335,7 @@ def _make_out_of_place(traced: fx.GraphModule) -> None:
 
 
 def _decompose_gated_activations(traced: fx.GraphModule) -> None:
-    """Write SiLU as `x · sigmoid(x)` and Hardswish as `x · hardsigmoid(x)`: each part has an integer form."""
+    """Decompose SiLU to `x · sigmoid(x)` and Hardswish to `x · hardsigmoid(x)`: each part has an integer form."""
     gates = {nn.SiLU: nn.Sigmoid, nn.Hardswish: nn.Hardsigmoid}
     for node in list(traced.graph.nodes):
         if node.op != "call_module":

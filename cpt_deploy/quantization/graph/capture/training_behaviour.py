@@ -1,7 +1,7 @@
-"""What training does otherwise than evaluation, kept as modules in a captured graph.
+"""Keep modules that differ between training and evaluation as modules in a captured graph.
 
-`torch.export` would write down one of the two behaviours. So modules that have both are marked while a network is
-captured, and stand in the graph as they are: BatchNorm, InstanceNorm with running averages, stochastic depth.
+`torch.export` would record only one of the two behaviours. So modules that have both are marked while a network is
+captured, and restored in the graph: BatchNorm, InstanceNorm with running averages, stochastic depth.
 """
 
 import copy
@@ -19,7 +19,7 @@ from cpt_deploy.quantization.graph.capture.tracer import is_stochastic_depth
 from cpt_deploy.quantization.graph.naming import free_name, place
 from cpt_deploy.quantization.modules.attention import ScaledDotProductAttention
 
-#: Ends of the names of the tensors that training overwrites.
+#: Last parts of the names of the tensors that training overwrites.
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 _DROPOUTS: dict[Any, type[nn.Module]] = {
@@ -32,7 +32,7 @@ _DROPOUTS: dict[Any, type[nn.Module]] = {
 
 @torch.library.custom_op("cpt_deploy::mark", mutates_args=())
 def _mark(x: Tensor, name: str) -> Tensor:
-    """Stand for the module of that name, whose result has the shape of what it reads."""
+    """Represent the module of that name in the graph; its result has the shape of its input."""
     return x.clone()
 
 
@@ -42,13 +42,13 @@ def _(x: Tensor, name: str) -> Tensor:
 
 
 class _Mark(nn.Module):
-    """Stands in the place of a module, and has what others read of it: parameters, buffers, attributes."""
+    """Replaces a module during capture, with access to its parameters, buffers and attributes."""
 
     def __init__(self, name: str, module: nn.Module) -> None:
         super().__init__()
         self._mark_of = name
         self._parameters, self._buffers = module._parameters, module._buffers
-        self.__dict__["_marked"] = module  # no submodule, so that names stay as they are
+        self.__dict__["_marked"] = module  # not a submodule, so that names do not change
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -77,16 +77,16 @@ def keeps_statistics(module: nn.Module) -> TypeGuard[_NormBase]:
 def _is_marked(module: nn.Module) -> bool:
     if is_stochastic_depth(module):
         return True
-    # what is put on an instance is captured with it
+    # hooks and forwards of an instance have to be captured with it
     plain = not (module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__)
     return plain and is_normalisation(module)
 
 
 @contextmanager
 def marked(model: nn.Module) -> Iterator[None]:
-    """Inside the context marks stand in the place of modules that training and evaluation compute differently."""
+    """Inside the context, marks replace the modules that differ between training and evaluation."""
     found = [(name, part) for name, part in model.named_modules(remove_duplicate=False) if name and _is_marked(part)]
-    marks = {part: _Mark(name, part) for name, part in reversed(found)}  # one that has two names is called by the first
+    marks = {part: _Mark(name, part) for name, part in reversed(found)}  # of two names of a module the first is used
     try:
         for name, module in found:
             model.set_submodule(name, marks[module])
@@ -97,7 +97,7 @@ def marked(model: nn.Module) -> Iterator[None]:
 
 
 def lift_training_behaviour(traced: fx.GraphModule, model: nn.Module) -> None:
-    """Bring back the model's modules, or make some, for what training does otherwise than evaluation."""
+    """Replace marks by the model's modules, and functional forms that differ in training by new modules."""
     for node in list(traced.graph.nodes):
         if node.op != "call_function":
             continue
@@ -125,7 +125,7 @@ def lift_training_behaviour(traced: fx.GraphModule, model: nn.Module) -> None:
 
 
 def _norm(owner: nn.Module) -> nn.Module:
-    """Return a BatchNorm that does nothing beside what torch's does: what a class of its own adds is in the graph."""
+    """Return a plain torch BatchNorm: the computation that a subclass adds is in the graph already."""
     kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
     kind = next((base for base in type(owner).__mro__ if base in kinds), type(owner))
     if kind is not type(owner):
@@ -152,7 +152,7 @@ def _lift_attention(traced: fx.GraphModule, node: fx.Node) -> None:
 def replace_by_module(
     traced: fx.GraphModule, node: fx.Node, name: str, module: nn.Module, arguments: tuple[Any, ...]
 ) -> fx.Node:
-    """Let a module compute what a node computes, at the node's place."""
+    """Replace a node by a call of a module."""
     place(traced, name, module)
     with traced.graph.inserting_after(node):
         lifted = traced.graph.call_module(name, arguments)

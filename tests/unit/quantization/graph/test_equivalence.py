@@ -213,7 +213,7 @@ def test_a_network_of_other_results_in_training_is_refused() -> None:
 def test_a_hook_that_only_looks_on_is_left_out_and_said() -> None:
     seen: list[tuple[int, ...]] = []
     network = with_hook("conv", lambda module, given, result: seen.append(tuple(result.shape)))
-    with pytest.warns(CptWarning, match="the forward hook on module 'conv' changes nothing"):
+    with pytest.warns(CptWarning, match="the forward hook on module 'conv' does not change the network's computation"):
         model = prepare(network, torch.zeros(2, *SHAPE), QuantizationConfig())
     assert model.conversion.dropped_hooks == ("the forward hook on module 'conv'",)
     seen.clear()

@@ -247,7 +247,7 @@ class _Indices(_Softmax):
         (_Branch(), (4,), "traced"),
         (_Text(), (4,), "returns a Linear"),
         (_Loss(), (4,), "batch dimension first"),
-        (_Shape(), (4,), "same structure of tensors always"),
+        (_Shape(), (4,), "always returns the same structure of tensors"),
         (_Indices(), (4,), "floating-point"),
         (nn.Sequential(nn.Conv3d(1, 2, 3), nn.ConvTranspose3d(2, 1, 3)), (1, 8, 8, 8), "conv3d.*module '0'"),
         (nn.Sequential(nn.ReLU()), (4,), "at least one"),
