@@ -76,7 +76,7 @@ def fake_quantized(network: nn.Module) -> nn.Module:
 
 
 def like_the_authors(network: nn.Module, bits: int) -> nn.Module:
-    """Quantize like the paper's published code: ranges per sample, a real zero point, uniform noise in gradients."""
+    """Quantize like the paper's published code: ranges from samples, a real zero point, uniform noise in gradients."""
     return _wrap(
         network,
         lambda layer: _Wrapped(
