@@ -27,7 +27,7 @@ def settings(steps: int, size: int, seed: int) -> list[str]:
         "model.args.dropout=0.2",  # a small network trained for a few epochs underfits
         f"train.steps={steps}",
         "train.eval_batch_size=40",
-        "lr.name=cosine",  # reaches zero within the run; one that waits for a plateau would not decrease in so few epochs
+        "lr.name=cosine",  # reaches zero within the run; waiting for a plateau would not lower it in so few epochs
         "train.eval_every=1 epoch",
         f"seed={seed}",
         "train.device=cpu",
