@@ -96,7 +96,7 @@ def number_list(option: str, text: str) -> list[int]:
     """
     words = [word.strip() for word in text.split(",")]
     if not all(word.isascii() and word.isdigit() and 0 < int(word) <= 65536 for word in words):
-        raise UsageError(f"Expected {option} to be numbers above 0 with commas between, as 1,8,32, but got {text!r}")
+        raise UsageError(f"Expected {option} to be numbers above 0, such as 1,8,32, but got {text!r}")
     return list(dict.fromkeys(int(word) for word in words))
 
 

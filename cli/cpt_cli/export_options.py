@@ -53,5 +53,5 @@ def parsed_numbers(option: str, text: str | None) -> tuple[float, ...] | None:
     except ValueError:
         values = (float("nan"),)
     if not all(isfinite(value) and (value > 0 or option != "--std") for value in values):
-        raise UsageError(f"Expected {option} to be numbers with commas between, as 0.485,0.456,0.406, but got {text!r}")
+        raise UsageError(f"Expected {option} to be numbers such as 0.485,0.456,0.406, but got {text!r}")
     return values

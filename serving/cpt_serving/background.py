@@ -42,9 +42,9 @@ class Background:
             began = time.monotonic()
             try:
                 await run()
-                logger.error("the background task %s ended; it begins again in %.1f s", name, wait_s)
+                logger.error("the background task %s ended; it restarts in %.1f s", name, wait_s)
             except Exception:
-                logger.exception("the background task %s failed; it begins again in %.1f s", name, wait_s)
+                logger.exception("the background task %s failed; it restarts in %.1f s", name, wait_s)
             self._restarted(name)
             await asyncio.sleep(wait_s)
             # A task that ran for long had recovered.

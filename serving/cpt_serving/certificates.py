@@ -46,7 +46,7 @@ class Certificate:
         except DataError as error:
             logger.error("%s; the last certificate stays", error.message)
         else:
-            logger.info("the certificate %s was read again", self.chain)
+            logger.info("the certificate %s was reloaded", self.chain)
 
     async def watch(self) -> None:
         """Check the files for changes every second; never returns."""

@@ -206,9 +206,9 @@ def load_settings(**values: Any) -> ServeSettings:
             for problem in error.errors()
         )
         raise UsageError(
-            f"Expected settings that fit, but got: {problems}",
-            hint=f"each can be an option, an environment variable, e.g. {ENV_PREFIX}PORT=8000, or stand in the file of "
-            "--config",
+            f"Expected valid settings, but got: {problems}",
+            hint=f"each can be an option, an environment variable, e.g. {ENV_PREFIX}PORT=8000, or a line in the file "
+            "of --config",
         ) from error
 
 

@@ -43,8 +43,8 @@ def warn_if_exposed(settings: ServeSettings, address: str) -> None:
     """
     if settings.api_keys is None and not ipaddress.ip_address(address.partition("%")[0]).is_loopback:
         logger.warning(
-            "everybody who reaches %s may ask for predictions and read the metrics: --api-keys FILE asks for a key, "
-            "and without --host only this machine is answered",
+            "everyone who can reach %s can send requests and read the metrics: --api-keys FILE requires a key, "
+            "and without --host only this machine can connect",
             address,
         )
 

@@ -58,7 +58,7 @@ def show_dataset_check(name: str, root: Path | None) -> None:
     if findings.errors:
         raise DataError(
             f"Expected a data set to train with in {name}, but found {'; '.join(findings.errors)}",
-            hint="remove or mend them; data.skip_bad=true trains without images that cannot be read",
+            hint="remove or repair them; data.skip_bad=true trains without images that cannot be read",
         )
     out.note("nothing stands in the way of a training")
 

@@ -35,7 +35,7 @@ def show_export(bundle: "OpenedBundle") -> "ExportSummary":
         },
     )
     if not summary.reproduced:
-        out.warning(f"onnxruntime and the integer executor disagree: {summary.differs}; cpt validate says where")
+        out.warning(f"onnxruntime and the integer executor disagree: {summary.differs}; cpt validate shows where")
     return summary
 
 

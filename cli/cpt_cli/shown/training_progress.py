@@ -212,7 +212,7 @@ def _describe_layers(plan: "TrainPlan") -> str:
         parts.append(
             f"{plan.layers.get(f'group{number}', 0)} of {group.match} ({schedule}, {min_bits}-{max_bits} bits)"
         )
-    return ", ".join([*parts, f"{held} held at {precision.max_bits} bits"])
+    return ", ".join([*parts, f"{held} fixed at {precision.max_bits} bits"])
 
 
 def _describe_cost(plan: "TrainPlan") -> str:

@@ -203,7 +203,7 @@ class KeyRing:
         except (DataError, UsageError) as error:
             logger.error("the API keys stay as they were: %s", error.message)
         else:
-            logger.info("%s was read again: %d API keys", self._path, len(self._keys))
+            logger.info("%s was reloaded: %d API keys", self._path, len(self._keys))
 
     def _current_stamp(self) -> tuple[int, int, int] | None:
         try:

@@ -182,7 +182,7 @@ def _require_trust(bundle: OpenedBundle, settings: ServeSettings) -> None:
         return
     if evidence is not None and evidence.content_sha256 != bundle.content_sha256:
         logger.warning(
-            "a file of %s was changed after its validation: its evidence is of others (cpt validate)", bundle.path
+            "a file of %s was changed after its validation: its evidence is outdated (cpt validate)", bundle.path
         )
 
 

@@ -174,14 +174,14 @@ class ModelRepository:
                     await self._bring_up(key, location)
             for key in [key for key in self.models if key not in found]:
                 logger.info("%s version %s is gone from %s", *key, self._settings.bundle)
-                await self._take_down(self.models.pop(key), "its directory is gone")
+                await self._take_down(self.models.pop(key), "its directory was removed")
 
     def _note(self, problem: str) -> None:
         """Record whether the path could be checked; a change is logged once."""
         if problem and problem != self.problem:
             logger.error("%s; what is loaded is served all the same", problem)
         elif self.problem and not problem:
-            logger.info("the models at %s are there again", self._settings.bundle)
+            logger.info("the models at %s can be read again", self._settings.bundle)
         self.problem = problem
 
     async def _look(self) -> dict[Key, ModelLocation]:
@@ -231,7 +231,7 @@ class ModelRepository:
         old, entry.engine, entry.reason = entry.engine, engine, ""
         logger.info("serving %s version %s, model.onnx %.12s…", *key, engine.bundle.sha256)
         if old is not None and old is not engine:
-            await self._drain(old, "another file has taken over")
+            await self._drain(old, "it was replaced")
         return ""
 
     def _refuse(self, key: Key, reason: str) -> str:

@@ -125,7 +125,7 @@ class _Connection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         if self.parser.should_upgrade():
             if self.parser.get_method() == b"CONNECT":
-                raise HttpParserError("this is no proxy")
+                raise HttpParserError("this server is not a proxy")
             return
         self._check_head()
         self._in_body, self._unread_bytes = True, 0

@@ -153,4 +153,4 @@ def _problem(model: type[BaseModel], entry: dict[str, Any]) -> str:
         return f"{where[:100]}: {entry['msg']}" + (
             "" if entry["type"] == "missing" else f", not {shown(entry['input'])}"
         )
-    return f"{shown(where)}, which there is not{near_name(where, model.model_fields)}"
+    return f"{shown(where)}, which is unknown{near_name(where, model.model_fields)}"

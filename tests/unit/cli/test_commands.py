@@ -209,7 +209,15 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(capsys, tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     code, out, err = run(capsys, "train", "digits-quickstart", "--epochs", 4, "--seed", 7, "--dry-run")
     assert code == 0
-    for text in ("tiny", "cycling", "held at 8 bits", "▁", "cosine 3-8 bits", "runs/digits-quickstart", "88 (4 epochs"):
+    for text in (
+        "tiny",
+        "cycling",
+        "fixed at 8 bits",
+        "▁",
+        "cosine 3-8 bits",
+        "runs/digits-quickstart",
+        "88 (4 epochs",
+    ):
         assert text in out
     assert err == ["dry run: nothing was written"]
     code, out, _ = run(capsys, "train", "digits-quickstart", "--epochs", 4, "--seed", 7, "--dry-run", "--json")

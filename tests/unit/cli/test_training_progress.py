@@ -78,7 +78,7 @@ def test_on_a_terminal_there_is_a_bar_and_no_lines(capsys, monkeypatch):
 def test_the_plan_names_what_decides_the_run(capsys):
     show_plan(plan())
     printed = capsys.readouterr().out
-    for text in ("tiny", "19.71 K parameters", "533.82 K MACs", "5 cycling, 2 held at 8 bits", "62.73 %", "runs/x"):
+    for text in ("tiny", "19.71 K parameters", "533.82 K MACs", "5 cycling, 2 fixed at 8 bits", "62.73 %", "runs/x"):
         assert text in printed
     assert "… (8 cycles)  cosine 3-8 bits forward, 8 backward" in printed
 
