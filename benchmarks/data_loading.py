@@ -1,8 +1,8 @@
-"""How fast batches are loaded, beside how fast a network trains on them.
+"""Speed of loading batches, compared with the speed of training on them.
 
-For Fashion-MNIST (in memory) and an image folder (JPEG files) the same process measures, one after the other in each
-round, images/s of the loader in its first epoch, with decoded images kept, and with one loading process, and of
-training steps of ResNet-20. Medians of the rounds.
+For Fashion-MNIST (in memory) and an image folder (JPEG files) one process measures in turn, in each round, images/s of
+the loader in its first epoch, with decoded images kept, and with one loading process, and of training steps of
+ResNet-20. Results are medians over the rounds.
 
     CPT_DATA_DIR=… python benchmarks/data_loading.py [--rounds 3] [--batches 20] [--steps 4]
 """
@@ -36,7 +36,7 @@ COLUMNS = ("decoding", "kept", "1 worker", "training")
 
 
 def loading_rate(images: FittedImages, augment: tuple[object, ...], batches: range, workers: int = 0) -> float:
-    """Return images/s of a loader, without its start."""
+    """Return images/s of a loader, without its start-up."""
     steps = build_augmentations(augment, images.preprocessing.size)
     stream = training_stream(images, steps, batch_size=BATCH, seed=0, batches=batches, workers=workers)
     next(stream)
@@ -46,7 +46,7 @@ def loading_rate(images: FittedImages, augment: tuple[object, ...], batches: ran
 
 
 def training_step(name: str) -> Callable[[], None]:
-    """Return a step of ResNet-20 at 8 bits on a batch of the set's size."""
+    """Return a training step of ResNet-20 at 8 bits on a batch with images of the data set's size."""
     recipe = load_recipe(
         "fashion-mnist-resnet20", [f"data.name={name}", f"train.batch_size={BATCH}", "data.augment=[]"]
     )
@@ -80,7 +80,7 @@ def measure(name: str, augment: tuple[object, ...], rounds: int, batches: int, s
         train, preprocessing, 0 if any(entry[0] == "random_resized_crop" for entry in augment) else 10**9
     )
     if kept.is_kept:
-        loading_rate(kept, augment, whole)  # fills it
+        loading_rate(kept, augment, whole)  # fills the cache
     for _ in range(rounds):
         rates["decoding"].append(loading_rate(FittedImages(train, preprocessing), augment, range(batches + 1)))
         rates["kept"].append(loading_rate(kept, augment, range(batches + 1)))

@@ -1,8 +1,8 @@
-"""Whole test sets through the integer executor and onnxruntime: every code of every quantized tensor.
+"""Compare every integer of every quantized tensor between the integer executor and onnxruntime, on whole test sets.
 
 Each network takes some CPT steps on Fashion-MNIST (28x28, padded to 32x32), is calibrated and frozen with weights at 8
 and at 4 bits, and all 10,000 test images are run in batches of 32 on one thread; the first images also one by one and
-on two threads. Beside that: how far the trained model at these bits, by fake quantization, is from its integers.
+on two threads. Also measured: how far the trained model at these bits, by fake quantization, is from its integers.
 
     CPT_DATA_DIR=… python benchmarks/exactness.py [--networks resnet20 torchvision/resnet18] [--bits 8 4]
 """
@@ -68,7 +68,7 @@ def trained_network(name: str, images: ImageSet) -> QuantizedModel:
 
 
 class Sessions:
-    """A model in onnxruntime with its codes visible, on one thread and on two."""
+    """A model in onnxruntime with its intermediate integers as outputs, on one thread and on two."""
 
     def __init__(self, model: bytes) -> None:
         tapped = with_intermediate_outputs(model)
@@ -78,14 +78,14 @@ class Sessions:
         self.plain = OnnxRuntimeModel(model, threads=1)
 
     def differences(self, inputs: Tensor, expected: dict[str, Tensor], threads: int) -> tuple[int, int]:
-        """Return differing and all codes."""
+        """Return the numbers of differing and of all integers."""
         got = self.by_threads[threads].trace(inputs.numpy())
         counts = [(int((got[name] != expected[name].numpy()).sum()), got[name].size) for name in self.names]
         return sum(count[0] for count in counts), sum(count[1] for count in counts)
 
 
 def evaluated_codes(model: QuantizedModel, graph: IntegerGraph) -> dict[str, Tensor]:
-    """Return a dictionary that each evaluation of the trained model fills with the codes of its activations."""
+    """Return a dictionary that each evaluation of the trained model fills with the integers of its activations."""
     codes: dict[str, Tensor] = {}
     for name, quantizer in model.quantizers():
 
@@ -154,7 +154,7 @@ def row(result: dict[str, Any]) -> list[str]:
 
 
 def main() -> None:
-    """Measure the networks; what is in the folder already is not measured again."""
+    """Measure the networks; results that are already in the folder are kept."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="+", default=NETWORKS, choices=NETWORKS)
     parser.add_argument("--images", type=int, default=10_000)
@@ -175,7 +175,7 @@ def main() -> None:
 
 
 def report(results: list[dict[str, Any]]) -> None:
-    """Write the results of all networks that are measured."""
+    """Write the results of all measured networks."""
     header = [
         "network", "bits of weights", "differing integers, batch 32", "batch 1", "2 threads",
         "trained against executor", "accuracy trained / onnxruntime, %", "McNemar p", "sums",

@@ -1,9 +1,9 @@
-"""What one CPT run gives at several bits, against runs trained statically at 8 bits and at each of them.
+"""Accuracy of one CPT run at several bits, compared with runs trained statically at 8 bits and at each of these bits.
 
-For each seed a network is trained with CPT 3-8, statically at 8 bits, and statically at each width (the first and the
-last layer and the residual stream at 8 bits, as in CPT). Each is calibrated and frozen at the bits asked for, and the
-accuracy is onnxruntime's on the whole test set. The settings are in `training_grid.py`; runs and results are kept in
-the folder of `learning.py`, which has most of them: the same command goes on there.
+For each seed a network is trained with CPT 3-8, statically at 8 bits, and statically at each bit-width (the first and
+the last layer and the residual stream at 8 bits, as in CPT). Each is calibrated and frozen at the requested bits, and
+the accuracy is onnxruntime's on the whole test set. The settings are in `training_grid.py`; runs and results are kept
+in the folder of `learning.py`, which has most of them: repeating the command resumes there.
 
     CPT_DATA_DIR=… OMP_NUM_THREADS=1 python benchmarks/family.py [--seeds 3]
 """
@@ -31,13 +31,13 @@ DATASET = "fashion-mnist"
 BitAllocation = tuple[int, int]
 
 
-#: Bits of weights and activations that the runs are exported at; below 8 bits also with activations of 8.
+#: Bits of weights and activations at which the runs are exported; below 8 bits also with activations of 8.
 WIDTHS = (8, 6, 5, 4, 3)
 BELOW = tuple(bits for bits in WIDTHS if bits < MAX_BITS)
 
 
 def kinds() -> dict[str, list[BitAllocation]]:
-    """Return the runs of a seed, and bits of weights and activations to export them at."""
+    """Return the runs of a seed, with the bits of weights and activations at which to export each."""
     everything = [(MAX_BITS, MAX_BITS), *((bits, activations) for bits in BELOW for activations in (MAX_BITS, bits))]
     return {"cpt": everything, f"static{MAX_BITS}": everything, **{f"static{bits}": [(bits, bits)] for bits in BELOW}}
 
@@ -60,7 +60,7 @@ def accuracy_at(run: TrainedRun, allocation: BitAllocation, train_images: ImageS
 
 
 def measure(run: TrainedRun, folder: Path, allocation: list[BitAllocation], images: tuple[ImageSet, ImageSet]) -> Any:
-    """Measure a run at all widths; what `exports.json` in its folder has already is not done again."""
+    """Measure a run at all bits; results in `exports.json` in its folder are kept."""
     path = folder / "exports.json"
     known: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
     measured = known.get("accuracy", {}) if known.get("weights_sha256") == run.weights_sha256 else {}
@@ -81,7 +81,7 @@ def cell(runs: list[dict[str, Any]], allocation: BitAllocation) -> str:
 
 
 def table(results: dict[str, list[dict[str, Any]]]) -> str:
-    """Return a row for each width: the CPT run and the statically trained ones."""
+    """Return a row per bit-width: the CPT run and the statically trained ones."""
     header = [
         "weights", "CPT run, activations 8 bits", "CPT run, activations as weights", "static 8, activations 8 bits",
         "static 8, activations as weights", "static at the width, activations as weights",

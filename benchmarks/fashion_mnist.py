@@ -1,4 +1,4 @@
-"""The whole path on Fashion-MNIST by the commands that a user would type, and what came out of it.
+"""The whole path on Fashion-MNIST, by the commands that a user would type, and its results.
 
 Trains ResNet-20 with CPT 3-8/8 (or takes a finished run), exports it, validates all 10,000 test images in
 onnxruntime, serves it and predicts over HTTP; then compares size and latency with the float32 export of the same net.
@@ -99,7 +99,7 @@ def against_float(run: Path, bundle: Bundle, rounds: int) -> dict[str, Any]:
 
 
 def row(entry: dict[str, Any]) -> list[str]:
-    """Return one exported width as a row of the table."""
+    """Return the results at one bit-width as a row of the table."""
     validation, files = entry["validation"], entry["against_float"]
     accuracy = {r["name"]: r for r in validation["runtimes"]}
     low, high = accuracy["onnxruntime"]["interval_95"]

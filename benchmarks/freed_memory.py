@@ -1,7 +1,7 @@
-"""What a training step gains from memory that stays with the process when it is freed, as `cpt train` has it.
+"""Time of a training step with the allocator settings of `cpt train`, which keep freed memory in the process.
 
-One thread. Steps with and without take turns as processes of their own, since an allocator keeps what it was told; the
-times are medians of a process's steps, in processor time with what the system spends on pages.
+One thread. Steps with and without the settings alternate in processes of their own, because an allocator's settings
+cannot be undone; times are medians over a process's steps, in processor time including the kernel's page handling.
 
     python benchmarks/freed_memory.py [--rounds 3] [--steps 8]
 """
@@ -83,7 +83,7 @@ def step_seconds(name: str, mode: str, count: int) -> float:
 
 
 def measure(name: str, rounds: int, steps: int) -> dict[str, Any]:
-    """Let both ways take turns."""
+    """Measure both settings in alternation."""
     times: dict[str, list[float]] = {PLAIN: [], KEPT: []}
     for _ in range(rounds):
         for mode, values in times.items():

@@ -1,6 +1,6 @@
-"""What a GPU can do at most, and how near the kernels of quantized training come to it: bandwidth and matrix products.
+"""Limits of a GPU, bandwidth and matrix products, and how close the kernels of quantized training come to them.
 
-Used by `training_gpu.py`. On a CPU it does the same on tiny shapes, for the tests.
+Used by `training_gpu.py`. On a CPU it runs on tiny shapes, for the tests.
 """
 
 import statistics
@@ -19,12 +19,12 @@ REPEATS = 10
 
 
 class Sizes(NamedTuple):
-    """How large the shapes are.
+    """Shapes of the measurements.
 
     Args:
-        copied: Bytes of the copy that gives the bandwidth.
-        matrix: Side of the square products that give the matrix units' ceilings.
-        activation: (N, C, H, W) of the tensor that kernels pass over.
+        copied: Bytes of the copy that measures the bandwidth.
+        matrix: Side of the square products that measure the limits of the matrix units.
+        activation: (N, C, H, W) of the tensor on which the elementwise kernels are timed.
         linears: (rows, inputs, outputs) of the Linear layers whose products are timed.
     """
 
@@ -51,7 +51,7 @@ SMALL = Sizes(copied=2**16, matrix=64, activation=(2, 8, 4, 4), linears=((32, 32
 
 
 def seconds(steps: Mapping[str, Step], device: torch.device, rounds: int) -> dict[str, float]:
-    """Return the median time of each function, called several times between two readings of the clock."""
+    """Return the median time of each function over batches of several calls."""
 
     def repeated(step: Step) -> Step:
         def run() -> None:
@@ -66,7 +66,7 @@ def seconds(steps: Mapping[str, Step], device: torch.device, rounds: int) -> dic
 
 
 def ceilings(device: torch.device, sizes: Sizes, rounds: int) -> dict[str, float]:
-    """Return bytes per second of a copy, read and written, and operations per second of products by type."""
+    """Return bytes per second of a copy, reads plus writes, and operations per second of products by type."""
     source = torch.ones(sizes.copied, dtype=torch.uint8, device=device)
     target, n = torch.empty_like(source), sizes.matrix
     left, right = torch.randn(n, n, device=device), torch.randn(n, n, device=device)
@@ -88,7 +88,7 @@ def ceilings(device: torch.device, sizes: Sizes, rounds: int) -> dict[str, float
 
 
 def kernel_bandwidth(device: torch.device, kernels: Kernels, sizes: Sizes, rounds: int) -> dict[str, dict[str, float]]:
-    """Return time and bytes per second of each kernel that passes over an activation: what it must read and write."""
+    """Return time and bytes per second of each elementwise kernel, by the bytes that it must read and write."""
     calls = _kernel_calls(device, kernels, sizes.activation)
     elements = torch.Size(sizes.activation).numel()
     times = seconds({name: call for name, (call, _) in calls.items()}, device, rounds)
@@ -99,7 +99,7 @@ def kernel_bandwidth(device: torch.device, kernels: Kernels, sizes: Sizes, round
 
 
 def _kernel_calls(device: torch.device, kernels: Kernels, shape: tuple[int, ...]) -> dict[str, tuple[Step, float]]:
-    """Return each kernel on an activation, and how many bytes an element it has to move."""
+    """Return each kernel on an activation, and the bytes per element that it must read and write."""
     x = torch.randn(shape, device=device).contiguous(memory_format=torch.channels_last)
     gradient = torch.randn_like(x).bfloat16()
     number = torch.tensor(255.0, device=device)
@@ -199,4 +199,4 @@ def _product(a: Tensor, b: Tensor, *, tf32: bool) -> None:
 
 
 def _discard(*_: object) -> None:
-    """Let results go, so that a call has the type of a step."""
+    """Discard results, so that a call has the type of a step."""

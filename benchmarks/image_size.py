@@ -1,7 +1,7 @@
-"""What an image of the server consists of, measured in a fresh environment: its size, its start and its memory.
+"""Size, start-up time and memory of a container image of the server, measured in a fresh environment.
 
-An image adds to its base what `pip install .` brings, without pip itself (deploy/docker/Dockerfile); so that is
-installed here, into an environment of its own, and a bundle is served from there.
+An image adds the packages of `pip install .`, without pip itself, to its base (deploy/docker/Dockerfile); the same is
+installed here into an environment of its own, and a bundle is served from there.
 
     python benchmarks/image_size.py runs/digits/bundle-8bit
 """

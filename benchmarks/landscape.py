@@ -1,8 +1,8 @@
 """Loss landscape, sharpness and spread of CPT and static runs side by side, on Fashion-MNIST.
 
-Trains the tiny network with CPT 3-8/8 and at static 8 bits from three seeds each (finished runs are kept), looks at the
-minima of the first seed on a plane and at those of all seeds in numbers, and measures whether a batch of networks under
-`torch.func.vmap` is quicker than one network after another.
+Trains the tiny network with CPT 3-8/8 and at static 8 bits from three seeds each (finished runs are kept), measures the
+loss on a plane around the minima of the first seed and the sharpness of all minima, and measures whether a batch of
+networks under `torch.func.vmap` is faster than one network after another.
 
     CPT_DATA_DIR=… python benchmarks/landscape.py [--work runs/landscape] [--seeds 0 1 2]
 """
@@ -53,7 +53,7 @@ def trained(work: Path, setting: str, seed: int) -> Path:
 
 
 def vmap_times(name: str, images: int, size: int, networks: int = 4, rounds: int = 3) -> dict[str, Any]:
-    """Measure the processor time of evaluating networks one by one and under vmap, on one thread, float layers."""
+    """Measure the processor time of evaluating networks of float layers one by one and under vmap, on one thread."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     x = torch.randn(images, 3, size, size).to(memory_format=torch.channels_last)
@@ -106,7 +106,7 @@ def _spread(values: list[float], form: str) -> str:
 
 
 def rows_of(compared: dict[str, Any], sharp: dict[str, Any], plane: dict[str, Any]) -> list[list[str]]:
-    """Return a row for each setting: mean ± standard deviation of its seeds."""
+    """Return a row per setting: mean ± standard deviation over its seeds."""
     rise = {entry["name"]: entry["mean_rise"] for entry in plane["runs"]}
     rows = []
     for setting, group in zip(SETTINGS, compared["groups"], strict=True):
@@ -148,7 +148,7 @@ def table(rows: list[list[str]], times: list[dict[str, Any]], seeds: int, info: 
 
 
 def main() -> None:
-    """Train, look, and write numbers and pictures."""
+    """Train, measure, and write numbers and plots."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, default=Path("runs/landscape"))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])

@@ -1,7 +1,7 @@
 """Perplexity of a small two-layer LSTM on the Penn Treebank at CPT 5-8/8 and at static 8 bits, by `cpt train`.
 
-The settings are those of `ptb-lstm` but for the size and the length of the run, which two CPU cores allow. Runs that
-are finished are taken as they are, unfinished ones go on from their last checkpoint; results are written after each.
+The settings are those of `ptb-lstm`, but smaller and shorter, for two CPU cores. Finished runs are kept, unfinished
+ones are resumed from their last checkpoint; results are written after each run.
 
     CPT_DATA_DIR=… python benchmarks/language_models.py [--runs runs/language-models] [--steps 10624] [--only cpt-5-8]
 """
@@ -20,14 +20,14 @@ RECIPES = {"cpt-5-8": "ptb-lstm", "static-8": "ptb-lstm-static8"}
 
 
 def settings(steps: int, size: int, seed: int) -> list[str]:
-    """Return what differs from the preset."""
+    """Return the settings that differ from the preset's."""
     return [
         f"model.args.embedding={size}",
         f"model.args.hidden={size}",
-        "model.args.dropout=0.2",  # a small network that sees the text a few times underfits
+        "model.args.dropout=0.2",  # a small network trained for a few epochs underfits
         f"train.steps={steps}",
         "train.eval_batch_size=40",
-        "lr.name=cosine",  # to zero within the run: a rate that waits for a plateau would not fall in these few epochs
+        "lr.name=cosine",  # reaches zero within the run; waiting for a plateau would not lower it in so few epochs
         "train.eval_every=1 epoch",
         f"seed={seed}",
         "train.device=cpu",
@@ -35,7 +35,7 @@ def settings(steps: int, size: int, seed: int) -> list[str]:
 
 
 def train(name: str, folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Train a run, go on with it, or read it; return its report."""
+    """Train a run, resume it, or read it if it is finished; return its report."""
     run = folder / f"{name}-seed{arguments.seed}"
     if not (run / "report.json").is_file():
         begun = (run / "recipe.yaml").is_file()
@@ -58,7 +58,7 @@ def row(name: str, report: dict[str, Any]) -> list[str]:
 
 
 def main() -> None:
-    """Train what is not yet trained and write the results."""
+    """Train the missing runs and write the results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=Path, default=Path("runs/language-models"))
     parser.add_argument("--steps", type=int, default=10624, help="1,328 are an epoch")

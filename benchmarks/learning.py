@@ -1,8 +1,8 @@
-"""What networks learn at static bits, with cyclic precision and in float32: accuracy or perplexity, BitOPs and time.
+"""Training at static bits, with cyclic precision and in float32: accuracy or perplexity, BitOPs and time.
 
-The settings are in `training_grid.py`, fixed before anything was run, and all that was run is shown. One thread; runs
-are kept in a folder, seed by seed: the same command goes on there, and `--table` shows what has finished. What stands
-in the results already, of the same settings, stays in them: seeds can come from several machines.
+The settings are in `training_grid.py`, were fixed before any run, and all runs are reported. One thread; runs are kept
+in a folder, seed by seed: repeating the command resumes, and `--table` shows the finished ones. Published results of
+the same settings are kept: seeds can come from several machines.
 
     CPT_DATA_DIR=… OMP_NUM_THREADS=1 python benchmarks/learning.py [--seeds 5] [--datasets ptb] [--table]
 """
@@ -34,12 +34,12 @@ REFERENCE = f"static{MAX_BITS}"
 COLUMNS = {"accuracy": "accuracy, %", "perplexity": "perplexity"}
 PERCENT = 100
 
-#: Of each run, by data set, kind and seed: its metric, GBitOPs, seconds of processor time, and the processor's units.
+#: For each run, by data set, kind and seed: its metric, GBitOPs, seconds of processor time, and the processor's units.
 Runs = dict[str, dict[str, dict[str, dict[str, Any]]]]
 
 
 def finished(folder: Path, processor: str) -> Runs:
-    """Return what is known of each finished run of a folder."""
+    """Return the results of each finished run of a folder."""
     found: Runs = {}
     for path in sorted(folder.glob("*-seed*/report.json")):
         name, _, seed = path.parent.name.rpartition("-seed")
@@ -58,14 +58,14 @@ def finished(folder: Path, processor: str) -> Runs:
 
 
 def published(settings: Mapping[str, Any]) -> Runs:
-    """Return the runs that stand in the results already, those of data sets whose settings have not changed."""
+    """Return the published runs of data sets whose settings have not changed."""
     path = RESULTS / "learning.json"
     content = json.loads(path.read_text()) if path.is_file() else {"runs": {}, "settings": {}}
     return {name: runs for name, runs in content["runs"].items() if content["settings"].get(name) == settings[name]}
 
 
 def merged(*parts: Runs) -> Runs:
-    """Return the runs of all parts, in the order of their seeds; of equal ones the last."""
+    """Merge the runs of all parts in the order of their seeds; the last of duplicates is kept."""
     result: Runs = {}
     for dataset in TASKS:
         for kind in ROWS:
@@ -107,7 +107,7 @@ def _processor_time(runs: Mapping[str, Mapping[str, Any]], processor: str) -> st
 
 
 def table(task: Task, runs: Mapping[str, Any]) -> str:
-    """Return the table of a data set, its kinds in rows."""
+    """Return the table of a data set, one row per kind."""
     processors = sorted({run["processor"] for seeds in runs.values() for run in seeds.values()})
     header = ["precision", "seeds", COLUMNS[task.metric], f"minus static {MAX_BITS}, paired", "BitOPs"]
     header += [f"processor time, {processor}" for processor in processors]
@@ -116,12 +116,12 @@ def table(task: Task, runs: Mapping[str, Any]) -> str:
 
 
 def processor_name(info: Mapping[str, Any]) -> str:
-    """Return what tells processors apart here: the widest units that they have."""
+    """Return the widest vector units of a processor, by which results are told apart."""
     return str(info["flags"][-1] if info["flags"] else info["cpu"])
 
 
 def main() -> None:
-    """Train what is missing and write the results."""
+    """Train the missing runs and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5, help="how many, from 0 on")
     parser.add_argument("--first-seed", type=int, default=0, help="leave those before it to other machines")

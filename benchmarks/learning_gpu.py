@@ -1,9 +1,9 @@
-"""What ResNet-38 and ResNet-74 learn on CIFAR-10-size images, statically at 8 bits and with CPT 3-8, on a GPU.
+"""Accuracy of ResNet-38 and ResNet-74 on CIFAR-10-size images, trained statically at 8 bits and with CPT 3-8, on a GPU.
 
-The paper's recipe, `cifar10-paper`: 64,000 iterations of 128 images, 32 cycles. Runs live in a folder. Each call goes
-on with those that are not finished, several at once since one small network leaves most of a GPU idle, and stops them
-after `--seconds` with their state saved: the same command goes on there, on another machine too if the folder is
-brought along. The table shows what there is, with the last evaluation of unfinished runs.
+The paper's recipe, `cifar10-paper`: 64,000 iterations of 128 images, 32 cycles. Runs are kept in a folder. Each call
+resumes the unfinished runs, several at once because one small network leaves most of a GPU idle, and stops them after
+`--seconds` with their state saved: repeating the command resumes them, also on another machine with the same folder.
+The table shows all runs, with the last evaluation of unfinished ones.
 
     CPT_DATA_DIR=… python benchmarks/learning_gpu.py [--seconds 560] [--iterations 64000] [--seeds 1]
 """
@@ -34,7 +34,7 @@ from cpt_deploy.training import train
 
 REFERENCE = f"static{MAX_BITS}"
 ROWS = {REFERENCE: f"static {MAX_BITS}", "cpt": f"CPT 3-{MAX_BITS}"}
-#: How long a run that was told to stop may take to save its state.
+#: Seconds that a stopped run may take to save its state.
 GRACE = 60.0
 POLL = 0.2
 
@@ -44,9 +44,9 @@ class Planned(NamedTuple):
 
     Args:
         model: Name of the network.
-        kind: Of `ROWS`.
-        seed: Of the run.
-        iterations: Its whole length.
+        kind: One of `ROWS`.
+        seed: Seed of the run.
+        iterations: Length of the complete run.
     """
 
     model: str
@@ -56,13 +56,13 @@ class Planned(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Name of its directory."""
+        """Name of the run's directory."""
         return f"{self.model}-{self.kind}-{self.iterations}-seed{self.seed}"
 
     def recipe(self, *, smoke: bool, device: str, workers: int) -> Recipe:
-        """Return its settings: the paper's, on the images that are here."""
+        """Return the settings: the paper's, on the available images."""
         model = [f"model.name={self.model}", f"seed={self.seed}", f"train.steps={self.iterations}", f"name={self.name}"]
-        # Which convolution is fastest is tried at the first step, and it may add in another order from run to run.
+        # cuDNN's choice of the fastest convolution may differ from run to run, and with it the order of additions.
         pace = ["train.eval_every=1950 steps", "train.checkpoint_every=1950 steps", "train.deterministic=false"]
         place = [f"train.device={device}", f"data.workers={workers}"]
         if smoke:
@@ -74,29 +74,29 @@ class Planned(NamedTuple):
 
 
 def grid(models: list[str], seeds: int, iterations: int) -> Iterator[Planned]:
-    """Yield the runs in the order in which they are begun: both kinds of a network beside each other, seed by seed."""
+    """Yield the runs in the order of starting: seed by seed, both kinds of a network next to each other."""
     for seed, model, kind in itertools.product(range(seeds), models, ROWS):
         yield Planned(model, kind, seed, iterations)
 
 
 def train_one(recipe: Recipe, directory: Path) -> None:
-    """Train a run from where it stands until its end or SIGTERM; the body of a process."""
+    """Train a run from its last state until its end or SIGTERM; the body of a process."""
     torch.set_num_threads(1)
     try:
         train(recipe, directory, resume=(directory / "recipe.yaml").is_file())
     except RunInterruptedError:
         return
-    # What shows the result stays; the folder is to be carried about.
+    # Only the files that show the result are kept, so that the folder is small enough to copy.
     for large in ("checkpoints", "tensorboard"):
         shutil.rmtree(directory / large)
     (directory / "model.safetensors").unlink()
 
 
 def advance(runs: list[tuple[Recipe, Path]], seconds: float, processes: int) -> None:
-    """Go on with the runs that are not finished, `processes` at once, and stop all after a time.
+    """Resume the unfinished runs, `processes` at once, and stop all after a time.
 
     Raises:
-        RuntimeError: If a run failed; it has said why.
+        RuntimeError: If a run failed; its process has printed the reason.
     """
     until, context = time.monotonic() + seconds, multiprocessing.get_context("spawn")
     waiting = [(recipe, folder) for recipe, folder in runs if not (folder / "report.json").is_file()]
@@ -121,14 +121,14 @@ def advance(runs: list[tuple[Recipe, Path]], seconds: float, processes: int) -> 
 
 
 def _is_going(process: BaseProcess) -> bool:
-    # A process that is told to stop before it listens ends by the signal; it has lost nothing.
+    # A process stopped before its handler is installed ends by the signal, without losing anything.
     if process.exitcode not in (None, 0, -signal.SIGTERM):
         raise RuntimeError(f"{process.name} failed, see above")
     return process.exitcode is None
 
 
 def found(planned: Planned, directory: Path) -> dict[str, Any] | None:
-    """Return what a run has shown so far; `None` if nothing."""
+    """Return the results of a run so far; `None` if there are none."""
     metrics = directory / "metrics.csv"
     if not metrics.is_file():
         return None
@@ -145,7 +145,7 @@ def found(planned: Planned, directory: Path) -> dict[str, Any] | None:
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """Return a row for each network and kind: accuracy of finished runs, and how far the others are."""
+    """Return a row per network and kind: accuracy of finished runs, and progress of the others."""
     header = [
         "network",
         "precision",
@@ -194,7 +194,7 @@ def _spread(values: list[float], sign: str = "") -> str:
 
 
 def main(words: list[str] | None = None) -> None:
-    """Go on with the runs and write the results."""
+    """Resume the runs and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=560.0, help="when to stop the runs")
     parser.add_argument("--iterations", type=int, default=64000, help="length of a run; the paper's is 64000")

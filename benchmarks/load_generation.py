@@ -1,7 +1,7 @@
-"""Load on an HTTP server by wrk: a fixed number of connections, each with one prepared request under way at a time.
+"""Load on an HTTP server by wrk: a fixed number of connections, each with one prepared request at a time.
 
-wrk (`apt-get install wrk`) was chosen by measurement: on one core it sends more than any of the servers answers, and
-its own delay is the least visible with a single client.
+wrk (`apt-get install wrk`) was chosen by measurement: on one core it sends more requests than any of the servers
+answers, and it adds the smallest delay with a single client.
 """
 
 import json
@@ -33,12 +33,12 @@ end
 
 @dataclass(frozen=True)
 class PreparedRequest:
-    """A POST request as it goes over the wire, again and again.
+    """A prepared POST request that is sent repeatedly.
 
     Args:
-        path: Its path, with the leading slash.
-        body: Its body.
-        headers: Its headers beside Host and Content-Length.
+        path: Path with the leading slash.
+        body: Body of the request.
+        headers: Headers besides Host and Content-Length.
     """
 
     path: str
@@ -48,12 +48,12 @@ class PreparedRequest:
 
 @dataclass(frozen=True)
 class Load:
-    """What a server did under load.
+    """Results of a server under load.
 
     Args:
-        requests_per_s: Answers in a second, errors not counted.
+        requests_per_s: Successful answers per second.
         p50_ms: Median latency.
-        p99_ms: Its 99th percentile.
+        p99_ms: 99th percentile of the latency.
         errors: Failed connections, timeouts and answers with a status of 400 or more.
         generator_cpu: Share of a core that wrk used.
     """
@@ -69,21 +69,21 @@ def require_wrk() -> None:
     """Raise an error if wrk is not installed.
 
     Raises:
-        MissingExtraError: With how to install it.
+        MissingExtraError: With the command that installs it.
     """
     if shutil.which("wrk") is None:
         raise MissingExtraError("Expected wrk in PATH, but found none", hint="apt-get install wrk")
 
 
 def generate_load(port: int, request: PreparedRequest, *, clients: int, seconds: float, core: int) -> Load:
-    """Send a request over and over to a server on this machine.
+    """Send a request repeatedly to a server on this machine.
 
     Args:
-        port: The server's port.
-        request: What to send.
+        port: Port of the server.
+        request: Request to send.
         clients: Connections, each of which waits for an answer before it sends again.
-        seconds: How long.
-        core: The core that wrk runs on.
+        seconds: Duration of the load.
+        core: Core that wrk runs on.
     """
     with tempfile.TemporaryDirectory() as folder:
         script, body = Path(folder) / "load.lua", Path(folder) / "body"

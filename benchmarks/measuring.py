@@ -1,4 +1,4 @@
-"""What all benchmarks share: interleaved timing, a description of the machine, and where results are written."""
+"""Shared by all benchmarks: interleaved timing, a description of the machine, and writing results."""
 
 import json
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def machine() -> dict[str, Any]:
-    """Return processor, instruction sets that matter here, and versions."""
+    """Return the processor, its relevant instruction sets, and versions."""
     cpu = read_cpu()
     packages = ["cpt-deploy", "torch", "torchvision", "triton", "torchao", "onnx", "onnxruntime", "numpy"]
     return {
@@ -28,7 +28,7 @@ def machine() -> dict[str, Any]:
 
 
 def machine_line(info: Mapping[str, Any]) -> str:
-    """Return the machine and the versions that matter as one line under a table."""
+    """Return the machine and the relevant versions as one line for below a table."""
     if "gpu" in info:
         card, versions = (
             info["gpu"],
@@ -47,7 +47,7 @@ def machine_line(info: Mapping[str, Any]) -> str:
 
 
 def write_results(name: str, content: Mapping[str, Any], table: str, folder: Path = RESULTS) -> None:
-    """Write `NAME.json` and `NAME.md`, refresh the pages' copies of the table if the folder is theirs, and print it."""
+    """Write `NAME.json` and `NAME.md`, print the table, and update its copies in the docs for the default folder."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
     (folder / f"{name}.md").write_text(table + "\n")

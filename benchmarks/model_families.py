@@ -1,8 +1,8 @@
 """Families of networks, with random weights: prepare, one training step, freeze, ONNX, onnxruntime.
 
-The table says for each network whether it converts, what of it stays in float and what share of its
-multiply-accumulates runs on integers, and how many integers differ between the executor and onnxruntime. Where parts
-compute in float, each stretch of integers is computed from the codes that onnxruntime had at its entry.
+The table says for each network whether it converts, which parts stay in float, the share of its multiply-accumulates on
+integers, and how many integers differ between the executor and onnxruntime. If parts compute in float, each stretch of
+integers is replayed from onnxruntime's integers at its boundary.
 
     python benchmarks/model_families.py [--networks resnet18 timm/levit_128s]
 
@@ -46,14 +46,14 @@ IMAGES = [
     "timm/gmlp_ti16_224", "timm/levit_128s", "timm/efficientformer_l1", "timm/mobilevit_xxs", "timm/poolformer_s12",
     "timm/pvt_v2_b0", "timm/ghostnet_100", "timm/fastvit_t8", "timm/xcit_nano_12_p16_224", "timm/resnetv2_50",
 ]  # fmt: skip
-"""Classifiers of images, as `model.name` names them."""
+"""Image classifiers, by their `model.name`."""
 
 SIZES = {"torchvision/maxvit_t": 224, "timm/efficientformer_l1": 224, "timm/levit_128s": 224, "timm/gmlp_ti16_224": 224}
-"""Height and width of the images, where 64 does not do."""
+"""Height and width of the images of networks that do not accept 64."""
 
 
 class Result(nn.Module):
-    """A network that returns one entry of the dictionary that another one returns."""
+    """A network that returns one entry of another's output dictionary."""
 
     def __init__(self, network: nn.Module, key: str) -> None:
         super().__init__()
@@ -70,8 +70,8 @@ class Network:
     """A network to take through the whole path.
 
     Args:
-        name: Its name in the table.
-        make: Builds it, with random weights.
+        name: Name in the table.
+        make: Builds the network, with random weights.
         shape: Shape of one input.
         tokens: Whether inputs are token ids rather than images.
     """
@@ -91,7 +91,7 @@ class Network:
 
 
 def image_network(name: str, size: int | None = None, classes: int = CLASSES) -> Network:
-    """Return a classifier of images by its name."""
+    """Return an image classifier by its name."""
     side = size or SIZES.get(name, 64)
     return Network(
         name,
@@ -101,7 +101,7 @@ def image_network(name: str, size: int | None = None, classes: int = CLASSES) ->
 
 
 def other_networks() -> list[Network]:
-    """Return what is no classifier of images: bodies of detectors and of segmentation, and classifiers of text."""
+    """Return the other networks: backbones of detection and segmentation, and text classifiers."""
     from torchvision.models import detection, segmentation
 
     small = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
@@ -133,7 +133,7 @@ def other_networks() -> list[Network]:
 
 
 def text_network(kind: str, **settings: Any) -> Network:
-    """Return a classifier of text of transformers, from a configuration of its own."""
+    """Return a text classifier of the package transformers, from a small configuration."""
 
     def make() -> nn.Module:
         transformers = importlib.import_module("transformers")
@@ -157,15 +157,15 @@ def training_step(model: QuantizedModel, network: Network) -> float:
 
 @dataclass(frozen=True)
 class Differences:
-    """Integers of the executor against onnxruntime's.
+    """Comparison of the executor's integers with onnxruntime's.
 
     Args:
-        integers: How many were compared, computed from onnxruntime's codes at each entry.
-        differing: How many differ.
-        hidden: Tensors that could not be looked at without changing what onnxruntime runs.
-        codes: How many codes the executor computed on its own way.
-        other_codes: How many of them differ.
-        logits: The greatest difference of a result, relative to the greatest result.
+        integers: Number of integers compared, replayed from the boundary.
+        differing: Number of them that differ.
+        hidden: Tensors that could not be read out without changing what onnxruntime runs.
+        codes: Number of integers compared in a free-running executor.
+        other_codes: Number of them that differ.
+        logits: Maximum difference of an output, relative to the maximum output.
     """
 
     integers: int
@@ -223,7 +223,7 @@ class Converted:
 
 
 def convert(network: Network) -> Converted:
-    """Take a network from float to ONNX.
+    """Convert a network from float to ONNX.
 
     Raises:
         ConversionError: If it cannot be prepared, frozen or written.
@@ -274,7 +274,7 @@ def row(result: dict[str, Any]) -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure the networks and write the results, after each one, so that a run can be stopped and gone on with."""
+    """Measure the networks, and write the results after each one, so that a run can be stopped and resumed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--networks", nargs="+", help="Parts of names: only these, beside the results that are there.")
     parser.add_argument("--results", type=Path, default=RESULTS)

@@ -1,7 +1,7 @@
 """Latency and size in onnxruntime: our integer export, the float32 export, and onnxruntime's own static quantization.
 
-All hold the same network and run in one interleaved measurement on one thread; the integer export does so in both of
-its forms, portable and native.
+All are of the same network and run in one interleaved measurement on one thread; the integer export in both of its
+forms, portable and native.
 
     python benchmarks/onnx_latency.py [--rounds 40] [--batches 1 8]
 """
@@ -26,7 +26,7 @@ BARS = {"resnet20": 2.0, "torchvision/resnet18": 3.5, "torchvision/mobilenet_v2"
 
 
 def images(count: int, shape: tuple[int, ...]) -> torch.Tensor:
-    """Return smooth random images with some noise; latency does not depend on what they show."""
+    """Return smooth random images with some noise; latency does not depend on their content."""
     coarse = torch.randn(count, shape[0], 8, 8)
     smooth = torch.nn.functional.interpolate(coarse, size=shape[1:], mode="bilinear")
     return smooth + 0.2 * torch.randn(count, *shape)

@@ -1,8 +1,8 @@
-"""The same exported file in other engines: accuracy, agreement with onnxruntime in the logits' codes, and latency.
+"""One exported file in other engines: accuracy, agreement with onnxruntime in the integers of logits, and latency.
 
-Engines that are not installed are listed as such. OpenVINO is `pip install openvino`; onnxruntime-web runs under Node
-from a folder in which `npm install onnxruntime-web` was done. All run on one thread. OpenVINO runs a second time
-with the instructions of a processor without VNNI: a portable bundle must not change by it.
+Engines that are not installed are listed as such. OpenVINO is installed by `pip install openvino`; onnxruntime-web
+runs under Node from a folder in which `npm install onnxruntime-web` was done. All run on one thread. OpenVINO runs a
+second time with the instructions of a processor without VNNI: a portable bundle must not change.
 
     python benchmarks/other_engines.py runs/fashion/bundle-8bit [more bundles] --data fashion-mnist [--limit 2000]
         [--node-modules FOLDER] [--rounds 30]
@@ -48,9 +48,9 @@ class Engine:
 
     Args:
         name: Name of the engine.
-        version: Its version.
-        run: From normalised images, float32 (N, C, H, W), to logits, float32 (N, K).
-        timed: From images to a function that only computes them, for measuring its time.
+        version: Version of the engine.
+        run: Function from normalised images, float32 (N, C, H, W), to logits, float32 (N, K).
+        timed: Function from images to a function that only computes them, to be timed.
     """
 
     name: str
@@ -60,13 +60,13 @@ class Engine:
 
 
 def onnxruntime_engine(bundle: Bundle) -> Engine:
-    """Load a bundle as it is served."""
+    """Load a bundle as the server does."""
     model = OnnxRuntimeModel(bundle.onnx_path)
     return Engine(REFERENCE, onnxruntime.__version__, model.run, lambda x: lambda: model.run(x))
 
 
 def openvino_engine(model: Path) -> Engine | None:
-    """Load a model in OpenVINO, what is left in float in float32; None if it is not installed."""
+    """Load a model in OpenVINO, with its float parts in float32; None if it is not installed."""
     if find_spec("openvino") is None:
         return None
     import openvino
@@ -102,7 +102,7 @@ def openvino_without_vnni(bundle: Bundle, inputs: list[Inputs]) -> Logits:
 
 
 def changed_without_vnni(bundle: Bundle, engine: Engine, inputs: list[Inputs]) -> dict[str, Any]:
-    """Compare OpenVINO's logit codes with those that it returns without VNNI instructions."""
+    """Compare OpenVINO's integers of logits with those without VNNI instructions."""
     scale = bundle.golden.logit_scale
     with_vnni = np.rint(np.concatenate([engine.run(batch) for batch in inputs]) / scale)
     without = np.rint(openvino_without_vnni(bundle, inputs) / scale)
@@ -114,13 +114,13 @@ def changed_without_vnni(bundle: Bundle, engine: Engine, inputs: list[Inputs]) -
 
 
 def web_installed(folder: Path) -> bool:
-    """Return whether Node is there and a folder's node_modules hold onnxruntime-web."""
+    """Return whether Node is installed and a folder's node_modules contain onnxruntime-web."""
     return shutil.which("node") is not None and (folder / "node_modules" / "onnxruntime-web").is_dir()
 
 
 @contextmanager
 def web_engine(bundle: Bundle, folder: Path) -> Iterator[Engine | None]:
-    """Load a bundle in onnxruntime-web under Node while the context lasts; None if either is not installed."""
+    """Load a bundle in onnxruntime-web under Node while the context is open; None if either is not installed."""
     if not web_installed(folder):
         yield None
         return
@@ -160,7 +160,7 @@ def _web_engine(process: "subprocess.Popen[str]", exchange: Path) -> Engine:
         return np.fromfile(exchange / "logits", dtype=np.float32).reshape(shape)
 
     def timed(inputs: Inputs) -> Callable[[], object]:
-        # the batch is handed over once, so that only computing is repeated and timed
+        # the batch is passed once, so that only the computation is repeated and timed
         feed(inputs)
         return lambda: ask(run=True)
 
@@ -168,7 +168,7 @@ def _web_engine(process: "subprocess.Popen[str]", exchange: Path) -> Engine:
 
 
 def batches(bundle: Bundle, data: str, limit: int | None) -> Iterator[tuple[Inputs, npt.NDArray[np.int64]]]:
-    """Yield test images, spread over the set, as a bundle wants them, with their labels."""
+    """Yield preprocessed test images, spread over the data set, with their labels."""
     images = load_images(data, split="test", root=None)
     count = len(images) if limit is None else min(limit, len(images))
     chosen = np.arange(count) * len(images) // count
@@ -178,7 +178,7 @@ def batches(bundle: Bundle, data: str, limit: int | None) -> Iterator[tuple[Inpu
 
 
 def agreement(bundle: Bundle, engines: list[Engine], data: str, limit: int | None) -> dict[str, dict[str, Any]]:
-    """Count right labels, other labels and differing logit codes of each engine against onnxruntime."""
+    """Count right labels, and labels and integers of logits that differ from onnxruntime's, for each engine."""
     golden = bundle.golden
     counts = {engine.name: {"correct": 0, "other_labels": 0, "differing": 0, "worst": 0} for engine in engines}
     samples = codes_total = 0
@@ -207,7 +207,7 @@ def agreement(bundle: Bundle, engines: list[Engine], data: str, limit: int | Non
 
 
 def latency(bundle: Bundle, engines: list[Engine], batch: int, rounds: int) -> dict[str, dict[str, float]]:
-    """Time one batch in all engines in turn; the ratio is against onnxruntime."""
+    """Time one batch in all engines in turn; ratios are relative to onnxruntime."""
     inputs = np.resize(bundle.golden.inputs, (batch, *bundle.golden.inputs.shape[1:])).astype(np.float32)
     times = interleaved({engine.name: engine.timed(inputs) for engine in engines}, rounds=rounds)
     return {
@@ -217,7 +217,7 @@ def latency(bundle: Bundle, engines: list[Engine], batch: int, rounds: int) -> d
 
 
 def measure(bundle: Bundle, data: str, limit: int | None, folder: Path, rounds: int) -> list[dict[str, Any]]:
-    """Measure one bundle in every engine; those that are not installed get an entry without figures."""
+    """Measure one bundle in every engine; engines that are not installed get an entry without figures."""
     with ExitStack() as stack:
         found = {
             REFERENCE: onnxruntime_engine(bundle),

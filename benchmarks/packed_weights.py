@@ -1,6 +1,6 @@
-"""Size and speed of a file by the bits of its weights: INT4 and INT2 codes are unpacked when a session is made.
+"""Size and speed of a file by the bits of its weights: INT4 and INT2 weights are unpacked when a session is created.
 
-For each network one integer file per bit-width and the float32 export; latency on one thread, interleaved.
+For each network one integer file per bit-width, and the float32 export; latency on one thread, interleaved.
 
     python benchmarks/packed_weights.py [--rounds 40]
 """

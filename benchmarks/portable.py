@@ -1,9 +1,8 @@
-"""What portable weights cost in accuracy: trained networks frozen portable and native, on the same whole test sets.
+"""Accuracy lost by portable weights: trained networks frozen portable and native, on the same whole test sets.
 
-Each network is calibrated twice without the limit of pairs, on other training batches, so that the table has beside the
-difference between the two forms what chance alone makes of one of them. Images: accuracy in onnxruntime and McNemar's
-exact test on paired answers. Text: the mean difference of the tokens' losses, with its standard error. Runs that are
-finished are taken as they are.
+The native form is calibrated twice, on different training batches, so that the table also shows the difference due to
+chance alone. Images: accuracy in onnxruntime and McNemar's exact test on paired answers. Text: the mean difference of
+the tokens' losses, with its standard error. Finished runs are kept.
 
     CPT_DATA_DIR=… OMP_NUM_THREADS=1 python benchmarks/portable.py [--runs runs/portable]
 """
@@ -69,7 +68,7 @@ TEXT_TOKENS = 40_000
 
 
 def trained(name: str, preset: str, settings: tuple[str, ...], folder: Path) -> Path:
-    """Return the directory of a run, trained now unless it is there."""
+    """Return the directory of a run; train it if it is missing."""
     directory = folder / name
     if not (directory / "report.json").is_file():
         print(f"training {name}", file=sys.stderr, flush=True)
@@ -78,7 +77,7 @@ def trained(name: str, preset: str, settings: tuple[str, ...], folder: Path) -> 
 
 
 def forms(model: Any) -> dict[str, Any]:
-    """Return copies of a model: portable, native, and native to be calibrated on other batches."""
+    """Return copies of a model: portable, native, and native for calibration on other batches."""
     copies = {name: copy.deepcopy(model).eval() for name in ("portable", "native", "native again")}
     for name in ("native", "native again"):
         make_native(copies[name])
@@ -86,7 +85,7 @@ def forms(model: Any) -> dict[str, Any]:
 
 
 def reduced(model: QuantizedModel | QuantizedLanguageModel) -> dict[str, Any]:
-    """Return in how many channels a portable model has a smaller range, and the mean greatest code there."""
+    """Return the number of channels with a reduced range in a portable model, and their mean maximum integer."""
     layers = reduced_layers(model)
     return {"channels": sum(layer.reduced_channels for layer in layers), "layers": len(layers)}
 
@@ -115,7 +114,7 @@ def images_result(run: TrainedRun, name: str) -> dict[str, Any]:
 
 
 def answers(model: QuantizedModel, run: TrainedRun, test: ImageSet) -> NDArray[np.bool_]:
-    """Return which test images onnxruntime gets right with a model's integers."""
+    """Return which test images onnxruntime classifies correctly with a model's integers."""
     served = OnnxRuntimeModel(write_onnx(freeze(model)))
     found = [
         served.run(inputs.numpy()).argmax(axis=1) == labels.numpy()
@@ -139,7 +138,7 @@ def paired(before: NDArray[np.bool_], after: NDArray[np.bool_]) -> dict[str, Any
 
 
 def text_result(run: TrainedLanguageModel, name: str) -> dict[str, Any]:
-    """Measure one language model in all forms, by its losses at the beginning of the test text."""
+    """Measure one language model in all forms, by its losses on the beginning of the test text."""
     corpus = load_corpus(run.recipe.data.name, None)
     ids = run.tokenizer.encode(corpus.text("test"))[:TEXT_TOKENS]
     rows = training_rows(run.tokenizer.encode(corpus.text("train")), run.recipe.train.batch_size)
@@ -176,7 +175,7 @@ def calibrate_text(model: QuantizedLanguageModel, chunks: Iterator[Any]) -> None
 
 @torch.no_grad()
 def text_losses(model: QuantizedLanguageModel, run: TrainedLanguageModel, ids: Any) -> NDArray[np.float64]:
-    """Return the loss of each token at max_bits, whose codes are those of the integers."""
+    """Return the loss of each token at max_bits, at which fake quantization has the integers of the export."""
     text, found, state = run.recipe.data.text, [], None
     with model.at_max_bits():
         for chunk in evaluation_chunks(ids, run.recipe.train.eval_batch_size, text.sequence, text.context):
@@ -192,7 +191,7 @@ def _flat(losses: Tensor) -> NDArray[np.float64]:
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """Return a row for each network."""
+    """Return a table with a row per network."""
     header = ["network", "test", "channels reduced", "native", "portable", "portable against native, 95 % interval",
               "lost / won", "p", "chance: native calibrated on other batches"]  # fmt: skip
     rows = []

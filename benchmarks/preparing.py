@@ -1,4 +1,4 @@
-"""What `prepare` costs: the comparison with the network that was handed in, and the trial of what is deployed.
+"""Time of `prepare`: the conversion, the comparison with the given network, and the trial of its deployment.
 
 python benchmarks/preparing.py [--rounds 3]
 """
@@ -37,13 +37,13 @@ def seconds(function: Callable[[], object]) -> float:
 
 
 def compare(network: nn.Module, prepared: QuantizedModel, shape: tuple[int, ...]) -> None:
-    """Do what `prepare` does to compare a network with what it became."""
+    """Compare a network with its converted form, as `prepare` does."""
     with untouched(network), same_randomness(network):
         Reference.of(HandedIn.of(network), shape, torch.float32).check(prepared)
 
 
 def measure(name: str, shape: tuple[int, int, int], rounds: int) -> dict[str, Any]:
-    """Time the parts of preparing one network, in turns."""
+    """Time the parts of preparing one network, interleaved."""
     torch.manual_seed(0)
     network = build_model(name, num_classes=1000, in_channels=shape[0], input_size=shape[1:])
     config = QuantizationConfig()

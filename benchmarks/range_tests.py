@@ -1,7 +1,7 @@
-"""The precision range test of two networks on Fashion-MNIST: at how many bits does training accuracy start to rise?
+"""The precision range test of two networks on Fashion-MNIST: the minimum bits at which training accuracy rises.
 
-All precisions up to max_bits are tried, not only those up to the first that trains, so that the whole curve can
-be seen; the bound is the first one that trains either way.
+All precisions up to max_bits are tried, not only those up to the first that trains, to show the whole curve; min_bits
+is the first one that trains either way.
 
     CPT_DATA_DIR=… python benchmarks/range_tests.py [--models resnet20 mobilenetv2] [--steps 100] [--seeds 0]
 """
@@ -21,11 +21,11 @@ from cpt_deploy.training import range_test
 IMAGES = Path(__file__).parent.parent / "docs" / "images"
 BATCH_SIZES = {"resnet20": 64, "mobilenetv2": 32}
 PRESET_BATCH = 128
-"""The batch that the preset's learning rate is meant for; smaller ones have a rate that is smaller alike."""
+"""Batch size of the preset's learning rate; for smaller batches the rate is reduced in proportion."""
 
 
 def tested(model: str, seed: int, steps: int) -> dict[str, Any]:
-    """Run the test of one network with the preset's other settings and return what it found."""
+    """Run the test of one network with the preset's other settings and return its result."""
     overrides = [f"model.name={model}", f"train.batch_size={BATCH_SIZES[model]}", f"seed={seed}", "train.device=cpu"]
     rate = load_recipe("fashion-mnist-resnet20").optimizer.lr * BATCH_SIZES[model] / PRESET_BATCH
     recipe = load_recipe("fashion-mnist-resnet20", [*overrides, f"optimizer.lr={rate}"])
@@ -46,7 +46,7 @@ def tested(model: str, seed: int, steps: int) -> dict[str, Any]:
 
 
 def table(results: list[dict[str, Any]], steps: int, info: dict[str, Any]) -> str:
-    """Return the rises of all networks as a table; the bound is set in bold."""
+    """Return the rises of all networks as a table; min_bits is in bold."""
     bits = [entry["bits"] for entry in results[0]["precisions"]]
     rows = []
     for result in results:

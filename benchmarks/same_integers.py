@@ -1,8 +1,8 @@
-"""Whether a change of the code left all integers and losses as they were: run it before, and again after.
+"""Check that a change of the code leaves all integers and losses unchanged: run it before, and again after.
 
-Each network, with random weights, takes some training steps on codes, is calibrated on noise, frozen (at 8 bits, at 4,
-and symmetric) and written. Losses are kept to the last bit; of each model.onnx a digest of every constant and one of
-its nodes.
+Each network, with random weights, takes some training steps on integers, is calibrated on noise, frozen (at 8 bits, at
+4, and symmetric) and written. Recorded are the exact losses, and of each model.onnx a digest of every constant and one
+of its nodes.
 
     python benchmarks/same_integers.py before.json
     python benchmarks/same_integers.py after.json --against before.json
@@ -49,7 +49,7 @@ class Transposed(nn.Module):
 
 
 class Mixed(nn.Module):
-    """Convolutions with BatchNorm and clamps beside operations in float."""
+    """Convolutions with BatchNorm and clamps next to operations in float."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ class Mixed(nn.Module):
 
 
 def vision_transformer() -> nn.Module:
-    """Return a small one of torchvision's for (3, 32, 32)."""
+    """Return a small vision transformer of torchvision for inputs of (3, 32, 32)."""
     from torchvision.models import VisionTransformer
 
     return VisionTransformer(32, 8, 2, 2, 32, 64, num_classes=CLASSES)
@@ -124,7 +124,7 @@ def results(make: Callable[[], nn.Module], shape: tuple[int, ...]) -> Found:
 
 
 def main() -> None:
-    """Write what is found, and say what differs from an earlier run."""
+    """Write the results, and print the differences to an earlier run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--against", type=Path)

@@ -1,4 +1,4 @@
-"""Servers as processes on one core: started until ready, held still while others are measured, and their memory."""
+"""Servers as processes on one core: start-up until ready, suspension while others are measured, and memory."""
 
 import contextlib
 import http.client
@@ -23,11 +23,11 @@ class ServerCommand:
     """How to start a server.
 
     Args:
-        name: Its name in the results.
+        name: Name in the results.
         command: Program and arguments.
-        port: The port that it listens on.
-        ready_path: A path that answers 200 as soon as, and not before, the server can infer.
-        environment: Variables beside those of this process.
+        port: Port to listen on.
+        ready_path: Path that answers 200 once the server is ready for inference, not before.
+        environment: Environment variables in addition to those of this process.
         folder: Working directory.
     """
 
@@ -44,10 +44,10 @@ class RunningServer:
     """A started server.
 
     Args:
-        name: Its name in the results.
-        port: Its port.
-        process: Its first process.
-        start_s: Seconds from its start until it was ready.
+        name: Name in the results.
+        port: Port of the server.
+        process: First process of the server.
+        start_s: Seconds from the start until it was ready.
     """
 
     name: str
@@ -56,13 +56,13 @@ class RunningServer:
     start_s: float
 
     def signal(self, number: signal.Signals) -> None:
-        """Send a signal to all of its processes."""
+        """Send a signal to all processes of the server."""
         for pid in process_tree(self.process.pid):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
 
     def resident_mib(self) -> float:
-        """Return the memory of all of its processes in MiB, pages that they share counted once."""
+        """Return the memory of all processes in MiB; shared pages are counted once."""
         return sum(map(_proportional_kib, process_tree(self.process.pid))) / 1024
 
     def post(self, request: PreparedRequest) -> tuple[Mapping[str, str], bytes]:
@@ -83,10 +83,10 @@ class RunningServer:
 
 @contextmanager
 def running(server: ServerCommand, *, core: int, log: IO[bytes]) -> Iterator[RunningServer]:
-    """Start a server on one core, wait until it is ready, and end it afterwards.
+    """Start a server on one core, wait until it is ready, and stop it on exit.
 
     Raises:
-        RuntimeError: If it ends by itself or is not ready in time.
+        RuntimeError: If it exits or is not ready in time.
     """
     started = time.perf_counter()
     process = subprocess.Popen(
@@ -111,7 +111,7 @@ def running(server: ServerCommand, *, core: int, log: IO[bytes]) -> Iterator[Run
 
 @contextmanager
 def only_awake(server: RunningServer | None, servers: Sequence[RunningServer]) -> Iterator[None]:
-    """Hold all other servers still, or all of them, so that nothing that they do disturbs."""
+    """Suspend all servers except the given one, if any, so that they do not disturb the measurement."""
     others = [other for other in servers if other is not server]
     for other in others:
         other.signal(signal.SIGSTOP)
@@ -123,19 +123,19 @@ def only_awake(server: RunningServer | None, servers: Sequence[RunningServer]) -
 
 
 def set_niceness(niceness: int) -> None:
-    """Set the niceness of this process and all that it starts, beside those of other sessions too.
+    """Set the niceness of this process and its children, also relative to other sessions.
 
     Args:
         niceness: -20 to 19; below zero needs root.
     """
     os.nice(niceness - os.nice(0))
-    # Where Linux groups processes by session, niceness decides only within the session, and this between sessions.
+    # If Linux groups processes by session, niceness applies within a session only, and this setting between sessions.
     if niceness and AUTOGROUP.exists():
         AUTOGROUP.write_text(str(niceness))
 
 
 def _share_niceness(root: int) -> None:
-    """Give the sessions that a server has opened the niceness of this one."""
+    """Apply the niceness of this session to the sessions that a server has opened."""
     niceness = os.nice(0)
     if niceness and AUTOGROUP.exists():
         for pid in process_tree(root):
@@ -148,7 +148,7 @@ def process_tree(root: int) -> list[int]:
     children: dict[int, list[int]] = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
-            # The name in parentheses can hold anything; the parent is the second field behind it.
+            # The name in parentheses may contain any character; the parent is the second field after it.
             pid, parent = int(stat.parent.name), int(stat.read_text().rpartition(")")[2].split()[1])
             children.setdefault(parent, []).append(pid)
     tree = [root]
@@ -174,7 +174,7 @@ def _is_ready(server: ServerCommand) -> bool:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End a server and whatever it started."""
+    """Stop a server and all processes that it started."""
     tree = process_tree(process.pid)
     process.terminate()
     with contextlib.suppress(subprocess.TimeoutExpired):

@@ -1,10 +1,10 @@
-"""Serving under load: our server, LitServe, BentoML and MLServer against a bare onnxruntime session in a loop.
+"""Serving under load: our server, LitServe, BentoML and MLServer, relative to a bare onnxruntime session in a loop.
 
 All run the same integer ONNX file on one thread of one core; wrk sends from another core, with 1, 8 and 64 clients that
-each wait for an answer before they ask again. The servers take turns in short rounds, all but one held still, and the
-figures are medians over the rounds. `HTTP alone` is an empty app under our HTTP server, which bounds what any server
-in Python can reach with requests of few rows. Each peer has a virtual environment of its own, made when it is missing.
-On x86 without VNNI the results are `serving_without_vnni`.
+each wait for an answer before the next request. The servers alternate in short rounds, all but one suspended, and the
+figures are medians over the rounds. `HTTP alone` is an empty app under our HTTP server, an upper bound for any server
+in Python with requests of few rows. Each peer has a virtual environment of its own, created if it is missing. On x86
+without VNNI the results are named `serving_without_vnni`.
 
     python benchmarks/serving.py [--rounds 5] [--seconds 2] [--peers-python build/serving-peers] [--nice -10] [--quick]
 """
@@ -41,13 +41,13 @@ from cpt_deploy.quantization import QuantizationConfig, calibrate, prepare
 
 @dataclass(frozen=True)
 class Case:
-    """A network and the requests that it is asked with.
+    """A network and the sizes of its requests.
 
     Args:
         network: Name of the network.
-        shape: Its input (C, H, W).
-        classes: Number of its classes.
-        rows: Rows of a request, one run for each.
+        shape: Input shape (C, H, W).
+        classes: Number of classes.
+        rows: Rows of a request, one measurement for each.
     """
 
     network: str
@@ -58,11 +58,11 @@ class Case:
 
 @dataclass(frozen=True)
 class Plan:
-    """How long and where to measure.
+    """Duration and cores of the measurement.
 
     Args:
-        rounds: Turns that each server gets.
-        seconds: Length of a turn; longer where each client would be answered only a few times.
+        rounds: Turns of each server.
+        seconds: Length of a turn; longer if each client would get only a few answers.
         clients: Numbers of clients.
         server_core: Core of the servers and of the bare session.
         load_core: Core of wrk.
@@ -80,9 +80,9 @@ class Peers:
     """The other servers.
 
     Args:
-        folder: Where their virtual environments are.
-        installed: Names of those that are there.
-        skipped: Why others are not, by name.
+        folder: Folder of their virtual environments.
+        installed: Names of the installed ones.
+        skipped: Reasons why others are missing, by name.
     """
 
     folder: Path
@@ -99,7 +99,7 @@ ANSWERS_PER_CLIENT = 2.5
 
 
 def make_bundle(case: Case, folder: Path) -> Bundle:
-    """Export a network whose weights are random: speed does not depend on them."""
+    """Export a network with random weights, on which speed does not depend."""
     torch.manual_seed(0)
     network = build_model(case.network, num_classes=case.classes, in_channels=3, input_size=case.shape[1:])
     model = prepare(network, torch.zeros(2, *case.shape), QuantizationConfig())
@@ -120,7 +120,7 @@ def bare_session(bundle: Bundle) -> onnxruntime.InferenceSession:
 
 
 def bare_rows_per_s(session: onnxruntime.InferenceSession, rows: Rows, seconds: float, core: int) -> float:
-    """Feed a session the same rows over and over on one core."""
+    """Run a session repeatedly on the same rows on one core."""
     everywhere = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {core})
     runs, begin = 0, time.perf_counter()
@@ -157,7 +157,7 @@ def measure(case: Case, bundle: Bundle, rows_per_request: int, plan: Plan, peers
 
 
 def _check(system: System, server: RunningServer, session: onnxruntime.InferenceSession, rows: Rows) -> None:
-    """Make sure that a server computes what the session computes, and warm it up."""
+    """Check that a server returns the session's logits, which also warms it up."""
     if system.read is None:
         return
     expected = session.run(None, {"image": rows})[0]
@@ -174,7 +174,7 @@ def _rounds(
     clients: int,
     plan: Plan,
 ) -> dict[str, Any]:
-    """Let the bare session and all servers take turns, in reversed order every other round."""
+    """Measure the bare session and all servers in turn, in reversed order every other round."""
     servers = [server for _, server in started.values()]
     bare: list[float] = []
     loads: dict[str, list[Load]] = defaultdict(list)
@@ -189,7 +189,7 @@ def _rounds(
             seconds = max(plan.seconds, ANSWERS_PER_CLIENT * clients * len(rows) / (bare[-1] if bare else 1e9))
             with only_awake(server, servers):
                 load = generate_load(server.port, system.request, clients=clients, seconds=seconds, core=plan.load_core)
-                # Its clients have gone in the middle of requests: the next one is answered when those are done.
+                # wrk disconnects in the middle of requests: the next request is answered when those are done.
                 server.post(system.request)
             loads[name].append(load)
     return {
@@ -213,7 +213,7 @@ def _summary(loads: list[Load], bare: list[float], rows: int) -> dict[str, Any]:
 
 
 def install_peers(folder: Path) -> Peers:
-    """Make sure that the peers are installed, and say which could not be."""
+    """Install missing peers, and print which could not be installed."""
     reasons = {name: systems.install_peer(name, folder) for name in PEERS}
     skipped = {name: reason for name, reason in reasons.items() if reason is not None}
     for name, reason in skipped.items():

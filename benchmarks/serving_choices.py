@@ -1,6 +1,6 @@
-"""The libraries under the server, chosen by measurement: HTTP server, JSON, decoding of JPEG files.
+"""Comparison of libraries for the server: HTTP server, JSON, decoding of JPEG files.
 
-What is not installed is left out (`pip install granian hypercorn msgspec simplejpeg`); wrk sends the requests.
+Libraries that are not installed are left out (`pip install granian hypercorn msgspec simplejpeg`); wrk sends requests.
 
     python benchmarks/serving_choices.py [--rounds 5] [--seconds 2] [--nice -10]
 """
@@ -36,7 +36,7 @@ Arguments = list[str]
 
 
 def http_servers() -> dict[str, Arguments]:
-    """Return the arguments of Python that start each server that is installed, without the port."""
+    """Return Python's arguments that start each installed server, without the port."""
     uvicorn = ["-m", "uvicorn", "empty_app:app", "--log-level", "warning", "--no-access-log"]
     granian = ["-m", "granian", "empty_app:app", "--interface", "asgi", "--loop", "uvloop", "--log-level", "warning"]
     servers = {"uvicorn: h11, asyncio": [*uvicorn, "--http", "h11", "--loop", "asyncio"]}
@@ -88,7 +88,7 @@ def _medians(loads: Mapping[str, list[Any]]) -> dict[str, dict[str, float]]:
 
 
 def json_work() -> dict[str, dict[str, Callable[[], object]]]:
-    """Return what a server does with JSON, by library."""
+    """Return a server's work on JSON, by library."""
     header = json.dumps(
         {
             "inputs": [
@@ -142,7 +142,7 @@ def image_work() -> dict[str, dict[str, Callable[[], object]]]:
 
 
 def _photograph(width: int, height: int) -> bytes:
-    """Return a JPEG file about as detailed as a photograph."""
+    """Return a JPEG file with about the detail of a photograph."""
     random = np.random.default_rng(0)
     coarse = Image.fromarray(random.integers(0, 256, (height // 8 + 1, width // 8 + 1, 3), np.uint8))
     pixels = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), np.int16)
@@ -158,7 +158,7 @@ def _decode_with_pillow(data: bytes) -> np.ndarray[Any, Any]:
 
 
 def measure_work(work: Mapping[str, Mapping[str, Callable[[], object]]], rounds: int) -> list[dict[str, Any]]:
-    """Time the libraries at each piece of work in turns; the first of them is the base of the ratios."""
+    """Time the libraries at each piece of work in turn; ratios are relative to the first one."""
     results = []
     for name, runs in work.items():
         times = interleaved(runs, rounds=rounds)

@@ -1,7 +1,7 @@
-"""The servers that benchmarks/serving.py compares: how each is installed and started, asked, and its answer read.
+"""The servers of benchmarks/serving.py: installation, start, requests, and reading of answers.
 
 Each runs the same ONNX file in onnxruntime on one thread, batches up to the same number of rows, writes no access log,
-and takes its input in the most compact form that its HTTP API has.
+and receives input in the most compact form of its HTTP API.
 """
 
 import base64
@@ -28,7 +28,7 @@ PEERS = ("litserve", "bentoml", "mlserver")
 HTTP_ALONE = "HTTP alone"
 ROWS_PER_BATCH = 32
 _MEMORY = str(2**30)
-"""Bytes for what waits, so that nobody is refused: the other servers have no such bounds."""
+"""Bytes for waiting requests, so that none is refused: the other servers have no such limit."""
 _FIRST_PORT = 18200
 
 
@@ -37,10 +37,10 @@ class System:
     """A server of a model, ready to be started.
 
     Args:
-        server: How to start it.
+        server: Command that starts it.
         request: A request with some rows.
-        read: From headers and body of an answer to logits, float32 (N, K); None if there are none.
-        tensors: How tensors travel, in words.
+        read: Function from headers and body of an answer to logits, float32 (N, K); None if there are none.
+        tensors: Encoding of tensors, as text.
     """
 
     server: ServerCommand
@@ -50,11 +50,11 @@ class System:
 
 
 def install_peer(name: str, folder: Path) -> str | None:
-    """Install a peer in a virtual environment of its own, unless it is there; return why not if that fails.
+    """Install a peer in a virtual environment of its own, unless it is there; return the reason if that fails.
 
     Args:
         name: One of `PEERS`.
-        folder: Where the environments are.
+        folder: Folder of the environments.
     """
     python = folder / name / "bin" / "python"
     if not python.exists():
@@ -113,7 +113,7 @@ def cpt_deploy_system(bundle: Bundle, rows: Rows) -> System:
 
 
 def http_alone_system(rows: Rows) -> System:
-    """An empty ASGI app under the HTTP server that ours runs in: the floor for any server in Python."""
+    """An empty ASGI app under our HTTP server: the minimum cost of any server in Python."""
     port = _FIRST_PORT + 10
     command = [
         sys.executable, "-m", "uvicorn", "empty_app:app", "--port", str(port), "--http", "httptools",
@@ -180,13 +180,13 @@ def mlserver_system(bundle: Bundle, rows: Rows, folder: Path, work: Path) -> Sys
 
 
 def peer_systems(installed: Sequence[str], folder: Path, bundle: Bundle, rows: Rows, work: Path) -> list[System]:
-    """Return those of the peers that are installed.
+    """Return the installed peers.
 
     Args:
         installed: Names out of `PEERS`.
-        folder: Where their virtual environments are.
-        bundle: Whose model they serve.
-        rows: What a request holds.
+        folder: Folder of their virtual environments.
+        bundle: Bundle of the model to serve.
+        rows: Rows of a request.
         work: An empty folder for their settings.
     """
     makers: dict[str, Callable[[], System]] = {

@@ -10,7 +10,7 @@ OURS = "cpt-deploy"
 
 
 def serving_table(content: Mapping[str, Any]) -> str:
-    """Return both tables with what has to be known to read them."""
+    """Return both tables with the text that explains them."""
     results, plan, info = content["results"], content["plan"], content["machine"]
     names = [name for name in results[0]["servers"] if name != HTTP_ALONE]
     versions = ", ".join(f"{name} {info['versions'][name]}" for name in ("litserve", "bentoml", "mlserver")

@@ -1,9 +1,9 @@
-"""Latency of a Transformer language model in onnxruntime: our integers, float32, and onnxruntime's dynamic ones.
+"""Latency of a Transformer language model in onnxruntime: our export, float32, and onnxruntime's dynamic quantization.
 
 All three are the same graph with the same cache of keys and values: in the float file each product is a MatMul of the
-dequantized weights, and `quantize_dynamic` makes the third one of it. One thread, in turns. On processors without VNNI
-ours are run as `open_session` does, with exact sums, which costs speed; the dynamic one as a user would, with sums that
-can saturate there.
+dequantized weights, from which `quantize_dynamic` makes the third file. One thread, interleaved. On processors without
+VNNI ours runs as `open_session` does, with exact sums, which costs speed; the dynamic one as a user would run it, with
+sums that can saturate there.
 
     python benchmarks/text_latency.py [--rounds 40]
 """
@@ -35,7 +35,7 @@ OURS, FLOATS, DYNAMIC = "this export", "float32", "onnxruntime's `quantize_dynam
 
 
 def frozen_model() -> IntegerTransformer:
-    """Return a Transformer with random weights and known ranges, as integers."""
+    """Return the integer model of a Transformer with random weights and known ranges."""
     torch.manual_seed(0)
     network = TransformerLanguageModel(VOCABULARY, **SHAPE, dropout=0.0)
     model = prepare_language_model(network, QuantizationConfig())
@@ -47,7 +47,7 @@ def frozen_model() -> IntegerTransformer:
 
 
 def with_float_products(content: bytes, model: IntegerLanguageModel) -> bytes:
-    """Return the graph with a MatMul of float32 in place of each product of codes, and a float32 table."""
+    """Return the graph with a float32 MatMul in place of each integer product, and a float32 table."""
     graph = (file := onnx.load_from_string(content)).graph
     constants = {entry.name: entry for entry in graph.initializer}
     made = {node.output[0]: node for node in graph.node}
@@ -72,7 +72,7 @@ def with_float_products(content: bytes, model: IntegerLanguageModel) -> bytes:
         dropped.add("embedding.output.scales")
     kept = [node for node in graph.node if node.output[0] not in dropped and node.op_type != "Cast"]
     for node in kept:
-        # Without the Cast and the scales of the table its rows are read as they are.
+        # Without the Cast and the scales of the table, its rows are read directly.
         if node.op_type == "Mul" and node.input[1].endswith("output.scales"):
             node.CopyFrom(helper.make_node("Identity", [node.input[0].replace("unscaled", "codes")], list(node.output)))
     del graph.node[:], graph.initializer[:]
@@ -85,7 +85,7 @@ def with_float_products(content: bytes, model: IntegerLanguageModel) -> bytes:
 
 
 def dynamic(floats: bytes) -> bytes:
-    """Return what onnxruntime's dynamic quantization makes of a float file."""
+    """Return a float file quantized by onnxruntime's dynamic quantization."""
     with tempfile.TemporaryDirectory() as folder:
         before, after = Path(folder, "float.onnx"), Path(folder, "dynamic.onnx")
         before.write_bytes(floats)
@@ -145,7 +145,7 @@ def main() -> None:
 
 
 def _session(data: bytes, *, plain: bool) -> Any:
-    """Return a session of one thread; a plain one has onnxruntime's own sums, which can saturate without VNNI."""
+    """Return a session of one thread; a plain one has onnxruntime's default sums, which can saturate without VNNI."""
     if not plain:
         return open_session(data)
     import onnxruntime

@@ -1,8 +1,8 @@
-"""Tokens a second of a server of language models: texts that share their turns against texts one by one.
+"""Tokens per second of a server of language models: batched texts compared with texts one by one.
 
-Two servers of the same bundle on one core, with `max_batch` 16 (the default) and 1; clients on the other one generate
-texts after prompts of different lengths. Measured in turns, while the other server is held still. The answers of both
-have to be the same, text by text.
+Two servers of the same bundle on one core, with `max_batch` 16 (the default) and 1; clients on the other core generate
+texts from prompts of different lengths. Measured in turn, while the other server is suspended. The answers of both must
+be the same, text by text.
 
     python benchmarks/text_serving.py [--rounds 5] [--tokens 64]
 """
@@ -54,7 +54,7 @@ def write_bundle(name: str, folder: Path) -> Path:
 
 
 def requests(clients: int, tokens: int) -> list[PreparedRequest]:
-    """Return a request of each client; prompts have 4 to 40 words."""
+    """Return one request per client; prompts have 4 to 40 words."""
     source = random.Random(0)
     bodies = [
         {
@@ -68,7 +68,7 @@ def requests(clients: int, tokens: int) -> list[PreparedRequest]:
 
 
 def generate(server: RunningServer, given: Sequence[PreparedRequest], tokens: int) -> tuple[float, list[str]]:
-    """Return tokens a second over all clients, and the texts."""
+    """Return tokens per second over all clients, and the texts."""
     with ThreadPoolExecutor(len(given)) as pool:
         began = time.perf_counter()
         answers = [json.loads(content) for _, content in pool.map(server.post, given)]

@@ -1,7 +1,7 @@
 """Every family of torchvision classifiers: prepare, one training step, freeze, ONNX, onnxruntime.
 
 The table says for each network whether it converts, which operators are left in float in onnxruntime's optimized
-graph, how many codes differ between the integer executor and onnxruntime, and latency against float32.
+graph, how many integers differ between the integer executor and onnxruntime, and latency relative to float32.
 
     python benchmarks/torchvision_models.py [--models resnet18 vgg11_bn] [--size 224]
 """

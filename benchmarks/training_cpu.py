@@ -1,7 +1,7 @@
 """Time and memory of a training step on one CPU thread: float32, bfloat16 autocast, other quantizers, and cpt-deploy.
 
-All variants of a network start from the same weights and take turns in one interleaved measurement. Without bfloat16
-units the results have a name of their own.
+All variants of a network start from the same weights and run in one interleaved measurement. On processors without
+bfloat16 units the results have another name.
 
     python benchmarks/training_cpu.py [--rounds 9] [--networks resnet20 ...]
 """
@@ -79,7 +79,7 @@ def transformer() -> dict[str, Callable[[], None]]:
 
 
 def measure(name: str, batch: int | str, steps: dict[str, Callable[[], None]], rounds: int) -> dict[str, Any]:
-    """Time all variants of a network, in time of the one thread's processor, and measure their memory."""
+    """Measure the processor time of all variants of a network on one thread, and their memory."""
     times = interleaved(steps, rounds=rounds, warmup=2, clock=time.process_time)
     memory = {key: peak_bytes(step) for key, step in steps.items()}
     return {
@@ -94,7 +94,7 @@ def measure(name: str, batch: int | str, steps: dict[str, Callable[[], None]], r
 
 
 def table(results: list[dict[str, Any]], memory: dict[str, float]) -> str:
-    """Return the results as a Markdown table, a variant a row."""
+    """Return the results as a Markdown table, one row per variant."""
     variants = list(results[0]["milliseconds"])
     header = ["step", *(f"{r['network']}, {r['batch']}" for r in results), "memory, {}, {}".format(*MEMORY)]
 

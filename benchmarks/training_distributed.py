@@ -1,4 +1,4 @@
-"""What a training step takes each of two processes, and how far their losses are from those of a single process.
+"""Time of a training step in each of two processes, and the difference of their losses from a single process.
 
 python benchmarks/training_distributed.py [--rounds 9]
 """
@@ -37,7 +37,7 @@ NOISE = "one process, other seed of the gradients' noise only"
 
 
 def in_processes(count: int, function: Callable[..., None], *arguments: Any) -> None:
-    """Call a function in processes as torchrun would start them."""
+    """Call a function in several processes, with the environment that torchrun would set."""
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # finds a free port
     port = store.port
     del store
@@ -53,7 +53,7 @@ def _as_rank(rank: int, count: int, port: int, function: Callable[..., None], ar
 
 
 def training_step(compute: str, ranks: ProcessGroup) -> Callable[[], None]:
-    """Return a function that makes one step on this process's part of the batch, ResNet-20 on 32x32 images."""
+    """Return a training step of ResNet-20 on this process's part of a batch of 32x32 images."""
     torch.manual_seed(0)
     network = build_model("resnet20", num_classes=10, in_channels=3, input_size=(32, 32))
     model = (
@@ -81,7 +81,7 @@ def training_step(compute: str, ranks: ProcessGroup) -> Callable[[], None]:
 
 
 def time_steps(rounds: int, path: Path) -> None:
-    """Time the paths in turns, in processor time of this process; the first process writes what it found."""
+    """Time the paths in turn, in processor time of this process; the first process writes the results."""
     ranks = launched()
     with joined("cpu"):
         steps = {f"cpt-deploy {name}": training_step(name, ranks) for name in ("modules", "float32", "bf16")}
@@ -91,7 +91,7 @@ def time_steps(rounds: int, path: Path) -> None:
 
 
 def curve(processes: int, folder: Path) -> npt.NDArray[np.float64]:
-    """Return the losses of 200 steps on digits, CPT 3-8, and leave the run in a folder."""
+    """Return the losses of 200 steps on digits, CPT 3-8; the run is kept in a folder."""
     recipe = load_recipe("digits-quickstart", list(SETTINGS))
     if processes == 1:
         train(recipe, folder)
@@ -101,7 +101,7 @@ def curve(processes: int, folder: Path) -> npt.NDArray[np.float64]:
 
 
 def curves(folder: Path) -> dict[str, dict[str, float]]:
-    """Return how far the losses of several processes are from those of one."""
+    """Return the differences between the losses of several processes and of one."""
     found = {"one process": curve(1, folder / "one")}
     original = setup.QuantizationConfig
     setup.QuantizationConfig = lambda **given: original(**{**given, "seed": 1})  # type: ignore[assignment,misc]

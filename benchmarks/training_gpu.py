@@ -1,9 +1,9 @@
-"""A training step on a GPU: float32, TF32, bfloat16 autocast, other quantizers, and cpt-deploy on each of its paths.
+"""A training step on a GPU: float32, TF32, bfloat16 autocast, other quantizers, and each path of cpt-deploy.
 
 ResNet-74 on 32x32 images, ResNet-50 on 224x224 and a GPT-like Transformer. All variants of a network start from the
-same weights and take turns in one interleaved measurement; what the GPU can do at most is measured beside them. It
-ends within `--seconds`; what it did not reach is said, and `--networks` measures one by one: results of the same GPU
-and versions are kept.
+same weights and run in one interleaved measurement; the limits of the GPU are measured as well. It ends within
+`--seconds` and lists what it did not reach; `--networks` measures networks one by one: results of the same GPU and
+versions are kept.
 
     python benchmarks/training_gpu.py [--networks resnet74 ...] [--seconds 560]
 """
@@ -35,7 +35,7 @@ BASE = "bf16 autocast"
 IN_GRAPH = ", CUDA graph"
 BITS = 6
 BARS = {"resnet50": 1.1, "gpt": 0.9}
-#: Of a network's time, what is left for memory and launches, which are counted after the times.
+#: Share of a network's time reserved for memory and launches, which are measured after the times.
 FOR_COUNTS = 0.1
 
 Build = Callable[[], Step]
@@ -46,8 +46,8 @@ class Network(NamedTuple):
 
     Args:
         title: Name and batch.
-        items: What throughput counts, and how many of them are in a batch.
-        variants: What builds the step of each variant.
+        items: Unit of throughput, and the number of units in a batch.
+        variants: Functions that build the step of each variant.
     """
 
     title: str
@@ -56,7 +56,7 @@ class Network(NamedTuple):
 
 
 def in_tf32(step: Step) -> Step:
-    """Return a step whose float32 products are in TF32."""
+    """Return a step with float32 products in TF32."""
 
     def run() -> None:
         torch.set_float32_matmul_precision("high")
@@ -71,7 +71,7 @@ def in_tf32(step: Step) -> Step:
 def variants(
     network: nn.Module, batch: tuple[Tensor, Tensor], ours: dict[str, Callable[[], nn.Module]], *, compiled: bool
 ) -> dict[str, Build]:
-    """Return what builds each variant's step; a copy of the network for each."""
+    """Return functions that build each variant's step, each with its own copy of the network."""
     x, labels = batch
 
     def step(model: nn.Module, *, autocast: bool = False) -> Step:
@@ -90,11 +90,11 @@ def variants(
         "torch fake-quantize": lambda: step(fake_quantized(network).to(x.device)),
         "authors' scheme": lambda: step(like_the_authors(network, BITS)),
     }
-    for name, model in ours.items():  # as the trainer runs them: on a GPU under autocast
+    for name, model in ours.items():  # like the trainer: on a GPU under autocast
         builds[f"cpt-deploy {name}"] = lambda model=model: step(model(), autocast=x.is_cuda)  # type: ignore[misc]
     if compiled:
         builds[f"{BASE}, compiled"] = lambda: step(torch.compile(copy.deepcopy(network)), autocast=True)  # type: ignore[arg-type]
-    if x.is_cuda:  # last, since a recording that fails may leave its traces
+    if x.is_cuda:  # last, because a failed recording may affect what follows
         for name in [BASE, *(f"cpt-deploy {name}" for name in ours)]:
             builds[f"{name}{IN_GRAPH}"] = lambda name=name: graphed(builds[name]())  # type: ignore[misc]
     return builds
@@ -151,7 +151,7 @@ def _torchao(network: nn.Module) -> nn.Module:
 
     model = copy.deepcopy(network)
     quantize_(model, int8_mixed_precision_training())
-    compiled: Any = torch.compile(model)  # its authors say that it is slow without
+    compiled: Any = torch.compile(model)  # slow without compilation, by its documentation
     return compiled
 
 
@@ -166,7 +166,9 @@ def measure(network: Network, device: torch.device, until: float, rounds: int) -
             steps[name] = build()
             steps[name]()
             synchronized_clock(device)
-        except RuntimeError as error:  # out of memory, a step that no graph can hold, a compiler's failure
+        except (
+            RuntimeError
+        ) as error:  # out of memory, a step that cannot be recorded as a graph, a failure of the compiler
             steps.pop(name, None)
             missing[name] = str(error).splitlines()[0][:200]
     with FlopCounterMode(display=False) as counter:
@@ -182,7 +184,7 @@ def measure(network: Network, device: torch.device, until: float, rounds: int) -
             "time_ratio": 1 / median_ratio(times[BASE], values),
             "per_second": count / statistics.median(values),
             "rounds": len(values),
-            # A graph's memory is its own, and taken when it is recorded.
+            # The memory of a graph is a pool of its own, allocated when it is recorded.
             "bytes": None if name.endswith(IN_GRAPH) else peak_bytes(steps[name], device),
             "launches": launches(steps[name], device),
         }
@@ -214,7 +216,7 @@ def network_table(name: str, result: dict[str, Any], limits: dict[str, float]) -
 
 
 def networks(device: torch.device, *, smoke: bool, compiled: bool) -> dict[str, Callable[[], Network]]:
-    """Return what builds each network, at full size or as small as can be."""
+    """Return functions that build each network, at full size or as small as possible."""
     if smoke:
         return {
             "resnet74": lambda: image_network("tiny", 32, 2, device, compiled=compiled),
@@ -228,7 +230,7 @@ def networks(device: torch.device, *, smoke: bool, compiled: bool) -> dict[str, 
 
 
 def known_results(folder: Path, info: dict[str, Any]) -> dict[str, Any]:
-    """Return the networks that were measured before on the same GPU with the same versions."""
+    """Return the earlier results of the same GPU and versions."""
     path = folder / "training_gpu.json"
     known: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
     same = known.get("machine") == json.loads(json.dumps(info)) and known.get("bits") == BITS

@@ -1,6 +1,6 @@
-"""The runs that benchmarks of learning share: their settings, fixed here beforehand, and a folder that keeps them.
+"""The runs shared by the benchmarks of learning: their settings, fixed beforehand, and the folder that keeps them.
 
-One network and one length for all runs of a data set, so that they differ in their precision alone.
+All runs of a data set have the same network and length, and differ only in precision.
 """
 
 import json
@@ -23,7 +23,7 @@ Metric = Literal["accuracy", "perplexity"]
 def _static(bits: int) -> list[str]:
     if bits == MAX_BITS:
         return ["precision.schedule=static"]
-    # Static at the width, but the ends and the residual stream hold 8 bits, as they do in the CPT runs.
+    # Static at the bit-width, with first and last layer and the residual stream at 8 bits, as in the CPT runs.
     return ["precision.schedule=piecewise", f"precision.min_bits={bits}", f"precision.points=[[0, {bits}]]"]
 
 
@@ -31,8 +31,8 @@ def _cyclic(schedule: str, min_bits: int = MIN_BITS) -> list[str]:
     return [f"precision.schedule={schedule}", f"precision.min_bits={min_bits}"]
 
 
-#: Quantizers of 32 bits round to what float32 holds.
-_FLOAT32 = ["precision={schedule: static, lower: 32, upper: 32, grad_min_bits: 32, grad_max_bits: 32}"]
+#: With 32 bits, quantizers do not change float32 values.
+_FLOAT32 = ["precision={schedule: static, min_bits: 32, max_bits: 32, grad_min_bits: 32, grad_max_bits: 32}"]
 
 #: Precision of each kind of run on images.
 KINDS = {
@@ -48,7 +48,8 @@ KINDS = {
     "cpt-small-saving": _cyclic("exponential"),
 }
 
-#: The same on text, where the whole network cycles, as in the paper, and a static run is at its width to the end.
+#: The same on text, where the bits of the whole network cycle, as in the paper, and static runs have the same bits in
+#: all layers.
 TEXT_KINDS = {
     "float32": [*_FLOAT32, "precision.ends=scheduled"],
     **{
@@ -63,15 +64,15 @@ TEXT_KINDS = {
 
 @dataclass(frozen=True)
 class Task:
-    """What the runs on one data set share.
+    """Settings shared by the runs on one data set.
 
     Args:
-        preset: The recipe that they change.
-        settings: What all of them change of it.
-        length: How long they are; a trial gives its own.
+        preset: Recipe on which they are based.
+        settings: Changes common to all of them.
+        length: Setting of their length; a trial has its own.
         kinds: Precision of each kind of run.
-        metric: What is read from the test set.
-        title: Network, length and bits in words.
+        metric: Metric on the test set.
+        title: Network, length and bits, as text.
     """
 
     preset: str
@@ -104,7 +105,7 @@ TASKS = {
         (
             f"model.args.embedding={TEXT_SIZE}",
             f"model.args.hidden={TEXT_SIZE}",
-            "model.args.dropout=0",  # half an epoch of a small network cannot overfit
+            "model.args.dropout=0",  # a small network cannot overfit in half an epoch
             "train.eval_batch_size=40",
         ),
         ("train.epochs=null", f"train.steps={TEXT_STEPS}"),
@@ -118,7 +119,7 @@ TASKS = {
 
 
 def run_settings(dataset: str, kind: str, seed: int, steps: int | None = None) -> list[str]:
-    """Return what a run changes of its preset; `steps` shortens it for a trial."""
+    """Return a run's changes of its preset; `steps` shortens it for a trial."""
     task = TASKS[dataset]
     length = list(task.length)
     if steps is not None:
@@ -129,9 +130,9 @@ def run_settings(dataset: str, kind: str, seed: int, steps: int | None = None) -
 
 
 def trained_run(folder: Path, dataset: str, kind: str, seed: int, steps: int | None = None) -> Path:
-    """Return the directory of a run of the folder, trained now unless it is there; one that was interrupted goes on.
+    """Return the directory of a run in the folder; train it if it is missing, and resume it if it was interrupted.
 
-    How much processor time the training took stands in it, in `cpu_seconds.json`.
+    The processor time of the training is in `cpu_seconds.json` in the directory.
     """
     directory = folder / f"{dataset}-{kind}-seed{seed}"
     recipe = load_recipe(TASKS[dataset].preset, run_settings(dataset, kind, seed, steps))
@@ -139,7 +140,7 @@ def trained_run(folder: Path, dataset: str, kind: str, seed: int, steps: int | N
     if not (directory / "report.json").is_file():
         print(f"{time.strftime('%H:%M:%S')} training {directory.name}", file=sys.stderr, flush=True)
     begin = time.process_time()
-    train(recipe, directory, resume=resumed)  # refuses a directory of other settings
+    train(recipe, directory, resume=resumed)  # refuses a directory with other settings
     if not resumed:
         seconds: dict[str, Any] = {"cpu_seconds": time.process_time() - begin}
         (directory / "cpu_seconds.json").write_text(json.dumps(seconds) + "\n")

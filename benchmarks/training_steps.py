@@ -1,4 +1,4 @@
-"""One training step of a network, and what can be measured of it: shared by the benchmarks of CPUs and GPUs."""
+"""A training step of a network, and measurements of it: shared by the benchmarks of CPUs and GPUs."""
 
 import functools
 import subprocess
@@ -18,16 +18,16 @@ Step = Callable[[], None]
 
 
 def training_step(model: nn.Module, x: Tensor, labels: Tensor, *, autocast: bool = False) -> Step:
-    """Return a function that makes one step of SGD with momentum.
+    """Return a function that takes one step of SGD with momentum.
 
     Args:
-        model: Returns logits (..., K).
+        model: Network that returns logits (..., K).
         x: A batch.
         labels: Classes, of the logits' shape without K.
-        autocast: Whether forward runs under bfloat16 autocast.
+        autocast: Whether the forward pass runs under bfloat16 autocast.
     """
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
-    # every step has the same number, so that all do the same; the noise that repeats is no matter here
+    # every step has the same number, so that all do the same work; repeated noise does not matter here
     warnings.filterwarnings("ignore", "two training steps have the same number", CptWarning)
 
     def step() -> None:
@@ -43,15 +43,15 @@ def training_step(model: nn.Module, x: Tensor, labels: Tensor, *, autocast: bool
 
 @functools.cache
 def _shared_pool() -> Any:
-    """Return the memory of all recordings: they are replayed one after the other, so one's room serves the next."""
+    """Return the memory pool of all recordings; they are replayed one after the other, so that they can share it."""
     return torch.cuda.graph_pool_handle()
 
 
 def graphed(step: Step) -> Step:
-    """Return a step recorded once as a CUDA graph and replayed: what it costs when nothing waits for launches.
+    """Return a step recorded once as a CUDA graph and replayed, which measures it without launch overhead.
 
     Raises:
-        RuntimeError: If the step waits for the device or allocates where a graph cannot.
+        RuntimeError: If the step synchronizes with the device or allocates in a way that a graph does not support.
     """
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
@@ -66,14 +66,14 @@ def graphed(step: Step) -> Step:
 
 
 def synchronized_clock(device: torch.device) -> float:
-    """Return seconds on a clock that is read when the device has done all that it was told."""
+    """Return the time in seconds after the device has finished all submitted work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
 
 
 def peak_bytes(step: Step, device: torch.device | None = None) -> int:
-    """Return the most memory that torch allocates in a step, beyond what is there before it."""
+    """Return the peak memory that torch allocates in a step, beyond that allocated before it."""
     step()
     if device is not None and device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -93,7 +93,7 @@ def peak_bytes(step: Step, device: torch.device | None = None) -> int:
 
 
 def launches(step: Step, device: torch.device) -> int:
-    """Return how many kernels a step launches on a GPU; on a CPU how many of torch's operators it calls."""
+    """Return the number of kernels that a step launches on a GPU, or of torch operators that it calls on a CPU."""
     step()
     on_gpu = device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
@@ -107,7 +107,7 @@ def launches(step: Step, device: torch.device) -> int:
 
 @functools.cache
 def gpu() -> dict[str, Any]:
-    """Return the GPU, its driver and the versions that only matter there."""
+    """Return the GPU, its driver, and the versions that matter only on GPUs."""
     properties = torch.cuda.get_device_properties(0)
     query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0"]
     try:

@@ -1,4 +1,4 @@
-"""What `training_cpu.py` compares with: other quantizers put into the same networks, and a Transformer block."""
+"""Variants for `training_cpu.py` and `training_gpu.py`: other quantizers in the same networks, and Transformers."""
 
 import copy
 from typing import Any, Literal
@@ -24,21 +24,21 @@ LAYERS = (nn.Conv2d, nn.Linear)
 
 
 def paths_on(device: torch.device) -> tuple[Literal["modules", "float32", "bf16"], ...]:
-    """Return the values of `compute` that mean different things on a device."""
+    """Return the values of `compute` that differ on a device."""
     if device.type != "cpu" and not active(device.type).native:
         return ("modules",)
     return ("modules", "float32", "bf16") if has_bf16_units(device.type) else ("modules", "float32")
 
 
 class _Wrapped(nn.Module):
-    """A layer whose input, weight and output gradient pass through functions."""
+    """A layer with functions applied to its input, weight and output gradient."""
 
     def __init__(self, layer: nn.Module, on_input: Any, on_weight: Any, on_output: Any) -> None:
         super().__init__()
         self.layer, self.on_input, self.on_weight, self.on_output = layer, on_input, on_weight, on_output
 
     def forward(self, x: Tensor) -> Tensor:
-        """Compute the layer on what the functions make of its operands."""
+        """Compute the layer on the transformed operands."""
         x, weight, layer = self.on_input(x), self.on_weight(self.layer.weight), self.layer
         if isinstance(layer, nn.Linear):
             return self.on_output(functional.linear(x, weight, layer.bias))
@@ -56,7 +56,7 @@ def _wrap(network: nn.Module, make: Any) -> nn.Module:
 
 
 def fake_quantized(network: nn.Module) -> nn.Module:
-    """Put torch's own fake-quantize modules at the inputs and weights of all layers; gradients stay float32."""
+    """Add torch's own fake-quantize modules to the inputs and weights of all layers; gradients stay float32."""
 
     def make(layer: nn.Module) -> nn.Module:
         return _Wrapped(
@@ -76,7 +76,7 @@ def fake_quantized(network: nn.Module) -> nn.Module:
 
 
 def like_the_authors(network: nn.Module, bits: int) -> nn.Module:
-    """Quantize as the paper's published code does: ranges of samples, a real zero point, uniform noise in gradients."""
+    """Quantize like the paper's published code: ranges from samples, a real zero point, uniform noise in gradients."""
     return _wrap(
         network,
         lambda layer: _Wrapped(
@@ -93,7 +93,7 @@ def _on_real_grid(x: Tensor, bits: int, *, extremes: bool, noise: bool) -> Tenso
     low, high = rows.min(-1)[0], rows.max(-1)[0]
     low, high = (low.min(), high.max()) if extremes else (low.mean(), high.mean())
     most = 2.0**bits - 1
-    scale = torch.max((high - low) / most, torch.tensor(1e-8).to(x.device))  # the authors copy it each time, too
+    scale = torch.max((high - low) / most, torch.tensor(1e-8).to(x.device))  # copied each time, as in the authors' code
     output = (x.clone() - low).div_(scale)
     if noise:
         output.add_(output.new(output.shape).uniform_(-0.5, 0.5))
@@ -127,7 +127,7 @@ class TransformerBlock(nn.Module):
         width: Features of a token.
         hidden: Features inside the feed-forward part.
         heads: Attention heads.
-        causal: Whether a token sees only those before it.
+        causal: Whether tokens attend only to earlier ones.
     """
 
     def __init__(self, width: int, hidden: int, heads: int, *, causal: bool = False) -> None:
@@ -140,7 +140,7 @@ class TransformerBlock(nn.Module):
         self.engine: Engine | None = None
 
     def quantize(self, bits: int, compute: Literal["modules", "float32", "bf16"]) -> None:
-        """Replace the Linear layers by quantized ones, and put a quantizer in front of them."""
+        """Replace the Linear layers by quantized ones, with activation quantizers in front of them."""
         precision = PrecisionState(8, 0)
         self.quantizers = nn.ModuleList(ActivationQuantizer(precision, "scheduled", 0.1) for _ in range(4))
         for index, name in enumerate(("query", "key", "value", "out", "up", "down")):
@@ -158,7 +158,7 @@ class TransformerBlock(nn.Module):
         return self.tokens(x).mean(dim=1)
 
     def tokens(self, x: Tensor) -> Tensor:
-        """Map tokens (N, length, width) to as many."""
+        """Map tokens (N, length, width) to tokens of the same shape."""
         read = self._read(0, self.norm1(x))
         parts = [self._linear(layer, read) for layer in (self.query, self.key, self.value)]
         heads = [part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts]
@@ -168,7 +168,7 @@ class TransformerBlock(nn.Module):
         return x + self._linear(self.down, self._read(3, functional.gelu(hidden)))
 
     def _read(self, index: int, x: Tensor) -> Tensor | QuantizedValues:
-        """Quantize what a layer reads, if layers are quantized."""
+        """Quantize the input of a layer, if layers are quantized."""
         if self.quantizers is None:
             return x
         quantizer, x = self.quantizers[index], x.float()  # under autocast attention is in bfloat16
@@ -185,11 +185,11 @@ class TransformerBlock(nn.Module):
 
 
 class Gpt(nn.Module):
-    """A GPT-like network: embeddings, causal blocks, and logits by the embedding itself.
+    """A GPT-like network: embeddings, causal blocks, and logits with the weights of the embedding.
 
     Args:
         vocabulary: Number of tokens.
-        length: Longest sequence.
+        length: Maximum length of a sequence.
         blocks: Number of blocks.
         width: Features of a token; the feed-forward part has four times as many.
         heads: Attention heads.

@@ -1,7 +1,7 @@
-"""What exact integers cost on x86 without VNNI: native models in fast and in exact kernels, and portable ones.
+"""Cost of exact integers on x86 without VNNI: native models in fast and in exact kernels, and portable models.
 
-The fast kernels for uint8 times int8 saturate there; `open_session` asks for exact ones if a model is native.
-The networks have random weights, so how many logits the fast kernels get wrong is an example. Runs only there.
+The fast kernels for uint8 times int8 saturate there; `open_session` selects exact ones for native models. The networks
+have random weights, so the share of wrong logits with fast kernels is only an example. Runs only on such processors.
 
     python benchmarks/without_vnni.py [--rounds 40]
 """
@@ -26,7 +26,7 @@ FAST, EXACT, PORTABLE = "fast kernels", "exact kernels", "portable model"
 
 
 def fast_session(model: bytes) -> Any:
-    """Return a session as onnxruntime opens it by itself."""
+    """Return a session with onnxruntime's default options."""
     options = session_options(exact_sums=False)
     options.intra_op_num_threads = 1
     options.add_session_config_entry("session.force_spinning_stop", "1")
@@ -58,7 +58,7 @@ def measure(name: str, shape: tuple[int, int, int], rounds: int) -> dict[str, An
 
 
 def wrong_logits(session: Any, graph: IntegerGraph, shape: tuple[int, int, int]) -> float:
-    """Return the share of logits that are not the executor's."""
+    """Return the share of logits that differ from the executor's."""
     x = images(8, shape)
     return float(np.mean(session.run(None, {"image": x.numpy()})[0] != IntegerExecutor(graph)(x).numpy()))
 

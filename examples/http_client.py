@@ -1,4 +1,4 @@
-"""A client of `cpt serve` with nothing but Python's standard library.
+"""A client of `cpt serve` that needs only Python's standard library.
 
 cpt serve my-bundle
 python examples/http_client.py http://127.0.0.1:8000 image.png another.jpg

@@ -4,7 +4,7 @@
     cpt validate my-bundle --data digits
     cpt serve my-bundle
 
-Needs `pip install 'cpt-deploy[train]'`; takes some ten seconds on a CPU.
+Needs `pip install 'cpt-deploy[train]'`; takes about ten seconds on a CPU.
 """
 
 import sys
@@ -21,7 +21,7 @@ EPOCHS, BATCH_SIZE = 8, 64
 
 
 class Net(nn.Module):
-    """Any module whose graph can be traced will do; nothing in it knows of bits."""
+    """A plain PyTorch module: any module whose graph can be traced works, and needs no code for quantization."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ def main(destination: str) -> float:
             schedule.step()
         print(f"epoch {epoch + 1}/{EPOCHS}  loss {loss.item():.3f}")
 
-    # Statistics and ranges were estimated at mixed bits; what is exported are those of max_bits.
+    # Training estimated statistics and ranges at changing bits; the export needs those at max_bits.
     calibrate(model, train_loader(train, preprocessing, (), batch_size=64, seed=0, epoch=EPOCHS))
     model.eval()
 

@@ -1,4 +1,4 @@
-"""The ONNX file in BentoML with its adaptive batching; base64 in JSON, since its HTTP API takes no raw tensors."""
+"""The ONNX file in BentoML with its adaptive batching; base64 in JSON, because its HTTP API takes no raw tensors."""
 
 import base64
 import os

@@ -1,4 +1,4 @@
-"""An ASGI app that reads a request's body and answers some bytes: what HTTP alone costs under the same load."""
+"""An ASGI app that reads a request's body and answers some bytes, to measure the cost of HTTP alone."""
 
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""The ONNX file in LitServe: bytes in and out by FastAPI's own means, its batching and its ZeroMQ queue on."""
+"""The ONNX file in LitServe: raw bytes in and out, with its batching and its ZeroMQ queue."""
 
 import os
 from collections.abc import Iterable
@@ -36,11 +36,11 @@ class Classifier(litserve.LitAPI):  # type: ignore[misc]
         return np.frombuffer(request, np.float32).reshape(-1, *SHAPE)
 
     def batch(self, inputs: list[Rows]) -> tuple[Rows, list[int]]:
-        """Put requests together and remember where each ends."""
+        """Concatenate requests and remember where each ends."""
         return np.concatenate(inputs), list(accumulate(map(len, inputs)))
 
     def predict(self, inputs: tuple[Rows, list[int]]) -> list[Rows]:
-        """Compute a batch and take it apart again."""
+        """Compute a batch and split it again."""
         rows, ends = inputs
         return np.split(self._session.run(None, {"image": rows})[0], ends[:-1])
 

@@ -1,4 +1,4 @@
-"""The ONNX file in MLServer with its adaptive batching; base64 in JSON, since its REST API takes no binary tensors."""
+"""The ONNX file in MLServer with its adaptive batching; base64 in JSON, as its REST API takes no binary tensors."""
 
 import base64
 import os

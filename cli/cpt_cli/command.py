@@ -1,4 +1,4 @@
-"""What a command is made of: its function, its place in the help, its examples, and the options that all share."""
+"""The definition of a command: function, panel of the help, examples, and the options that all commands share."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ class Command:
 
     Attributes:
         name: The verb.
-        function: What Typer calls; its docstring and annotations are the help.
+        function: Function that Typer calls; its docstring and annotations are the help.
         panel: The heading under which `cpt --help` lists it.
         examples: Complete command lines; a comment may follow after "  # ".
     """
@@ -48,7 +48,7 @@ def _set_debug(value: bool) -> bool:
 
 
 PROVIDER_HELP = (
-    "Execution provider of onnxruntime: cpu, cuda, tensorrt, its own name for one, or NAME=PATH for one in a library."
+    "Execution provider of onnxruntime: cpu, cuda, tensorrt, another by its full name, or NAME=PATH from a library."
 )
 ProviderOption = Annotated[str, typer.Option(help=PROVIDER_HELP)]
 JsonFlag = Annotated[
@@ -85,28 +85,28 @@ DebugFlag = Annotated[
 
 
 def number_list(option: str, text: str) -> list[int]:
-    """Return the numbers of an option that takes several, each once.
+    """Parse an option of several numbers; duplicates are removed.
 
     Args:
-        option: Its name, for the error.
-        text: Numbers above 0 with commas between.
+        option: Name of the option, for errors.
+        text: Numbers above 0, separated by commas.
 
     Raises:
-        UsageError: If it is something else.
+        UsageError: If the text has another form.
     """
     words = [word.strip() for word in text.split(",")]
     if not all(word.isascii() and word.isdigit() and 0 < int(word) <= 65536 for word in words):
-        raise UsageError(f"Expected {option} to be numbers above 0 with commas between, as 1,8,32, but got {text!r}")
+        raise UsageError(f"Expected {option} to be numbers above 0, such as 1,8,32, but got {text!r}")
     return list(dict.fromkeys(int(word) for word in words))
 
 
 def paragraphs(docstring: str) -> str:
-    """Return a docstring with each paragraph on one line, so that the terminal decides where lines end."""
+    """Return a docstring with each paragraph on one line, so that lines are wrapped to the terminal's width."""
     return "\n\n".join(" ".join(paragraph.split()) for paragraph in docstring.split("\n\n"))
 
 
 def examples(commands: Sequence[str]) -> str:
-    """Return the epilog of a command's help: its examples, one a line.
+    """Return the epilog of a command's help: its examples, one per line.
 
     Args:
         commands: Complete command lines; a comment may follow after "  # ".

@@ -1,4 +1,4 @@
-"""What the options of `cpt export` say of a float model that was trained elsewhere."""
+"""Options of `cpt export` for float models trained elsewhere: checking and parsing."""
 
 from collections.abc import Mapping
 from math import isfinite
@@ -10,12 +10,12 @@ from cpt_deploy.errors import UsageError
 def check_origin(
     run: Path | None, source: Path | None, only_from: Mapping[str, object], only_run: Mapping[str, object]
 ) -> None:
-    """Raise unless there is either a run or a file with its data, and no option that belongs to the other.
+    """Check that either a run or a file with a data set is given, without options of the other.
 
     Args:
         run: The run.
         source: The file of a float model.
-        only_from: Values of the options that need a file, None where they were not given.
+        only_from: Values of the options that need a file, None if not given.
         only_run: Values of the options that need a run, likewise.
 
     Raises:
@@ -35,7 +35,7 @@ def check_origin(
 
 
 def parsed_size(text: str | None) -> tuple[int, int] | None:
-    """Return height and width as `--input-size` gives them."""
+    """Return the height and width of `--input-size`."""
     if text is None:
         return None
     sizes = text.lower().split("x")
@@ -45,7 +45,7 @@ def parsed_size(text: str | None) -> tuple[int, int] | None:
 
 
 def parsed_numbers(option: str, text: str | None) -> tuple[float, ...] | None:
-    """Return the numbers of `--mean` or `--std`, one a channel."""
+    """Return the numbers of `--mean` or `--std`, one per channel."""
     if text is None:
         return None
     try:
@@ -53,5 +53,5 @@ def parsed_numbers(option: str, text: str | None) -> tuple[float, ...] | None:
     except ValueError:
         values = (float("nan"),)
     if not all(isfinite(value) and (value > 0 or option != "--std") for value in values):
-        raise UsageError(f"Expected {option} to be numbers with commas between, as 0.485,0.456,0.406, but got {text!r}")
+        raise UsageError(f"Expected {option} to be numbers such as 0.485,0.456,0.406, but got {text!r}")
     return values

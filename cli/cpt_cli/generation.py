@@ -1,4 +1,4 @@
-"""Generating text: here with a bundle, or by asking a server. Both give the same events."""
+"""Generating text with a bundle in this process, or on a server. Both yield the same events."""
 
 import time
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from cpt_deploy.errors import UsageError
 
 @dataclass(frozen=True)
 class TextOptions:
-    """How text is generated; see `cpt_serving.web.generation_schemas`."""
+    """Options of text generation; see `cpt_serving.web.generation_schemas`."""
 
     max_tokens: int
     temperature: float
@@ -25,7 +25,7 @@ def local_text(path: Path, prompt: str, options: TextOptions, *, threads: int | 
     """Generate with a bundle in this process.
 
     Raises:
-        BundleError: If the bundle is missing or damaged, or holds no language model.
+        BundleError: If the bundle is missing, damaged, or not a language model.
         UsageError: If the prompt is longer than the model's context.
     """
     import numpy as np
@@ -71,11 +71,11 @@ def local_text(path: Path, prompt: str, options: TextOptions, *, threads: int | 
 
 
 def remote_text(url: str, prompt: str, options: TextOptions, headers: dict[str, str]) -> Iterator[dict[str, Any]]:
-    """Generate by a server.
+    """Generate on a server.
 
     Raises:
-        UsageError: If the address is none, or the server does not take the request.
-        DataError: If it cannot be reached.
+        UsageError: If the address is invalid, or the server rejects the request as invalid.
+        DataError: If the server cannot be reached.
     """
     from cpt_serving.client import PredictClient
 

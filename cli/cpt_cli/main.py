@@ -46,7 +46,7 @@ def _print_version(value: bool) -> None:
 
 
 def root_epilog() -> str:
-    """Return what stands below `cpt --help`: examples and exit codes."""
+    """Return the epilog of `cpt --help`: examples and exit codes."""
     return f"{examples(ROOT_EXAMPLES)}\n\n[bold]Exit codes[/bold]\n\n{EXIT_CODES}"
 
 
@@ -72,11 +72,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code.
 
     Args:
-        arguments: The words after `cpt`; those of the process if None.
+        arguments: Words after `cpt`; those of the process if None.
     """
     words = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     command = next((word for word in words if not word.startswith("-")), "")
-    # Typer reads the options only after a line has parsed; a line that does not parse must keep to its mode as well.
+    # Typer handles options only after the line has parsed; errors of a line that does not parse need the modes as well.
     out.configure(
         command=command,
         json_mode="--json" in words,
@@ -131,13 +131,13 @@ def _report(error: Exception) -> int:
 
 
 def _torchrun(name: str) -> int:
-    """Return a number that torchrun tells its processes; 0 in a process of another origin."""
+    """Return a number that torchrun sets in the environment; 0 in a process not started by torchrun."""
     value = os.environ.get(name, "0") if "WORLD_SIZE" in os.environ else "0"
     return int(value) if value.isdecimal() else 0
 
 
 def _said_by_another(error: CptError) -> bool:
-    """Return whether another process of a distributed run says the same, or says why."""
+    """Return whether another process of a distributed run reports the same error or its cause."""
     if out.rank == 0:
         return False
     if isinstance(error, RunInterruptedError | TrainingDivergedError | ProcessLostError):
@@ -146,7 +146,7 @@ def _said_by_another(error: CptError) -> bool:
 
 
 def _as_known(error: Exception) -> CptError | None:
-    """Return the error of ours that an exception from elsewhere amounts to, or None if it is a surprise."""
+    """Convert an exception from elsewhere to a `CptError`, or return None if it is unexpected."""
     if isinstance(error, ModuleNotFoundError):
         package = (error.name or "").partition(".")[0]
         if package in _TRAIN_MODULES:
@@ -165,7 +165,7 @@ def _sentence(message: str) -> str:
 
 
 def _tolerate_narrow_encodings() -> None:
-    """Let a terminal that cannot show a character show a question mark instead of ending the command."""
+    """Replace characters that the terminal's encoding lacks by question marks, instead of failing."""
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:

@@ -1,7 +1,7 @@
-"""Everything that the commands print; nothing else in the project writes to the terminal.
+"""The output of all commands; nothing else in the project writes to the terminal.
 
 Data goes to stdout. Progress, notes, hints, warnings and errors go to stderr. With `--json` stdout holds exactly one
-JSON object, also when the command fails, and the tables are left out.
+JSON object, also if the command fails, and the tables are left out.
 """
 
 import dataclasses
@@ -20,19 +20,19 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 JSON_SCHEMA = 1
-"""Version of the JSON objects: raised when a field changes its meaning or disappears."""
+"""Version of the JSON objects; increased when a field changes its meaning or is removed."""
 
 PIPE_WIDTH = 200
-"""Columns assumed where the output is not a terminal, so that tables in files and pipes are not folded."""
+"""Columns assumed if the output is not a terminal, so that tables in files and pipes are not wrapped."""
 
 
 class Bar:
-    """A progress bar on stderr, which is only there on a terminal.
+    """A progress bar on stderr, drawn only on a terminal.
 
     Args:
-        progress: What draws it, or `None` to draw nothing.
-        description: What is going on.
-        total: How many units there are.
+        progress: The progress display, or `None` to draw nothing.
+        description: Label of the bar.
+        total: Number of units.
     """
 
     def __init__(self, progress: "Progress | None", description: str, total: int) -> None:
@@ -40,13 +40,13 @@ class Bar:
         self._task = None if progress is None else progress.add_task(description, total=total, detail="")
 
     def advance(self, done: int, total: int | None = None, *, detail: str = "") -> None:
-        """Show that `done` units are finished, with a few figures beside the bar."""
+        """Show that `done` units are finished, with figures next to the bar."""
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, completed=done, total=total, detail=detail)
 
 
 class Output:
-    """What the running command says, and how: for people, for scripts (`json_mode`) or tersely (`quiet`)."""
+    """The output of the running command: for people, for scripts (`json_mode`), or results only (`quiet`)."""
 
     def __init__(self) -> None:
         self.configure()
@@ -61,7 +61,7 @@ class Output:
             json_mode: Write one JSON object to stdout instead of tables.
             quiet: Leave out progress, notes, summaries and hints; results, warnings and errors stay.
             debug: Show tracebacks.
-            rank: Number of the process in a distributed run; only errors are heard of those other than 0.
+            rank: Number of the process in a distributed run; processes other than 0 print only errors.
         """
         self.command = command
         self.json_mode = json_mode
@@ -72,11 +72,11 @@ class Output:
 
     @property
     def shows_progress(self) -> bool:
-        """Whether moving bars may be drawn: stderr is a terminal and nobody asked for silence."""
+        """Whether progress bars are drawn: stderr is a terminal, and the mode is not quiet."""
         return not self.quiet and not self.debug and self.rank == 0 and sys.stderr.isatty()
 
     def result(self, data: Mapping[str, Any]) -> None:
-        """Write the command's one JSON object when `--json` was given; say nothing otherwise.
+        """Write the command's one JSON object if `--json` was given; otherwise do nothing.
 
         Raises:
             RuntimeError: If the command has written one already.
@@ -91,20 +91,20 @@ class Output:
         sys.stdout.flush()
 
     def line(self, text: str) -> None:
-        """Print one line of the result itself."""
+        """Print one line of the result."""
         if not self.json_mode:
             self._print(text)
 
     def text(self, part: str) -> None:
-        """Print a part of a text that grows, at once and without an end of line."""
+        """Print a part of a growing text, at once and without a line break."""
         if not self.json_mode and not self.rank:
             sys.stdout.write(part)
             sys.stdout.flush()
 
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[object]], *, title: str | None = None) -> None:
-        """Print a table; quietly, only its first column.
+        """Print a table; in quiet mode only its first column.
 
-        Numbers are set flush right. A column is numeric when each of its cells starts with a digit or a sign.
+        Numeric columns are aligned right. A column is numeric if each of its cells starts with a digit or a sign.
         """
         if self.json_mode:
             return
@@ -124,7 +124,7 @@ class Output:
         self._print(table)
 
     def fields(self, title: str, fields: Mapping[str, object]) -> None:
-        """Print a titled list of names and values: the summary before or after the work of a command."""
+        """Print a titled list of names and values: a summary before or after the work of a command."""
         if self.json_mode or self.quiet:
             return
         from rich.table import Table
@@ -139,24 +139,24 @@ class Output:
         self._print(grid)
 
     def note(self, text: str) -> None:
-        """Say on stderr what is going on; one line."""
+        """Print a message on stderr, one line."""
         if not self.quiet:
             self._print(text, stderr=True)
 
     def hint(self, text: str) -> None:
-        """Suggest the next command, filled in with the user's own arguments."""
+        """Suggest the next command, with the user's own arguments."""
         if not self.quiet and not self.json_mode and not self.rank:
             self._labelled("next", text, "green")
 
     def warning(self, text: str) -> None:
-        """Say on stderr what the user should know although the command goes on; one line."""
+        """Print a warning on stderr, one line; the command continues."""
         if not self.rank:
             self._labelled("warning", " ".join(text.splitlines()), "yellow")
 
     def error(self, message: str, *, hint: str | None = None, exit_code: int = 1, kind: str = "Error") -> None:
-        """Report the failure that ends the command, on stderr and, with `--json`, as the object on stdout.
+        """Print the error that ends the command on stderr and, with `--json`, as the object on stdout.
 
-        The message is one line, but for a list of mistakes, which has a line for each.
+        The message is one line, except that a list of mistakes has one line for each.
         """
         self._labelled("error", f"process {self.rank}: {message}" if self.rank else message, "red")
         if hint:
@@ -189,7 +189,7 @@ class Output:
             yield bar
 
     def console(self, *, stderr: bool) -> "Console":
-        """Return a console on the standard stream as it is now; NO_COLOR and TERM are honoured."""
+        """Return a console on the current standard stream; NO_COLOR and TERM are respected."""
         from rich.console import Console
 
         stream = sys.stderr if stderr else sys.stdout
@@ -208,7 +208,7 @@ class Output:
         if console.is_terminal:
             console.print(renderable)
             return
-        # Rich pads tables to a rectangle, which only gets in the way in files and pipes.
+        # Rich pads tables to a rectangle, which is a nuisance in files and pipes.
         with console.capture() as capture:
             console.print(renderable)
         self._print("\n".join(line.rstrip() for line in capture.get().splitlines()), stderr=stderr)
@@ -225,7 +225,7 @@ def _looks_numeric(cell: str) -> bool:
 
 
 def _plain(value: object) -> object:
-    """Return a value that JSON can hold: NaN and infinities become null, paths strings, dataclasses objects."""
+    """Convert a value to JSON types: NaN and infinities to null, paths to strings, dataclasses to objects."""
     if value is None or isinstance(value, str | int | float):
         return None if isinstance(value, float) and not math.isfinite(value) else value
     if isinstance(value, Path):

@@ -1,4 +1,4 @@
-"""Classifying image files by asking a server; the answers are those of `cpt_deploy.workflows.image_classifier`."""
+"""Classifying image files on a server, with the same results as `cpt_deploy.workflows.image_classifier`."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,17 +17,17 @@ if TYPE_CHECKING:
 def remote_classifier(
     url: str, bundle: Path | None, *, top_k: int, headers: dict[str, str] | None = None
 ) -> Iterator["Classifier"]:
-    """Classify by a server.
+    """Return a function that classifies on a server.
 
     Args:
-        url: Its address.
-        bundle: A bundle that the user believes to be served there, if any; another model gives a warning.
-        top_k: How many classes an image gets.
+        url: Address of the server.
+        bundle: Bundle that the user expects to be served there, if any; another model gives a warning.
+        top_k: Number of classes for each image.
         headers: Headers of every request, such as an API key.
 
     Raises:
         BundleError: If the bundle is missing or damaged.
-        UsageError: If the address is none.
+        UsageError: If the address is invalid.
         DataError: While classifying, if the server cannot be reached.
     """
     from cpt_deploy.bundle import Bundle

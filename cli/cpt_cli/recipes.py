@@ -1,4 +1,4 @@
-"""What the words and options of a command line say about a recipe."""
+"""Parsing the words and options of a command line that define a recipe."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""The API key with which commands ask a server."""
+"""The option for the API key of commands that send requests to a server."""
 
 from typing import Annotated
 
@@ -18,10 +18,10 @@ ApiKeyOption = Annotated[
 
 
 def key_headers(api_key: str | None) -> dict[str, str]:
-    """Return the headers that carry a key.
+    """Return the headers with an API key.
 
     Raises:
-        UsageError: If no key looks like that.
+        UsageError: If the text cannot be a key.
     """
     if not api_key:
         return {}

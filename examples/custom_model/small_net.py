@@ -33,8 +33,8 @@ class SmallNet(nn.Module):
 
 
 def build(num_classes: int, in_channels: int, width: int = 16) -> nn.Module:
-    """Build the model; `cpt train` passes what the data set decides and `model.args` of the recipe.
+    """Build the model; `cpt train` passes properties of the data set, and `model.args` of the recipe.
 
-    A factory gets those of `num_classes`, `in_channels` and `input_size` that it has parameters for.
+    The properties are `num_classes`, `in_channels` and `input_size`, as far as the factory has parameters for them.
     """
     return SmallNet(in_channels, num_classes, width)

@@ -1,4 +1,4 @@
-"""Serving a bundle over HTTP. Never imports torch; the names below are resolved on first use."""
+"""The server of bundles over HTTP and gRPC, and its clients. Never imports torch; public names are resolved lazily."""
 
 import importlib
 

@@ -1,4 +1,4 @@
-"""Inference by the Open Inference Protocol, whichever kind of model and over whichever transport."""
+"""Inference by the Open Inference Protocol, for every kind of model and every transport."""
 
 from collections.abc import Callable, Sequence
 from typing import Generic, NamedTuple, TypeVar
@@ -14,18 +14,18 @@ from cpt_serving.web.records import note_inference, note_model
 T = TypeVar("T")
 
 _INLINE_BYTES = 64 * 1024
-"""Larger outputs are written in a thread."""
+"""Larger outputs are rendered in a thread."""
 
 
 class InferCall(NamedTuple, Generic[T]):
-    """A request for inference as a transport brings it.
+    """A request for inference as received from a transport.
 
     Args:
-        parse: Reads it.
-        heavy: Whether that takes longer than handing it to a thread, or what it reads may.
-        deadline: Returns when its answer is of no use any more, from the microseconds that it states itself; 0 states
-            none.
-        render: Writes the answer, from the bundle, the request's id and the outputs that the client wants.
+        parse: Parses the request.
+        heavy: Whether parsing or decoding may take longer than handing the work to a thread.
+        deadline: Returns the deadline of the answer from the timeout in microseconds that the request states; 0 means
+            that it states none.
+        render: Writes the answer from the bundle, the request's id and the requested outputs.
     """
 
     parse: Callable[[], InferRequest]

@@ -1,4 +1,4 @@
-"""The FastAPI app: the models and the routes around them."""
+"""The FastAPI app: its routes, middleware and lifespan around the served models."""
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
@@ -30,7 +30,7 @@ from cpt_serving.web.errors import add_error_handlers
 from cpt_serving.web.middleware import AnswerCompression, RequestEdge
 
 _EXPORT_S = 1.0
-"""What the end has beyond its deadline to export spans."""
+"""Time after the shutdown deadline in which spans are exported."""
 _CORS_REQUEST_HEADERS = (
     "Authorization",
     "Content-Type",
@@ -44,7 +44,7 @@ _CORS_ANSWER_HEADERS = ("Inference-Header-Content-Length", "Retry-After", "X-Req
 
 
 class _App(FastAPI):
-    """FastAPI whose added middleware stands around its own, so that what it answers itself costs nothing of that."""
+    """FastAPI with our middleware outside of its own, so that requests answered by ours skip the framework's layers."""
 
     def build_middleware_stack(self) -> ASGIApp:
         added, self.user_middleware = self.user_middleware, []
@@ -55,10 +55,10 @@ class _App(FastAPI):
 
 
 def create_app(settings: ServeSettings | None = None) -> FastAPI:
-    """Return the app for a bundle or a directory of them; the models themselves are loaded when the app starts.
+    """Return the app for a bundle or a directory of bundles; the models are loaded when the app starts.
 
     Args:
-        settings: What to serve and how; by default what the environment variables `CPT_SERVE_...` say.
+        settings: What to serve and how; read from the environment variables `CPT_SERVE_...` by default.
 
     Raises:
         BundleError: If there is nothing to serve, or the one bundle cannot be opened.
@@ -68,7 +68,7 @@ def create_app(settings: ServeSettings | None = None) -> FastAPI:
 
 
 def create_service(settings: ServeSettings) -> Service:
-    """Return what the routes stand on, with its models found but not loaded yet.
+    """Return the service behind the routes; its models are found but not loaded yet.
 
     Raises:
         BundleError: If there is nothing to serve, or the one bundle cannot be opened.
@@ -86,11 +86,11 @@ def app_of(service: Service, *, tracer_provider: TracerProvider | None = None) -
     """Return the app around a service.
 
     Args:
-        service: What the routes stand on.
-        tracer_provider: What makes spans; by default what the settings and OpenTelemetry's variables say.
+        service: Models, settings and metrics behind the routes.
+        tracer_provider: Provider of spans; chosen from the settings and OpenTelemetry's variables by default.
 
     Raises:
-        DataError: If the file of API keys or that of the access log cannot be opened.
+        DataError: If the file of API keys or of the access log cannot be opened.
         MissingExtraError: If the settings ask for tracing and it is not installed.
     """
     settings = service.settings
@@ -128,7 +128,7 @@ def app_of(service: Service, *, tracer_provider: TracerProvider | None = None) -
 def _add_middleware(
     app: FastAPI, service: Service, access_log: AccessLog | None, provider: TracerProvider | None
 ) -> None:
-    """Put around the framework, from the inside out: inference, compression, origins, and the edge of every request."""
+    """Add middleware around the framework, from inside out: direct inference, compression, CORS, request edge."""
     settings = service.settings
     if provider is None:  # The framework names spans by its own routes.
         app.add_middleware(DirectInfer, service=service, access=app.state.access)

@@ -1,4 +1,4 @@
-"""Tasks that run as long as the server does: one that ends is logged, counted, and begun again."""
+"""Background tasks that run as long as the server does; a task that ends is logged, counted and restarted."""
 
 import asyncio
 import logging
@@ -14,7 +14,7 @@ class Background:
     """The background tasks of a server.
 
     Args:
-        restarted: Called with the name of a task that ended and is about to begin again.
+        restarted: Called with the name of a task that ended and is about to be restarted.
     """
 
     def __init__(self, restarted: Callable[[str], None]) -> None:
@@ -22,16 +22,16 @@ class Background:
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self, name: str, run: Callable[[], Awaitable[None]]) -> None:
-        """Keep something running.
+        """Keep a task running.
 
         Args:
-            name: What it is called in the log and the metrics.
-            run: Runs for ever; called again when it ends all the same.
+            name: Name of the task in the log and the metrics.
+            run: Runs forever; called again if it ends or fails.
         """
         self._tasks.append(asyncio.create_task(self._keep(name, run), name=name))
 
     async def close(self) -> None:
-        """End all of them."""
+        """Cancel all tasks and wait for them."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -42,10 +42,10 @@ class Background:
             began = time.monotonic()
             try:
                 await run()
-                logger.error("the background task %s ended; it begins again in %.1f s", name, wait_s)
+                logger.error("the background task %s ended; it restarts in %.1f s", name, wait_s)
             except Exception:
-                logger.exception("the background task %s failed; it begins again in %.1f s", name, wait_s)
+                logger.exception("the background task %s failed; it restarts in %.1f s", name, wait_s)
             self._restarted(name)
             await asyncio.sleep(wait_s)
-            # What ran for long has recovered in between.
+            # A task that ran for long had recovered.
             wait_s = _FIRST_WAIT_S if time.monotonic() - began > _LONGEST_WAIT_S else min(2 * wait_s, _LONGEST_WAIT_S)

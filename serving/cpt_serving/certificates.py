@@ -1,4 +1,4 @@
-"""The certificate of the server, which is read again when its files change."""
+"""The TLS certificate of the server; it is reloaded when its files change."""
 
 import asyncio
 import logging
@@ -14,31 +14,31 @@ _LOOK_S = 1.0
 
 
 class Certificate:
-    """A certificate and its key; new connections get what the files hold now.
+    """A certificate and its key; new connections use the current content of the files.
 
     Args:
         chain: Certificate with its chain, in PEM.
-        key: Its private key in PEM, where it is in another file.
+        key: Its private key in PEM, if it is in another file.
 
     Raises:
-        DataError: If they cannot be used.
+        DataError: If the certificate or the key cannot be used.
     """
 
     def __init__(self, chain: Path, key: Path | None) -> None:
         self.chain = chain
         self.key = key or chain
         self.version = 0
-        """Counts what was loaded."""
+        """Number of loads so far."""
         self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self._seen: object = None
         self._load()
 
     def pem(self) -> tuple[bytes, bytes]:
-        """Return key and chain, as gRPC takes them."""
+        """Return the key and the chain as bytes, in the order that gRPC expects."""
         return self._pem
 
     def reload(self) -> None:
-        """Load the files again if they have changed; while they cannot be used, the last good ones stay."""
+        """Load the files again if they have changed; if they cannot be used, the last good ones stay in use."""
         if self._fingerprint() == self._seen:
             return
         try:
@@ -46,17 +46,17 @@ class Certificate:
         except DataError as error:
             logger.error("%s; the last certificate stays", error.message)
         else:
-            logger.info("the certificate %s was read again", self.chain)
+            logger.info("the certificate %s was reloaded", self.chain)
 
     async def watch(self) -> None:
-        """Look at the files again and again; returns never."""
+        """Check the files for changes every second; never returns."""
         while True:
             await asyncio.sleep(_LOOK_S)
             self.reload()
 
     def _load(self) -> None:
         self._seen = self._fingerprint()
-        # A pair that does not match would leave half of it in the context.
+        # Loading a mismatched pair would leave the context with only one of the two.
         _load_pair(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), self.chain, self.key)
         _load_pair(self.context, self.chain, self.key)
         self._pem = self.key.read_bytes(), self.chain.read_bytes()

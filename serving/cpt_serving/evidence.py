@@ -1,4 +1,4 @@
-"""What is known of a model before it is served: precision, size, and the report of `cpt validate`."""
+"""The facts of a served model: precision, size, and the report of `cpt validate`."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -25,10 +25,10 @@ class InputFacts(BaseModel):
 
 @dataclass(frozen=True)
 class Validation(bundle_evidence.Evidence):
-    """The report of `cpt validate` in short; a figure that was not measured is null.
+    """A short form of the report of `cpt validate`; a figure that was not measured is null.
 
     Args:
-        of_this_model: Whether the report is of the files of this bundle as they are.
+        of_this_model: Whether the report is of the bundle's files in their present state.
         perplexity: Of a language model as served, in onnxruntime.
         trained_perplexity: Of the trained model before freezing.
     """
@@ -39,7 +39,7 @@ class Validation(bundle_evidence.Evidence):
 
 
 class Evidence(BaseModel):
-    """Who a model is and what was measured of it; figures that are not known are null."""
+    """Identity of a model and its measured figures; unknown figures are null."""
 
     model: str
     version: str
@@ -50,9 +50,9 @@ class Evidence(BaseModel):
     classes: int | None = Field(default=None, description="null for a language model")
     vocabulary: int | None = Field(default=None, description="tokens that a language model knows, null for others")
     context: int | None = Field(
-        default=None, description="most tokens that a language model looks at, null if nothing limits them"
+        default=None, description="maximum context of a language model in tokens, null if unlimited"
     )
-    weight_bits: int | float | None = Field(description="with bits by layer their mean over all weights")
+    weight_bits: int | float | None = Field(description="the mean over all weights if layers differ")
     activation_bits: int | None
     cycle: tuple[int, int] | None = Field(description="the bits between which training cycled")
     validation: Validation | None = Field(description="null if `cpt validate` was never run")
@@ -61,11 +61,11 @@ class Evidence(BaseModel):
 
 
 def evidence_of(adapter: Adapter, *, docs: bool = True) -> Evidence:
-    """Return what is known of a model, with the report of `cpt validate` as it is in its directory now.
+    """Return the facts of a model, with the report of `cpt validate` as it is in its directory now.
 
     Args:
-        adapter: The model's.
-        docs: Whether the server that tells it has `/docs`.
+        adapter: Adapter of the model.
+        docs: Whether the server has `/docs`.
     """
     bundle = adapter.bundle
     facts = bundle.facts
@@ -88,12 +88,12 @@ def evidence_of(adapter: Adapter, *, docs: bool = True) -> Evidence:
 def _size(bundle: OpenedBundle) -> int | None:
     try:
         return bundle.onnx_path.stat().st_size
-    except OSError:  # its directory was taken away while it is served
+    except OSError:  # its directory was removed while the model is served
         return None
 
 
 def _report(bundle: OpenedBundle) -> dict[str, Any] | None:
-    """Return the report that stands in a bundle's directory now; a model is often validated after it was loaded."""
+    """Return the report that is in a bundle's directory now; a model is often validated after it was loaded."""
     try:
         digests = read_checksums(bundle.path)
         return read_json(bundle.path, VALIDATION_FILE, digests) if VALIDATION_FILE in digests else None
@@ -102,7 +102,7 @@ def _report(bundle: OpenedBundle) -> dict[str, Any] | None:
 
 
 def _validation(bundle: OpenedBundle) -> Validation | None:
-    """Return the report in short; one of another form counts as none, since nothing can be said from it."""
+    """Return a short form of the report; a report in another format counts as none."""
     report = _report(bundle)
     try:
         found = read_evidence(replace(bundle, validation=report))

@@ -1,7 +1,7 @@
-"""Whether the server of this container is ready: `python -m cpt_serving.health_check`, for Docker's HEALTHCHECK.
+"""Check whether the server of this container is ready: `python -m cpt_serving.health_check`, for Docker's HEALTHCHECK.
 
-It asks where the server's variables and its file say that it listens, over TLS if they name a certificate. As it is run
-every few seconds, it loads the standard library and YAML only.
+It asks at the address in the server's variables and configuration file, over TLS if they name a certificate. It loads
+the standard library and YAML only, because it is run every few seconds.
 """
 
 import http.client
@@ -20,7 +20,7 @@ _ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 
 def main() -> str | None:
-    """Return what is wrong, if something is."""
+    """Return an error message if the server is not ready."""
     settings = {"host": "127.0.0.1", "port": "8000"}
     if config := os.environ.get(f"{_PREFIX}CONFIG"):
         settings |= yaml.safe_load(Path(config).read_text(encoding="utf-8")) or {}
@@ -30,10 +30,10 @@ def main() -> str | None:
     host = _ANY.get(settings["host"], settings["host"])
     scheme = "https" if settings.get("tls_cert") else "http"
     url = f"{scheme}://{f'[{host}]' if ':' in host else host}:{settings['port']}/health/ready"
-    # The certificate names the server's address for clients, not this one.
+    # The certificate names the address for clients, not this one.
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    # No proxy of the environment is asked for this machine.
+    # This machine is asked directly, without the proxies of the environment.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context))
     try:
         with opener.open(url, timeout=_TIMEOUT_S):

@@ -1,4 +1,4 @@
-"""What runs beside the requests of a server: loading, watching for new versions, and the end in order."""
+"""The lifespan of a server: loading the models, watching for new versions, and an orderly shutdown."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -9,14 +9,14 @@ from cpt_serving.shutdown import finished
 from cpt_serving.telemetry.metrics import WATCH_CERTIFICATE, WATCH_MODELS
 
 _CLOSE_S = 1.0
-"""What the end has beyond the deadline, to give back what it holds."""
+"""Time after the shutdown deadline in which resources are released."""
 
 
 @asynccontextmanager
 async def running(service: Service) -> AsyncIterator[None]:
-    """Load the models and watch them; at the end, finish what is under way until the deadline.
+    """Load the models and watch them; on exit, let requests in progress finish until the deadline.
 
-    The web server accepts connections only after this.
+    The web server accepts connections only after the context is entered.
     """
     repository = service.repository
     await repository.start()

@@ -1,4 +1,4 @@
-"""The bundle's golden inputs as images, and what a drawing has to look like to resemble them."""
+"""The bundle's golden inputs as images, and the style that a drawing needs to resemble them."""
 
 import io
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from PIL import Image
 from cpt_deploy.bundle import Bundle
 
 LARGEST_DRAWN_SIDE = 64
-"""Inputs with longer sides are photographs rather than something to draw."""
+"""Inputs with longer sides are photographs, which nobody draws."""
 
 _STROKE = 0.1
 _INK_CONTRAST = 0.3
@@ -19,11 +19,11 @@ _INK_CONTRAST = 0.3
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A golden input and the class that the exact executor gave it at export.
+    """A golden input and the class that the executor computed for it at export.
 
     Args:
-        index: Its number; the image is at `/samples/{index}.png`.
-        label: The class.
+        index: Number of the input; its image is at `/samples/{index}.png`.
+        label: Name of the class.
     """
 
     index: int
@@ -32,12 +32,12 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class DrawingStyle:
-    """What the samples look like, for a drawing to resemble them.
+    """The style of the samples, which a drawing should resemble.
 
     Args:
-        ground: Whether the ink is bright on dark or dark on light.
-        fill: How much of the side the longer side of a sample's ink spans, 0..1.
-        stroke: Width of a line as a share of the side.
+        ground: Brightness of the background.
+        fill: Share of the image's side that the longer side of a sample's ink spans, 0..1.
+        stroke: Width of a line as a share of the image's side.
     """
 
     ground: Literal["dark", "light"]
@@ -47,17 +47,17 @@ class DrawingStyle:
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """What the page offers beside files: samples, and for small grey inputs a place to draw."""
+    """The inputs that the page offers besides files: samples, and a canvas to draw on for small grey inputs."""
 
     samples: list[Sample]
     drawing: DrawingStyle | None
 
 
 def sample_pixels(bundle: Bundle, index: int) -> npt.NDArray[np.uint8]:
-    """Return a golden input as the pixels that it was normalised from, uint8 (H, W, C).
+    """Return the pixels of a golden input before normalisation, uint8 (H, W, C).
 
     Raises:
-        IndexError: If there are not that many.
+        IndexError: If there is no input of this number.
     """
     preprocessing = bundle.preprocessing
     mean, std = (np.asarray(values)[:, None, None] for values in (preprocessing.mean, preprocessing.std))
@@ -79,13 +79,13 @@ def to_png(image: Image.Image) -> bytes:
 
 
 def list_samples(bundle: Bundle) -> list[Sample]:
-    """Return the golden inputs with their classes, in their order."""
+    """Return the golden inputs with their classes, in order."""
     best = bundle.golden.logits.argmax(axis=1)
     return [Sample(index, bundle.labels[label]) for index, label in enumerate(best)]
 
 
 def drawing_style(bundle: Bundle) -> DrawingStyle | None:
-    """Return how to draw for a model of small grey images; `None` for others."""
+    """Return the drawing style of a model of small grey images; `None` for other models."""
     if bundle.preprocessing.channels != 1 or max(bundle.preprocessing.size) > LARGEST_DRAWN_SIDE:
         return None
     pixels = np.stack([sample_pixels(bundle, index)[:, :, 0] for index in range(len(bundle.golden.inputs))])
@@ -101,6 +101,6 @@ def drawing_style(bundle: Bundle) -> DrawingStyle | None:
 
 
 def _span(marked: npt.NDArray[np.bool_]) -> float:
-    """Return the share of a line from the first marked position to the last."""
+    """Return the share of a line between its first and its last marked position."""
     positions = np.flatnonzero(marked)
     return float(positions[-1] - positions[0] + 1) / len(marked)

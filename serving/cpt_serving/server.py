@@ -1,4 +1,4 @@
-"""Running the app under uvicorn: the port, the signals, and the way to a clean end."""
+"""Running the app under uvicorn: listening, signals, and a clean shutdown."""
 
 import asyncio
 import gc
@@ -26,23 +26,23 @@ _UNACKNOWLEDGED_MS = 30_000
 _NUMBERS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _POLL_S, _GOODBYE_S = 0.1, 0.5
 _SPARE_S = 4.0
-"""What the end may take beyond its deadline, for what only has to be given back."""
+"""Time after the shutdown deadline in which resources are released."""
 
 
 def run(settings: ServeSettings, *, on_listening: Callable[[str], None] | None = None) -> None:
-    """Serve until SIGTERM or SIGINT; both end in order, and this function returns. SIGHUP looks at all files again.
+    """Serve until SIGTERM or SIGINT, shut down in order, and return. SIGHUP checks all files for changes.
 
-    The models are loaded and checked before anything listens, so that what is wrong with them is one error here.
+    The models are loaded and checked before the server listens, so that an unusable model is an error of this call.
 
     Args:
         settings: What to serve and how.
-        on_listening: Called with the server's address once the port is taken, before requests are answered.
+        on_listening: Called with the server's address once the port is bound, before requests are answered.
 
     Raises:
         BundleError: If no bundle can be opened and loaded.
-        ValidationFailedError: If none reproduces its golden sample, or has the evidence that is required.
-        MissingExtraError: If gRPC or tracing is wanted and not installed.
-        UsageError: If an address cannot be listened on or the execution provider is not available.
+        ValidationFailedError: If no bundle reproduces its golden sample or has the required evidence.
+        MissingExtraError: If gRPC or tracing is requested and not installed.
+        UsageError: If an address cannot be bound or the execution provider is not available.
         DataError: If the API keys, the certificate or the access log cannot be used.
     """
     check_settings(settings)
@@ -65,7 +65,7 @@ def run(settings: ServeSettings, *, on_listening: Callable[[str], None] | None =
 
 
 def _prepared(settings: ServeSettings, service: Service) -> tuple[uvicorn.Config, Connections]:
-    """Return the configuration of the web server, its app made, and what holds its connections."""
+    """Return the configuration of the web server, with its app created, and the tracker of its connections."""
     connections = Connections(
         limit=settings.max_connections,
         max_head_bytes=settings.max_head_bytes,
@@ -75,10 +75,10 @@ def _prepared(settings: ServeSettings, service: Service) -> tuple[uvicorn.Config
     certificate = service.certificate
     config = uvicorn.Config(
         cast("ASGIApp", app_of(service)),
-        http=cast("type[asyncio.Protocol]", connections.protocol),  # what makes one does as well
+        http=cast("type[asyncio.Protocol]", connections.protocol),  # a factory works as well as a class
         ws="none",
         log_config=None,
-        access_log=False,  # The app writes its own.
+        access_log=False,  # The app writes its own access log.
         timeout_keep_alive=settings.keep_alive_s,
         timeout_graceful_shutdown=settings.shutdown_s,
         server_header=False,
@@ -87,17 +87,17 @@ def _prepared(settings: ServeSettings, service: Service) -> tuple[uvicorn.Config
         ssl_context_factory=None if certificate is None else lambda _config, _default: certificate.context,
     )
     config.load()
-    # Spare the garbage collector all that is there before the first request: it stays.
+    # Objects that exist before the first request live until the end: exempt them from garbage collection.
     gc.collect()
     gc.freeze()
     return config, connections
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """Return a socket that is bound to an address.
+    """Return a socket bound to an address.
 
     Raises:
-        UsageError: If it cannot be.
+        UsageError: If it cannot be bound.
     """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -105,13 +105,13 @@ def _listen(host: str, port: int) -> socket.socket:
         raise UsageError(f"Expected an address to listen on, but got {host!r}: {error.strerror}") from error
     listener = socket.socket(family, kind, protocol)
     try:
-        # A port whose last server ended a moment ago is free; one with a server on it still is not.
+        # Lets a port be bound right after its last server ended; a port with a running server is still refused.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        # Accepted connections inherit it: a client that is gone, or does not take its answer, is not kept for ever.
+        # Accepted connections inherit this: a client that is gone or does not read its answer is dropped eventually.
         if hasattr(socket, "TCP_USER_TIMEOUT"):
             listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNACKNOWLEDGED_MS)
         listener.bind(address)
-        # Two sockets can be bound to one port as long as neither listens; this finds the other server.
+        # Two sockets can be bound to one port as long as neither listens; listening detects the other server.
         listener.listen(2048)
     except OSError as error:
         listener.close()
@@ -131,12 +131,12 @@ def _address(settings: ServeSettings, listener: socket.socket) -> str:
 async def _serve(
     server: uvicorn.Server, listener: socket.socket, service: Service, connections: Connections, early: list[int]
 ) -> None:
-    """Serve until the end that a signal asks for."""
+    """Serve until a signal requests the shutdown."""
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     while not server.started and not serving.done():
         await asyncio.sleep(_POLL_S / 10)
     shutdown, settings = service.shutdown, service.settings
-    # Whatever holds the end, native code or a thread, does not hold the process.
+    # Ends the process even if native code or a thread blocks the shutdown.
     watchdog = threading.Timer(settings.drain_s + settings.shutdown_s + _SPARE_S, os._exit, (1,))
     watchdog.daemon = True
 
@@ -156,7 +156,7 @@ async def _serve(
             service.certificate.reload()
 
     _handle({signal.SIGTERM: begin, signal.SIGINT: stop, signal.SIGHUP: reload}, early)
-    if server.should_exit:  # by a signal that still was the web server's own
+    if server.should_exit:  # by a signal that the web server still handled itself
         stop()
     end = asyncio.create_task(_end(server, serving, service, connections))
     try:
@@ -169,10 +169,10 @@ async def _serve(
 async def _end(
     server: uvicorn.Server, serving: "asyncio.Task[None]", service: Service, connections: Connections
 ) -> None:
-    """Stop the web server when it is time, and cut what it would wait for without need."""
+    """Stop the web server when the shutdown asks for it, and cut connections that it need not wait for."""
     await service.shutdown.stopping()
     server.should_exit = True
-    # By then it has said goodbye to idle clients, which under TLS would have to answer that.
+    # The web server has closed idle connections by now; under TLS it would wait for the clients' close_notify.
     await asyncio.sleep(_GOODBYE_S)
     while not serving.done():
         connections.cut(all_of_them=service.shutdown.remaining_s == 0)
@@ -181,7 +181,7 @@ async def _end(
 
 @contextmanager
 def _kept_signals() -> Iterator[list[int]]:
-    """Keep signals that come before or after they can be handled, instead of ending the process by them."""
+    """Record signals that arrive before or after they can be handled, instead of letting them end the process."""
     kept: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield kept
@@ -195,7 +195,7 @@ def _kept_signals() -> Iterator[list[int]]:
 
 
 def _handle(handlers: Mapping[signal.Signals, Callable[[], None]], early: Iterable[int]) -> None:
-    """Handle signals on the event loop from now on, those that came before too."""
+    """Handle signals on the event loop from now on, including those recorded before."""
     if threading.current_thread() is not threading.main_thread():
         return
     loop = asyncio.get_running_loop()

@@ -1,4 +1,4 @@
-"""What the routes stand on: the served models, the settings and the metrics."""
+"""The service behind the routes of HTTP and gRPC: the served models, the settings and the metrics."""
 
 from dataclasses import dataclass
 from typing import TypeVar, cast
@@ -18,7 +18,7 @@ A = TypeVar("A", bound=Adapter)
 
 @dataclass(frozen=True)
 class Service:
-    """A running server apart from HTTP."""
+    """A running server, independent of HTTP and gRPC."""
 
     settings: ServeSettings
     repository: ModelRepository
@@ -26,17 +26,17 @@ class Service:
     shutdown: Shutdown
     certificate: Certificate | None
     memory: BodyBudget
-    """For the bodies and messages of all requests under way."""
+    """Memory for the bodies and messages of all requests in progress."""
 
     def find(self, model: str | None, version: str | None = None) -> Engine[Adapter]:
         """Return the engine of a model.
 
         Args:
-            model: Its name; `None` is the only one that is served.
-            version: Its version; `None` is the newest.
+            model: Name of the model; `None` stands for the only one that is served.
+            version: Version of the model; `None` stands for the newest.
 
         Raises:
-            InvalidRequestError: If a name is needed.
+            InvalidRequestError: If there is no name and several models are served.
             ModelNotFoundError: If there is no such model.
             NotReadyError: If it could not be opened.
         """
@@ -46,7 +46,7 @@ class Service:
         """Return the engine of a model that answers `/predict`.
 
         Raises:
-            ServingError: As `find` says, and an InvalidRequestError if the model cannot.
+            ServingError: Like `find`; an InvalidRequestError if the model does not answer `/predict`.
         """
         return _able(self.find(model, version), Predicts)  # type: ignore[type-abstract]
 
@@ -54,13 +54,13 @@ class Service:
         """Return the engine of a model that answers `/generate` and `/score`.
 
         Raises:
-            ServingError: As `find` says, and an InvalidRequestError if the model cannot.
+            ServingError: Like `find`; an InvalidRequestError if the model does not answer them.
         """
         return _able(self.find(model, version), Generates)  # type: ignore[type-abstract]
 
 
 def _able(engine: Engine[Adapter], able: type[A]) -> Engine[A]:
-    """Return an engine as that of a model with an ability."""
+    """Return the engine, typed by an ability of its model, or raise if the model lacks it."""
     if not isinstance(engine.model, able):
         raise InvalidRequestError(
             f"Expected a model that {able.ability}, but {engine.bundle.name} {engine.model.ability} "

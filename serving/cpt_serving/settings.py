@@ -26,149 +26,149 @@ class ServeSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="forbid", frozen=True)
 
     config: Path | None = None
-    """A YAML file with any of the settings below."""
+    """A YAML file with any of the other settings."""
 
     bundle: Path
-    """A bundle, or a directory of `name/version/` bundles."""
+    """A bundle, or a directory of bundles, `name/version/`."""
 
     host: str = "127.0.0.1"
-    """Address to listen on; only this machine reaches the default."""
+    """Address to listen on; the default is reachable from this machine only."""
 
     port: int = Field(default=8000, ge=0, le=65535)
-    """Port to listen on; 0 takes a free one."""
+    """Port to listen on; 0 chooses a free one."""
 
     grpc_port: int | None = Field(default=None, ge=1, le=65535)
-    """Port for the Open Inference Protocol over gRPC; without it there is none."""
+    """Port of the Open Inference Protocol over gRPC; off by default."""
 
     threads: int = Field(default=1, ge=1, le=1024)
-    """Threads that one inference computes with."""
+    """Threads of one inference."""
 
     concurrency: int | None = Field(default=None, ge=1, le=1024)
-    """Inferences that run at once; by default the cores divided by `threads`."""
+    """Concurrent inferences; by default the cores divided by `threads`."""
 
     max_batch: int = Field(default=16, ge=1, le=65536)
-    """Most rows that are computed together; 1 computes each request on its own."""
+    """Maximum rows of a batch; 1 computes each request on its own."""
 
     queue_rows: int = Field(default=1024, ge=1)
-    """Most rows of a model that wait; a request that comes on top is answered 429."""
+    """Maximum waiting rows of a model; a request beyond is answered 429."""
 
     queue_bytes: int = Field(default=64 * 1024 * 1024, ge=1)
-    """Most bytes that the rows of a model take which wait; of large inputs fewer wait than `queue_rows`."""
+    """Maximum bytes of the waiting rows of a model; fewer than `queue_rows` large inputs wait."""
 
     timeout_s: float | None = Field(default=None, gt=0, le=3600)
-    """Deadline of requests that state none; by default they have none."""
+    """Deadline of requests that state none; no deadline by default."""
 
     provider: str = "cpu"
     """Execution provider of onnxruntime."""
 
     golden: Literal["exact", "labels", "off"] = "exact"
-    """What the golden sample has to reproduce before the server is ready: every code, the top classes, or nothing."""
+    """Required match of the golden sample before the server is ready: every integer, the top classes, or none."""
 
     require_evidence: bool = False
-    """Whether a bundle is refused unless its validation.json is there, passed, and of its files as they are."""
+    """Whether to refuse bundles without a validation.json that passed and is of the bundle's present files."""
 
     require_signature: Path | None = None
-    """A public key in PEM, or a directory of such: a bundle is refused unless it is signed with one of them."""
+    """A public key in PEM, or a directory of them; bundles not signed with one of them are refused."""
 
     generations: int = Field(default=16, ge=1, le=4096)
-    """Most texts that a language model works on at once; a request that comes on top is answered 429."""
+    """Maximum concurrent texts of a language model; a request beyond is answered 429."""
 
     max_new_tokens: int = Field(default=1024, ge=1)
-    """Most tokens that one request may have generated."""
+    """Maximum tokens to generate for one request."""
 
     max_prompt_tokens: int = Field(default=8192, ge=1)
-    """Most tokens of a text that a request brings, where the model's own context allows more."""
+    """Maximum tokens of the text in a request, if the model's own context allows more."""
 
     watch_s: float = Field(default=0.0, ge=0, le=86_400)
-    """Seconds between two looks for new, changed and removed versions; 0 looks only when asked."""
+    """Seconds between checks for new, changed and removed versions; 0 checks only on request."""
 
     top_k: int = Field(default=5, ge=1)
-    """Classes in an answer of `/predict` when the client does not say."""
+    """Classes in an answer of `/predict` if the client states no number."""
 
     max_body_bytes: int = Field(default=32 * 1024 * 1024, ge=1)
-    """Largest request body."""
+    """Maximum size of a request body."""
 
     max_json_bytes: int = Field(default=8 * 1024 * 1024, ge=1)
-    """Largest JSON in a request; tensors as bytes and files are bounded by `max_body_bytes`."""
+    """Maximum size of JSON in a request; binary tensors and files are limited by `max_body_bytes`."""
 
     max_memory_bytes: int = Field(default=128 * 1024 * 1024, ge=1)
-    """Memory for the bodies of all requests under way; what comes on top is answered 503."""
+    """Memory for the bodies of all requests in progress; a request beyond is answered 503."""
 
     head_timeout_s: float = Field(default=10.0, gt=0, le=3600)
-    """Seconds in which the head of a request has to come, from the opening of its connection or its first byte."""
+    """Seconds for the head of a request to arrive, from the opening of its connection or its first byte."""
 
     body_timeout_s: float = Field(default=30.0, gt=0, le=3600)
-    """Seconds in which the body, or 8 KiB of it for each second, has to come."""
+    """Seconds for the body of a request to arrive, or for 8 KiB per second of it."""
 
     max_connections: int = Field(default=1024, ge=1)
-    """Most connections that are open at once; who comes on top is answered 503."""
+    """Maximum open connections; a client beyond is answered 503."""
 
     keep_alive_s: int = Field(default=5, ge=0, le=3600)
     """Seconds after which a connection without a further request is closed."""
 
     max_rows: int = Field(default=256, ge=1)
-    """Most images or rows in one request."""
+    """Maximum images or rows in one request."""
 
     max_pixels: int = Field(default=MAX_PIXELS, ge=1)
-    """Most pixels (width x height) that one image may declare."""
+    """Maximum pixels (width x height) of one image, by its header."""
 
     max_request_pixels: int = Field(default=8 * MAX_PIXELS, ge=1)
-    """Most pixels that are made of the images of one request, decoded and scaled."""
+    """Maximum pixels of all images of one request, decoded and scaled."""
 
     decode_bytes: int = Field(default=192 * 1024 * 1024, ge=1)
-    """Most bytes in which images are decoded at once; one that needs more is refused, others wait for their turn."""
+    """Memory for decoding images at once; an image that needs more is refused, others wait."""
 
     drain_s: float = Field(default=1.0, ge=0, le=3600)
-    """Seconds from SIGTERM, when readiness fails, until the port is closed; what routes traffic needs to notice."""
+    """Seconds from SIGTERM, when readiness fails, until the port is closed, for load balancers to notice."""
 
     shutdown_s: int = Field(default=30, ge=0, le=3600)
-    """Seconds after that in which requests under way may finish."""
+    """Seconds after that for requests in progress to finish."""
 
     docs: bool = True
     """Whether `/docs` and `/openapi.json` are served."""
 
     page: bool = True
-    """Whether the page at `/` and what it reads is served."""
+    """Whether the page at `/` and the routes that it reads are served."""
 
     access_log: bool = True
-    """Whether each request is logged, as a line on stdout."""
+    """Whether each request is logged as a line on stdout."""
 
     access_log_file: Path | None = None
-    """A file to which the lines are appended instead."""
+    """A file to append the lines to instead."""
 
     log_format: Literal["auto", "json", "text"] = "auto"
-    """How lines are written; by default as JSON, and as text on a terminal."""
+    """Format of the lines; by default text on a terminal and JSON elsewhere."""
 
     tracing: Literal["auto", "on", "off"] = "auto"
     """Whether requests are traced with OpenTelemetry; by default if its variables name an endpoint."""
 
     log_level: Literal["critical", "error", "warning", "info", "debug"] = "info"
-    """Least severity of what is logged."""
+    """Minimum severity of the log."""
 
     api_keys: Path | None = None
-    """A file of API keys, as `cpt api-key` writes it; without one everybody who reaches the address may ask."""
+    """A file of API keys, as `cpt api-key` writes it; without it every client may send requests."""
 
     open_metrics: bool = False
-    """Whether `/metrics` needs no key where other routes do."""
+    """Whether `/metrics` needs no API key although other routes do."""
 
     cors_origins: str = ""
-    """Origins whose pages may ask, with commas between; * for all, empty for none."""
+    """Origins whose pages may send requests (CORS), separated by commas; * for all, empty for none."""
 
     trusted_proxies: str = ""
-    """Addresses of proxies whose `X-Forwarded-For` and `-Proto` are believed, with commas between; * for all."""
+    """Addresses of trusted proxies, whose `X-Forwarded-For` and `-Proto` are used, separated by commas; * for all."""
 
     max_head_bytes: int = Field(default=16 * 1024, ge=1024)
-    """Largest head of a request: its first line and its headers."""
+    """Maximum size of the head of a request: its first line and its headers."""
 
     tls_cert: Path | None = None
-    """Certificate, with its chain, in PEM; makes the server speak HTTPS."""
+    """Certificate with its chain, in PEM; enables HTTPS."""
 
     tls_key: Path | None = None
-    """Private key of the certificate in PEM, where it is not in the same file."""
+    """Private key of the certificate in PEM, if it is not in the same file."""
 
     @property
     def inferences_at_once(self) -> int:
-        """`concurrency`, or what the cores that this process may use allow for."""
+        """`concurrency`, or by default the available cores divided by `threads`."""
         if self.concurrency is not None:
             return self.concurrency
         return max(1, available_cores() // self.threads)
@@ -182,7 +182,7 @@ class ServeSettings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Return where values come from, first one first."""
+        """Return the sources of values, the first one taking precedence."""
         given = init_settings()["config"] if "config" in init_settings() else os.environ.get(f"{ENV_PREFIX}CONFIG")
         if given is None:
             return init_settings, env_settings
@@ -190,10 +190,10 @@ class ServeSettings(BaseSettings):
 
 
 def load_settings(**values: Any) -> ServeSettings:
-    """Return the settings for arguments; those that are `None` count as not given.
+    """Return the settings for arguments; arguments that are `None` count as not given.
 
     Raises:
-        UsageError: If the file cannot be read, or a value is missing or out of range; the message lists all of them in
+        UsageError: If the file cannot be read, or values are missing or out of range; the message lists all of them in
             one line.
     """
     try:
@@ -206,14 +206,14 @@ def load_settings(**values: Any) -> ServeSettings:
             for problem in error.errors()
         )
         raise UsageError(
-            f"Expected settings that fit, but got: {problems}",
-            hint=f"each can be an option, an environment variable, e.g. {ENV_PREFIX}PORT=8000, or stand in the file of "
-            "--config",
+            f"Expected valid settings, but got: {problems}",
+            hint=f"each can be an option, an environment variable, e.g. {ENV_PREFIX}PORT=8000, or a line in the file "
+            "of --config",
         ) from error
 
 
 def _readable(path: Path) -> Path:
-    """Return the path of a YAML file, once it is known to hold a mapping.
+    """Check that a YAML file holds a mapping, and return its path.
 
     Raises:
         UsageError: If it does not.

@@ -1,4 +1,4 @@
-"""The one end of a server: when it was asked for, and until when everything has to be over."""
+"""The shutdown of a server: its phases and the one deadline of everything that ends with it."""
 
 import asyncio
 import logging
@@ -11,14 +11,15 @@ logger = logging.getLogger(__name__)
 
 
 class Shutdown:
-    """First the server drains: readiness fails, everything is answered, and clients are asked to leave.
+    """The two phases of a shutdown.
 
-    Then it stops: nothing new is accepted, and what is under way may finish until the deadline, which is one for all.
+    First the server drains: readiness fails, all requests are still answered, and clients are asked to go elsewhere.
+    Then it stops: nothing new is accepted, and requests in progress may finish until one common deadline.
 
     Args:
-        drain_s: Seconds of the first part.
-        shutdown_s: Seconds of the second.
-        announce: Called once, at the beginning.
+        drain_s: Seconds of the first phase.
+        shutdown_s: Seconds of the second phase.
+        announce: Called once, at the beginning of the first.
     """
 
     def __init__(self, drain_s: float, shutdown_s: float, announce: Callable[[], None]) -> None:
@@ -28,15 +29,15 @@ class Shutdown:
         self._deadline = math.inf
         self._stopping = asyncio.Event()
         self.draining = False
-        """Whether the end was asked for."""
+        """Whether the shutdown has begun."""
 
     @property
     def remaining_s(self) -> float:
-        """Seconds until the deadline, none once it has passed; without an end the time that one would have."""
+        """Seconds until the deadline, 0 once it has passed; before a shutdown the time that one would have."""
         return max(0.0, min(self._deadline - time.monotonic(), self._shutdown_s))
 
     def begin(self) -> None:
-        """Drain, then stop; asked for again, stop at once, and then wait for nothing."""
+        """Drain, then stop. Called while draining, stop at once; called while stopping, end the deadline now."""
         if self._stopping.is_set():
             self._deadline = time.monotonic()
         elif self.draining or not self._drain_s:
@@ -47,7 +48,7 @@ class Shutdown:
             asyncio.get_running_loop().call_later(self._drain_s, self.stop)
 
     def stop(self) -> None:
-        """Stop now, without draining or in the middle of it."""
+        """Stop now, whether or not draining has begun or finished."""
         if not self._stopping.is_set():
             self._deadline = min(self._deadline, time.monotonic() + self._shutdown_s)
             self._drain()
@@ -64,11 +65,11 @@ class Shutdown:
 
 
 async def finished(function: Callable[[], object], seconds: float) -> bool:
-    """Call what may block, and return whether it came back in time; if not, nobody waits for it any more.
+    """Call a function that may block, and return whether it returned in time; otherwise it is not waited for.
 
     Args:
-        function: Called in a thread that does not hold the end of the process.
-        seconds: How long to wait.
+        function: Called in a daemon thread, which does not keep the process alive.
+        seconds: Maximum time to wait.
     """
     loop, done = asyncio.get_running_loop(), asyncio.Event()
 

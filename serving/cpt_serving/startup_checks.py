@@ -1,4 +1,4 @@
-"""What is looked at before anything listens, so that what is wrong with the settings is one error then and there."""
+"""Checks of the settings before the server listens, so that a wrong setting is an error at the start."""
 
 import ipaddress
 import logging
@@ -15,10 +15,10 @@ logger = logging.getLogger(__name__)
 
 
 def check_settings(settings: ServeSettings) -> None:
-    """Raise if a file that the settings name cannot be used, or a package that they need is missing.
+    """Raise an error if a file named in the settings cannot be used or a package that they need is missing.
 
     Raises:
-        DataError: If the API keys, the keys of signatures, the certificate, its key or the access log cannot be used.
+        DataError: If the API keys, the public keys, the certificate, its key or the access log cannot be used.
         UsageError: If a key for TLS comes without a certificate.
         MissingExtraError: If tracing is asked for and not installed.
     """
@@ -35,16 +35,16 @@ def check_settings(settings: ServeSettings) -> None:
 
 
 def warn_if_exposed(settings: ServeSettings, address: str) -> None:
-    """Say so if others can reach an address and nothing asks them for a key.
+    """Log a warning if other machines can reach the address and no API key is required.
 
     Args:
-        settings: Whether there are keys.
-        address: The address of the socket that listens.
+        settings: Settings of the server, for whether there are keys.
+        address: Address of the listening socket.
     """
     if settings.api_keys is None and not ipaddress.ip_address(address.partition("%")[0]).is_loopback:
         logger.warning(
-            "everybody who reaches %s may ask for predictions and read the metrics: --api-keys FILE asks for a key, "
-            "and without --host only this machine is answered",
+            "everyone who can reach %s can send requests and read the metrics: --api-keys FILE requires a key, "
+            "and without --host only this machine can connect",
             address,
         )
 

@@ -1,1 +1,1 @@
-"""What commands show of results, through `cpt_cli.output`."""
+"""Showing the results of commands, through `cpt_cli.output`."""

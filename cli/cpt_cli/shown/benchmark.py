@@ -1,4 +1,4 @@
-"""What `cpt benchmark` shows: times and sizes side by side."""
+"""The output of `cpt benchmark`: times and sizes side by side."""
 
 from typing import TYPE_CHECKING
 

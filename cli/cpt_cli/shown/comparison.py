@@ -1,4 +1,4 @@
-"""What `cpt compare` and `cpt train-grid` show of finished runs side by side."""
+"""The table of finished runs of `cpt compare` and `cpt train-grid`."""
 
 import statistics
 from typing import TYPE_CHECKING, Any

@@ -1,4 +1,4 @@
-"""What `cpt datasets check` shows: what a data set of images holds, and all that is wrong with it."""
+"""The output of `cpt datasets check`: the content of a data set of images, and all of its problems."""
 
 from pathlib import Path
 
@@ -11,14 +11,14 @@ _SHOWN = 10
 
 
 def show_dataset_check(name: str, root: Path | None) -> None:
-    """Decode all images of a data set and print what was found.
+    """Decode all images of a data set and print the findings.
 
     Args:
-        name: A folder, or another data set as `data.name` has it.
-        root: Where a known one is.
+        name: A folder, or another data set by its `data.name`.
+        root: Folder of a known data set.
 
     Raises:
-        DataError: If something was found that stops a training.
+        DataError: If a problem prevents training.
     """
     from cpt_deploy.workflows import check_dataset
 
@@ -58,7 +58,7 @@ def show_dataset_check(name: str, root: Path | None) -> None:
     if findings.errors:
         raise DataError(
             f"Expected a data set to train with in {name}, but found {'; '.join(findings.errors)}",
-            hint="remove or mend them; data.skip_bad=true trains without images that cannot be read",
+            hint="remove or repair them; data.skip_bad=true trains without images that cannot be read",
         )
     out.note("nothing stands in the way of a training")
 

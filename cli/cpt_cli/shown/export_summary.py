@@ -1,4 +1,4 @@
-"""What an export says on the terminal of the bundle that it wrote."""
+"""The output of `cpt export`: a summary of the bundle."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -14,11 +14,11 @@ _COSTS = {
     "divergence": "divergence of the class probabilities in nats on {sensitivity_images:,} training images",
     "loss_rise": "rise of the loss in nats a token on {sensitivity_tokens:,} tokens of validation text",
 }
-"""What a bundle calls the costs of fewer bits in one layer alone, in words."""
+"""Descriptions of a bundle's measures of sensitivity: the cost of fewer bits in one layer alone."""
 
 
 def show_export(bundle: "OpenedBundle") -> "ExportSummary":
-    """Print what was exported, and whether onnxruntime on this machine reproduces its golden sample."""
+    """Print the exported bundle, and whether onnxruntime on this machine reproduces its golden sample."""
     from cpt_deploy.workflows import describe_export
 
     summary = describe_export(bundle)
@@ -35,12 +35,12 @@ def show_export(bundle: "OpenedBundle") -> "ExportSummary":
         },
     )
     if not summary.reproduced:
-        out.warning(f"onnxruntime and the integer executor disagree: {summary.differs}; cpt validate says where")
+        out.warning(f"onnxruntime and the integer executor disagree: {summary.differs}; cpt validate shows where")
     return summary
 
 
 def show_mixed_precision(chosen: Mapping[str, Any]) -> None:
-    """Print the bits that each layer got, and what fewer bits in it alone cost."""
+    """Print the bits of each layer, and the cost of fewer bits in that layer alone."""
     cost = next(name for name in _COSTS if all(name in layer for layer in chosen["layers"]))
     allocation = sorted({int(bits) for layer in chosen["layers"] for bits in layer[cost]})
     out.table(
@@ -60,5 +60,5 @@ def show_mixed_precision(chosen: Mapping[str, Any]) -> None:
 
 
 def files_bytes(bundle: "OpenedBundle") -> dict[str, int]:
-    """Return the size of each file of a bundle by its name."""
+    """Return the size in bytes of each file of a bundle by its name."""
     return {path.name: path.stat().st_size for path in sorted(bundle.path.iterdir())}

@@ -1,4 +1,4 @@
-"""What `cpt range-test` shows of its evidence."""
+"""The output of `cpt range-test`."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def show_range_test(outcome: "RangeTest", name: str, folder: Path | None) -> None:
-    """Print what happened at each precision, min_bits, and where the evidence is."""
+    """Print the rise of accuracy at each precision, the resulting min_bits, and the path of the plot."""
     if not out.quiet:
         out.table(("bits", "accuracy before", "after", "rise, points", "± s.e.", "trains"), _rows(outcome))
         min_bits = "none: accuracy rose at no precision" if outcome.min_bits is None else f"{outcome.min_bits} bits"

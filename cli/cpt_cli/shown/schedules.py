@@ -1,4 +1,4 @@
-"""What `cpt schedules` knows of each schedule: its bits over a run, what they save, and losses that it follows."""
+"""The data of `cpt schedules`: the bits of each schedule over a run, the saved BitOPs, and given losses."""
 
 import csv
 import math
@@ -18,12 +18,12 @@ class ShownSchedule:
     """One schedule over a run.
 
     Args:
-        name: Its name, or what it belongs to.
-        short: The short name of Wolfe & Kyrillidis, if it is theirs.
+        name: Name of the schedule, or of the part of a recipe that it belongs to.
+        short: Short name by Wolfe & Kyrillidis, if it is one of theirs.
         group: Their group of saving, likewise.
         bits: Bits of every step.
-        saving: BitOPs saved against static bits at max_bits; `None` for gradients, which have no such run.
-        follows_loss: Whether its bits follow a loss that was not given.
+        saving: BitOPs saved against static max_bits; `None` for gradients, which have no such reference.
+        follows_loss: Whether its bits depend on losses that were not given.
     """
 
     name: str
@@ -40,11 +40,11 @@ class ShownSchedule:
 
     @property
     def mean_bits(self) -> float:
-        """Mean bits of a step."""
+        """Mean bits over the steps."""
         return sum(self.bits) / len(self.bits)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all but the bits of single steps, as JSON types."""
+        """Return all fields except the bits of single steps, as JSON types."""
         return {
             "name": self.name,
             "short": self.short,
@@ -67,10 +67,10 @@ def show_schedule(
     """Describe a schedule.
 
     Args:
-        name: Its long name.
-        schedule: The schedule; if it follows the loss it is told `losses`.
-        backward: The gradients' schedule, for the cost.
-        max_bits: max_bits, to whose static run the cost is compared.
+        name: Long name of the schedule.
+        schedule: The schedule; it receives `losses` if it depends on the loss.
+        backward: Schedule of the gradients, for the cost.
+        max_bits: Bits of the static run to which the cost is compared.
         steps: Steps of the run.
         losses: Mean training loss of each period of a run; empty if unknown.
     """
@@ -93,7 +93,7 @@ def show_schedule(
 
 
 def show_recipe(recipe: "Recipe", steps: int, losses: list[float]) -> list[ShownSchedule]:
-    """Describe the schedules of a recipe: forward, those of groups, and that of the gradients."""
+    """Describe the schedules of a recipe: forward, of layer groups, and of the gradients."""
     precision = recipe.precision
     shown = [
         show_schedule(
@@ -111,7 +111,7 @@ def show_recipe(recipe: "Recipe", steps: int, losses: list[float]) -> list[Shown
         shown.append(show_schedule(name, schedule, precision.backward_schedule(), max_bits, steps, losses))
     grads = precision.backward_schedule()
     name = f"gradients: {precision.grad_schedule} {_range(precision.grad_min_bits, precision.grad_max_bits)}"
-    # What gradients cost is part of the cost of the forward schedules.
+    # The cost of gradients is part of the cost of the forward schedules.
     shown.append(replace(show_schedule(name, grads, grads, precision.grad_max_bits, steps, losses), saving=None))
     return shown
 
@@ -120,10 +120,10 @@ def read_losses(path: Path) -> list[float]:
     """Return the mean training loss of each period from a file.
 
     Args:
-        path: `metrics.csv` of a run, whose epochs are the periods, or a text file with a number a line, one a period.
+        path: `metrics.csv` of a run, whose epochs are the periods, or a text file with one number per line and period.
 
     Raises:
-        DataError: If the file cannot be read or holds something else.
+        DataError: If the file cannot be read or has another form.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -147,7 +147,7 @@ def read_losses(path: Path) -> list[float]:
 
 def _by_epoch(rows: list[tuple[float, float]]) -> list[float]:
     epochs: dict[int, list[float]] = {}
-    for epoch, loss in rows:  # a row's epoch is what is finished: 1.0 still belongs to the first
+    for epoch, loss in rows:  # a row's epoch is the finished share: 1.0 still belongs to the first
         epochs.setdefault(max(math.ceil(epoch), 1), []).append(loss)
     return [sum(losses) / len(losses) for _, losses in sorted(epochs.items())]
 

@@ -1,4 +1,4 @@
-"""What `cpt train` shows of a run: what it would do, and what came of it."""
+"""The output of `cpt train` before and after a run: the plan of a dry run, and the result."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def show_dry_run(recipe: "Recipe", directory: Path) -> None:
-    """Print what a run would do."""
+    """Print the plan of a run."""
     from cpt_deploy.training import plan_run
 
     plan = plan_run(recipe, directory)
@@ -50,7 +50,7 @@ def run_training(recipe: "Recipe", directory: Path, *, resume: bool = False, pro
 
 
 def show_trained(report: "RunReport", directory: Path) -> None:
-    """Print what came of a run, and what it left in its directory."""
+    """Print the result of a run, and the files in its directory."""
     files = files_bytes(directory)
     max_bits, cost = report.bits["max_bits"], report.cost
     out.fields(
@@ -91,5 +91,5 @@ def _describe_time(report: "RunReport") -> str:
 
 
 def files_bytes(directory: Path) -> dict[str, int]:
-    """Return the size of each file in the directory of a run by its name."""
+    """Return the size in bytes of each file in the directory of a run by its name."""
     return {path.name: path.stat().st_size for path in sorted(directory.iterdir()) if path.is_file()}

@@ -1,4 +1,4 @@
-"""What `cpt train` shows while a run goes on: a summary, then a bar on a terminal and elsewhere one line an epoch."""
+"""The output of `cpt train` during a run: a summary, then a bar on a terminal and else one line per epoch."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 SHOWN_CYCLES = 4
 SHOWN_COLUMNS = 32
 SLOW_LOADING = 0.2
-"""Share of the time spent waiting for batches from which on the user is told what helps."""
+"""Share of the time spent waiting for batches above which a hint is shown."""
 
 
 class TrainingProgress:
-    """Hears of a run, as `cpt_deploy.training.TrainReporter` wants it, and says it through `out`."""
+    """The `cpt_deploy.training.TrainReporter` that shows a run through `out`."""
 
     def __init__(self) -> None:
         self._stack = ExitStack()
@@ -48,7 +48,7 @@ class TrainingProgress:
         self._bar = self._stack.enter_context(out.bar("training", plan.total_steps, start=plan.first_step))
 
     def step(self, progress: "StepProgress") -> None:
-        """Advance the bar; at the end of an epoch make its line, which waits for an evaluation."""
+        """Advance the bar; at the end of an epoch prepare its line, which an evaluation completes."""
         self._flush()
         self._hint_at_slow_loading(progress)
         figures = _figures(progress, self._unit)
@@ -70,16 +70,16 @@ class TrainingProgress:
         self._flush()
 
     def profiled(self, profile: "ProfileReport") -> None:
-        """Show where the time of the profiled steps went."""
+        """Show the times of the profiled steps by part."""
         show_profile(profile)
 
     def finished(self, report: "RunReport") -> None:
-        """Take the bar away; the command shows the result."""
+        """Remove the bar; the command shows the result."""
         self._flush()
         self._stack.close()
 
     def _hint_at_slow_loading(self, progress: "StepProgress") -> None:
-        """Say once what helps, if the first whole log interval after the start was spent waiting for batches."""
+        """Print a hint once if the first whole log interval after the start was spent waiting for batches."""
         if progress.data_share is None or len(self._shares) == 2:
             return
         if progress.data_share not in self._shares:
@@ -97,7 +97,7 @@ class TrainingProgress:
 
 
 def describe_result(evaluation: "Evaluation") -> str:
-    """Return what an evaluation on the way found, in a few words."""
+    """Return the result of an evaluation during training as a short text."""
     if evaluation.perplexity is None:
         return f"test {readable.share(evaluation.top1)}"
     return f"valid perplexity {evaluation.perplexity:.2f}"
@@ -117,7 +117,7 @@ def _figures(progress: "StepProgress", unit: str) -> list[str]:
 
 
 def show_plan(plan: "TrainPlan") -> None:
-    """Print what a run is going to do."""
+    """Print the plan of a run."""
     recipe = plan.recipe
     epochs = plan.total_steps / plan.steps_per_epoch
     parameters, macs = readable.count(plan.parameters), readable.count(plan.macs)
@@ -149,12 +149,12 @@ def show_plan(plan: "TrainPlan") -> None:
 
 
 def describe_left_out(counts: Mapping[str, int]) -> str:
-    """Return in one line how many files are not used, by their type."""
+    """Return one line with the number of unused files by type."""
     return ", ".join(f"{count:,} {kind}" for kind, count in counts.items())
 
 
 def describe_pretrained(pretrained: "Pretrained") -> str:
-    """Return in one line what a run begins with, and what of it is left at its initialisation."""
+    """Return one line with the pretrained weights of a run, and the layers left at their initialisation."""
     taken = f"{pretrained.tensors} tensors of {readable.path(Path(pretrained.file))}, SHA-256 {pretrained.sha256[:12]}…"
     if pretrained.fresh:
         taken += f"; {' and '.join(pretrained.fresh)} fresh: the file's have {pretrained.classes:,} classes"
@@ -166,7 +166,7 @@ def describe_pretrained(pretrained: "Pretrained") -> str:
 
 
 def show_profile(profile: "ProfileReport") -> None:
-    """Print where the time of the profiled steps went."""
+    """Print the times of the profiled steps by part."""
     total = sum(profile.seconds.values())
     rows = [
         (
@@ -183,7 +183,7 @@ def show_profile(profile: "ProfileReport") -> None:
 
 
 def show_step_costs(report: "RunReport") -> None:
-    """Print what a step costs at each bit-width: its BitOPs, and what was measured."""
+    """Print the cost of a step at each bit-width: BitOPs, and measured time and memory."""
     max_bits = max((cost["gbitops"] or 0.0 for cost in report.steps_by_bits.values()), default=0.0)
     rows = []
     for bits, cost in report.steps_by_bits.items():
@@ -230,7 +230,7 @@ def _describe_precision(plan: "TrainPlan") -> str:
 
 
 def _schedule_line(schedule: "PrecisionSchedule", total_steps: int) -> tuple[str, str]:
-    """Return a schedule as blocks, and what was left out of it: of many cycles only the first ones can be seen."""
+    """Return a schedule as blocks, and a note if only the first of many cycles are shown."""
     cycles = int(getattr(schedule, "cycles", 1))
     steps = total_steps if cycles <= SHOWN_CYCLES else total_steps * SHOWN_CYCLES // cycles
     bits: Sequence[int] = [schedule.bits_at(step, total_steps) for step in range(max(steps, 1))]

@@ -1,4 +1,4 @@
-"""What `cpt validate` shows of the evidence, and the error where a bundle did not pass."""
+"""The output of `cpt validate`: the evidence, and the error of a bundle that did not pass."""
 
 from typing import TYPE_CHECKING
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def show_evidence(evidence: "Evidence") -> None:
-    """Print what was measured, the verdict, and what was not measured."""
+    """Print the measurements, the verdict, and what was not measured."""
     summary = evidence.summary
     verdict = evidence.verdict if evidence.verdict == "passed" else evidence.verdict.upper()
     for note in summary.notes:
@@ -28,7 +28,7 @@ def show_evidence(evidence: "Evidence") -> None:
 
 
 def require_passed(evidence: "Evidence") -> None:
-    """Raise a `ValidationFailedError` unless a bundle passed: because of what failed, or else of what is undecided."""
+    """Raise a `ValidationFailedError` unless a bundle passed, with the failures, or else with what is undecided."""
     if evidence.passed:
         return
     if evidence.reasons:

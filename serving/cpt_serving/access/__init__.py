@@ -1,1 +1,1 @@
-"""API keys, and what each is good for."""
+"""API keys, and access control by their scopes."""

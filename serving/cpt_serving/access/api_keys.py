@@ -1,7 +1,7 @@
-"""API keys: long random strings, of which a file holds the SHA-256, with a name and what each is good for.
+"""API keys: long random strings; a file holds the name, the scopes and the SHA-256 of each.
 
-A line of the file is `name:scopes:sha256`, e.g. `shop:infer,metrics:9f86d0…`. Keys have 256 random bits, so that a
-plain hash protects them: there is nothing to guess, as there would be with passwords.
+A line of the file is `name:scopes:sha256`, e.g. `shop:infer,metrics:9f86d0…`. Keys have 256 random bits, so a plain
+hash protects them: unlike passwords they cannot be guessed.
 """
 
 import enum
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9._-]{1,64}")
 KEY_PREFIX = "cpt_"
-"""Lets scanners for leaked secrets recognise a key."""
+"""Prefix by which scanners for leaked secrets recognise a key."""
 
 _RANDOM_BYTES = 32
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -30,10 +30,10 @@ _LOOK_AGAIN_S = 1.0
 
 
 class Scope(enum.StrEnum):
-    """What a key is good for."""
+    """A permission of a key."""
 
     INFER = "infer"
-    """Predictions, and what can be read about the models."""
+    """Predictions, and information on the models."""
     METRICS = "metrics"
     """The metrics."""
     ADMIN = "admin"
@@ -42,11 +42,11 @@ class Scope(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ApiKey:
-    """A key as the server knows it.
+    """A key as stored by the server.
 
     Args:
-        name: Whose it is; appears in the access log.
-        scopes: What it is good for.
+        name: Name of its owner; appears in the access log.
+        scopes: Permissions of the key.
         digest: SHA-256 of the key.
     """
 
@@ -65,15 +65,15 @@ def new_key() -> str:
 
 
 def digest_of(key: str) -> bytes:
-    """Return what is stored of a key."""
+    """Return the SHA-256 of a key, the only form in which it is stored."""
     return hashlib.sha256(key.encode()).digest()
 
 
 def parse_keys(text: str, source: Path) -> tuple[ApiKey, ...]:
-    """Return the keys of a file; empty lines and those that start with # hold none.
+    """Parse the keys of a file; empty lines and lines that start with # are skipped.
 
     Raises:
-        DataError: If a line has another form, or a name or a key stands twice.
+        DataError: If a line has another form, or a name or a key occurs twice.
     """
     keys: dict[str, ApiKey] = {}
     for number, line in enumerate(text.splitlines(), 1):
@@ -90,7 +90,7 @@ def parse_keys(text: str, source: Path) -> tuple[ApiKey, ...]:
 
 
 def _parse_line(line: str, where: str) -> ApiKey:
-    """Return the key of a line; messages never quote it, since somebody may have put the key itself there."""
+    """Return the key of a line; messages never quote the line, which may hold a key in plain text by mistake."""
     parts = line.split(":")
     if len(parts) != 3:
         raise DataError(f"Expected name:scopes:sha256 in {where}, but got {len(parts)} parts")
@@ -108,7 +108,7 @@ def parse_scopes(names: Iterable[str], where: str) -> frozenset[Scope]:
     """Return scopes by their names.
 
     Raises:
-        UsageError: If there is none of a name.
+        UsageError: If a name is unknown.
     """
     known = {scope.value: scope for scope in Scope}
     wanted = [name.strip() for name in names]
@@ -118,10 +118,10 @@ def parse_scopes(names: Iterable[str], where: str) -> frozenset[Scope]:
 
 
 def read_keys(path: Path) -> tuple[ApiKey, ...]:
-    """Return the keys of a file.
+    """Read the keys of a file.
 
     Raises:
-        DataError: If it cannot be read or holds something else.
+        DataError: If it cannot be read or is not a file of keys.
     """
     try:
         return parse_keys(path.read_text(encoding="utf-8"), path)
@@ -131,10 +131,10 @@ def read_keys(path: Path) -> tuple[ApiKey, ...]:
 
 
 def add_key(path: Path, name: str, scopes: Sequence[str]) -> str:
-    """Make a key, append what is stored of it to a file that only its owner can read, and return the key.
+    """Create a key, append its line to a file that only the file's owner can read, and return the key.
 
     Raises:
-        UsageError: If the name or a scope does not fit, or the name is taken.
+        UsageError: If the name or a scope is invalid, or the name is taken.
         DataError: If the file cannot be read or written.
     """
     if not NAME_PATTERN.fullmatch(name):
@@ -145,7 +145,7 @@ def add_key(path: Path, name: str, scopes: Sequence[str]) -> str:
     key = new_key()
     line = ApiKey(name, wanted, digest_of(key)).line() + "\n"
     try:
-        # A last line without an end would swallow this one.
+        # A last line without a line break would swallow this one.
         before = path.read_bytes() if path.exists() else b""
         start = "\n" if before and not before.endswith(b"\n") else ""
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "w", encoding="utf-8") as file:
@@ -156,7 +156,7 @@ def add_key(path: Path, name: str, scopes: Sequence[str]) -> str:
 
 
 class KeyRing:
-    """The keys of a file, read again when it changes: a removed line revokes its key without a restart.
+    """The keys of a file, reloaded when it changes: removing a line revokes its key without a restart.
 
     Args:
         path: The file.
@@ -172,9 +172,9 @@ class KeyRing:
         self._looked = time.monotonic()
 
     def find(self, key: bytes) -> ApiKey | None:
-        """Return the key that a client has sent, if it is one of these.
+        """Return the stored key that a client has sent, or `None` if it is unknown.
 
-        The comparison takes the same time whichever key it is, and however much of one was guessed.
+        The time of the comparison does not depend on the key, nor on how much of it was guessed.
         """
         self._look_again()
         digest = hashlib.sha256(key).digest()
@@ -203,7 +203,7 @@ class KeyRing:
         except (DataError, UsageError) as error:
             logger.error("the API keys stay as they were: %s", error.message)
         else:
-            logger.info("%s was read again: %d API keys", self._path, len(self._keys))
+            logger.info("%s was reloaded: %d API keys", self._path, len(self._keys))
 
     def _current_stamp(self) -> tuple[int, int, int] | None:
         try:

@@ -1,4 +1,4 @@
-"""Who may do what: each route says which scope of an API key it needs, and is asked for it once it is found."""
+"""Access control: each route declares the scope of an API key that it needs, which is checked before it runs."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -17,10 +17,10 @@ _REALM = 'Bearer realm="cpt-serve"'
 
 
 class AccessControl:
-    """Asks requests and calls for their keys.
+    """Checks the API keys of HTTP requests and gRPC calls.
 
     Args:
-        keys: The keys; with `None` everything is open but what administrators do, which is off.
+        keys: The keys; with `None` every route is open except those of administrators, which are off.
         open_metrics: Whether the metrics need no key.
     """
 
@@ -29,14 +29,14 @@ class AccessControl:
         self._open_metrics = open_metrics
 
     def check(self, headers: Iterable[tuple[bytes, bytes]], needed: Scope | None) -> None:
-        """Return if what has some headers may go on, and note whose key it came with.
+        """Raise an error unless the headers hold a key of the needed scope, and record the key's name.
 
         Args:
-            headers: Those of a request, or the metadata of a call, with names in lower case.
-            needed: Scope that it needs; `None` if it is open to everyone.
+            headers: Headers of a request or metadata of a call, with names in lower case.
+            needed: Scope that is needed; `None` if the route is open to everyone.
 
         Raises:
-            RequestError: 401 without a valid key, 403 with one that is not enough, or if no key would be.
+            RequestError: 401 without a valid key, 403 if the key lacks the scope, or if no key has it.
         """
         keys = self._keys
         if needed is None or (needed is Scope.METRICS and self._open_metrics):
@@ -68,21 +68,21 @@ def _refusal(status: int, message: str, *challenge: str) -> RequestError:
 
 @dataclass(frozen=True, slots=True)
 class Guard:
-    """Stands before a route: asks for a key of a scope, and refuses query parameters that the route does not know.
+    """Dependency of a route that checks the API key, and refuses unknown query parameters.
 
     Args:
-        needed: The scope; `None` if the route is open to everyone.
-        any_query: Whether the route takes any query, as pages do.
+        needed: Scope that is needed; `None` if the route is open to everyone.
+        any_query: Whether the route accepts any query, like pages.
     """
 
     needed: Scope | None
     any_query: bool = False
 
     async def __call__(self, request: Request) -> None:
-        """Return if a request may go on.
+        """Raise an error unless the request may proceed.
 
         Raises:
-            RequestError: 401 or 403 as `AccessControl.check` says, 400 for an unknown query parameter.
+            RequestError: 401 or 403 like `AccessControl.check`, 400 for an unknown query parameter.
         """
         request.app.state.access.check(request.scope["headers"], self.needed)
         if request.scope["query_string"] and not self.any_query:
@@ -90,12 +90,12 @@ class Guard:
 
 
 def requires(needed: Scope | None, *, any_query: bool = False) -> Any:
-    """Return the dependency that makes the routes of a router, or one of them, need a scope."""
+    """Return the dependency by which a route, or all routes of a router, need a scope."""
     return Depends(Guard(needed, any_query))
 
 
 def guard_of(route: BaseRoute | RouteContext) -> Guard | None:
-    """Return what stands before a route; `None` if nothing does."""
+    """Return the guard of a route, or `None`."""
     dependant = getattr(route, "dependant", None)
     calls = [] if dependant is None else [each.call for each in dependant.dependencies]
     calls.append(getattr(route, "endpoint", None))
@@ -107,7 +107,7 @@ def guard_of(route: BaseRoute | RouteContext) -> Guard | None:
 
 
 def require_guards(routes: Iterable[BaseRoute]) -> None:
-    """Raise a `TypeError` for a route that does not say which scope it needs: nothing is open by oversight."""
+    """Raise a `TypeError` for a route without a guard, so that no route is open by oversight."""
     open_by_oversight = [each.path for each in iter_route_contexts(list(routes)) if guard_of(each) is None]
     if open_by_oversight:
         raise TypeError(f"Expected each route to say which scope it needs, but got none of {open_by_oversight}")
@@ -123,10 +123,10 @@ def _check_query(request: Request) -> None:
 
 
 def presented_key(headers: Iterable[tuple[bytes, bytes]]) -> bytes | None:
-    """Return the key that a request carries.
+    """Return the API key in the headers of a request, or `None`.
 
     Args:
-        headers: Its headers, or the metadata of a call, with names in lower case.
+        headers: Headers of a request or metadata of a call, with names in lower case.
     """
     found = None
     for name, value in headers:

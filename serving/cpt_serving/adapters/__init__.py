@@ -1,4 +1,4 @@
-"""One adapter for each kind of model: requests to tensors, tensors to answers, and what the kind can do besides."""
+"""Adapters, one for each kind of model: requests to tensors, tensors to answers, and routes beyond inference."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -18,9 +18,9 @@ ADAPTERS: Mapping[type[OpenedBundle], Callable[[Any, ServeSettings, MemoryBudget
     Bundle: ImageClassification,
     LanguageBundle: TextGeneration,
 }
-"""What makes the adapter of a bundle, by what the bundle opens as: the one place that knows all kinds."""
+"""Adapters by the type of the opened bundle: the one place that knows all kinds of models."""
 
 
 def adapter_of(bundle: OpenedBundle, settings: ServeSettings, memory: MemoryBudget) -> Adapter:
-    """Return the adapter of an opened bundle."""
+    """Create the adapter of an opened bundle."""
     return ADAPTERS[type(bundle)](bundle, settings, memory)

@@ -1,8 +1,8 @@
-"""What differs between kinds of models, and only that: one adapter a kind, one file each.
+"""The interface in which kinds of models differ: one adapter per kind, in a file of its own.
 
-An adapter says what its model takes and gives, makes tensors of a request (`decode`) and an answer of tensors
-(`encode`), and runs the model. What it can besides inference is a class of its own that it inherits from: `Predicts`
-for images or the like in and labelled predictions out, `Generates` for texts. Routes ask for those, never for a kind.
+An adapter declares the inputs and outputs of its model, converts requests to tensors (`decode`) and tensors to answers
+(`encode`), and runs the model. Abilities beyond inference are classes that it inherits from: `Predicts` for files in
+and labelled predictions out, `Generates` for texts. Routes ask for an ability, never for a kind.
 """
 
 import hashlib
@@ -29,29 +29,29 @@ from cpt_serving.web.uploads import Upload
 logger = logging.getLogger(__name__)
 
 ModelKind = Literal["image", "text"]
-"""What a model takes, as the page tells its forms apart."""
+"""The kind of input of a model, by which the page chooses its form."""
 
 
 class Adapter(Model):
-    """One model version of some kind.
+    """One version of a model of any kind.
 
     Args:
-        bundle: The bundle of the model.
+        bundle: Bundle of the model.
         settings: Threads, provider, checks and limits.
-        memory: What decoding may take at once.
+        memory: Memory for decoding.
     """
 
     kind: ClassVar[ModelKind]
-    """What it takes, for the page."""
+    """Kind of its input, for the page."""
 
     ability: ClassVar[str] = "answers /v2/models/{name}/infer"
-    """What it can, for those who ask it for something else."""
+    """Description of its ability, for errors of requests that need another."""
 
     inputs: Sequence[DeclaredTensor]
-    """What the model takes."""
+    """Inputs of the model."""
 
     outputs: Sequence[DeclaredTensor]
-    """What it gives."""
+    """Outputs of the model."""
 
     def __init__(self, bundle: OpenedBundle, settings: ServeSettings, memory: MemoryBudget) -> None:
         self.bundle = bundle
@@ -59,15 +59,15 @@ class Adapter(Model):
         self.memory = memory
 
     def batch_key(self, inputs: Tensors) -> Hashable:
-        """Return what requests must have in common to be computed together."""
+        """Return a key that requests must share to be computed together."""
         return None
 
     def largest_batch(self, inputs: Tensors) -> int:
-        """Return how many rows like these may be computed together."""
+        """Return how many rows like these may be in one batch."""
         return self.settings.max_batch
 
     def declared_rows(self, request: InferRequest) -> int:
-        """Return how many rows a request says that it brings, at least 1; `decode` checks it."""
+        """Return the number of rows that a request declares, at least 1; `decode` verifies it."""
         rows = 1
         for tensor in request.inputs:
             if tensor.shape and tensor.shape[0] > rows:
@@ -75,31 +75,31 @@ class Adapter(Model):
         return rows if rows == 1 else min(rows, self.settings.max_rows)
 
     def is_light(self, request: InferRequest) -> bool:
-        """Return whether `decode` takes no longer than it takes to hand work to a thread.
+        """Return whether `decode` takes no longer than handing work to a thread.
 
         Args:
-            request: One whose JSON is short.
+            request: A request whose JSON is short.
         """
         return False
 
     @abstractmethod
     def decode(self, request: InferRequest, work: Work) -> Tensors:
-        """Return the inputs of a request by the Open Inference Protocol, in a thread unless it is light.
+        """Return the inputs in a request of the Open Inference Protocol; call it in a thread unless it `is_light`.
 
         Raises:
-            RequestError: 400 or 413, with what was expected.
-            AbandonedError: If nobody waits for them any more.
+            RequestError: 400 or 413, with the expectation.
+            AbandonedError: If nobody waits for the inputs any more.
         """
 
     @abstractmethod
     def encode(self, request: InferRequest, outputs: Tensors) -> Sequence[OutputTensor]:
-        """Return what the client wants to know of the outputs, as it wants it."""
+        """Return the outputs that the client requested, in the requested form."""
 
     def metadata(self, versions: Sequence[str]) -> ModelMetadata:
-        """Return what the protocol tells of the model.
+        """Return the protocol's metadata of the model.
 
         Args:
-            versions: Those that are served.
+            versions: Versions that are served.
         """
         inputs, outputs = (
             [TensorMetadata(name=each.name, datatype=each.datatype, shape=each.dims) for each in tensors]
@@ -110,7 +110,7 @@ class Adapter(Model):
         )
 
     def config(self) -> dict[str, Any]:
-        """Return the model's configuration in Triton's form; 0 as the batch size says that shapes are whole."""
+        """Return the configuration in Triton's form; batch size 0 means that shapes include the batch dimension."""
         bundle, on_cpu = self.bundle, provider_name(self.settings.provider) == CPU
         group = {
             "name": bundle.name,
@@ -136,19 +136,19 @@ class Adapter(Model):
         }
 
     def infer_example(self) -> dict[str, Any] | None:
-        """Return a request for inference that works as it stands; `None` if it would be too long to show."""
+        """Return an example request for inference that works unchanged; `None` if it would be too long to show."""
         return None
 
     def evidence(self) -> dict[str, Any]:
-        """Return what the page shows of the model beside what every bundle says, by fields of its `Evidence`."""
+        """Return the facts of the model beyond those of every bundle, by fields of `Evidence`."""
         return {}
 
     def verified_onnx(self) -> bytes:
-        """Return the very bytes whose checksum holds: while a server runs, the file can be replaced after the check.
+        """Return the bytes of model.onnx whose checksum was verified; the file itself could be replaced after that.
 
         Raises:
-            BundleError: If it was, or cannot be read.
-            ValidationFailedError: If a signature or evidence is required and does not hold.
+            BundleError: If the file was replaced or cannot be read.
+            ValidationFailedError: If a signature or evidence is required and missing or invalid.
         """
         bundle = self.bundle
         _require_trust(bundle, self.settings)
@@ -164,10 +164,10 @@ class Adapter(Model):
 
 
 def _require_trust(bundle: OpenedBundle, settings: ServeSettings) -> None:
-    """Raise unless a bundle has the signature and the evidence that are asked for; warn if its evidence is outdated.
+    """Raise an error unless a bundle has the required signature and evidence; warn if its evidence is outdated.
 
     Raises:
-        ValidationFailedError: If it does not.
+        ValidationFailedError: If the signature or the evidence is missing or invalid.
         DataError: If a public key cannot be used.
     """
     if settings.require_signature is not None:
@@ -182,27 +182,27 @@ def _require_trust(bundle: OpenedBundle, settings: ServeSettings) -> None:
         return
     if evidence is not None and evidence.content_sha256 != bundle.content_sha256:
         logger.warning(
-            "a file of %s was changed after its validation: its evidence is of others (cpt validate)", bundle.path
+            "a file of %s was changed after its validation: its evidence is outdated (cpt validate)", bundle.path
         )
 
 
 class Predicts(Adapter):
-    """A model to which people send files, and which answers with something that they can read: `/predict`."""
+    """A model that takes files and answers with labelled predictions: `/predict`."""
 
     ability = "answers /predict"
 
     @abstractmethod
     def read(self, uploads: Sequence[Upload], work: Work) -> Tensors:
-        """Return the inputs of uploads, in their order; in a thread.
+        """Return the model's inputs from uploads, in order; call it in a thread.
 
         Raises:
             RequestError: 400 or 413; the message names the upload.
-            AbandonedError: If nobody waits for them any more.
+            AbandonedError: If nobody waits for the inputs any more.
         """
 
     @abstractmethod
     def predictions(self, outputs: Tensors, top_k: int) -> Sequence[Any]:
-        """Return what the outputs mean, for each row, as JSON types or dataclasses of them."""
+        """Return the prediction for each row of the outputs, as JSON types or dataclasses of them."""
 
     @abstractmethod
     def samples(self) -> Samples:
@@ -213,19 +213,19 @@ class Predicts(Adapter):
         """Return a golden input as a PNG file.
 
         Raises:
-            IndexError: If there are not that many.
+            IndexError: If there is no input of this number.
         """
 
 
 class Generates(Adapter, TextModel):
-    """A model that goes on with texts: `/generate` and `/score`."""
+    """A model that continues and scores texts: `/generate` and `/score`."""
 
     ability = "answers /generate and /score"
 
     @abstractmethod
     def tokens_of(self, text: str) -> list[int]:
-        """Return the tokens of a client's text; takes long for long ones.
+        """Return the tokens of a client's text; slow for long texts.
 
         Raises:
-            RequestError: 400 if it is longer than may be.
+            RequestError: 400 if it is longer than the limit or the context.
         """

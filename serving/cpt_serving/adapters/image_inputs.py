@@ -1,7 +1,7 @@
-"""From what a request brings to the rows that an image model computes: normalised inputs, pixels, or image files.
+"""Convert the content of requests to inputs of an image model: from normalised inputs, pixels or image files.
 
-How much memory a file takes to decode stands in its head, and how many pixels are made of it follows from its size:
-both are compared with the limits before anything is decoded.
+The header of a file tells how much memory decoding takes and how many pixels result: both are compared with the limits
+before anything is decoded.
 """
 
 from collections.abc import Sequence
@@ -24,23 +24,23 @@ from cpt_serving.web.shown import shown
 from cpt_serving.web.uploads import EncodedImage, NormalizedInput, Pixels, Upload, check_rows, decode_base64
 
 NATIVE = "FP32"
-"""Datatype of an image model's own input and output."""
+"""Datatype of the input and output of an image model."""
 
 Rows = npt.NDArray[np.float32]
 
 _LIGHT_BYTES = 1 << 20
 _FLOATS = frozenset({NATIVE, "FP64", "FP16"})
 _UNYIELDING = {"JPEG2000": 1 << 21}
-"""Most pixels of formats whose decoder lets no other thread run; so many take it about a tenth of a second."""
+"""Maximum pixels of formats whose decoder blocks all other threads; this many take about 0.1 s."""
 
 
 class ImageReader:
-    """Turns contents of requests into rows. All but light work belongs into a thread.
+    """Converts contents of requests to rows. All but light work belongs into a thread.
 
     Args:
-        preprocessing: The bundle's.
-        settings: The limits.
-        memory: What decoding may take at once.
+        preprocessing: Preprocessing of the bundle.
+        settings: Settings with the limits.
+        memory: Memory for decoding.
     """
 
     def __init__(self, preprocessing: Preprocessing, settings: ServeSettings, memory: MemoryBudget) -> None:
@@ -49,14 +49,14 @@ class ImageReader:
         self._memory = memory
 
     def read_tensor(self, tensor: InferInput, work: Work) -> Rows:
-        """Return the rows of a tensor, float32 (N, C, H, W); those that came as FP32 bytes are a view of them.
+        """Return the rows of a tensor, float32 (N, C, H, W); rows sent as FP32 bytes are a view of them.
 
         Floats are normalised inputs, (N, C, H, W); UINT8 are pixels 0..255, (N, H, W, C) or (N, H, W), of any size;
-        BYTES are image files, (N) or (N, 1), in JSON as base64. Takes long unless `is_light`.
+        BYTES are image files, (N) or (N, 1), in JSON as base64. Slow unless `is_light`.
 
         Raises:
-            RequestError: 400 with what was expected, or 413 for more rows or pixels than the settings allow.
-            AbandonedError: If nobody waits for them any more.
+            RequestError: 400 with the expectation, or 413 for more rows or pixels than the settings allow.
+            AbandonedError: If nobody waits for the rows any more.
         """
         if tensor.datatype in _FLOATS:
             return _normalised(tensor, self._preprocessing.input_shape, self._settings.max_rows)
@@ -70,11 +70,11 @@ class ImageReader:
         )
 
     def read(self, uploads: Sequence[Upload], work: Work) -> Rows:
-        """Return the rows of uploads, float32 (N, C, H, W), in their order.
+        """Return the rows of uploads, float32 (N, C, H, W), in order.
 
         Raises:
             RequestError: 400 or 413; the message names the upload.
-            AbandonedError: If nobody waits for them any more.
+            AbandonedError: If nobody waits for the rows any more.
         """
         preprocessing, left = self._preprocessing, self._settings.max_request_pixels
         rows = np.empty((len(uploads), *preprocessing.input_shape), np.float32)
@@ -97,7 +97,7 @@ class ImageReader:
         return rows
 
     def _decode(self, data: bytes, left: int, work: Work) -> tuple[Rows, int]:
-        """Return a row, float32 (C, H, W), and how many pixels are left for the rest of the request."""
+        """Return a row, float32 (C, H, W), and the number of pixels left for the rest of the request."""
         with open_image(data, max_pixels=self._settings.max_pixels) as image:
             left -= image.width * image.height + self._preprocessing.scaled_pixels(*image.size)
             _require_pixels(left, self._settings)
@@ -114,13 +114,13 @@ class ImageReader:
                 try:
                     return self._preprocessing.apply(pixels_of(image)), left
                 finally:
-                    image.close()  # its memory is free before others may take as much
+                    image.close()  # its memory must be free before others may take as much
 
 
 def is_light(tensor: InferInput) -> bool:
-    """Return whether `read_tensor` takes no longer than it takes to hand work to a thread.
+    """Return whether `read_tensor` takes no longer than handing work to a thread.
 
-    Of what stands in JSON that holds only if the JSON is short.
+    For data in JSON this holds only if the JSON is short.
     """
     return tensor.datatype == NATIVE and (tensor.raw is None or tensor.raw.nbytes <= _LIGHT_BYTES)
 
@@ -135,7 +135,7 @@ def _normalised(tensor: InferInput, expected: tuple[int, int, int], max_rows: in
         return json_array(tensor).astype(np.float32)
     values = from_binary(tensor.name, tensor.datatype, tensor.shape, tensor.raw)
     if tensor.datatype == NATIVE:
-        # A copy only if the JSON's length leaves the bytes where no float may stand.
+        # A copy only if the length of the JSON leaves the bytes unaligned.
         rows = values if values.flags.aligned else values.copy()
     else:
         with np.errstate(over="ignore"):

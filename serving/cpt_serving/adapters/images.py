@@ -1,4 +1,4 @@
-"""Image classification: images in, logits or labels out."""
+"""The adapter of image classification: images in, logits or labels out."""
 
 import math
 from collections.abc import Sequence
@@ -47,10 +47,10 @@ class ImageClassification(Predicts):
         self._model: OnnxRuntimeModel | None = None
 
     def load(self) -> None:
-        """See `Adapter`; of the golden sample the codes count, or with golden=labels the top classes."""
+        """See `Adapter`; compares the integers of the golden sample, or with golden=labels the top classes."""
         bundle, settings = self.bundle, self.settings
         model = OnnxRuntimeModel(self.verified_onnx(), threads=settings.threads, provider=settings.provider)
-        # Pillow loads its formats at the first image, which should not be a client's.
+        # Pillow loads its formats at the first image, which should not delay a client.
         model.run(bundle.preprocessing.apply(decode_image(self._example_png()))[None])
         if settings.golden != "off":
             check = model.reproduce_golden(bundle.golden)
@@ -86,7 +86,7 @@ class ImageClassification(Predicts):
         return is_light(self._tensor(request))
 
     def decode(self, request: InferRequest, work: Work) -> Tensors:
-        """See `Adapter`; what a tensor can be, `ImageReader.read_tensor` says."""
+        """See `Adapter`; `ImageReader.read_tensor` describes the accepted tensors."""
         tensor = self._tensor(request)
         wanted_outputs(request, self.outputs)
         return {INPUT_NAME: self._reader.read_tensor(tensor, work)}
@@ -100,7 +100,7 @@ class ImageClassification(Predicts):
         return [OutputTensor(OUTPUT_NAME, NATIVE, logits, wanted.binary)]
 
     def config(self) -> dict[str, Any]:
-        """See `Adapter`; shapes are without the number of rows here."""
+        """See `Adapter`; shapes are without the batch dimension here."""
         config = super().config()
         ((given,), (made,)) = config["input"], config["output"]
         given |= {"format": "FORMAT_NCHW", "dims": given["dims"][1:]}
@@ -108,7 +108,7 @@ class ImageClassification(Predicts):
         return config | {"max_batch_size": self.settings.max_rows}
 
     def infer_example(self) -> dict[str, Any] | None:
-        """See `Adapter`; a row of zeros, as the description shows nothing of what is in a bundle."""
+        """See `Adapter`; a row of zeros, because `/docs` reveals nothing of a bundle's content."""
         shape = self.bundle.preprocessing.input_shape
         if math.prod(shape) > _LARGEST_EXAMPLE:
             return None
@@ -130,7 +130,7 @@ class ImageClassification(Predicts):
         return {INPUT_NAME: self._reader.read(uploads, work)}
 
     def predictions(self, outputs: Tensors, count: int) -> list[list[Prediction]]:
-        """See `Predicts`: the most probable classes of each image, best first."""
+        """See `Predicts`; the most probable classes of each image, best first."""
         return top_k(outputs[OUTPUT_NAME], self.bundle.labels, count)
 
     def samples(self) -> Samples:
@@ -155,15 +155,15 @@ class ImageClassification(Predicts):
 
 
 def classify(logits: npt.NDArray[np.float32], labels: Sequence[str], classes: int) -> npt.NDArray[np.object_]:
-    """Return each row's best classes as the classification extension writes them, `value:index:label` in UTF-8.
+    """Return each row's best classes in the form of the classification extension, `value:index:label` in UTF-8.
 
     Args:
         logits: float32 (N, K).
-        labels: The K names.
-        classes: How many; more than there are give all.
+        labels: Names of the K classes.
+        classes: Number of classes to return; all K if it is larger.
 
     Returns:
-        `bytes` objects (N, classes), best first, of equal ones the first.
+        `bytes` objects (N, classes), best first; ties in order of the index.
     """
     order = np.argsort(-logits, axis=1, kind="stable")[:, :classes]
     texts = np.empty(order.shape, object)

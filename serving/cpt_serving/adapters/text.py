@@ -1,4 +1,4 @@
-"""Text generation: tokens and state in, logits and state out; or text in and text out."""
+"""The adapter of text generation: tokens and state in, logits and state out; or text in and text out."""
 
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
@@ -29,8 +29,8 @@ from cpt_serving.web.errors import RequestError, bad_request
 from cpt_serving.web.shown import shown
 
 _LOGITS_AT_ONCE = 4_000_000
-"""Most logits that one call makes, so that a long text with a large vocabulary needs little memory, and others wait
-little for their turn."""
+"""Maximum logits of one call, so that a long text with a large vocabulary needs little memory and does not block other
+requests for long."""
 
 _LONGEST_CHUNK = 128
 
@@ -56,7 +56,7 @@ class TextGeneration(Generates):
         self._model: LanguageModel | None = None
 
     def load(self) -> None:
-        """See `Adapter`; the golden logits count within their tolerance, or with golden=labels the best tokens."""
+        """See `Adapter`; compares the golden logits within their tolerance, or with golden=labels the best tokens."""
         bundle, settings = self.bundle, self.settings
         model = LanguageModel(
             self.verified_onnx(), bundle.manifest, threads=settings.threads, provider=settings.provider
@@ -77,7 +77,7 @@ class TextGeneration(Generates):
         return len(inputs[TOKENS_NAME])
 
     def batch_key(self, inputs: Tensors) -> Hashable:
-        """Calls go together that bring as many tokens, after as many tokens before them if the state grows."""
+        """Calls of equally many tokens are batched, and if the state grows with the text, after equally many tokens."""
         return inputs[TOKENS_NAME].shape[1], self.manifest.past_of(inputs)
 
     def largest_batch(self, inputs: Tensors) -> int:
@@ -100,7 +100,7 @@ class TextGeneration(Generates):
         return outputs
 
     def decode(self, request: InferRequest, _work: Work) -> Tensors:
-        """See `Adapter`; states that a request does not bring are those before the first token."""
+        """See `Adapter`; states missing from a request are the initial ones."""
         wanted_outputs(request, self.outputs)
         manifest, settings, most = self.manifest, self.settings, self.settings.max_rows
         tensors = read_tensors(request.inputs, self.inputs)

@@ -1,4 +1,4 @@
-"""The client of `cpt serve`, blocking and for asyncio: images, text, and patience with a server that is busy."""
+"""The client of `cpt serve`, blocking and for asyncio: images, text, and retries while the server is busy."""
 
 from cpt_serving.client.clients import Answer, AsyncPredictClient, PredictClient
 

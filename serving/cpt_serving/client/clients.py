@@ -1,4 +1,4 @@
-"""The clients. There is one definition, for asyncio; the blocking client runs it on an event loop in a thread."""
+"""The clients: one implementation for asyncio, which the blocking client runs on an event loop in a thread."""
 
 import functools
 import json
@@ -22,14 +22,14 @@ _TEXT_ERRORS: Mapping[int, type[CptError]] = {400: UsageError, 413: UsageError}
 
 @dataclass(frozen=True)
 class Answer:
-    """What a server says of some images.
+    """Predictions of a server for some images.
 
     Args:
         model: Name of the model that answered.
-        version: Its version.
+        version: Version of the model.
         predictions: For each image, in order, its most probable classes, best first.
-        timings: Where the server's time went, in milliseconds.
-        batch_rows: Images of the batch that these were computed in.
+        timings: Durations inside of the server, in milliseconds.
+        batch_rows: Number of images in the batch that these were part of.
     """
 
     model: str
@@ -44,13 +44,13 @@ class AsyncPredictClient:
 
     Args:
         url: Address of the server, e.g. `http://127.0.0.1:8000`; `http://` may be left out.
-        timeout_s: Seconds for one call, all its attempts and pauses together; the server hears of it.
-        attempts: How often a request is sent at most, if the server answers 429 or 503.
+        timeout_s: Seconds for one call, including all attempts and pauses; sent to the server as its deadline.
+        attempts: Maximum attempts of a request while the server answers 429 or 503.
         headers: Headers of every request, e.g. `{"Authorization": "Bearer ..."}`.
         transport: Replaces the network, for tests.
 
     Raises:
-        UsageError: If the address is none.
+        UsageError: If the address is invalid.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class AsyncPredictClient:
         self._client = httpx2.AsyncClient(
             base_url=self._url,
             headers=headers,
-            # A proxy of the environment could not reach this machine's own address.
+            # A proxy of the environment could not reach the loopback address.
             trust_env=not is_loopback(self._url.host),
             transport=transport,
         )
@@ -83,14 +83,14 @@ class AsyncPredictClient:
 
         Args:
             images: Paths of image files, or their content; one or more.
-            top_k: How many classes each image gets.
-            model: Which model, where several are served.
+            top_k: Number of classes for each image.
+            model: Name of the model, if several are served.
 
         Raises:
             DataError: If a file cannot be read, or the server cannot be reached or does not answer in time.
             ImageError: If the server cannot decode an image; `ImageTooLargeError` if one, or all, are too large for it.
             UsageError: If there is no such model.
-            CptError: If the server refuses or fails otherwise, or is none of this project's.
+            CptError: If the server refuses or fails otherwise, or is not a `cpt serve`.
         """
         query = {"top_k": top_k} if model is None else {"top_k": top_k, "model": model}
         body = {"params": query, "files": [("file", _part(index, image)) for index, image in enumerate(images)]}
@@ -106,18 +106,18 @@ class AsyncPredictClient:
     async def generate(
         self, prompt: str, *, model: str | None = None, **parameters: Any
     ) -> AsyncGenerator[dict[str, Any]]:
-        """Yield the events of `/generate`: each has what of the text is new, and the last one why it ended.
+        """Yield the events of `/generate`: each holds new text, and the last one the reason for the end.
 
-        Who stops listening ends the generation. `timeout_s` holds for the first event and then for each.
+        Closing the iterator ends the generation. `timeout_s` applies to the first event and then to each further one.
 
         Args:
-            prompt: What the text begins with.
-            model: Which model, where several are served.
-            parameters: What else `/generate` takes, such as `max_tokens`.
+            prompt: Text to continue.
+            model: Name of the model, if several are served.
+            parameters: Further parameters of `/generate`, such as `max_tokens`.
 
         Raises:
-            UsageError: If the server does not take the request.
-            DataError: If the server cannot be reached, or breaks off.
+            UsageError: If the server rejects the request as invalid.
+            DataError: If the server cannot be reached or closes the connection early.
             CptError: If it refuses or fails otherwise.
         """
         query = {} if model is None else {"model": model}
@@ -139,14 +139,14 @@ class AsyncPredictClient:
 
 
 class PredictClient:
-    """The same for threads, which may share it; use it in a `with` statement.
+    """The blocking client, which threads may share; use it in a `with` statement.
 
     Args:
         url: Address of the server.
-        options: What `AsyncPredictClient` takes besides.
+        options: Further arguments of `AsyncPredictClient`.
 
     Raises:
-        UsageError: If the address is none.
+        UsageError: If the address is invalid.
     """
 
     def __init__(self, url: str, **options: Any) -> None:
@@ -166,11 +166,11 @@ class PredictClient:
             self._loop.__exit__(kind, error, trace)
 
     def predict(self, images: Sequence[Path | bytes], *, top_k: int = 1, model: str | None = None) -> Answer:
-        """Ask for the classes of image files, as `AsyncPredictClient.predict` does."""
+        """Ask for the classes of image files; see `AsyncPredictClient.predict`."""
         return self._portal.call(lambda: self._client.predict(images, top_k=top_k, model=model))
 
     def generate(self, prompt: str, *, model: str | None = None, **parameters: Any) -> Iterator[dict[str, Any]]:
-        """Yield the events of a text, as `AsyncPredictClient.generate` does."""
+        """Yield the events of a text; see `AsyncPredictClient.generate`."""
         events = self._client.generate(prompt, model=model, **parameters)
         while (event := self._portal.call(lambda: anext(events, None))) is not None:
             try:

@@ -1,4 +1,4 @@
-"""One request, brought to its answer: when to send, when to wait, when to give up, and what a refusal means."""
+"""One request of the client with its retries, pauses and timeout, and the errors for refusals."""
 
 import datetime
 import email.utils
@@ -14,14 +14,14 @@ import httpx2
 from cpt_deploy.errors import CptError, DataError, UsageError
 
 TIMEOUT_HEADER = "X-Request-Timeout-Ms"
-"""Tells the server when the answer is of no use any more, so that it drops the work."""
+"""Header that tells the server the remaining time, after which it drops the work."""
 
 _BUSY = frozenset({429, 503})
 _CONNECT_WITHIN_S = 10.0
 
 
 _FIRST_PAUSE_S = 0.1
-"""Seconds before the second attempt where the server names none; doubled with each further one."""
+"""Seconds before the second attempt if the server states none; doubled before each further attempt."""
 
 
 async def ask(
@@ -34,21 +34,21 @@ async def ask(
     kinds: Mapping[int, type[CptError]],
     stream: bool = False,
 ) -> httpx2.Response:
-    """Return the good answer to a POST request, after as many attempts as it takes.
+    """Send a POST request and return its successful answer, with retries while the server is busy.
 
     Args:
-        client: The connections.
+        client: HTTP client with the connections.
         path: Path of the request.
-        body: What `httpx2` takes as a request's body and query.
-        timeout_s: Seconds for all attempts and pauses together. The server hears of it, but for a stream, where it is
-            the time to the head and then to each line.
-        attempts: How often a busy server is asked at most.
-        kinds: The errors of statuses that have one of their own.
-        stream: Whether to return as soon as the head of the answer is there.
+        body: Arguments of `httpx2` for body and query.
+        timeout_s: Seconds for all attempts and pauses together, sent to the server as its deadline; for a stream, which
+            sends none, the time to the head and then to each line.
+        attempts: Maximum attempts.
+        kinds: Errors by status, for statuses with an error class of their own.
+        stream: Whether to return as soon as the head of the answer has arrived.
 
     Raises:
         DataError: If the server cannot be reached or does not answer in time.
-        CptError: If it refuses or fails, by `kinds`.
+        CptError: If it refuses or fails; its class by `kinds`.
     """
     url, deadline, attempt = client.base_url, monotonic() + timeout_s, 0
     while True:
@@ -63,12 +63,12 @@ async def ask(
             await response.aread()
         except httpx2.HTTPError as error:
             failure: CptError = unreachable(url, error)
-            # A connection that the server closed just when it was used again; asking twice does no harm.
+            # The server closed the idle connection just as it was used again; sending a request twice is harmless.
             busy = isinstance(error, httpx2.RemoteProtocolError)
         else:
             failure, busy = _refusal(url, response, kinds), response.status_code in _BUSY
             asked_s = retry_after_s(response.headers.get("Retry-After"))
-        # Spread at random, so that clients that were refused together do not come back together.
+        # Random, so that clients refused at the same time do not retry at the same time.
         spread = random.uniform(1.0, 1.25)
         pause_s = spread * (_FIRST_PAUSE_S * 2 ** (attempt - 1) if asked_s is None else asked_s)
         if not busy or attempt >= attempts or monotonic() + pause_s >= deadline:
@@ -77,10 +77,10 @@ async def ask(
 
 
 def address_of(url: str) -> httpx2.URL:
-    """Return the address of a server; `http://` may be left out, and `/predict` may stand at its end.
+    """Return the address of a server; `http://` may be left out, and `/predict` may be at its end.
 
     Raises:
-        UsageError: If it is none.
+        UsageError: If it is invalid.
     """
     try:
         parsed = httpx2.URL(url if "://" in url else f"http://{url}")
@@ -93,7 +93,7 @@ def address_of(url: str) -> httpx2.URL:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host is this machine; a proxy of the environment could not reach it."""
+    """Return whether a host is this machine, which a proxy of the environment could not reach."""
     try:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
@@ -101,7 +101,7 @@ def is_loopback(host: str) -> bool:
 
 
 def retry_after_s(text: str | None) -> float | None:
-    """Return the seconds of a `Retry-After` header, which holds those or a date; `None` if it holds neither."""
+    """Return the seconds of a `Retry-After` header, which holds seconds or a date; `None` if it holds neither."""
     text = (text or "").strip()
     if text.isascii() and text.isdecimal():
         return float(text)
@@ -115,7 +115,7 @@ def retry_after_s(text: str | None) -> float | None:
 
 
 def unreachable(url: httpx2.URL, error: httpx2.HTTPError) -> DataError:
-    """Return the error that a failure of the network is."""
+    """Return the error for a failure of the network."""
     if isinstance(error, httpx2.TimeoutException):
         return DataError(f"Expected an answer from {url}, but it did not come in time")
     said = str(error) or type(error).__name__

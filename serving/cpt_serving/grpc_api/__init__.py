@@ -1,13 +1,13 @@
-"""The Open Inference Protocol over gRPC. The modules in here need the extra `grpc`: import them only where wanted."""
+"""The Open Inference Protocol over gRPC. The modules in here need the extra `grpc`: import them only on demand."""
 
 from cpt_deploy.errors import MissingExtraError
 
 
 def require_grpc() -> None:
-    """Raise unless what the protocol needs over gRPC is installed.
+    """Raise an error unless the packages for gRPC are installed.
 
     Raises:
-        MissingExtraError: With what to install.
+        MissingExtraError: With the command that installs them.
     """
     try:
         import grpc_health.v1  # noqa: F401

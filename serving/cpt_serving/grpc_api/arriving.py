@@ -1,4 +1,4 @@
-"""Messages as they arrive: bounded before they are parsed, since many small fields become much larger objects."""
+"""Parsing of received messages, with a limit on their memory before, because many small fields become large objects."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -19,24 +19,24 @@ _MOST_FIELDS = 4096
 _MOST_SHIFT = 63
 
 _BYTES_PER_RAW_BYTE = 2
-"""The message as it came, and its bytes in the parsed one."""
+"""Memory per byte: the received message, and its bytes in the parsed one."""
 
 _BYTES_PER_DESCRIBED_BYTE = 24
-"""The same of all else, about: an empty element takes two bytes of a message and fifty of memory."""
+"""Memory per byte of all other fields, roughly: an empty element takes 2 bytes of a message and 50 of memory."""
 
 
 @asynccontextmanager
 async def parsed(service: Service, kind: Any, data: bytes) -> AsyncIterator[Any]:
-    """Parse a message, and count its memory among that of all bodies while it is answered.
+    """Parse a message, and count its memory in the budget of all bodies until it is answered.
 
     Args:
-        service: What answers.
+        service: The service that answers.
         kind: Class of the message; all but `ModelInferRequest` are small.
-        data: What came.
+        data: Received bytes.
 
     Raises:
-        RequestError: 413 if it is larger than may be, 503 if other requests have the memory at present, 400 if it is no
-            such message.
+        RequestError: 413 if it is larger than allowed, 503 if other requests use the memory at present, 400 if it is
+            not a message of this class.
     """
     memory = service.memory
     infer = kind is service_pb2.ModelInferRequest
@@ -66,15 +66,15 @@ async def _parse(kind: Any, data: bytes) -> Any:
 
 
 def memory_of(data: bytes) -> int:
-    """Return how much memory a `ModelInferRequest` takes at most, about, without parsing it.
+    """Return the approximate maximum memory of a `ModelInferRequest` without parsing it.
 
     Raises:
-        RequestError: 413 if it has very many tensors.
+        RequestError: 413 if it has too many tensors.
     """
     raw = position = 0
     for _ in range(_MOST_FIELDS):
         tag, position = _varint(data, position)
-        if tag & 7 != _LENGTH_DELIMITED:  # none of its fields; the end, too
+        if tag & 7 != _LENGTH_DELIMITED:  # not a field of the message, or its end
             break
         size, position = _varint(data, position)
         position += size
@@ -88,7 +88,7 @@ def memory_of(data: bytes) -> int:
 
 
 def _varint(data: bytes, position: int) -> tuple[int, int]:
-    """Return a number of protobuf's encoding, and where it ends; 0 where there is none."""
+    """Return a varint of protobuf's encoding and the position of its end; 0 if there is none."""
     value = 0
     for shift in range(0, _MOST_SHIFT + 1, 7):
         if position >= len(data):

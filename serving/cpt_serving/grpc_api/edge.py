@@ -1,4 +1,4 @@
-"""What surrounds every call: id, key, span, metrics, access log, and how errors leave it; `RequestEdge` of gRPC."""
+"""The interceptor around every gRPC call: id, key, span, metrics, access log and errors, like `RequestEdge` of HTTP."""
 
 import asyncio
 import logging
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 SERVICE = "inference.GRPCInferenceService"
 STREAM = f"/{SERVICE}/ModelStreamInfer"
-"""The method each of whose messages is a call of its own."""
+"""The streaming method; each of its messages is handled like a call."""
 
 _OPEN = {f"/{SERVICE}/ServerLive", f"/{SERVICE}/ServerReady", f"/{HEALTH}/Check", f"/{HEALTH}/Watch"}
 _ADMIN = {f"/{SERVICE}/RepositoryModelLoad", f"/{SERVICE}/RepositoryModelUnload"}
@@ -46,17 +46,17 @@ _CODES = {
     503: grpc.StatusCode.UNAVAILABLE,
     504: grpc.StatusCode.DEADLINE_EXCEEDED,
 }
-"""gRPC's codes for the statuses that requests end with over HTTP."""
+"""gRPC's codes for the statuses of HTTP."""
 
 
 class CallEdge(grpc.aio.ServerInterceptor):  # type: ignore[misc]
-    """Stands around all calls; refuses those without a key of the scope that they need, before their message is read.
+    """Interceptor of all calls; refuses calls without a key of the needed scope before their message is read.
 
     Args:
-        service: What answers.
-        access: Asks for keys.
-        access_log: Where calls are logged, if they are.
-        tracer: Makes spans, if calls are traced.
+        service: The service that answers.
+        access: Checks the API keys.
+        access_log: Log of calls, if they are logged.
+        tracer: Creates spans, if calls are traced.
     """
 
     def __init__(
@@ -66,11 +66,11 @@ class CallEdge(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         self._access, self._access_log, self._tracer = access, access_log, tracer
 
     async def intercept_service(self, continuation: Callable[[Any], Awaitable[Any]], handler_call_details: Any) -> Any:
-        """Return what answers a call: its method, or a refusal."""
+        """Return the handler of a call: that of its method, or one that refuses it."""
         method: str = handler_call_details.method
         metadata = [(name.encode(), _raw(value)) for name, value in handler_call_details.invocation_metadata]
         record = RequestRecord(given_or_new_id(dict(metadata).get(_REQUEST_ID.encode(), b"")))
-        # What answers the call runs in the same task.
+        # The handler of the call runs in the same task.
         current_record.set(record)
         handler = await continuation(handler_call_details)
         try:
@@ -78,21 +78,21 @@ class CallEdge(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             if handler is None:
                 raise RequestError(501, f"Expected a known method, but got {shown(method)}")
         except RequestError as refusal:
-            # Methods that are not there share a name in the metrics, so that clients cannot make up endless ones.
+            # Unknown methods share a name in the metrics, so that clients cannot create any number of them.
             return self._refuse("unknown" if handler is None else method, refusal)
         return handler if method == STREAM else self._around(method, handler)
 
     @contextmanager
     def under_way(self, method: str, context: Any, *, stream: bool = False) -> Iterator[RequestRecord]:
-        """Count, trace and log what is in the context as one call: a whole one, or one message of a stream.
+        """Count, trace and log the work inside of the context as one call: a whole call, or one message of a stream.
 
         Args:
             method: Full name of the method, `/SERVICE/NAME`.
-            context: Of the call.
-            stream: Whether clients end it by leaving.
+            context: Context of the call.
+            stream: Whether the call is a stream, which clients end by leaving.
 
         Raises:
-            RequestError: With the status that it would end with over HTTP.
+            RequestError: With the status that the call would have over HTTP.
         """
         call = current_record.get() or RequestRecord(given_or_new_id(b""))
         record = RequestRecord(call.request_id, key=call.key)
@@ -109,7 +109,7 @@ class CallEdge(grpc.aio.ServerInterceptor):  # type: ignore[misc]
                 status = meant.status
                 raise meant from error
             except Exception as error:
-                # As over HTTP: a bug must cost one request, and tell its client nothing of the server's inside.
+                # As over HTTP: a bug must cost one request, and reveal nothing of the server to its client.
                 status = 500
                 logger.exception("%s failed, request %s", method, record.request_id)
                 raise RequestError(status, "Internal error; the server's log has it") from error
@@ -134,7 +134,7 @@ class CallEdge(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             self._access_log.add(scope, record, method, status, ended - arrived)
 
     def _around(self, method: str, handler: Any) -> Any:
-        """Return what answers a method, with all that surrounds it; streams end with the server."""
+        """Return the handler of a method with counting, tracing and logging around it; streams end with the server."""
         kinds = ("unary", "stream")
         field = f"{kinds[handler.request_streaming]}_{kinds[handler.response_streaming]}"
         inner = getattr(handler, field)
@@ -161,19 +161,19 @@ class CallEdge(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             except RequestError as error:
                 await _abort(context, error)
 
-        # A stream is not waited for; on the wire it is the same for a call with one message.
+        # gRPC's shutdown does not wait for a stream; on the wire, a call with one message looks the same.
         return grpc.stream_stream_rpc_method_handler(refuse)
 
 
 def _scope(method: str) -> Scope | None:
-    """Return the scope that a call needs; also one of a method that is not there."""
+    """Return the scope that a call needs, also for an unknown method."""
     if method in _OPEN:
         return None
     return Scope.ADMIN if method in _ADMIN else Scope.INFER
 
 
 async def until_the_end(messages: AsyncIterator[Any], shutdown: Shutdown) -> AsyncIterator[Any]:
-    """Yield the messages of a stream until there are no more, or the server stops before the next one."""
+    """Yield the messages of a stream until it ends, or until the server stops."""
     waiting: list[asyncio.Future[Any]] = [asyncio.ensure_future(shutdown.stopping())]
     try:
         while True:
@@ -189,17 +189,17 @@ async def until_the_end(messages: AsyncIterator[Any], shutdown: Shutdown) -> Asy
 
 
 async def _abort(context: Any, error: RequestError) -> None:
-    """End a call with an error, under the call's id."""
+    """End a call with an error and the call's id."""
     call = current_record.get()
     trailing = [] if call is None else [(_REQUEST_ID, call.request_id)]
     if (after_s := error.headers.get("Retry-After")) is not None:
-        # What gRPC's retry policies know as the time to wait.
+        # gRPC's retry policies wait for this time.
         trailing.append(("grpc-retry-pushback-ms", f"{after_s}000"))
     await context.abort(_CODES.get(error.status, grpc.StatusCode.INTERNAL), error.message, tuple(trailing))
 
 
 def _address(peer: str) -> str:
-    """Return the address in gRPC's name of a client, such as `ipv4:10.0.0.7:4711` or `ipv6:%5B::1%5D:4711`."""
+    """Return the IP address in a peer name of gRPC, such as `ipv4:10.0.0.7:4711` or `ipv6:%5B::1%5D:4711`."""
     return unquote(peer.partition(":")[2].rpartition(":")[0]).strip("[]")
 
 

@@ -1,4 +1,4 @@
-"""gRPC's own health service, `grpc.health.v1`, for probes that do not know the protocol."""
+"""gRPC's standard health service, `grpc.health.v1`, for probes that do not know the Open Inference Protocol."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -12,33 +12,33 @@ from cpt_serving.service import Service
 from cpt_serving.web.errors import RequestError
 
 LIVENESS = "liveness"
-"""What probes ask for that want to know whether the process answers; by other names readiness is meant."""
+"""Service name by which probes ask for liveness; the other names stand for readiness."""
 
 _LOOK_S = 1.0
 _Status = health_pb2.HealthCheckResponse.ServingStatus
 
 
 class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
-    """Whether traffic may come, or with the name `liveness` whether the process answers.
+    """Health service: readiness, or with the name `liveness` whether the process answers.
 
-    The library's own would have to be told of each change; this one asks.
+    The library's implementation would need a call for each change; this one reads the present state.
 
     Args:
-        service: Whose readiness it is.
+        service: The service whose readiness is reported.
     """
 
     def __init__(self, service: Service) -> None:
         self._service = service
 
     async def Check(self, request: Any, context: Any) -> Any:  # noqa: N802  the library's name
-        """Return the status of a name, or refuse one that is not known."""
+        """Return the status of a name, or refuse an unknown name."""
         status = self._status(request.service)
         if status == _Status.SERVICE_UNKNOWN:
             raise RequestError(404, f"Expected a service of {SERVICE}, {LIVENESS}, but got {request.service!r:.100}")
         return health_pb2.HealthCheckResponse(status=status)
 
     async def Watch(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802  the library's name
-        """Yield the status of a name now and whenever it is another one."""
+        """Yield the status of a name now and after each change."""
         told = None
         while True:
             if (status := self._status(request.service)) != told:

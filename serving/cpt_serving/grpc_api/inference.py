@@ -1,4 +1,4 @@
-"""Inference over gRPC: messages in and out, and between them the same as over HTTP."""
+"""Inference over gRPC: converts messages, and otherwise answers as over HTTP."""
 
 import time
 from typing import Any
@@ -12,10 +12,10 @@ _INLINE_BYTES = 16 * 1024
 
 
 async def model_infer(service: Service, message: Any) -> Any:
-    """Compute the logits, or the classes, of images; or those of tokens, and the state that follows.
+    """Compute the logits or the classes of images, or the logits of tokens and the next state.
 
     Args:
-        service: What answers.
+        service: The service that answers.
         message: A `ModelInferRequest`.
 
     Returns:
@@ -31,6 +31,6 @@ async def model_infer(service: Service, message: Any) -> Any:
     def deadline(timeout_us: int) -> float | None:
         return deadline_after(arrived, [timeout_us / 1e6] if timeout_us else [], service.settings)
 
-    # Bytes are taken as they are; elements that stand in the message are read one by one.
+    # Raw bytes are used directly; typed elements of the message are read one by one.
     heavy = not message.raw_input_contents and message.ByteSize() > _INLINE_BYTES
     return await infer(engine, InferCall(lambda: parse_message(message), heavy, deadline, infer_message))

@@ -1,6 +1,6 @@
-"""Messages of the protocol's gRPC form: from requests to what the rest of the server understands, and answers back.
+"""Convert messages of the protocol's gRPC form to the server's requests, and outputs to messages.
 
-The messages themselves are those that Triton's client is generated with, the protocol's own with every extension.
+The message classes are those of Triton's client: the protocol's own with every extension.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,19 +27,19 @@ _CONTENTS = {
     "FP64": "fp64_contents",
     BYTES: "bytes_contents",
 }
-"""Where the elements of a tensor stand that does not come as bytes; those of the datatypes that are missing must."""
+"""Fields with the elements of tensors that are not sent as bytes; tensors of other datatypes must be sent as bytes."""
 
 
 def parse_message(message: Any) -> InferRequest:
-    """Return a request for inference; the bytes of its tensors are views of the message's.
+    """Convert a message to a request for inference; the bytes of its tensors are views of the message's.
 
     Args:
         message: A `ModelInferRequest`.
 
     Raises:
-        RequestError: 400 with what was expected.
+        RequestError: 400 with the expectation.
     """
-    # Bytes are answered with bytes.
+    # Requests with bytes are answered with bytes.
     parameters = plain(message.parameters) | {"binary_data_output": bool(message.raw_input_contents)}
     request = checked(
         InferRequest,
@@ -61,9 +61,9 @@ def infer_message(bundle: OpenedBundle, identity: str | None, outputs: Sequence[
     """Return the `ModelInferResponse` to a request.
 
     Args:
-        bundle: Of the model that computed it.
-        identity: The id of the request, which comes back if it has one.
-        outputs: What the client wanted.
+        bundle: Bundle of the model that computed the outputs.
+        identity: Id of the request, which is returned if there is one.
+        outputs: Outputs that the client requested.
     """
     message = service_pb2.ModelInferResponse(model_name=bundle.name, model_version=bundle.version, id=identity or "")
     for output in outputs:
@@ -76,7 +76,7 @@ def infer_message(bundle: OpenedBundle, identity: str | None, outputs: Sequence[
 
 
 def plain(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Return parameters, each of which is one of several types, as plain values."""
+    """Return parameters, each a union of types in the message, as plain values."""
     return {
         name: getattr(value, kind)
         for name, value in parameters.items()
@@ -85,7 +85,7 @@ def plain(parameters: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _elements_of(message: Any) -> list[memoryview]:
-    """Return the bytes of the tensors; all of them came as bytes, or none."""
+    """Return the bytes of the tensors; either all of them were sent as bytes, or none."""
     raw = message.raw_input_contents
     typed = [tensor.name for tensor in message.inputs if tensor.contents.ListFields()]
     if raw and (typed or len(raw) != len(message.inputs)):
@@ -97,7 +97,7 @@ def _elements_of(message: Any) -> list[memoryview]:
 
 
 def _described(tensor: Any) -> dict[str, Any]:
-    """Return what a message says of an input or of a wanted output, as JSON would."""
+    """Return the fields of an input or of a requested output as in JSON."""
     described = {"name": tensor.name, "parameters": plain(tensor.parameters)}
     if hasattr(tensor, "shape"):
         described |= {"shape": list(tensor.shape), "datatype": tensor.datatype}
@@ -105,7 +105,7 @@ def _described(tensor: Any) -> dict[str, Any]:
 
 
 def _elements(tensor: Any) -> memoryview:
-    """Return the bytes of a tensor whose elements stand in its contents."""
+    """Return the bytes of a tensor whose elements are in its contents."""
     name, datatype = tensor.name, tensor.datatype
     field = _CONTENTS.get(datatype)
     if field is None:
@@ -121,7 +121,7 @@ def _elements(tensor: Any) -> memoryview:
         return memoryview(to_binary(BYTES, np.array([*elements, None], object)[:-1]))
     dtype = DTYPES[datatype]
     if dtype.kind in "iu" and dtype.itemsize < 8:
-        # Smaller integers stand in fields of 32 bits.
+        # Smaller integers are sent in fields of 32 bits.
         values = to_integers(name, datatype, np.array(elements, np.int64))
     else:
         values = np.array(elements, dtype)

@@ -1,4 +1,4 @@
-"""Running the gRPC form of the protocol beside the web server, on a port of its own and the same event loop."""
+"""Running the gRPC server beside the web server, on a port of its own and the same event loop."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -24,14 +24,14 @@ from cpt_serving.telemetry.access_log import AccessLog
 async def running_grpc(
     service: Service, port: int, access: AccessControl, access_log: AccessLog | None, tracer: Tracer | None
 ) -> AsyncIterator[None]:
-    """Answer gRPC calls while the context is open; once the server stops, calls under way are finished.
+    """Answer gRPC calls while the context is open; once the server stops, calls in progress may finish.
 
     Args:
-        service: What answers.
-        port: Where.
-        access: Asks for API keys.
-        access_log: Where calls are logged, if they are.
-        tracer: Makes spans, if calls are traced.
+        service: The service that answers.
+        port: Port to listen on.
+        access: Checks the API keys.
+        access_log: Log of calls, if they are logged.
+        tracer: Creates spans, if calls are traced.
     """
     settings, shutdown = service.settings, service.shutdown
     edge = CallEdge(service, access, access_log, tracer)
@@ -58,7 +58,7 @@ async def running_grpc(
         await shutdown.stopping()
         await server.stop(shutdown.remaining_s)
 
-    # Not at the end of the context: by then the web server has used the time that both have together.
+    # Not at the end of the context: by then the web server has used up the time that both share.
     stopping = asyncio.create_task(stop())
     try:
         yield
@@ -68,7 +68,7 @@ async def running_grpc(
 
 
 def _credentials(certificate: Certificate) -> grpc.ServerCredentials:
-    """Return the certificate that the web server shows too, with each handshake the one of the moment."""
+    """Return credentials with the web server's certificate, which is fetched anew for each handshake."""
     shown = certificate.version
 
     def current() -> grpc.ServerCertificateConfiguration | None:

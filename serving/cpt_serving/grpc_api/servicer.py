@@ -1,4 +1,4 @@
-"""The calls of the protocol over gRPC, each as thin as its HTTP route, and which they are."""
+"""The calls of the protocol over gRPC, each a thin layer over the service like its HTTP route."""
 
 import functools
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -27,7 +27,7 @@ Call = Callable[[Service, Any], Awaitable[Any]]
 
 
 def handlers(service: Service, edge: CallEdge) -> grpc.GenericRpcHandler:
-    """Return the calls for a server to answer; those of extensions that are not here are answered as unknown."""
+    """Return the handlers of all calls; calls of extensions without a handler are answered as unknown."""
     methods = {name: _unary(service, name, call) for name, call in _CALLS.items()}
     methods[STREAM.rpartition("/")[2]] = grpc.stream_stream_rpc_method_handler(
         functools.partial(_stream, service, edge),
@@ -37,39 +37,39 @@ def handlers(service: Service, edge: CallEdge) -> grpc.GenericRpcHandler:
 
 
 async def server_live(_service: Service, _request: Any) -> Any:
-    """The process answers."""
+    """Answer liveness: the process is running."""
     return service_pb2.ServerLiveResponse(live=True)
 
 
 async def server_ready(service: Service, _request: Any) -> Any:
-    """Whether traffic may come."""
+    """Answer whether the server is ready for traffic."""
     return service_pb2.ServerReadyResponse(ready=_holds(service.repository.models.require_ready))
 
 
 async def model_ready(service: Service, request: Any) -> Any:
-    """Whether a model can be asked; one that is not there cannot."""
+    """Answer whether a model is ready; an unknown model is not."""
     return service_pb2.ModelReadyResponse(ready=_holds(lambda: _find(service, request).require_ready()))
 
 
 async def about_server(_service: Service, _request: Any) -> Any:
-    """Who serves, and which extensions of the protocol it knows."""
+    """Return the name and version of the server and its extensions of the protocol."""
     return ParseDict(server_metadata().model_dump(), service_pb2.ServerMetadataResponse())
 
 
 async def model_metadata(service: Service, request: Any) -> Any:
-    """What a model takes and returns."""
+    """Return the inputs and outputs of a model."""
     adapter = _find(service, request).model
     found = adapter.metadata(service.repository.models.versions(adapter.bundle.name))
     return ParseDict(found.model_dump(), service_pb2.ModelMetadataResponse())
 
 
 async def model_config(service: Service, request: Any) -> Any:
-    """A model's configuration in Triton's form."""
+    """Return a model's configuration in Triton's form."""
     return ParseDict({"config": _find(service, request).model.config()}, service_pb2.ModelConfigResponse())
 
 
 async def model_statistics(service: Service, request: Any) -> Any:
-    """How many requests a model had, or every model, and how long each part of them took."""
+    """Return the number of requests of one model or all models, and the durations of their parts."""
     keys = [(each.name, each.version) for each in service.repository.models.index()]
     if request.name:
         _find(service, request)
@@ -79,7 +79,7 @@ async def model_statistics(service: Service, request: Any) -> Any:
 
 
 async def repository_index(service: Service, request: Any) -> Any:
-    """The state of every model and version, or of those that are ready."""
+    """Return the state of every model and version, or of those that are ready."""
     message = service_pb2.RepositoryIndexResponse()
     for each in service.repository.models.index():
         if each.state is EngineState.READY or not request.ready:
@@ -88,13 +88,13 @@ async def repository_index(service: Service, request: Any) -> Any:
 
 
 async def repository_load(service: Service, request: Any) -> Any:
-    """Load a model, or load it again if its files changed."""
+    """Load a model, or reload it if its files changed."""
     await service.repository.load(request.model_name, _version(request))
     return service_pb2.RepositoryModelLoadResponse()
 
 
 async def repository_unload(service: Service, request: Any) -> Any:
-    """Take a model out of service once its requests are answered."""
+    """Unload a model once its requests are answered."""
     await service.repository.unload(request.model_name, _version(request))
     return service_pb2.RepositoryModelUnloadResponse()
 
@@ -126,7 +126,7 @@ def _unary(service: Service, name: str, call: Call) -> Any:
 
 
 async def _stream(service: Service, edge: CallEdge, requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
-    """Answer the requests of a stream one after the other; one that fails does not end it, the server's end does."""
+    """Answer the requests of a stream one by one; it ends when the server stops, but not when a request fails."""
     async for data in until_the_end(requests, service.shutdown):
         try:
             with edge.under_way(STREAM, context) as record:

@@ -1,1 +1,1 @@
-"""From rows to logits: model versions in onnxruntime, and the batches in which requests are computed."""
+"""The inference engine: model versions in onnxruntime, dynamic batching, and text generation."""

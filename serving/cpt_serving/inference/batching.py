@@ -1,11 +1,11 @@
-"""Dynamic batching: requests wait in one queue, and a free thread computes as many as fit together.
+"""The dynamic batcher: requests wait in one queue, and a free thread computes as many together as fit in a batch.
 
-A thread that is free runs what is there at once. While all threads compute, requests pile up, and the next free thread
-takes them together: batches grow with the load by themselves, and a lone request on an idle machine never waits.
+A free thread runs waiting requests at once. While all threads compute, requests accumulate, and the next free thread
+takes them together: batches grow with the load, and a single request on an idle machine never waits.
 
-The oldest request takes with it those behind it that have its key, in the order of their arrival and whole: one with
-more rows than a batch may have runs on its own. What is computed together never changes anybody's bits: sums of
-integers are exact, and the rest is computed row by row.
+A batch is the oldest request and later requests with the same key, in order of arrival. Requests are never split: one
+with more rows than a batch may have runs on its own. Batching never changes a bit of the outputs: sums of integers are
+exact, and everything else is computed row by row.
 """
 
 import asyncio
@@ -26,15 +26,15 @@ _SMOOTHING = 0.1
 
 
 class Inference(NamedTuple):
-    """The outputs of a request and what they took.
+    """The outputs of a request and their timings.
 
     Args:
-        outputs: By their names.
+        outputs: Outputs by name.
         rows: Rows of the request.
-        asked_at: When they were ready for the model, in seconds of `time.monotonic`.
-        queue_ms: Milliseconds that they waited for their turn.
-        inference_ms: Milliseconds in onnxruntime, of the whole batch.
-        batch_rows: Rows of the batch that they rode in.
+        asked_at: Time at which the inputs were ready, in seconds of `time.monotonic`.
+        queue_ms: Milliseconds in the queue.
+        inference_ms: Milliseconds of the whole batch in onnxruntime.
+        batch_rows: Rows of the batch.
     """
 
     outputs: Tensors
@@ -57,14 +57,14 @@ class _Request:
 
 
 class Batcher:
-    """The queue of one model version. `submit` is for the event loop; what computes happens in the threads.
+    """The queue of one model version. `submit` is called on the event loop; batches are computed in the threads.
 
     Args:
-        model: What computes.
-        threads: Where.
-        observer: Is told of batches.
-        changed: Is called when another number of requests waits.
-        clock: Seconds, as `time.monotonic`.
+        model: The model that computes.
+        threads: Threads that run it.
+        observer: Called for each batch.
+        changed: Called when the number of waiting requests changes.
+        clock: Returns seconds, like `time.monotonic`.
     """
 
     def __init__(
@@ -80,23 +80,23 @@ class Batcher:
         self._changed, self._clock = changed, clock
         self._lock = threading.Lock()
         self.waiting: dict[_Request, None] = {}
-        """Requests whose computation has not begun, in the order of their arrival."""
+        """Requests whose computation has not begun, in order of arrival."""
         self.waiting_rows = 0
         """Rows whose computation has not begun."""
         self.pending = 0
         """Requests that have not been answered yet."""
         self.seconds_per_row = 0.0
-        """What a row took lately."""
+        """Recent duration of a row."""
 
     async def submit(self, inputs: Tensors, deadline: float | None = None) -> Inference:
-        """Compute the rows of one request, together and in their order. Who leaves before their turn costs nothing.
+        """Compute the rows of one request. A request cancelled while it waits is never computed.
 
         Args:
-            inputs: Of the model.
-            deadline: Time of the clock after which the answer is of no use.
+            inputs: Inputs of the model.
+            deadline: Time of the clock after which the answer is useless.
 
         Raises:
-            DeadlineExceededError: If that passed.
+            DeadlineExceededError: If the deadline passed.
         """
         loop, now = asyncio.get_running_loop(), self._clock()
         if deadline is not None and now >= deadline:
@@ -123,7 +123,7 @@ class Batcher:
                 timer.cancel()
 
     def _run_next(self) -> None:
-        """Compute the next batch, if no other thread has taken it already. Runs in a compute thread."""
+        """Compute the next batch unless another thread has taken it already. Runs in a compute thread."""
         batch = self._take()
         if not batch:
             return
@@ -132,7 +132,7 @@ class Batcher:
         try:
             outcome = self._model.run([request.inputs for request in batch])
         except Exception as error:
-            # Whatever goes wrong inside of the model belongs to the requests that asked for it.
+            # An error of the model is raised in the requests of the batch.
             outcome = error
         finished = self._clock()
         batch[0].loop.call_soon_threadsafe(self._deliver, batch, outcome, started, finished)
@@ -163,7 +163,7 @@ class Batcher:
         self, batch: list[_Request], outcome: Sequence[Tensors] | Exception, started: float, finished: float
     ) -> None:
         seconds, total = finished - started, sum(request.rows for request in batch)
-        # First all answers, then the observers: what goes wrong in one must not leave a request without an answer.
+        # All answers first, then the observers: an error in an observer must not leave a request without an answer.
         for number, request in enumerate(batch):
             if request.answer.done():
                 continue
@@ -185,7 +185,7 @@ class Batcher:
             request.answer.set_exception(deadline_passed())
 
     def _drop(self, request: _Request) -> None:
-        """Take a request out of the queue, if it is still there, so that nothing is computed for it."""
+        """Remove a request from the queue, if it is still there, so that it is not computed."""
         with self._lock:
             if request in self.waiting:
                 del self.waiting[request]

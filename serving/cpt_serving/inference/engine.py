@@ -1,7 +1,7 @@
-"""One model version behind the routes: loaded beside the event loop, and asked through one admission control.
+"""The engine of one model version: loading in a thread, admission control, and batching.
 
-A request is admitted when it arrives, waits for a thread that reads what it brings, then for one that computes. Its
-rows count in one queue all that time, and its deadline, and whether its client is still there, hold all that time.
+A request is admitted when it arrives, waits for a thread that decodes its content, then for one that computes. All
+this time its rows count in one queue, and its deadline and the cancellation by its client apply.
 """
 
 import asyncio
@@ -36,7 +36,7 @@ T = TypeVar("T")
 
 
 class EngineState(enum.StrEnum):
-    """Where a model version is in its life, in the words of the repository extension."""
+    """State of a model version, in the words of the repository extension."""
 
     LOADING = "LOADING"
     READY = "READY"
@@ -55,15 +55,15 @@ _MEANING = {
 class Engine(Generic[M_co]):
     """One model version, for use from the event loop.
 
-    An engine that is no longer in the repository still answers the requests that found it there: it lives, model and
-    all, as long as one of them holds it.
+    An engine that was removed from the repository still answers the requests that found it there: it and its model live
+    as long as one of them refers to it.
 
     Args:
-        model: What it computes with.
-        settings: Batching and limits.
-        threads: Where it computes, shared by the models of the process.
-        decoders: Where the contents of requests are read, shared likewise.
-        observer: Is told about requests, batches and texts.
+        model: The model that computes.
+        settings: Settings of batching and limits.
+        threads: Threads that compute, shared by the models of the process.
+        decoders: Threads that decode contents of requests, shared likewise.
+        observer: Called for events of requests, batches and texts.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class Engine(Generic[M_co]):
         self._settings = settings
         self._threads = threads
         self._loaded = False
-        # Rows of large inputs fill the queue earlier.
+        # With large inputs, fewer rows fill the queue.
         self._most_rows = max(1, min(settings.queue_rows, settings.queue_bytes // model.row_bytes))
         self._prepared = self._prepared_rows = 0
         self._active_texts = 0
@@ -90,24 +90,24 @@ class Engine(Generic[M_co]):
 
     @property
     def bundle(self) -> OpenedBundle:
-        """The bundle that it serves."""
+        """The bundle of the model."""
         return self.model.bundle
 
     @property
     def pending(self) -> int:
-        """Requests that were admitted and are not answered yet."""
+        """Number of requests that were admitted and are not answered yet."""
         return self._prepared + self.batcher.pending + self._active_texts
 
     @property
     def status(self) -> str:
-        """Why the engine is in its state, in words."""
+        """Reason for the engine's state, as text."""
         return f"{_MEANING[self.state]}: {self.reason}" if self.reason else _MEANING[self.state]
 
     def load_now(self) -> None:
-        """Load the model; takes as long as that takes.
+        """Load the model; blocks until that is done.
 
         Raises:
-            CptError: If it cannot be loaded, or gives something else than at export.
+            CptError: If it cannot be loaded or does not reproduce its golden sample.
         """
         self.model.load()
         self._loaded = True
@@ -115,7 +115,7 @@ class Engine(Generic[M_co]):
             self.state = EngineState.READY
 
     async def load(self) -> None:
-        """Load the model beside the event loop; whether that succeeded is `state` afterwards."""
+        """Load the model in a thread; `state` tells afterwards whether that succeeded."""
         try:
             await anyio.to_thread.run_sync(self.load_now)
         except CptError as error:
@@ -125,7 +125,7 @@ class Engine(Generic[M_co]):
             self.fail(f"{type(error).__name__}")
 
     def fail(self, reason: str) -> None:
-        """Note why the model could not be loaded."""
+        """Record why the model could not be loaded."""
         self.state = EngineState.UNAVAILABLE
         self.reason = f"it could not be loaded: {reason}"
         logger.error("%s version %s: %s", self.bundle.name, self.bundle.version, self.status)
@@ -136,16 +136,16 @@ class Engine(Generic[M_co]):
         self.reason = reason
 
     def require_ready(self) -> None:
-        """Raise a NotReadyError unless new traffic should come here."""
+        """Raise a NotReadyError unless the engine is ready for new traffic."""
         if self.state is not EngineState.READY:
             raise not_ready(self.status)
 
     @contextmanager
     def admit(self, deadline: float | None = None) -> Iterator["Admission"]:
-        """Hold the place of a request that is going to be computed, as one row as long as nobody knows how many it has.
+        """Reserve a place in the queue for a request, which counts as one row until its number of rows is known.
 
         Args:
-            deadline: When its answer is of no use any more, in seconds of `time.monotonic`.
+            deadline: Time after which its answer is useless, in seconds of `time.monotonic`.
 
         Raises:
             NotReadyError: If the model is not loaded.
@@ -160,7 +160,7 @@ class Engine(Generic[M_co]):
             self.fixed(admission, 1)
             yield admission
         except BaseException as error:
-            # What is wrong with the request itself is no failure.
+            # An invalid request is not a failure of inference.
             reason = failure_of(error) or (ERROR if admission.computing else None)
             if reason is not None and not admission.finished:
                 self.observer.request_failed(reason, time.monotonic() - arrived)
@@ -171,7 +171,7 @@ class Engine(Generic[M_co]):
 
     @contextmanager
     def admit_text(self) -> Iterator[None]:
-        """Take one of the places of texts that are worked on at once, and tell the observers how that ended.
+        """Take one of the places for concurrent texts, and report to the observer how the request ended.
 
         Raises:
             NotReadyError: If the model is not loaded.
@@ -197,20 +197,20 @@ class Engine(Generic[M_co]):
             self._change_texts(-1)
 
     def require_loaded(self) -> None:
-        """Raise a NotReadyError unless the model is there."""
+        """Raise a NotReadyError unless the model is loaded."""
         if not self._loaded:
             raise not_ready(self.status)
 
     def fixed(self, admission: "Admission", rows: int) -> None:
-        """Count an admitted request in the queue with another number of rows; 0 takes it out.
+        """Change the number of rows by which an admitted request counts in the queue; 0 removes it.
 
         Raises:
-            QueueFullError: If there is no room for so many.
+            QueueFullError: If there is no room for that many.
         """
         held = admission.rows
         if rows > held:
             others = self.batcher.waiting_rows + self._prepared_rows - held
-            # A request that is larger than the queue has its turn when nothing else waits.
+            # A request larger than the queue is admitted when nothing else waits.
             if others and others + rows > self._most_rows:
                 raise self._queue_full(others)
         self._prepared_rows += rows - held
@@ -237,8 +237,8 @@ class Admission:
     """A request in the queue of an engine, from its arrival to its outputs.
 
     Args:
-        engine: Whose.
-        deadline: When its answer is of no use any more, in seconds of `time.monotonic`.
+        engine: Engine that answers it.
+        deadline: Time after which its answer is useless, in seconds of `time.monotonic`.
     """
 
     __slots__ = ("_engine", "computing", "deadline", "finished", "rows")
@@ -247,33 +247,33 @@ class Admission:
         self._engine = engine
         self.deadline = deadline
         self.rows = 0
-        """How many it counts for in the queue, apart from those that have been handed on to be computed."""
+        """Rows by which it counts in the queue, without those already submitted to the batcher."""
         self.computing = self.finished = False
 
     def claim(self, rows: int) -> None:
-        """Say how many rows there are, once that is known.
+        """Declare the number of rows, once it is known.
 
         Raises:
-            QueueFullError: If there is no room for so many.
+            QueueFullError: If there is no room for that many.
         """
         if rows != self.rows:
             self._engine.fixed(self, rows)
 
     async def prepare(self, function: Callable[[Work], T]) -> T:
-        """Return what a function returns that reads what the request brings, which can take long: in a thread.
+        """Run a function that decodes the request, which can be slow, in a thread, and return its result.
 
         Raises:
-            DeadlineExceededError: If the deadline passes before.
+            DeadlineExceededError: If the deadline passes first.
         """
         self._engine._tell_queue()
         return await self._engine.decoders.run(function, self.deadline)
 
     async def compute(self, inputs: Tensors) -> Inference:
-        """Compute the outputs, when their turn has come.
+        """Compute the outputs in the next possible batch.
 
         Raises:
             QueueFullError: If there are more rows than were claimed, and no room for them.
-            DeadlineExceededError: If the deadline passes before.
+            DeadlineExceededError: If the deadline passes first.
         """
         engine = self._engine
         self.claim(engine.model.rows(inputs))
@@ -286,7 +286,7 @@ class Admission:
 
 
 def failure_of(error: BaseException) -> str | None:
-    """Return why a request has no outputs, in the words of the metrics; `None` if it was no failure of ours."""
+    """Return the metrics' reason for a request without outputs; `None` if the server did not fail."""
     if isinstance(error, QueueFullError):
         return QUEUE_FULL
     if isinstance(error, DeadlineExceededError):

@@ -1,18 +1,18 @@
-"""Why a model does not answer: errors of the engine and the repository, apart from any protocol.
+"""Errors of the engine and the repository, independent of protocols.
 
-HTTP and gRPC map them to their statuses in one place each.
+HTTP and gRPC map them to statuses in one place each.
 """
 
 from cpt_deploy.errors import CptError
 
 
 class ServingError(CptError):
-    """Base of what a request can end with here; its message is for the client.
+    """Base class of these errors; the message is for the client.
 
     Args:
         message: What was expected and what was found, in one line.
         hint: What to do about it, in one line.
-        retry_after_s: When it is worth asking again, in seconds.
+        retry_after_s: Seconds after which a retry makes sense.
     """
 
     def __init__(self, message: str, *, hint: str | None = None, retry_after_s: int | None = None) -> None:
@@ -21,27 +21,27 @@ class ServingError(CptError):
 
 
 class InvalidRequestError(ServingError):
-    """What was asked for cannot be, whatever the state of the server."""
+    """The request is invalid, whatever the state of the server."""
 
 
 class ModelNotFoundError(ServingError):
-    """There is no such model, no such version, or it was unloaded."""
+    """There is no such model or version, or it was unloaded."""
 
 
 class QueueFullError(ServingError):
-    """So much waits already that a request is refused."""
+    """The queue is full, and the request is refused."""
 
 
 class NotReadyError(ServingError):
-    """The model is not loaded, not yet or not any more."""
+    """The model is not loaded: not yet, or not any more."""
 
 
 class DeadlineExceededError(ServingError):
-    """The answer would come too late."""
+    """The deadline of the request passed."""
 
 
 def not_ready(reason: str) -> NotReadyError:
-    """Return the error of a model that cannot be asked now."""
+    """Return the error of a model that is not ready."""
     return NotReadyError(f"Expected a model that is ready, but {reason}", retry_after_s=1)
 
 

@@ -1,4 +1,4 @@
-"""Generating text token by token, and telling how probable a given text is."""
+"""Generating text token by token, and scoring the probability of a given text."""
 
 import time
 from collections.abc import AsyncGenerator, Sequence
@@ -14,21 +14,21 @@ from cpt_serving.inference.sampling import Floats, Sampler, SamplingOptions, log
 from cpt_serving.inference.stopping import StopMatcher
 
 FinishReason = Literal["length", "stop"]
-"""Why a text ended: as long as asked for or as the context allows, or at a given string."""
+"""Reason for the end of a text: the length requested or allowed by the context, or a stop string."""
 
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """What shall be generated.
+    """A request to generate text.
 
     Args:
-        prompt: The tokens that come before, one or more.
-        max_tokens: Most tokens to generate.
-        sampling: How they are drawn.
-        stops: Strings before the first of which the text ends.
-        top: How many of the most probable tokens are told at each place.
-        arrived: When the request did, in seconds of `time.monotonic`.
-        deadline: When the answer is of no use any more, likewise.
+        prompt: Tokens to continue, one or more.
+        max_tokens: Maximum tokens to generate.
+        sampling: Options of sampling.
+        stops: Stop strings: the text ends before the first of them.
+        top: Number of most probable tokens to report at each place.
+        arrived: Time of arrival, in seconds of `time.monotonic`.
+        deadline: Time after which the answer is useless, likewise.
     """
 
     prompt: Sequence[int]
@@ -51,7 +51,7 @@ class TokenProbability:
 
 @dataclass(frozen=True, slots=True)
 class ScoredToken(TokenProbability):
-    """A token in its place, and the most probable ones there."""
+    """A token of a text, and the most probable tokens at its place."""
 
     top: tuple[TokenProbability, ...] = ()
 
@@ -61,9 +61,9 @@ class Piece:
     """One generated token.
 
     Args:
-        text: What can be given out with it: nothing while characters or strings that end the text are incomplete.
+        text: Text completed by the token; empty while a character or a possible stop string is incomplete.
         scored: The token with its probability.
-        finish: Why it is the last one, if it is.
+        finish: Reason for the end of the text, if this is the last token.
     """
 
     text: str
@@ -72,7 +72,7 @@ class Piece:
 
 
 async def generate(engine: Engine[TextModel], request: GenerationRequest) -> AsyncGenerator[Piece]:
-    """Generate one token after the other; who stops listening stops the generation.
+    """Generate tokens one by one; closing the generator stops the generation.
 
     Raises:
         QueueFullError: If too many texts are under way.
@@ -107,7 +107,7 @@ async def generate(engine: Engine[TextModel], request: GenerationRequest) -> Asy
 async def score(
     engine: Engine[TextModel], tokens: Sequence[int], *, top: int = 0, deadline: float | None = None
 ) -> list[ScoredToken]:
-    """Return each token of a text with its probability after those before it; the first has none.
+    """Return each token of a text with its probability given the tokens before it; the first has none.
 
     Raises:
         QueueFullError: If too many texts are under way.
@@ -128,7 +128,7 @@ async def score(
 
 
 def scored_token(model: TextModel, token: int, log_probabilities: Floats, top: int) -> ScoredToken:
-    """Return a token with its probability and the most probable ones in its place."""
+    """Return a token with its probability and the most probable tokens at its place."""
     name = model.text.token_text
     best = most_probable(log_probabilities, top) if top else ()
     return ScoredToken(
@@ -152,19 +152,19 @@ async def _read(engine: Engine[TextModel], prompt: Sequence[int], deadline: floa
 async def _call(
     engine: Engine[TextModel], tokens: Sequence[int], outputs: Tensors | None, deadline: float | None
 ) -> Tensors:
-    """Return the outputs of a further call of a text, which takes turns with the calls of others."""
+    """Return the outputs of the next call of a text; calls of several texts are interleaved."""
     inputs = engine.model.inputs_of(np.array([tokens], np.int64), outputs)
     return (await engine.batcher.submit(inputs, deadline)).outputs
 
 
 def _limit(model: TextModel, request: GenerationRequest) -> int:
-    """Return how many tokens can be generated: the last one needs no place of its own in the context."""
+    """Return how many tokens can be generated; the last one needs no place in the context."""
     context = model.manifest.context
     return request.max_tokens if context is None else min(request.max_tokens, context - len(request.prompt) + 1)
 
 
 def _tell(engine: Engine[TextModel], times: list[float], arrived: float) -> None:
-    """Tell the observer of a further token."""
+    """Report a further token to the observer."""
     now = time.monotonic()
     if times:
         engine.observer.next_token(now - times[-1])

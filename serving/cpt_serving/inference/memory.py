@@ -1,4 +1,4 @@
-"""How much memory decoding may take at once, over all requests of a process."""
+"""The memory budget of decoding, shared by all requests of a process."""
 
 import threading
 from collections import deque
@@ -11,10 +11,10 @@ _LOOK_AGAIN_S = 0.05
 
 
 class MemoryBudget:
-    """Bytes that threads take and give back, first come, first served.
+    """A budget of bytes that threads take and release, first come, first served.
 
     Args:
-        limit: How many there are.
+        limit: Size of the budget in bytes.
     """
 
     def __init__(self, limit: int) -> None:
@@ -25,10 +25,10 @@ class MemoryBudget:
 
     @contextmanager
     def holding(self, size: int, work: Work) -> Iterator[None]:
-        """Hold so many bytes, as soon as they are free; no more than `limit`.
+        """Wait until a number of bytes, at most `limit`, is free, and hold them while the context is open.
 
         Raises:
-            AbandonedError: If nobody waits any more before they are.
+            AbandonedError: If nobody waits for the work any more before the bytes are free.
         """
         place = object()
         with self._changed:

@@ -1,4 +1,4 @@
-"""What the engine knows of a model: tensors in and out, and which requests can be computed together."""
+"""The engine's interface to models: tensors in and out, and which requests can be computed together."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Mapping, Sequence
@@ -16,50 +16,50 @@ Tensors = Mapping[str, npt.NDArray[Any]]
 
 
 class Model(ABC):
-    """One model version of any kind. `run` is called from several threads at once, the rest from any one."""
+    """One model version of any kind. `run` is called from several threads at once, the other methods from one."""
 
     bundle: OpenedBundle
-    """Where it comes from."""
+    """Bundle of the model."""
 
     row_bytes: int = 1
-    """Bytes that a row takes while it waits, about."""
+    """Approximate bytes of a waiting row."""
 
     @abstractmethod
     def load(self) -> None:
-        """Load it, warm it up and check that it gives what it gave at export; takes as long as that takes.
+        """Load the model, warm it up and check that it reproduces its golden sample; blocks until that is done.
 
         Raises:
-            CptError: If it cannot be loaded, gives something else, or evidence is required and does not hold.
+            CptError: If it cannot be loaded, does not reproduce the sample, or lacks required evidence.
         """
 
     @abstractmethod
     def rows(self, inputs: Tensors) -> int:
-        """Return how many rows a request's inputs have."""
+        """Return the number of rows of a request's inputs."""
 
     @abstractmethod
     def batch_key(self, inputs: Tensors) -> Hashable:
-        """Return what requests must have in common to be computed together."""
+        """Return a key that requests must share to be computed together."""
 
     @abstractmethod
     def largest_batch(self, inputs: Tensors) -> int:
-        """Return how many rows like these may be computed together."""
+        """Return how many rows like these may be in one batch."""
 
     @abstractmethod
     def run(self, requests: Sequence[Tensors]) -> Sequence[Tensors]:
-        """Compute requests of one key together, and return the outputs of each in their order."""
+        """Compute requests of one key together, and return the outputs of each in order."""
 
 
 class TextModel(Model):
-    """A model that goes on with a text: tokens and state in, logits and state out."""
+    """A model that continues a text: tokens and state in, logits and state out."""
 
     manifest: LanguageManifest
-    """What its tensors are."""
+    """Description of its tensors."""
 
     text: TextCodec
-    """From text to tokens and back."""
+    """Tokenizer of the model."""
 
     chunk: int
-    """How many tokens of a text one call reads."""
+    """Maximum tokens of a text that one call reads."""
 
     @abstractmethod
     def inputs_of(self, tokens: npt.NDArray[np.int64], outputs: Tensors | None) -> Tensors:
@@ -67,5 +67,5 @@ class TextModel(Model):
 
         Args:
             tokens: int64 (N, T).
-            outputs: What the call before gave; `None` at the beginning.
+            outputs: Outputs of the previous call; `None` at the beginning.
         """

@@ -1,36 +1,36 @@
-"""What is told about inferences and texts while they happen."""
+"""The interface by which the engine reports inferences and texts, for example to the metrics."""
 
 QUEUE_FULL, DEADLINE, CANCELLED, ERROR = "queue_full", "deadline", "cancelled", "error"
 FAILURES = (QUEUE_FULL, DEADLINE, CANCELLED, ERROR)
-"""Why a request can end without outputs."""
+"""Reasons for a request without outputs."""
 
 
 class ModelObserver:
-    """Is told about one model version, always on the thread of the event loop; what is not overridden is not kept."""
+    """Observer of one model version; methods are called on the thread of the event loop and do nothing by default."""
 
     def request_finished(self, rows: int, queue_s: float, compute_s: float) -> None:
-        """A request of so many rows got its outputs, after seconds in the queue and in the batch that it rode in."""
+        """Handle the outputs of a request: its rows, its seconds in the queue and the seconds of its batch."""
 
     def batch_finished(self, rows: int, compute_s: float) -> None:
-        """The model computed a batch of so many rows, of all requests in it, in so many seconds."""
+        """Handle a computed batch: the rows of all its requests together, and its seconds."""
 
     def request_failed(self, reason: str, seconds: float) -> None:
-        """A request got no outputs, for one of `FAILURES`, so many seconds after its arrival."""
+        """Handle a request without outputs: the reason, one of `FAILURES`, and the seconds since its arrival."""
 
     def queue_changed(self, rows: int, requests: int) -> None:
-        """Another number of rows is being read or waits to be computed, of so many requests."""
+        """Handle a changed number of rows, and of their requests, that are decoded or wait for a batch."""
 
     def texts_changed(self, count: int) -> None:
-        """Another number of texts is being worked on."""
+        """Handle a changed number of concurrent texts."""
 
     def text_read(self, tokens: int) -> None:
-        """So many tokens of a prompt, or of a text to be scored, went through the model."""
+        """Handle tokens of a prompt, or of a text to be scored, that the model has read."""
 
     def first_token(self, seconds: float) -> None:
-        """The first token of an answer was there so many seconds after its request."""
+        """Handle the first token of an answer: the seconds since the request arrived."""
 
     def next_token(self, seconds: float) -> None:
-        """A further token was there so many seconds after the one before."""
+        """Handle a further token: the seconds since the previous one."""
 
     def text_finished(self, tokens: int, seconds: float) -> None:
-        """A text ended, of so many generated tokens, the seconds counted from the first of them on."""
+        """Handle the end of a text: the number of generated tokens, and the seconds since the first of them."""

@@ -1,4 +1,4 @@
-"""Choosing the next token: the most probable one, or one drawn from a part of the model's distribution."""
+"""Sampling of the next token: the most probable one, or one drawn from the (truncated) distribution."""
 
 from dataclasses import dataclass
 
@@ -12,14 +12,14 @@ _FEW = 128
 
 @dataclass(frozen=True, slots=True)
 class SamplingOptions:
-    """How tokens are drawn.
+    """Options of sampling.
 
     Args:
-        temperature: What the logits are divided by; 0 always takes the most probable token, of equal ones the first.
-        top_k: Only so many of the most probable tokens are drawn from; 0 is all of them.
-        top_p: Only the fewest most probable tokens that together have this probability are drawn from (nucleus
-            sampling, Holtzman et al., ICLR 2020); applied after temperature and `top_k`.
-        seed: Start of the random numbers: the same seed, options and prompt give the same text.
+        temperature: Divisor of the logits; 0 always takes the most probable token, and of ties the first.
+        top_k: Draw from this many most probable tokens; 0 means all.
+        top_p: Draw from the fewest most probable tokens that together have this probability (nucleus sampling, Holtzman
+            et al., ICLR 2020); applied after temperature and `top_k`.
+        seed: Seed of the random numbers: the same seed, options and prompt give the same text.
     """
 
     temperature: float = 1.0
@@ -35,9 +35,9 @@ def log_softmax(logits: npt.NDArray[np.float32]) -> Floats:
 
 
 def most_probable(log_probabilities: Floats, count: int) -> npt.NDArray[np.intp]:
-    """Return the so many most probable tokens, best first, of equal ones the first; log_probabilities are (V)."""
+    """Return the `count` most probable tokens, best first, ties in order of the index; `log_probabilities` are (V)."""
     if count < len(log_probabilities):
-        # All that are at least as probable as the last one, so that equal ones come in order.
+        # All tokens at least as probable as the last one, so that ties are in order of the index.
         least = np.partition(log_probabilities, -count)[-count]
         candidates = np.flatnonzero(log_probabilities >= least)
     else:
@@ -47,10 +47,10 @@ def most_probable(log_probabilities: Floats, count: int) -> npt.NDArray[np.intp]
 
 
 class Sampler:
-    """Draws one token after the other.
+    """Draws tokens one by one.
 
     Args:
-        options: How.
+        options: Options of sampling.
     """
 
     def __init__(self, options: SamplingOptions) -> None:
@@ -61,24 +61,24 @@ class Sampler:
         """Return the next token.
 
         Args:
-            log_probabilities: Of all tokens, float64 (V).
+            log_probabilities: Log-probabilities of all tokens, float64 (V).
         """
         options = self._options
         if options.temperature == 0:
             return int(log_probabilities.argmax())
         tokens, probabilities = candidates(log_probabilities, options)
-        # One number a token, whatever the options: the inverse of the cumulative distribution.
+        # Inverse transform sampling: one random number per token, whatever the options.
         cumulative = probabilities.cumsum()
         index = int(np.searchsorted(cumulative, self._random.random() * cumulative[-1], side="right"))
         return int(tokens[min(index, len(tokens) - 1)])
 
 
 def candidates(log_probabilities: Floats, options: SamplingOptions) -> tuple[npt.NDArray[np.intp], Floats]:
-    """Return the tokens that may be drawn and their probabilities, which sum to 1; best first where they are limited.
+    """Return the tokens that may be drawn and their probabilities, which sum to 1; best first if they are limited.
 
     Args:
-        log_probabilities: Of all tokens, float64 (V).
-        options: Temperature above 0, and what limits the choice.
+        log_probabilities: Log-probabilities of all tokens, float64 (V).
+        options: Options of sampling, with a temperature above 0.
     """
     weights = np.exp((log_probabilities - log_probabilities.max()) / options.temperature)
     if options.top_k:
@@ -87,7 +87,7 @@ def candidates(log_probabilities: Floats, options: SamplingOptions) -> tuple[npt
     probabilities = weights / weights.sum()
     if options.top_p == 1:
         return np.arange(len(probabilities)), probabilities
-    # Sorting a large vocabulary takes longer than a small model does, and the tokens wanted are mostly few.
+    # Sorting a large vocabulary takes longer than running a small model, and mostly few tokens are needed.
     count = _FEW
     while True:
         tokens = most_probable(log_probabilities, count)
@@ -99,7 +99,7 @@ def candidates(log_probabilities: Floats, options: SamplingOptions) -> tuple[npt
 def _nucleus(tokens: npt.NDArray[np.intp], probabilities: Floats, top_p: float) -> tuple[npt.NDArray[np.intp], Floats]:
     """Return the first tokens that together have the probability `top_p`, and probabilities that sum to 1."""
     if top_p < 1:
-        # The token with which the sum reaches top_p belongs to them.
+        # The token at which the sum reaches top_p is included.
         kept = int(np.searchsorted(probabilities.cumsum(), top_p, side="left")) + 1
         tokens, probabilities = tokens[:kept], probabilities[:kept] / probabilities[:kept].sum()
     return tokens, probabilities

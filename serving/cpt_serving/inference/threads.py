@@ -1,4 +1,4 @@
-"""Threads that work for the event loop: some compute, others read what requests bring."""
+"""Threads that work for the event loop: some compute, others decode requests."""
 
 import asyncio
 import contextvars
@@ -17,11 +17,11 @@ T = TypeVar("T")
 
 
 class AbandonedError(Exception):
-    """Nobody waits any more for what a thread was doing."""
+    """Nobody waits any more for the result of a thread's work."""
 
 
 class Work:
-    """What a function in a thread knows of those who wait for it."""
+    """Handle by which a function in a thread learns that nobody waits for its result any more."""
 
     __slots__ = ("abandoned",)
 
@@ -29,24 +29,24 @@ class Work:
         self.abandoned = False
 
     def check(self) -> None:
-        """End the work if nobody waits for it any more; to be called between its parts.
+        """End the work if nobody waits for it any more; call it between parts of the work.
 
         Raises:
-            AbandonedError: In that case.
+            AbandonedError: If nobody waits.
         """
         if self.abandoned:
             raise AbandonedError
 
 
 class Threads:
-    """A fixed number of threads that run jobs in the order in which they were offered.
+    """A fixed number of threads that run jobs in the order of submission.
 
-    Threads of our own instead of a pool's: handing over is one put into a queue that is written in C, coming back one
-    wake-up of the event loop, and who waits can leave at any time.
+    Own threads instead of a library's pool: submitting is one put into a queue written in C, returning is one wake-up
+    of the event loop, and a waiting task can be cancelled at any time.
 
     Args:
-        count: How many jobs run at once.
-        name: What the threads are called.
+        count: Number of threads.
+        name: Name of the threads.
     """
 
     def __init__(self, count: int, name: str) -> None:
@@ -56,7 +56,7 @@ class Threads:
         self._threads: list[threading.Thread] = []
 
     def offer(self, job: Callable[[], None]) -> None:
-        """Have a job run as soon as a thread is free; the threads start with the first job."""
+        """Submit a job to run as soon as a thread is free; the threads start with the first job."""
         if not self._threads:
             self._threads = [
                 threading.Thread(target=self._work, name=f"{self._name}-{index}", daemon=True)
@@ -67,18 +67,18 @@ class Threads:
         self._jobs.put(job)
 
     async def run(self, function: Callable[[Work], T], deadline: float | None = None) -> T:
-        """Return what a function returns in a thread. Who leaves, or is late, does not wait for it to notice.
+        """Run a function in a thread and return its result. On cancellation or at the deadline, its end is not awaited.
 
         Args:
-            function: What to run; not at all if nobody waits any more when its turn comes.
-            deadline: When its result is of no use any more, in seconds of `time.monotonic`.
+            function: Function to run; skipped if nobody waits any more when its turn comes.
+            deadline: Time after which its result is useless, in seconds of `time.monotonic`.
 
         Raises:
-            DeadlineExceededError: If that comes first.
+            DeadlineExceededError: If the deadline passes first.
         """
         loop, work = asyncio.get_running_loop(), Work()
         answer: asyncio.Future[T] = loop.create_future()
-        # What a thread does for a request counts as that request's.
+        # Work of a thread for a request is attributed to that request.
         context = contextvars.copy_context()
 
         def job() -> None:
@@ -89,7 +89,7 @@ class Threads:
             except AbandonedError:
                 return
             except Exception as error:
-                # It belongs to whoever asked, not to this thread.
+                # The error belongs to the waiting task, not to this thread.
                 loop.call_soon_threadsafe(_calibrate, answer, None, error)
             else:
                 loop.call_soon_threadsafe(_calibrate, answer, result, None)
@@ -104,7 +104,7 @@ class Threads:
                 timer.cancel()
 
     def close(self) -> None:
-        """End the threads after the jobs that were offered so far, and wait for that."""
+        """Stop the threads after the jobs submitted so far, and wait for that."""
         for _ in self._threads:
             self._jobs.put(None)
         for thread in self._threads:
@@ -116,9 +116,9 @@ class Threads:
             try:
                 job()
             except Exception:
-                # A bug in one job must not take the thread from all that follow.
+                # A bug in one job must not end the thread.
                 logger.exception("a job of the thread %s failed", threading.current_thread().name)
-            # Not to keep a request alive until the next one comes.
+            # Do not keep a request alive until the next one comes.
             del job
 
 

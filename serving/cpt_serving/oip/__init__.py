@@ -1,1 +1,1 @@
-"""The Open Inference Protocol, version 2, apart from HTTP and gRPC: from requests to answers."""
+"""The Open Inference Protocol, version 2, independent of HTTP and gRPC: from requests to answers."""

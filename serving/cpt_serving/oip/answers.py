@@ -1,4 +1,4 @@
-"""Answers to requests for inference, and how they are written over HTTP: as JSON, with tensors in it or behind it."""
+"""Answers to requests for inference, and their form over HTTP: JSON, with tensors in it or as bytes after it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,12 +14,12 @@ from cpt_serving.oip.datatypes import BYTES, to_binary
 
 @dataclass(frozen=True, slots=True)
 class OutputTensor:
-    """A tensor that answers a request.
+    """An output tensor of an answer.
 
     Args:
-        name: Its name.
-        datatype: One of the protocol's.
-        values: An array of a type that fits; `bytes` objects for BYTES.
+        name: Name of the output.
+        datatype: Datatype of the protocol.
+        values: An array of a matching type; `bytes` objects for BYTES.
         binary: Whether the client wants it as bytes.
     """
 
@@ -34,8 +34,8 @@ class Answer:
     """The body of an answer.
 
     Args:
-        body: JSON, and the bytes of the outputs where the client wanted them.
-        json_bytes: How much of it is JSON; `None` means that all is.
+        body: JSON, followed by the bytes of outputs that the client requested in binary.
+        json_bytes: Length of the JSON; `None` if all of the body is JSON.
     """
 
     body: bytes
@@ -46,9 +46,9 @@ def render_answer(bundle: OpenedBundle, identity: str | None, outputs: Sequence[
     """Return the answer to a request.
 
     Args:
-        bundle: Of the model that computed it.
-        identity: The id of the request, which comes back if it has one.
-        outputs: What the client wanted.
+        bundle: Bundle of the model that computed the outputs.
+        identity: Id of the request, which is returned if there is one.
+        outputs: Outputs that the client requested.
     """
     described: list[dict[str, Any]] = []
     parts: list[bytes] = []

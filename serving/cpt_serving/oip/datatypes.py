@@ -25,7 +25,7 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "FP32": np.dtype("<f4"),
     "FP64": np.dtype("<f8"),
 }
-"""Datatypes whose elements all have the same size."""
+"""Datatypes with elements of a fixed size."""
 
 BYTES = "BYTES"
 
@@ -33,19 +33,19 @@ _LENGTH = struct.Struct("<I")
 
 
 def from_binary(name: str, datatype: str, shape: Sequence[int], raw: memoryview) -> npt.NDArray[Any]:
-    """Return a tensor that came as bytes, as a view of them where its datatype allows that.
+    """Convert bytes to a tensor, as a view of them if its datatype allows that.
 
     Args:
-        name: How an error names the tensor.
-        datatype: One of the protocol's.
-        shape: Its dimensions, none negative.
-        raw: Its elements, one-dimensional bytes.
+        name: Name of the tensor in errors.
+        datatype: Datatype of the protocol.
+        shape: Dimensions, none negative.
+        raw: Elements, as one-dimensional bytes.
 
     Returns:
-        An array of `shape`; of BYTES an array of `bytes` objects.
+        An array of `shape`; for BYTES an array of `bytes` objects.
 
     Raises:
-        RequestError: 400, if the bytes are not those of such a tensor.
+        RequestError: 400 if the bytes do not match datatype and shape.
     """
     count = math.prod(shape)
     if datatype == BYTES:
@@ -59,22 +59,22 @@ def from_binary(name: str, datatype: str, shape: Sequence[int], raw: memoryview)
             f"{count * dtype.itemsize} bytes, but got {raw.nbytes}"
         )
     if datatype == "BOOL":
-        # Other bytes than 0 and 1 would make an invalid array.
+        # Bytes other than 0 and 1 would make an invalid array.
         booleans: npt.NDArray[np.bool_] = np.frombuffer(raw, np.uint8) != 0
         return booleans.reshape(shape)
     return np.frombuffer(raw, dtype).reshape(shape)
 
 
 def to_integers(name: str, datatype: str, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Return whole numbers in one of the protocol's types of them.
+    """Convert integers to an integer datatype of the protocol.
 
     Args:
-        name: How an error names the tensor.
-        datatype: One of the protocol's that holds integers.
+        name: Name of the tensor in errors.
+        datatype: Integer datatype of the protocol.
         values: Integers of any type.
 
     Raises:
-        RequestError: 400, if some are beyond the type's range.
+        RequestError: 400 if values are out of the datatype's range.
     """
     limits = np.iinfo(DTYPES[datatype])
     if values.size and not limits.min <= values.min() <= values.max() <= limits.max:
@@ -89,8 +89,8 @@ def to_binary(datatype: str, values: npt.NDArray[Any]) -> bytes:
     """Return the bytes of a tensor.
 
     Args:
-        datatype: One of the protocol's.
-        values: An array of a type that fits; `bytes` objects for BYTES.
+        datatype: Datatype of the protocol.
+        values: An array of a matching type; `bytes` objects for BYTES.
     """
     if datatype == BYTES:
         return b"".join(_LENGTH.pack(len(element)) + element for element in values.ravel())
@@ -98,8 +98,8 @@ def to_binary(datatype: str, values: npt.NDArray[Any]) -> bytes:
 
 
 def _split_elements(name: str, raw: memoryview, count: int) -> npt.NDArray[np.object_]:
-    """Return the elements of a BYTES tensor; each comes as its length, uint32, and its bytes."""
-    # Every element has at least its length, so the bytes bound what is allocated for a shape that lies.
+    """Return the elements of a BYTES tensor; each is encoded as its length, uint32, and its bytes."""
+    # Each element takes at least the bytes of its length, which bounds the allocation for a false shape.
     if count * _LENGTH.size > raw.nbytes:
         raise bad_request(f"Expected {shown(name)} to hold {count} elements, but got only {raw.nbytes} bytes")
     elements = np.empty(count, object)

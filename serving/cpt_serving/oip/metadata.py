@@ -1,4 +1,4 @@
-"""What the protocol tells of the server."""
+"""The protocol's metadata of the server."""
 
 import cpt_deploy
 from cpt_serving.oip.schemas import ServerMetadata
@@ -14,5 +14,5 @@ EXTENSIONS = [
 
 
 def server_metadata() -> ServerMetadata:
-    """Return who serves, and which extensions of the protocol it knows."""
+    """Return the server's name and version, and its extensions of the protocol."""
     return ServerMetadata(name="cpt-deploy", version=cpt_deploy.__version__, extensions=EXTENSIONS)

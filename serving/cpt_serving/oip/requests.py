@@ -1,4 +1,4 @@
-"""Requests for inference, and how they are written over HTTP: as JSON, with tensors in it or as bytes behind it."""
+"""Requests for inference, and their form over HTTP: JSON, with tensors in it or as bytes after it."""
 
 from collections.abc import Mapping, Sequence
 
@@ -9,19 +9,19 @@ from cpt_serving.web.json_bodies import parse_object
 from cpt_serving.web.shown import shown
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
-"""Header, of requests and answers, that says how many bytes of JSON come before the bytes of the tensors."""
+"""Header of requests and answers with the number of bytes of JSON before the bytes of the tensors."""
 
 _RAW_HEADER_LENGTH = HEADER_LENGTH.lower().encode()
 
 
 def header_length(headers: Mapping[bytes, bytes]) -> int | None:
-    """Return how many bytes of JSON a request says that it has; `None` means all of it.
+    """Return the number of bytes of JSON that a request states; `None` means all of it.
 
     Args:
-        headers: The request's, with names in lower case.
+        headers: Headers of the request, with names in lower case.
 
     Raises:
-        RequestError: 400, if that is no number.
+        RequestError: 400 if it is not a number.
     """
     text = headers.get(_RAW_HEADER_LENGTH)
     if text is None:
@@ -32,14 +32,14 @@ def header_length(headers: Mapping[bytes, bytes]) -> int | None:
 
 
 def parse_request(body: bytes, json_bytes: int | None = None) -> InferRequest:
-    """Return a request; the bytes of its tensors are views of `body`.
+    """Parse a request; the bytes of its tensors are views of `body`.
 
     Args:
         body: The decompressed body.
-        json_bytes: How many of its bytes are JSON; `None` means that all are.
+        json_bytes: Number of bytes of JSON at its beginning; `None` if all of it is JSON.
 
     Raises:
-        RequestError: 400 with what was expected.
+        RequestError: 400 with the expectation.
     """
     if json_bytes is not None and json_bytes > len(body):
         raise bad_request(f"Expected {json_bytes} bytes of JSON ({HEADER_LENGTH}), but got a body of {len(body)}")
@@ -49,7 +49,7 @@ def parse_request(body: bytes, json_bytes: int | None = None) -> InferRequest:
 
 
 def _attach(inputs: Sequence[InferInput], raw: memoryview | None) -> None:
-    """Give the tensors that came as bytes theirs, which stand one behind the other."""
+    """Attach the bytes after the JSON to the binary tensors, in order."""
     for tensor in inputs:
         size = None if tensor.parameters is None else tensor.parameters.binary_data_size
         if size is None:

@@ -1,4 +1,4 @@
-"""The shapes of the protocol's requests and answers, as they are checked and as `/docs` shows them."""
+"""Schemas of the protocol's requests and answers, for validation and for `/docs`."""
 
 from typing import Annotated, Any, Literal, Self
 
@@ -7,7 +7,7 @@ from pydantic.json_schema import SkipJsonSchema
 
 
 def inline_schema(model: type[BaseModel]) -> dict[str, Any]:
-    """Return the JSON schema of a model without references, as it can stand anywhere in an OpenAPI file."""
+    """Return the JSON schema of a model without references, so that it can be used anywhere in an OpenAPI file."""
     schema = model.model_json_schema()
     definitions = schema.pop("$defs", {})
 
@@ -25,7 +25,7 @@ def inline_schema(model: type[BaseModel]) -> dict[str, Any]:
 
 
 class ServerMetadata(BaseModel):
-    """Who serves."""
+    """Name and version of the server, and its extensions."""
 
     name: str
     version: str
@@ -33,7 +33,7 @@ class ServerMetadata(BaseModel):
 
 
 class TensorMetadata(BaseModel):
-    """A tensor of a model; -1 stands for any size."""
+    """A tensor of a model; -1 is a dimension of any size."""
 
     name: str
     datatype: str
@@ -41,7 +41,7 @@ class TensorMetadata(BaseModel):
 
 
 class ModelMetadata(BaseModel):
-    """What a model takes and returns."""
+    """Inputs and outputs of a model."""
 
     name: str
     versions: list[str]
@@ -51,7 +51,7 @@ class ModelMetadata(BaseModel):
 
 
 class ModelReadiness(BaseModel):
-    """A model can be asked."""
+    """Answer to whether a model is ready."""
 
     name: str
     ready: Literal[True] = True
@@ -61,32 +61,32 @@ Count = Annotated[int, Field(ge=0)]
 
 
 class Parameters(BaseModel):
-    """Parameters of a request or of one of its tensors; unknown ones change nothing."""
+    """Parameters of a request or of one of its tensors; unknown ones are ignored."""
 
     model_config = ConfigDict(strict=True)
 
     shared_memory_region: SkipJsonSchema[None] = None
-    """Not offered: tensors stand in the request and the answer."""
+    """Not supported: tensors are sent in the request and the answer."""
 
 
 class InputParameters(Parameters):
     """Parameters of an input."""
 
-    binary_data_size: Count | None = Field(default=None, description="how many of the bytes behind the JSON it takes")
+    binary_data_size: Count | None = Field(default=None, description="number of bytes after the JSON that belong to it")
 
 
 class OutputParameters(Parameters):
     """Parameters of an output."""
 
-    binary_data: bool | None = Field(default=None, description="as bytes behind the JSON")
-    classification: Count = Field(default=0, description="the labels of as many classes instead of the numbers")
+    binary_data: bool | None = Field(default=None, description="send it as bytes after the JSON")
+    classification: Count = Field(default=0, description="number of labelled classes to return instead")
 
 
 class InferParameters(Parameters):
     """Parameters of a request for inference."""
 
-    timeout: Count | None = Field(default=None, description="microseconds; 0 states none")
-    binary_data_output: bool = Field(default=False, description="outputs as bytes behind the JSON")
+    timeout: Count | None = Field(default=None, description="microseconds; 0 means none")
+    binary_data_output: bool = Field(default=False, description="send outputs as bytes after the JSON")
 
 
 class InferInput(BaseModel):
@@ -103,11 +103,11 @@ class InferInput(BaseModel):
 
     @property
     def raw(self) -> memoryview | None:
-        """Its bytes, if it came as bytes."""
+        """Bytes of the tensor, if it was sent in binary."""
         return self._raw
 
     def attach(self, raw: memoryview) -> Self:
-        """Take the bytes that came with it, and return the tensor."""
+        """Attach the tensor's bytes, and return the tensor."""
         self._raw = raw
         return self
 
@@ -121,7 +121,7 @@ class RequestedOutput(BaseModel):
     parameters: OutputParameters | None = None
 
     def as_bytes(self, otherwise: bool) -> bool:
-        """Return whether the client wants it as bytes; `otherwise` holds if it does not say."""
+        """Return whether to send the output in binary; `otherwise` is the default of the request."""
         wanted = None if self.parameters is None else self.parameters.binary_data
         return otherwise if wanted is None else wanted
 
@@ -138,12 +138,12 @@ class InferRequest(BaseModel):
 
     @property
     def binary(self) -> bool:
-        """Whether outputs are wanted as bytes that do not say it themselves."""
+        """Whether outputs are sent in binary by default."""
         return self.parameters is not None and self.parameters.binary_data_output
 
     @property
     def timeout_us(self) -> int:
-        """Microseconds within which the answer is worth having; 0 states none."""
+        """Timeout in microseconds; 0 means none."""
         return (self.parameters.timeout or 0) if self.parameters else 0
 
 
@@ -166,11 +166,11 @@ class InferAnswer(BaseModel):
 
 
 class RepositoryIndexRequest(BaseModel):
-    """What to list."""
+    """A request for the repository's index."""
 
     model_config = ConfigDict(strict=True)
 
-    ready: bool = Field(default=False, description="only what is ready")
+    ready: bool = Field(default=False, description="only versions that are ready")
 
 
 class RepositoryModel(BaseModel):
@@ -183,7 +183,7 @@ class RepositoryModel(BaseModel):
 
 
 class RepositoryParameters(BaseModel):
-    """Which version; all without."""
+    """Version to load or unload; all versions by default."""
 
     model_config = ConfigDict(strict=True)
 
@@ -192,14 +192,14 @@ class RepositoryParameters(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _refuse_overrides(cls, given: Any) -> Any:
-        """Raise for a configuration or files: a bundle's are covered by its checksums."""
+        """Raise an error for a configuration or files of the request: a bundle's own are covered by its checksums."""
         if isinstance(given, dict) and any(name.startswith(("config", "file:")) for name in given):
             raise ValueError("the model is loaded as it is there, without a configuration and files of the request")
         return given
 
 
 class RepositoryChange(BaseModel):
-    """How to load or unload a model."""
+    """A request to load or unload a model."""
 
     model_config = ConfigDict(strict=True)
 
@@ -207,7 +207,7 @@ class RepositoryChange(BaseModel):
 
 
 class StatisticDuration(BaseModel):
-    """How often, and the nanoseconds altogether."""
+    """A count, and a total duration in nanoseconds."""
 
     count: int = 0
     ns: int = 0
@@ -244,7 +244,7 @@ class StatisticsAnswer(BaseModel):
 
 
 class TensorConfig(BaseModel):
-    """A tensor, without the number of rows."""
+    """A tensor, without the batch dimension."""
 
     name: str
     data_type: str

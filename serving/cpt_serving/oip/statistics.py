@@ -1,4 +1,4 @@
-"""What the statistics extension tells of models: the metrics in Triton's form, in nanoseconds."""
+"""The statistics extension: the metrics of models in Triton's form, in nanoseconds."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -12,11 +12,11 @@ Key = tuple[str, str]
 
 
 def statistics_of(samples: Iterable[Sample], models: Iterable[Key]) -> StatisticsAnswer:
-    """Return the statistics of some models since the start of the server.
+    """Return the statistics of models since the start of the server.
 
     Args:
-        samples: The server's metrics.
-        models: Names and versions.
+        samples: Metrics of the server.
+        models: Names and versions of the models.
     """
     values: Counter[tuple[str, Key]] = Counter()
     for sample in samples:

@@ -1,4 +1,4 @@
-"""Tensors as a model declares them: what its metadata says, how they are read from requests and written to answers."""
+"""Declared tensors of a model: their metadata, reading them from requests, and writing them to answers."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -18,12 +18,12 @@ from cpt_serving.web.shown import shown
 
 @dataclass(frozen=True, slots=True)
 class DeclaredTensor:
-    """A tensor as the model declares it.
+    """An input or output as the model declares it.
 
     Args:
-        name: Its name.
-        datatype: One of the protocol's.
-        shape: Its dimensions; those that are text can be of any size.
+        name: Name of the tensor.
+        datatype: Datatype of the protocol.
+        shape: Dimensions; a text names one of any size.
     """
 
     name: str
@@ -32,17 +32,17 @@ class DeclaredTensor:
 
     @property
     def dims(self) -> list[int]:
-        """Its dimensions as the protocol has them: -1 stands for any size."""
+        """Dimensions in the protocol's form: -1 for any size."""
         return [-1 if isinstance(size, str) else size for size in self.shape]
 
 
 class Wish(NamedTuple):
-    """How a client wants an output.
+    """The form in which a client requests an output.
 
     Args:
-        name: Its name.
-        binary: Whether as bytes.
-        classes: How many classes of each row, best first, instead of the numbers; 0 asks for the numbers.
+        name: Name of the output.
+        binary: Whether to send it in binary.
+        classes: Number of classes to return for each row, best first, instead of the tensor; 0 returns the tensor.
     """
 
     name: str
@@ -51,12 +51,12 @@ class Wish(NamedTuple):
 
 
 def read_tensors(inputs: Sequence[InferInput], declared: Sequence[DeclaredTensor]) -> dict[str, npt.NDArray[Any]]:
-    """Return the arrays of a request's tensors by their names; those that are not sent are not there.
+    """Return the arrays of a request's tensors by name; inputs that were not sent are missing.
 
-    Takes long for tensors in JSON: call it in a thread.
+    Slow for tensors in JSON: call it in a thread.
 
     Raises:
-        RequestError: 400 for a tensor that the model does not declare, or as another.
+        RequestError: 400 for a tensor that the model does not declare, or declares with another datatype or shape.
     """
     known = {tensor.name: tensor for tensor in declared}
     tensors: dict[str, npt.NDArray[Any]] = {}
@@ -68,7 +68,7 @@ def read_tensors(inputs: Sequence[InferInput], declared: Sequence[DeclaredTensor
 
 
 def wanted_outputs(request: InferRequest, declared: Sequence[DeclaredTensor]) -> list[Wish]:
-    """Return which outputs a client wants and how, each once; all of them if it says nothing.
+    """Return the requested outputs and their forms, each once; all outputs if the client names none.
 
     Raises:
         RequestError: 400 for an output that the model does not declare.
@@ -89,7 +89,7 @@ def wanted_outputs(request: InferRequest, declared: Sequence[DeclaredTensor]) ->
 def output_tensors(
     wanted: Sequence[Wish], declared: Sequence[DeclaredTensor], values: Mapping[str, npt.NDArray[Any]]
 ) -> list[OutputTensor]:
-    """Return what a client wants of a model's outputs, in the order in which it asked."""
+    """Return the requested outputs in the order of the request."""
     datatypes = {tensor.name: tensor.datatype for tensor in declared}
     return [OutputTensor(each.name, datatypes[each.name], values[each.name], each.binary) for each in wanted]
 
@@ -106,15 +106,15 @@ def _read_tensor(declared: DeclaredTensor, tensor: InferInput) -> npt.NDArray[An
         )
     if tensor.raw is None:
         return _from_json(tensor)
-    # A copy, as the JSON's length can leave the bytes where no number may stand.
+    # A copy, because the length of the JSON can leave the bytes unaligned.
     return from_binary(tensor.name, tensor.datatype, tensor.shape, tensor.raw).copy()
 
 
 def json_array(tensor: InferInput) -> npt.NDArray[np.int64] | npt.NDArray[np.float64]:
-    """Return the numbers of a tensor that stand in JSON, as they are there, in its shape.
+    """Return the numbers of a tensor in JSON, unconverted, in its shape.
 
     Raises:
-        RequestError: 400, if they are none, or of another shape, flat or nested.
+        RequestError: 400 if they are not numbers, or of another shape; flat and nested lists are accepted.
     """
     if 0 in tensor.shape and tensor.data == []:
         return np.empty(tensor.shape, np.int64)

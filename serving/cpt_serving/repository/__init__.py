@@ -1,1 +1,1 @@
-"""Which models and versions are served, and how they are loaded, replaced and unloaded under way."""
+"""The served models and versions, and loading, replacing and unloading them while the server runs."""

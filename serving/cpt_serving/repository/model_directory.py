@@ -1,4 +1,4 @@
-"""What a path holds: one bundle, or a directory of `name/version/` bundles, and which version is the newest."""
+"""Finding bundles at a path, one bundle or a directory `name/version/`, and ordering their versions."""
 
 import re
 from collections.abc import Iterator
@@ -15,13 +15,13 @@ Fingerprint = tuple[tuple[str, int, int], ...]
 
 @dataclass(frozen=True, slots=True)
 class ModelLocation:
-    """A bundle on disk and how clients address it.
+    """A bundle on disk, and the name and version by which clients address it.
 
     Args:
-        path: Its directory.
+        path: Directory of the bundle.
         name: Name of the model; `None` takes the bundle's own.
-        version: Its version; `None` takes the bundle's own.
-        fingerprint: Name, size and time of change (ns) of each file; another one means that something was replaced.
+        version: Version of the model; `None` takes the bundle's own.
+        fingerprint: Name, size and modification time (ns) of each file; it changes when a file is replaced.
     """
 
     path: Path
@@ -30,7 +30,7 @@ class ModelLocation:
     fingerprint: Fingerprint
 
     def open(self) -> Bundle | LanguageBundle:
-        """Open the bundle, checksums first, under the name by which clients address it.
+        """Verify the checksums and open the bundle, under the name by which clients address it.
 
         Raises:
             BundleError: If it cannot be opened.
@@ -40,7 +40,7 @@ class ModelLocation:
         return replace(bundle, name=self.name or bundle.name, version=self.version or bundle.version)
 
     def address(self) -> tuple[str, str]:
-        """Return the name and the version by which clients address it, as far as that can be told unopened."""
+        """Return the name and version by which clients address it, as far as they are known without opening it."""
         if self.name is not None and self.version is not None:
             return self.name, self.version
         try:
@@ -53,12 +53,12 @@ class ModelLocation:
 def find_models(path: Path) -> list[ModelLocation]:
     """Return the bundles at a path.
 
-    A path that holds SHA256SUMS is one bundle. In any other directory each sub-directory is a model, and is a bundle
-    itself or holds one in each of its own sub-directories, its versions. Hidden names are passed over, so that a new
-    version can be copied under one and then renamed.
+    A directory with SHA256SUMS is one bundle. In any other directory each sub-directory is a model: a bundle itself, or
+    a directory of versions, each of them a bundle. Hidden names are skipped, so that a new version can be copied under
+    a hidden name and then renamed.
 
     Raises:
-        BundleError: If there is no directory at the path, or something in it cannot be read.
+        BundleError: If there is no directory at the path, or a part of it cannot be read.
     """
     try:
         return _find(path)
@@ -105,5 +105,5 @@ def _fingerprint(path: Path) -> Fingerprint:
     try:
         return tuple(sorted((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in path.iterdir()))
     except OSError:
-        # Something is being moved away at this moment; the next look will tell.
+        # A file is being moved away at this moment; the next check will find the new state.
         return ()

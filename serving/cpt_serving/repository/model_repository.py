@@ -1,4 +1,4 @@
-"""The models of a server: found by name and version, loaded, replaced and unloaded while requests come."""
+"""The repository of a server's models: finds, loads, replaces and unloads them while requests are answered."""
 
 import asyncio
 import contextlib
@@ -29,14 +29,14 @@ _BY_REQUEST = "unloaded by request"
 
 
 class ModelRepository:
-    """The bundles at a path, as they are found, loaded, replaced and unloaded.
+    """The models of the bundles at a path.
 
     Args:
-        settings: The path, and how models are run.
-        observe: Makes the observer of a model version when it is opened.
+        settings: Settings with the path and the options of inference.
+        observe: Creates the observer of a model version when it is opened.
 
     Raises:
-        BundleError: If there is no bundle at the path and none can come, or it is one that cannot be opened.
+        BundleError: If there is no bundle at the path and none can be added later, or its only one cannot be opened.
     """
 
     def __init__(
@@ -48,14 +48,14 @@ class ModelRepository:
         self._decoders = Threads(available_cores(), "decode")
         self._memory = MemoryBudget(settings.decode_bytes)
         self.models = ModelTable()
-        """What there is at present; requests are answered from here."""
+        """The present models, which answer requests."""
         self._changing = asyncio.Lock()
         self._look_again = asyncio.Event()
         self.problem = ""
-        """Why the last look at the path changed nothing; what was loaded is served all the same."""
+        """Reason for which the last check of the path changed nothing; loaded models are served nevertheless."""
         locations = find_models(settings.bundle)
         if not locations and not settings.watch_s:
-            # Nothing will ever come: the error says what the directory is instead.
+            # Nothing can be added later: the error says what the directory is instead.
             open_bundle(settings.bundle)
         for location in locations:
             self._add(location)
@@ -68,10 +68,10 @@ class ModelRepository:
                 entry.engine.retire("the server is shutting down")
 
     def load_now(self) -> None:
-        """Load the models before there is an event loop.
+        """Load the models before the event loop runs.
 
         Raises:
-            CptError: If none of them can be loaded; in a directory of several, others may fail and are logged.
+            CptError: If none of them can be loaded; if some can, the failures of others are logged.
         """
         errors: list[CptError] = [BundleError(entry.reason) for entry in self.models.values() if entry.engine is None]
         for entry in self.models.values():
@@ -92,16 +92,16 @@ class ModelRepository:
                     await entry.engine.load()
 
     def close(self) -> None:
-        """End the threads once they have done what they were given, and wait for that."""
+        """Stop the threads once they have finished their jobs, and wait for that."""
         self._decoders.close()
         self._threads.close()
 
     async def load(self, name: str, version: str | None = None) -> None:
-        """Load a model, or load it again if its files have changed; what serves goes on until then.
+        """Load a model, or reload it if its files have changed; the old version serves until then.
 
         Args:
-            name: Its name.
-            version: One version; `None` stands for all of them.
+            name: Name of the model.
+            version: One version; `None` stands for all versions.
 
         Raises:
             ModelNotFoundError: If there is no such model.
@@ -122,11 +122,11 @@ class ModelRepository:
             raise InvalidRequestError(f"Expected {name} to load, but got: {'; '.join(failures)}")
 
     async def unload(self, name: str, version: str | None = None) -> None:
-        """Take a model out of service; returns once its requests are answered. Watching does not bring it back.
+        """Unload a model and return once its requests are answered. Watching does not load it again.
 
         Args:
-            name: Its name.
-            version: One version; `None` stands for all of them.
+            name: Name of the model.
+            version: One version; `None` stands for all versions.
 
         Raises:
             ModelNotFoundError: If there is no such model.
@@ -140,11 +140,11 @@ class ModelRepository:
                 await self._take_down(self.models[key], _BY_REQUEST)
 
     def look_again(self) -> None:
-        """Have `watch` look at the path now."""
+        """Have `watch` check the path now."""
         self._look_again.set()
 
     async def watch(self) -> None:
-        """Look at the path as often as the settings say, and when asked to; returns never."""
+        """Check the path at the interval of the settings, and on request; never returns."""
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._settings.watch_s or None):
@@ -153,10 +153,10 @@ class ModelRepository:
             await self.refresh()
 
     async def refresh(self) -> None:
-        """Look at the path again: load what is new or changed, and drop what is gone.
+        """Check the path: load new and changed models, and unload removed ones.
 
-        A path that cannot be read, or holds no model any more, is no order to drop all of them: a volume may have come
-        loose. What is loaded goes on, and `problem` says so.
+        If the path cannot be read or holds no model any more, nothing is unloaded, because a volume may have been
+        detached: the loaded models stay, and `problem` is set.
         """
         async with self._changing:
             try:
@@ -174,18 +174,18 @@ class ModelRepository:
                     await self._bring_up(key, location)
             for key in [key for key in self.models if key not in found]:
                 logger.info("%s version %s is gone from %s", *key, self._settings.bundle)
-                await self._take_down(self.models.pop(key), "its directory is gone")
+                await self._take_down(self.models.pop(key), "its directory was removed")
 
     def _note(self, problem: str) -> None:
-        """Note whether the path could be looked at; the log has it once."""
+        """Record whether the path could be checked; a change is logged once."""
         if problem and problem != self.problem:
             logger.error("%s; what is loaded is served all the same", problem)
         elif self.problem and not problem:
-            logger.info("the models at %s are there again", self._settings.bundle)
+            logger.info("the models at %s can be read again", self._settings.bundle)
         self.problem = problem
 
     async def _look(self) -> dict[Key, ModelLocation]:
-        """Return what the path holds now, by name and version."""
+        """Return the bundles now at the path, by name and version."""
         known = {entry.location.path: key for key, entry in self.models.items()}
 
         def look() -> dict[Key, ModelLocation]:
@@ -197,7 +197,7 @@ class ModelRepository:
         return await anyio.to_thread.run_sync(look)
 
     def _add(self, location: ModelLocation) -> None:
-        """Enter what was found at the start, not loaded yet."""
+        """Add a bundle found at the start, not loaded yet."""
         try:
             engine = self._open(location)
         except CptError as error:
@@ -214,7 +214,7 @@ class ModelRepository:
         return Engine(adapter, self._settings, self._threads, self._decoders, self._observe(bundle))
 
     async def _bring_up(self, key: Key, location: ModelLocation) -> str:
-        """Load a version beside the one that serves, and let it take over; return why not, if it could not."""
+        """Load a version while the old one serves, then replace it; return the reason if that failed."""
         entry = self.models.setdefault(key, Entry(replace(location, fingerprint=()), None))
         if entry.ready and not entry.reason and entry.location.fingerprint == location.fingerprint:
             return ""
@@ -231,11 +231,11 @@ class ModelRepository:
         old, entry.engine, entry.reason = entry.engine, engine, ""
         logger.info("serving %s version %s, model.onnx %.12s…", *key, engine.bundle.sha256)
         if old is not None and old is not engine:
-            await self._drain(old, "another file has taken over")
+            await self._drain(old, "it was replaced")
         return ""
 
     def _refuse(self, key: Key, reason: str) -> str:
-        """Note why a version was not loaded; what serves goes on."""
+        """Record why a version was not loaded; the old one serves on."""
         self.models[key].reason = reason
         logger.error("%s version %s was not loaded: %s", *key, reason)
         return reason
@@ -247,7 +247,7 @@ class ModelRepository:
             entry.engine = None
 
     async def _drain(self, engine: Engine[Adapter], reason: str) -> None:
-        """Wait until an engine that nobody finds any more has answered those that found it."""
+        """Wait until an engine that was removed from the table has answered its requests."""
         engine.retire(reason)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._settings.shutdown_s):

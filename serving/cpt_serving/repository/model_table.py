@@ -1,4 +1,4 @@
-"""Which models there are, by name and version, in which state, and which of them a request means."""
+"""The table of models by name and version: their states, and finding the one that a request names."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -18,9 +18,9 @@ class ModelStatus:
 
     Args:
         name: Name of the model.
-        version: Its version.
-        state: Where it is in its life.
-        reason: Why, where there is something to say.
+        version: Version of the model.
+        state: State of the version.
+        reason: Reason for the state; may be empty.
     """
 
     name: str
@@ -31,14 +31,14 @@ class ModelStatus:
 
 @dataclass(slots=True)
 class Entry:
-    """What is known of one version.
+    """The state of one version.
 
     Args:
-        location: Where it was found, with the fingerprint of what was loaded or tried last.
-        engine: What answers, if it could be opened and was not unloaded.
-        reason: Why there is no engine, or why an update of it failed.
-        wanted: Whether it was not unloaded by request.
-        initial: Whether the server had it when it started; it is not ready without those.
+        location: Location of the bundle, with the fingerprint of the files that were loaded or tried last.
+        engine: Engine that answers, if the bundle could be opened and was not unloaded.
+        reason: Reason for a missing engine or a failed update.
+        wanted: False once it was unloaded by request.
+        initial: Whether it was there when the server started; readiness needs all initial versions.
     """
 
     location: ModelLocation
@@ -49,7 +49,7 @@ class Entry:
 
     @property
     def ready(self) -> bool:
-        """Whether it answers and is not on its way out."""
+        """Whether it answers and is not being unloaded."""
         return self.engine is not None and self.engine.state is EngineState.READY
 
 
@@ -57,7 +57,7 @@ class ModelTable(dict[Key, Entry]):
     """The entries by name and version."""
 
     stopping = False
-    """Whether the server ends: then none is ready."""
+    """Whether the server is shutting down: then no model is ready."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -66,19 +66,19 @@ class ModelTable(dict[Key, Entry]):
 
     @property
     def predicting(self) -> Predicts | None:
-        """The adapter of a model that answers `/predict`."""
+        """The adapter of a served model that answers `/predict`, or `None`."""
         adapters = (entry.engine.model for entry in self.values() if entry.engine is not None)
         return next((adapter for adapter in adapters if isinstance(adapter, Predicts)), None)
 
     @property
     def served(self) -> list[Engine[Adapter]]:
-        """What answers, and is not on its way out."""
+        """Engines that answer and are not being unloaded."""
         return [entry.engine for entry in self.values() if entry.engine is not None and entry.ready]
 
     def versions(self, name: str) -> list[str]:
         """Return the versions of a model, oldest first; empty if there is no such model."""
         found = [version for model, version in self if model == name]
-        # Each request comes here, and most models have one version.
+        # Fast path: this runs for each request, and most models have one version.
         return sorted(found, key=version_order) if len(found) > 1 else found
 
     def keys_of(self, name: str, version: str | None) -> list[Key]:
@@ -89,13 +89,13 @@ class ModelTable(dict[Key, Entry]):
         """Return the engine of a model.
 
         Args:
-            name: Its name; `None` is the only one that is served.
-            version: Its version; `None` is the newest that is ready, else the newest.
+            name: Name of the model; `None` stands for the only one that is served.
+            version: Version of the model; `None` stands for the newest ready one, else the newest.
 
         Raises:
-            InvalidRequestError: If a name is needed, as several models are served.
+            InvalidRequestError: If there is no name and several models are served.
             ModelNotFoundError: If there is no such model, or it was unloaded.
-            NotReadyError: If it could not be opened, or there is none at all.
+            NotReadyError: If it could not be opened, or there is no model at all.
         """
         name = self._only_name() if name is None else name
         asked = None if version is None else self.get((name, version))
@@ -118,9 +118,9 @@ class ModelTable(dict[Key, Entry]):
         return entry.engine
 
     def require_ready(self) -> None:
-        """Raise a `NotReadyError` unless traffic should come.
+        """Raise a `NotReadyError` unless the server is ready for traffic.
 
-        That takes a model that is ready, and each that the server started with and still has, and no end of the server.
+        It is ready if at least one model is, and each initial one that is still there, and it is not shutting down.
         """
         if self.stopping:
             raise not_ready("the server is shutting down")

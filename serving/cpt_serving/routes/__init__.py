@@ -1,4 +1,4 @@
-"""The routes of the server, one module a topic; each has a function that makes a router for a service."""
+"""The routes of the server, one module per topic, each with a function that creates a router for a service."""
 
 from cpt_serving.routes.generate import generate_router
 from cpt_serving.routes.health import health_router
@@ -22,4 +22,4 @@ ROUTERS = (
     repository_router,
     metrics_router,
 )
-"""The interfaces of every server, in the order in which paths are looked up and documented; the page is optional."""
+"""Routers of every server, in the order in which paths are matched and documented; the page's router is optional."""

@@ -1,4 +1,4 @@
-"""`/docs`, the interactive description, from files of this machine, and `/openapi.json`, which it shows."""
+"""`/docs`, the interactive API documentation, served from local files, and `/openapi.json`, which it shows."""
 
 import base64
 import hashlib
@@ -14,16 +14,16 @@ from cpt_serving.access.control import requires
 from cpt_serving.routes.files import FILE_HEADERS, files_router
 from cpt_serving.web.responses import JsonResponse
 
-# The package is a copy of Swagger UI beside an app that we have no use for.
+# The package holds a copy of Swagger UI, and an app that we do not use.
 _FILES = importlib.resources.files("fastapi_offline") / "static"
 _NAMES = ("swagger-ui-bundle.js", "swagger-ui.css", "favicon.png")
 
 
 def docs_router(app: FastAPI, *, with_keys: bool) -> APIRouter:
-    """Return the routes of the page, of its files and of the description.
+    """Return the routes of the page, of its files and of the OpenAPI document.
 
     Args:
-        app: The app that is described.
+        app: The documented app.
         with_keys: Whether its routes need a key, so that the page and generated clients ask for it.
     """
     router = APIRouter(dependencies=[requires(None, any_query=True)])
@@ -42,7 +42,7 @@ def docs_router(app: FastAPI, *, with_keys: bool) -> APIRouter:
     async def docs() -> Response:
         return Response(page, media_type="text/html", headers=headers)
 
-    # Not on the event loop: the first time takes long.
+    # Not on the event loop: the first call is slow.
     def description(request: Request) -> JsonResponse:
         described = app.openapi()
         if with_keys:
@@ -66,7 +66,7 @@ def _with_keys(described: dict[str, Any]) -> dict[str, Any]:
 
 
 def _policy(page: bytes) -> str:
-    """Return a policy with the hashes of the scripts that stand in the page; all else comes from this server."""
+    """Return a content security policy with the hashes of inline scripts; everything else comes from this server."""
     inline = re.findall(rb"<script>(.*?)</script>", page, flags=re.DOTALL)
     hashes = " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(script).digest()).decode()}'" for script in inline)
     return (

@@ -1,4 +1,4 @@
-"""What `/docs` shows of requests with images, with examples that work as they stand and show nothing of a bundle."""
+"""OpenAPI descriptions of requests with images; the examples work unchanged and reveal nothing of a bundle."""
 
 import base64
 from typing import Any
@@ -22,17 +22,17 @@ HEADERS: list[dict[str, Any]] = [
         "name": "Content-Encoding",
         "in": "header",
         "required": False,
-        "description": "how the body is compressed",
+        "description": "compression of the body",
         "schema": {"enum": ["gzip", "deflate", "identity"]},
     },
 ]
-"""OpenAPI's descriptions of the headers of a request for inference."""
+"""OpenAPI descriptions of the headers of a request for inference."""
 
 
 def infer_body(service: Service) -> dict[str, Any]:
     """Return the OpenAPI description of the body that `infer` takes.
 
-    It has an example where nobody needs a key to know what the model takes.
+    It includes an example only if reading the model's metadata needs no key.
     """
     content: dict[str, Any] = {"schema": inline_schema(InferRequest)}
     adapter = None if service.settings.api_keys is not None else service.repository.models.predicting
@@ -58,7 +58,7 @@ def predict_body() -> dict[str, Any]:
             "image": text,
             "images": {"type": "array", "items": text},
             "instances": arrays,
-            "kind": {"enum": ["pixels", "normalized"], "description": "what the arrays of `instances` are"},
+            "kind": {"enum": ["pixels", "normalized"], "description": "meaning of the arrays in `instances`"},
         },
     }
     image = base64.b64encode(to_png(Image.linear_gradient("L").resize((16, 16)))).decode()

@@ -1,4 +1,4 @@
-"""Small files that belong to the server itself, served from memory: no request for them reaches a file system."""
+"""Small files of the server itself, served from memory: requests for them never access the file system."""
 
 import mimetypes
 from collections.abc import Mapping
@@ -15,11 +15,11 @@ FILE_HEADERS: Mapping[str, str] = {"Cache-Control": "no-cache"}
 
 
 def files_router(prefix: str, files: Mapping[str, bytes]) -> APIRouter:
-    """Return the route `{prefix}/{name}`, open to everyone.
+    """Return the route `{prefix}/{name}`, which needs no key.
 
     Args:
         prefix: Path of the files.
-        files: Their contents by name.
+        files: Contents by file name.
     """
     router = APIRouter(dependencies=[requires(None, any_query=True)])
 

@@ -1,4 +1,4 @@
-"""`/generate` and `/score`: text that goes on, whole or token by token, and how probable a text is."""
+"""`/generate` and `/score`: continue a text, as a whole or token by token, and score the probability of a text."""
 
 import math
 import secrets
@@ -43,7 +43,7 @@ _RANDOM_SEEDS = 2**32
 _BYTES_PER_TOKEN = 32
 EVENTS_TYPE = "text/event-stream"
 
-ModelName = Annotated[str | None, Query(description="which model, where several are served")]
+ModelName = Annotated[str | None, Query(description="name of the model, if several are served")]
 
 
 def generate_router(service: Service) -> APIRouter:
@@ -51,23 +51,23 @@ def generate_router(service: Service) -> APIRouter:
     router = APIRouter(tags=["generate"], dependencies=[requires(Scope.INFER)])
 
     async def generate_text(model: ModelName = None) -> Response:
-        """Go on with a text.
+        """Continue a text.
 
-        With `stream` the answer is a stream of server-sent events: one for each token, with what of the text is
-        complete with it, and in the last one what the answer has besides. A client that leaves ends the generation.
+        With `stream` the answer is a stream of server-sent events: one for each token, with the text that it
+        completes; the last one has the other fields of the answer. Disconnecting ends the generation.
         """
         return await _generate(service, service.find_generating(model))
 
     async def generate_by(model: str, version: str | None = None) -> Response:
-        """Go on with a text by the model of a name: its newest version, or the one of the path."""
+        """Continue a text with the named model, in its newest version or that of the path."""
         return await _generate(service, service.find_generating(model, version))
 
     async def score_text(model: ModelName = None) -> JsonResponse:
-        """Tell how probable each token of a text is after those before it, and the text's perplexity."""
+        """Return the probability of each token of a text given those before it, and the text's perplexity."""
         return await _score(service, service.find_generating(model))
 
     async def score_by(model: str, version: str | None = None) -> JsonResponse:
-        """Tell the same by the model of a name: its newest version, or the one of the path."""
+        """Score a text with the named model, in its newest version or that of the path."""
         return await _score(service, service.find_generating(model, version))
 
     errors = error_answers(*_ERRORS)
@@ -93,13 +93,13 @@ def generate_router(service: Service) -> APIRouter:
 
 
 def json_body(model: type[BaseModel], example: dict[str, Any]) -> dict[str, Any]:
-    """Return OpenAPI's description of a body of JSON."""
+    """Return the OpenAPI description of a JSON body."""
     content = {"application/json": {"schema": inline_schema(model), "example": example}}
     return {"requestBody": {"required": True, "content": content}}
 
 
 def text_bytes(settings: ServeSettings) -> int:
-    """Return the size of the largest JSON that brings a text of as many tokens as may be."""
+    """Return the maximum size of JSON with a text of the maximum number of tokens."""
     return CONTROL_BYTES + _BYTES_PER_TOKEN * settings.max_prompt_tokens
 
 
@@ -111,10 +111,10 @@ async def prepare(
     *,
     timeout_us: float | None = None,
 ) -> GenerationRequest:
-    """Return what is to be generated, checked against the limits of the server and the model.
+    """Return the request to the model, checked against the limits of the server and the model.
 
     Raises:
-        RequestError: 400 for a prompt or a number of tokens beyond what may be.
+        RequestError: 400 for a prompt or a number of tokens beyond the limits.
     """
     limit = service.settings.max_new_tokens
     if parameters.max_tokens > limit:
@@ -191,10 +191,10 @@ def _model(engine: Engine[Generates]) -> dict[str, str]:
 
 
 class _Collected:
-    """What a generation has given so far.
+    """The collected results of a generation.
 
     Args:
-        wanted: What was asked for.
+        wanted: The request.
     """
 
     def __init__(self, wanted: GenerationRequest) -> None:
@@ -204,16 +204,16 @@ class _Collected:
 
     @property
     def texts(self) -> list[str]:
-        """The text, piece by piece."""
+        """Yield the text, piece by piece."""
         return [piece.text for piece in self.pieces]
 
     def add(self, piece: Piece) -> None:
-        """Note a further token."""
+        """Add a further token."""
         self._first = self._first or time.monotonic()
         self.pieces.append(piece)
 
     def summary(self) -> dict[str, Any]:
-        """Return what an answer has beside the text."""
+        """Return the fields of the answer besides the text."""
         now, count = time.monotonic(), len(self.pieces)
         seconds = now - self._first
         return {

@@ -1,4 +1,4 @@
-"""Liveness, which never depends on the model, and readiness, which does."""
+"""Health routes: liveness, which does not depend on the models, and readiness, which does."""
 
 from fastapi import APIRouter
 
@@ -8,15 +8,15 @@ from cpt_serving.web.schemas import ErrorAnswer, Liveness, Readiness
 
 
 def health_router(service: Service) -> APIRouter:
-    """Return the routes `/health/live` and `/health/ready`, under `/v2` too."""
+    """Return the routes `/health/live` and `/health/ready`, also under `/v2`."""
     router = APIRouter(tags=["health"], dependencies=[requires(None)])
 
     async def live() -> Liveness:
-        """The process answers."""
+        """Liveness: the process is running."""
         return Liveness()
 
     async def ready() -> Readiness:
-        """The models are loaded, warmed up and have reproduced their golden samples, and the server is not stopping."""
+        """Readiness: models are loaded, warmed up and have reproduced their golden samples; no shutdown has begun."""
         service.repository.models.require_ready()
         return Readiness(detail=service.repository.problem or None)
 

@@ -1,4 +1,4 @@
-"""The page at `/` where people try the models, and the JSON that it reads: models, evidence, samples, statistics."""
+"""The page at `/` for trying the models, and the JSON that it reads: models, evidence, samples, statistics."""
 
 import importlib.resources
 import time
@@ -21,13 +21,13 @@ from cpt_serving.web.errors import RequestError
 from cpt_serving.web.schemas import ErrorAnswer, ServedModel, ServedModels
 
 PAGE_HEADERS: Mapping[str, str] = {
-    # Nothing inline, nothing from elsewhere; previews of chosen files are blobs.
+    # No inline code, no other origins; previews of chosen files are blobs.
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     **FILE_HEADERS,
 }
 
-ModelName = Annotated[str | None, Query(description="which model, where several are served")]
+ModelName = Annotated[str | None, Query(description="name of the model, if several are served")]
 
 
 def page_router(service: Service) -> APIRouter:
@@ -46,7 +46,7 @@ def page_router(service: Service) -> APIRouter:
 
     @router.get("/stats")
     async def stats() -> Stats:
-        """Counters since the start: a short form of `/metrics`."""
+        """Counters since the start, a short form of `/metrics`."""
         return summarize(service.metrics.samples(), clock_s=time.monotonic(), ready=_is_ready(service))
 
     everything = APIRouter()
@@ -58,7 +58,7 @@ def page_router(service: Service) -> APIRouter:
 def _add_model_routes(router: APIRouter, service: Service) -> None:
     @router.get("/models")
     async def models() -> ServedModels:
-        """Names and versions of the served models, and what each takes."""
+        """Names and versions of the served models, and the kind of input of each."""
         repository = service.repository
         return ServedModels(
             models=[
@@ -69,14 +69,14 @@ def _add_model_routes(router: APIRouter, service: Service) -> None:
 
     @router.get("/evidence", responses={404: {"model": ErrorAnswer}})
     def evidence(model: ModelName = None) -> Evidence:
-        """Who a model is, and what `cpt validate` measured of it until now."""
+        """Identity of a model, and the figures of `cpt validate` so far."""
         return evidence_of(service.find(model).model, docs=service.settings.docs)
 
 
 def _add_samples(router: APIRouter, service: Service) -> None:
     @router.get("/samples", responses={404: {"model": ErrorAnswer}})
     async def samples(model: ModelName = None) -> Samples:
-        """The inputs of a bundle's golden sample with their classes, and how a drawing resembles them."""
+        """Inputs of a bundle's golden sample with their classes, and the style of a drawing that resembles them."""
         return service.find_predicting(model).model.samples()
 
     @router.get(

@@ -21,8 +21,8 @@ from cpt_serving.web.uploads import parse_json, read_content
 _ERRORS = (400, 404, 413, 415, 422, 429, 503, 504)
 _PATHS = ("/predict", "/models/{model}/predict", "/models/{model}/versions/{version}/predict")
 
-TopK = Annotated[int | None, Query(ge=1, description="how many classes an image gets")]
-ModelName = Annotated[str | None, Query(description="which model, where several are served")]
+TopK = Annotated[int | None, Query(ge=1, description="number of classes for each image")]
+ModelName = Annotated[str | None, Query(description="name of the model, if several are served")]
 
 
 def predict_router(service: Service) -> APIRouter:
@@ -40,7 +40,7 @@ def predict_router(service: Service) -> APIRouter:
         return await _answer(service, service.find_predicting(model), request, top_k)
 
     async def predict_by(request: Request, model: str, version: str | None = None, top_k: TopK = None) -> JsonResponse:
-        """Classify one or several images by the model of a name: its newest version, or the one of the path."""
+        """Classify one or several images with the named model, in its newest version or that of the path."""
         return await _answer(service, service.find_predicting(model, version), request, top_k)
 
     for path in _PATHS:

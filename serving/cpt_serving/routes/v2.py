@@ -1,4 +1,4 @@
-"""What the Open Inference Protocol tells of the server and its models; its health routes stand with the others."""
+"""Metadata routes of the Open Inference Protocol; its health routes are in `health.py`."""
 
 from fastapi import APIRouter
 
@@ -14,7 +14,7 @@ from cpt_serving.web.schemas import error_answers
 
 
 def v2_router(service: Service) -> APIRouter:
-    """Return the routes of the server and, with and without version, of the models."""
+    """Return the routes of the server and of the models, with and without version."""
     router = APIRouter(tags=["Open Inference Protocol v2"], dependencies=[requires(Scope.INFER)])
     _add_server_routes(router, service)
     _add_model_routes(router, service)
@@ -23,15 +23,15 @@ def v2_router(service: Service) -> APIRouter:
 
 def _add_server_routes(router: APIRouter, service: Service) -> None:
     async def server() -> ServerMetadata:
-        """Who serves, and which extensions of the protocol it knows."""
+        """Name and version of the server, and its extensions of the protocol."""
         return server_metadata()
 
     async def statistics() -> StatisticsAnswer:
-        """How many requests each model had, and how long each part of them took."""
+        """Number of requests of each model, and durations of their parts."""
         keys = [(status.name, status.version) for status in service.repository.models.index()]
         return statistics_of(service.metrics.samples(), keys)
 
-    # The protocol's text has the one, its OpenAPI file the other; clients do not follow redirects.
+    # The protocol's text has one path, its OpenAPI file the other; clients do not follow redirects.
     router.add_api_route("/v2", server)
     router.add_api_route("/v2/", server, include_in_schema=False)
     router.add_api_route("/v2/models/stats", statistics)
@@ -39,11 +39,11 @@ def _add_server_routes(router: APIRouter, service: Service) -> None:
 
 def _add_model_routes(router: APIRouter, service: Service) -> None:
     async def model_metadata(model: str, version: str | None = None) -> ModelMetadata:
-        """What a model takes and returns."""
+        """Inputs and outputs of a model."""
         return service.find(model, version).model.metadata(service.repository.models.versions(model))
 
     async def ready(model: str, version: str | None = None) -> ModelReadiness:
-        """Whether a model can be asked."""
+        """Whether a model is ready."""
         service.find(model, version).require_ready()
         return ModelReadiness(name=model)
 
@@ -52,7 +52,7 @@ def _add_model_routes(router: APIRouter, service: Service) -> None:
         return JsonResponse(service.find(model, version).model.config())
 
     async def statistics(model: str, version: str | None = None) -> StatisticsAnswer:
-        """How many requests a model had, and how long each part of them took."""
+        """Number of requests of a model, and durations of their parts."""
         service.find(model, version)
         versions = service.repository.models.versions(model) if version is None else [version]
         return statistics_of(service.metrics.samples(), [(model, each) for each in versions])

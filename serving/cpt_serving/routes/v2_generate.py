@@ -1,4 +1,4 @@
-"""Triton's generate extension of the protocol: text in and out, whole or as server-sent events."""
+"""Triton's generate extension of the protocol: text in and out, as a whole or as server-sent events."""
 
 from collections.abc import AsyncIterator
 from contextlib import aclosing
@@ -32,7 +32,7 @@ def triton_generate_router(service: Service) -> APIRouter:
     router = APIRouter(tags=["Open Inference Protocol v2"], dependencies=[requires(Scope.INFER)])
 
     async def whole(model: str, version: str | None = None) -> Response:
-        """Go on with a text (Triton's generate extension); the answer comes as a whole."""
+        """Continue a text (Triton's generate extension); the answer is sent as a whole."""
         engine, given, wanted = await _read(service, model, version, stream=False)
         texts = []
         async with aclosing(generate(engine, wanted)) as pieces:
@@ -41,7 +41,7 @@ def triton_generate_router(service: Service) -> APIRouter:
         return JsonResponse(_answer(engine, given, "".join(texts)))
 
     async def stream(model: str, version: str | None = None) -> Response:
-        """Go on with a text (Triton's generate extension); each event has what came since the one before."""
+        """Continue a text (Triton's generate extension); each event has the new text since the previous one."""
         engine, given, wanted = await _read(service, model, version, stream=True)
         return await event_response(_events(engine, given, wanted))
 
@@ -67,10 +67,10 @@ def triton_generate_router(service: Service) -> APIRouter:
 async def _read(
     service: Service, model: str, version: str | None, *, stream: bool
 ) -> tuple[Engine[Generates], TritonGenerateBody, GenerationRequest]:
-    """Return who answers, the request, and what it asks for.
+    """Return the engine that answers, the request, and the generation that it asks for.
 
     Raises:
-        RequestError: 400 with what was expected, 404 without such a model.
+        RequestError: 400 with the expectation, 404 for an unknown model.
     """
     engine = service.find_generating(model, version)
     content = await read_object(text_bytes(service.settings))

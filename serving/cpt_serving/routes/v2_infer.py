@@ -1,4 +1,4 @@
-"""Inference by the Open Inference Protocol: the path that has to be short."""
+"""The inference routes of the Open Inference Protocol, and middleware that answers them faster than the framework."""
 
 import re
 from collections.abc import Callable
@@ -28,7 +28,7 @@ from cpt_serving.web.errors import RequestError, error_answer
 from cpt_serving.web.schemas import error_answers
 
 PATHS = ("/v2/models/{model}", "/v2/models/{model}/versions/{version}")
-"""Where a model is, and one version of it."""
+"""Paths of a model, without and with version."""
 
 JSON_TYPE = "application/json"
 BINARY_TYPE = "application/octet-stream"
@@ -39,21 +39,21 @@ _ROUTES = tuple(SimpleNamespace(path=f"{path}/infer") for path in PATHS)
 
 
 def infer_router(service: Service) -> APIRouter:
-    """Return the routes that compute, with and without version."""
+    """Return the inference routes, with and without version."""
     router = APIRouter(tags=["Open Inference Protocol v2"], dependencies=[requires(Scope.INFER)])
 
     async def infer_newest(model: str) -> Response:
-        """Compute the logits, or the classes, of inputs.
+        """Compute the logits or the classes of inputs.
 
-        The input `image` is FP32 N x C x H x W (also FP64, FP16): normalised, as the model computes with it. As
-        UINT8, N x H x W x C, it is pixels of any size, as BYTES image files; both are preprocessed as in `/predict`.
-        Tensors stand in the JSON or follow it as bytes. Parameters: `timeout` in microseconds, `binary_data_output`; of
-        the output `binary_data`, and `classification` for the labels of as many classes.
+        The input `image` is the model's normalised input as FP32, FP64 or FP16, N x C x H x W; or pixels of any size
+        as UINT8, N x H x W x C; or image files as BYTES. The latter two are preprocessed as in `/predict`. Tensors are
+        in the JSON or follow it as bytes. Parameters of the request: `timeout` in microseconds, `binary_data_output`;
+        of an output: `binary_data`, and `classification`, the number of classes to return with labels.
         """
         return await answer_infer(service, service.find(model))
 
     async def infer_by_version(model: str, version: str) -> Response:
-        """Compute the same by one version of a model."""
+        """Compute the logits or the classes of inputs with one version of a model."""
         return await answer_infer(service, service.find(model, version))
 
     endpoints: tuple[Callable[..., Any], ...] = (infer_newest, infer_by_version)
@@ -73,15 +73,14 @@ def infer_router(service: Service) -> APIRouter:
 
 
 class DirectInfer:
-    """ASGI middleware that answers `infer` in front of the framework, whose layers cost more than small models.
+    """ASGI middleware that answers `infer` before the framework, whose layers cost more than small models.
 
-    It asks for the same key as the route, which is what `/docs` shows of it, and answers where an app is mounted and
-    what has a query.
+    It needs the same key as the route, which remains for `/docs`, for mounted apps and for requests with a query.
 
     Args:
-        app: What answers all other requests.
-        service: Whose models are asked.
-        access: Asks for the key.
+        app: The inner app, which answers all other requests.
+        service: The service with the models.
+        access: Checks the API key.
     """
 
     def __init__(self, app: ASGIApp, service: Service, access: AccessControl) -> None:
@@ -90,7 +89,7 @@ class DirectInfer:
         self._access = access
 
     async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
-        """Answer a request for inference, or pass another on."""
+        """Answer a request for inference, or pass any other on."""
         found = None
         if (
             scope["type"] == "http"
@@ -130,7 +129,7 @@ async def answer_infer(service: Service, engine: Engine[Adapter]) -> Response:
 
 
 async def _read(settings: ServeSettings) -> tuple[bytes, int | None]:
-    """Return the decompressed body, and how many of its bytes are JSON, if it says that."""
+    """Return the decompressed body, and the number of bytes of JSON, if it is stated."""
     found = running_body()
     json_bytes = header_length(found.headers)
     body = await found.read(settings.max_json_bytes if json_bytes is None else settings.max_body_bytes)
@@ -140,7 +139,7 @@ async def _read(settings: ServeSettings) -> tuple[bytes, int | None]:
 
 
 class _InferResponse(Response):
-    """An answer whose headers are written down at once; Starlette's way takes longer than the JSON."""
+    """An answer with directly written headers; Starlette's handling of them takes longer than the JSON."""
 
     def __init__(self, answer: Answer) -> None:
         self.status_code, self.background, self.body = 200, None, answer.body

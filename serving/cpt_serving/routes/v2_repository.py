@@ -1,4 +1,4 @@
-"""The repository extension of the Open Inference Protocol: which models there are, loading and unloading them."""
+"""The repository extension of the Open Inference Protocol: listing, loading and unloading models."""
 
 from typing import Any
 
@@ -29,12 +29,12 @@ def repository_router(service: Service) -> APIRouter:
         )
 
     async def load(model: str) -> Response:
-        """Load a model, or load it again if its files changed; needs an API key of the scope `admin`."""
+        """Load a model, or reload it if its files changed; needs an API key of the scope `admin`."""
         await service.repository.load(model, await _version())
         return Response()
 
     async def unload(model: str) -> Response:
-        """Take a model out of service once its requests are answered; needs an API key of the scope `admin`."""
+        """Unload a model once its requests are answered; needs an API key of the scope `admin`."""
         await service.repository.unload(model, await _version())
         return Response()
 
@@ -61,7 +61,7 @@ def repository_router(service: Service) -> APIRouter:
 
 
 async def _version() -> str | None:
-    """Return which version a client wants to load or unload; `None` stands for all of them."""
+    """Return the version that a client wants to load or unload; `None` stands for all versions."""
     change = checked(RepositoryChange, await read_object(CONTROL_BYTES))
     return None if change.parameters is None else change.parameters.version
 

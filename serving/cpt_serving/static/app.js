@@ -1,4 +1,4 @@
-// The page: images come in by choosing, dropping, pasting, drawing, or from the bundle's samples; text is typed.
+// The page: images are chosen, dropped, pasted, drawn, or taken from the bundle's samples; text is typed.
 
 import { createSketchpad } from "./drawing.js";
 import { byId, make } from "./dom.js";
@@ -24,7 +24,7 @@ function preview(image, name) {
     shown.classList.toggle("pixels", shown.naturalWidth <= SMALL);
     byId("drop-text").classList.add("unseen");
   };
-  // Not every format that the server reads is one that the browser shows.
+  // The server reads more formats than the browser can show.
   shown.onerror = () => {
     shown.hidden = true;
     byId("drop-text").classList.remove("unseen");
@@ -65,7 +65,7 @@ function listenForFiles() {
   };
   document.addEventListener("dragenter", () => mark(1));
   document.addEventListener("dragleave", () => mark(-1));
-  // A file that misses the box must not replace the page.
+  // A file dropped next to the box must not replace the page.
   document.addEventListener("dragover", (event) => event.preventDefault());
   document.addEventListener("drop", (event) => {
     event.preventDefault();
@@ -84,7 +84,7 @@ function offerSamples(samples) {
       const name = `sample ${index + 1}`;
       const image = make("img", { alt: "", width: 56, height: 56, className: "pixels" });
       const button = make("button", { type: "button", title: `${name}: expected ${label}`, ariaLabel: `${name}, expected ${label}` }, image);
-      // An image of the document could not carry a key.
+      // An image element could not send the API key.
       const content = fetchBlob(path);
       content.then((blob) => {
         image.src = URL.createObjectURL(blob);

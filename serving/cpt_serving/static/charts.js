@@ -13,7 +13,7 @@ function node(tag, attributes, text) {
   return element;
 }
 
-/** Return the least round number (1, 2 or 5 times a power of ten) that is not below a value. */
+/** Return the smallest round number (1, 2 or 5 times a power of ten) that is not below a value. */
 export function ceiling(value) {
   if (value <= 0) return 1;
   const power = 10 ** Math.floor(Math.log10(value));

@@ -1,4 +1,4 @@
-// Small helpers around the document: finding, making and formatting.
+// Helpers for elements of the document: finding, creating and formatting.
 
 export const byId = (id) => document.getElementById(id);
 
@@ -20,7 +20,7 @@ const numbers = new Intl.NumberFormat("en");
 
 export const count = (value) => numbers.format(value);
 
-/** A share as a percentage; what is only rounded to none or all of it says so. */
+/** A share as a percentage; values that only round to 0 % or 100 % are marked. */
 export function percent(share, digits = 1) {
   const shown = (share * 100).toFixed(digits);
   const step = 10 ** -digits;

@@ -1,4 +1,4 @@
-// A canvas to draw on, and its content as an image that looks like those that the model was trained on.
+// A canvas to draw on, and its content as an image in the style of the model's training images.
 
 /**
  * Let people draw on a canvas.
@@ -6,7 +6,7 @@
  * @param {HTMLCanvasElement} canvas
  * @param {(image: Blob) => void} onDrawn called with a PNG after a stroke
  * @returns {{clear: () => void, setStyle: (style: object) => void}} in a style, `ground` is "dark" or "light", `fill`
- *   is how much of the side the ink of a sample spans, `stroke` is the width of a line as a share of the side
+ *   is the share of the side that the ink of a sample spans, `stroke` is the width of a line as a share of the side
  */
 export function createSketchpad(canvas, onDrawn) {
   const context = canvas.getContext("2d");

@@ -1,4 +1,4 @@
-// Who the model is and what was measured of it before it was served.
+// The identity of the model and its figures from `cpt validate`.
 
 import { byId, bytes, count, describe, make, percent } from "./dom.js";
 

@@ -11,7 +11,7 @@ let previous = null;
 /**
  * Return a quantile of a histogram by linear interpolation within its bucket, as Prometheus does.
  *
- * @param {number[]} bounds max_bits of the buckets; the last bucket has none
+ * @param {number[]} bounds upper bounds of the buckets; the last bucket has none
  * @param {number[]} counts observations in each bucket, one more than there are bounds
  */
 export function quantile(bounds, counts, share) {
@@ -32,7 +32,7 @@ export function quantile(bounds, counts, share) {
 function difference(before, now) {
   const seconds = now.clock_s - before.clock_s;
   const counts = now.latency.counts.map((value, index) => value - (before.latency.counts[index] ?? 0));
-  // A server that was started anew counts from zero.
+  // A restarted server counts from zero.
   if (!(seconds > 0) || counts.some((value) => value < 0)) return null;
   const { bounds_s: bounds } = now.latency;
   const inMilliseconds = (share) => {
@@ -97,7 +97,7 @@ function setState(state) {
   shown.textContent = STATES[state];
 }
 
-/** Read the counters now and every second from now on while the page is visible. */
+/** Read the counters now, and then every second while the page is visible. */
 export function watch() {
   poll();
   setInterval(poll, 1000);

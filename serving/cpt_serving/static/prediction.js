@@ -1,4 +1,4 @@
-// An image goes to the server, its classes and timings come back.
+// Send an image to the server and show its classes and timings.
 
 import { byId, describe, make, milliseconds, percent } from "./dom.js";
 import { fetchJson } from "./requests.js";
@@ -65,7 +65,7 @@ function reveal(element) {
   if (element.getBoundingClientRect().top > window.innerHeight - 120) byId("answer").scrollIntoView();
 }
 
-/** Take the last answer away. */
+/** Remove the last answer. */
 export function clearPrediction() {
   running?.abort();
   byId("problem").replaceChildren();
@@ -83,10 +83,10 @@ export function showProblem(error) {
 }
 
 /**
- * Ask for the classes of an image and show them; a newer image takes the place of one that is under way.
+ * Ask for the classes of an image and show them; a newer image replaces one in progress.
  *
  * @param {Blob} image
- * @param {string} name how an error names it
+ * @param {string} name name of the image in errors
  * @param {string} model
  */
 export async function classify(image, name, model) {

@@ -1,11 +1,11 @@
-// Requests to the server, with the API key that it may want; the key is forgotten with the tab.
+// Requests to the server, with an API key if it needs one; the key is forgotten when the tab is closed.
 
 const ENTRY = "cpt-api-key";
 const REFUSED = [401, 403];
 
 let refused = false;
 
-/** Whether the server wants a key, or another one, before anything else is worth asking. */
+/** Whether the server refuses requests because the key is missing or wrong. */
 export const needsKey = () => refused;
 
 export function useKey(key) {
@@ -18,7 +18,7 @@ function withKey(headers) {
   return key ? { ...headers, "X-API-Key": key } : { ...headers };
 }
 
-/** Fetch what a path leads to; a refusal becomes an Error with the server's own words. */
+/** Fetch a path; a refusal becomes an Error with the server's message. */
 async function fetchAnswer(path, options) {
   let response;
   try {
@@ -49,7 +49,7 @@ export async function fetchBlob(path) {
   return (await fetchAnswer(path, {})).blob();
 }
 
-/** Yield the contents of server-sent events as they come. */
+/** Yield the contents of server-sent events as they arrive. */
 export async function* fetchEvents(path, options) {
   const response = await fetchAnswer(path, options);
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();

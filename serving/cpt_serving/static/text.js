@@ -1,4 +1,4 @@
-// A text goes to a language model: it goes on with it token by token, or says how probable each token is.
+// Send a text to a language model, which continues it token by token or scores the probability of each token.
 
 import { byId, count, describe, make, milliseconds, significant } from "./dom.js";
 import { fetchEvents, fetchJson } from "./requests.js";
@@ -17,7 +17,7 @@ function showNothing() {
   byId("written").replaceChildren();
 }
 
-/** Take the last answer away. */
+/** Remove the last answer. */
 export function clearText() {
   running?.abort();
   showNothing();
@@ -63,7 +63,7 @@ async function score(model) {
       const likely = top.map((each) => `${JSON.stringify(each.text)} ${significant(Math.exp(each.logprob) * 100)} %`).join(", ");
       const title = logprob === null ? "the first token" : `${significant(Math.exp(logprob) * 100)} %; most probable: ${likely}`;
       const token = make("span", { className: "token", title }, text);
-      // From what was expected to what surprises.
+      // From expected to surprising tokens.
       token.dataset.surprise = logprob === null ? "" : String(Math.min(4, Math.floor(-logprob / 2)));
       return token;
     }),

@@ -1,1 +1,1 @@
-"""What the server tells about itself: metrics, access log, its own log, traces."""
+"""Observability of the server: metrics, access log, server log and traces."""

@@ -1,4 +1,4 @@
-"""The access log: a line for each request, written by a thread of its own, so that requests do not wait for it."""
+"""The access log: one line per request, written by a thread of its own so that requests do not wait."""
 
 import logging
 import os
@@ -20,7 +20,7 @@ QUIET_ROUTES = frozenset({
     "/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch",
     "/inference.GRPCInferenceService/ServerLive", "/inference.GRPCInferenceService/ServerReady",
 })  # fmt: skip
-"""Asked again and again by machines, and neither logged nor traced."""
+"""Routes polled by machines, which are neither logged nor traced."""
 
 _STDOUT = 1
 _WRITE_EVERY_S = 0.05
@@ -30,9 +30,9 @@ class AccessLog:
     """The log of answered requests.
 
     Args:
-        descriptor: The file that lines are written to.
-        formatter: Makes the line of a request, whose fields are the message of its record.
-        dropped: Called for each request that is left out, as writing is too slow.
+        descriptor: File descriptor that lines are written to.
+        formatter: Formats the line of a request, whose fields are the message of its record.
+        dropped: Called for each request that is left out because writing is too slow.
     """
 
     def __init__(
@@ -41,14 +41,14 @@ class AccessLog:
         self._log = QueuedLog(descriptor, formatter, gather_s=_WRITE_EVERY_S, dropped=dropped)
 
     def add(self, scope: Mapping[str, Any], record: RequestRecord, route: str, status: int, duration_s: float) -> None:
-        """Note an answered request.
+        """Log an answered request.
 
         Args:
-            scope: Its ASGI scope, of which the method and the client count.
-            record: What became known of it.
-            route: Template of its route.
-            status: Status of its answer.
-            duration_s: Seconds from its head to the end of its answer.
+            scope: ASGI scope, of which the method and the client are logged.
+            record: Record of the request.
+            route: Template of the route.
+            status: Status of the answer.
+            duration_s: Seconds from the head of the request to the end of the answer.
         """
         if route in QUIET_ROUTES:
             return
@@ -77,12 +77,12 @@ class AccessLog:
         self._log.put(logging.makeLogRecord({"msg": fields}))
 
     def close(self) -> None:
-        """Write what is waiting, and end."""
+        """Write the waiting lines, and end the thread."""
         self._log.close()
 
 
 class JsonLine(logging.Formatter):
-    """A request as one line of JSON; what does not apply is left out."""
+    """A request as one line of JSON; fields that do not apply are left out."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line."""
@@ -104,10 +104,10 @@ class TextLine(logging.Formatter):
 
 
 def open_access_log(settings: ServeSettings, dropped: Callable[[], None] = lambda: None) -> AccessLog | None:
-    """Return the log that the settings ask for, if they ask for one.
+    """Open the access log, if the settings ask for one.
 
     Args:
-        settings: Whether, where and how.
+        settings: Settings with its file and format.
         dropped: Called for each request that is left out.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Logs that hold nobody up: a queue with a bound, and a thread that writes as fast as there is somebody who reads."""
+"""Logs that never block the server: a bounded queue, and a thread that writes as fast as the reader reads."""
 
 import logging
 import os
@@ -13,14 +13,14 @@ _STDERR = 2
 
 
 class QueuedLog(logging.Handler):
-    """Takes records on the event loop; when writing falls far behind, they are dropped and counted.
+    """Takes records on the event loop; if writing falls far behind, records are dropped and counted.
 
     Args:
-        descriptor: The file that lines are written to; closed at the end, but for stdout and stderr.
-        formatter: Makes the line of a record, in the thread.
-        most: Records that may wait.
-        gather_s: How long the thread waits for more to write at once.
-        dropped: Called for each record that is dropped.
+        descriptor: File descriptor that lines are written to; closed at the end, except stdout and stderr.
+        formatter: Formats the line of a record, in the thread.
+        most: Maximum waiting records.
+        gather_s: Seconds for which the thread collects records to write at once.
+        dropped: Called for each dropped record.
     """
 
     def __init__(
@@ -38,17 +38,17 @@ class QueuedLog(logging.Handler):
         self._records: queue.Queue[logging.LogRecord | None] = queue.Queue(most)
         self._taken = self._done = 0
         self._ending = False
-        # It may stand still for ever before a pipe that nobody reads: the end of the process does not wait for it.
+        # It may block forever on a pipe that nobody reads: the process must be able to end without it.
         self._thread = threading.Thread(target=self._work, name="log", daemon=True)
         self._thread.start()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Make the message, which may be about something that changes, and leave the rest to the thread."""
+        """Format the message now, as its arguments may change later, and leave the rest to the thread."""
         record.msg, record.args = record.getMessage(), None
         self.put(record)
 
     def put(self, record: logging.LogRecord) -> None:
-        """Leave a record to the thread as it is, or drop it."""
+        """Put a record into the queue unchanged, or drop it if the queue is full."""
         try:
             self._records.put_nowait(record)
             self._taken += 1
@@ -56,8 +56,8 @@ class QueuedLog(logging.Handler):
             self._dropped()
 
     def close(self) -> None:
-        """Write what is waiting, for a second at most if nobody reads."""
-        if self._ending:  # the library asks again at the end of the process
+        """Write the waiting records, for at most a second if nobody reads."""
+        if self._ending:  # the library calls this again at the end of the process
             return
         self._ending, end = True, time.monotonic() + _CLOSE_S
         try:
@@ -89,7 +89,7 @@ class QueuedLog(logging.Handler):
             while lines:
                 del lines[: os.write(self._descriptor, lines)]
         except OSError:
-            # Who read is gone, or the disk is full: the count is what tells of it.
+            # The reader is gone, or the disk is full: the count shows it.
             for _ in range(count):
                 self._dropped()
         self._done += count

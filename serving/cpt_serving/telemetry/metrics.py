@@ -1,4 +1,4 @@
-"""Prometheus metrics of the server: the one place where anything is counted."""
+"""Prometheus metrics of the server, the one place where anything is counted."""
 
 import time
 from collections.abc import Callable, Iterable
@@ -38,7 +38,7 @@ _REJECTIONS = {
 
 
 class Metrics:
-    """What the server counts."""
+    """The metrics of a server."""
 
     def __init__(self) -> None:
         registry = self._registry = CollectorRegistry()
@@ -52,7 +52,7 @@ class Metrics:
             buckets=_SECONDS,
             registry=registry,
         )
-        # Looking labels up takes longer than counting.
+        # Cached, because looking labels up takes longer than counting.
         self._answers: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
         self._in_flight = Gauge("cpt_serve_requests_in_flight", "Requests under way", registry=registry)
         self._rejections = _zeroed(
@@ -83,11 +83,11 @@ class Metrics:
         self._models: dict[tuple[str, str], ModelMetrics] = {}
 
     def show_models(self, served: Callable[[], Iterable[OpenedBundle]], looked: Callable[[], bool]) -> None:
-        """Show which models are served.
+        """Register the metrics of the served models.
 
         Args:
             served: Returns the bundles that are served now.
-            looked: Returns whether the last look at the models could be taken.
+            looked: Returns whether the last check of the models succeeded.
         """
         self._registry.register(_ServedModels(served, looked))
 
@@ -100,15 +100,15 @@ class Metrics:
         self._dropped_lines.labels("access").inc()
 
     def server_line_dropped(self) -> None:
-        """Count a line that the server's log left out."""
+        """Count a line that the server log left out."""
         self._dropped_lines.labels("server").inc()
 
     def connection_refused(self) -> None:
-        """Count a connection that was one too many."""
+        """Count a connection refused because too many were open."""
         self._refused.inc()
 
     def request_started(self) -> None:
-        """Count a request as under way."""
+        """Count a request in progress."""
         self._in_flight.inc()
 
     def request_finished(self, route: str, method: str, status: int, seconds: float) -> None:
@@ -126,17 +126,17 @@ class Metrics:
             self._rejections.labels(_REJECTIONS.get(status, "other")).inc()
 
     def request_converted(self, model: str, version: str, input_s: float, output_s: float) -> None:
-        """Count what it took to turn a request into rows, and its logits into an answer, in seconds."""
+        """Record the seconds from a request's body to its rows, and from its outputs to its answer."""
         metrics = self.of_model(model, version)
         metrics.input_seconds.observe(input_s)
         metrics.output_seconds.observe(output_s)
 
     def observe(self, bundle: OpenedBundle) -> ModelObserver:
-        """Return what counts the inferences and texts of a model version."""
+        """Return the observer that counts the inferences and texts of a model version."""
         return self.of_model(bundle.name, bundle.version)
 
     def of_model(self, name: str, version: str) -> "ModelMetrics":
-        """Return the metrics of a model version, which go on when it is loaded again."""
+        """Return the metrics of a model version; they continue when it is reloaded."""
         found = self._models.get((name, version))
         return found or self._models.setdefault((name, version), ModelMetrics(self._of_models, name, version))
 
@@ -150,14 +150,14 @@ class Metrics:
 
 
 def _zeroed(counter: Counter, labels: Iterable[str]) -> Counter:
-    """Return a counter that shows its labels from the start: a rate needs the zero before the first one."""
+    """Return a counter that shows its labels from the start: a rate needs the zero before the first count."""
     for label in labels:
         counter.labels(label)
     return counter
 
 
 class _ServedModels(Collector):
-    """Which models are served at the moment that Prometheus asks."""
+    """Collector of the models that are served at the time of the scrape."""
 
     def __init__(self, served: Callable[[], Iterable[OpenedBundle]], looked: Callable[[], bool]) -> None:
         self._served = served
@@ -180,7 +180,7 @@ class _ServedModels(Collector):
 
 
 class _ModelFamilies:
-    """The metrics that each model version has.
+    """The metrics with labels of a model version.
 
     Args:
         registry: Where they are registered.
@@ -228,9 +228,9 @@ class ModelMetrics(ModelObserver):
     """The metrics of one model version.
 
     Args:
-        families: Those of all.
+        families: Metrics of all model versions.
         name: Name of the model.
-        version: Its version.
+        version: Version of the model.
     """
 
     def __init__(self, families: _ModelFamilies, name: str, version: str) -> None:
@@ -247,50 +247,50 @@ class ModelMetrics(ModelObserver):
         self._failures = {reason: families.failures.labels(*model, reason) for reason in FAILURES}
         self._failure_seconds = families.failure_seconds.labels(*model)
         self._last_inference = families.last_inference.labels(*model)
-        # Those of texts come with the first text, as most models have none.
+        # Metrics of texts are created with the first text, because most models have none.
         self._families, self._model = families, model
 
     def request_finished(self, rows: int, queue_s: float, compute_s: float) -> None:
-        """Count how long a request waited, and how long it took."""
+        """Record the wait and the duration of a request."""
         self._queue_seconds.observe(queue_s)
         self._request_seconds.observe(queue_s + compute_s)
         self._last_inference.set(time.time())
 
     def batch_finished(self, rows: int, compute_s: float) -> None:
-        """Count a call of onnxruntime."""
+        """Record a call of onnxruntime."""
         self._rows.inc(rows)
         self._batch_rows.observe(rows)
         self._inference_seconds.observe(compute_s)
 
     def request_failed(self, reason: str, seconds: float) -> None:
-        """Count a request that got no logits."""
+        """Count a request without outputs."""
         self._failures[reason].inc()
         self._failure_seconds.inc(seconds)
 
     def queue_changed(self, rows: int, requests: int) -> None:
-        """Show how much waits."""
+        """Set the length of the queue."""
         self._queued_rows.set(rows)
         self._queued_requests.set(requests)
 
     def texts_changed(self, count: int) -> None:
-        """Show how many texts are under way."""
+        """Set the number of texts in progress."""
         self._families.texts.labels(*self._model).set(count)
 
     def text_read(self, tokens: int) -> None:
-        """Count tokens that clients brought."""
+        """Count tokens sent by clients."""
         self._families.prompt_tokens.labels(*self._model).inc(tokens)
 
     def first_token(self, seconds: float) -> None:
-        """Count a text's first token and how long it took."""
+        """Count a text's first token and record its time."""
         self._families.generated_tokens.labels(*self._model).inc()
         self._families.first_token_seconds.labels(*self._model).observe(seconds)
 
     def next_token(self, seconds: float) -> None:
-        """Count a further token and how long it took."""
+        """Count a further token and record its time."""
         self._families.generated_tokens.labels(*self._model).inc()
         self._families.token_seconds.labels(*self._model).observe(seconds)
 
     def text_finished(self, tokens: int, seconds: float) -> None:
-        """Count how fast a text came; one token alone has no rate."""
+        """Record the speed of a text; a single token has none."""
         if tokens > 1 and seconds > 0:
             self._families.tokens_per_second.labels(*self._model).observe((tokens - 1) / seconds)

@@ -1,4 +1,4 @@
-"""What the server says about itself, on stderr: lines of JSON where a program reads them, text on a terminal."""
+"""The server log on stderr: text on a terminal, else lines of JSON."""
 
 import logging
 import sys
@@ -17,7 +17,7 @@ _STDERR = 2
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line; a traceback is one of its fields."""
+    """Formats each record as one line of JSON; a traceback is a field of it."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line of a record."""
@@ -34,11 +34,11 @@ class JsonFormatter(logging.Formatter):
 
 @contextmanager
 def logging_to_stderr(settings: ServeSettings, dropped: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Write what the server and uvicorn say to stderr while the context is open.
+    """Write the log of the server and of uvicorn to stderr while the context is open.
 
     Args:
-        settings: How, and from which severity on.
-        dropped: Called for each line that is left out, as nobody reads them.
+        settings: Settings with its format and minimum severity.
+        dropped: Called for each line that is left out because nobody reads them.
     """
     as_json = settings.log_format == "json" or (settings.log_format == "auto" and not sys.stderr.isatty())
     formatter = JsonFormatter() if as_json else DefaultFormatter("%(levelprefix)s %(message)s")

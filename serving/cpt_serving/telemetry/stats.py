@@ -1,4 +1,4 @@
-"""The metrics in short, as the page's charts read them every second."""
+"""A short form of the metrics, which the page's charts read every second."""
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
@@ -7,11 +7,11 @@ from prometheus_client.samples import Sample
 from pydantic import BaseModel, Field
 
 PREDICTING_ROUTES = ("/predict", "/infer", "/generate", "/generate_stream", "/score")
-"""How the routes end that compute something; the others would only blur the figures."""
+"""Last part of the paths of routes that compute; other routes would distort the figures."""
 
 
 class LatencyHistogram(BaseModel):
-    """How long requests took, since the start.
+    """Durations of requests since the start.
 
     Args:
         bounds_s: Upper bounds of the buckets, in seconds.
@@ -23,25 +23,25 @@ class LatencyHistogram(BaseModel):
 
 
 class Stats(BaseModel):
-    """Counters since the start; differences between two answers are rates and quantiles of the time between."""
+    """Counters since the start; rates and quantiles of a period follow from the difference of two answers."""
 
-    clock_s: float = Field(description="the server's clock, which never goes back")
+    clock_s: float = Field(description="time of the server's monotonic clock")
     ready: bool
     requests: int = Field(description="answered requests for predictions")
-    refused: int = Field(description="those of them with a status of 400 or more")
+    refused: int = Field(description="of these, requests with a status of 400 or more")
     rows: int = Field(description="images computed")
     inferences: int = Field(description="calls of onnxruntime that computed them")
-    in_flight: int = Field(description="requests under way, this one included")
+    in_flight: int = Field(description="requests in progress, including this one")
     latency: LatencyHistogram
 
 
 def summarize(samples: Sequence[Sample], *, clock_s: float, ready: bool) -> Stats:
-    """Return the metrics in short.
+    """Return a short form of the metrics.
 
     Args:
-        samples: The metrics, as Prometheus' client collects them.
-        clock_s: A monotonic time in seconds.
-        ready: Whether the server is.
+        samples: Metrics as collected by the Prometheus client.
+        clock_s: Monotonic time in seconds.
+        ready: Whether the server is ready.
     """
     answered = list(_predicting(samples, "cpt_serve_requests_total"))
     return Stats(

@@ -1,7 +1,7 @@
 """OpenTelemetry: a span for each request, with its wait in the queue and its inference as children.
 
-FastAPI makes the span of the request, by the conventions for HTTP; here is what it does not know. Exporting needs the
-extra `otel`, and is set up by OpenTelemetry's own variables.
+FastAPI creates the span of the request by the conventions for HTTP; this module adds the rest. Exporting needs the
+extra `otel`, and is configured by OpenTelemetry's own variables.
 """
 
 import importlib.util
@@ -28,7 +28,7 @@ _ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT
 
 
 def open_tracing(settings: ServeSettings) -> trace.TracerProvider | None:
-    """Return what makes and exports spans, if the settings or OpenTelemetry's variables ask for it.
+    """Return a provider that creates and exports spans, if the settings or OpenTelemetry's variables ask for it.
 
     Raises:
         MissingExtraError: If the settings ask for it and the extra is not installed.
@@ -68,14 +68,14 @@ def _exporting_provider() -> trace.TracerProvider:
 
 
 def close_tracing(provider: trace.TracerProvider | None) -> None:
-    """Export what is waiting, and end; can take as long as the exporter's timeout."""
+    """Export the waiting spans, and end; can take as long as the exporter's timeout."""
     shutdown = getattr(provider, "shutdown", None)
     if shutdown is not None:
         shutdown()
 
 
 def telemetry_of(provider: trace.TracerProvider | None) -> TelemetryConfig:
-    """Return what FastAPI is told: spans of requests and nothing else, none of those that machines repeat."""
+    """Return FastAPI's options of telemetry: spans of requests only, without routes polled by machines."""
     return {
         "tracer_provider": provider,
         "tracing": provider is not None,
@@ -94,12 +94,12 @@ def _is_quiet(scope: Scope) -> bool:
 def call_span(
     tracer: trace.Tracer | None, method: str, metadata: Iterable[tuple[str, Any]]
 ) -> AbstractContextManager[trace.Span]:
-    """Return the span of a gRPC call, of the client's trace if the call's metadata names one.
+    """Return the span of a gRPC call, in the client's trace if the call's metadata names one.
 
     Args:
-        tracer: Makes spans, if calls are traced.
+        tracer: Creates spans, if calls are traced.
         method: Full name of the method, `/SERVICE/NAME`.
-        metadata: What came with the call.
+        metadata: Metadata of the call.
     """
     if tracer is None or method in QUIET_ROUTES:
         return nullcontext(trace.INVALID_SPAN)
@@ -115,13 +115,13 @@ def call_span(
 
 
 def current_trace() -> trace.SpanContext | None:
-    """Return the span of the running request; there is none of those that are not traced."""
+    """Return the span of the current request, or `None` if it is not traced."""
     context = trace.get_current_span().get_span_context()
     return context if context.is_valid else None
 
 
 def trace_inference(tracer: trace.Tracer, record: RequestRecord) -> None:
-    """Add the spans of an inference to the running request's, after the fact: their times are known by then."""
+    """Add the spans of a finished inference to the current request's span, with their recorded times."""
     inference = record.inference
     if inference is None:
         return

@@ -1,1 +1,1 @@
-"""What HTTP needs around the routes: bodies, limits, errors, headers, and the layers around every request."""
+"""HTTP around the routes: bodies, limits, errors, headers and middleware."""

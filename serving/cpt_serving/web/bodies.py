@@ -1,4 +1,4 @@
-"""Receiving a request's body: not more than allowed, not slower than allowed, and not for a client that has gone."""
+"""Receiving the body of a request, with limits on its size and time, and detecting that its client has left."""
 
 import asyncio
 import functools
@@ -14,20 +14,20 @@ from cpt_serving.web.compression import content_codings, decompress
 from cpt_serving.web.errors import RequestError
 
 LEAST_BYTES_PER_S = 8192
-"""Each `timeout_s` has to bring so many bytes for each of its seconds, or the end of the body."""
+"""Minimum rate in bytes per second, checked once per `timeout_s` until the body is complete."""
 
 INLINE_BYTES = 16 * 1024
-"""More bytes than these are decompressed, parsed or compressed in a thread."""
+"""Larger bodies are decompressed, parsed or compressed in a thread."""
 
 _WATCH_AFTER_S = 0.1
 _DECOMPRESSED_AT_ONCE = 2
 
 
 class BodyBudget:
-    """Memory for the bodies of all requests under way, and for what their JSON becomes.
+    """Memory for the bodies of all requests in progress, and for the objects parsed from their JSON.
 
     Args:
-        limit: Bytes.
+        limit: Size in bytes.
     """
 
     def __init__(self, limit: int) -> None:
@@ -35,18 +35,18 @@ class BodyBudget:
         self._taken = 0
         self._lock = threading.Lock()
         self.decompressing = asyncio.Semaphore(_DECOMPRESSED_AT_ONCE)
-        """Few at once, since how much memory a content takes is known only afterwards."""
+        """Limits concurrent decompression, because the memory of the content is only known afterwards."""
 
     @property
     def taken(self) -> int:
-        """Bytes that are in use."""
+        """Bytes in use."""
         return self._taken
 
     def take(self, size: int) -> None:
-        """Use some bytes.
+        """Reserve some bytes.
 
         Raises:
-            RequestError: 503 if other requests have them at present.
+            RequestError: 503 if other requests use them at present.
         """
         with self._lock:
             if self._taken + size <= self.limit:
@@ -59,24 +59,24 @@ class BodyBudget:
         )
 
     def give_back(self, size: int) -> None:
-        """Use some bytes no more."""
+        """Release some bytes."""
         with self._lock:
             self._taken -= size
 
 
 class RequestBody:
-    """The body of one request, and whether its client is still there.
+    """The body of one request, and whether its client is still connected.
 
     Args:
-        scope: The request's.
-        receive: The server's.
-        budget: What its memory is taken from.
-        timeout_s: Seconds in which the body, or a part of it that is large enough, has to come.
+        scope: ASGI scope of the request.
+        receive: ASGI `receive` of the server.
+        budget: Budget that the memory is taken from.
+        timeout_s: Seconds in which the body, or a large enough part of it, must arrive.
     """
 
     def __init__(self, scope: Scope, receive: Receive, budget: BodyBudget, timeout_s: float) -> None:
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
-        """The headers of the request, the last of each name."""
+        """Headers of the request; of several with one name the last."""
         self._receive = receive
         self._budget = budget
         self._timeout_s = timeout_s
@@ -87,19 +87,19 @@ class RequestBody:
         self._timer: asyncio.TimerHandle | None = None
         self._watcher: asyncio.Task[None] | None = None
         self.arrived = time.monotonic()
-        """When the head had come."""
+        """Time at which the head was complete."""
         self.completed_at = self.arrived
-        """When the last byte had come."""
+        """Time at which the last byte had arrived."""
         self.client_gone = False
         """Whether the request was cancelled because its client closed the connection."""
 
     def charge(self, size: int) -> None:
-        """Take memory until the request is over.
+        """Reserve memory until the request is over.
 
         Raises:
-            RequestError: 413 if it is more than there can be, 503 if other requests have it at present.
+            RequestError: 413 if it is more than the whole budget, 503 if other requests use it at present.
         """
-        if self._released:  # a thread that goes on after its request was cancelled
+        if self._released:  # a thread that continues after its request was cancelled
             return
         if self._charged + size > self._budget.limit:
             raise RequestError(
@@ -114,12 +114,13 @@ class RequestBody:
         """Return the whole body, decompressed.
 
         Args:
-            max_bytes: Largest body, as it comes and decompressed.
+            max_bytes: Maximum size of the body, both as received and decompressed.
 
         Raises:
-            RequestError: 413 by the declared size at once and else while it arrives, 408 if it comes too slowly, 415
-                for an unknown `Content-Encoding`, 400 if it does not hold, 503 if there is no memory for the body.
-            ClientDisconnect: If the client went away before its end.
+            RequestError: 413 for a too large body, by its declared size if it has one, else as it arrives; 408 if it
+            arrives too slowly; 415 for an unknown `Content-Encoding`; 400 if it cannot be decompressed; 503 if there is
+                no memory for it.
+            ClientDisconnect: If the client disconnected before its end.
         """
         declared = self.headers.get(b"content-length", b"")
         if declared.isdigit() and int(declared) > max_bytes:
@@ -134,11 +135,11 @@ class RequestBody:
         return body
 
     async def _read(self, max_bytes: int) -> bytes:
-        """Return the body as it came."""
+        """Return the body as received."""
         chunks: list[bytes] = []
         loop = asyncio.get_running_loop()
         self._window_ends = loop.time() + self._timeout_s
-        # One timer for both: most requests are answered before it is worth a task to see whether their client has left.
+        # One timer for both: most requests are answered before a task that watches the client is worth its cost.
         self._timer = loop.call_later(min(_WATCH_AFTER_S, self._timeout_s), self._look)
         more = True
         while more:
@@ -168,7 +169,7 @@ class RequestBody:
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
     def _look(self) -> None:
-        """End a body that is too slow as soon as it is waited for; once it is complete, watch its client."""
+        """Abort a body that arrives too slowly; once it is complete, watch its client for a disconnect."""
         if self._complete:
             self._watcher = asyncio.create_task(self._cancel_when_gone())
             return
@@ -189,7 +190,7 @@ class RequestBody:
             self._watcher.cancel()
 
     def release(self) -> None:
-        """Give the memory back."""
+        """Release the memory."""
         self.answered()
         self._released = True
         self._budget.give_back(self._charged)
@@ -203,14 +204,14 @@ class RequestBody:
 
 
 current_body: ContextVar[RequestBody | None] = ContextVar("current_body", default=None)
-"""The body of the request that the running task or thread answers; `None` outside of requests."""
+"""The body of the request that the current task or thread answers; `None` outside of requests."""
 
 
 def charge(size: int) -> None:
-    """Take memory for the running request until it is over.
+    """Reserve memory for the current request until it is over.
 
     Raises:
-        RequestError: As `RequestBody.charge` says.
+        RequestError: Like `RequestBody.charge`.
     """
     body = current_body.get()
     if body is not None:
@@ -218,7 +219,7 @@ def charge(size: int) -> None:
 
 
 def running_body() -> RequestBody:
-    """Return the body of the running request.
+    """Return the body of the current request.
 
     Raises:
         RuntimeError: Outside of `RequestEdge`.

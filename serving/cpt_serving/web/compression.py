@@ -1,4 +1,4 @@
-"""Compressed bodies of requests: gzip, and deflate in zlib's format as HTTP means it."""
+"""Decompression of request bodies: gzip, and deflate, which in HTTP is zlib's format."""
 
 import gzip
 import io
@@ -12,14 +12,14 @@ CODINGS = ("gzip", "deflate")
 _MOST_CODINGS = 3
 _SAME = {"x-gzip": "gzip"}
 _MEMBER = b"\x1f\x8b\x08"
-_MOST_MEMBERS = 4096  # Each costs as much time as some kilobytes, however few it has.
+_MOST_MEMBERS = 4096  # Even an empty member costs as much time as some kilobytes.
 
 
 def content_codings(header: str) -> list[str]:
-    """Return the codings of a `Content-Encoding`, the one that was applied last first.
+    """Return the codings of a `Content-Encoding` in the order of decoding, the last applied one first.
 
     Raises:
-        RequestError: 415 for one that is not known, or for very many.
+        RequestError: 415 for an unknown coding, or for too many.
     """
     names = [_SAME.get(name, name) for entry in header.lower().split(",") if (name := entry.strip())]
     codings = [name for name in reversed(names) if name != "identity"]
@@ -33,15 +33,15 @@ def content_codings(header: str) -> list[str]:
 
 
 def decompress(body: bytes, codings: list[str], *, limit: int) -> bytes:
-    """Return the content of a compressed body. Takes long for large ones: call it in a thread.
+    """Return the content of a compressed body. Slow for large bodies: call it in a thread.
 
     Args:
-        body: The body as it came.
-        codings: What `content_codings` returned.
-        limit: Largest content, in bytes.
+        body: The body as received.
+        codings: The result of `content_codings`.
+        limit: Maximum size of the content in bytes.
 
     Raises:
-        RequestError: 400 for a damaged body, 413 for a content larger than `limit`; no more than that is ever
+        RequestError: 400 for a damaged body, 413 for content larger than `limit`, of which no more than `limit` is
             decompressed.
     """
     for coding in codings:
@@ -55,7 +55,7 @@ def decompress(body: bytes, codings: list[str], *, limit: int) -> bytes:
 
 
 def _gunzip(body: bytes, limit: int) -> bytes:
-    """Return the content of all members; one byte more than the limit, if there is more."""
+    """Return the content of all members, truncated to one byte more than the limit."""
     if body.count(_MEMBER) > _MOST_MEMBERS:
         raise EOFError(f"it has more than {_MOST_MEMBERS} members")
     with gzip.GzipFile(fileobj=io.BytesIO(body)) as file:

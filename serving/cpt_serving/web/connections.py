@@ -1,8 +1,8 @@
-"""Open connections: how many there are, what one may send and how long that may take, and how they end.
+"""Open connections: limits on their number, on the size and time of a request's head, and how they are closed.
 
-httptools reads HTTP, inside of uvicorn's protocol. It is strict about where a request ends, and leaves three things
-open, which are closed here: heads and trailers without a bound, trailers that become headers, and bodies that are lost
-beside an offer to upgrade.
+httptools parses HTTP inside of uvicorn's protocol. It is strict about where a request ends, but leaves three gaps that
+are closed here: heads and trailers of unlimited size, trailers that become headers, and bodies that are lost after an
+offer to upgrade.
 """
 
 import asyncio
@@ -17,8 +17,8 @@ from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 _HALF_CLOSED_S = 1.0
-"""How long a client is answered that has closed its side: one that only sends no more cannot be told from one that is
-gone, for which nothing should be computed."""
+"""How long a client is still answered after it has closed its side: a client that only stopped sending cannot be told
+from one that is gone, for which nothing should be computed."""
 _REFUSED_S = 1.0
 _VERSIONS = ("1.0", "1.1")
 
@@ -27,10 +27,10 @@ class Connections:
     """The connections of a server.
 
     Args:
-        limit: How many may be open; who comes on top is answered 503.
-        max_head_bytes: Most bytes of the head of a request, and of its trailers.
+        limit: Maximum open connections; a client beyond is answered 503.
+        max_head_bytes: Maximum bytes of the head of a request, and of its trailers.
         head_timeout_s: Seconds from the opening of a connection, or from the first byte of a further request on it,
-            until the head of the request has to be there.
+            until the head of the request must be complete.
         refused: Called for each connection that is refused.
     """
 
@@ -45,18 +45,18 @@ class Connections:
         self.open: set[_Connection] = set()
 
     def protocol(self, **options: Any) -> asyncio.Protocol:
-        """Return the protocol of a new connection, from what uvicorn gives one."""
+        """Return the protocol of a new connection; takes uvicorn's arguments of a protocol."""
         return _Connection(self, **options)
 
     def drain(self) -> None:
-        """Have answers ask clients to go elsewhere with their next request, from now on."""
+        """From now on, send `Connection: close` with answers, so that clients open their next connection elsewhere."""
         self.draining = True
         for connection in self.open:
             if connection.busy:
                 connection.cycle.keep_alive = False
 
     def cut(self, *, all_of_them: bool) -> None:
-        """End connections without a goodbye: those without a request under way, or all."""
+        """Abort connections without a closing handshake: those without a request in progress, or all."""
         for connection in list(self.open):
             if all_of_them or not connection.busy:
                 connection.transport.abort()
@@ -69,19 +69,19 @@ class _Connection(HttpToolsProtocol):
         self._timer: asyncio.TimerHandle | None = None
         self._refused = self._in_body = False
         self._unread_bytes = 0
-        """Bytes of which the parser has made nothing yet: of a head, of trailers, of what stands before a chunk."""
+        """Bytes that the parser has not turned into anything yet: of a head, of trailers, of a chunk's header."""
 
     @property
     def busy(self) -> bool:
-        """Whether a request is under way."""
+        """Whether a request is in progress."""
         return self.cycle is not None and not self.cycle.response_complete
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
         if len(self._all.open) >= self._all.limit:
             self._refused, self.transport = True, transport
             self._all.refused()
             transport.write(_answer(503, "Expected fewer open connections, but there are too many", "Retry-After: 1"))
-            # Not closed before the request was read, or the system throws the answer away with it.
+            # Closed only after the request was read: closing earlier resets the connection, and the answer is lost.
             self._start(_REFUSED_S, transport.close)
             return
         self._all.open.add(self)
@@ -125,13 +125,13 @@ class _Connection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         if self.parser.should_upgrade():
             if self.parser.get_method() == b"CONNECT":
-                raise HttpParserError("this is no proxy")
+                raise HttpParserError("this server is not a proxy")
             return
         self._check_head()
         self._in_body, self._unread_bytes = True, 0
         self._stop()
         super().on_headers_complete()
-        self.headers = []  # The app has its own; where trailers come to, nobody looks.
+        self.headers = []  # The app has its own list; trailers go to this one and are ignored.
         self.cycle.transport = cast("asyncio.Transport", self._answers)
         if self._all.draining:
             self.cycle.keep_alive = False
@@ -154,11 +154,11 @@ class _Connection(HttpToolsProtocol):
             self.transport.write(_answer(400, f"Expected a request in HTTP/1.1, but got another: {msg}"))
         if unanswered or self._in_body:
             self.transport.close()
-        else:  # What came before is answered first.
+        else:  # Earlier requests are answered first.
             self.shutdown()
 
     def _check_head(self) -> None:
-        """Refuse a head that is too large, or that other servers might read as another."""
+        """Refuse a head that is too large, or that other servers might interpret differently (request smuggling)."""
         version = self.parser.get_http_version()
         hosts = 0
         for index, (name, value) in enumerate(self.headers):
@@ -175,7 +175,7 @@ class _Connection(HttpToolsProtocol):
             raise HttpParserError(f"HTTP/{version} with {hosts} headers Host")
 
     def _head_without_offer(self) -> bytes:
-        """Return the head that was read, without its offer to upgrade, and have it and what follows read anew."""
+        """Return the parsed head without its offer to upgrade, and reset the parser to read it and the rest again."""
         first = b"%s %s HTTP/%s" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())
         lines = [name + b": " + value for name, value in self.headers if name != b"upgrade"]
         self.parser = HttpRequestParser(self)
@@ -199,7 +199,7 @@ class _Connection(HttpToolsProtocol):
 
 
 class _Joined:
-    """What of a transport uvicorn's answers use; the head and the beginning of a body leave together, as one packet."""
+    """The part of a transport that uvicorn's answers use; sends head and beginning of a body in one packet."""
 
     __slots__ = ("_head", "_loop", "_transport", "is_closing")
 
@@ -214,7 +214,7 @@ class _Joined:
             self._head = b""
         elif data.startswith(b"HTTP/"):
             self._head = data
-            self._loop.call_soon(self._flush)  # if the body is still to come
+            self._loop.call_soon(self._flush)  # if the body follows later
         else:
             self._transport.write(data)
 
@@ -229,7 +229,7 @@ class _Joined:
 
 
 def _answer(status: int, message: str, *headers: str) -> bytes:
-    """Return an answer where there is no request yet that an app could answer."""
+    """Return an answer as bytes, for a connection without a request that the app could answer."""
     body = orjson.dumps({"error": message, "request_id": uuid.uuid4().hex})
     lines = [
         f"HTTP/1.1 {status} {http.HTTPStatus(status).phrase}",

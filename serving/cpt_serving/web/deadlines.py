@@ -1,4 +1,4 @@
-"""How long a client waits: from what a request says to a time of the clock."""
+"""Deadlines of requests, from the timeouts that clients state."""
 
 import math
 from collections.abc import Sequence
@@ -13,13 +13,13 @@ _RAW_TIMEOUT_HEADER = TIMEOUT_HEADER.lower().encode()
 
 
 def request_deadline(settings: ServeSettings, *, timeout_us: float | None = None) -> float | None:
-    """Return when the answer to the running request is of no use any more, in seconds of `time.monotonic`.
+    """Return the deadline of the current request in seconds of `time.monotonic`, or `None`.
 
-    Its time counts from when its head arrived.
+    Timeouts count from the arrival of the request's head.
 
     Args:
-        settings: The deadline of requests that state none.
-        timeout_us: Microseconds that its body states, as Triton's parameter `timeout`; 0 states none.
+        settings: Settings with the default deadline.
+        timeout_us: Microseconds stated in the body, as Triton's parameter `timeout`; 0 means none.
 
     Raises:
         RequestError: 400 if the header `X-Request-Timeout-Ms` is no positive number.
@@ -33,12 +33,12 @@ def request_deadline(settings: ServeSettings, *, timeout_us: float | None = None
 
 
 def deadline_after(arrived: float, seconds: Sequence[float], settings: ServeSettings) -> float | None:
-    """Return when the answer to a request is of no use any more, in seconds of `time.monotonic`.
+    """Return the deadline of a request in seconds of `time.monotonic`, or `None`.
 
     Args:
-        arrived: When the request did.
-        seconds: What it states, in its several ways; the shortest counts.
-        settings: The deadline of requests that state none.
+        arrived: Time of arrival.
+        seconds: Timeouts that the request states; the shortest counts.
+        settings: Settings with the default deadline.
     """
     stated = list(seconds) or ([] if settings.timeout_s is None else [settings.timeout_s])
     return arrived + min(stated) if stated else None

@@ -1,4 +1,4 @@
-"""Every error leaves the server as `{"error": ..., "request_id": ...}`, with the status that says whose fault it is."""
+"""Answers to errors, `{"error": ..., "request_id": ...}`: 4xx if the client is at fault, 5xx if the server is."""
 
 from collections.abc import Callable, Mapping
 
@@ -36,7 +36,7 @@ class RequestError(Exception):
 
     Args:
         status: HTTP status.
-        message: What was expected and what came instead.
+        message: What was expected and what was received, in one line.
         headers: Headers of the answer.
     """
 
@@ -53,12 +53,12 @@ def bad_request(message: str) -> RequestError:
 
 
 def error_response(status: int, message: str, headers: Mapping[str, str] | None = None) -> JsonResponse:
-    """Return the answer to the running request that every error has."""
+    """Return the answer to the current request in the form of all errors."""
     return JsonResponse({"error": message, "request_id": running_id()}, status, dict(headers or {}))
 
 
 def running_id() -> str:
-    """Return the id of the running request."""
+    """Return the id of the current request."""
     record = current_record.get()
     return "" if record is None else record.request_id
 
@@ -69,7 +69,7 @@ def image_error_status(error: ImageError) -> int:
 
 
 def as_request_error(error: RequestError | CptError) -> RequestError:
-    """Return what one of this project's errors means to the client: a status, a message and headers."""
+    """Convert an error of this project to a status, a message and headers for the client."""
     if isinstance(error, RequestError):
         return error
     status = image_error_status(error) if isinstance(error, ImageError) else _STATUSES.get(type(error), 500)
@@ -79,17 +79,17 @@ def as_request_error(error: RequestError | CptError) -> RequestError:
 
 
 def error_answer(error: RequestError | CptError) -> JsonResponse:
-    """Return the answer to the running request, which ended in one of this project's errors."""
+    """Return the answer to the current request, which ended in an error of this project."""
     meant = as_request_error(error)
     return error_response(meant.status, meant.message, meant.headers)
 
 
 def add_error_handlers(app: FastAPI, authorize: Callable[[Request], None]) -> None:
-    """Make an app answer its errors in the one form, those of the framework included.
+    """Make an app answer all errors in the same form, including those of the framework.
 
     Args:
         app: The app.
-        authorize: Raises a `RequestError` for a client that may not even know which paths lead nowhere.
+        authorize: Raises a `RequestError` for a client that may not learn which paths do not exist.
     """
 
     async def own_error(_request: Request, error: Exception) -> JsonResponse:
@@ -118,7 +118,7 @@ def add_error_handlers(app: FastAPI, authorize: Callable[[Request], None]) -> No
         return error_response(422, f"Expected valid parameters, but got: {problems}")
 
     async def bug(_request: Request, _error: Exception) -> JsonResponse:
-        return error_response(500, INTERNAL_ERROR)  # and goes on, into the log
+        return error_response(500, INTERNAL_ERROR)  # the exception also continues into the log
 
     app.add_exception_handler(Exception, bug)
     for kind in (RequestError, CptError):

@@ -1,4 +1,4 @@
-"""Server-sent events, as the HTML standard writes them: each a line `data: JSON` and an empty one."""
+"""Server-sent events in the format of the HTML standard: each is a line `data: JSON` and an empty line."""
 
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
@@ -10,16 +10,16 @@ from starlette.responses import Response, StreamingResponse
 from cpt_deploy.errors import CptError
 from cpt_serving.web.errors import INTERNAL_ERROR, RequestError, running_id
 
-_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # the latter keeps nginx from collecting them
+_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # the latter keeps nginx from buffering them
 
 
 async def event_response(events: AsyncIterator[dict[str, Any]]) -> Response:
-    """Return a stream of events, once the first of them is there: what fails until then has a status of its own.
+    """Return a stream of events once the first one is ready, so that errors before it have an HTTP status.
 
-    What fails later is an event `{"error": ..., "request_id": ...}`, the last one.
+    A later error is sent as a last event, `{"error": ..., "request_id": ...}`.
 
     Args:
-        events: Their contents, JSON types; closed when the client leaves.
+        events: Contents of the events, JSON types; closed when the client disconnects.
 
     Raises:
         RequestError: If there is no first event.
@@ -38,7 +38,7 @@ async def _lines(first: dict[str, Any], events: AsyncGenerator[dict[str, Any], N
         except (RequestError, CptError) as error:
             yield _line({"error": error.message, "request_id": running_id()})
         except Exception:
-            # The status has gone out: this is the only way to tell, before the log gets it.
+            # The status has been sent: an event is the only way to tell the client; the log gets the error too.
             yield _line({"error": INTERNAL_ERROR, "request_id": running_id()})
             raise
 

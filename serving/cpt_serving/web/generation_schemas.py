@@ -1,4 +1,4 @@
-"""The shapes of requests for text and of their answers, as they are checked and as `/docs` shows them."""
+"""Schemas of requests for text and of their answers, for validation and for `/docs`."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
@@ -22,24 +22,24 @@ class GenerationParameters(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    max_tokens: int = Field(default=64, ge=1, description="most tokens to generate")
+    max_tokens: int = Field(default=64, ge=1, description="maximum tokens to generate")
     temperature: float = Field(default=1.0, ge=0, le=100, description="0: always the most probable token")
-    top_k: int = Field(default=0, ge=0, description="draw from so many of the most probable tokens; 0: from all")
-    top_p: float = Field(default=1.0, gt=0, le=1, description="draw from the fewest tokens of this probability")
+    top_k: int = Field(default=0, ge=0, description="draw from this many most probable tokens; 0: from all")
+    top_p: float = Field(default=1.0, gt=0, le=1, description="draw from the fewest tokens with this total probability")
     seed: int | None = Field(default=None, ge=0, le=LARGEST_SEED, description="the same seed gives the same text")
     stop: str | Annotated[list[str], Field(fail_fast=True)] | None = Field(
-        default=None, description="strings before the first of which the text ends"
+        default=None, description="strings that end the text, which stops before the first of them"
     )
     logprobs: int | None = Field(
-        default=None, ge=0, le=MOST_LOGPROBS, description="probabilities of each token, and of so many others there"
+        default=None, ge=0, le=MOST_LOGPROBS, description="probability of each token and of this many alternatives"
     )
-    stream: bool = Field(default=False, description="send each token when it is there, as server-sent events")
+    stream: bool = Field(default=False, description="send each token as soon as it is generated, as server-sent events")
 
     def stops(self) -> list[str]:
         """Return the strings that end the text.
 
         Raises:
-            RequestError: 400, if one is empty or there are too many.
+            RequestError: 400 if one is empty or there are too many.
         """
         stops = [self.stop] if isinstance(self.stop, str) else self.stop or []
         if len(stops) > MOST_STOPS or not all(stops):
@@ -50,7 +50,7 @@ class GenerationParameters(BaseModel):
 class GenerateBody(GenerationParameters):
     """A request to `/generate`."""
 
-    prompt: str = Field(description="text to go on with; an empty one is the beginning of a line")
+    prompt: str = Field(description="text to continue; an empty one stands for the beginning of a line")
 
 
 class ScoreBody(BaseModel):
@@ -59,11 +59,11 @@ class ScoreBody(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     text: str
-    logprobs: int = Field(default=0, ge=0, le=MOST_LOGPROBS, description="the most probable tokens in each place")
+    logprobs: int = Field(default=0, ge=0, le=MOST_LOGPROBS, description="number of most probable tokens at each place")
 
 
 class TritonGenerateBody(BaseModel):
-    """A request to Triton's generate extension; parameters may stand beside `text_input` too."""
+    """A request to Triton's generate extension; parameters may also be next to `text_input`."""
 
     model_config = ConfigDict(strict=True)
 
@@ -81,20 +81,20 @@ class Probability(BaseModel):
 
 
 class PlacedProbability(Probability):
-    """A token in its place, and the most probable ones there."""
+    """A token of a text, and the most probable tokens at its place."""
 
     top: list[Probability]
 
 
 class Usage(BaseModel):
-    """How many tokens there were."""
+    """Numbers of tokens."""
 
     prompt_tokens: int
     generated_tokens: int
 
 
 class GenerationTimings(BaseModel):
-    """Where the time went; the rate is that of the tokens after the first, null where there are none."""
+    """Times of a generation; the rate is that of the tokens after the first, null if there are none."""
 
     first_token_ms: float
     total_ms: float
@@ -102,7 +102,7 @@ class GenerationTimings(BaseModel):
 
 
 class GenerateAnswer(BaseModel):
-    """An answer of `/generate`; as a stream, events with `text` and at last one with the rest."""
+    """An answer of `/generate`; as a stream, events with `text` and a last event with the other fields."""
 
     model: str
     version: str
@@ -115,7 +115,7 @@ class GenerateAnswer(BaseModel):
 
 
 class ScoreAnswer(BaseModel):
-    """An answer of `/score`: the first token has no probability, as nothing stands before it."""
+    """An answer of `/score`; the first token has no probability, because there is no token before it."""
 
     model: str
     version: str
@@ -135,10 +135,10 @@ class TritonGenerateAnswer(BaseModel):
 
 
 def checked(model: type[B], content: Mapping[str, Any]) -> B:
-    """Return a request's content in its shape.
+    """Validate the content of a request against its schema.
 
     Raises:
-        RequestError: 400 that names what does not fit, and for an unknown name the nearest one.
+        RequestError: 400 that names the invalid fields, and for an unknown name the nearest known one.
     """
     try:
         return model.model_validate(content)
@@ -153,4 +153,4 @@ def _problem(model: type[BaseModel], entry: dict[str, Any]) -> str:
         return f"{where[:100]}: {entry['msg']}" + (
             "" if entry["type"] == "missing" else f", not {shown(entry['input'])}"
         )
-    return f"{shown(where)}, which there is not{near_name(where, model.model_fields)}"
+    return f"{shown(where)}, which is unknown{near_name(where, model.model_fields)}"

@@ -1,4 +1,4 @@
-"""Bodies of JSON: parsed within bounds on depth and number of values, which decide what parsing them costs."""
+"""JSON bodies, parsed within limits on depth and number of values, which determine the cost of parsing."""
 
 from typing import Any
 
@@ -11,18 +11,18 @@ from cpt_serving.web.errors import RequestError, bad_request
 
 MAX_DEPTH = 64
 MAX_CONTAINERS = 131_072
-"""Lists and objects of one body. Tensors can be flat, so that no request needs more."""
+"""Maximum lists and objects of one body. Tensors can be flat, so no request needs more."""
 
 MAX_VALUES = 1_000_000
-"""Values of one body; more hold all threads up while they are made, and belong into tensors of bytes."""
+"""Maximum values of one body: creating more blocks all threads for too long; they belong into binary tensors."""
 
-# Upper bounds of what Python takes: an object with one entry; a float in a list; a list of one-digit integers.
+# Upper bounds of Python's memory: for an object with one entry; a float in a list; a list of one-digit integers.
 _CONTAINER_BYTES = 200
 _VALUE_BYTES = 40
 _BYTES_PER_BYTE = 9
 
 CONTROL_BYTES = 16 * 1024
-"""Largest body of a request that is about models rather than about data."""
+"""Maximum size of a request that concerns models rather than data."""
 
 _SMALL_BYTES = 4096
 _PIECE_BYTES = 1024 * 1024
@@ -33,11 +33,11 @@ _STEPS[list(b"]}")] = -1
 
 
 def parse_object(text: bytes | memoryview) -> dict[str, Any]:
-    """Return the object that a text of JSON holds. Takes long for a large one: call it in a thread.
+    """Parse a JSON object. Slow for a large one: call it in a thread.
 
     Raises:
-        RequestError: 400 if it is no object or too deeply nested, 413 if it holds too many lists and objects, 503 if
-            there is no memory for its content at present.
+        RequestError: 400 if it is not an object or too deeply nested, 413 if it has too many lists, objects or values,
+            503 if there is no memory for its content at present.
     """
     text = bytes(text)
     _bound_content(text)
@@ -51,10 +51,10 @@ def parse_object(text: bytes | memoryview) -> dict[str, Any]:
 
 
 async def read_object(max_bytes: int) -> dict[str, Any]:
-    """Return the object that the body of the running request holds; an empty body is an empty object.
+    """Return the JSON object in the body of the current request; an empty body is an empty object.
 
     Raises:
-        RequestError: As `RequestBody.read` and `parse_object` say.
+        RequestError: Like `RequestBody.read` and `parse_object`.
     """
     body = await running_body().read(max_bytes)
     if not body.strip():
@@ -63,7 +63,7 @@ async def read_object(max_bytes: int) -> dict[str, Any]:
 
 
 def _bound_content(text: bytes) -> None:
-    """Raise a `RequestError` for a text that would take too much stack or memory, before it is parsed."""
+    """Raise a `RequestError` for a text that would take too much stack or memory to parse."""
     opened = text.count(b"[") + text.count(b"{")
     if opened <= MAX_DEPTH and len(text) <= _SMALL_BYTES:
         return
@@ -80,12 +80,12 @@ def _bound_content(text: bytes) -> None:
 
 
 def _depth(text: bytes) -> int:
-    """Return how deeply lists and objects are nested; of a text that is no JSON, any number."""
+    """Return the nesting depth of lists and objects; any number for a text that is not JSON."""
     text = text.replace(b"\\\\", b"").replace(b'\\"', b"")
     inside = depth = deepest = 0
     for start in range(0, len(text), _PIECE_BYTES):
         piece = np.frombuffer(text, np.uint8, min(_PIECE_BYTES, len(text) - start), start)
-        in_string = (np.cumsum(piece == _QUOTE, dtype=np.uint8) + np.uint8(inside)) & 1  # parity outlives overflow
+        in_string = (np.cumsum(piece == _QUOTE, dtype=np.uint8) + np.uint8(inside)) & 1  # overflow keeps the parity
         depths = np.cumsum(_STEPS[piece] * (in_string == 0), dtype=np.int32) + depth
         deepest = max(deepest, int(depths.max()))
         inside, depth = int(in_string[-1]), int(depths[-1])

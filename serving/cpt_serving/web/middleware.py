@@ -1,4 +1,4 @@
-"""What surrounds every request: id and trace, limits on its body, metrics, log, and an answer whatever happens."""
+"""The middleware around every request: id, trace, limits on the body, metrics, access log, and answers to errors."""
 
 import asyncio
 import logging
@@ -26,7 +26,7 @@ SECURITY_HEADERS: tuple[tuple[bytes, bytes], ...] = (
     (b"referrer-policy", b"no-referrer"),
     (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
 )
-"""What browsers are told about answers that say nothing of their own: run nothing in them, frame them nowhere."""
+"""Content Security Policy of answers without their own: nothing in them is run, and no page may frame them."""
 
 _RAW_REQUEST_ID_HEADER = REQUEST_ID_HEADER.lower().encode()
 _WORTHWHILE = 2048
@@ -36,17 +36,17 @@ _CLIENT_GONE = 499
 
 
 class RequestEdge:
-    """ASGI middleware that stands around all that answers requests.
+    """ASGI middleware around all other layers of the server.
 
-    HEAD is GET without the body of the answer, on every path.
+    HEAD is answered like GET, without the body, on every path.
 
     Args:
-        app: What it surrounds.
+        app: The inner app.
         budget: Memory for bodies.
-        body_timeout_s: Seconds in which a body, or a part of it that is large enough, has to come.
-        metrics: Where requests are counted.
-        access_log: Where they are logged, if they are.
-        tracer: Makes spans, if requests are traced.
+        body_timeout_s: Seconds in which a body, or a large enough part of it, must arrive.
+        metrics: Metrics that count requests.
+        access_log: Log of requests, if they are logged.
+        tracer: Creates spans, if requests are traced.
     """
 
     def __init__(
@@ -101,14 +101,14 @@ class RequestEdge:
         except ClientDisconnect:
             status = _CLIENT_GONE
         except asyncio.CancelledError:
-            # Only what the watch over the client has cancelled ends here; the server's own cancellation goes on.
+            # Only a cancellation because the client left ends here; the server's own cancellation is raised again.
             task = asyncio.current_task()
             if not body.client_gone or task is None:
                 raise
             task.uncancel()
             status = _CLIENT_GONE
         except Exception:
-            # The last line of defence: a bug must cost one request, not the connection or the process.
+            # A bug must cost one request, not the connection or the process.
             logger.exception("request %s failed", record.request_id)
             if status == 0:
                 await error_response(500, INTERNAL_ERROR)(inner, receive, send_with_headers)
@@ -120,7 +120,7 @@ class RequestEdge:
                 self._access_log.add(scope, record, route, status, seconds)
 
     def _computed(self, record: RequestRecord, received_at: float) -> None:
-        """Count an inference whose answer is about to leave, and add it to the trace."""
+        """Count an inference whose answer is about to be sent, and add it to the trace."""
         self._metrics.request_converted(
             record.model, record.version, record.asked_at - received_at, time.monotonic() - record.computed_at
         )
@@ -129,12 +129,12 @@ class RequestEdge:
 
 
 class AnswerCompression(GZipMiddleware):
-    """Starlette's compression, for clients that ask for it: `gzip;q=0` says that one does not.
+    """Starlette's compression for clients that accept it; unlike Starlette's, it knows that `gzip;q=0` refuses it.
 
-    Answers below 2 KiB stay as they are: compressing them takes longer than a packet more.
+    Answers below 2 KiB are not compressed: that would take longer than sending one more packet.
 
     Args:
-        app: What answers.
+        app: The inner app.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -148,7 +148,7 @@ class AnswerCompression(GZipMiddleware):
 
 
 def _headers(message: Message, record: RequestRecord) -> list[tuple[bytes, bytes]]:
-    """Return the headers of an answer with those that every answer has."""
+    """Return the headers of an answer with those common to all answers."""
     headers = [*message.get("headers", ()), (_RAW_REQUEST_ID_HEADER, record.request_id.encode())]
     present = dict(headers)
     headers += [header for header in SECURITY_HEADERS if header[0] not in present]
@@ -156,5 +156,5 @@ def _headers(message: Message, record: RequestRecord) -> list[tuple[bytes, bytes
 
 
 def _route(scope: Scope) -> str:
-    """Return the template of the route, so that paths that clients make up do not multiply the metrics."""
+    """Return the template of the route, so that paths invented by clients do not multiply the metrics."""
     return str(getattr(scope.get("route"), "path", "unknown"))

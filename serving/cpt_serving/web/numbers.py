@@ -1,4 +1,4 @@
-"""Numbers of JSON as arrays: what they are is checked before NumPy sees them, which would make texts of mixed ones."""
+"""Numbers of JSON as arrays; types are checked before NumPy, which would convert mixed lists to strings."""
 
 from itertools import chain
 from typing import Any
@@ -17,11 +17,11 @@ def to_numbers(name: str, value: object) -> npt.NDArray[Any]:
     """Return nested lists of numbers as an array: int64 or uint64 if all are integers, else float64.
 
     Raises:
-        RequestError: 400, if they are ragged or hold anything else than finite numbers of float32's range.
+        RequestError: 400 if they are ragged or hold anything but finite numbers in float32's range.
     """
     shape, numbers = _flatten(name, value)
     kinds = set(map(type, numbers))
-    if not kinds <= {int, float}:  # not bool, which is an int to Python only
+    if not kinds <= {int, float}:  # not bool, although it is a subclass of int
         odd = next(each for each in numbers if type(each) not in {int, float})
         raise bad_request(f"Expected {name} to be an array of numbers, but got {shown(odd)} in it")
     if kinds == {int}:
@@ -33,7 +33,7 @@ def to_numbers(name: str, value: object) -> npt.NDArray[Any]:
 
 
 def _flatten(name: str, value: object) -> tuple[list[int], list[Any]]:
-    """Return the shape of nested lists and their innermost elements."""
+    """Return the shape and the innermost elements of nested lists."""
     if not isinstance(value, list) or not value:
         raise bad_request(f"Expected {name} to be an array of numbers, but got {shown(value)}")
     shape, elements = [len(value)], value

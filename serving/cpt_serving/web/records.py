@@ -1,4 +1,4 @@
-"""What is known of the request under way: collected where it becomes known, for the log, the metrics and the trace."""
+"""The record of the current request, filled in by all layers and read by the access log, the metrics and the trace."""
 
 import itertools
 import re
@@ -13,25 +13,25 @@ from cpt_deploy.bundle.opened import OpenedBundle
 from cpt_serving.inference.batching import Inference
 
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
-# Processes have random bytes of their own, so that those and a count are as unique as random bytes for each request.
+# Random bytes per process and a counter are as unique as random bytes per request, and cheaper.
 _ID_PREFIX = uuid.uuid4().hex[:20]
 _ID_COUNT = itertools.count()
 
 
 @dataclass(slots=True)
 class RequestRecord:
-    """One request.
+    """The facts of one request.
 
     Args:
-        request_id: Its id, the client's or a new one.
-        trace: The server's span of it, if it is traced.
-        key: Name of the API key that it came with.
-        model: Name of the model that it asked for, once it asked.
+        request_id: Id of the request, the client's or a new one.
+        trace: The server's span, if the request is traced.
+        key: Name of the API key that was sent.
+        model: Name of the requested model, once known.
         version: Version of the model.
-        rows: How many rows it asked for.
-        asked_at: When the rows were ready for the model, in seconds of `time.monotonic`.
-        computed_at: When the logits were there.
-        inference: What came of it.
+        rows: Number of rows to compute.
+        asked_at: Time at which the rows were ready for the model, in seconds of `time.monotonic`.
+        computed_at: Time at which the outputs were ready.
+        inference: Outputs and timings, once computed.
     """
 
     request_id: str
@@ -46,18 +46,18 @@ class RequestRecord:
 
 
 current_record: ContextVar[RequestRecord | None] = ContextVar("current_record", default=None)
-"""The request that the running task answers; `None` outside of requests."""
+"""The request that the current task answers; `None` outside of requests."""
 
 
 def note_model(bundle: OpenedBundle, rows: int = 0) -> None:
-    """Note which model the running request is for."""
+    """Record which model the current request is for."""
     record = current_record.get()
     if record is not None:
         record.model, record.version, record.rows = bundle.name, bundle.version, rows
 
 
 def note_inference(inference: Inference) -> None:
-    """Note what came of the running request's rows, as soon as it is known."""
+    """Record the inference of the current request."""
     record = current_record.get()
     if record is not None:
         record.inference, record.rows = inference, inference.rows
@@ -65,5 +65,5 @@ def note_inference(inference: Inference) -> None:
 
 
 def given_or_new_id(given: bytes) -> str:
-    """Return the client's id of a request, if it is one that can stand in logs and headers, else a new one."""
+    """Return the client's id of a request if it is safe in logs and headers, else a new id."""
     return given.decode() if _REQUEST_ID.fullmatch(given) else f"{_ID_PREFIX}{next(_ID_COUNT):012x}"

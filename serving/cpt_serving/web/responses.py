@@ -1,4 +1,4 @@
-"""JSON answers, written by orjson: NumPy arrays as they are, float32 in the shortest text that reads back the same."""
+"""JSON answers, written by orjson: NumPy arrays directly, float32 as the shortest text that reads back the same."""
 
 from typing import Any
 
@@ -12,5 +12,5 @@ class JsonResponse(Response):
     media_type = "application/json"
 
     def render(self, content: Any) -> bytes:
-        """Return the body."""
+        """Return the content as JSON bytes."""
         return orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)

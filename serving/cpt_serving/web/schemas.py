@@ -1,4 +1,4 @@
-"""The shapes of requests and answers, as `/docs` shows them."""
+"""Schemas of answers, as `/docs` shows them."""
 
 from typing import Any, Literal
 
@@ -6,19 +6,19 @@ from pydantic import BaseModel
 
 
 class ErrorAnswer(BaseModel):
-    """What every error looks like."""
+    """The answer to every error."""
 
     error: str
     request_id: str
 
 
 def error_answers(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Return OpenAPI's description of the errors that a route answers."""
+    """Return the OpenAPI description of the errors that a route answers."""
     return {status: {"model": ErrorAnswer} for status in statuses}
 
 
 class ClassProbability(BaseModel):
-    """One class of an image's prediction."""
+    """A class and its probability in a prediction of an image."""
 
     label: str
     index: int
@@ -26,7 +26,7 @@ class ClassProbability(BaseModel):
 
 
 class Timings(BaseModel):
-    """Where a request's time went, in milliseconds."""
+    """Durations of the parts of a request, in milliseconds."""
 
     preprocess_ms: float
     queue_ms: float
@@ -42,7 +42,7 @@ class PredictAnswer(BaseModel):
     predictions: list[list[ClassProbability]]
     timings: Timings
     batch_rows: int
-    """Images of the batch that this request's were computed in."""
+    """Number of images in the batch that this request was part of."""
 
 
 class ServedModel(BaseModel):
@@ -51,7 +51,7 @@ class ServedModel(BaseModel):
     name: str
     versions: list[str]
     kind: Literal["image", "text"] | None
-    """What it takes: `/predict` answers for images, `/generate` and `/score` for text; null if it is not loaded."""
+    """Kind of input: `/predict` takes images, `/generate` and `/score` take text; null if the model is not loaded."""
 
 
 class ServedModels(BaseModel):
@@ -61,15 +61,15 @@ class ServedModels(BaseModel):
 
 
 class Liveness(BaseModel):
-    """The process answers."""
+    """Answer of liveness."""
 
     live: Literal[True] = True
 
 
 class Readiness(BaseModel):
-    """Traffic may come."""
+    """Answer of readiness."""
 
     live: Literal[True] = True
     ready: Literal[True] = True
     detail: str | None = None
-    """What an operator should look at, although the server answers."""
+    """A problem that an operator should look at although the server answers."""

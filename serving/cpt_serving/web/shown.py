@@ -1,4 +1,4 @@
-"""How errors quote what a client sent: a short beginning of it, whatever its size and depth."""
+"""Quoting values that a client sent in errors: a short prefix, whatever their size and depth."""
 
 import difflib
 import reprlib
@@ -6,13 +6,13 @@ from collections.abc import Iterable
 
 
 def shown(value: object) -> str:
-    """Return a short text for a value; unlike `repr`, its cost does not grow with the value."""
-    # Names of tensors come here with every request.
+    """Return a short text of a value; unlike `repr`, at a cost that does not grow with the value."""
+    # Fast path for the names of tensors, which are shown in every request.
     return repr(value) if type(value) is str and len(value) < _SHORT.maxstring - 2 else _SHORT.repr(value)
 
 
 def near_name(name: str, known: Iterable[str]) -> str:
-    """Return ` (did you mean …?)` for a name that resembles a known one, else nothing."""
+    """Return ` (did you mean …?)` for a name that resembles a known one, else an empty text."""
     near = difflib.get_close_matches(name[:100], list(known), n=1)
     return f" (did you mean {near[0]}?)" if near else ""
 

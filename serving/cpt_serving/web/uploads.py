@@ -1,4 +1,4 @@
-"""From the body of a `/predict` request to its images: multipart files, a raw image, or JSON with base64 or arrays."""
+"""Extract images from the body of a `/predict` request: multipart files, a raw image, or JSON with base64 or arrays."""
 
 import asyncio
 import binascii
@@ -32,7 +32,7 @@ _SPACE = b" \t\n\r\v\f"
 
 @dataclass(frozen=True, slots=True)
 class EncodedImage:
-    """An image file as the client sent it, and how an error names it."""
+    """An image file as the client sent it, with its name for errors."""
 
     name: str
     data: bytes
@@ -58,11 +58,11 @@ Upload = EncodedImage | Pixels | NormalizedInput
 
 
 async def read_content(request: Request, settings: ServeSettings) -> list[EncodedImage] | bytes:
-    """Read a request's body: the files in it, or the bytes of its JSON.
+    """Read the body of a request: return its files, or the bytes of its JSON.
 
     Raises:
-        RequestError: 415 for a content type that says neither, 400 for a body that holds no image, 413 for one that is
-            too large; and as `RequestBody.read` says.
+        RequestError: 415 for an unknown content type, 400 for a body without an image, 413 for one that is too large;
+            and like `RequestBody.read`.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     is_json = kind == "application/json" or kind.endswith("+json")
@@ -92,13 +92,13 @@ def parse_json(body: bytes, *, max_rows: int) -> list[Upload]:
     """Return the images of a JSON body.
 
     One of three keys holds them: `image` (one base64 text), `images` (a list of those), or `instances`: a list whose
-    items are `{"b64": text}`, pixels or normalised inputs. Pixels are integers 0..255 in the order (H, W), (H, W, 1)
-    or (H, W, 3), of any size. Normalised inputs are what the model computes with, in the order (C, H, W). Arrays of
-    integers only count as pixels, arrays with any fraction as normalised; `"kind": "pixels" | "normalized"` says it
-    where that would be ambiguous.
+    items are `{"b64": text}`, pixels or normalised inputs. Pixels are integers 0..255 of shape (H, W), (H, W, 1)
+    or (H, W, 3), of any size. Normalised inputs are the model's own inputs, of shape (C, H, W). Arrays of integers
+    only count as pixels, arrays with any fraction as normalised; `"kind": "pixels" | "normalized"` states it where
+    that would be ambiguous.
 
     Raises:
-        RequestError: 400, if the JSON is another; 413, if there are more than `max_rows` images.
+        RequestError: 400 for other JSON; 413 for more than `max_rows` images.
     """
     content = parse_object(body)
     unknown = sorted(set(content) - {*JSON_KEYS, "kind"})
@@ -109,7 +109,7 @@ def parse_json(body: bytes, *, max_rows: int) -> list[Upload]:
             + "".join(near_name(name, (*JSON_KEYS, "kind")) for name in unknown[:1])
         )
     kind = content.get("kind")
-    # A tuple, not a set: what JSON brings may have no hash.
+    # A tuple, not a set: values of JSON may not be hashable.
     if kind not in (None, "pixels", "normalized"):
         raise bad_request(f'Expected kind to be "pixels" or "normalized", but got {shown(kind)}')
     key = present[0]
@@ -124,13 +124,13 @@ def parse_json(body: bytes, *, max_rows: int) -> list[Upload]:
 
 
 def check_rows(rows: int, max_rows: int) -> None:
-    """Raise a 413 if a request holds too many images."""
+    """Raise a RequestError, 413, if a request holds too many images."""
     if rows > max_rows:
         raise RequestError(413, f"Expected at most {max_rows} images in one request, but got {rows}")
 
 
 class _FormInMemory(MultiPartParser):
-    """Starlette's parser without temporary files: the body is in memory anyway, and there may be no writable disk."""
+    """Starlette's parser without temporary files: the body is in memory already, and the disk may not be writable."""
 
     spool_max_size = 0  # of `SpooledTemporaryFile`: never
 
@@ -141,9 +141,9 @@ async def _read_form(request: Request, body: bytes, max_rows: int) -> list[Encod
     async def pieces() -> AsyncGenerator[bytes, None]:
         for start in range(0, len(body), _PIECE_BYTES):
             yield body[start : start + _PIECE_BYTES]
-            await asyncio.sleep(0)  # other requests, health above all, have their turn
+            await asyncio.sleep(0)  # let other requests run, health checks above all
 
-    # One file more than allowed, so that the answer is the one below and not the parser's.
+    # One file more than allowed, so that the error is ours below and not the parser's.
     parser = _FormInMemory(request.headers, pieces(), max_files=max_rows + 1, max_fields=_MOST_FIELDS)
     try:
         form = await parser.parse()
@@ -193,16 +193,16 @@ def decode_base64(name: str, text: object) -> bytes:
     """Return the bytes of a base64 text.
 
     Raises:
-        RequestError: 400, if it is none, or empty.
+        RequestError: 400 if it is not base64, or empty.
     """
     if not isinstance(text, str):
         raise bad_request(f"Expected {name} to be base64 text, but got {type(text).__name__}")
-    # Data URLs, line breaks, the URL-safe alphabet and missing padding are all common, and none is ambiguous.
+    # Data URLs, line breaks, the URL-safe alphabet and missing padding are common, and none of them is ambiguous.
     payload = text.rpartition(",")[2] if text.startswith("data:") else text
     try:
         characters = payload.encode("ascii").translate(_STANDARD_ALPHABET, _SPACE).rstrip(b"=")
         data = binascii.a2b_base64(characters + b"=" * (-len(characters) % 4), strict_mode=True)
-    except ValueError as error:  # binascii's too
+    except ValueError as error:  # includes binascii.Error
         raise bad_request(f"Expected {name} to be base64 text, but got: {error}") from error
     if not data:
         raise bad_request(f"Expected {name} to be base64 text, but got an empty one")

@@ -105,7 +105,7 @@ def test_all_schedules_of_a_recipe_are_shown(capsys, tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text(
         "precision:\n  cycles: 4\n  grad_schedule: linear\n  grad_min_bits: 6\n"
-        "  groups:\n    - {match: 'layer3.*', schedule: static, upper: 6}\n"
+        "  groups:\n    - {match: 'layer3.*', schedule: static, max_bits: 6}\n"
     )
     forward, group, gradients = listed(capsys, "--recipe", str(path), "--plot", str(tmp_path / "bits.png"))
     assert forward["name"] == "forward: cosine 3-8"

@@ -40,32 +40,34 @@ def partial_sums(row: list[int], bias: int, x: list[int], zero_point: int, chanc
 
 @given(WEIGHTS, st.integers(2, 8), st.data())
 def test_no_partial_sum_of_any_kernel_exceeds_the_bound(codes, bits, data):
-    levels = 2**bits - 1
-    zero_point = data.draw(st.integers(0, levels))
+    quant_max = 2**bits - 1
+    zero_point = data.draw(st.integers(0, quant_max))
     bias = data.draw(hnp.arrays(np.int32, len(codes), elements=st.integers(-(2**30), 2**30)))
-    x = data.draw(st.lists(st.integers(0, levels), min_size=codes.shape[1], max_size=codes.shape[1]))
+    x = data.draw(st.lists(st.integers(0, quant_max), min_size=codes.shape[1], max_size=codes.shape[1]))
     chance = data.draw(st.randoms(use_true_random=False))
-    worst = worst_sums(codes, bias, levels=levels, zero_point=zero_point)
+    worst = worst_sums(codes, bias, quant_max=quant_max, zero_point=zero_point)
     for row, offset, bound in zip(codes.tolist(), bias.tolist(), worst.tolist(), strict=True):
         assert max(map(abs, partial_sums(row, offset, x, zero_point, chance))) <= bound
 
 
 @given(WEIGHTS, st.integers(2, 8), st.data())
 def test_some_input_and_order_reach_the_bound(codes, bits, data):
-    levels = 2**bits - 1
-    zero_point = data.draw(st.integers(0, levels))
-    for row, bound in zip(codes.tolist(), worst_sums(codes, levels=levels, zero_point=zero_point), strict=True):
+    quant_max = 2**bits - 1
+    zero_point = data.draw(st.integers(0, quant_max))
+    for row, bound in zip(codes.tolist(), worst_sums(codes, quant_max=quant_max, zero_point=zero_point), strict=True):
         # raw products of one sign and the zero point's part of the others: greatest and least partial sum
-        above = sum(levels * w for w in row if w > 0) - sum(zero_point * w for w in row if w < 0)
-        below = sum(levels * w for w in row if w < 0) - sum(zero_point * w for w in row if w > 0)
+        above = sum(quant_max * w for w in row if w > 0) - sum(zero_point * w for w in row if w < 0)
+        below = sum(quant_max * w for w in row if w < 0) - sum(zero_point * w for w in row if w > 0)
         assert max(above, -below) == bound
 
 
 def test_sums_beyond_int64s_32_bits_do_not_wrap_here():
     codes = np.full((1, 100_000), -127, np.int8)
-    assert worst_sums(codes, np.array([-5], np.int32), levels=255, zero_point=0).tolist() == [127 * 255 * 100_000 + 5]
+    assert worst_sums(codes, np.array([-5], np.int32), quant_max=255, zero_point=0).tolist() == [
+        127 * 255 * 100_000 + 5
+    ]
     assert INT32_MOST < 127 * 255 * 100_000
 
 
 def test_an_average_adds_up_codes_alone():
-    assert worst_average_sum(8_421_504, levels=255) <= INT32_MOST < worst_average_sum(8_421_505, levels=255)
+    assert worst_average_sum(8_421_504, quant_max=255) <= INT32_MOST < worst_average_sum(8_421_505, quant_max=255)

@@ -182,7 +182,7 @@ def user_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         "        return self.bounds[step * 2 >= total_steps]\n"
         "ready = Late(2, 4)\n"
         "def anything(**settings):\n"
-        "    return Late(settings['lower'], settings['cycles'])\n"
+        "    return Late(settings['min_bits'], settings['cycles'])\n"
         "def wrong():\n"
         "    return 8\n"
         "number = 8\n"

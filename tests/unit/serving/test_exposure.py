@@ -100,7 +100,7 @@ def test_an_address_that_others_reach_without_a_key_is_warned_of(
 ):
     settings = load_settings(bundle=shared_bundle.path, api_keys=tmp_path / "keys.txt" if keys else None)
     warn_if_exposed(settings, address)
-    assert (f"everybody who reaches {address} may ask" in caplog.text) == warned
+    assert (f"everyone who can reach {address} can send requests" in caplog.text) == warned
 
 
 def test_by_default_only_this_machine_is_answered(shared_bundle):

@@ -21,7 +21,7 @@ from cpt_deploy.training.distributed.process_group import ProcessGroup, choose_d
 from cpt_deploy.training.run_directory.metrics_log import read_metrics
 
 EVERY_STEP = ("train.log_every=1",)
-FLOAT = ("precision={lower: 32, upper: 32, schedule: static, grad_min_bits: 32, grad_max_bits: 32}",)
+FLOAT = ("precision={min_bits: 32, max_bits: 32, schedule: static, grad_min_bits: 32, grad_max_bits: 32}",)
 
 
 def _train(rank, recipe, directory, resume=False, action=None):

@@ -19,7 +19,7 @@ from cpt_deploy.training.run_directory.metrics_log import read_metrics
 # Without dropout, whose random numbers are each process's own; in float32, without the noise of rounding.
 SHORT = ("train.steps=14", "train.eval_every=14 steps", "train.log_every=1", "optimizer.lr=1.0")
 PLAIN = (*SHORT, "model.args.dropout=0.0")
-FLOAT = ("precision={lower: 32, upper: 32, schedule: static, grad_min_bits: 32, grad_max_bits: 32}",)
+FLOAT = ("precision={min_bits: 32, max_bits: 32, schedule: static, grad_min_bits: 32, grad_max_bits: 32}",)
 BANDS = (
     "model.name=transformer-lm",
     "model.args={features: 16, layers: 1, heads: 2, inner: 16, context: 24, dropout: 0.0, cutoffs: [2, 9]}",

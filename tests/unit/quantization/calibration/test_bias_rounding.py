@@ -54,7 +54,7 @@ def share_of_differing_codes(model: QuantizedModel) -> float:
 def test_rounded_offsets_bring_the_model_near_its_integer_form(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every changed code changes others behind it, so what differs at all in such deep networks of noise is much."""
     rounded = share_of_differing_codes(calibrated(name))
-    monkeypatch.setattr("cpt_deploy.quantization.calibration.calibrate.round_offsets", lambda model: None)
+    monkeypatch.setattr("cpt_deploy.quantization.calibration.calibrate.round_biases", lambda model: None)
     as_trained = share_of_differing_codes(calibrated(name))
     assert rounded < as_trained / 4
 

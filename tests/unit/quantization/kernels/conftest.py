@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from cpt_deploy.quantization.kernels import Kernels, load_native, native_levels
-from cpt_deploy.quantization.kernels.compile import quant_max
+from cpt_deploy.quantization.kernels.compile import levels
 from cpt_deploy.quantization.kernels.selection import load_triton
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -38,7 +38,7 @@ def moved(value: Any, device: str) -> Any:
 def _params() -> list[Any]:
     if INTERPRETED:
         return ["triton"]
-    return [*quant_max(), *([pytest.param("triton", marks=pytest.mark.gpu)] if torch.cuda.is_available() else [])]
+    return [*levels(), *([pytest.param("triton", marks=pytest.mark.gpu)] if torch.cuda.is_available() else [])]
 
 
 @pytest.fixture(params=_params())
