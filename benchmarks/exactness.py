@@ -71,10 +71,10 @@ class Sessions:
     """A model in onnxruntime with its intermediate integers as outputs, on one thread and on two."""
 
     def __init__(self, model: bytes) -> None:
-        tapped = with_intermediate_outputs(model)
-        self.names = [tap.name for tap in tapped.taps]
-        self.hidden = [tap.name for tap in tapped.hidden]
-        self.by_threads = {threads: OnnxRuntimeModel(tapped.model, threads=threads) for threads in (1, 2)}
+        observable = with_intermediate_outputs(model)
+        self.names = [output.name for output in observable.intermediates]
+        self.hidden = [output.name for output in observable.hidden]
+        self.by_threads = {threads: OnnxRuntimeModel(observable.model, threads=threads) for threads in (1, 2)}
         self.plain = OnnxRuntimeModel(model, threads=1)
 
     def differences(self, inputs: Tensor, expected: dict[str, Tensor], threads: int) -> tuple[int, int]:

@@ -180,9 +180,9 @@ def count_differences(graph: IntegerGraph, model: bytes, x: Tensor) -> Differenc
     """Compare the executor with onnxruntime on inputs."""
     entries = [operation.output for operation in graph.operations if isinstance(operation, Quantize)]
     layers = [o.output for o in graph.weighted() if isinstance(o, FullyConnected) and o.output not in graph.tensors]
-    tapped = with_intermediate_outputs(model, products=layers)
-    names = ["logits", *(tap.name for tap in tapped.taps)]
-    session = open_session(tapped.model)
+    observable = with_intermediate_outputs(model, products=layers)
+    names = ["logits", *(intermediate.name for intermediate in observable.intermediates)]
+    session = open_session(observable.model)
     got = dict(zip(names, session.run(names, {session.get_inputs()[0].name: x.numpy()}), strict=True))
     executor = IntegerExecutor(graph)
     given = {name: torch.from_numpy(got[name]) for name in entries if name in got}
@@ -194,7 +194,7 @@ def count_differences(graph: IntegerGraph, model: bytes, x: Tensor) -> Differenc
     return Differences(
         integers=sum(got[name].size for name in compared),
         differing=sum(_other(got[name], replayed[name]) for name in compared),
-        hidden=len(tapped.hidden),
+        hidden=len(observable.hidden),
         codes=sum(got[name].size for name in codes),
         other_codes=sum(_other(got[name], own[name]) for name in codes),
         logits=float(np.abs(got["logits"] - expected).max() / np.abs(expected).max()),

@@ -52,9 +52,10 @@ def read_pretrained(path: Path, model: str) -> PretrainedWeights:
     broken = [name for name, tensor in tensors.items() if tensor.is_floating_point() and not _is_finite(tensor)]
     if broken:
         raise DataError(f"Expected finite weights in {path}, but got NaN or infinity in {_some(broken)}")
-    prepared = all(name.startswith(_RUN_PREFIX) for name in tensors) and len(_without_ranges(tensors)) < len(tensors)
+    weights = {name: value for name, value in tensors.items() if name != BITS_KEY}
+    prepared = all(name.startswith(_RUN_PREFIX) for name in weights) and len(_without_ranges(weights)) < len(weights)
     if prepared:
-        tensors = {name.removeprefix(_RUN_PREFIX): value for name, value in _without_ranges(tensors).items()}
+        tensors = {name.removeprefix(_RUN_PREFIX): value for name, value in _without_ranges(weights).items()}
     return PretrainedWeights(path.name, tensors, prepared)
 
 

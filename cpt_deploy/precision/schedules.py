@@ -253,7 +253,7 @@ def check_bounds(min_bits: int, max_bits: int) -> None:
     """
     if not LEAST_BITS <= min_bits <= max_bits <= MOST_BITS:
         got = f"{min_bits}" if min_bits == max_bits else f"{min_bits}..{max_bits}"
-        raise UsageError(f"Expected bits with {LEAST_BITS} <= lower <= upper <= {MOST_BITS}, but got {got}")
+        raise UsageError(f"Expected bits with {LEAST_BITS} <= min_bits <= max_bits <= {MOST_BITS}, but got {got}")
 
 
 def check_step(step: int, total_steps: int) -> None:

@@ -90,9 +90,9 @@ class Threads:
                 return
             except Exception as error:
                 # The error belongs to the waiting task, not to this thread.
-                loop.call_soon_threadsafe(_calibrate, answer, None, error)
+                loop.call_soon_threadsafe(_complete, answer, None, error)
             else:
-                loop.call_soon_threadsafe(_calibrate, answer, result, None)
+                loop.call_soon_threadsafe(_complete, answer, result, None)
 
         timer = None if deadline is None else loop.call_later(deadline - time.monotonic(), _expire, answer)
         self.offer(job)
@@ -122,7 +122,7 @@ class Threads:
             del job
 
 
-def _calibrate(answer: "asyncio.Future[T]", result: T | None, error: Exception | None) -> None:
+def _complete(answer: "asyncio.Future[T]", result: T | None, error: Exception | None) -> None:
     if answer.done():
         return
     if error is None:

@@ -37,7 +37,7 @@ def test_savings_and_groups_are_the_published_ones(capsys):
 
 def test_a_schedule_of_ones_own_is_shown_too(capsys, tmp_path, monkeypatch):
     (tmp_path / "mine.py").write_text(
-        "from cpt_deploy.precision import StaticSchedule\n\ndef half(lower, upper):\n    return StaticSchedule(4)\n"
+        "from cpt_deploy.precision import StaticSchedule\n\ndef half(min_bits, max_bits):\n    return StaticSchedule(4)\n"
     )
     monkeypatch.chdir(tmp_path)
     [entry] = listed(capsys, "mine:half")
@@ -64,7 +64,7 @@ def test_they_are_drawn(capsys, tmp_path, name):
         (["CR", "--bits", "8"], "MIN-MAX"),
         (["CR", "--grad-bits", "wide"], "--grad-bits as MIN-MAX"),
         (["CR", "--recipe", "digits-quickstart"], "but got both"),
-        (["CR", "--bits", "8-3"], "lower <= upper"),
+        (["CR", "--bits", "8-3"], "min_bits <= max_bits"),
         (["CR", "--plot", "bits.txt"], "ending"),
         (["CR", "--plot", str(Path("missing") / "bits.png")], "folder"),
     ],

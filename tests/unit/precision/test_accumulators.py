@@ -63,9 +63,8 @@ def test_some_input_and_order_reach_the_bound(codes, bits, data):
 
 def test_sums_beyond_int64s_32_bits_do_not_wrap_here():
     codes = np.full((1, 100_000), -127, np.int8)
-    assert worst_sums(codes, np.array([-5], np.int32), quant_max=255, zero_point=0).tolist() == [
-        127 * 255 * 100_000 + 5
-    ]
+    worst = worst_sums(codes, np.array([-5], np.int32), quant_max=255, zero_point=0)
+    assert worst.tolist() == [127 * 255 * 100_000 + 5]
     assert INT32_MOST < 127 * 255 * 100_000
 
 

@@ -176,8 +176,8 @@ def user_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     name = f"schedules_of_{tmp_path.name.replace('-', '_')}"
     (tmp_path / f"{name}.py").write_text(
         "class Late:\n"
-        "    def __init__(self, lower, upper):\n"
-        "        self.bounds = lower, upper\n"
+        "    def __init__(self, min_bits, max_bits):\n"
+        "        self.bounds = min_bits, max_bits\n"
         "    def bits_at(self, step, total_steps):\n"
         "        return self.bounds[step * 2 >= total_steps]\n"
         "ready = Late(2, 4)\n"

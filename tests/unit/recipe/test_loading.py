@@ -65,7 +65,7 @@ def test_empty_file_is_the_defaults(tmp_path):
 
 def test_all_mistakes_are_reported_at_once_with_lines_and_near_names(tmp_path):
     path = tmp_path / "bad.yaml"
-    path.write_text("sede: 1\nmodel:\n  nme: tiny\nprecision:\n  uper: 6\ntrain: {batch_size: 0}\nlower: 3\n")
+    path.write_text("sede: 1\nmodel:\n  nme: tiny\nprecision:\n  max_bts: 6\ntrain: {batch_size: 0}\nmin_bits: 3\n")
 
     with pytest.raises(RecipeError) as caught:
         load_recipe(path, ["optimizer.name=adam", "nonsense"])
@@ -74,9 +74,9 @@ def test_all_mistakes_are_reported_at_once_with_lines_and_near_names(tmp_path):
     assert "7 settings are wrong" in message
     assert "sede (line 1): unknown setting; did you mean seed" in message
     assert "model.nme (line 3): unknown setting; did you mean name" in message
-    assert "precision.uper (line 5): unknown setting; did you mean upper" in message
+    assert "precision.max_bts (line 5): unknown setting; did you mean max_bits" in message
     assert "train.batch_size (line 6)" in message
-    assert "lower (line 7): unknown setting; did you mean precision.min_bits" in message
+    assert "min_bits (line 7): unknown setting; did you mean precision.min_bits" in message
     assert "optimizer.name: Expected 'sgd' or 'adamw', but got 'adam'" in message
     assert "nonsense: expected the form" in message
     assert caught.value.exit_code == 2

@@ -66,9 +66,9 @@ def test_schedules_of_the_paper_cost_what_it_prints():
 @pytest.mark.parametrize(
     ("section", "values", "reason"),
     [
-        ("precision", {"min_bits": 9, "max_bits": 8}, "lower <= upper"),
+        ("precision", {"min_bits": 9, "max_bits": 8}, "min_bits <= max_bits"),
         ("precision", {"min_bits": 1}, "greater than or equal to 2"),
-        ("precision", {"grad_min_bits": 9, "grad_max_bits": 8}, "lower <= upper"),
+        ("precision", {"grad_min_bits": 9, "grad_max_bits": 8}, "min_bits <= max_bits"),
         ("precision", {"schedule": "cosin"}, "did you mean cosine"),
         ("precision", {"schedule": "piecewise"}, "points"),
         ("data", {"input": {"channels": 3, "mean": [0.5]}}, "3 values"),

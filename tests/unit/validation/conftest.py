@@ -11,6 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from cpt_deploy.bundle import Bundle, BundleContents, GoldenSample, OnnxRuntimeModel, Preprocessing, write_bundle
+from cpt_deploy.signature import Signature, TensorSpec, to_json
 from cpt_deploy.validation import add_intermediate_outputs, quantized_tensors
 
 CLASSES = ("zero", "one", "two")
@@ -142,10 +143,13 @@ def graph_entry(network: Network) -> dict:
         return {"type": kind, "inputs": [source], "output": output, "shift": 0, "pads": [1, 1, 1, 1], **stored}
 
     return {
-        "input": "x",
-        "output": "y",
+        "signature": to_json(
+            Signature((TensorSpec("image", "float32", (1, 8, 8)),), (TensorSpec("logits", "float32", (len(CLASSES),)),))
+        ),
+        "outputs": ["y"],
         "tensors": [{**tensor, "shape": [4, 8, 8]} for tensor in network.quantizers],
         "operations": [
+            {"type": "Quantize", "inputs": ["image"], "output": "x"},
             layer("Convolution", "first", "x", "a"),
             layer("Convolution", "second", "a", "b"),
             {"type": "Add", "inputs": ["a", "b"], "output": "sum"},

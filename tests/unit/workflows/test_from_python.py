@@ -135,7 +135,7 @@ def test_a_bundle_of_another_run_is_refused(run, tmp_path):
     bundle = export_run(run, destination=tmp_path / "bundle")
     other = shutil.copytree(run, tmp_path / "other")
     (other / "model.safetensors").write_bytes(b"other")
-    with pytest.raises(UsageError, match="others"):
+    with pytest.raises(UsageError, match="other trained weights"):
         validate_bundle(bundle.path, ValidationOptions(data_of(run), run=other))
     assert find_origin(bundle, run).run == run
     assert find_origin(bundle).run is None

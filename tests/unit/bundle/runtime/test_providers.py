@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from cpt_cli.main import main
 from cpt_deploy.bundle import OnnxRuntimeModel, require_evidence, update_validation
-from cpt_deploy.bundle.runtime.model import providers
+from cpt_deploy.bundle.runtime import providers
 from cpt_deploy.bundle.runtime.providers import choose_provider, provider_name, provider_names
 from cpt_deploy.errors import MissingExtraError, UsageError, ValidationFailedError
 

@@ -5,9 +5,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from cpt_deploy.bundle.runtime import cpu as processor
+from cpt_deploy.bundle.runtime import sessions
 from cpt_deploy.bundle.runtime.cpu import CpuInfo
-from cpt_deploy.bundle.runtime.model import cpu as processor
-from cpt_deploy.bundle.runtime.model import sessions
 from cpt_deploy.bundle.runtime.sessions import EXACT_SUMS, PORTABLE_KEY, open_session, session_options
 
 OLD = CpuInfo("without VNNI", "x86_64", 2, ("avx2",))

@@ -162,7 +162,7 @@ def test_what_does_not_follow_alone_is_no_part(function: Any) -> None:
 
 
 def test_the_same_operations_are_found_before_and_after_quantizers_are_in_the_graph(monkeypatch) -> None:
-    from cpt_deploy.quantization.graph import quantizers
+    from cpt_deploy.quantization.graph import activation_quantizers
 
     before: list[list[str]] = []
 
@@ -172,7 +172,7 @@ def test_the_same_operations_are_found_before_and_after_quantizers_are_in_the_gr
         assert all(operation.quantizer is None for operation in found)
         return found
 
-    monkeypatch.setattr(quantizers, "fused_operations", listening)
+    monkeypatch.setattr(activation_quantizers, "fused_operations", listening)
     model = prepared(Written(lambda net, x: functional.relu(net.a(x) + functional.relu6(net.b(x)))))
     after = fused_operations(model.network)
     assert before == [[name for operation in after for name in names(operation)]]

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from cpt_deploy.quantization.kernels import Grid
+from cpt_deploy.quantization.kernels import QuantizationParameters
 from cpt_deploy.quantization.kernels.reference import TorchKernels
 from cpt_deploy.quantization.modules.layers import quantized_layer
 from cpt_deploy.quantization.state.precision_state import PrecisionState
@@ -95,10 +95,12 @@ def test_packing_shifts_turns_and_sums(m, n, low, kind) -> None:
     assert int8_matmul.pack(x, shift, keep_rows=False).rows is None
 
 
-def operands(rows: tuple[int, ...], inputs: int, outputs: int) -> tuple[Tensor, Tensor, Grid, Tensor, Tensor]:
+def operands(
+    rows: tuple[int, ...], inputs: int, outputs: int
+) -> tuple[Tensor, Tensor, QuantizationParameters, Tensor, Tensor]:
     """Gradient codes, input codes with their grid, weight codes and scales."""
     zero_point = torch.randint(0, 256, (), device=DEVICE).float()
-    grid = Grid(torch.tensor(0.03, device=DEVICE), zero_point, torch.tensor(255.0, device=DEVICE))
+    grid = QuantizationParameters(torch.tensor(0.03, device=DEVICE), zero_point, torch.tensor(255.0, device=DEVICE))
     low = -int(torch.randint(0, 256, ()))
     return (
         integers(low, low + 255, *rows, outputs, dtype=torch.bfloat16),

@@ -22,9 +22,9 @@ from cpt_deploy.quantization.kernels import (
     Average,
     BatchNorm,
     Clamp,
-    Grid,
     Kernels,
     OutputGradient,
+    QuantizationParameters,
     QuantMax,
     Selection,
 )
@@ -120,7 +120,7 @@ def test_losses_of_200_steps_on_a_gpu_are_those_of_the_cpu() -> None:
 def every_launch(kernels: Kernels, shape: tuple[int, int, int, int]) -> None:
     """Call each function once on tensors of a shape, or twice where types or constants differ."""
     scalar, x = torch.tensor(1.0), torch.randn(shape).contiguous(memory_format=torch.channels_last)
-    codes, channels, grid = x.to(torch.uint8), torch.ones(shape[1]), Grid(scalar, scalar, scalar)
+    codes, channels, grid = x.to(torch.uint8), torch.ones(shape[1]), QuantizationParameters(scalar, scalar, scalar)
     average, count, rows = Average(scalar, scalar, torch.tensor(0), 0.1), torch.tensor(0), x.numel() // shape[1]
     kernels.observe(*kernels.range(x), average, QuantMax(scalar, scalar, 0.0, False))
     kernels.observe(channels, channels, None, QuantMax(scalar, scalar, 0.0, True))

@@ -57,7 +57,7 @@ def test_another_schedule_and_other_bits_of_gradients():
     model = small(min_bits=4, max_bits=6)
     schedule = CyclicPrecision(model, 4, 1, schedule="linear", gradient_bits=6)
     assert (schedule.get_last_bits(), model.precision.gradient_bits) == (4, 6)
-    with pytest.raises(UsageError, match="one precision cycle a step"):
+    with pytest.raises(UsageError, match="one precision cycle per step"):
         CyclicPrecision(model, 4, 5)
 
 

@@ -141,7 +141,7 @@ def test_a_precision_at_which_the_loss_explodes_is_gone_back_from(recipe, states
     assert [len(entry.loss) for entry in outcome.progress][:3] == [4, 4, 30]
     assert outcome.min_bits >= 4
     for bits in (3, 4):
-        assert all(torch.equal(value, states[2][name]) for name, value in states[bits].items())
+        assert all(torch.equal(value, states[2][name]) for name, value in states[bits].items() if name != "bits")
     plot_range_test(outcome.to_dict(), tmp_path / "range.png")
     assert json.loads(json.dumps(outcome.to_dict()))["precisions"][0]["diverged"]
 

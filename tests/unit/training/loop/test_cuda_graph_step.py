@@ -10,8 +10,8 @@ from torch import nn
 
 from cpt_deploy.errors import UsageError
 from cpt_deploy.training import train
+from cpt_deploy.training.loop import loop
 from cpt_deploy.training.loop.cuda_graph_step import WARMUP_STEPS, CudaGraphStep, gradients_of
-from cpt_deploy.training.loop.loop import loop
 from cpt_deploy.training.task import StepOutcome
 
 CPU = torch.device("cpu")

@@ -7,7 +7,7 @@ import pytest
 
 from cpt_deploy.errors import RunInterruptedError, UsageError
 from cpt_deploy.training import train
-from cpt_deploy.training.run_directory.run_directory import run_lock as run_lock_module
+from cpt_deploy.training.run_directory import run_lock as run_lock_module
 from cpt_deploy.training.run_directory.run_lock import run_lock
 
 # Processes without our code (and without torch, which takes long to load): the system's own locks.
