@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from cpt_deploy.errors import DataError, UsageError
 from cpt_deploy.models.imported.source import WEIGHTS_SUFFIXES, open_source
+from cpt_deploy.quantization.state.scheduled_model import BITS_KEY
 
 _RUN_PREFIX = "network."
 _RANGE = ("low", "high", "batches")

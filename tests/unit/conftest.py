@@ -13,6 +13,7 @@ from hypothesis import settings
 from onnx import TensorProto, helper, numpy_helper
 
 from cpt_deploy.bundle import Bundle, BundleContents, CardFields, GoldenSample, Preprocessing, write_bundle
+from cpt_deploy.signature import Signature, TensorSpec, to_json
 
 # The workers of pytest-xdist have a terminal's width in their environment, and commands would keep to it.
 os.environ.pop("COLUMNS", None)
@@ -87,12 +88,15 @@ def colour_graph() -> dict[str, Any]:
         "codes": {"tensor": "fc.weight"}, "scales": {"tensor": "fc.weight_scale"}, "bias": {"tensor": "fc.bias"},
     }  # fmt: skip
     return {
-        "input": "image_codes",
-        "output": "logit_codes",
+        "signature": to_json(
+            Signature((TensorSpec("image", "float32", (3, 8, 8)),), (TensorSpec("logits", "float32", (3,)),))
+        ),
+        "outputs": ["logit_codes"],
         "tensors": [
             {"name": "image_codes", **image}, {"name": "flat_codes", **image}, {"name": "logit_codes", **logits},
         ],
         "operations": [
+            {"type": "Quantize", "inputs": ["image"], "output": "image_codes"},
             {"type": "Reshape", "inputs": ["image_codes"], "output": "flat_codes"},
             {"type": "FullyConnected", "inputs": ["flat_codes"], "output": "logit_codes", "shift": 0, **layer},
         ],
@@ -111,7 +115,7 @@ def colour_contents(name: str = "colours") -> BundleContents:
             "fc.bias": np.zeros(3, np.int32),
         },
         graph=colour_graph(),
-        quantization={"edges": {"logits": {"bits": 8, "scale": LOGIT_SCALE, "zero_point": LOGIT_ZERO}}},
+        quantization={"activations": [{"name": "logits", "bits": 8, "scale": LOGIT_SCALE, "zero_point": LOGIT_ZERO}]},
         labels=COLOURS,
         preprocessing=Preprocessing(3, (8, 8), mean=(0.5,) * 3, std=(0.5,) * 3),
         golden=GoldenSample(inputs, colour_codes(inputs), LOGIT_SCALE, LOGIT_ZERO),

@@ -37,7 +37,8 @@ def test_savings_and_groups_are_the_published_ones(capsys):
 
 def test_a_schedule_of_ones_own_is_shown_too(capsys, tmp_path, monkeypatch):
     (tmp_path / "mine.py").write_text(
-        "from cpt_deploy.precision import StaticSchedule\n\ndef half(min_bits, max_bits):\n    return StaticSchedule(4)\n"
+        "from cpt_deploy.precision import StaticSchedule\n\n"
+        "def half(min_bits, max_bits):\n    return StaticSchedule(4)\n"
     )
     monkeypatch.chdir(tmp_path)
     [entry] = listed(capsys, "mine:half")

@@ -15,6 +15,7 @@ from cpt_deploy.quantization import QuantizationConfig, QuantizedModel, prepare
 from cpt_deploy.quantization.kernels import Kernels
 from cpt_deploy.quantization.kernels.reference import TorchKernels
 from cpt_deploy.quantization.training_step import gpu_products
+from cpt_deploy.quantization.training_step.execution_path import ExecutionPath
 from cpt_deploy.quantization.training_step.fused_operations import Engine
 
 triton_backend = pytest.importorskip("cpt_deploy.quantization.kernels.triton_backend")
@@ -63,7 +64,8 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def use(kernels: Kernels, monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = Engine(kernels, torch.bfloat16, replayable=True)
+    engine, path = Engine(kernels, torch.bfloat16, replayable=True), ExecutionPath("bf16", "as on a GPU")
+    monkeypatch.setattr(QuantizedModel, "execution_path", lambda *_: path)
     monkeypatch.setattr(QuantizedModel, "_engine", lambda *_: engine)
 
 

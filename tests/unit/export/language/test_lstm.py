@@ -224,7 +224,7 @@ def swap_words(content):
 
 
 EDITS = {
-    "a word's number": ("tokenizer.json", swap_words, "tokenizer.json is not the one that was exported"),
+    "a word's number": ("tokenizer.json", swap_words, "tokenizer.json is not the exported one"),
     "the first state": (
         "config.json",
         lambda content: content["cpt"]["language"]["states"][0].update(fill=0.5),

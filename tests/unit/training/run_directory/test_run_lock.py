@@ -85,7 +85,7 @@ FORKED = """
 import importlib.util, os, sys, time
 from pathlib import Path
 sys.modules["cpt_deploy.training"] = type(sys)("cpt_deploy.training")  # whose __init__ loads torch
-sys.modules["cpt_deploy.training"].__path__ = [str(Path(sys.argv[2]).parent)]
+sys.modules["cpt_deploy.training"].__path__ = [str(Path(sys.argv[2]).parents[1])]
 from cpt_deploy.training.run_directory.run_lock import run_lock
 with run_lock(Path(sys.argv[1])):
     child = os.fork()
