@@ -256,7 +256,7 @@ def test_a_bundle_is_not_compared_with_another_run(here, capsys, bundle, run_dir
     copy = Path(shutil.copytree(run_dir, tmp_path / "run", ignore=shutil.ignore_patterns("bundle*")))
     (copy / "model.safetensors").write_bytes(b"other weights")
     error = fails(capsys, 2, "validate", bundle, "--data", "digits", "--run", copy)
-    assert "the trained weights" in error
+    assert "other trained weights" in error
 
 
 def test_a_data_set_of_other_classes_is_refused(here, capsys, bundle, tmp_path):

@@ -68,7 +68,7 @@ def test_a_run_is_fine_tuned_with_a_new_head(recipe, run_dir, two_classes):
     task = load_task(recipe(f"model.weights={run_dir}", two_classes), CPU)
     state = task.build_model().state_dict()
     weights = load_file(run_dir / "model.safetensors")
-    names = [name for name in weights if not name.startswith("network.activation_quantizers")]
+    names = [name for name in weights if name != "bits" and not name.startswith("network.activation_quantizers")]
     taken = [name for name in names if not name.startswith("network.fc")]
     assert set(names) - set(taken) == {"network.fc.weight", "network.fc.bias"}
     assert all(torch.equal(state[name], weights[name]) for name in taken)
@@ -94,7 +94,11 @@ def test_a_run_of_a_network_that_prepare_takes_apart_is_a_beginning_too(tmp_path
     state, weights = task.build_model().state_dict(), load_file(tmp_path / "first" / "model.safetensors")
     assert task.pretrained.fresh == ("heads.head.weight", "heads.head.bias")
     assert any("in_proj" in name for name in weights)
-    taken = [name for name in weights if "heads.head" not in name and not name.endswith((".low", ".high", ".batches"))]
+    taken = [
+        name
+        for name in weights
+        if name != "bits" and "heads.head" not in name and not name.endswith((".low", ".high", ".batches"))
+    ]
     assert len(taken) == task.pretrained.tensors
     assert all(torch.equal(state[name], weights[name]) for name in taken)
 
