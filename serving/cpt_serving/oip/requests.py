@@ -1,8 +1,10 @@
 """Requests for inference, and their form over HTTP: JSON, with tensors in it or as bytes after it."""
 
+import math
 from collections.abc import Mapping, Sequence
 
-from cpt_serving.oip.schemas import InferInput, InferRequest
+from cpt_serving.oip.datatypes import DTYPES
+from cpt_serving.oip.schemas import InferInput, InferParameters, InferRequest, ModelMetadata
 from cpt_serving.web.errors import bad_request
 from cpt_serving.web.generation_schemas import checked
 from cpt_serving.web.json_bodies import parse_object
@@ -46,6 +48,31 @@ def parse_request(body: bytes, json_bytes: int | None = None) -> InferRequest:
     request = checked(InferRequest, parse_object(memoryview(body)[:json_bytes]))
     _attach(request.inputs, None if json_bytes is None else memoryview(body)[json_bytes:])
     return request
+
+
+def raw_request(body: bytes, model: ModelMetadata) -> InferRequest:
+    """Return the request of a body without JSON: rows of the model's only input, whose outputs are sent as bytes.
+
+    Args:
+        body: The decompressed body; its size gives the number of rows.
+        model: The model's inputs.
+
+    Raises:
+        RequestError: 400 if the model has several inputs or free sizes, or the body is not a number of whole rows.
+    """
+    tensor, *others = model.inputs
+    if others or -1 in tensor.shape[1:]:
+        raise bad_request(
+            f"Expected JSON before the tensors ({HEADER_LENGTH}), since {model.name} has no rows of one size"
+        )
+    row_bytes = DTYPES[tensor.datatype].itemsize * math.prod(tensor.shape[1:])
+    rows, rest = divmod(len(body), row_bytes)
+    if rest or not rows:
+        raise bad_request(
+            f"Expected {row_bytes} bytes per row of {tensor.datatype} {tensor.shape[1:]}, but got {len(body)} bytes"
+        )
+    given = InferInput(name=tensor.name, shape=[rows, *tensor.shape[1:]], datatype=tensor.datatype)
+    return InferRequest(inputs=[given.attach(memoryview(body))], parameters=InferParameters(binary_data_output=True))
 
 
 def _attach(inputs: Sequence[InferInput], raw: memoryview | None) -> None:

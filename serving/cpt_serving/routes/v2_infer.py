@@ -17,8 +17,8 @@ from cpt_serving.adapters import Adapter
 from cpt_serving.answering import InferCall, infer
 from cpt_serving.inference.engine import Engine
 from cpt_serving.oip.answers import Answer, render_answer
-from cpt_serving.oip.requests import HEADER_LENGTH, header_length, parse_request
-from cpt_serving.oip.schemas import InferAnswer
+from cpt_serving.oip.requests import HEADER_LENGTH, header_length, parse_request, raw_request
+from cpt_serving.oip.schemas import InferAnswer, InferRequest
 from cpt_serving.routes.examples import HEADERS, infer_body
 from cpt_serving.service import Service
 from cpt_serving.settings import ServeSettings
@@ -123,9 +123,13 @@ async def answer_infer(service: Service, engine: Engine[Adapter]) -> Response:
         return request_deadline(service.settings, timeout_us=timeout_us)
 
     heavy = (len(body) if json_bytes is None else json_bytes) > INLINE_BYTES
-    return _InferResponse(
-        await infer(engine, InferCall(lambda: parse_request(body, json_bytes), heavy, deadline, render_answer))
-    )
+
+    def parse() -> InferRequest:
+        if json_bytes == 0:
+            return raw_request(body, engine.model.metadata(()))
+        return parse_request(body, json_bytes)
+
+    return _InferResponse(await infer(engine, InferCall(parse, heavy, deadline, render_answer)))
 
 
 async def _read(settings: ServeSettings) -> tuple[bytes, int | None]:

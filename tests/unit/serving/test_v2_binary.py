@@ -226,3 +226,15 @@ def refusal(response, status=400):
     assert (response.status_code, set(content)) == (status, {"error", "request_id"}), content
     assert content["error"].startswith("Expected")
     return content["error"]
+
+
+def test_a_body_without_json_is_rows_and_answered_in_bytes(client, expected):
+    _, raw = decode(post(client, ROWS.tobytes(), {LENGTH: "0"}))
+    assert raw == expected.tobytes()
+
+
+@pytest.mark.parametrize("content", [b"", ROWS.tobytes()[:-1]], ids=["empty", "cut"])
+def test_a_body_without_json_has_whole_rows(client, content):
+    response = post(client, content, {LENGTH: "0"})
+    assert response.status_code == 400
+    assert "768 bytes per row of FP32 [3, 8, 8]" in response.json()["error"]
