@@ -99,16 +99,15 @@ class InferInput(BaseModel):
     datatype: str
     data: Any = None
     parameters: InputParameters | None = None
-    _raw: memoryview | None = None
 
     @property
     def raw(self) -> memoryview | None:
-        """Bytes of the tensor, if it was sent in binary."""
-        return self._raw
+        """Bytes of the tensor, if it was sent in binary; JSON has no such values."""
+        return self.data if isinstance(self.data, memoryview) else None
 
     def attach(self, raw: memoryview) -> Self:
         """Attach the tensor's bytes, and return the tensor."""
-        self._raw = raw
+        self.data = raw
         return self
 
 
