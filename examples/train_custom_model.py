@@ -1,4 +1,4 @@
-"""Your own model and your own training loop: prepare, train with cycling bits, calibrate, export, classify.
+"""Your own model and your own training loop: prepare, train with scheduled bits, calibrate, export, classify.
 
     python examples/train_custom_model.py my-bundle
     cpt validate my-bundle --data digits

@@ -101,7 +101,7 @@ def export_bundle(
         "weight_bits": mean_bits(weight_bits, {o.source: (o.bits, o.codes.size) for o in graph.weighted()}),
         "activation_bits": activation_bits or max(tensor.bits for tensor in graph.tensors.values()),
         "quantization": CALIBRATED if identity.calibrated else TRAINED,
-        **({} if identity.calibrated else {"scheduled": [model.config.min_bits, model.config.max_bits]}),
+        **({} if identity.calibrated else {"trained_bits": [model.config.min_bits, model.config.max_bits]}),
         **({"activations": SYMMETRIC} if any(tensor.signed for tensor in graph.tensors.values()) else {}),
         **({} if floats is None else float_facts(floats, model.conversion.reason)),
         "opset": opset,

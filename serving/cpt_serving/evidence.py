@@ -54,7 +54,7 @@ class Evidence(BaseModel):
     )
     weight_bits: int | float | None = Field(description="the mean over all weights if layers differ")
     activation_bits: int | None
-    cycle: tuple[int, int] | None = Field(description="the bits between which training cycled")
+    trained_bits: tuple[int, int] | None = Field(description="min_bits and max_bits of the training")
     validation: Validation | None = Field(description="null if `cpt validate` was never run")
     server_version: str
     docs: bool = Field(description="whether the server has /docs")
@@ -77,7 +77,7 @@ def evidence_of(adapter: Adapter, *, docs: bool = True) -> Evidence:
         size_bytes=_size(bundle),
         weight_bits=facts.get("weight_bits"),
         activation_bits=facts.get("activation_bits"),
-        cycle=facts.get("scheduled"),
+        trained_bits=facts.get("trained_bits"),
         validation=_validation(bundle),
         server_version=cpt_deploy.__version__,
         docs=docs,

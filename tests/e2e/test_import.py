@@ -48,7 +48,7 @@ def test_an_onnx_file_is_calibrated_validated_and_served(typed, foreign, digits)
         "calibrated only", 512, "digits.onnx",
     )  # fmt: skip
     assert facts["calibration_accuracy"] > 0.8
-    assert "scheduled" not in facts
+    assert "trained_bits" not in facts
 
     # the float model lies around the bundle and is what the bundle is measured against; calibration alone may cost some
     # of the 355 images

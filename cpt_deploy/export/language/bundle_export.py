@@ -90,7 +90,7 @@ def export_language_bundle(
         ),
         "activation_bits": activation_bits or model.precision.max_bits,
         "quantization": TRAINED,
-        "scheduled": [model.config.min_bits, model.config.max_bits],
+        "trained_bits": [model.config.min_bits, model.config.max_bits],
         "opset": opset,
         "portable": portable,
         "reduced_layers": [asdict(layer) for layer in reduced_layers(model, weight_bits)],

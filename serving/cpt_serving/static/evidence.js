@@ -30,9 +30,9 @@ function exactness(validation) {
 }
 
 function precision(facts) {
-  const { weight_bits: weights, activation_bits: activations, cycle } = facts;
+  const { weight_bits: weights, activation_bits: activations, trained_bits: trainedBits } = facts;
   if (!weights) return figure("–", "Precision", "not recorded");
-  const trained = cycle ? `trained cycling ${cycle[0]} to ${cycle[1]} bits` : `activations ${activations} bits`;
+  const trained = trainedBits ? `trained at ${trainedBits[0]} to ${trainedBits[1]} bits` : `activations ${activations} bits`;
   return figure(`${weights} bits`, "Precision", trained);
 }
 
