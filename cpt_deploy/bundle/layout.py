@@ -1,6 +1,6 @@
 """The layout of a bundle: the version of its format and the names of its files."""
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 LANGUAGE_KIND = "language-model"
 """The value of "kind" under "cpt" in config.json of a language model; classifiers have no "kind"."""

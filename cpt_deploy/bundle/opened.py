@@ -137,10 +137,11 @@ def _check_version(directory: Path, version: object) -> None:
         raise BundleError(
             f"Expected {directory / CONFIG_FILE} to have its cpt.format_version, but got {version!r}", hint=AGAIN_HINT
         )
-    if version > FORMAT_VERSION:
+    if version != FORMAT_VERSION:
+        newer = "a newer cpt-deploy wrote it: upgrade with `pip install --upgrade cpt-deploy`"
         raise BundleError(
-            f"Expected a bundle of format version {FORMAT_VERSION} or older, but {directory} has version {version}",
-            hint="a newer cpt-deploy wrote it: upgrade with `pip install --upgrade cpt-deploy`",
+            f"Expected a bundle of format version {FORMAT_VERSION}, but {directory} has version {version}",
+            hint=newer if version > FORMAT_VERSION else "an older cpt-deploy wrote it: train and export again",
         )
 
 

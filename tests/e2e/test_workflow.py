@@ -211,7 +211,7 @@ def test_a_damaged_bundle_is_refused_before_anything_is_loaded(here, capsys, bun
     elif damage == "missing":
         model.unlink()
     else:
-        write_with_checksum(config, config.read_text().replace('"format_version": 1', '"format_version": 99'))
+        write_with_checksum(config, config.read_text().replace('"format_version": 2', '"format_version": 99'))
     named = "version 99" if damage == "newer" else "model.onnx"
     assert named in fails(capsys, 5, "predict", bundle_copy, digits[0])
     assert named in fails(capsys, 5, "validate", bundle_copy, "--data", "digits")

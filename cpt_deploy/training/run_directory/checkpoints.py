@@ -18,7 +18,7 @@ from torch import Tensor
 from cpt_deploy.errors import CheckpointError
 from cpt_deploy.training.run_directory.files import disk_errors, write_atomically
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -74,10 +74,13 @@ def read_checkpoint(path: Path) -> Checkpoint:
             hint="if the other file in checkpoints/ is whole, copy it over this one and resume",
         )
     values = json.loads(state)
-    if values["format_version"] > FORMAT_VERSION:
+    if values["format_version"] != FORMAT_VERSION:
+        newer = values["format_version"] > FORMAT_VERSION
         raise CheckpointError(
             f"Expected a checkpoint of format {FORMAT_VERSION} at {path}, but got format {values['format_version']}",
-            hint="it was written by a newer cpt-deploy: upgrade",
+            hint="it was written by a newer cpt-deploy: upgrade"
+            if newer
+            else "an older cpt-deploy wrote it: train again",
         )
     return Checkpoint(tensors, values)
 

@@ -92,17 +92,18 @@ def test_verification_can_be_left_out(bundle):
     assert Bundle.open(bundle.path, verify=False).name == "colours"
 
 
-def test_newer_format_asks_for_an_upgrade(bundle):
+@pytest.mark.parametrize(("other", "advice"), [(1, "export again"), (3, "upgrade")], ids=["older", "newer"])
+def test_another_format_is_refused_with_advice(bundle, other, advice):
     config = json.loads((bundle.path / "config.json").read_text())
-    config["cpt"]["format_version"] = 2
+    config["cpt"]["format_version"] = other
     edit(bundle, "config.json", json.dumps(config).encode())
     error = refusal(bundle.path)
-    assert "version 2" in error.message
-    assert "upgrade" in str(error.hint)
+    assert f"version {other}" in error.message
+    assert advice in str(error.hint)
 
 
 @pytest.mark.parametrize(
-    "config", [b"{}", b'{"cpt": {"format_version": "1"}}', b"[]", b"{", b'{"cpt":{"format_version":1}}']
+    "config", [b"{}", b'{"cpt": {"format_version": "1"}}', b"[]", b"{", b'{"cpt":{"format_version":2}}']
 )
 def test_unfit_config_is_refused(bundle, config):
     edit(bundle, "config.json", config)

@@ -138,7 +138,7 @@ def test_config_has_the_keys_of_other_readers(bundle):
     assert config["label2id"]["blue"] == 2
     assert (config["num_classes"], config["architecture"]) == (3, "colours")
     assert config["pretrained_cfg"]["input_size"] == [3, 8, 8]
-    assert config["cpt"]["format_version"] == 1
+    assert config["cpt"]["format_version"] == 2
     preprocessor = json.loads((bundle.path / "preprocessor_config.json").read_text())
     assert preprocessor["crop_size"] == {"height": 8, "width": 8}
 

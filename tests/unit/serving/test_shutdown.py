@@ -211,7 +211,7 @@ def test_a_hangup_looks_for_models_and_ends_nothing(
         wait_until(lambda: ask(url, png)["version"] == "2")
         shutil.rmtree(models / "colours" / "1")
         process.send_signal(signal.SIGHUP)
-        wait_until(lambda: 'cpt_serve_model_info{format_version="1",model="colours"' in get(f"{url}/metrics").text)
+        wait_until(lambda: 'cpt_serve_model_info{format_version="2",model="colours"' in get(f"{url}/metrics").text)
         wait_until(lambda: get(f"{url}/metrics").text.count("\ncpt_serve_model_info{") == 1)
         process.terminate()
         ended(process)

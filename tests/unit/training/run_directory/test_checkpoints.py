@@ -82,7 +82,7 @@ def test_other_safetensors_file_is_no_checkpoint(tmp_path):
 
 
 def test_checkpoint_of_a_newer_version_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("cpt_deploy.training.run_directory.checkpoints.FORMAT_VERSION", 2)
+    monkeypatch.setattr("cpt_deploy.training.run_directory.checkpoints.FORMAT_VERSION", 3)
     write_checkpoint(tmp_path / "a.safetensors", CHECKPOINT)
     monkeypatch.undo()
 
