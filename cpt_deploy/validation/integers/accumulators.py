@@ -7,11 +7,9 @@ from typing import Any
 
 import numpy.typing as npt
 
-from cpt_deploy.bundle.language import LanguageBundle
 from cpt_deploy.bundle.opened import OpenedBundle
-from cpt_deploy.errors import BundleError
 from cpt_deploy.precision.accumulators import INT32_MOST, worst_average_sum, worst_sums
-from cpt_deploy.validation.integers.saturation import executed_codes
+from cpt_deploy.validation.integers.saturation import executed_codes, read_layers
 
 
 @dataclass(frozen=True)
@@ -38,16 +36,7 @@ def bundle_accumulators(bundle: OpenedBundle) -> tuple[Accumulator, ...]:
     Raises:
         BundleError: If the bundle's graph is incomplete or malformed.
     """
-    tensors = bundle.load_tensors()
-    try:
-        if isinstance(bundle, LanguageBundle):
-            return tuple(_products(bundle.quantization["activations"], tensors))
-        return tuple(_graph_sums(bundle.quantization["graph"], tensors))
-    except (KeyError, TypeError, IndexError) as error:
-        raise BundleError(
-            f"Expected quantization.json of {bundle.path} to describe the integer graph, but got: {error!r}",
-            hint="export the bundle again",
-        ) from error
+    return read_layers(bundle, _graph_sums, _products)
 
 
 def _graph_sums(graph: dict[str, Any], tensors: dict[str, npt.NDArray[Any]]) -> Iterable[Accumulator]:
@@ -56,14 +45,14 @@ def _graph_sums(graph: dict[str, Any], tensors: dict[str, npt.NDArray[Any]]) -> 
         name = operation["output"]
         if operation["type"] == "GlobalAverage":
             source = sources[operation["inputs"][0]]
-            yield Accumulator(name, worst_average_sum(math.prod(source["shape"][1:]), quant_max=_levels(source)))
+            yield Accumulator(name, worst_average_sum(math.prod(source["shape"][1:]), quant_max=_quant_max(source)))
         elif "codes" in operation and operation["type"] != "Embed":
             source = sources[operation["inputs"][0]]
             least = -(2 ** (int(source["bits"]) - 1)) if source.get("signed") else 0
             worst = worst_sums(
                 executed_codes(operation, tensors),
                 tensors[operation["bias"]["tensor"]],
-                quant_max=_levels(source),
+                quant_max=_quant_max(source),
                 zero_point=int(source["zero_point"]) - least,
             )
             yield Accumulator(name, int(worst.max(initial=0)))
@@ -72,11 +61,11 @@ def _graph_sums(graph: dict[str, Any], tensors: dict[str, npt.NDArray[Any]]) -> 
 def _products(activations: Sequence[dict[str, Any]], tensors: dict[str, npt.NDArray[Any]]) -> Iterable[Accumulator]:
     for entry in activations:
         name = entry["name"].removesuffix(".codes")
-        worst = worst_sums(tensors[f"{name}.weight"], quant_max=_levels(entry), zero_point=int(entry["zero_point"]))
+        worst = worst_sums(tensors[f"{name}.weight"], quant_max=_quant_max(entry), zero_point=int(entry["zero_point"]))
         yield Accumulator(name, int(worst.max(initial=0)))
 
 
-def _levels(tensor: dict[str, Any]) -> int:
+def _quant_max(tensor: dict[str, Any]) -> int:
     return int(2 ** int(tensor["bits"]) - 1)
 
 

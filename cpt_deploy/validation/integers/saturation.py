@@ -3,14 +3,14 @@
 There, onnxruntime's kernels multiply unsigned activations by signed weights and add each two adjacent products in
 int16, which saturates silently (`vpmaddubsw`). Which products are adjacent depends on a kernel's packing; the verdict
 here ignores the order and takes the two worst weights of an output channel, so "cannot" is certain on every such
-processor and "can" is max_bits. Depthwise convolutions have separate kernels that do not saturate; they are
+processor and "can" is a bound. Depthwise convolutions have separate kernels that do not saturate; they are
 judged likewise, to be conservative. With signed activations nothing can saturate: their kernels add in 32 bits, and two
 of their products, at most 128 · 127 each, would even fit into 16.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,9 @@ from cpt_deploy.bundle.language import LanguageBundle
 from cpt_deploy.bundle.opened import OpenedBundle
 from cpt_deploy.bundle.runtime.cpu import CpuInfo
 from cpt_deploy.errors import BundleError
+
+T = TypeVar("T")
+Tensors = dict[str, npt.NDArray[Any]]
 
 _INT16 = np.iinfo(np.int16)
 
@@ -129,11 +132,29 @@ def bundle_saturation(bundle: OpenedBundle) -> tuple[LayerSaturation, ...]:
     Raises:
         BundleError: If the bundle's graph is incomplete or malformed.
     """
+    return read_layers(bundle, _graph_layers, _products)
+
+
+def read_layers(
+    bundle: OpenedBundle,
+    of_graph: Callable[[dict[str, Any], Tensors], Iterable[T]],
+    of_products: Callable[[Sequence[dict[str, Any]], Tensors], Iterable[T]],
+) -> tuple[T, ...]:
+    """Read quantization.json and the tensors of a bundle, and judge its layers in the order of the graph.
+
+    Args:
+        bundle: The bundle.
+        of_graph: Judges the operations of an integer graph.
+        of_products: Judges the products of a language model.
+
+    Raises:
+        BundleError: If the bundle's graph is incomplete or malformed.
+    """
     tensors = bundle.load_tensors()
     try:
         if isinstance(bundle, LanguageBundle):
-            return tuple(_products(bundle.quantization["activations"], tensors))
-        return tuple(_graph_layers(bundle.quantization["graph"], tensors))
+            return tuple(of_products(bundle.quantization["activations"], tensors))
+        return tuple(of_graph(bundle.quantization["graph"], tensors))
     except (KeyError, TypeError, IndexError) as error:
         raise BundleError(
             f"Expected quantization.json of {bundle.path} to describe the integer graph, but got: {error!r}",
