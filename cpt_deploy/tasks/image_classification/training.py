@@ -12,7 +12,7 @@ from cpt_deploy.data import ArrayImages, FileImages, eval_loader, training_strea
 from cpt_deploy.errors import UsageError
 from cpt_deploy.quantization import QuantizedModel, ScheduledModel
 from cpt_deploy.recipe import Recipe
-from cpt_deploy.recipe.tasks import CLASSIFICATION
+from cpt_deploy.recipe.tasks import IMAGE_CLASSIFICATION
 from cpt_deploy.training.distributed.process_group import ProcessGroup
 from cpt_deploy.training.distributed.synchronization import Synchronization
 from cpt_deploy.training.evaluation import evaluate
@@ -31,7 +31,7 @@ class Classification:
         data: Images and their preprocessing.
     """
 
-    name = CLASSIFICATION
+    name = IMAGE_CLASSIFICATION
     unit = "images"
 
     def __init__(self, data: RunData) -> None:

@@ -32,7 +32,7 @@ from cpt_deploy.errors import CheckpointError, UsageError
 from cpt_deploy.quantization import QuantizedLanguageModel, ScheduledModel, calibrating
 from cpt_deploy.quantization.language import Score, State, detached
 from cpt_deploy.recipe import Recipe
-from cpt_deploy.recipe.tasks import LANGUAGE_MODEL
+from cpt_deploy.recipe.tasks import TEXT_GENERATION
 from cpt_deploy.training.distributed.process_group import ProcessGroup
 from cpt_deploy.training.distributed.synchronization import Synchronization
 from cpt_deploy.training.fine_tuning import Pretrained, refuse_weights
@@ -57,7 +57,7 @@ class LanguageModelling:
         DataError: If the text cannot be read or is too short.
     """
 
-    name = LANGUAGE_MODEL
+    name = TEXT_GENERATION
     unit = "tokens"
     workers = 0
     pretrained: Pretrained | None = None

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from cpt_deploy.errors import UsageError
-from cpt_deploy.recipe.tasks import CLASSIFICATION
+from cpt_deploy.recipe.tasks import IMAGE_CLASSIFICATION
 from cpt_deploy.training.loop.run import Run
 from cpt_deploy.training.task import StepOutcome
 
@@ -114,7 +114,7 @@ def cuda_graph_step(run: Run, *, autocast: bool) -> CudaGraphStep | None:
     task, objects = run.task, run.objects
     if not task.recipe.train.cuda_graph:
         return None
-    if objects.device.type != "cuda" or run.process_group.count > 1 or task.name != CLASSIFICATION:
+    if objects.device.type != "cuda" or run.process_group.count > 1 or task.name != IMAGE_CLASSIFICATION:
         count = run.process_group.count
         what = f"{task.name} on {objects.device.type} in {count} process{'es' * (count > 1)}"
         raise UsageError(
