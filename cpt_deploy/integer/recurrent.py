@@ -73,6 +73,4 @@ class RecurrentSteps(nn.Module):
 
         result = run_steps(self.cell, projected, state, product, self.reverse)
         order = range(len(projected))
-        return Steps(
-            result, torch.stack([hidden[i] for i in order]), torch.stack([products[i] for i in order])
-        )
+        return Steps(result, torch.stack([hidden[i] for i in order]), torch.stack([products[i] for i in order]))

@@ -6,8 +6,7 @@ Needs the `onnx` package, and no PyTorch.
 from collections.abc import Iterator
 from typing import Any
 
-import onnx
-from onnx import helper
+from cpt_deploy.bundle.runtime.operators import require_onnx
 
 IN_BODY = ".step"
 """Suffix of the names of tensors in the body of a Scan; as outputs of the file they do not have it."""
@@ -20,9 +19,10 @@ def add_outputs(model: bytes, kinds: dict[str, int]) -> bytes:
         model: The serialized ONNX model.
         kinds: Element type of each tensor, by name.
     """
-    proto = onnx.load_from_string(model)
+    onnx = require_onnx()
+    helper, proto = onnx.helper, onnx.load_from_string(model)
     present = {output.name for output in proto.graph.output}
-    bodies = {name: (node, body) for node, body in scans(proto.graph) for name in _made_in(body)}
+    bodies = {name: (node, body) for node, body in scans(proto.graph) for name in tensors_of(body)}
     for name, kind in kinds.items():
         if name in present:
             continue
@@ -42,7 +42,8 @@ def scans(graph: Any) -> Iterator[tuple[Any, Any]]:
             yield node, next(attribute.g for attribute in node.attribute if attribute.name == "body")
 
 
-def _made_in(body: Any) -> list[str]:
+def tensors_of(body: Any) -> list[str]:
+    """Return the tensors in the body of a Scan that can become outputs, by their names as outputs."""
     return [name.removesuffix(IN_BODY) for node in body.node for name in node.output if name.endswith(IN_BODY)]
 
 

@@ -52,7 +52,11 @@ def lift(traced: fx.GraphModule, model: nn.Module) -> fx.GraphModule:
                 f"{describe(node, traced)}"
             )
     for node in traced.graph.nodes:
-        if node not in on_codes and kind_of(node, traced) is not Kind.RECURRENT and node.op in ("call_module", "call_function"):
+        if (
+            node not in on_codes
+            and kind_of(node, traced) is not Kind.RECURRENT
+            and node.op in ("call_module", "call_function")
+        ):
             node.meta[IS_FLOAT] = True
     traced.graph.eliminate_dead_code()
     lean = fx.GraphModule(traced, traced.graph, class_name=type(model).__name__)

@@ -21,7 +21,7 @@ from cpt_deploy.quantization.modules.recurrent import RecurrentLayer
 
 RecurrentModule = nn.LSTM | nn.GRU
 
-#: Runs one layer in one direction: number of the layer, whether in reverse, steps (T, N, I), and the state, (N, H) each.
+#: Runs one layer in one direction: its number, whether in reverse, steps (T, N, I), and the state, (N, H) each.
 Run = Callable[[int, bool, Tensor, list[Tensor]], list[Tensor]]
 
 
@@ -78,7 +78,9 @@ def _check(name: str, module: RecurrentModule, x: Any) -> None:
         isinstance(x, Tensor) and x.dim() != 3: ("that reads batches of sequences, (N, T, I)", "add a batch dimension"),
     }.get(True, ("", ""))
     if reason:
-        raise ConversionError(f"Expected {'an' if kind == 'LSTM' else 'a'} {kind} {reason}, in module {name!r}", hint=hint)
+        raise ConversionError(
+            f"Expected {'an' if kind == 'LSTM' else 'a'} {kind} {reason}, in module {name!r}", hint=hint
+        )
 
 
 def _layers(module: RecurrentModule, x: Tensor, state: Any, run: Run) -> tuple[Tensor, Any]:
@@ -147,4 +149,4 @@ def lift_recurrent(traced: fx.GraphModule, model: nn.Module) -> None:
         several = module.num_layers > 1 or module.bidirectional
         path = f"{name}.l{number}" + ("_reverse" if reverse else "") if several else str(name)
         layer = made.setdefault(path, RecurrentLayer(module, int(str(number)), reverse=bool(reverse)))
-        replace_by_module(traced, node, path, layer, (x, *state))  # type: ignore[misc]
+        replace_by_module(traced, node, path, layer, (x, *state))
