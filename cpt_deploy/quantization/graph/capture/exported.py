@@ -71,7 +71,7 @@ def capture(
 def _export(model: nn.Module, example: Example, name: str) -> fx.GraphModule:
     device = next((parameter.device for parameter in model.parameters()), None)
     # distinct sizes, so that none is confused with another
-    inputs = zeros_of(example.signature, 2, number=1 if example.signature.free else 0, device=device)
+    inputs = zeros_of(example.signature, 2, example.signature.sizes(1), device=device)
     given = dict(zip(example.parameters, inputs, strict=True))
     try:
         with torch.no_grad(), warnings.catch_warnings():
@@ -97,7 +97,7 @@ def _export(model: nn.Module, example: Example, name: str) -> fx.GraphModule:
 
 def _by_parameter(model: nn.Module, example: Example) -> Any:
     """Return the free dimensions of each input as `torch.export` takes them: those of `*args` and `**kwargs` nested."""
-    shapes = dims_of(example.signature)
+    shapes = dims_of(example.signature, together=True)
     known = inspect.signature(model.forward).parameters.values()
     if example.by_name:
         named = dict(zip(example.parameters, shapes, strict=True))

@@ -16,6 +16,7 @@ from torch.nn import functional
 from torch.nn.utils import parametrize
 
 from cpt_deploy.errors import ConversionError
+from cpt_deploy.quantization.graph.capture.aten import aten
 from cpt_deploy.quantization.graph.capture.training_behaviour import replace_by_module
 from cpt_deploy.quantization.modules.recurrent import RecurrentLayer
 
@@ -92,7 +93,9 @@ def _layers(module: RecurrentModule, x: Tensor, state: Any, run: Run) -> tuple[T
         zeros = steps.new_zeros(steps.shape[1], module.hidden_size)
         before = [[zeros] * (module.num_layers * len(directions))] * parts
     else:
-        before = [list(part.unbind(0)) for part in (state if parts == 2 else (state,))]
+        alone = module.num_layers * len(directions) == 1
+        given = state if parts == 2 else (state,)
+        before = [[part.squeeze(0)] if alone else list(part.unbind(0)) for part in given]
     after: list[list[Tensor]] = [[] for _ in range(parts)]
     for layer in range(module.num_layers):
         if layer and module.dropout:
@@ -105,7 +108,7 @@ def _layers(module: RecurrentModule, x: Tensor, state: Any, run: Run) -> tuple[T
             for part, end in zip(after, ends, strict=True):
                 part.append(end)
         steps = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
-    last = tuple(torch.stack(part) for part in after)
+    last = tuple(torch.stack(part) if len(part) > 1 else part[0].unsqueeze(0) for part in after)
     return steps.transpose(0, 1) if module.batch_first else steps, last if parts == 2 else last[0]
 
 
@@ -150,3 +153,12 @@ def lift_recurrent(traced: fx.GraphModule, model: nn.Module) -> None:
         path = f"{name}.l{number}" + ("_reverse" if reverse else "") if several else str(name)
         layer = made.setdefault(path, RecurrentLayer(module, int(str(number)), reverse=bool(reverse)))
         replace_by_module(traced, node, path, layer, (x, *state))
+    _cancel_squeezes(traced)
+
+
+def _cancel_squeezes(traced: fx.GraphModule) -> None:
+    """Remove pairs of an axis that is added and removed again: what is between layers and modules of one layer."""
+    for node in traced.graph.nodes:
+        source = node.all_input_nodes[0] if node.target is aten.squeeze.dim else None
+        if source is not None and source.target is aten.unsqueeze.default and source.args[1] == node.args[1]:
+            node.replace_all_uses_with(source.all_input_nodes[0])
