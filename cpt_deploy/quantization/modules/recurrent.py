@@ -172,8 +172,7 @@ def run_steps(
         outputs.append(state[0])
     if reverse:
         outputs.reverse()
-    # in memory the batch comes first, where the layers around have it
-    return (torch.stack(outputs, dim=1).transpose(0, 1), *state)
+    return (torch.stack(outputs), *state)
 
 
 def _steps(projected: Tensor, reverse: bool) -> Iterator[tuple[int, Tensor]]:

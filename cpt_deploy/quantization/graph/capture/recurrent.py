@@ -38,9 +38,7 @@ def _(x: Tensor, state: list[Tensor], name: str, layer: int, reverse: bool) -> l
 
 
 def _shaped(x: Tensor, state: list[Tensor]) -> list[Tensor]:
-    steps, rows = x.shape[:2]
-    made = x.new_empty(rows, steps, state[0].shape[1]).transpose(0, 1)  # the layout that `run_steps` returns
-    return [made, *(torch.empty_like(part) for part in state)]
+    return [x.new_empty(*x.shape[:2], state[0].shape[1]), *(torch.empty_like(part) for part in state)]
 
 
 class _Marked(nn.Module):
@@ -99,8 +97,7 @@ def _layers(module: RecurrentModule, x: Tensor, state: Any, run: Run) -> tuple[T
     after: list[list[Tensor]] = [[] for _ in range(parts)]
     for layer in range(module.num_layers):
         if layer and module.dropout:
-            # the mask of torch's own dropout has this layout, too
-            steps = functional.dropout(steps.contiguous(), module.dropout, True)
+            steps = functional.dropout(steps, module.dropout, True)
         outputs = []
         for place, reverse in enumerate(directions, layer * len(directions)):
             made, *ends = run(layer, reverse, steps, [part[place] for part in before])
