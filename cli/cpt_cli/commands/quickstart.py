@@ -77,7 +77,7 @@ def _train(directory: Path) -> float:
     with TrainingProgress() as progress:
         report = train_digits(directory, progress)
     show_trained(report, directory / RUN)
-    return report.test.top1
+    return report.figure
 
 
 def _export(directory: Path) -> "OpenedBundle":

@@ -76,8 +76,8 @@ class ImageExport:
             facts={
                 "dataset": dataset_name(run.recipe.data.name),
                 TRAINED_DIGEST: run.weights_sha256,
-                "trained_accuracy": run.report.test.top1,
-                TRAINED_TEST: {"samples": run.report.test.images, "sha256": run.report.data.get("test_sha256")},
+                "trained_accuracy": run.report.figure,
+                TRAINED_TEST: {"samples": run.report.test.samples, "sha256": run.report.data.get("test_sha256")},
                 **bits.facts,
             },
             recipe=shippable(run.recipe),

@@ -116,7 +116,7 @@ def trained_reference(run_dir: Path) -> Reference:
             return run.model(torch.from_numpy(inputs)).numpy()
 
     test, digest = run.report.test, run.report.data.get("test_sha256")
-    recorded = RecordedAccuracy(test.top1, test.images, dataset_name(run.recipe.data.name), digest)
+    recorded = RecordedAccuracy(run.report.figure, test.samples, dataset_name(run.recipe.data.name), digest)
     return Reference(forward, run.preprocessing, run.classes, readable.path(run_dir), recorded)
 
 

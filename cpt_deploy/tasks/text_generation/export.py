@@ -80,7 +80,7 @@ class TextExport:
             facts={
                 "dataset": dataset_name(run.recipe.data.name),
                 TRAINED_DIGEST: run.weights_sha256,
-                "trained_perplexity": run.report.test.perplexity,
+                "trained_perplexity": run.report.figure,
                 **bits.facts,
             },
             recipe=shippable(run.recipe),

@@ -125,9 +125,8 @@ def _measured_again(run: "TrainedLanguageModel", text: "Ids") -> tuple[float, fl
     settings = run.recipe.data.text
     chunks = evaluation_chunks(text, run.recipe.train.eval_batch_size, settings.sequence, settings.context)
     again = evaluate_text(run.model, chunks, device=torch.device("cpu"))
-    recorded = run.report.test.perplexity
     assert again is not None
-    return None if recorded is None or again.perplexity is None else (recorded, again.perplexity)
+    return run.report.figure, again.metrics["perplexity"]
 
 
 def trained_step(model: "QuantizedLanguageModel") -> "Step":
