@@ -30,14 +30,17 @@ def local_text(path: Path, prompt: str, options: TextOptions, *, threads: int | 
     """
     import numpy as np
 
-    from cpt_deploy.bundle.language import END, LanguageBundle, LanguageModel
+    from cpt_deploy.bundle import Bundle, OnnxRuntimeModel, TextProcessor, next_states
+    from cpt_deploy.bundle.processors.text_processor import END, context_of
+    from cpt_deploy.signature import OUTPUT_NAME, TOKENS_NAME
     from cpt_serving.inference.sampling import Sampler, SamplingOptions, log_softmax
     from cpt_serving.inference.stopping import StopMatcher
 
-    bundle = LanguageBundle.open(path)
-    model = LanguageModel(bundle.onnx_path, bundle.manifest, threads=threads)
-    tokens = bundle.text.encode(prompt) or list(bundle.text.start)
-    context, limit = bundle.manifest.context, options.max_tokens
+    bundle = Bundle.open(path)
+    processor = bundle.expect_processor(TextProcessor)
+    model = OnnxRuntimeModel(bundle.onnx_path, bundle.signature, threads=threads)
+    tokens = processor.encode(prompt) or list(processor.start)
+    context, limit = context_of(bundle.signature), options.max_tokens
     if context is not None:
         if len(tokens) > context:
             raise UsageError(
@@ -45,15 +48,16 @@ def local_text(path: Path, prompt: str, options: TextOptions, *, threads: int | 
             )
         limit = min(limit, context - len(tokens) + 1)
     sampler = Sampler(SamplingOptions(options.temperature, options.top_k, options.top_p, options.seed))
-    stop, decode = StopMatcher(options.stop), bundle.text.decoder(tokens)
-    logits, state = model.run(np.array([tokens], np.int64))
+    stop, decode = StopMatcher(options.stop), processor.decoder(tokens)
+    outputs = model.run({TOKENS_NAME: np.array([tokens], np.int64)})
     started = time.monotonic()
     for count in range(1, limit + 1):
-        token = sampler.draw(log_softmax(logits[0, -1]))
+        token = sampler.draw(log_softmax(outputs[OUTPUT_NAME][0, -1]))
         text = stop.add(decode(token))
         if not stop.stopped and count < limit:
             yield {"text": text}
-            logits, state = model.run(np.array([[token]], np.int64), state)
+            states = next_states(bundle.signature, outputs)
+            outputs = model.run({TOKENS_NAME: np.array([[token]], np.int64), **states})
             continue
         if not stop.stopped:
             text += stop.add(decode(END)) + stop.rest()

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from cpt_deploy.bundle.opened import bundle_kind
+from cpt_deploy.bundle.reading import bundle_task
 from cpt_deploy.recipe import load_recipe
-from cpt_deploy.recipe.tasks import CLASSIFICATION, task_name, tasks
+from cpt_deploy.recipe.tasks import IMAGE_CLASSIFICATION, task_name, tasks
 from cpt_deploy.tasks.interface import Task
 
 
@@ -27,7 +27,7 @@ def task_of_run(run_dir: Path) -> Task[Any]:
     """
     path = run_dir / "recipe.yaml"
     if not path.is_file():
-        return task_named(CLASSIFICATION)
+        return task_named(IMAGE_CLASSIFICATION)
     data = load_recipe(path).data
     return task_named(task_name(data.task, data.name))
 
@@ -37,4 +37,4 @@ def task_of_bundle(path: Path) -> Task[Any]:
 
     It only selects the code that opens the bundle: the content is trusted after its checksum was verified.
     """
-    return task_named(bundle_kind(path) or CLASSIFICATION)
+    return task_named(bundle_task(path) or IMAGE_CLASSIFICATION)

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from cpt_deploy.bundle.opened import OpenedBundle
+from cpt_deploy.bundle import Bundle
 from cpt_deploy.recipe import Recipe
 from cpt_deploy.tasks.evidence import BundleCheck, Evidence, Origin, ValidationOptions
 from cpt_deploy.tasks.exporting import BitAllocation, ExportOptions, ExportSummary, Sensitivity
@@ -66,14 +66,14 @@ class RunExport(Protocol):
             reporter: Receives the progress after each layer.
         """
 
-    def write(self, destination: Path, bits: BitAllocation) -> OpenedBundle:
+    def write(self, destination: Path, bits: BitAllocation) -> Bundle:
         """Freeze the model and write its bundle with its golden sample."""
 
 
-B = TypeVar("B", bound=OpenedBundle)
+B = TypeVar("B", bound=Bundle)
 
 
-B_contra = TypeVar("B_contra", bound=OpenedBundle, contravariant=True)
+B_contra = TypeVar("B_contra", bound=Bundle, contravariant=True)
 
 
 class SweptRun(Protocol[B_contra]):

@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from cpt_deploy.bundle import OnnxRuntimeModel
 from cpt_deploy.errors import UsageError
+from cpt_deploy.signature import INPUT_NAME, OUTPUT_NAME
 from cpt_deploy.validation.accuracy.reference import Inputs, TrainedModel
 from cpt_deploy.validation.accuracy.samples import Confusion, ConfusionCount, LogitPairs, LogitSampler
 from cpt_deploy.validation.comparison import (
@@ -143,8 +144,9 @@ def measure(
     done = 0
     for batch in batches:
         inputs, labels = batch.inputs, batch.labels
-        served = subject.served.run(inputs)
-        logits = {"onnxruntime": served, "onnxruntime-unoptimized": subject.unoptimized.run(inputs)}
+        given = {INPUT_NAME: inputs}
+        served = subject.served.run(given)[OUTPUT_NAME]
+        logits = {"onnxruntime": served, "onnxruntime-unoptimized": subject.unoptimized.run(given)[OUTPUT_NAME]}
         if subject.trained is not None:
             logits["trained"] = _checked(subject.trained(batch.trained_inputs), served)
         if subject.executor is not None:
@@ -207,7 +209,7 @@ class _Inside:
         self.same_logits = True
 
     def add(self, inputs: Inputs, expected: Mapping[str, Codes], served: Logits) -> None:
-        got = self.session.trace(inputs)
+        got = self.session.trace({INPUT_NAME: inputs})
         if self.comparison is None or self.unoptimized is None:
             intermediates = [
                 intermediate for intermediate in self.observable.intermediates if intermediate.name in expected
@@ -217,8 +219,8 @@ class _Inside:
             listed = [intermediate.name for intermediate in (*self.observable.intermediates, *self.observable.hidden)]
             self.unmatched = [name for name in dict.fromkeys([*listed, *expected]) if name not in compared]
         self.comparison.add(expected, got)
-        self.unoptimized.add(expected, self.unoptimized_session.trace(inputs))
-        self.same_logits &= np.array_equal(got["logits"], served, equal_nan=True)
+        self.unoptimized.add(expected, self.unoptimized_session.trace({INPUT_NAME: inputs}))
+        self.same_logits &= np.array_equal(got[OUTPUT_NAME], served, equal_nan=True)
 
     def notes(self) -> tuple[str, ...]:
         hidden = [intermediate.name for intermediate in self.observable.hidden]

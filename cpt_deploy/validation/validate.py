@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from cpt_deploy.bundle import Bundle, OnnxRuntimeModel
-from cpt_deploy.bundle.integrity.consistency import contradictions, exported_labels
+from cpt_deploy.bundle import Bundle, ImageProcessor, OnnxRuntimeModel, Preprocessing
+from cpt_deploy.bundle.integrity.consistency import contradictions
 from cpt_deploy.bundle.layout import ANNOUNCED
-from cpt_deploy.bundle.opened import OpenedBundle
+from cpt_deploy.bundle.processors.image_processor import exported_labels
 from cpt_deploy.bundle.runtime.cpu import read_cpu
 from cpt_deploy.bundle.runtime.operators import float_operators, optimized_operators, unannounced_operators
 from cpt_deploy.bundle.runtime.providers import keeps_operators, provider_name
@@ -121,10 +121,12 @@ def validate(  # noqa: PLR0913  subject, samples and requirements
     """
     gate = Gate(max_drop, require_exact, allow_undecided)
     _check_arguments(gate, trained, integer_model, limit)
-    notes = _check_classes(bundle, images, exported_labels(bundle) if trained is None else trained.classes)
+    processor = bundle.expect_processor(ImageProcessor)
+    labels = exported_labels(bundle.config) or processor.labels
+    notes = _check_classes(processor, images, labels if trained is None else trained.classes)
     indices = _spread(len(images), limit)
     subject, missing = _subject(bundle, trained, integer_model, gate, provider)
-    measured = measure(subject, _batches(bundle, images, indices, trained), len(indices), reporter)
+    measured = measure(subject, _batches(processor.preprocessing, images, indices, trained), len(indices), reporter)
     dataset = DatasetFacts(images.name, images.split, images.digest(), len(images), len(indices))
     recorded = recorded_accuracy(bundle) if trained is None else trained.recorded
     if recorded is not None and not recorded.is_of(dataset.name, dataset.sha256, dataset.samples):
@@ -142,7 +144,7 @@ def validate(  # noqa: PLR0913  subject, samples and requirements
             runtimes=measured.runtimes.runtimes(),
             comparisons=measured.runtimes.comparisons(),
             tensors=None if measured.integers is None else measured.integers.results(),
-            golden=GoldenFacts(check.values, check.mismatches, check.worst_codes, check.tolerance, check.worst_logit),
+            golden=GoldenFacts(check.values, check.mismatches, check.worst_codes, check.tolerance, check.worst),
             graph=_graph_facts(bundle, provider),
             saturation=saturation,
             accumulators=bundle_accumulators(bundle),
@@ -170,7 +172,7 @@ def validate(  # noqa: PLR0913  subject, samples and requirements
     )
 
 
-def file_contradictions(bundle: OpenedBundle, saturation: Sequence[LayerSaturation]) -> list[str]:
+def file_contradictions(bundle: Bundle, saturation: Sequence[LayerSaturation]) -> list[str]:
     """Return false claims of model.onnx, as sentences."""
     possible = sum(layer.possible for layer in saturation)
     if not possible or PORTABLE_KEY.encode() not in bundle.onnx_path.read_bytes():
@@ -216,18 +218,18 @@ def _check_arguments(
         raise UsageError(f"Expected limit to be at least 1 sample, but got {limit}")
 
 
-def _check_classes(bundle: Bundle, images: LabelledImages, labels: Sequence[str]) -> list[str]:
+def _check_classes(processor: ImageProcessor, images: LabelledImages, labels: Sequence[str]) -> list[str]:
     """Return a note if the class names differ, which may be intended: labels can be renamed at export.
 
     Args:
-        bundle: The bundle.
+        processor: The processor of the bundle.
         images: The samples.
         labels: Labels of the trained model, or those that the bundle was exported with; labels.txt has to have as many.
     """
     classes, labels = list(images.classes), list(labels)
     if classes == labels:
         return []
-    if not len(classes) == len(labels) == len(bundle.labels) or sorted(classes) == sorted(labels):
+    if not len(classes) == len(labels) == len(processor.labels) or sorted(classes) == sorted(labels):
         raise DataError(
             f"Expected the {len(labels)} classes of the bundle in their order ({', '.join(labels[:3])}, ...), "
             f"but {images.name} ({images.split}) has {len(classes)} ({', '.join(classes[:3])}, ...)",
@@ -243,16 +245,19 @@ def _spread(size: int, limit: int | None) -> npt.NDArray[np.int64]:
 
 
 def _batches(
-    bundle: Bundle, images: LabelledImages, indices: npt.NDArray[np.int64], trained: Reference | None
+    preprocessing: Preprocessing,
+    images: LabelledImages,
+    indices: npt.NDArray[np.int64],
+    trained: Reference | None,
 ) -> Iterator[Batch]:
-    height, width = bundle.preprocessing.size
+    height, width = preprocessing.size
     # All tensors of a batch are in memory at once, in the executor as float32.
     batch_size = max(1, min(64, PIXELS_AT_A_TIME // (height * width)))
     for start in range(0, len(indices), batch_size):
         chosen = indices[start : start + batch_size]
         pictures = [images.image(int(index)) for index in chosen]
-        inputs = trained_inputs = np.stack([bundle.preprocessing.apply(picture) for picture in pictures])
-        if trained is not None and trained.preprocessing != bundle.preprocessing:
+        inputs = trained_inputs = np.stack([preprocessing.apply(picture) for picture in pictures])
+        if trained is not None and trained.preprocessing != preprocessing:
             trained_inputs = np.stack([trained.preprocessing.apply(picture) for picture in pictures])
         yield Batch(inputs, trained_inputs, images.labels[chosen])
 
@@ -280,8 +285,10 @@ def _subject(
     replay = executor if isinstance(executor, BundledIntegerModel) and bundle.float_parts is not None else None
     products = () if replay is None else replay.products
     subject = Subject(
-        served=OnnxRuntimeModel(bundle.onnx_path, threads=None, provider=provider),
-        unoptimized=OnnxRuntimeModel(bundle.onnx_path, threads=None, optimize=False, provider=provider),
+        served=OnnxRuntimeModel(bundle.onnx_path, bundle.signature, threads=None, provider=provider),
+        unoptimized=OnnxRuntimeModel(
+            bundle.onnx_path, bundle.signature, threads=None, optimize=False, provider=provider
+        ),
         trained=None if trained is None else trained.model,
         executor=executor,
         observable=with_intermediate_outputs(bundle.onnx_path.read_bytes(), provider, products)

@@ -76,11 +76,12 @@ def _others(bundle: Bundle, run: Path | None, reporter: Reporter) -> dict[str, b
         )
         return {}
     from cpt_deploy.export import write_float_onnx
+    from cpt_deploy.signature import INPUT_NAME
     from cpt_deploy.validation import static_quantization
 
     floats = write_float_onnx(_quantized(bundle, origin))
     # The times do not depend on the accuracy of the ranges, so a few images are enough to calibrate.
-    return {FLOAT: floats, STATIC: static_quantization(floats, [bundle.golden.inputs])}
+    return {FLOAT: floats, STATIC: static_quantization(floats, [bundle.golden.inputs[INPUT_NAME]])}
 
 
 def _quantized(bundle: Bundle, origin: Origin) -> "QuantizedModel":
@@ -94,5 +95,6 @@ def _quantized(bundle: Bundle, origin: Origin) -> "QuantizedModel":
     if origin.run is not None:
         return load_run(origin.run).model
     assert origin.source is not None
+    (shape,) = bundle.signature.input_shapes()
     network = source_network(bundle, origin.source)
-    return prepare(network, torch.zeros(2, *bundle.preprocessing.input_shape), QuantizationConfig()).eval()
+    return prepare(network, torch.zeros(2, *shape), QuantizationConfig()).eval()

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cpt_deploy.bundle.opened import OpenedBundle
+from cpt_deploy.bundle import Bundle
 from cpt_deploy.tasks import SILENT, ExportOptions, ExportSummary, Reporter, task_of_bundle, task_of_run
 from cpt_deploy.workflows.bit_allocation import allocated_bits, calibrate, given_bits
 
@@ -18,7 +18,7 @@ def export_run(
     destination: Path | None = None,
     data_dir: Path | None = None,
     reporter: Reporter = SILENT,
-) -> OpenedBundle:
+) -> Bundle:
     """Freeze the trained model of a run and write its bundle.
 
     Args:
@@ -49,7 +49,7 @@ def export_run(
     return export.write(destination or run_dir / f"{bits.folder}{options.suffix}", bits)
 
 
-def describe_export(bundle: OpenedBundle) -> ExportSummary:
+def describe_export(bundle: Bundle) -> ExportSummary:
     """Describe a bundle, and whether onnxruntime on this machine reproduces its golden sample."""
     return task_of_bundle(bundle.path).describe_export(bundle)
 

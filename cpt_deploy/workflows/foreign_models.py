@@ -77,10 +77,12 @@ def export_float_model(
     """
     import torch
 
+    from cpt_deploy.bundle import ImageProcessor
     from cpt_deploy.data import load_images
     from cpt_deploy.export import ModelIdentity, export_bundle
     from cpt_deploy.models.imported import WeightsSource, open_source
     from cpt_deploy.quantization import QuantizationConfig, make_native, make_symmetric, prepare
+    from cpt_deploy.recipe.tasks import IMAGE_CLASSIFICATION
     from cpt_deploy.tasks.image_classification.export import evenly_chosen_inputs
 
     opened = open_source(source.path, source.model)
@@ -108,8 +110,8 @@ def export_float_model(
     identity = ModelIdentity(
         name=source.name or re.sub(r"[^A-Za-z0-9._-]+", "-", source.path.stem).strip("-._") or "model",
         architecture=source.model or opened.architecture,
-        labels=labels,
-        preprocessing=preprocessing,
+        task=IMAGE_CLASSIFICATION,
+        processor=ImageProcessor(preprocessing, labels),
         facts={
             "dataset": dataset_name(source.data),
             SOURCE_FILE: source.path.name,

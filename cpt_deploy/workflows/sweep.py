@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cpt_deploy import readable
-from cpt_deploy.bundle.opened import OpenedBundle
+from cpt_deploy.bundle import Bundle
 from cpt_deploy.errors import BundleError
 from cpt_deploy.tasks import SILENT, ExportOptions, Reporter, SweptRun, Table, Task, ValidationOptions, task_of_run
 from cpt_deploy.tasks.exporting import TRAINED_DIGEST
@@ -90,7 +90,7 @@ def sweep_run(  # noqa: PLR0913  the options of a sweep
     )
     folder = run.path / FOLDER
     folder.mkdir(exist_ok=True)
-    bundles: list[tuple[OpenedBundle, bool]] = []
+    bundles: list[tuple[Bundle, bool]] = []
     with reporter.bar("sweeping", len(pairs)) as bar:
         for done, (weights, activations) in enumerate(pairs):
             bar.advance(done, detail=f"weights {weights} bits, activations {activations}")
@@ -112,12 +112,12 @@ def sweep_run(  # noqa: PLR0913  the options of a sweep
     return Sweep(folder, content, table)
 
 
-def _known(task: Task[Any], swept: SweptRun[Any], path: Path, bits: tuple[int, int]) -> OpenedBundle | None:
+def _known(task: Task[Any], swept: SweptRun[Any], path: Path, bits: tuple[int, int]) -> Bundle | None:
     """Return a bundle that is exported and validated already with the same options; None if there is none."""
     from cpt_deploy.validation import software_versions
 
     try:
-        bundle: OpenedBundle = task.open_bundle(path)
+        bundle: Bundle = task.open_bundle(path)
     except BundleError:
         return None
     facts, validation = bundle.facts, bundle.validation
@@ -133,7 +133,7 @@ def _known(task: Task[Any], swept: SweptRun[Any], path: Path, bits: tuple[int, i
 
 
 def _measure(
-    swept: SweptRun[Any], pairs: Sequence[tuple[int, int]], bundles: Sequence[tuple[OpenedBundle, bool]], rounds: int
+    swept: SweptRun[Any], pairs: Sequence[tuple[int, int]], bundles: Sequence[tuple[Bundle, bool]], rounds: int
 ) -> dict[str, Any]:
     from cpt_deploy.validation import read_cpu, software_versions
 
@@ -168,7 +168,7 @@ def _measure(
     }
 
 
-def _weights_bytes(bundle: OpenedBundle) -> int:
+def _weights_bytes(bundle: Bundle) -> int:
     """Return the size of all weights if each was stored in exactly its bits."""
     return sum(-(-math.prod(w["shape"]) * w["bits"] // 8) for w in bundle.quantization["weights"])
 

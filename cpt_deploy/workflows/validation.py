@@ -3,7 +3,7 @@
 from importlib.util import find_spec
 from pathlib import Path
 
-from cpt_deploy.bundle.opened import OpenedBundle
+from cpt_deploy.bundle import Bundle
 from cpt_deploy.bundle.runtime.providers import rounds_as_the_executor
 from cpt_deploy.tasks import SILENT, BundleCheck, Evidence, Reporter, ValidationOptions, task_of_bundle
 from cpt_deploy.tasks.evidence import WITHOUT_VNNI, saturation_in_words
@@ -54,7 +54,7 @@ def check_bundle(path: Path, *, provider: str = "cpu", require_exact: bool | Non
     return BundleCheck([*found.reasons, *reasons], found.statement, content, portability)
 
 
-def _bounds(bundle: OpenedBundle) -> tuple[list[str], str | None]:
+def _bounds(bundle: Bundle) -> tuple[list[str], str | None]:
     """Return the errors of a bundle's sums, and for a portable one the statement that it cannot saturate."""
     from cpt_deploy.validation import bundle_accumulators, bundle_portability, bundle_saturation, overflow_reasons
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Generic, NamedTuple, TypeVar
 
-from cpt_deploy.bundle.opened import OpenedBundle
+from cpt_deploy.bundle import Bundle
 from cpt_serving.adapters import Adapter
 from cpt_serving.inference.engine import Engine
 from cpt_serving.inference.threads import Work
@@ -31,7 +31,7 @@ class InferCall(NamedTuple, Generic[T]):
     parse: Callable[[], InferRequest]
     heavy: bool
     deadline: Callable[[int], float | None]
-    render: Callable[[OpenedBundle, str | None, Sequence[OutputTensor]], T]
+    render: Callable[[Bundle, str | None, Sequence[OutputTensor]], T]
 
 
 async def infer(engine: Engine[Adapter], call: InferCall[T]) -> T:

@@ -6,11 +6,11 @@ from typing import Any
 from pydantic import BaseModel, Field
 
 import cpt_deploy
-from cpt_deploy.bundle import read_evidence
+from cpt_deploy.bundle import Bundle, read_evidence
 from cpt_deploy.bundle.integrity import evidence as bundle_evidence
 from cpt_deploy.bundle.integrity.checksums import read_checksums
 from cpt_deploy.bundle.layout import VALIDATION_FILE
-from cpt_deploy.bundle.opened import OpenedBundle, read_json
+from cpt_deploy.bundle.reading import read_json
 from cpt_deploy.errors import BundleError
 from cpt_serving.adapters import Adapter, ModelKind
 
@@ -85,14 +85,14 @@ def evidence_of(adapter: Adapter, *, docs: bool = True) -> Evidence:
     )
 
 
-def _size(bundle: OpenedBundle) -> int | None:
+def _size(bundle: Bundle) -> int | None:
     try:
         return bundle.onnx_path.stat().st_size
     except OSError:  # its directory was removed while the model is served
         return None
 
 
-def _report(bundle: OpenedBundle) -> dict[str, Any] | None:
+def _report(bundle: Bundle) -> dict[str, Any] | None:
     """Return the report that is in a bundle's directory now; a model is often validated after it was loaded."""
     try:
         digests = read_checksums(bundle.path)
@@ -101,7 +101,7 @@ def _report(bundle: OpenedBundle) -> dict[str, Any] | None:
         return bundle.validation
 
 
-def _validation(bundle: OpenedBundle) -> Validation | None:
+def _validation(bundle: Bundle) -> Validation | None:
     """Return a short form of the report; a report in another format counts as none."""
     report = _report(bundle)
     try:

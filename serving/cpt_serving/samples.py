@@ -8,7 +8,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from cpt_deploy.bundle import Bundle
+from cpt_deploy.bundle import Bundle, ImageProcessor
+from cpt_deploy.signature import INPUT_NAME, OUTPUT_NAME
 
 LARGEST_DRAWN_SIDE = 64
 """Inputs with longer sides are photographs, which nobody draws."""
@@ -59,9 +60,9 @@ def sample_pixels(bundle: Bundle, index: int) -> npt.NDArray[np.uint8]:
     Raises:
         IndexError: If there is no input of this number.
     """
-    preprocessing = bundle.preprocessing
+    preprocessing = bundle.expect_processor(ImageProcessor).preprocessing
     mean, std = (np.asarray(values)[:, None, None] for values in (preprocessing.mean, preprocessing.std))
-    pixels = np.clip(np.rint((bundle.golden.inputs[index] * std + mean) * 255), 0, 255).astype(np.uint8)
+    pixels = np.clip(np.rint((bundle.golden.inputs[INPUT_NAME][index] * std + mean) * 255), 0, 255).astype(np.uint8)
     return np.ascontiguousarray(pixels.transpose(1, 2, 0))
 
 
@@ -80,15 +81,16 @@ def to_png(image: Image.Image) -> bytes:
 
 def list_samples(bundle: Bundle) -> list[Sample]:
     """Return the golden inputs with their classes, in order."""
-    best = bundle.golden.logits.argmax(axis=1)
-    return [Sample(index, bundle.labels[label]) for index, label in enumerate(best)]
+    labels, best = bundle.expect_processor(ImageProcessor).labels, bundle.golden.outputs[OUTPUT_NAME].argmax(axis=1)
+    return [Sample(index, labels[label]) for index, label in enumerate(best)]
 
 
 def drawing_style(bundle: Bundle) -> DrawingStyle | None:
     """Return the drawing style of a model of small grey images; `None` for other models."""
-    if bundle.preprocessing.channels != 1 or max(bundle.preprocessing.size) > LARGEST_DRAWN_SIDE:
+    preprocessing = bundle.expect_processor(ImageProcessor).preprocessing
+    if preprocessing.channels != 1 or max(preprocessing.size) > LARGEST_DRAWN_SIDE:
         return None
-    pixels = np.stack([sample_pixels(bundle, index)[:, :, 0] for index in range(len(bundle.golden.inputs))])
+    pixels = np.stack([sample_pixels(bundle, index)[:, :, 0] for index in range(len(bundle.golden.inputs[INPUT_NAME]))])
     border = np.concatenate([pixels[:, [0, -1]].ravel(), pixels[:, :, [0, -1]].ravel()])
     ground = float(np.median(border))
     ink = np.abs(pixels - ground) > _INK_CONTRAST * 255

@@ -7,7 +7,7 @@ from cpt_cli.output import out
 from cpt_deploy import readable
 
 if TYPE_CHECKING:
-    from cpt_deploy.bundle.opened import OpenedBundle
+    from cpt_deploy.bundle import Bundle
     from cpt_deploy.tasks import ExportSummary
 
 _COSTS = {
@@ -17,7 +17,7 @@ _COSTS = {
 """Descriptions of a bundle's measures of sensitivity: the cost of fewer bits in one layer alone."""
 
 
-def show_export(bundle: "OpenedBundle") -> "ExportSummary":
+def show_export(bundle: "Bundle") -> "ExportSummary":
     """Print the exported bundle, and whether onnxruntime on this machine reproduces its golden sample."""
     from cpt_deploy.workflows import describe_export
 
@@ -59,6 +59,6 @@ def show_mixed_precision(chosen: Mapping[str, Any]) -> None:
     )
 
 
-def files_bytes(bundle: "OpenedBundle") -> dict[str, int]:
+def files_bytes(bundle: "Bundle") -> dict[str, int]:
     """Return the size in bytes of each file of a bundle by its name."""
     return {path.name: path.stat().st_size for path in sorted(bundle.path.iterdir())}

@@ -8,10 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cpt_deploy.bundle import Bundle, Preprocessing
+from cpt_deploy.bundle import Bundle, ImageProcessor, Preprocessing
 from cpt_deploy.data import ImageSet, recipe_images
 from cpt_deploy.export import ModelIdentity, export_bundle
 from cpt_deploy.quantization import calibrate, make_native, make_symmetric, measure_sensitivity
+from cpt_deploy.recipe.tasks import IMAGE_CLASSIFICATION
 from cpt_deploy.tasks.exporting import (
     TRAINED_DIGEST,
     BitAllocation,
@@ -71,8 +72,8 @@ class ImageExport:
         identity = ModelIdentity(
             name=run.recipe.name,
             architecture=run.recipe.model.name,
-            labels=run.classes,
-            preprocessing=run.preprocessing,
+            task=IMAGE_CLASSIFICATION,
+            processor=ImageProcessor(run.preprocessing, tuple(run.classes)),
             facts={
                 "dataset": dataset_name(run.recipe.data.name),
                 TRAINED_DIGEST: run.weights_sha256,

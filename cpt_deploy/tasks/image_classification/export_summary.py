@@ -9,7 +9,7 @@ from cpt_deploy.tasks.exporting import ExportSummary, weights_in_words
 
 def describe_export(bundle: Bundle) -> ExportSummary:
     """Describe the bundle, and whether onnxruntime reproduces its golden sample, see `Task`."""
-    check = OnnxRuntimeModel(bundle.onnx_path).reproduce_golden(bundle.golden)
+    check = OnnxRuntimeModel(bundle.onnx_path, bundle.signature).reproduce_golden(bundle.golden)
     same = f"all {check.values} {check.what} of the golden sample are reproduced"
     differs = f"{check.mismatches} of {check.values} {check.what} of the golden sample are not reproduced"
     title = (

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from cpt_deploy.bundle import Bundle
 from cpt_deploy.recipe import Recipe
-from cpt_deploy.recipe.tasks import CLASSIFICATION
+from cpt_deploy.recipe.tasks import IMAGE_CLASSIFICATION
 from cpt_deploy.tasks.evidence import BundleCheck, Evidence, Origin, ValidationOptions
 from cpt_deploy.tasks.exporting import ExportOptions, ExportSummary
 from cpt_deploy.tasks.reporting import Reporter
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class ImageClassification:
     """See `Task`."""
 
-    name = CLASSIFICATION
+    name = IMAGE_CLASSIFICATION
     pipeline_tag = "image-classification"
     unit = "images"
 

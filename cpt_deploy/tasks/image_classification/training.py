@@ -11,7 +11,7 @@ from cpt_deploy.data import WHOLE, ArrayImages, FileImages, Share, eval_loader, 
 from cpt_deploy.metric import ACCURACY
 from cpt_deploy.quantization import QuantizedModel, ScheduledModel
 from cpt_deploy.recipe import Recipe
-from cpt_deploy.recipe.tasks import CLASSIFICATION
+from cpt_deploy.recipe.tasks import IMAGE_CLASSIFICATION
 from cpt_deploy.training.distributed.process_group import ProcessGroup
 from cpt_deploy.training.evaluation import evaluate
 from cpt_deploy.training.fine_tuning import Pretrained, build_pretrained, resolve_weights
@@ -28,7 +28,7 @@ class Classification(TrainingTask):
         data: Images and their preprocessing.
     """
 
-    name = CLASSIFICATION
+    name = IMAGE_CLASSIFICATION
     unit = "images"
     metric = ACCURACY
     train_metrics = ("accuracy",)

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cpt_deploy import readable
-from cpt_deploy.bundle import Bundle, OnnxRuntimeModel, update_validation
-from cpt_deploy.bundle.integrity.consistency import exported_labels, exported_preprocessing
+from cpt_deploy.bundle import Bundle, ImageProcessor, OnnxRuntimeModel, update_validation
 from cpt_deploy.bundle.layout import VALIDATION_PAGE
+from cpt_deploy.bundle.processors.image_processor import exported_labels, exported_preprocessing
 from cpt_deploy.errors import BundleError, MissingExtraError, UsageError
 from cpt_deploy.tasks.evidence import BundleCheck, Evidence, Origin, ValidationOptions
 from cpt_deploy.tasks.exporting import SOURCE_MODEL, dataset_name
@@ -60,7 +60,11 @@ def validate_bundle(
             reporter=bar,
         )
     content = report.to_dict()
-    page = render_validation_page(content, bundle.labels) if find_spec("matplotlib") is not None else None
+    page = (
+        render_validation_page(content, bundle.expect_processor(ImageProcessor).labels)
+        if find_spec("matplotlib") is not None
+        else None
+    )
     update_validation(bundle, content, report.evaluation_results(), page=page)
     if page is not None and options.page is not None:
         options.page.write_text(page, encoding="utf-8")
@@ -80,7 +84,7 @@ def check_bundle(bundle: Bundle, provider: str, *, require_exact: bool) -> Bundl
     """Check golden sample and constants, see `Task`."""
     # Compare the constants first: onnxruntime may not even load a file with an edited one.
     constants = compare_constants(bundle) if find_spec("onnx") is not None else None
-    check = OnnxRuntimeModel(bundle.onnx_path, provider=provider).reproduce_golden(bundle.golden)
+    check = OnnxRuntimeModel(bundle.onnx_path, bundle.signature, provider=provider).reproduce_golden(bundle.golden)
     reasons = constant_reasons(constants)
     if require_exact and not check.reproduced:
         reasons.append(f"{check.mismatches} of {check.values} {check.what} of the golden sample were not reproduced")
@@ -131,7 +135,7 @@ def source_reference(bundle: Bundle, path: Path) -> Reference:
     """
     import torch
 
-    preprocessing = exported_preprocessing(bundle)
+    preprocessing = exported_preprocessing(bundle.config)
     if preprocessing is None:
         raise BundleError(
             f"Expected config.json of {readable.path(bundle.path)} to say how images became inputs, but it does not",
@@ -143,7 +147,8 @@ def source_reference(bundle: Bundle, path: Path) -> Reference:
         with torch.no_grad():
             return network(torch.from_numpy(inputs)).numpy()
 
-    return Reference(forward, preprocessing, exported_labels(bundle), "config.json, as it was exported")
+    labels = exported_labels(bundle.config) or bundle.expect_processor(ImageProcessor).labels
+    return Reference(forward, preprocessing, labels, "config.json, as it was exported")
 
 
 def source_network(bundle: Bundle, path: Path) -> "nn.Module":
@@ -155,4 +160,5 @@ def source_network(bundle: Bundle, path: Path) -> "nn.Module":
     from cpt_deploy.models.imported import open_source
 
     opened = open_source(path, bundle.facts.get(SOURCE_MODEL))
-    return opened.build(bundle.preprocessing.input_shape, len(bundle.labels))
+    processor = bundle.expect_processor(ImageProcessor)
+    return opened.build(processor.preprocessing.input_shape, len(processor.labels))

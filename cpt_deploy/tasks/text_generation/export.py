@@ -6,11 +6,13 @@ from pathlib import Path
 
 import torch
 
-from cpt_deploy.bundle.language import LanguageBundle
+from cpt_deploy.bundle import Bundle, TextProcessor
 from cpt_deploy.data.text import Corpus, evaluation_chunks, load_corpus, training_chunk, training_rows
 from cpt_deploy.errors import UsageError
-from cpt_deploy.export.language.bundle_export import LanguageIdentity, export_language_bundle
+from cpt_deploy.export import ModelIdentity
+from cpt_deploy.export.language.bundle_export import export_language_bundle
 from cpt_deploy.quantization import calibrating, make_native, measure_loss_sensitivity
+from cpt_deploy.recipe.tasks import TEXT_GENERATION
 from cpt_deploy.tasks.exporting import (
     TRAINED_DIGEST,
     BitAllocation,
@@ -70,13 +72,14 @@ class TextExport:
             )
         return Sensitivity(layers, "loss_rise", {"sensitivity_tokens": len(ids) - 1})
 
-    def write(self, destination: Path, bits: BitAllocation) -> LanguageBundle:
+    def write(self, destination: Path, bits: BitAllocation) -> Bundle:
         """See `RunExport`."""
         run = self.run
-        identity = LanguageIdentity(
+        identity = ModelIdentity(
             name=run.recipe.name,
             architecture=run.recipe.model.name,
-            tokenizer=run.tokenizer,
+            task=TEXT_GENERATION,
+            processor=TextProcessor(run.tokenizer),
             facts={
                 "dataset": dataset_name(run.recipe.data.name),
                 TRAINED_DIGEST: run.weights_sha256,

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from cpt_deploy import readable
-from cpt_deploy.bundle.language import LanguageBundle, LanguageModel
+from cpt_deploy.bundle import Bundle, OnnxRuntimeModel, next_states
+from cpt_deploy.signature import TOKENS_NAME
 from cpt_deploy.tasks.interface import Entry
 from cpt_deploy.tasks.sweeping import bits_cells, integers_cell
 from cpt_deploy.tasks.text_generation.validation import test_tokens, trained_step
@@ -50,13 +51,13 @@ class TextSweep:
         )
         return rows_of(text, ROWS)
 
-    def figures(self, bundle: LanguageBundle) -> dict[str, Any]:
+    def figures(self, bundle: Bundle) -> dict[str, Any]:
         """Return perplexity in onnxruntime."""
         assert bundle.validation is not None
         runtimes = {runtime["name"]: runtime for runtime in bundle.validation["runtimes"]}
         return {"perplexity": runtimes["onnxruntime"]["perplexity"]}
 
-    def compare(self, bundles: Sequence[LanguageBundle], rounds: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    def compare(self, bundles: Sequence[Bundle], rounds: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """Measure the latency of one token after others on one thread, and the trained model at max_bits."""
         trained = likelihood(trained_step(self.run.model), self._rows, self.run.model.context)
         calls = {str(bundle.path): _next_token(bundle) for bundle in bundles}
@@ -92,9 +93,9 @@ class TextSweep:
         return float(document["trained_perplexity"])
 
 
-def _next_token(bundle: LanguageBundle) -> Callable[[], object]:
+def _next_token(bundle: Bundle) -> Callable[[], object]:
     """Return a function that computes the last token of a golden text after the others."""
-    model, tokens = LanguageModel(bundle.onnx_path, bundle.manifest), bundle.golden.tokens[:1]
-    before = tokens[:, :-1]
-    state = model.run(before)[1] if before.size else None
-    return partial(model.run, tokens[:, -1:], state)
+    model, tokens = OnnxRuntimeModel(bundle.onnx_path, bundle.signature), bundle.golden.inputs[TOKENS_NAME][:1]
+    before, last = tokens[:, :-1], {TOKENS_NAME: tokens[:, -1:]}
+    states = next_states(bundle.signature, model.run({TOKENS_NAME: before})) if before.size else {}
+    return partial(model.run, {**last, **states})

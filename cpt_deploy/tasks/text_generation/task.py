@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cpt_deploy.bundle.language import LanguageBundle
+from cpt_deploy.bundle import Bundle
 from cpt_deploy.recipe import Recipe
-from cpt_deploy.recipe.tasks import LANGUAGE_MODEL
+from cpt_deploy.recipe.tasks import TEXT_GENERATION
 from cpt_deploy.tasks.evidence import BundleCheck, Evidence, Origin, ValidationOptions
 from cpt_deploy.tasks.exporting import ExportOptions, ExportSummary
 from cpt_deploy.tasks.reporting import Reporter
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class TextGeneration:
     """See `Task`."""
 
-    name = LANGUAGE_MODEL
+    name = TEXT_GENERATION
     pipeline_tag = "text-generation"
     unit = "tokens"
 
@@ -37,9 +37,9 @@ class TextGeneration:
 
         return load_language_modelling(recipe)
 
-    def open_bundle(self, path: Path) -> LanguageBundle:
+    def open_bundle(self, path: Path) -> Bundle:
         """See `Task`."""
-        return LanguageBundle.open(path)
+        return Bundle.open(path)
 
     def begin_export(self, run_dir: Path, options: ExportOptions, data_dir: Path | None) -> "TextExport":
         """See `Task`."""
@@ -47,7 +47,7 @@ class TextGeneration:
 
         return begin_export(run_dir, options, data_dir)
 
-    def describe_export(self, bundle: LanguageBundle) -> ExportSummary:
+    def describe_export(self, bundle: Bundle) -> ExportSummary:
         """See `Task`."""
         from cpt_deploy.tasks.text_generation.export_summary import describe_export
 
@@ -61,7 +61,7 @@ class TextGeneration:
 
     def validate(
         self,
-        bundle: LanguageBundle,
+        bundle: Bundle,
         options: ValidationOptions,
         origin: Origin,
         reporter: Reporter,
@@ -73,7 +73,7 @@ class TextGeneration:
 
         return validate_bundle(bundle, options, origin, reporter, require_exact=require_exact)
 
-    def check_bundle(self, bundle: LanguageBundle, provider: str, *, require_exact: bool) -> BundleCheck:
+    def check_bundle(self, bundle: Bundle, provider: str, *, require_exact: bool) -> BundleCheck:
         """See `Task`."""
         from cpt_deploy.tasks.text_generation.validation import check_bundle
 

@@ -34,7 +34,7 @@ from cpt_deploy.metric import PERPLEXITY
 from cpt_deploy.quantization import QuantizedLanguageModel, ScheduledModel, calibrating
 from cpt_deploy.quantization.language import Score, State, detached
 from cpt_deploy.recipe import Recipe
-from cpt_deploy.recipe.tasks import LANGUAGE_MODEL
+from cpt_deploy.recipe.tasks import TEXT_GENERATION
 from cpt_deploy.training.distributed.process_group import ProcessGroup
 from cpt_deploy.training.distributed.synchronization import Synchronization
 from cpt_deploy.training.fine_tuning import refuse_weights
@@ -59,7 +59,7 @@ class LanguageModelling(TrainingTask):
         DataError: If the text cannot be read or is too short.
     """
 
-    name = LANGUAGE_MODEL
+    name = TEXT_GENERATION
     unit = "tokens"
     metric = PERPLEXITY
     train_metrics = test_metrics = ("accuracy", "perplexity")

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cpt_deploy import readable
-from cpt_deploy.bundle.language import LanguageBundle, LanguageModel, update_language_validation
+from cpt_deploy.bundle import Bundle, OnnxRuntimeModel, TextProcessor, update_validation
 from cpt_deploy.errors import UsageError
 from cpt_deploy.tasks.evidence import (
     WITHOUT_VNNI,
@@ -35,7 +35,7 @@ def check_options(options: ValidationOptions) -> None:
 
 
 def validate_bundle(
-    bundle: LanguageBundle, options: ValidationOptions, origin: Origin, reporter: Reporter, *, require_exact: bool
+    bundle: Bundle, options: ValidationOptions, origin: Origin, reporter: Reporter, *, require_exact: bool
 ) -> Evidence:
     """Measure a bundle on the test text of a corpus and store the evidence in it, see `Task`."""
     from cpt_deploy.validation.accuracy.noninferiority import MAX_DROP
@@ -49,7 +49,7 @@ def validate_bundle(
     default = None if options.no_gate else MAX_DROP
     report = validate_language(
         bundle,
-        test_tokens(bundle.text.tokenizer, options.data, options.data_dir, options.limit),
+        test_tokens(bundle.expect_processor(TextProcessor).tokenizer, options.data, options.data_dir, options.limit),
         {"name": dataset_name(options.data), "split": "test"},
         trained=trained,
         max_rise=default if options.max_drop is None else options.max_drop,
@@ -57,7 +57,7 @@ def validate_bundle(
         require_exact=require_exact,
         provider=options.provider,
     )
-    update_language_validation(bundle, report.content, report.results)
+    update_validation(bundle, report.content, report.results)
     return Evidence(
         passed=report.passed,
         verdict=report.verdict,
@@ -69,12 +69,12 @@ def validate_bundle(
     )
 
 
-def check_bundle(bundle: LanguageBundle, provider: str) -> BundleCheck:
+def check_bundle(bundle: Bundle, provider: str) -> BundleCheck:
     """Check the golden sample, see `Task`."""
-    check = LanguageModel(bundle.onnx_path, bundle.manifest, provider=provider).reproduce_golden(bundle.golden)
-    tolerance = bundle.golden.tolerance
+    check = OnnxRuntimeModel(bundle.onnx_path, bundle.signature, provider=provider).reproduce_golden(bundle.golden)
+    tolerance = check.tolerance
     reasons = []
-    if not check.within:
+    if not check.reproduced:
         reasons.append(f"Expected the golden logits within {tolerance:.3g}, but they differ by {check.worst:.3g}")
     statement = f"the golden logits differ by {check.worst:.2g} at most, {tolerance:.2g} are allowed; checksums hold"
     return BundleCheck(reasons, statement, {"golden": check})

@@ -13,7 +13,7 @@ from cpt_deploy.bundle.processors.tokenization import Tokenizer, read_tokenizer
 from cpt_deploy.errors import CheckpointError, UsageError
 from cpt_deploy.quantization import QuantizedLanguageModel, QuantizedModel, ScheduledModel
 from cpt_deploy.recipe import Recipe, load_recipe
-from cpt_deploy.recipe.tasks import CLASSIFICATION, LANGUAGE_MODEL
+from cpt_deploy.recipe.tasks import IMAGE_CLASSIFICATION, TEXT_GENERATION
 from cpt_deploy.training.loop.setup import build_cpt_model, build_quantized_language_model
 from cpt_deploy.training.reporting.reports import RunReport
 from cpt_deploy.training.run_directory.run_directory import RunDirectory
@@ -50,7 +50,7 @@ def load_run(run_dir: Path) -> TrainedRun:
         CptError: If its model cannot be built here, for example because a user-defined module is missing.
     """
     directory, recipe, report = _read_run(run_dir)
-    if report.task != CLASSIFICATION:
+    if report.task != IMAGE_CLASSIFICATION:
         raise UsageError(f"Expected a run that classifies images in {run_dir}, but got one of a {report.task}")
     content, digest = _verified_weights(directory, report)
     preprocessing = Preprocessing.from_dict(report.preprocessing)
@@ -89,7 +89,7 @@ def load_language_model(run_dir: Path) -> TrainedLanguageModel:
         UsageError: If it is a run of an image classifier.
     """
     directory, recipe, report = _read_run(run_dir)
-    if report.task != LANGUAGE_MODEL:
+    if report.task != TEXT_GENERATION:
         raise UsageError(f"Expected a run of a language model in {run_dir}, but got one of {report.task}")
     content, digest = _verified_weights(directory, report)
     tokenizer = read_tokenizer(directory.tokenizer)

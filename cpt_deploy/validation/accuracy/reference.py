@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from cpt_deploy.bundle import Bundle, Preprocessing
-from cpt_deploy.bundle.integrity.consistency import preprocessing_differences
+from cpt_deploy.bundle import Bundle, ImageProcessor, Preprocessing
+from cpt_deploy.bundle.processors.image_processor import preprocessing_differences
 from cpt_deploy.validation.accuracy.statistics import Proportion, wilson_interval
 from cpt_deploy.validation.comparison import Logits
 
@@ -73,10 +73,12 @@ class Reference:
 
     def differences(self, bundle: Bundle) -> list[str]:
         """Return the differences between a bundle and the trained model, as sentences."""
-        found = preprocessing_differences(bundle.preprocessing, self.preprocessing, self.source)
-        if self.classes != bundle.labels:
-            pairs = list(zip(bundle.labels, self.classes, strict=False))
-            served, trained = next((pair for pair in pairs if pair[0] != pair[1]), (len(bundle.labels), len(pairs)))
+        processor = bundle.expect_processor(ImageProcessor)
+        labels = processor.labels
+        found = preprocessing_differences(processor.preprocessing, self.preprocessing, self.source)
+        if self.classes != labels:
+            pairs = list(zip(labels, self.classes, strict=False))
+            served, trained = next((pair for pair in pairs if pair[0] != pair[1]), (len(labels), len(pairs)))
             found.append(f"labels.txt is not as in {self.source}: {served!r} instead of {trained!r}")
         return found
 

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cpt_deploy.bundle import OnnxRuntimeModel
+from cpt_deploy.signature import INPUT_NAME, OUTPUT_NAME
 from cpt_deploy.validation.comparison import Codes, IntegerComparison, LogitAgreement, Logits
 from cpt_deploy.validation.integers.integer_model import Replay
 from cpt_deploy.validation.integers.intermediate_outputs import ObservableModel
@@ -49,7 +50,7 @@ class ReplayedIntegers:
             own: The integers that the free-running executor computed from them.
             served: onnxruntime's logits, float32 (N, K).
         """
-        got = self.session.trace(inputs)
+        got = self.session.trace({INPUT_NAME: inputs})
         entries = set(self.replay.entries) & set(got)
         logits, expected = self.replay.follow(inputs, {name: got[name] for name in entries})
         self.logits.add(logits, served)
@@ -66,7 +67,7 @@ class ReplayedIntegers:
             self.unmatched = [name for name in dict.fromkeys([*listed, *expected, *own]) if name not in compared]
         self.comparison.add(expected, got)
         self.free_running.add(own, got)
-        self.same_logits &= np.array_equal(got["logits"], served, equal_nan=True)
+        self.same_logits &= np.array_equal(got[OUTPUT_NAME], served, equal_nan=True)
 
     def notes(self) -> tuple[str, ...]:
         """Return notes on tensors that could not be compared, as sentences."""

@@ -13,6 +13,7 @@ from cpt_deploy.bundle import Bundle, OnnxRuntimeModel
 from cpt_deploy.bundle.runtime.cpu import CpuInfo, read_cpu
 from cpt_deploy.bundle.runtime.providers import CPU, provider_name
 from cpt_deploy.errors import UsageError
+from cpt_deploy.signature import INPUT_NAME
 from cpt_deploy.validation.accuracy.reference import Inputs
 from cpt_deploy.validation.performance.peak_memory import measure_peak_memory
 from cpt_deploy.validation.performance.software import software_versions
@@ -148,7 +149,7 @@ def benchmark(
 
 def _inputs(bundle: Bundle, batch: int) -> Inputs:
     """Return a batch of images, by repeating those of the golden sample."""
-    golden = bundle.golden.inputs
+    golden = bundle.golden.inputs[INPUT_NAME]
     return np.ascontiguousarray(golden[np.arange(batch) % len(golden)])
 
 
@@ -158,7 +159,7 @@ def _time(models: Mapping[str, bytes], inputs: Inputs, threads: int, seconds: fl
         name: OnnxRuntimeModel(model, threads=threads, rest_between_runs=True, provider=provider)
         for name, model in models.items()
     }
-    runs = {name: lambda session=session: session.run(inputs) for name, session in sessions.items()}
+    runs = {name: lambda session=session: session.run({INPUT_NAME: inputs}) for name, session in sessions.items()}
     times = interleaved(runs, rounds=MOST_ROUNDS, seconds=seconds)
     results = []
     for name, measured in times.items():

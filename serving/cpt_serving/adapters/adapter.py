@@ -11,9 +11,8 @@ from abc import abstractmethod
 from collections.abc import Hashable, Sequence
 from typing import Any, ClassVar, Literal
 
-from cpt_deploy.bundle import read_evidence, require_evidence
+from cpt_deploy.bundle import Bundle, read_evidence, require_evidence
 from cpt_deploy.bundle.integrity.signatures import public_keys, require_signature
-from cpt_deploy.bundle.opened import OpenedBundle
 from cpt_deploy.bundle.runtime.providers import CPU, provider_name
 from cpt_deploy.errors import BundleError
 from cpt_serving.inference.memory import MemoryBudget
@@ -53,7 +52,7 @@ class Adapter(Model):
     outputs: Sequence[DeclaredTensor]
     """Outputs of the model."""
 
-    def __init__(self, bundle: OpenedBundle, settings: ServeSettings, memory: MemoryBudget) -> None:
+    def __init__(self, bundle: Bundle, settings: ServeSettings, memory: MemoryBudget) -> None:
         self.bundle = bundle
         self.settings = settings
         self.memory = memory
@@ -163,7 +162,7 @@ class Adapter(Model):
         return content
 
 
-def _require_trust(bundle: OpenedBundle, settings: ServeSettings) -> None:
+def _require_trust(bundle: Bundle, settings: ServeSettings) -> None:
     """Raise an error unless a bundle has the required signature and evidence; warn if its evidence is outdated.
 
     Raises:

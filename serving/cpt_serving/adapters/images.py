@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cpt_deploy.bundle import Bundle, OnnxRuntimeModel, decode_image, top_k
+from cpt_deploy.bundle import Bundle, ImageProcessor, OnnxRuntimeModel, decode_image
 from cpt_deploy.bundle.layout import LABELS_FILE
 from cpt_deploy.bundle.processors.postprocessing import Prediction
 from cpt_deploy.errors import ValidationFailedError
@@ -35,27 +35,29 @@ class ImageClassification(Predicts):
     """One version of an image classifier."""
 
     kind = "image"
-    bundle: Bundle
 
     def __init__(self, bundle: Bundle, settings: ServeSettings, memory: MemoryBudget) -> None:
         super().__init__(bundle, settings, memory)
-        shape = bundle.preprocessing.input_shape
+        self.processor = bundle.expect_processor(ImageProcessor)
+        shape = self.processor.preprocessing.input_shape
         self.inputs = [DeclaredTensor(INPUT_NAME, NATIVE, ("batch", *shape))]
-        self.outputs = [DeclaredTensor(OUTPUT_NAME, NATIVE, ("batch", len(bundle.labels)))]
+        self.outputs = [DeclaredTensor(OUTPUT_NAME, NATIVE, ("batch", len(self.processor.labels)))]
         self.row_bytes = 4 * math.prod(shape)
-        self._reader = ImageReader(bundle.preprocessing, settings, memory)
+        self._reader = ImageReader(self.processor.preprocessing, settings, memory)
         self._model: OnnxRuntimeModel | None = None
 
     def load(self) -> None:
         """See `Adapter`; compares the integers of the golden sample, or with golden=labels the top classes."""
         bundle, settings = self.bundle, self.settings
-        model = OnnxRuntimeModel(self.verified_onnx(), threads=settings.threads, provider=settings.provider)
+        model = OnnxRuntimeModel(
+            self.verified_onnx(), bundle.signature, threads=settings.threads, provider=settings.provider
+        )
         # Pillow loads its formats at the first image, which should not delay a client.
-        model.run(bundle.preprocessing.apply(decode_image(self._example_png()))[None])
+        model.run(self.processor.inputs([decode_image(self._example_png())]))
         if settings.golden != "off":
             check = model.reproduce_golden(bundle.golden)
             if not (check.reproduced or (settings.golden == "labels" and check.same_labels)):
-                how_far = f"{check.worst_codes} codes" if check.tolerance is None else f"{check.worst_logit:.3g}"
+                how_far = f"{check.worst_codes} codes" if check.tolerance is None else f"{check.worst:.3g}"
                 raise ValidationFailedError(
                     f"Expected {bundle.name} to reproduce its golden sample, but {check.mismatches} of {check.values} "
                     f"{check.what} differ, by up to {how_far}, and the top classes "
@@ -73,8 +75,9 @@ class ImageClassification(Predicts):
         """See `Adapter`."""
         assert self._model is not None, "the engine asks only a model that is loaded"
         if len(requests) == 1:
-            return [{OUTPUT_NAME: self._model.run(requests[0][INPUT_NAME])}]
-        logits = self._model.run(np.concatenate([request[INPUT_NAME] for request in requests]))
+            return [self._model.run(requests[0])]
+        rows = np.concatenate([request[INPUT_NAME] for request in requests])
+        logits = self._model.run({INPUT_NAME: rows})[OUTPUT_NAME]
         outputs, end = [], 0
         for request in requests:
             start, end = end, end + len(request[INPUT_NAME])
@@ -95,7 +98,7 @@ class ImageClassification(Predicts):
         """See `Adapter`."""
         (wanted,), logits = wanted_outputs(request, self.outputs), outputs[OUTPUT_NAME]
         if wanted.classes:
-            texts = classify(logits, self.bundle.labels, wanted.classes)
+            texts = classify(logits, self.processor.labels, wanted.classes)
             return [OutputTensor(OUTPUT_NAME, BYTES, texts, wanted.binary)]
         return [OutputTensor(OUTPUT_NAME, NATIVE, logits, wanted.binary)]
 
@@ -109,7 +112,7 @@ class ImageClassification(Predicts):
 
     def infer_example(self) -> dict[str, Any] | None:
         """See `Adapter`; a row of zeros, because `/docs` reveals nothing of a bundle's content."""
-        shape = self.bundle.preprocessing.input_shape
+        shape = self.processor.preprocessing.input_shape
         if math.prod(shape) > _LARGEST_EXAMPLE:
             return None
         zeros = [0.0] * math.prod(shape)
@@ -119,10 +122,10 @@ class ImageClassification(Predicts):
 
     def evidence(self) -> dict[str, Any]:
         """See `Adapter`."""
-        channels, height, width = self.bundle.preprocessing.input_shape
+        channels, height, width = self.processor.preprocessing.input_shape
         return {
             "input": {"channels": channels, "height": height, "width": width},
-            "classes": len(self.bundle.labels),
+            "classes": len(self.processor.labels),
         }
 
     def read(self, uploads: Sequence[Upload], work: Work) -> Tensors:
@@ -131,7 +134,7 @@ class ImageClassification(Predicts):
 
     def predictions(self, outputs: Tensors, count: int) -> list[list[Prediction]]:
         """See `Predicts`; the most probable classes of each image, best first."""
-        return top_k(outputs[OUTPUT_NAME], self.bundle.labels, count)
+        return self.processor.answers(outputs, count)
 
     def samples(self) -> Samples:
         """See `Predicts`."""

@@ -15,7 +15,7 @@ from typing import Generic, TypeVar
 
 import anyio.to_thread
 
-from cpt_deploy.bundle.opened import OpenedBundle
+from cpt_deploy.bundle import Bundle
 from cpt_deploy.errors import CptError
 from cpt_serving.inference.batching import Batcher, Inference
 from cpt_serving.inference.errors import (
@@ -89,7 +89,7 @@ class Engine(Generic[M_co]):
         self.batcher = Batcher(model, threads, observer, changed=self._tell_queue)
 
     @property
-    def bundle(self) -> OpenedBundle:
+    def bundle(self) -> Bundle:
         """The bundle of the model."""
         return self.model.bundle
 

@@ -7,7 +7,8 @@ from typing import Literal
 
 import numpy as np
 
-from cpt_deploy.bundle.language import END, LOGITS_NAME
+from cpt_deploy.bundle.processors.text_processor import END
+from cpt_deploy.signature import OUTPUT_NAME
 from cpt_serving.inference.engine import Engine
 from cpt_serving.inference.model import Tensors, TextModel
 from cpt_serving.inference.sampling import Floats, Sampler, SamplingOptions, log_softmax, most_probable
@@ -95,7 +96,7 @@ async def generate(engine: Engine[TextModel], request: GenerationRequest) -> Asy
             if finish is None:
                 yield Piece(text, scored)
                 outputs = await _call(engine, [token], outputs, request.deadline)
-                log_probabilities = log_softmax(outputs[LOGITS_NAME][0, -1])
+                log_probabilities = log_softmax(outputs[OUTPUT_NAME][0, -1])
                 continue
             if finish == "length":
                 text += stop.add(decode(END)) + stop.rest()
@@ -122,7 +123,7 @@ async def score(
             part = tokens[start : min(start + model.chunk, len(tokens) - 1)]
             outputs = await _call(engine, part, outputs, deadline)
             engine.observer.text_read(len(part))
-            for offset, row in enumerate(log_softmax(outputs[LOGITS_NAME][0])):
+            for offset, row in enumerate(log_softmax(outputs[OUTPUT_NAME][0])):
                 scored.append(scored_token(model, tokens[start + offset + 1], row, top))
     return scored
 
@@ -146,7 +147,7 @@ async def _read(engine: Engine[TextModel], prompt: Sequence[int], deadline: floa
         outputs = await _call(engine, part, outputs, deadline)
         engine.observer.text_read(len(part))
     assert outputs is not None, "a prompt has a token"
-    return log_softmax(outputs[LOGITS_NAME][0, -1]), outputs
+    return log_softmax(outputs[OUTPUT_NAME][0, -1]), outputs
 
 
 async def _call(
@@ -159,7 +160,7 @@ async def _call(
 
 def _limit(model: TextModel, request: GenerationRequest) -> int:
     """Return how many tokens can be generated; the last one needs no place in the context."""
-    context = model.manifest.context
+    context = model.context
     return request.max_tokens if context is None else min(request.max_tokens, context - len(request.prompt) + 1)
 
 

@@ -7,9 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cpt_deploy.bundle.language import LanguageManifest
-from cpt_deploy.bundle.language.text import TextCodec
-from cpt_deploy.bundle.opened import OpenedBundle
+from cpt_deploy.bundle import Bundle, TextProcessor
 
 Tensors = Mapping[str, npt.NDArray[Any]]
 """Arrays by the names of the model's inputs or outputs."""
@@ -18,7 +16,7 @@ Tensors = Mapping[str, npt.NDArray[Any]]
 class Model(ABC):
     """One model version of any kind. `run` is called from several threads at once, the other methods from one."""
 
-    bundle: OpenedBundle
+    bundle: Bundle
     """Bundle of the model."""
 
     row_bytes: int = 1
@@ -52,11 +50,11 @@ class Model(ABC):
 class TextModel(Model):
     """A model that continues a text: tokens and state in, logits and state out."""
 
-    manifest: LanguageManifest
-    """Description of its tensors."""
-
-    text: TextCodec
+    text: TextProcessor
     """Tokenizer of the model."""
+
+    context: int | None
+    """Maximum number of tokens that it can read; `None` without a limit."""
 
     chunk: int
     """Maximum tokens of a text that one call reads."""

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
-from cpt_deploy.bundle.opened import OpenedBundle
+from cpt_deploy.bundle import Bundle
 from cpt_serving.oip.datatypes import BYTES, to_binary
 
 
@@ -42,7 +42,7 @@ class Answer:
     json_bytes: int | None
 
 
-def render_answer(bundle: OpenedBundle, identity: str | None, outputs: Sequence[OutputTensor]) -> Answer:
+def render_answer(bundle: Bundle, identity: str | None, outputs: Sequence[OutputTensor]) -> Answer:
     """Return the answer to a request.
 
     Args:

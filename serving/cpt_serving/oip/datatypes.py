@@ -27,6 +27,9 @@ DTYPES: dict[str, np.dtype[Any]] = {
 }
 """Datatypes with elements of a fixed size."""
 
+DATATYPES = {dtype.name: datatype for datatype, dtype in DTYPES.items()}
+"""Datatypes by NumPy's names."""
+
 BYTES = "BYTES"
 
 _LENGTH = struct.Struct("<I")

@@ -10,35 +10,27 @@ from hypothesis.extra import numpy as arrays
 from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 
-from cpt_deploy.bundle import (
-    GoldenSample,
-    OnnxRuntimeModel,
-    Prediction,
-    compare_golden,
-    read_golden,
-    softmax,
-    top_k,
-)
+from cpt_deploy.bundle import Golden, OnnxRuntimeModel, Prediction, compare_golden, read_golden, softmax, top_k
 from cpt_deploy.errors import BundleError, MissingExtraError, UsageError
 
-RANDOM = np.random.default_rng(1).uniform(-1.2, 1.2, (50, 3, 8, 8)).astype(np.float32)
+PICTURES = np.random.default_rng(1).uniform(-1.2, 1.2, (50, 3, 8, 8)).astype(np.float32)
 
 
 @pytest.mark.parametrize("optimize", [True, False])
 @pytest.mark.parametrize("threads", [1, 2, None])
 def test_logits_are_those_of_plain_integer_arithmetic(shared_bundle, reference_codes, optimize, threads):
     model = OnnxRuntimeModel(shared_bundle.onnx_path, optimize=optimize, threads=threads)
-    expected = replace(shared_bundle.golden, inputs=RANDOM, logit_codes=reference_codes(RANDOM)).logits
-    assert np.array_equal(model.run(RANDOM), expected)
+    expected = replace(shared_bundle.golden, inputs=RANDOM, logit_codes=reference_codes({"image": PICTURES})).logits
+    assert np.array_equal(model.run({"image": PICTURES}), expected)
 
 
 def test_taps_show_the_integers_of_every_edge(shared_bundle, reference_codes):
     model = OnnxRuntimeModel(shared_bundle.onnx_path, intermediates=True)
     assert model.intermediate_names == ("image_codes", "flat_codes", "logit_codes")
-    traced = model.trace(RANDOM)
-    assert np.array_equal(traced["logit_codes"], reference_codes(RANDOM))
+    traced = model.trace({"image": PICTURES})
+    assert np.array_equal(traced["logit_codes"], reference_codes({"image": PICTURES}))
     assert traced["image_codes"].dtype == np.uint8
-    assert np.array_equal(traced["logits"], OnnxRuntimeModel(shared_bundle.onnx_path).run(RANDOM))
+    assert np.array_equal(traced["logits"], OnnxRuntimeModel(shared_bundle.onnx_path).run({"image": PICTURES}))
     session = ReferenceEvaluator(onnx.load(shared_bundle.onnx_path))
     assert np.array_equal(traced["logits"], session.run(None, {"image": RANDOM})[0])
 
@@ -47,14 +39,14 @@ def test_a_model_from_bytes_is_the_same(shared_bundle):
     model = OnnxRuntimeModel(shared_bundle.onnx_path.read_bytes())
     assert model.input_shape == (3, 8, 8)
     assert model.providers == ["CPUExecutionProvider"]
-    assert np.array_equal(model.run(RANDOM), OnnxRuntimeModel(shared_bundle.onnx_path).run(RANDOM))
+    assert np.array_equal(model.run({"image": PICTURES}), OnnxRuntimeModel(shared_bundle.onnx_path).run({"image": PICTURES}))
 
 
 def test_runs_from_several_threads_do_not_disturb_each_other(shared_bundle):
     model = OnnxRuntimeModel(shared_bundle.onnx_path)
     with ThreadPoolExecutor(4) as pool:
-        rows = list(pool.map(lambda row: model.run(row[None]), RANDOM))
-    assert np.array_equal(np.concatenate(rows), model.run(RANDOM))
+        rows = list(pool.map(lambda row: model.run(row[None]), {"image": PICTURES}))
+    assert np.array_equal(np.concatenate(rows), model.run({"image": PICTURES}))
 
 
 def test_golden_sample_is_reproduced(shared_bundle):

@@ -4,7 +4,6 @@ import shutil
 from urllib.parse import urlsplit
 
 import pytest
-
 from cpt_deploy.bundle.language import LanguageBundle, update_language_validation
 
 

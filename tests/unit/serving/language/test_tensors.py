@@ -3,9 +3,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import tritonclient.http as triton
+from cpt_deploy.bundle.language import LanguageManifest, StateTensor
 from tritonclient.utils import InferenceServerException
 
-from cpt_deploy.bundle.language import LanguageManifest, StateTensor
 from cpt_serving import load_settings
 from cpt_serving.adapters import adapter_of
 from cpt_serving.inference.memory import MemoryBudget

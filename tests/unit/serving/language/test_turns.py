@@ -5,8 +5,8 @@ import threading
 
 import numpy as np
 import pytest
-
 from cpt_deploy.bundle.language import LanguageModel
+
 from cpt_serving import load_settings
 from cpt_serving.adapters import adapter_of, text
 from cpt_serving.inference.batching import Batcher
