@@ -61,3 +61,4 @@ class Metric:
 
 ACCURACY = Metric("accuracy", percent=True)
 PERPLEXITY = Metric("perplexity", higher_is_better=False)
+R_SQUARED = Metric("r_squared")

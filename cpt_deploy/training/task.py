@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from cpt_deploy.data import WHOLE, Share
 from cpt_deploy.errors import UsageError
 from cpt_deploy.metric import Metric
-from cpt_deploy.quantization import ScheduledModel
+from cpt_deploy.quantization import ScheduledModel, class_divergence
 from cpt_deploy.recipe import Recipe
 from cpt_deploy.recipe.tasks import task_name, tasks
 from cpt_deploy.training.distributed.process_group import ProcessGroup
@@ -129,6 +129,13 @@ class TrainingTask(ABC):
     @abstractmethod
     def describe(self) -> dict[str, Any]:
         """Return `data`, `classes` and `preprocessing` of the report."""
+
+    def divergence(self, reference: Any, outputs: Any) -> Tensor:
+        """Return how far outputs of a model are from others of the same batch, summed over its samples, 0-dim.
+
+        By default the model returns logits, (N, ..., K), see `class_divergence`.
+        """
+        return class_divergence(reference, outputs)
 
     @property
     def workers(self) -> int:

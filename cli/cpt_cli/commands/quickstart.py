@@ -102,7 +102,7 @@ def _validate(bundle: "Bundle") -> dict[str, Any]:
     return {
         "passed": True,
         "verdict": report.verdict,
-        "accuracy": {entry.name: entry.accuracy.value for entry in report.runtimes},
+        "accuracy": {entry.name: entry.value for entry in report.runtimes},
         "compared_integers": report.compared_integers,
         "mismatching_integers": report.mismatching_integers,
     }

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cpt_deploy.bundle.processors.tokenization import Ids, Tokenizer
+from cpt_deploy.bundle import TextProcessor
+from cpt_deploy.bundle.processors.tokenization import Ids, Tokenizer, read_tokenizer
 from cpt_deploy.data import WHOLE, Share
 from cpt_deploy.data.text import (
     Chunk,
@@ -39,7 +40,7 @@ from cpt_deploy.training.distributed.process_group import ProcessGroup
 from cpt_deploy.training.distributed.synchronization import Synchronization
 from cpt_deploy.training.fine_tuning import refuse_weights
 from cpt_deploy.training.loop.setup import build_quantized_language_model
-from cpt_deploy.training.reporting.reports import Evaluation
+from cpt_deploy.training.reporting.reports import Evaluation, RunReport
 from cpt_deploy.training.run_directory.files import disk_errors, write_atomically
 from cpt_deploy.training.run_directory.run_directory import RunDirectory
 from cpt_deploy.training.task import Final, StepOutcome, Stop, TrainingTask
@@ -264,3 +265,21 @@ def load_language_modelling(recipe: Recipe) -> LanguageModelling:
     corpus = load_corpus(name, root)
     tokenizer = build_tokenizer(corpus.text("train"), settings.text.level, settings.text.vocabulary_size)
     return LanguageModelling(recipe.model_copy(update={"data": data}), corpus, tokenizer)
+
+
+def read_vocabulary(report: RunReport, directory: RunDirectory) -> TextProcessor:
+    """Return the processor of a finished run, with the vocabulary that the model was trained with.
+
+    Raises:
+        CheckpointError: If the vocabulary is another one.
+    """
+    tokenizer = read_tokenizer(directory.tokenizer)
+    known = report.data["vocabulary"]
+    digest = hashlib.sha256(directory.tokenizer.read_bytes()).hexdigest()
+    if tokenizer.size != known["size"] or digest != known["sha256"]:
+        raise CheckpointError(
+            f"Expected the vocabulary of {known['size']} tokens that the model was trained with at "
+            f"{directory.tokenizer}, but got another one, of {tokenizer.size} tokens",
+            hint="copy the run's own tokenizer.json back",
+        )
+    return TextProcessor(tokenizer)
