@@ -7,8 +7,8 @@ from contextlib import contextmanager
 import numpy as np
 import onnxruntime
 import pytest
-
 from cpt_deploy.bundle.language import open_bundle
+
 from cpt_deploy.data import load_images
 from cpt_deploy.data.text import load_corpus
 from cpt_deploy.errors import UsageError
