@@ -123,11 +123,14 @@ class Task(Protocol[B]):
         name: Name in `data.task` of a recipe, in `report.json` and in `config.json`.
         pipeline_tag: Name of the task on the Hugging Face Hub.
         unit: Name of the samples, in the plural.
+        adapter: Import path, `module:Class`, of the server's adapter, if requests and answers are not just tensors by
+            name; None stands for `cpt_serving.adapters.Adapter`.
     """
 
     name: str
     pipeline_tag: str
     unit: str
+    adapter: str | None
 
     def knows(self, data: str) -> bool:
         """Return whether `data.name` of a recipe can only belong to this task."""

@@ -24,6 +24,7 @@ class ImageClassification:
     name = IMAGE_CLASSIFICATION
     pipeline_tag = "image-classification"
     unit = "images"
+    adapter: str | None = "cpt_serving.adapters.images:ImageAdapter"
 
     def knows(self, data: str) -> bool:
         """Return False: data that no other task knows are images."""

@@ -24,6 +24,7 @@ class TextGeneration:
     name = TEXT_GENERATION
     pipeline_tag = "text-generation"
     unit = "tokens"
+    adapter: str | None = "cpt_serving.adapters.text:TextAdapter"
 
     def knows(self, data: str) -> bool:
         """Return whether the data are a known corpus or a text file."""
