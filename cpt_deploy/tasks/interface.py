@@ -33,13 +33,13 @@ class Task(ABC):
         name: Name in recipes, reports and bundles: the pipeline tag of Hugging Face.
         unit: Name of the samples, in the plural.
         processor: Class of the processors of its bundles, or its import path "module:Class".
-        adapter: Import path "module:Class" of the server's adapter.
+        adapter: Import path "module:Class" of the server's adapter; None is the one that serves tensors by name.
     """
 
     name: str
     unit: str
     processor: type[Processor] | str = "cpt_deploy.bundle.processors.tensor_processor:TensorProcessor"
-    adapter: str = "cpt_serving.adapters.tensors:TensorAdapter"
+    adapter: str | None = None
 
     def knows(self, data: str) -> bool:
         """Return whether `data.name` of a recipe, which names no task, can only belong to this task."""
