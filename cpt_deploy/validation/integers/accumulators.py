@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy.typing as npt
 
-from cpt_deploy.bundle.opened import OpenedBundle
+from cpt_deploy.bundle import Bundle
 from cpt_deploy.precision.accumulators import INT32_MOST, worst_average_sum, worst_sums
 from cpt_deploy.validation.integers.saturation import executed_codes, multiplied, read_layers
 
@@ -30,7 +30,7 @@ class Accumulator:
         return self.worst_sum / INT32_MOST
 
 
-def bundle_accumulators(bundle: OpenedBundle) -> tuple[Accumulator, ...]:
+def bundle_accumulators(bundle: Bundle) -> tuple[Accumulator, ...]:
     """Bound the sums of every layer and average of a bundle, in the order of the graph.
 
     Raises:
