@@ -12,15 +12,7 @@ from cpt_deploy.bundle.integrity.checksums import read_checksums
 from cpt_deploy.bundle.layout import VALIDATION_FILE
 from cpt_deploy.bundle.reading import read_json
 from cpt_deploy.errors import BundleError
-from cpt_serving.adapters import Adapter, ModelKind
-
-
-class InputFacts(BaseModel):
-    """The size of the model's input."""
-
-    channels: int
-    height: int
-    width: int
+from cpt_serving.adapters import Adapter
 
 
 @dataclass(frozen=True)
@@ -44,14 +36,10 @@ class Evidence(BaseModel):
     model: str
     version: str
     sha256: str
-    kind: ModelKind
+    task: str = Field(description="a pipeline tag, such as image-classification")
+    form: str = Field(description="form of the page for its requests: tensors, image or text")
     size_bytes: int | None
-    input: InputFacts | None = Field(default=None, description="null for a language model")
-    classes: int | None = Field(default=None, description="null for a language model")
-    vocabulary: int | None = Field(default=None, description="tokens that a language model knows, null for others")
-    context: int | None = Field(
-        default=None, description="maximum context of a language model in tokens, null if unlimited"
-    )
+    facts: dict[str, int | str | None] = Field(description="of its requests and answers, such as the number of classes")
     weight_bits: int | float | None = Field(description="the mean over all weights if layers differ")
     activation_bits: int | None
     trained_bits: tuple[int, int] | None = Field(description="min_bits and max_bits of the training")
@@ -73,7 +61,9 @@ def evidence_of(adapter: Adapter, *, docs: bool = True) -> Evidence:
         model=bundle.name,
         version=bundle.version,
         sha256=bundle.sha256,
-        kind=adapter.kind,
+        task=bundle.task,
+        form=adapter.form,
+        facts=adapter.facts(),
         size_bytes=_size(bundle),
         weight_bits=facts.get("weight_bits"),
         activation_bits=facts.get("activation_bits"),
@@ -81,7 +71,6 @@ def evidence_of(adapter: Adapter, *, docs: bool = True) -> Evidence:
         validation=_validation(bundle),
         server_version=cpt_deploy.__version__,
         docs=docs,
-        **adapter.evidence(),
     )
 
 

@@ -20,6 +20,22 @@ def checked_inputs(signature: Signature, inputs: Arrays) -> dict[str, npt.NDArra
         inputs: The inputs by name.
 
     Raises:
+        ValueError: Like `checked_sizes`.
+    """
+    sizes = checked_sizes(signature, inputs)
+    if len(inputs) == len(signature.inputs):
+        return {tensor.name: inputs[tensor.name] for tensor in signature.inputs}
+    return {**initial_states(signature, sizes), **inputs}
+
+
+def checked_sizes(signature: Signature, inputs: Arrays) -> dict[str, int]:
+    """Return the size of the batch (`BATCH`) and of each free dimension that the inputs of a call determine.
+
+    Args:
+        signature: The model's signature.
+        inputs: The inputs by name; states may be missing.
+
+    Raises:
         ValueError: If an input is missing or unknown, has another dtype, or its shape does not fit the signature and
             the other inputs.
     """
@@ -32,9 +48,7 @@ def checked_inputs(signature: Signature, inputs: Arrays) -> dict[str, npt.NDArra
     for tensor in signature.inputs:
         if tensor.name in inputs:
             _check(tensor, inputs[tensor.name], signature, sizes)
-    if len(inputs) == len(names):
-        return {name: inputs[name] for name in names}
-    return {**initial_states(signature, sizes), **inputs}
+    return sizes
 
 
 def initial_states(signature: Signature, sizes: Mapping[str, int]) -> dict[str, npt.NDArray[Any]]:

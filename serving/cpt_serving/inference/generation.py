@@ -2,8 +2,9 @@
 
 import time
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -27,7 +28,7 @@ class GenerationRequest:
         max_tokens: Maximum tokens to generate.
         sampling: Options of sampling.
         stops: Stop strings: the text ends before the first of them.
-        top: Number of most probable tokens to report at each place.
+        top: Number of most probable tokens to report at each place; None reports no probabilities in events.
         arrived: Time of arrival, in seconds of `time.monotonic`.
         deadline: Time after which the answer is useless, likewise.
     """
@@ -36,7 +37,7 @@ class GenerationRequest:
     max_tokens: int
     sampling: SamplingOptions
     stops: Sequence[str] = ()
-    top: int = 0
+    top: int | None = None
     arrived: float = 0.0
     deadline: float | None = None
 
@@ -89,7 +90,7 @@ async def generate(engine: Engine[TextModel], request: GenerationRequest) -> Asy
         times: list[float] = []
         for count in range(1, limit + 1):
             token = sampler.draw(log_probabilities)
-            scored = scored_token(engine.model, token, log_probabilities, request.top)
+            scored = scored_token(engine.model, token, log_probabilities, request.top or 0)
             _tell(engine, times, request.arrived)
             text = stop.add(decode(token))
             finish: FinishReason | None = "stop" if stop.stopped else "length" if count == limit else None
@@ -103,6 +104,38 @@ async def generate(engine: Engine[TextModel], request: GenerationRequest) -> Asy
             engine.observer.text_finished(count, times[-1] - times[0])
             yield Piece(text, scored, finish)
             return
+
+
+async def text_events(engine: Engine[TextModel], request: GenerationRequest) -> AsyncGenerator[dict[str, Any]]:
+    """Generate text as JSON types: for each token the text that it completes, with the last one a summary.
+
+    Raises:
+        ServingError: Like `generate`.
+    """
+    first, count = 0.0, 0
+    async with aclosing(generate(engine, request)) as pieces:
+        async for piece in pieces:
+            now, count = time.monotonic(), count + 1
+            first = first or now
+            event: dict[str, Any] = {"text": piece.text}
+            if request.top is not None:
+                event["logprobs"] = [piece.scored]
+            if piece.finish is None:
+                yield event
+                continue
+            yield {
+                "model": engine.bundle.name,
+                "version": engine.bundle.version,
+                **event,
+                "finish_reason": piece.finish,
+                "seed": request.sampling.seed,
+                "usage": {"prompt_tokens": len(request.prompt), "generated_tokens": count},
+                "timings": {
+                    "first_token_ms": round((first - request.arrived) * 1e3, 3),
+                    "total_ms": round((now - request.arrived) * 1e3, 3),
+                    "tokens_per_s": round((count - 1) / (now - first), 1) if count > 1 and now > first else None,
+                },
+            }
 
 
 async def score(

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from cpt_serving.samples import drawing_style
 from PIL import Image
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
@@ -16,7 +17,6 @@ from cpt_serving.adapters import adapter_of
 from cpt_serving.evidence import evidence_of
 from cpt_serving.inference.memory import MemoryBudget
 from cpt_serving.routes.page import PAGE_HEADERS
-from cpt_serving.samples import drawing_style
 from cpt_serving.telemetry.stats import summarize
 
 
