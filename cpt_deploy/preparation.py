@@ -143,9 +143,10 @@ def _compare(graph: "IntegerGraph", file: bytes, inputs: list[dict[str, Tensor]]
     """
     from cpt_deploy.bundle.runtime.sessions import open_session
     from cpt_deploy.integer import IntegerExecutor
+    from cpt_deploy.onnx_graph.outputs import add_outputs
 
     executor, entries = IntegerExecutor(graph), graph.entries
-    session = open_session(_with_outputs(file, entries, graph) if entries else file, threads=1)
+    session = open_session(add_outputs(file, _kinds(entries, graph)) if entries else file, threads=1)
     for batch in (*inputs, {name: x[:1] for name, x in inputs[0].items()}):
         named = [output.name for output in session.get_outputs()]
         made = session.run(named, {name: x.numpy() for name, x in batch.items()})
@@ -177,12 +178,8 @@ def _are_close(results: Tensor, expected: Tensor) -> bool:
     return not both.any() or float((results - expected)[both].abs().max()) <= _TOLERANCE * largest
 
 
-def _with_outputs(file: bytes, names: Sequence[str], graph: "IntegerGraph") -> bytes:
-    import onnx
+def _kinds(names: Sequence[str], graph: "IntegerGraph") -> dict[str, int]:
+    """Return the ONNX element types of quantized tensors."""
+    from onnx import TensorProto
 
-    model = onnx.load_model_from_string(file)
-    for name in names:
-        kind = onnx.TensorProto.INT8 if graph.tensors[name].signed else onnx.TensorProto.UINT8
-        model.graph.output.append(onnx.helper.make_tensor_value_info(name, kind, None))
-    serialized: bytes = model.SerializeToString()
-    return serialized
+    return {name: TensorProto.INT8 if graph.tensors[name].signed else TensorProto.UINT8 for name in names}

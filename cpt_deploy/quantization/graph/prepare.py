@@ -44,6 +44,7 @@ from cpt_deploy.quantization.modules.layers import (
     QuantizedLayer,
     quantized_layer,
 )
+from cpt_deploy.quantization.modules.recurrent import QuantizedRecurrent, RecurrentLayer, quantized_recurrent
 from cpt_deploy.quantization.state.config import QuantizationConfig
 from cpt_deploy.quantization.state.groups import layer_roles
 from cpt_deploy.quantization.state.precision_state import PrecisionState
@@ -148,12 +149,13 @@ def _first_that_is_the_same(
     source, model = reference.given.to_convert()
     try:
         check_capturable(model)
-        traced = capture(source, model, reference.example, reference.structure)
+        traced = capture(source, model, reference.example, reference.structure, excluded)
         mark_excluded(traced, excluded)
         lifted = lift(traced, model)
         prepared = _prepared(lifted, config, reference)
         prepared.float_layers = float_layers(lifted)
         reference.check(prepared)
+        _join_biases(prepared)
         if trial is not None:
             trial(prepared)
     except ConversionError as error:
@@ -250,21 +252,43 @@ def _is_end(target: str, traced: fx.GraphModule, ends: Sequence[str]) -> bool:
 def _replace_layers(
     traced: fx.GraphModule, precision: PrecisionState, config: QuantizationConfig, ends: Sequence[str]
 ) -> list[LayerInfo]:
-    calls = [node for node in traced.graph.nodes if kind_of(node, traced) is Kind.LAYER]
+    calls = [node for node in traced.graph.nodes if kind_of(node, traced) in (Kind.LAYER, Kind.RECURRENT)]
     if not calls:
-        raise ConversionError("Expected a model with at least one Conv or Linear layer, but got none")
+        raise ConversionError("Expected a model with at least one Conv, Linear, LSTM or GRU layer, but got none")
     targets = list(dict.fromkeys(str(node.target) for node in calls))
     roles = layer_roles(targets, config, {target for target in targets if _is_end(target, traced, ends)})
     infos: list[LayerInfo] = []
-    for index, target in enumerate(targets):
-        module = traced.get_submodule(target)
-        role = roles[target]
+    for target in targets:
+        module, index, role = traced.get_submodule(target), len(infos), roles[target]
         nodes = [node for node in calls if node.target == target]
+        if isinstance(module, RecurrentLayer):
+            recurrent = quantized_recurrent(module, precision, role, index, config.range_momentum)
+            traced.set_submodule(target, recurrent)
+            infos += _products(target, recurrent, sum(_steps(node) for node in nodes))
+            continue
         layer = quantized_layer(module, precision, role, index)
         traced.set_submodule(target, layer)
         macs = sum(_macs(node, layer) for node in nodes)
         infos.append(LayerInfo(target, macs, role, layer.weight_shape.numel()))
     return infos
+
+
+def _products(target: str, layer: QuantizedRecurrent, steps: int) -> list[LayerInfo]:
+    """Return the two products of a recurrent layer that runs `steps` steps per sample."""
+    parts = (("input_layer", layer.input_layer), ("hidden_layer", layer.hidden_layer))
+    sizes = ((part, product.weight_shape.numel()) for part, product in parts)
+    return [LayerInfo(f"{target}.{part}", steps * size, layer.role, size) for part, size in sizes]
+
+
+def _steps(node: fx.Node) -> int:
+    return int(node.all_input_nodes[0].meta["shape"][0])  # the time comes first
+
+
+def _join_biases(prepared: QuantizedModel) -> None:
+    """Give LSTMs one bias instead of two, after the comparison with the network, which has two."""
+    for module in prepared.modules():
+        if isinstance(module, QuantizedRecurrent):
+            module.join_biases()
 
 
 def _macs(node: fx.Node, layer: QuantizedLayer) -> int:
