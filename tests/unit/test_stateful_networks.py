@@ -116,7 +116,7 @@ def built_in(**options: Any) -> nn.Module:
 
 
 NETWORKS = {
-    "built-in": (lambda: built_in(), 4, HEADS, ("output", 1)),
+    "built-in": (built_in, 4, HEADS, ("output", 1)),
     "untied": (lambda: built_in(tie_weights=False), 4, HEADS, ("output", 1)),
     "bands": (lambda: built_in(cutoffs=[10, 30]), 4, HEADS, ("output", 1)),
     "llama": (Llama, 4, 1, ("output", 1)),
@@ -192,7 +192,7 @@ def test_the_frozen_network_is_the_prepared_one_and_onnxruntime_agrees(prepared:
 
 
 def test_a_text_in_parts_has_the_scores_of_the_whole(prepared: Any) -> None:
-    network, model, count, heads = prepared
+    _, model, count, heads = prepared
     whole = inputs(count, heads, 2, 6, 0)
     with torch.no_grad():
         expected = tensors(model.eval()(*whole))[0]
