@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cpt_deploy.signature import BATCH, Signature, TensorSpec, free_name, size_at
+from cpt_deploy.signature import BATCH, Signature, TensorSpec, factors_of, size_at
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 """Arrays by the names of a model's inputs or outputs."""
@@ -78,11 +78,11 @@ def _check(tensor: TensorSpec, array: npt.NDArray[Any], signature: Signature, si
     if array.dtype != tensor.dtype or array.ndim != len(tensor.shape) + 1:
         raise _unfit(tensor, array)
     for size, found in zip((BATCH, *tensor.shape), array.shape, strict=True):
-        name = free_name(size)
-        if name is None:
-            if size != found and isinstance(size, int):
+        if isinstance(size, int):
+            if size != found:
                 raise _unfit(tensor, array)
             continue
+        name = next(iter(factors_of(size)[0]))  # a size of an input follows from one dimension
         if name == size:
             sizes.setdefault(name, found)
         if name in sizes and size_at(size, sizes) != found:
