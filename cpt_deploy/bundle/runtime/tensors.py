@@ -50,7 +50,8 @@ def checked_sizes(signature: Signature, inputs: Arrays) -> dict[str, int]:
             _check(tensor, inputs[tensor.name], signature, sizes)
     total, most = sum(sizes.get(name, free.least) for name, free in signature.free.items()), signature.context
     if most is not None and total > most:
-        raise ValueError(f"Expected at most {most} of {' + '.join(signature.free)}, the model's context, but got {total}")
+        free = " + ".join(signature.free)
+        raise ValueError(f"Expected at most {most} of {free}, the model's context, but got {total}")
     return sizes
 
 
