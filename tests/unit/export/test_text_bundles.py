@@ -6,7 +6,7 @@ import torch
 from torch.export import Dim
 
 import cpt_deploy as cpt
-from cpt_deploy.bundle import OnnxRuntimeModel, next_states
+from cpt_deploy.bundle import OnnxRuntimeModel, initial_states, next_states
 from cpt_deploy.bundle.integrity.consistency import contradictions
 from cpt_deploy.bundle.processors.text_processor import context_of
 from cpt_deploy.bundle.processors.tokenization import ByteTokenizer, WordTokenizer
@@ -24,33 +24,25 @@ def tokens(rows, length, seed=0):
 
 def lstm():
     network = LstmLanguageModel(VOCABULARY, embedding=12, hidden=16, layers=2, dropout=0.0)
-    state = {"h": torch.zeros(2, 2, 16), "c": torch.zeros(2, 2, 16)}
-    return network, state, {"h": {}, "c": {}}, {1: Dim("length")}
+    return network, (torch.zeros(2, 2, 16),) * 2, ({1: Dim("length")}, {}, {}), network.states
 
 
 def transformer():
     network = TransformerLanguageModel(
         VOCABULARY, features=16, heads=2, layers=1, inner=24, context=CONTEXT, dropout=0.0
     )
-    states = [before for before, _ in network.states]
-    past = Dim("past", min=0, max=CONTEXT)
-    state = {name: torch.zeros(2, 2, 3, 8) for name in states}
-    return network, state, {name: {2: past} for name in states}, {1: Dim("length", max=CONTEXT)}
+    past = {2: Dim("past", min=0, max=CONTEXT)}
+    states = [("state_0", "output_1"), ("state_1", "output_2")]
+    return network, (torch.zeros(2, 2, 3, 8),) * 2, ({1: Dim("length", max=CONTEXT)}, past, past), states
 
 
 @pytest.fixture(scope="module", params=[lstm, transformer], ids=["lstm", "transformer"])
 def model(request):
     torch.manual_seed(0)
-    network, state, free, length = request.param()
-    example = {"input_ids": tokens(2, 5), **state}
-    model = cpt.prepare(
-        network,
-        example,
-        cpt.QuantizationConfig(min_bits=4),
-        dynamic_shapes={"input_ids": length, **free},
-        states=network.states,
-    )
-    cpt.calibrate(model, [{**example, "input_ids": tokens(2, 5, seed)} for seed in range(4)])
+    network, state, free, states = request.param()
+    config = cpt.QuantizationConfig(min_bits=4)
+    model = cpt.prepare(network, (tokens(2, 5), *state), config, dynamic_shapes=free, states=states)
+    cpt.calibrate(model, [(tokens(2, 5, seed), *state) for seed in range(4)])
     return model.eval()
 
 
@@ -82,15 +74,9 @@ def test_onnxruntime_reproduces_the_golden_sample_and_continues_texts(model, bun
     tolerance = 0.02 * np.abs(whole).max()
     np.testing.assert_allclose(np.concatenate(logits, axis=1), whole, atol=tolerance)
     with torch.no_grad():
-        empty = {name: torch.from_numpy(value) for name, value in cpt_states(bundle).items()}
-        expected = model(torch.from_numpy(text), *empty.values())
+        empty = initial_states(bundle.signature, {BATCH: 2}).values()
+        expected = model(torch.from_numpy(text), *map(torch.from_numpy, empty))
     np.testing.assert_allclose(whole, expected[0].numpy(), atol=tolerance)
-
-
-def cpt_states(bundle):
-    from cpt_deploy.bundle import initial_states
-
-    return initial_states(bundle.signature, {BATCH: 2})
 
 
 def test_more_than_the_context_is_refused(bundle):
