@@ -6,7 +6,7 @@ import onnx
 import pytest
 import torch
 
-from cpt_deploy.bundle import Bundle, TextProcessor, require_evidence, update_validation
+from cpt_deploy.bundle import Bundle, ImageProcessor, TextProcessor, require_evidence, update_validation
 from cpt_deploy.bundle.processors.tokenization import WordTokenizer
 from cpt_deploy.bundle.runtime.sessions import may_saturate, open_session
 from cpt_deploy.errors import BundleError, ConversionError, ValidationFailedError
