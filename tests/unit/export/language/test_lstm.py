@@ -227,10 +227,10 @@ def swap_words(content):
 
 EDITS = {
     "a word's number": ("tokenizer.json", swap_words, "tokenizer.json is not the exported one"),
-    "the first state": (
+    "which state is which": (
         "config.json",
-        lambda content: content["cpt"]["language"]["states"][0].update(fill=0.5),
-        "first tokens the logits that are served are not the executor's",
+        lambda content: content["cpt"]["signature"].update(states=[["h", "c_after"], ["c", "h_after"]]),
+        "the signature in config.json is not that of the graph",
     ),
     "the vocabulary of others": ("config.json", lambda content: content.update(vocab_size=5), "vocab_size"),
     "what was announced": (
@@ -253,8 +253,8 @@ def test_an_edited_file_fails_though_its_checksum_holds(little, edit):
 
 def test_another_context_than_the_integer_models_is_refused(little):
     _, change = little
-    edited = change("config.json", lambda content: content["cpt"]["language"].update(context=9))
-    with pytest.raises(ValidationFailedError, match="context of None, but got 9"):
+    edited = change("config.json", lambda content: content["cpt"]["signature"]["free"]["length"].update(most=20))
+    with pytest.raises(ValidationFailedError, match="context of None, but got 20"):
         reasons_of(edited)
 
 
@@ -268,11 +268,11 @@ def test_another_tokenizer_than_the_runs_fails_and_perplexities_are_told(little,
         return scores.numpy(), state
 
     text = tokens(1, LENGTH)[0].numpy()
-    same = LanguageReference(step, text, bundle.text.tokenizer.to_json(), "the run", (30.0, 30.1))
+    same = LanguageReference(step, text, bundle.processor.tokenizer.to_json(), "the run", (30.0, 30.1))
     assert reasons_of(bundle, trained=same) == []
     exchanged = LanguageReference(step, text[::-1].copy(), other.to_json(), "the run")
     assert "tokenizer.json is not that of the run" in reasons_of(bundle, trained=exchanged)
-    worse = LanguageReference(step, text, bundle.text.tokenizer.to_json(), "the run", (30.0, 40.0))
+    worse = LanguageReference(step, text, bundle.processor.tokenizer.to_json(), "the run", (30.0, 40.0))
     assert reasons_of(bundle, trained=worse) == [
         "the trained model has a perplexity of 40 here, but 30 by its own report"
     ]
@@ -299,7 +299,7 @@ def test_what_is_lost_from_a_better_model_is_judged_by_blocks(little, model):
 
         return step
 
-    tokenizer = bundle.text.tokenizer.to_json()
+    tokenizer = bundle.processor.tokenizer.to_json()
     reference = LanguageReference(gain(0.5), text, tokenizer)
     (reason,) = reasons_of(bundle, trained=reference)
     assert reason.startswith("perplexity rose by")

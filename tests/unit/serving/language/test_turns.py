@@ -125,6 +125,7 @@ def test_an_error_belongs_to_those_who_asked(model, adapter):
     made = adapter()
     calls = [call(made, model, tokens([8])), call(made, model, tokens([2, 3]))]  # the first is beyond the vocabulary
     outcomes, rows = together(made, calls)
-    assert isinstance(outcomes[0], ValueError)
+    assert isinstance(outcomes[0], Exception)
+    assert "out of data bounds" in str(outcomes[0])
     assert rows == [1]
     assert_as_alone(model, calls[1:], outcomes[1:])
