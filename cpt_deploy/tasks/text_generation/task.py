@@ -8,6 +8,7 @@ from cpt_deploy.errors import UsageError
 from cpt_deploy.recipe import Recipe
 from cpt_deploy.recipe.tasks import TEXT_GENERATION
 from cpt_deploy.signature import Signature
+from cpt_deploy.tasks.catalogs import DataEntry, ModelEntry, ModelSize
 from cpt_deploy.tasks.evidence import Evidence, Origin, ValidationOptions
 from cpt_deploy.tasks.exporting import ExportOptions
 from cpt_deploy.tasks.interface import Task
@@ -98,6 +99,24 @@ class TextGeneration(Task):
         from cpt_deploy.tasks.text_generation.validation import validate_bundle
 
         return validate_bundle(bundle, options, origin, reporter, require_exact=require_exact)
+
+    def model_names(self, pattern: str | None) -> list[str]:
+        """See `Task`."""
+        from cpt_deploy.models.language import language_model_names
+
+        return language_model_names(pattern or "*")
+
+    def describe_model(self, name: str, size: ModelSize) -> ModelEntry:
+        """See `Task`."""
+        from cpt_deploy.tasks.text_generation.catalog import model_entry
+
+        return model_entry(name, size)
+
+    def known_data(self, pattern: str) -> list[DataEntry]:
+        """See `Task`."""
+        from cpt_deploy.tasks.text_generation.catalog import data_entries
+
+        return data_entries(pattern)
 
     def example_request(self, address: str) -> str:
         """See `Task`."""
