@@ -43,7 +43,6 @@ def test_names_are_pipeline_tags():
 @pytest.mark.parametrize(
     ("data", "name"),
     [("digits", "image-classification"), ("ptb", "text-generation"), ("wikitext-2", "text-generation")],
-    [("digits", "image-classification"), ("ptb", "text-generation"), ("wikitext-2", "text-generation")],
 )
 def test_the_data_decide_where_the_recipe_leaves_it_to_them(data, name):
     assert task_name("auto", data) == name
