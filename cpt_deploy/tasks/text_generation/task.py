@@ -8,6 +8,7 @@ from cpt_deploy.bundle import Processor
 from cpt_deploy.recipe import Recipe
 from cpt_deploy.recipe.tasks import TEXT_GENERATION
 from cpt_deploy.signature import Signature
+from cpt_deploy.tasks.catalogs import DataEntry, ModelEntry, ModelSize
 from cpt_deploy.tasks.interface import Task
 
 if TYPE_CHECKING:
@@ -71,6 +72,24 @@ class TextGeneration(Task):
         from cpt_deploy.tasks.text_generation.training import perplexity_of_run
 
         return lambda: perplexity_of_run(run)
+
+    def model_names(self, pattern: str | None) -> list[str]:
+        """See `Task`."""
+        from cpt_deploy.models.language import language_model_names
+
+        return language_model_names(pattern or "*")
+
+    def describe_model(self, name: str, size: ModelSize) -> ModelEntry:
+        """See `Task`."""
+        from cpt_deploy.tasks.text_generation.catalog import model_entry
+
+        return model_entry(name, size)
+
+    def known_data(self, pattern: str) -> list[DataEntry]:
+        """See `Task`."""
+        from cpt_deploy.tasks.text_generation.catalog import data_entries
+
+        return data_entries(pattern)
 
     def example_request(self, address: str) -> str:
         """See `Task`."""
