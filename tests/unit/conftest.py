@@ -165,6 +165,12 @@ def reference_codes() -> Callable[[npt.NDArray[np.float32]], npt.NDArray[np.uint
 
 
 @pytest.fixture(scope="session")
+def reference_logits() -> Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]:
+    """The tiny classifier's logits (N, 3) for inputs (N, 3, 8, 8), from these integers."""
+    return colour_logits
+
+
+@pytest.fixture(scope="session")
 def odd_images() -> Path:
     """The folder of odd and broken image files."""
     folder = Path(os.environ.get("CPT_DATA_DIR", "")) / "odd-images"
