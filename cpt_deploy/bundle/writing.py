@@ -20,7 +20,7 @@ from cpt_deploy.bundle.formatting import json_bytes
 from cpt_deploy.bundle.golden import Golden
 from cpt_deploy.bundle.integrity.checksums import checksum_lines, read_checksums
 from cpt_deploy.bundle.integrity.directories import replace_directory, replace_files
-from cpt_deploy.bundle.processors.processor import Processor
+from cpt_deploy.bundle.processors.processor import Processor, check_processor
 from cpt_deploy.errors import BundleError
 from cpt_deploy.signature import Signature, to_json
 
@@ -163,6 +163,7 @@ def _check_contents(contents: BundleContents) -> None:
                 f"Expected a bundle's {kind} of letters, digits, '.', '_' and '-' (at most 128), but got {value!r}",
                 hint="it is part of the server's URLs",
             )
+    check_processor(contents.task, type(contents.processor).__name__)
     try:
         check_parts(contents.signature, contents.processor, contents.golden)
     except ValueError as error:

@@ -27,7 +27,7 @@ from cpt_deploy.training.reporting.reports import (
 )
 from cpt_deploy.training.run_directory.files import disk_errors, write_atomically
 from cpt_deploy.training.run_directory.run_directory import RunDirectory
-from cpt_deploy.training.run_directory.saved_runs import TrainedLanguageModel, TrainedRun, load_language_model, load_run
+from cpt_deploy.training.run_directory.saved_runs import TrainedRun, load_run
 from cpt_deploy.training.task import TrainingTask, load_task
 
 __all__ = [
@@ -48,7 +48,6 @@ __all__ = [
     "StepProgress",
     "TrainPlan",
     "TrainReporter",
-    "TrainedLanguageModel",
     "TrainedRun",
     "TrainingTask",
     "TrialOutcome",
@@ -60,7 +59,6 @@ __all__ = [
     "disk_errors",
     "evaluate",
     "group_runs",
-    "load_language_model",
     "load_run",
     "load_task",
     "plan_run",

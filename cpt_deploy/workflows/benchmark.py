@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cpt_deploy.bundle import Bundle
-from cpt_deploy.tasks import SILENT, Origin, Reporter
+from cpt_deploy.tasks import SILENT, Origin, Reporter, task_named
 from cpt_deploy.workflows.origins import find_origin
+from cpt_deploy.workflows.references import source_network
 
 if TYPE_CHECKING:
     from cpt_deploy.quantization import QuantizedModel
@@ -89,12 +90,11 @@ def _quantized(bundle: Bundle, origin: Origin) -> "QuantizedModel":
     import torch
 
     from cpt_deploy.quantization import QuantizationConfig, prepare
-    from cpt_deploy.tasks.image_classification.validation import source_network
     from cpt_deploy.training import load_run
 
     if origin.run is not None:
         return load_run(origin.run).model
     assert origin.source is not None
     (shape,) = bundle.signature.input_shapes()
-    network = source_network(bundle, origin.source)
+    network = source_network(task_named(bundle.task), bundle, origin.source)
     return prepare(network, torch.zeros(2, *shape), QuantizationConfig()).eval()

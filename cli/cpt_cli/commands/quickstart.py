@@ -77,7 +77,7 @@ def _train(directory: Path) -> float:
     with TrainingProgress() as progress:
         report = train_digits(directory, progress)
     show_trained(report, directory / RUN)
-    return report.test.top1
+    return report.figure
 
 
 def _export(directory: Path) -> "Bundle":
@@ -102,7 +102,7 @@ def _validate(bundle: "Bundle") -> dict[str, Any]:
     return {
         "passed": True,
         "verdict": report.verdict,
-        "accuracy": {entry.name: entry.accuracy.value for entry in report.runtimes},
+        "accuracy": {entry.name: entry.value for entry in report.runtimes},
         "compared_integers": report.compared_integers,
         "mismatching_integers": report.mismatching_integers,
     }

@@ -114,10 +114,24 @@ def read_processor(task: str, config: Mapping[str, Any], read_file: ReadFile) ->
         BundleError: If a file is missing or damaged, or the bundle has another processor than its task has here.
         MissingExtraError: If a package that it needs is not installed.
     """
-    kind, recorded = processor_class(task), config["cpt"].get("processor")
-    if recorded != kind.__name__:
-        raise BundleError(
-            f"Expected the processor {recorded} of the task {task}, but {kind.__name__} is installed for it",
-            hint="install the package that adds this task",
-        )
+    kind = processor_class(task)
+    check_processor(task, str(config["cpt"].get("processor")))
     return kind.read(config, read_file)
+
+
+def check_processor(task: str, name: str) -> None:
+    """Check that a processor is of the class that a task has here.
+
+    Args:
+        task: The task.
+        name: Name of the processor's class.
+
+    Raises:
+        BundleError: If the task has another one.
+    """
+    expected = processor_class(task).__name__
+    if name != expected:
+        raise BundleError(
+            f"Expected the {expected} of the task {task}, but got the processor {name}",
+            hint=f"a package adds a task with its own processor by an entry point in the group {TASKS_GROUP}",
+        )

@@ -60,8 +60,8 @@ class TensorProcessor:
 
     def _array(self, tensor: TensorSpec, value: Any) -> npt.NDArray[Any]:
         named = self.features.get(tensor.name)
-        if named is not None and isinstance(value, Sequence) and all(isinstance(row, Mapping) for row in value):
-            value = [_ordered(tensor.name, row, named) for row in value]
+        if named is not None and isinstance(value, Sequence):
+            value = [_ordered(tensor.name, row, named) if isinstance(row, Mapping) else row for row in value]
         try:
             array = np.asarray(value)
         except ValueError as error:

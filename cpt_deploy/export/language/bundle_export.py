@@ -20,6 +20,7 @@ from cpt_deploy.integer.language.model import weighted_parts
 from cpt_deploy.quantization.language import QuantizedLanguageModel
 from cpt_deploy.quantization.state.portability import reduced_layers
 from cpt_deploy.quantization.state.scheduled_model import WeightBits
+from cpt_deploy.signature import to_json
 
 
 def export_language_bundle(
@@ -71,14 +72,15 @@ def export_language_bundle(
         **({PORTABLE_KEY: "true"} if portable else {}),
     }
     onnx = write_language_onnx(frozen, opset=opset, metadata=metadata)
+    signature = language_signature(frozen)
     contents = BundleContents(
         name=identity.name,
         task=identity.task,
-        signature=language_signature(frozen),
+        signature=signature,
         processor=identity.processor,
         onnx=onnx,
         tensors=frozen.arrays(),
-        graph=frozen.describe(),
+        graph={**frozen.describe(), "signature": to_json(signature)},
         quantization={**describe_language_quantization(frozen), ANNOUNCED: announced_operators(onnx)},
         golden=golden_tokens(frozen, onnx, golden_text),
         architecture=identity.architecture,

@@ -166,9 +166,14 @@ def _graph_layers(graph: dict[str, Any], tensors: dict[str, npt.NDArray[Any]]) -
     for operation in graph["operations"]:
         if "codes" in operation and operation["type"] != "Embed":  # Embed looks up rows without multiplying
             codes = executed_codes(operation, tensors)
-            source = sources[operation["inputs"][0]]
+            source = sources[multiplied(operation)]
             signed = bool(source.get("signed", False))
             yield layer_saturation(operation["output"], codes, int(source["bits"]), signed=signed)
+
+
+def multiplied(operation: dict[str, Any]) -> str:
+    """Return the name of the tensor that an operation with weights multiplies."""
+    return str(operation["hidden"] if operation["type"] == "Recurrent" else operation["inputs"][0])
 
 
 def executed_codes(operation: dict[str, Any], tensors: dict[str, npt.NDArray[Any]]) -> npt.NDArray[np.int8]:

@@ -123,8 +123,7 @@ def test_names_that_do_not_fit_into_urls_are_refused(tmp_path, bundle_contents, 
 def test_unfit_labels_are_refused(tmp_path, bundle_contents, labels):
     contents = bundle_contents()
     with pytest.raises(BundleError, match=r"Expected .*label"):
-        processor = replace(contents.processor, labels=labels)
-        write_bundle(tmp_path / "bundle", contents=replace(contents, processor=processor))
+        write_bundle(tmp_path / "b", contents=replace(contents, processor=replace(contents.processor, labels=labels)))
 
 
 def test_the_bundles_own_keys_cannot_be_overridden(tmp_path, bundle_contents):

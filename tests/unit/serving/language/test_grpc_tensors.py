@@ -205,7 +205,7 @@ def test_a_stream_decodes_token_by_token(client, logits_of):
 
 
 WRONG = {
-    "no tokens": ({"seen": np.zeros((1, 8), np.float32)}, "the inputs ['input_ids'] once, and all or none of the states"),
+    "no tokens": ({"seen": np.zeros((1, 8), np.float32)}, "['input_ids'] once, and all or none of the states"),
     "beyond the vocabulary": ({"input_ids": np.array([[8]])}, "Expected tokens in 0..7, but got 8..8"),
     "another datatype": ({"input_ids": np.array([[1]], np.int32)}, "INT64"),
     "one-dimensional": ({"input_ids": np.array([1])}, "of the shape [-1, -1], but got 'INT64' of [1]"),

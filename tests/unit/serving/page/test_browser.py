@@ -135,6 +135,7 @@ def test_samples_of_the_bundle_get_the_class_that_the_executor_gave_them(browser
 
 
 def test_everything_is_reached_by_keyboard(browser, colours_url, shared_bundle):
+    count = len(shared_bundle.golden.inputs["image"])
     last = shared_bundle.processor.labels[int(shared_bundle.golden.outputs["logits"][-1].argmax())]
     with opened(browser, colours_url) as page:
         reached = []
@@ -145,7 +146,7 @@ def test_everything_is_reached_by_keyboard(browser, colours_url, shared_bundle):
             reached.append(page.evaluate("document.activeElement.id || document.activeElement.ariaLabel"))
         assert "file" in reached
         samples = [name for name in reached if name and name.startswith("sample")]
-        assert len(samples) == len(shared_bundle.golden.inputs["image"])
+        assert len(samples) == count
         page.keyboard.press("Enter")
         expect_label(page, last)
 
