@@ -21,7 +21,7 @@ _MASK = "mask"
 def transformer_signature(model: IntegerTransformer) -> Signature:
     """Return the signature of the exported model."""
     size, names = model.features // model.heads, _caches(model)
-    taken, made = ((model.heads, length, size) for length in ("past", "total"))
+    taken, made = ((model.heads, length, size) for length in ("past", "past+length"))
     return Signature(
         (TensorSpec(TOKENS_NAME, "int64", ("length",)), *(TensorSpec(name, "float32", taken) for name in names)),
         (

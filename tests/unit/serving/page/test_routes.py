@@ -20,6 +20,11 @@ from cpt_serving.routes.page import PAGE_HEADERS
 from cpt_serving.telemetry.stats import summarize
 
 
+def labelled(contents, labels):
+    """The contents with other labels."""
+    return replace(contents, processor=replace(contents.processor, labels=labels))
+
+
 def test_the_page_and_its_files_are_served_with_strict_headers(client):
     index = client.get("/")
     assert PAGE_HEADERS.items() <= {key.title(): value for key, value in index.headers.items()}.items()
@@ -68,7 +73,7 @@ def test_samples_are_the_golden_inputs(client, shared_bundle):
 def test_an_unknown_model_has_neither_evidence_nor_samples(client):
     for path in ("/evidence", "/samples", "/samples/0.png"):
         assert client.get(path, params={"model": "other"}).status_code == 404
-    assert client.get("/models").json() == {"models": [{"name": "colours", "versions": ["1"], "kind": "image"}]}
+    assert client.get("/models").json() == {"models": [{"name": "colours", "versions": ["1"], "form": "image"}]}
 
 
 def test_small_grey_samples_say_how_to_draw(grey_bundle, bundle):
@@ -210,7 +215,7 @@ def test_stats_sum_histograms_over_routes():
 
 
 def test_the_page_shows_labels_as_text_whatever_they_hold(tmp_path, bundle_contents, connect_to, png):
-    contents = replace(bundle_contents(), labels=("<b>red</b>", "green", "blue"))
+    contents = labelled(bundle_contents(), ("<b>red</b>", "green", "blue"))
     with connect_to(write_bundle(tmp_path / "bundle", contents=contents)) as client:
         assert client.post("/predict", content=png()).json()["predictions"][0][0]["label"] == "<b>red</b>"
         assert "innerHTML" not in "".join(client.get(f"/page/{name}.js").text for name in ("dom", "prediction", "app"))
