@@ -21,7 +21,7 @@ from measuring import machine, machine_line, markdown_table, write_results
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cpt_deploy.bundle import OnnxRuntimeModel
+from cpt_deploy.bundle import ImageProcessor, OnnxRuntimeModel
 from cpt_deploy.data import ImageSet, eval_loader, load_images
 from cpt_deploy.data.text import evaluation_chunks, load_corpus, training_chunk, training_rows
 from cpt_deploy.export import write_onnx
@@ -95,7 +95,7 @@ def images_result(run: TrainedRun, name: str) -> dict[str, Any]:
     recipe = run.recipe.model_copy(
         update={"train": run.recipe.train.model_copy(update={"calibration_batches": 2 * CALIBRATION_BATCHES})}
     )
-    batches = list(calibration_inputs(recipe, run.preprocessing))
+    batches = list(calibration_inputs(recipe, run.expect_processor(ImageProcessor).preprocessing))
     half = max(len(batches) // 2, 1)
     test = load_images(recipe.data.name, split="test", root=None)
     right: dict[str, NDArray[np.bool_]] = {}
@@ -117,8 +117,8 @@ def answers(model: QuantizedModel, run: TrainedRun, test: ImageSet) -> NDArray[n
     """Return which test images onnxruntime classifies correctly with a model's integers."""
     served = OnnxRuntimeModel(write_onnx(freeze(model)))
     found = [
-        served.run(inputs.numpy()).argmax(axis=1) == labels.numpy()
-        for inputs, labels in eval_loader(test, run.preprocessing, 250)
+        served.run({"image": inputs.numpy()})["logits"].argmax(axis=1) == labels.numpy()
+        for inputs, labels in eval_loader(test, run.expect_processor(ImageProcessor).preprocessing, 250)
     ]
     return np.concatenate(found)
 

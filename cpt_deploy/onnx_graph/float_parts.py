@@ -168,15 +168,11 @@ def write_skeleton(graph: IntegerGraph, opset: int) -> onnx.ModelProto:
     def stand_in(inputs: Any, key: str, keep: int, tail: Any) -> Any:
         return operators.StandIn(*inputs, key=key)
 
-<<<<<<< HEAD
     def stand_in_steps(inputs: Any, key: str) -> Any:
         name = several[len(inputs)]
         return getattr(_stand_in_operator(name, len(inputs)), name)(*inputs, key=key)
 
-    example, shapes = zeros_of(graph.signature, 2, number=1 if graph.signature.free else 0), dims_of(graph.signature)
-=======
     example, shapes = zeros_of(graph.signature, 2, graph.signature.sizes(1)), dims_of(graph.signature, together=True)
->>>>>>> graph
     level = logging.getLogger("torch.onnx").level
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     try:

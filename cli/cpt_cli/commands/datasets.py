@@ -85,7 +85,7 @@ def _look_for(name: str) -> dict[str, Any]:
     info = dataset_info(name)
     row = {
         "name": name,
-        "task": "classification",
+        "task": "image-classification",
         "summary": info.summary,
         "classes": info.classes,
         "images": info.images,
@@ -100,7 +100,7 @@ def _look_for_text(name: str) -> dict[str, Any]:
     info = corpora.get(name)
     row = {
         "name": name,
-        "task": "language-model",
+        "task": "text-generation",
         "summary": info.summary,
         "words": info.types or None,
         "tokens": dict(zip(("train", "valid", "test"), info.tokens, strict=False)),
@@ -120,7 +120,7 @@ def _found(opened: Callable[[], object]) -> dict[str, Any]:
 
 def _sizes(row: dict[str, Any]) -> tuple[object, object, object]:
     """Return classes and sizes for the table; for a single-file text, the shares into which it is divided."""
-    if row["task"] == "classification":
+    if row["task"] == "image-classification":
         return (row["classes"], *row["images"])
     tokens = row["tokens"]
     if not tokens:

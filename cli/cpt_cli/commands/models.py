@@ -70,7 +70,7 @@ def _measure(name: str, channels: int | None, size: int | None, classes: int | N
     in_channels, side, num_classes = channels or usual[0], size or usual[1], classes or usual[2]
     row: dict[str, Any] = {
         "name": name,
-        "task": "classification",
+        "task": "image-classification",
         "input": [in_channels, side, side],
         "classes": num_classes,
     }
@@ -87,13 +87,13 @@ def _measure_text(name: str, vocabulary: int | None) -> dict[str, Any]:
 
     tokens = vocabulary or _VOCABULARY
     summary = describe_language_model(name, tokens)
-    row = {"name": name, "task": "language-model", "input": [1], "classes": tokens}
+    row = {"name": name, "task": "text-generation", "input": [1], "classes": tokens}
     return {**row, "parameters": summary.parameters, "macs": summary.macs}
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:
     figures = [readable.count(row[key]) if row.get(key) is not None else "-" for key in ("parameters", "macs")]
-    if row.get("task") == "language-model":
+    if row.get("task") == "text-generation":
         return (row["name"], *figures, "one token", f"{row['classes']:,} tokens")
     return (row["name"], *figures, " x ".join(map(str, row.get("input", ()))), str(row.get("classes", "")))
 

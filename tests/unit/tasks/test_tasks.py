@@ -32,26 +32,27 @@ def outside(tmp_path, monkeypatch):
 
 
 def test_names_and_tags():
-    assert task_named("classification") is image_classification.TASK
-    assert task_named("language-model") is text_generation.TASK
+    assert task_named("image-classification") is image_classification.TASK
+    assert task_named("text-generation") is text_generation.TASK
     assert {task_named(name).pipeline_tag for name in tasks} >= {"image-classification", "text-generation"}
     with pytest.raises(UsageError, match="known task") as caught:
         task_named("language-modle")
-    assert caught.value.hint == "did you mean language-model?"
+    assert caught.value.hint == "did you mean text-generation?"
 
 
 @pytest.mark.parametrize(
-    ("data", "name"), [("digits", "classification"), ("ptb", "language-model"), ("wikitext-2", "language-model")]
+    ("data", "name"),
+    [("digits", "image-classification"), ("ptb", "text-generation"), ("wikitext-2", "text-generation")],
 )
 def test_the_data_decide_where_the_recipe_leaves_it_to_them(data, name):
     assert task_name("auto", data) == name
-    assert task_name("classification", data) == "classification"
+    assert task_name("image-classification", data) == "image-classification"
 
 
 def test_runs_and_bundles_say_their_task(tmp_path, shared_bundle):
     assert task_of_bundle(shared_bundle.path) is image_classification.TASK
     assert task_of_run(tmp_path) is image_classification.TASK
-    (tmp_path / "recipe.yaml").write_text("data: {task: language-model}")
+    (tmp_path / "recipe.yaml").write_text("data: {task: text-generation}")
     assert task_of_run(tmp_path) is text_generation.TASK
 
 

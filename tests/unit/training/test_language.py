@@ -28,7 +28,7 @@ def test_a_run_learns_and_is_read_back(language, tmp_path, outcome):
     adam = ("optimizer.name=adamw", "optimizer.lr=0.01", "lr.name=constant", "train.steps=200")
     report = train(language(*adam), tmp_path / "run")
     entropy = 10 / 11 * math.log(2)  # the end of a line is certain
-    assert report.task == "language-model"
+    assert report.task == "text-generation"
     assert report.test.metrics["perplexity"] == pytest.approx(math.exp(report.test.loss))
     assert report.test.samples == 30 * 11 - 1
     assert math.exp(entropy) - 0.1 < report.test.metrics["perplexity"] < 4.5  # of 9 different words
