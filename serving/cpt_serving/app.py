@@ -68,7 +68,7 @@ def create_service(settings: ServeSettings) -> Service:
     """
     metrics = Metrics()
     repository = ModelRepository(settings, metrics.observe)
-    metrics.show_models(lambda: (engine.bundle for engine in repository.models.served), lambda: not repository.problem)
+    metrics.show_models(lambda: repository.models.served, lambda: not repository.problem)
     shutdown = Shutdown(settings.drain_s, settings.shutdown_s, repository.begin_shutdown)
     certificate = None if settings.tls_cert is None else Certificate(settings.tls_cert, settings.tls_key)
     return Service(settings, repository, metrics, shutdown, certificate, BodyBudget(settings.max_memory_bytes))
