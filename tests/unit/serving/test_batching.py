@@ -74,7 +74,7 @@ class GatedModel(RowModel):
 
 class Recorder(ModelObserver):
     def __init__(self):
-        self.finished, self.batches, self.failed, self.queued = [], [], [], []
+        self.finished, self.batches, self.failed = [], [], []
 
     def request_finished(self, rows, queue_s, compute_s):
         assert queue_s >= 0
@@ -86,11 +86,6 @@ class Recorder(ModelObserver):
 
     def request_failed(self, reason, seconds):
         self.failed.append(reason)
-
-    def queue_changed(self, rows, requests):
-        assert (rows > 0) == (requests > 0)
-        assert requests <= rows
-        self.queued.append(rows)
 
 
 def rows(*values):
@@ -160,13 +155,13 @@ def test_what_waits_while_all_threads_compute_is_taken_together_in_order():
             await model.entered()
             waiting = [submit(queue, 1), submit(queue, 2, 3), submit(queue, 4), submit(queue, 5)]
             await calibrate()
-            assert recorder.queued[-1] == 5
+            assert queue.queued[0] == 5
             model.let_pass(3)
             inferences = await asyncio.gather(first, *waiting)
             assert model.calls == [[0], [1, 2, 3, 4], [5]]
             assert answers(inferences) == [[0], [2], [4, 6], [8], [10]]
             assert [inference.batch_rows for inference in inferences] == [1, 4, 4, 4, 1]
-            assert (recorder.batches, recorder.queued[-1], queue.pending) == ([1, 4, 1], 0, 0)
+            assert (recorder.batches, queue.queued[0], queue.pending) == ([1, 4, 1], 0, 0)
 
     asyncio.run(scenario())
 
@@ -347,12 +342,12 @@ def test_requests_that_wait_for_a_decoder_or_are_decoded_count_in_the_queue():
         async with batcher(model, queue_rows=4) as (queue, recorder):
             requests = [submit(queue, 1, 2, read=gate), submit(queue, 3, read=gate), submit(queue, 4, read=gate)]
             await gate.entered()
-            assert (recorder.queued[-1], queue.pending) == (4, 3)
+            assert (queue.queued[0], queue.pending) == (4, 3)
             with pytest.raises(QueueFullError, match="queue of 4 rows, but 4 are waiting"):
                 await infer(queue, rows(5), read=gate)
             gate.let_pass(3)
             assert answers(await asyncio.gather(*requests)) == [[2, 4], [6], [8]]
-            assert (recorder.queued[-1], queue.pending, recorder.failed) == (0, 0, ["queue_full"])
+            assert (queue.queued[0], queue.pending, recorder.failed) == (0, 0, ["queue_full"])
 
     asyncio.run(scenario())
 
