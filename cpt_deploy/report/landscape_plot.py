@@ -12,7 +12,7 @@ from cpt_deploy.report.figures import BLUE, GREEN, GREY, ORANGE, PINK, new_figur
 _LINES = ((BLUE, "-"), (ORANGE, "--"), (GREEN, "-."), (PINK, ":"), (GREY, "-"))
 _LEVELS = 15
 #: The lowest level is at least this share of the highest one; smaller differences would not be visible.
-_LEAST_SHARE = 1e-2
+_MIN_SHARE = 1e-2
 _PER_ROW = 3
 
 
@@ -55,7 +55,7 @@ def _planes(panels: Sequence[LandscapePanel]) -> Any:
 
     lowest = min(min(map(min, panel.losses)) for panel in panels)
     highest = max(max(map(max, panel.losses)) for panel in panels)
-    lowest = max(lowest, _LEAST_SHARE * highest)
+    lowest = max(lowest, _MIN_SHARE * highest)
     levels = np.geomspace(lowest, max(highest, lowest * 1.01), _LEVELS)
     columns = min(len(panels), _PER_ROW)
     rows = -(-len(panels) // columns)

@@ -18,7 +18,7 @@ from cpt_deploy.report.validation_plots import (
 
 Report = Mapping[str, Any]
 
-_MOST_CONFUSIONS = 10
+_MAX_CONFUSIONS = 10
 
 
 def render_validation_page(report: Report, labels: Sequence[str]) -> str:
@@ -223,7 +223,7 @@ def _confusion(report: Report, labels: Sequence[str]) -> str:
                Column("of the class"))  # fmt: skip
     rows = [
         (labels[right], labels[given], f"{count:,}", f"{100 * count / samples[right]:.2f} %")
-        for right, given, count in mistakes[:_MOST_CONFUSIONS]
+        for right, given, count in mistakes[:_MAX_CONFUSIONS]
     ]
     caption = "Shaded by the share of the class; the scale is stretched to make rare mistakes visible."
     if confusion["omitted"]:

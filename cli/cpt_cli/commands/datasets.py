@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cpt_cli.command import LOOK_PANEL, Command, DebugFlag, JsonFlag, QuietFlag
+from cpt_cli.command import LOOK_PANEL, Command
 from cpt_cli.output import out
 from cpt_cli.shown.dataset_check import show_dataset_check
 from cpt_deploy import readable
@@ -29,9 +29,6 @@ def datasets(
         Path | None,
         typer.Option(help="Folder for --fetch to write to, or for check to read.", show_default="the user's cache"),
     ] = None,
-    json_output: JsonFlag = False,
-    quiet: QuietFlag = False,
-    debug: DebugFlag = False,
 ) -> None:
     """List the known data sets and texts, and which of them are on this machine.
 

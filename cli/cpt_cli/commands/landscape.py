@@ -5,10 +5,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from cpt_cli.command import TRAIN_PANEL, Command, DebugFlag, JsonFlag, QuietFlag
+from cpt_cli.command import TRAIN_PANEL, Command
 from cpt_cli.output import out
 from cpt_deploy import readable
-from cpt_deploy.errors import UsageError
 
 if TYPE_CHECKING:
     from cpt_deploy.analysis import Grid, Landscape, Minimum
@@ -21,7 +20,8 @@ def landscape(  # noqa: PLR0913, PLR0917  the options are its parameters
     ] = Path("landscape"),
     points: Annotated[int, typer.Option(min=3, help="Points in each dimension, an odd number.")] = 21,
     extent: Annotated[
-        float, typer.Option(min=0.0, help="Multiple of the directions at the edge; 1 changes each filter by its norm.")
+        float,
+        typer.Option(min=0.0, help="Multiple of the directions at the border; 1 changes each filter by its norm."),
     ] = 1.0,
     dimensions: Annotated[int, typer.Option(min=1, max=2, help="1 for a line, 2 for a plane.")] = 2,
     images: Annotated[int, typer.Option(min=1, help="Images on which the loss is measured.")] = 1000,
@@ -29,9 +29,6 @@ def landscape(  # noqa: PLR0913, PLR0917  the options are its parameters
     seed: Annotated[int, typer.Option(min=0, help="Seed of directions and images.")] = 0,
     jobs: Annotated[int, typer.Option(min=1, help="Number of points measured at once, each with its own threads.")] = 1,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    json_output: JsonFlag = False,
-    quiet: QuietFlag = False,
-    debug: DebugFlag = False,
 ) -> None:
     """Draw the loss around the minima of finished runs, side by side.
 
@@ -92,11 +89,8 @@ def _draw(found: "dict[str, Landscape]", folder: Path, title: str) -> None:
     panels = [LandscapePanel(label, one.grid.ticks, one.losses, one.accuracies) for label, one in found.items()]
     for suffix in ("png", "svg"):
         picture = folder / f"landscape.{suffix}"
-        try:
+        with out.writing(picture):
             plot_landscapes(panels, picture, title=title)
-        except OSError as error:
-            raise UsageError(f"Expected to write {readable.path(picture)}, but got: {error.strerror}") from error
-        out.note(f"wrote {readable.path(picture)}")
 
 
 def _entries(found: "dict[str, Landscape]") -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cpt_cli.command import LOOK_PANEL, Command, DebugFlag, JsonFlag, QuietFlag
+from cpt_cli.command import LOOK_PANEL, Command
 from cpt_cli.output import out
 from cpt_deploy import readable
 from cpt_deploy.errors import UsageError
@@ -33,9 +33,6 @@ def models(
             show_default="10; torchvision and timm 1000; tokens 10000",
         ),
     ] = None,
-    json_output: JsonFlag = False,
-    quiet: QuietFlag = False,
-    debug: DebugFlag = False,
 ) -> None:
     """List the models that `cpt train` knows, with parameters and multiply-accumulates (MACs) per image or token.
 
@@ -53,8 +50,8 @@ def models(
         raise UsageError(
             f"Expected a pattern that matches a model, but got {pattern!r}", hint=nearest_names(pattern or "", known)
         )
-    measured = [{"name": name} if quiet else _measure(name, channels, size, classes) for name in names]
-    rows = [*measured, *({"name": name} if quiet else _measure_text(name, classes) for name in text)]
+    measured = [{"name": name} if out.quiet else _measure(name, channels, size, classes) for name in names]
+    rows = [*measured, *({"name": name} if out.quiet else _measure_text(name, classes) for name in text)]
     out.table(("model", "parameters", "MACs", "input", "classes"), [_cells(row) for row in rows])
     if not pattern:
         out.note(

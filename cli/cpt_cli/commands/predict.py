@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cpt_cli.command import SHIP_PANEL, Command, DebugFlag, JsonFlag, QuietFlag
+from cpt_cli.command import SHIP_PANEL, Command
 from cpt_cli.output import out
 from cpt_cli.server_key import ApiKeyOption, key_headers
 from cpt_deploy import readable
@@ -29,9 +29,6 @@ def predict(
     api_key: ApiKeyOption = None,
     top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, help="Classes to show for each image.")] = 1,
     threads: Annotated[int | None, typer.Option(min=1, help="Number of threads.", show_default="all cores")] = None,
-    json_output: JsonFlag = False,
-    quiet: QuietFlag = False,
-    debug: DebugFlag = False,
 ) -> None:
     """Classify images: show the most probable classes of each, with probabilities.
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cpt_cli.command import TRAIN_PANEL, Command, DebugFlag, JsonFlag, QuietFlag
+from cpt_cli.command import TRAIN_PANEL, Command
 from cpt_cli.output import out
 from cpt_cli.shown.export_summary import show_export
 from cpt_cli.shown.training import show_trained
@@ -27,9 +27,6 @@ def quickstart(
         Path,
         typer.Option("--out", help="Directory for the outputs; the outputs of an earlier quickstart are replaced."),
     ] = Path("quickstart-output"),
-    json_output: JsonFlag = False,
-    quiet: QuietFlag = False,
-    debug: DebugFlag = False,
 ) -> None:
     """Train, export, validate, serve and predict once, on scikit-learn's handwritten digits.
 

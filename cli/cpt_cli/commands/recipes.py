@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cpt_cli.command import LOOK_PANEL, Command, DebugFlag, JsonFlag, QuietFlag
+from cpt_cli.command import LOOK_PANEL, Command
 from cpt_cli.output import out
 from cpt_deploy import readable
 from cpt_deploy.errors import UsageError
@@ -20,9 +20,6 @@ def recipes(
             help="A name, to show the recipe in full, or a shell pattern such as 'resnet74-*'.", metavar="NAME"
         ),
     ] = None,
-    json_output: JsonFlag = False,
-    quiet: QuietFlag = False,
-    debug: DebugFlag = False,
 ) -> None:
     """List the recipes that come with the package: the paper's experiments, and a few to start with.
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cpt_cli.command import LOOK_PANEL, Command, DebugFlag, JsonFlag, QuietFlag
+from cpt_cli.command import LOOK_PANEL, Command
 from cpt_cli.output import out
 from cpt_cli.recipes import parse_bounds
 from cpt_deploy import readable
@@ -47,9 +47,6 @@ def schedules(  # noqa: PLR0913, PLR0917  the options are its parameters
         ),
     ] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw them into this PNG or SVG file.")] = None,
-    json_output: JsonFlag = False,
-    quiet: QuietFlag = False,
-    debug: DebugFlag = False,
 ) -> None:
     """Show precision schedules: their bits over a run, their mean, and the BitOPs they save against static bits.
 
@@ -161,11 +158,8 @@ def _draw(shown: "list[ShownSchedule]", plot: Path) -> None:
         )
         for entry in shown
     ]
-    try:
+    with out.writing(plot):
         plot_schedules(drawn, plot)
-    except OSError as error:
-        raise UsageError(f"Expected to write {readable.path(plot)}, but got: {error.strerror or error}") from error
-    out.note(f"wrote {readable.path(plot)}")
 
 
 COMMAND = Command(

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cpt_cli.command import PROVIDER_HELP, SHIP_PANEL, Command, DebugFlag, JsonFlag, QuietFlag
+from cpt_cli.command import PROVIDER_HELP, SHIP_PANEL, Command
 from cpt_cli.output import out
 from cpt_deploy import readable
 
@@ -146,9 +146,6 @@ def serve(  # noqa: PLR0913, PLR0917  the options are its parameters
             rich_help_panel=_WATCH,
         ),
     ] = None,
-    json_output: JsonFlag = False,
-    quiet: QuietFlag = False,
-    debug: DebugFlag = False,
 ) -> None:
     """Serve models over HTTP until SIGTERM or Ctrl-C: /predict, health, metrics, and the Open Inference Protocol v2.
 

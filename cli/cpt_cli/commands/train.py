@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cpt_cli.command import TRAIN_PANEL, Command, DebugFlag, JsonFlag, QuietFlag
+from cpt_cli.command import TRAIN_PANEL, Command
 from cpt_cli.output import out
 from cpt_cli.recipes import parse_bounds, split_words
 from cpt_cli.shown.range_test import show_range_test
@@ -72,9 +72,6 @@ def train(  # noqa: PLR0913, PLR0917  the options are its parameters
             help="auto, cpu, cuda or cuda:N: train.device.", rich_help_panel="Common settings", show_default="auto"
         ),
     ] = None,
-    json_output: JsonFlag = False,
-    quiet: QuietFlag = False,
-    debug: DebugFlag = False,
 ) -> None:
     """Train a network with Cyclic Precision Training and write all results to one directory.
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cpt_cli.command import TRAIN_PANEL, Command, DebugFlag, JsonFlag, QuietFlag
+from cpt_cli.command import TRAIN_PANEL, Command
 from cpt_cli.output import out
 from cpt_cli.shown.comparison import show_groups
 from cpt_deploy import readable
@@ -29,9 +29,6 @@ def train_grid(
         ),
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the runs; train nothing.")] = False,
-    json_output: JsonFlag = False,
-    quiet: QuietFlag = False,
-    debug: DebugFlag = False,
 ) -> None:
     """Train a grid of experiments: recipes × variants × values of settings × seeds.
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cpt_cli.command import SHIP_PANEL, Command, DebugFlag, JsonFlag, ProviderOption, QuietFlag
+from cpt_cli.command import SHIP_PANEL, Command, ProviderOption
 from cpt_cli.output import out
 from cpt_cli.shown.validation import require_passed, show_evidence
 from cpt_deploy import readable
@@ -56,9 +56,6 @@ def validate(  # noqa: PLR0913, PLR0917  the options are its parameters
     html: Annotated[
         Path | None, typer.Option(help="Also write the page of the evidence to this file (needs Matplotlib).")
     ] = None,
-    json_output: JsonFlag = False,
-    quiet: QuietFlag = False,
-    debug: DebugFlag = False,
 ) -> None:
     """Measure a bundle before it is served: accuracy and integers of trained model, integer executor and onnxruntime.
 

@@ -107,9 +107,9 @@ class AdaptiveEmbedding(nn.Module):
         super().__init__()
         check_cutoffs(cutoffs, vocabulary)
         self.features = features
-        self.edges = [0, *cutoffs, vocabulary]
+        self.bounds = [0, *cutoffs, vocabulary]
         widths = [int(features // factor**band) for band in range(len(cutoffs) + 1)]
-        sizes = [end - start for start, end in pairwise(self.edges)]
+        sizes = [end - start for start, end in pairwise(self.bounds)]
         self.bands = nn.ModuleList(nn.Embedding(size, width) for size, width in zip(sizes, widths, strict=True))
         self.projections = nn.ModuleList(nn.Linear(width, features, bias=False) for width in widths)
         for band, width in zip(self.bands, widths, strict=True):
@@ -119,7 +119,9 @@ class AdaptiveEmbedding(nn.Module):
         """Look up each token in its band; bands without a token in this batch are not computed."""
         flat = tokens.reshape(-1)
         out: Tensor | None = None
-        for start, end, band, projection in zip(self.edges, self.edges[1:], self.bands, self.projections, strict=False):
+        for start, end, band, projection in zip(
+            self.bounds, self.bounds[1:], self.bands, self.projections, strict=False
+        ):
             places = ((flat >= start) & (flat < end)).nonzero().squeeze(1)
             if len(places):
                 rows = projection(band(flat[places] - start))
@@ -141,8 +143,8 @@ def check_cutoffs(cutoffs: Sequence[int], vocabulary: int) -> None:
     Raises:
         UsageError: If they are not.
     """
-    edges = [0, *cutoffs, vocabulary]
-    if not cutoffs or any(low >= high for low, high in pairwise(edges)):
+    bounds = [0, *cutoffs, vocabulary]
+    if not cutoffs or any(low >= high for low, high in pairwise(bounds)):
         raise UsageError(
             f"Expected cutoffs that rise and lie between 0 and the vocabulary's {vocabulary} tokens, "
             f"but got {list(cutoffs)}"

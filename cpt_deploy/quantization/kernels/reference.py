@@ -106,21 +106,21 @@ class TorchKernels:
         shifted = sums if shift is None else sums + _along(shift, sums)
         return (shifted.to(torch.float32) * _along(factor, sums)).add_(_along(offset, sums))
 
-    def gradient_sums(self, site: OutputGradient, mean: Tensor) -> tuple[Tensor, Tensor]:
+    def gradient_sums(self, output: OutputGradient, mean: Tensor) -> tuple[Tensor, Tensor]:
         """Return sums for the backward pass of a normalisation."""
-        check_not_empty("gradient_sums", site.x)
-        passed = rows_of(_passed(site))
-        return passed.sum(dim=0), (passed * (rows_of(site.x) - mean)).sum(dim=0)
+        check_not_empty("gradient_sums", output.x)
+        passed = rows_of(_passed(output))
+        return passed.sum(dim=0), (passed * (rows_of(output.x) - mean)).sum(dim=0)
 
-    def gradient_range(self, site: OutputGradient, terms: GradientTerms) -> tuple[Tensor, Tensor]:
+    def gradient_range(self, output: OutputGradient, terms: GradientTerms) -> tuple[Tensor, Tensor]:
         """Return the range of the gradient of a layer's output."""
-        return self.range(_gradient(site, terms))
+        return self.range(_gradient(output, terms))
 
     def gradient_codes(
-        self, site: OutputGradient, terms: GradientTerms, step: Tensor, seed: Tensor, dtype: torch.dtype
+        self, output: OutputGradient, terms: GradientTerms, step: Tensor, seed: Tensor, dtype: torch.dtype
     ) -> Tensor:
         """Return the gradient of a layer's output in steps, rounded stochastically."""
-        gradient = _gradient(site, terms)
+        gradient = _gradient(output, terms)
         return _with_noise(gradient.div_(step), seed).floor_().to(dtype)
 
     def round_gradient(self, gradient: Tensor, step: Tensor, seed: Tensor) -> Tensor:
@@ -136,16 +136,16 @@ def _along(values: Tensor, x: Tensor) -> Tensor:
     return values.view(1, -1, 1, 1) if x.dim() == 4 else values
 
 
-def _passed(site: OutputGradient) -> Tensor:
-    value = (site.x * _along(site.factor, site.x)).add_(_along(site.offset, site.x))
-    inside = (value > site.clamp.low) & (value < site.clamp.high)
-    gradient = site.gradient.to(torch.float32)
+def _passed(output: OutputGradient) -> Tensor:
+    value = (output.x * _along(output.factor, output.x)).add_(_along(output.offset, output.x))
+    inside = (value > output.clamp.low) & (value < output.clamp.high)
+    gradient = output.gradient.to(torch.float32)
     return torch.where(inside, gradient, torch.zeros_like(gradient))
 
 
-def _gradient(site: OutputGradient, terms: GradientTerms) -> Tensor:
-    p, q, r = (_along(values, site.x) for values in terms)
-    return (_passed(site) * p).add_(site.x * q).add_(r)
+def _gradient(output: OutputGradient, terms: GradientTerms) -> Tensor:
+    p, q, r = (_along(values, output.x) for values in terms)
+    return (_passed(output) * p).add_(output.x * q).add_(r)
 
 
 def _with_noise(x: Tensor, seed: Tensor) -> Tensor:

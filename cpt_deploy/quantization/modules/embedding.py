@@ -1,9 +1,9 @@
 """Embedding with quantized weights.
 
-Each row `v` of the table has its own symmetric scale, `scale_v = max|w_v| / levels`: a row of an embedding corresponds
-to an output channel of a Linear, so a table shared with a decoder has the same quantized values in both. The gradient
-of the rows that were looked up is quantized as in other layers. Only the rows that a batch reads are quantized, with
-the same result as quantizing the whole table. A lookup has no multiplications: its cost in BitOPs is 0.
+Each row of the table has its own symmetric scale, as each output channel of a Linear has, so a table shared with a
+decoder has the same quantized values in both. The gradient of the rows that were looked up is quantized as in other
+layers. Only the rows that a batch reads are quantized, with the same result as quantizing the whole table. A lookup
+has no multiplications: its cost in BitOPs is 0.
 """
 
 from torch import nn

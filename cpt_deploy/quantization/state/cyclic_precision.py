@@ -28,9 +28,9 @@ class CyclicPrecision:
     8
 
     Args:
-        model: What `prepare` returned; the bounds of the cycle are those that it was prepared with.
+        model: What `prepare` returned; the min_bits and max_bits are those that it was prepared with.
         total_steps: Steps of the whole training.
-        cycles: How often the bits rise from the lower to max_bits.
+        cycles: How often the bits rise from min_bits to max_bits.
         schedule: A name that `cpt schedules` lists, such as "cosine" (the paper's) or "rex-triangular-vertical", or an
             object with a method `bits_at(step, total_steps)`.
         gradient_bits: Bits of the gradients, the same in all steps.

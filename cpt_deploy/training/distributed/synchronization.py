@@ -116,9 +116,9 @@ class Synchronization:
         low, high = told[:, :count].amin(0), told[:, count : 2 * count].amax(0)
         # A tensor that no process computed keeps its average; finding out takes a read from the device.
         missed = (low > high).tolist() if self.partial else [False] * count
-        for quantizer, least, greatest, is_missed in zip(self.quantizers, low, high, missed, strict=True):
+        for quantizer, lowest, highest, is_missed in zip(self.quantizers, low, high, missed, strict=True):
             if not is_missed:
-                quantizer.observe(least, greatest)
+                quantizer.observe(lowest, highest)
         return told[:, 2 * count :].T
 
     def calibrate(self, inputs: Iterable[Tensor]) -> int:

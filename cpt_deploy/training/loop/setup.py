@@ -39,7 +39,7 @@ from cpt_deploy.quantization import (
 from cpt_deploy.recipe import Recipe
 from cpt_deploy.training.loop.optimizers import build_optimizer
 
-MOST_WORKERS = 8
+MAX_WORKERS = 8
 """Max number of loading processes by default."""
 
 
@@ -168,7 +168,7 @@ def _loading_processes(device: torch.device, processes: int) -> int:
     """Return the default number of loading processes."""
     if device.type != "cuda":
         return 0
-    return min((os.cpu_count() or 1) // processes, MOST_WORKERS)
+    return min((os.cpu_count() or 1) // processes, MAX_WORKERS)
 
 
 def _memory_to_keep(megabytes: int | None) -> int:

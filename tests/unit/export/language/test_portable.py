@@ -120,7 +120,7 @@ def test_a_portable_bundle_says_so_and_is_valid(kind, tmp_path):
     model = trained(kind, portable=True)
     reduced = [
         {"layer": entry.layer, "channels": entry.channels, "reduced_channels": entry.reduced_channels,
-         "least_quant_max": entry.least_quant_max}
+         "min_quant_max": entry.min_quant_max}
         for entry in reduced_layers(model)
     ]  # fmt: skip
     assert reduced

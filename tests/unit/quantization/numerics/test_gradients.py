@@ -1,4 +1,4 @@
-"""Stochastic rounding: unbiased, on few levels, seeded, and harmless to what it must not touch."""
+"""Stochastic rounding: unbiased, on few values, seeded, and harmless to what it must not touch."""
 
 import pytest
 import torch
@@ -90,7 +90,7 @@ def test_zeros_stay_zero() -> None:
 
 
 @pytest.mark.parametrize("size", [1e-8, 1e-20, 1e-30])
-def test_tiny_gradients_keep_their_levels(size: float) -> None:
+def test_tiny_gradients_keep_their_resolution(size: float) -> None:
     gradient = torch.randn(2000) * size
     rounded = quantize_gradient(gradient, quant_max(8), 1)
     assert len(rounded.unique()) > 100

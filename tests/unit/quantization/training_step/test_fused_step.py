@@ -233,7 +233,7 @@ def test_losses_of_200_steps_agree_with_the_modules(path: Compute) -> None:
 
 @every_path
 @pytest.mark.parametrize("scale", [1e-8, 1e-20])
-def test_tiny_gradients_keep_their_levels(path: Compute, scale: float) -> None:
+def test_tiny_gradients_keep_their_resolution(path: Compute, scale: float) -> None:
     torch.manual_seed(0)
     model = single_layer()
     model.compute = path

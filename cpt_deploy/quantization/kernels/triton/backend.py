@@ -9,9 +9,6 @@ import torch
 import triton
 from torch import Tensor
 
-from cpt_deploy.quantization.kernels import triton_channels as channels_
-from cpt_deploy.quantization.kernels import triton_elements as elements
-from cpt_deploy.quantization.kernels import triton_parameters as parameters
 from cpt_deploy.quantization.kernels.interface import (
     AccumulatorScale,
     Average,
@@ -26,12 +23,14 @@ from cpt_deploy.quantization.kernels.interface import (
     Statistics,
 )
 from cpt_deploy.quantization.kernels.layout import aligned, channels_of, check_not_empty, dense
+from cpt_deploy.quantization.kernels.triton import channels as channels_
+from cpt_deploy.quantization.kernels.triton import elements, parameters
 
 #: Elements per program in element-wise kernels, per tile in per-channel kernels, and per program that merges parts.
 _BLOCK, _TILE, _MERGED = 4096, 2048, 1024
 #: Max number of parts of a range or of sums: enough to fill a GPU, few enough for one program to merge.
 _PARTS = 1024
-_MOST_WIDTH = 128
+_MAX_WIDTH = 128
 
 
 class TritonKernels:
@@ -54,8 +53,8 @@ class TritonKernels:
         kept = (low, high, quant_max.own, 1.0) if average is None else average
         launch(
             parameters.observe_kernel, (1,),
-            low, high, low.numel(), *kept[:3], float(kept[3]), quant_max.own, quant_max.cycle,
-            float(quant_max.least), out,
+            low, high, low.numel(), *kept[:3], float(kept[3]), quant_max.own, quant_max.scheduled,
+            float(quant_max.own_min), out,
             averages=average is not None, symmetric=quant_max.symmetric, block=_MERGED,
         )  # fmt: skip
         bottom, top, *rest = out.unbind()
@@ -160,9 +159,9 @@ class TritonKernels:
         nothing = unit.weight
         replayed = (nothing, nothing, nothing, nothing, nothing, 0.0, 0.0) if norm is None else norm
         launch(
-            parameters.normalise_kernel, (triton.cdiv(channels, _MOST_WIDTH),),
+            parameters.normalise_kernel, (triton.cdiv(channels, _MAX_WIDTH),),
             *statistics, *unit, nothing if bias is None else bias, *replayed, count, out, ends, channels, *clamp,
-            biased=bias is not None, normed=norm is not None, width=_MOST_WIDTH,
+            biased=bias is not None, normed=norm is not None, width=_MAX_WIDTH,
         )  # fmt: skip
         return Normalised(*out.unbind()), (ends[0], ends[1])
 
@@ -187,18 +186,18 @@ class TritonKernels:
         )  # fmt: skip
         return out
 
-    def gradient_sums(self, site: OutputGradient, mean: Tensor) -> tuple[Tensor, Tensor]:
+    def gradient_sums(self, output: OutputGradient, mean: Tensor) -> tuple[Tensor, Tensor]:
         """Return sums for the backward pass of a normalisation."""
-        check_not_empty("gradient_sums", site.x)
-        tiles = _Tiles(site.x)
-        parts, out = site.x.new_empty(tiles.parts, 2, tiles.channels), site.x.new_empty(2, tiles.channels)
+        check_not_empty("gradient_sums", output.x)
+        tiles = _Tiles(output.x)
+        parts, out = output.x.new_empty(tiles.parts, 2, tiles.channels), output.x.new_empty(2, tiles.channels)
         launch(
             channels_.gradient_sums_kernel, tiles.in_parts,
-            *site[:4], parts, *tiles.shape, tiles.parts, *site.clamp, **tiles.sizes,
+            *output[:4], parts, *tiles.shape, tiles.parts, *output.clamp, **tiles.sizes,
         )  # fmt: skip
         launch(
             channels_.merge_gradient_sums_kernel, tiles.merge,
-            site.x, mean, parts, out, tiles.channels, tiles.parts, **_MERGE,
+            output.x, mean, parts, out, tiles.channels, tiles.parts, **_MERGE,
         )  # fmt: skip
         return out[0], out[1]
 
@@ -209,19 +208,19 @@ class TritonKernels:
         channels = len(passed)
         out = passed.new_empty(3, channels)
         launch(
-            parameters.normalisation_terms_kernel, (triton.cdiv(channels, _MOST_WIDTH),),
-            norm.mean, norm.gain, norm.deviation, passed, products, out, channels, count, width=_MOST_WIDTH,
+            parameters.normalisation_terms_kernel, (triton.cdiv(channels, _MAX_WIDTH),),
+            norm.mean, norm.gain, norm.deviation, passed, products, out, channels, count, width=_MAX_WIDTH,
         )  # fmt: skip
         return GradientTerms(norm.gain, out[0], out[1]), out[2]
 
-    def gradient_range(self, site: OutputGradient, terms: GradientTerms) -> tuple[Tensor, Tensor]:
+    def gradient_range(self, output: OutputGradient, terms: GradientTerms) -> tuple[Tensor, Tensor]:
         """Return the range of the gradient of a layer's output, in parts."""
-        check_not_empty("gradient_range", site.x)
-        tiles = _Tiles(site.x)
-        parts = site.x.new_empty(2, tiles.parts * tiles.across)
+        check_not_empty("gradient_range", output.x)
+        tiles = _Tiles(output.x)
+        parts = output.x.new_empty(2, tiles.parts * tiles.across)
         launch(
             channels_.gradient_range_kernel, tiles.in_parts,
-            *site[:4], *terms, parts, *tiles.shape, tiles.parts, *site.clamp, **tiles.sizes,
+            *output[:4], *terms, parts, *tiles.shape, tiles.parts, *output.clamp, **tiles.sizes,
         )  # fmt: skip
         return parts[0], parts[1]
 
@@ -232,13 +231,13 @@ class TritonKernels:
         return step
 
     def gradient_codes(
-        self, site: OutputGradient, terms: GradientTerms, step: Tensor, seed: Tensor, dtype: torch.dtype
+        self, output: OutputGradient, terms: GradientTerms, step: Tensor, seed: Tensor, dtype: torch.dtype
     ) -> Tensor:
         """Return the gradient of a layer's output in steps, rounded stochastically."""
-        tiles, codes = _Tiles(site.x), torch.empty_like(site.gradient, dtype=dtype)
+        tiles, codes = _Tiles(output.x), torch.empty_like(output.gradient, dtype=dtype)
         launch(
             channels_.gradient_codes_kernel, tiles.all,
-            *site[:4], *terms, codes, *tiles.shape, *site.clamp, step, seed, **tiles.sizes,
+            *output[:4], *terms, codes, *tiles.shape, *output.clamp, step, seed, **tiles.sizes,
         )  # fmt: skip
         return codes
 
@@ -284,7 +283,7 @@ class _Tiles:
     def __init__(self, x: Tensor) -> None:
         self.channels = channels_of(x)
         rows = x.numel() // self.channels
-        width = min(triton.next_power_of_2(self.channels), _MOST_WIDTH)
+        width = min(triton.next_power_of_2(self.channels), _MAX_WIDTH)
         height = _TILE // width
         self.across = triton.cdiv(self.channels, width)
         down = triton.cdiv(rows, height)
