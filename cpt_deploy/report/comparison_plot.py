@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from cpt_deploy.report.figures import BLUE, GREEN, GREY, ORANGE, PINK, new_figure
+from cpt_deploy.report.figures import BLUE, GREEN, GREY, ORANGE, PINK, SKY, YELLOW, new_figure, plain
 
-_STYLES = ((BLUE, "o"), (ORANGE, "s"), (GREEN, "^"), (PINK, "D"), (GREY, "v"), ("#E69F00", "P"), ("#56B4E9", "X"))
+_STYLES = ((BLUE, "o"), (ORANGE, "s"), (GREEN, "^"), (PINK, "D"), (GREY, "v"), (YELLOW, "P"), (SKY, "X"))
 
 
 Measure = Literal["accuracy", "perplexity"]
@@ -70,7 +70,6 @@ def plot_comparison(groups: Sequence[ComparedGroup], destination: Path) -> None:
     axes.set_xlabel("GBitOPs of training")
     name = "test accuracy (%)" if is_accuracy else "perplexity of the test text, lower is better"
     axes.set_ylabel(f"{name}, mean ± standard deviation of the seeds")
-    axes.grid(visible=True, color="#dddddd", linewidth=0.6)
-    axes.spines[["top", "right"]].set_visible(False)
+    plain(axes)
     axes.legend(loc="best", frameon=False, fontsize=9)
     figure.savefig(destination, dpi=130)

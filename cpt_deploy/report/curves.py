@@ -5,10 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cpt_deploy.errors import MissingExtraError
+from cpt_deploy.report.figures import BLUE, GREEN, ORANGE, PINK, new_figure, plain
 
-# From the palette of Okabe & Ito, which stays distinguishable with any colour blindness; line styles differ as well.
-_TRAIN, _TEST, _FORWARD, _BACKWARD = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
+_TRAIN, _TEST, _FORWARD, _BACKWARD = BLUE, ORANGE, GREEN, PINK
 _MANY_STEPS = 20000
 
 Points = tuple[list[float], list[float]]
@@ -36,16 +35,9 @@ def plot_curves(
         MissingExtraError: If Matplotlib is not installed.
         OSError: If the file cannot be read or written.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingExtraError(
-            "Expected Matplotlib, which draws the curves, but it is not installed",
-            hint="pip install 'cpt-deploy[train]'",
-        ) from error
     with metrics.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    figure = Figure(figsize=(9, 8), layout="constrained")
+    figure = new_figure(9, 8)
     loss, accuracy, precision = figure.subplots(3, 1, sharex=True, height_ratios=[3, 3, 2])
     figure.suptitle(title)
     held_out = "validation" if any(row.get("test_perplexity") for row in rows) else "test"
@@ -55,9 +47,7 @@ def plot_curves(
     else:
         _draw_accuracy(accuracy, rows)
     _draw_bits(precision, rows, bits, grad_bits)
-    for axes in (loss, accuracy, precision):
-        axes.grid(visible=True, color="#dddddd", linewidth=0.6)
-        axes.spines[["top", "right"]].set_visible(False)
+    plain(loss, accuracy, precision)
     figure.savefig(destination, dpi=120)
 
 

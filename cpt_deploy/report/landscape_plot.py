@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from cpt_deploy.report.figures import BLUE, GREEN, GREY, ORANGE, PINK, new_figure
+from cpt_deploy.report.figures import BLUE, GREEN, GREY, ORANGE, PINK, new_figure, plain
 
 _LINES = ((BLUE, "-"), (ORANGE, "--"), (GREEN, "-."), (PINK, ":"), (GREY, "-"))
 _LEVELS = 15
@@ -94,7 +94,6 @@ def _lines(panels: Sequence[LandscapePanel]) -> Any:
     for axes, label in ((loss, "loss"), (accuracy, "accuracy (%)")):
         axes.set_xlabel("direction")
         axes.set_ylabel(label)
-        axes.grid(visible=True, color="#dddddd", linewidth=0.6)
-        axes.spines[["top", "right"]].set_visible(False)
+    plain(loss, accuracy)
     loss.legend(loc="upper center", frameon=False)
     return figure

@@ -11,7 +11,7 @@ from cpt_deploy.training.experiments.range_test import (
     range_test,
 )
 from cpt_deploy.training.experiments.seed_curves import seed_curves
-from cpt_deploy.training.experiments.trials import TrialOutcome, TrialQueue, TrialState, TrialStatus
+from cpt_deploy.training.experiments.trials import TrialOutcome, TrialQueue
 from cpt_deploy.training.fine_tuning import Pretrained
 from cpt_deploy.training.loop.inputs import calibration_inputs
 from cpt_deploy.training.loop.interruption import Interruption
@@ -53,8 +53,6 @@ __all__ = [
     "TrainingTask",
     "TrialOutcome",
     "TrialQueue",
-    "TrialState",
-    "TrialStatus",
     "calibration_inputs",
     "choose_device",
     "disk_errors",

@@ -1,5 +1,6 @@
 """`cpt train-grid`: train recipes × settings × seeds, several at once, resumable, and compare them at the end."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -66,7 +67,7 @@ def _show(trained: "TrainedGrid") -> None:
     from cpt_deploy.training import group_runs, read_finished_run
     from cpt_deploy.workflows.grids import figure_in_words
 
-    rows = [(trial.name, trial.state, figure_in_words(trial), trial.message or "") for trial in trained.trials]
+    rows = [(name, trial.state, figure_in_words(trial), trial.message or "") for name, trial in trained.trials.items()]
     runs = [read_finished_run(run) for run in trained.runs]
     measures = sorted({run.measure for run in runs})  # a grid may hold classifiers and language models
     out.table(("run", "state", " or ".join(measures or ["accuracy"]), ""), rows)
@@ -75,7 +76,8 @@ def _show(trained: "TrainedGrid") -> None:
         for measure in measures
         for group in show_groups(group_runs([run for run in runs if run.measure == measure]))
     ]
-    out.result({"trials": trained.trials, "groups": groups})
+    trials = [{"name": name, **asdict(trial)} for name, trial in trained.trials.items()]
+    out.result({"trials": trials, "groups": groups})
 
 
 COMMAND = Command(

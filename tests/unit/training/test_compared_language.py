@@ -86,5 +86,5 @@ def test_a_grid_keeps_the_perplexity_of_a_trial(tmp_path):
     outcome = _outcome(0, '{"report": {"test": {"top1": 0.25, "perplexity": 81.5}}}')
     assert outcome == TrialOutcome("finished", perplexity=81.5)
     TrialQueue(tmp_path, ["text"]).work(lambda _: outcome)
-    (status,) = TrialQueue(tmp_path, ["text"]).statuses()
+    (status,) = TrialQueue(tmp_path, ["text"]).outcomes().values()
     assert (status.state, status.accuracy, status.perplexity) == ("finished", None, 81.5)
