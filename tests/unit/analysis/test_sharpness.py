@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from cpt_deploy.analysis import SharpnessSettings, ascent_rise, measure_sharpness
+from cpt_deploy.analysis import SharpnessSettings, measure_sharpness
+from cpt_deploy.analysis.sharpness import ascent_rise
 from cpt_deploy.errors import UsageError
 
 

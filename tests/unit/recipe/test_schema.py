@@ -4,8 +4,10 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from cpt_deploy.precision import relative_cost
-from cpt_deploy.recipe import PrecisionSettings, Recipe, TrainSettings
+from cpt_deploy.recipe import Recipe
 from cpt_deploy.recipe.fields import Every, parse_every
+from cpt_deploy.recipe.precision import PrecisionSettings
+from cpt_deploy.recipe.schema import TrainSettings
 
 
 def test_default_recipe_is_complete():

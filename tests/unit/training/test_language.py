@@ -10,7 +10,8 @@ import pytest
 from cpt_deploy.errors import CheckpointError, RunInterruptedError, UsageError
 from cpt_deploy.precision import relative_cost
 from cpt_deploy.recipe import load_recipe
-from cpt_deploy.training import SilentReporter, load_language_model, load_run, plan_run, range_test, train
+from cpt_deploy.training import load_language_model, load_run, plan_run, range_test, train
+from cpt_deploy.training.reporting.reports import SilentReporter
 
 
 class Stopper(SilentReporter):

@@ -13,18 +13,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cpt_deploy.quantization.kernels import (
-    Clamp,
-    GradientTerms,
-    Kernels,
-    OutputGradient,
-    QuantizationParameters,
-    load_native,
-)
+from cpt_deploy.quantization.kernels import Clamp, GradientTerms, Kernels, OutputGradient, QuantizationParameters
 from cpt_deploy.quantization.kernels import compile as compilation
 from cpt_deploy.quantization.kernels.native import NativeKernels
 from cpt_deploy.quantization.kernels.parameters import gradient_step, whole
 from cpt_deploy.quantization.kernels.reference import TorchKernels
+from cpt_deploy.quantization.kernels.selection import load_native
 from cpt_deploy.quantization.numerics.affine import affine_parameters, including_zero
 
 TORCH = TorchKernels()

@@ -26,9 +26,9 @@ from cpt_deploy.quantization.kernels import (
     OutputGradient,
     QuantizationParameters,
     QuantMax,
-    Selection,
 )
 from cpt_deploy.quantization.kernels.reference import TorchKernels
+from cpt_deploy.quantization.kernels.selection import Selection
 
 triton = pytest.importorskip("triton")
 

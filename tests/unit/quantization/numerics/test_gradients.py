@@ -4,8 +4,8 @@ import pytest
 import torch
 from scipy import stats
 
-from cpt_deploy.quantization.kernels import load_native
 from cpt_deploy.quantization.kernels.reference import TorchKernels
+from cpt_deploy.quantization.kernels.selection import load_native
 from cpt_deploy.quantization.numerics import gradients
 from cpt_deploy.quantization.numerics.gradients import quantize_gradient, with_quantized_gradient
 from cpt_deploy.quantization.numerics.stochastic_rounding import index_noise, mix_seed
