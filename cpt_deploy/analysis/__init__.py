@@ -1,6 +1,6 @@
 """Analysis of a trained network's minimum: the loss around it, its curvature, its sharpness."""
 
-from cpt_deploy.analysis.landscape import Grid, Landscape, landscapes
+from cpt_deploy.analysis.landscape import Grid, Landscape, landscape_of
 from cpt_deploy.analysis.landscape_files import LandscapeFiles, LandscapeSettings
 from cpt_deploy.analysis.minimum import Minimum, load_minimum
 from cpt_deploy.analysis.sharpness import Sharpness, SharpnessSettings, measure_sharpness
@@ -13,7 +13,7 @@ __all__ = [
     "Minimum",
     "Sharpness",
     "SharpnessSettings",
-    "landscapes",
+    "landscape_of",
     "load_minimum",
     "measure_sharpness",
 ]

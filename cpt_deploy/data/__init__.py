@@ -7,7 +7,7 @@ from cpt_deploy.data.images import ArrayImages, FileImages, ImageSet
 from cpt_deploy.data.inputs import default_preprocessing, input_settings, resolve_preprocessing
 from cpt_deploy.data.inspection import Findings, inspect_folder, inspect_images
 from cpt_deploy.data.loaders import batches_per_epoch, eval_loader, train_loader, training_stream
-from cpt_deploy.data.registry import dataset_info, dataset_names, fetch_dataset, image_folder, load_images
+from cpt_deploy.data.registry import datasets, fetch_dataset, image_folder, load_images
 from cpt_deploy.data.selection import recipe_images
 
 __all__ = [
@@ -21,8 +21,7 @@ __all__ = [
     "Share",
     "batches_per_epoch",
     "build_augmentations",
-    "dataset_info",
-    "dataset_names",
+    "datasets",
     "default_preprocessing",
     "eval_loader",
     "fetch_dataset",

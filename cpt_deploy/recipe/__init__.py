@@ -1,7 +1,7 @@
 """Recipes: the settings of a training run, their defaults, presets, files and overrides. Imports no torch."""
 
 from cpt_deploy.recipe.experiments import Experiment, experiments
-from cpt_deploy.recipe.fields import parse_every
+from cpt_deploy.recipe.fields import interval_steps
 from cpt_deploy.recipe.grid import GridPoint, load_grid
 from cpt_deploy.recipe.loading import load_recipe, preset_names, recipe_text, save_recipe
 from cpt_deploy.recipe.schema import (
@@ -24,9 +24,9 @@ __all__ = [
     "Recipe",
     "SwaSettings",
     "experiments",
+    "interval_steps",
     "load_grid",
     "load_recipe",
-    "parse_every",
     "preset_names",
     "recipe_text",
     "save_recipe",

@@ -49,7 +49,8 @@ def datasets(
             )
         show_dataset_check(rest[0], root)
         return
-    from cpt_deploy.data import dataset_names, fetch_dataset
+    from cpt_deploy.data import datasets as known
+    from cpt_deploy.data import fetch_dataset
     from cpt_deploy.data.text import corpora
     from cpt_deploy.registry import nearest_names
 
@@ -62,9 +63,9 @@ def datasets(
         out.line(f"{fetch} is in {readable.path(folder)}")
         out.result({"fetched": fetch, "path": folder})
         return
-    rows = [*map(_look_for, dataset_names(pattern)), *map(_look_for_text, corpora.names(pattern))]
+    rows = [*map(_look_for, known.names(pattern)), *map(_look_for_text, corpora.names(pattern))]
     if not rows:
-        hint = nearest_names(pattern, [*dataset_names(), *corpora.names()])
+        hint = nearest_names(pattern, [*known.names(), *corpora.names()])
         raise UsageError(f"Expected a pattern that matches a data set, but got {pattern!r}", hint=hint)
     out.table(
         ("data set", "what", "classes", "train", "test", "here"),
@@ -77,9 +78,10 @@ def datasets(
 
 
 def _look_for(name: str) -> dict[str, Any]:
-    from cpt_deploy.data import dataset_info, load_images
+    from cpt_deploy.data import datasets as known
+    from cpt_deploy.data import load_images
 
-    info = dataset_info(name)
+    info = known.get(name)
     row = {
         "name": name,
         "task": "classification",

@@ -1,5 +1,6 @@
 """`cpt landscape`: measure and draw the loss around the minima of finished runs."""
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -65,22 +66,31 @@ def _labels(minima: "list[Minimum]") -> list[str]:
 def _measured(
     minima: "list[Minimum]", labels: list[str], grid: "Grid", files: Any, *, seed: int, jobs: int
 ) -> "dict[str, Landscape]":
-    from cpt_deploy.analysis import landscapes
+    from cpt_deploy.analysis import landscape_of
 
-    known = [files.known[label] for label in labels]
-    done = sum(map(len, known))
+    done = sum(len(files.known[label]) for label in labels)
     if done:
         out.note(f"going on from {done} of {len(grid) * len(labels)} points")
     with out.bar("landscape", len(grid) * len(labels), start=done) as bar:
 
-        def tell(index: int, point: Any, value: Any) -> None:
+        def tell(label: str, point: Any, value: Any) -> None:
             nonlocal done
             done += 1
-            files.append(labels[index], point, value)
-            bar.advance(done, detail=f"{labels[index]}  loss {value.loss:.3f}")
+            files.append(label, point, value)
+            bar.advance(done, detail=f"{label}  loss {value.loss:.3f}")
 
-        found = landscapes(minima, grid, seed=seed, known=known, jobs=jobs, on_point=tell)
-    return dict(zip(labels, found, strict=True))
+        return {
+            label: landscape_of(
+                minimum.model,
+                minimum.batches,
+                grid,
+                seed=seed,
+                known=files.known[label],
+                jobs=jobs,
+                on_point=partial(tell, label),
+            )
+            for label, minimum in zip(labels, minima, strict=True)
+        }
 
 
 def _draw(found: "dict[str, Landscape]", folder: Path, title: str) -> None:

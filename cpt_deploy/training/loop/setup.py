@@ -18,7 +18,7 @@ from cpt_deploy.data import (
     ImageSet,
     batches_per_epoch,
     build_augmentations,
-    dataset_names,
+    datasets,
     default_preprocessing,
     input_settings,
     recipe_images,
@@ -135,7 +135,7 @@ def load_data(recipe: Recipe, device: torch.device, processes: int = 1) -> RunDa
     """
     settings = recipe.data
     name = settings.name
-    if name not in dataset_names() and ":" not in name and Path(name).exists():
+    if name not in datasets.names() and ":" not in name and Path(name).exists():
         name = str(Path(name).resolve())  # so that the run can be read from other working directories
     root = None if settings.root is None else Path(settings.root).expanduser().resolve()
     settings = settings.model_copy(update={"name": name, "root": None if root is None else str(root)})

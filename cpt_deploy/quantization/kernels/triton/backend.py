@@ -157,10 +157,10 @@ class TritonKernels:
         channels = len(unit.weight)
         out, ends = unit.weight.new_empty(5, channels), unit.weight.new_empty(2, channels)
         nothing = unit.weight
-        replayed = (nothing, nothing, nothing, nothing, nothing, 0.0, 0.0) if norm is None else norm
+        following = (nothing, nothing, nothing, nothing, nothing, 0.0, 0.0) if norm is None else norm
         launch(
             parameters.normalise_kernel, (triton.cdiv(channels, _MAX_WIDTH),),
-            *statistics, *unit, nothing if bias is None else bias, *replayed, count, out, ends, channels, *clamp,
+            *statistics, *unit, nothing if bias is None else bias, *following, count, out, ends, channels, *clamp,
             biased=bias is not None, normed=norm is not None, width=_MAX_WIDTH,
         )  # fmt: skip
         return Normalised(*out.unbind()), (ends[0], ends[1])
