@@ -18,11 +18,11 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import torch
+from cpt_deploy.bundle.language import LanguageModel
 from measuring import interleaved, machine, machine_line, markdown_table, write_results
 from onnx import helper, numpy_helper
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
-from cpt_deploy.bundle.language import LanguageModel
 from cpt_deploy.bundle.runtime.sessions import open_session, session_options
 from cpt_deploy.export.language.kinds import language_manifest, write_language_onnx
 from cpt_deploy.integer.language import IntegerLanguageModel, IntegerTransformer, freeze_language_model

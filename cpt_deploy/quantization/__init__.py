@@ -4,6 +4,7 @@ from cpt_deploy.quantization.calibration.bias_rounding import round_biases
 from cpt_deploy.quantization.calibration.bit_allocation import (
     LayerSensitivity,
     allocate_bits,
+    class_divergence,
     measure_loss_sensitivity,
     measure_sensitivity,
 )
@@ -30,6 +31,7 @@ __all__ = [
     "allocate_bits",
     "calibrate",
     "calibrating",
+    "class_divergence",
     "estimate",
     "make_native",
     "make_symmetric",

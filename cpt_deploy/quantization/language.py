@@ -17,7 +17,7 @@ from cpt_deploy.errors import ConversionError, UsageError
 from cpt_deploy.quantization.modules.activation_quantizer import ActivationQuantizer
 from cpt_deploy.quantization.modules.embedding import quantized_embedding
 from cpt_deploy.quantization.modules.layers import QuantizedLinear, quantized_layer
-from cpt_deploy.quantization.modules.recurrent import quantized_lstm
+from cpt_deploy.quantization.modules.recurrent import QuantizedRecurrent, RecurrentLayer, quantized_recurrent
 from cpt_deploy.quantization.numerics.stochastic_rounding import mix_into
 from cpt_deploy.quantization.state.config import QuantizationConfig
 from cpt_deploy.quantization.state.precision_state import PrecisionState, Role
@@ -82,6 +82,27 @@ class InputQuantizedLinear(nn.Module):
         """Quantize the input and multiply by the quantized weight."""
         y: Tensor = self.layer(self.quantizer(x))
         return y
+
+
+class QuantizedLSTM(QuantizedRecurrent):
+    """One LSTM layer with the quantizer of its input, called as `nn.LSTM(batch_first=True)`."""
+
+    def __init__(self, lstm: nn.LSTM, precision: PrecisionState, role: Role, index: int, momentum: float) -> None:
+        super().__init__("lstm", *_products_of(lstm, precision, role, index, momentum), momentum)
+        self.input_quantizer = ActivationQuantizer(precision, role, momentum)
+
+    def forward(self, x: Tensor, *state: Any) -> Any:
+        """Return the hidden states of all steps and the state after the last one."""
+        y, h, c = super().forward(self.input_quantizer(x).transpose(0, 1), state[0][0][0], state[0][1][0])
+        return y.transpose(0, 1), (h[None], c[None])
+
+
+def _products_of(
+    lstm: nn.LSTM, precision: PrecisionState, role: Role, index: int, momentum: float
+) -> tuple[QuantizedLinear, QuantizedLinear]:
+    layer = quantized_recurrent(RecurrentLayer(lstm, 0, reverse=False), precision, role, index, momentum)
+    layer.join_biases()
+    return layer.input_layer, layer.hidden_layer
 
 
 class QuantizedLanguageModel(ScheduledModel):
@@ -233,7 +254,7 @@ def prepare_language_model(network: nn.Module, config: QuantizationConfig) -> Qu
             layers.append(LayerInfo(name, 0, role, module.weight.numel()))
         elif isinstance(module, nn.LSTM):
             _check_lstm(name, module)
-            replaced = quantized_lstm(module, precision, role, index, config.range_momentum)
+            replaced = QuantizedLSTM(module, precision, role, index, config.range_momentum)
             for part, weight in (("input_layer", "weight_ih_l0"), ("hidden_layer", "weight_hh_l0")):
                 count = module.get_parameter(weight).numel()
                 layers.append(LayerInfo(f"{name}.{part}", count, role, count))

@@ -13,7 +13,7 @@ from cpt_deploy.training.reporting.profiling import ProfileReport
 from cpt_deploy.training.reporting.reports import Evaluation, RunReport, StepProgress, TrainPlan, TrainReporter
 from cpt_deploy.training.run_directory.files import disk_errors, write_atomically
 from cpt_deploy.training.run_directory.run_directory import RunDirectory
-from cpt_deploy.training.run_directory.saved_runs import TrainedLanguageModel, TrainedRun, load_language_model, load_run
+from cpt_deploy.training.run_directory.saved_runs import TrainedRun, load_run
 from cpt_deploy.training.task import TrainingTask
 
 __all__ = [
@@ -29,7 +29,6 @@ __all__ = [
     "StepProgress",
     "TrainPlan",
     "TrainReporter",
-    "TrainedLanguageModel",
     "TrainedRun",
     "TrainingTask",
     "TrialOutcome",
@@ -38,7 +37,6 @@ __all__ = [
     "choose_device",
     "disk_errors",
     "group_runs",
-    "load_language_model",
     "load_run",
     "plan_run",
     "range_test",

@@ -61,11 +61,9 @@ def evaluate_text(
     return Evaluation(
         step=step,
         loss=mean,
-        top1=top1 / targets,
-        top5=None,
-        images=int(targets),
+        metrics={"accuracy": top1 / targets, "perplexity": perplexity_of(mean)},
+        samples=int(targets),
         seconds=time.perf_counter() - began,
-        perplexity=perplexity_of(mean),
     )
 
 

@@ -69,12 +69,12 @@ def _show(trained: "TrainedGrid") -> None:
 
     rows = [(name, trial.state, figure_in_words(trial), trial.message or "") for name, trial in trained.trials.items()]
     runs = [read_finished_run(run) for run in trained.runs]
-    measures = sorted({run.measure for run in runs})  # a grid may hold classifiers and language models
-    out.table(("run", "state", " or ".join(measures or ["accuracy"]), ""), rows)
+    metrics = sorted({run.metric.title for run in runs})  # a grid may hold runs of several tasks
+    out.table(("run", "state", " or ".join(metrics or ["accuracy"]), ""), rows)
     groups = [
         group
-        for measure in measures
-        for group in show_groups(group_runs([run for run in runs if run.measure == measure]))
+        for metric in metrics
+        for group in show_groups(group_runs([run for run in runs if run.metric.title == metric]))
     ]
     trials = [{"name": name, **asdict(trial)} for name, trial in trained.trials.items()]
     out.result({"trials": trials, "groups": groups})

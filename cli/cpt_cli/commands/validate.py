@@ -105,7 +105,7 @@ def validate(  # noqa: PLR0913, PLR0917  the options are its parameters
 
 def _check_alone(bundle: Path, provider: str, *, require_exact: bool | None) -> None:
     """Check a bundle without data."""
-    from cpt_deploy.bundle.language import open_bundle
+    from cpt_deploy.bundle import Bundle
     from cpt_deploy.workflows import check_bundle
 
     check = check_bundle(bundle, provider=provider, require_exact=require_exact)
@@ -117,7 +117,7 @@ def _check_alone(bundle: Path, provider: str, *, require_exact: bool | None) -> 
         raise ValidationFailedError(
             "; ".join(check.reasons), hint=f"to find where: cpt validate {readable.path(bundle)} --data NAME"
         )
-    dataset = open_bundle(bundle, verify=False).facts.get("dataset", "NAME")
+    dataset = Bundle.open(bundle, verify=False).facts.get("dataset", "NAME")
     out.hint(f"cpt validate {readable.path(bundle)} --data {dataset}")
 
 

@@ -1,72 +1,44 @@
 """Export a trained language model to a bundle: freeze, write ONNX, record the golden sample."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from cpt_deploy.bundle import CardFields
-from cpt_deploy.bundle.language import (
-    LanguageBundle,
-    LanguageContents,
-    write_language_bundle,
-)
+from cpt_deploy.bundle import Bundle, BundleContents, write_bundle
 from cpt_deploy.bundle.layout import ANNOUNCED
-from cpt_deploy.bundle.processors.tokenization import Tokenizer
 from cpt_deploy.bundle.runtime.operators import announced_operators
 from cpt_deploy.bundle.runtime.sessions import PORTABLE_KEY
-from cpt_deploy.errors import BundleError
-from cpt_deploy.export.bundle_export import TRAINED, digest, mean_bits
+from cpt_deploy.export.bundle_export import TRAINED, ModelIdentity, digest, mean_bits
 from cpt_deploy.export.language.golden import golden_tokens
 from cpt_deploy.export.language.graph import chosen_opset
-from cpt_deploy.export.language.kinds import language_manifest, write_language_onnx
+from cpt_deploy.export.language.kinds import language_signature, write_language_onnx
 from cpt_deploy.integer.language import IntegerLanguageModel, IntegerTable, freeze_language_model
 from cpt_deploy.integer.language.model import weighted_parts
 from cpt_deploy.quantization.language import QuantizedLanguageModel
 from cpt_deploy.quantization.state.portability import reduced_layers
 from cpt_deploy.quantization.state.scheduled_model import WeightBits
-
-
-@dataclass(frozen=True)
-class LanguageIdentity:
-    """Facts of a bundle about its language model, besides the integers.
-
-    Args:
-        name: Name of the model in the server.
-        architecture: Name of the architecture.
-        tokenizer: From text to tokens and back.
-        facts: Further facts for config.json.
-        recipe: The recipe of the run, YAML text.
-        card: Text of the model card, besides the facts.
-    """
-
-    name: str
-    architecture: str
-    tokenizer: Tokenizer
-    facts: Mapping[str, Any] = field(default_factory=dict)
-    recipe: str | None = None
-    card: CardFields = field(default_factory=CardFields)
+from cpt_deploy.signature import to_json
 
 
 def export_language_bundle(
     model: QuantizedLanguageModel,
     destination: Path | str,
-    identity: LanguageIdentity,
+    identity: ModelIdentity,
     golden_text: npt.NDArray[np.integer[Any]],
     *,
     weight_bits: WeightBits = None,
     activation_bits: int | None = None,
     opset: int | None = None,
-) -> LanguageBundle:
+) -> Bundle:
     """Freeze a trained language model and write it as a bundle, atomically.
 
     Args:
         model: The model, calibrated at the bits to be exported.
         destination: Directory of the bundle; an existing bundle there is replaced.
-        identity: Name, tokenizer and facts.
+        identity: Name, task, processor and facts.
         golden_text: Tokens of a text; the exact logits of its beginning are stored for self-checks.
         weight_bits: Bits of the scheduled layers' weights, or of single layers by name; None is max_bits.
         activation_bits: Bits of the scheduled activations; None is max_bits.
@@ -78,10 +50,6 @@ def export_language_bundle(
         BundleError: If the tokens do not fit the model, or the bundle cannot be written.
     """
     frozen = freeze_language_model(model, weight_bits=weight_bits, activation_bits=activation_bits)
-    if identity.tokenizer.size != frozen.vocabulary:
-        raise BundleError(
-            f"Expected a vocabulary for the model's {frozen.vocabulary} tokens, but got {identity.tokenizer.size}"
-        )
     opset = chosen_opset(frozen, opset)
     portable = not any(linear.can_saturate for linear in frozen.linears())
     facts = {
@@ -100,24 +68,27 @@ def export_language_bundle(
         "cpt.name": identity.name,
         "cpt.weight_bits": str(facts["weight_bits"]),
         "cpt.activation_bits": str(facts["activation_bits"]),
-        "task": "generate",
+        **identity.processor.onnx_metadata(),
         **({PORTABLE_KEY: "true"} if portable else {}),
     }
     onnx = write_language_onnx(frozen, opset=opset, metadata=metadata)
-    contents = LanguageContents(
+    signature = language_signature(frozen)
+    contents = BundleContents(
         name=identity.name,
+        task=identity.task,
+        signature=signature,
+        processor=identity.processor,
         onnx=onnx,
-        manifest=language_manifest(frozen),
-        tokenizer=identity.tokenizer,
-        golden=golden_tokens(frozen, onnx, golden_text),
         tensors=frozen.arrays(),
+        graph={**frozen.describe(), "signature": to_json(signature)},
         quantization={**describe_language_quantization(frozen), ANNOUNCED: announced_operators(onnx)},
+        golden=golden_tokens(frozen, onnx, golden_text),
         architecture=identity.architecture,
         facts=facts,
         recipe=identity.recipe,
         card=identity.card,
     )
-    return write_language_bundle(destination, contents=contents)
+    return write_bundle(destination, contents=contents)
 
 
 def describe_language_quantization(model: IntegerLanguageModel) -> dict[str, Any]:
@@ -146,4 +117,4 @@ def describe_language_quantization(model: IntegerLanguageModel) -> dict[str, Any
         }
         for linear in model.linears()
     ]
-    return {"method": TRAINED, "weights": weights, "activations": activations, "graph": model.describe()}
+    return {"method": TRAINED, "weights": weights, "activations": activations}

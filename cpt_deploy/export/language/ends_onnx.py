@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from cpt_deploy.bundle.language import LOGITS_NAME, TOKENS_NAME
 from cpt_deploy.export.language.graph import GraphBuilder
 from cpt_deploy.integer.language.ends import IntegerEmbedding, IntegerHead
 from cpt_deploy.integer.language.parts import IntegerLinear, IntegerTable
+from cpt_deploy.signature import OUTPUT_NAME, TOKENS_NAME
 
 
 def add_embedding(builder: GraphBuilder, embedding: IntegerEmbedding) -> str:
@@ -43,7 +43,7 @@ def add_head(builder: GraphBuilder, head: IntegerHead, x: str) -> None:
     """Add the graph's output, the scores (N, T, V), from features, (N, T, F)."""
     first = [builder.product(linear, x) for linear in head.first]
     if not head.tails:
-        builder.add("Identity", first, LOGITS_NAME)
+        builder.add("Identity", first, OUTPUT_NAME)
         return
     joined = builder.add("Concat", first, "head.first", axis=-1)
     known = builder.add("LogSoftmax", [joined], "head.known", axis=-1)
@@ -56,4 +56,4 @@ def add_head(builder: GraphBuilder, head: IntegerHead, x: str) -> None:
         logits = builder.product(wide, builder.product(narrow, x))
         inside = builder.add("LogSoftmax", [logits], f"{band}.inside", axis=-1)
         parts.append(builder.add("Add", [inside, band], f"{band}.scores"))
-    builder.add("Concat", parts, LOGITS_NAME, axis=-1)
+    builder.add("Concat", parts, OUTPUT_NAME, axis=-1)

@@ -5,12 +5,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cpt_deploy.bundle.language import GoldenText, LanguageModel
+from cpt_deploy.bundle import Golden, OnnxRuntimeModel
 from cpt_deploy.errors import BundleError
-from cpt_deploy.export.language.kinds import language_manifest
+from cpt_deploy.export.language.kinds import language_signature
 from cpt_deploy.integer.language import IntegerLanguageModel, read_integer_model
+from cpt_deploy.signature import OUTPUT_NAME, TOKENS_NAME
 
 GOLDEN_ROWS, GOLDEN_TOKENS = 4, 16
+_GOLDEN_LOGITS = 1_000_000
+"""Maximum number of golden logits, which are stored for each token."""
 
 _COMPARED_ROWS, _COMPARED_LOGITS = 64, 4_000_000
 """Rows of the text, and maximum number of logits, on which the effect of the last digits of floats is measured. A
@@ -23,7 +26,7 @@ _LEAST_TOLERANCE = 1e-5
 """Minimum tolerance as a share of the largest logit: a few units in the last place of float32."""
 
 
-def golden_tokens(model: IntegerLanguageModel, onnx: bytes, text: npt.NDArray[np.integer[Any]]) -> GoldenText:
+def golden_tokens(model: IntegerLanguageModel, onnx: bytes, text: npt.NDArray[np.integer[Any]]) -> Golden:
     """Return the first tokens of a text with the executor's logits and the tolerance of a runtime's.
 
     Raises:
@@ -36,10 +39,16 @@ def golden_tokens(model: IntegerLanguageModel, onnx: bytes, text: npt.NDArray[np
     rows = max(1, min(max(rows, GOLDEN_ROWS), len(text) // count))
     tokens = np.ascontiguousarray(text[: rows * count], np.int64).reshape(rows, count)
     logits = model.run(tokens)[0]
-    others = LanguageModel(onnx, language_manifest(model)).run(tokens)[0], _moved(model).run(tokens)[0]
+    served = OnnxRuntimeModel(onnx, language_signature(model)).run({TOKENS_NAME: tokens})[OUTPUT_NAME]
+    others = served, _moved(model).run(tokens)[0]
     seen = max(float(np.abs(other - logits).max()) for other in others)
     tolerance = max(_TOLERATED * seen, _LEAST_TOLERANCE * float(np.abs(logits).max()))
-    return GoldenText(tokens[:GOLDEN_ROWS], np.ascontiguousarray(logits[:GOLDEN_ROWS, -1]), tolerance)
+    kept = max(1, min(count, _GOLDEN_LOGITS // (GOLDEN_ROWS * model.vocabulary)))
+    return Golden(
+        {TOKENS_NAME: np.ascontiguousarray(tokens[:GOLDEN_ROWS, :kept])},
+        {OUTPUT_NAME: np.ascontiguousarray(logits[:GOLDEN_ROWS, :kept])},
+        tolerances={OUTPUT_NAME: tolerance},
+    )
 
 
 def _moved(model: IntegerLanguageModel) -> IntegerLanguageModel:

@@ -1,22 +1,22 @@
 """Write integer language models as ONNX, each by the writer of its kind."""
 
-from cpt_deploy.bundle.language import LanguageManifest
 from cpt_deploy.errors import ConversionError
-from cpt_deploy.export.language.lstm_onnx import lstm_manifest, write_lstm_onnx
-from cpt_deploy.export.language.transformer_onnx import transformer_manifest, write_transformer_onnx
+from cpt_deploy.export.language.lstm_onnx import lstm_signature, write_lstm_onnx
+from cpt_deploy.export.language.transformer_onnx import transformer_signature, write_transformer_onnx
 from cpt_deploy.integer.language import IntegerLanguageModel, IntegerLstm, IntegerTransformer
+from cpt_deploy.signature import Signature
 
 
-def language_manifest(model: IntegerLanguageModel) -> LanguageManifest:
-    """Return the manifest of an exported model, which describes how to run it.
+def language_signature(model: IntegerLanguageModel) -> Signature:
+    """Return the signature of an exported model.
 
     Raises:
         ConversionError: If the model is of no known kind.
     """
     if isinstance(model, IntegerLstm):
-        return lstm_manifest(model)
+        return lstm_signature(model)
     if isinstance(model, IntegerTransformer):
-        return transformer_manifest(model)
+        return transformer_signature(model)
     raise _unknown(model)
 
 

@@ -1,27 +1,33 @@
 """Write the integer LSTM as ONNX: one MatMul for the inputs of all time steps, then a Scan for the recurrence.
 
-Inputs: `tokens`, int64 (N, T); `h` and `c`, float32 (layers, N, H). Outputs: `logits`, float32 (N, T, V), `h_after` and
-`c_after`. onnxruntime has no LSTM with static quantization (its DynamicQuantizeLSTM computes ranges in each call), so
-the cell is written as single operators, those of `quantization.modules.recurrent`.
+Inputs: `input_ids`, int64 (N, T); `h` and `c`, float32 (N, layers, H). Outputs: `logits`, float32 (N, T, V), `h_after`
+and `c_after`. onnxruntime has no LSTM with static quantization (its DynamicQuantizeLSTM computes ranges in each call),
+so the cell is written as single operators, those of `quantization.modules.recurrent`.
 """
 
 import numpy as np
 import onnx
 from onnx import TensorProto
 
-from cpt_deploy.bundle.language import BATCH, LOGITS_NAME, TOKENS_NAME, LanguageManifest, StateTensor
 from cpt_deploy.export.language.graph import GraphBuilder, chosen_opset, serialized, value
 from cpt_deploy.integer.language.lstm import IntegerLstm
 from cpt_deploy.integer.language.parts import IntegerLinear
+from cpt_deploy.signature import OUTPUT_NAME, TOKENS_NAME, FreeSize, Signature, TensorSpec
 
 _STATES = ("h", "c")
 
 
-def lstm_manifest(model: IntegerLstm) -> LanguageManifest:
-    """Return the manifest of the exported model, which describes how to run it."""
-    shape = (len(model.layers), BATCH, model.hidden)
-    return LanguageManifest(
-        model.vocabulary, tuple(StateTensor(name, f"{name}_after", shape) for name in _STATES), context=None
+def lstm_signature(model: IntegerLstm) -> Signature:
+    """Return the signature of the exported model."""
+    shape = (len(model.layers), model.hidden)
+    return Signature(
+        (TensorSpec(TOKENS_NAME, "int64", ("length",)), *(TensorSpec(name, "float32", shape) for name in _STATES)),
+        (
+            TensorSpec(OUTPUT_NAME, "float32", ("length", model.vocabulary)),
+            *(TensorSpec(f"{name}_after", "float32", shape) for name in _STATES),
+        ),
+        tuple((name, f"{name}_after") for name in _STATES),
+        {"length": FreeSize(2)},
     )
 
 
@@ -43,15 +49,15 @@ def write_lstm_onnx(model: IntegerLstm, *, opset: int | None = None, metadata: d
     for number, (inward, onward) in enumerate(model.layers):
         x = _layer(builder, number, inward, onward, x, ends)
     features = builder.add("Transpose", [x], "features", perm=[1, 0, 2])
-    builder.add("Identity", [builder.product(model.head, features)], LOGITS_NAME)
-    axis = builder.constant("axis.0", np.array([0], np.int64))
+    builder.add("Identity", [builder.product(model.head, features)], OUTPUT_NAME)
+    axis = builder.constant("axis.1", np.array([1], np.int64))
     for name, parts in ends.items():
         whole = [builder.add("Unsqueeze", [part, axis], f"{part}.layer") for part in parts]
-        builder.add("Concat", whole, f"{name}_after", axis=0)
-    states: list[int | str | None] = [len(model.layers), "N", model.hidden]
+        builder.add("Concat", whole, f"{name}_after", axis=1)
+    states: list[int | str | None] = ["N", len(model.layers), model.hidden]
     inputs = [value(TOKENS_NAME, TensorProto.INT64, ["N", "T"])]
     inputs += [value(name, TensorProto.FLOAT, states) for name in _STATES]
-    outputs = [value(LOGITS_NAME, TensorProto.FLOAT, ["N", "T", model.vocabulary])]
+    outputs = [value(OUTPUT_NAME, TensorProto.FLOAT, ["N", "T", model.vocabulary])]
     outputs += [value(f"{name}_after", TensorProto.FLOAT, states) for name in _STATES]
     return serialized(builder.graph("lstm", inputs, outputs), builder.opset, metadata or {})
 
@@ -67,7 +73,7 @@ def _layer(
     """Add a layer and return the name of its hidden states, (T, N, H)."""
     projected = builder.product(inward, x)
     index = builder.constant(f"layer.{number}", np.array(number, np.int64))
-    before = [builder.add("Gather", [name, index], f"layers.{number}.{name}", axis=0) for name in _STATES]
+    before = [builder.add("Gather", [name, index], f"layers.{number}.{name}", axis=1) for name in _STATES]
     after = [f"layers.{number}.{name}_after" for name in _STATES]
     hidden = f"layers.{number}.hidden"
     body = _step(number, onward, builder.opset)

@@ -1,28 +1,36 @@
 """Write the integer Transformer as ONNX: integer products, with LayerNorm, attention and sums in float32 between them.
 
-Inputs: `tokens`, int64 (N, T); `k_0`, `v_0`, `k_1`, …, float32 (N, heads, past, F / heads). Outputs: `logits`, float32
-(N, T, V), and `k_0_after`, …, with the present tokens' keys and values appended to the past ones. The graph derives
-positions and the causal mask from the length of the past: any T after any past is correct, up to the context; beyond it
-there is no position to look up, and the call fails.
+Inputs: `input_ids`, int64 (N, T); `k_0`, `v_0`, `k_1`, …, float32 (N, heads, past, F / heads). Outputs: `logits`,
+float32 (N, T, V), and `k_0_after`, …, with the present tokens' keys and values appended to the past ones. The graph
+derives positions and the causal mask from the length of the past: any T after any past is correct, up to the context;
+beyond it there is no position to look up, and the call fails.
 """
 
 import numpy as np
 from onnx import TensorProto
 
-from cpt_deploy.bundle.language import BATCH, LOGITS_NAME, PAST, TOKENS_NAME, LanguageManifest, StateTensor
 from cpt_deploy.export.language.ends_onnx import add_embedding, add_head
 from cpt_deploy.export.language.graph import GraphBuilder, chosen_opset, serialized, value
 from cpt_deploy.integer.language.blocks import IntegerBlock, Norm
 from cpt_deploy.integer.language.transformer import POSITIONS, IntegerTransformer
+from cpt_deploy.signature import OUTPUT_NAME, TOKENS_NAME, FreeSize, Signature, TensorSpec
 
 _MASK = "mask"
 
 
-def transformer_manifest(model: IntegerTransformer) -> LanguageManifest:
-    """Return the manifest of the exported model, which describes how to run it."""
-    shape = (BATCH, model.heads, PAST, model.features // model.heads)
-    states = tuple(StateTensor(name, _after(name), shape) for name in _caches(model))
-    return LanguageManifest(model.vocabulary, states, model.context)
+def transformer_signature(model: IntegerTransformer) -> Signature:
+    """Return the signature of the exported model."""
+    size, names = model.features // model.heads, _caches(model)
+    taken, made = ((model.heads, length, size) for length in ("past", "total"))
+    return Signature(
+        (TensorSpec(TOKENS_NAME, "int64", ("length",)), *(TensorSpec(name, "float32", taken) for name in names)),
+        (
+            TensorSpec(OUTPUT_NAME, "float32", ("length", model.vocabulary)),
+            *(TensorSpec(_after(name), "float32", made) for name in names),
+        ),
+        tuple((name, _after(name)) for name in names),
+        {"length": FreeSize(2, most=model.context), "past": FreeSize(2, least=0, most=model.context)},
+    )
 
 
 def write_transformer_onnx(
@@ -48,7 +56,7 @@ def write_transformer_onnx(
     add_head(builder, model.head, _add_norm(builder, model.norm, x))
     size = model.features // model.heads
     inputs = [value(TOKENS_NAME, TensorProto.INT64, ["N", "T"])]
-    outputs = [value(LOGITS_NAME, TensorProto.FLOAT, ["N", "T", model.vocabulary])]
+    outputs = [value(OUTPUT_NAME, TensorProto.FLOAT, ["N", "T", model.vocabulary])]
     for name in _caches(model):
         inputs.append(value(name, TensorProto.FLOAT, ["N", model.heads, "past", size]))
         outputs.append(value(_after(name), TensorProto.FLOAT, ["N", model.heads, "total", size]))

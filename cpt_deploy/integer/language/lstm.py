@@ -26,8 +26,7 @@ from cpt_deploy.integer.language.parts import (
 )
 from cpt_deploy.models.language.heads import SoftmaxHead
 from cpt_deploy.models.language.lstm import LstmLanguageModel
-from cpt_deploy.quantization.language import QuantizedLanguageModel
-from cpt_deploy.quantization.modules.recurrent import QuantizedLSTM
+from cpt_deploy.quantization.language import QuantizedLanguageModel, QuantizedLSTM
 from cpt_deploy.quantization.state.scheduled_model import WeightBits
 
 

@@ -14,7 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cpt_deploy.bundle.processors.tokenization import Ids, Tokenizer
+from cpt_deploy.bundle import TextProcessor
+from cpt_deploy.bundle.processors.tokenization import Ids, Tokenizer, read_tokenizer
+from cpt_deploy.data import WHOLE, Share
 from cpt_deploy.data.text import (
     Chunk,
     Corpus,
@@ -29,22 +31,23 @@ from cpt_deploy.data.text import (
     training_rows,
 )
 from cpt_deploy.errors import CheckpointError, UsageError
+from cpt_deploy.metric import PERPLEXITY
 from cpt_deploy.quantization import QuantizedLanguageModel, ScheduledModel, calibrating
 from cpt_deploy.quantization.language import Score, State, detached
 from cpt_deploy.recipe import Recipe
-from cpt_deploy.recipe.tasks import LANGUAGE_MODEL
+from cpt_deploy.recipe.tasks import TEXT_GENERATION
 from cpt_deploy.training.distributed.process_group import ProcessGroup
 from cpt_deploy.training.distributed.synchronization import Synchronization
-from cpt_deploy.training.fine_tuning import Pretrained, refuse_weights
+from cpt_deploy.training.fine_tuning import refuse_weights
 from cpt_deploy.training.loop.setup import build_quantized_language_model
-from cpt_deploy.training.reporting.reports import Evaluation
+from cpt_deploy.training.reporting.reports import Evaluation, RunReport
 from cpt_deploy.training.run_directory.files import disk_errors, write_atomically
 from cpt_deploy.training.run_directory.run_directory import RunDirectory
-from cpt_deploy.training.task import Final, StepOutcome, Stop
+from cpt_deploy.training.task import Final, StepOutcome, Stop, TrainingTask
 from cpt_deploy.training.text_evaluation import evaluate_text
 
 
-class LanguageModelling:
+class LanguageModelling(TrainingTask):
     """The task, see `TrainingTask`.
 
     Args:
@@ -57,10 +60,11 @@ class LanguageModelling:
         DataError: If the text cannot be read or is too short.
     """
 
-    name = LANGUAGE_MODEL
+    name = TEXT_GENERATION
     unit = "tokens"
-    workers = 0
-    pretrained: Pretrained | None = None
+    metric = PERPLEXITY
+    train_metrics = test_metrics = ("accuracy", "perplexity")
+    held_out = "validation"
 
     def __init__(self, recipe: Recipe, corpus: Corpus, tokenizer: Tokenizer) -> None:
         _check_settings(recipe)
@@ -75,11 +79,6 @@ class LanguageModelling:
     def steps_per_epoch(self) -> int:
         """See `TrainingTask`."""
         return steps_per_epoch(self.train_rows, self.length)
-
-    @property
-    def total_steps(self) -> int:
-        """See `TrainingTask`."""
-        return self.recipe.train.total_steps(self.steps_per_epoch)
 
     @property
     def step_samples(self) -> int:
@@ -101,11 +100,6 @@ class LanguageModelling:
         """Number of training and of test tokens."""
         return len(self.train), len(self.ids("test"))
 
-    @property
-    def left_out(self) -> Mapping[str, int]:
-        """Return no files: a corpus is read completely."""
-        return {}
-
     def ids(self, split: TextSplit) -> Ids:
         """Return the tokens of a split."""
         if split == "train":
@@ -119,14 +113,6 @@ class LanguageModelling:
         """Return the tokens that `data.limit` chunks of `rows` rows read and predict."""
         limit = self.recipe.data.limit
         return ids if limit is None else ids[: rows * (limit * self.length + 1)]
-
-    def check_processes(self, count: int) -> None:
-        """Check that each process has a row of each batch, see `TrainingTask`."""
-        if self.rows < count:
-            raise UsageError(
-                f"Expected batches of at least one row of text for each process, but got {self.rows} for {count}",
-                hint="raise train.batch_size, which is that of all processes together, or start fewer processes",
-            )
 
     def build_model(self) -> QuantizedLanguageModel:
         """See `TrainingTask`."""
@@ -196,9 +182,11 @@ class LanguageModelling:
         """Evaluate on the validation text, see `TrainingTask`."""
         return self._evaluate("valid", model, device, step, stop, process_group)
 
-    def is_better(self, evaluation: Evaluation, best: Evaluation) -> bool:
-        """Return whether the loss is lower."""
-        return evaluation.loss < best.loss
+    def calibration_inputs(self, share: Share = WHOLE) -> Iterator[Chunk]:
+        """Yield the first chunks of the training text, with a process's share of the rows, see `TrainingTask`."""
+        rows = self.train_rows[share.of(self.rows)]
+        for number in range(self.recipe.train.calibration_batches):
+            yield training_chunk(rows, self.length, number)
 
     def calibrate(
         self, synchronization: Synchronization, device: torch.device, stop: Stop, process_group: ProcessGroup
@@ -208,7 +196,7 @@ class LanguageModelling:
         assert isinstance(model, QuantizedLanguageModel)
         with torch.no_grad(), model.at_max_bits(), calibrating(model):
             state: State | None = None
-            for chunk in self.stream(range(self.recipe.train.calibration_batches), process_group, pin_memory=False):
+            for chunk in self.calibration_inputs(process_group.share):
                 synchronization.begin()
                 _, state = model(chunk.tokens.to(device), None if chunk.first else state)
                 state = state if model.carries_state else None
@@ -277,3 +265,21 @@ def load_language_modelling(recipe: Recipe) -> LanguageModelling:
     corpus = load_corpus(name, root)
     tokenizer = build_tokenizer(corpus.text("train"), settings.text.level, settings.text.vocabulary_size)
     return LanguageModelling(recipe.model_copy(update={"data": data}), corpus, tokenizer)
+
+
+def read_vocabulary(report: RunReport, directory: RunDirectory) -> TextProcessor:
+    """Return the processor of a finished run, with the vocabulary that the model was trained with.
+
+    Raises:
+        CheckpointError: If the vocabulary is another one.
+    """
+    tokenizer = read_tokenizer(directory.tokenizer)
+    known = report.data["vocabulary"]
+    digest = hashlib.sha256(directory.tokenizer.read_bytes()).hexdigest()
+    if tokenizer.size != known["size"] or digest != known["sha256"]:
+        raise CheckpointError(
+            f"Expected the vocabulary of {known['size']} tokens that the model was trained with at "
+            f"{directory.tokenizer}, but got another one, of {tokenizer.size} tokens",
+            hint="copy the run's own tokenizer.json back",
+        )
+    return TextProcessor(tokenizer)

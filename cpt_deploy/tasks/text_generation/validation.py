@@ -4,11 +4,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cpt_deploy import readable
-from cpt_deploy.bundle.language import LanguageBundle, LanguageModel, update_language_validation
+from cpt_deploy.bundle import Bundle, TextProcessor, update_validation
 from cpt_deploy.errors import UsageError
 from cpt_deploy.tasks.evidence import (
     WITHOUT_VNNI,
-    BundleCheck,
     Evidence,
     Origin,
     Table,
@@ -22,25 +21,21 @@ from cpt_deploy.tasks.reporting import Reporter
 if TYPE_CHECKING:
     from cpt_deploy.bundle.processors.tokenization import Ids, Tokenizer
     from cpt_deploy.quantization import QuantizedLanguageModel
-    from cpt_deploy.training import TrainedLanguageModel
+    from cpt_deploy.training import TrainedRun
     from cpt_deploy.validation.language.gate import LanguageReference
     from cpt_deploy.validation.language.measuring import Step
     from cpt_deploy.validation.language.validate import LanguageReport
 
 
-def check_options(options: ValidationOptions) -> None:
-    """Check the options of a validation, see `Task`."""
-    if options.source is not None or options.page is not None:
-        raise UsageError("Expected no --from and no --html for a language model, but got one")
-
-
 def validate_bundle(
-    bundle: LanguageBundle, options: ValidationOptions, origin: Origin, reporter: Reporter, *, require_exact: bool
+    bundle: Bundle, options: ValidationOptions, origin: Origin, reporter: Reporter, *, require_exact: bool
 ) -> Evidence:
     """Measure a bundle on the test text of a corpus and store the evidence in it, see `Task`."""
     from cpt_deploy.validation.accuracy.noninferiority import MAX_DROP
     from cpt_deploy.validation.language.validate import validate_language
 
+    if options.source is not None or options.page is not None:
+        raise UsageError("Expected no --from and no --html for a language model, but got one")
     trained = None
     if origin.run is None:
         reporter.note("the run that the bundle comes from is not here: compared with the integer executor alone")
@@ -49,7 +44,7 @@ def validate_bundle(
     default = None if options.no_gate else MAX_DROP
     report = validate_language(
         bundle,
-        test_tokens(bundle.text.tokenizer, options.data, options.data_dir, options.limit),
+        test_tokens(bundle.expect_processor(TextProcessor).tokenizer, options.data, options.data_dir, options.limit),
         {"name": dataset_name(options.data), "split": "test"},
         trained=trained,
         max_rise=default if options.max_drop is None else options.max_drop,
@@ -57,7 +52,7 @@ def validate_bundle(
         require_exact=require_exact,
         provider=options.provider,
     )
-    update_language_validation(bundle, report.content, report.results)
+    update_validation(bundle, report.content, report.results)
     return Evidence(
         passed=report.passed,
         verdict=report.verdict,
@@ -69,17 +64,6 @@ def validate_bundle(
     )
 
 
-def check_bundle(bundle: LanguageBundle, provider: str) -> BundleCheck:
-    """Check the golden sample, see `Task`."""
-    check = LanguageModel(bundle.onnx_path, bundle.manifest, provider=provider).reproduce_golden(bundle.golden)
-    tolerance = bundle.golden.tolerance
-    reasons = []
-    if not check.within:
-        reasons.append(f"Expected the golden logits within {tolerance:.3g}, but they differ by {check.worst:.3g}")
-    statement = f"the golden logits differ by {check.worst:.2g} at most, {tolerance:.2g} are allowed; checksums hold"
-    return BundleCheck(reasons, statement, {"golden": check})
-
-
 def trained_reference(run_dir: Path, options: ValidationOptions) -> "LanguageReference":
     """Return a run's model at max_bits, with the text as tokenized by its own tokenizer.
 
@@ -87,14 +71,18 @@ def trained_reference(run_dir: Path, options: ValidationOptions) -> "LanguageRef
         CptError: If the run or the text cannot be read.
     """
     from cpt_deploy.data.text import token_digest
-    from cpt_deploy.training import load_language_model
+    from cpt_deploy.tasks.text_generation.export import language_model
+    from cpt_deploy.training import load_run
     from cpt_deploy.validation.language.gate import LanguageReference
 
-    run = load_language_model(run_dir)
-    text = test_tokens(run.tokenizer, options.data, options.data_dir, options.limit)
+    run = load_run(run_dir)
+    tokenizer = run.expect_processor(TextProcessor).tokenizer
+    text = test_tokens(tokenizer, options.data, options.data_dir, options.limit)
     same = token_digest(text) == run.report.data["test_sha256"]
     recorded = _measured_again(run, text) if same else None
-    return LanguageReference(trained_step(run.model), text, run.tokenizer.to_json(), readable.path(run_dir), recorded)
+    return LanguageReference(
+        trained_step(language_model(run)), text, tokenizer.to_json(), readable.path(run_dir), recorded
+    )
 
 
 def test_tokens(tokenizer: "Tokenizer", data: str, data_dir: Path | None, limit: int | None) -> "Ids":
@@ -115,19 +103,19 @@ def test_tokens(tokenizer: "Tokenizer", data: str, data_dir: Path | None, limit:
     return tokens if limit is None else tokens[: limit + 1]
 
 
-def _measured_again(run: "TrainedLanguageModel", text: "Ids") -> tuple[float, float] | None:
+def _measured_again(run: "TrainedRun", text: "Ids") -> tuple[float, float] | None:
     """Return a run's perplexity on its test text: from its report, and from the same evaluation on this machine."""
     import torch
 
     from cpt_deploy.data.text import evaluation_chunks
+    from cpt_deploy.tasks.text_generation.export import language_model
     from cpt_deploy.training.text_evaluation import evaluate_text
 
     settings = run.recipe.data.text
     chunks = evaluation_chunks(text, run.recipe.train.eval_batch_size, settings.sequence, settings.context)
-    again = evaluate_text(run.model, chunks, device=torch.device("cpu"))
-    recorded = run.report.test.perplexity
+    again = evaluate_text(language_model(run), chunks, device=torch.device("cpu"))
     assert again is not None
-    return None if recorded is None or again.perplexity is None else (recorded, again.perplexity)
+    return run.report.figure, again.metrics["perplexity"]
 
 
 def trained_step(model: "QuantizedLanguageModel") -> "Step":

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -192,7 +193,8 @@ def build_cpt_model(
     Raises:
         CptError: If the model is unknown, cannot take these images, or has no quantized form.
     """
-    return prepare_network(build_network(recipe, classes, preprocessing), recipe, preprocessing, trained=trained)
+    network = build_network(recipe, classes, preprocessing)
+    return prepare_network(network, recipe, torch.zeros(2, *preprocessing.input_shape), trained=trained)
 
 
 def build_network(recipe: Recipe, classes: int, preprocessing: Preprocessing) -> nn.Module:
@@ -211,9 +213,15 @@ def build_network(recipe: Recipe, classes: int, preprocessing: Preprocessing) ->
 
 
 def prepare_network(
-    network: nn.Module, recipe: Recipe, preprocessing: Preprocessing, *, trained: bool = False
+    network: nn.Module, recipe: Recipe, example_inputs: Any, *, trained: bool = False
 ) -> QuantizedModel:
     """Prepare the float network of a recipe for training, with its weights.
+
+    Args:
+        network: The network.
+        recipe: The settings.
+        example_inputs: Inputs of two or more samples, see `prepare`.
+        trained: Whether it will get the weights of a run; then the trial conversion, made before that run, is skipped.
 
     Raises:
         CptError: If it has no quantized form.
@@ -233,7 +241,7 @@ def prepare_network(
         exclude=precision.exclude,
     )
     convert = quantization.prepare if trained else preparation.prepare
-    prepared = convert(network, torch.zeros(2, *preprocessing.input_shape), config)
+    prepared = convert(network, example_inputs, config)
     prepared.compute = recipe.train.compute
     return prepared
 

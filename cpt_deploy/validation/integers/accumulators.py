@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy.typing as npt
 
-from cpt_deploy.bundle.opened import OpenedBundle
+from cpt_deploy.bundle import Bundle
 from cpt_deploy.precision.accumulators import INT32_MOST, worst_average_sum, worst_sums
-from cpt_deploy.validation.integers.saturation import executed_codes, read_layers
+from cpt_deploy.validation.integers.saturation import executed_codes, multiplied, read_layers
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Accumulator:
         return self.worst_sum / INT32_MOST
 
 
-def bundle_accumulators(bundle: OpenedBundle) -> tuple[Accumulator, ...]:
+def bundle_accumulators(bundle: Bundle) -> tuple[Accumulator, ...]:
     """Bound the sums of every layer and average of a bundle, in the order of the graph.
 
     Raises:
@@ -47,7 +47,7 @@ def _graph_sums(graph: dict[str, Any], tensors: dict[str, npt.NDArray[Any]]) -> 
             source = sources[operation["inputs"][0]]
             yield Accumulator(name, worst_average_sum(math.prod(source["shape"][1:]), quant_max=_quant_max(source)))
         elif "codes" in operation and operation["type"] != "Embed":
-            source = sources[operation["inputs"][0]]
+            source = sources[multiplied(operation)]
             least = -(2 ** (int(source["bits"]) - 1)) if source.get("signed") else 0
             worst = worst_sums(
                 executed_codes(operation, tensors),

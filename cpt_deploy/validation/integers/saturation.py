@@ -15,8 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from cpt_deploy.bundle.language import LanguageBundle
-from cpt_deploy.bundle.opened import OpenedBundle
+from cpt_deploy.bundle import Bundle
 from cpt_deploy.bundle.runtime.cpu import CpuInfo
 from cpt_deploy.errors import BundleError
 
@@ -83,7 +82,7 @@ class Portability:
         return sum(layer.reduced_channels for layer in self.reduced)
 
 
-def bundle_portability(bundle: OpenedBundle) -> Portability | None:
+def bundle_portability(bundle: Bundle) -> Portability | None:
     """Return the reductions of a bundle that was exported as portable, else None.
 
     Raises:
@@ -126,7 +125,7 @@ def layer_saturation(
     )
 
 
-def bundle_saturation(bundle: OpenedBundle) -> tuple[LayerSaturation, ...]:
+def bundle_saturation(bundle: Bundle) -> tuple[LayerSaturation, ...]:
     """Judge every layer of a bundle that multiplies activations by weights, in the order of the graph.
 
     Raises:
@@ -136,7 +135,7 @@ def bundle_saturation(bundle: OpenedBundle) -> tuple[LayerSaturation, ...]:
 
 
 def read_layers(
-    bundle: OpenedBundle,
+    bundle: Bundle,
     of_graph: Callable[[dict[str, Any], Tensors], Iterable[T]],
     of_products: Callable[[Sequence[dict[str, Any]], Tensors], Iterable[T]],
 ) -> tuple[T, ...]:
@@ -152,7 +151,7 @@ def read_layers(
     """
     tensors = bundle.load_tensors()
     try:
-        if isinstance(bundle, LanguageBundle):
+        if "operations" not in bundle.quantization["graph"]:
             return tuple(of_products(bundle.quantization["activations"], tensors))
         return tuple(of_graph(bundle.quantization["graph"], tensors))
     except (KeyError, TypeError, IndexError) as error:
@@ -167,9 +166,14 @@ def _graph_layers(graph: dict[str, Any], tensors: dict[str, npt.NDArray[Any]]) -
     for operation in graph["operations"]:
         if "codes" in operation and operation["type"] != "Embed":  # Embed looks up rows without multiplying
             codes = executed_codes(operation, tensors)
-            source = sources[operation["inputs"][0]]
+            source = sources[multiplied(operation)]
             signed = bool(source.get("signed", False))
             yield layer_saturation(operation["output"], codes, int(source["bits"]), signed=signed)
+
+
+def multiplied(operation: dict[str, Any]) -> str:
+    """Return the name of the tensor that an operation with weights multiplies."""
+    return str(operation["hidden"] if operation["type"] == "Recurrent" else operation["inputs"][0])
 
 
 def executed_codes(operation: dict[str, Any], tensors: dict[str, npt.NDArray[Any]]) -> npt.NDArray[np.int8]:

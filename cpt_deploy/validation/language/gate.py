@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cpt_deploy.bundle.integrity.consistency import language_contradictions
-from cpt_deploy.bundle.language import LanguageBundle
+from cpt_deploy.bundle import Bundle
+from cpt_deploy.bundle.integrity.consistency import contradictions
 from cpt_deploy.bundle.layout import TOKENIZER_FILE
+from cpt_deploy.bundle.processors.text_processor import context_of
 from cpt_deploy.errors import ValidationFailedError
 from cpt_deploy.integer.language import read_integer_model
 from cpt_deploy.validation.accuracy.noninferiority import NonInferiority, allowed_rise, judge_losses, rise_in_percent
@@ -57,20 +58,21 @@ def judge_rise(found: LanguageMeasurements, max_rise: float) -> NonInferiority |
     return judge_losses(first, second, tokens, allowed_rise(max_rise))
 
 
-def check_context(bundle: LanguageBundle) -> None:
+def check_context(bundle: Bundle) -> None:
     """Raise a `ValidationFailedError` if the contexts of a bundle and its integer model differ: it could not be run."""
     context = read_integer_model(bundle.quantization["graph"], bundle.load_tensors()).context
-    if context != bundle.manifest.context:
+    described = context_of(bundle.signature)
+    if context != described:
         raise ValidationFailedError(
             f"Expected config.json of {bundle.path} to say the integer model's context of {context}, but got "
-            f"{bundle.manifest.context}",
+            f"{described}",
             hint="export the bundle again",
         )
 
 
-def contradiction_reasons(bundle: LanguageBundle, trained: LanguageReference | None) -> list[str]:
+def contradiction_reasons(bundle: Bundle, trained: LanguageReference | None) -> list[str]:
     """Return contradictions of a bundle's files with the run or each other, as sentences."""
-    found = language_contradictions(bundle)
+    found = contradictions(bundle)
     own = hashlib.sha256(trained.tokenizer.encode()).hexdigest() if trained is not None else None
     if trained is not None and own != bundle.digests[TOKENIZER_FILE]:
         found.append(f"tokenizer.json is not that of {trained.source}")

@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cpt_deploy.bundle.language import TOKENS_NAME, LanguageBundle, LanguageModel, State
-from cpt_deploy.bundle.language.manifest import LOGITS_NAME
-from cpt_deploy.bundle.runtime.sessions import open_session
+from cpt_deploy.bundle import Bundle, OnnxRuntimeModel, next_states
 from cpt_deploy.integer.language import IntegerLanguageModel, Trace, read_integer_model
+from cpt_deploy.signature import OUTPUT_NAME, TOKENS_NAME
 from cpt_deploy.validation.language.intermediate_outputs import with_product_outputs
 
 Tokens = npt.NDArray[np.int64]
@@ -158,7 +157,7 @@ def likelihood(step: Step, rows: Tokens, context: int | None = None) -> Likeliho
 
 
 def measure_text(
-    bundle: LanguageBundle,
+    bundle: Bundle,
     rows: Tokens,
     trained: Step | None = None,
     trained_rows: Tokens | None = None,
@@ -187,25 +186,26 @@ def measure_text(
 
 
 def _follow(
-    bundle: LanguageBundle, model: IntegerLanguageModel, rows: Tokens, found: LanguageMeasurements, provider: str
+    bundle: Bundle, model: IntegerLanguageModel, rows: Tokens, found: LanguageMeasurements, provider: str
 ) -> None:
     """Run executor, serving session and session with intermediate outputs side by side, and compare their results."""
     content, names = with_product_outputs(bundle.onnx_path.read_bytes())
-    served = LanguageModel(bundle.onnx_path, bundle.manifest, provider=provider)
-    session = open_session(content, where=str(bundle.onnx_path), provider=provider)
+    served = OnnxRuntimeModel(bundle.onnx_path, bundle.signature, provider=provider)
+    observed = OnnxRuntimeModel(content, bundle.signature, provider=provider)
     linears = {linear.name: linear for linear in model.linears()}
     results = {name: ProductResult(name) for name in names}
-    outputs = [f"tap:{name}.{kind}" for name in names for kind in ("codes", "sums")]
-    states = [entry.output for entry in bundle.manifest.states]
     served_loss, executor_loss = Likelihood(), Likelihood()
     found.likelihoods |= {"onnxruntime": served_loss, "executor": executor_loss}
-    state, own, serving = None, None, None
+    own: Any = None
+    state: dict[str, npt.NDArray[Any]] = {}
+    serving: dict[str, npt.NDArray[Any]] = {}
     for tokens, targets, fresh in chunks_of(rows, model.context):
-        given = bundle.manifest.initial_state(len(tokens)) if fresh or state is None else state
-        logits, *values = session.run([LOGITS_NAME, *states, *outputs], {TOKENS_NAME: tokens, **given})
-        state = _next_state(bundle, values)
-        integers = dict(zip(outputs, values[len(states) :], strict=True))
-        answered, serving = served.run(tokens, None if fresh else serving)
+        if fresh:
+            state, serving = {}, {}
+        integers = observed.trace({TOKENS_NAME: tokens, **state})
+        outputs = served.run({TOKENS_NAME: tokens, **serving})
+        state, serving = next_states(bundle.signature, integers), next_states(bundle.signature, outputs)
+        logits, answered = integers[OUTPUT_NAME], outputs[OUTPUT_NAME]
         served_loss.add(answered, targets)
         found.logits += answered.size
         greatest = float(np.abs(answered).max())
@@ -228,7 +228,3 @@ def _follow(
             result.other_codes += int((difference > 0).sum())
             result.worst_code = max(result.worst_code, int(difference.max()))
     found.products = list(results.values())
-
-
-def _next_state(bundle: LanguageBundle, values: list[npt.NDArray[Any]]) -> State:
-    return {entry.input: value for entry, value in zip(bundle.manifest.states, values, strict=False)}

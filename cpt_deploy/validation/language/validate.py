@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cpt_deploy.bundle import EvaluationResult
-from cpt_deploy.bundle.language import LanguageBundle, LanguageModel
+from cpt_deploy.bundle import Bundle, EvaluationResult, OnnxRuntimeModel, TextProcessor
 from cpt_deploy.bundle.layout import ANNOUNCED
 from cpt_deploy.bundle.runtime.cpu import read_cpu
 from cpt_deploy.bundle.runtime.operators import float_operators, unannounced_operators
@@ -85,7 +84,7 @@ class LanguageReport:
 
 
 def validate_language(
-    bundle: LanguageBundle,
+    bundle: Bundle,
     text: npt.NDArray[np.integer[Any]],
     dataset: Mapping[str, Any],
     *,
@@ -115,9 +114,10 @@ def validate_language(
     """
     if max_rise is not None:
         check_allowed(max_rise)
-    if len(text) < 2 or int(np.max(text)) >= bundle.manifest.vocabulary:
+    vocabulary = bundle.expect_processor(TextProcessor).size
+    if len(text) < 2 or int(np.max(text)) >= vocabulary:
         raise DataError(
-            f"Expected a text of two tokens or more within the model's {bundle.manifest.vocabulary}, "
+            f"Expected a text of two tokens or more within the model's {vocabulary}, "
             f"but got {len(text)} tokens up to {int(np.max(text, initial=0))}"
         )
     check_context(bundle)
@@ -126,7 +126,7 @@ def validate_language(
         found = measure_text(bundle, rows, provider=provider)
     else:
         found = measure_text(bundle, rows, trained.step, rows_of(trained.text, ROWS), provider)
-    golden = LanguageModel(bundle.onnx_path, bundle.manifest, provider=provider).reproduce_golden(bundle.golden)
+    golden = OnnxRuntimeModel(bundle.onnx_path, bundle.signature, provider=provider).reproduce_golden(bundle.golden)
     cpu, saturation, portability = read_cpu(), bundle_saturation(bundle), bundle_portability(bundle)
     accumulators = bundle_accumulators(bundle)
     floats = _float_operators(bundle, provider)
@@ -140,14 +140,14 @@ def validate_language(
         *recorded_reasons(trained),
         *(exactness_reasons(found) if require_exact else []),
     ]
-    if require_exact and not golden.within:
-        reasons.append(f"the golden logits differ by {golden.worst:.3g}, more than {bundle.golden.tolerance:.3g}")
+    if require_exact and not golden.reproduced:
+        reasons.append(f"the golden logits differ by {golden.worst:.3g}, more than {golden.tolerance:.3g}")
     undecided = []
     if max_rise is not None and verdict is not None:
         reasons += rise_reasons(verdict, max_rise)
         undecided = undecided_reasons(verdict, max_rise)
     content = {
-        "kind": "language-model",
+        "task": bundle.task,
         "model_sha256": bundle.sha256,
         "content_sha256": bundle.content_sha256,
         **_verdict(reasons, undecided, allow_undecided=allow_undecided),
@@ -156,7 +156,7 @@ def validate_language(
         "max_rise_percent": max_rise,
         "non_inferiority": None if verdict is None else asdict(verdict),
         "graph": floats,
-        "golden": {**asdict(golden), "tolerance": bundle.golden.tolerance},
+        "golden": asdict(golden),
         "saturation": saturation_entry(saturation, cpu),
         "accumulators": [asdict(entry) for entry in accumulators],
         "portability": None if portability is None else asdict(portability),
@@ -172,7 +172,7 @@ def validate_language(
     return LanguageReport(finite_numbers(content), results, saturation, portability)
 
 
-def _float_operators(bundle: LanguageBundle, provider: str) -> dict[str, dict[str, int]]:
+def _float_operators(bundle: Bundle, provider: str) -> dict[str, dict[str, int]]:
     """Return the operators that compute in float, and those of them that export did not announce."""
     if not keeps_operators(provider):
         return {"float_operators": {}, "unannounced": {}}

@@ -57,8 +57,8 @@ def test_in_float_three_processes_are_one(in_processes, language, tmp_path, sett
     for name, tensor in one.items():  # weights, and the ranges on which the model calibrated
         assert torch.allclose(three[name], tensor, rtol=1e-3, atol=1e-4), name
     report = load_language_model(tmp_path / "three").report
-    assert report.test.perplexity == pytest.approx(alone.test.perplexity, rel=1e-3)
-    assert (report.test.images, report.valid.images) == (alone.test.images, alone.valid.images)
+    assert report.test.metrics["perplexity"] == pytest.approx(alone.test.metrics["perplexity"], rel=1e-3)
+    assert (report.test.samples, report.valid.samples) == (alone.test.samples, alone.valid.samples)
 
 
 def test_quantized_they_are_one_within_rounding(in_processes, language, tmp_path):

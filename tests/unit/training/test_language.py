@@ -30,14 +30,14 @@ def test_a_run_learns_and_is_read_back(language, tmp_path, outcome):
     report = train(language(*adam), tmp_path / "run")
     entropy = 10 / 11 * math.log(2)  # the end of a line is certain
     assert report.task == "language-model"
-    assert report.test.perplexity == pytest.approx(math.exp(report.test.loss))
-    assert report.test.images == 30 * 11 - 1
-    assert math.exp(entropy) - 0.1 < report.test.perplexity < 4.5  # of 9 different words
+    assert report.test.metrics["perplexity"] == pytest.approx(math.exp(report.test.loss))
+    assert report.test.samples == 30 * 11 - 1
+    assert math.exp(entropy) - 0.1 < report.test.metrics["perplexity"] < 4.5  # of 9 different words
     assert report.valid.calibrated
     rows = outcome(tmp_path / "run")["rows"]
     assert float(rows[0]["perplexity"]) == pytest.approx(math.exp(float(rows[0]["loss"])))
     assert {row["calibrated"] for row in rows} == {"", "1"}
-    assert float(rows[-1]["test_perplexity"]) == report.valid.perplexity
+    assert float(rows[-1]["test_perplexity"]) == report.valid.metrics["perplexity"]
     trained = load_language_model(tmp_path / "run")
     assert trained.tokenizer.size == 10  # with <eos> and <unk>
     assert not trained.model.training
@@ -78,7 +78,7 @@ TRANSFORMER = (
 def test_a_transformer_reads_bytes(language, tmp_path):
     report = train(language(*TRANSFORMER, "optimizer.name=adamw", "optimizer.lr=0.01"), tmp_path / "run")
     assert report.data["vocabulary"]["level"] == "byte"
-    assert report.test.perplexity < 30
+    assert report.test.metrics["perplexity"] < 30
 
 
 def test_what_does_not_fit_is_one_line(language, tmp_path):

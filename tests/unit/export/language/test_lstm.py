@@ -6,13 +6,13 @@ import onnx
 import pytest
 import torch
 
-from cpt_deploy.bundle import Bundle, require_evidence
-from cpt_deploy.bundle.language import LanguageModel, open_bundle, update_language_validation
+from cpt_deploy.bundle import Bundle, ImageProcessor, TextProcessor, require_evidence, update_validation
 from cpt_deploy.bundle.processors.tokenization import WordTokenizer
 from cpt_deploy.bundle.runtime.sessions import may_saturate, open_session
 from cpt_deploy.errors import BundleError, ConversionError, ValidationFailedError
-from cpt_deploy.export.language.bundle_export import LanguageIdentity, export_language_bundle
-from cpt_deploy.export.language.lstm_onnx import lstm_manifest, write_lstm_onnx
+from cpt_deploy.export import ModelIdentity
+from cpt_deploy.export.language.bundle_export import export_language_bundle
+from cpt_deploy.export.language.lstm_onnx import lstm_signature, write_lstm_onnx
 from cpt_deploy.integer.language import IntegerLstm, Trace, freeze_lstm
 from cpt_deploy.models.language.catalog import build_language_model
 from cpt_deploy.quantization import QuantizationConfig, prepare_language_model
@@ -21,6 +21,7 @@ from cpt_deploy.validation.language.gate import LanguageReference
 from cpt_deploy.validation.language.intermediate_outputs import with_product_outputs
 from cpt_deploy.validation.language.measuring import rows_of
 from cpt_deploy.validation.language.validate import validate_language
+from tests.unit.export.language.running import TextRuntime, empty_state
 
 VOCABULARY = 37
 
@@ -57,8 +58,7 @@ def trace_of_runtime(frozen, given):
     assert names == tuple(linear.name for linear in frozen.linears())
     session = open_session(content)
     outputs = [output.name for output in session.get_outputs()]
-    h, c = frozen.initial_state(len(given))
-    values = session.run(outputs, {"tokens": given, "h": h, "c": c})
+    values = session.run(outputs, {"input_ids": given, **empty_state(lstm_signature(frozen), len(given))})
     return {name.removeprefix("tap:"): value for name, value in zip(outputs, values, strict=True)}
 
 
@@ -90,7 +90,7 @@ def test_executor_runtime_and_trained_model_agree(model, frozen):
         assert difference.max() <= 1
         assert (difference > 0).mean() < 1e-3
     np.testing.assert_allclose(found["logits"], logits, atol=2e-3 * np.abs(logits).max())
-    np.testing.assert_allclose(found["h_after"], state[0], atol=1e-3)
+    np.testing.assert_allclose(found["h_after"], state[0].swapaxes(0, 1), atol=1e-3)
     with torch.no_grad():
         expected, expected_state = model(given)
     row = torch.log_softmax(torch.from_numpy(logits), dim=-1)
@@ -99,7 +99,7 @@ def test_executor_runtime_and_trained_model_agree(model, frozen):
 
 
 def test_steps_are_the_whole(frozen):
-    runtime = LanguageModel(write_lstm_onnx(frozen), lstm_manifest(frozen))
+    runtime = TextRuntime(write_lstm_onnx(frozen), lstm_signature(frozen))
     given = tokens(2, 12).numpy()
     whole, end = runtime.run(given)
     state, rows = None, []
@@ -113,9 +113,9 @@ def test_steps_are_the_whole(frozen):
 
 @pytest.mark.skipif(may_saturate(), reason="without optimizations onnxruntime saturates on this processor")
 def test_optimizations_change_no_integer(frozen):
-    content, manifest = write_lstm_onnx(frozen), lstm_manifest(frozen)
+    content, signature = write_lstm_onnx(frozen), lstm_signature(frozen)
     given = tokens(2, 30).numpy()
-    fused, plain = (LanguageModel(content, manifest, optimize=optimize).run(given)[0] for optimize in (True, False))
+    fused, plain = (TextRuntime(content, signature, optimize=optimize).run(given)[0] for optimize in (True, False))
     np.testing.assert_allclose(fused, plain, atol=2e-3 * np.abs(plain).max())
 
 
@@ -135,14 +135,14 @@ def test_models_of_other_kinds_and_bits_are_refused():
 
 def test_a_bundle_is_exported_opened_and_validated(model, tmp_path):
     words = WordTokenizer(["<eos>", "<unk>", *(f"w{number}" for number in range(VOCABULARY - 2))])
-    identity = LanguageIdentity("little", "lstm-lm", words, facts={"dataset": "words"})
+    identity = ModelIdentity("little", "lstm-lm", "text-generation", TextProcessor(words), facts={"dataset": "words"})
     text = tokens(1, 500)[0].numpy()
     bundle = export_language_bundle(model, tmp_path / "bundle", identity, text)
     again = export_language_bundle(model, tmp_path / "again", identity, text)
     assert (bundle.path / "SHA256SUMS").read_bytes() == (again.path / "SHA256SUMS").read_bytes()
-    assert open_bundle(bundle.path).name == "little"
-    with pytest.raises(BundleError, match="is a language model"):
-        Bundle.open(bundle.path)
+    assert Bundle.open(bundle.path).name == "little"
+    with pytest.raises(BundleError, match="is for text-generation"):
+        bundle.expect_processor(ImageProcessor)
 
     def trained(given, state):
         with torch.no_grad():
@@ -162,7 +162,7 @@ def test_a_bundle_is_exported_opened_and_validated(model, tmp_path):
     assert runtimes["trained"]["tokens"] == count
     assert report.content["integers"]["mismatching"] == 0
     assert report.content["integers"]["compared"] == count * (4 * (4 * 32) + VOCABULARY)
-    updated = update_language_validation(bundle, report.content, report.results)
+    updated = update_validation(bundle, report.content, report.results)
     assert require_evidence(updated).compared_integers == report.content["integers"]["compared"]
     assert "Perplexity (onnxruntime)" in (updated.path / "README.md").read_text()
 
@@ -170,7 +170,8 @@ def test_a_bundle_is_exported_opened_and_validated(model, tmp_path):
 def test_a_wrong_integer_is_found(model, tmp_path):
     words = WordTokenizer(["<eos>", "<unk>", *(f"w{number}" for number in range(VOCABULARY - 2))])
     text = tokens(1, 200)[0].numpy()
-    bundle = export_language_bundle(model, tmp_path / "bundle", LanguageIdentity("little", "lstm-lm", words), text)
+    identity = ModelIdentity("little", "lstm-lm", "text-generation", TextProcessor(words))
+    bundle = export_language_bundle(model, tmp_path / "bundle", identity, text)
     content = onnx.load(bundle.onnx_path)
     body = next(node for node in content.graph.node if node.op_type == "Scan").attribute[0].g
     weight = next(entry for entry in body.initializer if entry.name.endswith(".weight"))
@@ -191,7 +192,8 @@ def little(model, tmp_path):
     """A bundle, and what changes a JSON file of it with checksums that hold."""
     words = WordTokenizer(["<eos>", "<unk>", *(f"w{number}" for number in range(VOCABULARY - 2))])
     text = tokens(1, LENGTH)[0].numpy()
-    bundle = export_language_bundle(model, tmp_path / "bundle", LanguageIdentity("little", "lstm-lm", words), text)
+    identity = ModelIdentity("little", "lstm-lm", "text-generation", TextProcessor(words))
+    bundle = export_language_bundle(model, tmp_path / "bundle", identity, text)
 
     def change(name, edit):
         path = bundle.path / name
@@ -202,7 +204,7 @@ def little(model, tmp_path):
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         lines = [f"{digest}  {name}" if line.endswith(f"  {name}") else line for line in sums.read_text().splitlines()]
         sums.write_text("\n".join(lines) + "\n")
-        return open_bundle(bundle.path)
+        return Bundle.open(bundle.path)
 
     return bundle, change
 
@@ -225,10 +227,10 @@ def swap_words(content):
 
 EDITS = {
     "a word's number": ("tokenizer.json", swap_words, "tokenizer.json is not the exported one"),
-    "the first state": (
+    "which state is which": (
         "config.json",
-        lambda content: content["cpt"]["language"]["states"][0].update(fill=0.5),
-        "first tokens the logits that are served are not the executor's",
+        lambda content: content["cpt"]["signature"].update(states=[["h", "c_after"], ["c", "h_after"]]),
+        "the signature in config.json is not that of the graph",
     ),
     "the vocabulary of others": ("config.json", lambda content: content.update(vocab_size=5), "vocab_size"),
     "what was announced": (
@@ -251,8 +253,8 @@ def test_an_edited_file_fails_though_its_checksum_holds(little, edit):
 
 def test_another_context_than_the_integer_models_is_refused(little):
     _, change = little
-    edited = change("config.json", lambda content: content["cpt"]["language"].update(context=9))
-    with pytest.raises(ValidationFailedError, match="context of None, but got 9"):
+    edited = change("config.json", lambda content: content["cpt"]["signature"]["free"]["length"].update(most=20))
+    with pytest.raises(ValidationFailedError, match="context of None, but got 20"):
         reasons_of(edited)
 
 
@@ -266,11 +268,11 @@ def test_another_tokenizer_than_the_runs_fails_and_perplexities_are_told(little,
         return scores.numpy(), state
 
     text = tokens(1, LENGTH)[0].numpy()
-    same = LanguageReference(step, text, bundle.text.tokenizer.to_json(), "the run", (30.0, 30.1))
+    same = LanguageReference(step, text, bundle.processor.tokenizer.to_json(), "the run", (30.0, 30.1))
     assert reasons_of(bundle, trained=same) == []
     exchanged = LanguageReference(step, text[::-1].copy(), other.to_json(), "the run")
     assert "tokenizer.json is not that of the run" in reasons_of(bundle, trained=exchanged)
-    worse = LanguageReference(step, text, bundle.text.tokenizer.to_json(), "the run", (30.0, 40.0))
+    worse = LanguageReference(step, text, bundle.processor.tokenizer.to_json(), "the run", (30.0, 40.0))
     assert reasons_of(bundle, trained=worse) == [
         "the trained model has a perplexity of 40 here, but 30 by its own report"
     ]
@@ -297,7 +299,7 @@ def test_what_is_lost_from_a_better_model_is_judged_by_blocks(little, model):
 
         return step
 
-    tokenizer = bundle.text.tokenizer.to_json()
+    tokenizer = bundle.processor.tokenizer.to_json()
     reference = LanguageReference(gain(0.5), text, tokenizer)
     (reason,) = reasons_of(bundle, trained=reference)
     assert reason.startswith("perplexity rose by")

@@ -5,11 +5,13 @@ import onnxruntime
 import pytest
 import torch
 
+from cpt_deploy.bundle import TextProcessor
 from cpt_deploy.bundle.processors.tokenization import WordTokenizer
 from cpt_deploy.bundle.runtime.sessions import may_saturate, needs_exact_sums, session_options
 from cpt_deploy.errors import BundleError
-from cpt_deploy.export.language.bundle_export import LanguageIdentity, export_language_bundle
-from cpt_deploy.export.language.kinds import language_manifest, write_language_onnx
+from cpt_deploy.export import ModelIdentity
+from cpt_deploy.export.language.bundle_export import export_language_bundle
+from cpt_deploy.export.language.kinds import language_signature, write_language_onnx
 from cpt_deploy.integer.language import freeze_language_model
 from cpt_deploy.models.language.catalog import build_language_model
 from cpt_deploy.quantization import QuantizationConfig, make_native, prepare_language_model, reduced_layers
@@ -17,6 +19,7 @@ from cpt_deploy.quantization.calibration.calibrate import calibrating
 from cpt_deploy.validation import bundle_saturation
 from cpt_deploy.validation.language.intermediate_outputs import with_product_outputs
 from cpt_deploy.validation.language.validate import validate_language
+from tests.unit.export.language.running import empty_state
 
 VOCABULARY = 41
 NETWORKS = {
@@ -55,7 +58,7 @@ def wrong_sums_of_the_fast_kernels(frozen, *, optimize):
     content, names = with_product_outputs(write_language_onnx(frozen))
     session = onnxruntime.InferenceSession(content, session_options(exact_sums=False, optimize=optimize))
     outputs = [f"tap:{name}.{part}" for name in names for part in ("codes", "sums")]
-    given = {"tokens": tokens(4, 20).numpy(), **language_manifest(frozen).initial_state(4)}
+    given = {"input_ids": tokens(4, 20).numpy(), **empty_state(language_signature(frozen), 4)}
     found = dict(zip(outputs, session.run(outputs, given), strict=True))
     return sum(
         int((linear.accumulate(found[f"tap:{linear.name}.codes"]) != found[f"tap:{linear.name}.sums"]).sum())
@@ -112,7 +115,7 @@ def test_the_trained_model_has_the_reduced_codes_too(kind):
 
 def exported(model, path, bits=None, **facts):
     words = WordTokenizer(["<eos>", "<unk>", *(f"w{number}" for number in range(VOCABULARY - 2))])
-    identity = LanguageIdentity("little", "some-lm", words, facts=facts)
+    identity = ModelIdentity("little", "some-lm", "text-generation", TextProcessor(words), facts=facts)
     return export_language_bundle(model, path, identity, tokens(1, 300)[0].numpy(), weight_bits=bits)
 
 

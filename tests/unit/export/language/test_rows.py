@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from cpt_deploy.bundle.language import LanguageModel
-from cpt_deploy.export.language.kinds import language_manifest, write_language_onnx
+from cpt_deploy.export.language.kinds import language_signature, write_language_onnx
 from cpt_deploy.integer.language import freeze_language_model
 from cpt_deploy.models.language import build_language_model
 from cpt_deploy.quantization import QuantizationConfig, calibrating, prepare_language_model
+from tests.unit.export.language.running import TextRuntime, joined, rows_of
 
 MODELS = {
     "lstm-lm": {"embedding": 48, "hidden": 40, "layers": 2},
@@ -23,16 +23,15 @@ def test_rows_do_not_depend_on_each_other(name):
     with torch.no_grad(), calibrating(model):
         model(torch.randint(0, 300, (4, 30)))
     frozen = freeze_language_model(model.eval())
-    manifest = language_manifest(frozen)
-    runtime = LanguageModel(write_language_onnx(frozen), manifest)
+    runtime = TextRuntime(write_language_onnx(frozen), language_signature(frozen))
     tokens = np.random.default_rng(0).integers(0, 300, (11, 20))
     _, state = runtime.run(tokens[:, :19])
     logits, after = runtime.run(tokens[:, 19:], state)
-    joined = manifest.joined([manifest.rows_of(state, slice(start, start + 1)) for start in range(11)])
-    assert all(np.array_equal(joined[key], state[key]) for key in state)
+    whole = joined([rows_of(state, slice(start, start + 1)) for start in range(11)])
+    assert all(np.array_equal(whole[key], state[key]) for key in state)
     for row in range(11):
         rows = slice(row, row + 1)
-        alone, alone_after = runtime.run(tokens[rows, 19:], manifest.rows_of(state, rows))
+        alone, alone_after = runtime.run(tokens[rows, 19:], rows_of(state, rows))
         assert np.array_equal(alone, logits[rows])
-        expected = manifest.rows_of(after, rows)
+        expected = rows_of(after, rows)
         assert all(np.array_equal(alone_after[key], expected[key]) for key in expected)

@@ -5,12 +5,14 @@ import pytest
 import torch
 from onnx.reference import ReferenceEvaluator
 
-from cpt_deploy.bundle.language import LanguageModel, open_bundle
+from cpt_deploy.bundle import Bundle, TextProcessor
+from cpt_deploy.bundle.processors.text_processor import context_of
 from cpt_deploy.bundle.processors.tokenization import ByteTokenizer, WordTokenizer
 from cpt_deploy.bundle.runtime.sessions import open_session, session_options
 from cpt_deploy.errors import BundleError, ConversionError, UsageError
-from cpt_deploy.export.language.bundle_export import LanguageIdentity, export_language_bundle
-from cpt_deploy.export.language.kinds import language_manifest, write_language_onnx
+from cpt_deploy.export import ModelIdentity
+from cpt_deploy.export.language.bundle_export import export_language_bundle
+from cpt_deploy.export.language.kinds import language_signature, write_language_onnx
 from cpt_deploy.integer.language import Trace, freeze_language_model, read_integer_model
 from cpt_deploy.models.language.catalog import build_language_model
 from cpt_deploy.quantization import QuantizationConfig, prepare_language_model
@@ -19,6 +21,7 @@ from cpt_deploy.validation.language.gate import LanguageReference
 from cpt_deploy.validation.language.intermediate_outputs import with_product_outputs
 from cpt_deploy.validation.language.measuring import chunks_of
 from cpt_deploy.validation.language.validate import validate_language
+from tests.unit.export.language.running import TextRuntime, empty_state
 
 VOCABULARY, CONTEXT, LAYERS, HEADS, FEATURES, INNER = 37, 24, 2, 4, 32, 48
 CUTOFFS = [7, 20]
@@ -65,7 +68,7 @@ def frozen(model):
 
 @pytest.fixture(scope="module")
 def runtime(frozen):
-    return LanguageModel(write_language_onnx(frozen), language_manifest(frozen))
+    return TextRuntime(write_language_onnx(frozen), language_signature(frozen))
 
 
 def integers_of_runtime(frozen, given):
@@ -73,8 +76,8 @@ def integers_of_runtime(frozen, given):
     assert names == tuple(linear.name for linear in frozen.linears())
     session = open_session(content)
     outputs = [output.name for output in session.get_outputs()]
-    state = language_manifest(frozen).initial_state(len(given))
-    values = session.run(outputs, {"tokens": given, **state})
+    state = empty_state(language_signature(frozen), len(given))
+    values = session.run(outputs, {"input_ids": given, **state})
     return {name.removeprefix("tap:"): value for name, value in zip(outputs, values, strict=True)}
 
 
@@ -162,10 +165,10 @@ def test_no_token_sees_a_later_one_and_each_sees_those_before(runtime):
 def test_the_graph_means_to_onnx_what_it_means_to_the_runtime(frozen, runtime):
     reference = ReferenceEvaluator(onnx.load_from_string(write_language_onnx(frozen)))
     given = tokens(2, CONTEXT).numpy()
-    state, names = runtime.manifest.initial_state(2), [entry.output for entry in runtime.manifest.states]
+    state, names = empty_state(runtime.signature, 2), [after for _, after in runtime.signature.states]
     rows = []
     for part in np.split(given, [9], axis=1):
-        logits, *after = reference.run(["logits", *names], {"tokens": part, **state})
+        logits, *after = reference.run(["logits", *names], {"input_ids": part, **state})
         state = dict(zip(state, after, strict=True))
         rows.append(logits)
     expected = np.concatenate(rows, axis=1)
@@ -174,7 +177,7 @@ def test_the_graph_means_to_onnx_what_it_means_to_the_runtime(frozen, runtime):
 
 def test_scores_with_bands_are_log_probabilities():
     frozen = freeze_language_model(trained(**NETWORKS["adaptive"]))
-    runtime = LanguageModel(write_language_onnx(frozen), language_manifest(frozen))
+    runtime = TextRuntime(write_language_onnx(frozen), language_signature(frozen))
     given = np.arange(VOCABULARY)[None, :CONTEXT]  # tokens of all three bands, and at their edges
     for scores in (frozen.run(given)[0], runtime.run(given)[0]):
         np.testing.assert_allclose(np.exp(scores.astype(np.float64)).sum(axis=-1), 1, atol=1e-5)
@@ -201,15 +204,13 @@ def test_more_tokens_than_the_context_are_refused(model, frozen, runtime, past, 
         _, state = runtime.run(given[:, :past])
         _, own = frozen.run(given[:, :past])
     message = f"at most {CONTEXT} tokens, the model's context, but got {past + length}"
-    with pytest.raises(ValueError, match=message):
-        runtime.run(given[:, past:], state)
     with pytest.raises(UsageError, match=message):
         frozen.run(given[:, past:], own)
     # The graph itself refuses as well: a place beyond the last is not read as another one.
     session = onnxruntime.InferenceSession(write_language_onnx(frozen), session_options(exact_sums=False))
-    state = language_manifest(frozen).initial_state(1) if state is None else state
+    state = empty_state(language_signature(frozen), 1) if state is None else state
     with pytest.raises(Exception, match="out of data bounds"):
-        session.run(None, {"tokens": given[:, past:], **state})
+        session.run(None, {"input_ids": given[:, past:], **state})
 
 
 def test_what_cannot_be_frozen_is_refused():
@@ -242,14 +243,16 @@ def test_chunks_cover_each_target_once_and_begin_anew_at_the_context():
 def test_a_bundle_is_exported_opened_and_validated(tmp_path, args):
     model = trained(**args)
     words = WordTokenizer(["<eos>", "<unk>", *(f"w{number}" for number in range(VOCABULARY - 2))])
-    identity = LanguageIdentity("little", "transformer-lm", words, facts={"dataset": "words"})
+    identity = ModelIdentity(
+        "little", "transformer-lm", "text-generation", TextProcessor(words), facts={"dataset": "words"}
+    )
     text = tokens(1, 900)[0].numpy()
     bundle = export_language_bundle(model, tmp_path / "bundle", identity, text)
     again = export_language_bundle(model, tmp_path / "again", identity, text)
     assert (bundle.path / "SHA256SUMS").read_bytes() == (again.path / "SHA256SUMS").read_bytes()
-    opened = open_bundle(bundle.path)
-    assert opened.manifest.context == CONTEXT
-    assert [state.input for state in opened.manifest.states] == ["k_0", "v_0", "k_1", "v_1"]
+    opened = Bundle.open(bundle.path)
+    assert context_of(opened.signature) == CONTEXT
+    assert [before for before, _ in opened.signature.states] == ["k_0", "v_0", "k_1", "v_1"]
     assert "| context | 24 |" in (bundle.path / "README.md").read_text()
 
     def step(given, state):
@@ -275,7 +278,10 @@ def test_a_bundle_is_exported_opened_and_validated(tmp_path, args):
 
 
 def test_a_vocabulary_of_another_size_is_refused(tmp_path):
-    with pytest.raises(BundleError, match="the model's 37 tokens, but got 256"):
+    with pytest.raises(BundleError, match=r"float32 \(N, T, 256\)"):
         export_language_bundle(
-            trained(), tmp_path / "bundle", LanguageIdentity("little", "lm", ByteTokenizer()), tokens(1, 50)[0].numpy()
+            trained(),
+            tmp_path / "bundle",
+            ModelIdentity("little", "lm", "text-generation", TextProcessor(ByteTokenizer())),
+            tokens(1, 50)[0].numpy(),
         )

@@ -9,18 +9,20 @@ import torch
 from onnx import TensorProto
 from onnx.reference import ReferenceEvaluator
 
-from cpt_deploy.bundle.language import LanguageModel
+from cpt_deploy.bundle import TextProcessor
 from cpt_deploy.bundle.processors.tokenization import WordTokenizer
 from cpt_deploy.bundle.runtime.sessions import open_session, session_options
 from cpt_deploy.errors import UsageError
-from cpt_deploy.export.language.bundle_export import LanguageIdentity, export_language_bundle
-from cpt_deploy.export.language.kinds import language_manifest, write_language_onnx
+from cpt_deploy.export import ModelIdentity
+from cpt_deploy.export.language.bundle_export import export_language_bundle
+from cpt_deploy.export.language.kinds import language_signature, write_language_onnx
 from cpt_deploy.integer.language import freeze_language_model
 from cpt_deploy.models.language.catalog import build_language_model
 from cpt_deploy.quantization import QuantizationConfig, prepare_language_model
 from cpt_deploy.quantization.calibration.calibrate import calibrating
 from cpt_deploy.validation.language.intermediate_outputs import with_product_outputs
 from cpt_deploy.validation.language.validate import validate_language
+from tests.unit.export.language.running import TextRuntime, empty_state
 
 VOCABULARY = 41
 NETWORKS = {
@@ -120,7 +122,7 @@ def test_every_integer_of_the_runtime_follows_from_its_codes(frozen, opset):
     content, names = with_product_outputs(write_language_onnx(frozen, opset=opset))
     session = open_session(content)
     outputs = [output.name for output in session.get_outputs()]
-    given = {"tokens": tokens(3, 20).numpy(), **language_manifest(frozen).initial_state(3)}
+    given = {"input_ids": tokens(3, 20).numpy(), **empty_state(language_signature(frozen), 3)}
     found = dict(zip(outputs, session.run(outputs, given), strict=True))
     assert names == tuple(linear.name for linear in frozen.linears())
     for linear in frozen.linears():
@@ -132,7 +134,7 @@ def test_packed_files_are_smaller_and_give_the_same_logits(frozen):
     files = [write_language_onnx(frozen, opset=opset) for opset in (19, 21, 25)]
     assert len(files[0]) > len(files[1]) > len(files[2])
     given = tokens(2, 15).numpy()
-    logits = [LanguageModel(content, language_manifest(frozen)).run(given)[0] for content in files]
+    logits = [TextRuntime(content, language_signature(frozen)).run(given)[0] for content in files]
     np.testing.assert_array_equal(logits[1], logits[0])
     np.testing.assert_array_equal(logits[2], logits[0])
 
@@ -151,16 +153,16 @@ def test_onnx_itself_runs_the_packed_file(frozen):
     content = write_language_onnx(frozen)
     file = onnx.load_from_string(content)
     assert {node.domain for node in nodes(file.graph)} == {""}
-    manifest, given = language_manifest(frozen), tokens(2, 6).numpy()
-    expected = LanguageModel(content, manifest).run(given)[0]
-    reference = ReferenceEvaluator(file).run(["logits"], {"tokens": given, **manifest.initial_state(2)})[0]
+    signature, given = language_signature(frozen), tokens(2, 6).numpy()
+    expected = TextRuntime(content, signature).run(given)[0]
+    reference = ReferenceEvaluator(file).run(["logits"], {"input_ids": given, **empty_state(signature, 2)})[0]
     np.testing.assert_allclose(reference, expected, atol=2e-3 * np.abs(expected).max())
 
 
 def test_a_bundle_of_mixed_widths_tells_them_and_is_valid(model, allocation, tmp_path):
     words = WordTokenizer(["<eos>", "<unk>", *(f"w{number}" for number in range(VOCABULARY - 2))])
     text = tokens(1, 400)[0].numpy()
-    identity = LanguageIdentity("mixed", "some-lm", words)
+    identity = ModelIdentity("mixed", "some-lm", "text-generation", TextProcessor(words))
     bundle = export_language_bundle(model, tmp_path / "bundle", identity, text, weight_bits=allocation)
     sizes = {layer.name: layer.weights for layer in model.layers()}
     mean = sum(allocation[name] * size for name, size in sizes.items()) / sum(sizes.values())

@@ -1,4 +1,4 @@
-"""Summarise the validation of a classifier in words."""
+"""Summarise the evidence of a validation in words."""
 
 from typing import TYPE_CHECKING
 
@@ -13,12 +13,17 @@ if TYPE_CHECKING:
 
 
 def summarize(report: "ValidationReport") -> ValidationSummary:
-    """Return measurements, differences of labels and logits to onnxruntime, and skipped measurements."""
+    """Return measurements, differences of outputs to onnxruntime, and skipped measurements."""
+    answers = any(pair.other_answers is not None for pair in report.comparisons)
+    data = report.dataset
     table = Table(
-        ("runtime", "accuracy", "95 % interval", "other labels", "worst logit difference"),
-        tuple((report.title(entry.name), *_accuracy_cells(entry.name, report)) for entry in report.runtimes),
-        f"{report.bundle} on {report.dataset.samples} images of {report.dataset.name} ({report.dataset.split})",
-    )
+        (
+            "runtime", report.metric.title, "95 % interval", *(["other answers"] if answers else []),
+            "worst output difference",
+        ),
+        tuple((report.title(entry.name), *_cells(entry.name, report, answers=answers)) for entry in report.runtimes),
+        f"{report.bundle} on {data.samples:,} {data.unit} of {data.name} ({data.split})",
+    )  # fmt: skip
     return ValidationSummary(table, _facts(report), notes=tuple(report.notes))
 
 
@@ -38,9 +43,9 @@ def _facts(report: "ValidationReport") -> dict[str, str]:
     }
     if report.float_parts is not None:
         facts |= _float_lines(report.float_parts)
-    facts |= _logit_lines(report)
+    facts |= _output_lines(report)
     facts |= {
-        f"logits of {FORMATS[pair.first].file}": f"{pair.other_logits or 'none'} differ from onnxruntime's"
+        f"outputs of {FORMATS[pair.first].file}": f"{pair.other_values or 'none'} differ from onnxruntime's"
         for pair in report.comparisons
         if pair.first in FORMATS
     }
@@ -54,7 +59,9 @@ def _facts(report: "ValidationReport") -> dict[str, str]:
         floats = ", ".join(f"{count} {name}" for name, count in report.graph.float_operators.items())
         facts["operators left in float"] = floats or "none"
     if report.non_inferiority is not None:
-        facts["accuracy lost"] = _lost(report, report.non_inferiority)
+        title = report.metric.title
+        name = f"{title} lost" if report.metric.higher_is_better else f"rise of {title}"
+        facts[name] = _lost(report, report.non_inferiority)
     largest = max(report.accumulators, key=lambda entry: entry.worst_sum, default=None)
     if largest is not None:
         facts["largest possible sum"] = f"{readable.share(largest.share)} of int32, in {largest.name}"
@@ -64,29 +71,31 @@ def _facts(report: "ValidationReport") -> dict[str, str]:
     return facts
 
 
-def _logit_lines(report: "ValidationReport") -> dict[str, str]:
-    """Compare the executor's logits with the served ones and with the trained model's."""
-    lines, served, trained = {}, report.served_logits, report.trained_codes
+def _output_lines(report: "ValidationReport") -> dict[str, str]:
+    """Compare the executor's outputs with the served ones and with the trained model's."""
+    lines, served, trained = {}, report.served_outputs, report.trained_codes
     if served is not None:
         within = "" if served.tolerance is None else f", within {served.tolerance:g} of a sample's largest"
-        lines["logits served"] = (
+        lines["outputs served"] = (
             f"{served.values - served.differing:,} of {served.values:,} are the integer executor's{within}"
         )
     if trained is not None:
         lines[f"{report.reference}, executor"] = (
-            f"{trained.differing:,} of {trained.values:,} logits differ, by {trained.worst} codes at most"
+            f"{trained.differing:,} of {trained.values:,} output values differ, by {trained.worst} codes at most"
         )
     return lines
 
 
 def _lost(report: "ValidationReport", verdict: "NonInferiority") -> str:
-    from cpt_deploy.validation.gate import interval_in_points, needed_samples
+    from cpt_deploy.validation.gate import interval_in_units, needed_samples
 
-    lost = f"{interval_in_points(verdict)} from {report.reference} to onnxruntime, 95 % interval"
+    unit = report.drop_unit
+    lost = f"{interval_in_units(verdict, unit)} from {report.reference} to onnxruntime, 95 % interval"
     if report.gate.max_drop is None:
         return lost
     allowed = f"at most {report.gate.max_drop:g} are allowed"
-    return f"{lost}; {allowed}" + (f": {needed_samples(verdict)}" if verdict.state == "undecided" else "")
+    more = needed_samples(verdict, report.dataset.unit)
+    return f"{lost}; {allowed}" + (f": {more}" if verdict.state == "undecided" else "")
 
 
 def _float_lines(floats: "FloatFacts") -> dict[str, str]:
@@ -102,14 +111,10 @@ def _float_lines(floats: "FloatFacts") -> dict[str, str]:
     return lines
 
 
-def _accuracy_cells(name: str, report: "ValidationReport") -> tuple[str, ...]:
-    accuracy = report.runtime(name).accuracy
-    interval = f"{readable.share(accuracy.low)} to {readable.share(accuracy.high)}"
+def _cells(name: str, report: "ValidationReport", *, answers: bool) -> tuple[str, ...]:
+    runtime, text = report.runtime(name), report.metric.text
+    interval = "" if runtime.interval is None else " to ".join(text(bound) for bound in runtime.interval)
     pair = next((pair for pair in report.comparisons if (pair.first, pair.second) == (name, "onnxruntime")), None)
-    worst = pair.worst_logit_difference if pair else None
-    return (
-        readable.share(accuracy.value),
-        interval,
-        "" if pair is None else str(pair.other_labels),
-        "" if worst is None else f"{worst:.3g}",
-    )
+    worst = pair.worst_difference if pair else None
+    others = [] if not answers else ["" if pair is None or pair.other_answers is None else str(pair.other_answers)]
+    return (text(runtime.value), interval, *others, "" if worst is None else f"{worst:.3g}")

@@ -1,14 +1,17 @@
-"""The bundle's golden inputs as images, and the style that a drawing needs to resemble them."""
+"""A bundle's golden inputs for the page: rows of JSON; or images, and the style of drawings that resemble them."""
 
 import io
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from cpt_deploy.bundle import Bundle
+from cpt_deploy.bundle.golden import Golden
+from cpt_deploy.bundle.processors.image_processor import ImageProcessor
+from cpt_deploy.signature import INPUT_NAME, OUTPUT_NAME
 
 LARGEST_DRAWN_SIDE = 64
 """Inputs with longer sides are photographs, which nobody draws."""
@@ -47,27 +50,34 @@ class DrawingStyle:
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """The inputs that the page offers besides files: samples, and a canvas to draw on for small grey inputs."""
+    """The inputs that the page offers besides the user's own.
 
-    samples: list[Sample]
-    drawing: DrawingStyle | None
+    Args:
+        samples: Images of the golden sample.
+        drawing: Style of a drawing, of models of small grey images.
+        rows: A row of each input as `/predict` takes it, of models that take tensors.
+    """
+
+    samples: list[Sample] = field(default_factory=list)
+    drawing: DrawingStyle | None = None
+    rows: Mapping[str, Any] | None = None
 
 
-def sample_pixels(bundle: Bundle, index: int) -> npt.NDArray[np.uint8]:
+def sample_pixels(processor: ImageProcessor, golden: Golden, index: int) -> npt.NDArray[np.uint8]:
     """Return the pixels of a golden input before normalisation, uint8 (H, W, C).
 
     Raises:
         IndexError: If there is no input of this number.
     """
-    preprocessing = bundle.preprocessing
+    preprocessing = processor.preprocessing
     mean, std = (np.asarray(values)[:, None, None] for values in (preprocessing.mean, preprocessing.std))
-    pixels = np.clip(np.rint((bundle.golden.inputs[index] * std + mean) * 255), 0, 255).astype(np.uint8)
+    pixels = np.clip(np.rint((golden.inputs[INPUT_NAME][index] * std + mean) * 255), 0, 255).astype(np.uint8)
     return np.ascontiguousarray(pixels.transpose(1, 2, 0))
 
 
-def sample_image(bundle: Bundle, index: int) -> Image.Image:
+def sample_image(processor: ImageProcessor, golden: Golden, index: int) -> Image.Image:
     """Return a golden input as an image of the model's input size."""
-    pixels = sample_pixels(bundle, index)
+    pixels = sample_pixels(processor, golden, index)
     return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
 
 
@@ -78,17 +88,19 @@ def to_png(image: Image.Image) -> bytes:
     return file.getvalue()
 
 
-def list_samples(bundle: Bundle) -> list[Sample]:
+def list_samples(processor: ImageProcessor, golden: Golden) -> list[Sample]:
     """Return the golden inputs with their classes, in order."""
-    best = bundle.golden.logits.argmax(axis=1)
-    return [Sample(index, bundle.labels[label]) for index, label in enumerate(best)]
+    best = golden.outputs[OUTPUT_NAME].argmax(axis=1)
+    return [Sample(index, processor.labels[label]) for index, label in enumerate(best)]
 
 
-def drawing_style(bundle: Bundle) -> DrawingStyle | None:
+def drawing_style(processor: ImageProcessor, golden: Golden) -> DrawingStyle | None:
     """Return the drawing style of a model of small grey images; `None` for other models."""
-    if bundle.preprocessing.channels != 1 or max(bundle.preprocessing.size) > LARGEST_DRAWN_SIDE:
+    if processor.preprocessing.channels != 1 or max(processor.preprocessing.size) > LARGEST_DRAWN_SIDE:
         return None
-    pixels = np.stack([sample_pixels(bundle, index)[:, :, 0] for index in range(len(bundle.golden.inputs))])
+    pixels = np.stack(
+        [sample_pixels(processor, golden, index)[:, :, 0] for index in range(len(golden.inputs[INPUT_NAME]))]
+    )
     border = np.concatenate([pixels[:, [0, -1]].ravel(), pixels[:, :, [0, -1]].ravel()])
     ground = float(np.median(border))
     ink = np.abs(pixels - ground) > _INK_CONTRAST * 255

@@ -1,88 +1,13 @@
-"""The common parts of all kinds of bundles: a directory with valid checksums, a name, a version, and model.onnx."""
+"""Read the files of a bundle: a directory with valid checksums, and a config.json of a known format version."""
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-from safetensors import SafetensorError
-from safetensors.numpy import load
-
-from cpt_deploy.bundle.integrity.checksums import AGAIN_HINT, content_digest
-from cpt_deploy.bundle.layout import CONFIG_FILE, FLOAT_PARTS, FORMAT_VERSION, ONNX_FILE, SUMS_FILE, TENSORS_FILE
+from cpt_deploy.bundle.integrity.checksums import AGAIN_HINT
+from cpt_deploy.bundle.layout import CONFIG_FILE, FORMAT_VERSION, ONNX_FILE, SUMS_FILE
 from cpt_deploy.errors import BundleError
-
-
-@dataclass(frozen=True, eq=False)
-class OpenedBundle:
-    """An opened bundle of any kind.
-
-    Args:
-        path: Its directory.
-        name: Name of the model, as clients address it.
-        version: Version of the model, as clients address it.
-        config: The content of config.json; this project's own facts are under "cpt".
-        quantization: The content of quantization.json.
-        validation: The report of `cpt validate`, if it was run.
-        digests: SHA-256 of each file by its name, hexadecimal, from SHA256SUMS and verified at opening.
-    """
-
-    path: Path
-    name: str
-    version: str
-    config: dict[str, Any]
-    quantization: dict[str, Any]
-    validation: dict[str, Any] | None
-    digests: Mapping[str, str]
-
-    @property
-    def sha256(self) -> str:
-        """Digest of model.onnx, hexadecimal."""
-        return self.digests[ONNX_FILE]
-
-    @property
-    def content_sha256(self) -> str:
-        """One digest of every file that changes an answer; see `content_digest`."""
-        return content_digest(self.digests)
-
-    @property
-    def onnx_path(self) -> Path:
-        """Path of model.onnx."""
-        return self.path / ONNX_FILE
-
-    @property
-    def calibrated(self) -> bool:
-        """Whether it comes from a float model by calibration only, not from a run of cyclic precision training."""
-        return bool(self.facts.get("card", {}).get("calibrated", False))
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        """The project's own section of config.json: format version, name, bits and further facts from export."""
-        facts: dict[str, Any] = self.config["cpt"]
-        return facts
-
-    @property
-    def float_parts(self) -> dict[str, Any] | None:
-        """The entry of quantization.json on operators in float between the layers; `None` if there are none."""
-        found: dict[str, Any] | None = self.quantization.get(FLOAT_PARTS)
-        return found
-
-    def load_tensors(self) -> dict[str, npt.NDArray[Any]]:
-        """Load the integer weights, biases and scales of model.safetensors by name.
-
-        Raises:
-            BundleError: If the file cannot be read.
-        """
-        try:
-            tensors: dict[str, npt.NDArray[Any]] = load((self.path / TENSORS_FILE).read_bytes())
-        except (OSError, SafetensorError) as error:
-            raise BundleError(
-                f"Expected tensors in {self.path / TENSORS_FILE}, but got: {error}", hint=AGAIN_HINT
-            ) from error
-        return {name: np.asarray(tensor) for name, tensor in tensors.items()}
 
 
 def check_directory(directory: Path) -> None:
@@ -104,19 +29,18 @@ def check_directory(directory: Path) -> None:
     raise BundleError(f"Expected a bundle at {directory}, but it has no {SUMS_FILE}: it is not a bundle", hint=how)
 
 
-def bundle_kind(directory: Path) -> str | None:
-    """Return what a bundle says that it holds; classifiers, and what cannot be read, say nothing.
+def bundle_task(directory: Path) -> str | None:
+    """Return the task that a bundle is for; `None` if it cannot be read.
 
-    Only who opens it depends on this: what it says counts after its checksum was verified.
+    It only selects the code that opens the bundle: the content is trusted after its checksum was verified.
     """
     try:
         check_directory(directory)
-        config = read_json(directory, CONFIG_FILE, {CONFIG_FILE: ""})
+        own = read_json(directory, CONFIG_FILE, {CONFIG_FILE: ""}).get("cpt")
     except BundleError:
         return None
-    own = config.get("cpt")
-    kind = own.get("kind") if isinstance(own, dict) else None
-    return kind if isinstance(kind, str) else None
+    task = own.get("task") if isinstance(own, dict) else None
+    return task if isinstance(task, str) else None
 
 
 def own_section(directory: Path, config: dict[str, Any]) -> dict[str, Any]:
@@ -124,9 +48,9 @@ def own_section(directory: Path, config: dict[str, Any]) -> dict[str, Any]:
     own = config.get("cpt")
     own = own if isinstance(own, dict) else {}
     _check_version(directory, own.get("format_version"))
-    if not (isinstance(own.get("name"), str) and isinstance(own.get("version"), str)):
+    if not all(isinstance(own.get(key), str) for key in ("name", "version", "task")):
         raise BundleError(
-            f"Expected {directory / CONFIG_FILE} to have the model's name and version, but it does not",
+            f"Expected {directory / CONFIG_FILE} to have the model's name, version and task, but it does not",
             hint=AGAIN_HINT,
         )
     return own
