@@ -51,7 +51,8 @@ def checked_sizes(signature: Signature, inputs: Arrays) -> dict[str, int]:
     total = sum(sizes.get(name, free.least) for name, free in signature.free.items())
     if signature.context is not None and total > signature.context:
         raise ValueError(
-            f"Expected at most {signature.context} of {' + '.join(signature.free)}, the model's context, but got {total}"
+            f"Expected at most {signature.context} of {' + '.join(signature.free)}, the model's context, "
+            f"but got {total}"
         )
     return sizes
 

@@ -111,15 +111,15 @@ class Synchronization:
             torch.stack(ends).float()
             for ends in zip(*(quantizer.current for quantizer in self.quantizers), strict=True)
         )
-        told = self.process_group.gather(torch.cat([lows, highs, figures]))
+        gathered = self.process_group.gather(torch.cat([lows, highs, figures]))
         count = len(self.quantizers)
-        low, high = told[:, :count].amin(0), told[:, count : 2 * count].amax(0)
+        low, high = gathered[:, :count].amin(0), gathered[:, count : 2 * count].amax(0)
         # A tensor that no process computed keeps its average; finding out takes a read from the device.
         missed = (low > high).tolist() if self.partial else [False] * count
         for quantizer, lowest, highest, is_missed in zip(self.quantizers, low, high, missed, strict=True):
             if not is_missed:
                 quantizer.observe(lowest, highest)
-        return told[:, 2 * count :].T
+        return gathered[:, 2 * count :].T
 
     def calibrate(self, inputs: Iterable[Tensor]) -> int:
         """Calibrate on the batches of all processes, each of which has whole batches of its own.

@@ -36,9 +36,9 @@ def datasets(
     train/CLASS/*.jpg and val/CLASS/*.jpg, any .npz file, and any text file or folder of train, valid and test text can
     be given by its path instead, and your own data set by its import path, data.name=package.module:factory.
 
-    `cpt datasets check` decodes all images of a data set and lists its problems before a training meets them: images
-    that cannot be read, files that are not read as images, classes that are empty or in one split only, and images that
-    are in both splits. The exit code is 5 if a problem prevents training.
+    `cpt datasets check` decodes all images of a data set and lists its problems: images that cannot be read, files that
+    are not read as images, classes that are empty or in one split only, and images that are in both splits. The
+    exit code is 5 if a problem prevents training.
     """
     pattern, *rest = words or ["*"]
     if pattern == "check" or rest:

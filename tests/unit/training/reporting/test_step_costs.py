@@ -3,7 +3,7 @@ from multiprocessing import get_context
 
 import torch
 
-from cpt_deploy.training.reporting.step_costs import KEPT_TIMES, StepCosts, BitsCost, peak_memory, reset_peak_memory
+from cpt_deploy.training.reporting.step_costs import KEPT_TIMES, BitsCost, StepCosts, peak_memory, reset_peak_memory
 
 CPU = torch.device("cpu")
 
