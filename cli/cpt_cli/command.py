@@ -3,7 +3,6 @@
 import functools
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Annotated, Any
 
 import typer
@@ -16,21 +15,18 @@ LOOK_PANEL = "Look around"
 OUTPUT_PANEL = "Output"
 
 
-@dataclass(frozen=True, slots=True)
 class Command:
     """One verb of `cpt`.
 
-    Attributes:
-        name: The verb.
-        function: Function that Typer calls; its docstring and annotations are the help.
+    Args:
+        function: Function that Typer calls, named after the verb; its docstring and annotations are the help.
         panel: The heading under which `cpt --help` lists it.
         examples: Complete command lines; a comment may follow after "  # ".
     """
 
-    name: str
-    function: Callable[..., None]
-    panel: str
-    examples: tuple[str, ...]
+    def __init__(self, function: Callable[..., None], panel: str, *examples: str) -> None:
+        self.name = function.__name__.replace("_", "-")
+        self.function, self.panel, self.examples = function, panel, examples
 
 
 PROVIDER_HELP = (

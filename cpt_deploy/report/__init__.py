@@ -1,4 +1,8 @@
-"""Plots and pages of results. Matplotlib is imported only when a plot is drawn; torch is never imported."""
+"""Plots and pages of results. Matplotlib is imported only when a plot is drawn; torch is never imported.
+
+Functions that plot raise `MissingExtraError` if Matplotlib is not installed, and `OSError` if a file cannot be read or
+written.
+"""
 
 from cpt_deploy.report.benchmark_plot import check_plot_path, plot_benchmark
 from cpt_deploy.report.comparison_plot import ComparedGroup, plot_comparison

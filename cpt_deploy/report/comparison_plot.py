@@ -37,10 +37,6 @@ def plot_comparison(groups: Sequence[ComparedGroup], destination: Path) -> None:
     Args:
         groups: One or more groups.
         destination: The file to write, PNG or SVG by its suffix.
-
-    Raises:
-        MissingExtraError: If Matplotlib is not installed.
-        OSError: If the file cannot be written.
     """
     figure = new_figure(8.5, 5)
     axes = figure.subplots()

@@ -35,10 +35,6 @@ def plot_curves(
         title: Title of the plot.
         bits: Forward bits of every step of the run; if None, those of the logged steps are drawn.
         grad_bits: Gradient bits of every step, likewise.
-
-    Raises:
-        MissingExtraError: If Matplotlib is not installed.
-        OSError: If the file cannot be read or written.
     """
     with metrics.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))

@@ -28,9 +28,6 @@ def new_figure(width: float, height: float) -> Any:
     Args:
         width: Width in inches.
         height: Height in inches.
-
-    Raises:
-        MissingExtraError: If Matplotlib is not installed.
     """
     try:
         from matplotlib.figure import Figure
@@ -50,11 +47,7 @@ def plain(*panels: Any) -> None:
 
 
 def figure_style() -> Any:
-    """Return the Matplotlib context with the style of figures for a page.
-
-    Raises:
-        MissingExtraError: If Matplotlib is not installed.
-    """
+    """Return the Matplotlib context with the style of figures for a page."""
     new_figure(1, 1)
     from matplotlib import rc_context
 

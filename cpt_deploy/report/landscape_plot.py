@@ -40,10 +40,6 @@ def plot_landscapes(panels: Sequence[LandscapePanel], destination: Path, *, titl
         panels: One or more minima on the same kind of grid.
         destination: The file to write, PNG or SVG by its suffix.
         title: Title of the plot.
-
-    Raises:
-        MissingExtraError: If Matplotlib is not installed.
-        OSError: If the file cannot be written.
     """
     figure = _lines(panels) if len(panels[0].losses) == 1 else _planes(panels)
     figure.suptitle(title)

@@ -31,8 +31,6 @@ def plot_schedules(drawn: Sequence[DrawnSchedule], destination: Path) -> None:
         destination: The file to write, PNG or SVG by its suffix.
 
     Raises:
-        MissingExtraError: If Matplotlib is not installed.
-        OSError: If the file cannot be written.
         ValueError: If Matplotlib does not support the format.
     """
     columns = min(COLUMNS, len(drawn))

@@ -57,10 +57,6 @@ def plot_seed_curves(groups: Sequence[SeedCurves], destination: Path) -> None:
     Args:
         groups: One or more groups.
         destination: The file to write, PNG or SVG by its suffix.
-
-    Raises:
-        MissingExtraError: If Matplotlib is not installed.
-        OSError: If the file cannot be written.
     """
     figure = new_figure(9, 8.5)
     metric = groups[0].metric

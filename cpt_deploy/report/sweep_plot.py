@@ -53,10 +53,6 @@ def plot_sweep(
         quality_label: Name of the quality, with its unit.
         latency_label: The setting in which the latency was measured.
         trained: Quality of the trained model at max_bits, drawn as a line.
-
-    Raises:
-        MissingExtraError: If Matplotlib is not installed.
-        OSError: If the file cannot be written.
     """
     figure = new_figure(10, 4.5)
     size, latency = figure.subplots(1, 2, sharey=True)

@@ -22,9 +22,6 @@ def render_validation_page(report: Report, labels: Sequence[str]) -> str:
     Args:
         report: The fields of validation.json (`ValidationReport.to_dict()`).
         labels: Names of the classes; none if the task has no classes.
-
-    Raises:
-        MissingExtraError: If Matplotlib is not installed.
     """
     sections = [
         _head(report),

@@ -35,12 +35,9 @@ def api_key(
 
 
 COMMAND = Command(
-    name="api-key",
-    function=api_key,
-    panel=SHIP_PANEL,
-    examples=(
-        "cpt api-key shop keys.txt",
-        "cpt api-key prometheus keys.txt --scope metrics",
-        "cpt api-key release keys.txt --scope infer --scope admin",
-    ),
+    api_key,
+    SHIP_PANEL,
+    "cpt api-key shop keys.txt",
+    "cpt api-key prometheus keys.txt --scope metrics",
+    "cpt api-key release keys.txt --scope infer --scope admin",
 )

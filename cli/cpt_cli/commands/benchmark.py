@@ -54,11 +54,8 @@ def benchmark(
 
 
 COMMAND = Command(
-    name="benchmark",
-    function=benchmark,
-    panel=SHIP_PANEL,
-    examples=(
-        "cpt benchmark runs/digits/bundle-8bit",
-        "cpt benchmark my-bundle --run runs/fashion --batch 1,32 --threads 1,2 --plot latency.png",
-    ),
+    benchmark,
+    SHIP_PANEL,
+    "cpt benchmark runs/digits/bundle-8bit",
+    "cpt benchmark my-bundle --run runs/fashion --batch 1,32 --threads 1,2 --plot latency.png",
 )

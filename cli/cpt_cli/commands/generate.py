@@ -76,12 +76,9 @@ def generate(  # noqa: PLR0913, PLR0917  the options are its parameters
 
 
 COMMAND = Command(
-    name="generate",
-    function=generate,
-    panel=SHIP_PANEL,
-    examples=(
-        'cpt generate runs/ptb-lstm/bundle-8bit "the company said"',
-        'cpt generate runs/ptb-lstm/bundle-8bit "the company said" --temperature 0 --max-tokens 20 --json',
-        'cpt generate --url http://127.0.0.1:8000 "the company said" --seed 1  # on a server',
-    ),
+    generate,
+    SHIP_PANEL,
+    'cpt generate runs/ptb-lstm/bundle-8bit "the company said"',
+    'cpt generate runs/ptb-lstm/bundle-8bit "the company said" --temperature 0 --max-tokens 20 --json',
+    'cpt generate --url http://127.0.0.1:8000 "the company said" --seed 1  # on a server',
 )

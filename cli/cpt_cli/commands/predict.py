@@ -117,13 +117,10 @@ def _written(value: Any) -> str:
 
 
 COMMAND = Command(
-    name="predict",
-    function=predict,
-    panel=SHIP_PANEL,
-    examples=(
-        "cpt predict runs/digits/bundle-8bit digit.png",
-        "cpt predict runs/digits/bundle-8bit *.png --top-k 3 --json",
-        "cpt predict runs/prices/bundle-8bit --inputs houses.csv --json  # rows of tensors",
-        "cpt predict --url http://127.0.0.1:8000 digit.png  # on a server",
-    ),
+    predict,
+    SHIP_PANEL,
+    "cpt predict runs/digits/bundle-8bit digit.png",
+    "cpt predict runs/digits/bundle-8bit *.png --top-k 3 --json",
+    "cpt predict runs/prices/bundle-8bit --inputs houses.csv --json  # rows of tensors",
+    "cpt predict --url http://127.0.0.1:8000 digit.png  # on a server",
 )

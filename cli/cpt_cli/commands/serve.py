@@ -231,14 +231,11 @@ def _curl(settings: "ServeSettings", request: str) -> str:
 
 
 COMMAND = Command(
-    name="serve",
-    function=serve,
-    panel=SHIP_PANEL,
-    examples=(
-        "cpt serve runs/digits/bundle-8bit",
-        "cpt serve models/ --watch 5 --require-evidence  # models/NAME/VERSION/; new versions are loaded while it runs",
-        "cpt serve my-bundle --grpc-port 8001  # the Open Inference Protocol over gRPC too",
-        "cpt serve my-bundle --host 0.0.0.0 --api-keys keys.txt --tls-cert cert.pem --tls-key key.pem",
-        "cpt serve --config serve.yaml",
-    ),
+    serve,
+    SHIP_PANEL,
+    "cpt serve runs/digits/bundle-8bit",
+    "cpt serve models/ --watch 5 --require-evidence  # models/NAME/VERSION/; new versions are loaded while it runs",
+    "cpt serve my-bundle --grpc-port 8001  # the Open Inference Protocol over gRPC too",
+    "cpt serve my-bundle --host 0.0.0.0 --api-keys keys.txt --tls-cert cert.pem --tls-key key.pem",
+    "cpt serve --config serve.yaml",
 )

@@ -36,9 +36,4 @@ def sign(
     out.hint(f"cpt verify {readable.path(bundle)} --key PUBLIC_KEY")
 
 
-COMMAND = Command(
-    name="sign",
-    function=sign,
-    panel=SHIP_PANEL,
-    examples=("cpt sign my-bundle --key release.key",),
-)
+COMMAND = Command(sign, SHIP_PANEL, "cpt sign my-bundle --key release.key")

@@ -122,14 +122,11 @@ def _check_alone(bundle: Path, provider: str, *, require_exact: bool | None) -> 
 
 
 COMMAND = Command(
-    name="validate",
-    function=validate,
-    panel=SHIP_PANEL,
-    examples=(
-        "cpt validate runs/digits/bundle-8bit --data digits",
-        "cpt validate my-bundle --data fashion-mnist --run runs/fashion --max-drop 1  # at most 1 point lost",
-        "cpt validate my-bundle --data digits --html evidence.html  # a copy of the page in the bundle",
-        "cpt validate my-bundle --data digits --provider cuda  # with onnxruntime-gpu",
-        "cpt validate my-bundle  # checksums, constants and golden sample only: needs neither data nor torch",
-    ),
+    validate,
+    SHIP_PANEL,
+    "cpt validate runs/digits/bundle-8bit --data digits",
+    "cpt validate my-bundle --data fashion-mnist --run runs/fashion --max-drop 1  # at most 1 point lost",
+    "cpt validate my-bundle --data digits --html evidence.html  # a copy of the page in the bundle",
+    "cpt validate my-bundle --data digits --provider cuda  # with onnxruntime-gpu",
+    "cpt validate my-bundle  # checksums, constants and golden sample only: needs neither data nor torch",
 )

@@ -30,11 +30,8 @@ def verify(
 
 
 COMMAND = Command(
-    name="verify",
-    function=verify,
-    panel=SHIP_PANEL,
-    examples=(
-        "cpt verify my-bundle --key release.pub",
-        "cpt verify my-bundle --key trusted-keys/  # each .pub or .pem in it",
-    ),
+    verify,
+    SHIP_PANEL,
+    "cpt verify my-bundle --key release.pub",
+    "cpt verify my-bundle --key trusted-keys/  # each .pub or .pem in it",
 )

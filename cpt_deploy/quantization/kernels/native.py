@@ -59,38 +59,32 @@ class NativeKernels:
         assert status == _OK, (function, status)
 
     def range(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return min and max."""
         found = torch.empty(2)
         self._call("range", dense(x), x.numel(), found)
         return found[0], found[1]
 
     def quantize(self, x: Tensor, qparams: QuantizationParameters) -> Tensor:
-        """Return quantized values."""
         x = dense(x)
         codes = torch.empty_like(x, dtype=torch.uint8)
         self._call("quantize", x, x.numel(), qparams, codes)
         return codes
 
     def requantize(self, codes: Tensor, source: QuantizationParameters, target: QuantizationParameters) -> Tensor:
-        """Return requantized values."""
         out = torch.empty_like(codes)
         self._call("requantize", codes, codes.numel(), source, target, out)
         return out
 
     def centre(self, codes: Tensor, zero_point: Tensor, dtype: torch.dtype) -> Tensor:
-        """Return `codes − zero_point`."""
         out = torch.empty_like(codes, dtype=dtype)
         self._call("centre", codes, codes.numel(), zero_point.item(), out, _is_bf16(out))
         return out
 
     def dequantize(self, codes: Tensor, qparams: QuantizationParameters) -> Tensor:
-        """Return real values."""
         out = torch.empty_like(codes, dtype=torch.float32)
         self._call("dequantize", codes, codes.numel(), qparams, out)
         return out
 
     def quantize_weight(self, weight: Tensor, quant_max: Tensor) -> tuple[Tensor, Tensor]:
-        """Return quantized values and scales."""
         weight, count = dense(weight.detach()), weight.shape[0]
         codes, scales = torch.empty_like(weight, dtype=torch.int8), torch.empty(count)
         inputs, stride = weight[0].numel() if count else 0, quant_max.stride(0) if quant_max.dim() else 0
@@ -98,7 +92,6 @@ class NativeKernels:
         return codes, scales
 
     def real_weight(self, codes: Tensor, scales: Tensor, step: Tensor, dtype: torch.dtype) -> Tensor:
-        """Return `codes · (scales · step)`."""
         out, inputs = torch.empty_like(codes, dtype=dtype), codes[0].numel() if len(codes) else 0
         self._call("real_weight", codes, len(codes), inputs, scales, step, out, _is_bf16(out))
         return out
@@ -106,7 +99,6 @@ class NativeKernels:
     def add_range(
         self, a: Tensor, b: Tensor, qparams_each: tuple[QuantizationParameters, QuantizationParameters], clamp: Clamp
     ) -> tuple[Tensor, Tensor]:
-        """Return the range of a clamped sum."""
         b, found = aligned(b, a), torch.empty(2)
         self._call("add_range", a, b, a.numel(), *qparams_each, clamp, found)
         return found[0], found[1]
@@ -119,19 +111,16 @@ class NativeKernels:
         clamp: Clamp,
         qparams: QuantizationParameters,
     ) -> tuple[Tensor, Tensor]:
-        """Return a quantized clamped sum and its mask."""
         b, codes, passed = aligned(b, a), torch.empty_like(a), torch.empty((a.numel() + 7) // 8, dtype=torch.uint8)
         self._call("add_quantize", a, b, a.numel(), *qparams_each, clamp, qparams, codes, passed)
         return codes, passed
 
     def mask(self, gradient: Tensor, passed: Tensor) -> Tensor:
-        """Return a masked gradient."""
         out = torch.empty_like(gradient)
         self._call("mask", gradient, passed, gradient.numel(), out, _is_bf16(gradient))
         return out
 
     def statistics(self, x: Tensor) -> Statistics:
-        """Return statistics of each channel, from sums relative to its first value."""
         rows, channels = _rows_and_channels(x)
         found = Statistics(*torch.empty(4, channels).unbind())
         self._call("statistics", x, rows, channels, *map(Tensor.data_ptr, found))
@@ -140,13 +129,11 @@ class NativeKernels:
     def affine_quantize(
         self, x: Tensor, factor: Tensor, offset: Tensor, clamp: Clamp, qparams: QuantizationParameters
     ) -> Tensor:
-        """Return quantized values of a clamped affine function."""
         codes = torch.empty_like(x, dtype=torch.uint8)
         self._call("affine_quantize", x, *_rows_and_channels(x), factor, offset, clamp, qparams, codes)
         return codes
 
     def scale_sums(self, sums: Tensor, shift: Tensor | None, factor: Tensor, offset: Tensor) -> Tensor:
-        """Return `(sums + shift) · factor + offset`."""
         if shift is None:
             along = (1, -1, 1, 1) if sums.dim() == 4 else (-1,)
             return (sums.to(torch.float32) * factor.view(along)).add_(offset.view(along))
@@ -155,13 +142,11 @@ class NativeKernels:
         return out
 
     def gradient_sums(self, output: OutputGradient, mean: Tensor) -> tuple[Tensor, Tensor]:
-        """Return sums for the backward pass of a normalisation."""
         passed, products = torch.empty(2, channels_of(output.x)).unbind()
         self._call("gradient_sums", output, mean, passed, products, _is_bf16(output.gradient))
         return passed, products
 
     def gradient_range(self, output: OutputGradient, terms: GradientTerms) -> tuple[Tensor, Tensor]:
-        """Return the range of the gradient of a layer's output."""
         found = torch.empty(2)
         self._call("gradient_range", output, terms, found, _is_bf16(output.gradient))
         return found[0], found[1]
@@ -169,28 +154,24 @@ class NativeKernels:
     def gradient_codes(
         self, output: OutputGradient, terms: GradientTerms, step: Tensor, seed: Tensor, dtype: torch.dtype
     ) -> Tensor:
-        """Return the gradient of a layer's output in steps, rounded stochastically."""
         codes = torch.empty_like(output.gradient, dtype=dtype)
         types = (_is_bf16(output.gradient), _is_bf16(codes))
         self._call("gradient_codes", output, terms, step.item(), int(seed) & 0xFFFFFFFF, codes, *types)
         return codes
 
     def round_gradient(self, gradient: Tensor, step: Tensor, seed: Tensor) -> Tensor:
-        """Return a gradient rounded stochastically."""
         gradient = dense(gradient)
         out = torch.empty_like(gradient)
         self._call("round_gradient", gradient, gradient.numel(), step.item(), int(seed) & 0xFFFFFFFF, out)
         return out
 
     def observe(self, low: Tensor, high: Tensor, average: Average | None, quant_max: QuantMax) -> Observed:
-        """Return a range with its quantization parameters."""
         (low, high), out = parameters.whole(low, high), torch.empty(8)
         self._call("observe", low, high, average, *quant_max, out)
         bottom, top, *each = out.unbind()
         return Observed(bottom, top, QuantizationParameters(*each[:3]), QuantizationParameters(*each[3:]))
 
     def gradient_step(self, low: Tensor, high: Tensor, quant_max: Tensor) -> Tensor:
-        """Return the quantization step of a gradient."""
         (low, high), step = parameters.whole(low, high), torch.empty(())
         self._call("gradient_step", low, high, quant_max, step)
         return step
@@ -204,7 +185,6 @@ class NativeKernels:
         clamp: Clamp,
         count: int,
     ) -> tuple[Normalised, tuple[Tensor, Tensor]]:
-        """Return a layer's normalisation and its output's range, and update the running averages of the BatchNorm."""
         out, ends = torch.empty(5, len(unit.weight)), torch.empty(2)
         following = c.BatchNorm() if norm is None else norm
         self._call("normalise", statistics, *unit, bias, following, clamp, count, len(unit.weight), out, ends)
@@ -213,7 +193,6 @@ class NativeKernels:
     def normalisation_terms(
         self, norm: Normalised, passed: Tensor, products: Tensor, count: int
     ) -> tuple[GradientTerms, Tensor]:
-        """Return the coefficients of the gradient through BatchNorm, see `parameters.terms`, and the gradient of γ."""
         out = torch.empty(3, len(passed))
         read = (norm.mean, norm.gain, norm.deviation, passed, products)
         self._call("normalisation_terms", *read, count, len(passed), out)

@@ -128,14 +128,11 @@ def _sizes(row: dict[str, Any]) -> tuple[object, object, object]:
 
 
 COMMAND = Command(
-    name="datasets",
-    function=datasets,
-    panel=LOOK_PANEL,
-    examples=(
-        "cpt datasets",
-        "cpt datasets fashion-mnist  # is it here, and how to get it",
-        "cpt datasets 'wikitext*' --json  # texts of language models",
-        "cpt datasets --fetch cifar10",
-        "cpt datasets check photos/  # bad images, empty classes, the same image in both splits",
-    ),
+    datasets,
+    LOOK_PANEL,
+    "cpt datasets",
+    "cpt datasets fashion-mnist  # is it here, and how to get it",
+    "cpt datasets 'wikitext*' --json  # texts of language models",
+    "cpt datasets --fetch cifar10",
+    "cpt datasets check photos/  # bad images, empty classes, the same image in both splits",
 )

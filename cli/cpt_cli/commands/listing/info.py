@@ -132,6 +132,4 @@ def _linear(device: dict[str, Any] | None) -> str:
     )
 
 
-COMMAND = Command(
-    name="info", function=info, panel=LOOK_PANEL, examples=("cpt info", "cpt info --json  # to paste into a report")
-)
+COMMAND = Command(info, LOOK_PANEL, "cpt info", "cpt info --json  # to paste into a report")

@@ -96,13 +96,10 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
 
 
 COMMAND = Command(
-    name="models",
-    function=models,
-    panel=LOOK_PANEL,
-    examples=(
-        "cpt models",
-        "cpt models 'torchvision/resnet*'",
-        "cpt models '*-lm' --classes 33278  # language models, with the words of wikitext-2",
-        "cpt models resnet20 --channels 1 --size 28  # as on Fashion-MNIST",
-    ),
+    models,
+    LOOK_PANEL,
+    "cpt models",
+    "cpt models 'torchvision/resnet*'",
+    "cpt models '*-lm' --classes 33278  # language models, with the words of wikitext-2",
+    "cpt models resnet20 --channels 1 --size 28  # as on Fashion-MNIST",
 )

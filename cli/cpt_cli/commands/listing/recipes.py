@@ -145,12 +145,9 @@ def _against(baseline: str | None, saving: float) -> str:
 
 
 COMMAND = Command(
-    name="recipes",
-    function=recipes,
-    panel=LOOK_PANEL,
-    examples=(
-        "cpt recipes 'resnet74-cifar100-*'",
-        "cpt recipes resnet18-imagenet-cpt4-8  # all settings, cost, and the paper's figure",
-        "cpt recipes '*-imagenet-*' --json",
-    ),
+    recipes,
+    LOOK_PANEL,
+    "cpt recipes 'resnet74-cifar100-*'",
+    "cpt recipes resnet18-imagenet-cpt4-8  # all settings, cost, and the paper's figure",
+    "cpt recipes '*-imagenet-*' --json",
 )

@@ -163,14 +163,11 @@ def _draw(shown: "list[ShownSchedule]", plot: Path) -> None:
 
 
 COMMAND = Command(
-    name="schedules",
-    function=schedules,
-    panel=LOOK_PANEL,
-    examples=(
-        "cpt schedules",
-        "cpt schedules CR RR ETH --bits 4-8 --cycles 32 --grad-bits 6-8 --plot schedules.svg  # scheduled gradients",
-        "cpt schedules progressive --losses runs/resnet20/metrics.csv  # the bits under that loss",
-        "cpt schedules --recipe my-recipe.yaml --plot bits.png  # forward, groups of layers, gradients",
-        "cpt schedules my_package.schedules:warm_up  # your own, by import path",
-    ),
+    schedules,
+    LOOK_PANEL,
+    "cpt schedules",
+    "cpt schedules CR RR ETH --bits 4-8 --cycles 32 --grad-bits 6-8 --plot schedules.svg  # scheduled gradients",
+    "cpt schedules progressive --losses runs/resnet20/metrics.csv  # the bits under that loss",
+    "cpt schedules --recipe my-recipe.yaml --plot bits.png  # forward, groups of layers, gradients",
+    "cpt schedules my_package.schedules:warm_up  # your own, by import path",
 )

@@ -95,12 +95,9 @@ def _write_csv(groups: "list[RunGroup]", path: Path) -> None:
 
 
 COMMAND = Command(
-    name="compare",
-    function=compare,
-    panel=TRAIN_PANEL,
-    examples=(
-        "cpt compare runs/static8 runs/cpt38",
-        "cpt compare runs/static8-seed* runs/cpt38-seed* --plot compare.svg --csv compare.csv",
-        "cpt compare runs/static8-seed* runs/cpt38-seed* --curves curves.svg  # with bands, and the bits",
-    ),
+    compare,
+    TRAIN_PANEL,
+    "cpt compare runs/static8 runs/cpt38",
+    "cpt compare runs/static8-seed* runs/cpt38-seed* --plot compare.svg --csv compare.csv",
+    "cpt compare runs/static8-seed* runs/cpt38-seed* --curves curves.svg  # with bands, and the bits",
 )

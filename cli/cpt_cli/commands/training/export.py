@@ -255,13 +255,10 @@ def export(  # noqa: PLR0913, PLR0917  the options are its parameters
 
 
 COMMAND = Command(
-    name="export",
-    function=export,
-    panel=TRAIN_PANEL,
-    examples=(
-        "cpt export runs/digits --bits 4 --act-bits 4  # weights and activations at 4 bits; the default is 8",
-        "cpt export runs/digits --budget 0.6  # bits by layer, 60 % of the size of 8-bit weights",
-        "cpt export --from model.onnx --data photos/  # trained elsewhere, in float: calibration only",
-        "cpt export runs/digits --format torchscript,pt2  # for programs that have PyTorch but not onnxruntime",
-    ),
+    export,
+    TRAIN_PANEL,
+    "cpt export runs/digits --bits 4 --act-bits 4  # weights and activations at 4 bits; the default is 8",
+    "cpt export runs/digits --budget 0.6  # bits by layer, 60 % of the size of 8-bit weights",
+    "cpt export --from model.onnx --data photos/  # trained elsewhere, in float: calibration only",
+    "cpt export runs/digits --format torchscript,pt2  # for programs that have PyTorch but not onnxruntime",
 )

@@ -118,11 +118,8 @@ def _entries(found: "dict[str, Landscape]") -> list[dict[str, Any]]:
 
 
 COMMAND = Command(
-    name="landscape",
-    function=landscape,
-    panel=TRAIN_PANEL,
-    examples=(
-        "cpt landscape runs/static8 runs/cpt38 --jobs 2",
-        "cpt landscape runs/cpt38 --dimensions 1 --points 51 --split test --out line/",
-    ),
+    landscape,
+    TRAIN_PANEL,
+    "cpt landscape runs/static8 runs/cpt38 --jobs 2",
+    "cpt landscape runs/cpt38 --dimensions 1 --points 51 --split test --out line/",
 )

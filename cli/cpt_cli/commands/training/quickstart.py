@@ -150,9 +150,4 @@ def _finish(directory: Path, results: dict[str, Any]) -> None:
     out.hint(f"cpt serve {readable.path(results['bundle'])}, then open its address in a browser")
 
 
-COMMAND = Command(
-    name="quickstart",
-    function=quickstart,
-    panel=TRAIN_PANEL,
-    examples=("cpt quickstart", "cpt quickstart --out /tmp/first-steps --json"),
-)
+COMMAND = Command(quickstart, TRAIN_PANEL, "cpt quickstart", "cpt quickstart --out /tmp/first-steps --json")

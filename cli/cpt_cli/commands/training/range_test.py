@@ -54,11 +54,8 @@ def range_test(
 
 
 COMMAND = Command(
-    name="range-test",
-    function=range_test,
-    panel=TRAIN_PANEL,
-    examples=(
-        "cpt range-test digits-quickstart",
-        "cpt range-test fashion-mnist-resnet20 --steps 60 --all --out range/  # the whole curve, with a plot",
-    ),
+    range_test,
+    TRAIN_PANEL,
+    "cpt range-test digits-quickstart",
+    "cpt range-test fashion-mnist-resnet20 --steps 60 --all --out range/  # the whole curve, with a plot",
 )

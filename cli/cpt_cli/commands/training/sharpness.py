@@ -97,11 +97,8 @@ def _write(path: Path, entries: list[dict[str, Any]], radius: float) -> None:
 
 
 COMMAND = Command(
-    name="sharpness",
-    function=sharpness,
-    panel=TRAIN_PANEL,
-    examples=(
-        "cpt sharpness runs/static8 runs/cpt38",
-        "cpt sharpness runs/cpt38 --eigenvalues 5 --tolerance 0.001 --csv sharpness.csv",
-    ),
+    sharpness,
+    TRAIN_PANEL,
+    "cpt sharpness runs/static8 runs/cpt38",
+    "cpt sharpness runs/cpt38 --eigenvalues 5 --tolerance 0.001 --csv sharpness.csv",
 )

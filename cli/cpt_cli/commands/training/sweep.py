@@ -84,11 +84,8 @@ def _number(word: str, option: str) -> int:
 
 
 COMMAND = Command(
-    name="sweep",
-    function=sweep,
-    panel=TRAIN_PANEL,
-    examples=(
-        "cpt sweep runs/digits",
-        "cpt sweep runs/digits --bits 8,6,4 --act-bits 8,same  # activations at 8 bits, and at the bits of the weights",
-    ),
+    sweep,
+    TRAIN_PANEL,
+    "cpt sweep runs/digits",
+    "cpt sweep runs/digits --bits 8,6,4 --act-bits 8,same  # activations at 8 bits, and at the bits of the weights",
 )

@@ -152,14 +152,11 @@ def _recipe_of(run_dir: Path) -> Path:
 
 
 COMMAND = Command(
-    name="train",
-    function=train,
-    panel=TRAIN_PANEL,
-    examples=(
-        "cpt train digits-quickstart  # a preset; --dry-run shows the plan",
-        "cpt train fashion-mnist-resnet20 train.epochs=20 --bits auto  # finds min_bits first, as cpt range-test",
-        "cpt train my-recipe.yaml data.name=photos/ model.name=torchvision/resnet18 model.weights=resnet18.pth",
-        "cpt train resnet74-cifar100-cpt3-8 --smoke  # two steps of one of the paper's experiments (cpt recipes)",
-        "cpt train --resume runs/fashion-mnist-resnet20",
-    ),
+    train,
+    TRAIN_PANEL,
+    "cpt train digits-quickstart  # a preset; --dry-run shows the plan",
+    "cpt train fashion-mnist-resnet20 train.epochs=20 --bits auto  # finds min_bits first, as cpt range-test",
+    "cpt train my-recipe.yaml data.name=photos/ model.name=torchvision/resnet18 model.weights=resnet18.pth",
+    "cpt train resnet74-cifar100-cpt3-8 --smoke  # two steps of one of the paper's experiments (cpt recipes)",
+    "cpt train --resume runs/fashion-mnist-resnet20",
 )

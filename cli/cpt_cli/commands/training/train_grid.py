@@ -81,12 +81,9 @@ def _show(trained: "TrainedGrid") -> None:
 
 
 COMMAND = Command(
-    name="train-grid",
-    function=train_grid,
-    panel=TRAIN_PANEL,
-    examples=(
-        "cpt train-grid grid.yaml --dry-run  # lists the runs",
-        "cpt train-grid grid.yaml --jobs 2  # repeat it after Ctrl-C to resume",
-        "cpt train-grid grid.yaml --out /shared/grid  # on several machines that share the directory",
-    ),
+    train_grid,
+    TRAIN_PANEL,
+    "cpt train-grid grid.yaml --dry-run  # lists the runs",
+    "cpt train-grid grid.yaml --jobs 2  # repeat it after Ctrl-C to resume",
+    "cpt train-grid grid.yaml --out /shared/grid  # on several machines that share the directory",
 )

@@ -39,7 +39,6 @@ class TritonKernels:
     name = "triton"
 
     def range(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the range in parts."""
         check_not_empty("range", x)
         x = dense(x)
         count = _parts(x.numel())
@@ -48,7 +47,6 @@ class TritonKernels:
         return parts[0], parts[1]
 
     def observe(self, low: Tensor, high: Tensor, average: Average | None, quant_max: QuantMax) -> Observed:
-        """Return a range with its quantization parameters."""
         out = low.new_empty(8)
         kept = (low, high, quant_max.own, 1.0) if average is None else average
         launch(
@@ -61,24 +59,19 @@ class TritonKernels:
         return Observed(bottom, top, QuantizationParameters(*rest[:3]), QuantizationParameters(*rest[3:]))
 
     def quantize(self, x: Tensor, qparams: QuantizationParameters) -> Tensor:
-        """Return quantized values."""
         x = dense(x)
         return _each(elements.quantize_kernel, x, torch.empty_like(x, dtype=torch.uint8), *qparams)
 
     def requantize(self, codes: Tensor, source: QuantizationParameters, target: QuantizationParameters) -> Tensor:
-        """Return requantized values."""
         return _each(elements.requantize_kernel, codes, torch.empty_like(codes), *source[:2], *target)
 
     def centre(self, codes: Tensor, zero_point: Tensor, dtype: torch.dtype) -> Tensor:
-        """Return `codes − zero_point`."""
         return _each(elements.centre_kernel, codes, torch.empty_like(codes, dtype=dtype), zero_point)
 
     def dequantize(self, codes: Tensor, qparams: QuantizationParameters) -> Tensor:
-        """Return real values."""
         return _each(elements.dequantize_kernel, codes, torch.empty_like(codes, dtype=torch.float32), *qparams[:2])
 
     def quantize_weight(self, weight: Tensor, quant_max: Tensor) -> tuple[Tensor, Tensor]:
-        """Return quantized values and scales."""
         check_not_empty("quantize_weight", weight)
         weight, count = dense(weight.detach()), weight.shape[0]
         codes, scales = torch.empty_like(weight, dtype=torch.int8), weight.new_empty(count)
@@ -90,7 +83,6 @@ class TritonKernels:
         return codes, scales
 
     def real_weight(self, codes: Tensor, scales: Tensor, step: Tensor, dtype: torch.dtype) -> Tensor:
-        """Return `codes · (scales · step)`."""
         out, inputs = torch.empty_like(codes, dtype=dtype), codes.numel() // len(codes)
         block = min(triton.next_power_of_2(inputs), _TILE)
         grid = (len(codes), triton.cdiv(inputs, block))
@@ -100,7 +92,6 @@ class TritonKernels:
     def add_range(
         self, a: Tensor, b: Tensor, qparams_each: tuple[QuantizationParameters, QuantizationParameters], clamp: Clamp
     ) -> tuple[Tensor, Tensor]:
-        """Return the range of a clamped sum, in parts."""
         check_not_empty("add_range", a)
         b, count = aligned(b, a), _parts(a.numel())
         parts = qparams_each[0].scale.new_empty(2, count)
@@ -118,7 +109,6 @@ class TritonKernels:
         clamp: Clamp,
         qparams: QuantizationParameters,
     ) -> tuple[Tensor, Tensor]:
-        """Return a quantized clamped sum and its mask."""
         b, codes = aligned(b, a), torch.empty_like(a)
         passed = a.new_empty((a.numel() + 7) // 8)
         block = _BLOCK // 8
@@ -129,14 +119,12 @@ class TritonKernels:
         return codes, passed
 
     def mask(self, gradient: Tensor, passed: Tensor) -> Tensor:
-        """Return a masked gradient."""
         out = torch.empty_like(gradient)
         grid = (triton.cdiv(gradient.numel(), _BLOCK),)
         launch(elements.mask_kernel, grid, gradient, passed, out, gradient.numel(), block=_BLOCK)
         return out
 
     def statistics(self, x: Tensor) -> Statistics:
-        """Return statistics of each channel, from sums relative to its first value."""
         check_not_empty("statistics", x)
         tiles = _Tiles(x)
         parts, out = x.new_empty(tiles.parts, 4, tiles.channels), x.new_empty(4, tiles.channels)
@@ -153,7 +141,6 @@ class TritonKernels:
         clamp: Clamp,
         count: int,
     ) -> tuple[Normalised, tuple[Tensor, Tensor]]:
-        """Return a layer's normalisation and its output's range in one part per channel."""
         channels = len(unit.weight)
         out, ends = unit.weight.new_empty(5, channels), unit.weight.new_empty(2, channels)
         nothing = unit.weight
@@ -168,7 +155,6 @@ class TritonKernels:
     def affine_quantize(
         self, x: Tensor, factor: Tensor, offset: Tensor, clamp: Clamp, qparams: QuantizationParameters
     ) -> Tensor:
-        """Return quantized values of a clamped affine function."""
         tiles, codes = _Tiles(x), torch.empty_like(x, dtype=torch.uint8)
         launch(
             channels_.affine_quantize_kernel, tiles.all,
@@ -177,7 +163,6 @@ class TritonKernels:
         return codes
 
     def scale_sums(self, sums: Tensor, shift: Tensor | None, factor: Tensor, offset: Tensor) -> Tensor:
-        """Return `(sums + shift) · factor + offset`."""
         tiles, out = _Tiles(sums), torch.empty_like(sums, dtype=torch.float32)
         launch(
             channels_.scale_sums_kernel, tiles.all,
@@ -187,7 +172,6 @@ class TritonKernels:
         return out
 
     def gradient_sums(self, output: OutputGradient, mean: Tensor) -> tuple[Tensor, Tensor]:
-        """Return sums for the backward pass of a normalisation."""
         check_not_empty("gradient_sums", output.x)
         tiles = _Tiles(output.x)
         parts, out = output.x.new_empty(tiles.parts, 2, tiles.channels), output.x.new_empty(2, tiles.channels)
@@ -204,7 +188,6 @@ class TritonKernels:
     def normalisation_terms(
         self, norm: Normalised, passed: Tensor, products: Tensor, count: int
     ) -> tuple[GradientTerms, Tensor]:
-        """Return the coefficients of the gradient through BatchNorm, see `terms` in parameters.py, and that of γ."""
         channels = len(passed)
         out = passed.new_empty(3, channels)
         launch(
@@ -214,7 +197,6 @@ class TritonKernels:
         return GradientTerms(norm.gain, out[0], out[1]), out[2]
 
     def gradient_range(self, output: OutputGradient, terms: GradientTerms) -> tuple[Tensor, Tensor]:
-        """Return the range of the gradient of a layer's output, in parts."""
         check_not_empty("gradient_range", output.x)
         tiles = _Tiles(output.x)
         parts = output.x.new_empty(2, tiles.parts * tiles.across)
@@ -225,7 +207,6 @@ class TritonKernels:
         return parts[0], parts[1]
 
     def gradient_step(self, low: Tensor, high: Tensor, quant_max: Tensor) -> Tensor:
-        """Return the quantization step of a gradient."""
         step = torch.empty_like(quant_max)
         launch(parameters.gradient_step_kernel, (1,), low, high, low.numel(), quant_max, step, block=_MERGED)
         return step
@@ -233,7 +214,6 @@ class TritonKernels:
     def gradient_codes(
         self, output: OutputGradient, terms: GradientTerms, step: Tensor, seed: Tensor, dtype: torch.dtype
     ) -> Tensor:
-        """Return the gradient of a layer's output in steps, rounded stochastically."""
         tiles, codes = _Tiles(output.x), torch.empty_like(output.gradient, dtype=dtype)
         launch(
             channels_.gradient_codes_kernel, tiles.all,
@@ -242,12 +222,10 @@ class TritonKernels:
         return codes
 
     def round_gradient(self, gradient: Tensor, step: Tensor, seed: Tensor) -> Tensor:
-        """Return a gradient rounded stochastically."""
         gradient = dense(gradient)
         return _each(elements.round_gradient_kernel, gradient, torch.empty_like(gradient), step, seed)
 
     def scale(self, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
-        """Return `x · (a · b)`."""
         x = dense(x)
         return _each(elements.scale_kernel, x, torch.empty_like(x, dtype=torch.float32), a, b)
 
