@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from cpt_deploy.errors import ConversionError, UsageError
 from cpt_deploy.quantization.modules.activation_quantizer import ActivationQuantizer
-from cpt_deploy.quantization.modules.embedding import quantized_embedding
 from cpt_deploy.quantization.modules.layers import QuantizedLinear, quantized_layer
 from cpt_deploy.quantization.modules.recurrent import QuantizedRecurrent, RecurrentLayer, quantized_recurrent
 from cpt_deploy.quantization.numerics.stochastic_rounding import mix_into
@@ -250,7 +249,7 @@ def prepare_language_model(network: nn.Module, config: QuantizationConfig) -> Qu
         role: Role = "fixed" if held else "scheduled"
         index = len(layers)
         if isinstance(module, nn.Embedding):
-            replaced: nn.Module = quantized_embedding(module, precision, role, index)
+            replaced: nn.Module = quantized_layer(module, precision, role, index)
             layers.append(LayerInfo(name, 0, role, module.weight.numel()))
         elif isinstance(module, nn.LSTM):
             _check_lstm(name, module)

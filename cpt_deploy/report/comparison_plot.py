@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean, stdev
 
 from cpt_deploy.metric import ACCURACY, Metric
 from cpt_deploy.report.figures import BLUE, GREEN, GREY, ORANGE, PINK, SKY, YELLOW, new_figure, plain
@@ -17,16 +18,12 @@ class ComparedGroup:
     Args:
         label: Its name in the legend.
         figures: Value of the metric for each seed.
-        mean: Their mean.
-        deviation: Their standard deviation; `None` with one.
         gbitops: Cost of a run in 10^9 BitOPs.
         metric: The metric; the same for all groups of a plot.
     """
 
     label: str
     figures: Sequence[float]
-    mean: float
-    deviation: float | None
     gbitops: float
     metric: Metric = ACCURACY
 
@@ -49,8 +46,8 @@ def plot_comparison(groups: Sequence[ComparedGroup], destination: Path) -> None:
             axes.plot([group.gbitops] * len(seeds), seeds, ".", color=colour, alpha=0.45, markersize=5)
         axes.errorbar(
             group.gbitops,
-            scale * group.mean,
-            yerr=None if group.deviation is None else scale * group.deviation,
+            fmean(seeds),
+            yerr=stdev(seeds) if len(seeds) > 1 else None,
             color=colour,
             marker=marker,
             markersize=7,

@@ -147,19 +147,12 @@ def _long_name(name: str) -> str:
 
 
 def _draw(shown: "list[ShownSchedule]", plot: Path) -> None:
-    from cpt_deploy.report import DrawnSchedule, check_plot_path, plot_schedules
+    from cpt_deploy.report import check_plot_path, plot_schedules
 
     check_plot_path(plot)
-    drawn = [
-        DrawnSchedule(
-            (entry.short or entry.name)
-            + ("" if entry.saving is None else f": {readable.share(entry.saving, 1)} saved"),
-            entry.bits,
-        )
-        for entry in shown
-    ]
+    saved = {e.name: "" if e.saving is None else f": {readable.share(e.saving, 1)} saved" for e in shown}
     with out.writing(plot):
-        plot_schedules(drawn, plot)
+        plot_schedules({(entry.short or entry.name) + saved[entry.name]: entry.bits for entry in shown}, plot)
 
 
 COMMAND = Command(

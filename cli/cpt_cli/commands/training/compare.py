@@ -54,7 +54,7 @@ def _draw(groups: "list[RunGroup]", plot: Path) -> None:
     from cpt_deploy.report import ComparedGroup, check_plot_path, plot_comparison
 
     check_plot_path(plot)
-    points = [ComparedGroup(g.label, g.figures, g.mean, g.deviation, g.gbitops, g.metric) for g in groups]
+    points = [ComparedGroup(g.label, g.figures, g.gbitops, g.metric) for g in groups]
     with out.writing(plot):
         plot_comparison(points, plot)
 

@@ -54,7 +54,7 @@ def landscape(  # noqa: PLR0913, PLR0917  the options are its parameters
     out.table(("run", "loss at the minimum", "accuracy", "mean rise of the loss"), rows)
     which = "training" if split == "train" else "test"
     _draw(found, folder, f"Loss of {minima[0].images:,} {which} images")
-    out.result({"folder": folder, "settings": files.settings.to_dict(), "runs": _entries(found)})
+    out.result({"folder": folder, "settings": files.settings, "runs": _entries(found)})
 
 
 def _labels(minima: "list[Minimum]") -> list[str]:
