@@ -5,12 +5,10 @@ from cpt_deploy.quantization.calibration.bit_allocation import (
     LayerSensitivity,
     allocate_bits,
     class_divergence,
-    measure_loss_sensitivity,
     measure_sensitivity,
 )
 from cpt_deploy.quantization.calibration.calibrate import calibrate, calibrating, estimate
 from cpt_deploy.quantization.graph.prepare import prepare
-from cpt_deploy.quantization.language import QuantizedLanguageModel, prepare_language_model
 from cpt_deploy.quantization.model import QuantizedModel
 from cpt_deploy.quantization.modules.synchronized_norm import set_synchronized, synchronize_norms
 from cpt_deploy.quantization.state.config import LayerGroup, QuantizationConfig
@@ -24,7 +22,6 @@ __all__ = [
     "LayerGroup",
     "LayerSensitivity",
     "QuantizationConfig",
-    "QuantizedLanguageModel",
     "QuantizedModel",
     "ScheduledModel",
     "WeightBits",
@@ -35,10 +32,8 @@ __all__ = [
     "estimate",
     "make_native",
     "make_symmetric",
-    "measure_loss_sensitivity",
     "measure_sensitivity",
     "prepare",
-    "prepare_language_model",
     "reduced_layers",
     "round_biases",
     "set_synchronized",

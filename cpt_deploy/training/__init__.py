@@ -8,16 +8,18 @@ from cpt_deploy.training.experiments.trials import TrialOutcome, TrialQueue
 from cpt_deploy.training.fine_tuning import Pretrained
 from cpt_deploy.training.loop.inputs import calibration_inputs
 from cpt_deploy.training.loop.interruption import Interruption
+from cpt_deploy.training.loop.setup import prepare_network
 from cpt_deploy.training.loop.trainer import plan_run, train
 from cpt_deploy.training.reporting.profiling import ProfileReport
 from cpt_deploy.training.reporting.reports import Evaluation, RunReport, StepProgress, TrainPlan, TrainReporter
 from cpt_deploy.training.run_directory.files import disk_errors, write_atomically
 from cpt_deploy.training.run_directory.run_directory import RunDirectory
 from cpt_deploy.training.run_directory.saved_runs import TrainedRun, load_run
-from cpt_deploy.training.task import TrainingTask
+from cpt_deploy.training.task import Final, StepOutcome, Stop, TrainingTask
 
 __all__ = [
     "Evaluation",
+    "Final",
     "Interruption",
     "Pretrained",
     "ProcessGroup",
@@ -26,7 +28,9 @@ __all__ = [
     "RunDirectory",
     "RunGroup",
     "RunReport",
+    "StepOutcome",
     "StepProgress",
+    "Stop",
     "TrainPlan",
     "TrainReporter",
     "TrainedRun",
@@ -39,6 +43,7 @@ __all__ = [
     "group_runs",
     "load_run",
     "plan_run",
+    "prepare_network",
     "range_test",
     "read_finished_run",
     "seed_curves",

@@ -42,9 +42,7 @@ def export_run(
     """
     from cpt_deploy.tasks.run_export import begin_export
 
-    task = task_of_run(run_dir)
-    own = getattr(task, "begin_export", None)
-    export = begin_export(task, run_dir, options, data_dir) if own is None else own(run_dir, options, data_dir)
+    export = begin_export(task_of_run(run_dir), run_dir, options, data_dir)
     changed = export.change_ranges()
     if options.budget is None:
         bits = given_bits(export.run, options.bits, options.activation_bits, force=options.force)

@@ -48,12 +48,10 @@ def checked_sizes(signature: Signature, inputs: Arrays) -> dict[str, int]:
     for tensor in signature.inputs:
         if tensor.name in inputs:
             _check(tensor, inputs[tensor.name], signature, sizes)
-    total = sum(sizes.get(name, free.least) for name, free in signature.free.items())
-    if signature.context is not None and total > signature.context:
-        raise ValueError(
-            f"Expected at most {signature.context} of {' + '.join(signature.free)}, the model's context, "
-            f"but got {total}"
-        )
+    total, most = sum(sizes.get(name, free.least) for name, free in signature.free.items()), signature.context
+    if most is not None and total > most:
+        free = " + ".join(signature.free)
+        raise ValueError(f"Expected at most {most} of {free}, the model's context, but got {total}")
     return sizes
 
 

@@ -35,16 +35,6 @@ class SoftmaxHead(nn.Module):
         logits: Tensor = self.decoder(x)
         return logits
 
-    def log_probabilities(self, x: Tensor) -> Tensor:
-        """Map features (..., F) to log-probabilities (..., vocabulary)."""
-        return functional.log_softmax(self.decoder(x), dim=-1)
-
-    def losses(self, x: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Return negative log-likelihoods (n,) and the number of hits, for features (n, F) and targets (n,)."""
-        logits = self.decoder(x).float()
-        hits = (logits.detach().argmax(1) == targets).sum()
-        return functional.cross_entropy(logits, targets, reduction="none"), hits
-
 
 class AdaptiveHead(nn.Module):
     """The adaptive softmax of `torch.nn`, with a first band that can share its weights with an adaptive embedding.
@@ -72,24 +62,6 @@ class AdaptiveHead(nn.Module):
             band = known[..., count + number : count + number + 1]
             parts.append(functional.log_softmax(tail(x), dim=-1) + band)
         return torch.cat(parts, dim=-1)
-
-    def log_probabilities(self, x: Tensor) -> Tensor:
-        """Map features (..., F) to log-probabilities (..., vocabulary)."""
-        logits: Tensor = self(x)
-        return logits
-
-    def losses(self, x: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Return negative log-likelihoods (n,) and the number of hits, for features (n, F) and targets (n,).
-
-        Only hits in the first band are counted. If a token of the first band is more likely than each later band as a
-        whole, it is the most likely of all. Otherwise, finding the most likely token would take the probabilities of
-        all bands.
-        """
-        losses = -self.softmax(x, targets).output
-        with torch.no_grad():
-            likely = self.softmax.head(x).argmax(1)
-            hits = ((likely == targets) & (likely < self.softmax.shortlist_size)).sum()
-        return losses, hits
 
     def band(self, number: int) -> nn.Linear:
         """Return the Linear of a band's tokens, with a weight of (tokens, dimensions of the band)."""

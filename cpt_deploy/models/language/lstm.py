@@ -26,7 +26,6 @@ class LstmLanguageModel(nn.Module):
         UsageError: If weights are tied and the dimensions differ, or if a size is below 1.
     """
 
-    states = (("h", "output_1"), ("c", "output_2"))
     ends = ("embedding", "head")
 
     def __init__(
@@ -60,6 +59,12 @@ class LstmLanguageModel(nn.Module):
         nn.init.zeros_(self.head.decoder.bias)
         if tie_weights:
             self.head.decoder.weight = self.embedding.weight
+
+    def initial_state(self, rows: int) -> tuple[Tensor, Tensor]:
+        """Return zeros for h and c."""
+        shape = (rows, len(self.layers), self.hidden)
+        device = self.embedding.weight.device
+        return torch.zeros(shape, device=device), torch.zeros(shape, device=device)
 
     def forward(self, input_ids: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the logits of each next token, (N, T, vocabulary), and the state after the last token."""

@@ -96,7 +96,6 @@ class TransformerLanguageModel(nn.Module):
         UsageError: If a size is below 1, or `features` is odd or not divisible by `heads`.
     """
 
-    carries_state = False
     ends = ("embedding", "head")
 
     def __init__(  # noqa: PLR0913  the shape of a Transformer
@@ -130,34 +129,21 @@ class TransformerLanguageModel(nn.Module):
         empty = self.norm.weight.new_zeros(batch, self.heads, 0, self.features_count // self.heads)
         return (empty.detach(),) * (2 * len(self.blocks))
 
-    def features(self, tokens: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Return the input of the head, (N, T, F), and all keys and values."""
-        past, length = state[0].shape[2], tokens.shape[1]
-        places = torch.arange(past, past + length, device=tokens.device)
+    def forward(self, input_ids: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
+        """Return the scores of each next token, (N, T, vocabulary), and all keys and values.
+
+        Scores are logits, or log-probabilities if there are bands.
+        """
+        past, length = state[0].shape[2], input_ids.shape[1]
+        places = torch.arange(past, past + length, device=input_ids.device)
         positions = self.get_buffer("positions").index_select(0, places)  # which rejects places beyond the context
-        x = self.dropout(self.embedding(tokens) * math.sqrt(self.features_count) + positions)
+        x = self.dropout(self.embedding(input_ids) * math.sqrt(self.features_count) + positions)
         mask = causal_mask(places, past + length)
         cache: list[Tensor] = []
         for number, block in enumerate(self.blocks):
             x, keys, values = block(x, state[2 * number], state[2 * number + 1], mask)
             cache += [keys, values]
-        return self.norm(x), tuple(cache)
-
-    def log_probabilities(self, features: Tensor) -> Tensor:
-        """Return log-probabilities of all tokens."""
-        return self.head.log_probabilities(features)
-
-    def losses(self, features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Return negative log-likelihoods and the number of hits."""
-        return self.head.losses(features, targets)
-
-    def forward(self, input_ids: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
-        """Return the scores of each next token, (N, T, vocabulary), and the new state.
-
-        Scores are logits, or log-probabilities if there are bands.
-        """
-        features, after = self.features(input_ids, state)
-        return (self.head(features), *after)
+        return (self.head(self.norm(x)), *cache)
 
 
 def sinusoids(length: int, features: int) -> Tensor:

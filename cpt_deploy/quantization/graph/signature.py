@@ -162,7 +162,7 @@ def read_example(
             hint="for example prepare(model, torch.zeros(2, 3, 32, 32), config)",
         )
     _check_values(values)
-    parameters = tuple(inputs) if isinstance(inputs, Mapping) else _parameters(model, len(values))
+    parameters = tuple(inputs) if isinstance(inputs, Mapping) else parameter_names(model, len(values))
     _check_takes(model, parameters, by_name=by_name)
     names = [TOKENS_NAME if not values[0].is_floating_point() else INPUT_NAME] if alone else list(parameters)
     free: dict[str, FreeSize] = {}
@@ -246,7 +246,7 @@ def _range(value: Tensor, shape: tuple[Size, ...]) -> tuple[Tensor, Tensor]:
     return least.clamp(max=0), most.clamp(min=1)
 
 
-def _parameters(model: nn.Module, count: int) -> tuple[str, ...]:
+def parameter_names(model: nn.Module, count: int) -> tuple[str, ...]:
     """Return the names of the parameters that receive `count` positional values."""
     names: list[str] = []
     for parameter in inspect.signature(model.forward).parameters.values():

@@ -1,25 +1,23 @@
 """Text generation as a `Task`."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from cpt_deploy.bundle import Bundle, Processor
-from cpt_deploy.errors import UsageError
+from cpt_deploy.bundle import Processor
 from cpt_deploy.recipe import Recipe
 from cpt_deploy.recipe.tasks import TEXT_GENERATION
 from cpt_deploy.signature import Signature
-from cpt_deploy.tasks.evidence import Evidence, Origin, ValidationOptions
-from cpt_deploy.tasks.exporting import ExportOptions
+from cpt_deploy.tasks.catalogs import DataEntry, ModelEntry, ModelSize
 from cpt_deploy.tasks.interface import Task
-from cpt_deploy.tasks.reporting import Reporter
 
 if TYPE_CHECKING:
     import torch
 
     from cpt_deploy.bundle import TextProcessor
-    from cpt_deploy.tasks.text_generation.export import TextExport
+    from cpt_deploy.quantization import QuantizedModel
     from cpt_deploy.tasks.text_generation.training import LanguageModelling
-    from cpt_deploy.training import RunDirectory, RunReport
+    from cpt_deploy.training import RunDirectory, RunReport, TrainedRun
     from cpt_deploy.validation import Perplexity, Samples
 
 
@@ -49,11 +47,11 @@ class TextGeneration(Task):
 
         return read_vocabulary(report, directory)
 
-    def build_model(self, recipe: Recipe, processor: Processor) -> Any:
+    def build_model(self, recipe: Recipe, processor: Processor) -> "QuantizedModel":
         """See `Task`."""
-        from cpt_deploy.training.loop.setup import build_quantized_language_model
+        from cpt_deploy.training.loop.setup import build_language_run_model
 
-        return build_quantized_language_model(recipe, _expected(processor).size)
+        return build_language_run_model(recipe, _expected(processor).size, trained=True)
 
     def samples(
         self, data: str, root: Path | None, processor: Processor, signature: Signature, limit: int | None
@@ -69,35 +67,29 @@ class TextGeneration(Task):
 
         return Perplexity()
 
-    def check_export(self, options: ExportOptions) -> None:
+    def measure_again(self, run: "TrainedRun", samples: "Samples") -> Callable[[], float] | None:
+        """Return the perplexity as the run measured it: in its rows and chunks, see `Task`."""
+        from cpt_deploy.tasks.text_generation.training import perplexity_of_run
+
+        return lambda: perplexity_of_run(run)
+
+    def model_names(self, pattern: str | None) -> list[str]:
         """See `Task`."""
-        if options.symmetric:
-            raise UsageError(
-                "Expected affine activations for a language model, but got --activations symmetric",
-                hint="its products are MatMulInteger of uint8 codes, which engines that want int8 do not take",
-            )
-        further = sorted(set(options.formats) - {"onnx", "safetensors"})
-        if further:
-            raise UsageError(
-                f"Expected a language model as onnx and safetensors, but got --format {','.join(further)}",
-                hint="its integer executor is no PyTorch program; model.onnx runs in onnxruntime",
-            )
+        from cpt_deploy.models.language import language_model_names
 
-    def begin_export(self, run_dir: Path, options: ExportOptions, data_dir: Path | None) -> "TextExport":
-        """Load a run to export its model."""
-        from cpt_deploy.tasks.text_generation.export import TextExport
-        from cpt_deploy.training import load_run
+        return language_model_names(pattern or "*")
 
-        self.check_export(options)
-        return TextExport(self, load_run(run_dir, data_dir=data_dir), options)
+    def describe_model(self, name: str, size: ModelSize) -> ModelEntry:
+        """See `Task`."""
+        from cpt_deploy.tasks.text_generation.catalog import model_entry
 
-    def validate(
-        self, bundle: Bundle, options: ValidationOptions, origin: Origin, reporter: Reporter, *, require_exact: bool
-    ) -> Evidence:
-        """Measure a bundle, judge it against its origin, and store the evidence in it."""
-        from cpt_deploy.tasks.text_generation.validation import validate_bundle
+        return model_entry(name, size)
 
-        return validate_bundle(bundle, options, origin, reporter, require_exact=require_exact)
+    def known_data(self, pattern: str) -> list[DataEntry]:
+        """See `Task`."""
+        from cpt_deploy.tasks.text_generation.catalog import data_entries
+
+        return data_entries(pattern)
 
     def example_request(self, address: str) -> str:
         """See `Task`."""

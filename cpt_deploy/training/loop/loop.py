@@ -88,7 +88,6 @@ class TrainingLoop:
         set_learning_rate(objects.optimizer, now.lr)
         if self.process_group.count > 1:  # dropout differs between processes, and is the same after resuming
             seed_torch(self.task.recipe.seed, progress.step, self.process_group.rank)
-        self.parts.synchronization.begin()
         replayed = self._replayed(batch)
         loss, correct, samples, whole = replayed or self.task.step(
             self.parts.synchronization.replica, batch, objects.device, autocast=self.autocast

@@ -17,7 +17,7 @@ class Accumulator:
     """The bound of a layer's integer sums.
 
     Args:
-        name: Name of the layer's output tensor; in a language model, of the layer itself.
+        name: Name of the layer's output tensor.
         worst_sum: The max magnitude of a partial sum, for any input and any order of summation.
     """
 
@@ -36,7 +36,7 @@ def bundle_accumulators(bundle: Bundle) -> tuple[Accumulator, ...]:
     Raises:
         BundleError: If the bundle's graph is incomplete or malformed.
     """
-    return read_layers(bundle, _graph_sums, _products)
+    return read_layers(bundle, _graph_sums)
 
 
 def _graph_sums(graph: dict[str, Any], tensors: dict[str, npt.NDArray[Any]]) -> Iterable[Accumulator]:
@@ -56,13 +56,6 @@ def _graph_sums(graph: dict[str, Any], tensors: dict[str, npt.NDArray[Any]]) -> 
                 zero_point=int(source["zero_point"]) - least,
             )
             yield Accumulator(name, int(worst.max(initial=0)))
-
-
-def _products(activations: Sequence[dict[str, Any]], tensors: dict[str, npt.NDArray[Any]]) -> Iterable[Accumulator]:
-    for entry in activations:
-        name = entry["name"].removesuffix(".codes")
-        worst = worst_sums(tensors[f"{name}.weight"], quant_max=_quant_max(entry), zero_point=int(entry["zero_point"]))
-        yield Accumulator(name, int(worst.max(initial=0)))
 
 
 def _quant_max(tensor: dict[str, Any]) -> int:

@@ -30,7 +30,7 @@ class LayerSaturation:
     """The bound of a layer's pairs of products, against the 16-bit limits.
 
     Args:
-        name: Name of the layer's output tensor; in a language model, of the layer itself.
+        name: Name of the layer's output tensor.
         activation_bits: Bits of its input.
         worst_pair_sum: The max magnitude of the sum of two products.
         channels: Number of output channels.
@@ -131,28 +131,21 @@ def bundle_saturation(bundle: Bundle) -> tuple[LayerSaturation, ...]:
     Raises:
         BundleError: If the bundle's graph is incomplete or malformed.
     """
-    return read_layers(bundle, _graph_layers, _products)
+    return read_layers(bundle, _graph_layers)
 
 
-def read_layers(
-    bundle: Bundle,
-    of_graph: Callable[[dict[str, Any], Tensors], Iterable[T]],
-    of_products: Callable[[Sequence[dict[str, Any]], Tensors], Iterable[T]],
-) -> tuple[T, ...]:
+def read_layers(bundle: Bundle, of_graph: Callable[[dict[str, Any], Tensors], Iterable[T]]) -> tuple[T, ...]:
     """Read quantization.json and the tensors of a bundle, and judge its layers in the order of the graph.
 
     Args:
         bundle: The bundle.
         of_graph: Judges the operations of an integer graph.
-        of_products: Judges the products of a language model.
 
     Raises:
         BundleError: If the bundle's graph is incomplete or malformed.
     """
     tensors = bundle.load_tensors()
     try:
-        if "operations" not in bundle.quantization["graph"]:
-            return tuple(of_products(bundle.quantization["activations"], tensors))
         return tuple(of_graph(bundle.quantization["graph"], tensors))
     except (KeyError, TypeError, IndexError) as error:
         raise BundleError(
@@ -180,13 +173,6 @@ def executed_codes(operation: dict[str, Any], tensors: dict[str, npt.NDArray[Any
     """Return the quantized weights of an operation of a bundle's graph as executed, after the shift."""
     codes: npt.NDArray[np.int8] = tensors[operation["codes"]["tensor"]] << np.int8(operation["shift"])
     return codes
-
-
-def _products(activations: Sequence[dict[str, Any]], tensors: dict[str, npt.NDArray[Any]]) -> Iterable[LayerSaturation]:
-    """Judge the products of a language model."""
-    for entry in activations:
-        name = entry["name"].removesuffix(".codes")
-        yield layer_saturation(name, tensors[f"{name}.weight"], int(entry["bits"]))
 
 
 def saturation_entry(layers: Sequence[LayerSaturation], cpu: CpuInfo) -> dict[str, Any]:

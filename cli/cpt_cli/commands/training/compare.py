@@ -32,10 +32,10 @@ def compare(
         typer.Option("--curves-csv", help="Write mean and standard deviation over the seeds at each logged step."),
     ] = None,
 ) -> None:
-    """Compare finished runs: accuracy, its spread over seeds, BitOPs, and time; perplexity of language models.
+    """Compare finished runs: the metric of their task, its spread over seeds, BitOPs, and time.
 
     Runs that differ only in their seed form one group. Differences are paired: each run against the reference's run
-    with the same seed. Classifiers and language models are not compared with each other.
+    with the same seed. Runs of tasks with different metrics are not compared with each other.
     """
     from cpt_deploy.training import group_runs, read_finished_run
 

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import confusion_matrix
 
-from cpt_deploy.validation.accuracy.samples import MOST_CELLS, MOST_LOGIT_PAIRS, ConfusionCount, LogitSampler
+from cpt_deploy.validation.accuracy.details import MOST_CELLS, MOST_PAIRS, ConfusionCount, OutputSampler
 
 
 @settings(max_examples=50)
@@ -14,10 +14,10 @@ from cpt_deploy.validation.accuracy.samples import MOST_CELLS, MOST_LOGIT_PAIRS,
 )
 def test_counts_are_those_of_scikit_learn(classes, batches, seed):
     rng = np.random.default_rng(seed)
-    count, everything = ConfusionCount(), []
+    count, everything = ConfusionCount(classes), []
     for size in batches:
         logits, labels = rng.normal(size=(size, classes)).astype(np.float32), rng.integers(0, classes, size)
-        count.add(logits, labels)
+        count.add(logits.argmax(axis=1), labels)
         everything.append((labels, logits.argmax(axis=1)))
     labels, given_labels = (np.concatenate(part) for part in zip(*everything, strict=True))
     result = count.result()
@@ -29,10 +29,9 @@ def test_counts_are_those_of_scikit_learn(classes, batches, seed):
 
 
 def test_of_many_cells_the_most_frequent_are_kept():
-    classes, count = 60, ConfusionCount()
-    logits = np.tile(np.eye(classes, dtype=np.float32), (classes, 1))
-    count.add(logits, np.repeat(np.arange(classes), classes))
-    count.add(np.eye(classes, dtype=np.float32), np.arange(classes))
+    classes, count = 60, ConfusionCount(60)
+    count.add(np.tile(np.arange(classes), classes), np.repeat(np.arange(classes), classes))
+    count.add(np.arange(classes), np.arange(classes))
     result = count.result()
     assert len(result.cells) == MOST_CELLS
     assert all((i, i, 2) in result.cells for i in range(classes))
@@ -43,20 +42,20 @@ def test_logits_are_sampled_in_pairs_over_all_batches():
     rng = np.random.default_rng(1)
     first = rng.normal(size=(1000, 7)).astype(np.float32)
     second = first + np.float32(100)
-    sampler = LogitSampler("a", "b", 1000)
+    sampler = OutputSampler("a", "b", 1000)
     for start in range(0, 1000, 64):
-        sampler.add({"a": first[start : start + 64], "b": second[start : start + 64]})
+        sampler.add(first[start : start + 64], second[start : start + 64], len(first[start : start + 64]))
     pairs = sampler.result()
-    assert len(pairs.first_logits) == MOST_LOGIT_PAIRS
-    differences = np.subtract(pairs.second_logits, pairs.first_logits)
+    assert len(pairs.first_values) == MOST_PAIRS
+    differences = np.subtract(pairs.second_values, pairs.first_values)
     np.testing.assert_allclose(differences, 100, atol=1e-3)
     rounded = {float(f"{value:.6g}") for value in first.ravel()}
-    assert set(pairs.first_logits) <= rounded
+    assert set(pairs.first_values) <= rounded
 
 
 def test_of_few_logits_all_finite_ones_are_kept():
-    sampler = LogitSampler("a", "b", 2)
-    sampler.add({"a": np.float32([[1, 2]]), "b": np.float32([[1, np.nan]])})
-    sampler.add({"a": np.float32([[3, 4]]), "b": np.float32([[5, 6]])})
+    sampler = OutputSampler("a", "b", 2)
+    sampler.add(np.float32([[1, 2]]), np.float32([[1, np.nan]]), 1)
+    sampler.add(np.float32([[3, 4]]), np.float32([[5, 6]]), 1)
     pairs = sampler.result()
-    assert (pairs.first_logits, pairs.second_logits) == ((1, 3, 4), (1, 5, 6))
+    assert (pairs.first_values, pairs.second_values) == ((1, 3, 4), (1, 5, 6))
