@@ -20,7 +20,8 @@ from cpt_deploy.tasks.exporting import (
 )
 from cpt_deploy.tasks.interface import Task
 from cpt_deploy.tasks.reporting import Reporter
-from cpt_deploy.training import TrainedRun, TrainingTask, load_run, load_task
+from cpt_deploy.training import TrainedRun, TrainingTask, load_run
+from cpt_deploy.training.task import load_task
 from cpt_deploy.validation import TRAINED_TEST, Recorded
 
 SENSITIVITY_SAMPLES = 256
