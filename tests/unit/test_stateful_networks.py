@@ -212,7 +212,8 @@ def test_the_frozen_network_is_the_prepared_one_and_onnxruntime_agrees(case: Cas
 @pytest.mark.parametrize("sizes", [(1, 1, 0), (3, 4, 5)])
 def test_every_integer_is_onnxruntimes(case: Case, sizes: tuple[int, int, int]) -> None:
     found = compare_integers(case.graph, case.file, {name: x.numpy() for name, x in case.named(*sizes).items()})
-    assert (found.mismatches, found.hidden) == (0, ())
+    assert found.mismatches == 0
+    assert not {*found.hidden} & {*case.graph.tensors}  # of layers between two, onnxruntime keeps no real values
     assert {tensor.name for tensor in found.free_running} == {*case.graph.tensors}
     assert max(found.outputs.values()) < 1e-5
 
