@@ -47,8 +47,8 @@ from cpt_deploy.signature import BATCH, TensorSpec
 
 #: ONNX's names of the padding modes.
 PAD_MODES = {"constant": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}
-LEAST_OPSET = 13  # per-channel DequantizeLinear
-MOST_OPSET = 25
+MIN_OPSET = 13  # per-channel DequantizeLinear
+MAX_OPSET = 25
 
 
 def write_onnx(graph: IntegerGraph, *, opset: int | None = None, metadata: dict[str, str] | None = None) -> bytes:
@@ -68,8 +68,8 @@ def write_onnx(graph: IntegerGraph, *, opset: int | None = None, metadata: dict[
         UsageError: If the opset is outside 13 to 25, or lacks an operator that the graph needs.
     """
     opset = smallest_opset(graph) if opset is None else opset
-    if not LEAST_OPSET <= opset <= MOST_OPSET:
-        raise UsageError(f"Expected an opset from {LEAST_OPSET} to {MOST_OPSET}, but got {opset}")
+    if not MIN_OPSET <= opset <= MAX_OPSET:
+        raise UsageError(f"Expected an opset from {MIN_OPSET} to {MAX_OPSET}, but got {opset}")
     if graph.has_float_operations:
         return _Writer(graph, max(opset, FLOAT_OPSET)).write_with_floats(metadata or {})
     return _Writer(graph, opset).write(metadata or {})

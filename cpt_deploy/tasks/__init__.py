@@ -3,6 +3,7 @@
 None imports torch until a function needs it.
 """
 
+from cpt_deploy.tasks.catalogs import DataEntry, ModelEntry, ModelSize
 from cpt_deploy.tasks.evidence import BundleCheck, Evidence, Origin, Table, ValidationOptions, ValidationSummary
 from cpt_deploy.tasks.exporting import BitAllocation, ExportOptions, ExportSummary, Sensitivity
 from cpt_deploy.tasks.finding import task_named, task_of_run
@@ -13,9 +14,12 @@ __all__ = [
     "SILENT",
     "BitAllocation",
     "BundleCheck",
+    "DataEntry",
     "Evidence",
     "ExportOptions",
     "ExportSummary",
+    "ModelEntry",
+    "ModelSize",
     "Origin",
     "Progress",
     "Reporter",

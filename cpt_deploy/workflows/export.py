@@ -42,9 +42,7 @@ def export_run(
     """
     from cpt_deploy.tasks.run_export import begin_export
 
-    task = task_of_run(run_dir)
-    own = getattr(task, "begin_export", None)
-    export = begin_export(task, run_dir, options, data_dir) if own is None else own(run_dir, options, data_dir)
+    export = begin_export(task_of_run(run_dir), run_dir, options, data_dir)
     changed = export.change_ranges()
     if options.budget is None:
         bits = given_bits(export.run, options.bits, options.activation_bits, force=options.force)
@@ -92,5 +90,5 @@ def note_reduced(model: "ScheduledModel", weight_bits: "WeightBits", reporter: R
         channels = sum(layer.reduced_channels for layer in reduced)
         reporter.note(
             f"weights have a smaller range in {channels} channels of {len(reduced)} layers, so that sums are exact on "
-            f"any processor; the smallest is ±{min(layer.least_quant_max for layer in reduced)} instead of ±127"
+            f"any processor; the smallest is ±{min(layer.min_quant_max for layer in reduced)} instead of ±127"
         )

@@ -45,10 +45,6 @@ def validate_bundle(path: Path, options: ValidationOptions, *, reporter: Reporte
         installed = all(find_spec(package) is not None for package in ("torch", "onnx"))
         exact = installed and rounds_as_the_executor(options.provider)
     origin = find_origin(bundle, options.run, options.source)
-    own = getattr(task, "validate", None)
-    if own is not None:
-        evidence: Evidence = own(bundle, options, origin, reporter, require_exact=exact)
-        return evidence
     samples = _samples(task, bundle, options)
     trained = reference_of(task, bundle, origin, options.data, options.data_dir, options.limit)
     max_drop = options.max_drop
@@ -100,8 +96,7 @@ def check_bundle(path: Path, *, provider: str = "cpu", require_exact: bool | Non
     bundle = Bundle.open(path)
     exact = rounds_as_the_executor(provider) if require_exact is None else require_exact
     # Compare the constants first: onnxruntime may not even load a file with an edited one.
-    comparable = find_spec("onnx") is not None and "operations" in bundle.quantization["graph"]
-    constants = compare_constants(bundle) if comparable else None
+    constants = compare_constants(bundle) if find_spec("onnx") is not None else None
     golden = OnnxRuntimeModel(bundle.onnx_path, bundle.signature, provider=provider).reproduce_golden(bundle.golden)
     reasons = constant_reasons(constants)
     if exact and not golden.reproduced:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cpt_cli.command import SHIP_PANEL, Command, DebugFlag, JsonFlag, ProviderOption, QuietFlag
+from cpt_cli.command import SHIP_PANEL, Command, ProviderOption
 from cpt_cli.output import out
 from cpt_cli.shown.validation import require_passed, show_evidence
 from cpt_deploy import readable
@@ -32,11 +32,11 @@ def validate(  # noqa: PLR0913, PLR0917  the options are its parameters
             show_default="the file next to the bundle",
         ),
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Measure this many images.", show_default="all")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Measure this many samples.", show_default="all")] = None,
     max_drop: Annotated[
         float | None,
         typer.Option(
-            help="Maximum loss of accuracy, in points, from the trained model to onnxruntime.",
+            help="Maximum loss from the trained model to onnxruntime: points of accuracy, percent of perplexity.",
             show_default="0.5, if the run is found",
         ),
     ] = None,
@@ -56,21 +56,18 @@ def validate(  # noqa: PLR0913, PLR0917  the options are its parameters
     html: Annotated[
         Path | None, typer.Option(help="Also write the page of the evidence to this file (needs Matplotlib).")
     ] = None,
-    json_output: JsonFlag = False,
-    quiet: QuietFlag = False,
-    debug: DebugFlag = False,
 ) -> None:
-    """Measure a bundle before it is served: accuracy and integers of trained model, integer executor and onnxruntime.
+    """Measure a bundle before it is served: metric and integers of trained model, integer executor and onnxruntime.
 
     On execution providers other than cpu, integers may differ: the number is measured, and fails only on request. If
     parts of a network are computed in float, the integers after them are replayed from onnxruntime's values at the
-    boundary. For a language model, perplexity is measured on the test text, and --max-drop is a percentage of it.
+    boundary. The metric is that of the task, such as accuracy, or perplexity, of which --max-drop is a percentage.
 
-    The loss of accuracy is judged by a non-inferiority test on paired answers: it passes, fails, or is undecided, with
+    The loss is judged by a non-inferiority test on paired samples: it passes, fails, or is undecided, with
     an estimate of how many more samples are needed.
 
     The evidence is written to validation.json and a page, validation.html, in the bundle, and to a table in its model
-    card. The exit code is 4 unless the bundle passed: it fails if accuracy dropped too far or the test is undecided, an
+    card. The exit code is 4 unless the bundle passed: it fails if too much was lost or the test is undecided, an
     integer differs, or a file differs from the export.
     """
     from cpt_deploy.workflows import ValidationOptions, validate_bundle
@@ -125,14 +122,11 @@ def _check_alone(bundle: Path, provider: str, *, require_exact: bool | None) -> 
 
 
 COMMAND = Command(
-    name="validate",
-    function=validate,
-    panel=SHIP_PANEL,
-    examples=(
-        "cpt validate runs/digits/bundle-8bit --data digits",
-        "cpt validate my-bundle --data fashion-mnist --run runs/fashion --max-drop 1  # at most 1 point lost",
-        "cpt validate my-bundle --data digits --html evidence.html  # a copy of the page in the bundle",
-        "cpt validate my-bundle --data digits --provider cuda  # with onnxruntime-gpu",
-        "cpt validate my-bundle  # checksums, constants and golden sample only: needs neither data nor torch",
-    ),
+    validate,
+    SHIP_PANEL,
+    "cpt validate runs/digits/bundle-8bit --data digits",
+    "cpt validate my-bundle --data fashion-mnist --run runs/fashion --max-drop 1  # at most 1 point lost",
+    "cpt validate my-bundle --data digits --html evidence.html  # a copy of the page in the bundle",
+    "cpt validate my-bundle --data digits --provider cuda  # with onnxruntime-gpu",
+    "cpt validate my-bundle  # checksums, constants and golden sample only: needs neither data nor torch",
 )

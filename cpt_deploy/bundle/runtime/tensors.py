@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cpt_deploy.signature import BATCH, Signature, TensorSpec, factors_of, size_at
+from cpt_deploy.signature import BATCH, Signature, TensorSpec, size_at
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 """Arrays by the names of a model's inputs or outputs."""
@@ -48,6 +48,10 @@ def checked_sizes(signature: Signature, inputs: Arrays) -> dict[str, int]:
     for tensor in signature.inputs:
         if tensor.name in inputs:
             _check(tensor, inputs[tensor.name], signature, sizes)
+    total, most = sum(sizes.get(name, free.least) for name, free in signature.free.items()), signature.context
+    if most is not None and total > most:
+        free = " + ".join(signature.free)
+        raise ValueError(f"Expected at most {most} of {free}, the model's context, but got {total}")
     return sizes
 
 
@@ -82,15 +86,21 @@ def _check(tensor: TensorSpec, array: npt.NDArray[Any], signature: Signature, si
             if size != found:
                 raise _unfit(tensor, array)
             continue
-        name = next(iter(factors_of(size)[0]))  # a size of an input follows from one dimension
-        if name == size:
-            sizes.setdefault(name, found)
-        if name in sizes and size_at(size, sizes) != found:
-            raise _unfit(tensor, array, f", where {name} is {sizes[name]} in other inputs")
-        free = signature.free.get(name)
-        if free is not None and name == size and not free.least <= found <= (free.most or found):
+        known = sizes.setdefault(size, found) if size.isidentifier() else _size_at(size, sizes)
+        if known is not None and known != found:
+            raise _unfit(tensor, array, f", where {size} is {known} in other inputs")
+        free = signature.free.get(size)
+        if free is not None and not (free.least <= found and (free.most is None or found <= free.most)):
             most = "at least" if free.most is None else f"at most {free.most} and at least"
-            raise _unfit(tensor, array, f", where {name} is {most} {free.least}")
+            raise _unfit(tensor, array, f", where {size} is {most} {free.least}")
+
+
+def _size_at(size: str, sizes: Mapping[str, int]) -> int | None:
+    """Return a size if it follows from known ones."""
+    try:
+        return size_at(size, sizes)
+    except KeyError:
+        return None
 
 
 def _unfit(tensor: TensorSpec, array: npt.NDArray[Any], further: str = "") -> ValueError:

@@ -7,6 +7,7 @@ from cpt_deploy.bundle import Processor
 from cpt_deploy.recipe import Recipe
 from cpt_deploy.recipe.tasks import IMAGE_CLASSIFICATION
 from cpt_deploy.signature import Signature
+from cpt_deploy.tasks.catalogs import DataEntry, ModelEntry, ModelSize
 from cpt_deploy.tasks.interface import Task
 
 if TYPE_CHECKING:
@@ -67,6 +68,24 @@ class ImageClassification(Task):
 
         own = _expected(processor)
         return open_source(path, model).build(own.preprocessing.input_shape, len(own.labels))
+
+    def model_names(self, pattern: str | None) -> list[str]:
+        """See `Task`; without a pattern, the project's own networks."""
+        from cpt_deploy.models import model_names
+
+        return model_names(pattern) if pattern else [name for name in model_names() if "/" not in name]
+
+    def describe_model(self, name: str, size: ModelSize) -> ModelEntry:
+        """See `Task`."""
+        from cpt_deploy.tasks.image_classification.catalog import model_entry
+
+        return model_entry(name, size)
+
+    def known_data(self, pattern: str) -> list[DataEntry]:
+        """See `Task`."""
+        from cpt_deploy.tasks.image_classification.catalog import data_entries
+
+        return data_entries(pattern)
 
     def example_request(self, address: str) -> str:
         """See `Task`."""

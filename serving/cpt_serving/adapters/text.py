@@ -6,7 +6,7 @@ import numpy.typing as npt
 from cpt_deploy.bundle import Bundle
 from cpt_deploy.bundle.processors.text_processor import TextProcessor, context_of
 from cpt_deploy.bundle.runtime.tensors import initial_states, next_states
-from cpt_deploy.signature import BATCH, TOKENS_NAME, free_name
+from cpt_deploy.signature import BATCH, TOKENS_NAME
 from cpt_serving.adapters.adapter import Adapter
 from cpt_serving.inference.errors import InvalidRequestError
 from cpt_serving.inference.memory import MemoryBudget
@@ -30,29 +30,13 @@ class TextAdapter(Adapter, TextModel):
         self.text, self.context = bundle.expect_processor(TextProcessor), context_of(bundle.signature)
         self.chunk = max(1, min(_LONGEST_CHUNK, _LOGITS_AT_ONCE // self.text.size, self.context or _LONGEST_CHUNK))
         self._longest = min(self.context or settings.max_free_size, settings.max_free_size)
-        fixed = {size for spec in bundle.signature.inputs if spec.name == TOKENS_NAME for size in spec.shape}
-        # A size that only states have is the number of tokens read before.
-        self._past = next(
-            (
-                (spec.name, axis)
-                for spec in bundle.signature.inputs
-                for axis, size in enumerate(spec.shape, start=1)
-                if free_name(size) is not None and size not in fixed
-            ),
-            None,
-        )
 
     def complete(self, inputs: Tensors, *copies: int) -> Tensors:
-        """See `Adapter`; tokens must be of the vocabulary, and with earlier ones within the context."""
+        """See `Adapter`; tokens must be of the vocabulary."""
         inputs = super().complete(inputs, *copies)
         tokens = inputs[TOKENS_NAME]
         if tokens.min() < 0 or tokens.max() >= self.text.size:
             raise bad_request(f"Expected tokens in 0..{self.text.size - 1}, but got {tokens.min()}..{tokens.max()}")
-        past = 0 if self._past is None else inputs[self._past[0]].shape[self._past[1]]
-        if self.context is not None and past + tokens.shape[1] > self.context:
-            raise bad_request(
-                f"Expected at most {self.context} tokens, the model's context, but got {past + tokens.shape[1]}"
-            )
         return inputs
 
     def inputs_of(self, tokens: npt.NDArray[np.int64], outputs: Tensors | None) -> Tensors:

@@ -203,3 +203,13 @@ def test_a_classifier_needs_no_golden_inputs_and_takes_a_processor(tmp_path):
     with pytest.raises(BundleError, match="one for each label"):
         cpt.export_bundle(model, tmp_path / "c", task="image-classification", processor=three)
     assert not (tmp_path / "c").exists()
+
+
+def test_large_golden_samples_are_cut_to_their_first_rows(tmp_path, monkeypatch):
+    monkeypatch.setattr("cpt_deploy.export.golden._KEPT_VALUES", 100)
+    torch.manual_seed(0)
+    model = cpt.prepare(nn.Sequential(nn.Linear(4, 30)), torch.zeros(2, 4), cpt.QuantizationConfig())
+    cpt.calibrate(model, [torch.randn(8, 4)])
+    bundle = cpt.export_bundle(model, tmp_path / "b", torch.randn(9, 4), task=TASK)
+    (given,), (made,) = bundle.golden.inputs.values(), bundle.golden.outputs.values()
+    assert (given.shape, made.shape) == ((3, 4), (3, 30))

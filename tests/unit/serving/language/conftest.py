@@ -96,7 +96,7 @@ def write_bigram(path: Path, tokenizer: Tokenizer | None = None, context: int | 
             (
                 TensorSpec("logits", "float32", ("length", size)),
                 TensorSpec("seen_after", "float32", (size,)),
-                TensorSpec("present", "int64", ("total",)),
+                TensorSpec("present", "int64", ("past+length",)),
             ),
             (("seen", "seen_after"), ("past", "present")),
             {"length": FreeSize(2, most=context), "past": FreeSize(2, least=0, most=context)},
