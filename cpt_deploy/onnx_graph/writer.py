@@ -16,14 +16,14 @@ from cpt_deploy import __version__
 from cpt_deploy.bundle.runtime.sessions import PORTABLE_KEY
 from cpt_deploy.errors import UsageError
 from cpt_deploy.integer.accumulators import can_saturate
-from cpt_deploy.integer.graph import (
+from cpt_deploy.integer.graph import IntegerGraph
+from cpt_deploy.integer.operations import (
     Add,
     Concatenate,
     Convolution,
     Embed,
     FullyConnected,
     GlobalAverage,
-    IntegerGraph,
     Lookup,
     MaxPool,
     Multiply,

@@ -18,7 +18,8 @@ from cpt_deploy import IntegerExecutor, QuantizationConfig, calibrate
 from cpt_deploy.bundle.runtime.operators import optimized_operators
 from cpt_deploy.errors import UsageError
 from cpt_deploy.integer import freeze
-from cpt_deploy.integer.graph import Embed, FullyConnected, IntegerGraph, from_dict, to_dict
+from cpt_deploy.integer.graph import IntegerGraph, from_dict, to_dict
+from cpt_deploy.integer.operations import Embed, FullyConnected
 from cpt_deploy.models.language import TransformerLanguageModel
 from cpt_deploy.onnx_graph.writer import write_onnx
 from cpt_deploy.quantization import QuantizedModel
