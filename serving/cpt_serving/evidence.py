@@ -92,4 +92,6 @@ def _validation(bundle: Bundle) -> Validation | None:
         found = read_evidence(replace(bundle, validation=_report(bundle)))
     except BundleError:
         return None
-    return found and Validation(**vars(found), of_this_model=found.content_sha256 == bundle.content_sha256)
+    if found is None:
+        return None
+    return Validation(**vars(found), of_this_model=found.content_sha256 == bundle.content_sha256)

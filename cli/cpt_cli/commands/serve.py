@@ -231,7 +231,7 @@ def _example(bundle: Path, address: str) -> str:
     from cpt_deploy.tasks import task_named
 
     task = bundle_task(bundle)
-    if task in tasks:
+    if task is not None and task in tasks:
         return task_named(task).example_request(address)
     return f"""-H 'Content-Type: application/json' -d '{{"inputs": …}}' {address}/predict"""
 

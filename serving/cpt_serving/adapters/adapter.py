@@ -13,7 +13,7 @@ from cpt_deploy.bundle import Bundle, OnnxRuntimeModel
 from cpt_deploy.bundle.runtime.tensors import checked_sizes, initial_states
 from cpt_deploy.errors import ValidationFailedError
 from cpt_deploy.signature import BATCH, TensorSpec
-from cpt_serving.adapters.description import example_inputs, first_row
+from cpt_serving.adapters.description import first_row, row_examples
 from cpt_serving.adapters.rows import parse_rows, read_rows
 from cpt_serving.adapters.samples import Samples
 from cpt_serving.adapters.trust import verified_onnx
@@ -73,6 +73,7 @@ class Adapter(Model):
         self._required = [spec.name for spec in signature.inputs if spec.name not in self._states]
         smallest = {name: max(1, free.least) for name, free in signature.free.items()}
         self.row_bytes = max(1, row_bytes((*signature.inputs, *signature.outputs), smallest))
+        self._output_bytes = None if signature.free else row_bytes(signature.outputs, {})
 
     @property
     def labels(self) -> Sequence[str]:
@@ -189,10 +190,7 @@ class Adapter(Model):
         """
         signature = self.signature
         self._require_inputs(list(inputs))
-        try:
-            sizes = checked_sizes(signature, inputs)
-        except ValueError as error:
-            raise bad_request(str(error)) from error
+        sizes = self._sizes(inputs)
         if not sizes[BATCH]:
             raise bad_request("Expected at least one row, but got none")
         check_rows(sizes[BATCH], self.settings.max_rows)
@@ -201,7 +199,8 @@ class Adapter(Model):
                 raise bad_request(
                     f"Expected a {name} of at most {self.settings.max_free_size}, the limit here, but got {sizes[name]}"
                 )
-        charge(copies * sizes[BATCH] * row_bytes(signature.outputs, sizes))
+        size = row_bytes(signature.outputs, sizes) if self._output_bytes is None else self._output_bytes
+        charge(copies * sizes[BATCH] * size)
         return inputs if len(inputs) == len(signature.inputs) else {**inputs, **initial_states(signature, sizes)}
 
     def encode(self, request: InferRequest, outputs: Tensors) -> Sequence[OutputTensor]:
@@ -245,11 +244,7 @@ class Adapter(Model):
 
     def examples(self) -> dict[str, Any]:
         """Return bodies for `/predict` by title, as JSON types."""
-        inputs = example_inputs(self.signature)
-        if inputs is None:
-            return {}
-        rows = {name: values.tolist() for name, values in inputs.items()}
-        return {"rows": {"inputs": rows}, "row by row": {"instances": [{name: row[0] for name, row in rows.items()}]}}
+        return row_examples(self.signature)
 
     def facts(self) -> dict[str, int | str | None]:
         """Return what the page says of the model's requests and answers, by words."""
@@ -271,19 +266,35 @@ class Adapter(Model):
         """
         raise IndexError(index)
 
-    def _require_inputs(self, names: Sequence[str]) -> None:
+    def _sizes(self, inputs: Tensors) -> dict[str, int]:
+        """Return the size of the batch and of free dimensions; arrays match the fixed sizes of the signature already.
+
+        Raises:
+            RequestError: 400 if they contradict each other.
+        """
+        rows = {len(values) for values in inputs.values()}
+        if len(rows) == 1 and not self.signature.free:  # fast path, for each request
+            return {BATCH: rows.pop()}
+        try:
+            return checked_sizes(self.signature, inputs)
+        except ValueError as error:
+            raise bad_request(str(error)) from error
+
+    def _require_inputs(self, names: list[str]) -> None:
         """Raise a `RequestError`, 400, unless a request has each input once, and either all states or none."""
+        if names == self._required:
+            return
         given, required = set(names), set(self._required)
         if len(given) < len(names) or given not in (required, required | self._states):
             states = f", and all or none of the states {sorted(self._states)}" if self._states else ""
             expected = f"Expected each of the inputs {self._required} once{states}"
-            raise bad_request(f"{expected}, but got {shown(list(names))}")
+            raise bad_request(f"{expected}, but got {shown(names)}")
 
     def _outcome(self, inputs: Tensors) -> Outcome:
         """Return the outputs for inputs, or the error if the model does not take their values."""
         assert self._model is not None, "the engine asks only a model that is loaded"
         try:
-            return self._model.run(inputs)
+            return self._model.run_checked(inputs)
         except Exception as error:
             from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 
