@@ -61,7 +61,7 @@ def _inflate(body: bytes, coding: str, limit: int) -> bytes:
             if len(content) > limit:
                 return bytes(content)
             rest = rest[len(piece) - len(stream.unused_data) :]
-        padding = coding != "deflate" and rest[:1] == b"\0" and not bytes(rest).strip(b"\0")  # as tapes have it
+        padding = coding != "deflate" and bytes(rest[:1]) == b"\0" and not bytes(rest).strip(b"\0")  # as tapes have it
         if not rest or padding:
             return bytes(content)
     raise EOFError(f"more follows the last of at most {members} members")
