@@ -30,6 +30,7 @@ from cpt_deploy.integer.graph import (
     Pad,
     Quantize,
     QuantizedTensor,
+    Recurrent,
     Reshape,
     Slice,
     Transpose,
@@ -38,6 +39,7 @@ from cpt_deploy.integer.graph import (
 )
 from cpt_deploy.onnx_graph.float_parts import DOMAIN, FLOAT_OPSET, write_skeleton
 from cpt_deploy.onnx_graph.packing import WRAP_OPSET, packed_tensor, smallest_opset
+from cpt_deploy.onnx_graph.recurrent import scan
 from cpt_deploy.onnx_graph.stem import STRIDE, Stem, align_stem
 from cpt_deploy.quantization.numerics.folding import Codes
 from cpt_deploy.signature import BATCH, TensorSpec
@@ -107,6 +109,11 @@ class _Writer:
         for node in skeleton.node:
             if node.domain == DOMAIN:
                 operation = operations[node.attribute[0].s.decode()]
+                if isinstance(operation, Recurrent):
+                    hidden = self.graph.tensors[operation.hidden]
+                    inputs = [real(name) for name in node.input]
+                    self.nodes.append(scan(operation, hidden, inputs, list(node.output), self.opset))
+                    continue
                 made[node.output[0]] = operation.output
                 self._emit_real(operation, real(node.input[0]))
             else:

@@ -9,7 +9,7 @@ from prometheus_client.metrics_core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
 
-from cpt_deploy.bundle.opened import OpenedBundle
+from cpt_deploy.bundle import Bundle
 from cpt_serving.inference.engine import Engine
 from cpt_serving.inference.observers import FAILURES, ModelObserver
 
@@ -140,7 +140,7 @@ class Metrics:
         metrics.input_seconds.observe(input_s)
         metrics.output_seconds.observe(output_s)
 
-    def observe(self, bundle: OpenedBundle) -> ModelObserver:
+    def observe(self, bundle: Bundle) -> ModelObserver:
         """Return the observer that counts the inferences and texts of a model version."""
         return self.of_model(bundle.name, bundle.version)
 

@@ -27,10 +27,10 @@ def metric(client, name, **labels):
 
 def other_codes(contents):
     """The contents with a golden sample that no runtime reproduces, by one code that decides nothing."""
-    codes = contents.golden.logit_codes.copy()
-    lowest = np.unravel_index(codes.argmin(), codes.shape)
-    codes[lowest] -= 1
-    return replace(contents, golden=replace(contents.golden, logit_codes=codes))
+    golden = contents.golden
+    logits = golden.outputs["logits"].copy()
+    logits[np.unravel_index(logits.argmin(), logits.shape)] -= np.float32(golden.scales["logits"])
+    return replace(contents, golden=replace(golden, outputs={"logits": logits}))
 
 
 @pytest.mark.parametrize("prefix", ["", "/v2"])
@@ -67,7 +67,7 @@ def test_a_golden_sample_that_differs_keeps_the_server_unready(tmp_path, bundle_
     bundle = write_bundle(tmp_path / "bundle", contents=other_codes(bundle_contents()))
     with connect_to(bundle) as client:
         message = client.get("/health/ready").json()["error"]
-        assert "1 of 12 output integers differ, by up to 1 codes, and the top classes agree" in message
+        assert "1 of 12 output integers differ, by up to 1 codes, and the largest outputs agree" in message
         assert client.post("/predict", content=png()).status_code == 503
     for accepted in ("labels", "off"):
         with connect_to(bundle, golden=accepted) as client:

@@ -443,13 +443,13 @@ arrivals = st.lists(
 def test_every_request_gets_the_bits_that_its_rows_have_alone(
     shared_bundle, arriving, slots, max_batch, queue_rows, seed
 ):
-    model = _real_model(shared_bundle)
+    compute = _real_model(shared_bundle)
     images = np.random.default_rng(seed).uniform(-1, 1, (sum(n for n, *_ in arriving), 3, 8, 8)).astype(np.float32)
     offsets = np.cumsum([0, *(count for count, *_ in arriving)])
     parts = [images[offsets[i] : offsets[i + 1]] for i in range(len(arriving))]
 
     async def scenario():
-        async with batcher(model.run, slots=slots, max_batch=max_batch, queue_rows=queue_rows) as (queue, recorder):
+        async with batcher(compute, slots=slots, max_batch=max_batch, queue_rows=queue_rows) as (queue, recorder):
             requests = []
             for part, (_, pauses, fate) in zip(parts, arriving, strict=True):
                 deadline = 0.0 if fate == "late" else None
@@ -471,7 +471,7 @@ def test_every_request_gets_the_bits_that_its_rows_have_alone(
             assert isinstance(result, asyncio.CancelledError)
             assert fate == "cancel"
         else:
-            alone = np.concatenate([model.run(row[None]) for row in part])
+            alone = np.concatenate([compute(row[None]) for row in part])
             assert result.outputs["y"].tobytes() == alone.tobytes()
             assert result.batch_rows >= len(part)
 
@@ -480,4 +480,5 @@ _models = {}
 
 
 def _real_model(bundle):
-    return _models.setdefault(bundle.path, OnnxRuntimeModel(bundle.onnx_path))
+    model = _models.setdefault(bundle.path, OnnxRuntimeModel(bundle.onnx_path, bundle.signature))
+    return lambda rows: model.run({"image": rows})["logits"]

@@ -1,11 +1,10 @@
-from dataclasses import replace
+import json
 
 import numpy as np
 import pytest
 import tritonclient.http as triton
 from tritonclient.utils import InferenceServerException
 
-from cpt_deploy.bundle.language import LanguageManifest, StateTensor
 from cpt_serving import load_settings
 from cpt_serving.adapters import adapter_of
 from cpt_serving.inference.memory import MemoryBudget
@@ -36,12 +35,12 @@ def tensor(name, values, datatype, *, binary=True):
 def test_metadata_names_tokens_and_state(client):
     described = client.get_model_metadata("bigram")
     assert [(entry["name"], entry["datatype"], entry["shape"]) for entry in described["inputs"]] == [
-        ("tokens", "INT64", [-1, -1]),
+        ("input_ids", "INT64", [-1, -1]),
         ("seen", "FP32", [-1, 8]),
         ("past", "INT64", [-1, -1]),
     ]
     assert [entry["name"] for entry in described["outputs"]] == ["logits", "seen_after", "present"]
-    assert client.get_model_config("bigram")["max_batch_size"] == 0
+    assert client.get_model_config("bigram")["max_batch_size"] == 256
 
 
 @pytest.mark.parametrize("binary", [True, False])
@@ -50,7 +49,7 @@ def test_state_goes_round_through_the_client(client, logits_of, binary):
     seen, past = np.zeros((1, 8), np.float32), np.zeros((1, 0), np.int64)
     rows = []
     for part in ([2, 3, 4], [5], [0, 2, 3]):
-        inputs = [tensor("tokens", np.array([part]), "INT64", binary=binary)]
+        inputs = [tensor("input_ids", np.array([part]), "INT64", binary=binary)]
         if rows:
             inputs += [tensor("seen", seen, "FP32"), tensor("past", past, "INT64", binary=binary)]
         names = ("logits", "seen_after", "present")
@@ -65,12 +64,19 @@ def test_state_goes_round_through_the_client(client, logits_of, binary):
 @pytest.mark.parametrize(
     ("inputs", "said"),
     [
-        ([("seen", np.zeros((1, 8), np.float32), "FP32")], "'tokens'"),
-        ([("tokens", np.array([[8]]), "INT64")], "0..7"),
-        ([("tokens", np.array([[1]], np.int32), "INT32")], "INT64"),
-        ([("tokens", np.array([[1]]), "INT64"), ("seen", np.zeros((1, 7), np.float32), "FP32")], "[-1, 8]"),
-        ([("tokens", np.array([[1]]), "INT64"), ("seen", np.zeros((2, 8), np.float32), "FP32")], "of 1 sequences"),
-        ([("tokens", np.array([[1]]), "INT64"), ("other", np.zeros((1, 1)), "FP64")], "'other'"),
+        ([("seen", np.zeros((1, 8), np.float32), "FP32")], "input_ids"),
+        ([("input_ids", np.array([[8]]), "INT64")], "0..7"),
+        ([("input_ids", np.array([[1]], np.int32), "INT32")], "INT64"),
+        ([("input_ids", np.array([[1]]), "INT64"), ("seen", np.zeros((1, 8), np.float32), "FP32")], "all or none"),
+        (
+            [
+                ("input_ids", np.array([[1]]), "INT64"),
+                ("seen", np.zeros((2, 8), np.float32), "FP32"),
+                ("past", np.zeros((2, 0), np.int64), "INT64"),
+            ],
+            "N is 1 in other inputs",
+        ),
+        ([("input_ids", np.array([[1]]), "INT64"), ("other", np.zeros((1, 1)), "FP64")], "'other'"),
     ],
 )
 def test_wrong_tensors_are_refused(client, inputs, said):
@@ -79,33 +85,40 @@ def test_wrong_tensors_are_refused(client, inputs, said):
     assert said in str(error.value)
 
 
-def test_what_was_read_counts_towards_the_context(language_bundle):
-    states = (StateTensor("past", "present", ("batch", "past"), "INT64"),)
-    bundle = replace(language_bundle, manifest=LanguageManifest(8, states, context=4))
+def test_what_was_read_counts_towards_the_context(make_language_bundle, tmp_path):
+    bundle = make_language_bundle(tmp_path, context=4)
     adapter = adapter_of(bundle, load_settings(bundle=bundle.path), MemoryBudget(1))
 
     def read(past, tokens):
         inputs = [
-            InferInput(name=name, datatype="INT64", shape=[1, length]).attach(memoryview(bytes(8 * length)))
-            for name, length in (("past", past), ("tokens", tokens))
+            InferInput(name=name, datatype=datatype, shape=[1, length]).attach(memoryview(bytes(size * length)))
+            for name, length, datatype, size in (
+                ("past", past, "INT64", 8),
+                ("seen", 8, "FP32", 4),
+                ("input_ids", tokens, "INT64", 8),
+            )
         ]
         return adapter.decode(InferRequest(inputs=inputs), Work())
 
     assert read(3, 1)["past"].shape == (1, 3)
-    with pytest.raises(RequestError, match="at most 4 tokens, the model's context, but got 5"):
+    with pytest.raises(RequestError, match=r"at most 4 of length \+ past, the model's context, but got 5"):
         read(3, 2)
 
 
-def test_more_logits_than_the_queue_may_hold_are_refused_before_they_are_made(language_bundle):
-    adapter = adapter_of(language_bundle, load_settings(bundle=language_bundle.path, queue_bytes=1024), MemoryBudget(1))
-
-    def read(rows, length):
-        raw = memoryview(bytes(8 * rows * length))
-        return adapter.decode(
-            InferRequest(inputs=[InferInput(name="tokens", datatype="INT64", shape=[rows, length]).attach(raw)]), Work()
-        )
-
-    assert read(4, 8)["tokens"].shape == (4, 8)
-    with pytest.raises(RequestError, match="at most 32 tokens") as caught:
-        read(3, 11)
-    assert caught.value.status == 413
+def test_more_logits_than_there_is_memory_for_are_refused_before_they_are_made(language_bundle, connect_to):
+    with connect_to(language_bundle, max_memory_bytes=65_536) as small:
+        for length, status in ((200, 200), (2000, 413)):
+            header = {
+                "inputs": [
+                    {"name": "input_ids", "datatype": "INT64", "shape": [1, length],
+                     "parameters": {"binary_data_size": 8 * length}}
+                ],
+                "parameters": {"binary_data_output": True},
+            }  # fmt: skip
+            text = json.dumps(header).encode()
+            answer = small.post(
+                "/v2/models/bigram/infer",
+                content=text + bytes(8 * length),
+                headers={"Inference-Header-Content-Length": str(len(text))},
+            )
+            assert answer.status_code == status, answer.text
