@@ -55,7 +55,7 @@ class ExperimentCost:
 
 @dataclass(frozen=True)
 class Experiment:
-    """One experiment of the paper: the recipe's settings, and what is needed to cost it and compare it.
+    """One experiment of the paper: the recipe's settings, the sizes that determine its cost, and published figures.
 
     Args:
         name: The recipe's name.

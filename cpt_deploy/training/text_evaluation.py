@@ -90,8 +90,8 @@ def evaluate_text(
                 count += int((chunk.targets != IGNORED).sum())
     finally:
         model.train(training)
-    told = process_group.gather(torch.tensor([float(loss), float(hits), count, stopped], dtype=torch.float64))
-    loss_sum, top1, targets, stopped_in = told.sum(dim=0).tolist()
+    gathered = process_group.gather(torch.tensor([float(loss), float(hits), count, stopped], dtype=torch.float64))
+    loss_sum, top1, targets, stopped_in = gathered.sum(dim=0).tolist()
     if stopped_in:
         return None
     mean = loss_sum / targets

@@ -18,7 +18,7 @@ from cpt_deploy.data import (
     ImageSet,
     batches_per_epoch,
     build_augmentations,
-    dataset_names,
+    datasets,
     default_preprocessing,
     input_settings,
     recipe_images,
@@ -38,7 +38,7 @@ from cpt_deploy.quantization.graph.signature import DynamicShapes, ExampleInputs
 from cpt_deploy.recipe import Recipe
 from cpt_deploy.training.loop.optimizers import build_optimizer
 
-MOST_WORKERS = 8
+MAX_WORKERS = 8
 """Max number of loading processes by default."""
 
 
@@ -134,7 +134,7 @@ def load_data(recipe: Recipe, device: torch.device, processes: int = 1) -> RunDa
     """
     settings = recipe.data
     name = settings.name
-    if name not in dataset_names() and ":" not in name and Path(name).exists():
+    if name not in datasets.names() and ":" not in name and Path(name).exists():
         name = str(Path(name).resolve())  # so that the run can be read from other working directories
     root = None if settings.root is None else Path(settings.root).expanduser().resolve()
     settings = settings.model_copy(update={"name": name, "root": None if root is None else str(root)})
@@ -167,7 +167,7 @@ def _loading_processes(device: torch.device, processes: int) -> int:
     """Return the default number of loading processes."""
     if device.type != "cuda":
         return 0
-    return min((os.cpu_count() or 1) // processes, MOST_WORKERS)
+    return min((os.cpu_count() or 1) // processes, MAX_WORKERS)
 
 
 def _memory_to_keep(megabytes: int | None) -> int:
