@@ -37,7 +37,7 @@ _BATCH_BYTES = 16_000_000
 _COPIES_IN_JSON = 4
 """Memory of outputs and of their JSON, in sizes of the outputs."""
 
-_LIGHT_BYTES = 1 << 20
+_LIGHT, _LIGHT_BYTES = {*FLOATS, "INT64"}, 1 << 20
 
 
 class Received(NamedTuple):
@@ -64,6 +64,9 @@ class Adapter(Model):
     form: ClassVar[str] = "tensors"
     """The form on the page for its requests: "tensors", "image" or "text"."""
 
+    labels: Sequence[str] = ()
+    """Names of the classes, if the outputs are those of a classifier."""
+
     _model: OnnxRuntimeModel | None = None
 
     def __init__(self, bundle: Bundle, settings: ServeSettings, memory: MemoryBudget) -> None:
@@ -73,19 +76,15 @@ class Adapter(Model):
         self._required = [spec.name for spec in signature.inputs if spec.name not in self._states]
         smallest = {name: max(1, free.least) for name, free in signature.free.items()}
         self.row_bytes = max(1, row_bytes((*signature.inputs, *signature.outputs), smallest))
+        states = {after for _, after in signature.states}
+        self._made = [spec for spec in signature.outputs if spec.name not in states]
         self._output_bytes = None if signature.free else row_bytes(signature.outputs, {})
-
-    @property
-    def labels(self) -> Sequence[str]:
-        """Names of the classes, if the outputs are those of a classifier."""
-        return ()
 
     def load(self) -> None:
         """See `Model`; compares the outputs of the golden sample, or with golden=labels where they are largest."""
         bundle, settings = self.bundle, self.settings
-        model = OnnxRuntimeModel(
-            verified_onnx(bundle, settings), self.signature, threads=settings.threads, provider=settings.provider
-        )
+        onnx = verified_onnx(bundle, settings)
+        model = OnnxRuntimeModel(onnx, self.signature, threads=settings.threads, provider=settings.provider)
         check = model.reproduce_golden(bundle.golden)
         if not (settings.golden == "off" or check.reproduced or (settings.golden == "labels" and check.same_labels)):
             how_far = f"{check.worst_codes} codes" if check.tolerance is None else f"{check.worst:.3g}"
@@ -104,15 +103,15 @@ class Adapter(Model):
 
     def batch_key(self, inputs: Tensors) -> Hashable:
         """See `Model`; requests of the same free sizes are computed together."""
-        return tuple([values.shape[1:] for values in inputs.values()]) if self.signature.free else None
+        if not self.signature.free:
+            return None
+        return tuple([inputs[spec.name].shape[1:] for spec in self.signature.inputs])
 
     def largest_batch(self, inputs: Tensors) -> int:
         """See `Model`."""
         if not self.signature.free:
             return self.settings.max_batch
-        states = {after for _, after in self.signature.states}
-        made = [spec for spec in self.signature.outputs if spec.name not in states]
-        size = row_bytes(made, checked_sizes(self.signature, inputs))
+        size = row_bytes(self._made, checked_sizes(self.signature, inputs))
         return min(self.settings.max_batch, _BATCH_BYTES // max(1, size))
 
     def run(self, requests: Sequence[Tensors]) -> Sequence[Outcome]:
@@ -146,12 +145,10 @@ class Adapter(Model):
         Args:
             request: A request whose JSON is short.
         """
-        for tensor in request.inputs:
-            if tensor.datatype not in FLOATS and tensor.datatype != "INT64":
-                return False
-            if tensor.raw is not None and tensor.raw.nbytes > _LIGHT_BYTES:
-                return False
-        return True
+        return all(
+            tensor.datatype in _LIGHT and (tensor.raw is None or tensor.raw.nbytes <= _LIGHT_BYTES)
+            for tensor in request.inputs
+        )
 
     def decode(self, request: InferRequest, work: Work) -> Tensors:
         """Return the inputs in a request of the Open Inference Protocol; call it in a thread unless it `is_light`.
@@ -249,10 +246,8 @@ class Adapter(Model):
     def facts(self) -> dict[str, int | str | None]:
         """Return what the page says of the model's requests and answers, by words."""
         signature = self.signature
-        return {
-            "inputs": ", ".join(spec.name for spec in signature.inputs),
-            "outputs": ", ".join(spec.name for spec in signature.outputs),
-        }
+        parts = {"inputs": signature.inputs, "outputs": signature.outputs}
+        return {part: ", ".join(spec.name for spec in specs) for part, specs in parts.items()}
 
     def samples(self) -> Samples:
         """Return the golden inputs as the page offers them: here the rows as JSON, if they are few numbers."""
@@ -300,5 +295,5 @@ class Adapter(Model):
 
             if not isinstance(error, InvalidArgument):
                 raise
-            reason = str(error).rpartition("Status Message: ")[2].splitlines()[0]
+            reason = str(error).rpartition("Status Message: ")[2].partition("\n")[0]
             return InvalidRequestError(f"Expected values that the model takes, but onnxruntime got: {reason:.200}")
