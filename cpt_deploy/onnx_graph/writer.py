@@ -4,6 +4,7 @@ Which patterns fuse was measured; comments name each pitfall where the code avoi
 whole list.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -46,8 +47,8 @@ from cpt_deploy.signature import BATCH, TensorSpec
 
 #: ONNX's names of the padding modes.
 PAD_MODES = {"constant": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}
-LEAST_OPSET = 13  # per-channel DequantizeLinear
-MOST_OPSET = 25
+MIN_OPSET = 13  # per-channel DequantizeLinear
+MAX_OPSET = 25
 
 
 def write_onnx(graph: IntegerGraph, *, opset: int | None = None, metadata: dict[str, str] | None = None) -> bytes:
@@ -67,8 +68,8 @@ def write_onnx(graph: IntegerGraph, *, opset: int | None = None, metadata: dict[
         UsageError: If the opset is outside 13 to 25, or lacks an operator that the graph needs.
     """
     opset = smallest_opset(graph) if opset is None else opset
-    if not LEAST_OPSET <= opset <= MOST_OPSET:
-        raise UsageError(f"Expected an opset from {LEAST_OPSET} to {MOST_OPSET}, but got {opset}")
+    if not MIN_OPSET <= opset <= MAX_OPSET:
+        raise UsageError(f"Expected an opset from {MIN_OPSET} to {MAX_OPSET}, but got {opset}")
     if graph.has_float_operations:
         return _Writer(graph, max(opset, FLOAT_OPSET)).write_with_floats(metadata or {})
     return _Writer(graph, opset).write(metadata or {})
@@ -119,9 +120,26 @@ class _Writer:
             else:
                 node.input[:] = [real(name) for name in node.input]
                 self.nodes.append(node)
-        for value, output in zip(skeleton.output, self.graph.signature.outputs, strict=True):
-            self._node("Identity", [real(value.name)], output.name)
+        self._name_outputs([real(value.name) for value in skeleton.output])
         return self._finished(metadata)
+
+    def _name_outputs(self, results: Sequence[str]) -> None:
+        """Give results their names as outputs.
+
+        Results of float operations are renamed, so that onnxruntime does not copy a state. Results of layers, which
+        validation reads by their names, get an Identity, which it removes.
+        """
+        layers = {operation.output for operation in self.graph.weighted()}
+        made = {name for node in self.nodes for name in node.output} - layers
+        names: dict[str, str] = {}
+        for result, output in zip(results, self.graph.signature.outputs, strict=True):
+            if result in made and result not in names:
+                names[result] = output.name
+            else:
+                self._node("Identity", [names.get(result, result)], output.name)
+        for node in self.nodes:
+            node.input[:] = [names.get(name, name) for name in node.input]
+            node.output[:] = [names.get(name, name) for name in node.output]
 
     def _emit_real(self, operation: Operation, source: str) -> None:
         """Write an integer operation of a graph with float operations."""

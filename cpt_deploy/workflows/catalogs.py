@@ -55,9 +55,9 @@ def fetch_data(name: str, root: Path | None = None) -> Path:
         UsageError: If there is no such data set, or it cannot be downloaded.
         DataError: If the download fails.
     """
-    from cpt_deploy.data import dataset_names, fetch_dataset
+    from cpt_deploy.data import datasets, fetch_dataset
 
-    if name not in dataset_names():
+    if name not in datasets.names():
         for entry in known_data(name):
             raise UsageError(f"Expected a data set that can be downloaded, but got {name!r}", hint=entry.obtain)
     return fetch_dataset(name, root)

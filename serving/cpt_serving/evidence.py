@@ -92,5 +92,6 @@ def _validation(bundle: Bundle) -> Validation | None:
         found = read_evidence(replace(bundle, validation=_report(bundle)))
     except BundleError:
         return None
-    same = found is not None and found.content_sha256 == bundle.content_sha256
-    return None if found is None else Validation(**vars(found), of_this_model=same)
+    if found is None:
+        return None
+    return Validation(**vars(found), of_this_model=found.content_sha256 == bundle.content_sha256)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cpt_cli.command import PROVIDER_HELP, SHIP_PANEL, Command, DebugFlag, JsonFlag, QuietFlag
+from cpt_cli.command import PROVIDER_HELP, SHIP_PANEL, Command
 from cpt_cli.output import out
 from cpt_deploy import readable
 
@@ -146,9 +146,6 @@ def serve(  # noqa: PLR0913, PLR0917  the options are its parameters
             rich_help_panel=_WATCH,
         ),
     ] = None,
-    json_output: JsonFlag = False,
-    quiet: QuietFlag = False,
-    debug: DebugFlag = False,
 ) -> None:
     """Serve models over HTTP until SIGTERM or Ctrl-C: /predict, health, metrics, and the Open Inference Protocol v2.
 
@@ -231,7 +228,7 @@ def _example(bundle: Path, address: str) -> str:
     from cpt_deploy.tasks import task_named
 
     task = bundle_task(bundle)
-    if task in tasks:
+    if task is not None and task in tasks:
         return task_named(task).example_request(address)
     return f"""-H 'Content-Type: application/json' -d '{{"inputs": …}}' {address}/predict"""
 
@@ -243,14 +240,11 @@ def _curl(settings: "ServeSettings", request: str) -> str:
 
 
 COMMAND = Command(
-    name="serve",
-    function=serve,
-    panel=SHIP_PANEL,
-    examples=(
-        "cpt serve runs/digits/bundle-8bit",
-        "cpt serve models/ --watch 5 --require-evidence  # models/NAME/VERSION/; new versions are loaded while it runs",
-        "cpt serve my-bundle --grpc-port 8001  # the Open Inference Protocol over gRPC too",
-        "cpt serve my-bundle --host 0.0.0.0 --api-keys keys.txt --tls-cert cert.pem --tls-key key.pem",
-        "cpt serve --config serve.yaml",
-    ),
+    serve,
+    SHIP_PANEL,
+    "cpt serve runs/digits/bundle-8bit",
+    "cpt serve models/ --watch 5 --require-evidence  # models/NAME/VERSION/; new versions are loaded while it runs",
+    "cpt serve my-bundle --grpc-port 8001  # the Open Inference Protocol over gRPC too",
+    "cpt serve my-bundle --host 0.0.0.0 --api-keys keys.txt --tls-cert cert.pem --tls-key key.pem",
+    "cpt serve --config serve.yaml",
 )

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cpt_cli.commands.train import _complete
+from cpt_cli.commands.training.train import _complete
 from cpt_cli.main import main
 from cpt_cli.recipes import split_words
 from cpt_deploy.errors import UsageError
