@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from cpt_serving.samples import drawing_style
 from PIL import Image
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
@@ -14,10 +13,16 @@ from cpt_deploy.bundle import update_validation, write_bundle
 from cpt_serving import load_settings
 from cpt_serving.access.api_keys import add_key
 from cpt_serving.adapters import adapter_of
+from cpt_serving.adapters.samples import drawing_style
 from cpt_serving.evidence import evidence_of
 from cpt_serving.inference.memory import MemoryBudget
 from cpt_serving.routes.page import PAGE_HEADERS
 from cpt_serving.telemetry.stats import summarize
+
+
+def labelled(contents, labels):
+    """The contents with other labels."""
+    return replace(contents, processor=replace(contents.processor, labels=labels))
 
 
 def test_the_page_and_its_files_are_served_with_strict_headers(client):
@@ -68,13 +73,13 @@ def test_samples_are_the_golden_inputs(client, shared_bundle):
 def test_an_unknown_model_has_neither_evidence_nor_samples(client):
     for path in ("/evidence", "/samples", "/samples/0.png"):
         assert client.get(path, params={"model": "other"}).status_code == 404
-    assert client.get("/models").json() == {"models": [{"name": "colours", "versions": ["1"], "kind": "image"}]}
+    assert client.get("/models").json() == {"models": [{"name": "colours", "versions": ["1"], "form": "image"}]}
 
 
 def test_small_grey_samples_say_how_to_draw(grey_bundle, bundle):
-    style = drawing_style(grey_bundle)
+    style = drawing_style(grey_bundle.processor, grey_bundle.golden)
     assert (style.ground, style.fill) == ("dark", 0.75)
-    assert drawing_style(bundle) is None
+    assert drawing_style(bundle.processor, bundle.golden) is None
 
 
 def test_evidence_without_a_validation_has_no_figures(client, shared_bundle):
@@ -82,7 +87,8 @@ def test_evidence_without_a_validation_has_no_figures(client, shared_bundle):
     assert evidence["validation"] is None
     assert evidence["sha256"] == shared_bundle.sha256
     assert evidence["size_bytes"] == shared_bundle.onnx_path.stat().st_size
-    assert evidence["input"] == {"channels": 3, "height": 8, "width": 8}
+    assert (evidence["task"], evidence["form"]) == ("image-classification", "image")
+    assert evidence["facts"] == {"input": "8 x 8 colour", "classes": 3}
 
 
 REPORT = {
@@ -209,7 +215,7 @@ def test_stats_sum_histograms_over_routes():
 
 
 def test_the_page_shows_labels_as_text_whatever_they_hold(tmp_path, bundle_contents, connect_to, png):
-    contents = replace(bundle_contents(), labels=("<b>red</b>", "green", "blue"))
+    contents = labelled(bundle_contents(), ("<b>red</b>", "green", "blue"))
     with connect_to(write_bundle(tmp_path / "bundle", contents=contents)) as client:
         assert client.post("/predict", content=png()).json()["predictions"][0][0]["label"] == "<b>red</b>"
         assert "innerHTML" not in "".join(client.get(f"/page/{name}.js").text for name in ("dom", "prediction", "app"))
