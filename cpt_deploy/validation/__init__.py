@@ -20,7 +20,7 @@ from cpt_deploy.validation.comparison import PairResult, RuntimeResult, TensorRe
 from cpt_deploy.validation.gate import constant_reasons
 from cpt_deploy.validation.integers.accumulators import Accumulator, bundle_accumulators, overflow_reasons
 from cpt_deploy.validation.integers.compare_integers import GraphComparison, compare_integers
-from cpt_deploy.validation.integers.integer_model import BundledIntegerModel, IntegerModel
+from cpt_deploy.validation.integers.integer_model import ExecutedGraph, IntegerModel, bundled_integer_model
 from cpt_deploy.validation.integers.intermediate_outputs import (
     IntermediateOutput,
     ObservableModel,
@@ -52,10 +52,10 @@ __all__ = [
     "Accuracy",
     "Batch",
     "BenchmarkReport",
-    "BundledIntegerModel",
     "ConstantDifference",
     "ConstantsResult",
     "CpuInfo",
+    "ExecutedGraph",
     "Footprint",
     "GraphComparison",
     "IntegerModel",
@@ -85,6 +85,7 @@ __all__ = [
     "bundle_accumulators",
     "bundle_portability",
     "bundle_saturation",
+    "bundled_integer_model",
     "compare_constants",
     "compare_integers",
     "compare_latency",

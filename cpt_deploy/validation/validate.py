@@ -20,7 +20,7 @@ from cpt_deploy.validation.accuracy.scoring import Scoring
 from cpt_deploy.validation.comparison import IntegerComparison
 from cpt_deploy.validation.gate import judge
 from cpt_deploy.validation.integers.accumulators import bundle_accumulators
-from cpt_deploy.validation.integers.integer_model import BundledIntegerModel, IntegerModel
+from cpt_deploy.validation.integers.integer_model import ExecutedGraph, IntegerModel, bundled_integer_model
 from cpt_deploy.validation.integers.intermediate_outputs import with_intermediate_outputs
 from cpt_deploy.validation.integers.saturation import LayerSaturation, bundle_portability, bundle_saturation
 from cpt_deploy.validation.measuring import SERVED, TRAINED, Measurement, Subject, ValidationReporter, measure
@@ -225,8 +225,8 @@ def _subject(
     if not keeps_operators(provider):
         notes.append(f"the {provider_name(provider)} compiles the graph: its operators cannot be listed")
     look_inside = integer_model is not None and (with_onnx or gate.require_exact)
-    executor = BundledIntegerModel(bundle) if integer_model == "bundled" else integer_model
-    replay = executor if isinstance(executor, BundledIntegerModel) and bundle.float_parts is not None else None
+    executor = bundled_integer_model(bundle) if integer_model == "bundled" else integer_model
+    replay = executor if isinstance(executor, ExecutedGraph) and bundle.float_parts is not None else None
     products = () if replay is None else replay.products
     served, unoptimized = (
         OnnxRuntimeModel(bundle.onnx_path, bundle.signature, threads=None, optimize=optimize, provider=provider)
@@ -244,7 +244,7 @@ def _subject(
         formats=load_formats(bundle) if with_torch or gate.require_exact else {},
         provider=provider,
         replay=replay,
-        output_scales=executor.output_scales if isinstance(executor, BundledIntegerModel) else {},
+        output_scales=executor.output_scales if isinstance(executor, ExecutedGraph) else {},
     )
     return subject, notes
 

@@ -42,9 +42,11 @@ class InsideComparison:
         self, observable: ObservableModel, signature: Signature, provider: str, replay: Replay | None = None
     ) -> None:
         self.observable, self.replay = observable, replay
-        self.session, self.unoptimized_session = (
-            OnnxRuntimeModel(observable.model, signature, threads=None, optimize=optimize, provider=provider)
-            for optimize in (True, False)
+        self.session = OnnxRuntimeModel(observable.model, signature, threads=None, provider=provider)
+        self.unoptimized_session = (
+            OnnxRuntimeModel(observable.model, signature, threads=None, optimize=False, provider=provider)
+            if replay is None
+            else None
         )
         self.comparison: IntegerComparison | None = None
         self.unoptimized: IntegerComparison | None = None
@@ -78,7 +80,7 @@ class InsideComparison:
             self._begin(expected, own.integers, known)
         assert self.comparison is not None
         self.comparison.add(expected, got)
-        if self.unoptimized is not None:
+        if self.unoptimized is not None and self.unoptimized_session is not None:
             self.unoptimized.add(expected, self.unoptimized_session.trace(inputs))
         if self.free_running is not None:
             self.free_running.add(own.integers, got)

@@ -1,9 +1,9 @@
-"""Execute the integer graph of a bundle, as the reference for onnxruntime's integers."""
+"""Execute an integer graph, as the reference for onnxruntime's integers."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +12,9 @@ from cpt_deploy.bundle import Bundle
 from cpt_deploy.bundle.runtime.tensors import checked_inputs
 from cpt_deploy.errors import MissingExtraError
 from cpt_deploy.validation.accuracy.samples import Arrays
+
+if TYPE_CHECKING:
+    from cpt_deploy.integer import IntegerGraph
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,28 +62,19 @@ class Replay(Protocol):
         ...
 
 
-class BundledIntegerModel:
-    """The integer executor on the integer graph of a bundle (needs PyTorch).
+class ExecutedGraph:
+    """The integer executor on a graph, as an `IntegerModel` and a `Replay` (needs PyTorch).
 
     Args:
-        bundle: The bundle.
-
-    Raises:
-        MissingExtraError: If PyTorch is not installed.
-        BundleError: If the bundle's graph is damaged.
+        graph: The graph.
     """
 
-    def __init__(self, bundle: Bundle) -> None:
-        if find_spec("torch") is None:
-            raise MissingExtraError(
-                "Expected PyTorch for the integer executor, but it is not installed",
-                hint="pip install 'cpt-deploy[train]', or validate without the executor",
-            )
+    def __init__(self, graph: "IntegerGraph") -> None:
         # Imported here, since everything else works without PyTorch and must not load it.
-        from cpt_deploy.integer import IntegerExecutor, graph_from_bundle
+        from cpt_deploy.integer import IntegerExecutor
 
-        self._graph = graph_from_bundle(bundle)
-        self._executor = IntegerExecutor(self._graph)
+        self._graph = graph
+        self._executor = IntegerExecutor(graph)
 
     def run(self, inputs: Arrays) -> Execution:
         """See `IntegerModel`."""
@@ -137,6 +131,23 @@ class BundledIntegerModel:
                 values = (values.astype(np.float32) - np.float32(quantized.zero_point)) * np.float32(quantized.scale)
             outputs[tensor.name] = values
         return outputs
+
+
+def bundled_integer_model(bundle: Bundle) -> ExecutedGraph:
+    """Return the integer executor on the integer graph of a bundle.
+
+    Raises:
+        MissingExtraError: If PyTorch is not installed.
+        BundleError: If the bundle's graph is damaged.
+    """
+    if find_spec("torch") is None:
+        raise MissingExtraError(
+            "Expected PyTorch for the integer executor, but it is not installed",
+            hint="pip install 'cpt-deploy[train]', or validate without the executor",
+        )
+    from cpt_deploy.integer import graph_from_bundle
+
+    return ExecutedGraph(graph_from_bundle(bundle))
 
 
 def _only(arrays: Arrays, names: Any) -> dict[str, npt.NDArray[Any]]:

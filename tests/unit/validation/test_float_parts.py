@@ -16,7 +16,7 @@ from cpt_deploy.quantization import QuantizationConfig, QuantizedModel, calibrat
 from cpt_deploy.report import render_validation_page
 from cpt_deploy.validation import compare_constants
 from cpt_deploy.validation.comparison import IntegerComparison
-from cpt_deploy.validation.integers.integer_model import BundledIntegerModel
+from cpt_deploy.validation.integers.integer_model import bundled_integer_model
 from cpt_deploy.validation.integers.intermediate_outputs import IntermediateOutput, with_intermediate_outputs
 
 LABELS = ("zero", "one", "two")
@@ -65,7 +65,7 @@ def test_every_integer_is_recomputed_from_the_codes_at_its_entry(report, hybrid)
     assert report.passed, report.reasons
     assert report.mismatching_integers == 0
     compared = {tensor.name: tensor.values for tensor in report.tensors}
-    entries = BundledIntegerModel(hybrid).entries
+    entries = bundled_integer_model(hybrid).entries
     # the codes of the image and of the convolution, and the results of the four Linear layers of a block and the head
     assert len(compared) == 7
     assert not set(compared) & set(entries)
@@ -135,7 +135,7 @@ def test_an_edited_code_of_a_product_is_found_in_the_integers(validated, hybrid,
 
 
 def test_what_comes_of_an_entry_that_is_not_given_is_left_out(hybrid):
-    model = BundledIntegerModel(hybrid)
+    model = bundled_integer_model(hybrid)
     inputs = {"image": np.random.default_rng(0).normal(size=(2, *SHAPE)).astype(np.float32)}
     codes = model.run(inputs).integers
     given = {name: codes[name] for name in model.entries}
@@ -148,7 +148,7 @@ def test_what_comes_of_an_entry_that_is_not_given_is_left_out(hybrid):
 
 
 def test_layers_with_real_results_become_visible_without_changing_what_runs(hybrid):
-    model = BundledIntegerModel(hybrid)
+    model = bundled_integer_model(hybrid)
     observable = with_intermediate_outputs(hybrid.onnx_path.read_bytes(), products=model.products)
     assert observable.hidden == ()
     assert set(model.products) <= {intermediate.name for intermediate in observable.intermediates}

@@ -99,7 +99,8 @@ REPORT = {
     "passed": True,
     "reasons": [],
     "validated_at": "2026-01-01T00:00:00+00:00",
-    "dataset": {"name": "words", "split": "test", "samples": 200},
+    "dataset": {"name": "words", "split": "test", "samples": 200, "unit": "tokens"},
+    "metric": {"name": "perplexity", "higher_is_better": False, "percent": False},
     "runtimes": [{"name": "trained", "perplexity": 9.5}, {"name": "onnxruntime", "perplexity": 9.75}],
     "integers": {"compared": 1000, "mismatching": 0},
     "versions": {"onnxruntime": "1.30.0"},
@@ -117,6 +118,6 @@ def test_a_language_model_has_evidence_and_no_samples(tmp_path, language_bundle,
         assert evidence["validation"] is None
         update_validation(copied, {**REPORT, "content_sha256": copied.content_sha256})
         found = client.get("/evidence").json()["validation"]
-        assert (found["perplexity"], found["trained_perplexity"], found["accuracy"]) == (9.75, 9.5, None)
+        assert (found["metric"]["name"], found["value"], found["trained_value"]) == ("perplexity", 9.75, 9.5)
         assert found["of_this_model"]
         assert client.get("/samples").json() == {"samples": [], "drawing": None, "rows": {"input_ids": [[2, 3, 4]]}}

@@ -98,9 +98,10 @@ REPORT = {
     "reasons": [],
     "validated_at": "2026-01-01T00:00:00+00:00",
     "dataset": {"name": "colours", "split": "test", "samples": 200, "sha256": "1"},
+    "metric": {"name": "accuracy", "higher_is_better": True, "percent": True},
     "runtimes": [
-        {"name": "trained", "accuracy": 0.91, "interval_95": [0.9, 0.92], "correct": 182, "finite": True},
-        {"name": "onnxruntime", "accuracy": 0.905, "interval_95": [0.89, 0.92], "correct": 181, "finite": True},
+        {"name": "trained", "accuracy": 0.91, "interval_95": [0.9, 0.92], "finite": True},
+        {"name": "onnxruntime", "accuracy": 0.905, "interval_95": [0.89, 0.92], "finite": True},
     ],
     "integers": {"compared": 1000, "mismatching": 0, "first_difference": None},
     "graph": {"operators": {"QGemm": 1}, "float_operators": {"Conv": 2}},
@@ -118,7 +119,7 @@ def test_evidence_tells_what_was_measured(bundle):
     facts = told_of(update_validation(bundle, report)).validation
     assert facts.passed
     assert facts.of_this_model
-    assert (facts.accuracy, facts.interval_95, facts.trained_accuracy) == (0.905, (0.89, 0.92), 0.91)
+    assert (facts.value, facts.interval_95, facts.trained_value) == (0.905, (0.89, 0.92), 0.91)
     assert (facts.verdict, facts.of_this_model) == ("passed", True)
     assert (facts.compared_integers, facts.mismatching_integers, facts.float_operators) == (1000, 0, 2)
     assert (facts.runtime, facts.cpu, facts.samples) == ("1.30.0", "a processor", 200)
@@ -139,7 +140,7 @@ def test_evidence_of_another_file_says_so(bundle):
     ("change", "nulls"),
     [
         ({"integers": None, "graph": None}, ("compared_integers", "mismatching_integers", "float_operators")),
-        ({"runtimes": []}, ("accuracy", "trained_accuracy")),
+        ({"runtimes": []}, ("value", "trained_value")),
         ({"versions": None, "cpu": None}, ("runtime", "cpu")),
     ],
     ids=str,
@@ -161,7 +162,7 @@ def test_evidence_is_what_it_is_now(bundle, connect_to):
         assert client.get("/evidence").json()["validation"] is None
         update_validation(bundle, {**REPORT, "content_sha256": bundle.content_sha256})
         found = client.get("/evidence").json()["validation"]
-        assert (found["passed"], found["of_this_model"], found["accuracy"]) == (True, True, 0.905)
+        assert (found["passed"], found["of_this_model"], found["value"]) == (True, True, 0.905)
         shutil.rmtree(bundle.path)
         assert client.get("/evidence").json()["size_bytes"] is None
 

@@ -12,7 +12,7 @@ from cpt_deploy.errors import BundleError
 from cpt_deploy.export import write_onnx
 from cpt_deploy.integer import IntegerExecutor, IntegerGraph, QuantizedTensor
 from cpt_deploy.integer.graph import Convolution, FullyConnected, GlobalAverage, Reshape, to_dict
-from cpt_deploy.validation import BundledIntegerModel
+from cpt_deploy.validation import bundled_integer_model
 from tests.unit.integer.graphs import graph_between
 
 INPUTS = np.random.default_rng(5).normal(size=(6, 1, 8, 8)).astype(np.float32)
@@ -74,7 +74,7 @@ def write_graph(path: Path, graph: IntegerGraph, onnx_graph: IntegerGraph) -> Bu
 
 def test_logits_and_codes_are_those_of_the_executor(tmp_path):
     graph = integer_graph()
-    found = BundledIntegerModel(write_graph(tmp_path / "bundle", graph, graph)).run({"image": INPUTS})
+    found = bundled_integer_model(write_graph(tmp_path / "bundle", graph, graph)).run({"image": INPUTS})
     executor, codes = IntegerExecutor(graph), found.integers
     np.testing.assert_array_equal(found.outputs["logits"], executor(torch.from_numpy(INPUTS)).numpy())
     assert list(codes) == ["x", "a", "mean", "flat", "y"]
@@ -105,4 +105,4 @@ def test_a_file_with_another_weight_than_the_graph_is_caught_at_that_layer(valid
 
 def test_a_bundle_without_its_graph_is_a_bundle_error(bundle_contents, tmp_path):
     with pytest.raises(BundleError, match="graph"):
-        BundledIntegerModel(write_bundle(tmp_path / "bundle", contents=bundle_contents()))
+        bundled_integer_model(write_bundle(tmp_path / "bundle", contents=bundle_contents()))
