@@ -24,23 +24,13 @@ from torch import Tensor
 from cpt_deploy.bundle import ImageProcessor, OnnxRuntimeModel, TextProcessor
 from cpt_deploy.data import ImageSet, eval_loader, load_images
 from cpt_deploy.data.text import evaluation_chunks, load_corpus, training_chunk, training_rows
+from cpt_deploy.data.text.streams import IGNORED
 from cpt_deploy.export import write_onnx
 from cpt_deploy.integer import freeze
-from cpt_deploy.quantization import (
-    QuantizedLanguageModel,
-    QuantizedModel,
-    calibrate,
-    calibrating,
-    make_native,
-    reduced_layers,
-)
+from cpt_deploy.quantization import QuantizedModel, calibrate, calibrating, make_native, reduced_layers
 from cpt_deploy.recipe import load_recipe
-from cpt_deploy.training import (
-    TrainedRun,
-    calibration_inputs,
-    load_run,
-    train,
-)
+from cpt_deploy.training import TrainedRun, calibration_inputs, load_run, train
+from cpt_deploy.training.text_evaluation import scores_of, token_losses
 from cpt_deploy.validation import mcnemar_exact
 
 SHORT = ("train.epochs=null", "lr.warmup_steps=20", "train.calibration_batches=20")
@@ -82,8 +72,8 @@ def forms(model: Any) -> dict[str, Any]:
     return copies
 
 
-def reduced(model: QuantizedModel | QuantizedLanguageModel) -> dict[str, Any]:
-    """Return the number of channels with a reduced range in a portable model, and their mean maximum integer."""
+def reduced(model: QuantizedModel) -> dict[str, Any]:
+    """Return the number of channels with a reduced range in a portable model, and of their layers."""
     layers = reduced_layers(model)
     return {"channels": sum(layer.reduced_channels for layer in layers), "layers": len(layers)}
 
@@ -163,24 +153,23 @@ def text_result(run: TrainedRun, name: str) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def calibrate_text(model: QuantizedLanguageModel, chunks: Iterator[Any]) -> None:
+def calibrate_text(model: QuantizedModel, chunks: Iterator[Any]) -> None:
     """Estimate a language model's activation ranges on chunks of training text."""
     state = None
     with model.at_max_bits(), calibrating(model):
         for chunk in chunks:
-            _, state = model(chunk.tokens, None if chunk.first else state)
-            state = state if model.carries_state else None
+            _, state = scores_of(model, model.signature, chunk.tokens, None if chunk.first else state)
 
 
 @torch.no_grad()
-def text_losses(model: QuantizedLanguageModel, run: TrainedRun, ids: Any) -> NDArray[np.float64]:
+def text_losses(model: QuantizedModel, run: TrainedRun, ids: Any) -> NDArray[np.float64]:
     """Return the loss of each token at max_bits, at which fake quantization has the integers of the export."""
     text, found, state = run.recipe.data.text, [], None
     with model.at_max_bits():
         for chunk in evaluation_chunks(ids, run.recipe.train.eval_batch_size, text.sequence, text.context):
-            score = model.score(chunk.tokens, chunk.targets, state)
-            state, losses = score.state, score.losses
-            found.append(_flat(losses))
+            scores, state = scores_of(model, model.signature, chunk.tokens, state)
+            losses, _ = token_losses(scores, chunk.targets)
+            found.append(_flat(losses[chunk.targets.flatten() != IGNORED]))
     return np.concatenate(found)
 
 
