@@ -4,6 +4,7 @@ Which patterns fuse was measured; comments name each pitfall where the code avoi
 whole list.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -119,9 +120,26 @@ class _Writer:
             else:
                 node.input[:] = [real(name) for name in node.input]
                 self.nodes.append(node)
-        for value, output in zip(skeleton.output, self.graph.signature.outputs, strict=True):
-            self._node("Identity", [real(value.name)], output.name)
+        self._name_outputs([real(value.name) for value in skeleton.output])
         return self._finished(metadata)
+
+    def _name_outputs(self, results: Sequence[str]) -> None:
+        """Give results their names as outputs.
+
+        Results of float operations are renamed, so that onnxruntime does not copy a state. Results of layers, which
+        validation reads by their names, get an Identity, which it removes.
+        """
+        layers = {operation.output for operation in self.graph.weighted()}
+        made = {name for node in self.nodes for name in node.output} - layers
+        names: dict[str, str] = {}
+        for result, output in zip(results, self.graph.signature.outputs, strict=True):
+            if result in made and result not in names:
+                names[result] = output.name
+            else:
+                self._node("Identity", [names.get(result, result)], output.name)
+        for node in self.nodes:
+            node.input[:] = [names.get(name, name) for name in node.input]
+            node.output[:] = [names.get(name, name) for name in node.output]
 
     def _emit_real(self, operation: Operation, source: str) -> None:
         """Write an integer operation of a graph with float operations."""

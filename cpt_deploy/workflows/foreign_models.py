@@ -83,7 +83,7 @@ def export_float_model(
     from cpt_deploy.models.imported import WeightsSource, open_source
     from cpt_deploy.quantization import QuantizationConfig, make_native, make_symmetric, prepare
     from cpt_deploy.recipe.tasks import IMAGE_CLASSIFICATION
-    from cpt_deploy.tasks.run_export import GOLDEN_SAMPLES
+    from cpt_deploy.tasks.interface import GOLDEN_SAMPLES
     from cpt_deploy.validation import spread
 
     opened = open_source(source.path, source.model)
