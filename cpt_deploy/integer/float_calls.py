@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, fx
 
 from cpt_deploy.errors import ConversionError
-from cpt_deploy.integer.graph import Constant, Embed, Float, IntegerGraph
+from cpt_deploy.integer.graph import IntegerGraph
+from cpt_deploy.integer.operations import Constant, Embed, Float
 
 #: Functions for arithmetic on sizes, and for elements of tuples.
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
@@ -70,6 +71,12 @@ def call(operation: Float, inputs: Sequence[Any]) -> Any:
     Raises:
         ConversionError: If it names no operator without side effects.
     """
+    arguments, options = arguments_of(operation, inputs)
+    return function_of(operation.target)(*arguments, **options)
+
+
+def arguments_of(operation: Float, inputs: Sequence[Any]) -> tuple[list[Any], dict[str, Any]]:
+    """Return the positional and the named arguments of a float operation."""
     arguments, options = json.loads(operation.arguments)
 
     def value(entry: Any) -> Any:
@@ -82,9 +89,7 @@ def call(operation: Float, inputs: Sequence[Any]) -> Any:
             return torch.device("cpu") if kind == "device" else getattr(torch, content)
         return entry
 
-    return function_of(operation.target)(
-        *(value(entry) for entry in arguments), **{key: value(entry) for key, entry in options.items()}
-    )
+    return [value(entry) for entry in arguments], {key: value(entry) for key, entry in options.items()}
 
 
 def function_of(target: str) -> Callable[..., Any]:
