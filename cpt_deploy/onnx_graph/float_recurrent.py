@@ -3,6 +3,7 @@
 ONNX has the gates in another order than torch: i, o, f, g for an LSTM, and z, r, n for a GRU.
 """
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -67,7 +68,8 @@ def _in_order(values: Tensor, order: tuple[int, ...]) -> Tensor:
 def write_recurrent(x: Any, state: Any, w: Any, r: Any, b: Any, reverse: bool) -> list[Any]:
     """Write a call of the operator as ONNX, for `torch.onnx`."""
     direction: Literal["forward", "reverse"] = "reverse" if reverse else "forward"
-    first, second = (op.Constant(value_ints=[axis]) for axis in (0, 1))
+    axes: list[Any] = [op.Constant(value_ints=[axis]) for axis in (0, 1)]
+    first, second = axes
     before = [op.Unsqueeze(part, first) for part in state]
     size = int(r.shape[2])
     if len(before) == 2:
@@ -77,5 +79,7 @@ def write_recurrent(x: Any, state: Any, w: Any, r: Any, b: Any, reverse: bool) -
     return [op.Squeeze(made, second), *(op.Squeeze(part, first) for part in after)]
 
 
-TRANSLATIONS = {torch.ops.cpt_deploy.float_recurrent.default: write_recurrent}
+TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
+    torch.ops.cpt_deploy.float_recurrent.default: write_recurrent
+}
 """How `torch.onnx` writes the operator."""
