@@ -23,8 +23,8 @@ from training_steps import Step, training_step
 from cpt_deploy.models import build_model
 from cpt_deploy.models.language import build_language_model, preparing_arguments
 from cpt_deploy.quantization import QuantizationConfig, prepare
+from cpt_deploy.tasks.text_generation.evaluation import scores_of, token_losses
 from cpt_deploy.training.loop.allocator_settings import freed_memory_kept
-from cpt_deploy.training.text_evaluation import scores_of, token_losses
 
 VOCABULARY, ROWS, TOKENS = 10_000, 20, 35
 PLAIN, KEPT = "as the system has it", "kept"
@@ -33,9 +33,9 @@ PLAIN, KEPT = "as the system has it", "kept"
 def language_step(hidden: int) -> Step:
     """Return a step of a two-layer LSTM on chunks of the usual size for the Penn Treebank."""
     network = build_language_model("lstm-lm", VOCABULARY, embedding=hidden, hidden=hidden, dropout=0.0)
-    example, shapes, states = preparing_arguments(network, VOCABULARY)
+    inputs, shapes, states = preparing_arguments(network, VOCABULARY)
     config = QuantizationConfig(min_bits=5, max_bits=8)
-    model = prepare(network, example, config, dynamic_shapes=shapes, states=states).train()
+    model = prepare(network, inputs, config, dynamic_shapes=shapes, states=states).train()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     tokens, targets = torch.randint(VOCABULARY, (2, ROWS, TOKENS))
 
@@ -43,8 +43,7 @@ def language_step(hidden: int) -> Step:
 
     def step() -> None:
         model.set_step(next(numbers))
-        scores, _ = scores_of(model, model.signature, tokens, None)
-        losses, _ = token_losses(scores, targets)
+        losses, _ = token_losses(scores_of(model, model.signature, tokens, None)[0], targets)
         optimizer.zero_grad()
         losses.mean().backward()
         optimizer.step()

@@ -15,7 +15,8 @@ from torch.nn import functional
 from cpt_deploy.errors import UsageError
 from cpt_deploy.integer import arithmetic
 from cpt_deploy.integer.float_calls import call, float_constants
-from cpt_deploy.integer.graph import (
+from cpt_deploy.integer.graph import IntegerGraph
+from cpt_deploy.integer.operations import (
     Add,
     Concatenate,
     Constant,
@@ -24,7 +25,6 @@ from cpt_deploy.integer.graph import (
     Float,
     FullyConnected,
     GlobalAverage,
-    IntegerGraph,
     Lookup,
     MaxPool,
     Multiply,
