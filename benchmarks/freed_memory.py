@@ -17,13 +17,13 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-from cpt_deploy.training.text_evaluation import scores_of, token_losses
 from measuring import machine, machine_line, markdown_table, median_ratio, write_results
 from training_steps import Step, training_step
 
 from cpt_deploy.models import build_model
 from cpt_deploy.models.language import build_language_model, preparing_arguments
 from cpt_deploy.quantization import QuantizationConfig, prepare
+from cpt_deploy.tasks.text_generation.evaluation import scores_of, token_losses
 from cpt_deploy.training.loop.allocator_settings import freed_memory_kept
 
 VOCABULARY, ROWS, TOKENS = 10_000, 20, 35

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from cpt_deploy.training.text_evaluation import scores_of, token_losses
 from measuring import machine, machine_line, markdown_table, write_results
 from numpy.typing import NDArray
 from torch import Tensor
@@ -35,6 +34,7 @@ from cpt_deploy.quantization import (
 )
 from cpt_deploy.quantization.stateful import State
 from cpt_deploy.recipe import load_recipe
+from cpt_deploy.tasks.text_generation.evaluation import scores_of, token_losses
 from cpt_deploy.training import (
     TrainedRun,
     calibration_inputs,

@@ -257,7 +257,7 @@ def test_models_lists_language_models_with_their_sizes(capsys):
     _, out, _ = run(capsys, "models", "lstm-lm", "--classes", 50)
     assert "50 tokens" in out
     _, out, _ = run(capsys, "models", "--quiet")
-    assert out.splitlines()[-2:] == ["lstm-lm", "transformer-lm"]
+    assert {"lstm-lm", "transformer-lm"} < set(out.split())
     assert "lstm-lm" in run(capsys, "models", "lstm-ml")[2][1]
 
 

@@ -3,6 +3,7 @@ import json
 import pytest
 import torch
 
+from cpt_deploy.bundle import ImageProcessor
 from cpt_deploy.data import eval_loader, load_images
 from cpt_deploy.errors import CheckpointError
 from cpt_deploy.training import load_run, train
@@ -17,19 +18,20 @@ def run_dir(recipe, tmp_path):
 
 def test_loaded_run_has_the_accuracy_of_its_report(run_dir):
     run = load_run(run_dir)
+    processor = run.expect_processor(ImageProcessor)
 
     images = load_images("digits", split="test")
     result = evaluate(
         run.model,
-        eval_loader(images, run.preprocessing, 100),
-        classes=len(run.classes),
+        eval_loader(images, processor.preprocessing, 100),
+        classes=len(processor.labels),
         device=torch.device("cpu"),
         step=0,
     )
     assert result.metrics == run.report.test.metrics
     assert result.loss == pytest.approx(run.report.test.loss, rel=1e-5)
     assert not run.model.training
-    assert run.classes == images.classes
+    assert processor.labels == images.classes
     assert run.recipe.name == "small"
 
 
