@@ -110,7 +110,10 @@ class Batcher:
             offered = self._jobs < self._threads.count
             self._jobs += offered
         timer = None if deadline is None else loop.call_later(deadline - now, self._expire, request)
-        if offered:
+        if offered and self.pending:
+            # Others that are read in this turn of the loop join the batch.
+            loop.call_soon(self._threads.offer, self._run_next)
+        elif offered:
             self._threads.offer(self._run_next)
         self.pending += 1
         try:

@@ -187,15 +187,15 @@ _SLOW_MODEL = """
 import pathlib, time
 from cpt_deploy.bundle import OnnxRuntimeModel
 from cpt_serving import load_settings, run
-go, original = pathlib.Path(__file__).with_name("go"), OnnxRuntimeModel.run
+go, original = pathlib.Path(__file__).with_name("go"), OnnxRuntimeModel.run_checked
 serving = False
-def wait_and_run(model, rows):
+def wait_and_run(model, inputs):
     if serving:
         go.with_name("computing").touch()
     while serving and not go.exists():
         time.sleep(0.01)
-    return original(model, rows)
-OnnxRuntimeModel.run = wait_and_run
+    return original(model, inputs)
+OnnxRuntimeModel.run_checked = wait_and_run
 def listening(url):
     global serving
     serving = True

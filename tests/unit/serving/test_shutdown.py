@@ -188,12 +188,12 @@ _STUCK_MODEL = """
 import threading
 from cpt_deploy.bundle import OnnxRuntimeModel
 from cpt_serving import load_settings, run
-original, serving = OnnxRuntimeModel.run, False
+original, serving = OnnxRuntimeModel.run_checked, False
 def stuck(model, rows):
     if serving:
         threading.Event().wait()
     return original(model, rows)
-OnnxRuntimeModel.run = stuck
+OnnxRuntimeModel.run_checked = stuck
 def listening(url):
     global serving
     serving = True
