@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -217,6 +218,12 @@ def test_every_integer_is_onnxruntimes(case: Case, sizes: tuple[int, int, int]) 
     assert not {*found.hidden} & {*case.graph.tensors}  # of layers between two, onnxruntime keeps no real values
     assert {tensor.name for tensor in found.free_running} == {*case.graph.tensors}
     assert max(found.outputs.values()) < 1e-5
+
+
+def test_a_file_says_nothing_about_the_code_that_made_it(case: Case) -> None:
+    nodes = onnx.load_model_from_string(case.file).graph.node
+    assert not any(node.metadata_props or node.doc_string for node in nodes)
+    assert b"torch" not in case.file
 
 
 def test_a_step_runs_few_operators(case: Case) -> None:
