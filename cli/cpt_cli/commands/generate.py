@@ -1,4 +1,4 @@
-"""`cpt generate`: continue a text with a language model's bundle, here or on a server."""
+"""`cpt generate`: continue a text with a bundle, here or on a server."""
 
 import secrets
 from pathlib import Path
@@ -35,7 +35,7 @@ def generate(  # noqa: PLR0913, PLR0917  the options are its parameters
     stop: Annotated[list[str] | None, typer.Option(help="Stop before this string; can be repeated.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Number of threads.", show_default="all cores")] = None,
 ) -> None:
-    """Continue a text with a language model, token by token.
+    """Continue a text, token by token.
 
     Text is printed as it is generated: first the given text, then the continuation; with --quiet only the
     continuation. The seed is shown, so that any text can be reproduced.

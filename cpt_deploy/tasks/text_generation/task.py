@@ -53,9 +53,9 @@ class TextGeneration(Task):
 
     def build_model(self, recipe: Recipe, processor: Processor) -> "QuantizedModel":
         """See `Task`."""
-        from cpt_deploy.training.loop.setup import build_language_run_model
+        from cpt_deploy.tasks.text_generation.training import build_model
 
-        return build_language_run_model(recipe, _expected(processor).size, trained=True)
+        return build_model(recipe, _expected(processor).size, trained=True)
 
     def samples(
         self, data: str, root: Path | None, processor: Processor, signature: Signature, limit: int | None

@@ -2,7 +2,7 @@
 
 Each step allocates and frees the same large tensors. By default glibc returns blocks of 32 MB and more, and the free
 top of the heap, to the system at once, and their pages are cleared and faulted in again at the next step. That takes
-a good part of a language model's step, whose logits are that large (measured by `benchmarks/freed_memory.py`).
+a good part of a step on text, whose logits are that large (measured by `benchmarks/freed_memory.py`).
 """
 
 import ctypes

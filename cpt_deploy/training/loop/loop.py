@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from cpt_deploy.errors import RunInterruptedError, TrainingDivergedError
+from cpt_deploy.metric import perplexity_of
 from cpt_deploy.recipe import interval_steps
 from cpt_deploy.training.loop.cuda_graph_step import cuda_graph_step
 from cpt_deploy.training.loop.learning_rate import learning_rate_at
@@ -22,7 +23,6 @@ from cpt_deploy.training.run_directory.checkpoints import write_checkpoint
 from cpt_deploy.training.run_directory.metrics_log import evaluation_columns
 from cpt_deploy.training.run_directory.run_state import all_finite, capture
 from cpt_deploy.training.task import StepOutcome
-from cpt_deploy.training.text_evaluation import perplexity_of
 
 
 class TrainingLoop:

@@ -26,7 +26,6 @@ from cpt_deploy.data import (
 )
 from cpt_deploy.errors import UsageError
 from cpt_deploy.models import build_model
-from cpt_deploy.models.language import build_language_model, preparing_arguments
 from cpt_deploy.precision import BitOpsMeter, LayerCost, PrecisionSchedule, share_of_steps
 from cpt_deploy.quantization import (
     LayerGroup,
@@ -250,22 +249,6 @@ def prepare_network(
     prepared = convert(network, example_inputs, config, dynamic_shapes=dynamic_shapes, states=states)
     prepared.compute = recipe.train.compute
     return prepared
-
-
-def build_language_run_model(recipe: Recipe, vocabulary: int, *, trained: bool = False) -> QuantizedModel:
-    """Build and prepare the language model of a recipe, with fresh weights, on the CPU.
-
-    Args:
-        recipe: The settings.
-        vocabulary: Number of different tokens.
-        trained: See `prepare_network`.
-
-    Raises:
-        CptError: If the model is unknown, does not take the arguments, or has no quantized form.
-    """
-    network = build_language_model(recipe.model.name, vocabulary, **recipe.model.args)
-    inputs, shapes, states = preparing_arguments(network, vocabulary)
-    return prepare_network(network, recipe, inputs, trained=trained, dynamic_shapes=shapes, states=states)
 
 
 def build_objects(model: ScheduledModel, recipe: Recipe, total_steps: int, device: torch.device) -> RunObjects:

@@ -25,7 +25,7 @@ class RunDirectory:
         curves: Loss, metric and bits over the steps.
         weights: The calibrated model at max_bits.
         report: The final report; it exists only if the run is finished.
-        tokenizer: The vocabulary of a language model.
+        tokenizer: The vocabulary of a run on text.
         trace: The trace of the profiled steps, for a trace viewer.
         lock: The lock file, which exists while a process trains in the directory.
         last: The checkpoint to resume from.
