@@ -27,7 +27,7 @@ from cpt_deploy.recipe import load_recipe
 from cpt_deploy.training import train
 from cpt_deploy.training.distributed.process_group import ProcessGroup, joined, launched
 from cpt_deploy.training.distributed.synchronization import Synchronization
-from cpt_deploy.training.loop.loop import setup
+from cpt_deploy.training.loop import setup
 from cpt_deploy.training.run_directory.metrics_log import read_metrics
 
 BATCH, BITS = 128, 6
