@@ -1,7 +1,7 @@
 """Causal language networks with states go through one path: prepare, freeze, execute, ONNX, for any sizes."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -120,7 +120,7 @@ def built_in(**options: Any) -> nn.Module:
     )
 
 
-NETWORKS = {
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], int, int, tuple[str, int]]] = {
     "built-in": (built_in, 4, HEADS, ("output", 1)),
     "bands": (lambda: built_in(cutoffs=[10, 30]), 4, HEADS, ("output", 1)),
     "llama": (Llama, 4, 1, ("output", 1)),
@@ -243,7 +243,7 @@ def test_a_text_in_parts_has_the_scores_of_the_whole(case: Case) -> None:
         expected = tensors(model(*whole))[0]
         state: Sequence[Tensor] = whole[1:]
         parts = []
-        for tokens in whole[0].split([2, 1, 3], 1):
+        for tokens in torch.split(whole[0], [2, 1, 3], 1):
             scores, *state = tensors(model(tokens, *state))
             parts.append(scores)
     torch.testing.assert_close(torch.cat(parts, 1), expected, rtol=0, atol=0.02 * float(expected.abs().max()))
