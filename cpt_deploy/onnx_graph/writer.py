@@ -104,6 +104,8 @@ class _Writer(GraphNodes):
                 self._emit_real(operation, real(node.input[0]))
             else:
                 node.input[:] = [real(name) for name in node.input]
+                node.ClearField("metadata_props")  # where in PyTorch's code the operation came from: longer than itself
+                node.ClearField("doc_string")
                 self.nodes.append(node)
         self._name_outputs([real(value.name) for value in skeleton.output])
         return self.finished(metadata)

@@ -35,7 +35,7 @@ def test_many_inputs_of_one_sign_agree_with_float_and_onnxruntime(sign, bits):
     (layer,) = graph.weighted()
     assert 0.7 * INT32_MOST < worst_sum(layer, graph.tensors[layer.inputs[0]]) <= INT32_MOST
     logits = IntegerExecutor(graph)(x).numpy()
-    assert np.array_equal(OnnxRuntimeModel(write_onnx(graph)).run(x.numpy()), logits)
+    assert np.array_equal(OnnxRuntimeModel(write_onnx(graph)).run({"image": x.numpy()})["logits"], logits)
     step = graph.tensors[graph.outputs[0]].scale
     codes = 2 ** (bits - 1) - 1
     # weights are off by half of their step at most: inputs · max|w| / codes / 2, and what the logits' step rounds
