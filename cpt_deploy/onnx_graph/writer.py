@@ -20,12 +20,15 @@ from cpt_deploy.integer.graph import (
     Concatenate,
     Convolution,
     Embed,
+    Float,
     FullyConnected,
     GlobalAverage,
     IntegerGraph,
     Lookup,
     MaxPool,
+    Movement,
     Multiply,
+    OnnxPart,
     Operation,
     Pad,
     Quantize,
@@ -37,10 +40,11 @@ from cpt_deploy.integer.graph import (
     adds_real_bias,
 )
 from cpt_deploy.onnx_graph.float_parts import DOMAIN, FLOAT_OPSET, write_skeleton
+from cpt_deploy.onnx_graph.onnx_parts import OnnxParts, read_parts, renamed
 from cpt_deploy.onnx_graph.packing import WRAP_OPSET, packed_tensor, smallest_opset
 from cpt_deploy.onnx_graph.stem import STRIDE, Stem, align_stem
 from cpt_deploy.quantization.numerics.folding import Codes
-from cpt_deploy.signature import BATCH, TensorSpec
+from cpt_deploy.signature import TensorSpec
 
 #: ONNX's names of the padding modes.
 PAD_MODES = {"constant": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}
@@ -67,28 +71,45 @@ def write_onnx(graph: IntegerGraph, *, opset: int | None = None, metadata: dict[
     opset = smallest_opset(graph) if opset is None else opset
     if not LEAST_OPSET <= opset <= MOST_OPSET:
         raise UsageError(f"Expected an opset from {LEAST_OPSET} to {MOST_OPSET}, but got {opset}")
-    if graph.has_float_operations:
+    if any(isinstance(operation, Float) for operation in graph.operations):
         return _Writer(graph, max(opset, FLOAT_OPSET)).write_with_floats(metadata or {})
-    return _Writer(graph, opset).write(metadata or {})
+    parts = read_parts(graph)
+    return _Writer(graph, parts.opset or opset, parts).write(metadata or {})
 
 
 class _Writer:
-    def __init__(self, graph: IntegerGraph, opset: int) -> None:
+    def __init__(self, graph: IntegerGraph, opset: int, parts: OnnxParts | None = None) -> None:
         self.graph = graph
         self.opset = opset
+        self.parts = parts or OnnxParts({}, {}, 0)
         self.nodes: list[onnx.NodeProto] = []
         self.constants: dict[str, onnx.TensorProto] = {}
         self.dequantized: set[str] = set()
 
     def write(self, metadata: dict[str, str]) -> bytes:
         for operation in self.graph.operations:
-            if isinstance(operation, Quantize):
-                self._quantize(operation.inputs[0], self.graph.tensors[operation.output])
-            else:
-                self._emit(operation, self.graph.tensors[operation.output])
+            match operation:
+                case OnnxPart() | Movement():
+                    self._emit_nodes(operation)
+                case _:
+                    self._emit_real(operation, operation.inputs[0])
         for made, output in zip(self.graph.outputs, self.graph.signature.outputs, strict=True):
-            self._node("DequantizeLinear", [made, *self._parameters(self.graph.tensors[made])], output.name)
+            if made in self.graph.tensors:
+                self._node("DequantizeLinear", [made, *self._parameters(self.graph.tensors[made])], output.name)
+            elif made != output.name:
+                self._node("Identity", [made], output.name)
         return self._finished(metadata)
+
+    def _emit_nodes(self, operation: OnnxPart | Movement) -> None:
+        """Write operators of an ONNX file as they are, reading dequantized values, or quantized ones as they do."""
+        body = self.parts.bodies[operation.output]
+        names = {}
+        for i, (value, name) in enumerate(zip(body.input, operation.inputs, strict=True)):
+            stored = name not in self.graph.tensors or isinstance(operation, Movement) or i in operation.codes
+            names[value.name] = name if stored else self._real(name)
+        for tensor in body.initializer:
+            self.constants[tensor.name] = tensor
+        self.nodes.extend(renamed(node, names) for node in body.node)
 
     def write_with_floats(self, metadata: dict[str, str]) -> bytes:
         """Write a graph with float operations: these as `torch.onnx` writes them, integer ones for placeholders."""
@@ -162,7 +183,7 @@ class _Writer:
         body = helper.make_graph(self.nodes, "cpt-deploy", inputs, outputs, list(self.constants.values()))
         if not can_saturate(self.graph):
             metadata = {**metadata, PORTABLE_KEY: "true"}
-        opsets = [helper.make_opsetid("", self.opset)]
+        opsets = [helper.make_opsetid(domain, version) for domain, version in {**self.parts.domains, "": self.opset}.items()]
         model = helper.make_model(
             body,
             opset_imports=opsets,
@@ -171,7 +192,8 @@ class _Writer:
             producer_version=__version__,
         )
         helper.set_model_props(model, metadata)
-        onnx.checker.check_model(model, full_check=True)
+        if not self.parts.bodies:  # the operators of other people's files may have no schema here
+            onnx.checker.check_model(model, full_check=True)
         return bytes(model.SerializeToString())
 
     # --- pieces -----------------------------------------------------------------------------------------------------
@@ -382,7 +404,7 @@ class _Writer:
 
 def _value_info(tensor: TensorSpec) -> onnx.ValueInfoProto:
     kind = helper.np_dtype_to_tensor_dtype(np.dtype(tensor.dtype))
-    return helper.make_tensor_value_info(tensor.name, kind, [BATCH, *tensor.shape])
+    return helper.make_tensor_value_info(tensor.name, kind, tensor.whole_shape)
 
 
 def real_bias(operation: WeightedOperation, source: QuantizedTensor) -> NDArray[np.float32]:

@@ -1,0 +1,40 @@
+"""Execute ONNX operators of a frozen graph, which stay as they are, by onnxruntime."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cpt_deploy.bundle.runtime.sessions import open_session
+from cpt_deploy.integer.graph import IntegerGraph, Movement, OnnxPart
+
+
+class OnnxSessions:
+    """The onnxruntime sessions of a graph's ONNX operators, opened at first use.
+
+    Args:
+        graph: A frozen graph.
+    """
+
+    def __init__(self, graph: IntegerGraph) -> None:
+        self._parts = {o.output: o for o in graph.operations if isinstance(o, OnnxPart | Movement)}
+        self._sessions: dict[str, Any] = {}
+
+    def run(self, output: str, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """Return all results of an operation.
+
+        Args:
+            output: The operation's (first) output.
+            inputs: Its inputs, of the types that its operators expect.
+
+        Raises:
+            BundleError: If onnxruntime cannot load its operators.
+        """
+        if output not in self._sessions:
+            content = self._parts[output].content.tobytes()
+            self._sessions[output] = open_session(content, where=f"the operators that compute {output!r}")
+        session = self._sessions[output]
+        names = [entry.name for entry in session.get_inputs()]
+        given = {name: x.contiguous().numpy() for name, x in zip(names, inputs, strict=True)}
+        return [torch.from_numpy(result) for result in session.run(None, given)]
