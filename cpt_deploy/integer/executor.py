@@ -14,7 +14,6 @@ from torch.nn import functional
 from cpt_deploy.errors import UsageError
 from cpt_deploy.integer import arithmetic
 from cpt_deploy.integer.float_calls import call, float_constants
-from cpt_deploy.integer.onnx_parts import OnnxSessions
 from cpt_deploy.integer.graph import (
     Add,
     Concatenate,
@@ -40,6 +39,7 @@ from cpt_deploy.integer.graph import (
     WeightedOperation,
     adds_real_bias,
 )
+from cpt_deploy.integer.onnx_parts import OnnxSessions
 
 Inputs = Tensor | Mapping[str, Tensor]
 """The inputs of a graph by name, or its only input."""

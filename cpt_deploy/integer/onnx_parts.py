@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from cpt_deploy.bundle.runtime.sessions import open_session
@@ -37,4 +39,10 @@ class OnnxSessions:
         session = self._sessions[output]
         names = [entry.name for entry in session.get_inputs()]
         given = {name: x.contiguous().numpy() for name, x in zip(names, inputs, strict=True)}
-        return [torch.from_numpy(result) for result in session.run(None, given)]
+        return [_tensor(result) for result in session.run(None, given)]
+
+
+def _tensor(array: NDArray[Any]) -> Tensor:
+    """Return an array as a tensor; NumPy has two types of 64-bit integers, of which torch knows one."""
+    same = array.view(np.dtype(f"{array.dtype.kind}8")) if array.dtype.char in "qQ" else array
+    return torch.from_numpy(same)

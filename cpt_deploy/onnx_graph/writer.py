@@ -42,6 +42,7 @@ from cpt_deploy.integer.graph import (
 from cpt_deploy.onnx_graph.float_parts import DOMAIN, FLOAT_OPSET, write_skeleton
 from cpt_deploy.onnx_graph.onnx_parts import OnnxParts, read_parts, renamed
 from cpt_deploy.onnx_graph.packing import WRAP_OPSET, packed_tensor, smallest_opset
+from cpt_deploy.onnx_graph.reading.network import read_names
 from cpt_deploy.onnx_graph.stem import STRIDE, Stem, align_stem
 from cpt_deploy.quantization.numerics.folding import Codes
 from cpt_deploy.signature import TensorSpec
@@ -180,14 +181,17 @@ class _Writer:
     def _finished(self, metadata: dict[str, str]) -> bytes:
         signature = self.graph.signature
         inputs, outputs = (list(map(_value_info, tensors)) for tensors in (signature.inputs, signature.outputs))
-        body = helper.make_graph(self.nodes, "cpt-deploy", inputs, outputs, list(self.constants.values()))
+        read = {name for node in self.nodes for name in read_names(node)} | {output.name for output in outputs}
+        constants = [tensor for name, tensor in self.constants.items() if name in read]
+        body = helper.make_graph(self.nodes, "cpt-deploy", inputs, outputs, constants)
         if not can_saturate(self.graph):
             metadata = {**metadata, PORTABLE_KEY: "true"}
-        opsets = [helper.make_opsetid(domain, version) for domain, version in {**self.parts.domains, "": self.opset}.items()]
+        versions = {**self.parts.domains, "": self.opset}
+        opsets = [helper.make_opsetid(domain, version) for domain, version in versions.items()]
         model = helper.make_model(
             body,
             opset_imports=opsets,
-            ir_version=helper.find_min_ir_version_for(opsets),
+            ir_version=helper.find_min_ir_version_for(opsets, ignore_unknown=True),
             producer_name="cpt-deploy",
             producer_version=__version__,
         )

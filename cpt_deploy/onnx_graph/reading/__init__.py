@@ -2,6 +2,6 @@
 
 from cpt_deploy.onnx_graph.reading.loading import read_onnx
 from cpt_deploy.onnx_graph.reading.network import OnnxNetwork
-from cpt_deploy.onnx_graph.reading.quantizing import quantize_onnx
+from cpt_deploy.onnx_graph.reading.quantizing import QuantizedOnnx, quantize_onnx
 
-__all__ = ["OnnxNetwork", "quantize_onnx", "read_onnx"]
+__all__ = ["OnnxNetwork", "QuantizedOnnx", "quantize_onnx", "read_onnx"]

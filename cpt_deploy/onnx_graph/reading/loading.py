@@ -8,6 +8,7 @@ import onnx
 import onnx.inliner
 import onnx.version_converter
 import onnxruntime
+from onnx import helper
 
 from cpt_deploy.errors import ConversionError, DataError
 from cpt_deploy.onnx_graph.reading.network import OnnxNetwork
@@ -16,6 +17,10 @@ from cpt_deploy.onnx_graph.reading.simplify import simplify
 
 #: The lowest opset of ONNX with quantizers per channel, which integer layers need.
 LEAST_OPSET = 13
+#: The opset of files that have operators of other domains alone.
+NEW_OPSET = 17
+#: The opset in which Scan lost its batch dimension, which onnx does not convert.
+SCAN_OPSET = 9
 #: protobuf's limit of one message.
 MOST_BYTES = 2**31 - 1
 
@@ -79,12 +84,20 @@ def _attempt(step: Callable[[], Any], name: str) -> Any:
 
 
 def opset_of(model: onnx.ModelProto) -> int:
-    """Return the version of ONNX's own operators in a model; 1 if it has none."""
-    return next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 1)
+    """Return the version of ONNX's own operators in a model; 0 if it has none."""
+    return next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
 
 
 def _converted(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
     """Return a model with at least opset 13, so that it can hold quantizers per channel."""
-    if opset_of(model) >= LEAST_OPSET:
+    opset = opset_of(model)
+    if not opset:
+        own = onnx.ModelProto()
+        own.CopyFrom(model)
+        own.opset_import.append(helper.make_opsetid("", NEW_OPSET))
+        return own
+    if opset >= LEAST_OPSET:
         return model
+    if opset < SCAN_OPSET and any(node.op_type == "Scan" for node in model.graph.node):
+        raise ConversionError(f"Expected opset {SCAN_OPSET} or later in {name}, whose Scan changed, but got {opset}")
     return _attempt(lambda: onnx.version_converter.convert_version(model, LEAST_OPSET), name)

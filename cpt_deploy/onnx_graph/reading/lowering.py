@@ -30,10 +30,10 @@ from cpt_deploy.integer.lowering.lookup import tabulate
 from cpt_deploy.integer.lowering.paddings import with_paddings_inside
 from cpt_deploy.integer.lowering.subpixel import transposed_convolution
 from cpt_deploy.onnx_graph.reading.choosing import Choice
-from cpt_deploy.onnx_graph.reading.measuring import Ranges
-from cpt_deploy.onnx_graph.reading.network import OnnxNetwork, read_names
+from cpt_deploy.onnx_graph.reading.network import OnnxNetwork, attributes_of, read_names
 from cpt_deploy.onnx_graph.reading.parts import Stages, float_part, serialized
 from cpt_deploy.onnx_graph.reading.patterns import Found, Measured
+from cpt_deploy.onnx_graph.reading.ranges import Ranges
 from cpt_deploy.onnx_graph.reading.weights import BITS, quantized_layer
 from cpt_deploy.quantization.numerics.affine import affine_parameters, unsigned_quant_max
 from cpt_deploy.quantization.numerics.folding import FoldedWeights, channelwise
@@ -78,7 +78,7 @@ class Lowering:
         wanted = [self._wanted_after(stages, at) for at in range(len(stages.floats))]
         for at, (nodes, operations) in enumerate(zip(stages.floats, stages.integers, strict=True)):
             names = {name: tensor.name for name, tensor in self.quantized.items() if name in self._made}
-            part = float_part(self.network, nodes, wanted[at], self._element_type, names)
+            part = float_part(self.network, nodes, wanted[at], self._value_of, names)
             if part is not None:
                 self.operations.append(part)
                 self._quantize_entries({*part.results})
@@ -105,12 +105,14 @@ class Lowering:
                 wanted.update(read_names(node))
         return wanted
 
-    def _element_type(self, name: str) -> int:
-        seen = self.measured.get(name)
-        if seen is not None and seen.is_float:
-            return int(TensorProto.FLOAT)
-        kind = self.network.types.get(name)
-        return int(kind.tensor_type.elem_type) if kind is not None else int(TensorProto.FLOAT)
+    def _value_of(self, name: str) -> onnx.ValueInfoProto:
+        """Return type and shape of a tensor; sizes that may change are free."""
+        seen, kind, known = self.measured.get(name), self.network.types.get(name), self.network.shape(name)
+        if kind is not None and kind.WhichOneof("value") not in (None, "tensor_type"):
+            return onnx.ValueInfoProto(name=name, type=kind)
+        element = 0 if kind is None or (seen is not None and seen.is_float) else kind.tensor_type.elem_type
+        shape = known if known is not None or seen is None else (None,) * len(seen.shape)
+        return helper.make_tensor_value_info(name, element or TensorProto.FLOAT, shape)
 
     # --- tensors ------------------------------------------------------------------------------------------------------
 
@@ -182,7 +184,10 @@ class Lowering:
         assert found.weight is not None
         assert found.factor is not None
         assert found.offset is not None
-        return quantized_layer(found.weight, found.factor, found.offset, source.scale, portable=self.portable)
+        return quantized_layer(
+            found.weight, found.factor, found.offset, source,
+            means=self.ranges.means.get(found.inputs[0]), portable=self.portable,
+        )  # fmt: skip
 
     def _source_of(self, found: Found) -> str:
         node = self.network.nodes[found.nodes[0]]
@@ -256,7 +261,7 @@ class Lowering:
 
     def _constant_pads(self, node: onnx.NodeProto) -> tuple[int, ...] | None:
         """Return the widths of a padding with zeros; None if it is another kind, or widths are computed."""
-        mode = next((entry.s.decode() for entry in node.attribute if entry.name == "mode"), "constant")
+        mode = attributes_of(node).get("mode", "constant")
         widths = self.network.array(node.input[1])
         if mode != "constant" or widths is None or (len(node.input) > 3 and node.input[3]):
             return None
@@ -267,15 +272,14 @@ class Lowering:
         copy.CopyFrom(node)
         copy.input[0], copy.output[0] = source.name, output.name
         constants = [self.network.constants[name] for name in node.input[1:] if name in self.network.constants]
-        if node.op_type == "Pad" and (mode := [a for a in node.attribute if a.name == "mode"]) is not None:
-            if not mode or mode[0].s == b"constant":
-                zero = f"{output.name}.zero"
-                constants = [tensor for tensor in constants if len(node.input) < 3 or tensor.name != node.input[2]]
-                constants.append(numpy_helper.from_array(np.array(source.zero_point, source.dtype), zero))
-                copy.input[:] = [*copy.input[:2], zero, *copy.input[3:]]
+        if node.op_type == "Pad" and attributes_of(node).get("mode", "constant") == "constant":
+            zero = f"{output.name}.zero"
+            constants = [tensor for tensor in constants if len(node.input) < 3 or tensor.name != node.input[2]]
+            constants.append(numpy_helper.from_array(np.array(source.zero_point, source.dtype), zero))
+            copy.input[:] = [*copy.input[:2], zero, *copy.input[3:]]
         others = dict.fromkeys(name for name in node.input[1:] if name and name not in self.network.constants)
         inputs = [helper.make_tensor_value_info(source.name, TensorProto.UINT8, None)]
-        inputs += [helper.make_tensor_value_info(name, self._element_type(name), None) for name in others]
+        inputs += [self._value_of(name) for name in others]
         body = helper.make_graph([copy], "movement", inputs, [onnx.ValueInfoProto(name=output.name)], constants)
         names = {name: tensor.name for name, tensor in self.quantized.items() if name in self._made}
         read = (source.name, *(names.get(name, name) for name in others))

@@ -1,10 +1,8 @@
-"""Run an ONNX network on samples: shapes of all tensors, and the ranges of those that are to be quantized."""
+"""Run an ONNX network on samples, and measure the shapes of all its tensors."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
@@ -17,7 +15,7 @@ from cpt_deploy.onnx_graph.reading.patterns import Measured
 Sample = Mapping[str, NDArray[Any]]
 """Values of all inputs of a network, by name."""
 
-_SHAPE, _LOW, _HIGH = "cpt_shape:", "cpt_low:", "cpt_high:"
+_SHAPE = "cpt_shape:"
 
 
 def measure_shapes(network: OnnxNetwork, sample: Sample) -> dict[str, Measured]:
@@ -93,51 +91,9 @@ class Runner:
             raise UsageError(f"Expected samples with the inputs {', '.join(wanted)}, but got {', '.join(sample)}")
         names = list(outputs) if outputs is not None else [output.name for output in self.session.get_outputs()]
         try:
-            results = self.session.run(names, dict(sample))
+            results = self.session.run(names, dict(sample)) if names else []
         except Exception as error:  # onnxruntime's exceptions have no common base class
             reason = str(error).strip().partition("\n")[0]
             shapes = ", ".join(f"{name} {x.dtype} {x.shape}" for name, x in sample.items())
             raise ConversionError(f"Expected {self.network.name} to run on {shapes}, but got: {reason}") from error
         return dict(zip(names, results, strict=True))
-
-
-@dataclass(frozen=True)
-class Ranges:
-    """Ranges of tensors over samples.
-
-    Attributes:
-        bounds: Least and greatest value by name; 0 belongs to each range.
-        samples: Number of samples.
-    """
-
-    bounds: Mapping[str, tuple[float, float]]
-    samples: int
-
-
-def measure_ranges(network: OnnxNetwork, names: Sequence[str], samples: Iterable[Sample]) -> Ranges:
-    """Return the ranges of tensors over samples, of which one at a time is in memory.
-
-    Raises:
-        ConversionError: If a tensor has values that are not finite.
-        UsageError: If there are no samples.
-    """
-    probes = [
-        helper.make_node(kind, [name], [prefix + name], keepdims=0)
-        for name in names
-        for kind, prefix in (("ReduceMin", _LOW), ("ReduceMax", _HIGH))
-    ]
-    outputs = [probe.output[0] for probe in probes]
-    runner = Runner(network.to_model(probes, outputs), network)
-    lows, highs, count = np.zeros(len(names)), np.zeros(len(names)), 0
-    for sample in samples:
-        results = runner.run(sample, outputs)
-        low = np.array([results[_LOW + name] for name in names], np.float64).reshape(-1)
-        high = np.array([results[_HIGH + name] for name in names], np.float64).reshape(-1)
-        empty = low > high  # of a tensor without elements
-        for i in np.flatnonzero(~np.isfinite(low + high) & ~empty)[:1]:
-            raise ConversionError(f"Expected finite values of {names[i]!r}, but got {low[i]} to {high[i]}")
-        lows, highs = np.minimum(lows, np.where(empty, 0, low)), np.maximum(highs, np.where(empty, 0, high))
-        count += 1
-    if not count:
-        raise UsageError("Expected at least one sample to calibrate on, but got none")
-    return Ranges({name: (lows[i], highs[i]) for i, name in enumerate(names)}, count)

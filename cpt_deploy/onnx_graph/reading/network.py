@@ -102,8 +102,12 @@ class OnnxNetwork:
         kind = self.types.get(name)
         if kind is None or not kind.tensor_type.HasField("shape"):
             return None
-        sizes = kind.tensor_type.shape.dim  # some files write a free size as -1
-        return tuple(d.dim_value if d.HasField("dim_value") and d.dim_value >= 0 else None for d in sizes)
+        return sizes_of(kind.tensor_type)
+
+
+def sizes_of(kind: onnx.TypeProto.Tensor) -> Shape:
+    """Return the sizes of a tensor type, None where they are free; some files write these as -1."""
+    return tuple(d.dim_value if d.HasField("dim_value") and d.dim_value >= 0 else None for d in kind.shape.dim)
 
 
 def read_names(node: onnx.NodeProto) -> Iterator[str]:

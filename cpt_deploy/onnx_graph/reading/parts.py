@@ -72,7 +72,10 @@ def crossing_values(network: OnnxNetwork, stages: Stages) -> list[str]:
 
 
 def float_part(
-    network: OnnxNetwork, nodes: Sequence[int], wanted: set[str], element_type: Callable[[str], int],
+    network: OnnxNetwork,
+    nodes: Sequence[int],
+    wanted: set[str],
+    value_of: Callable[[str], onnx.ValueInfoProto],
     name_of: Mapping[str, str],
 ) -> OnnxPart | None:
     """Return float operators as one operation of an integer graph; None if nothing reads their results.
@@ -81,7 +84,7 @@ def float_part(
         network: The network.
         nodes: Positions of the operators.
         wanted: Tensors that are read outside of the part.
-        element_type: Returns the ONNX element type of a tensor.
+        value_of: Returns type and shape of a tensor.
         name_of: Names in the integer graph of tensors that are quantized; others keep theirs.
     """
     made = {name for i in nodes for name in network.nodes[i].output if name}
@@ -100,7 +103,7 @@ def float_part(
                 inputs[names[name]] = helper.make_tensor_value_info(names[name], onnx.TensorProto.UINT8, None)
                 codes.append(name)
             else:
-                inputs[name] = helper.make_tensor_value_info(name, element_type(name), None)
+                inputs[name] = value_of(name)
         copies.append(renamed(node, names))
     read = {name for i in nodes for name in read_names(network.nodes[i])}
     constants = [network.constants[name] for name in dict.fromkeys(read) if name in network.constants]

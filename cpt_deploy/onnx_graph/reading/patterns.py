@@ -1,4 +1,4 @@
-"""Find the operations of an ONNX network that have an integer form: layers with what they absorb, sums, tables, …"""
+"""Find the operations of an ONNX network that have an integer form: layers with what they absorb, sums, tables."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -225,8 +225,7 @@ class Finder:
         found = Found("channelwise", (i,), (source,), node.output[0], None, *step)
         if node.op_type == "HardSigmoid":
             return replace(found, clamped=True)
-        found = self._with_chain(found, axis=1)
-        return found
+        return self._with_chain(found, axis=1)
 
     def _average(self, i: int, node: onnx.NodeProto) -> Found | None:
         source, attributes = node.input[0], attributes_of(node)
@@ -258,9 +257,9 @@ class Finder:
 
     def _movement(self, i: int, node: onnx.NodeProto) -> Found | None:
         source, attributes = node.input[0], attributes_of(node)
-        if any(self._is_float_input(name) for name in node.input[1:]) and node.op_type != "Resize":
-            if node.op_type != "Pad" or not self._pads_zeros(node):
-                return None
+        reads_values = any(self._is_float_input(name) for name in node.input[1:]) and node.op_type != "Resize"
+        if reads_values and not (node.op_type == "Pad" and self._pads_zeros(node)):
+            return None
         if node.op_type == "Resize" and not self._repeats(node, attributes):
             return None
         if node.op_type == "MaxPool" and (len(node.output) > 1 or self._rank(source) not in (3, 4)):
@@ -321,7 +320,9 @@ class Finder:
             return high[0] is not None and high[0].size == 1 and float(high[0].reshape(-1)[0]) > 0
         return True
 
-    def _affine(self, node: onnx.NodeProto, source: str, axis: int, channels: int) -> tuple[Floats, Floats] | None:
+    def _affine(  # noqa: PLR0911
+        self, node: onnx.NodeProto, source: str, axis: int, channels: int
+    ) -> tuple[Floats, Floats] | None:
         """Return factor and offset per channel of an operator that computes `x · factor + offset`."""
         if node.domain not in ("", "ai.onnx") or not self._is_real(source):
             return None
@@ -404,4 +405,3 @@ def convolution_geometry(
     if min(output_padding) < 0:
         return None
     return {**geometry, "pads": begins, "output_padding": output_padding}
-

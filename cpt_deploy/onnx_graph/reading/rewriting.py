@@ -1,4 +1,4 @@
-"""Write activation functions and means that a file spells out in several operators as the one operator that they are."""
+"""Write activation functions that a file spells out in several operators as the one operator that they are."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -16,8 +16,8 @@ _TOLERANCE = 1e-5
 def rewrite_activations(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return a model with hard sigmoids, leaky ReLUs and global means in the form that becomes integers.
 
-    HardSwish, also spelt out as `x · clip(x + 3, 0, 6) / 6`, becomes `x · HardSigmoid(x)`; PRelu of one slope LeakyRelu;
-    ReduceMean over all positions GlobalAveragePool.
+    HardSwish, also spelt out as `x · clip(x + 3, 0, 6) / 6`, becomes `x · HardSigmoid(x)`, PRelu of one slope
+    LeakyRelu, and ReduceMean over all positions GlobalAveragePool.
 
     Args:
         model: A simplified model.

@@ -9,17 +9,21 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper, shape_inference
 
-from cpt_deploy.onnx_graph.reading.network import attributes_of, is_standard, read_names, subgraphs
 from cpt_deploy.onnx_graph.onnx_parts import renamed
+from cpt_deploy.onnx_graph.reading.network import attributes_of, is_standard, read_names, sizes_of, subgraphs
 
 Array = NDArray[Any]
 
 #: Constants of more elements are not computed: operators that repeat values stay as they are.
 MOST_ELEMENTS = 2**22
+#: Operators of more elements than these are assumed not to have much larger results.
+SMALL = 2**10
 #: Folding constants makes shapes known, which makes constants.
 ROUNDS = 4
 
-_RANDOM = frozenset({"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"})
+_RANDOM = frozenset(
+    {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
+)
 _QUANTIZERS = frozenset({"DequantizeLinear", "QuantizeLinear", "DynamicQuantizeLinear"})
 
 
@@ -36,6 +40,7 @@ def simplify(model: onnx.ModelProto) -> onnx.ModelProto:
     simplified.CopyFrom(model)
     graph = simplified.graph
     _without_default_inputs(graph)
+    _compute_outputs(graph)
     for round_ in range(ROUNDS):
         before = len(graph.node)
         _take_constants(graph)
@@ -58,21 +63,33 @@ def _without_default_inputs(graph: onnx.GraphProto) -> None:
     graph.input.extend(kept)
 
 
+def _compute_outputs(graph: onnx.GraphProto) -> None:
+    """Let an operator compute each output that is a constant."""
+    outputs = {value.name for value in graph.output}
+    for tensor in graph.initializer:
+        if tensor.name in outputs:
+            made, tensor.name = tensor.name, f"{tensor.name}_constant"
+            graph.node.append(helper.make_node("Identity", [tensor.name], [made]))
+            for node in list(graph.node)[:-1]:
+                node.CopyFrom(renamed(node, {made: tensor.name}))
+
+
 def _with_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a model with the types that onnx infers; as it is if inference fails, as with operators it does not know."""
+    """Return a model with the types that onnx infers; as it is if inference fails."""
     bare = onnx.ModelProto()
     bare.CopyFrom(model)
     try:
         return shape_inference.infer_shapes(bare, strict_mode=False, data_prop=True)
-    except Exception:  # noqa: BLE001  the C++ library's errors have no common base class; types are an optimisation
+    except Exception:  # errors of the C++ library have no common base class; without types less is quantized
         return model
 
 
 def _take_constants(graph: onnx.GraphProto) -> None:
     """Turn `Constant` operators into initializers, and sparse ones into dense ones."""
-    kept = []
+    kept, outputs = [], {value.name for value in graph.output}
     for node in graph.node:
-        tensor = constant_of(node) if is_standard(node, "Constant") else None
+        computed = not is_standard(node, "Constant") or node.output[0] in outputs
+        tensor = None if computed else constant_of(node)
         if tensor is None:
             kept.append(node)
         else:
@@ -105,14 +122,14 @@ def _take_branches(graph: onnx.GraphProto) -> None:
     """Replace each `If` of a constant condition by the operators of its branch."""
     constants = {tensor.name: tensor for tensor in graph.initializer}
     nodes: list[onnx.NodeProto] = []
-    for i, node in enumerate(graph.node):
+    for node in graph.node:
         if not is_standard(node, "If") or node.input[0] not in constants:
             nodes.append(node)
             continue
         taken = bool(numpy_helper.to_array(constants[node.input[0]]).reshape(-1)[0])
         body = next(a.g for a in node.attribute if a.name == ("then_branch" if taken else "else_branch"))
-        names = {name: f"{name}_branch{i}" for inner in body.node for name in inner.output if name}
-        names |= {tensor.name: f"{tensor.name}_branch{i}" for tensor in body.initializer}
+        own = [name for inner in body.node for name in inner.output if name]
+        names = {name: f"{name}_of_{node.output[0]}" for name in (*own, *(tensor.name for tensor in body.initializer))}
         for tensor in body.initializer:
             copy = graph.initializer.add()
             copy.CopyFrom(tensor)
@@ -175,12 +192,8 @@ class _Folding:
     def __init__(self, model: onnx.ModelProto) -> None:
         self.model, self.graph = model, model.graph
         self.constants = {tensor.name: tensor for tensor in self.graph.initializer}
-        values = (*self.graph.value_info, *self.graph.input)
-        self.shapes = {
-            value.name: [d.dim_value if d.HasField("dim_value") and d.dim_value >= 0 else None for d in value.type.tensor_type.shape.dim]
-            for value in values
-            if value.type.tensor_type.HasField("shape")
-        }
+        kinds = ((value.name, value.type.tensor_type) for value in (*self.graph.value_info, *self.graph.input))
+        self.shapes = {name: list(sizes_of(kind)) for name, kind in kinds if kind.HasField("shape")}
         self.made_by = {name: node for node in self.graph.node for name in node.output}
 
     def fold(self) -> None:
@@ -244,18 +257,17 @@ class _Folding:
         """Return a bound of the number of elements of a result."""
         arrays = {name: numpy_helper.to_array(self.constants[name]) for name in node.input if name}
         first, *others = (arrays.get(name) for name in node.input)
-        product = lambda values: math.prod(max(float(v), 1.0) for v in np.asarray(values).reshape(-1)[:16])  # noqa: E731
         if node.op_type == "ConstantOfShape":
-            return product(first)
+            return _product(first)
         if node.op_type == "Range":
             start, limit, delta = (float(array.reshape(-1)[0]) for array in arrays.values())
             return abs(limit - start) / abs(delta) if delta else math.inf
-        sizes = sum(array.size for array in arrays.values())
+        sizes = float(sum(array.size for array in arrays.values()))
         if node.op_type in ("Expand", "Tile") and others:
-            return float(max(sizes, 1)) * product(others[0])
+            return max(sizes, 1.0) * _product(others[0])
         if node.op_type in ("Resize", "Upsample", "Pad", "CenterCropPad", "OneHot", "EyeLike", "Col2Im"):
-            return math.inf if sizes > 1024 else max([sizes, *(product(other) for other in others if other is not None)])
-        return math.prod(array.size or 1 for array in arrays.values()) if len(arrays) < 3 and sizes < 2**12 else sizes
+            return math.inf if sizes > SMALL else max([sizes, *map(_product, others)])
+        return float(math.prod(array.size or 1 for array in arrays.values())) if sizes < SMALL else sizes
 
     def _computed(self, node: onnx.NodeProto) -> list[onnx.TensorProto] | None:
         inputs = [self.constants[name] for name in dict.fromkeys(node.input) if name]
@@ -271,9 +283,14 @@ class _Folding:
                 model.SerializeToString(), options, providers=["CPUExecutionProvider"]
             )
             results = iter(session.run(None, {}))
-        except Exception:  # noqa: BLE001  an operator that cannot be computed stays as it is, and fails where it runs
+        except Exception:  # an operator that cannot be computed stays as it is, and fails where it runs
             return None
         found = [next(results) if name else np.zeros(0, np.float32) for name in node.output]
         if any(not isinstance(array, np.ndarray) or array.size > MOST_ELEMENTS for array in found):
             return None
         return [numpy_helper.from_array(array) for array in found]
+
+
+def _product(sizes: Array | None) -> float:
+    """Return the product of sizes, which may not be a number of 64 bits."""
+    return math.prod(max(float(size), 1.0) for size in np.asarray([] if sizes is None else sizes).reshape(-1)[:16])

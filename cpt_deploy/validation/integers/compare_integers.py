@@ -87,8 +87,16 @@ def compare_integers(
         if made in graph.tensors:
             quantized = graph.tensors[made]
             wanted = (wanted.astype(np.float32) - np.float32(quantized.zero_point)) * np.float32(quantized.scale)
-        difference = np.abs(wanted - got[tensor.name]).max(initial=0.0)
-        outputs[tensor.name] = float(difference) / (float(np.abs(wanted).max(initial=0.0)) or 1.0)
+        outputs[tensor.name] = _difference(wanted, got[tensor.name])
     return GraphComparison(
         exact.results(), free.results(), outputs, tuple(intermediate.name for intermediate in observable.hidden)
     )
+
+
+def _difference(wanted: npt.NDArray[Any], got: npt.NDArray[Any]) -> float:
+    """Return the greatest difference of an output as a share of its greatest finite value; equal NaN do not differ."""
+    if wanted.dtype.kind not in "fc":
+        return float(np.count_nonzero(wanted != got)) / max(1, wanted.size)
+    same = (wanted == got) | (np.isnan(wanted) & np.isnan(got))
+    difference = np.abs(np.where(same, 0, wanted) - np.where(same, 0, got)).max(initial=0.0)
+    return float(difference) / (float(np.abs(wanted[np.isfinite(wanted)]).max(initial=0.0)) or 1.0)
