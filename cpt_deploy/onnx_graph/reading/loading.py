@@ -21,6 +21,8 @@ LEAST_OPSET = 13
 NEW_OPSET = 17
 #: The opset in which Scan lost its batch dimension, which onnx does not convert.
 SCAN_OPSET = 9
+#: The format of converted files: in older ones constants have to be inputs, too.
+CONVERTED_IR = 7
 #: protobuf's limit of one message.
 MOST_BYTES = 2**31 - 1
 
@@ -100,4 +102,7 @@ def _converted(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
         return model
     if opset < SCAN_OPSET and any(node.op_type == "Scan" for node in model.graph.node):
         raise ConversionError(f"Expected opset {SCAN_OPSET} or later in {name}, whose Scan changed, but got {opset}")
-    return _attempt(lambda: onnx.version_converter.convert_version(model, LEAST_OPSET), name)
+    newer = onnx.ModelProto()
+    newer.CopyFrom(model)
+    newer.ir_version = max(model.ir_version, CONVERTED_IR)
+    return _attempt(lambda: onnx.version_converter.convert_version(newer, LEAST_OPSET), name)
